@@ -15,7 +15,7 @@ from harness.methods import embedding, head
 from harness.models.hub import resolve
 from harness.records import Limits
 from harness.training import open_embedding, open_head
-from harness.training.heads import mean_hidden_states
+from harness.training.heads import embedder
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -68,7 +68,7 @@ def test_the_base_embeds_a_text_as_the_mean_of_its_tokens_whatever_stands_beside
     from transformers import AutoModel, AutoTokenizer
 
     texts = ["Where is the parcel that I paid for on Monday?", "late"]
-    found = mean_hidden_states(resolve(str(tiny)), CPU, 64)(texts)
+    found = embedder(None, resolve(str(tiny)), CPU, 64)(texts)
     tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
     for text, row in zip(texts, found, strict=True):
         with torch.no_grad():
@@ -81,7 +81,7 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
 
     train, test = tiny_methods.examples(slice(0, 3)), tiny_methods.examples(slice(5, 7))
     made = embedding.fit(context(tiny, tmp_path), embedding.Params(C=1.0))
-    embed = mean_hidden_states(resolve(str(tiny)), CPU, 512)
+    embed = embedder(None, resolve(str(tiny)), CPU, 512)
     fitted = LogisticRegression(C=1.0, max_iter=2000).fit(
         embed([e.prompt for e in train]).numpy(), [e.references[0] for e in train]
     )

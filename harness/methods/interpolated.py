@@ -7,7 +7,6 @@ Source: Wortsman et al. 2022 (arXiv:2109.01903).
 
 import shutil
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
@@ -35,36 +34,28 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: there is no `init_from`.
     """
+    from safetensors.torch import load_file, save_file
+
     if context.init is None:
         raise CandidateFailed("interpolated without init_from", "init_from: the candidate that is meant")
     start, folder = time.perf_counter(), context.folder / "model"
     shutil.copytree(context.init, folder)
-    base = _tensors(context.source.path)
+    base: dict[str, Tensor] = {}
+    for file in context.source.path.glob("*.safetensors"):
+        base |= load_file(file)
     for file in sorted(folder.glob("*.safetensors")):
-        _interpolate(file, base, params.scale)
+        mixed = load_file(file)
+        for name in sorted(mixed.keys() & base.keys()):  # what is tied in the base stays
+            known, tuned = base[name], mixed[name]
+            if known.shape != tuned.shape:
+                shapes = f"{tuple(tuned.shape)}, which the base has as {tuple(known.shape)}"
+                step = "weights of the base's own vocabulary at the other end"
+                raise CandidateFailed(f"{name} of the shape {shapes}", step)
+            mixed[name] = known.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
+        save_file(mixed, file, {"format": "pt"})
     own = model_digest(folder, context.source.weights_digest)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
     return Weights("model", own, context.folder, made)
-
-
-def _tensors(folder: Path) -> "dict[str, Tensor]":
-    from safetensors.torch import load_file
-
-    return {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
-
-
-def _interpolate(file: Path, base: "dict[str, Tensor]", scale: float) -> None:
-    """Replace the tensors of one file; one that the base does not hold (it is tied there) stays."""
-    from safetensors.torch import load_file, save_file
-
-    mixed = {}
-    for name, tuned in load_file(file).items():
-        known = base.get(name)
-        if known is not None and known.shape != tuned.shape:
-            found = f"{name} of the shape {tuple(tuned.shape)}, which the base has as {tuple(known.shape)}"
-            raise CandidateFailed(found, "weights of the base's own vocabulary at the other end")
-        mixed[name] = tuned if known is None else known.float().lerp(tuned.float(), scale).to(tuned.dtype)
-    save_file(mixed, file, {"format": "pt"})
 
 
 METHOD = Method(

@@ -43,10 +43,12 @@ class Checkpoint(NamedTuple):
         return int(self.folder.name.rpartition("-")[2])
 
 
-def find_last_checkpoint(folder: Path) -> Checkpoint | None:
-    """Find the latest whole checkpoint of a training; None where it has none."""
-    whole = [made for path in folder.glob("checkpoint-*") if (made := _read(path))]
-    return max(whole, key=lambda made: made.step, default=None)
+def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | None:
+    """Find the latest whole checkpoint of a training, None where it has none; `clean` deletes the others."""
+    found = {path: _read(path) for path in folder.glob("checkpoint-*")}
+    for path in (path for path, made in found.items() if clean and made is None):
+        shutil.rmtree(path)
+    return max(filter(None, found.values()), key=lambda made: made.step, default=None)
 
 
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
@@ -61,13 +63,6 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     known = [entry for entry in history if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
-
-
-def remove_incomplete(folder: Path) -> None:
-    """Delete the checkpoints that are not whole."""
-    for path in folder.glob("checkpoint-*"):
-        if _read(path) is None:
-            shutil.rmtree(path)
 
 
 def stop_at_last_step(trainer: "Trainer", checkpoint: Checkpoint) -> None:

@@ -285,30 +285,6 @@ def _trainer(
 Embedder = Callable[[Sequence[str]], "Tensor"]
 
 
-def mean_hidden_states(source: ModelSource, machine: Machine, max_length: int) -> Embedder:
-    """Return what embeds texts as the mean of their tokens' last hidden states (n, d), in fp32.
-
-    Raises:
-        CandidateFailed: the model does not fit the device's memory.
-    """
-    import torch
-    from transformers import AutoModel
-
-    model, tokenizer = _load(AutoModel, source, machine)
-    model.eval()
-
-    def embed(texts: Sequence[str]) -> "Tensor":
-        out = []
-        for batch in _batches(texts, tokenizer, max_length, machine):
-            with torch.inference_mode():
-                states = model(**batch).last_hidden_state.float()  # (b, t, d)
-            mask = batch["attention_mask"][..., None].float()  # (b, t, 1)
-            out.append(((states * mask).sum(1) / mask.sum(1)).cpu())
-        return torch.cat(out)
-
-    return embed
-
-
 def _batches(
     texts: Sequence[str], tokenizer: "PreTrainedTokenizerBase", max_length: int, machine: Machine
 ) -> Any:
@@ -324,10 +300,29 @@ def _batches(
 
 
 def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_length: int) -> Embedder:
-    """Return what embeds texts (n, d): sentence-transformers, or the base's mean hidden state."""
-    if encoder is None:
-        return mean_hidden_states(base, machine, max_length)
+    """Return what embeds texts (n, d) in fp32: sentence-transformers, or the mean of the base's last states.
+
+    Raises:
+        CandidateFailed: the encoder cannot be loaded, or the base does not fit the device's memory.
+    """
     import torch
+
+    if encoder is None:
+        from transformers import AutoModel
+
+        base_model, tokenizer = _load(AutoModel, base, machine)
+        base_model.eval()
+
+        def embed(texts: Sequence[str]) -> "Tensor":
+            out = []
+            for batch in _batches(texts, tokenizer, max_length, machine):
+                with torch.inference_mode():
+                    states = base_model(**batch).last_hidden_state.float()  # (b, t, d)
+                mask = batch["attention_mask"][..., None].float()  # (b, t, 1)
+                out.append(((states * mask).sum(1) / mask.sum(1)).cpu())
+            return torch.cat(out)
+
+        return embed
     from sentence_transformers import SentenceTransformer
 
     path = encoder_of(encoder, base).path

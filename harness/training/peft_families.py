@@ -113,18 +113,15 @@ def family_problems(
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
         said = " ".join(str(error).split())
-        if isinstance(error, TypeError) and (unset := _unset(known[peft_type], params)):
+        config = known[peft_type]  # of whose own parameters some, aside from modules, have to be written
+        own = [f.name for f in fields(config) if f.name in config.__annotations__ and f.default is None]
+        unset = [name for name in own if name not in {*params, *_OF_MODULES}]
+        if isinstance(error, TypeError) and unset:
             said = f"no {' and no '.join(unset)} ({said})"
         elif isinstance(error, ArithmeticError):
             said = f"a number that PEFT cannot compute with ({said})"
         return [Problem(where, said, expected, "fix params")]
     return []
-
-
-def _unset(config: Any, params: Mapping[str, Any]) -> list[str]:
-    """Name the parameters of a family that are None unless they are written, and are not; modules aside."""
-    own = (field for field in fields(config) if field.name in config.__annotations__)
-    return [f.name for f in own if f.default is None and f.name not in {*params, *_OF_MODULES}]
 
 
 def _find_unsupported(

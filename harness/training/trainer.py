@@ -400,7 +400,7 @@ def run(
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
     if parallel.is_first():
-        checkpoints.remove_incomplete(folder)
+        checkpoints.find_last_checkpoint(folder, clean=True)
     parallel.wait_for_all()
     last = checkpoints.find_last_checkpoint(folder)
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
