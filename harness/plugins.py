@@ -121,6 +121,47 @@ class RescueStep(NamedTuple):
     place: float = inf
 
 
+class MethodChecks(NamedTuple):
+    """Checks of a method before anything runs.
+
+    `problems(recipe, base, where)` yields obstacles to it, `remarks(params, rows)` notes about parameters and
+    rows; `of_merges(recipe, adapters, where)` obstacles in the known configurations of adapters that it
+    merges, by candidate; `of_init(params, init, where)` those to starting from weights, before they exist.
+    """
+
+    problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
+    remarks: Callable[[Any, Sequence[Any]], Iterable[str]] = lambda params, rows: ()
+    of_merges: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
+    of_init: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
+
+
+class AdapterShape(NamedTuple):
+    """Shape of the adapter that a method trains.
+
+    `n_parameters(shape, params)` counts its parameters on a model. `lower_rank(params, by)` and
+    `leave_out(params, modules)` return the parameters of a new one with the rank divided by `by`, and of one
+    without the modules that an expression matches; empty if there is none. `fixed` are the parameters that
+    `init_from` settles.
+    """
+
+    n_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
+    lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
+    leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
+    fixed: tuple[str, ...] = ()
+
+
+class Teaching(NamedTuple):
+    """A model that a method learns from.
+
+    `model(params)` returns the one that is in memory with the base during training, None without one.
+    `extra_tokens(params, base, rows, tokens)` counts at most how many tokens are read and generated in
+    addition to the trained tokens of so many rows, each as passes of the base.
+    """
+
+    model: Callable[[Any], Any] = lambda params: None
+    extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A way to make weights, as its file declares it: everything that the rest of the package knows about it.
@@ -141,25 +182,11 @@ class Method:
     concerns of `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format
     of our own (see `models.deltas`).
 
-    `fit(context, params)` makes the weights; `problems(recipe, base, where)` yields obstacles to it before
-    anything runs, `remarks(params, rows)` notes about parameters and rows. `reads(params)` digests further
-    files that its parameters name. `adapter_parameters(shape, params)` counts the parameters of its adapter.
-    `lower_rank(params, by)` and `leave_out(params, modules)` return the parameters of a new adapter with the
-    rank divided by `by`, and of one without the modules that an expression matches; empty if there is
-    none. `shape_params` are fixed by `init_from`. `proposal(situation)` returns the recipe keys with which
-    `harness init` proposes the method, or None.
-
-    `teacher(params)` returns the model that is in memory with the base during training, None without one.
-    `extra_tokens(params, base, rows, tokens)` counts at most how many tokens are read and generated in
-    addition to the trained tokens of so many rows, each as passes of the base.
-
-    `merges` says that it merges the adapters of the candidates that the recipe's `merges` names;
-    `merge_problems(recipe, adapters, where)` yields obstacles in their known configurations, by candidate.
-    `init_problems(params, init, where)` yields obstacles to starting from weights, from what is known before
-    they exist.
-
-    `rescue` says that, and with which settings, it repairs the weights of a fine-tune, named by its
-    `init_from` or `merges`, without training.
+    `fit(context, params)` makes the weights; `checks` are those before anything runs. `reads(params)` digests
+    further files that its parameters name. `merges` says that it merges the adapters of the candidates that
+    the recipe's `merges` names. `proposal(situation)` returns the recipe keys with which `harness init`
+    proposes the method, or None. `rescue` says that, and with which settings, it repairs the weights of a
+    fine-tune, named by its `init_from` or `merges`, without training.
     """
 
     params: type[Any]
@@ -192,17 +219,10 @@ class Method:
     published_as: str = ""
     data_parallel: bool = False
     loops: tuple[str, ...] = ()
-    shape_params: tuple[str, ...] = ()
     reads: Callable[[Any], str] = lambda params: ""
-    problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, base, where: ()
-    remarks: Callable[[Any, Sequence[Any]], Iterable[str]] = lambda params, rows: ()
-    merge_problems: Callable[[Recipe, Any, str], Iterable[Problem]] = lambda recipe, adapters, where: ()
-    init_problems: Callable[[Any, InitWeights, str], Iterable[Problem]] = lambda params, init, where: ()
-    adapter_parameters: Callable[[Any, Any], int] = lambda shape, params: 0
-    teacher: Callable[[Any], Any] = lambda params: None
-    extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
-    lower_rank: Callable[[Any, int], dict[str, Any]] = lambda params, by: {}
-    leave_out: Callable[[Any, str], dict[str, Any]] = lambda params, modules: {}
+    checks: MethodChecks = field(default=MethodChecks())
+    adapter: AdapterShape = field(default=AdapterShape())
+    teaching: Teaching = field(default=Teaching())
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
     rescue: RescueStep | None = None
 

@@ -156,6 +156,6 @@ def test_thumbs_of_unlike_numbers_are_remarked_with_the_weight_that_balances_the
 ):
     up = [Example(f"u{i}", (), ("late",)) for i in range(n_up)]
     down = [Example(f"d{i}", (), (), rejected="money") for i in range(n_down)]
-    remarks = list(kto.METHOD.remarks(kto.Params(**weights), [*up, *down]))
+    remarks = list(kto.METHOD.checks.remarks(kto.Params(**weights), [*up, *down]))
     assert len(remarks) == (said is not None)
     assert all(re.search(said, remark) for remark in remarks)

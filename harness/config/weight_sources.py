@@ -80,7 +80,7 @@ def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
         makers = [maker for of_a_kind in trained for maker in of_a_kind]
         step = f"name a candidate with the method {' or '.join(makers)}"
         yield Problem(where, found, f"a candidate that makes {_article(wanted)}", step)
-    elif shape := sorted(recipe.params.keys() & set(method.shape_params)):
+    elif shape := sorted(recipe.params.keys() & set(method.adapter.fixed)):
         found = f"{', '.join(shape)} of an adapter that {source} has made already"
         yield Problem(written.where("params"), found, "its shape as it is", f"remove {', '.join(shape)}")
 

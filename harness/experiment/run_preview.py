@@ -156,7 +156,7 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 size, written = candidate.base.n_parameters, trial.source.params
                 items = training_data(session, trial.source).items
                 rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
-                beside_rows = candidate.method.remarks(candidate.method.params(**written), rows)
+                beside_rows = candidate.method.checks.remarks(candidate.method.params(**written), rows)
                 too_long = _long_rows(items.train, params) if candidate.method.trains_on_rows else []
                 for line in (*lint(candidate.source.method, params, size, written), *beside_rows, *too_long):
                     said.setdefault(line, []).append(name)

@@ -14,7 +14,7 @@ from harness.methods._shared import PICKLED
 from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource
 from harness.models.weight_files import CONFIG, WEIGHTS
-from harness.plugins import Method
+from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -78,4 +78,4 @@ def _convert(pickled: Path, to: Path) -> None:
         raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
 
 
-METHOD = Method(params=Params, fit=fit, makes="adapter", made_elsewhere=True, problems=problems)
+METHOD = Method(params=Params, fit=fit, makes="adapter", made_elsewhere=True, checks=MethodChecks(problems))

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.shapes import Shape
-from harness.plugins import Method
+from harness.plugins import AdapterShape, Method
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
 
 
@@ -85,5 +85,5 @@ METHOD = Method(
     makes="delta",
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas"),
-    adapter_parameters=adapter_parameters,
+    adapter=AdapterShape(adapter_parameters),
 )

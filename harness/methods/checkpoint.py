@@ -14,7 +14,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._shared import requires_init
-from harness.plugins import InitWeights, Method, RescueSituation, RescueStep, TrialSetting
+from harness.plugins import InitWeights, Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
@@ -79,7 +79,6 @@ METHOD = Method(
     makes="adapter or delta or model",
     seeded=True,
     init_from="adapter or delta or model",
-    problems=requires_init("the candidate whose training was tracked"),
-    init_problems=init_problems,
+    checks=MethodChecks(requires_init("the candidate whose training was tracked"), of_init=init_problems),
     rescue=RescueStep("earlier", _list_settings, place=1),
 )

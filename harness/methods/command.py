@@ -28,7 +28,7 @@ from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
-from harness.plugins import Method
+from harness.plugins import Method, MethodChecks
 from harness.provenance import digest_code
 from harness.records import Curve, Example, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
@@ -344,5 +344,5 @@ METHOD = Method(
     seeded=True,
     loops=("placeholders",),
     reads=reads,
-    problems=problems,
+    checks=MethodChecks(problems),
 )

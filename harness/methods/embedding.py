@@ -15,7 +15,7 @@ from pydantic import Field
 
 from harness import training
 from harness.errors import Problem, UserError
-from harness.plugins import Method
+from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
 
@@ -76,5 +76,5 @@ METHOD = Method(
     draws_from="train",
     loops=("heads",),
     reads=training.encoder_digest,
-    problems=problems,
+    checks=MethodChecks(problems),
 )

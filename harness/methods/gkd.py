@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from harness import training
 from harness.errors import Problem, UserError
 from harness.models.hub import ModelSource
+from harness.plugins import Teaching
 from harness.spec import Recipe
 
 
@@ -48,9 +49,8 @@ METHOD = training.low_rank_method(
     published_as="distillation",
     loops=("training", "tokens", "distillation"),
     reads=lambda params: training.teacher_of(params).weights_digest,
-    problems=problems,
-    teacher=training.teacher_of,
-    extra_tokens=extra_tokens,
+    checks={"problems": problems},
+    teaching=Teaching(training.teacher_of, extra_tokens),
 )
 
 fit = METHOD.fit

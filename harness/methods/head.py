@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import training
 from harness.errors import Problem, UserError
-from harness.plugins import Method
+from harness.plugins import AdapterShape, Method, MethodChecks
 from harness.spec import Recipe
 
 
@@ -48,7 +48,6 @@ METHOD = Method(
     hooks_where={("train", "all"): ("prepare", "select")},
     loops=("training", "heads"),
     reads=training.encoder_digest,
-    problems=problems,
-    adapter_parameters=training.adapter_parameters,
-    lower_rank=training.lower_rank,
+    checks=MethodChecks(problems),
+    adapter=AdapterShape(training.adapter_parameters, training.lower_rank),
 )

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from harness.errors import CandidateFailed
 from harness.methods._shared import RESCUE, requires_init
-from harness.plugins import Method
+from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Spec
 from harness.training import FitContext, Weights, model_digest
@@ -65,6 +65,6 @@ METHOD = Method(
     seeded=True,
     init_from="model",
     interpolates=True,
-    problems=requires_init("the candidate at the other end", "full"),
+    checks=MethodChecks(requires_init("the candidate at the other end", "full")),
     rescue=RESCUE,
 )

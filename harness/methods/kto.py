@@ -21,7 +21,7 @@ METHOD = training.low_rank_method(
     hooks=("penalty", "step"),
     published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
-    remarks=training.weigh_thumbs,
+    checks={"remarks": training.weigh_thumbs},
     # As dpo, from the fine-tune on the answers with a thumb up; TRL's documentation asks for 16 rows a step.
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from harness.errors import CandidateFailed, Problem
 from harness.models.devices import load_base
 from harness.models.weight_files import CONFIG, CONVERTED, describe_beside_low_rank, refuse_moved_base
-from harness.plugins import Method, RescueSituation, RescueStep, TrialSetting
+from harness.plugins import Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -157,7 +157,6 @@ METHOD = Method(
     makes="adapter",
     seeded=True,
     merges=True,
-    problems=problems,
-    merge_problems=merge_problems,
+    checks=MethodChecks(problems, of_merges=merge_problems),
     rescue=RescueStep("merge", _list_settings, place=4),
 )

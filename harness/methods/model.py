@@ -10,7 +10,7 @@ from pathlib import Path
 from harness.errors import Problem
 from harness.methods._shared import model_problems
 from harness.models.hub import ModelSource, has_tokenizer, is_packed
-from harness.plugins import Method
+from harness.plugins import Method, MethodChecks
 from harness.spec import Recipe, Spec
 from harness.training import FitContext, Weights
 
@@ -35,4 +35,4 @@ def fit(context: FitContext, params: Params) -> Weights:
     return Weights("base", context.source.weights_digest, None, source=context.source)
 
 
-METHOD = Method(params=Params, fit=fit, makes="model", made_elsewhere=True, problems=problems)
+METHOD = Method(params=Params, fit=fit, makes="model", made_elsewhere=True, checks=MethodChecks(problems))

@@ -15,7 +15,7 @@ from harness.errors import Problem
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
-from harness.plugins import Method
+from harness.plugins import AdapterShape, Method, MethodChecks
 from harness.spec import Recipe
 
 
@@ -77,6 +77,6 @@ METHOD = Method(
     makes="adapter",
     **training.SUPERVISED,
     loops=("training", "tokens", "sft", "peft_families"),
-    problems=problems,
-    adapter_parameters=adapter_parameters,
+    checks=MethodChecks(problems),
+    adapter=AdapterShape(adapter_parameters),
 )

@@ -5,7 +5,7 @@ Source: Ouyang et al. 2022 (arXiv:2203.02155); trained by TRL's RewardTrainer, i
 """
 
 from harness import training
-from harness.plugins import Method
+from harness.plugins import AdapterShape, Method
 
 
 class Params(training.RewardParams, training.LoraParams):
@@ -33,5 +33,5 @@ METHOD = Method(
     seeded=True,
     hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "heads", "reward_model"),
-    adapter_parameters=training.adapter_parameters,
+    adapter=AdapterShape(training.adapter_parameters),
 )

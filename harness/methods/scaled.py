@@ -17,7 +17,7 @@ from pydantic import Field
 from harness.errors import CandidateFailed, Problem
 from harness.methods._shared import RESCUE, requires_init
 from harness.models.weight_files import CONFIG, WEIGHTS, describe_beside_low_rank, refuse_moved_base
-from harness.plugins import InitWeights, Method, RescueSituation, TrialSetting
+from harness.plugins import InitWeights, Method, MethodChecks, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Spec
 from harness.training import FitContext, Weights, adapter_weights
@@ -87,7 +87,6 @@ METHOD = Method(
     seeded=True,
     init_from="adapter",
     interpolates=True,
-    problems=requires_init("the candidate whose adapter is scaled"),
-    init_problems=init_problems,
+    checks=MethodChecks(requires_init("the candidate whose adapter is scaled"), of_init=init_problems),
     rescue=RESCUE._replace(settings=_list_settings),
 )

@@ -27,7 +27,7 @@ from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
 from harness.models.shapes import Shape
-from harness.plugins import Method
+from harness.plugins import AdapterShape, Method
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
@@ -170,5 +170,5 @@ METHOD = Method(
     makes="delta",
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
-    adapter_parameters=estimate_trained_parameters,
+    adapter=AdapterShape(estimate_trained_parameters),
 )

@@ -167,7 +167,9 @@ def _leave_out(
 ) -> Sequence[_TrialChange] | str:
     """List new adapters without the modules that settings of a regulariser leave as they are."""
     params = method.params(**source.params)
-    without = [(one, method.leave_out(params, one.leaves_out)) for one in settings if not source.init_from]
+    without = [
+        (one, method.adapter.leave_out(params, one.leaves_out)) for one in settings if not source.init_from
+    ]
     changes = [_change_params(step, source, one.mark, one.says, left) for one, left in without if left]
     return changes or "a part of the layers is left out already, or settled by another candidate"
 
@@ -181,7 +183,7 @@ def _change_own(step: str, source: Recipe, method: Method) -> Sequence[_TrialCha
     """List the changes of a training's own parameters."""
     params = method.params(**source.params)
     if step == "rank":
-        return _lower_rank(source, {} if source.init_from else method.lower_rank(params, _SMALLER))
+        return _lower_rank(source, {} if source.init_from else method.adapter.lower_rank(params, _SMALLER))
     rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
     return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
 

@@ -5,7 +5,7 @@ base is built without its weights, and only where names are written: `all-linear
 """
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
-from harness.plugins import InitWeights, Method
+from harness.plugins import AdapterShape, InitWeights, Method, MethodChecks
 from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
@@ -92,23 +92,23 @@ def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitC
 
 
 def low_rank_method(
-    params: type[LoraParams], train: Callable[..., TrainingRecord] = fine_tune, **own: Any
+    params: type[LoraParams],
+    train: Callable[..., TrainingRecord] = fine_tune,
+    checks: Mapping[str, Any] = {},
+    **own: Any,
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
-    Where it can start from another candidate's adapter, that one settles the shape.
+    `checks` are its own beside those of every low-rank adapter. Where it can start from another candidate's adapter, that one settles the shape.
     """
-    shape_params = tuple(LoraParams.model_fields) if own.get("init_from") else ()
-    given: dict[str, Any] = {"trains": True, "seeded": True, "problems": low_rank_problems} | own
+    given: dict[str, Any] = {"trains": True, "seeded": True} | own
+    fixed = tuple(LoraParams.model_fields) if own.get("init_from") else ()
     return Method(
         params=params,
         fit=low_rank(train),
         makes="adapter",
-        init_problems=_init_problems,
-        adapter_parameters=adapter_parameters,
-        lower_rank=lower_rank,
-        leave_out=leave_out,
-        shape_params=shape_params,
+        checks=MethodChecks(**{"problems": low_rank_problems, "of_init": _init_problems} | checks),
+        adapter=AdapterShape(adapter_parameters, lower_rank, leave_out, fixed),
         **given,
     )
 

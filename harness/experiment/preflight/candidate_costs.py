@@ -156,7 +156,7 @@ def _trains(candidate: ResolvedCandidate) -> bool:
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
     """Count the parameters of a candidate's own adapter; 0 where it makes none."""
-    return candidate.method.adapter_parameters(shape, _params(candidate))
+    return candidate.method.adapter.n_parameters(shape, _params(candidate))
 
 
 def _peak_gb(
@@ -184,7 +184,7 @@ def _peak_gb(
     cards = processes_of(session, candidate.source) if on_gpu else 1
     rows = ceil((batch or _params(candidate).per_device_train_batch_size) / cards)
     tokens, stage = rows * _longest(session, candidate), session.experiment.training.accelerate.sharded_stage
-    teacher = candidate.method.teacher(_params(candidate))
+    teacher = candidate.method.teaching.model(_params(candidate))
     training = memory.training_peak(
         shape,
         n_adapter or shape.n_parameters,

@@ -40,7 +40,8 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     needed = [known[name] for name in add_lineage(selected, known)]
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
-        problems += plugins.method(recipe.method).problems(_put_found_path(candidate), candidate.base, where)
+        checks = plugins.method(recipe.method).checks
+        problems += checks.problems(_put_found_path(candidate), candidate.base, where)
         if (
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
             and find_spec("bitsandbytes") is None
@@ -108,7 +109,7 @@ def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[P
     tracked = partial(plan_tracked_steps, session, candidate.init)
     params = candidate.method.params(**candidate.source.params)
     init = plugins.InitWeights(candidate.init.source, adapter, tracked)
-    yield from candidate.method.init_problems(params, init, where)
+    yield from candidate.method.checks.of_init(params, init, where)
     known = plugins.penalties(candidate.method, candidate.source.params)
     able = [name for name in known if not plugins.refuses(name, adapter)]
     for name in candidate.source.regularize:
@@ -144,7 +145,7 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield Problem(where, found, "adapters of one base", "merge those of the same base")
     elif bases:
         adapters = {one.name: find_adapter_config(one) for one in candidate.merges}
-        yield from candidate.method.merge_problems(candidate.source, adapters, where)
+        yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
 
 
 def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:

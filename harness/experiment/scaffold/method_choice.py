@@ -124,7 +124,7 @@ def _need(
     """Estimate what a training takes; a CPU keeps quantised weights unpacked, and has no checkpointing."""
     method, on_gpu = plugins.method(name), here.machine.device == "cuda"
     params = method.params(**recipe.get("params", {}))
-    n_trained = method.adapter_parameters(shape, params) or shape.n_parameters
+    n_trained = method.adapter.n_parameters(shape, params) or shape.n_parameters
     gb = memory.training_peak(
         shape,
         n_trained,

@@ -201,7 +201,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     else:
         plain = costs.training(list(map(step, items.train)), epochs)
     base = session.sources.get(source.base_model or "", session.source)
-    read, generated = method.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
+    read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
     whole = plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
