@@ -99,7 +99,8 @@ def low_rank_method(
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
-    `checks` are its own beside those of every low-rank adapter. Where it can start from another candidate's adapter, that one settles the shape.
+    `checks` are those that other low-rank adapters do not have. Where it can start from another candidate's
+    adapter, that one settles the shape.
     """
     given: dict[str, Any] = {"trains": True, "seeded": True} | own
     fixed = tuple(LoraParams.model_fields) if own.get("init_from") else ()
