@@ -173,14 +173,11 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
 
         torch.set_num_threads(max(1, job.threads // job.processes))
     same = ("source", "machine", "chat_template", "seed", "init", "path", "reward", "regularize", "merges")
-    context = FitContext(
-        folder=folder,
-        advance=advance,
-        prepare=partial(prepare, job.regularize),
-        **{split: rows[split] for split in _SPLITS},
-        general={n.removeprefix(_GENERAL): found for n, found in rows.items() if n.startswith(_GENERAL)},
-        **{name: getattr(job, name) for name in (*same, "track", "pause_at")},
-    )
+    given: dict[str, Any] = {name: getattr(job, name) for name in (*same, "track", "pause_at")}
+    given |= {split: rows[split] for split in _SPLITS}
+    given["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
+    prepare_model = partial(prepare, job.regularize)
+    context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **given)
     method = plugins.method(job.method)
     start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
     with suppress(TrainingPaused):
