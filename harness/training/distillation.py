@@ -6,7 +6,6 @@ were read, drawn ones with the others.
 Source: Agarwal et al. 2024 (arXiv:2306.13649), by TRL's GKDTrainer.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,12 +19,11 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
-from harness.training.tokenized import tokenize
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedTokenizerBase, Trainer
+    from transformers import Trainer
 
 
 class DistilledParams(LoopParams):
@@ -86,8 +84,8 @@ def distill(
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
     policy = load_policy(context, peft_config, save_to)
-    rows, n_dropped = _rows(context.train, context, params, policy.tokenizer)
-    measured = _rows(context.validation, context, params, policy.tokenizer)[0]
+    rows, n_dropped = loop.tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
+    measured, _ = loop.tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():
         taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
         width = policy.model.config.get_text_config().vocab_size
@@ -99,20 +97,8 @@ def distill(
     return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
 
 
-def _rows(
-    examples: Sequence[Example],
-    context: FitContext,
-    params: DistilledParams,
-    tokenizer: "PreTrainedTokenizerBase",
-) -> tuple[list[Row], int]:
-    """Return the rows that fit, as TRL's collator takes tokens, and how many did not."""
-    answers = [example.references[:1] for example in examples]
-    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-    rows: list[Row] = [
-        {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
-        for start, (ids,) in made
-    ]
-    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
+def _row(_: Example, start: int, ids: list[int]) -> Row:
+    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
 
 
 def _trainer(

@@ -88,33 +88,32 @@ def n_seen(params: HeldOutParams) -> int:
     return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
 
-def settings(params: HeldOutParams, measured: bool) -> dict[str, Any]:
-    """Return TRL's arguments that measure held-out rows after every epoch, where there are any."""
-    if not measured:
-        return {}
-    return {
-        "eval_strategy": "epoch",
-        "per_device_eval_batch_size": params.per_device_train_batch_size,
-        "prediction_loss_only": True,
-        "load_best_model_at_end": params.early_stopping_patience is not None,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-    }
+def trainer_options(
+    params: HeldOutParams, rows: tuple[list[Row], list[Row]]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return TRL's arguments that measure held-out rows after every epoch, and what a trainer is given.
 
-
-def data(params: HeldOutParams, rows: tuple[list[Row], list[Row]]) -> dict[str, Any]:
-    """Return a trainer's rows, trained on and held out, and its callback of early stopping."""
+    That are the rows, trained on and held out, and a callback of early stopping. Where none are held out,
+    nothing is measured.
+    """
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
 
     train, apart = rows
+    given = {"train_dataset": Dataset.from_list(train), "eval_dataset": None}
+    if not apart:
+        return {}, given
     patience = params.early_stopping_patience
-    stopping = [EarlyStoppingCallback(patience)] if apart and patience is not None else []
-    return {
-        "train_dataset": Dataset.from_list(train),
-        "eval_dataset": Dataset.from_list(apart) if apart else None,
-        "callbacks": stopping,
+    stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
+    arguments = {
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+        "load_best_model_at_end": patience is not None,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
     }
+    return arguments, given | {"eval_dataset": Dataset.from_list(apart), "callbacks": stopping}
 
 
 def make_weighting_trainer(kind: Any, rows_of: Any) -> Any:
@@ -136,12 +135,15 @@ def make_weighting_trainer(kind: Any, rows_of: Any) -> Any:
 
 
 def add_curves(
-    record: TrainingRecord, trainer: "Trainer", n_heldout: int, *, accuracy: str, margin: str
+    record: TrainingRecord, trainer: "Trainer", n_rows: tuple[int, int], *, accuracy: str, margin: str
 ) -> TrainingRecord:
-    """Return the record with the curves of the held-out rows, which TRL logs under these names."""
-    history = trainer.state.log_history
+    """Return the record with the curves of trained and held-out pairs, which TRL logs under these names."""
+    history, (n_pairs, n_heldout) = trainer.state.log_history, n_rows
     return replace(
         record,
+        n_pairs=n_pairs,
+        reward_margin=curve(history, margin),
+        reward_accuracy=curve(history, accuracy),
         n_heldout=n_heldout or None,
         validation_loss=curve(history, "eval_loss"),
         heldout_accuracy=curve(history, f"eval_{accuracy}"),

@@ -10,7 +10,6 @@ learning rate is that of Zephyr's adapter (alignment-handbook), the highest that
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -22,7 +21,7 @@ from harness.provenance import environment_digest, versions_of
 from harness.records import TrainingRecord, digest
 from harness.training import heldout
 from harness.training import trainer as loop
-from harness.training.context import FitContext, curve
+from harness.training.context import FitContext
 from harness.training.heldout import HeldOutParams
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.tokenized import cache_dataset
@@ -90,11 +89,9 @@ def preference(
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
     measured = train_policy(policy, trainer, n_dropped)
-    history = trainer.state.log_history
-    margins, accuracies = (curve(history, f"rewards/{name}") for name in ("margins", "accuracies"))
-    measured = replace(measured, n_pairs=len(rows), reward_margin=margins, reward_accuracy=accuracies)
+    n_rows = len(rows), len(apart)
     return heldout.add_curves(
-        measured, trainer, len(apart), accuracy="rewards/accuracies", margin="rewards/margins"
+        measured, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
     )
 
 
@@ -127,10 +124,9 @@ def _trainer(policy: Policy, params: PreferenceParams, rows: tuple[list[Row], li
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
     kind = heldout.make_weighting_trainer(kind, lambda inputs: len(inputs["input_ids"]) // 2)
+    arguments, given = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
-    arguments = {"precompute_ref_log_probs": True, "remove_unused_columns": False}
-    arguments |= heldout.settings(params, bool(rows[1]))
-    given = heldout.data(params, rows)
+    arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
     made: DPOTrainer = make_policy_trainer(policy, kind, DPOConfig, params, arguments, **given)
     return made
 

@@ -6,7 +6,6 @@ Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equ
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, curve
+from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head, open_reward_model
 from harness.training.heldout import HeldOutParams
 from harness.training.tokenized import tokenize
@@ -64,8 +63,8 @@ def train_reward_model(
     base, tokenizer = load_with_head(context.source, context.machine, 1)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
     kind = heldout.make_weighting_trainer(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
-    # `length` is read by the sampler.
-    arguments = heldout.settings(params, bool(apart)) | {"remove_unused_columns": False}
+    arguments, given = heldout.trainer_options(params, (rows, apart))
+    arguments["remove_unused_columns"] = False  # `length` is read by the sampler
     trainer = loop.make_trainer(
         kind,
         RewardConfig,
@@ -77,19 +76,13 @@ def train_reward_model(
         model=base,
         processing_class=tokenizer,
         peft_config=peft_config,
-        **heldout.data(params, (rows, apart)),
+        **given,
     )
     longest = max(row["length"] for row in rows + apart)
     loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
     made = loop.run(trainer, start, n_dropped, lambda model: model.save_pretrained(save_to))
-    history = trainer.state.log_history
-    made = replace(
-        made,
-        n_pairs=len(rows),
-        reward_margin=curve(history, "margin"),
-        reward_accuracy=curve(history, "accuracy"),
-    )
-    return heldout.add_curves(made, trainer, len(apart), accuracy="accuracy", margin="margin")
+    n_rows = len(rows), len(apart)
+    return heldout.add_curves(made, trainer, n_rows, accuracy="accuracy", margin="margin")
 
 
 def score_answers(

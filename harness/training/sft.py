@@ -226,18 +226,17 @@ def _rows(
     params: SupervisedParams,
 ) -> tuple[list[Row], int]:
     """Return tokenised rows that fit, and how many did not."""
-    answers = [example.references[:1] for example in examples]
-    made = tokenized.tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
-    rows: list[Row] = []
-    for example, (start, (ids,)) in zip(examples, made, strict=True):
+
+    def row(example: Example, start: int, ids: list[int]) -> Row:
         mask = [0] * start + [1] * (len(ids) - start)
         if params.assistant_only_loss:  # what the template marks, and the answer to its end
             end = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1) + 1
             earlier = mask_assistant(tokenizer, example.messages)
             mask = [*earlier, *[1] * (end - start), *[0] * (len(ids) - end)]
-        rows.append({"input_ids": ids, "completion_mask": mask})
-    return loop.rows_that_fit(rows, [len(row["input_ids"]) for row in rows], params.max_length)
+        return {"input_ids": ids, "completion_mask": mask}
+
+    return loop.tokenized_rows(context, examples, tokenizer, params.max_length, row)
 
 
 def _trainer(

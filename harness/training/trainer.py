@@ -21,7 +21,7 @@ from harness.errors import CandidateFailed, Diverged, one_line
 from harness.models import hardware, hub, memory, oom
 from harness.models.hardware import Machine
 from harness.progress import Advance
-from harness.records import TrainingRecord
+from harness.records import Example, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints, parallel
 from harness.training.context import TRACKED, FitContext, figures, scale_callback
@@ -211,7 +211,11 @@ def add_regularizers(
     given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.has_hook(given, "penalty", "step", "select"):
         return kind
-    rows = _general_rows(context, tokenizer, max_length)
+    rows = {}
+    for name, examples in context.general.items():
+        what = f"general rows of {name}"
+        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, _general_row, what)
+        rows[name] = tuple(row["general"] for row in kept)
 
     class RegularizedTrainer(kind):  # type: ignore[misc]
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
@@ -255,6 +259,10 @@ def add_regularizers(
     return RegularizedTrainer
 
 
+def _general_row(_: Example, start: int, ids: list[int]) -> Row:
+    return {"general": regularizers.GeneralRow(ids, start)}
+
+
 def _draw_apart(kind: Any, context: FitContext) -> Any:
     """Return a kind of trainer whose passes draw by seed, step and batch alone, if a regulariser draws.
 
@@ -281,21 +289,6 @@ def _draw_apart(kind: Any, context: FitContext) -> Any:
                 torch.set_rng_state(before)
 
     return ApartTrainer
-
-
-def _general_rows(
-    context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
-) -> dict[str, tuple[regularizers.GeneralRow, ...]]:
-    """Return the general rows of penalties as token ids, by regulariser."""
-    found = {}
-    for name, examples in context.general.items():
-        answers = [example.references[:1] for example in examples]
-        made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-        rows: list[Row] = [{"ids": whole, "start": start} for start, (whole,) in made]
-        lengths = [len(row["ids"]) for row in rows]
-        kept, _ = rows_that_fit(rows, lengths, max_length, f"general rows of {name}")
-        found[name] = tuple(regularizers.GeneralRow(**row) for row in kept)
-    return found
 
 
 NO_MEMORY = "out of memory while training"
@@ -447,6 +440,21 @@ def _spare_casts(model: Any) -> None:
         is_plain = type(layer) is Linear and not layer.lora_variant
         if is_plain and all(isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values()):
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
+
+
+def tokenized_rows(
+    context: FitContext,
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    make_row: Callable[[Example, int, list[int]], Row],
+    what: str = "rows to train or validate on",
+) -> tuple[list[Row], int]:
+    """Return the rows that fit, each made of an example, its answer's start and its ids, and how many do not."""
+    answers = [example.references[:1] for example in examples]
+    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+    rows = [make_row(e, start, ids) for e, (start, (ids,)) in zip(examples, made, strict=True)]
+    return rows_that_fit(rows, [len(ids) for _, (ids,) in made], max_length, what)
 
 
 def rows_that_fit(

@@ -130,7 +130,7 @@ def _trainer(policy: Policy, params: UnpairedParams, rows: tuple[list[Row], list
             parts = (answers[start : start + size] for start in starts)
             return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
 
-    arguments = heldout.settings(params, bool(rows[1])) | {"train_sampling_strategy": "sequential"}
-    given = heldout.data(params, rows)
+    arguments, given = heldout.trainer_options(params, rows)
+    arguments["train_sampling_strategy"] = "sequential"
     made: KTOTrainer = make_policy_trainer(policy, TokensTrainer, KTOConfig, params, arguments, **given)
     return made
