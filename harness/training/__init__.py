@@ -50,7 +50,6 @@ from harness.training.low_rank_adapters import (
     LowRankParams,
     adapter_parameters,
     lora_config,
-    low_rank,
     low_rank_method,
     low_rank_problems,
     lower_rank,

@@ -450,7 +450,7 @@ def tokenized_rows(
     make_row: Callable[[Example, int, list[int]], Row],
     what: str = "rows to train or validate on",
 ) -> tuple[list[Row], int]:
-    """Return the rows that fit, each made of an example, its answer's start and its ids, and how many do not."""
+    """Return the rows that fit, each made of an example, where its answer starts and its ids; and count others."""
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     rows = [make_row(e, start, ids) for e, (start, (ids,)) in zip(examples, made, strict=True)]

@@ -9,8 +9,9 @@ from typing import NamedTuple
 import peaks
 
 from harness.models.devices import load_base
-from harness.training import FitContext, LowRankParams, lora_config, low_rank
+from harness.training import FitContext, LowRankParams, lora_config
 from harness.training import trainer as loop
+from harness.training.low_rank_adapters import low_rank
 from harness.training.sft import _rows
 
 _SHARED = (
