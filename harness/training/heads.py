@@ -257,15 +257,8 @@ def _trainer(
             finally:
                 self.label_smoother = smoother
 
-    validates = bool(rows[1])
-    arguments = {
-        "eval_strategy": "epoch" if validates else "no",
-        "load_best_model_at_end": validates,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-        "per_device_eval_batch_size": params.per_device_train_batch_size,
-        "prediction_loss_only": True,
-    }
+    train, validation = map(Dataset.from_list, rows)
+    measured = {"eval_dataset": validation} if rows[1] else {}
     trainer: Trainer = loop.make_trainer(
         PlainValidation,
         TrainingArguments,
@@ -273,11 +266,11 @@ def _trainer(
         params,
         tokenizer,
         scratch,
-        arguments,
+        loop.evaluations(params, best=True) if measured else {},
         model=model,
         data_collator=DataCollatorWithPadding(tokenizer),
-        train_dataset=Dataset.from_list(rows[0]),
-        eval_dataset=Dataset.from_list(rows[1]) if validates else None,
+        train_dataset=train,
+        **measured,
     )
     return trainer
 

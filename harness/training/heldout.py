@@ -105,14 +105,7 @@ def trainer_options(
         return {}, given
     patience = params.early_stopping_patience
     stopping = [] if patience is None else [EarlyStoppingCallback(patience)]
-    arguments = {
-        "eval_strategy": "epoch",
-        "per_device_eval_batch_size": params.per_device_train_batch_size,
-        "prediction_loss_only": True,
-        "load_best_model_at_end": patience is not None,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-    }
+    arguments = loop.evaluations(params, best=patience is not None)
     return arguments, given | {"eval_dataset": Dataset.from_list(apart), "callbacks": stopping}
 
 

@@ -147,19 +147,16 @@ def _fine_tune(
         found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    placed = (
-        Placement(None) if parallel.name_sharding() else None
-    )  # accelerate takes its shards from main memory
+    # accelerate takes its shards from main memory.
+    placed = Placement(None) if parallel.name_sharding() else None
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placed)
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
     validation, _ = _rows(context.validation, context, tokenizer, params)
-    against = (
-        tokenized.check_packing(params, [len(row["input_ids"]) for row in train], base)
-        if params.packing
-        else ""
-    )
-    params = params.model_copy(update={"packing": params.packing and not against})
+    against = ""
+    if params.packing:
+        against = tokenized.check_packing(params, [len(row["input_ids"]) for row in train], base)
+        params = params.model_copy(update={"packing": not against})
     params = parallel.rows_of_each(params, parallel.process_count())
     if save:
         family = PLAIN._replace(save=save, keeps_part=True)
@@ -173,27 +170,25 @@ def _fine_tune(
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
     loop.track(trainer, context, save_to, family.save)
-    trained_in = loaded_in.precision if whole else "fp32"
-    measured = loop.run(
-        trainer,
-        start,
-        n_dropped,
-        lambda model: parallel.save_trained(family.save, model, save_to),
-        trained_in,
-    )
-    losses = curve(trainer.state.log_history, "eval_loss")
-    is_parted = params.auto_find_batch_size or parallel.process_count() > 1
+    finish = partial(parallel.save_trained, family.save, folder=save_to)
+    measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
+    n_packs = len(read) if params.packing else None
+    return replace(_add_curves(measured, trainer, params), not_packed=against, n_packs=n_packs)
+
+
+def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
+    """Add the curves of a training to its record, and how its batches were parted."""
+    losses, n_processes = curve(trainer.state.log_history, "eval_loss"), parallel.process_count()
+    is_parted = params.auto_find_batch_size or n_processes > 1
     return replace(
         measured,
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
-        n_processes=parallel.process_count() if parallel.process_count() > 1 else None,
+        n_processes=n_processes if n_processes > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,
         accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
-        not_packed=against,
-        n_packs=len(read) if params.packing else None,
     )
 
 
@@ -205,8 +200,7 @@ def _save_model(
     state_dict: Row | None = None,
 ) -> None:
     """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own."""
-    # Tensors that are one, such as tied embeddings, are written as one. Of a sharded model `state_dict` is
-    # given.
+    # Tensors that are one, such as tied embeddings, are written as one; a sharded model gives `state_dict`.
     made: dict[Any, Any] = {}
     state = {
         name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
@@ -257,12 +251,7 @@ def _trainer(
     arguments: dict[str, Any] = {
         "completion_only_loss": True,
         "eval_packing": False,
-        "load_best_model_at_end": not family.keeps_last,
-        "metric_for_best_model": "eval_loss",
-        "greater_is_better": False,
-        "per_device_eval_batch_size": params.per_device_train_batch_size,
-        "prediction_loss_only": True,
-        "eval_strategy": "epoch",
+        **loop.evaluations(params, best=not family.keeps_last),
     }
     if params.eval_steps is not None:  # a checkpoint stands at each evaluation
         steps = params.eval_steps if params.eval_steps < 1 else int(params.eval_steps)

@@ -192,6 +192,18 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
     }
 
 
+def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
+    """Return TRL's arguments that measure the validation loss every epoch, and keep the `best` checkpoint."""
+    return {
+        "eval_strategy": "epoch",
+        "per_device_eval_batch_size": params.per_device_train_batch_size,
+        "prediction_loss_only": True,
+        "load_best_model_at_end": best,
+        "metric_for_best_model": "eval_loss",
+        "greater_is_better": False,
+    }
+
+
 def use_one_gpu(args: "TrainingArguments") -> None:
     """Train on one GPU where several are visible: one process over many is what TRL refuses."""
     if args.n_gpu > 1:
@@ -450,7 +462,7 @@ def tokenized_rows(
     make_row: Callable[[Example, int, list[int]], Row],
     what: str = "rows to train or validate on",
 ) -> tuple[list[Row], int]:
-    """Return the rows that fit, each made of an example, where its answer starts and its ids; and count others."""
+    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others."""
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
     rows = [make_row(e, start, ids) for e, (start, (ids,)) in zip(examples, made, strict=True)]
