@@ -324,16 +324,12 @@ def files_digest(command: str, folder: Path, template: Path | None) -> str:
     inside = [p for p in named if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
     own = {str(path.relative_to(folder)): path for path in inside}
     of_template = template_files(template) if template else {}
-    return digest(
-        [
-            {name: digest_code(p) if p.suffix == ".py" else checksum(p) for name, p in files.items()}
-            for files in (own, of_template)
-        ]
-    )
+    digested = [{name: _digest_file(path) for name, path in of.items()} for of in (own, of_template)]
+    return digest(digested)
 
 
-def _lies_below(path: Path, folder: Path) -> bool:
-    return path.resolve().is_relative_to(folder.resolve())
+def _digest_file(path: Path) -> str:
+    return digest_code(path) if path.suffix == ".py" else checksum(path)
 
 
 METHOD = Method(

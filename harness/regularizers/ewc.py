@@ -107,9 +107,8 @@ def _square_gradients(model: Any, squares: "dict[str, torch.Tensor]") -> Iterato
     with ExitStack() as hooks:
         for name, layer in _weights.find_adapted_layers(model).items():
             if isinstance(layer.get_base_layer(), torch.nn.Embedding):  # token ids cannot be multiplied
-                found = (
-                    f"an adapter of {name}, an embedding, for which no Fisher information can be estimated"
-                )
+                why = "for which no Fisher information can be estimated"
+                found = f"an adapter of {name}, an embedding, {why}"
                 raise CandidateFailed(found, "target_modules without it, or regularize: l2_sp or kl")
             hooks.callback(layer.register_forward_hook(_reader(name, layer, squares)).remove)
         yield

@@ -141,10 +141,8 @@ def run_job(folder: Path, advance: Advance) -> None:
     try:
         with FileLock(folder / LOCK, timeout=_WAIT_S) if is_first() else nullcontext():
             job, rows = read_job(folder)
-            at_work, wanted = (
-                (process_count(), name_sharding()),
-                (job.processes, job.shards.partition("/")[0]),
-            )
+            at_work = process_count(), name_sharding()
+            wanted = job.processes, job.shards.partition("/")[0]
             if at_work != wanted:
                 raise UserError(_describe_other_launch(folder, at_work, wanted))
             join(job.machine.device)

@@ -143,15 +143,12 @@ def _find_unsupported(
         found = f"init_lora_weights: {start} with {lost}, which PEFT's conversion does not save"
         return found, "one of the two", "leave one of them out"
     if start.startswith(CONVERTED) and quantization:
-        found = (
-            f"init_lora_weights: {start}, which moves the weights of a base, and quantization: {quantization}"
-        )
+        moves = "which moves the weights of a base"
+        found = f"init_lora_weights: {start}, {moves}, and quantization: {quantization}"
         return found, "a base in 16 or 32 bits, or another start", "remove quantization, or init_lora_weights"
     if params.get("alora_invocation_tokens"):
-        found = (
-            "alora_invocation_tokens: an adapter for a part of a row, and rows are read packed and in pieces"
-        )
-        return found, "an adapter for whole rows", "leave it out"
+        why = "an adapter for a part of a row, and rows are read packed and in pieces"
+        return f"alora_invocation_tokens: {why}", "an adapter for whole rows", "leave it out"
     return None
 
 

@@ -111,11 +111,10 @@ def _rows(
     context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
     """Return the prompts that fit, each with the index of its example, and how many did not."""
-    prompts = (
-        list(e.messages) if context.chat_template else join_to_plain_text(e.messages) for e in context.train
-    )
+    turns: Any = list if context.chat_template else join_to_plain_text
+    prompts = [turns(example.messages) for example in context.train]
     rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
-    lengths = list(map(len, _encode([row["prompt"] for row in rows], tokenizer)))
+    lengths = list(map(len, _encode(prompts, tokenizer)))
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations

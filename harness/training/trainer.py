@@ -342,9 +342,8 @@ def make_trainer(
             args = config(output_dir=str(scratch), **shared | dict(arguments), **given)
             use_one_gpu(args)
             regularized = add_regularizers(kind, context, tokenizer, params.max_length)
-            return regularized(
-                args=args, callbacks=[*callbacks, progress_callback(context.advance)], **options
-            )
+            called = [*callbacks, progress_callback(context.advance)]
+            return regularized(args=args, callbacks=called, **options)
         except ValueError as error:
             found = f"the training cannot be set up ({one_line(error)})"
             raise CandidateFailed(found, "other params") from error
@@ -396,9 +395,7 @@ def run(
 
             # TRL's argument for it is deprecated, and refuses Liger's loss; TRL's own loss stays.
             apply_liger_kernel(trainer.model, {"fused_linear_cross_entropy": False})
-    if (
-        trained_in == "fp32" and parallel.name_sharding() != parallel.DEEPSPEED
-    ):  # which keeps copies in fp32 of its own
+    if trained_in == "fp32" and parallel.name_sharding() != parallel.DEEPSPEED:  # which keeps its own copies
         _keep_updates(trainer.model)
     _spare_casts(trainer.model)
     # Without its bars the trainer would print every log line on stdout, which belongs to the result.
