@@ -102,13 +102,14 @@ def low_rank_method(
     `checks` are those that other low-rank adapters do not have. Where it can start from another candidate's
     adapter, that one settles the shape.
     """
+    shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
     given: dict[str, Any] = {"trains": True, "seeded": True} | own
     fixed = tuple(LoraParams.model_fields) if own.get("init_from") else ()
     return Method(
         params=params,
         fit=low_rank(train),
         makes="adapter",
-        checks=MethodChecks(**{"problems": low_rank_problems, "of_init": _init_problems} | checks),
+        checks=MethodChecks(**shared_checks | dict(checks)),
         adapter=AdapterShape(adapter_parameters, lower_rank, leave_out, fixed),
         **given,
     )
