@@ -9,7 +9,7 @@ import tiny_model
 
 from harness import plugins
 from harness.errors import UserError
-from harness.experiment.preparation.base_fit import _MARKED
+from harness.experiment.preparation.bases import _MARKED
 from harness.records import Example
 from harness.training.sft import SupervisedParams, _rows
 

@@ -9,7 +9,7 @@ import tiny_experiment
 
 from harness.cli.options import ExperimentFile
 from harness.experiment import describe_stored, estimate_seconds, estimate_work, first_line, look_up
-from harness.experiment.preparation.planned_work import BASE_ARM as ARM
+from harness.experiment.preparation.plan import BASE_ARM as ARM
 from harness.formatting import seconds
 from harness.models import hub
 

@@ -16,7 +16,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.base_fit import base_remarks, leaves_experts
+from harness.experiment.preparation.bases import base_remarks, leaves_experts
 from harness.methods import lora, peft
 from harness.models import memory, shapes
 from harness.models.hf import ModelHost

@@ -7,7 +7,7 @@ from model_headers import decoder, write_headers
 
 from harness.cache import recall
 from harness.errors import UserError
-from harness.experiment.preparation.base_fit import FitQuery, examine_base
+from harness.experiment.preparation.bases import FitQuery, examine_base
 from harness.models import hub, memory
 from harness.models.shapes import shape_of
 

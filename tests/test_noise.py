@@ -14,7 +14,7 @@ from harness.evaluation import EvaluationJob
 from harness.experiment import Scope, prepare_session, study_session
 from harness.experiment import measure as measure_run
 from harness.experiment.analysis import Reader
-from harness.experiment.preflight.rounding_noise import measure_noise, task_noise
+from harness.experiment.preflight import measure_noise, task_noise
 from harness.gating import admit
 from harness.progress import SilentProgress
 from harness.records import Noise, RowsIdentity, TaskNoise

@@ -25,7 +25,7 @@ from harness.comparison.labelled_answers import (
 )
 from harness.config.rubrics import current_labels, digest_question
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment.analysis.human_labels import correct_reached
+from harness.experiment.analysis.study import correct_reached
 from harness.gating import TargetFacts
 from harness.gating.rules.target import target_rule
 from harness.metrics import mean_metric

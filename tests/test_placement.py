@@ -9,7 +9,7 @@ import tiny_methods
 from harness import config
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation import served_bases
+from harness.experiment.preparation import bases
 from harness.models import hub, memory
 from harness.models.devices import LEAST_TOKENS, Placement, is_spread, place
 from harness.models.hf import ModelHost
@@ -143,5 +143,5 @@ def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, 
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source
-    (said,) = served_bases.sentences(session.sources)
+    (said,) = bases.sentences(session.sources)
     assert "does not fit the GPUs here in 16 bits: the base itself is measured in NF4" in said

@@ -10,7 +10,7 @@ from tiny_experiment import runs_of
 from harness import config
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
-from harness.experiment.run_preview import in_order
+from harness.experiment.report_runs import in_order
 from harness.experiment.weights.proposals import proposals
 from harness.progress import SilentProgress
 from harness.records import Trial

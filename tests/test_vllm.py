@@ -12,7 +12,7 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import suite_sets
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preflight.rounding_noise import measure_noise
+from harness.experiment.preflight import measure_noise
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")

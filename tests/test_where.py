@@ -32,7 +32,7 @@ ANSWERS = {
     "hyper-parameter search": ("experiment/weights/proposals.py", "proposals"),
     "stratified item sampling": ("evaluation/sampling.py", ""),
     "preflight check": ("experiment/preflight/__init__.py", "examine"),
-    "A/A noise": ("experiment/preflight/rounding_noise.py", "measure_noise"),
+    "A/A noise": ("experiment/preflight/__init__.py", "measure_noise"),
 }
 
 

@@ -21,15 +21,17 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.analysis import report_of
-from harness.experiment.analysis.human_labels import count_missing, judge_labels, read_labels
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
 from harness.experiment.analysis.study import (
     Study,
     add_lm_eval,
+    count_missing,
     is_of_recipe,
     is_target_only,
+    judge_labels,
     load_study,
+    read_labels,
     study_session,
 )
 from harness.experiment.analysis.target_facts import (
@@ -58,18 +60,17 @@ from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.preparation import find_lm_eval_tasks, prepare_session
 from harness.experiment.preparation.adapter_configs import find_adapter_config
-from harness.experiment.preparation.base_fit import BaseFit, FitQuery, examine_base
+from harness.experiment.preparation.bases import BaseFit, FitQuery, examine_base
 from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
 from harness.experiment.preparation.judge_weights import train_judges
-from harness.experiment.preparation.planned_work import (
+from harness.experiment.preparation.plan import (
     arm_label,
     estimate_seconds,
     estimate_work,
     list_measured_bases,
 )
 from harness.experiment.preparation.scope import Scope
-from harness.experiment.report_runs import report_finished, report_stored, report_stored_so_far
-from harness.experiment.run_preview import (
+from harness.experiment.report_runs import (
     advise_before,
     are_all_done,
     describe_power,
@@ -80,13 +81,14 @@ from harness.experiment.run_preview import (
     look_up,
     recipe_warnings,
     refuse_many,
+    report_finished,
+    report_stored,
+    report_stored_so_far,
     short_judges,
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, facts_of
-from harness.experiment.runs.first_result import describe_items, show_first_result
-from harness.experiment.runs.k_fold import refuse_folds
+from harness.experiment.runs.candidate_result import attempt, describe_items, facts_of, show_first_result
 from harness.experiment.runs.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.runs.run_candidate import find_stored_runs, time_again
 from harness.experiment.runs.stored_rows import (
@@ -94,6 +96,7 @@ from harness.experiment.runs.stored_rows import (
     Runs,
     StoredRows,
     base_arm,
+    refuse_folds,
     suite_arm,
 )
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on

@@ -1,15 +1,22 @@
-"""Reports of runs that are there: just made, or stored as they are written now.
+"""Preview and report of runs: what will run where and how long, and what the stored runs say.
 
-Invariant: nothing is trained or evaluated; what is not stored is refused with the reason that is known.
+Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
-from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.candidate_rows import describe_training_rows
+from harness import gating
+from harness.config import CommandLine, LoadedExperiment, lint
+from harness.decision import family_of
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import describe_training_rows, training_data
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
@@ -19,13 +26,18 @@ from harness.experiment.analysis.study import Study, study_session
 from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.analysis.verdict_records import report_changes
 from harness.experiment.curves.data_scaling import fit_stored_curve
-from harness.experiment.preparation import served_bases
-from harness.experiment.run_preview import in_order, say_never_loaded
+from harness.experiment.executors import plan_of
+from harness.experiment.preparation import bases
+from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.candidate_result import outcome
 from harness.experiment.runs.run_candidate import describe_outdated, find_stored_runs
 from harness.experiment.runs.stored_rows import Reader, Runs
-from harness.records import Run
-from harness.report import ExperimentReport
+from harness.formatting import count, pluralize, seconds
+from harness.models.hardware import probe_notes
+from harness.progress import spins_briefly
+from harness.records import Example, Run
+from harness.report import Command, ExperimentReport, advise_on_power
+from harness.spec import GatePolicy
 
 
 def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
@@ -126,7 +138,7 @@ def _notes(session: Session, study: Study, runs: Runs) -> list[str]:
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
     for one in of_pairs:
         of_judges += pair_remarks(one, session.experiment.gate.max_errors)
-    of_bases = served_bases.sentences(session.sources)
+    of_bases = bases.sentences(session.sources)
     of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     of_runs = [*of_weights, *list_remarks(session, runs)]
     return [*_name_left_out(session, names), *of_rows, *of_bases, *of_runs, *of_judges]
@@ -136,3 +148,170 @@ def _name_left_out(session: Session, reported: Collection[str]) -> list[str]:
     """Name the candidates of the file that could answer and were not selected."""
     others = [n for n, one in session.candidates.items() if n not in reported and one.method.answers]
     return [f"not in this report, of the candidates that are written: {', '.join(others)}"] if others else []
+
+
+MANY = 64  # candidates
+
+
+def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
+    """Ask before a grid grows into more candidates than anybody meant."""
+    n = len(loaded.selected)
+    if n > MANY and not yes:
+        found, expected = f"{n} candidates", f"at most {MANY}, or a yes to more"
+        step = "--yes to go on, --dry-run to see what that takes, or --candidates to select"
+        raise UserError(Problem("candidates", found, expected, step))
+
+
+def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
+    """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
+    return find_stored_runs(session, in_order(session, selected))
+
+
+def describe_stored(session: Session, found: Sequence[Run | None], missing_s: float) -> str:
+    """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
+    if unknown := session.unknown_bases():
+        return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
+    is_done = [run is not None and run.state == "done" for run in found]
+    stored = f"{count(sum(is_done))} of {count(len(found))} runs are stored already"
+    if all(is_done) or not any(is_done):
+        return stored
+    return f"{stored}; the others take about {seconds(missing_s)}"
+
+
+def workers_sentence(
+    session: Session, selected: Iterable[str], found: Sequence[Run | None], scope: Scope
+) -> str:
+    """Say which steps workers would get; empty where there are none."""
+    policy = session.experiment.execution
+    if policy.executor == "in_process":
+        return ""
+    plan = plan_of(session, in_order(session, selected), found, policy.workers or 1, scope)
+    most = f", at most {count(policy.workers)} at once" if policy.workers else ""
+    return f"workers ({policy.executor}{most}) would get {plan}"
+
+
+def say_never_loaded(names: Sequence[str]) -> str:
+    """Say that bases were never loaded here, so that what is stored of them is unknown."""
+    return f"{', '.join(names)} was never loaded on this machine, and a dry run loads no model"
+
+
+def are_all_done(found: Iterable[Run | None]) -> bool:
+    """Tell whether every run that was looked up is finished, so that nothing will be computed."""
+    return all(run and run.state == "done" for run in found)
+
+
+def first_line(session: Session, n_candidates: int, whole_s: float | None, missing_s: float) -> str:
+    """Say what runs where, in which precision, and how long what is missing and the whole take about.
+
+    `whole_s` is None where all is stored.
+    """
+    beside = whole_s is not None and session.machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(session.machine), "other work runs too, so threads spin briefly" if beside else ""]
+    said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
+    n = pluralize(n_candidates, "candidate")
+    took = "all of it stored"
+    if whole_s is not None:
+        rest = f"about {seconds(missing_s)} for what is missing, " if missing_s < whole_s else ""
+        took = f"{rest}about {seconds(whole_s)} from nothing"
+    return (
+        f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
+        f"{session.machine.name}, {session.machine.precision}{said}, {session.machine.gflops:,.0f} GFLOP/s; "
+        + took
+    )
+
+
+def describe_power(session: Session) -> str:
+    """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
+    members = family_of(session.experiment).size
+    chance = gating.chance_of_an_equal_model(
+        session.experiment.suites, _count_asked(session), session.experiment.gate, members
+    )
+    if not members or chance is None:
+        return ""
+    among = f", as one of {members}," if members > 1 else ""
+    return f"power: a fine-tune that lost nothing{among} passes the macro {100 * chance:.0f} % of the time"
+
+
+def warnings_before(session: Session) -> tuple[str, ...]:
+    """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
+    return _warn_of_power(session, _count_asked(session), session.experiment.gate)
+
+
+def advise_before(session: Session, typed: CommandLine) -> Command:
+    """Say how to run what the items at hand probably cannot show; commands as `typed`."""
+    held = {m.task.name: m.held for m in session.suites}
+    spare = gating.list_spare_items(session.experiment, (), lambda task: held[task.name])
+    warn = partial(_warn_of_power, session)
+    return advise_on_power(session.experiment, _count_asked(session), spare, warn, typed)
+
+
+def _count_asked(session: Session) -> dict[str, int]:
+    return {m.task.name: len(m.items.test) for m in session.suites}
+
+
+def _warn_of_power(session: Session, n: Mapping[str, int], policy: GatePolicy) -> tuple[str, ...]:
+    experiment = session.experiment
+    return gating.power_warnings(experiment.suites, n, policy, n_members=family_of(experiment).size)
+
+
+def idle_workers(session: Session) -> list[str]:
+    """Say that workers are written, and no executor that would have them."""
+    policy = session.experiment.execution
+    if policy.executor != "in_process" or (policy.workers or 1) == 1:
+        return []
+    return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
+
+
+def short_judges(session: Session, selected: Sequence[str]) -> list[ShortContext]:
+    """List the judges that run here whose context may not hold what they are asked."""
+    return short_contexts(session, selected, judge_of_pairs(session))
+
+
+def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
+    """Say which settings of the selected trainings are unlike what was published or fits their rows."""
+    said: dict[str, list[str]] = {}
+    for name in selected:
+        candidate = session.candidates[name]
+        if name == candidate.source_name and candidate.method.trains:
+            for trial in candidate.trials:
+                params = candidate.method.params(**trial.source.params).model_dump()
+                size, written = candidate.base.n_parameters, trial.source.params
+                items = training_data(session, trial.source).items
+                rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
+                beside_rows = candidate.method.checks.remarks(candidate.method.params(**written), rows)
+                too_long = _long_rows(items.train, params) if candidate.method.trains_on_rows else []
+                for line in (*lint(candidate.source.method, params, size, written), *beside_rows, *too_long):
+                    said.setdefault(line, []).append(name)
+    return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
+
+
+def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:
+    """Say how many rows are probably longer than a training takes."""
+    if (most := params.get("max_length")) is None:
+        return []
+    limit = f"max_length, {count(most)} tokens"
+    said = costs.describe_longer(rows, most, pluralize(len(rows), "row"), limit)
+    return [said] if said else []
+
+
+def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
+    """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
+
+    What starts from another candidate comes after it, and what is served on one base together,
+    because one base at a time is in memory. Only what trains has more than one seed: everything
+    else would answer the same again.
+
+    Raises:
+        UserError: one of them answers nothing.
+    """
+    candidates = [session.candidates[name] for name in selected]
+    for candidate in candidates:
+        refuse_silent(candidate)
+    places: dict[str, int] = {}
+
+    def key(candidate: ResolvedCandidate) -> tuple[bool, bool, int, int]:
+        place = places.setdefault(candidate.served_base.weights_digest, len(places))
+        borrows = candidate.recipe.weights_of is not None
+        return candidate.method.seeded, borrows, len(candidate.lineage), place
+
+    return [RunRequest(one, seed) for one in sorted(candidates, key=key) for seed in one.seeds]

@@ -14,7 +14,6 @@ from harness.decision import CandidateFacts, LearningCurve
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
-from harness.experiment.analysis.human_labels import calibrations, describe_reached
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import (
     count_noteworthy,
@@ -23,7 +22,13 @@ from harness.experiment.analysis.run_remarks import (
     count_ungraded,
     note_merged,
 )
-from harness.experiment.analysis.study import Study, is_target_only, study_session
+from harness.experiment.analysis.study import (
+    Study,
+    calibrations,
+    describe_reached,
+    is_target_only,
+    study_session,
+)
 from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_facts import add_wins, answers_on_target
 from harness.experiment.runs.stored_rows import (

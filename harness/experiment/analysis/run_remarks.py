@@ -13,9 +13,8 @@ from harness.evaluation import has_instruction
 from harness.evaluation.session import Session
 from harness.evaluation.timing import describe_timing
 from harness.experiment.analysis.study import Study
-from harness.experiment.preparation.base_fit import base_remarks
-from harness.experiment.runs.k_fold import fold_sessions
-from harness.experiment.runs.stored_rows import Reader, Runs
+from harness.experiment.preparation.bases import base_remarks
+from harness.experiment.runs.stored_rows import Reader, Runs, fold_sessions
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models.openai_api import Settings

@@ -13,9 +13,8 @@ from harness import comparison, gating, plugins
 from harness import decision as decide
 from harness.comparison import Comparison, RecipeDifference
 from harness.decision import CandidateFacts, ItemVariances, TargetScore
-from harness.experiment.analysis.human_labels import correct_reached, judge_labels
 from harness.experiment.analysis.judging import measure, measure_over
-from harness.experiment.analysis.study import Study
+from harness.experiment.analysis.study import Study, correct_reached, judge_labels
 from harness.experiment.analysis.target_facts import compare_on, find_prompt, is_answered
 from harness.experiment.runs.stored_rows import Facts, Rows, Runs
 from harness.gating import Measurement, TaskComparison, is_in_macro

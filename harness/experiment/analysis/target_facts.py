@@ -39,8 +39,13 @@ from harness.evaluation.judging_stage import (
     preferences,
 )
 from harness.evaluation.session import Session
-from harness.experiment.analysis.human_labels import correct_reached, describe_reached, judge_labels
-from harness.experiment.analysis.study import Study, is_of_recipe
+from harness.experiment.analysis.study import (
+    Study,
+    correct_reached,
+    describe_reached,
+    is_of_recipe,
+    judge_labels,
+)
 from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
 from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
 from harness.gating import TargetFacts

@@ -37,7 +37,7 @@ from harness.experiment.generated_rows.writers import (
     refuse_unpriced,
     refuse_without_text,
 )
-from harness.experiment.runs.k_fold import refuse_folds
+from harness.experiment.runs.stored_rows import refuse_folds
 from harness.formatting import pluralize
 from harness.metrics import Metric, normalize
 from harness.prompting import Step

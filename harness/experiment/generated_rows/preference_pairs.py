@@ -31,7 +31,7 @@ from harness.experiment.generated_rows.writers import (
     refuse_unpriced,
     refuse_without_text,
 )
-from harness.experiment.runs.k_fold import refuse_folds
+from harness.experiment.runs.stored_rows import refuse_folds
 from harness.formatting import count, pluralize
 from harness.records import Example, Limits, Output
 

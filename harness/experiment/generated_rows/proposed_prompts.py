@@ -25,7 +25,7 @@ from harness.experiment.generated_rows.asking import (
     sum_usage,
 )
 from harness.experiment.generated_rows.writers import Writer, candidate_writer, refuse_unpriced
-from harness.experiment.runs.k_fold import refuse_folds
+from harness.experiment.runs.stored_rows import refuse_folds
 from harness.records import Example, Limits, fold_text
 
 _ASK = """\

@@ -23,7 +23,7 @@ from harness.evaluation.row_sets import (
     work_of,
 )
 from harness.evaluation.session import Session
-from harness.experiment.runs.k_fold import fold_sessions
+from harness.experiment.runs.stored_rows import fold_sessions
 from harness.experiment.weights.training_fit import fit_work
 from harness.experiment.weights.weights_folder import processes_of
 from harness.models import hub, memory

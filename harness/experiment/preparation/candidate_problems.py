@@ -18,7 +18,7 @@ from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
-from harness.experiment.preparation.base_fit import marker_problems, quantization_problems
+from harness.experiment.preparation.bases import marker_problems, quantization_problems
 from harness.experiment.preparation.written_rows import find_unwritable_rows
 from harness.experiment.weights import proposals
 from harness.experiment.weights.capability_on_validation import constraint_problems

@@ -33,8 +33,13 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.curves.tracking import measure_points, read_tracked_weights
-from harness.experiment.runs.k_fold import answer_folds, has_folds, rescore_folds, sets_of_target
-from harness.experiment.runs.stored_rows import base_arm
+from harness.experiment.runs.stored_rows import (
+    answer_folds,
+    base_arm,
+    has_folds,
+    rescore_folds,
+    sets_of_target,
+)
 from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
 from harness.models import Candidate
 from harness.records import RowsIdentity, Run, TrackedPoint

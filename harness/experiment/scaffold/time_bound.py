@@ -15,7 +15,7 @@ from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import Session, join_items
 from harness.experiment.preparation import prepare_session
-from harness.experiment.preparation.planned_work import estimate_seconds, estimate_work
+from harness.experiment.preparation.plan import estimate_seconds, estimate_work
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.scaffold.recognition import Request
 from harness.experiment.scaffold.yaml_text import experiment_text, suite_text
