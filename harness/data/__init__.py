@@ -322,9 +322,8 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
         train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
     shown = readers.display_path(task.data.source("train") or "")
     folds = assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
-    files.notes.read_as.append(
-        f"{shown}: {len(validation):,} rows for validation, and {describe_folds(folds)}"
-    )
+    held = f"{len(validation):,} rows for validation"
+    files.notes.read_as.append(f"{shown}: {held}, and {describe_folds(folds)}")
     pairs = _drop_set_aside(task, files, validation)
     return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
 

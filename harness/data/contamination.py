@@ -38,10 +38,9 @@ def find_contaminated_rows(
     first: dict[str, SourcedExample] = {}
     for row in evaluated if training else ():
         first.setdefault(key(row.example, with_choices), row)
+    first.pop("", None)
     keyed = ((row, key(row.example, with_choices)) for row in training)
-    return [
-        ContaminatedRow(row, first[question]) for row, question in keyed if question and question in first
-    ]
+    return [ContaminatedRow(row, first[question]) for row, question in keyed if question in first]
 
 
 def drop_related(
@@ -65,9 +64,7 @@ def suite_contamination(
         row if isinstance(row, SourcedExample) else SourcedExample(row, f"training row {row.id}")
         for row in train
     ]
-    items = [
-        SourcedExample(example, f"{task} item {example.id}") for task, e in others.items() for example in e
-    ]
+    items = [SourcedExample(e, f"{task} item {e.id}") for task, found in others.items() for e in found]
     return problems(find_contaminated_rows(training, items), "training", "remove it from the training rows")
 
 

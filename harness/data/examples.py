@@ -10,24 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
-from harness.data import formats
+from harness.data import formats, turns
 from harness.data.cells import is_label_list, is_object, join_labels, remove_special, write_empty_lists
 from harness.data.formats import Layout
 from harness.data.rated_rows import read_pair, read_thumb
 from harness.data.readers import clean_command, file_of
 from harness.data.text_files import Row, Rows, cap_problems
 from harness.data.tools import TOOL_FIELDS, add_tools
-from harness.data.turns import (
-    MEND_ROW,
-    add_system,
-    is_plain,
-    join_problems,
-    read_turns,
-    refuse_media,
-    text_of,
-    text_of_cell,
-    write_json,
-)
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
@@ -97,7 +86,7 @@ def examples(
     def read_example(row: Row, name: str) -> SourcedExample:
         example = _example(task, formats.read(row, layout, bool(documents)), name)
         # The document that a question's own context is, where it is one of those that are known.
-        context = text_of(row.fields.get("context") or "")
+        context = turns.text_of(row.fields.get("context") or "")
         ident = formats.context_id(context) if context else ""
         if ident in known and not example.documents:
             example = replace(example, documents=(ident,))
@@ -107,7 +96,7 @@ def examples(
     content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
-    found = cap_problems(join_problems(of_rows), content.shown, "rows that cannot be used")
+    found = cap_problems(turns.join_problems(of_rows), content.shown, "rows that cannot be used")
     found += _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     kept: list[SourcedExample] = []
     outside: list[SourcedExample] = []
@@ -200,7 +189,7 @@ def documents(content: Rows) -> list[Document]:
         UserError: with every row that cannot be used, at most ten of them shown.
     """
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
-        contexts = {text_of(row.fields["context"]): formats.title(row) for row in content.rows}
+        contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
 
     def read_document(row: Row, name: str) -> Document:
@@ -222,9 +211,8 @@ def refuse_unused_labels(task: Task, splits: Sequence[SplitExamples]) -> Iterato
     for label in task.labels if removed else ():
         hint = did_you_mean(label, removed)
         if label not in used and "did you mean" in hint:
-            yield Problem(
-                f"labels of task {task.name}", f"{label!r}, which no row has", "labels of rows", hint
-            )
+            where = f"labels of task {task.name}"
+            yield Problem(where, f"{label!r}, which no row has", "labels of rows", hint)
 
 
 def unknown_documents(splits: Sequence[SplitExamples], known: Sequence[Document]) -> list[Problem]:
@@ -257,7 +245,7 @@ def _make_each(
             found += error.problems
     is_refused = found and (invalid_rows == "error" or not made)
     if is_refused and problems is None:
-        raise UserError(cap_problems(join_problems(found), content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(turns.join_problems(found), content.shown, "rows that cannot be used"))
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:
@@ -274,11 +262,11 @@ def _make_each(
 
 
 def _example(task: Task, row: Row, name: str) -> Example:
-    is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
+    is_text = task.kind != "choice" and turns.is_plain(row.fields.get("choices"))
     own = () if is_text else _texts(row, "choices")
     if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, own))).items() if n > 1]:
         found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
-        raise UserError(Problem(row.where, found, expected, MEND_ROW))
+        raise UserError(Problem(row.where, found, expected, turns.MEND_ROW))
     ident = _fill_own(row, task.fields.id, "id") or name
     if task.kind == "choice" and not own and not task.labels:
         expected = "the field 'choices', or labels: of the task"
@@ -330,12 +318,12 @@ def _pair(task: Task, written: Row, name: str) -> Example:
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     """Return what a row asks, with the tools that it defines, but where the template writes these."""
     question = _question(row, template, may_be_empty)
-    refuse_media((turn["content"] for turn in question), row)
+    turns.refuse_media((turn["content"] for turn in question), row)
     return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
 def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:
-    is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
+    is_text = "prompt" in row.fields and turns.is_plain(row.fields.get("messages"))
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
     if "{messages}" in template and isinstance(row.fields.get("messages"), list):
@@ -345,16 +333,16 @@ def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...
     prompt = _fill(row, template) if template == _DEFAULT.prompt else _fill_shown(row, template)
     if not prompt.strip() and not may_be_empty:
         raise UserError(Problem(row.where, "an empty prompt", "a question", "fill it in or remove the row"))
-    return tuple(add_system([{"role": "user", "content": prompt}], row, template))
+    return tuple(turns.add_system([{"role": "user", "content": prompt}], row, template))
 
 
 def _turns(row: Row) -> tuple[Message, ...]:
-    turns = row.fields["messages"]
+    value = row.fields["messages"]
     expected = "a list of {role, content}, the last one of the user"
-    if not isinstance(turns, list) or not turns or not all(isinstance(turn, dict) for turn in turns):
+    if not isinstance(value, list) or not value or not all(isinstance(turn, dict) for turn in value):
         step = 'such as [{"role": "user", "content": "…"}]'
         raise UserError(Problem(row.where, "messages of another form", expected, step))
-    read = add_system(read_turns(row, "messages"), row)
+    read = turns.add_system(turns.read_turns(row, "messages"), row)
     if read[-1]["role"] != "user":
         found = f"messages that end with the {read[-1]['role']}"
         raise UserError(Problem(row.where, found, expected, "put the answer into the field reference"))
@@ -372,7 +360,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         return ()
     field = FIELD.fullmatch(template)
     if field and is_object(value := _value(row, field[1])):
-        return (write_json(value),)
+        return (turns.write_json(value),)
     if field and is_label_list(field[1], value):
         return (join_labels(row.where, field[1], value),)
     if field and isinstance(value, list):
@@ -411,7 +399,7 @@ def _fill_shown(row: Row, template: str) -> str:
 
     def show(field: re.Match[str]) -> str:
         value = _value(row, field[1])
-        return text_of(value) if isinstance(value, list | dict) and value else _scalar(row, field[1])
+        return turns.text_of(value) if isinstance(value, list | dict) and value else _scalar(row, field[1])
 
     return FIELD.sub(show, template)
 
@@ -438,7 +426,7 @@ def _scalar(row: Row, field: str) -> str:
         raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
     if isinstance(value, bool):
         return str(value).lower()
-    if (text := text_of_cell(value)) is not None:
+    if (text := turns.text_of_cell(value)) is not None:
         return text
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"

@@ -12,13 +12,7 @@ from functools import cache, partial
 from typing import Any, NamedTuple
 
 from harness.data.cells import is_object
-from harness.data.multiple_choice import (
-    ANY_FORM,
-    AnswerForms,
-    has_choices,
-    read_choices,
-    settle_forms,
-)
+from harness.data.multiple_choice import ANY_FORM, AnswerForms, has_choices, read_choices, settle_forms
 from harness.data.rated_rows import OWN_QUESTION, PREFERRED, RATED, TREE, best_answer, misfit, read_pair
 from harness.data.text_files import Row, Rows
 from harness.data.tools import TOOL_FIELDS
@@ -243,10 +237,9 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
         _refuse_untrained(row, field)
         turns = add_system(turns, row)
         if len(turns) < 2 or turns[-1]["role"] != "assistant" or not turns[-1]["content"].strip():
-            found = f"{field} that end with the {turns[-1]['role']}" if turns else f"empty {field}"
-            found = (
-                f"{field} whose last turn is empty" if turns and turns[-1]["role"] == "assistant" else found
-            )
+            last = turns[-1]["role"] if turns else ""
+            found = f"{field} that end with the {last}" if last else f"empty {field}"
+            found = f"{field} whose last turn is empty" if last == "assistant" else found
             expected = "turns that end with an answer of the assistant"
             raise misfit(row, found, expected)
         return {"messages": turns[:-1], "references": [turns[-1]["content"].strip()]}
@@ -364,20 +357,10 @@ def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
 
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
 LAYOUTS = (
-    Layout(
-        "OASST tree",
-        "message_tree_id, and a prompt with its replies",
-        _has(*TREE),
-        best_answer,
-    ),
+    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), best_answer),
     Layout("lm-eval log", "doc_id, doc, target, resps", _has(*_LOGGED), _refuse_log),
     Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
-    Layout(
-        "UltraFeedback",
-        "instruction, and completions with their ratings",
-        _has(*RATED),
-        best_answer,
-    ),
+    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), best_answer),
     Layout(
         "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
     ),

@@ -203,9 +203,7 @@ def _texts(row: Row) -> list[str]:
     texts = list_choices(row.fields)[1]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         name = next((name for name in CHOICES if row.fields.get(name) is not None), "A")
-        expected = (
-            "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON within a text"
-        )
+        expected = "a list of texts, {label: text}, or {text: [...], label: [...]}, also as JSON in a text"
         raise UserError(Problem(row.where, f"{name!r} of another form", expected, MEND_ROW))
     return [text.strip() for text in texts]
 

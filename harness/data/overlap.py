@@ -220,9 +220,8 @@ def overlap_notes(
     if not questions or not items:
         return []
     name = digest([_VERSION, WORDS_IN_COMMON, EIGHT_GRAMS, questions, answers, items])
-    found = [
-        Overlap(*one) for one in memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
-    ]
+    remembered = memo("overlap", name, lambda: overlaps(questions, items, answers=answers))
+    found = [Overlap(*one) for one in remembered]
     known = {one.training for one in found}
     close = _close_embeddings(questions, items, encode) if encode else []
     by_sense = sorted((o for o in close if o.training not in known), key=lambda o: -o.similarity)
@@ -235,10 +234,8 @@ def overlap_notes(
         closest = "; ".join(f"{a} and {b} ({o.measure} {plain(o.similarity)})" for (a, b), o in near)
         said = f"{pluralize(len(of), 'row')} may be evaluated items in other words; closest: {closest}"
         # Dedup looks at words alone.
-        mend = (
-            "" if of is by_sense else "".join(_commands(pairs, n_rows, drawn_from or where, read_by, names))
-        )
-        notes.append(f"{where}: {said}{mend}")
+        commands = _commands(pairs, n_rows, drawn_from or where, read_by, names) if of is found else ()
+        notes.append(f"{where}: {said}{''.join(commands)}")
     return notes
 
 
@@ -257,10 +254,9 @@ def _commands(
     against: dict[str, dict[str, None]] = {}
     for training, evaluated in pairs:
         against.setdefault(file_of(training), {})[file_of(evaluated)] = None
-    drawn = any(
-        drawn_from in of for of in against.values()
-    )  # the evaluated items are of a training file itself
-    if drawn and (split := _split_command(drawn_from, read_by, names)):
+    # The evaluated items may be of a training file itself.
+    is_drawn = any(drawn_from in of for of in against.values())
+    if is_drawn and (split := _split_command(drawn_from, read_by, names)):
         yield f"; `{split}` keeps rows that are alike in one part"
     for file, of in against.items():
         tests = [f for f in of if f not in ("", file, drawn_from) and _options(f, read_by) is not None]

@@ -184,9 +184,8 @@ def read_thumb(row: Row) -> Row | None:
     Raises:
         UserError: the label is no thumb, or the completion is empty or no answer.
     """
-    if not {"completion", "label"} <= find_known_fields(row) or {"chosen", "rejected"} <= find_known_fields(
-        row
-    ):
+    known = find_known_fields(row)
+    if not {"completion", "label"} <= known or {"chosen", "rejected"} <= known:
         return None
     label, completion = row.fields["label"], row.fields["completion"]
     if (is_up := read_flag(label)) is None:

@@ -95,12 +95,10 @@ def _list_objects(value: Any) -> list[dict[str, Any]] | None:
     if not held or len(held) < len(value):
         return None
     if all(isinstance(of, list) for of in held):
-        is_table = len({len(of) for of in held}) == 1 and not any(
-            isinstance(c, dict) for of in held for c in of
-        )
-        return (
-            [dict(zip(value, cells, strict=True)) for cells in zip(*held, strict=True)] if is_table else None
-        )
+        holds_objects = any(isinstance(cell, dict) for of in held for cell in of)
+        if holds_objects or len({len(of) for of in held}) > 1:
+            return None
+        return [dict(zip(value, cells, strict=True)) for cells in zip(*held, strict=True)]
     return _list_by_key(value) if all(isinstance(of, dict) for of in held) else None
 
 
@@ -284,10 +282,7 @@ def _without_nan(value: Any) -> Any:
         return {name: _without_nan(of) for name, of in value.items()}
     if isinstance(value, list):
         return [_without_nan(of) for of in value]
-    is_nan = (isinstance(value, float) and math.isnan(value)) or (
-        isinstance(value, Decimal) and value.is_nan()
-    )
-    return None if is_nan else value
+    return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 
 __all__ = [

@@ -263,9 +263,8 @@ def deal(
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) < k:
-        found = (
-            f"{pluralize(len(rows), 'row')} in {pluralize(len(groups), 'group')} of one cluster or question"
-        )
+        n_groups = pluralize(len(groups), "group")
+        found = f"{pluralize(len(rows), 'row')} in {n_groups} of one cluster or question"
         step = f"fewer folds{f', at most {len(groups)}' if len(groups) > 1 else ''}, or more rows"
         raise UserError(Problem(rows[0].where if rows else "folds", found, f"at least {k}, one a fold", step))
     labels = [Counter(stratum_of([rows[i].example]) for i in group) for group in groups]
@@ -332,9 +331,8 @@ def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) 
         lacking = [str(fold) for fold, held in enumerate(counts, start=1) if not held[label]]
         if lacking:
             found = f"{pluralize(n, 'row')} of the label {label!r}, none in fold {', '.join(lacking)}"
-            expected = (
-                f"at least {len(dealt)} of each label outside of validation, in rows that can be parted"
-            )
+            apart = "outside of validation, in rows that can be parted"
+            expected = f"at least {len(dealt)} of each label {apart}"
             step = "add rows of it, join it with another label, or lower folds"
             yield Problem(where, found, expected, step)
 
@@ -365,9 +363,8 @@ def cover(classes: Classes, sizes: Sequence[int], drawn: Sequence[int], n_parts:
     if scarce_classes(classes, n_parts):
         return None
     few = [g for g, of in enumerate(classes) if lacking.intersection(of)]
-    return _solve(classes, sizes, drawn, n_parts, few) or _solve(
-        classes, sizes, drawn, n_parts, range(len(classes))
-    )
+    every = range(len(classes))
+    return _solve(classes, sizes, drawn, n_parts, few) or _solve(classes, sizes, drawn, n_parts, every)
 
 
 def scarce_classes(classes: Classes, n_parts: int) -> list[str]:

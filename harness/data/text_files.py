@@ -171,12 +171,10 @@ def _find_broken_gzip(file: Path, shown: str) -> Problem | None:
     except _BROKEN as error:
         if not n and (problem := _describe_unpacked(file, shown)):
             return problem
-        lines = pluralize(n, "line")
-        found = f"a broken gzip file ({error}); {lines} can be read"
+        found = f"a broken gzip file ({error}); {pluralize(n, 'line')} can be read"
         where = f"{shown}:{n + 1}"
-        if isinstance(
-            error, gzip.BadGzipFile
-        ):  # what is wrong stands behind the rows, or at the very beginning
+        # What is wrong stands behind the rows, or at the very beginning.
+        if isinstance(error, gzip.BadGzipFile):
             where = f"{shown}:{n}" if n else shown
             found += ", and any of them may be damaged" if n else ""
         step = f"fetch or pack it again; gzip -cd {as_argument(shown)} gives what is left of it"

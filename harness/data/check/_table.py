@@ -18,15 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data import columns, examples, formats, readers
-from harness.data.cells import (
-    FORMS,
-    ColumnCells,
-    count_cells,
-    find_mixed_columns,
-    read_date,
-    write_empty_lists,
-)
+from harness.data import cells, columns, examples, formats, readers
+from harness.data.cells import ColumnCells
 from harness.data.columns import (
     PAIRS,
     QuestionAndAnswers,
@@ -222,7 +215,7 @@ class _Maker:
         shown, n = readers.display_path(path), 0
         answer = FIELD.fullmatch(self.reading.task.fields.reference)
         rows = map(self._count, readers.stream(path, split))
-        for row in write_empty_lists(answer[1] if answer else "", rows, _FIRST):
+        for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
             n += 1
             self._add(row, shown)
         self.per_file[shown] = n
@@ -231,7 +224,7 @@ class _Maker:
             raise UserError(readers.phrase_no_rows(path, "at least one row", step))
 
     def _count(self, row: Row) -> Row:
-        count_cells(self.columns, row)
+        cells.count_cells(self.columns, row)
         return row
 
     def _add(self, row: Row, shown: str) -> None:
@@ -285,10 +278,10 @@ class _Maker:
         if value in (None, ""):
             return None
         try:
-            return read_date(value, self.reading.date_format)
+            return cells.read_date(value, self.reading.date_format)
         except (ValueError, OSError, OverflowError):
             found = f"{str(value)[:40]!r} in {self.reading.date!r}"
-            expected = f"a date: {self.reading.date_format or FORMS}"
+            expected = f"a date: {self.reading.date_format or cells.FORMS}"
             step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
             self.no_dates.append(Problem(row.where, found, expected, step))
             return None
@@ -308,7 +301,7 @@ class _Maker:
         shown = ", ".join(self.per_file)
         return [
             *found,
-            *find_mixed_columns(self.columns),
+            *cells.find_mixed_columns(self.columns),
             *cap_problems(self.no_dates, shown, "dates that cannot be read"),
         ]
 

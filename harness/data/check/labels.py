@@ -49,9 +49,8 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
     counts, n = Counter(labels), len(labels)
     effective = exp(-sum(k / n * log(k / n) for k in counts.values()))
     (most, k), (least, j) = counts.most_common(1)[0], counts.most_common()[-1]
-    title = (
-        f"{len(counts):,} labels, worth {effective:.1f} of equal size: {most!r} {k:,} rows, {least!r} {j:,}"
-    )
+    extremes = f"{most!r} {k:,} rows, {least!r} {j:,}"
+    title = f"{len(counts):,} labels, worth {effective:.1f} of equal size: {extremes}"
     yield Finding("note", title, f"always answering {most!r} scores {100 * k / n:.1f} %")
     small = {label for label, m in counts.items() if m < _FEWEST}
     if small:
@@ -81,11 +80,10 @@ def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> 
     p, label = mix_p(train, test)
     if p is None or p >= ALPHA:
         return None
-    shares = (
-        f"{100 * train[label] / train.total():.1f} % of training, {100 * test[label] / test.total():.1f} %"
-    )
+    trained, tested = (100 * counts[label] / counts.total() for counts in (train, test))
     meaning = "a score on test weighs labels otherwise than training did; name which mix is the real one"
-    title = f"labels are mixed otherwise in test (chi-square, p = {p:.1g}): {label!r} is {shares} of test"
+    shares = f"{trained:.1f} % of training, {tested:.1f} % of test"
+    title = f"labels are mixed otherwise in test (chi-square, p = {p:.1g}): {label!r} is {shares}"
     column = table.reading.task.fields.reference.strip("{}")
     keeps = f" --stratify {shlex.quote(column)}" if column in table.columns else ""
     command = f"harness data split FILE{keeps} --out OUT"

@@ -133,9 +133,8 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
     shown = " and ".join(f"{entry.where} answers {excerpt(entry.answer, 40)!r}" for entry in there)
     question = excerpt(" ".join(there[0].question.split()), 60) if there else ""
     places = tuple(table.places(i) for i, _ in pairs)
-    command = (
-        "harness data dedup FILE --conflicts drop --out OUT  # all of them; the Data page decides one by one"
-    )
+    all_of_them = "  # all of them; the Data page decides one by one"
+    command = f"harness data dedup FILE --conflicts drop --out OUT{all_of_them}"
     if table.files_emptied_by(places):
         command = DECIDE
     yield Finding(
@@ -173,9 +172,8 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """
     if given.test is None:
         return
-    rows, items = (
-        [SourcedExample(entry.example, entry.where) for entry in of.entries] for of in (table, given.test)
-    )
+    rows = [SourcedExample(entry.example, entry.where) for entry in table.entries]
+    items = [SourcedExample(entry.example, entry.where) for entry in given.test.entries]
     exact = find_contaminated_rows(rows, items)
     exact_places = {row.training.where for row in exact}
     left = [entry for entry in table.entries if entry.where not in exact_places]

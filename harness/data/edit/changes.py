@@ -165,9 +165,8 @@ def put_answer(fields: Any, keys: Keys, answer: str | int) -> Any:
 
 
 def _are_turns(value: Any) -> bool:
-    return isinstance(value, list) and any(
-        isinstance(of, dict) and {"role", "from"} & of.keys() for of in value
-    )
+    objects = [of for of in value if isinstance(of, dict)] if isinstance(value, list) else []
+    return any({"role", "from"} & of.keys() for of in objects)
 
 
 def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:

@@ -15,18 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.data import formats
 from harness.data.cells import find_objects, remove_special
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
-from harness.data.edit.changes import (
-    Change,
-    EditedRow,
-    Keys,
-    answer_at,
-    commonest_spellings,
-    drop,
-    label_places,
-    list_written_answers,
-    put_answer,
-    several_spellings,
-)
+from harness.data.edit import changes
 from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
@@ -76,7 +65,7 @@ def clean(
     layout: Layout | None = None,
     drop_lost: bool = False,
     mending: CleaningOptions = _NOTHING_MORE,
-) -> Iterator[EditedRow]:
+) -> Iterator[changes.EditedRow]:
     """Clean row by row; `decisions` on lines go first: a row is dropped, or gets another answer.
 
     Rows go that the `layout` of the file cannot read. With `drop_lost` rows with U+FFFD go too: the sign that
@@ -86,7 +75,7 @@ def clean(
     for row in rows:
         decision = (decisions or {}).get(line_of(row))
         if decision and decision.decision == "drop":
-            yield drop(row, "decided")
+            yield changes.drop(row, "decided")
             continue
         reasons: dict[str, None] = {}
         fields = {
@@ -96,31 +85,31 @@ def clean(
             if fields.get(name) != value:
                 fields[name], reasons[f"relabelled in {name!r}"] = value, None
         if decision and decision.decision == "relabel" and not decision.values:
-            places = (of.keys for of in label_places(fields, roles) if of.text.strip())
+            places = (of.keys for of in changes.label_places(fields, roles) if of.text.strip())
             keys = next(places, (roles.answers[0],))
             fields = _relabel(row, fields, keys, decision.label, reasons)
-        for text, keys in list_written_answers(fields, roles) if mending.leading_spaces else ():
+        for text, keys in changes.list_written_answers(fields, roles) if mending.leading_spaces else ():
             if text[:1].isspace():
                 reasons[f"leading spaces cut in {keys[0]!r}"] = None
-                fields = put_answer(fields, keys, text.lstrip())
-        for text, keys in label_places(fields, roles) if mending.spellings else ():
+                fields = changes.put_answer(fields, keys, text.lstrip())
+        for text, keys in changes.label_places(fields, roles) if mending.spellings else ():
             if label := mending.spellings.get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
         cleaned = Row(row.where, fields)
         if other := formats.find_other_layout(cleaned, layout):
-            yield drop(row, f"a row of another layout: {other}")
+            yield changes.drop(row, f"a row of another layout: {other}")
             continue
         finds_nothing = any(cleaned.fields.get(name) == [] for name in objects)
         unusable = _unusable(cleaned, roles, drop_lost=drop_lost, may_be_empty=finds_nothing)
         if unusable := unusable or _find_unreadable(cleaned, layout):
-            yield drop(row, unusable)
+            yield changes.drop(row, unusable)
             continue
         ident = cleaned.fields.get("id")
         if mending.ids and isinstance(ident, str | int) and (given := mending.ids.give(ident)) != ident:
             reasons[STOOD_ALREADY] = None
             cleaned = cleaned._replace(fields={**cleaned.fields, "id": given})
-        changed = Change(row.where, "changed", tuple(reasons))
-        yield EditedRow(cleaned, changed) if reasons else EditedRow(row)
+        changed = changes.Change(row.where, "changed", tuple(reasons))
+        yield changes.EditedRow(cleaned, changed) if reasons else changes.EditedRow(row)
 
 
 def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str]:
@@ -139,13 +128,13 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
         found = f"{pluralize(len(set(answers)), 'different answer')} of {pluralize(len(answers), 'row')}"
         most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
         raise UserError(Problem(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step))
-    return commonest_spellings(several_spellings(answers))
+    return changes.commonest_spellings(changes.several_spellings(answers))
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
     """Yield the choices, and the first answer of each column, clean; of pairs of the first column alone."""
-    first: dict[Keys, str] = {}
-    for text, keys in label_places(row.fields, roles):
+    first: dict[changes.Keys, str] = {}
+    for text, keys in changes.label_places(row.fields, roles):
         place = keys if keys[0] in CHOICES else keys[:1]
         if not first.get(place):
             first[place] = clean_text(text)[0].strip()
@@ -157,14 +146,14 @@ def _relabel(
 ) -> dict[str, Any]:
     """Put a label where an answer stands, as a whole number where it is one."""
     column = keys[0]
-    value = answer_at(fields, keys)
+    value = changes.answer_at(fields, keys)
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)
     if not is_number and not isinstance(value, str | None):
         found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
         raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
     if value != (given := int(label) if is_number else label):
         reasons[f"relabelled in {column!r}"] = None
-        fields = put_answer(fields, keys, given)
+        fields = changes.put_answer(fields, keys, given)
     return fields
 
 

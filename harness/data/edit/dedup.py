@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
-from harness.data.edit.changes import Change, EditedRow, drop
+from harness.data.edit.changes import Change, EditedRow, Kind, drop
 from harness.data.near_duplicates import THRESHOLD, DuplicateGroup, are_alike, near_duplicates
 from harness.data.overlap import overlaps
 from harness.data.splits import origins
@@ -189,8 +189,7 @@ def _report_conflicts(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Ch
         for i in members:
             row = left[i].row
             other = left[next(j for j in members if j != i)].row.where
-            reported = Change(row.where, "reported", ("another answer to the question",), other)
-            changes[i] = (
-                drop(row, "another answer to the question", other) if drop_them else EditedRow(row, reported)
-            )
+            kind: Kind = "dropped" if drop_them else "reported"
+            change = Change(row.where, kind, ("another answer to the question",), other)
+            changes[i] = EditedRow(None if drop_them else row, change)
     return changes

@@ -166,10 +166,9 @@ def row_numbers(
         for content, n, size in zip(files, numbers, sizes, strict=True)
         if n > size and not mixture.replacement
     ]
+    found, more = "a share that draws no row", "draw more, or leave the file out"
     problems += [
-        Problem(
-            content.shown, "a share that draws no row", "one at least", "draw more, or leave the file out"
-        )
+        Problem(content.shown, found, "one at least", more)
         for content, n in zip(files, numbers, strict=True)
         if not n and mixture.weights
     ]

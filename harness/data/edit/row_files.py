@@ -317,9 +317,8 @@ def n_rows_of(path: str) -> int | None:
 def find_grouping_column(path: str) -> str | None:
     """Return the column by whose values a split kept rows together, where a file is a part of one."""
     found = manifest_of(path) or {}
-    return (
-        (found.get("parameters") or {}).get("group") if found.get("command") == "harness data split" else None
-    )
+    is_split = found.get("command") == "harness data split"
+    return (found.get("parameters") or {}).get("group") if is_split else None
 
 
 def _part_of(file: Path, found: dict[str, Any]) -> _SplitPart | None:

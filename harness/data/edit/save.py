@@ -257,10 +257,9 @@ def manifest(
         take_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
         for path in edit.inputs
     )
-    here = [
-        Payment(str(output["sha256"]), edit.cost_usd) for output in outputs[:1] if edit.cost_usd is not None
-    ]
-    paid = join_payments([*here, *chain.from_iterable(paid_before)])
+    paid = join_payments(chain.from_iterable(paid_before))
+    if edit.cost_usd is not None and outputs:
+        paid = join_payments([Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -281,9 +280,8 @@ def manifest(
 
 def manifest_text(made: Mapping[str, Any]) -> str:
     """Write a manifest as JSON, one row a line."""
-    head = json.dumps(
-        {key: value for key, value in made.items() if key != "rows"}, indent=2, ensure_ascii=False
-    )
+    beside_rows = {key: value for key, value in made.items() if key != "rows"}
+    head = json.dumps(beside_rows, indent=2, ensure_ascii=False)
     rows = ",\n".join(f"    {json.dumps(row, ensure_ascii=False)}" for row in made["rows"])
     return f'{head[:-2]},\n  "rows": [{f"{chr(10)}{rows}{chr(10)}  " if rows else ""}]\n}}\n'
 

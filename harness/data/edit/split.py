@@ -10,24 +10,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness.data import splits
 from harness.data.cells import FORMS, are_days, read_moment
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.edit.changes import Change
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
-from harness.data.splits import (
-    deal,
-    find_clashing_classes,
-    groups_of,
-    is_augmented,
-    join,
-    labels_of,
-    origins,
-    phrase_only_augmented,
-    scarce_classes,
-    set_aside,
-    spread_labels,
-)
 from harness.data.text_files import Row, Rows, cap_problems
 from harness.errors import Problem, UserError
 from harness.formatting import plain, pluralize
@@ -87,9 +75,9 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
             many, or a time cannot be read.
     """
     check_way(way)
-    own = content._replace(rows=[row for row in content.rows if not is_augmented(row)])
+    own = content._replace(rows=[row for row in content.rows if not splits.is_augmented(row)])
     if not own.rows:
-        raise UserError(phrase_only_augmented(content.shown))
+        raise UserError(splits.phrase_only_augmented(content.shown))
     if way.folds and len(own.rows) < len(content.rows):
         step = "split the rows that they were made from, and augment each fold's training rows"
         raise UserError(Problem(content.shown, "augmented rows", "folds of rows that are tested", step))
@@ -109,7 +97,7 @@ def keep_clusters(way: SplitOptions, content: Rows) -> SplitOptions:
 
 def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     """Put augmented rows where their original is trained on, unless they ask what another part does."""
-    if not (made := origins(content.rows)):
+    if not (made := splits.origins(content.rows)):
         return found
     changes = {change.where: change for change in found.changes}
     trained = {row.where for row in found.parts["train"]}
@@ -118,11 +106,12 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
             changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
         elif of := next((at for at in origin.places if at not in trained), None):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
-    rows = [row for row in content.rows if is_augmented(row)]
+    rows = [row for row in content.rows if splits.is_augmented(row)]
     others = [row for name, part in found.parts.items() if name != "train" for row in part]
-    augmented, known, every = (
+    texts = [
         [read_question_and_answers(row, roles).whole for row in of] for of in (rows, others, content.rows)
-    )
+    ]
+    augmented, known, every = texts
     for row, near in zip(rows, _nearest(augmented, known, way.alike, every), strict=True):
         if near:
             reason = "alike to a question of another part"
@@ -155,7 +144,7 @@ def check_way(way: SplitOptions) -> None:
 
 def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
     """Say which parts are far from their shares, since rows that belong together cannot be parted."""
-    own = {name: sum(not is_augmented(row) for row in rows) for name, rows in found.parts.items()}
+    own = {name: sum(not splits.is_augmented(row) for row in rows) for name, rows in found.parts.items()}
     n = sum(own.values())
     for name, n_own in own.items():
         share = way.parts[name]
@@ -173,14 +162,13 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
         parts = _draw_parts(content, kinds, way)
         joined = list(_alike_across(parts, questions, way.alike))
         if not joined:
-            return SplitRows(
-                {name: [content.rows[i] for i in part] for name, part in parts.items()}, changes=[]
-            )
+            rows = {name: [content.rows[i] for i in part] for name, part in parts.items()}
+            return SplitRows(rows, changes=[])
         marks = [[("kind", str(kind))] for kind in kinds]
         for number, pair in enumerate(joined):
             for i in pair:
                 marks[i].append(("pair", str(number)))
-        for group in join(marks):
+        for group in splits.join(marks):
             first = min(kinds[i] for i in group)
             for i in group:
                 kinds[i] = first
@@ -199,23 +187,23 @@ def _kinds(questions: Sequence[str], alike: float) -> list[int]:
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
     rows = [_make_source(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
-    n_groups, named = len(groups_of([row.example for row in rows])), list(way.parts)
+    n_groups, named = len(splits.groups_of([row.example for row in rows])), list(way.parts)
     if n_groups < len(named):
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
         step = "add rows, or raise --alike, or name another --group"
         raise UserError(Problem(content.shown, found, f"at least {len(named)}, one a part", step))
     if way.folds:
-        dealt = deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
+        dealt = splits.deal(rows, way.folds, random.Random(f"{way.seed}/folds"))
     else:
         train, dealt, left = rows, list[list[SourcedExample]](), 1.0
         for n_before, name in reversed(list(enumerate(way.parts))[1:]):
             rng, share = random.Random(f"{way.seed}/{name}"), way.parts[name] / left
-            train, part = set_aside(train, rng, share=share, leave=n_before)
+            train, part = splits.set_aside(train, rng, share=share, leave=n_before)
             dealt.insert(0, part)
             left -= way.parts[name]
         dealt.insert(0, train)
     if way.stratify:
-        dealt = spread_labels(rows, dealt)
+        dealt = splits.spread_labels(rows, dealt)
         if problems := list(_class_problems(content.shown, rows, dealt, way)):
             raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
@@ -232,8 +220,8 @@ def _class_problems(
     }
     if not any(lacking.values()):
         return
-    groups = labels_of(rows, groups_of([row.example for row in rows]))
-    scarce = scarce_classes(groups, len(parts))
+    groups = splits.labels_of(rows, splits.groups_of([row.example for row in rows]))
+    scarce = splits.scarce_classes(groups, len(parts))
     where = f"{shown}, --stratify {way.stratify}"
     step = "add rows of it, drop or rename the class, or leave out --stratify"
     for value in scarce:
@@ -246,7 +234,7 @@ def _class_problems(
         )
         yield Problem(where, found, expected, step)
     if not scarce:
-        clash = find_clashing_classes(groups, len(parts))
+        clash = splits.find_clashing_classes(groups, len(parts))
         found = (
             f"{pluralize(len(groups), 'group')} of rows that belong together, and no split gives each "
             f"part rows of {', '.join(map(repr, clash))}"
@@ -333,9 +321,8 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
             kinds.setdefault(is_number, row.where)
         except (ValueError, OverflowError):
             is_empty = value is None or not str(value).strip()
-            found = (
-                f"no time in {way.time!r}" if is_empty else f"{value!r} in {way.time!r}, which is not a time"
-            )
+            found = f"no time in {way.time!r}"
+            found = found if is_empty else f"{value!r} in {way.time!r}, which is not a time"
             problems.append(Problem(row.where, found, _TIMES, "fix the row, or drop it"))
     if len(kinds) > 1 and not problems:
         found = f"a number in {way.time!r}, where {kinds[False]} has a date"
