@@ -7,6 +7,7 @@ would give: their content, the task's definition, the seed and the version of th
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from harness.data import examples as items
 from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import ContaminatedRow, find_contaminated_rows, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
-from harness.data.splits import assign_folds, describe_folds
+from harness.data.splits import assign_folds
 from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
@@ -322,8 +323,14 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
         train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
     shown = readers.display_path(task.data.source("train") or "")
     folds = assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
-    held = f"{len(validation):,} rows for validation"
-    files.notes.read_as.append(f"{shown}: {held}, and {describe_folds(folds)}")
+    sizes, n = Counter(folds.values()), len(folds)
+    least, most = min(sizes.values()), max(sizes.values())
+    size = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+    files.notes.read_as.append(
+        f"{shown}: {len(validation):,} rows for validation, and {len(sizes)} folds of {size} rows, each "
+        f"answered by what was made without it, of some {n - n // len(sizes):,}; "
+        f"what is shipped is made of all {n:,}"
+    )
     pairs = _drop_set_aside(task, files, validation)
     return files._replace(train=train, validation=validation, test=train, pairs=pairs, folds=folds)
 

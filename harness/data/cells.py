@@ -62,15 +62,10 @@ def find_mixed_columns(cells: Mapping[str, ColumnCells]) -> list[Problem]:
         if {"list", "object"} & column.kinds.keys() and len(column.kinds) > 1:
             ranked = column.kinds.most_common()
             kinds = " and ".join(f"{kind} ({pluralize(n, 'row')})" for kind, n in ranked)
-            found += [
-                Problem(
-                    column.of_kind[kind][0],
-                    f"{name!r} of mixed types: {kinds}",
-                    "one type",
-                    f"write the {kind} as in the other rows",
-                )
-                for kind, _ in ranked[1:]
-            ]
+            for kind, _ in ranked[1:]:
+                step = f"write the {kind} as in the other rows"
+                where = column.of_kind[kind][0]
+                found.append(Problem(where, f"{name!r} of mixed types: {kinds}", "one type", step))
     return found
 
 

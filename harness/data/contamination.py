@@ -70,16 +70,10 @@ def suite_contamination(
 
 def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> list[Problem]:
     """Phrase contaminated rows as problems, at most ten of them shown."""
-    expected = "no training row that is evaluated"
-    found = [
-        Problem(
-            row.training.where,
-            f"{_excerpt(row)}, the question of {row.evaluated.where} too",
-            expected,
-            next_step,
-        )
-        for row in rows
-    ]
+    expected, found = "no training row that is evaluated", list[Problem]()
+    for row in rows:
+        said = f"{_excerpt(row)}, the question of {row.evaluated.where} too"
+        found.append(Problem(row.training.where, said, expected, next_step))
     return cap_problems(found, where, "training rows that are evaluated")
 
 

@@ -168,13 +168,12 @@ def _layout_of(row: Row) -> Layout | None:
     turns = [name for name, value in row.fields.items() if is_conversation(value)]
     if len(turns) != 1 or any(may_answer(name) for name in find_known_fields(row)):
         return None
-    return _conversation(turns[0])
+    return _conversation("chat", f"{turns[0]} that ends with the assistant's answer", turns[0])
 
 
 @cache
-def _conversation(column: str) -> Layout:
-    form = f"{column} that ends with the assistant's answer"
-    return Layout("chat", form, _has(column), _chat(column), column)
+def _conversation(name: str, form: str, column: str) -> Layout:
+    return Layout(name, form, _has(column), _chat(column), column)
 
 
 def _has(*names: str) -> Callable[[set[str]], bool]:
@@ -366,20 +365,8 @@ LAYOUTS = (
     ),
     Layout("FLAN", "inputs, targets", _has("inputs", "targets"), _flan),
     Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
-    Layout(
-        "chat",
-        "messages that end with the assistant's answer",
-        _has("messages"),
-        _chat("messages"),
-        "messages",
-    ),
-    Layout(
-        "ShareGPT",
-        "conversations of from and value",
-        _has("conversations"),
-        _chat("conversations"),
-        "conversations",
-    ),
+    _conversation("chat", "messages that end with the assistant's answer", "messages"),
+    _conversation("ShareGPT", "conversations of from and value", "conversations"),
     Layout("prompt and completion", "prompt, completion", _has("prompt", "completion"), _completion),
     Layout(
         "Dolly",

@@ -10,6 +10,7 @@ choice, or places count in two ways, nothing is read until the task says which (
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, NamedTuple
@@ -102,7 +103,8 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     """Return the labels of a row's choices, and the choices, a list where they are of a form that is read."""
     found: Any = next((fields[name] for name in CHOICES if fields.get(name) is not None), None)
     if isinstance(found, str) and not is_plain(found):
-        found = _parse(found)
+        with suppress(ValueError):  # JSON within a text, as a CSV file holds it
+            found = parse_json(found)
     labels = list(ascii_uppercase)
     if found is None:
         columns = list_choice_columns(fields)
@@ -113,14 +115,6 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
 
 
-def _parse(text: str) -> Any:
-    """Read JSON within a text, as a CSV file holds it; a text that is none as it is."""
-    try:
-        return parse_json(text)
-    except ValueError:
-        return text
-
-
 def read_choices(row: Row, forms: AnswerForms) -> Choices:
     """Read a question with its choices.
 
@@ -129,7 +123,7 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
     """
     fields = row.fields
     question = fields[find_column(fields, CHOICE_QUESTIONS) or ""]
-    column, texts = _right_column(row), _texts(row)
+    column, texts = find_column(fields, RIGHT) or "", _texts(row)
     if not isinstance(fields[column], str | int | float):
         return Choices(question, texts, fields[column])
     answer = _read_answer(row)
@@ -195,10 +189,6 @@ def _say_forms(one: str, other: str) -> str:
     return f"{ways}, or the texts of the choices into the file"
 
 
-def _right_column(row: Row) -> str:
-    return find_column(row.fields, RIGHT) or ""
-
-
 def _texts(row: Row) -> list[str]:
     texts = list_choices(row.fields)[1]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
@@ -210,7 +200,7 @@ def _texts(row: Row) -> list[str]:
 
 def _read_answer(row: Row, column: str = "") -> _Answer:
     """Read an answer, that of a column where it is named, in each form that it may have."""
-    texts, column = _texts(row), column or _right_column(row)
+    texts, column = _texts(row), column or find_column(row.fields, RIGHT) or ""
     labels, written = list_choices(row.fields)[0], row.fields[column]
     said = (str(written).lower() if isinstance(written, bool) else str(written)).strip()
     alike = [text for text in texts if text == said] or [t for t in texts if normalize(t) == normalize(said)]

@@ -82,11 +82,9 @@ def overlaps(
     such as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
-    whole = (
-        [" ".join(filter(None, of)) for of in zip(words, map(_cut, answers), strict=True)]
-        if answers
-        else words
-    )
+    whole = words
+    if answers:
+        whole = [" ".join(filter(None, of)) for of in zip(words, map(_cut, answers), strict=True)]
     found: dict[int, Overlap] = {}
     for i, near in enumerate(nearest(training, evaluated, threshold=WORDS_IN_COMMON)):
         if near:

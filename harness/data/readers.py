@@ -24,14 +24,13 @@ from harness.data.text_files import (
     Rows,
     cap_problems,
     display_path,
-    find_header_line,
     is_csv,
     kind_of,
     open_bytes,
     open_text,
     read_csv,
     refuse_bomb,
-    refuse_certain_row,
+    refuse_no_header,
 )
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.records import parse_json
@@ -136,11 +135,8 @@ def _describe_no_rows(value: Any, shown: str) -> tuple[str, str, str]:
         names = ["prompt", "reference"] if n == 2 else [f"column_{i}" for i in range(1, n + 1)]
         command = _write_lines(source, f"dict(zip({names}, row))", f"{shown}.jsonl")
         return "lists in the place of rows, without names of columns", expected, f"name them: {command}"
-    return (
-        "JSON that is not a list of objects",
-        expected,
-        "write its rows as a list, or one a line in a .jsonl file",
-    )
+    step = "write its rows as a list, or one a line in a .jsonl file"
+    return "JSON that is not a list of objects", expected, step
 
 
 def _write_lines(rows: str, row: str, out: str) -> str:
@@ -340,14 +336,6 @@ def phrase_no_rows(path: str, expected: str, next_step: str) -> Problem:
     return Problem(display_path(path), found, expected, next_step)
 
 
-def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
-    """Refuse a CSV file whose first line is certainly a row."""
-    file, shown = Path(path), display_path(path)
-    if is_csv(path) and not path.startswith(HUB) and not file.is_dir():
-        where = f"{shown}:{find_header_line(file, shown)}"
-        refuse_certain_row(where, list(rows[0].fields), [row.fields for row in rows])
-
-
 def stream(path: str, split: str) -> Iterator[Row]:
     """Yield the rows that `read` returns, one after the other; of a long file only a part is in memory.
 
@@ -367,8 +355,14 @@ def stream(path: str, split: str) -> Iterator[Row]:
     elif not file.is_file():
         found, expected = "a pipe or a device", "a file whose name says its kind, such as rows.jsonl"
         raise UserError(Problem(shown, found, expected, "write what it gives to a file first"))
+    elif kind := kind_of(file):
+        yield from _READERS[kind](file, shown)
     else:
-        yield from _reader(file, shown)(file, shown)
+        expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
+        step = "convert it to JSON Lines"
+        if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
+            step = f"soffice --headless --convert-to csv {as_argument(shown)}, or save it as CSV"
+        raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))
 
 
 def find_repeated(files: Sequence[str]) -> list[str]:
@@ -394,13 +388,3 @@ def file_of(where: str) -> str:
         return head.partition(" ")[0]
     is_file = head.lower().removesuffix(".gz").endswith(ENDINGS)
     return head if is_file else head.rpartition(" ")[0]  # a folder in the hub's layout, and its part
-
-
-def _reader(file: Path, shown: str) -> Callable[[Path, str], Iterable[Row]]:
-    if kind := kind_of(file):
-        return _READERS[kind]
-    expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
-    step = "convert it to JSON Lines"
-    if file.suffix.lower() in (".xlsx", ".xls", ".ods"):
-        step = f"soffice --headless --convert-to csv {as_argument(shown)}, or save it as CSV"
-    raise UserError(Problem(shown, f"a file of the kind {file.suffix!r}", expected, step))

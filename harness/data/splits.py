@@ -337,17 +337,6 @@ def _find_missing_labels(dealt: Sequence[Sequence[SourcedExample]], where: str) 
             yield Problem(where, found, expected, step)
 
 
-def describe_folds(folds: Mapping[str, int]) -> str:
-    """Say how many folds there are, of how many rows, and who answers what."""
-    n, sizes = len(folds), Counter(folds.values())
-    least, most = min(sizes.values()), max(sizes.values())
-    size = f"{least:,}" if least == most else f"{least:,} to {most:,}"
-    return (
-        f"{len(sizes)} folds of {size} rows, each answered by what was made without it, of some "
-        f"{n - n // len(sizes):,}; what is shipped is made of all {n:,}"
-    )
-
-
 Classes = Sequence[Collection[str]]  # of each group
 
 

@@ -307,12 +307,6 @@ def _title_line(where: str, n: int, widths: Counter[int]) -> Problem:
     return Problem(where, found, expected, "delete the lines above the names of the columns, or name each")
 
 
-def find_header_line(file: Path, shown: str) -> int:
-    """Return the line of a CSV file that names its columns: the second after one of `sep=`."""
-    with open_text(file, shown) as text:
-        return 2 if _NAMED_SEPARATOR.match(text.readline()) else 1
-
-
 def _separator(lines: Sequence[str]) -> str:
     """Return the sign among the names of columns, unquoted, that parts most of the first rows likewise."""
     # Of equal ones it is the comma.
@@ -352,13 +346,19 @@ def name_column(place: int) -> str:
     return f"column {place}"
 
 
-def refuse_certain_row(where: str, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse a first line that is certainly a row.
+def refuse_no_header(path: str, rows: Sequence[Row]) -> None:
+    """Refuse a CSV file whose first line is certainly a row.
 
     Raises:
         UserError: one of its cells is a value of its column, and another is a sentence.
     """
-    problem = _value_problem(where, names, rows, "")
+    file, shown = Path(path), display_path(path)
+    if not is_csv(path) or path.startswith(HUB) or file.is_dir():
+        return
+    with open_text(file, shown) as text:  # a first line of `sep=` stands above the names of columns
+        line = 2 if _NAMED_SEPARATOR.match(text.readline()) else 1
+    names = list(rows[0].fields)
+    problem = _value_problem(f"{shown}:{line}", names, [row.fields for row in rows], "")
     if problem and any(map(_is_sentence, names)):
         raise UserError(problem)
 

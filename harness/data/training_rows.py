@@ -38,11 +38,10 @@ def load_training_rows(
         n_problems = len(problems)
         with gather(problems):
             content = readers.read(path, "train")
-            read = (
-                items_of.pairs(task, content, notes)
-                if pairs
-                else read_split(task, content, "train", notes, items.documents, problems).examples
-            )
+            if pairs:
+                read = items_of.pairs(task, content, notes)
+            else:
+                read = read_split(task, content, "train", notes, items.documents, problems).examples
             if read or len(problems) == n_problems:  # of rows that cannot be read nothing more is known
                 files.append(_drop_contaminated(task, items, read, path, notes))
     refuse(problems)

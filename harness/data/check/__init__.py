@@ -23,20 +23,13 @@ SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 ALPHA = 0.001  # chance that a check which tests against chance raises an alarm on clean rows
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
-MODULES = {  # of each check
-    "amount": "figures",
-    "answer_formats": "texts",
-    "class_balance": "labels",
-    "conflicting_answers": "repeats",
-    "encoding_damage": "texts",
-    "label_markers": "labels",
-    "missing_values": "figures",
-    "personal_data": "texts",
-    "repeated_rows": "repeats",
-    "suspect_labels": "labels",
-    "test_leaks": "repeats",
-    "traits": "figures",
+_CHECKS = {
+    "figures": ("amount", "missing_values", "traits"),
+    "labels": ("class_balance", "label_markers", "suspect_labels"),
+    "repeats": ("repeated_rows", "conflicting_answers", "test_leaks"),
+    "texts": ("answer_formats", "encoding_damage", "personal_data"),
 }
+MODULES = {check: module for module, checks in _CHECKS.items() for check in checks}
 MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
 
 

@@ -288,22 +288,13 @@ class _Maker:
 
     def problems(self) -> list[Problem]:
         """List what forbids to go on, beside files that cannot be read."""
-        found = [
-            Problem(
-                f"--{name}",
-                f"the column {column!r}",
-                "a column of the rows",
-                did_you_mean(column, self.columns),
-            )
-            for name, column in (("source", self.reading.source), ("date", self.reading.date))
-            if column and self.columns and column not in self.columns
-        ]
-        shown = ", ".join(self.per_file)
-        return [
-            *found,
-            *cells.find_mixed_columns(self.columns),
-            *cap_problems(self.no_dates, shown, "dates that cannot be read"),
-        ]
+        problems = []
+        for name, column in (("source", self.reading.source), ("date", self.reading.date)):
+            if column and self.columns and column not in self.columns:
+                found, step = f"the column {column!r}", did_you_mean(column, self.columns)
+                problems.append(Problem(f"--{name}", found, "a column of the rows", step))
+        no_dates = cap_problems(self.no_dates, ", ".join(self.per_file), "dates that cannot be read")
+        return [*problems, *cells.find_mixed_columns(self.columns), *no_dates]
 
     def table(self) -> RowTable:
         n = sum(self.per_file.values())

@@ -75,7 +75,9 @@ def several_spellings(answers: Iterable[str]) -> list[LabelSpellings]:
     """List the labels that are spelt in several ways."""
     counts: dict[str, Counter[str]] = {}
     for answer in answers:
-        counts.setdefault(_fold_label(answer), Counter())[answer] += 1
+        # Folded as metrics fold labels, and without what separates words or ends a label.
+        folded = re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(answer).rstrip(".,;:"))
+        counts.setdefault(folded, Counter())[answer] += 1
     ordered = (tuple(of.most_common()) for folded, of in counts.items() if folded and len(of) > 1)
     return [LabelSpellings(of[0][0], of) for of in ordered]
 
@@ -89,11 +91,6 @@ def unify_spellings(answers: Sequence[str]) -> list[str]:
     """Return answers, each label in its commonest spelling."""
     commonest = commonest_spellings(several_spellings(answers))
     return [commonest.get(answer, answer) for answer in answers]
-
-
-def _fold_label(label: str) -> str:
-    """Fold what makes labels equal to metrics, and also what separates words or ends a label."""
-    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(label).rstrip(".,;:"))
 
 
 _SAID = ("content", "value", "text", "response")

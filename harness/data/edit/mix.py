@@ -217,16 +217,13 @@ def sample(content: Rows, n_rows: int, balance: str | None, seed: int) -> list[E
     each, more = divmod(n_rows, len(classes))
     wanted = {name: each + (i < more) for i, name in enumerate(sorted(classes))}
     most = min(map(len, classes.values())) * len(classes)
-    refuse(
-        Problem(
-            f"{content.shown}, --balance {balance}" if balance else content.shown,
-            f"{pluralize(len(classes[name]), 'row')}{f' of the class {name!r}' if balance else ''}",
-            f"at least {n:,} to draw from",
-            f"--rows {most} at most",
-        )
-        for name, n in wanted.items()
-        if n > len(classes[name])
-    )
+    where, problems = f"{content.shown}, --balance {balance}" if balance else content.shown, list[Problem]()
+    for name, n in wanted.items():
+        if n > len(classes[name]):
+            of_class = f" of the class {name!r}" if balance else ""
+            found, expected = pluralize(len(classes[name]), "row"), f"at least {n:,} to draw from"
+            problems.append(Problem(where, f"{found}{of_class}", expected, f"--rows {most} at most"))
+    refuse(problems)
     drawn = {i for name, n in wanted.items() for i in draw(classes[name], n, f"{seed}/{name}")}
     return [EditedRow(row) if i in drawn else drop(row, NOT_DRAWN) for i, row in enumerate(content.rows)]
 

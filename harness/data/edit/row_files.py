@@ -13,7 +13,7 @@ import itertools
 import json
 import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import date, datetime, time
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple, TextIO, cast
@@ -272,23 +272,18 @@ def licenses_of(path: str) -> list[str]:
         return list(found["licenses"])
     if not (path.startswith(HUB) or Path(path).is_dir()):
         return []
-    card = _card_of(readers.hub_source(path)[0] if path.startswith(HUB) else path)
+    from huggingface_hub import hf_hub_download, metadata_load
+
+    # What heads the README.md of the data set, in its folder or on the hub.
+    source, card = readers.hub_source(path)[0] if path.startswith(HUB) else path, dict[str, Any]()
+    file = Path(source, "README.md")
+    with suppress(OSError, ValueError):  # a card is no part of the rows
+        if not Path(source).is_dir():
+            file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
+        card = metadata_load(file) or {}
     stated = card.get("license") or []
     stated = stated if isinstance(stated, list) else [stated]
     return [str(card.get("license_name") or one) if one == "other" else str(one) for one in stated]
-
-
-def _card_of(source: str) -> dict[str, Any]:
-    """Read what heads the README.md of a data set, in a folder or on the hub; nothing where there is none."""
-    from huggingface_hub import hf_hub_download, metadata_load
-
-    file = Path(source, "README.md")
-    try:
-        if not Path(source).is_dir():
-            file = Path(hf_hub_download(source, file.name, repo_type="dataset"))
-        return metadata_load(file) or {}
-    except (OSError, ValueError):  # a card is no part of the rows
-        return {}
 
 
 def is_taught(path: str) -> bool:

@@ -99,7 +99,13 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
         found = f"a file in the folder that is read, {inside}"
         raise UserError(Problem(f"--out {shown}", found, "a place outside", "name another folder"))
     if folder:
-        _refuse_full(out, shown)
+        if out.resolve() == Path.cwd():
+            step = f"cd .., and name this folder: --out {as_argument(Path.cwd().name)}"
+            raise UserError(Problem(f"--out {shown}", "the working folder", "a new folder", step))
+        if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
+            found = "a folder that is not empty" if out.is_dir() else "a file that is there already"
+            step = "name another folder, or remove that one"
+            raise UserError(Problem(f"--out {shown}", found, "a new folder", step))
         return
     if out.name.endswith(_BESIDE):
         found, expected = "a name that is kept for the files next to rows", "a name of rows"
@@ -318,16 +324,6 @@ def _is_same(out: Path, path: Path) -> bool:
     with suppress(OSError):
         return out.samefile(path)
     return False
-
-
-def _refuse_full(out: Path, shown: str) -> None:
-    if out.resolve() == Path.cwd():
-        step = f"cd .., and name this folder: --out {as_argument(Path.cwd().name)}"
-        raise UserError(Problem(f"--out {shown}", "the working folder", "a new folder", step))
-    if os.path.lexists(out) and (out.is_symlink() or not out.is_dir() or any(out.iterdir())):
-        found = "a folder that is not empty" if out.is_dir() else "a file that is there already"
-        step = "name another folder, or remove that one"
-        raise UserError(Problem(f"--out {shown}", found, "a new folder", step))
 
 
 def _input(path: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
