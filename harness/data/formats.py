@@ -276,9 +276,9 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
 
 def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FORM) -> dict[str, Any]:
     """Read a question with choices, of which the right one is the answer."""
-    found = read_choices(row, forms)
-    fields = {**row.fields, "question": found.question, "answers": None, "answer": found.right}
-    return _question(row._replace(fields=fields), context_apart) | {"choices": found.texts}
+    question, choices, right = read_choices(row, forms)
+    fields = {**row.fields, "question": question, "answers": None, "answer": right}
+    return _question(row._replace(fields=fields), context_apart) | {"choices": choices}
 
 
 def _answers(row: Row) -> list[str]:

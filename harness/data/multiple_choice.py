@@ -37,14 +37,6 @@ _NUMBERS, _WORDS = (_ITSELF, _FROM_0, _FROM_1), (_ITSELF, _LABELS)
 _NUMBER = re.compile(r"-?\d{1,9}(?:\.0+)?")
 
 
-class Choices(NamedTuple):
-    """A question, the texts to choose from, and the right one."""
-
-    question: object
-    texts: list[str]
-    right: object
-
-
 class AnswerForms(NamedTuple):
     """Forms of answers, as tried in turn: of those that are numbers, and of all others.
 
@@ -115,8 +107,8 @@ def list_choices(fields: Mapping[str, Any]) -> tuple[list[str], Any]:
     return (list(found), list(found.values())) if isinstance(found, dict) else (labels, found)
 
 
-def read_choices(row: Row, forms: AnswerForms) -> Choices:
-    """Read a question with its choices.
+def read_choices(row: Row, forms: AnswerForms) -> tuple[object, list[str], object]:
+    """Read a question, the texts to choose from, and the right one.
 
     Raises:
         UserError: the choices are of another form, or none of them is the right one.
@@ -125,7 +117,7 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
     question = fields[find_column(fields, CHOICE_QUESTIONS) or ""]
     column, texts = find_column(fields, RIGHT) or "", _texts(row)
     if not isinstance(fields[column], str | int | float):
-        return Choices(question, texts, fields[column])
+        return question, texts, fields[column]
     answer = _read_answer(row)
     taken = forms.numbers if answer.is_number else forms.words
     right = next((answer.choices[form] for form in taken if form in answer.choices), None)
@@ -141,7 +133,7 @@ def read_choices(row: Row, forms: AnswerForms) -> Choices:
         if other.choices and right not in other.choices.values():
             found = f"{other.written!r} in {name!r}, and {fields[column]!r} in {column!r}, which is {right!r}"
             raise UserError(Problem(row.where, found, "columns that name one right choice", MEND_ROW))
-    return Choices(question, texts, right)
+    return question, texts, right
 
 
 def settle_forms(rows: Iterable[Row], told: str | None = None) -> AnswerForms:

@@ -290,10 +290,8 @@ __all__ = [
     "find_repeated",
     "hub_source",
     "list_parts",
-    "open_text",
     "phrase_no_rows",
     "read",
-    "refuse_bomb",
     "refuse_no_header",
     "stream",
 ]

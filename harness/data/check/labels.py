@@ -188,17 +188,6 @@ class Suspect(NamedTuple):
     p_label: float
 
 
-class SuspectLabels(NamedTuple):
-    """Suspects, the most suspect first, and the share of the labels that the classifier gives, in [0, 1].
-
-    `n_sure` labels surely differ from what it gives.
-    """
-
-    suspects: list[Suspect]
-    accuracy: float
-    n_sure: int
-
-
 def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed.
 
@@ -219,7 +208,7 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
     drawn = [entry for entry in spelt if entry.answer in counts]
     if len(counts) < 2:
         return
-    suspects, accuracy, n_sure = judge_labels(drawn)
+    suspects, accuracy, n_sure = _judge_labels(drawn)
     common, most = counts.most_common(1)[0]
     share = most / len(drawn)
     if accuracy - share < _SKILL * (1 - share):
@@ -264,10 +253,11 @@ def _report_suspects(
         )
 
 
-def judge_labels(entries: Sequence[TableEntry]) -> SuspectLabels:
-    """Judge each row by a classifier trained on others.
+def _judge_labels(entries: Sequence[TableEntry]) -> tuple[list[Suspect], float, int]:
+    """Judge each row by a classifier trained on others; there are two labels of at least five rows.
 
-    Each label has at least five rows, and there are two.
+    Returns the suspects, the most suspect first, the share of labels that the classifier gives, in [0, 1],
+    and the number of labels that surely differ from what it gives.
     """
     import numpy as np
     from cleanlab.filter import find_label_issues
@@ -295,4 +285,4 @@ def judge_labels(entries: Sequence[TableEntry]) -> SuspectLabels:
         if best[i] != own[i]
     ]
     sure = (best != own) & (p[np.arange(len(own)), own] < _OWN) & (p.max(axis=1) > _OTHER)
-    return SuspectLabels(suspects, float((best == own).mean()), int(sure.sum()))
+    return suspects, float((best == own).mean()), int(sure.sum())

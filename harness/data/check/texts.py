@@ -238,7 +238,7 @@ def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Find
             "each spelling is a label of its own to a metric and to a classifier",
             len(answered),
             tuple(entry.where for entry in rare),
-            ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0].counts),
+            ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0]),
             "harness data clean FILE --out OUT --spellings"
             if table.labels_in_rows
             else "no command: labels stand within longer texts; write each in one spelling by hand",

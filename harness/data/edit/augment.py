@@ -85,41 +85,31 @@ def augment(
     `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
     """
     made = list(_make_rows(rows, roles, rewordings))
-    fit = [one for one in made if not one.why_not]
     # A made row may repeat or contradict an earlier one.
-    named = [one.row._replace(where=f"{one.row.where}, reworded") for one in fit]
-    judged = dedup([*rows, *named], roles, conflicts="drop")[len(rows) :]
-    changes = {
-        (one.of, one.number): change._replace(where=one.row.where, reasons=(f"a rewording: {change.reason}",))
-        for one, (row, change) in zip(fit, judged, strict=True)
-        if change and row is None
-    }
+    fit = [one.row._replace(where=f"{one.row.where}, reworded") for one in made if not one.why_not]
+    judged = iter(dedup([*rows, *fit], roles, conflicts="drop")[len(rows) :])
     by_row: dict[int, list[EditedRow]] = defaultdict(list)
     for one in made:
         change = Change(one.row.where, "dropped", (f"a rewording that {one.why_not}",))
-        found = changes.get((one.of, one.number))
-        if found:
-            change = found
-        elif not one.why_not:
+        if not one.why_not:
+            kept, found = next(judged)
             change = Change(one.row.where, "added", (f"a row by {by}",))
+            if found and kept is None:
+                change = found._replace(where=one.row.where, reasons=(f"a rewording: {found.reason}",))
         by_row[one.of].append(EditedRow(one.row if change.kind == "added" else None, change))
+    outcomes: list[EditedRow] = []
     new = (*_marks(rows), ORIGIN) if in_columns else ()
-    return [
-        outcome for i, row in enumerate(rows) for outcome in (EditedRow(_add_columns(row, new)), *by_row[i])
-    ]
-
-
-def _add_columns(row: Row, names: Sequence[str]) -> Row:
-    """Return a row that has these columns, empty where it had none."""
-    return row._replace(fields=row.fields | {name: None for name in names if name not in row.fields})
+    for i, row in enumerate(rows):
+        empty = {name: None for name in new if name not in row.fields}
+        outcomes += [EditedRow(row._replace(fields=row.fields | empty)), *by_row[i]]
+    return outcomes
 
 
 class _AugmentedRow(NamedTuple):
-    """A row made from the row `of`, the `number`-th; `why_not` says what forbids to write it."""
+    """A row made from the row `of`; `why_not` says what forbids to write it."""
 
     row: Row
     of: int
-    number: int
     why_not: str
 
 
@@ -136,7 +126,7 @@ def _make_rows(
         row = rows[i]
         if (original := find_question(row, roles)) is None:
             continue
-        for number, rewording in enumerate(found, start=1):
+        for rewording in found:
             fields = original.put(row.fields, rewording.text)
             fields |= {**marks, ORIGIN: original.text}
             ident = row.fields.get("id")
@@ -147,7 +137,7 @@ def _make_rows(
                 fields["id"] = next(name for name in names if name not in known)
             known.add(fields.get("id"))
             why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
-            yield _AugmentedRow(Row(row.where, fields), i, number, why_not)
+            yield _AugmentedRow(Row(row.where, fields), i, why_not)
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:

@@ -64,27 +64,19 @@ def drop(row: Row, reason: str, of: str = "", similarity: float | None = None) -
     return EditedRow(None, Change(row.where, "dropped", (reason,), of, similarity))
 
 
-class LabelSpellings(NamedTuple):
-    """A label as it is spelt most often, and its other spellings; each with its number of rows."""
-
-    commonest: str
-    counts: tuple[tuple[str, int], ...]
-
-
-def several_spellings(answers: Iterable[str]) -> list[LabelSpellings]:
-    """List the labels that are spelt in several ways."""
+def several_spellings(answers: Iterable[str]) -> list[list[tuple[str, int]]]:
+    """List the spellings of each label that has several, with their numbers of rows, the commonest first."""
     counts: dict[str, Counter[str]] = {}
     for answer in answers:
         # Folded as metrics fold labels, and without what separates words or ends a label.
         folded = re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", normalize(answer).rstrip(".,;:"))
         counts.setdefault(folded, Counter())[answer] += 1
-    ordered = (tuple(of.most_common()) for folded, of in counts.items() if folded and len(of) > 1)
-    return [LabelSpellings(of[0][0], of) for of in ordered]
+    return [of.most_common() for folded, of in counts.items() if folded and len(of) > 1]
 
 
-def commonest_spellings(labels: Sequence[LabelSpellings]) -> dict[str, str]:
+def commonest_spellings(labels: Iterable[Sequence[tuple[str, int]]]) -> dict[str, str]:
     """Map each rarer spelling to the commonest one of its label."""
-    return {spelt: label.commonest for label in labels for spelt, _ in label.counts[1:]}
+    return {spelt: commonest for (commonest, _), *rarer in labels for spelt, _ in rarer}
 
 
 def unify_spellings(answers: Sequence[str]) -> list[str]:
