@@ -32,7 +32,7 @@ from harness.data.text_files import (
     refuse_bomb,
     refuse_no_header,
 )
-from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.errors import Problem, UserError, as_argument, refuse, refuse_unreadable
 from harness.records import parse_json
 from harness.spec import HUB
 
@@ -53,8 +53,7 @@ def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
                 if number == 1 and line.lstrip().startswith("["):
                     step += ", or where the file is one list, name it .json"
                 problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", step))
-    if problems:
-        raise UserError(cap_problems(problems, shown, "malformed lines"))
+    refuse(cap_problems(problems, shown, "malformed lines"))
 
 
 def read_json_array(file: Path, shown: str) -> list[Row]:

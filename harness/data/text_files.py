@@ -19,7 +19,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
 
-from harness.errors import Problem, UserError, as_argument
+from harness.errors import Problem, UserError, as_argument, refuse
 from harness.formatting import count, pluralize
 from harness.spec import HUB
 
@@ -277,9 +277,13 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
             where = f"{shown}:{line + bool(named)}"
             problems.append(Problem(where, str(error), expected, "quote it"))
     if len(problems) > n_trailing and widths.total() > 1 and len(header) < min(widths):
-        raise UserError(_title_line(f"{shown}:{1 + bool(named)}", len(header), widths))
-    if problems:
-        raise UserError(cap_problems(problems, shown, "malformed lines"))
+        # As a title above the header has fewer fields than every row behind it.
+        (usual, n_rows), n = widths.most_common(1)[0], pluralize(len(header), "field")
+        found = f"{n} in the first line and {usual} in {count(n_rows)} of those behind it"
+        step = "delete the lines above the names of the columns, or name each"
+        where, expected = f"{shown}:{1 + bool(named)}", "a first line that names the columns"
+        raise UserError(Problem(where, found, expected, step))
+    refuse(cap_problems(problems, shown, "malformed lines"))
 
 
 def _read_cell(cell: str) -> Any:
@@ -297,14 +301,6 @@ def _quotes_behind_blank(line: str, delimiter: str) -> bool:
     sign = re.escape(delimiter)
     rest = re.sub(rf'(?:^|(?<={sign}))"(?:[^"]|"")*"', "", line)
     return delimiter != "\t" and re.search(rf'{sign} +"', rest) is not None
-
-
-def _title_line(where: str, n: int, widths: Counter[int]) -> Problem:
-    """Phrase a first line with fewer fields than every row behind it, as a title above the header has."""
-    usual, n_rows = widths.most_common(1)[0]
-    found = f"{pluralize(n, 'field')} in the first line and {usual} in {count(n_rows)} of those behind it"
-    expected = "a first line that names the columns"
-    return Problem(where, found, expected, "delete the lines above the names of the columns, or name each")
 
 
 def _separator(lines: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from harness.data import readers
 from harness.data.columns import PAIRS, Roles, are_rated, columns_of, join_texts
 from harness.data.examples import FIELD
 from harness.data.text_files import Row
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.records import checksum, parse_json
 
 Verdict = Literal["drop", "keep", "relabel"]
@@ -189,8 +189,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
             for line, label in labels.items()
             if label.strip() not in values
         ]
-    if problems:
-        raise UserError(readers.cap_problems(problems, kept.shown, "malformed decisions"))
+    refuse(readers.cap_problems(problems, kept.shown, "malformed decisions"))
     out = {int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
     if not template:
         return out

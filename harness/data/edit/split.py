@@ -17,7 +17,7 @@ from harness.data.edit.changes import Change
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD, TextMatch, near_duplicates, nearest
 from harness.data.text_files import Row, Rows, cap_problems
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, refuse
 from harness.formatting import plain, pluralize
 from harness.records import Example, fold_text
 
@@ -84,8 +84,8 @@ def split(content: Rows, roles: Roles, way: SplitOptions) -> SplitRows:
     questions = [read_question_and_answers(row, roles).whole for row in own.rows]
     found = _split_by_time(own, questions, way) if way.time else _split_at_random(own, questions, way)
     found = _place_augmented(found, content, roles, way)
-    if problems := list(_problems(content.shown, found, way)):
-        raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
+    problems = list(_problems(content.shown, found, way))
+    refuse(cap_problems(problems, content.shown, "classes that are too small"))
     return found
 
 
@@ -204,8 +204,8 @@ def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[
         dealt.insert(0, train)
     if way.stratify:
         dealt = splits.spread_labels(rows, dealt)
-        if problems := list(_class_problems(content.shown, rows, dealt, way)):
-            raise UserError(cap_problems(problems, content.shown, "classes that are too small"))
+        problems = list(_class_problems(content.shown, rows, dealt, way))
+        refuse(cap_problems(problems, content.shown, "classes that are too small"))
     return {name: [int(row.example.id) for row in part] for name, part in zip(named, dealt, strict=True)}
 
 
@@ -330,8 +330,7 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
     if len(problems) > 1 and not times:
         found = f"no time in any of {len(values):,} rows of {way.time!r}, such as {values[0]!r}"
         problems = [Problem(content.shown, found, way.time_format or FORMS, _ANOTHER_FORM)]
-    if problems:
-        raise UserError(cap_problems(problems, content.shown, "times that cannot be read"))
+    refuse(cap_problems(problems, content.shown, "times that cannot be read"))
     return times
 
 
