@@ -322,13 +322,11 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
     telling = find_telling_words([text.words for text in (*texts, *among)])
-    words = []
-    for whole_text, _ in texts:
-        own = telling.get(whole_text)
-        boilerplate = Counter(whole_text.split()) - Counter((own or whole_text).split())
-        # Of its words, those that stand beside the boilerplate are left out too.
-        rest = " ".join(word for word in (own or "").split() if word not in boilerplate)
-        words.append(rest or own or whole_text)
+    words = [text.words for text in texts]
+    for i, text in enumerate(words):
+        if own := telling.get(text):  # without those of its words that stand beside the boilerplate
+            boilerplate = Counter(text.split()) - Counter(own.split())
+            words[i] = " ".join(word for word in own.split() if word not in boilerplate) or own
     takes: dict[_Unit, list[int]] = {
         "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
         "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],

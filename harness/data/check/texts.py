@@ -53,12 +53,12 @@ def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Findin
 
 def personal_data(text: str) -> Iterator[tuple[str, str]]:
     """Yield the kind and the value of each piece of personal data in a text."""
-    from stdnum import iban, luhn
-
     if "@" in text:
         yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
     if not any(sign.isdigit() for sign in text):
         return
+    from stdnum import iban, luhn
+
     for match in _CARD.findall(text):
         digits = re.sub(r"\D", "", match)
         if luhn.is_valid(digits) and len(set(digits)) > 1:
