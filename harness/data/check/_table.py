@@ -70,13 +70,9 @@ class ReadingOptions(NamedTuple):
     def columns(self) -> list[str]:
         """The same options, also where the columns were guessed: beside another column the guess may fail."""
         fields, default = self.task.fields, Fields()
-        guessed = (
-            ("--prompt", fields.prompt, default.prompt),
-            ("--reference", fields.reference, default.reference),
-        )
-        named = [(option, template) for option, template, usual in guessed if template != usual]
-        whole = [(option, found[1] if (found := FIELD.fullmatch(text)) else text) for option, text in named]
-        return self.options or [word for pair in whole for word in pair]
+        prompt = columns.option_text(fields.prompt, default.prompt)
+        reference = columns.option_text(fields.reference, default.reference)
+        return self.options or columns.column_options(prompt, reference)
 
 
 class TableEntry(NamedTuple):
