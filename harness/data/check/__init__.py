@@ -40,7 +40,8 @@ class Finding:
     An `error` makes results wrong, a `warning` is likely to harm a training, a `note` is a figure and no
     alarm. `count` of `of` rows show it; `rows` are their places, `file:line`, all of them. `labels` are the
     labels that are proposed for `rows`, and `beside` says what each repeats or is like, where there is such.
-    A check leaves out its own name, and the `count` of its `rows`: `check_rows` fills them in.
+    A check leaves out its own name, the `count` of its `rows`, and `of` where that is the rows whose texts
+    are held: `check_rows` fills them in.
     `steps` are the parts of `command`, each of which reads what an earlier step writes, of this finding or of
     another: the last line of a report lists those of all alarms in order.
     """
@@ -50,7 +51,7 @@ class Finding:
     title: str
     meaning: str
     count: int = field(default=0, kw_only=True)
-    of: int = 0
+    of: int = field(default=0, kw_only=True)
     rows: tuple[str, ...] = ()
     example: str = ""
     command: str = ""
@@ -110,8 +111,7 @@ def check_rows(
         for finding in check(table, given):
             masked = mask_text(finding.title), mask_text(finding.example), map(mask_text, finding.beside)
             title, example, beside = masked
-            count = finding.count or len(finding.rows)
-            found.append(
-                replace(finding, check=name, count=count, title=title, example=example, beside=tuple(beside))
-            )
+            n_rows = finding.of or (len(table.entries) if finding.rows else 0)
+            finding = replace(finding, check=name, count=finding.count or len(finding.rows), of=n_rows)
+            found.append(replace(finding, title=title, example=example, beside=tuple(beside)))
     return sorted(found, key=lambda f: (SEVERITIES.index(f.severity), -(f.share or 0), f.check))

@@ -39,17 +39,17 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
     if down:
         meaning = "no right answers, but for methods that learn from thumbs"
         rows = tuple(row.where for row in down)
-        yield Finding("note", "answers with a thumb down", meaning, table.n, rows)
+        yield Finding("note", "answers with a thumb down", meaning, rows, of=table.n)
     if others := [row for row in table.unusable if row.layout]:
         named = Counter(row.layout for row in others).most_common()
         yield Finding(
             "error",
             "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
             "compare refuses them, and no command can read them together with the others",
-            table.n,
             tuple(row.where for row in others),
             "",
             "no command: write them to a file of their own; a candidate reads several, train: [a, b]",
+            of=table.n,
         )
     if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
         kinds = Counter(row.why for row in unusable).most_common(3)
@@ -57,10 +57,10 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
             "error",
             "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds),
             "compare stops at such a row, unless it is told to leave it out",
-            table.n,
             tuple(row.where for row in unusable),
             f"{unusable[0].where}: {unusable[0].why}",
             "harness data clean FILE --out OUT",
+            of=table.n,
         )
     yield from _find_repeated_ids(table)
     yield from _list_empty_cells(table)
@@ -71,11 +71,11 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
                 "warning",
                 f"column {name!r} holds texts and numbers",
                 "1 and '1' become one text; a number where a text belongs is often a slip of an export",
-                table.n,
                 tuple(column.of_kind[rarest]),
                 f"the first {rarest}: {column.of_kind[rarest][0]}",
                 "write the column as texts alone",
                 count=column.kinds[rarest],
+                of=table.n,
             )
     yield from _list_unused(table)
 
@@ -94,7 +94,6 @@ def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
             "error",
             "rows whose id stands already",
             "compare stops at them, since it keeps answers by the id of their question",
-            len(table.entries),
             tuple(entry.where for entry, _ in again),
             f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}",
             "harness data clean FILE --out OUT --new-ids",
@@ -108,7 +107,7 @@ def _list_empty_cells(table: RowTable) -> Iterator[Finding]:
         meaning = "harmless where the column is optional or not read"
         for name, n in lacking.items():
             places = tuple(table.columns[name].places)
-            yield Finding("note", f"column {name!r} is empty", meaning, table.n, places, count=n)
+            yield Finding("note", f"column {name!r} is empty", meaning, places, of=table.n, count=n)
         return
     most = sorted(lacking, key=lambda name: -lacking[name])[:_MOST_COLUMNS]
     shown = ", ".join(f"{name!r} {count(lacking[name])}" for name in most)
@@ -200,7 +199,6 @@ def _find_beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
             "error",
             f"longer than the {tokenizer.context:,} tokens of {tokenizer.name}'s context",
             "a training leaves such rows out or cuts them, and the model cannot read them",
-            len(table.entries),
             tuple(entry.where for entry in beyond),
             f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
             "shorten the rows, or take a base with a longer context",

@@ -59,10 +59,10 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
             "warning",
             f"{len(small):,} labels with fewer than {_FEWEST} rows",
             "validation or test may hold none of them, so nothing is known of them",
-            n,
             rows,
             ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
             "collect more rows of them",
+            of=n,
         )
     if given.test:
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
@@ -76,7 +76,7 @@ def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> 
         title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
         n = sum(test[label] for label in unknown)
         meaning = "no training row shows them, so a fine-tune cannot answer them"
-        return Finding("error", title, meaning, test.total(), command="add rows of them", count=n)
+        return Finding("error", title, meaning, command="add rows of them", count=n, of=test.total())
     p, label = mix_p(train, test)
     if p is None or p >= ALPHA:
         return None
@@ -150,7 +150,6 @@ def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Findin
             "warning",
             f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})",
             "a model may learn the mark in place of the meaning, and fail where it is absent",
-            len(table.entries),
             tuple(entry.where for entry in marked),
             repr(excerpt(marked[0].question, 80)),
             "remove the mark from the rows, if it is none of the question",
@@ -244,12 +243,12 @@ def _report_suspects(
             "warning" if is_alarm else "note",
             f"suspect labels{said}" + ("" if is_alarm else ", hardly more than where all are right"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
-            n,
             tuple(suspect.entry.where for suspect in suspects),
             f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "
             f"({100 * worst.p_own:.0f} %), more likely {worst.label!r} ({100 * worst.p_label:.0f} %)",
             DECIDE,
             tuple(suspect.label for suspect in suspects),
+            of=n,
         )
 
 

@@ -38,11 +38,11 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
             "warning",
             "exact duplicates of an earlier row",
             "repeated rows count twice in training, and set apart for test they contaminate it",
-            len(table.digests),
             tuple(table.places(int(i)) for i in again),
             f"{table.places(int(again[0]))} repeats {table.places(int(earlier[again[0]]))}",
             "harness data dedup FILE --out OUT",
             beside=tuple(table.places(int(earlier[i])) for i in again),
+            of=len(table.digests),
         )
     distinct: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
@@ -66,7 +66,6 @@ def _report_near_duplicates(table: RowTable, distinct: Sequence[TableEntry]) -> 
             "warning",
             f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
             "they add little to learn from, and set apart for test they contaminate it",
-            len(table.entries),
             tuple(row.where for row, _, _ in pairs),
             f"{row.where} is {100 * alike:.0f} % {kept.where}: {_cut_question(row)} / {_cut_question(kept)}",
             "harness data dedup FILE --out OUT",
@@ -94,11 +93,11 @@ def _find_by_sense(
             "warning",
             f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})",
             "read some: they add little to learn from, and set apart for test they contaminate it",
-            len(left),
             tuple(row.where for row, _, _ in pairs),
             f"{row.where} and {first.where} ({cosine:.2f}): {_cut_question(row)} / {_cut_question(first)}",
             DECIDE_BY_SENSE,
             beside=tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs),
+            of=len(left),
         )
 
 
@@ -143,11 +142,11 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
         "one of them is wrong, or the question does not hold what decides"
         if table.labels
         else "several answers may be right; a metric that compares with one reference takes others for wrong",
-        len(table.digests),
         places,
         f"{question!r}: {shown}" if there else "",
         command if table.labels else "",
         beside=tuple(beside),
+        of=len(table.digests),
     )
 
 
@@ -200,7 +199,6 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             "error",
             "training rows that a test row repeats",
             "the score on test counts what was learned by heart",
-            len(table.entries),
             tuple(row.training.where for row in exact),
             f"{first.training.where} has the question of {first.evaluated.where}: {question!r}",
             _name_dedup_command(given.test),
@@ -225,7 +223,6 @@ def _say_emptied(
         "error" if exact else "warning",
         f"all {len(rows):,} rows of {shown} {'are' if is_exact else 'are or may be'} in the test",
         "the score on test counts what was learned by heart, and without these rows none is left to train on",
-        len(table.entries),
         tuple(rows),
         command=split
         if len(emptied) == len(table.files)
@@ -238,7 +235,6 @@ def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: s
         "warning",
         f"training rows whose question may be that of a test row, {how}",
         "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not",
-        len(table.entries),
         tuple(pair.row.where for pair in pairs),
         "; ".join(f"{pair.row.where} and {pair.place}" for pair in pairs[:3]),
         command,

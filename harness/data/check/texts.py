@@ -44,7 +44,6 @@ def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Findin
             "warning",
             f"{kind}: {len(where):,} found",
             "a model may repeat them to anybody; they may need a legal basis to be trained on",
-            len(table.entries),
             rows,
             f"{where[0][0]}: {where[0][1]}",
             DECIDE,
@@ -111,7 +110,6 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
             "error",
             "damaged encoding",
             "the model learns to write such signs, and the same word in two spellings",
-            len(table.entries),
             tuple(damaged),
             f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}",
             "harness data clean FILE --out OUT",
@@ -123,7 +121,6 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
             "warning",
             "control characters, or line ends other than a line feed",
             "they are invisible, and the tokenizer turns them into tokens that other rows do not have",
-            len(table.entries),
             tuple(control),
             repr(mask_text(first)[max(0, sign - 20) : sign + 20]),
             "harness data clean FILE --out OUT",
@@ -133,7 +130,6 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
             "error",
             "signs that are lost (U+FFFD)",
             "nothing brings them back but the file they came from, read in its own encoding",
-            len(table.entries),
             tuple(lost),
             _cut_around(next(iter(lost.values()))),
             "harness data clean FILE --out OUT --drop-lost",
@@ -161,7 +157,7 @@ def _find_special_tokens(table: RowTable, given: CheckContext) -> Iterator[Findi
                 command += f" --base {as_argument(given.tokenizer.name)}"
             severity: Severity = "error" if rows is answers else "warning"
             title = f"special tokens in {what}: {', '.join(named[:5])}"
-            yield Finding(severity, title, meaning, len(table.entries), tuple(rows), command=command)
+            yield Finding(severity, title, meaning, tuple(rows), command=command)
 
 
 def _find(table: RowTable, is_damaged: Callable[[str], bool]) -> dict[str, str]:
@@ -219,7 +215,6 @@ def _outer_spaces(table: RowTable) -> Iterator[Finding]:
                 "warning",
                 f"answers with white space {where} them",
                 "a trainer that reads the file teaches it, and exact match counts it as wrong",
-                len(table.entries),
                 tuple(entry.where for entry, _ in spaced),
                 repr(masked[-60:] if where == "behind" else masked[:60]),
                 command,
@@ -236,13 +231,13 @@ def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Find
             "error",
             f"{pluralize(len(several), 'label')} in several spellings",
             "each spelling is a label of its own to a metric and to a classifier",
-            len(answered),
             tuple(entry.where for entry in rare),
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0]),
             "harness data clean FILE --out OUT --spellings"
             if table.labels_in_rows
             else "no command: labels stand within longer texts; write each in one spelling by hand",
             tuple(commonest[entry.answer] for entry in rare),
+            of=len(answered),
         )
 
 
@@ -271,8 +266,8 @@ def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
                 f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
                 f"{100 * others[0] / max(1, sum(others)):.0f} %",
                 "a mixed template: the model learns a source's format, not the one that you want",
-                len(answered),
                 tuple(entry.where for entry in odd),
                 excerpt(odd[0].answer, 80),
                 DECIDE,
+                of=len(answered),
             )
