@@ -505,6 +505,9 @@ def test_a_question_that_cannot_be_answered_is_refused_with_the_next_step(harnes
 
 
 def test_what_is_missing_of_stored_runs_is_named_and_planned_again(harness, copy):
+    for rows in (copy / "runs" / "rows").glob("*/rows.parquet"):
+        rows.write_bytes(b"cut")
+    assert "are lost or damaged); expected one of each" in harness("decide", cwd=copy, check=5).stderr
     shutil.rmtree(copy / "runs" / "weights")
     expected = "(the weights of bag as written now are not stored)"
     assert expected in harness("report", cwd=copy, check=5).stderr
@@ -720,6 +723,7 @@ def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, co
     report = json.loads((copy / "reports" / "tiny.json").read_text()) if (copy / "reports").exists() else None
     lines = done.stdout.splitlines()
     assert any(line.startswith("  requests over the horizon: ") for line in lines)
+    assert [line for line in lines if line.startswith("  ") and line.endswith("–")] == []
     decision = next(i for i, line in enumerate(lines) if line.startswith("next: harness ")) - 1
     assert all(line.startswith("next: harness ") for line in lines[decision + 1 :])
     assert lines[decision].endswith(".")

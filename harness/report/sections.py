@@ -73,9 +73,11 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
 
 
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
-    """List the numbers behind a decision for a terminal."""
-    values = (f"  {name}: {value}" for name, value in arithmetic_rows(decision, unit))
-    return [*values, *_list_missing(decision)]
+    """List the numbers behind a decision for a terminal, and in one line those that are not known."""
+    rows = [*arithmetic_rows(decision, unit)]
+    known = [f"  {name}: {value}" for name, value in rows if value != UNKNOWN]
+    unknown = "; ".join(name for name, value in rows if value == UNKNOWN)
+    return [*known, *([f"  not known: {unknown}"] if unknown else []), *_list_missing(decision)]
 
 
 def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:

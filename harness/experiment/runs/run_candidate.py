@@ -259,11 +259,15 @@ def describe_outdated(session: Session, request: RunRequest) -> str:
     if weights is None:
         return f"the weights of {candidate.name} as written now are not stored"
     stored = {one.digest: asdict(one) for one in store.identities(session.store)}
-    now = {rows.name: asdict(rows.identity) for rows in row_sets(session, candidate, weights, seed)}
+    sets = row_sets(session, candidate, weights, seed)
+    now = {rows.name: asdict(rows.identity) for rows in sets}
     then = {key: stored[rows] for key, rows in runs[-1].rows.items() if rows in stored and key in now}
     names = [field.name for field in fields(RowsIdentity)]
     differing = [name for name in names if any(then[key][name] != now[key][name] for key in then)]
-    return f"that of {candidate.name} has another {', '.join(differing)}" if differing else ""
+    if differing:
+        return f"that of {candidate.name} has another {', '.join(differing)}"
+    lost = [rows.name for rows in sets if not store.has_rows(session.store, rows.identity, ())]
+    return f"its rows of {', '.join(lost)} are lost or damaged" if lost else ""
 
 
 class _StoredSets(NamedTuple):
