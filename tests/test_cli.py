@@ -504,10 +504,13 @@ def test_a_question_that_cannot_be_answered_is_refused_with_the_next_step(harnes
     assert expected in harness("ask", *words, cwd=copy, check=2).stderr
 
 
-def test_what_is_missing_of_stored_runs_is_named_and_planned_again(harness, copy):
+def test_damaged_rows_are_named_where_a_run_is_missed(harness, copy):
     for rows in (copy / "runs" / "rows").glob("*/rows.parquet"):
         rows.write_bytes(b"cut")
     assert "are lost or damaged); expected one of each" in harness("decide", cwd=copy, check=5).stderr
+
+
+def test_what_is_missing_of_stored_runs_is_named_and_planned_again(harness, copy):
     shutil.rmtree(copy / "runs" / "weights")
     expected = "(the weights of bag as written now are not stored)"
     assert expected in harness("report", cwd=copy, check=5).stderr
