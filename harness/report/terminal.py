@@ -84,6 +84,26 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
     print_last(report, console)
 
 
+def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
+    """Name the untrained candidate that beats the one chosen on validation on the test items, if one does."""
+    sign = report.unit.sign
+    untrained = [f for f in report.facts if f.target and f.validation is not None and not is_fine_tuned(f)]
+    chosen = next((f for f in untrained if f.name == best_untrained(report.facts)), None)
+    highest = max(untrained, key=lambda f: sign * f.target.score if f.target else 0.0, default=None)
+    if not (chosen and highest and chosen.target and highest.target):
+        return
+    if sign * highest.target.score <= sign * chosen.target.score:
+        return
+    on_test, on_validation = (
+        " against ".join(formatting.score(report.unit, value) for value in pair)
+        for pair in ((highest.target.score, chosen.target.score), (highest.validation, chosen.validation))
+    )
+    yield (
+        f"{highest.name} is ahead of {chosen.name} on the test items ({on_test}), but was not on validation "
+        f"({on_validation}), which chooses; more validation rows would tell them apart"
+    )
+
+
 def list_notes(report: ExperimentReport) -> list[str]:
     """List what is to be known beside the table in single lines, what matters most first."""
     run = find_judged(report)
@@ -95,6 +115,7 @@ def list_notes(report: ExperimentReport) -> list[str]:
     if not report.smoke:
         notes += describe_stopped(about)
         notes += list_unjudged_losses(report)
+        notes += name_higher_on_test(report)
         if run:
             notes += [point if run.label in point else f"{run.label}: {point}" for point in said[run.label]]
         notes += [f"{f.label}: {verdict_word(f)}: {point}" for f in about for point in stopping[f.label]]
