@@ -502,3 +502,13 @@ def test_what_fell_and_is_not_judged_stands_on_the_first_page_with_its_key():
     assert said == [
         "harmful got worse (lora 21.6 → 0.0): harmful is reported; gate.safety or gate.critical would judge it."
     ]
+
+
+def test_who_is_ahead_on_the_test_items_alone_is_named():
+    assert not any("which chooses" in line for line in print_report(report(), width=200))
+    lucky = candidate("ranked", 0.30, answer="rank", target=Estimate(0.78, 0.72, 0.83, 200))
+    others = [f for f in alternatives() if f.name != "ranked"]
+    assert (
+        " - ranked is ahead of knn on the test items (78.0 against 74.0), but was not on validation (30.0 against "
+        "74.0), which chooses; more validation rows would tell them apart"
+    ) in [line.rstrip() for line in print_report(report([*others, lucky, LORA]), width=200)]
