@@ -79,13 +79,13 @@ OFFERED = {
         "check_rows executors generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
     ),
     # Its `split` is of a suite's items.
-    "gating": "halves",
+    "gating": "admission",
     # A group: engines, weights and devices, of which each package needs a few.
     "models": "against_base chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files",
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.
-    "release": "rating_files.csv_file rating_files.label_file rating_files.pair_file",
+    "release": "label_file pair_file",
     # `clean` is of a text; few have findings or trackers; `gate_report.to_json` is not the package's.
     "report": "escape findings gate_report trackers",
     # Its functions are `harness.frames`, loaded when it is first read.

@@ -14,7 +14,7 @@ from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.stored_rows import StoredRows
 from harness.gating import ControlFacts, has_drifted
-from harness.gating.drift import control_rule
+from harness.gating.target_rules import control_rule
 from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.records import Noise, Origin, TaskNoise

@@ -20,8 +20,8 @@ from harness.decision import (
     decide,
     trivial_baseline,
 )
-from harness.decision.learning_curve import CurvePoint, ExpectedGain
 from harness.decision.results import n_settings
+from harness.decision.target_scores import CurvePoint, ExpectedGain
 from harness.errors import Unscored
 from harness.evaluation import has_instruction
 from harness.evaluation.costs import TokenCounts

@@ -22,7 +22,7 @@ from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Example
-from harness.release.rating_files.label_file import export_answers, import_labels
+from harness.release.label_file import export_answers, import_labels
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")

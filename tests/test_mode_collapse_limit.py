@@ -9,7 +9,7 @@ from test_mode_collapse import LABELS, OPEN, rows
 from harness import gating, release
 from harness.comparison import Estimate, compare_commonest_answers
 from harness.gating import Measurement, TargetFacts
-from harness.gating.rules.commonest_answer import mode_collapse_rule
+from harness.gating.answer_rules import mode_collapse_rule
 from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Task
 

@@ -27,10 +27,10 @@ from harness.config.rubrics import current_labels, digest_question
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment.analysis.study import correct_reached
 from harness.gating import TargetFacts
-from harness.gating.rules.target import target_rule
+from harness.gating.target_rules import target_rule
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet, Sample
-from harness.release.rating_files import csv_file, label_file, pair_file
+from harness.release import label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.escape import spreadsheet_lines
 from harness.report.tables.people_labels import label_sections, sentences
@@ -528,11 +528,11 @@ def test_no_cell_starts_a_formula_and_what_stands_in_a_question_decides_nothing(
     assert spreadsheet_lines("a\u202eb\x00c\nd") == "abc\nd"
     file, columns = tmp_path / "labels.csv", label_file.COLUMNS
     write(file, [dict.fromkeys(columns, "") | {"question": "good, better, best?", "label": "1"}])
-    assert not csv_file.has_column(file, "better")
+    assert not label_file.has_column(file, "better")
     write(file, [dict.fromkeys(columns, "") | {"label": "0", "note;x;y;z;w;v;u": ""}])
-    assert list(csv_file.read_rows(file, columns, ("key", "label"))) == [(2, ("", "0"))]
+    assert list(label_file.read_rows(file, columns, ("key", "label"))) == [(2, ("", "0"))]
     file.write_text("sep=;\nkey;better\n")
-    assert csv_file.has_column(file, "better")
+    assert label_file.has_column(file, "better")
 
 
 def test_the_later_of_two_imports_within_a_second_counts(project):

@@ -11,15 +11,15 @@ from openai_server import Fault, Rule, serve_model
 
 from harness import config, release, store
 from harness.comparison import Estimate
-from harness.comparison.win_rates import AnswerPairs, wins_by_judge, wins_by_people
+from harness.comparison.human import AnswerPairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.study import study_session
 from harness.experiment.analysis.target_facts import judge_pairs, open_where_failed, wins_of
 from harness.experiment.runs.stored_rows import Reader
 from harness.gating import TargetFacts
-from harness.gating.rules.target import target_rule
 from harness.gating.significance import target_p
+from harness.gating.target_rules import target_rule
 from harness.progress import SilentProgress
 from harness.records import Rating
 from harness.spec import GatePolicy, TargetPolicy

@@ -29,7 +29,7 @@ def rate_export(
 
     Test items are drawn at random, and nothing in the file says whose an answer is.
     """
-    from harness.release.rating_files import label_file
+    from harness.release import label_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
     if pairs:
@@ -62,7 +62,7 @@ def _remainder_text(n: int, what: str) -> str:
 
 def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], *, as_json: bool) -> None:
     """Write pairs of answers to be compared."""
-    from harness.release.rating_files import pair_file
+    from harness.release import pair_file
 
     found = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
     line = f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn"
@@ -97,12 +97,12 @@ def rate_import(
 
     All problems of the file are listed, and nothing is stored then.
     """
-    from harness.release.rating_files import csv_file, label_file, pair_file
+    from harness.release import label_file, pair_file
 
     rater = rater.strip()
     if not rater:
         raise UserError(Problem("--rater", "no name", "who labelled", "--rater ann"))
-    if csv_file.has_column(file, pair_file.BETTER):
+    if label_file.has_column(file, pair_file.BETTER):
         if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
@@ -119,7 +119,7 @@ def rate_import(
 
 def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) -> None:
     """Read preferences between two answers back."""
-    from harness.release.rating_files import pair_file
+    from harness.release import pair_file
 
     found = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
     line = f"{file}: {count(found.n_ratings)} preferences by {rater}{_blank(found.n_blank)}"

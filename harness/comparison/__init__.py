@@ -48,6 +48,15 @@ from harness.comparison.estimators import (
     rescale,
     valid_estimate,
 )
+from harness.comparison.human import (
+    PREFERENCE,
+    UNCHECKED_PREFERENCE,
+    AnswerPairs,
+    Wins,
+    preference_gain,
+    wins_by_judge,
+    wins_by_people,
+)
 from harness.comparison.judge_correction import (
     MIN_LABELS,
     GradedArm,
@@ -85,15 +94,6 @@ from harness.comparison.several_answers import (
     commonest_answer_arms,
     list_each_answer,
     several_answers,
-)
-from harness.comparison.win_rates import (
-    PREFERENCE,
-    UNCHECKED_PREFERENCE,
-    AnswerPairs,
-    Wins,
-    preference_gain,
-    wins_by_judge,
-    wins_by_people,
 )
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import formatting, gating
-from harness.decision.ablation import Ablation, Factor, Means, Pair, ablations
+from harness.decision.ablation import (
+    Ablation,
+    Factor,
+    Means,
+    Pair,
+    TrainingSet,
+    TrainingSets,
+    ablations,
+    training_sets,
+)
 from harness.decision.arithmetic import Economics, economics_of, listing
 from harness.decision.economics import (
     apply_budgets,
@@ -30,8 +39,7 @@ from harness.decision.explain import (
     reasons,
     seeds_text,
 )
-from harness.decision.family import Family, FamilyMember, family_members, family_of, place_in_family
-from harness.decision.learning_curve import LearningCurve, TrainingSize, learning_curve
+from harness.decision.goals import basis_text, judge_by_wins, open_rating, size_sentences
 from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, more_items_text, too_few
 from harness.decision.results import (
     UNCHECKED,
@@ -70,17 +78,25 @@ from harness.decision.results import (
 )
 from harness.decision.seeds import (
     VARIANCE_UNKNOWN,
+    Family,
+    FamilyMember,
     SeedSummary,
     average_pairs,
+    family_members,
+    family_of,
     item_variances,
+    place_in_family,
     pool_seeds,
     summarize_seeds,
 )
-from harness.decision.smallest_base import size_sentences
-from harness.decision.target_scores import TargetScore
-from harness.decision.training_sets import TrainingSet, TrainingSets, training_sets
-from harness.decision.trivial_baseline import TrivialBaseline, trivial_baseline
-from harness.decision.win_rate_goal import basis_text, judge_by_wins, open_rating
+from harness.decision.target_scores import (
+    LearningCurve,
+    TargetScore,
+    TrainingSize,
+    TrivialBaseline,
+    learning_curve,
+    trivial_baseline,
+)
 from harness.formatting import Unit
 from harness.gating import SpareItems
 from harness.spec import DecidePolicy

@@ -8,11 +8,9 @@ from math import inf
 
 from harness import formatting, gating, plugins, stats
 from harness.decision import economics, next_step
-from harness.decision.advice.failures import failure_sentences, list_measured_slices
-from harness.decision.advice.guidance import need_sentences
-from harness.decision.advice.scenarios import scenario_sentence
+from harness.decision.advice import failure_sentences, list_measured_slices, need_sentences, scenario_sentence
 from harness.decision.arithmetic import Economics
-from harness.decision.family import FamilyMember
+from harness.decision.goals import goal_sentences
 from harness.decision.results import (
     FEW,
     UNCHECKED,
@@ -29,8 +27,7 @@ from harness.decision.results import (
     n_settings,
     passes_alone,
 )
-from harness.decision.seeds import gain_label, n_seeds, spread_text
-from harness.decision.win_rate_goal import goal_sentences
+from harness.decision.seeds import FamilyMember, gain_label, n_seeds, spread_text
 from harness.gating import Verdict
 from harness.spec import DecidePolicy
 

@@ -14,6 +14,7 @@ from harness import formatting, gating, stats
 from harness.comparison import Comparison, Estimate
 from harness.decision import economics
 from harness.decision.economics import Worth
+from harness.decision.goals import open_rating
 from harness.decision.results import (
     FEW,
     CandidateFacts,
@@ -25,7 +26,6 @@ from harness.decision.results import (
     passes_alone,
 )
 from harness.decision.seeds import n_seeds
-from harness.decision.win_rate_goal import open_rating
 from harness.gating import Verdict
 from harness.spec import PEOPLE
 

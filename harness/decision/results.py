@@ -21,9 +21,7 @@ from harness.comparison import (
     is_judge,
     orient,
 )
-from harness.decision.learning_curve import LearningCurve
-from harness.decision.target_scores import TargetScore
-from harness.decision.trivial_baseline import TrivialBaseline
+from harness.decision.target_scores import LearningCurve, TargetScore, TrivialBaseline
 from harness.evaluation.costs import TokenCounts
 from harness.formatting import RATE, Unit
 from harness.gating import SpareItems, Verdict

@@ -22,6 +22,7 @@ from harness.gating.admission import (
     admit,
     admit_tasks,
     applicable_policy,
+    compare_invalid_rates,
     compare_measurements,
     compare_task,
     cut_tasks,
@@ -29,16 +30,28 @@ from harness.gating.admission import (
     may_be_judged,
     name_admitted_tasks,
 )
-from harness.gating.creep import cumulative_of, cumulative_policy, cumulative_rule, make_unmeasured_rule
-from harness.gating.drift import AA_FLIPS, ControlFacts, aa_rate, has_drifted
-from harness.gating.invalid_rates import compare_invalid_rates
+from harness.gating.items_needed import WIDEST_MARGIN, Settling, SpareItems, find_settling, list_spare_items
 from harness.gating.macro import macro_between
 from harness.gating.operating_characteristic import chance_of_an_equal_model, power_warnings
 from harness.gating.rules import apply_rules
-from harness.gating.settling import WIDEST_MARGIN, Settling, SpareItems, find_settling, list_spare_items
-from harness.gating.shared_documents import document_of, join_clusters, number_documents
-from harness.gating.shared_items import SharedItems, find_shared_items
+from harness.gating.shared_items import (
+    SharedItems,
+    document_of,
+    find_shared_items,
+    join_clusters,
+    number_documents,
+)
 from harness.gating.significance import bound_passing_chance
+from harness.gating.target_rules import (
+    AA_FLIPS,
+    ControlFacts,
+    aa_rate,
+    cumulative_of,
+    cumulative_policy,
+    cumulative_rule,
+    has_drifted,
+    make_unmeasured_rule,
+)
 from harness.gating.verdict import (
     WORDS,
     MissRate,

@@ -15,6 +15,7 @@ from harness import comparison, formatting, stats
 from harness.comparison import Comparison
 from harness.gating.items_needed import POWER, find_settling_growth, lower_se
 from harness.gating.macro import Macro
+from harness.gating.significance import chance_to_pass, se_at, stops
 from harness.gating.verdict import (
     MissRate,
     TaskComparison,
@@ -25,7 +26,6 @@ from harness.gating.verdict import (
     margin_share,
     margin_text,
 )
-from harness.gating.veto import chance_to_pass, se_at, stops
 from harness.spec import GatePolicy, Suite, Task
 
 _MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)

@@ -25,12 +25,19 @@ from harness.experiment import (
 from harness.gating import GateResult, Rule, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
-from harness.release.champions import best_run, promote
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
-from harness.release.regressions import SUITE, add_regressions
-from harness.release.rescore import rescore_pinned, rescore_run
-from harness.release.stored import Baseline, candidate_runs, count_members, gate_stored, is_sampled, judge_run
+from harness.release.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
+from harness.release.stored import (
+    Baseline,
+    best_run,
+    candidate_runs,
+    count_members,
+    gate_stored,
+    is_sampled,
+    judge_run,
+    promote,
+)
 from harness.report import Command, family_text, gate_report, markdown
 from harness.report.gate_report import gate_document, to_json
 from harness.spec import Task

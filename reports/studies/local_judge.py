@@ -29,7 +29,7 @@ from tiny_experiment import rows as write_rows
 
 from harness import formatting, stats, store
 from harness.experiment import compare
-from harness.release.rating_files.label_file import export_answers, import_labels
+from harness.release.label_file import export_answers, import_labels
 from harness.report import ExperimentReport
 from harness.report.tables.people_labels import sentences
 from harness.store import Store

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness.comparison import compare_commonest_answers
-from harness.gating.rules.commonest_answer import mode_collapse_rule
+from harness.gating.answer_rules import mode_collapse_rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy

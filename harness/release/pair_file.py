@@ -19,8 +19,13 @@ from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows, Study, load_study
 from harness.records import Rating, Run, SampleResult, digest
-from harness.release.rating_files.csv_file import read_rows, refuse_unwritable, unknown_key, write_rows
-from harness.release.rating_files.label_file import list_measured_runs
+from harness.release.label_file import (
+    list_measured_runs,
+    read_rows,
+    refuse_unwritable,
+    unknown_key,
+    write_rows,
+)
 from harness.release.stored import candidate_runs
 from harness.report.escape import spreadsheet_lines
 from harness.spec import Task

@@ -1,0 +1,476 @@
+"""Advice next to the measurements: kinds of failure, declared needs, and the scenario an experiment shows.
+
+Invariant: advice decides nothing and is printed with the measurement. A remedy helps if its whole interval is
+above the prompt; an untagged slice says nothing. If the chosen candidate is of another kind than advised, the
+scores of both are given with the measured reasons, the one that rules the advised one out first. The scenario
+is that of the candidate measured to do better than the rest, shipped or not; what was not measured leaves
+several possible, and an open decision is in none yet.
+Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta et al. 2024, arXiv 2401.08406
+(retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from harness import formatting
+from harness.decision.next_step import too_few
+from harness.decision.results import (
+    FEW,
+    Action,
+    CandidateFacts,
+    Case,
+    action_of,
+    best,
+    gain,
+    gain_text,
+    is_fine_tuned,
+    is_gain_shown,
+    list_within_budgets,
+    passes,
+    score_text,
+)
+from harness.spec import Need
+
+_REMEDIES = {
+    (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
+    " behaviour is clearly above the prompt.",
+    ("knowledge",): "The prompt fails on facts, and retrieval fixes that.",
+    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning fixes that.",
+    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval fixes, and on behaviour, which"
+    " fine-tuning fixes: a hybrid can do both.",
+}
+
+
+def failure_sentences(case: Case) -> list[str]:
+    """Tell missing facts from missing behaviour by the remedy that helps on each slice."""
+    slices = list_measured_slices(case)
+    if not slices:
+        return []
+    runs = [best_of(case, action) for action in ("prompt", "rag", "fine-tune", "hybrid")]
+    shown = [run for run in runs if run is not None]
+    return [*(_slice_text(name, shown) for name in slices), _REMEDIES[list_mended_slices(case)]]
+
+
+def list_measured_slices(case: Case) -> tuple[str, ...]:
+    """List on which of the slices `knowledge` and `behaviour` the prompt was measured."""
+    prompt = best_of(case, "prompt")
+    return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
+
+
+def list_mended_slices(case: Case) -> tuple[str, ...]:
+    """List the slices on which their remedy helps: retrieval on `knowledge`, a fine-tune on `behaviour`.
+
+    It helps if the lower bound of the remedy is above the upper bound of the prompt.
+    """
+    prompt = best_of(case, "prompt")
+    remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
+    return tuple(s for s in list_measured_slices(case) if prompt and _mends(s, prompt, remedies[s]))
+
+
+def best_of(case: Case, action: str) -> CandidateFacts | None:
+    """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
+    return best(f for f in case.facts if action_of(f) == action and not f.baseline)
+
+
+def _mends(name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
+    if by is None or name not in by.slices:
+        return False
+    before, after = prompt.slices[name], by.slices[name]
+    return after.low > before.high if after.unit.higher_is_better else after.high < before.low
+
+
+def _slice_text(name: str, shown: Sequence[CandidateFacts]) -> str:
+    runs = [f for f in shown if name in f.slices]
+    scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in runs)
+    return f"On {name} (n = {formatting.count(runs[0].slices[name].n)}): {', '.join(scores)}."
+
+
+def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """List the measurements of a candidate that speak for the chosen one."""
+    if other.over_budget:
+        yield f"{other.name} is left out, because {other.over_budget}"
+    yield from _gate(other)
+    yield from _difference(case, other, chosen)
+    yield from _retrieval_reasons(other)
+    if is_fine_tuned(other) and 0 < other.n_train < FEW:
+        yield f"it was trained on {formatting.pluralize(other.n_train, 'example')}"
+    yield from _dearer(other, chosen)
+
+
+def _gate(run: CandidateFacts) -> Iterator[str]:
+    """Say what forbids to ship a fine-tune, whatever its score."""
+    if not is_fine_tuned(run) or passes(run):
+        return
+    if run.verdict is None:
+        yield f"what {run.name} forgot was not measured"
+        return
+    macro = run.verdict.macro
+    is_macro = any(rule.name == "macro" and rule.outcome != "pass" for rule in run.verdict.rules)
+    forgot = ""
+    if macro and is_macro:
+        forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
+    outcome = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
+    yield f"the gate of {run.name} {outcome}{forgot}"
+
+
+def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """Say how much the two differ on the same items, else which one validation prefers."""
+    best = case.alternative
+    if best is not None and chosen.name == best.name and (g := gain(other.vs_untrained)):
+        if g.low > 0:
+            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
+        else:
+            shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
+            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
+    elif best is not None and other.name == best.name and (g := gain(chosen.vs_untrained)):
+        yield f"{chosen.name} gains {gain_text(g)} over it"
+    elif other.validation is not None and chosen.validation is not None:
+        unit = other.target.unit if other.target else case.unit
+        a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
+        if unit.sign * chosen.validation > unit.sign * other.validation:
+            yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
+
+
+def _retrieval_reasons(run: CandidateFacts) -> Iterator[str]:
+    """Say what retrieval did not find, and how often its finds were not used."""
+    if run.recall is not None and run.recall < 1:
+        yield f"its retrieval found {formatting.percent(run.recall)} % of the documents needed"
+    if (use := run.retrieval) is not None and use.found and use.unused:
+        wrong = f"{formatting.count(use.unused)} were answered wrongly"
+        yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
+
+
+def _dearer(other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """Say whether requests to the other candidate are more expensive or slower."""
+    if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
+        costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
+        if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:
+            yield f"1,000 requests cost {costs[0]} USD with it and {costs[1]} with {chosen.name}"
+    if None not in (other.latency_p50_s, chosen.latency_p50_s):
+        times = [formatting.seconds(f.latency_p50_s) for f in (other, chosen)]
+        if (other.latency_p50_s or 0) > (chosen.latency_p50_s or 0) and times[0] != times[1]:
+            yield f"its median request takes {times[0]}, that of {chosen.name} {times[1]}"
+
+
+_PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
+_RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
+_TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
+
+
+class Advice(NamedTuple):
+    """Textbook advice on one need: its words, the kinds of candidates advised, the slices that measure it."""
+
+    text: str
+    actions: tuple[Action, ...] = ()
+    slices: tuple[str, ...] = ()
+
+
+_ADVICE: Mapping[Need, Advice] = {
+    "changing_facts": Advice(
+        "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "private_knowledge": Advice(
+        "knowledge that the base never saw is found by retrieval, which can name its source",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "new_domain": Advice(
+        "the language of a domain that the base hardly saw is learned by a fine-tune; its facts are found"
+        " by retrieval",
+        _TUNES,
+        ("knowledge", "behaviour"),
+    ),
+    "style_or_format": Advice(
+        "style and format are learned by a fine-tune; retrieval does not bring them", _TUNES, ("behaviour",)
+    ),
+    "low_latency": Advice(
+        "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+        ("fine-tune", "classifier"),
+    ),
+    "little_data": Advice(
+        "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _PROMPTED
+    ),
+    "knowledge_and_behaviour": Advice(
+        "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+        ("hybrid",),
+        ("knowledge", "behaviour"),
+    ),
+    "sensitive_data": Advice("the model has to run here: one behind an external API is left out"),
+    "general_purpose": Advice(
+        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
+        _PROMPTED,
+    ),
+    "rapid_iteration": Advice(
+        "what changes every few days is prompted; a fine-tune is trained and judged again each time",
+        _PROMPTED,
+    ),
+    "no_compute": Advice(
+        "where nothing can be trained, prompts, retrieval or a plain classifier", (*_PROMPTED, "classifier")
+    ),
+    "low_resource_language": Advice(
+        "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
+    ),
+}
+
+
+def need_sentences(case: Case, slices: Sequence[str], shipped: str | None) -> list[str]:
+    """Answer each declared need from the measurements, and from the textbook where there are none."""
+    chosen = best(f for f in case.facts if f.name == shipped)
+    return [_sentence(case, need, slices, chosen) for need in case.policy.needs]
+
+
+def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFacts | None) -> str:
+    advice, name = _ADVICE[need], need.replace("_", " ")
+    measured = _describe_measured(case, need, slices)
+    agreement = _agreement(case, advice, chosen)
+    if not measured:
+        return f"Declared, not measured ({name}): {advice.text}.{agreement}"
+    return f"Measured ({name}): {measured}. The textbook says: {advice.text}.{agreement}"
+
+
+def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
+    """Describe the measurement of a need; empty without one."""
+    wanted = _ADVICE[need].slices
+    if wanted and set(wanted) <= set(slices):
+        return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    if need in _WITHOUT_FINE_TUNE:
+        return _WITHOUT_FINE_TUNE[need](case)
+    run = case.judged
+    return _MEASURES[need](case, run) if run and need in _MEASURES else ""
+
+
+def _latency(case: Case, run: CandidateFacts) -> str:
+    other = case.alternative
+    if other is None or None in (run.latency_p50_s, other.latency_p50_s):
+        return ""
+    own, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+    return f"the median request takes {own} with {run.label} and {its} with {other.name}"
+
+
+def _examples(_: Case, run: CandidateFacts) -> str:
+    return f"there are {formatting.count(run.n_train)} training examples" if run.n_train else ""
+
+
+def _capability_change(_: Case, run: CandidateFacts) -> str:
+    macro = run.verdict.macro if run.verdict else None
+    return (
+        f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
+        if macro
+        else ""
+    )
+
+
+def _training(_: Case, run: CandidateFacts) -> str:
+    if not run.training.total_s:
+        return ""
+    memory = run.training.peak_memory_gib
+    held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
+    where = f" on {run.measured_on}" if run.measured_on else ""
+    return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
+
+
+def _retrieval(case: Case) -> str:
+    """Say what share of the needed documents retrieval found, and the score of its best candidate."""
+    run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
+    if run is None or run.recall is None:
+        return ""
+    recall_text = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
+    return f"{recall_text}, and {run.name} reaches {score_text(case, run)} with them"
+
+
+def _describe_remote_requests(case: Case) -> str:
+    """Say which candidates send requests to an external server."""
+    leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
+    if not leaving:
+        return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
+    return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
+
+
+def _describe_each_kind(case: Case) -> str:
+    """Give the scores of the best of retrieval, fine-tunes and hybrids."""
+    kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
+    own = [f for f in case.facts if not f.baseline]
+    runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
+    return ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs) if len(runs) > 1 else ""
+
+
+def _gain_over_prompt(case: Case, run: CandidateFacts) -> str:
+    if run.vs_prompt is None:
+        return ""
+    return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+
+
+_WITHOUT_FINE_TUNE: Mapping[Need, Callable[[Case], str]] = {
+    "changing_facts": _retrieval,
+    "private_knowledge": _retrieval,
+    "sensitive_data": _describe_remote_requests,
+    "knowledge_and_behaviour": _describe_each_kind,
+}
+_MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
+    "low_latency": _latency,
+    "little_data": _examples,
+    "general_purpose": _capability_change,
+    "rapid_iteration": _training,
+    "no_compute": _training,
+    "new_domain": _gain_over_prompt,
+    "low_resource_language": _gain_over_prompt,
+}
+
+
+def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
+    """Say whether the chosen candidate is of the advised kind, and otherwise the score of that kind."""
+    if chosen is None or not advice.actions:
+        return ""
+    if chosen.baseline:
+        return f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
+    if action_of(chosen) in advice.actions:
+        return f" {chosen.name}, which is chosen, is of that kind."
+    other = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
+    if other is None:
+        return f" {chosen.name} is chosen; no candidate of that kind was measured."
+    reached = f"{other.name}, the best of that kind, {score_text(case, other)}"
+    scores = f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
+    why = "; ".join(explain_why_not(case, other, chosen))
+    return f"{scores} Why: {why}." if why else f"{scores} Nothing that was measured says why."
+
+
+class Scenario(NamedTuple):
+    """One of the six: its number, what the base can do or lacks, and the remedy."""
+
+    number: int
+    lack: str
+    remedy: str
+
+
+_PROMPT_SUFFICES = Scenario(1, "the base can do the task where it is prompted well", "a prompt")
+_SHOWN = Scenario(
+    2, "examples of the task suffice without training", "shots, ranked labels or a plain classifier"
+)
+_FACTS = Scenario(3, "the base lacks facts, or they change", "retrieval")
+_BEHAVIOUR = Scenario(4, "the base lacks a behaviour, such as a format or a style", "a fine-tune")
+_BOTH = Scenario(5, "the base lacks facts and a behaviour", "a fine-tune with retrieval")
+_DATA = Scenario(6, "training rows are too few for what the base lacks", "more data")
+
+SCENARIOS: Mapping[Action, Scenario] = {
+    "prompt": _PROMPT_SUFFICES,
+    "few-shot": _SHOWN,
+    "rank": _SHOWN,
+    "classifier": _SHOWN,
+    "rag": _FACTS,
+    "fine-tune": _BEHAVIOUR,
+    "hybrid": _BOTH,
+    "collect more data": _DATA,
+}
+
+
+def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
+    """Say which of the six scenarios this experiment is, and which measurement shows it."""
+    chosen = best(f for f in case.facts if f.name == shipped)
+    if chosen is not None and chosen.baseline:
+        return (
+            f"Scenario: none of the six, which are about one base; {chosen.name}, a model to be beaten, is"
+            " not beaten here."
+        )
+    if action not in SCENARIOS:
+        return _open_text(case)
+    if action == "collect more data" or chosen is None:
+        return _write_scenario([_DATA], _describe_gain(case, case.judged))
+    if gaining := _find_gain(case):
+        return _describe_trained(case, gaining, chosen)
+    if is_fine_tuned(chosen):
+        return (
+            f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
+            " budgets, which nothing untrained keeps."
+        )
+    return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
+
+
+def _find_gain(case: Case) -> CandidateFacts | None:
+    """Return the judged fine-tune if its gain is shown, else the best one whose gain is."""
+    if case.judged is not None and is_gain_shown(case.judged):
+        return case.judged
+    done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+    return best(f for f in done if is_gain_shown(f))
+
+
+def _describe_trained(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
+    """Say what a fine-tune with a shown gain tells about the base, whether or not it is shipped."""
+    gained = _describe_gain(case, run)
+    if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
+        return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
+    kept = "" if is_fine_tuned(chosen) else f"; why {run.name} is not shipped, the decision says"
+    if action_of(run) == "hybrid":
+        scenarios, why = _parts(case, run)
+        return _write_scenario(scenarios, f"{gained}{why}{kept}")
+    return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
+
+
+def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
+    """Give the score of the chosen untrained candidate, and say whether training was tried."""
+    prompt = best_of(case, "prompt")
+    prompt_text = ""
+    if prompt is not None and prompt.name != chosen.name:
+        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
+    recall_text = (
+        "" if chosen.recall is None else f" with {formatting.percent(chosen.recall)} % of the documents found"
+    )
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
+    if case.judged is None:
+        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
+    g = gain(case.judged.vs_untrained)
+    tried = (
+        "" if g is None else f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
+    )
+    return _write_scenario([scenario], reached + tried)
+
+
+def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
+    """Write the sentence for one scenario, or for several that cannot be told apart."""
+    first, *others = scenarios
+    measured = f": {measured}" if measured else ""
+    if not others:
+        return f"Scenario {first.number} of 6: {first.lack}, so {first.remedy}{measured}."
+    *numbers, last = (str(s.number) for s in (first, *others))
+    return f"Scenario {', '.join(numbers)} or {last} of 6{measured}."
+
+
+def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
+    """Say what a fine-tune gains over the best untrained candidate."""
+    if run is None or case.alternative is None:
+        return ""
+    return f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {case.alternative.name}"
+
+
+def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
+    """Tell which part of a hybrid explains its gain, from each part alone; an unmeasured one may."""
+    alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
+    scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
+    scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
+    measured = f" and reaches {score_text(case, hybrid)}; {', '.join(scores)}"
+    if enough := [s for s, run in alone.items() if run is not None and not _is_above(hybrid, run)]:
+        return enough, measured
+    return [*(s for s, run in alone.items() if run is None), _BOTH], measured
+
+
+def _is_above(run: CandidateFacts, other: CandidateFacts) -> bool:
+    """Tell whether a candidate scores higher on test than another, in the metric's direction."""
+    if run.target is None or other.target is None:
+        return False
+    return run.target.unit.sign * (run.target.score - other.target.score) > 0
+
+
+def _behaviour(case: Case) -> str:
+    """Say whether a slice shows that a fine-tune learned behaviour rather than facts."""
+    if not list_measured_slices(case):
+        return "; no slices knowledge and behaviour tell a behaviour from facts here"
+    return "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
+
+
+def _open_text(case: Case) -> str:
+    """Name the scenarios between which an open decision has to choose."""
+    runs = [run for run in (case.alternative, case.judged) if run is not None]
+    between = [SCENARIOS[action] for run in runs if (action := action_of(run)) in SCENARIOS]
+    named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
+    return f"Scenario open: what is undecided tells whether this is {named} of the six." if named else ""

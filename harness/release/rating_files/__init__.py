@@ -1,1 +1,0 @@
-"""Files by which people rate blind: labels of single answers, and preferences between two."""
