@@ -173,7 +173,9 @@ def decide(
         curve=curve,
         win_rate=win_rate,
         by_metric=by_metric,
-        unchecked=not corrected and _is_paired(facts),
+        # There is a difference between arms that people's labels could have corrected.
+        unchecked=not corrected
+        and any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts),
         trivial=trivial,
         can_fold=can_fold,
         spare=spare,
@@ -192,11 +194,6 @@ def decide(
     )
 
 
-def _is_paired(facts: Sequence[CandidateFacts]) -> bool:
-    """Tell whether there is a difference between arms that people's labels could have corrected."""
-    return any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts)
-
-
 def _choose(case: Case, numbers: Economics) -> _Recommendation:
     if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
         return _leave_undecided(
@@ -204,11 +201,22 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
             "do what its verdict says next and compare again",
         )
     if case.alternative is None:
-        return _lack_alternative(case)
-    if (rating := open_rating(case)) and not _is_stopped(case):
+        why = "nothing untrained was measured, so there is nothing to compare with"
+        failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
+        return _leave_undecided(why, advise_on_missing(case.missing, failed))
+    # The gate may stop a fine-tune, however often its answers are preferred.
+    is_stopped = case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
+    if (rating := open_rating(case)) and not is_stopped:
         return _leave_undecided(f"the goal is a win rate, and {rating.why}", rating.then)
     if missing := case.n_labels_missing:
-        return _await_labels(case, missing)
+        # Refuse to decide by the grades of a judge that were not checked against people's labels.
+        labels = formatting.pluralize(missing, "more label")
+        return _leave_undecided(
+            f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
+            " decision rests on it",
+            "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
+            " gate.uncalibrated_judge to allow",
+        )
     if case.strongest is None:
         return _choose_untrained(case, case.alternative)
     if case.alternative.over_budget:
@@ -216,11 +224,6 @@ def _choose(case: Case, numbers: Economics) -> _Recommendation:
     if case.winner and is_gain_shown(case.winner):
         return _choose_with_gain(case, numbers, case.winner, case.alternative)
     return _choose_without_gain(case, numbers, case.winner or case.strongest, case.alternative)
-
-
-def _is_stopped(case: Case) -> bool:
-    """Tell whether the gate stops the fine-tune, however often its answers are preferred."""
-    return case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
 
 
 def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
@@ -239,9 +242,10 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
             f"{run.name} would be it, but {score_text(case, run)} is the worst score there is",
             "check the questions, the references and the metric, or compare candidates on a larger base",
         )
-    return _Recommendation(
-        action_of(run), run.name, f"Ship {run.name}: {why}{_compare_with_trivial(case, run)}."
-    )
+    caveat = ""
+    if case.trivial and case.trivial.may_reach(run.target):
+        caveat = f"; {run.name} is not shown to be better than {case.trivial.text}"
+    return _Recommendation(action_of(run), run.name, f"Ship {run.name}: {why}{caveat}.")
 
 
 def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
@@ -250,13 +254,6 @@ def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
     if case.by_wins or reached is None or not reached.unit.is_rate:
         return False
     return reached.score == (0 if reached.unit.higher_is_better else 1)
-
-
-def _compare_with_trivial(case: Case, run: CandidateFacts) -> str:
-    """Say that a run is not shown to be better than the trivial baseline; empty if it is."""
-    if case.trivial is None or not case.trivial.may_reach(run.target):
-        return ""
-    return f"; {run.name} is not shown to be better than {case.trivial.text}"
 
 
 def _meanwhile(case: Case, run: CandidateFacts) -> str:
@@ -269,23 +266,6 @@ def _meanwhile(case: Case, run: CandidateFacts) -> str:
 
 def _leave_undecided(why: str, then: str) -> _Recommendation:
     return _Recommendation("undecided", None, f"Undecided: {why}; {then}.")
-
-
-def _lack_alternative(case: Case) -> _Recommendation:
-    why = "nothing untrained was measured, so there is nothing to compare with"
-    failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
-    return _leave_undecided(why, advise_on_missing(case.missing, failed))
-
-
-def _await_labels(case: Case, missing: int) -> _Recommendation:
-    """Refuse to decide by the grades of a judge that were not checked against people's labels."""
-    labels = formatting.pluralize(missing, "more label")
-    return _leave_undecided(
-        f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
-        " decision rests on it",
-        "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
-        " gate.uncalibrated_judge to allow",
-    )
 
 
 def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendation:
@@ -376,41 +356,38 @@ def _choose_without_gain(
     tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
     blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
     if pending := [f for f in blocked if not list_failing_seeds(case.facts, f)]:
-        return _await_gate(case, best(pending) or pending[0], alternative)
+        run = best(pending) or pending[0]
+        gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
+        why, settle = _open_gate(case, run)
+        return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
     if blocked:
-        return _keep_untrained(case, best(blocked) or blocked[0], alternative)
+        run = best(blocked) or blocked[0]
+        gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
+        failing = list_failing_seeds(case.facts, run)
+        fails_all = len(failing) == len(seeds_of(case.facts, run))
+        fails = "fails" if fails_all else f"with {seeds_text(failing)} it fails"
+        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {fails} the gate")
     g = gain(compared.vs_untrained)
     if g is None:
         why = f"{compared.name} was not compared with {alternative.name} on the same items"
         return _leave_undecided(why, "compare again")
     best_spend = numbers.spend.best if numbers.spend else None
-    if numbers.rows_needed and best_spend and best_spend.kind == "training rows":
-        return _collect(case, compared, alternative, numbers.rows_needed)
+    wanted = numbers.rows_needed
+    if wanted and best_spend and best_spend.kind == "training rows":
+        over = f"{gain_text(g)} over {alternative.name}"
+        rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
+        sentence = (
+            f"Collect more data: {compared.name} gains {over} now, and with {rows} training rows it would"
+            f" gain about {then}, worth {formatting.usd(wanted.worth)} USD for"
+            f" {formatting.usd(wanted.cost)} USD{_meanwhile(case, alternative)}."
+        )
+        return _Recommendation("collect more data", None, sentence)
     is_best_of_all = compared is case.strongest or case.strongest is None
     which = f"the best fine-tune{'' if is_best_of_all else ' that passes the gate'}"
     verdict = f"is worse ({gain_text(g)})"
     if g.high >= 0:
         verdict = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
     return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {verdict}")
-
-
-def _collect(
-    case: Case, run: CandidateFacts, alternative: CandidateFacts, wanted: RowsNeeded
-) -> _Recommendation:
-    over = f"{gain_text(gain(run.vs_untrained))} over {alternative.name}"
-    rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
-    sentence = (
-        f"Collect more data: {run.name} gains {over} now, and with {rows} training rows it would gain about"
-        f" {then}, worth {formatting.usd(wanted.worth)} USD for {formatting.usd(wanted.cost)} USD"
-        f"{_meanwhile(case, alternative)}."
-    )
-    return _Recommendation("collect more data", None, sentence)
-
-
-def _await_gate(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
-    gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
-    why, settle = _open_gate(case, run)
-    return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
 
 
 def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
@@ -430,13 +407,3 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
         for f in (run, *seeds)
         if passes_alone(f) and f.standing
     )
-
-
-def _keep_untrained(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> _Recommendation:
-    gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
-    failing = list_failing_seeds(case.facts, run)
-    fails = (
-        "fails" if len(failing) == len(seeds_of(case.facts, run)) else f"with {seeds_text(failing)} it fails"
-    )
-    why = f"{score_text(case, alternative)}; {gains}, but {fails} the gate"
-    return _ship(case, alternative, why)

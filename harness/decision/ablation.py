@@ -205,9 +205,29 @@ def training_sets(
         members = {name: [f for f in facts if f.name == name] for name in names}
         ablation = compare_members(names[0], members, by)
         sets = []
-        for f in ablation.factors:
-            name_, again = f.candidate, drawn_again.get(f.candidate, 0)
-            sets.append(_training_set(f, members[name_], recipes[name_], over.get(name_), policy, again))
+        for factor in ablation.factors:
+            name = factor.candidate
+            done = [f for f in members[name] if f.state == "done"]
+            tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
+            n_labelled = done[0].n_train if done else None
+            # People or a teacher labelled each row.
+            by_people = policy.label_cost_usd * (done[0].n_train - done[0].n_taught) if done else 0.0
+            sets.append(
+                TrainingSet(
+                    candidate=name,
+                    source=describe_source(recipes[name]),
+                    n_rows=None if n_labelled is None else n_labelled + drawn_again.get(name, 0),
+                    n_tokens=round(fmean(tokens)) if tokens else None,
+                    score=factor.score,
+                    estimate=done[0].target if len(done) == 1 else over.get(name),
+                    difference=factor.difference,
+                    p=factor.p,
+                    p_adjusted=factor.p_adjusted,
+                    label_cost_usd=by_people + done[0].rows_cost_usd if done else None,
+                    training_cost_usd=factor.training_cost_usd,
+                    n_labelled=n_labelled,
+                )
+            )
         known, method = ablation.seed_variance_known, recipes[names[0]].method
         return TrainingSets(method, ablation.reference, tuple(sets), ablation.n_tests, known)
 
@@ -221,50 +241,11 @@ def _groups(facts: Sequence[CandidateFacts], recipes: Mapping[str, Recipe]) -> l
         recipe = recipes[name]
         if plugins.method(recipe.method).draws_from:
             rest = recipe.model_copy(update={"train": (), "mix": None})
-            groups.setdefault(rest.model_dump_json(), {}).setdefault(_rows_of(recipe), name)
+            rows = (recipe.train, recipe.mix.model_dump_json() if recipe.mix else "")
+            groups.setdefault(rest.model_dump_json(), {}).setdefault(rows, name)
     # The target's own rows come first; the others stay in the order of the file.
     return [
-        [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != _OWN)]
+        [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != ((), ""))]
         for g in groups.values()
         if len(g) > 1
     ]
-
-
-def _rows_of(recipe: Recipe) -> tuple[Any, ...]:
-    return recipe.train, recipe.mix.model_dump_json() if recipe.mix else ""
-
-
-_OWN: tuple[Any, ...] = ((), "")
-
-
-def _training_set(
-    factor: Factor,
-    runs: Sequence[CandidateFacts],
-    recipe: Recipe,
-    over_seeds: Estimate | None,
-    policy: DecidePolicy,
-    n_again: int,
-) -> TrainingSet:
-    done = [f for f in runs if f.state == "done"]
-    score = done[0].target if len(done) == 1 else over_seeds
-    tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
-    n_labelled = done[0].n_train if done else None
-    return TrainingSet(
-        candidate=factor.candidate,
-        source=describe_source(recipe),
-        n_rows=None if n_labelled is None else n_labelled + n_again,
-        n_tokens=round(fmean(tokens)) if tokens else None,
-        score=factor.score,
-        estimate=score,
-        difference=factor.difference,
-        p=factor.p,
-        p_adjusted=factor.p_adjusted,
-        label_cost_usd=None if n_labelled is None else _label_cost_usd(policy, done[0]),
-        training_cost_usd=factor.training_cost_usd,
-        n_labelled=n_labelled,
-    )
-
-
-def _label_cost_usd(policy: DecidePolicy, run: CandidateFacts) -> float:
-    """Add up the labelling costs of people and a teacher, one of whom labelled each row."""
-    return policy.label_cost_usd * (run.n_train - run.n_taught) + run.rows_cost_usd

@@ -9,7 +9,7 @@ Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta e
 (retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from harness import formatting
@@ -47,8 +47,13 @@ def failure_sentences(case: Case) -> list[str]:
     if not slices:
         return []
     runs = [best_of(case, action) for action in ("prompt", "rag", "fine-tune", "hybrid")]
-    shown = [run for run in runs if run is not None]
-    return [*(_slice_text(name, shown) for name in slices), _REMEDIES[list_mended_slices(case)]]
+    sentences = []
+    for name in slices:
+        shown = [f for f in runs if f and name in f.slices]
+        scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in shown)
+        n = formatting.count(shown[0].slices[name].n)
+        sentences.append(f"On {name} (n = {n}): {', '.join(scores)}.")
+    return [*sentences, _REMEDIES[list_mended_slices(case)]]
 
 
 def list_measured_slices(case: Case) -> tuple[str, ...]:
@@ -64,25 +69,19 @@ def list_mended_slices(case: Case) -> tuple[str, ...]:
     """
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
-    return tuple(s for s in list_measured_slices(case) if prompt and _mends(s, prompt, remedies[s]))
+    mended = []
+    for name in list_measured_slices(case):
+        remedy = remedies[name]
+        if prompt and remedy and name in remedy.slices:
+            before, after = prompt.slices[name], remedy.slices[name]
+            if after.low > before.high if after.unit.higher_is_better else after.high < before.low:
+                mended.append(name)
+    return tuple(mended)
 
 
 def best_of(case: Case, action: str) -> CandidateFacts | None:
     """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
     return best(f for f in case.facts if action_of(f) == action and not f.baseline)
-
-
-def _mends(name: str, prompt: CandidateFacts, by: CandidateFacts | None) -> bool:
-    if by is None or name not in by.slices:
-        return False
-    before, after = prompt.slices[name], by.slices[name]
-    return after.low > before.high if after.unit.higher_is_better else after.high < before.low
-
-
-def _slice_text(name: str, shown: Sequence[CandidateFacts]) -> str:
-    runs = [f for f in shown if name in f.slices]
-    scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in runs)
-    return f"On {name} (n = {formatting.count(runs[0].slices[name].n)}): {', '.join(scores)}."
 
 
 def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
@@ -91,10 +90,39 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
         yield f"{other.name} is left out, because {other.over_budget}"
     yield from _gate(other)
     yield from _difference(case, other, chosen)
-    yield from _retrieval_reasons(other)
+    if other.recall is not None and other.recall < 1:
+        yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
+    if (use := other.retrieval) is not None and use.found and use.unused:
+        wrong = f"{formatting.count(use.unused)} were answered wrongly"
+        yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
     if is_fine_tuned(other) and 0 < other.n_train < FEW:
         yield f"it was trained on {formatting.pluralize(other.n_train, 'example')}"
-    yield from _dearer(other, chosen)
+    if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
+        costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
+        if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:
+            yield f"1,000 requests cost {costs[0]} USD with it and {costs[1]} with {chosen.name}"
+    if None not in (other.latency_p50_s, chosen.latency_p50_s):
+        times = [formatting.seconds(f.latency_p50_s) for f in (other, chosen)]
+        if (other.latency_p50_s or 0) > (chosen.latency_p50_s or 0) and times[0] != times[1]:
+            yield f"its median request takes {times[0]}, that of {chosen.name} {times[1]}"
+
+
+def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """Say how much the two differ on the same items, else which one validation prefers."""
+    untrained = case.alternative
+    if untrained and chosen.name == untrained.name and (g := gain(other.vs_untrained)):
+        if g.low > 0:
+            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
+        else:
+            shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
+            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
+    elif untrained and other.name == untrained.name and (g := gain(chosen.vs_untrained)):
+        yield f"{chosen.name} gains {gain_text(g)} over it"
+    elif other.validation is not None and chosen.validation is not None:
+        unit = other.target.unit if other.target else case.unit
+        a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
+        if unit.sign * chosen.validation > unit.sign * other.validation:
+            yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
 
 
 def _gate(run: CandidateFacts) -> Iterator[str]:
@@ -111,45 +139,6 @@ def _gate(run: CandidateFacts) -> Iterator[str]:
         forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
     outcome = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
     yield f"the gate of {run.name} {outcome}{forgot}"
-
-
-def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say how much the two differ on the same items, else which one validation prefers."""
-    best = case.alternative
-    if best is not None and chosen.name == best.name and (g := gain(other.vs_untrained)):
-        if g.low > 0:
-            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
-        else:
-            shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
-            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
-    elif best is not None and other.name == best.name and (g := gain(chosen.vs_untrained)):
-        yield f"{chosen.name} gains {gain_text(g)} over it"
-    elif other.validation is not None and chosen.validation is not None:
-        unit = other.target.unit if other.target else case.unit
-        a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
-        if unit.sign * chosen.validation > unit.sign * other.validation:
-            yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
-
-
-def _retrieval_reasons(run: CandidateFacts) -> Iterator[str]:
-    """Say what retrieval did not find, and how often its finds were not used."""
-    if run.recall is not None and run.recall < 1:
-        yield f"its retrieval found {formatting.percent(run.recall)} % of the documents needed"
-    if (use := run.retrieval) is not None and use.found and use.unused:
-        wrong = f"{formatting.count(use.unused)} were answered wrongly"
-        yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
-
-
-def _dearer(other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say whether requests to the other candidate are more expensive or slower."""
-    if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
-        costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
-        if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:
-            yield f"1,000 requests cost {costs[0]} USD with it and {costs[1]} with {chosen.name}"
-    if None not in (other.latency_p50_s, chosen.latency_p50_s):
-        times = [formatting.seconds(f.latency_p50_s) for f in (other, chosen)]
-        if (other.latency_p50_s or 0) > (chosen.latency_p50_s or 0) and times[0] != times[1]:
-            yield f"its median request takes {times[0]}, that of {chosen.name} {times[1]}"
 
 
 _PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
@@ -232,91 +221,46 @@ def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFa
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     """Describe the measurement of a need; empty without one."""
-    wanted = _ADVICE[need].slices
+    wanted, own = _ADVICE[need].slices, [f for f in case.facts if not f.baseline]
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
-    if need in _WITHOUT_FINE_TUNE:
-        return _WITHOUT_FINE_TUNE[need](case)
-    run = case.judged
-    return _MEASURES[need](case, run) if run and need in _MEASURES else ""
+    if need in ("changing_facts", "private_knowledge"):
+        run = best(f for f in own if action_of(f) in _RETRIEVES)
+        if run is None or run.recall is None:
+            return ""
+        recall_text = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
+        return f"{recall_text}, and {run.name} reaches {score_text(case, run)} with them"
+    if need == "sensitive_data":
+        leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
+        if not leaving:
+            return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
+        return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
+    if need == "knowledge_and_behaviour":
+        kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
+        runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
+        scores = ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs)
+        return scores if len(runs) > 1 else ""
+    return _describe_fine_tune(case, need, case.judged) if case.judged else ""
 
 
-def _latency(case: Case, run: CandidateFacts) -> str:
-    other = case.alternative
-    if other is None or None in (run.latency_p50_s, other.latency_p50_s):
-        return ""
-    own, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
-    return f"the median request takes {own} with {run.label} and {its} with {other.name}"
-
-
-def _examples(_: Case, run: CandidateFacts) -> str:
-    return f"there are {formatting.count(run.n_train)} training examples" if run.n_train else ""
-
-
-def _capability_change(_: Case, run: CandidateFacts) -> str:
-    macro = run.verdict.macro if run.verdict else None
-    return (
-        f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
-        if macro
-        else ""
-    )
-
-
-def _training(_: Case, run: CandidateFacts) -> str:
-    if not run.training.total_s:
-        return ""
-    memory = run.training.peak_memory_gib
-    held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
-    where = f" on {run.measured_on}" if run.measured_on else ""
-    return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
-
-
-def _retrieval(case: Case) -> str:
-    """Say what share of the needed documents retrieval found, and the score of its best candidate."""
-    run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
-    if run is None or run.recall is None:
-        return ""
-    recall_text = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
-    return f"{recall_text}, and {run.name} reaches {score_text(case, run)} with them"
-
-
-def _describe_remote_requests(case: Case) -> str:
-    """Say which candidates send requests to an external server."""
-    leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
-    if not leaving:
-        return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
-    return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
-
-
-def _describe_each_kind(case: Case) -> str:
-    """Give the scores of the best of retrieval, fine-tunes and hybrids."""
-    kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
-    own = [f for f in case.facts if not f.baseline]
-    runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
-    return ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs) if len(runs) > 1 else ""
-
-
-def _gain_over_prompt(case: Case, run: CandidateFacts) -> str:
-    if run.vs_prompt is None:
-        return ""
-    return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
-
-
-_WITHOUT_FINE_TUNE: Mapping[Need, Callable[[Case], str]] = {
-    "changing_facts": _retrieval,
-    "private_knowledge": _retrieval,
-    "sensitive_data": _describe_remote_requests,
-    "knowledge_and_behaviour": _describe_each_kind,
-}
-_MEASURES: Mapping[Need, Callable[[Case, CandidateFacts], str]] = {
-    "low_latency": _latency,
-    "little_data": _examples,
-    "general_purpose": _capability_change,
-    "rapid_iteration": _training,
-    "no_compute": _training,
-    "new_domain": _gain_over_prompt,
-    "low_resource_language": _gain_over_prompt,
-}
+def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
+    """Describe what was measured of the judged fine-tune on a need; empty without it."""
+    other, macro = case.alternative, run.verdict.macro if run.verdict else None
+    if need == "low_latency" and other and None not in (run.latency_p50_s, other.latency_p50_s):
+        took, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+        return f"the median request takes {took} with {run.label} and {its} with {other.name}"
+    if need == "little_data" and run.n_train:
+        return f"there are {formatting.count(run.n_train)} training examples"
+    if need == "general_purpose" and macro:
+        return f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
+    if need in ("rapid_iteration", "no_compute") and run.training.total_s:
+        memory = run.training.peak_memory_gib
+        held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
+        where = f" on {run.measured_on}" if run.measured_on else ""
+        return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
+    if need in ("new_domain", "low_resource_language") and run.vs_prompt:
+        return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    return ""
 
 
 def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
@@ -374,11 +318,23 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
             " not beaten here."
         )
     if action not in SCENARIOS:
-        return _open_text(case)
+        # The scenarios between which an open decision has to choose.
+        runs = [run for run in (case.alternative, case.judged) if run is not None]
+        between = [SCENARIOS[kind] for run in runs if (kind := action_of(run)) in SCENARIOS]
+        named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
+        open_text = f"Scenario open: what is undecided tells whether this is {named} of the six."
+        return open_text if named else ""
     if action == "collect more data" or chosen is None:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
     if gaining := _find_gain(case):
-        return _describe_trained(case, gaining, chosen)
+        gained = _describe_gain(case, gaining)
+        if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, gaining)):
+            return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
+        kept = "" if is_fine_tuned(chosen) else f"; why {gaining.name} is not shipped, the decision says"
+        if action_of(gaining) == "hybrid":
+            scenarios, why = _parts(case, gaining)
+            return _write_scenario(scenarios, f"{gained}{why}{kept}")
+        return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
     if is_fine_tuned(chosen):
         return (
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
@@ -387,43 +343,28 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
     return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
 
 
+def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
+    """Give the score of the chosen untrained candidate, and say whether training was tried."""
+    prompt, prompt_text = best_of(case, "prompt"), ""
+    if prompt is not None and prompt.name != chosen.name:
+        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
+    recall_text = ""
+    if chosen.recall is not None:
+        recall_text = f" with {formatting.percent(chosen.recall)} % of the documents found"
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
+    if case.judged is None:
+        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
+    if g := gain(case.judged.vs_untrained):
+        reached += f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
+    return _write_scenario([scenario], reached)
+
+
 def _find_gain(case: Case) -> CandidateFacts | None:
     """Return the judged fine-tune if its gain is shown, else the best one whose gain is."""
     if case.judged is not None and is_gain_shown(case.judged):
         return case.judged
     done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
     return best(f for f in done if is_gain_shown(f))
-
-
-def _describe_trained(case: Case, run: CandidateFacts, chosen: CandidateFacts) -> str:
-    """Say what a fine-tune with a shown gain tells about the base, whether or not it is shipped."""
-    gained = _describe_gain(case, run)
-    if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, run)):
-        return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
-    kept = "" if is_fine_tuned(chosen) else f"; why {run.name} is not shipped, the decision says"
-    if action_of(run) == "hybrid":
-        scenarios, why = _parts(case, run)
-        return _write_scenario(scenarios, f"{gained}{why}{kept}")
-    return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
-
-
-def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
-    """Give the score of the chosen untrained candidate, and say whether training was tried."""
-    prompt = best_of(case, "prompt")
-    prompt_text = ""
-    if prompt is not None and prompt.name != chosen.name:
-        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
-    recall_text = (
-        "" if chosen.recall is None else f" with {formatting.percent(chosen.recall)} % of the documents found"
-    )
-    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
-    if case.judged is None:
-        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
-    g = gain(case.judged.vs_untrained)
-    tried = (
-        "" if g is None else f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
-    )
-    return _write_scenario([scenario], reached + tried)
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
@@ -466,11 +407,3 @@ def _behaviour(case: Case) -> str:
     if not list_measured_slices(case):
         return "; no slices knowledge and behaviour tell a behaviour from facts here"
     return "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
-
-
-def _open_text(case: Case) -> str:
-    """Name the scenarios between which an open decision has to choose."""
-    runs = [run for run in (case.alternative, case.judged) if run is not None]
-    between = [SCENARIOS[action] for run in runs if (action := action_of(run)) in SCENARIOS]
-    named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
-    return f"Scenario open: what is undecided tells whether this is {named} of the six." if named else ""

@@ -290,23 +290,17 @@ def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
     p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
     rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
     most, least = policy.max_latency_s, policy.min_requests_per_s
-    over = ["sensitive data would go to an external server"] if _exposes_data(seeds, policy) else []
+    over = []
+    if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
+        over.append("sensitive data would go to an external server")
     if most is not None and p50s and median(p50s) > most:
-        took, budget = _distinct_times(median(p50s), most)
+        took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
+        if took == budget:
+            took, budget = (f"{1000 * time:,.4g} ms" for time in (median(p50s), most))
         over.append(f"its median request takes {took}, and the budget is {budget}")
     if least is not None and rates and median(rates) < least:
         over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
     return "; ".join(over)
-
-
-def _exposes_data(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> bool:
-    return "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds)
-
-
-def _distinct_times(took: float, budget: float) -> tuple[str, str]:
-    """Format two times so that they differ."""
-    a, b = formatting.seconds(took), formatting.seconds(budget)
-    return (a, b) if a != b else (f"{1000 * took:,.4g} ms", f"{1000 * budget:,.4g} ms")
 
 
 def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:
@@ -317,7 +311,12 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
     if policy.max_latency_s is None and policy.min_requests_per_s is None:
         return left_out
     lines = left_out or ["All keep the budgets."]
-    unknown = dict.fromkeys(f.name for f in done if _is_unmeasured(f, policy))
+    unknown = dict.fromkeys(
+        f.name
+        for f in done
+        if (policy.max_latency_s is not None and f.latency_p50_s is None)
+        or (policy.min_requests_per_s is not None and f.requests_per_s is None)
+    )
     if unknown:
         lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
     machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
@@ -330,12 +329,6 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
             f"Times were measured on different machines and cannot be compared: {', '.join(places)}."
         )
     return lines
-
-
-def _is_unmeasured(f: CandidateFacts, policy: DecidePolicy) -> bool:
-    return (policy.max_latency_s is not None and f.latency_p50_s is None) or (
-        policy.min_requests_per_s is not None and f.requests_per_s is None
-    )
 
 
 def index_usd_per_1k(policy: DecidePolicy) -> float:

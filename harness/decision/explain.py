@@ -71,8 +71,8 @@ def reasons(
         sentences.append(_break_even(case, numbers, case.judged, case.alternative))
         sentences += _worth(case, numbers)
         sentences += next_step.sentences(case, numbers.spend)
-    sentences += [*economics.budget_sentences(case.facts, case.policy)]
-    sentences += [*_gates(case), *_name_failed_recipes(case)]
+    sentences += economics.budget_sentences(case.facts, case.policy)
+    sentences += _gates(case)
     sentences += _family(case, family)
     sentences += filter(None, [scenario_sentence(case, action, shipped)])
     sentences += failure_sentences(case)
@@ -98,15 +98,12 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     chosen = f"the untrained candidate that is best on validation{limit}"
     if alternative.over_budget:
         chosen = f"{chosen.removesuffix(limit)}, though left out ({alternative.over_budget})"
-    by = f", {UNCHECKED}; what follows from that gain is as uncertain" if _rests_on_judge(case, run) else ""
+    rests_on_judge = is_unchecked(case, run) and not case.by_wins
+    by = f", {UNCHECKED}; what follows from that gain is as uncertain" if rests_on_judge else ""
     sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}{by}.", *goal_sentences(case, run)]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")
     return sentences
-
-
-def _rests_on_judge(case: Case, run: CandidateFacts) -> bool:
-    return is_unchecked(case, run) and not case.by_wins
 
 
 def _tries(case: Case) -> str:
@@ -125,14 +122,11 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
     if g is None or detectable is None:
         return f"nothing can be shown here: {g.refused}" if g and g.refused else "its spread is unknown"
     items = formatting.pluralize(g.n, "item")
-    shown = f"with these {items} only a gain above {_detectable_text(case, detectable)} would show"
+    least = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
+    shown = f"with these {items} only a gain above {least} would show"
     if case.unit.is_rate and detectable >= 1:
         shown = f"with these {items} no gain at all would show"
     return f"{shown}; for more: {_list_ways_to_more(case, run, g.delta > 0)}"
-
-
-def _detectable_text(case: Case, detectable: float) -> str:
-    return f"{formatting.score(case.unit, detectable)} {case.unit.name}"
 
 
 def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
@@ -160,17 +154,14 @@ def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
     chance = costs.probability_above_tau
     likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
+    flips = f"the decision flips at τ = {formatting.figure(ratio.low)}"
+    if ratio.low <= 0:
+        flips = "no τ would let it be recommended"
     return (
         f"Training cost {formatting.usd(costs.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
         f" {case.unit.name} per USD over the best untrained{over_prompt}. Training"
-        f" pays above τ = {formatting.figure(case.policy.tau)}{likely}; {_flips(ratio)}."
+        f" pays above τ = {formatting.figure(case.policy.tau)}{likely}; {flips}."
     )
-
-
-def _flips(ratio: economics.PerUsd) -> str:
-    if ratio.low <= 0:
-        return "no τ would let it be recommended"
-    return f"the decision flips at τ = {formatting.figure(ratio.low)}"
 
 
 def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative: CandidateFacts) -> str:
@@ -180,18 +171,30 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
     costs = (
         f"{formatting.usd(run.cost_per_1k_usd)} USD per 1,000 requests against"
         f" {formatting.usd(alternative.cost_per_1k_usd)} with {alternative.name}"
-        f"{_tokens_text(case, run, alternative)}"
     )
+    if case.policy.usd_per_million_tokens is not None and run.tokens and alternative.tokens:
+        own, its = (
+            f"{formatting.count(tokens.cached)} of {formatting.count(tokens.prompt)}"
+            for tokens in (run.tokens, alternative.tokens)
+        )
+        costs += f" at the token prices set (cached of each prompt: {own} tokens against {its})"
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (numbers.break_even_if_saving_is_a_fifth_more, numbers.break_even_if_saving_is_a_fifth_less)
     place = "within" if at <= numbers.forecast_requests else "beyond"
     shaken = f" ({' to '.join(map(formatting.round_up, band))} with a saving ±20 %)"
     spent = formatting.usd(numbers.spent_once_usd)
+    priced = {
+        "the teacher of its rows": run.rows_cost_usd,
+        "evaluation": case.policy.evaluation_usd,
+        "hosting": case.policy.hosting_usd_per_month,
+        "the index of documents": case.policy.index_usd_per_month,
+    }
+    *causes, last = ["training", "labels", *(name for name, usd in priced.items() if usd)]
     return (
         f"Break-even after {formatting.round_up(at)} requests{shaken},"
         f" {place} the {economics.forecast_text(case.policy)}:"
-        f" {spent} USD {_one_time_costs(case.policy, run)}, {costs}."
+        f" {spent} USD for {', '.join(causes)} and {last}, {costs}."
     )
 
 
@@ -201,7 +204,13 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
     counts_answers = numbers.right_answer_usd is not None
     flips_at = numbers.pays_from_right_answer_usd if counts_answers else numbers.pays_from_point_usd
     if run is None or g is None or g.low <= 0 or flips_at is None:
-        return _worth_of_rows(case, numbers)
+        # The advice to collect more data may rest on that value instead.
+        rows, best = numbers.rows_needed, numbers.spend.best if numbers.spend else None
+        if rows is None or best is None or best.kind != "training rows":
+            return []
+        stops = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
+        flips = f"more data stops paying at {formatting.usd(stops)} USD"
+        return [f"The advice rests on {_worth_text(case, numbers)}: {flips}."]
     if not counts_answers and case.policy.point_usd is None:
         text = (
             "What a point is worth is not set (decide.point_usd), so the gain is not weighed against its cost"
@@ -215,16 +224,6 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
     return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
 
 
-def _worth_of_rows(case: Case, numbers: Economics) -> list[str]:
-    """Say which value of an answer the advice to collect more data rests on."""
-    rows, spend = numbers.rows_needed, numbers.spend
-    if rows is None or spend is None or spend.best is None or spend.best.kind != "training rows":
-        return []
-    flips_at = economics.break_even_value(rows.gain.score, rows.gain.unit, rows.cost, case.policy)
-    flips = f"more data stops paying at {formatting.usd(flips_at)} USD"
-    return [f"The advice rests on {_worth_text(case, numbers)}: {flips}."]
-
-
 def _worth_text(case: Case, numbers: Economics) -> str:
     """Name the value that counts, its setting, and whether it is the default."""
     if numbers.right_answer_usd is None:
@@ -232,32 +231,6 @@ def _worth_text(case: Case, numbers: Economics) -> str:
     assumed = ", the default" if case.policy.right_answer_usd is None else ""
     usd = formatting.usd(numbers.right_answer_usd)
     return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
-
-
-def _tokens_text(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> str:
-    """Say how many tokens of a prompt are cached, if requests are priced by tokens."""
-    if case.policy.usd_per_million_tokens is None or run.tokens is None or alternative.tokens is None:
-        return ""
-    own, its = (
-        f"{formatting.count(tokens.cached)} of {formatting.count(tokens.prompt)}"
-        for tokens in (run.tokens, alternative.tokens)
-    )
-    return f" at the token prices set (cached of each prompt: {own} tokens against {its})"
-
-
-def _one_time_costs(policy: DecidePolicy, run: CandidateFacts) -> str:
-    also = [
-        name
-        for name, usd in (
-            ("the teacher of its rows", run.rows_cost_usd),
-            ("evaluation", policy.evaluation_usd),
-            ("hosting", policy.hosting_usd_per_month),
-            ("the index of documents", policy.index_usd_per_month),
-        )
-        if usd
-    ]
-    named = ["training", "labels", *also]
-    return f"for {', '.join(named[:-1])} and {named[-1]}"
 
 
 def _curve(case: Case) -> list[str]:
@@ -272,11 +245,12 @@ def _curve(case: Case) -> list[str]:
         f"{formatting.change(a.gain.unit, *a.gain[:3])} with {formatting.count(a.n_train)}"
         for a in case.curve.ahead
     )
-    said = (
-        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
-        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
-    )
-    return [said]
+    return [
+        (
+            f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+            f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
+        )
+    ]
 
 
 _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
@@ -284,34 +258,29 @@ _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "ha
 
 def _gates(case: Case) -> list[str]:
     """Say what stops a fine-tune, or the untrained candidate that would be shipped instead."""
+
+    def name_rules(verdict: Verdict) -> str:  # their sentences are in the gate's own table
+        return f"{gating.WORDS[verdict.outcome]} ({gating.name_reasons(verdict)})"
+
     stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
     alone = [
-        f"The gate on {f.label}: {_name_rules(f.verdict) if is_fine_tuned(f) else f.verdict.sentence}."
+        f"The gate on {f.label}: {name_rules(f.verdict) if is_fine_tuned(f) else f.verdict.sentence}."
         for f in stopped
         if f.verdict and f.verdict.outcome in _STOPPED[is_fine_tuned(f)]
     ]
     corrected = [
         f"The gate on {f.label} as one of {f.standing.n}, at {formatting.percent(f.standing.level)} %:"
-        f" {_name_rules(f.corrected)}."
+        f" {name_rules(f.corrected)}."
         for f in stopped
         if f.standing and f.corrected and passes_alone(f) and f.corrected.outcome != "pass"
     ]
-    return alone + corrected
-
-
-def _name_rules(verdict: Verdict) -> str:
-    """Say what a verdict rests on; the sentences of its rules are in the gate's own table."""
-    return f"{gating.WORDS[verdict.outcome]} ({gating.name_reasons(verdict)})"
-
-
-def _name_failed_recipes(case: Case) -> list[str]:
-    """Name the fine-tunes with both finished and failed seeds."""
     done = {f.name: f for f in case.facts if is_fine_tuned(f) and f.state == "done"}
-    return [
-        f"{name} does not pass: {seeds_text(failed)} failed, and a recipe passes with all of its seeds."
+    failed = [
+        f"{name} does not pass: {seeds_text(seeds)} failed, and a recipe passes with all of its seeds."
         for name, run in done.items()
-        if (failed := list_failed_seeds(case.facts, run))
+        if (seeds := list_failed_seeds(case.facts, run))
     ]
+    return alone + corrected + failed
 
 
 def seeds_text(seeds: Sequence[int]) -> str:
@@ -341,7 +310,12 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
     if not members:
         return []
     alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
-    passing = [_member_text(m, alpha) for m in members if m.p is not None]
+    passing = [
+        f"{m.candidate} {'shown' if m.p_adjusted < alpha else 'not shown'} (p {formatting.p_value(m.p)},"
+        f" corrected {formatting.p_value(m.p_adjusted)})"
+        for m in members
+        if m.p is not None
+    ]
     n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
     said = (
         f"{formatting.count(n)} fine-tunes are judged on the same items: if all had lost as much as the"
@@ -351,47 +325,33 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
     return [f"{said} for that ({holm}): {'; '.join(passing) or 'none passes even alone'}."]
 
 
-def _member_text(m: FamilyMember, alpha: float) -> str:
-    shown = "shown" if m.p_adjusted < alpha else "not shown"
-    ps = f"p {formatting.p_value(m.p)}, corrected {formatting.p_value(m.p_adjusted)}"
-    return f"{m.candidate} {shown} ({ps})"
-
-
 def _amount(case: Case, run: CandidateFacts) -> str:
     n = run.n_train
     if not n:
         return f"How many examples {run.name} was trained on is unknown, so whether they suffice is too."
     advice = next(text for below, text in _AMOUNTS if n < below)
-    return (
-        f"{formatting.pluralize(n, 'training example')}: {advice}.{_labels_missing(case, n)} {USUAL_AMOUNTS}"
-    )
+    more, usd = "", case.policy.label_cost_usd * (FEW - n)
+    if n < FEW:
+        cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""
+        more = f" {FEW - n} more would make {FEW}{cost}."
+    return f"{formatting.pluralize(n, 'training example')}: {advice}.{more} {USUAL_AMOUNTS}"
 
 
 def _few_for_full(case: Case) -> list[str]:
     """Name the recipes that trained all weights on fewer examples than that usually takes."""
-    whole = (f for f in case.facts if _trains_all_weights(f))
+    methods = {f.method: plugins.find_method(f.method) for f in case.facts}
+    whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
     few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
     if not few:
         return []
     named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
-    said = (
-        f"All weights were trained on few examples by {named}: that is usual from about "
-        f"{formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method: lora)."
-    )
-    return [said]
-
-
-def _trains_all_weights(run: CandidateFacts) -> bool:
-    method = plugins.find_method(run.method)
-    return method.trains and method.makes_whole_model
-
-
-def _labels_missing(case: Case, n: int) -> str:
-    if n >= FEW:
-        return ""
-    usd = case.policy.label_cost_usd * (FEW - n)
-    cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""
-    return f" {FEW - n} more would make {FEW}{cost}."
+    return [
+        (
+            f"All weights were trained on few examples by {named}: that is usual from about"
+            f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method:"
+            " lora)."
+        )
+    ]
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

@@ -38,14 +38,20 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
         return []
     unit = case.unit
     level = f"{formatting.score(unit, goal)}{' %' if unit.is_rate else ''}"
-    meeting = [(base, run) for base, run in bases if _meets(run, goal)]
+    meeting = []
+    for base, run in bases:
+        target = run.target
+        if target and min(target.unit.sign * (end - goal) for end in (target.low, target.high)) >= 0:
+            meeting.append((base, run))
     if not meeting:
         base, run = max(bases, key=lambda pair: unit.sign * pair[1].target.score if pair[1].target else 0.0)
         nearest = f"{run.name} on {base.name} is the nearest, {score_text(case, run)}"
         return [f"No base of known size is shown to meet the goal of {level}: {nearest}."]
     base, smallest = meeting[0]
     larger = [f"{b.name} ({_millions(b)})" for b, _ in bases if b != base]
-    text = f"The smallest base that is shown to meet the goal of {level} is {_size(base)}"
+    held = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
+    size = f"{base.name} ({_millions(base)} parameters{held})"
+    text = f"The smallest base that is shown to meet the goal of {level} is {size}"
     with_it = f"with {smallest.name}, {score_text(case, smallest)}"
     chosen = next((run.base for run in case.facts if run.name == shipped), None)
     is_larger = chosen is not None and chosen.n_parameters > base.n_parameters
@@ -63,19 +69,6 @@ def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
             groups.setdefault(run.base, []).append(run)
     best_by_base = [(base, chosen) for base, runs in groups.items() if (chosen := best(runs))]
     return sorted(best_by_base, key=lambda pair: (pair[0].n_parameters, pair[0].weights_gb or 0.0))
-
-
-def _meets(run: CandidateFacts, goal: float) -> bool:
-    """Tell whether the whole interval reaches the goal, in the metric's direction."""
-    if run.target is None:
-        return False
-    sign = run.target.unit.sign
-    return min(sign * run.target.low, sign * run.target.high) >= sign * goal
-
-
-def _size(base: BaseSize) -> str:
-    held = "" if base.weights_gb is None else f", {formatting.figure(base.weights_gb)} GB of weights"
-    return f"{base.name} ({_millions(base)} parameters{held})"
 
 
 def _millions(base: BaseSize) -> str:
@@ -129,21 +122,18 @@ def open_rating(case: Case) -> OpenRating | None:
     if wins is None or wins.over != other.name:
         return OpenRating(f"there is no comparison of {both}", "compare again")
     if wins.lacking or (wins.by == PEOPLE and wins.rate is None):
-        return _more_ratings(wins, both)
+        lacking = formatting.pluralize(wins.lacking, "more rating")
+        if wins.by != PEOPLE:
+            needs = f"{lacking} of people of the same pairs"
+            why = f"{wins.by} compared {both}, and needs {needs} before it decides"
+            return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
+        rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
+        why = f"there are no ratings of {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
+        return OpenRating(why, _RATE, wins.lacking)
     if wins.is_open:
         why = f"too many items tell nothing of {both}: they failed, or what was preferred cannot be read"
         return OpenRating(why, "compare again, for a judge with more attempts in its rubric")
     return OpenRating(f"{wins.by} has not compared {both}", "compare again")
-
-
-def _more_ratings(wins: Wins, both: str) -> OpenRating:
-    lacking = formatting.pluralize(wins.lacking, "more rating")
-    if wins.by != PEOPLE:
-        why = f"{wins.by} compared {both}, and needs {lacking} of people of the same pairs before it decides"
-        return OpenRating(why, f"{_RATE}, or set gate.uncalibrated_judge to allow", wins.lacking)
-    rated = f"people have rated {formatting.pluralize(wins.n_ratings, 'pair')} of {both}"
-    why = f"there are no ratings of {both}" if wins.rate is None else f"{rated}, and {lacking} are needed"
-    return OpenRating(why, _RATE, wins.lacking)
 
 
 def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
@@ -155,7 +145,18 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
         f"The goal is a win rate of {formatting.percent(case.win_rate)} % (gate.target.win_rate):"
         f" {_describe_preference(case, run, wins, g)}."
     )
-    return [text, *_compare_with_metric(case, run, g)]
+    by_metric = gain((case.by_metric or {}).get(run.run_id))
+    if by_metric is None:
+        return [text]
+    # The target's metric may contradict the win rate on the same answers.
+    also = f"By {case.metric} it is {gain_text(by_metric)} over the same candidate"
+    is_gain, is_loss = by_metric.low > 0, by_metric.high < 0
+    opposed = (is_gain and g.high < 0) or (is_loss and g.low > 0)
+    if opposed or ((is_gain or is_loss) and g.low <= 0 <= g.high):
+        kind = "a gain" if is_gain else "a loss"
+        contrast = "contradicts that" if opposed else "the win rate does not show"
+        return [text, f"{also}, {kind}, which {contrast}: what decides is the win rate, as declared."]
+    return [text, f"{also}, which decides nothing: the win rate does."]
 
 
 def basis_text(wins: Wins) -> str:
@@ -185,18 +186,3 @@ def _describe_preference(case: Case, run: CandidateFacts, wins: Wins, g: Compari
 
 def _rate_text(rate: Estimate | None) -> str:
     return f"{formatting.score(rate.unit, *rate[:3])} %" if rate else "an unknown share"
-
-
-def _compare_with_metric(case: Case, run: CandidateFacts, preferred: Comparison) -> list[str]:
-    """Say what the target's metric shows on the same answers, and where it contradicts the win rate."""
-    g = gain((case.by_metric or {}).get(run.run_id))
-    if g is None:
-        return []
-    gain_sentence = f"By {case.metric} it is {gain_text(g)} over the same candidate"
-    if g.low > 0 or g.high < 0:
-        kind, opposed = ("a gain", preferred.high < 0) if g.low > 0 else ("a loss", preferred.low > 0)
-        is_open = preferred.low <= 0 <= preferred.high
-        if opposed or is_open:
-            contrast = "contradicts that" if opposed else "the win rate does not show"
-            return [f"{gain_sentence}, {kind}, which {contrast}: what decides is the win rate, as declared."]
-    return [f"{gain_sentence}, which decides nothing: the win rate does."]

@@ -114,29 +114,20 @@ def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None)
     if other.over_budget:
         return None
     seed = find_stopping_seed(case.facts, run)
-    if fails_gate(seed) or _has_drifted(seed):
+    if fails_gate(seed) or (seed.verdict is not None and seed.verdict.outcome == "harness-drift"):
         return None
-    if unrated := _count_unrated(case, run):
+    g = gain(run.vs_untrained)
+    is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
+    if unrated := (run.wins.unrated if is_open and run.wins is not None else 0):
         return Spend(None, None, None, 0, unrated)
     items = _items(case, run, other, worth) if worth else None
     return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
-
-
-def _count_unrated(case: Case, run: CandidateFacts) -> int:
-    """Count the pairs that people have not rated yet, if the preference is still open."""
-    g = gain(run.vs_untrained)
-    is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
-    return run.wins.unrated if is_open and run.wins is not None else 0
 
 
 def fails_gate(run: CandidateFacts) -> bool:
     """Tell whether the gate fails a fine-tune for another reason than a target that training might reach."""
     failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
-
-
-def _has_drifted(run: CandidateFacts) -> bool:
-    return run.verdict is not None and run.verdict.outcome == "harness-drift"
 
 
 def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
@@ -309,18 +300,13 @@ def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNe
     scale = now.unit.scale
     n_now = curve.points[-1].n_train
     for ahead in curve.ahead:
-        gain = _add_gains(now, ahead.gain)
+        total = now.delta + ahead.gain.score
+        low = total - sqrt((now.delta - now.low) ** 2 + (ahead.gain.score - ahead.gain.low) ** 2)
+        high = total + sqrt((now.high - now.delta) ** 2 + (ahead.gain.high - ahead.gain.score) ** 2)
+        gain = Estimate(total, low, high, now.n, now.unit)
         training = run.training_cost_usd * ahead.n_train / n_now
         cost = case.policy.label_cost_usd * (ahead.n_train - n_now) + training
         worth = scale * gain.score * point
         if gain.low > 0 and ahead.gain.low > 0 and worth > cost:
             return RowsNeeded(ahead.n_train, gain, worth, cost)
     return None
-
-
-def _add_gains(now: Comparison, ahead: Estimate) -> Estimate:
-    """Add the current gain and that of more data; the ends as for independent estimates."""
-    total = now.delta + ahead.score
-    low = total - sqrt((now.delta - now.low) ** 2 + (ahead.score - ahead.low) ** 2)
-    high = total + sqrt((now.high - now.delta) ** 2 + (ahead.high - ahead.score) ** 2)
-    return Estimate(total, low, high, now.n, now.unit)

@@ -210,17 +210,13 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
             scores.setdefault(run.name, []).append((sign * run.validation, run))
     if not scores:
         return None
-    chosen = max(
-        scores.values(), key=lambda own: (sum(s for s, _ in own) / len(own), -_request_tokens(own[0][1]))
-    )
-    return max(chosen, key=lambda scored: scored[0])[1]
 
+    def rank(scored: list[tuple[float, CandidateFacts]]) -> tuple[float, float]:
+        run = scored[0][1]
+        tokens = inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
+        return sum(s for s, _ in scored) / len(scored), -(0.0 if _is_classifier(run) else tokens)
 
-def _request_tokens(run: CandidateFacts) -> float:
-    """Count the tokens a language model computes per request: 0 for a classifier; inf if unknown."""
-    if _is_classifier(run):
-        return 0.0
-    return inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
+    return max(max(scores.values(), key=rank), key=lambda scored: scored[0])[1]
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
@@ -232,12 +228,11 @@ def n_settings(facts: Iterable[CandidateFacts]) -> int:
     for f in facts:
         if f.state == "done":
             first.setdefault(f.name, f)
-    return len({setting for f in first.values() for setting in f.settings or _name_settings(f)})
-
-
-def _name_settings(f: CandidateFacts) -> list[str]:
-    """Name a candidate's settings by their positions, assuming that all differ."""
-    return [f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))]
+    settings: set[str] = set()
+    for f in first.values():
+        # Without digests the settings are named by their positions, as if all differed.
+        settings.update(f.settings or (f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))))
+    return len(settings)
 
 
 def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
@@ -284,13 +279,8 @@ def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> 
 
     The run itself if no seed is worse.
     """
-    return min([run, *seeds_of(facts, run)], key=_rank_seed)
-
-
-def _rank_seed(f: CandidateFacts) -> int:
-    if f.verdict is None:
-        return 2
-    return {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}[f.verdict.outcome]
+    ranks = {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}
+    return min([run, *seeds_of(facts, run)], key=lambda f: ranks[f.verdict.outcome] if f.verdict else 2)
 
 
 def list_failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
@@ -357,6 +347,17 @@ class MissingAlternative(NamedTuple):
         return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
 
 
+_ALTERNATIVES = {  # with the recipe keys for it
+    "prompt": "prompt only (prompting: zero_shot)",
+    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence for a"
+    " fine-tune",
+    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
+    "rank": "the labels ranked by log-likelihood (answer: rank)",
+    "classifier": "a plain text classifier (method: classifier)",
+    "rag": "retrieval (prompting: rag)",
+}
+
+
 def list_missing_alternatives(
     facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
 ) -> tuple[MissingAlternative, ...]:
@@ -374,23 +375,11 @@ def list_missing_alternatives(
                 failed.setdefault(kind, []).append(run.name)
     if "bare prompt" in measured:
         needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in measured]
-    missing, phrases = (kind for kind in needed if kind not in measured), _phrase_alternatives()
     return tuple(
-        MissingAlternative(phrases[kind], tuple(dict.fromkeys(failed.get(kind, ())))) for kind in missing
+        MissingAlternative(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ()))))
+        for kind in needed
+        if kind not in measured
     )
-
-
-def _phrase_alternatives() -> dict[str, str]:
-    """Phrase each alternative, with the recipe keys for it."""
-    return {
-        "prompt": "prompt only (prompting: zero_shot)",
-        "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence"
-        " for a fine-tune",
-        "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
-        "rank": "the labels ranked by log-likelihood (answer: rank)",
-        "classifier": "a plain text classifier (method: classifier)",
-        "rag": "retrieval (prompting: rag)",
-    }
 
 
 def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
@@ -402,7 +391,8 @@ def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[st
     failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
     absent = [one.what for one in missing if not one.failed]
     steps = [f"fix {', '.join(failed)} and compare again"] if failed else []
-    return ", and ".join([*steps, *([f"add {', '.join(absent)}"] if absent else [])])
+    steps += [f"add {', '.join(absent)}"] if absent else []
+    return ", and ".join(steps)
 
 
 def _kinds(run: CandidateFacts) -> set[str]:

@@ -287,36 +287,24 @@ def family_of(experiment: Experiment) -> Family:
 
 def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[FamilyMember, ...]:
     """Correct the p of every member by Holm; an unmeasured or failed one is not shown."""
-    chosen = {name: _representative(facts, family, name) for name in dict.fromkeys(family.members.values())}
-    ps = [_largest_p(facts, run) for run in chosen.values()]
+    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f)]
+    chosen: dict[str, CandidateFacts | None] = {}
+    ps: list[float | None] = []
+    for name in dict.fromkeys(family.members.values()):
+        run = best(f for f in tuned if family.members.get(f.name) == name)
+        seeds_ps = [f.verdict.p if f.verdict else None for f in facts if run and f.name == run.name]
+        chosen[name] = run
+        ps.append(max((p for p in seeds_ps if p is not None), default=None) if None not in seeds_ps else None)
     known = [1.0 if p is None else p for p in ps]
-    adjusted, levels = stats.holm(known), _levels(known, family.alpha)
+    # Holm tests the smallest p at α/k, and the others up to the first that is not shown.
+    adjusted, levels, n_shown = stats.holm(known), [0.0] * len(known), 0
+    for i in sorted(range(len(known)), key=known.__getitem__):
+        levels[i] = family.alpha / (len(known) - n_shown)
+        n_shown += known[i] < levels[i]
     return tuple(
         FamilyMember(name, run.name if run else "", p, corrected, level)
         for (name, run), p, corrected, level in zip(chosen.items(), ps, adjusted, levels, strict=True)
     )
-
-
-def _representative(facts: Sequence[CandidateFacts], family: Family, member: str) -> CandidateFacts | None:
-    """Return the recipe of a member that is best on validation."""
-    own = [f for f in list_within_budgets(facts) if family.members.get(f.name) == member and is_fine_tuned(f)]
-    return best(own)
-
-
-def _largest_p(facts: Sequence[CandidateFacts], run: CandidateFacts | None) -> float | None:
-    seeds = [f for f in facts if run and f.name == run.name]
-    ps = [f.verdict.p if f.verdict else None for f in seeds]
-    known = [p for p in ps if p is not None]
-    return max(known) if known and len(known) == len(ps) else None
-
-
-def _levels(ps: Sequence[float], alpha: float) -> list[float]:
-    """Return the level at which Holm tests each p: α/k for the smallest, up to the first not shown."""
-    levels, n_shown = [0.0] * len(ps), 0
-    for i in sorted(range(len(ps)), key=ps.__getitem__):
-        levels[i] = alpha / (len(ps) - n_shown)
-        n_shown += ps[i] < levels[i]
-    return levels
 
 
 def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[CandidateFacts]:
@@ -327,17 +315,9 @@ def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[Can
     placed = []
     for f in facts:
         member = members.get(family.members.get(f.name, ""))
-        placed.append(replace(f, standing=_rank(f, member, family)) if member and is_fine_tuned(f) else f)
+        if member and is_fine_tuned(f):
+            p, adjusted = (member.p, member.p_adjusted) if f.name == member.candidate else (None, 1.0)
+            rank = FamilyRank(family.size, family.alpha, p, adjusted, member.level, member.candidate)
+            f = replace(f, standing=rank)
+        placed.append(f)
     return placed
-
-
-def _rank(f: CandidateFacts, m: FamilyMember, family: Family) -> FamilyRank:
-    stands_for = f.name == m.candidate
-    return FamilyRank(
-        n=family.size,
-        alpha=family.alpha,
-        p=m.p if stands_for else None,
-        p_adjusted=m.p_adjusted if stands_for else 1.0,
-        level=m.level,
-        chosen=m.candidate,
-    )
