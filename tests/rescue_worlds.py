@@ -25,7 +25,7 @@ from harness.experiment import Scope, prepare_session
 from harness.experiment.runs.stored_rows import fold_sessions
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
-from harness.gating.admission import split
+from harness.gating.halves import split
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress
 from harness.records import Output, SampleResult

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from harness import release, stats
 from harness.comparison import compare_rows
 from harness.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
-from harness.gating.admission import cluster_name
+from harness.gating.halves import cluster_name
 from harness.gating.items_needed import DeltaPart, allocate_items, describe_more_items
 from harness.gating.rules import apply_rules
 from harness.spec import GatePolicy, Task

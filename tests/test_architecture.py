@@ -79,7 +79,7 @@ OFFERED = {
         "check_rows executors generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
     ),
     # Its `split` is of a suite's items.
-    "gating": "admission",
+    "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
     "models": "against_base chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files",
     # Its `write` is of files for cron and systemd.

@@ -16,7 +16,7 @@ from harness.experiment import estimate_work
 from harness.experiment.curves.tracking import estimate_tracking, read_tracked_weights
 from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.experiment.weights.weights_folder import folder_of
-from harness.gating.admission import cluster_name, split
+from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from harness import plugins
 from harness.gating import Measurement, cut_to_half
-from harness.gating.admission import cluster_name, split
+from harness.gating.halves import cluster_name, split
 from harness.plugins import RescueSituation
 from harness.records import SampleResult, TrackedPoint
 from harness.regularizers.freeze import match_first_layers

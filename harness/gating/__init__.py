@@ -30,17 +30,19 @@ from harness.gating.admission import (
     may_be_judged,
     name_admitted_tasks,
 )
-from harness.gating.items_needed import WIDEST_MARGIN, Settling, SpareItems, find_settling, list_spare_items
+from harness.gating.halves import document_of, join_clusters, number_documents
 from harness.gating.macro import macro_between
-from harness.gating.operating_characteristic import chance_of_an_equal_model, power_warnings
-from harness.gating.rules import apply_rules
-from harness.gating.shared_items import (
-    SharedItems,
-    document_of,
-    find_shared_items,
-    join_clusters,
-    number_documents,
+from harness.gating.operating_characteristic import (
+    WIDEST_MARGIN,
+    Settling,
+    SpareItems,
+    chance_of_an_equal_model,
+    find_settling,
+    list_spare_items,
+    power_warnings,
 )
+from harness.gating.rules import apply_rules
+from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import bound_passing_chance
 from harness.gating.target_rules import (
     AA_FLIPS,

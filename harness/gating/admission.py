@@ -1,21 +1,17 @@
 """Admission, and the comparisons of both arms' rows on the tasks of the suites.
 
-Invariant: one place for everybody who judges: a finished experiment, stored runs, and results made
-elsewhere. Admission looks at the base only, and never at the items that it admits: each task is cut once
-into two halves, and the base on one admits the other. Items of several tasks that ask the same document are
-one cluster, so a copy of a task adds no evidence. No cluster has items in both halves, also not one that
-several tasks share, and no document; the split depends on the items and the seed alone, never on an answer.
+Invariant: one place for everybody who judges: a finished experiment, stored runs, and results
+made elsewhere. Admission looks at the base only, and never at the items that it admits: each task is
+cut once into two halves, and the base on one admits the other.
 """
 
-import hashlib
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from math import inf, isfinite, sqrt
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from harness import comparison, formatting, stats
 from harness.comparison import Comparison
-from harness.gating.shared_items import join_rows
+from harness.gating.halves import HALVES, Half, HalfSplit, cluster_name, find_other_half, join_rows, split
 from harness.gating.verdict import (
     AdmittedHalf,
     TaskComparison,
@@ -27,21 +23,6 @@ from harness.gating.verdict import (
 from harness.metrics import Metric
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Role, Task
-
-Half = Literal["search", "confirm"]
-HALVES: tuple[Half, Half] = ("search", "confirm")
-
-
-class HalfSplit(NamedTuple):
-    """Assignment of clusters to halves."""
-
-    half_of: Mapping[str, Half]
-    seed: int
-
-    def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
-        """Keep the rows of one half."""
-        return [row for row in rows if self.half_of[cluster_name(row)] == half]
-
 
 _SIGNAL_TO_NOISE = 3.0
 _SAID: Mapping[Half, str] = {"search": "one half of its items", "confirm": "the other half"}
@@ -297,48 +278,3 @@ def compare_invalid_rates(
     return comparison.compare_validity(
         base, new, clusters=clusters, alpha=alpha, identical=identical, base_errors="bounds"
     )
-
-
-def find_other_half(half: Half) -> Half:
-    """Return the half that is not this one."""
-    return "confirm" if half == "search" else "search"
-
-
-def cluster_name(row: SampleResult) -> str:
-    """Return the cluster of an item: its own id where it has none."""
-    return row.cluster or row.example_id
-
-
-def split(
-    tasks: Mapping[str, Sequence[SampleResult]],
-    seed: int,
-    documents: Mapping[str, Mapping[str, str]] = {},
-) -> HalfSplit:
-    """Split the clusters of all tasks, large ones first, so that each task is halved evenly.
-
-    `documents` maps tasks and items to the digests of documents where the rows do not name them.
-    """
-    named = ((rows, documents.get(task, {})) for task, rows in tasks.items())
-    joined = join_rows(named, cluster_name)
-    total = {task: len(rows) for task, rows in tasks.items()}
-    sizes: dict[str, dict[str, int]] = {}  # of a cluster in each task
-    for task, rows in tasks.items():
-        names = (joined.get(name, name) for name in map(cluster_name, rows))
-        for cluster, n in Counter(names).items():
-            sizes.setdefault(cluster, {})[task] = n
-    filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
-    half_of: dict[str, Half] = {}
-    order = {cluster: _hash(cluster, seed) for cluster in sizes}
-    large_first = {cluster: (-sum(of.values()), order[cluster]) for cluster, of in sizes.items()}
-    for cluster in sorted(sizes, key=large_first.__getitem__):
-        of = sizes[cluster].items()
-        first, second = HALVES if order[cluster] % 2 else HALVES[::-1]
-        loads = [sum([n * filled[half][task] / total[task] for task, n in of]) for half in (first, second)]
-        half_of[cluster] = half = first if loads[0] <= loads[1] else second
-        for task, n in of:
-            filled[half][task] += n
-    return HalfSplit(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
-
-
-def _hash(cluster: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")

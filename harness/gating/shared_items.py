@@ -1,15 +1,12 @@
 """Tasks that share items: copies of one task, and how far the deltas of two tasks move together.
 
-Invariant: an item is known by its document (`gating.shared_documents`), and a cluster by its name in all
-tasks; an item with neither is shared with nobody. Reads paired differences, and no text. An item is known by
-the digest of its document, and by its place among the items of its task with the same one; clusters that
-hold one document, and those joined to them in turn, are one.
-Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`
+Invariant: an item is known by its document (`gating.halves`), and a cluster by its name in all
+tasks; an item with neither is shared with nobody. Reads paired differences, and no text.
+Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -19,10 +16,10 @@ from numpy.typing import NDArray
 
 from harness import formatting, stats
 from harness.comparison import align
-from harness.gating.admission import HalfSplit, Measurement
+from harness.gating.admission import Measurement
+from harness.gating.halves import HalfSplit, documents_of
 from harness.gating.verdict import TaskComparison
 from harness.metrics import flips
-from harness.records import SampleResult
 from harness.stats import Array
 
 _COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
@@ -203,77 +200,3 @@ def _correlation(a: _Moves, b: _Moves) -> float:
     n_moved = int((a.moved[i] | b.moved[j]).sum())
     found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
     return min(max(found, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)
-
-
-_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
-
-
-def document_of(example_id: str, prompt_digest: str) -> str:
-    """Return the digest of an item's document: lm-eval's own, which its items' ids hold, or the prompt's."""
-    named = _LM_EVAL_DOCUMENT.search(example_id)
-    return named[1] if named else prompt_digest
-
-
-def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict[str, str]:
-    """Map the items of one task to their documents, as `number_documents` names them.
-
-    `known` maps items to the digests of their documents where the rows do not name them.
-    """
-    prompts = {row.example_id: row.prompt_digest for row in rows}
-    named = {i: known.get(i) or document_of(i, prompts[i]) for i in sorted(prompts)}
-    return number_documents({item: document for item, document in named.items() if document})
-
-
-def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
-    """Name the documents of one task's items, by their ids, numbered among those with the same digest.
-
-    Where there are fewer than half as many digests as items, only those of single items are kept: a digest
-    of so many items stands for no question.
-    """
-    counts, seen = Counter(digests.values()), Counter[str]()
-    out: dict[str, str] = {}
-    for item, document in digests.items():
-        if counts[document] == 1 or 2 * len(counts) >= len(digests):
-            seen[document] += 1
-            out[item] = f"{document} {seen[document]}"
-    return out
-
-
-def join_rows(
-    tasks: Iterable[tuple[Sequence[SampleResult], Mapping[str, str]]], name: Callable[[SampleResult], str]
-) -> dict[str, str]:
-    """Map clusters of several tasks' rows to one of those that they share a document with.
-
-    Beside its rows stand a task's documents by item, where the rows do not name them. `name` gives a row's
-    cluster.
-    """
-    known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
-    return join_clusters(
-        (documents[row.example_id], name(row))
-        for rows, documents in known
-        for row in rows
-        if row.example_id in documents
-    )
-
-
-def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Map clusters to one of those that they share a document with, directly or by others.
-
-    `held` pairs a document with a cluster that holds it. A cluster that shares none is left out.
-    """
-    holders: dict[str, set[str]] = {}
-    for document, cluster in held:
-        holders.setdefault(document, set()).add(cluster)
-    shared = [sorted(names) for names in holders.values() if len(names) > 1]
-    names = sorted({name for group in shared for name in group})
-    if not names:
-        return {}
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    place = {name: i for i, name in enumerate(names)}
-    edges = np.array([(place[group[0]], place[other]) for group in shared for other in group[1:]])
-    graph = coo_array((np.ones(len(edges)), edges.T), shape=(len(names), len(names)))
-    joined = connected_components(graph, directed=False)[1]
-    first = {of: names[i] for i, of in reversed([*enumerate(joined.tolist())])}
-    return {name: first[joined[i]] for name, i in place.items()}

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 from harness import formatting
 from harness.comparison import Comparison, Estimate, Wins, at_level, rescale
-from harness.gating.admission import Half
+from harness.gating.halves import Half
 from harness.gating.items_needed import MoreItems, find_facing_se
 from harness.spec import GatePolicy, Margin, Task
 from harness.stats import Interval

@@ -15,7 +15,7 @@ from harness import formatting, gating, report, stats
 from harness.comparison import Estimate
 from harness.decision import CandidateFacts, Decision, gain
 from harness.gating import Verdict
-from harness.gating.admission import Half
+from harness.gating.halves import Half
 from harness.records import parse_json
 from harness.report import (
     WORDS,

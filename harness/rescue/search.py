@@ -27,7 +27,7 @@ from harness.experiment import (
     score_on,
     study_session,
 )
-from harness.gating.admission import HALVES, Half
+from harness.gating.halves import HALVES, Half
 from harness.records import Run
 from harness.report import live_line
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult

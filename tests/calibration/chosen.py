@@ -10,7 +10,7 @@ from harness.decision import CandidateFacts, Family, place_in_family
 from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
 from harness.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
-from harness.gating.admission import HALVES
+from harness.gating.halves import HALVES
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most

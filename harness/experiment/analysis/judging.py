@@ -15,7 +15,7 @@ from harness.experiment.analysis.target_facts import target_facts
 from harness.experiment.runs.stored_rows import Rows, documents_of, has_documents
 from harness.formatting import count
 from harness.gating import GateResult, Measurement, Rule
-from harness.gating.admission import Half
+from harness.gating.halves import Half
 from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run

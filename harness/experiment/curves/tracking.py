@@ -20,7 +20,7 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.weights.capability_on_validation import capability_change, mean_score
 from harness.experiment.weights.weights_folder import processes_of
 from harness.gating import Measurement, cut_to_half
-from harness.gating.admission import cluster_name, split
+from harness.gating.halves import cluster_name, split
 from harness.models.hub import is_packed, load_tokenizer
 from harness.plugins import methods
 from harness.records import SampleResult, TrackedPoint, digest
