@@ -118,7 +118,13 @@ def compare_arms(
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
-    _refuse_same_names(measured)
+    # Refuse two tasks of one name, of which only one would be judged.
+    counts = Counter(m.task.name for m in measured)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        raise IncompatibleRuns(
+            f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
+            "next: rename them"
+        )
     admitted = admitted or admit_tasks(measured, seed, policy)
     tasks = compare_measurements(measured, admitted, policy.alpha, identical=identical)
     judged = [m for m in measured if is_judged(m.task.name, policy)]
@@ -198,16 +204,6 @@ def _compare_commonest_answers(
         if m.role == "capability" and m.task.kind == "generate"
     }
     return found | ({"the target": target.commonest} if target else {})
-
-
-def _refuse_same_names(measured: Sequence[Measurement]) -> None:
-    """Refuse two tasks of one name, of which only one would be judged."""
-    counts = Counter(m.task.name for m in measured)
-    if twice := [name for name, n in counts.items() if n > 1]:
-        raise IncompatibleRuns(
-            f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
-            "next: rename them"
-        )
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:

@@ -80,13 +80,14 @@ def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> 
 
     A task with fewer than two clusters there is left out: one cluster has no interval.
     """
-    parts = [m if m.role == "regression" else _part(m, cut, half) for m in measured]
-    return [m for m in parts if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1]
-
-
-def _part(m: Measurement, cut: HalfSplit, half: Half) -> Measurement:
-    base, new, rest = cut.rows(m.base, half), cut.rows(m.new, half), cut.rows(m.base, find_other_half(half))
-    return m._replace(base=base, new=new, admitting=rest)
+    parts = []
+    for m in measured:
+        if m.role != "regression":
+            rest = cut.rows(m.base, find_other_half(half))
+            m = m._replace(base=cut.rows(m.base, half), new=cut.rows(m.new, half), admitting=rest)
+        if m.role == "regression" or len({cluster_name(row) for row in m.base}) > 1:
+            parts.append(m)
+    return parts
 
 
 def admit(
@@ -168,24 +169,21 @@ def _task(m: Measurement, admitted: AdmittedTasks, alpha: float, identical: bool
     # What it refused, the base cannot have refused by luck of a half that chose it: safety tasks count whole.
     halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
     only = halves[0] if len(halves) == 1 else None
-    half = _compare_admitted_half(m, admitted.cut, only, why_not, alpha, identical) if only else None
-    metric = m.metrics[primary]
+    metric, half = m.metrics[primary], None
+    if only and (c := compare_half(m, admitted.cut, only, alpha, identical=identical)):
+        rest = admitted.cut.rows(m.base, find_other_half(only))
+        half = AdmittedHalf(only, c, comparison.estimate(metric, rest).score, why_not)
     may_be_admitted = not _explain_reported(m.task, metric)
+    left = round(sum(row.weight for row in m.base)) - len(m.base)
     out[0] = out[0]._replace(
         base_rows_admitted=bool(halves),
         why_not="" if halves else why_not,
         half=half,
-        room=_room(m.base),
+        room=left if left > 0 else inf,
         span=metric.range.span if halves or (m.role == "safety" and may_be_admitted) else 1.0,
         may_be_admitted=may_be_admitted,
     )
     return out
-
-
-def _room(rows: Sequence[SampleResult]) -> float:
-    """Count the items of a task that were not drawn, by the weights of those that were."""
-    left = round(sum(row.weight for row in rows)) - len(rows)
-    return left if left > 0 else inf
 
 
 def _admission(m: Measurement, cut: HalfSplit) -> Admission:
@@ -217,17 +215,6 @@ def _explain_reported(task: Task, metric: Metric) -> str:
 
 def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
     return any(row.parts[metric.name] is not None for row in rows)
-
-
-def _compare_admitted_half(
-    m: Measurement, cut: HalfSplit, half: Half, why: str, alpha: float, identical: bool
-) -> AdmittedHalf | None:
-    """Compare the only half that counts; None where every answer to it failed and none has a worst value."""
-    difference = compare_half(m, cut, half, alpha, identical=identical)
-    if difference is None:
-        return None
-    metric, rest = m.metrics[m.task.primary_metric], cut.rows(m.base, find_other_half(half))
-    return AdmittedHalf(half, difference, comparison.estimate(metric, rest).score, why)
 
 
 def compare_task(m: Measurement, alpha: float) -> Comparison | None:

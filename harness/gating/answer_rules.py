@@ -74,12 +74,25 @@ def errors_rule(
         "largest_share": max((c.errors.share for c in (*failed, *unscored)), default=0.0),
         "tasks": [c.task for c in (*unscored, *too_many)][:_NAMED],
     }
-    if unscored or too_many:
-        return Rule("errors", "inconclusive", _invalid(unscored, too_many, policy), facts)
     most = formatting.percent(policy.max_errors)
-    text = (
-        f"errors: {_list_tasks(failed)}; at most {most} % of a task may fail{''.join(map(_bounds, failed))}"
-    )
+    if unscored or too_many:
+        causes = []
+        if too_many:
+            causes.append(f"{_list_tasks(too_many)}, more than the {most} % that gate.max_errors allows")
+        if unscored:
+            named = ", ".join(dict.fromkeys(c.metric for c in unscored))
+            why = f"{named} has no worst value to count them by, which bounds: of the task declares"
+            causes.append(f"{_list_tasks(unscored)}, and {why}")
+        return Rule("errors", "inconclusive", f"invalid: {'; '.join(causes)}", facts)
+    text = f"errors: {_list_tasks(failed)}; at most {most} % of a task may fail"
+    for c in failed:
+        # What the base did not answer may change the delta.
+        if c.errors.delta_lost is not None and c.errors.delta_kept is not None:
+            lost = formatting.change(c.unit, c.errors.delta_lost)
+            kept = formatting.change(c.unit, c.errors.delta_kept)
+            name = "pp" if c.unit.is_rate else c.unit.name
+            passed = "if the baseline would have passed what it did not answer"
+            text += f"; {c.task} {lost} {name} {passed}, {kept} if not"
     return Rule("errors", "pass", text, facts)
 
 
@@ -96,52 +109,26 @@ def _decides(t: TaskComparison, policy: GatePolicy) -> bool:
     return may_be_judged and (t.role == "regression" or is_safety(t, policy) or is_open)
 
 
-def _invalid(unscored: Sequence[Comparison], too_many: Sequence[Comparison], policy: GatePolicy) -> str:
-    causes = []
-    if too_many:
-        most = formatting.percent(policy.max_errors)
-        causes.append(f"{_list_tasks(too_many)}, more than the {most} % that gate.max_errors allows")
-    if unscored:
-        named = ", ".join(dict.fromkeys(c.metric for c in unscored))
-        why = f"{named} has no worst value to count them by, which bounds: of the task declares"
-        causes.append(f"{_list_tasks(unscored)}, and {why}")
-    return f"invalid: {'; '.join(causes)}"
-
-
 def _list_tasks(failed: Sequence[Comparison]) -> str:
-    most = sorted(failed, key=lambda c: -c.errors.share)
+    """Count the failed answers of the worst tasks by model, each with the first cause."""
+    most, texts = sorted(failed, key=lambda c: -c.errors.share), []
+    for c in most[:_SHOWN]:
+        e = c.errors
+        by = ((e.new, "the candidate"), (e.base, "the baseline"), (e.both, "both"))
+        who = ", ".join(f"{formatting.count(n)} by {name}" for n, name in by if n)
+        texts.append(
+            f"{formatting.count(e.total)} of {formatting.count(e.n)} answers on {c.task}"
+            f" ({formatting.percent(e.share)} %) failed: {who} ({e.cause})"
+        )
     rest = f" and on {formatting.pluralize(len(most) - _SHOWN, 'task')} more" if len(most) > _SHOWN else ""
-    return "; ".join(map(_count_failed, most[:_SHOWN])) + rest
-
-
-def _count_failed(c: Comparison) -> str:
-    """Count a task's failed answers by model, with the first cause."""
-    e = c.errors
-    by = ((e.new, "the candidate"), (e.base, "the baseline"), (e.both, "both"))
-    who = ", ".join(f"{formatting.count(n)} by {name}" for n, name in by if n)
-    share = formatting.percent(e.share)
-    return (
-        f"{formatting.count(e.total)} of {formatting.count(e.n)} answers on {c.task} ({share} %) failed: "
-        f"{who} ({e.cause})"
-    )
-
-
-def _bounds(c: Comparison) -> str:
-    """Show how the base's failed answers could change the delta."""
-    e = c.errors
-    if e.delta_lost is None or e.delta_kept is None:
-        return ""
-    lost, kept = (formatting.change(c.unit, delta) for delta in (e.delta_lost, e.delta_kept))
-    name = "pp" if c.unit.is_rate else c.unit.name
-    return f"; {c.task} {lost} {name} if the baseline would have passed what it did not answer, {kept} if not"
+    return "; ".join(texts) + rest
 
 
 def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bool) -> Rule:
     """Judge the rise of unparsable, truncated and refused answers: a format regression, not forgetting."""
     if identical:
-        return Rule(
-            "validity", "pass", "validity: the answers are the base's own, by identity of the weights", {}
-        )
+        text = "validity: the answers are the base's own, by identity of the weights"
+        return Rule("validity", "pass", text, {})
     if validity is None:
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
     c = comparison.orient(validity)
@@ -225,23 +212,16 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
         t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
         text, facts = _rise(t)
         return Rule("drift", "skipped", f"{text}, an early warning that gate.drift would judge", facts)
-    outcomes = {t.task.name: _drift_outcome(t, limit, policy.alpha / len(texts)) for t in texts}
+    # All texts must be shown to rise less than the limit to pass; one that rises more fails.
+    outcomes: dict[str, Outcome] = {}
+    for t in texts:
+        rises_more = comparison.at_level(t.comparison, policy.alpha / len(texts)).upper < -limit
+        passes = t.comparison.lower > -limit
+        outcomes[t.task.name] = "fail" if rises_more else "pass" if passes else "inconclusive"
     outcome = worst_outcome([*outcomes.values()])
     t = min((t for t in texts if outcomes[t.task.name] == outcome), key=lambda t: t.comparison.lower)
-    words = {
-        "pass": "less is shown",
-        "fail": "more is shown",
-        "inconclusive": "neither less nor more is shown",
-    }
     text, facts = _rise(t)
-    return Rule("drift", outcome, f"{text}, limit {formatting.plain(limit)}: {words[outcome]}", facts)
-
-
-def _drift_outcome(t: TaskComparison, limit: float, alpha: float) -> Outcome:
-    """Judge one of several texts: all must be shown below the limit to pass, one above it fails."""
-    if comparison.at_level(t.comparison, alpha).upper < -limit:
-        return "fail"
-    return "pass" if t.comparison.lower > -limit else "inconclusive"
+    return Rule("drift", outcome, f"{text}, limit {formatting.plain(limit)}: {_WORDS[outcome]}", facts)
 
 
 def _rise(t: TaskComparison) -> tuple[str, dict[str, Number]]:
@@ -273,7 +253,11 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     level = policy.alpha / (len(tasks) * int(1 / limit))
     outcomes = {task: _outcome(arms, limit, policy.alpha, level) for task, arms in tasks.items()}
     outcome = worst_outcome([*outcomes.values()])
-    excess = {task: _least_rise(tasks[task]) for task, sentence in outcomes.items() if sentence == outcome}
+    excess = {
+        task: max(tasks[task], key=lambda c: c.delta)
+        for task, sentence in outcomes.items()
+        if sentence == outcome
+    }
     task, c = min(excess.items(), key=lambda of: of[1].delta)
     facts: dict[str, Number] = {
         "base": c.base,
@@ -284,7 +268,10 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     }
     facts |= {"low": -c.high, "high": -c.low, "task": task}
     if outcome == "pass":
-        facts["p"] = max(_p(arms, limit, policy.alpha) for arms in tasks.values())
+        facts["p"] = max(
+            min(1.0, len(arms) * min(noninferiority_p(c, -limit, policy.alpha / len(arms)) for c in arms))
+            for arms in tasks.values()
+        )
     rise = formatting.points(-c.delta, -c.high, -c.low)
     sentence = (
         f"mode collapse: the commonest answer to {task} {formatting.percent(c.base)} → "
@@ -298,13 +285,3 @@ def _outcome(arms: Sequence[Comparison], limit: float, alpha: float, level: floa
     if any(comparison.at_level(c, alpha / len(arms)).lower > -limit for c in arms):
         return "pass"
     return "fail" if all(comparison.at_level(c, level).upper < -limit for c in arms) else "inconclusive"
-
-
-def _least_rise(arms: Sequence[Comparison]) -> Comparison:
-    """Return the comparison with the smallest rise; a rise has the sign of a loss."""
-    return max(arms, key=lambda c: c.delta)
-
-
-def _p(arms: Sequence[Comparison], limit: float, alpha: float) -> float:
-    """Return the p of H0 "the share exceeds that of every arm by the limit", Bonferroni over the arms."""
-    return min(1.0, len(arms) * min(noninferiority_p(c, -limit, alpha / len(arms)) for c in arms))

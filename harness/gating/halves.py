@@ -134,7 +134,10 @@ def split(
             sizes.setdefault(cluster, {})[task] = n
     filled: dict[Half, dict[str, int]] = {half: dict.fromkeys(tasks, 0) for half in HALVES}
     half_of: dict[str, Half] = {}
-    order = {cluster: _hash(cluster, seed) for cluster in sizes}
+    order = {
+        cluster: int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")
+        for cluster in sizes
+    }
     large_first = {cluster: (-sum(of.values()), order[cluster]) for cluster, of in sizes.items()}
     for cluster in sorted(sizes, key=large_first.__getitem__):
         of = sizes[cluster].items()
@@ -144,7 +147,3 @@ def split(
         for task, n in of:
             filled[half][task] += n
     return HalfSplit(half_of | {name: half_of[of] for name, of in joined.items()}, seed)
-
-
-def _hash(cluster: str, seed: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/rescue/{cluster}".encode()).digest()[:8], "big")

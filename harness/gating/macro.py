@@ -81,7 +81,10 @@ def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedI
     """
     pairs = zip(admitted, macro.factors, strict=True)
     widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
-    groups = list(_copies_by_place(admitted, shared).items())
+    places_of: dict[tuple[str, ...], list[int]] = {}
+    for i, t in enumerate(admitted):
+        places_of.setdefault(shared.copies_of(t), []).append(i)
+    groups = list(places_of.items())
     rho = macro.correlations if macro.correlations is not None else np.eye(len(admitted))
     parts = [
         DeltaPart(
@@ -94,25 +97,11 @@ def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedI
     ]
     if len(groups) == len(admitted) or not np.isfinite(widths).all():
         return MacroParts(parts, macro.correlations if len(groups) == len(admitted) else None)
-    return MacroParts(parts, _join_correlations(rho, np.array(widths), [places for _, places in groups]))
-
-
-def _copies_by_place(
-    admitted: Sequence[TaskComparison], shared: SharedItems
-) -> dict[tuple[str, ...], list[int]]:
-    places: dict[tuple[str, ...], list[int]] = {}
-    for i, t in enumerate(admitted):
-        places.setdefault(shared.copies_of(t), []).append(i)
-    return places
-
-
-def _join_correlations(rho: Array, widths: Array, groups: Sequence[Sequence[int]]) -> Array:
-    """Correlate the sums of groups of what tasks add, (g, g), from the correlations (k, k) of the tasks."""
-    member = np.array([[float(i in places) for i in range(len(widths))] for places in groups])  # (g, k)
-    covariance = member @ (rho * np.outer(widths, widths)) @ member.T
+    # Correlate the sums of groups of what tasks add, from the correlations of the tasks.
+    member = np.array([[float(i in places) for i in range(len(widths))] for _, places in groups])  # (g, k)
+    covariance = member @ (rho * np.outer(widths, widths)) @ member.T  # (g, g)
     scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))
-    found: Array = np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0)
-    return found
+    return MacroParts(parts, np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0))
 
 
 def macro_between(
@@ -131,24 +120,19 @@ def macro_between(
         IncompatibleRuns: the arms hold different items.
     """
     by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
-    between = (
-        _compare_between(t, by_task[t.task.name], compared[t.task.name], cut)
-        for t in admitted
-        if t.task.name in by_task
-    )
-    found = [t for t in between if t is not None]
+    found = []
+    for t in admitted:
+        if t.task.name not in by_task:
+            continue
+        whole, half = compared[t.task.name], t.half
+        if half is not None:
+            own = compare_half(by_task[t.task.name], cut, half.name, whole.alpha)
+            if own is None:
+                continue
+            half = half._replace(comparison=own)
+        found.append(t._replace(comparison=whole, half=half))
     if not found:
         return None
     shared = find_shared_items(measured, found, cut)
     deltas, weights = [t.counted for t in found], shared.weights(found)
     return comparison.mean_change(deltas, weights, shared.matrix(found), shared.repeated.items)
-
-
-def _compare_between(
-    t: TaskComparison, m: Measurement, whole: Comparison, cut: HalfSplit
-) -> TaskComparison | None:
-    """Put the comparison of two other arms in place of a task's, on the half that counts where it is one."""
-    if t.half is None:
-        return t._replace(comparison=whole)
-    half = compare_half(m, cut, t.half.name, whole.alpha)
-    return None if half is None else t._replace(comparison=whole, half=t.half._replace(comparison=half))

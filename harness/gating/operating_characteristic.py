@@ -80,7 +80,12 @@ def miss_rates(
     """
     if macro.se <= 0:
         return ()
-    rates = [_macro_miss(admitted, macro, d, policy) for d in _MACRO_LOSSES]
+    rates = []
+    for d in _MACRO_LOSSES:
+        se = macro.se_of([se_at(t.counted, d, lower_se(t.counted)) for t in admitted])
+        lost = d * sum(macro.factors)
+        missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
+        rates.append(MissRate(d, missed, "macro"))
     rates += [MissRate(d, chance_to_pass(admitted, d, policy), "each") for d in _TASK_LOSSES]
     passes = _macro_and_each(admitted, macro, policy)
     if validity is not None and lower_se(comparison.orient(validity)) > 0:
@@ -107,22 +112,6 @@ def _macro_and_each(admitted: Sequence[TaskComparison], macro: Macro, policy: Ga
         kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
         both += stop.chance * passes_then
     return max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
-
-
-def _detection_chance(delta: float, margin: float, se: float, alpha: float) -> float:
-    """Return the chance that a loss is shown and found beyond the margin, so that `each` does not pass."""
-    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
-    return min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
-
-
-def _macro_miss(
-    admitted: Sequence[TaskComparison], macro: Macro, delta: float, policy: GatePolicy
-) -> MissRate:
-    """Work out the chance to miss that every task lost so many points."""
-    se = macro.se_of([se_at(t.counted, delta, lower_se(t.counted)) for t in admitted])
-    lost = delta * sum(macro.factors)
-    passes = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
-    return MissRate(delta, passes, "macro")
 
 
 def _times(n: int, factor: float) -> float:
@@ -177,9 +166,8 @@ def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: s
     if not planned:
         return "no capability task has items, so the macro cannot pass"
     if is_relative(policy.macro):
-        return (
-            f"macro margin {margin_text(policy.macro)}: once the base has answered, it is known what it takes"
-        )
+        known = "once the base has answered, it is known what it takes"
+        return f"macro margin {margin_text(policy.macro)}: {known}"
     margin, n, se = margin_share(policy.macro), sum(one.n for one in planned), _macro_se(planned)
     power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
     if power >= POWER:
@@ -196,18 +184,17 @@ def _warn_of_each(
     task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy, role: str
 ) -> str:
     written, alpha = find_own_margin(task, policy, role), policy.alpha / n_tasks
-    if is_relative(written):
-        return ""
     margin = margin_share(written)
-    if 2 * margin >= 1:
-        return ""  # no task can lose twice as much
+    if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+        return ""
     se = stats.paired_se(disagreement, n, -2 * margin)
-    power = _detection_chance(-2 * margin, margin, se, alpha)
+    delta = -2 * margin
+    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
+    power = min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
     if power >= POWER:
         return ""
-    needed = _times(
-        n, max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
-    )
+    growth = max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
+    needed = _times(n, growth)
     return (
         f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
         f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "

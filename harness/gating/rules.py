@@ -101,7 +101,12 @@ def apply_rules(
     Raises:
         ValueError: a comparison was made at another alpha.
     """
-    _check_alpha([*(t.comparison for t in tasks), *([validity] if validity else [])], policy.alpha)
+    made_at = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
+    if others := made_at - {policy.alpha}:
+        raise ValueError(
+            f"comparisons made at alpha {sorted(others)}, the policy's is {policy.alpha}: pass it to"
+            " compare_rows"
+        )
     errors = None if identical else errors_rule(tasks, target, policy)
     tasks = list(map(_orient, tasks))
     vetoing = [t for t in tasks if is_in_macro(t)]
@@ -129,7 +134,12 @@ def apply_rules(
         *([judge_missing_tasks(missing)] if missing and not identical else []),
         *([cumulative] if cumulative else []),
     )
-    outcome = _join_outcomes(rules)
+    outcome, invalid = worst_outcome([r.outcome for r in rules]), is_invalid(rules)
+    if outcome == "fail" and invalid:  # if too many answers failed, only harness drift is worse
+        outcome = "inconclusive"
+    deciding = [r for r in rules if r.outcome == outcome]
+    if outcome == "inconclusive" and invalid:
+        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
     needed = list_items_needed(rules)
     return Verdict(
         outcome=outcome,
@@ -138,35 +148,14 @@ def apply_rules(
         lost=sum(len(t.counted.lost) for t in admitted),
         gained=sum(len(t.counted.gained) for t in admitted),
         missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
-        items_needed=needed.total if needed and outcome == "inconclusive" and not is_invalid(rules) else None,
-        sentence=_verdict_sentence(outcome, rules),
+        items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
+        sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
     )
 
 
 def _orient(t: TaskComparison) -> TaskComparison:
     half = t.half and t.half._replace(comparison=comparison.orient(t.half.comparison))
     return t._replace(comparison=comparison.orient(t.comparison), half=half)
-
-
-def _join_outcomes(rules: Sequence[Rule]) -> Outcome:
-    """Join the rules' outcomes; if too many answers failed, only harness drift is worse."""
-    outcome = worst_outcome([r.outcome for r in rules])
-    return "inconclusive" if outcome == "fail" and is_invalid(rules) else outcome
-
-
-def _verdict_sentence(outcome: Outcome, rules: Sequence[Rule]) -> str:
-    deciding = [r for r in rules if r.outcome == outcome]
-    if outcome == "inconclusive" and is_invalid(rules):
-        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
-    return f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding)
-
-
-def _check_alpha(comparisons: Sequence[Comparison], alpha: float) -> None:
-    others = {c.alpha for c in comparisons} - {alpha}
-    if others:
-        raise ValueError(
-            f"comparisons made at alpha {sorted(others)}, the policy's is {alpha}: pass it to compare_rows"
-        )
 
 
 def macro_rule(
@@ -178,7 +167,7 @@ def macro_rule(
     shared: SharedItems,
 ) -> Rule:
     """Pass if the macro-average of the deltas is non-inferior, fail if a loss is shown."""
-    left_out = [f"{t.task.name}: {_explain_left_out(t)}" for t in tasks if _is_left_out(t, policy)]
+    left_out = [f"{t.task.name}: {why}" for t in tasks if (why := _explain_left_out(t, policy))]
     margin = margin_share(policy.macro)
     facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
     halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
@@ -204,12 +193,11 @@ def macro_rule(
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.repeated.clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
-    skill_text = (
-        f", {formatting.points(macro.delta)} % of the base's skill" if is_relative(policy.macro) else ""
-    )
+    of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
     sentence = (
         f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
-        f"{skill_text}, " + margin_verdict(outcome, margin_text(policy.macro), advice)
+        f"{of_skill if is_relative(policy.macro) else ''}, "
+        + margin_verdict(outcome, margin_text(policy.macro), advice)
     )
     if outcome == "inconclusive" and advice.by_task:
         facts["items_needed_by_task"] = list(advice.by_task)
@@ -220,7 +208,11 @@ def _describe_who_counts(
     tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
 ) -> str:
     """Name the tasks that are left out, those that count by one half, and those that share items."""
-    unadmitted = [t.task.name for t in tasks if _cannot_show(t)]
+    unadmitted = [
+        t.task.name
+        for t in tasks
+        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
+    ]
     halves = [t.task.name for t in admitted if t.half]
     tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
     tails += [f"only half of the items of {', '.join(halves)} count, with half the weight"] if halves else []
@@ -238,16 +230,11 @@ def macro_estimate(
     return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.repeated.items)
 
 
-def _is_left_out(t: TaskComparison, policy: GatePolicy) -> bool:
-    is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy)
-    return t.role not in ("target", "regression") and not is_in_macro(t) and not is_judged
-
-
-def _cannot_show(t: TaskComparison) -> bool:
-    return t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
-
-
-def _explain_left_out(t: TaskComparison) -> str:
+def _explain_left_out(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say why a task is left out of the verdict; empty if a rule judges it."""
+    is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy) or is_in_macro(t)
+    if is_judged or t.role in ("target", "regression"):
+        return ""
     if t.role != "capability":
         return f"a {t.role} task is reported, not judged: gate.safety is null, or its metric has no bounds"
     unit = "perplexity" if is_perplexity(t) else "bits per byte"
@@ -280,7 +267,11 @@ def judge_each(
         if t.counted.delta < -margin and t not in vetoed
     ]
     doubtful = [t for t, p in beyond_margin if p < policy.alpha]
-    too_small = [t for t, p in beyond_margin if p >= policy.alpha and _is_too_small(t, alpha)]
+    too_small = []  # not even the loss of every item would be shown; clusters count as single items
+    for t, p in beyond_margin:
+        n = t.counted.n_clusters
+        if p >= policy.alpha and stats.tango_regression_p(0, n, n, 0.0) >= alpha:
+            too_small.append(t)
     facts: dict[str, Number] = {
         "vetoed": [t.task.name for t in vetoed],
         "doubtful": [t.task.name for t in doubtful + too_small],
@@ -307,12 +298,6 @@ def judge_each(
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
     pairs = zip(admitted, margins, strict=True)
     return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
-
-
-def _is_too_small(t: TaskComparison, alpha: float) -> bool:
-    """Tell whether not even the loss of every item would be shown; clusters count as single items."""
-    n = t.counted.n_clusters
-    return stats.tango_regression_p(0, n, n, 0.0) >= alpha
 
 
 def _doubtful_rule(

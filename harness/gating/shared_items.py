@@ -6,7 +6,7 @@ Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -112,22 +112,25 @@ def find_shared_items(
             holders.setdefault(document, []).append(name)
     n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
     sizes = {name: len(of[name].base) for name in sorted({name for pair in n_shared for name in pair})}
-    linked = sorted({*n_shared, *_with_shared_clusters(of)})
+    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
+    linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
     together = dict.fromkeys(name for pair in linked for name in pair)
     moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
     groups = _copies(n_shared, sizes)
+    differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
+    said = [
+        f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
+        "as one task"
+        for group in groups
+    ]
+    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
     return SharedItems(
         {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
-        tuple(_describe_shared(n_shared, groups, sizes)),
+        tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
         _count_repeated(moves.values()),
     )
-
-
-def _with_shared_clusters(of: Mapping[str, Measurement]) -> Iterator[tuple[str, str]]:
-    """Pair the tasks that have clusters of one name, in their order."""
-    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
-    return (pair for pair in combinations(named, 2) if named[pair[0]] & named[pair[1]])
 
 
 def _count_repeated(moves: Iterable[_Moves]) -> RepeatedItems:
@@ -151,20 +154,6 @@ def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -
             group_of |= dict.fromkeys(joined, joined)
     groups = {tuple(group) for group in group_of.values() if len(group) > 1}
     return [list(group) for group in sorted(groups)]
-
-
-def _describe_shared(
-    n_shared: Mapping[tuple[str, str], int], groups: Sequence[Sequence[str]], sizes: Mapping[str, int]
-) -> list[str]:
-    differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
-    said = [
-        f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
-        "as one task"
-        for group in groups
-    ]
-    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
-    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
-    return said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]
 
 
 def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:

@@ -138,18 +138,15 @@ def _shrunk_disagreements(comparisons: Sequence[Comparison]) -> list[float]:
 def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:
     if c.base_passed is None:
         found_se = upper_se(c) or find_planning_se(c, 0.0)  # 0 where all items rose
-        return _normal_stop(delta, margin, se_at(c, delta, found_se), alpha)
+        se = se_at(c, delta, found_se)
+        if not isfinite(se):  # too few clusters to show anything
+            return Stop(0.0, -margin)
+        beyond = max(margin, stats.z_quantile(1 - alpha) * se)
+        z = (-beyond - delta) / se
+        chance = float(special.ndtr(z))
+        density = float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
+        return Stop(chance, delta - se * density / chance if chance else -beyond)
     return _binomial_stop(delta, margin, max(1, round(c.n / c.design_effect)), disagreement, alpha)
-
-
-def _normal_stop(delta: float, margin: float, se: float, alpha: float) -> Stop:
-    if not isfinite(se):  # too few clusters to show anything
-        return Stop(0.0, -margin)
-    beyond = max(margin, stats.z_quantile(1 - alpha) * se)
-    z = (-beyond - delta) / se
-    chance = float(special.ndtr(z))
-    density = float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
-    return Stop(chance, delta - se * density / chance if chance else -beyond)
 
 
 def _binomial_stop(delta: float, margin: float, n: int, disagreement: float, alpha: float) -> Stop:

@@ -26,7 +26,7 @@ from harness.gating.verdict import (
     margin_share,
     worst_outcome,
 )
-from harness.spec import PEOPLE, GatePolicy, Margin
+from harness.spec import PEOPLE, GatePolicy
 
 _UNCALIBRATED = (
     "target: it is graded by a judge, and its grades of these answers need {labels} of people before anything"
@@ -194,32 +194,27 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
         said = "control: no block of the base was re-evaluated with these rows"
         return Rule("control", "skipped", said, {})
     drifted = [facts for facts in controls if has_drifted(facts)]
-    n = sum(facts.n_same + facts.n_other for facts in controls)
+    n, flipped = sum(f.n_same + f.n_other for f in controls), [f for f in controls if f.flipped]
     counted: dict[str, Number] = {
         "n_items": n,
         "n_reworded": sum(len(facts.reworded) for facts in controls),
         "n_differing": sum(len(facts.differing) for facts in controls),
-        "n_flipped": sum(len(facts.flipped) for facts in controls),
+        "n_flipped": (n_flipped := sum(len(facts.flipped) for facts in flipped)),
     }
     if not drifted:
-        return Rule("control", "pass", f"control: {_describe_unchanged(controls, n)}", counted)
+        said = f"control: {formatting.count(n)} items of the base were re-evaluated"
+        if not flipped:
+            return Rule("control", "pass", f"{said} and came back as stored", counted)
+        allowed = formatting.percent(max(facts.aa_flips / facts.aa_n for facts in flipped))
+        said += (
+            f" in another environment ({'; '.join(dict.fromkeys(facts.changed for facts in flipped))}),"
+            f" {formatting.count(n_flipped)} of them with another score, which the A/A rate of"
+            f" {allowed} % allows"
+        )
+        return Rule("control", "pass", said, counted)
     found = "; ".join(dict.fromkeys(_describe_moved(facts) for facts in drifted))
     said = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
     return Rule("control", "harness-drift", said, counted)
-
-
-def _describe_unchanged(controls: Sequence[ControlFacts], n: int) -> str:
-    evaluated = f"{formatting.count(n)} items of the base were re-evaluated"
-    flipped = sum(len(facts.flipped) for facts in controls)
-    if not flipped:
-        return f"{evaluated} and came back as stored"
-    rates = (facts.aa_flips / facts.aa_n for facts in controls if facts.flipped)
-    allowed = formatting.percent(max(rates))
-    changed = "; ".join(dict.fromkeys(facts.changed for facts in controls if facts.flipped))
-    return (
-        f"{evaluated} in another environment ({changed}), {formatting.count(flipped)} of them with another "
-        f"score, which the A/A rate of {allowed} % allows"
-    )
 
 
 def _describe_moved(facts: ControlFacts) -> str:
@@ -250,15 +245,12 @@ _LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything 
 
 def cumulative_policy(policy: GatePolicy) -> GatePolicy:
     """Return the policy by which the macro against the first base is judged: twice the margin by default."""
-    return policy.model_copy(update={"macro": _margin(policy), "mode_collapse": None})
-
-
-def _margin(policy: GatePolicy) -> Margin:
-    if policy.cumulative is not None:
-        return policy.cumulative
-    own = margin_share(policy.macro)
-    twice = max(own, min(2 * own, _LARGEST))
-    return f"{100 * twice:g}%" if is_relative(policy.macro) else twice
+    margin = policy.cumulative
+    if margin is None:
+        own = margin_share(policy.macro)
+        twice = max(own, min(2 * own, _LARGEST))
+        margin = f"{100 * twice:g}%" if is_relative(policy.macro) else twice
+    return policy.model_copy(update={"macro": margin, "mode_collapse": None})
 
 
 def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
