@@ -193,7 +193,11 @@ def compare_rows(
     plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
     found = plain
     if base_errors == "bounds" and errors.base and errors.is_scored:
-        lost, kept = _extreme_differences(metric, filled, slice, seed)
+        # The base's failed answers as passed by it, and as failed.
+        lost, kept = (
+            estimate_difference(metric, align(metric, rows, filled.new, slice), seed)
+            for rows in base_extremes(metric, filled.base, filled.new, slice)
+        )
         found = bound_difference(plain, (lost, kept))
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
@@ -230,7 +234,7 @@ def compare_rows(
         upper=one_end.high,
         alpha=alpha,
         design_effect=stats.design_effect(changes, arms.clusters),
-        base_passed=_count_base_passes(metric, arms)
+        base_passed=int((arms.base == float(metric.higher_is_better)).sum())
         if is_binary(metric, arms) and plain.estimator != "stratified"
         else None,
         df=found.df,
@@ -257,22 +261,6 @@ def compare_on_target(
         return None
     found = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
     return refuse_failed(found, metric.range.span, max_errors)
-
-
-def _extreme_differences(
-    metric: Metric, filled: FilledArms, only_slice: str, seed: int
-) -> tuple[Difference, Difference]:
-    """Estimate the difference with the base's failed answers as passed by it, and as failed."""
-    lost, kept = (
-        estimate_difference(metric, align(metric, rows, filled.new, only_slice), seed)
-        for rows in base_extremes(metric, filled.base, filled.new, only_slice)
-    )
-    return lost, kept
-
-
-def _count_base_passes(metric: Metric, arms: Arms) -> int:
-    """Count the items of scores 0 and 1 on which the base has the better of the two."""
-    return int((arms.base == float(metric.higher_is_better)).sum())
 
 
 def compare_validity(

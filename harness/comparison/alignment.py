@@ -63,7 +63,12 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     """
     old, now = _map_by_id(base), _map_by_id(new)
     if old.keys() != now.keys():
-        raise IncompatibleRuns(_different_items(old.keys() - now.keys(), now.keys() - old.keys()))
+        only_base, only_new = old.keys() - now.keys(), now.keys() - old.keys()
+        shown = ", ".join(sorted(only_base | only_new)[:5])
+        raise IncompatibleRuns(
+            f"the runs hold different items: {len(only_base)} only in the base, {len(only_new)} only in the"
+            f" new run ({shown}). Next: evaluate both on the same split and limit"
+        )
     ids = [
         i
         for i in sorted(old)
@@ -94,14 +99,6 @@ def _map_by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
         n = len(rows) - len(found)
         raise IncompatibleRuns(f"found {n} items twice in one run's rows. Next: evaluate that run again")
     return found
-
-
-def _different_items(only_base: set[str], only_new: set[str]) -> str:
-    shown = ", ".join(sorted(only_base | only_new)[:5])
-    return (
-        f"the runs hold different items: {len(only_base)} only in the base, {len(only_new)} only in the new "
-        f"run ({shown}). Next: evaluate both on the same split and limit"
-    )
 
 
 def name_pooled_cluster(row: SampleResult) -> str:
@@ -243,7 +240,8 @@ def fill_errors(
     counts = {f: len(getattr(failed, f)) + len(getattr(incomplete, f)) for f in _FailedItems._fields}
     sided = [i for i in ids if base_errors == "worst" or i not in failed.both]
     is_scored = all(known[i] is not None for i in sided)
-    may_be_lost = tuple(i for i in failed.base if not _is_best(metric, now[i], known[i]))
+    best = {i: found.best for i, found in known.items() if found}
+    may_be_lost = tuple(i for i in failed.base if i not in best or now[i].parts[metric.name] != best[i])
     errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
         return FilledArms(base, new, errors)
@@ -292,10 +290,6 @@ def _incomplete(
     return _FailedItems(sorted(base - new), sorted(new - base), sorted(base & new))
 
 
-def _is_best(metric: Metric, row: SampleResult, found: Extremes | None) -> bool:
-    return found is not None and row.parts[metric.name] == found.best
-
-
 def _set_parts(
     metric: Metric,
     rows: Sequence[SampleResult],
@@ -307,12 +301,11 @@ def _set_parts(
     chosen = {i: choose(found) for i in ids if (found := known[i]) is not None}
     if not chosen:
         return rows
-    return [
-        replace(row, parts={**row.parts, metric.name: chosen[row.example_id]})
-        if row.example_id in chosen
-        else row
-        for row in rows
-    ]
+    filled = list(rows)
+    for at, row in enumerate(rows):
+        if row.example_id in chosen:
+            filled[at] = replace(row, parts={**row.parts, metric.name: chosen[row.example_id]})
+    return filled
 
 
 _ALPHA = 0.05

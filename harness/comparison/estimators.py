@@ -7,8 +7,9 @@ to the interval beside it.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import inf, isfinite
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -302,16 +303,12 @@ def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     mean = is_mean(metric, arms)
     found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
     if stats.has_few_clusters(arms.clusters):
-        return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=_few_clusters(arms))
+        n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
+        unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
+        few = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
+        why = f"too few clusters for an interval: {few}; expected at least {stats.MIN_CLUSTERS}"
+        return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
     return _stratify_difference(found, arms) if is_stratified_sample(metric, arms) else found
-
-
-def _few_clusters(arms: Arms) -> str:
-    """Say why so few clusters have no interval."""
-    n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
-    unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
-    found = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
-    return f"too few clusters for an interval: {found}; expected at least {stats.MIN_CLUSTERS}"
 
 
 def _stratify_difference(found: Difference, arms: Arms) -> Difference:
@@ -324,11 +321,7 @@ def _stratify_difference(found: Difference, arms: Arms) -> Difference:
         )
         for weight, x in parts
     ]
-
-    def ends(alpha: float) -> Interval:
-        return stats.stratified_flips_interval(strata, alpha)
-
-    return found._replace(ends=ends, estimator="stratified")
+    return found._replace(ends=partial(stats.stratified_flips_interval, strata), estimator="stratified")
 
 
 def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
@@ -347,10 +340,8 @@ def valid_estimate(metric: Metric, arms: Arms, found: Difference, seed: int, alp
     if n_valid == 0:
         return None
     if n_valid < len(arms.ids):
-        kept = arms.only(arms.valid)
-        found = (identical_difference if found.estimator == "identical" else estimate_difference)(
-            metric, kept, seed
-        )
+        again = identical_difference if found.estimator == "identical" else estimate_difference
+        found = again(metric, arms.only(arms.valid), seed)
     return Estimate(found.delta, *clip_to_bounds(metric, found.ends(alpha)), n_valid, metric.unit)
 
 
@@ -364,16 +355,11 @@ def _mean_difference(metric: Metric, arms: Arms) -> Difference:
     old, now = arms.base[:, 0], arms.new[:, 0]
     mean = stats.paired_delta(old, now, arms.clusters)
     binary = is_binary(metric, arms)
-    if binary and mean.n_clusters == mean.n:
-        ends, estimator = _score_ends(metric, now - old, arms), "tango"
-    else:
-        ends, estimator = (
-            _guard_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary),
-            "cluster-t",
-        )
     scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
-    df = mean.df if estimator == "cluster-t" and mean.se is not None else None
-    return Difference(mean.mean, ends, cast("Estimator", estimator), *scores, df)
+    if binary and mean.n_clusters == mean.n:
+        return Difference(mean.mean, _score_ends(metric, now - old, arms), "tango", *scores)
+    ends = _guard_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary)
+    return Difference(mean.mean, ends, "cluster-t", *scores, None if mean.se is None else mean.df)
 
 
 def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
@@ -442,11 +428,8 @@ def _guard_ends(
     """Widen an interval to Tango's distances where few changes could make it too short."""
     if not isfinite(metric.bounds[1] - metric.bounds[0]):
         return _open_ends(plain)
-    if (
-        plain
-        and not binary
-        and stats.count_differing_clusters(changes, arms.clusters, effective=True) >= _FEW
-    ):
+    many = not binary and stats.count_differing_clusters(changes, arms.clusters, effective=True) >= _FEW
+    if plain and many:
         return plain
     guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
 

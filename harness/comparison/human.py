@@ -119,25 +119,27 @@ def map_counted_shares(
         for r in given:  # only the page takes the time
             orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
         for order, of in orders.items():
-            drawn = _select_counted_items(turns(ids, order, *sides), {r.example_id for r in of})
-            counted |= {(r.rater, r.example_id) for r in of if r.example_id in drawn}
+            drawn, rated = turns(ids, order, *sides), {r.example_id for r in of}
+            n_rated = last = 0
+            for place, turn in enumerate(drawn, 1):
+                n_rated += turn.example_id in rated
+                last = place if n_rated >= _DRAWN * place else last
+            counting = {turn.example_id for turn in drawn[:last]}
+            counted |= {(r.rater, r.example_id) for r in of if r.example_id in counting}
     return map_preference_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
-
-
-def _select_counted_items(order: Sequence[Turn], rated: set[str]) -> set[str]:
-    """Return the items up to the last one where 95 % have a rating."""
-    n_rated = last = 0
-    for place, turn in enumerate(order, 1):
-        n_rated += turn.example_id in rated
-        last = place if n_rated >= _DRAWN * place else last
-    return {turn.example_id for turn in order[:last]}
 
 
 def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]:
     """List each rater's latest rating of each item of two row sets, whichever of the two was called a."""
-    turned = (_swap_sides(r, rows_b) for r in ratings)
-    own = (r for r in turned if (r.rows_a, r.rows_b) == (rows_a, rows_b))
-    return [*{(r.rater, r.example_id): r for r in own}.values()]
+    latest: dict[tuple[str, str], Rating] = {}
+    for r in ratings:
+        if r.rows_a == rows_b != r.rows_b:
+            left: Side = "a" if r.left == "b" else "b"
+            sides = {"run_a": r.run_b, "run_b": r.run_a, "rows_a": r.rows_b, "rows_b": r.rows_a}
+            r = replace(r, **sides, left=left, choice=_SWAPPED[r.choice])
+        if (r.rows_a, r.rows_b) == (rows_a, rows_b):
+            latest[r.rater, r.example_id] = r
+    return [*latest.values()]
 
 
 def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
@@ -160,21 +162,6 @@ def _strength(votes: Sequence[Rating]) -> Strength:
     ones, zeros = [1] * len(votes), [0] * len(votes)
     won = [1 - _WON[r.choice] for r in votes]
     return stats.bradley_terry(ones, zeros, won, [r.example_id for r in votes])[1]
-
-
-def _swap_sides(r: Rating, rows_b: str) -> Rating:
-    """Swap the sides of a rating whose a is the pair's b."""
-    if r.rows_a != rows_b or r.rows_a == r.rows_b:
-        return r
-    return replace(
-        r,
-        run_a=r.run_b,
-        run_b=r.run_a,
-        rows_a=r.rows_b,
-        rows_b=r.rows_a,
-        left="a" if r.left == "b" else "b",
-        choice=_SWAPPED[r.choice],
-    )
 
 
 _TIE = 0.5
@@ -310,9 +297,10 @@ def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -
     every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
     if not every:
         return Estimate(_TIE, 0.0, 1.0, 0)
-    share, fewest, most = _share(
-        np.array(list(every.values())), _codes({**pairs.clusters, **pairs.equal}, [*every])
-    )
+    differs = np.array(list(every.values()))
+    effect = stats.design_effect(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))
+    share = float(differs.mean())
+    fewest, most = stats.wilson(float(differs.sum()) / effect, len(differs) / effect)
     if not pairs.clusters:
         return Estimate(_TIE, _TIE - most / 2, _TIE + most / 2, len(every))
     at = _TIE + share * (rate - _TIE)
@@ -320,9 +308,3 @@ def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -
     below = stats.quadrature([share * (rate - low), by_share[0]])
     above = stats.quadrature([share * (high - rate), by_share[1]])
     return Estimate(at, max(at - below, 0.0), min(at + above, 1.0), len(every))
-
-
-def _share(differs: Array, clusters: NDArray[np.intp]) -> tuple[float, float, float]:
-    """Return the share of pairs that differ, and Wilson's interval of as many as the clusters are worth."""
-    effect = stats.design_effect(differs, clusters)
-    return float(differs.mean()), *stats.wilson(float(differs.sum()) / effect, len(differs) / effect)

@@ -147,7 +147,7 @@ def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tu
 
 
 def _tango_distances(changes: Array, clusters: NDArray[np.intp], alpha: float) -> tuple[float, float]:
-    effect = stats.design_effect(changes, np.unique(clusters, return_inverse=True)[1])
+    effect = stats.design_effect(changes, clusters)
     gains, losses = (float(np.clip(sign * changes, 0, None).sum()) / effect for sign in (1, -1))
     n = len(changes) / effect
     return _distances((gains - losses) / n, stats.tango_interval(gains, losses, n, alpha))
@@ -196,12 +196,7 @@ def _few_distances(errors: Array, clusters: NDArray[np.intp]) -> tuple[float, fl
     """Return how far a mean of errors in [−1, 1] may lie below and above; nothing where enough differ."""
     if stats.count_differing_clusters(errors, clusters) >= FEW:
         return 0.0, 0.0
-    effect = stats.design_effect(errors, clusters)
-    gains, losses = (float(np.clip(sign * errors, 0, None).sum()) / effect for sign in (1, -1))
-    n = len(errors) / effect
-    ends = stats.tango_interval(gains, losses, n)
-    at = (gains - losses) / n
-    return at - ends.low, ends.high - at
+    return _tango_distances(errors, clusters, 0.05)
 
 
 class LengthFavour(NamedTuple):
@@ -232,9 +227,12 @@ def estimate_length_favour(
         return None
     longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
     is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
-    mean = _balance_favours(own, longer, groups) if is_length else None
+    # The mean of the favours that items with a longer new answer show, and those with a shorter one.
+    mean = stats.clustered_contrast(own, longer, groups) if is_length else None
     if mean is None or mean.se is None:
         is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
+    else:
+        mean = mean._replace(mean=mean.mean / 2, se=mean.se / 2)
     if mean.se is None:
         return None
     parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
@@ -242,12 +240,6 @@ def estimate_length_favour(
     found = Estimate(mean.mean, *error_interval(mean, parts, codes, most), mean.n, unit)
     ratio = exp(float(np.log(new / base).mean()))
     return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
-
-
-def _balance_favours(errors: Array, longer: NDArray[np.bool_], clusters: NDArray[np.intp]) -> stats.Mean:
-    """Estimate the mean of the favours that items with a longer new answer show, and those with a shorter."""
-    found = stats.clustered_contrast(errors, longer, clusters)
-    return found._replace(mean=found.mean / 2, se=None if found.se is None else found.se / 2)
 
 
 class PairBias(NamedTuple):
@@ -286,18 +278,15 @@ def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
     rated = [pair for pair in every if pair.vote is not None]
     errors = np.array([pair.won - (pair.vote or 0.0) for pair in rated], float)
     lengths = [[pair.lengths[arm] for pair in rated] for arm in (0, 1)]
+    longer_won = [pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won for pair in unequal]
     return PairBias(
         first=_rate(every, np.array([pair.first for pair in every], float)),
-        longer=_rate(unequal, np.array([_longer_won(pair) for pair in unequal], float)),
+        longer=_rate(unequal, np.array(longer_won, float)),
         favour=_mean(rated, errors),
         longer_beside_people=estimate_length_favour(errors, lengths, _codes(rated), RATE)
         if len(rated) >= MIN_LABELS
         else None,
     )
-
-
-def _longer_won(pair: JudgedPair) -> float:
-    return pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won
 
 
 def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:

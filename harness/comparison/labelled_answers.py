@@ -186,7 +186,8 @@ def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> 
     last = int(enough[-1]) + 1 if len(enough) else 0
     counted = dict[str, float]()
     for item, label in zip(drawn[:last], found[:last], strict=True):
-        value = _worst(metric, by_id[item]) if by_id[item].status == "error" else label
+        parts = by_id[item].parts[metric]  # of a failed answer the worst ones, if any
+        value = (parts[0] if parts else None) if by_id[item].status == "error" else label
         if value is not None:
             counted[item] = value
     return counted
@@ -206,23 +207,21 @@ def calibrate(
     if not labels or not is_correctable(metric, *arms.values()):
         return None
     scored = {name: select_scored(metric.name, rows) for name, rows in arms.items()}
-    passes = all(
-        label in (0, 1) for of in _group_by_rater(found, metric.name).values() for label in of.values()
+    units = _group_by_rater(found, metric.name)
+    passes = all(label in (0, 1) for of in units.values() for label in of.values())
+    calibrated = (
+        _arm(metric, name, [*rows.values()], labels, passes) for name, rows in scored.items() if rows
     )
-    calibrated = [
-        _arm(metric, name, list(rows.values()), labels, passes) for name, rows in scored.items() if rows
-    ]
     labelled = [arm for arm in calibrated if arm.n_labels]
     if not labelled:
         return None
     compared = [_pair(metric, new, base, scored[new], scored[base], labels) for new, base in pairs]
     task = next(row.task for rows in scored.values() for row in rows.values())
-    raters, alpha = _raters(found, metric.name)
     return MetricCalibration(
         task,
         metric.name,
-        raters,
-        alpha,
+        tuple(sorted({rater for unit in units.values() for rater in unit})),
+        stats.krippendorff_alpha(units.values(), graded=True),
         tuple(labelled),
         tuple(pair for pair in compared if pair and pair.n_labels),
         *_agreement_and_length(metric, [list(rows.values()) for rows in scored.values()], labels),
@@ -254,18 +253,11 @@ def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> 
 
 def _select_own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
     """Return the grade of the answer that stands in each row, of several that were drawn, (n,)."""
-    return np.array([_own_grade(metric.name, row) for row in rows], float)
-
-
-def _own_grade(metric: str, row: SampleResult) -> float:
-    same = (one.parts.get(metric) for one in row.samples if one.text == row.text)
-    return (next(filter(None, same), None) or row.parts[metric] or (np.nan,))[0]
-
-
-def _worst(metric: str, row: SampleResult) -> float | None:
-    """Return what stands in the place of a failed answer; None where nothing does."""
-    parts = row.parts[metric]
-    return parts[0] if parts else None
+    grades = []
+    for row in rows:
+        same = (one.parts.get(metric.name) for one in row.samples if one.text == row.text)
+        grades.append((next(filter(None, same), None) or row.parts[metric.name] or (np.nan,))[0])
+    return np.array(grades, float)
 
 
 def estimate_of(metric: Metric, found: CorrectedEstimate | None, n: int | None = None) -> Estimate | None:
@@ -399,9 +391,12 @@ def _agreement_and_length(
         return None, None
     clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
     grades, length = _select_own_grades(metric, kept), np.concatenate(lengths)
-    slope = None
-    if np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
-        slope = _slope(metric, length, np.concatenate(errors), clusters)
+    slope, error = None, np.concatenate(errors)
+    varies = min(np.ptp(length), np.ptp(error)) > stats.TIE
+    if varies and np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
+        found = stats.clustered_slope(length, error, clusters)
+        if found.se is not None:
+            slope = Estimate(found.mean, *stats.t_interval(found), found.n, metric.unit)
     return _kappa(grades, np.array(people), clusters), slope
 
 
@@ -438,22 +433,6 @@ def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate 
         float(arm.grades.mean()), n, table.neither / negative, negative, table.both / positive, positive
     )
     return None if found is None else Estimate(*found, n, metric.unit)
-
-
-def _slope(metric: Metric, x: Array, y: Array, clusters: np.ndarray) -> Estimate | None:
-    """Estimate by how much y rises with x; None where either does not vary, or clusters are too few."""
-    if min(np.ptp(x), np.ptp(y)) <= stats.TIE:
-        return None
-    slope = stats.clustered_slope(x, y, clusters)
-    if slope.se is None:
-        return None
-    return Estimate(slope.mean, *stats.t_interval(slope), slope.n, metric.unit)
-
-
-def _raters(found: Iterable[LabelSet], metric: str) -> tuple[tuple[str, ...], float | None]:
-    units = _group_by_rater(found, metric)
-    raters = {rater for unit in units.values() for rater in unit}
-    return tuple(sorted(raters)), stats.krippendorff_alpha(units.values(), graded=True)
 
 
 def _group_by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:

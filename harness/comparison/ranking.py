@@ -54,7 +54,11 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed:
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.
     """
-    same_items = {name: _read(metric, own) for name, own in _largest_group(columns).items()}
+    groups: dict[tuple[str, ...], dict[str, MetricColumns]] = {}
+    for name, answered in columns.items():
+        groups.setdefault(answered.ids, {})[name] = answered
+    largest = max(groups.values(), key=len, default={})
+    same_items = {name: _read(metric, answered) for name, answered in largest.items()}
     scores = {name: _estimate(metric, own, 0, seed) for name, own in same_items.items()}
     known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
@@ -65,14 +69,6 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed:
         else:
             ranks[name] = ranks[leader]
     return ranks
-
-
-def _largest_group(columns: Mapping[str, "MetricColumns"]) -> dict[str, "MetricColumns"]:
-    """Keep the candidates that answered the items that most of them answered."""
-    groups: dict[tuple[str, ...], dict[str, MetricColumns]] = {}
-    for name, own in columns.items():
-        groups.setdefault(own.ids, {})[name] = own
-    return max(groups.values(), key=len, default={})
 
 
 def _differ(metric: Metric, one: _Answers, other: _Answers, seed: int) -> bool:
@@ -155,24 +151,18 @@ def compare_recipes(
     Raises:
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
     """
-    arms = _mean_arms(metric, base, new)
+    runs = [fill_errors(metric, rows, rows).base for rows in (*base, *new)]  # a failed answer scores worst
+    aligned = [align(metric, runs[0], rows, "") for rows in runs]
+    shared = set.intersection(*(set(a.ids) for a in aligned))
+    if not shared:
+        none = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"
+        raise IncompatibleRuns(f"{none}. Next: evaluate all on the same split and limit")
+    aligned = [a.only(np.array([i in shared for i in a.ids])) for a in aligned]
+    old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
+    arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
     found = estimate_difference(metric, arms, seed)
     low, high = found.ends(_ALPHA)
     se = (high - low) / (2 * quantile(found.df, 1 - _ALPHA / 2))
     score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))
     change, score = stats.Variance(se**2, found.df), stats.Variance(score_se**2, None)
     return RecipeDifference(found.delta, change, score, len(arms.ids))
-
-
-def _mean_arms(
-    metric: Metric, base: Sequence[Sequence[SampleResult]], new: Sequence[Sequence[SampleResult]]
-) -> Arms:
-    runs = [fill_errors(metric, rows, rows).base for rows in (*base, *new)]  # a failed answer scores worst
-    arms = [align(metric, runs[0], rows, "") for rows in runs]
-    shared = set.intersection(*(set(a.ids) for a in arms))
-    if not shared:
-        found = f"metric {metric.name!r}: found no item that all {len(arms)} runs scored"
-        raise IncompatibleRuns(f"{found}. Next: evaluate all on the same split and limit")
-    arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
-    old, now = (np.mean([a.new for a in of], axis=0) for of in (arms[: len(base)], arms[len(base) :]))
-    return arms[0]._replace(base=old, new=now, new_folds=arms[len(base)].new_folds)

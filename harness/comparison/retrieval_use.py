@@ -89,8 +89,10 @@ def retrieval_use(
     if not retrieved:
         return None
     texts = {document.id: _words(document.text) for document in documents}
-    one_of = _map_to_first_equal(documents)
-    examples = {row.example_id: _name_first_equals(examples[row.example_id], one_of) for row in retrieved}
+    first: dict[str, str] = {}
+    one_of = {document.id: first.setdefault(document.text, document.id) for document in documents}
+    own = {row.example_id: examples[row.example_id] for row in retrieved}
+    examples = {i: replace(e, documents=_firsts(e.documents, one_of)) for i, e in own.items()}
     retrieved = [replace(row, passages=_firsts(row.passages, one_of)) for row in retrieved]
     everything = " | ".join(texts.values())
     classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
@@ -118,17 +120,13 @@ def is_supported(answer: str, context: str) -> bool:
     """Tell whether the passages hold the words and numbers of every sentence of an answer."""
     folded = fold_text(context)
     known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
-    sentences = _SENTENCE.split(answer.strip())
-    return bool(_WORD.search(answer)) and all(_is_sentence_supported(one, known) for one in sentences)
-
-
-def _is_sentence_supported(sentence: str, known: set[str]) -> bool:
-    words = _WORD.findall(split_into_grams(fold_text(sentence)))
-    numbers = [word for word in words if any(sign.isdigit() for sign in word)]
-    telling = [word for word in words if word not in numbers and (len(word) > _SHORT or is_unspaced([word]))]
-    if not all(number in known for number in numbers):
-        return False
-    return not telling or sum(word in known for word in telling) >= _SUPPORTED * len(telling)
+    for sentence in _SENTENCE.split(answer.strip()):
+        words = _WORD.findall(split_into_grams(fold_text(sentence)))
+        numbers = {word for word in words if any(sign.isdigit() for sign in word)}
+        telling = [w for w in words if w not in numbers and (len(w) > _SHORT or is_unspaced([w]))]
+        if not numbers <= known or sum(word in known for word in telling) < _SUPPORTED * len(telling):
+            return False
+    return bool(_WORD.search(answer))
 
 
 def _class(found: bool | None, right: bool, supported: bool) -> str:
@@ -148,33 +146,20 @@ def _list_standing_references(example: Example, texts: Mapping[str, str], everyt
     return references if any(one in text for one in references for text in needed) else []
 
 
-def _is_telling(reference: str) -> bool:
-    """Tell whether an answer says which passage holds it: `no` stands in any."""
-    return any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in reference.split())
-
-
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
     """Tell whether the passages held the answer; None where that cannot be told."""
     if not references and not example.documents:
         return None
     needed, shown = set(example.documents), set(row.passages)
-    if needed and not any(map(_is_telling, references)):
+    words = (word for reference in references for word in reference.split())
+    # An answer such as `no` stands in any passage, and does not tell which one holds it.
+    if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
         return needed <= shown
     return (not needed or bool(needed & shown)) and any(one in context for one in references)
 
 
-def _map_to_first_equal(documents: Sequence[Document]) -> dict[str, str]:
-    """Map the id of each document to that of the first with its text."""
-    first: dict[str, str] = {}
-    return {document.id: first.setdefault(document.text, document.id) for document in documents}
-
-
 def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(one_of.get(i, i) for i in ids))
-
-
-def _name_first_equals(example: Example, one_of: Mapping[str, str]) -> Example:
-    return replace(example, documents=_firsts(example.documents, one_of))
 
 
 def _words(text: str) -> str:

@@ -68,7 +68,8 @@ def _passes(
     """Estimate pass@k for each power of two up to the number of answers, and for that number."""
     scores = [[one.parts.get(metric.name) for one in of] for of in samples]
     known = [parts for of in scores for parts in of if parts is not None]
-    if not _is_right_or_wrong(metric, known):
+    is_rate = metric.bounds == (0.0, 1.0) and len(metric.parts) == 1 and metric.higher_is_better
+    if not known or not is_rate or not np.isin(np.array(known), (0.0, 1.0)).all():
         return ()
     counts = [(len(of), of.count((1.0,))) for of in scores]
     most = min(n for n, _ in counts)
@@ -76,13 +77,6 @@ def _passes(
     return tuple(
         PassAtK(k, _mean(rows, [stats.pass_at_k(n, n_right, k) for n, n_right in counts])) for k in ks
     )
-
-
-def _is_right_or_wrong(metric: Metric, known: Sequence[Sequence[float]]) -> bool:
-    """Tell whether a metric is the mean of one score, which is 0 or 1 of every answer, and better at 1."""
-    if metric.bounds != (0.0, 1.0) or len(metric.parts) != 1 or not metric.higher_is_better or not known:
-        return False
-    return bool(np.isin(np.array(known), (0.0, 1.0)).all())
 
 
 def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
@@ -168,8 +162,11 @@ def answer_diversity(
     old = [before[i].text.strip() for i in ids]
     clusters = [row.cluster or row.example_id for row in rows]
     low, high = _change(old, texts, clusters)
-    others = [old, right] if right else [old]
-    collapsed = all(_is_far_above(texts, other, clusters) for other in others)
+    collapsed = True  # the commonest text has twice the share, or leaves half as much, and surely more
+    for other in [old, right] if right else [old]:
+        share = _answers(other).share
+        is_far = found.share >= 2 * share or 1 - found.share <= (1 - share) / 2
+        collapsed = collapsed and is_far and _change(other, texts, clusters).low > 0
     return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
 
 
@@ -187,16 +184,13 @@ def commonest_answer_arms(
         return []
     old, right = [before[row.example_id] for row in after if before], _references(after)
     others = [_mark_commonest(old)] if _select_generated_rows(old) else []
-    others += [_mark_commonest(_find_generated(after, right))] if right else []
+    if right:
+        answered = {"status": "ok", "finish_reason": _GENERATED[0]}
+        with_references = [
+            replace(row, text=text, **answered) for row, text in zip(after, right, strict=True)
+        ]
+        others.append(_mark_commonest(with_references))
     return [(other, _mark_commonest(after)) for other in others]
-
-
-def _find_generated(rows: Sequence[SampleResult], texts: Sequence[str]) -> list[SampleResult]:
-    """Return rows that answered with these texts."""
-    return [
-        replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
-        for row, text in zip(rows, texts, strict=True)
-    ]
 
 
 def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
@@ -220,13 +214,6 @@ def _answers(texts: Sequence[str]) -> AnswerCounts:
 def _references(rows: Sequence[SampleResult]) -> list[str]:
     """List each item's first reference; empty where an item has none."""
     return [row.references[0].strip() for row in rows] if all(row.references for row in rows) else []
-
-
-def _is_far_above(texts: Sequence[str], other: Sequence[str], clusters: Sequence[str]) -> bool:
-    """Tell whether the commonest text has twice the share, or leaves half as much, and surely more."""
-    share, before = _answers(texts).share, _answers(other).share
-    is_far = share >= 2 * before or 1 - share <= (1 - before) / 2
-    return is_far and _change(other, texts, clusters).low > 0
 
 
 def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:

@@ -11,7 +11,7 @@ import numpy as np
 
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
-from harness.gating.admission import HalfSplit, Measurement, compare_half, cut_tasks
+from harness.gating.admission import Measurement, compare_half, cut_tasks
 from harness.gating.items_needed import DeltaPart, find_planning_se, lower_se
 from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales

@@ -162,8 +162,25 @@ def promote_named(
     judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):
         return promote(stored, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
-    if not despite and (rule := _find_creep(judged)):
-        raise _ask_about_creep(path, run, judged, rule, overrides, stored.typed)
+    rule = cumulative_of(judged.verdict)
+    if rule and rule.outcome == "skipped" and not despite:
+        step = "--force --reason REASON, which keeps the reason"
+        if rule.numbers.get("items_needed"):
+            undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
+            words = ["promote", run.candidate]
+            more = advise_more_items(
+                path, [replace(judged, verdict=undecided)], overrides, stored.typed, words
+            )
+            step = f"{more.text}; or {step}"
+        loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
+        raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
+    # The macro against the first base as [delta, low, high, n], where it is known.
+    numbers = rule.numbers if rule else {}
+    known = [
+        float(x) for n in ("delta", "low", "high", "n_items") if isinstance(x := numbers.get(n), float | int)
+    ]
+    if rule is None and judged.verdict.macro:
+        known = list(judged.verdict.macro[:4])
     return promote(
         stored,
         run,
@@ -171,7 +188,7 @@ def promote_named(
         sentence=judged.verdict.sentence,
         despite=despite,
         first_base=first_base,
-        cumulative=_cumulative_loss(judged.verdict),
+        cumulative=known if len(known) == 4 else [],
     )
 
 
@@ -183,36 +200,6 @@ def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -
     """
     experiment = config.load(path, overrides).experiment
     return family_text(count_members(experiment, champion.candidate), experiment.gate.alpha)
-
-
-def _cumulative_loss(verdict: Verdict) -> list[float]:
-    """Return the macro against the first base as [delta, low, high, n]; empty where it is not known."""
-    rule = cumulative_of(verdict)
-    if rule is None:
-        return list(verdict.macro[:4]) if verdict.macro else []
-    found = (rule.numbers.get(name) for name in ("delta", "low", "high", "n_items"))
-    known = [float(x) for x in found if isinstance(x, float | int)]
-    return known if len(known) == 4 else []
-
-
-def _find_creep(judged: GateResult) -> Rule | None:
-    """Find the rule by which a loss against the first base is not ruled out; None where it is."""
-    rule = cumulative_of(judged.verdict)
-    return rule if rule is not None and rule.outcome == "skipped" else None
-
-
-def _ask_about_creep(
-    path: Path, run: Run, judged: GateResult, rule: Rule, overrides: Sequence[str], typed: CommandLine
-) -> UserError:
-    """Ask for a reason, or for what would rule out a loss against the first base."""
-    step = "--force --reason REASON, which keeps the reason"
-    if rule.numbers.get("items_needed"):
-        undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
-        words = ["promote", run.candidate]
-        more = advise_more_items(path, [replace(judged, verdict=undecided)], overrides, typed, words)
-        step = f"{more.text}; or {step}"
-    found = f"a loss against the first base that is not ruled out ({rule.sentence})"
-    return UserError(Problem(f"promote {run.run_id}", found, "less than gate.cumulative shown", step))
 
 
 def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despite: str) -> GateResult | str:

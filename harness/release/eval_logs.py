@@ -23,51 +23,12 @@ from harness.records import SampleResult, Status, digest
 from harness.spec import Kind, Task, TaskData
 
 _SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
-ERROR_RATES = ("wer", "ter")  # errors per word of the reference, which may be more than 1
-_HIGHER = (
-    "acc",
-    "accuracy",
-    "exact",
-    "em",
-    "match",
-    "includes",
-    "choice",
-    "correct",
-    "f",
-    "bleu",
-    "rouge",
-    "chrf",
-    "mcc",
-    "pass",
-)
+# Words of metrics' names, as alternatives of a regular expression.
+ERROR_RATES = "wer|ter"  # errors per word of the reference, which may be more than 1
+_HIGHER = "acc|accuracy|exact|em|match|includes|choice|correct|f|bleu|rouge|chrf|mcc|pass"
 _LOWER = (
-    *ERROR_RATES,
-    *(
-        "cer",
-        "perplexity",
-        "ppl",
-        "bits_per_byte",
-        "brier",
-        "loss",
-        "error",
-        "errors",
-        "distance",
-        "mae",
-        "mse",
-        "rmse",
-    ),
-    *(
-        "toxicity",
-        "toxic",
-        "hallucination",
-        "hallucinations",
-        "violation",
-        "violations",
-        "harm",
-        "harmful",
-        "unsafe",
-        "bias",
-    ),
+    f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
+    "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
 )
 MOST_BYTES = 2**31  # of one file or member that is read as a whole
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
@@ -178,35 +139,30 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
         groups.append([evaluation]) if known is None else known.append(evaluation)
     if len(groups) == 1:
         return
-    places = [_find_place(group, [one for one in evaluations if one not in group]) for group in groups]
+    places = []
+    for group in groups:
+        # The folder that holds these evaluations and no other, else the file of the newest one.
+        folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
+        others = (evaluation for evaluation in evaluations if evaluation not in group)
+        is_shared = any(other_one.file.is_relative_to(folder) for other_one in others)
+        places.append(group[-1].file if is_shared else folder)
     named = ", ".join(
         f"{group[0].model or 'an unnamed one'} in {place.relative_to(path)}"
         for group, place in zip(groups, places, strict=True)
     )
-    found = f"logs of {len(groups)} models or configurations ({named}{_name_difference(groups)})"
+    difference, identities = "", [group[0].identity or {} for group in groups]
+    if len({group[0].model for group in groups}) < len(groups):
+        keys = dict.fromkeys(key for identity in identities for key in identity)
+        differing = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
+        difference = f"; they differ in {', '.join(differing)}"
+        if not differing:
+            difference = "; no results file names their model"
+    found = f"logs of {len(groups)} models or configurations ({named}{difference})"
     choices = [place for place in places if place.resolve() != path.resolve()]
     others = [place for place in choices if not other.resolve().is_relative_to(place.resolve())]
     step = " or ".join(f"{option} {as_argument(str(place))}" for place in others or choices)
     step = step or "move the files of each, results included, into a folder of its own"
     raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
-
-
-def _find_place(group: Sequence[Evaluation], others: Iterable[Evaluation]) -> Path:
-    """Return the folder that holds a group of evaluations and no other, else the file of its newest one."""
-    folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
-    return group[-1].file if any(one.file.is_relative_to(folder) for one in others) else folder
-
-
-def _name_difference(groups: Sequence[Sequence[Evaluation]]) -> str:
-    """Say in what evaluations differ that name one model; empty where each names its own."""
-    identities = [group[0].identity or {} for group in groups]
-    names = dict.fromkeys(name for identity in identities for name in identity)
-    if len({group[0].model for group in groups}) == len(groups):
-        return ""
-    differing = [
-        name for name in names if any(one.get(name) != identities[0].get(name) for one in identities)
-    ]
-    return f"; they differ in {', '.join(differing)}" if differing else "; no results file names their model"
 
 
 def _refuse_repeated_tasks(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
@@ -272,7 +228,9 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     """Put both arms beside each other as a capability task of this name."""
     metric_name = _NOT_IN_NAMES.sub("-", old.metric)
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
-    task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=_chance(old))
+    n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
+    chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0
+    task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
     base, now = (_sample_results(name, metric, arm) for arm in (old, new))
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
     metrics = {metric.name: metric}
@@ -292,12 +250,11 @@ def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, Logged
         copies = ", ".join([name for name, document in documents.items() if document == most][:5])
         found = f"each of its {len(counts)} documents several times, such as the items {copies}"
         raise UserError(Problem(str(path), found, "every document once", "evaluate each document once"))
-    return {
-        name: item._replace(cluster=item.cluster or documents[name])
-        if documents[name] and counts[documents[name]] > 1
-        else item
-        for name, item in items.items()
-    }
+    joined = dict(items)
+    for name, document in documents.items():
+        if document and counts[document] > 1:
+            joined[name] = items[name]._replace(cluster=items[name].cluster or document)
+    return joined
 
 
 def is_rate(scores: Iterable[object]) -> bool:
@@ -311,10 +268,10 @@ def is_lower_better(metric: str) -> bool:
     return is_named(metric, _LOWER)
 
 
-def is_named(metric: str, names: Iterable[str]) -> bool:
-    """Tell whether the words of a metric's name hold one of these."""
+def is_named(metric: str, names: str) -> bool:
+    """Tell whether the words of a metric's name hold one of these alternatives."""
     words = "_".join(re.findall("[a-z]+", metric.lower()))
-    return any(f"_{name}_" in f"_{words}_" for name in names)
+    return re.search(f"_({names})_", f"_{words}_") is not None
 
 
 def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
@@ -345,12 +302,6 @@ def find_text_cluster(fields: object) -> str:
         return ""
     shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")
     return digest(str(shared)) if shared else ""
-
-
-def _chance(logged: TaskLog) -> float:
-    """Return one over the mean number of choices; 0 where some item has no choices."""
-    counts: Sequence[int] = [item.n_choices for item in logged.items.values()]
-    return 1 / fmean(counts) if min(counts) > 1 else 0.0
 
 
 def _sample_results(task: str, metric: Metric, logged: TaskLog) -> list[SampleResult]:

@@ -9,7 +9,7 @@ note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile r
 import struct
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 from math import isfinite
@@ -78,8 +78,15 @@ def log_files(path: Path) -> list[Path]:
     """List the logs that a path names: itself, or those below a folder. JSON that is not a log is none."""
     if path.is_file():
         return [path]
-    found = sorted(path.rglob("*.eval")) if path.is_dir() else []
-    return found + [file for file in sorted(path.rglob("*.json")) if _is_log(file)] if path.is_dir() else []
+    if not path.is_dir():
+        return []
+    logs = sorted(path.rglob("*.eval"))
+    for file in sorted(path.rglob("*.json")):
+        with file.open(encoding="utf-8", errors="replace") as text:
+            start = text.read(400)
+        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # as logs begin
+            logs.append(file)
+    return logs
 
 
 def find_evaluations(path: Path) -> list[Evaluation]:
@@ -101,24 +108,28 @@ def find_evaluations(path: Path) -> list[Evaluation]:
 def _evaluation(log: Log) -> Evaluation:
     spec = log.header["eval"]
     with _readable(log.path):
-        task, identity = _task_name(spec), {key: spec.get(key) for key in _WHO}
+        given = spec.get("task_args_passed", spec.get("task_args")) or {}
+        # With other arguments a task has other items.
+        task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
+    identity = {key: spec.get(key) for key in _WHO}
     finished = _status(log.header) == "success"
     tasks = {task: partial(_parse_task, task, log)} if finished else {}
     unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
     return Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished, address)
 
 
-def _is_log(file: Path) -> bool:
-    """Tell from its beginning whether a JSON file may be a log: these begin with version, status and eval."""
-    with file.open(encoding="utf-8", errors="replace") as text:
-        start = text.read(400)
-    return all(f'"{key}"' in start for key in ("version", "status", "eval"))
-
-
 def _read(file: Path) -> Log:
     with _readable(file):
         header, samples = _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
-    return Log(file, header, lambda: _dicts(samples()))
+
+    def read_samples() -> list[Mapping[str, Any]]:
+        read = samples()
+        objects = [sample for sample in read if isinstance(sample, dict)]
+        if len(objects) < len(read):
+            raise ValueError("a sample that is not an object")
+        return objects
+
+    return Log(file, header, read_samples)
 
 
 def _readable(file: Path) -> AbstractContextManager[None]:
@@ -135,7 +146,9 @@ def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]
 
 def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
     """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
-    if "header.json" not in _member_names(file):
+    with file.open("rb") as raw:
+        names = _open_archive(raw).namelist()
+    if "header.json" not in names:
         (start,) = _read_members(file, lambda name: name == "_journal/start.json")
         return _header({"status": "started", **parse_json(start)}), list
     (header,) = _read_members(file, lambda name: name == "header.json")
@@ -155,20 +168,8 @@ def _header(value: object) -> Mapping[str, Any]:
     return value
 
 
-def _dicts(samples: Sequence[object]) -> list[Mapping[str, Any]]:
-    if not all(isinstance(sample, dict) for sample in samples):
-        raise ValueError("a sample that is not an object")
-    return [sample for sample in samples if isinstance(sample, dict)]
-
-
 def _status(header: Mapping[str, Any]) -> str:
     return "invalidated" if header.get("invalidated") else str(header.get("status"))
-
-
-def _task_name(spec: Mapping[str, Any]) -> str:
-    """Name a task with the arguments it was given: with others it has other items."""
-    given = spec.get("task_args_passed", spec.get("task_args")) or {}
-    return " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
 
 
 def _parse_task(task: str, log: Log) -> TaskLog | Problem:
@@ -187,17 +188,26 @@ def _score_items(task: str, log: Log) -> TaskLog | Problem:
         return names
     metric, *others = names
     scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
-    _refuse_unscored(log, metric, scores)
+    if bad := [name for name, values in scores.items() if None in values]:
+        # Left out on one side only, they would move the other's mean.
+        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
+        raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
     items = {
         name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
     }
-    items = join_copies(log.path, items)
-    settings, same = _settings(log.header), "use the same --limit and --sample-id"
-    higher = not is_lower_better(metric)
-    means = average_scores(
-        {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
+    return TaskLog(
+        task,
+        metric,
+        not is_lower_better(metric),
+        join_copies(log.path, items),
+        _settings(log.header),
+        "generate",
+        "inspect",
+        "use the same --limit and --sample-id",
+        not_compared=average_scores(
+            {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
+        ),
     )
-    return TaskLog(task, metric, higher, items, settings, "generate", "inspect", same, not_compared=means)
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -205,7 +215,11 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -
     if not by_item:
         step = "evaluate again without --no-log-samples"
         raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
-    twice = [name for name, samples in by_item.items() if _n_epochs(samples) < len(samples)]
+    twice = []
+    for name, samples in by_item.items():
+        named = {sample.get("epoch") for sample in samples}
+        if named != {None} and len(named) < len(samples):
+            twice.append(name)
     if twice:
         found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
         raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
@@ -217,12 +231,6 @@ def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -
     n = sum(map(len, by_item.values()))
     if isinstance(expected, int) and expected > n:
         raise UserError(Problem(str(log.path), f"{n} of {expected} samples", "all of them", _AGAIN))
-
-
-def _n_epochs(samples: Sequence[Mapping[str, Any]]) -> int:
-    """Count the epochs that an item's samples name; as many as there are samples where they name none."""
-    named = {sample.get("epoch") for sample in samples}
-    return len(samples) if named == {None} else len(named)
 
 
 def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str] | Problem:
@@ -264,25 +272,21 @@ def _number(value: object) -> float | None:
     return number if isfinite(number) else None
 
 
-def _refuse_unscored(log: Log, metric: str, scores: Mapping[str, Sequence[float | None]]) -> None:
-    """Refuse samples without a score: left out on one side only, they would move the other's mean."""
-    bad = [name for name, values in scores.items() if None in values]
-    if bad:
-        named = ", ".join(bad[:5])
-        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (id {named})"
-        raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
-
-
 def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> LoggedItem:
     first = samples[0]
     choices = first.get("choices") or ()
     one_is_right = isinstance(first.get("target"), str)
-    stopped = [_STOPPED.get(_stop_reason(sample), "ok") for sample in samples]
+    outputs = [((sample.get("output") or {}).get("choices") or [{}])[0] for sample in samples]
+    stopped = [_STOPPED.get(str(output.get("stop_reason", "")), "ok") for output in outputs]
+    # The prompt ends before the model's first own message; shots are messages of the input.
+    messages = first.get("messages") or ()
+    own = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
+    prompt = list(messages[: next(own, len(messages))])
     return LoggedItem(
         score=fmean(scores),
         digests={
             "doc_hash": digest([_content(first.get("input")), list(choices)]),
-            "prompt_hash": digest(_content(list(_prompt_messages(first.get("messages") or ())))),
+            "prompt_hash": digest(_content(prompt)),
             "target_hash": digest(first.get("target")),
         },
         answer=digest_logged([[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]),
@@ -290,19 +294,6 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stopped if status != "ok"), "ok"),
     )
-
-
-def _stop_reason(sample: Mapping[str, Any]) -> str:
-    choices = (sample.get("output") or {}).get("choices") or [{}]
-    return str(choices[0].get("stop_reason", ""))
-
-
-def _prompt_messages(messages: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """Yield the messages before the model's first own one; shots are messages of the input."""
-    for message in messages:
-        if message.get("role") == "assistant" and message.get("source") != "input":
-            return
-        yield message
 
 
 def _content(value: Any) -> Any:
@@ -321,24 +312,15 @@ def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
     out |= {key: given.get(key) for key in _PRECISION}
     out["model_roles"] = canonical_json(roles) if (roles := spec.get("model_roles")) else None
     out |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
-    out["solvers"] = canonical_json(
-        [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]
-    )
-    scorers = spec.get("scorers")
-    out["scorers"] = (
-        canonical_json([[s.get("name"), s.get("options") or {}] for s in scorers]) if scorers else None
-    )
+    steps = [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]
+    scorers = [[s.get("name"), s.get("options") or {}] for s in spec.get("scorers") or ()]
+    out["solvers"] = canonical_json(steps)
+    out["scorers"] = canonical_json(scorers) if scorers else None
     return out
 
 
 _ZSTANDARD = 93
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
-
-
-def _member_names(path: Path) -> list[str]:
-    """List the members of an archive."""
-    with path.open("rb") as raw:
-        return _open_archive(raw).namelist()
 
 
 def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
@@ -366,27 +348,20 @@ def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo)
             return archive.read(info)
         except (NotImplementedError, RuntimeError, zlib.error) as error:
             raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
-    data = _zstandard(_compress_bytes(raw, info), info)
-    if len(data) != info.file_size or zlib.crc32(data) != info.CRC:
-        raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
-    return data
-
-
-def _compress_bytes(raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
     raw.seek(info.header_offset)
-    header = raw.read(_LOCAL_HEADER.size)
-    if len(header) < _LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
+    local_header = raw.read(_LOCAL_HEADER.size)
+    if len(local_header) < _LOCAL_HEADER.size or not local_header.startswith(b"PK\x03\x04"):
         raise zipfile.BadZipFile(f"{info.filename}: no local header")
-    _, n_name, n_extra = _LOCAL_HEADER.unpack(header)
+    _, n_name, n_extra = _LOCAL_HEADER.unpack(local_header)
     raw.seek(n_name + n_extra, 1)
-    return raw.read(info.compress_size)
-
-
-def _zstandard(data: bytes, info: zipfile.ZipInfo) -> bytes:
     import pyarrow
 
     try:
-        out: bytes = pyarrow.decompress(data, info.file_size, codec="zstd", asbytes=True)
+        out: bytes = pyarrow.decompress(
+            raw.read(info.compress_size), info.file_size, codec="zstd", asbytes=True
+        )
     except (pyarrow.ArrowInvalid, OSError) as error:
         raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+    if len(out) != info.file_size or zlib.crc32(out) != info.CRC:
+        raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
     return out

@@ -30,7 +30,6 @@ from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.release.stored import candidate_runs
 from harness.report.escape import write_csv
 from harness.spec import Task, metric_name
-from harness.store import Store
 
 _DELIMITERS = ",;\t"
 _LONGEST_CELL = 2**30  # of an answer that people read
@@ -69,7 +68,15 @@ def read_rows(
             stream.readline()
         csv.field_size_limit(_LONGEST_CELL)
         reader = csv.DictReader(stream, delimiter=_delimiter(head, needed))
-        reader.fieldnames = _columns(reader.fieldnames or (), f"{file}:{above + 1}", columns, needed)
+        found = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        for what, n in (("no column", 0), ("more than one column", 2)):
+            if wrong := [name for name in needed if min(found.count(name), 2) == n]:
+                expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
+                step = "remove or rename the others" if n else "keep the first line as it was"
+                raise UserError(
+                    Problem(f"{file}:{above + 1}", f"{what} {' and '.join(wrong)}", expected, step)
+                )
+        reader.fieldnames = found
         line = reader.line_num + above + 1
         for row in reader:
             yield line, tuple((row[name] or "").strip() for name in needed)
@@ -105,17 +112,6 @@ def _open(file: Path) -> io.TextIOWrapper:
     with file.open("rb") as raw:
         encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     return file.open(encoding=encoding, errors="replace", newline="")
-
-
-def _columns(written: Sequence[str], where: str, columns: Sequence[str], needed: Sequence[str]) -> list[str]:
-    """Read the names of the columns, of which some are needed, each once."""
-    found = [(name or "").strip().lower() for name in written]
-    for what, n in (("no column", 0), ("more than one column", 2)):
-        if wrong := [name for name in needed if min(found.count(name), 2) == n]:
-            expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
-            step = "remove or rename the others" if n else "keep the first line as it was"
-            raise UserError(Problem(where, f"{what} {' and '.join(wrong)}", expected, step))
-    return found
 
 
 def unknown_key(where: str, key: str, what: str) -> Problem:
@@ -177,15 +173,6 @@ class _KeyedAnswer(NamedTuple):
     row: SampleResult
 
 
-class _LabelFile(NamedTuple):
-    """Content of a file: labels by answer, how many rows have one, and how many were left blank."""
-
-    metric: str
-    labels: list[AnswerLabel]
-    n_labels: int
-    n_blank: int
-
-
 def export_answers(
     path: Path,
     file: Path,
@@ -232,13 +219,13 @@ def export_answers(
     write_rows(file, COLUMNS, rows)
     n_drawn = min(n_items, len(open_))
     rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
-    instructions = (
-        (rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}") if rubric else ("", "")
-    )
+    criteria, scale = "", ""
+    if rubric:
+        criteria, scale = rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}"
     names = tuple(arm.label for arm in drawn)
     still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
     waiting = tuple(label for label in still_open if label not in names)
-    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, *instructions, waiting)
+    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, criteria, scale, waiting)
 
 
 def import_labels(
@@ -262,16 +249,28 @@ def import_labels(
         found = f"{scale[0]:g} and {scale[1]:g}"
         raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
     runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
-    known = _map_known_answers(at, task, runs)
+    digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
+    rows = [row for one in digests for row in store.read_rows(at, one)]
+    metrics = load_metrics(task)
+    known = {
+        _KEY + answer_digest(metric, row): _KeyedAnswer(metric, row)
+        for row in rows
+        for metric in metrics
+        if metric in row.parts
+    }
     metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT, task)
     if scale is None:
         _refuse_two_scales(file, task, metric)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
     store.save_labels(at, replace(given, id=digest(asdict(given))))
-    latest, read = read_labels(at, task, metric), stored.rows
-    by_run = {run.label: len(_list_labelled(metric, read.with_drawn(run, task), latest)) for run in runs}
-    return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
+    latest, by_run = read_labels(at, task, metric), dict[str, int]()
+    for run in runs:
+        scored = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
+        answers = (answer_digest(metric, row) for row in select_scored(metric, scored).values())
+        if n := sum(answer in latest for answer in answers):
+            by_run[run.label] = n
+    return LabelImport(metric, n_labels, n_blank, by_run)
 
 
 def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
@@ -328,7 +327,10 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
     for name in stored.selected:
         with suppress(IncompatibleRuns):
             runs += candidate_runs(stored, name)
-    found = list(_facts(stored, metric, runs))
+    found: list[tuple[Run, CandidateFacts]] = []
+    for run in runs:
+        with suppress(CandidateFailed, KeyError):
+            found.append((run, reached_on_target(stored, run, metric)))
     within = decision.apply_budgets([f for _, f in found], stored.experiment.decide)
     if not found:
         raise IncompatibleRuns(
@@ -336,13 +338,6 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
             f"next: {stored.typed.command('compare')}"
         )
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
-
-
-def _facts(stored: Study, metric: Metric, runs: Iterable[Run]) -> Iterator[tuple[Run, CandidateFacts]]:
-    """Yield what runs reach as the decision sees it, corrected by the labels there are."""
-    for run in runs:
-        with suppress(CandidateFailed, KeyError):
-            yield run, reached_on_target(stored, run, metric)
 
 
 def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
@@ -353,12 +348,6 @@ def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
     again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
     step = f"harness report{again if failed and is_judge(metric) else ''}"
     return f"{found}{also}; expected one to label; next: {step}"
-
-
-def _list_labelled(metric: str, rows: Iterable[SampleResult], labels: Labels) -> list[SampleResult]:
-    """List the rows whose answers have a label; none where another metric made them."""
-    scored = [row for row in rows if metric in row.parts]
-    return [row for row in select_scored(metric, scored).values() if answer_digest(metric, row) in labels]
 
 
 def _key_begins(task: Task, metric: str) -> str:
@@ -388,23 +377,10 @@ def _file_rows(
             yield begins + _JOIN.join(answers), question, text, reference, ""
 
 
-def _map_known_answers(at: Store, task: Task, runs: Iterable[Run]) -> dict[str, _KeyedAnswer]:
-    """Map the keys of all stored answers to the target to their rows, for each of its metrics."""
-    digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
-    rows = [row for one in digests for row in store.read_rows(at, one)]
-    metrics = load_metrics(task)
-    return {
-        _KEY + answer_digest(metric, row): _KeyedAnswer(metric, row)
-        for row in rows
-        for metric in metrics
-        if metric in row.parts
-    }
-
-
 def _read(
     file: Path, known: Mapping[str, _KeyedAnswer], scale: tuple[float, float], task: Task
-) -> _LabelFile:
-    """Read the labels of a file, on a scale from 0 to 1; count the rows left blank."""
+) -> tuple[str, list[AnswerLabel], int, int]:
+    """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank."""
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
@@ -436,7 +412,7 @@ def _read(
         step = "fill in the column label of each row"
         problems.append(Problem(str(file), "no label", "at least one", step))
     refuse(problems)
-    return _LabelFile(metrics.pop(), labels, len({*seen.values()}), n_blank)
+    return metrics.pop(), labels, len({*seen.values()}), n_blank
 
 
 def _keys(key: str) -> list[str]:

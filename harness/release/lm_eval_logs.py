@@ -8,7 +8,7 @@ Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these 
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -74,18 +74,31 @@ def _sample_files(path: Path) -> list[Path]:
     if path.suffix == ".jsonl":
         return [path] if path.is_file() else []
     named = _RESULTS.match(path.name) if path.is_file() else None
-    date = named["date"] or "" if named else ""
-    found = path.parent.glob("samples_*.jsonl") if named else ()
-    return [
-        file for file in sorted(found) if (of := _SAMPLES.match(file.name)) and (of["date"] or "") == date
-    ]
+    if named is None:
+        return []
+    matches = [(file, _SAMPLES.match(file.name)) for file in sorted(path.parent.glob("samples_*.jsonl"))]
+    return [file for file, match in matches if match and (match["date"] or "") == (named["date"] or "")]
 
 
 def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
     named = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
     results_file = next((file for file in named if date or file.name == "results.json"), None)
-    results = _read_results(results_file) if results_file else {}
-    model, identity = _identify(results)
+    results = {}
+    if results_file:
+        refuse_large(results_file)
+        results = read_object(results_file) or {}
+        if not results:
+            found, step = "no results that can be read", "copy the file again, or evaluate again"
+            expected = "what lm-eval wrote next to the samples, as JSON"
+            raise UserError(Problem(str(results_file), found, expected, step))
+    # The model's configuration, without where it ran and what it was asked.
+    others = (*_MACHINE, *_OF_TASKS)
+    configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
+    if isinstance(args := configuration.get("model_args"), dict):
+        configuration["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
+    names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
+    model = next((str(name) for name in names if name), "")
+    identity = {key: results[key] for key in _WHO if key in results} | configuration
     if results_file and results_file != path:
         _refuse_other_folder(results_file, model)
     tasks = {task: partial(_parse_task, task, file, results) for task, file in sorted(samples.items())}
@@ -95,37 +108,14 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
     return Evaluation(file, model, identity if model else None, tasks, unfinished)
 
 
-def _read_results(file: Path) -> dict[str, Any]:
-    refuse_large(file)
-    if results := read_object(file):
-        return results
-    found, step = "no results that can be read", "copy the file again, or evaluate again"
-    raise UserError(Problem(str(file), found, "what lm-eval wrote next to the samples, as JSON", step))
-
-
 def _refuse_other_folder(file: Path, model: str) -> None:
     """Refuse results of one model in the folder that lm-eval names after another one."""
     folder = file.absolute().parent.name
-    if (
-        file.name.startswith("results_")
-        and model
-        and "__" in folder
-        and folder != _NOT_IN_FOLDERS.sub("__", model)
-    ):
+    has_model_name = file.name.startswith("results_") and model and "__" in folder
+    if has_model_name and folder != _NOT_IN_FOLDERS.sub("__", model):
         found = f"results of {model} in the folder {folder}"
         step = f"name {as_argument(str(file))} itself to take it as {model}"
         raise UserError(Problem(str(file), found, "those of the model that the folder is named after", step))
-
-
-def _identify(results: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return a model's name and its configuration, but not where it ran and what it was asked."""
-    others = (*_MACHINE, *_OF_TASKS)
-    config = {key: value for key, value in _dict(results, "config").items() if key not in others}
-    if isinstance(args := config.get("model_args"), dict):
-        config["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
-    names = (results.get("model_name"), results.get("model"), config.get("model_args"))
-    name = next((str(name) for name in names if name), "")
-    return name, {key: results[key] for key in _WHO if key in results} | config
 
 
 def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
@@ -134,14 +124,23 @@ def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | 
 
 
 def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
-    rows = list(_rows(path))
+    rows = _rows(path)
     samples = _keep_first_filter(path, rows)
     metrics = _metrics(path, list(samples.values()))
     if isinstance(metrics, Problem):
         return metrics
     metric, *others = metrics
-    _refuse_unscored(path, samples, metric)
-    _refuse_missing(path, len(samples), _dict(_dict(results, "n-samples"), task))
+    # Left out on one side only, items without a score would move the other's mean.
+    scores = {item: row.get(metric) for item, row in samples.items()}
+    unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
+    if unscored:
+        named = ", ".join(unscored[:5])
+        lacking = f"{len(unscored)} of {len(scores)} items without a number as {metric} (doc_id {named})"
+        raise UserError(Problem(str(path), lacking, "a finite score of every item", "evaluate again"))
+    expected = _dict(_dict(results, "n-samples"), task).get("effective")
+    if isinstance(expected, int) and expected > len(samples):  # as in a copy that was cut
+        advice = "copy the file again, or evaluate again"
+        raise UserError(Problem(str(path), f"{len(samples)} of {expected} samples", "all of them", advice))
     direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
     higher = bool(direction) if direction is not None else not is_lower_better(metric)
     bounds = (0.0, inf) if is_named(metric, ERROR_RATES) else (0.0, 1.0)
@@ -152,6 +151,11 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
     settings["filter"] = rows[0].get("filter")
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
     # Kind "choice": whether an answer was unparsable or truncated is not in these files.
+    # Other metrics of the first filter, and the metric by other filters, do not decide.
+    values = {name: [row.get(name) for row in samples.values()] for name in others}
+    first_filter = next(iter(samples.values())).get("filter")
+    for row in (row for row in rows if row.get("filter") != first_filter):
+        values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
     return TaskLog(
         task,
         metric,
@@ -162,28 +166,9 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
         "lm-eval",
         "use the same --limit",
         bounds,
-        _average_others(rows, samples.values(), metric, others),
+        average_scores(values),
         direction is not None,
     )
-
-
-def _average_others(
-    rows: Iterable[Mapping[str, Any]], kept: Iterable[Mapping[str, Any]], metric: str, others: Iterable[str]
-) -> dict[str, float]:
-    """Average what does not decide: other metrics of the first filter, the metric by other filters."""
-    values = {name: [row.get(name) for row in kept] for name in others}
-    first = next(iter(kept)).get("filter")
-    for row in (row for row in rows if row.get("filter") != first):
-        values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
-    return average_scores(values)
-
-
-def _refuse_missing(path: Path, n: int, counts: Mapping[str, Any]) -> None:
-    """Refuse samples of which the results count more, as a copy that was cut has them."""
-    expected = counts.get("effective")
-    if isinstance(expected, int) and expected > n:
-        step = "copy the file again, or evaluate again"
-        raise UserError(Problem(str(path), f"{n} of {expected} samples", "all of them", step))
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
@@ -211,7 +196,9 @@ def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, 
         raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
     first = {str(row["doc_id"]): row for row in reversed(kept)}
     again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
-    if again and not _are_filters(again):
+    # A filter without a name: the lines are the first ones' responses, and some are filtered in another way.
+    same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
+    if again and not (same and any(row != of for row, of in again)):
         times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
         found = f"each of its {len(first)} items {times} times (doc_id {named})"
         step = "keep the lines of one evaluation, or evaluate again"
@@ -219,34 +206,23 @@ def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, 
     return dict(reversed(first.items()))
 
 
-def _are_filters(again: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> bool:
-    """Tell whether further lines of items are their first ones' responses, by a filter without a name."""
-    pairs = list(again)
-    same = all("filter" not in row and row.get("resps") == first.get("resps") for row, first in pairs)
-    return same and any(row != first for row, first in pairs)
-
-
-def _lines(path: Path) -> Iterator[str]:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
     with open_text(path, str(path), "\n") as lines:
-        yield from lines
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    empty = True
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-            row["doc_id"]
-        except (ValueError, KeyError, TypeError) as error:
-            found = f"a line that is not a sample ({type(error).__name__})"
-            step = "run lm_eval again with --log_samples"
-            raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
-        empty = False
-        yield row
-    if empty:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+                row["doc_id"]
+            except (ValueError, KeyError, TypeError) as error:
+                found = f"a line that is not a sample ({type(error).__name__})"
+                step = "run lm_eval again with --log_samples"
+                raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
+            rows.append(row)
+    if not rows:
         raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
+    return rows
 
 
 def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Problem:
@@ -268,16 +244,6 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
         return Problem(str(path), found, *_WANTED)
     deciding = (rates + errors)[0]
     return [str(name) for name in dict.fromkeys([deciding, *scored])]
-
-
-def _refuse_unscored(path: Path, samples: Mapping[str, Mapping[str, Any]], metric: str) -> None:
-    """Refuse samples without a score: left out on one side only, they would move the other's mean."""
-    scores = {item: row.get(metric) for item, row in samples.items()}
-    bad = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
-    if bad:
-        named = ", ".join(bad[:5])
-        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (doc_id {named})"
-        raise UserError(Problem(str(path), found, "a finite score of every item", "evaluate again"))
 
 
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -93,13 +93,6 @@ class _PairRow(NamedTuple):
     texts: tuple[str, str]
 
 
-class _PairFile(NamedTuple):
-    """Content of a file: ratings to store, and how many rows were left blank."""
-
-    ratings: list[Rating]
-    n_blank: int
-
-
 def export_pairs(
     path: Path,
     file: Path,
@@ -124,7 +117,11 @@ def export_pairs(
     drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
     lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
     if not lacking:
-        raise IncompatibleRuns(_say_none_left(stored, drawn))
+        found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
+        raise IncompatibleRuns(
+            f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
+            f"next: {stored.typed.command('report')}"
+        )
     names, sides, shown, open_ = lacking[0]
     rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
     write_rows(file, COLUMNS, rows)
@@ -165,15 +162,6 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     )
 
 
-def _say_none_left(stored: Study, drawn: Sequence[_PairSample]) -> str:
-    """Say that no pair lacks a rating: each has one, or no two answers differ."""
-    found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
-    return (
-        f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
-        f"next: {stored.typed.command('report')}"
-    )
-
-
 def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
     """Read which answers people prefer, and store them as the Rate page does.
 
@@ -186,21 +174,18 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     pairs = {
         _pair_key(sides): sides for one, other in combinations(runs, 2) if (sides := _sides(task, one, other))
     }
-    found = _read(file, at, task, pairs, rater)
-    store.save_ratings(at, found.ratings)
+    ratings, n_blank = _read(file, at, task, pairs, rater)
+    store.save_ratings(at, ratings)
     every = store.list_ratings(at, task.name)
-    named = {(r.run_a, r.run_b): _sides_of(r, runs) for r in found.ratings}
+    by_id = {run.run_id: run for run in runs}
+    rated = {(r.run_a, r.run_b): (r.rows_a, r.rows_b) for r in ratings}
     by_pair, counted = dict[str, int](), dict[str, int]()
-    for sides in named.values():
+    for (run_a, run_b), rows in rated.items():
+        sides = _Sides((by_id[run_a], by_id[run_b]), rows)
         both = " and ".join(run.label for run in sides.runs)
         by_pair[both] = len(human.map_preference_shares(every, *sides.rows))
         counted[both] = len(human.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows))
-    return PairImport(len(found.ratings), found.n_blank, by_pair, counted)
-
-
-def _sides_of(rating: Rating, runs: Sequence[Run]) -> _Sides:
-    by_id = {run.run_id: run for run in runs}
-    return _Sides((by_id[rating.run_a], by_id[rating.run_b]), (rating.rows_a, rating.rows_b))
+    return PairImport(len(ratings), n_blank, by_pair, counted)
 
 
 def _sides(task: Task, one: Run, other: Run) -> _Sides:
@@ -230,7 +215,10 @@ def _key(sides: _Sides, turn: Turn) -> str:
     return f"{_pair_key(sides)}-{digest([*sides.rows, *turn])}"
 
 
-def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str) -> _PairFile:
+def _read(
+    file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str
+) -> tuple[list[Rating], int]:
+    """Read the ratings of a file; count the rows left blank."""
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
     lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
@@ -252,12 +240,31 @@ def _read(file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater:
             problems.append(Problem(where, f"{BETTER} {written!r}", "left, right or tie", step))
         else:
             seen[key] = line
-            ratings.append(_rating(task, known[key], written.casefold(), rater, now))
+            sides, turn, _ = known[key]
+            other: Choice = "b" if turn.left == "a" else "a"
+            choice: Choice = {"left": turn.left, "right": other}.get(written.casefold(), "tie")
+            ids = [run.run_id for run in sides.runs]
+            ratings.append(
+                Rating(
+                    rating_id=digest([rater, now, turn.example_id, *sides.rows]),
+                    rater=rater,
+                    created=now,
+                    task=task.name,
+                    split="test",
+                    example_id=turn.example_id,
+                    run_a=ids[0],
+                    run_b=ids[1],
+                    rows_a=sides.rows[0],
+                    rows_b=sides.rows[1],
+                    left=turn.left,
+                    choice=choice,
+                )
+            )
     if not ratings and not problems:
         step = f"fill in the column {BETTER} of each row: left, right or tie"
         problems.append(Problem(str(file), "no preference", "at least one", step))
     refuse(problems)
-    return _PairFile(ratings, n_blank)
+    return ratings, n_blank
 
 
 def _list_known_turns(
@@ -267,35 +274,12 @@ def _list_known_turns(
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
         for item, (one, other) in _pair_rows(at, task, sides).items():
-            for turn, texts in (
-                (Turn(item, "a"), (one.text, other.text)),
-                (Turn(item, "b"), (other.text, one.text)),
-            ):
-                yield _key(sides, turn), _PairRow(sides, turn, texts)
+            texts = (one.text, other.text)
+            for turn, shown in ((Turn(item, "a"), texts), (Turn(item, "b"), texts[::-1])):
+                yield _key(sides, turn), _PairRow(sides, turn, shown)
 
 
 def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
     """Tell whether each side shows the other's answer, whatever a spreadsheet has made of white space."""
     old, now = ([spreadsheet_lines(text).split() for text in texts] for texts in (exported, found))
     return old != now and old == now[::-1]
-
-
-def _rating(task: Task, known: _PairRow, better: str, rater: str, now: str) -> Rating:
-    sides, turn, _ = known
-    other: Choice = "b" if turn.left == "a" else "a"
-    choice: Choice = {"left": turn.left, "right": other}.get(better, "tie")
-    ids = [run.run_id for run in sides.runs]
-    return Rating(
-        rating_id=digest([rater, now, turn.example_id, *sides.rows]),
-        rater=rater,
-        created=now,
-        task=task.name,
-        split="test",
-        example_id=turn.example_id,
-        run_a=ids[0],
-        run_b=ids[1],
-        rows_a=sides.rows[0],
-        rows_b=sides.rows[1],
-        left=turn.left,
-        choice=choice,
-    )

@@ -48,7 +48,15 @@ def add_regressions(stored: Study, run: Run, items: Sequence[str]) -> tuple[Path
         added += len(new)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *map(_row, new))]
         rows_file.write_text("".join(lines), "utf-8")
-        tasks[f"{task.name}{_SUFFIX}"] = _make_pinned_task(task, folder)
+        data = TaskData(
+            train=task.data.train if task.num_fewshot else None,
+            test=str(folder / SUITE / f"{task.name}.jsonl"),
+        )
+        kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
+        description = f"Items of {task.name} that a release lost once."
+        tasks[f"{task.name}{_SUFFIX}"] = Task(
+            **{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "description": description}
+        )
     path = folder / f"{SUITE}.yaml"
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
     path.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
@@ -88,25 +96,15 @@ def _read_stored_tasks(folder: Path) -> list[Task]:
     return [t for suite in config.read_suites(folder) if suite.name == SUITE for t in suite.tasks]
 
 
-def _make_pinned_task(task: Task, folder: Path) -> Task:
-    data = TaskData(
-        train=task.data.train if task.num_fewshot else None, test=str(folder / SUITE / f"{task.name}.jsonl")
-    )
-    kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
-    description = f"Items of {task.name} that a release lost once."
-    return Task(**{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "description": description})
-
-
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
     """Write a task without its defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
-    plain["data"] = {name: _relative(path, folder) for name, path in plain.get("data", {}).items()}
+    plain["data"] = {
+        name: os.path.relpath(path, folder) if Path(path).exists() else path
+        for name, path in plain.get("data", {}).items()
+    }
     plain["metrics"] = [_relative_metric(metric, folder) for metric in task.metrics]
     return {"name": plain.pop("name"), **plain}
-
-
-def _relative(path: str, folder: Path) -> str:
-    return os.path.relpath(path, folder) if Path(path).exists() else path
 
 
 def _relative_metric(written: str, folder: Path) -> str:

@@ -93,12 +93,6 @@ def as_analysed(stored: Study, run: Run, sampling: SamplingRecord) -> Study:
     )
 
 
-def describe_sampling(sampling: SamplingRecord) -> str:
-    """Say on which items and at which alpha a run is judged."""
-    sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
-    return f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}"
-
-
 Baseline = Literal["base", "champion"]
 _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
 
@@ -168,7 +162,15 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
         done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe)]
         newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
         if newest:
-            _refuse_missing_seeds(stored, candidate, newest)
+            trained = any(plugins.find_method(r.method).seeded for r in newest.values())
+            missing = sorted(set(stored.experiment.seeds) - set(newest)) if trained else []
+            if missing:
+                lacking = f"no finished run of seed {', '.join(map(str, missing))}"
+                raise IncompatibleRuns(
+                    f"{candidate}: found {lacking}; expected one of each, because a recipe passes with all of"
+                    f" them; next: {stored.typed.command('compare', '--candidates', candidate)}, or add "
+                    f"'seeds=[{','.join(map(str, sorted(newest)))}]' to this command"
+                )
             return [newest[seed] for seed in sorted(newest)]
         found = "only runs of another recipe, or failed ones" if own else "no run"
         raise IncompatibleRuns(
@@ -184,19 +186,6 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
 
-def _refuse_missing_seeds(stored: Study, candidate: str, runs: Mapping[int, Run]) -> None:
-    """Refuse a recipe of which some seeds were not trained: it passes only with all of them."""
-    trained = any(plugins.find_method(r.method).seeded for r in runs.values())
-    missing = sorted(set(stored.experiment.seeds) - set(runs)) if trained else []
-    if missing:
-        found = f"no finished run of seed {', '.join(map(str, missing))}"
-        raise IncompatibleRuns(
-            f"{candidate}: found {found}; expected one of each, because a recipe passes with all of them; "
-            f"next: {stored.typed.command('compare', '--candidates', candidate)}, or add "
-            f"'seeds=[{','.join(map(str, sorted(runs)))}]' to this command"
-        )
-
-
 def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     """Judge one run against a champion, or against its own base.
 
@@ -210,19 +199,25 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
         raise _phrase_unanswered(study, run, [one.task.name for one in tasks])
     _refuse_changed(study, catalogue, run, sampling)
-    _refuse_regraded_arms(study, run)
+    refuse_regraded(study, run)
+    goal = study.experiment.gate.target
+    if (goal.gain, goal.win_rate) != (None, None):
+        for other in list_untrained(study):
+            _refuse_other_grades(study, study.target, "target", other)
     refuse_lost_folds(study, run)
     left_out = [one.task.name for one in tasks if not study.is_judged(one.task)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
-    notes += [describe_sampling(sampling)] if sampling else []
+    if sampling:
+        sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
+        notes.append(f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}")
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
         notes.append(champion_note(study, run, champion))
     result = judge(study, run, gated_against)
-    digest = gated_against.weights_digest if gated_against else run.base_digest
-    against = (
-        f"the champion {gated_against.candidate} ({gated_against.run_id})" if gated_against else "the base"
-    )
+    digest, against = run.base_digest, "the base"
+    if gated_against:
+        digest = gated_against.weights_digest
+        against = f"the champion {gated_against.candidate} ({gated_against.run_id})"
     judgement = judgement_of(study, run, result.verdict, against, digest)
     notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
     record_verdict(study.store, judgement)
@@ -270,7 +265,10 @@ def _refuse_changed(
         if (key := f"{task.name}/test") in run.rows:
             own = store.read_identity(stored.store, run.rows[key]).task_version
             then = sampling.versions.get(task.name, own) if sampling else own
-            now = _version(task, catalogue, experiment.seeds[0])
+            if task.lm_eval:
+                now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
+            else:
+                now = rows_version(task, version_of_test(task, experiment.seeds[0]))
             if then != now:
                 changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
     if changed:
@@ -279,21 +277,6 @@ def _refuse_changed(
             f"{'; '.join(changed)}; expected the files as they were; next: "
             f"{stored.typed.command('compare')}, which computes what changed"
         )
-
-
-def _version(task: Task, catalogue: Mapping[str, lm_eval.LmEvalTask], seed: int) -> str:
-    if task.lm_eval:
-        return rows_version(catalogue[task.name].task, catalogue[task.name].version)
-    return rows_version(task, version_of_test(task, seed))
-
-
-def _refuse_regraded_arms(study: Study, run: Run) -> None:
-    """Refuse a run, or what its gain is measured over, that was graded by others than the files name."""
-    refuse_regraded(study, run)
-    goal = study.experiment.gate.target
-    if (goal.gain, goal.win_rate) != (None, None):
-        for other in list_untrained(study):
-            _refuse_other_grades(study, study.target, "target", other)
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
@@ -348,7 +331,15 @@ def promote(
     Raises:
         HarnessError: rows of the run are missing.
     """
-    scores = _scores(stored, run)
+    study, _ = add_lm_eval(stored)
+    out: dict[str, Estimate] = {}
+    for task in study.experiment.tasks:
+        if f"{task.name}/test" in run.rows:
+            metric = study.primary(task)
+            own = reached_on_target(study, run).target if task.name == study.target.name else None
+            whole = study.rows.whole(run.rows[f"{task.name}/test"])
+            out[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
+    scores = out
     champion = Champion(
         target=stored.experiment.target.name,
         run_id=run.run_id,
@@ -373,18 +364,6 @@ def promote(
     path.parent.mkdir(parents=True, exist_ok=True)
     store.write_record(stored.store, path, champion)
     return path, champion
-
-
-def _scores(stored: Study, run: Run) -> dict[str, Estimate]:
-    study, _ = add_lm_eval(stored)
-    out: dict[str, Estimate] = {}
-    for task in study.experiment.tasks:
-        if f"{task.name}/test" in run.rows:
-            metric = study.primary(task)
-            own = reached_on_target(study, run).target if task.name == study.target.name else None
-            whole = study.rows.whole(run.rows[f"{task.name}/test"])
-            out[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
-    return out
 
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:
