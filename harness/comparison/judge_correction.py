@@ -2,16 +2,12 @@
 
 Invariant: grades and labels are numbers in [0, 1]; labels are those of a random sample of the items, drawn
 by item for both arms, and the judge's errors are those of each arm by itself. An interval is never narrower
-than few labels that differ from their grades allow: a judge of whom no error was seen may well have some.
-Never narrower than few errors that differ allow: a judge whose errors are all alike on some items may well
-make others elsewhere. Lengths are characters; what people say of the same answers is taken off, so a longer
-answer that they too find better is no bias. Items on which the one candidate's answer is the longer count as
-much as those on which the other's is, so that a favour for a candidate is none for its length; where the
-longer answers are nearly all one candidate's, or in too few clusters, the two are one figure, which says so.
-Position is judged by each pair's two orders, so a judge without a preference for a place gives one half
-whatever the answers are. What people prefer of the same pairs is taken off a preference for the longer
-answer, or for a candidate.
-Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER)
+than few errors that differ allow: a judge of whom no error was seen, or only equal ones, may make others.
+Lengths are characters. Items on which the one candidate's answer is the longer count as much as those on
+which the other's is; where the longer answers are nearly all one candidate's, or in too few clusters, a
+favour for length and one for the candidate are one figure, which says so. What people prefer of the same
+pairs is taken off. Position is judged by each pair's two orders.
+Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER).
 """
 
 from collections.abc import Mapping, Sequence

@@ -148,14 +148,10 @@ def decide(
     """Recommend one candidate, or say what has to be measured first.
 
     `closed_labels` and `has_documents` say which alternatives the target allows; while one of them is
-    missing, no fine-tune is recommended. With three or more seeds a recipe's gain is that over its seeds, by
-    variance components. The `curve` of the fine-tune may show that collecting data first is worth more. A
-    fine-tune must pass its gate as one member of the `family`, which the experiment fixed. With a `goal`, a
-    level of the target's metric, the smallest base that meets it is named. With a declared `win_rate`, the
-    gain is how often a fine-tune's answers are preferred. A candidate shown to be worse than the `trivial`
-    baseline is not shipped. `can_fold` says that the target's rows could be tested in folds, but are not.
-    `spare` are the suites' items that were not asked, and `relative` says that the macro's margin is a share
-    of the base's skill.
+    missing, no fine-tune is recommended. A fine-tune must pass its gate as one member of the `family`, which
+    the experiment fixed, and its gain is over its seeds if they are several. With a `goal`, a level of the
+    target's metric, the smallest base that meets it is named. A candidate shown to be worse than the
+    `trivial` baseline is not shipped. The other arguments are those of a `Case`.
     """
     by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
     corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)

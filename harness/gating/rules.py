@@ -89,14 +89,9 @@ def apply_rules(
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
 
-    What has to be shown is judged at `level` if given: that of one among many candidates. A veto keeps the
-    policy's alpha.
-
-    `confirmed` names the pinned items that are lost in fp32 too. `identical` says that the weights digest is
-    the base's own: rules about the weights then pass by identity, without a test, and only the target is
-    judged. `controls` are the control arms measured when the rows were computed, `missing` the tasks that one
-    of the arms did not answer, `shared` the items that tasks share, `cumulative` the rule against the first
-    base, `commonest` the shares of each task's commonest answer.
+    What has to be shown is judged at `level` if given; a veto keeps the policy's alpha. `shared` are the
+    items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
+    `gating.judge`.
 
     Raises:
         ValueError: a comparison was made at another alpha.

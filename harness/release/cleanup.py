@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from harness import store
 from harness.errors import Problem, UserError
-from harness.records import Run
 from harness.store import Leftover, References, Store
 
 
@@ -54,11 +53,16 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
     wanted = store.join_references([store.run_references(runs), behind, _champion_references(at), nights])
     complete = [*store.list_unreferenced(at, wanted), *store.list_unneeded_trials(at, runs)]
     begun = store.list_unfinished(at)
-    wanted_by = (*store.list_begun(at), *(run.run_id for run in runs if _lacks_weight_references(run)))
+    wanted_by = list(store.list_begun(at))
+    for run in runs:
+        # Made before runs named the weights that they are found by way of.
+        trained = run.training.init_wall_s is not None or any(t.fit_key for t in run.training.sweep)
+        if trained and not run.training.stands_on:
+            wanted_by.append(run.run_id)
     if unfinished:
         return UnreferencedFiles((*complete, *begun), (), ())
     if wanted_by:
-        return UnreferencedFiles((), (*complete, *begun), wanted_by)
+        return UnreferencedFiles((), (*complete, *begun), tuple(wanted_by))
     return UnreferencedFiles(tuple(complete), tuple(begun), ())
 
 
@@ -74,12 +78,6 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
         for name in store.list_begun(at) if unfinished else ():
             store.end(at, name)
     return found
-
-
-def _lacks_weight_references(run: Run) -> bool:
-    """Tell whether a run was made before runs named the weights that they are found by way of."""
-    trained = any(trial.fit_key for trial in run.training.sweep)
-    return (run.training.init_wall_s is not None or trained) and not run.training.stands_on
 
 
 def _champion_references(at: Store) -> References:

@@ -16,16 +16,16 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness.errors import Problem, UserError, as_argument
-from harness.formatting import figure, pluralize
+from harness.formatting import pluralize
 from harness.gating import Measurement
-from harness.metrics import Metric, mean_metric
+from harness.metrics import mean_metric
 from harness.records import SampleResult, Status, digest
 from harness.spec import Kind, Task, TaskData
 
 _SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
 # Words of metrics' names, as alternatives of a regular expression.
 ERROR_RATES = "wer|ter"  # errors per word of the reference, which may be more than 1
-_HIGHER = "acc|accuracy|exact|em|match|includes|choice|correct|f|bleu|rouge|chrf|mcc|pass"
+HIGHER = "acc|accuracy|exact|em|match|includes|choice|correct|f|bleu|rouge|chrf|mcc|pass"
 _LOWER = (
     f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
     "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
@@ -116,7 +116,15 @@ def read_arm(
     """
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
     _refuse_several_models(option, path, finished, other)
-    _refuse_repeated_tasks(option, path, finished)
+    counts = Counter(task for evaluation in finished for task in evaluation.tasks)
+    if repeated := [task for task, n in counts.items() if n > 1]:
+        several = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
+        more = f" and {pluralize(len(repeated) - 1, 'other task')}" if len(repeated) > 1 else ""
+        files = ", ".join(file.name for file in several)
+        twice = f"{len(several)} evaluations of {repeated[0]}{more} ({files})"
+        newest_alone = f"{option} {as_argument(str(several[-1]))} judges the newest alone"
+        step = f"{newest_alone}; or move the others out of the folder"
+        raise UserError(Problem(f"{option} {path}", twice, "every task once", step))
     newest = finished[-1]
     logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
     found = {name: read() for name, read in logged.items() if not wanted or name in wanted}
@@ -163,25 +171,6 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
     step = " or ".join(f"{option} {as_argument(str(place))}" for place in others or choices)
     step = step or "move the files of each, results included, into a folder of its own"
     raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
-
-
-def _refuse_repeated_tasks(option: str, path: Path, evaluations: Sequence[Evaluation]) -> None:
-    counts = Counter(task for evaluation in evaluations for task in evaluation.tasks)
-    repeated = [task for task, n in counts.items() if n > 1]
-    if not repeated:
-        return
-    several = [evaluation for evaluation in evaluations if repeated[0] in evaluation.tasks]
-    files = ", ".join(evaluation.file.name for evaluation in several)
-    more = f" and {pluralize(len(repeated) - 1, 'other task')}" if len(repeated) > 1 else ""
-    found = f"{len(several)} evaluations of {repeated[0]}{more} ({files})"
-    newest = f"{option} {as_argument(str(several[-1].file))}"
-    step = f"{newest} judges the newest alone; or move the others out of the folder"
-    raise UserError(Problem(f"{option} {path}", found, "every task once", step))
-
-
-def hold_same_answers(old: TaskLog, new: TaskLog) -> bool:
-    """Tell whether every item of a task has the same answer and score in both, as in one log given twice."""
-    return all(item.answer == new.items[name].answer for name, item in old.items.items())
 
 
 def refuse_large(path: Path) -> None:
@@ -231,7 +220,25 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
     chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0
     task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
-    base, now = (_sample_results(name, metric, arm) for arm in (old, new))
+    base, now = (
+        [
+            SampleResult(
+                task=name,
+                split="test",
+                example_id=item,
+                position=at,
+                status=logged.status,
+                text="",
+                prompt="",
+                references=(),
+                parts={metric.name: (logged.score,)},
+                cluster=logged.cluster,
+                prompt_digest=logged.digests.get("prompt_hash", ""),
+            )
+            for at, (item, logged) in enumerate(arm.items.items())
+        ]
+        for arm in (old, new)
+    )
     documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
     metrics = {metric.name: metric}
     return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
@@ -280,44 +287,9 @@ def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
     return {name: fmean(found) for name, found in numbers.items() if found}
 
 
-def list_worse_scores(old: TaskLog, new: TaskLog) -> list[str]:
-    """List the scores of a task that are not compared and are worse in the new arm, with their means."""
-    return [
-        f"{name} of {new.task} {figure(before)} → {figure(after)}"
-        for name, after in new.not_compared.items()
-        if (before := old.not_compared.get(name)) is not None
-        and (after > before if is_lower_better(name) else after < before)
-    ]
-
-
-def list_guessed_directions(logs: Iterable[TaskLog]) -> list[str]:
-    """List the metrics whose direction only their names tell, and do not tell plainly, by task."""
-    unsure = [log for log in logs if not log.is_direction_logged and not is_named(log.metric, _HIGHER)]
-    return [f"{log.metric} of {log.task}, {'higher' if log.higher_is_better else 'lower'}" for log in unsure]
-
-
 def find_text_cluster(fields: object) -> str:
     """Return what items about one text share, from an item's own fields; empty where it stands alone."""
     if not isinstance(fields, dict):
         return ""
     shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")
     return digest(str(shared)) if shared else ""
-
-
-def _sample_results(task: str, metric: Metric, logged: TaskLog) -> list[SampleResult]:
-    return [
-        SampleResult(
-            task=task,
-            split="test",
-            example_id=name,
-            position=at,
-            status=item.status,
-            text="",
-            prompt="",
-            references=(),
-            parts={metric.name: (item.score,)},
-            cluster=item.cluster,
-            prompt_digest=item.digests.get("prompt_hash", ""),
-        )
-        for at, (name, item) in enumerate(logged.items.items())
-    ]

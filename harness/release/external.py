@@ -10,16 +10,16 @@ from pathlib import Path
 
 from harness import gating
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean, gather, refuse
-from harness.formatting import pluralize
+from harness.formatting import figure, pluralize
 from harness.gating import GateResult
 from harness.release import inspect_logs, lm_eval_logs
 from harness.release.eval_logs import (
+    HIGHER,
     Arm,
     Evaluation,
     differences,
-    hold_same_answers,
-    list_guessed_directions,
-    list_worse_scores,
+    is_lower_better,
+    is_named,
     measurement,
     read_arm,
     task_names,
@@ -60,7 +60,11 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     problems = [problem for name in shared for problem in differences(old.tasks[name], new.tasks[name])]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
-    same = [name for name in shared if hold_same_answers(old.tasks[name], new.tasks[name])]
+    answers = [
+        {name: [item.answer for _, item in sorted(arm.tasks[name].items.items())] for name in shared}
+        for arm in (old, new)
+    ]
+    same = [name for name in shared if answers[0][name] == answers[1][name]]
     if same == shared:
         n = sum(len(old.tasks[name].items) for name in shared)
         found = f"the answers of --base {base} again, the same in all of {pluralize(n, 'item')}"
@@ -123,15 +127,21 @@ def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str])
         yield f"the logs of both arms name one model, {new.model}, under one configuration"
     if same:
         yield f"the same answers to every item in both arms, as if copied: {', '.join(same)}"
-    unknown = [
-        name for name in shared if not all("doc_hash" in i.digests for i in old.tasks[name].items.values())
-    ]
+    unknown, worse, guessed = list[str](), list[str](), list[str]()
+    for name, log in ((name, new.tasks[name]) for name in shared):
+        if not all("doc_hash" in item.digests for item in old.tasks[name].items.values()):
+            unknown.append(name)
+        for score, after in log.not_compared.items():
+            before = old.tasks[name].not_compared.get(score)
+            if before is not None and (after > before if is_lower_better(score) else after < before):
+                worse.append(f"{score} of {name} {figure(before)} → {figure(after)}")
+        if not log.is_direction_logged and not is_named(log.metric, HIGHER):
+            guessed.append(f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}")
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"
-    logs = [new.tasks[name] for name in shared]
-    if worse := [score for name in shared for score in list_worse_scores(old.tasks[name], new.tasks[name])]:
+    if worse:
         yield f"worse and not compared, as the first rate of a task decides: {', '.join(worse)}"
-    if guessed := list_guessed_directions(logs):
+    if guessed:
         yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"
 
 

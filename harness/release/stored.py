@@ -16,7 +16,7 @@ from typing import Any, Literal
 from harness import comparison, config, decision, formatting, plugins, store
 from harness.comparison import Estimate
 from harness.data import version_of_test
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import phrase_silent
 from harness.evaluation.judges import list_stored_digests
@@ -49,31 +49,20 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
     return run.experiment == f"{experiment.name}{FEWER}"
 
 
-def find_sampling(stored: Study, run: Run) -> SamplingRecord | None:
-    """Read which items a run was judged on; None of one that answered whole tasks.
+def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
+    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha.
 
     Raises:
-        IncompatibleRuns: the items were sampled, and no record says how.
+        IncompatibleRuns: no record says how the items were sampled, or for another alpha than the gate's.
     """
-    if not is_sampled(stored.experiment, run):
-        return None
-    found = store.read_sampling(stored.store, run.run_id)
-    if found is None:
+    sampling = store.read_sampling(stored.store, run.run_id)
+    if sampling is None:
         raise IncompatibleRuns(
             f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next to "
             f"run.json in {stored.store.folder / run.run_id}; next: "
             f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
             " or --all-items"
         )
-    return found
-
-
-def as_analysed(stored: Study, run: Run, sampling: SamplingRecord) -> Study:
-    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha.
-
-    Raises:
-        IncompatibleRuns: the analyses were planned for another alpha than the gate's.
-    """
     if sampling.of_alpha != stored.experiment.gate.alpha:
         raise IncompatibleRuns(
             f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
@@ -83,7 +72,7 @@ def as_analysed(stored: Study, run: Run, sampling: SamplingRecord) -> Study:
         )
     gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
     experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
-    return replace(
+    study = replace(
         stored,
         experiment=experiment,
         weights=lambda run: sampling.weights,
@@ -91,6 +80,7 @@ def as_analysed(stored: Study, run: Run, sampling: SamplingRecord) -> Study:
         admitted={},
         untrained={},
     )
+    return study, sampling
 
 
 Baseline = Literal["base", "champion"]
@@ -193,19 +183,12 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
         UserError: the run has no capability to lose.
         IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
     """
-    sampling = find_sampling(stored, run)
-    study, catalogue = add_lm_eval(as_analysed(stored, run, sampling) if sampling else stored)
-    experiment, tasks = study.experiment, list(study.suite_tasks())
-    if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
-        raise _phrase_unanswered(study, run, [one.task.name for one in tasks])
-    _refuse_changed(study, catalogue, run, sampling)
-    refuse_regraded(study, run)
-    goal = study.experiment.gate.target
-    if (goal.gain, goal.win_rate) != (None, None):
-        for other in list_untrained(study):
-            _refuse_other_grades(study, study.target, "target", other)
-    refuse_lost_folds(study, run)
-    left_out = [one.task.name for one in tasks if not study.is_judged(one.task)]
+    sampling = None
+    if is_sampled(stored.experiment, run):
+        stored, sampling = _as_analysed(stored, run)
+    study, catalogue = add_lm_eval(stored)
+    _refuse_unfit(study, catalogue, run, sampling)
+    left_out = [one.task.name for one in study.suite_tasks() if not study.is_judged(one.task)]
     notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
     if sampling:
         sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
@@ -227,20 +210,36 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
         candidate=run.label,
         baseline=against,
         notes=tuple(notes),
-        n_members=count_members(experiment, run.candidate),
+        n_members=count_members(study.experiment, run.candidate),
     )
 
 
-def _phrase_unanswered(stored: Study, run: Run, tasks: Sequence[str]) -> HarnessError:
-    """Say why nothing tells what a run forgot: it never answers the suites, or has not answered them yet."""
-    if not answers_suites(run.recipe):
-        found = f"the method {run.method}, which answers no task of the suites"
-        step = f"{stored.typed.command('decide')}, which compares it on {stored.experiment.target.name}"
-        return UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
-    return IncompatibleRuns(
-        f"{run.run_id}: found no answers to {', '.join(tasks)}; expected those to the suites as written now; "
-        f"next: {stored.typed.command('compare', '--candidates', run.candidate)}"
-    )
+def _refuse_unfit(
+    study: Study,
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    run: Run,
+    sampling: SamplingRecord | None,
+) -> None:
+    """Refuse a run without answers to the suites, or with answers that the files do not describe any more."""
+    tasks = list(study.suite_tasks())
+    if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
+        # It never answers the suites, or has not answered them yet.
+        if not answers_suites(run.recipe):
+            found = f"the method {run.method}, which answers no task of the suites"
+            step = f"{study.typed.command('decide')}, which compares it on {study.target.name}"
+            raise UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no answers to {', '.join(one.task.name for one in tasks)}; expected those"
+            " to the suites as written now; next:"
+            f" {study.typed.command('compare', '--candidates', run.candidate)}"
+        )
+    _refuse_changed(study, catalogue, run, sampling)
+    refuse_regraded(study, run)
+    goal = study.experiment.gate.target
+    if (goal.gain, goal.win_rate) != (None, None):
+        for other in list_untrained(study):
+            _refuse_other_grades(study, study.target, "target", other)
+    refuse_lost_folds(study, run)
 
 
 def count_members(experiment: Experiment, candidate: str) -> int:
@@ -374,10 +373,11 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
 
 def champion_note(study: Study, run: Run, champion: Champion) -> str:
     """Say that only the target is compared with a champion, and what the run reaches there over it."""
-    task = study.target
-    who = f"the champion {champion.candidate} ({champion.run_id})"
-    only = f"{who} answers no task of the suites: those are judged against the base"
-    return f"{only}, and {task.name} against the champion: {_gain_text(study, run, champion)}"
+    return (
+        f"the champion {champion.candidate} ({champion.run_id}) answers no task of the suites: those are"
+        f" judged against the base, and {study.target.name} against the champion:"
+        f" {_gain_text(study, run, champion)}"
+    )
 
 
 def _gain_text(study: Study, run: Run, champion: Champion) -> str:
