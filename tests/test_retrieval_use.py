@@ -9,7 +9,7 @@ from conftest import find_shared_data
 from fake_facts import candidate
 
 from harness.comparison import RetrievalUse, retrieval_use
-from harness.comparison.retrieval_use import is_supported
+from harness.comparison.answers import is_supported
 from harness.prompting import context_of, with_context
 from harness.records import Document, Example, SampleResult
 from harness.report.tables.answer_tables import retrieval_section, retrieval_text

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openai_server import Rule, serve_model
 
 from harness import plugins
-from harness.comparison.retrieval_use import is_supported
+from harness.comparison.answers import is_supported
 from harness.evaluation.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
 from harness.metrics import load_metrics

@@ -27,6 +27,19 @@ from harness.comparison.alignment import (
     select_ids,
     validity_rows,
 )
+from harness.comparison.answers import (
+    COMMONEST,
+    AnswerCounts,
+    AnswerDiversity,
+    RetrievalUse,
+    SeveralAnswers,
+    add_samples,
+    answer_diversity,
+    commonest_answer_arms,
+    list_each_answer,
+    retrieval_use,
+    several_answers,
+)
 from harness.comparison.estimators import (
     Comparison,
     Difference,
@@ -83,18 +96,6 @@ from harness.comparison.labelled_answers import (
     select_scored,
 )
 from harness.comparison.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
-from harness.comparison.retrieval_use import RetrievalUse, retrieval_use
-from harness.comparison.several_answers import (
-    COMMONEST,
-    AnswerCounts,
-    AnswerDiversity,
-    SeveralAnswers,
-    add_samples,
-    answer_diversity,
-    commonest_answer_arms,
-    list_each_answer,
-    several_answers,
-)
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.models.openai_api import is_endpoint

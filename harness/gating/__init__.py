@@ -31,7 +31,7 @@ from harness.gating.admission import (
     name_admitted_tasks,
 )
 from harness.gating.halves import document_of, join_clusters, number_documents
-from harness.gating.macro import macro_between
+from harness.gating.macro import SharedItems, find_shared_items, macro_between
 from harness.gating.operating_characteristic import (
     WIDEST_MARGIN,
     Settling,
@@ -42,7 +42,6 @@ from harness.gating.operating_characteristic import (
     power_warnings,
 )
 from harness.gating.rules import apply_rules
-from harness.gating.shared_items import SharedItems, find_shared_items
 from harness.gating.significance import bound_passing_chance
 from harness.gating.target_rules import (
     AA_FLIPS,

@@ -1,22 +1,197 @@
-"""The macro: the mean delta over the tasks that count, with its bounds and what it is made of.
+"""The macro: the mean delta over the tasks that count, and the items that tasks share.
 
 Invariant: each half-task has half the weight of a task, copies of one task have together that of one, and
-items that tasks share widen the interval.
+items that tasks share widen the interval. An item is known by its document (`gating.halves`), and a cluster
+by its name in all tasks; an item with neither is shared with nobody. Reads paired differences, and no text.
+Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import combinations
+from math import sqrt
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from harness import comparison, stats
-from harness.comparison import Comparison, Estimate
+from harness import comparison, formatting, stats
+from harness.comparison import Comparison, Estimate, align
 from harness.gating.admission import Measurement, compare_half, cut_tasks
+from harness.gating.halves import HalfSplit, documents_of
 from harness.gating.items_needed import DeltaPart, find_planning_se, lower_se
-from harness.gating.shared_items import NOTHING_SHARED, SharedItems, find_shared_items
 from harness.gating.verdict import TaskComparison, macro_scales
+from harness.metrics import flips
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval
+
+_COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
+
+
+class RepeatedItems(NamedTuple):
+    """Items and clusters of several tasks that an earlier one of them holds."""
+
+    items: int = 0
+    clusters: int = 0
+
+
+NOTHING_REPEATED = RepeatedItems()
+
+
+class SharedItems(NamedTuple):
+    """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
+
+    `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
+    names for a reader who shares which items. `repeated` counts what stands in several.
+    """
+
+    copies: Mapping[str, tuple[str, ...]]
+    correlations: Mapping[frozenset[str], float]
+    said: tuple[str, ...]
+    repeated: RepeatedItems = NOTHING_REPEATED
+
+    def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
+        """Name the tasks that hold a task's items: itself, where no other does."""
+        return self.copies.get(t.task.name, (t.task.name,))
+
+    def weights(self, tasks: Sequence[TaskComparison]) -> tuple[float, ...]:
+        """Return what each task counts in the macro, (k,), adding up to 1: copies together as one task."""
+        raw = [(0.5 if t.half else 1.0) / len(self.copies_of(t)) for t in tasks]
+        return tuple(weight / sum(raw) for weight in raw)
+
+    def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
+        """Return the correlations of the tasks' deltas, (k, k); None where no two share an item."""
+        found = np.eye(len(tasks))
+        for (i, a), (j, b) in combinations(enumerate(tasks), 2):
+            found[i, j] = found[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
+        return found if self.correlations else None
+
+
+NOTHING_SHARED = SharedItems({}, {}, ())
+
+
+class _Moves(NamedTuple):
+    """One task's delta by cluster: each one's share in it, whether it moved, and where they are found.
+
+    `cluster_of` maps documents to clusters, `named` the names of clusters that have one.
+    """
+
+    share: Array  # (clusters,)
+    moved: NDArray[np.bool_]  # (clusters,)
+    cluster_of: Mapping[str, int]
+    named: Mapping[str, int]
+
+    def pair_clusters(self, other: "_Moves") -> list[tuple[int, int]]:
+        """Pair the clusters of both that hold the same document or have the same name."""
+        documents = self.cluster_of.keys() & other.cluster_of.keys()
+        names = self.named.keys() & other.named.keys()
+        pairs = {(self.cluster_of[d], other.cluster_of[d]) for d in documents}
+        return sorted(pairs | {(self.named[n], other.named[n]) for n in names})
+
+    def part(self, clusters: NDArray[np.intp]) -> float:
+        """Return the part of the variance of the delta that lies in some of the clusters, in [0, 1].
+
+        Shrunk towards their part in the number, as if one more cluster had moved.
+        """
+        own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
+        n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
+        return (n_moved * (own / all_of if all_of else 0.0) + by_number) / (n_moved + 1)
+
+
+def find_shared_items(
+    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
+) -> SharedItems:
+    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+    """
+    tasks = {t.task.name: t for t in admitted}
+    of = {m.task.name: m for m in measured if m.task.name in tasks}
+    known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
+    holders: dict[str, list[str]] = {}
+    for name, documents in known.items():
+        for document in documents.values():
+            holders.setdefault(document, []).append(name)
+    n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
+    sizes = {name: len(of[name].base) for name in sorted({name for pair in n_shared for name in pair})}
+    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
+    linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
+    together = dict.fromkeys(name for pair in linked for name in pair)
+    moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
+    groups = _copies(n_shared, sizes)
+    differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
+    said = [
+        f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
+        "as one task"
+        for group in groups
+    ]
+    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
+    return SharedItems(
+        {name: tuple(group) for group in groups for name in group},
+        {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
+        tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
+        _count_repeated(moves.values()),
+    )
+
+
+def _count_repeated(moves: Iterable[_Moves]) -> RepeatedItems:
+    """Count items, and clusters of nothing else, that stand in a task before."""
+    seen: set[str] = set()
+    items = clusters = 0
+    for m in moves:
+        old = m.cluster_of.keys() & seen
+        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
+        items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
+        seen |= m.cluster_of.keys()
+    return RepeatedItems(items, clusters)
+
+
+def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
+    """Group the tasks that share at least nine in ten of their items, by those of the larger."""
+    group_of = {name: [name] for name in sizes}
+    for (a, b), n in n_shared.items():
+        if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
+            joined = sorted(group_of[a] + group_of[b])
+            group_of |= dict.fromkeys(joined, joined)
+    groups = {tuple(group) for group in group_of.values() if len(group) > 1}
+    return [list(group) for group in sorted(groups)]
+
+
+def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
+    base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
+    metric = m.metrics[m.task.primary_metric]
+    arms = align(metric, base, new, "")
+    changes = flips(metric, arms.base, arms.new)[0]  # (n,)
+    weights = arms.weights / arms.weights.sum()
+    share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
+    moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
+    placed = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
+    names = {row.example_id: row.cluster for row in base if row.cluster}
+    return _Moves(
+        share,
+        moved,
+        {documents[i]: cluster for i, cluster in placed if i in documents},
+        {names[i]: cluster for i, cluster in placed if i in names},
+    )
+
+
+def _correlation(a: _Moves, b: _Moves) -> float:
+    """Correlate two deltas by the clusters that they share, at least 0.
+
+    That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
+    part of both variances that lies in them.
+    """
+    both = a.pair_clusters(b)
+    if not both:
+        return 0.0
+    i, j = np.array(both).T
+    x, y = a.share[i], b.share[j]
+    spread = sqrt(float((x @ x) * (y @ y)))
+    n_moved = int((a.moved[i] | b.moved[j]).sum())
+    found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
+    return min(max(found, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)
 
 
 class Macro(NamedTuple):

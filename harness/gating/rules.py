@@ -33,9 +33,8 @@ from harness.gating.items_needed import (
     find_planning_se,
     upper_se,
 )
-from harness.gating.macro import Macro, average_macro, plan_parts
+from harness.gating.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
 from harness.gating.operating_characteristic import miss_rates
-from harness.gating.shared_items import NOTHING_SHARED, SharedItems
 from harness.gating.significance import loss_rate_p, macro_p
 from harness.gating.target_rules import ControlFacts, control_rule, require_calibration, target_rule
 from harness.gating.verdict import (

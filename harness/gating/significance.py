@@ -19,8 +19,7 @@ from scipy import special
 from harness import comparison, stats
 from harness.comparison import Comparison, Estimate
 from harness.gating.items_needed import find_planning_se, upper_se
-from harness.gating.macro import average_macro
-from harness.gating.shared_items import SharedItems
+from harness.gating.macro import SharedItems, average_macro
 from harness.gating.verdict import TargetFacts, TaskComparison, margin_of, margin_share
 from harness.spec import GatePolicy, TargetPolicy
 
