@@ -26,8 +26,9 @@ from harness.decision.results import (
     list_failed_seeds,
     n_settings,
     passes_alone,
+    seeds_of,
 )
-from harness.decision.seeds import FamilyMember, gain_label, n_seeds, spread_text
+from harness.decision.seeds import FamilyMember, gain_label, spread_text
 from harness.gating import Verdict
 from harness.spec import DecidePolicy
 
@@ -82,7 +83,7 @@ def reasons(
         sentences += _curve(case)
     if case.judged and shipped == case.judged.name:
         if plugins.find_method(case.judged.method).trains:
-            sentences.append(_seeds(case.judged, n_seeds(case.facts, case.judged)))
+            sentences.append(_seeds(case.judged, len(seeds_of(case.facts, case.judged))))
     elif shipped and case.missing:
         missing = ", ".join(alternative.text for alternative in case.missing)
         sentences.append(f"Not compared, though it might be better still: {missing}.")
@@ -142,7 +143,11 @@ def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
     ways = [f"{formatting.count(n)} more {rows}" if n else f"more {rows}"]
     ways += ["folds: 5 (tests on every training row)"] if case.can_fold else []
     trains = plugins.find_method(run.method).trains
-    ways += ["--seeds 0,1,2"] if trains and not folded and n_seeds(case.facts, run) < stats.MIN_SEEDS else []
+    ways += (
+        ["--seeds 0,1,2"]
+        if trains and not folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
+        else []
+    )
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 

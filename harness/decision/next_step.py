@@ -24,8 +24,8 @@ from harness.decision.results import (
     is_cross_validated,
     is_gain_shown,
     passes_alone,
+    seeds_of,
 )
-from harness.decision.seeds import n_seeds
 from harness.gating import Verdict
 from harness.spec import PEOPLE
 
@@ -284,7 +284,7 @@ def too_few(case: Case, run: CandidateFacts) -> str:
 
     With three or more seeds, and in folds, the measured gain counts: it is then a gain over trainings.
     """
-    n = n_seeds(case.facts, run)
+    n = len(seeds_of(case.facts, run))
     if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):
         return ""
     seeds = formatting.pluralize(n, "seed")

@@ -81,18 +81,33 @@ def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
     recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
     pooled = pool_seeds(f for r in recipes for f in r)
     gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
-    seed_variance = pool_variance(facts)
-    return tuple(_seed_summary(r, seed_variance, gains.get(r[0].name)) for r in recipes)
+    seed_variance, summaries = pool_variance(facts), []
+    for runs in recipes:
+        each, targets = scores(runs), [f.target for f in runs if f.target is not None]
+        bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
+        items = runs[0].over_items.score if runs[0].over_items else bound
+        components, over = variance_components(each, items, seed_variance), gains.get(runs[0].name)
+        score, mean, unit = None, fmean(each), targets[0].unit
+        if components:
+            ends = _cut(mean_interval(mean, components.total), unit, 0.0)
+            score = Estimate(mean, *ends, targets[0].n, unit)
+        summaries.append(
+            SeedSummary(
+                candidate=runs[0].name,
+                seeds=tuple(f.seed for f in runs),
+                scores=tuple(each),
+                score=score,
+                gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
+                seed_sd=sqrt(components.seeds.variance * len(each)) if components else None,
+                seed_df=components.seeds.df if components else None,
+            )
+        )
+    return tuple(summaries)
 
 
 def pool_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
     """Estimate the variance of one seed's score over all recipes; None below two degrees of freedom."""
     return stats.seed_variance([scores(seeds) for seeds in _recipes(facts)])
-
-
-def n_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> int:
-    """Count the finished seeds of a run's recipe, its own included."""
-    return sum(f.name == run.name and f.state == "done" for f in facts)
 
 
 def gain_label(run: CandidateFacts) -> str:
@@ -206,27 +221,6 @@ def mean_p(mean: float, variance: Variance) -> float:
     if variance.variance == 0:
         return float(mean == 0)
     return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
-
-
-def _seed_summary(
-    runs: Sequence[CandidateFacts], pooled: Variance | None, over: Comparison | None
-) -> SeedSummary:
-    each, targets = scores(runs), [f.target for f in runs if f.target is not None]
-    bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
-    items = runs[0].over_items.score if runs[0].over_items else bound
-    components, unit, n = variance_components(each, items, pooled), targets[0].unit, targets[0].n
-    mean = fmean(each)
-    return SeedSummary(
-        candidate=runs[0].name,
-        seeds=tuple(f.seed for f in runs),
-        scores=tuple(each),
-        score=Estimate(mean, *_cut(mean_interval(mean, components.total), unit, 0.0), n, unit)
-        if components
-        else None,
-        gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
-        seed_sd=sqrt(components.seeds.variance * len(each)) if components else None,
-        seed_df=components.seeds.df if components else None,
-    )
 
 
 def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
