@@ -360,11 +360,11 @@ def commonest_answer_arms(
     old, right = [before[row.example_id] for row in after if before], _references(after)
     others = [_mark_commonest(old)] if _select_generated_rows(old) else []
     if right:
-        answered = {"status": "ok", "finish_reason": _GENERATED[0]}
-        with_references = [
-            replace(row, text=text, **answered) for row, text in zip(after, right, strict=True)
+        answers = [
+            replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
+            for row, text in zip(after, right, strict=True)
         ]
-        others.append(_mark_commonest(with_references))
+        others.append(_mark_commonest(answers))
     return [(other, _mark_commonest(after)) for other in others]
 
 

@@ -135,8 +135,8 @@ def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]
     for r in ratings:
         if r.rows_a == rows_b != r.rows_b:
             left: Side = "a" if r.left == "b" else "b"
-            sides = {"run_a": r.run_b, "run_b": r.run_a, "rows_a": r.rows_b, "rows_b": r.rows_a}
-            r = replace(r, **sides, left=left, choice=_SWAPPED[r.choice])
+            r = replace(r, run_a=r.run_b, run_b=r.run_a, rows_a=r.rows_b, rows_b=r.rows_a, left=left)
+            r = replace(r, choice=_SWAPPED[r.choice])
         if (r.rows_a, r.rows_b) == (rows_a, rows_b):
             latest[r.rater, r.example_id] = r
     return [*latest.values()]

@@ -34,8 +34,6 @@ from harness.decision.explain import (
     USUAL_AMOUNTS,
     cost_text,
     describe_power,
-    describe_settling,
-    not_shown_text,
     reasons,
     seeds_text,
 )
@@ -398,8 +396,12 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
         return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "fix that and compare again"
-    return next(
-        (not_shown_text(f.standing), describe_settling(case, f))
-        for f in (run, *seeds)
-        if passes_alone(f) and f.standing
+    f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)
+    if standing.p is None:
+        why = f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
+        return why, "compare it as a recipe of its own on new test items"
+    why = (
+        f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
+        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
     )
+    return why, more_items_text(case, [f.corrected] if f.corrected else [])

@@ -204,19 +204,16 @@ _ADVICE: Mapping[Need, Advice] = {
 }
 
 
-def need_sentences(case: Case, slices: Sequence[str], shipped: str | None) -> list[str]:
+def need_sentences(case: Case, shipped: str | None) -> list[str]:
     """Answer each declared need from the measurements, and from the textbook where there are none."""
-    chosen = best(f for f in case.facts if f.name == shipped)
-    return [_sentence(case, need, slices, chosen) for need in case.policy.needs]
-
-
-def _sentence(case: Case, need: Need, slices: Sequence[str], chosen: CandidateFacts | None) -> str:
-    advice, name = _ADVICE[need], need.replace("_", " ")
-    measured = _describe_measured(case, need, slices)
-    agreement = _agreement(case, advice, chosen)
-    if not measured:
-        return f"Declared, not measured ({name}): {advice.text}.{agreement}"
-    return f"Measured ({name}): {measured}. The textbook says: {advice.text}.{agreement}"
+    chosen, slices = best(f for f in case.facts if f.name == shipped), list_measured_slices(case)
+    sentences = []
+    for need in case.policy.needs:
+        advice, measured = _ADVICE[need], _describe_measured(case, need, slices)
+        kind = "Measured" if measured else "Declared, not measured"
+        said = f"{measured}. The textbook says: {advice.text}" if measured else advice.text
+        sentences.append(f"{kind} ({need.replace('_', ' ')}): {said}.{_agreement(case, advice, chosen)}")
+    return sentences
 
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
@@ -334,7 +331,12 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         if action_of(gaining) == "hybrid":
             scenarios, why = _parts(case, gaining)
             return _write_scenario(scenarios, f"{gained}{why}{kept}")
-        return _write_scenario([_BEHAVIOUR], f"{gained}{_behaviour(case)}{kept}")
+        told = (
+            "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
+        )
+        if not list_measured_slices(case):
+            told = "; no slices knowledge and behaviour tell a behaviour from facts here"
+        return _write_scenario([_BEHAVIOUR], f"{gained}{told}{kept}")
     if is_fine_tuned(chosen):
         return (
             f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
@@ -390,20 +392,10 @@ def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
     scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
     measured = f" and reaches {score_text(case, hybrid)}; {', '.join(scores)}"
-    if enough := [s for s, run in alone.items() if run is not None and not _is_above(hybrid, run)]:
+    above, target = set[str](), hybrid.target
+    for run in alone.values():
+        if run and run.target and target and target.unit.sign * (target.score - run.target.score) > 0:
+            above.add(run.name)
+    if enough := [s for s, run in alone.items() if run is not None and run.name not in above]:
         return enough, measured
     return [*(s for s, run in alone.items() if run is None), _BOTH], measured
-
-
-def _is_above(run: CandidateFacts, other: CandidateFacts) -> bool:
-    """Tell whether a candidate scores higher on test than another, in the metric's direction."""
-    if run.target is None or other.target is None:
-        return False
-    return run.target.unit.sign * (run.target.score - other.target.score) > 0
-
-
-def _behaviour(case: Case) -> str:
-    """Say whether a slice shows that a fine-tune learned behaviour rather than facts."""
-    if not list_measured_slices(case):
-        return "; no slices knowledge and behaviour tell a behaviour from facts here"
-    return "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"

@@ -184,17 +184,14 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
     policy, over = case.policy, gain(run.vs_untrained)
     prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-    band = economics.break_even_band(at)
+
     by_token = policy.usd_per_million_tokens is not None
     paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
     rows_needed = next_step.find_rows_needed(case, run, over) if over else None
-    in_answers, more = (
-        economics.counts_answers(policy, case.unit),
-        economics.costs_more_usd(run, other, policy),
-    )
-    flips_at = (
-        economics.break_even_value(over.delta, over.unit, more, policy) if over and more is not None else None
-    )
+    in_answers = economics.counts_answers(policy, case.unit)
+    more, flips_at = economics.costs_more_usd(run, other, policy), None
+    if over and more is not None:
+        flips_at = economics.break_even_value(over.delta, over.unit, more, policy)
     return replace(
         known,
         gain_over_untrained=over,
@@ -212,8 +209,8 @@ def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Econom
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
         spent_once_usd=economics.add_one_time_costs_usd(run, other, policy),
         break_even_requests=at,
-        break_even_if_saving_is_a_fifth_more=band[0],
-        break_even_if_saving_is_a_fifth_less=band[1],
+        break_even_if_saving_is_a_fifth_more=at / 1.2 if at is not None and at != inf else None,
+        break_even_if_saving_is_a_fifth_less=at / 0.8 if at is not None and at != inf else None,
         gain_is_worth_usd=paid.worth if paid else None,
         costs_more_usd=more,
         pays_from_requests=paid.from_requests if paid else None,

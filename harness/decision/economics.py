@@ -22,7 +22,6 @@ from harness.formatting import Unit
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
 
-_SHAKEN = 0.2  # relative variation of the saving per request
 _MOST_SEEDS = 20
 _MOST_ITEMS = 100  # times the current items: advising more would be useless
 
@@ -67,11 +66,6 @@ def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, pol
 
 def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
     return policy.index_usd_per_month * policy.horizon_months if "rag" in run.prompting else 0.0
-
-
-def break_even_band(at: float | None) -> tuple[float | None, float | None]:
-    """Return the break-even if the saving per request were a fifth larger, and a fifth smaller."""
-    return (None, None) if at is None or at == inf else (at / (1 + _SHAKEN), at / (1 - _SHAKEN))
 
 
 class Worth(NamedTuple):

@@ -8,7 +8,7 @@ from math import inf
 
 from harness import formatting, gating, plugins, stats
 from harness.decision import economics, next_step
-from harness.decision.advice import failure_sentences, list_measured_slices, need_sentences, scenario_sentence
+from harness.decision.advice import failure_sentences, need_sentences, scenario_sentence
 from harness.decision.arithmetic import Economics
 from harness.decision.goals import goal_sentences
 from harness.decision.results import (
@@ -17,7 +17,6 @@ from harness.decision.results import (
     Action,
     CandidateFacts,
     Case,
-    FamilyRank,
     gain,
     gain_text,
     is_cross_validated,
@@ -77,7 +76,7 @@ def reasons(
     sentences += _family(case, family)
     sentences += filter(None, [scenario_sentence(case, action, shipped)])
     sentences += failure_sentences(case)
-    sentences += need_sentences(case, list_measured_slices(case), shipped)
+    sentences += need_sentences(case, shipped)
     if case.judged:
         sentences += [_amount(case, case.judged), *_few_for_full(case)]
         sentences += _curve(case)
@@ -291,23 +290,6 @@ def _gates(case: Case) -> list[str]:
 def seeds_text(seeds: Sequence[int]) -> str:
     """Name seeds: `seed 1`, `seeds 1, 2`."""
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
-
-
-def not_shown_text(standing: FamilyRank) -> str:
-    """Say that a gate passes alone but not among the candidates judged together."""
-    if standing.p is None:
-        return f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
-    return (
-        f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
-        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
-    )
-
-
-def describe_settling(case: Case, run: CandidateFacts) -> str:
-    """Say what would settle a gate that passes alone but not among the other candidates."""
-    if run.standing and run.standing.p is None:
-        return "compare it as a recipe of its own on new test items"
-    return next_step.more_items_text(case, [run.corrected] if run.corrected else [])
 
 
 def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:

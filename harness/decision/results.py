@@ -211,12 +211,13 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
     if not scores:
         return None
 
-    def rank(scored: list[tuple[float, CandidateFacts]]) -> tuple[float, float]:
+    def rank(scored: Sequence[tuple[float, CandidateFacts]]) -> tuple[float, float]:
         run = scored[0][1]
         tokens = inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
         return sum(s for s, _ in scored) / len(scored), -(0.0 if _is_classifier(run) else tokens)
 
-    return max(max(scores.values(), key=rank), key=lambda scored: scored[0])[1]
+    chosen = max(scores.values(), key=rank)
+    return max(chosen, key=lambda scored: scored[0])[1]
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:

@@ -151,8 +151,7 @@ def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evalua
     for group in groups:
         # The folder that holds these evaluations and no other, else the file of the newest one.
         folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
-        others = (evaluation for evaluation in evaluations if evaluation not in group)
-        is_shared = any(other_one.file.is_relative_to(folder) for other_one in others)
+        is_shared = any(e.file.is_relative_to(folder) for e in evaluations if e not in group)
         places.append(group[-1].file if is_shared else folder)
     named = ", ".join(
         f"{group[0].model or 'an unnamed one'} in {place.relative_to(path)}"

@@ -122,7 +122,7 @@ def _read(file: Path) -> Log:
     with _readable(file):
         header, samples = _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
 
-    def read_samples() -> list[Mapping[str, Any]]:
+    def read_samples() -> Sequence[Mapping[str, Any]]:
         read = samples()
         objects = [sample for sample in read if isinstance(sample, dict)]
         if len(objects) < len(read):
