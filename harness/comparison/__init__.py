@@ -88,11 +88,11 @@ from harness.comparison.labelled_answers import (
     answer_digest,
     calibrate,
     count_enough_labels,
-    count_labels,
     draw_items,
     grade_arm,
     is_correctable,
     latest_labels,
+    select_labels,
     select_scored,
 )
 from harness.comparison.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
@@ -317,9 +317,10 @@ def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
     """
     if not is_judge(metric):
         return 0
-    graded = set.intersection(*(set(select_scored(metric, rows)) for rows in arms))
-    n_items = len(graded) or min(map(len, arms))
-    return max(count_enough_labels(n_items) - count_labels(metric, labels, *arms), 0)
+    scored = [select_scored(metric, rows) for rows in arms]
+    n_items = len(set.intersection(*map(set, scored))) or min(map(len, arms))
+    counted = (set(select_labels(metric, [*of.values()], labels)) for of in scored)
+    return max(count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
 
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:

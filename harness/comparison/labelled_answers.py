@@ -166,12 +166,6 @@ def count_enough_labels(n_items: int) -> int:
     return min(ENOUGH_LABELS, n_items)
 
 
-def count_labels(metric: str, labels: Labels, *arms: Iterable[SampleResult]) -> int:
-    """Count the items of which the answers of all arms have a label that counts."""
-    counted = [select_labels(metric, list(select_scored(metric, rows).values()), labels) for rows in arms]
-    return len(set(counted[0]).intersection(*counted[1:])) if counted else 0
-
-
 def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
     """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
 

@@ -32,7 +32,6 @@ from harness.decision.economics import (
 )
 from harness.decision.explain import (
     USUAL_AMOUNTS,
-    cost_text,
     describe_power,
     reasons,
     seeds_text,
@@ -333,8 +332,11 @@ def _choose_with_gain(
         why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
         return _leave_undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
     if not numbers.pays:
-        why = f"{score_text(case, alternative)}; {gains}, but {cost_text(case.policy, numbers)}"
-        return _ship(case, alternative, why)
+        worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
+        weighed = f"over the {forecast_text(case.policy)} that is worth {worth} USD and costs {cost} USD more"
+        if numbers.pays_from_requests is not None:
+            weighed += f"; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
+        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {weighed}")
     return _ship(
         case,
         winner,

@@ -29,7 +29,6 @@ from harness.decision.results import (
 )
 from harness.decision.seeds import FamilyMember, gain_label, spread_text
 from harness.gating import Verdict
-from harness.spec import DecidePolicy
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
@@ -49,15 +48,6 @@ USUAL_AMOUNTS = (
     " more for reasoning; small text classifiers caught up with general models at about 100 labels, reliably"
     " at 200 to 300 (Pecher et al. 2025, arXiv:2402.12819)."
 )
-
-
-def cost_text(policy: DecidePolicy, numbers: Economics) -> str:
-    """Say that a gain is worth less than its cost, and the volume from which it would pay."""
-    worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
-    text = f"over the {economics.forecast_text(policy)} that is worth {worth} USD and costs {cost} USD more"
-    if numbers.pays_from_requests is None:
-        return text
-    return f"{text}; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
 
 
 def reasons(

@@ -175,50 +175,37 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
     if run is None:
         return []
     seed = find_stopping_seed(case.facts, run)
+    if spend is None and fails_gate(seed):
+        then = f"; harness rescue {seed.name} tries versions that keep more" if is_gain_shown(seed) else ""
+        neither = "neither more test items nor more training rows are shown to change the choice"
+        return [f"Next best spend: {neither} while {seed.label} fails its gate{then}."]
     if spend is None:
-        return [_no_use_text(seed)] if fails_gate(seed) else []
+        return []
     if spend.labels or spend.ratings:
-        why = _RATINGS_FIRST if run.wins is not None and run.wins.by == PEOPLE else _UNPRICED
+        why = (
+            "What more test items or training rows would bring is counted by a judge that too few of them"
+            " check yet, so no worth is put on either."
+        )
+        if run.wins is not None and run.wins.by == PEOPLE:
+            why = "Pairs of answers that exist but have no rating yet come before new test items."
         waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
-        said = f"Next best spend: {spend.text}{waits}. {why}"
-        return [said, *_open_gate_text(case, seed)]
+        return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    return [
-        f"Next best spend: {first}. {options}{_describe_missing_prices(case)}",
-        *_open_gate_text(case, seed),
-    ]
-
-
-_RATINGS_FIRST = "Pairs of answers that exist but have no rating yet come before new test items."
-_UNPRICED = (
-    "What more test items or training rows would bring is counted by a judge that too few of them check yet,"
-    " so no worth is put on either."
-)
-
-
-def _no_use_text(run: CandidateFacts) -> str:
-    then = f"; harness rescue {run.name} tries versions that keep more" if is_gain_shown(run) else ""
-    return (
-        "Next best spend: neither more test items nor more training rows are shown to change the choice while"
-        f" {run.label} fails its gate{then}."
-    )
+    said = f"Next best spend: {first}. {options}{_describe_missing_prices(case)}"
+    return [said, *_open_gate_text(case, seed)]
 
 
 def _items_text(case: Case, spend: Spend) -> str:
     if spend.items is None or spend.perfect is None:
         return "What more test items would bring is not known: the gain has no spread."
-    unit, n = case.unit.name, formatting.count(spend.items.n)
+    unit, would = case.unit.name, f"Another {formatting.count(spend.items.n)} test items would bring"
     if spend.items.points < _WORTH_SAYING:
-        return (
-            f"Another {n} test items would bring less than {_WORTH_SAYING:g} {unit} on average, so"
-            " the choice does not depend on them."
-        )
-    points, perfect = formatting.plain(spend.items.points), formatting.plain(spend.perfect)
-    return (
-        f"Another {n} test items would bring {points} {unit} on average, by a better choice"
-        f"{_price_text(spend.items)}; knowing the gain exactly, {perfect}."
-    )
+        less = f"less than {_WORTH_SAYING:g} {unit} on average"
+        return f"{would} {less}, so the choice does not depend on them."
+    points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
+    exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
+    return f"{would} {points}{_price_text(spend.items)}; {exactly}."
 
 
 def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
@@ -226,10 +213,8 @@ def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
         of = f"the learning curve is of {case.metric}"
         return f"What more training rows would bring to the win rate is not known: {of}."
     if spend.rows is None or case.curve is None:
-        return (
-            "What more training rows would bring is not measured, so they are not compared"
-            " (harness compare --learning-curve measures it)."
-        )
+        how = "harness compare --learning-curve measures it"
+        return f"What more training rows would bring is not measured, so they are not compared ({how})."
     o, unit = spend.rows, case.unit.name
     ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
     added = formatting.change(ahead.gain.unit, *ahead.gain[:3])

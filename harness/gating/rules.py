@@ -49,7 +49,6 @@ from harness.gating.verdict import (
     add_items_needed,
     add_items_of_tasks,
     comparison_facing_se,
-    delta_text,
     is_in_macro,
     is_invalid,
     is_named_critical,
@@ -286,7 +285,9 @@ def judge_each(
     lowest = min(admitted, key=lambda t: t.counted.delta)
     n_tasks = formatting.pluralize(len(admitted), "task")
     sentence = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
-    return Rule(name, "pass", f"{sentence} (lowest: {delta_text(lowest)})", facts)
+    c, of_range = lowest.counted, "" if lowest.span == 1 else " of its range"
+    change = f"{lowest.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
+    return Rule(name, "pass", f"{sentence} (lowest: {change})", facts)
 
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:

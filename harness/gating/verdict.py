@@ -351,13 +351,6 @@ def comparison_facing_se(c: Comparison, margin: float) -> float:
     return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
 
 
-def delta_text(t: TaskComparison) -> str:
-    """Format a task's change: `piqa −1.0 [−3, +1] pp`."""
-    c = t.counted
-    of_range = "" if t.span == 1 else " of its range"
-    return f"{t.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
-
-
 def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
     """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
     c, of_range = t.counted, "" if t.span == 1 else " of its range"
