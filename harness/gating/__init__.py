@@ -23,7 +23,7 @@ from harness.gating.admission import (
     admit_tasks,
     applicable_policy,
     compare_invalid_rates,
-    compare_measurements,
+    compare_metrics,
     compare_task,
     cut_tasks,
     cut_to_half,
@@ -125,7 +125,8 @@ def compare_arms(
             "next: rename them"
         )
     admitted = admitted or admit_tasks(measured, seed, policy)
-    tasks = compare_measurements(measured, admitted, policy.alpha, identical=identical)
+    compare = partial(compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
+    tasks = [t for m in measured for t in compare(m)]
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
     return ComparedArms(
@@ -197,11 +198,10 @@ def _compare_commonest_answers(
     """Compare the commonest answers to capability tasks, beside the target's, where the policy asks."""
     if policy.mode_collapse is None:
         return {}
-    found: dict[str, Sequence[Comparison]] = {
-        m.task.name: comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
-        for m in measured
-        if m.role == "capability" and m.task.kind == "generate"
-    }
+    found: dict[str, Sequence[Comparison]] = {}
+    for m in measured:
+        if m.role == "capability" and m.task.kind == "generate":
+            found[m.task.name] = comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
     return found | ({"the target": target.commonest} if target else {})
 
 

@@ -140,26 +140,19 @@ def admit_tasks(
     return AdmittedTasks(cut, {m.task.name: _admission(m, cut) for m in measured})
 
 
-def compare_measurements(
-    measured: Sequence[Measurement], admitted: AdmittedTasks, alpha: float, *, identical: bool
-) -> list[TaskComparison]:
-    """Compare both arms on every metric of every task, each task's primary metric first.
-
-    A metric by which no item of the base could be scored is left out.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items.
-    """
-    return [t for m in measured for t in _task(m, admitted, alpha, identical)]
-
-
 def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
     """Name the capability tasks that count in the macro, by the base's rows."""
     admitted = admit_tasks(measured, seed)
     return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name].halves}
 
 
-def _task(m: Measurement, admitted: AdmittedTasks, alpha: float, identical: bool) -> list[TaskComparison]:
+def compare_metrics(
+    m: Measurement, admitted: AdmittedTasks, alpha: float, *, identical: bool
+) -> list[TaskComparison]:
+    """Compare both arms on every metric of a task, the primary one first.
+
+    A metric by which no item of the base could be scored is left out.
+    """
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
     differences = (_compare(metric, m.base, m.new, alpha, identical) for metric in metrics)

@@ -20,7 +20,7 @@ from harness.comparison import Comparison, Estimate, align
 from harness.gating.admission import Measurement, compare_half, cut_tasks
 from harness.gating.halves import HalfSplit, documents_of
 from harness.gating.items_needed import DeltaPart, find_planning_se, lower_se
-from harness.gating.verdict import TaskComparison, macro_scales
+from harness.gating.verdict import TaskComparison, is_relative, skill
 from harness.metrics import flips
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval
@@ -231,7 +231,7 @@ def average_macro(
     """
     if not admitted:
         raise ValueError("found no admitted task to average")
-    scales = macro_scales(admitted, policy)
+    scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
     scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
     bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
     weights, correlations = shared.weights(admitted), shared.matrix(admitted)
@@ -241,15 +241,10 @@ def average_macro(
     return Macro(delta, lower, upper, se, scales, weights, correlations)
 
 
-class MacroParts(NamedTuple):
-    """Parts of the macro's standard error, one a task, and the correlations of what they add."""
-
-    parts: list[DeltaPart]
-    correlations: Array | None
-
-
-def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems) -> MacroParts:
-    """Describe what each task adds to the macro's standard error, and how many items it could still ask.
+def plan_parts(
+    admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems
+) -> tuple[list[DeltaPart], Array | None]:
+    """Describe what each task adds to the macro's standard error, and the correlations of these parts.
 
     Of a task of which one half counts, every second item that is added counts. Copies of one task are one
     part: a document that is added is an item of each.
@@ -271,12 +266,12 @@ def plan_parts(admitted: Sequence[TaskComparison], macro: Macro, shared: SharedI
         for names, places in groups
     ]
     if len(groups) == len(admitted) or not np.isfinite(widths).all():
-        return MacroParts(parts, macro.correlations if len(groups) == len(admitted) else None)
+        return parts, macro.correlations if len(groups) == len(admitted) else None
     # Correlate the sums of groups of what tasks add, from the correlations of the tasks.
     member = np.array([[float(i in places) for i in range(len(widths))] for _, places in groups])  # (g, k)
     covariance = member @ (rho * np.outer(widths, widths)) @ member.T  # (g, g)
     scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))
-    return MacroParts(parts, np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0))
+    return parts, np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0)
 
 
 def macro_between(

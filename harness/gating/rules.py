@@ -177,10 +177,8 @@ def macro_rule(
     estimate = macro_estimate(admitted, macro, identical, shared)
     outcome = margin_outcome(macro.lower, macro.upper, margin)
     facing = find_facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
-    planned = plan_parts(admitted, macro, shared)
-    advice = describe_more_items(
-        macro.delta, planned.parts, margin, policy.alpha, facing, planned.correlations
-    )
+    parts, correlations = plan_parts(admitted, macro, shared)
+    advice = describe_more_items(macro.delta, parts, margin, policy.alpha, facing, correlations)
     facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}

@@ -294,11 +294,6 @@ def skill(t: TaskComparison) -> float:
     return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
 
 
-def macro_scales(admitted: Sequence[TaskComparison], policy: GatePolicy) -> tuple[float, ...]:
-    """Return what each task's delta is multiplied by in the macro: 1, or 1/skill for a relative margin."""
-    return tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
-
-
 def margin_text(margin: Margin) -> str:
     """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"
