@@ -39,7 +39,8 @@ def add_regressions(stored: Study, run: Run, items: Sequence[str]) -> tuple[Path
     chosen = _find_items(stored, run, items)
     folder = stored.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)
-    tasks = {task.name: task for task in _read_stored_tasks(folder)}
+    stored_suites = config.read_suites(folder) if (folder / f"{SUITE}.yaml").exists() else ()
+    tasks = {task.name: task for suite in stored_suites if suite.name == SUITE for task in suite.tasks}
     added = 0
     for task, examples in chosen.values():
         rows_file = folder / SUITE / f"{task.name}.jsonl"
@@ -48,15 +49,10 @@ def add_regressions(stored: Study, run: Run, items: Sequence[str]) -> tuple[Path
         added += len(new)
         lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in (*rows, *map(_row, new))]
         rows_file.write_text("".join(lines), "utf-8")
-        data = TaskData(
-            train=task.data.train if task.num_fewshot else None,
-            test=str(folder / SUITE / f"{task.name}.jsonl"),
-        )
+        name, shots = f"{task.name}{_SUFFIX}", task.data.train if task.num_fewshot else None
         kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
-        description = f"Items of {task.name} that a release lost once."
-        tasks[f"{task.name}{_SUFFIX}"] = Task(
-            **{**kept, "name": f"{task.name}{_SUFFIX}", "data": data, "description": description}
-        )
+        kept |= {"name": name, "data": TaskData(train=shots, test=str(rows_file))}
+        tasks[name] = Task(**{**kept, "description": f"Items of {task.name} that a release lost once."})
     path = folder / f"{SUITE}.yaml"
     lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
     path.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
@@ -90,12 +86,6 @@ def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tupl
     return chosen
 
 
-def _read_stored_tasks(folder: Path) -> list[Task]:
-    if not (folder / f"{SUITE}.yaml").exists():
-        return []
-    return [t for suite in config.read_suites(folder) if suite.name == SUITE for t in suite.tasks]
-
-
 def _plain(task: Task, folder: Path) -> dict[str, Any]:
     """Write a task without its defaults, with paths relative to the suite's folder."""
     plain = task.model_dump(mode="json", exclude_defaults=True)
@@ -103,17 +93,12 @@ def _plain(task: Task, folder: Path) -> dict[str, Any]:
         name: os.path.relpath(path, folder) if Path(path).exists() else path
         for name, path in plain.get("data", {}).items()
     }
-    plain["metrics"] = [_relative_metric(metric, folder) for metric in task.metrics]
-    return {"name": plain.pop("name"), **plain}
-
-
-def _relative_metric(written: str, folder: Path) -> str:
-    """Write the file of a metric, also behind a prefix, relative to the suite's folder; a name stays."""
-    prefix, path, key = metric_parts(written)
-    if not is_path(path):
-        return written
-    relative = os.path.relpath(path, folder)
-    return f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
+    metrics = list(task.metrics)
+    for at, (prefix, path, key) in enumerate(map(metric_parts, metrics)):
+        if is_path(path):  # also behind a prefix; a name stays
+            relative = os.path.relpath(path, folder)
+            metrics[at] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
+    return {"name": plain.pop("name"), **plain, "metrics": metrics}
 
 
 def _row(e: Example) -> dict[str, Any]:
