@@ -131,13 +131,6 @@ def test_unparsable_answers_count_in_the_headline_and_not_among_valid_items():
     assert (c.n_valid, c.delta_valid, c.low_valid) == (0, None, None)
 
 
-def test_a_slice_holds_its_own_items_only():
-    slices = ["a", "a", "b", "b"]
-    base, new = rows([1, 1, 1, 1], slices=slices), rows([1, 1, 0, 0], slices=slices)
-    assert compare_rows(EXACT, base, new, slice="a").delta == 0
-    assert compare_rows(EXACT, base, new, slice="b").delta == -1
-
-
 def test_weights_weigh_the_items_and_equal_ones_change_nothing():
     weights = [1.0] * 10 + [3.0] * 10
     base = [replace(r, weight=w) for r, w in zip(rows([1.0] * 20), weights, strict=True)]

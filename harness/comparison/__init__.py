@@ -140,7 +140,7 @@ def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Est
         IncompatibleRuns: no row could be scored.
     """
     filled = fill_errors(metric, rows, rows)
-    found = identical_difference(metric, align(metric, filled.base, filled.base, ""), seed).base
+    found = identical_difference(metric, align(metric, filled.base, filled.base), seed).base
     return found._replace(n_errors=filled.errors.total)
 
 
@@ -158,13 +158,12 @@ def compare_rows(
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
     *,
-    slice: str = "",  # noqa: A002 (the noun of the rows)
     seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
     base_errors: BaseErrors = "worst",
 ) -> Comparison:
-    """Compare two runs on the same items; with `slice` on the items of that slice only.
+    """Compare two runs on the same items.
 
     - Scores all 0 or 1, every item its own cluster: Tango's score interval.
     - Other means of items: the clustered t. For scores of 0 and 1 it is never narrower than
@@ -189,15 +188,15 @@ def compare_rows(
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
     """
-    filled = fill_errors(metric, base, base if identical else new, slice, base_errors)
-    errors, arms = filled.errors, align(metric, filled.base, filled.new, slice)
+    filled = fill_errors(metric, base, base if identical else new, base_errors)
+    errors, arms = filled.errors, align(metric, filled.base, filled.new)
     plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
     found = plain
     if base_errors == "bounds" and errors.base and errors.is_scored:
         # The base's failed answers as passed by it, and as failed.
         lost, kept = (
-            estimate_difference(metric, align(metric, rows, filled.new, slice), seed)
-            for rows in base_extremes(metric, filled.base, filled.new, slice)
+            estimate_difference(metric, align(metric, rows, filled.new), seed)
+            for rows in base_extremes(metric, filled.base, filled.new)
         )
         found = bound_difference(plain, (lost, kept))
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
@@ -209,7 +208,7 @@ def compare_rows(
     return Comparison(
         task=base[0].task,
         metric=metric.name,
-        slice=slice,
+        slice="",
         n=len(arms.ids),
         n_clusters=n_clusters,
         base=found.base.score,

@@ -55,8 +55,8 @@ class Arms(NamedTuple):
         )
 
 
-def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str) -> Arms:
-    """Match the rows of two runs by item; with `only_slice`, those of that slice.
+def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Arms:
+    """Match the rows of two runs by item.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
@@ -72,13 +72,10 @@ def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResu
     ids = [
         i
         for i in sorted(old)
-        if (not only_slice or old[i].slice == only_slice)
-        and old[i].parts[metric.name] is not None
-        and now[i].parts[metric.name] is not None
+        if old[i].parts[metric.name] is not None and now[i].parts[metric.name] is not None
     ]
     if not ids:
-        where = f"slice {only_slice!r} of " if only_slice else ""
-        found = f"{where}metric {metric.name!r}: found no item that both runs scored"
+        found = f"metric {metric.name!r}: found no item that both runs scored"
         raise IncompatibleRuns(f"{found}. Next: evaluate both on the same split and limit")
     codes = np.unique([old[i].cluster or i for i in ids], return_inverse=True)[1]
     return Arms(
@@ -222,7 +219,6 @@ def fill_errors(
     metric: Metric,
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
-    only_slice: str = "",
     base_errors: BaseErrors = "worst",
 ) -> FilledArms:
     """Let failed answers score the metric's worst value; with `bounds` those of the new run alone.
@@ -230,7 +226,7 @@ def fill_errors(
     What neither arm answered then stays without parts, as do the errors of the base, whose bounds
     `base_extremes` gives. Without a worst value all of them do.
     """
-    old, now = _map_slice_by_id(base, only_slice), _map_slice_by_id(new, only_slice)
+    old, now = ({row.example_id: row for row in rows} for rows in (base, new))
     failed, incomplete = _find_failed(metric, old, now), _incomplete(metric, old, now)
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
@@ -255,20 +251,16 @@ def fill_errors(
 
 
 def base_extremes(
-    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult], only_slice: str
+    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
 ) -> tuple[Sequence[SampleResult], Sequence[SampleResult]]:
     """Return the base's rows with its failed answers as the best there is, and as the worst."""
-    old, now = _map_slice_by_id(base, only_slice), _map_slice_by_id(new, only_slice)
+    old, now = ({row.example_id: row for row in rows} for rows in (base, new))
     ids = _find_failed(metric, old, now).base
     known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
     return (
         _set_parts(metric, base, ids, known, lambda found: found.best),
         _set_parts(metric, base, ids, known, lambda found: found.worst),
     )
-
-
-def _map_slice_by_id(rows: Sequence[SampleResult], only_slice: str) -> dict[str, SampleResult]:
-    return {row.example_id: row for row in rows if only_slice in ("", row.slice)}
 
 
 def _find_failed(

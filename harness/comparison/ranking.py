@@ -152,7 +152,7 @@ def compare_recipes(
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
     """
     runs = [fill_errors(metric, rows, rows).base for rows in (*base, *new)]  # a failed answer scores worst
-    aligned = [align(metric, runs[0], rows, "") for rows in runs]
+    aligned = [align(metric, runs[0], rows) for rows in runs]
     shared = set.intersection(*(set(a.ids) for a in aligned))
     if not shared:
         none = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"

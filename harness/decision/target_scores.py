@@ -176,7 +176,7 @@ def _errors(
 ) -> tuple[Array, Array]:
     """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
     filled = [comparison.fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
-    arms = [align(metric, filled[-1], rows, "") for rows in filled]
+    arms = [align(metric, filled[-1], rows) for rows in filled]
     shared = set.intersection(*(set(a.ids) for a in arms))
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
     clusters = arms[0].clusters

@@ -162,7 +162,7 @@ def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -
 def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
     base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
     metric = m.metrics[m.task.primary_metric]
-    arms = align(metric, base, new, "")
+    arms = align(metric, base, new)
     changes = flips(metric, arms.base, arms.new)[0]  # (n,)
     weights = arms.weights / arms.weights.sum()
     share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
