@@ -341,19 +341,21 @@ def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_
         why = f"items of {len(masks)} folds alone; expected at least {stats.MIN_FOLDS}"
         return FoldInterval(lambda alpha: Interval(-inf, inf), None, why)
     low, high = plain.ends(_ALPHA)
-    se = (high - low) / (2 * _quantile(plain.df, _ALPHA))
+    se = (high - low) / (2 * quantile(plain.df, 1 - _ALPHA / 2))
     if not 0 < se < inf:
         return plain
     means, sizes = [value_of(mask) for mask in masks], [int(mask.sum()) for mask in masks]
     total = stats.cross_validated_variance(Variance(se**2, plain.df), means, sizes)
 
     def ends(alpha: float) -> Interval:
-        wider = _quantile(total.df, alpha) * sqrt(total.variance) / (_quantile(plain.df, alpha) * se)
+        p = 1 - alpha / 2
+        wider = quantile(total.df, p) * sqrt(total.variance) / (quantile(plain.df, p) * se)
         own = plain.ends(alpha)
         return Interval(*(estimate + max(wider, 1.0) * (end - estimate) for end in own))
 
     return FoldInterval(ends, total.df)
 
 
-def _quantile(df: float | None, alpha: float) -> float:
-    return stats.z_quantile(1 - alpha / 2) if df is None else stats.t_quantile(1 - alpha / 2, df)
+def quantile(df: float | None, p: float) -> float:
+    """Return the quantile of Student's t, or of the normal distribution where `df` is None."""
+    return stats.z_quantile(p) if df is None else stats.t_quantile(p, df)

@@ -28,6 +28,7 @@ from harness.comparison.alignment import (
     is_mean,
     is_stratified_sample,
     match_folds,
+    quantile,
 )
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
@@ -204,11 +205,6 @@ def at_level(comparison: Comparison, alpha: float) -> Comparison:
         exact = c.estimator == "tango"
         lower, upper = own if exact else (min(own.low, lower), max(own.high, upper))
     return replace(c, lower=lower, upper=upper, alpha=alpha)
-
-
-def quantile(df: float | None, p: float) -> float:
-    """Return the quantile of Student's t, or of the normal distribution where `df` is None."""
-    return stats.z_quantile(p) if df is None else stats.t_quantile(p, df)
 
 
 def chance_below(z: float, df: float | None) -> float:

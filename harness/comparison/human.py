@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.comparison.estimators import Comparison, Estimate
-from harness.comparison.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score
+from harness.comparison.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score, estimate_share
 from harness.comparison.labelled_answers import count_enough_labels
 from harness.formatting import Unit
 from harness.records import Rating, digest
@@ -298,9 +298,7 @@ def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -
     if not every:
         return Estimate(_TIE, 0.0, 1.0, 0)
     differs = np.array(list(every.values()))
-    effect = stats.design_effect(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))
-    share = float(differs.mean())
-    fewest, most = stats.wilson(float(differs.sum()) / effect, len(differs) / effect)
+    share, fewest, most = estimate_share(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))[:3]
     if not pairs.clusters:
         return Estimate(_TIE, _TIE - most / 2, _TIE + most / 2, len(every))
     at = _TIE + share * (rate - _TIE)

@@ -275,35 +275,33 @@ def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
     errors = np.array([pair.won - (pair.vote or 0.0) for pair in rated], float)
     lengths = [[pair.lengths[arm] for pair in rated] for arm in (0, 1)]
     longer_won = [pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won for pair in unequal]
-    return PairBias(
-        first=_rate(every, np.array([pair.first for pair in every], float)),
-        longer=_rate(unequal, np.array(longer_won, float)),
-        favour=_mean(rated, errors),
-        longer_beside_people=estimate_length_favour(errors, lengths, _codes(rated), RATE)
-        if len(rated) >= MIN_LABELS
-        else None,
-    )
+    first, longer, favour, beside_people = None, None, None, None
+    if len(every) >= MIN_LABELS:
+        first = estimate_share(np.array([pair.first for pair in every], float), _codes(every))
+    if len(unequal) >= MIN_LABELS:
+        longer = estimate_share(np.array(longer_won, float), _codes(unequal))
+    if len(rated) >= MIN_LABELS:
+        favour = estimate_error(errors, _codes(rated))
+        beside_people = estimate_length_favour(errors, lengths, _codes(rated), RATE)
+    return PairBias(first, longer, favour, beside_people)
 
 
 def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:
     return np.unique([pair.cluster for pair in pairs], return_inverse=True)[1]
 
 
-def _rate(pairs: list[JudgedPair], values: Array) -> Estimate | None:
-    """Estimate a share of pairs with Wilson's interval of as many as their clusters are worth."""
-    if len(pairs) < MIN_LABELS:
-        return None
-    effect = stats.design_effect(values, _codes(pairs))
+def estimate_share(values: Array, clusters: NDArray[np.intp], unit: Unit = RATE) -> Estimate:
+    """Estimate a share of items (n,) with Wilson's interval of as many as their clusters are worth."""
+    effect = stats.design_effect(values, clusters)
     ends = stats.wilson(float(values.sum()) / effect, len(values) / effect)
-    return Estimate(float(values.mean()), *ends, len(values))
+    return Estimate(float(values.mean()), *ends, len(values), unit)
 
 
-def _mean(pairs: list[JudgedPair], values: Array) -> Estimate | None:
-    """Estimate a mean over pairs with its interval; None where they are too few, or in too few clusters."""
-    if len(pairs) < MIN_LABELS:
-        return None
-    codes = _codes(pairs)
-    mean = stats.clustered_mean(values, codes)
+def estimate_error(
+    values: Array, clusters: NDArray[np.intp], unit: Unit = RATE, most: float = 1.0
+) -> Estimate | None:
+    """Estimate a mean in [−most, most]; None where too few clusters leave its spread unknown."""
+    mean = stats.clustered_mean(values, clusters)
     if mean.se is None:
         return None
-    return Estimate(mean.mean, *error_interval(mean, [values], [codes], 1.0), mean.n)
+    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], most), mean.n, unit)

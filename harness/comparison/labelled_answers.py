@@ -26,8 +26,9 @@ from harness.comparison.judge_correction import (
     correct_difference,
     correct_score,
     count_more_labels,
-    error_interval,
+    estimate_error,
     estimate_length_favour,
+    estimate_share,
 )
 from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest
@@ -286,11 +287,11 @@ def _arm(
         rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
         power=corrected.power if corrected else None,
         kappa=_kappa(grades, people, clusters),
-        agreement=_rate(metric, (said == voted).astype(float), groups) if binary else None,
+        agreement=estimate_share((said == voted).astype(float), groups, metric.unit) if binary else None,
         confusion=table,
         sensitivity=_share_right(metric, said, voted, groups, 1.0) if table else None,
         specificity=_share_right(metric, said, voted, groups, 0.0) if table else None,
-        error=_mean(metric, grades - people, clusters),
+        error=estimate_error(grades - people, clusters, metric.unit),
         n_split=int((~told).sum()) if binary else 0,
     )
 
@@ -311,7 +312,7 @@ def _pair(
     old, now = (grade_arm(metric, rows, labels) for rows in both)
     base_given, new_given = (_label_arm(metric, rows, labels) for rows in both)
     has = old.has_label & now.has_label
-    delta = _mean(metric, now.grades - old.grades, now.clusters)
+    delta = estimate_error(now.grades - old.grades, now.clusters, metric.unit)
     found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
     if delta is None:
         return None
@@ -328,7 +329,7 @@ def _pair(
         delta,
         corrected=estimate_of(metric, found, len(ids)),
         labels_alone=estimate_of(metric, correct_difference(base_given, new_given, power=0.0)),
-        favour=_mean(metric, errors, now.clusters[has], most=2.0),
+        favour=estimate_error(errors, now.clusters[has], metric.unit, most=2.0),
         more_labels=count_more_labels(old, now, found),
         longer=estimate_length_favour(errors, lengths, now.clusters[has], metric.unit, most=2.0),
     )
@@ -339,20 +340,6 @@ def _score(metric: Metric, arm: GradedArm) -> Estimate:
     own = correct_score(arm._replace(labels=arm.grades))
     found = estimate_of(metric, own, len(arm.grades))
     return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
-
-
-def _mean(metric: Metric, values: Array, clusters: np.ndarray, most: float = 1.0) -> Estimate | None:
-    """Estimate a mean in [−most, most]; None where too few clusters leave its spread unknown."""
-    mean = stats.clustered_mean(values, clusters)
-    if mean.se is None:
-        return None
-    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], most), mean.n, metric.unit)
-
-
-def _rate(metric: Metric, hits: Array, clusters: np.ndarray) -> Estimate:
-    effect = stats.design_effect(hits, clusters)
-    ends = stats.wilson(float(hits.sum()) / effect, len(hits) / effect)
-    return Estimate(float(hits.mean()), *ends, len(hits), metric.unit)
 
 
 def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | None:
@@ -414,7 +401,8 @@ def _share_right(
 ) -> Estimate | None:
     """Estimate which share of the answers that people gave a label got it from the judge too."""
     own = people == label
-    return _rate(metric, (grades[own] == label).astype(float), clusters[own]) if own.any() else None
+    hits = (grades[own] == label).astype(float)
+    return estimate_share(hits, clusters[own], metric.unit) if own.any() else None
 
 
 def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate | None:
