@@ -28,21 +28,6 @@ from harness.gating.verdict import (
 )
 from harness.spec import PEOPLE, GatePolicy
 
-_UNCALIBRATED = (
-    "target: it is graded by a judge, and its grades of these answers need {labels} of people before anything"
-    " rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
-)
-
-_UNCALIBRATED_WINS = (
-    "target: pairs are judged by {by}, and its preferences need {ratings} of people of the same pairs before"
-    " anything rests on them (harness dashboard, Rate), unless gate.uncalibrated_judge says allow"
-)
-
-_SUITES = (
-    "{rule}: {tasks} graded by a judge that no labels of people calibrate (they are for the target alone);"
-    " another primary metric, or gate.uncalibrated_judge: allow"
-)
-
 
 def require_calibration(
     rule: Rule, tasks: Sequence[TaskComparison], policy: GatePolicy, *, identical: bool
@@ -51,7 +36,10 @@ def require_calibration(
     named = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
     if identical or not named or policy.uncalibrated_judge == "allow":
         return rule
-    said = _SUITES.format(rule=rule.name, tasks=", ".join(named))
+    said = (
+        f"{rule.name}: {', '.join(named)} graded by a judge that no labels of people calibrate (they are for"
+        " the target alone); another primary metric, or gate.uncalibrated_judge: allow"
+    )
     return Rule(rule.name, "inconclusive", said, {"judged": named})
 
 
@@ -64,7 +52,11 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
     if target is None:
         return Rule("target", "inconclusive", "target: it was not measured", {})
     if by_score and target.labels_missing:
-        said = _UNCALIBRATED.format(labels=formatting.pluralize(target.labels_missing, "more label"))
+        labels = formatting.pluralize(target.labels_missing, "more label")
+        said = (
+            f"target: it is graded by a judge, and its grades of these answers need {labels} of people before"
+            " anything rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
+        )
         return Rule("target", "inconclusive", said, {"labels_missing": target.labels_missing})
     if wanted.win_rate is not None and (said := _describe_unrated(target.wins, wanted.win_rate)):
         return Rule("target", "inconclusive", said, {"win_rate": wanted.win_rate})
@@ -92,8 +84,11 @@ def _describe_unrated(wins: Wins | None, wanted: float) -> str:
     if wins is None:
         return f"target: {required} has no untrained candidate to be measured against"
     if wins.missing:
-        return _UNCALIBRATED_WINS.format(
-            by=wins.by, ratings=formatting.pluralize(wins.missing, "more rating")
+        ratings = formatting.pluralize(wins.missing, "more rating")
+        return (
+            f"target: pairs are judged by {wins.by}, and its preferences need {ratings} of people of the same"
+            " pairs before anything rests on them (harness dashboard, Rate), unless gate.uncalibrated_judge"
+            " says allow"
         )
     if wins.rate is None and wins.by == PEOPLE:
         beside = f"the answers against those of {wins.over}"
