@@ -16,9 +16,7 @@ import numpy as np
 
 from harness import stats
 from harness.comparison.alignment import (
-    Arms,
     BaseErrors,
-    FilledArms,
     align,
     base_extremes,
     fill_errors,
@@ -42,7 +40,6 @@ from harness.comparison.answers import (
 )
 from harness.comparison.estimators import (
     Comparison,
-    Difference,
     Estimate,
     at_level,
     bound_difference,

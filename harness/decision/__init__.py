@@ -37,7 +37,7 @@ from harness.decision.explain import (
     seeds_text,
 )
 from harness.decision.goals import basis_text, judge_by_wins, open_rating, size_sentences
-from harness.decision.next_step import MORE_THAN_FEW, RowsNeeded, fails_gate, more_items_text, too_few
+from harness.decision.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
 from harness.decision.results import (
     UNCHECKED,
     Action,

@@ -22,7 +22,7 @@ from harness.experiment import (
     load_study,
     prepare_session,
 )
-from harness.gating import GateResult, Rule, Verdict, combine_exit_codes, cumulative_of, worst_result
+from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
