@@ -331,14 +331,13 @@ def promote(
         HarnessError: rows of the run are missing.
     """
     study, _ = add_lm_eval(stored)
-    out: dict[str, Estimate] = {}
+    scores: dict[str, Estimate] = {}
     for task in study.experiment.tasks:
         if f"{task.name}/test" in run.rows:
             metric = study.primary(task)
             own = reached_on_target(study, run).target if task.name == study.target.name else None
             whole = study.rows.whole(run.rows[f"{task.name}/test"])
-            out[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
-    scores = out
+            scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
     champion = Champion(
         target=stored.experiment.target.name,
         run_id=run.run_id,
