@@ -22,6 +22,7 @@ _FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting
 _UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
 ENDS = ("_low", "_high")
 Value = float | str | None
+Amount = float | None
 
 
 class Number(NamedTuple):
@@ -38,23 +39,18 @@ class Number(NamedTuple):
     ends: bool = False
 
 
-class OptionalNumbers(NamedTuple):
-    """Numbers that are left out if their field is None."""
-
-    numbers: tuple[Number, ...]
+OptionalNumbers = tuple[Number, ...]  # numbers that are left out if their field is None
 
 
 def _tokens(who: str, words: str) -> OptionalNumbers:
     parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
-    return OptionalNumbers(
-        tuple(
-            Number(f"{part_text} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
-            for part, part_text in parts
-        )
+    return tuple(
+        Number(f"{part_text} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
+        for part, part_text in parts
     )
 
 
-def _option(kind: str, part: str) -> tuple[Number, ...]:
+def _option(kind: str, part: str) -> OptionalNumbers:
     name, words = f"more_{kind.replace(' ', '_')}", f"more {kind}"
     return (
         Number(words, _COUNT, f"{part}.n", name),
@@ -66,12 +62,10 @@ def _option(kind: str, part: str) -> tuple[Number, ...]:
     )
 
 
-_SPEND = OptionalNumbers(
-    (
-        Number("next best spend", part="text", name="next_best_spend"),
-        *_option("test items", "items"),
-        *_option("training rows", "rows"),
-    )
+_SPEND: OptionalNumbers = (
+    Number("next best spend", part="text", name="next_best_spend"),
+    *_option("test items", "items"),
+    *_option("training rows", "rows"),
 )
 
 
@@ -93,11 +87,9 @@ class Economics:
     gain_over_prompt: Annotated[
         Comparison | None, Number("gain over the prompt, {unit}", formatting.change, ends=True)
     ] = None
-    training_cost_usd: Annotated[float | None, Number("training, USD", _USD)] = None
-    label_cost_usd: Annotated[float | None, Number("labels of the training examples, USD", _USD)] = None
-    rows_cost_usd: Annotated[
-        float | None, OptionalNumbers((Number("training rows that a teacher wrote, USD", _USD),))
-    ] = None
+    training_cost_usd: Annotated[Amount, Number("training, USD", _USD)] = None
+    label_cost_usd: Annotated[Amount, Number("labels of the training examples, USD", _USD)] = None
+    rows_cost_usd: Annotated[Amount, (Number("training rows that a teacher wrote, USD", _USD),)] = None
     points_per_usd_over_untrained: Annotated[
         PerUsd | None, Number(f"gain over {_UNTRAINED}, {{unit}} per USD of training", ends=True)
     ] = None
@@ -105,47 +97,39 @@ class Economics:
         PerUsd | None, Number("gain over the prompt, {unit} per USD of training", ends=True)
     ] = None
     probability_above_tau: Annotated[
-        float | None, Number(f"chance that the gain over {_UNTRAINED} exceeds τ", formatting.chance)
+        Amount, Number(f"chance that the gain over {_UNTRAINED} exceeds τ", formatting.chance)
     ] = None
     tau_flips_at: Annotated[
-        float | None, Number("τ from which that is no longer shown, {unit} per USD of training")
+        Amount, Number("τ from which that is no longer shown, {unit} per USD of training")
     ] = None
     tokens_of_alternative: Annotated[TokenCounts | None, _tokens("alternative", _UNTRAINED)] = None
     tokens_of_fine_tune: Annotated[TokenCounts | None, _tokens("fine_tune", _TUNED)] = None
-    cost_per_1k_alternative_usd: Annotated[
-        float | None, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)
-    ] = None
-    cost_per_1k_fine_tune_usd: Annotated[float | None, Number(f"1,000 requests to {_TUNED}, USD", _USD)] = (
+    cost_per_1k_alternative_usd: Annotated[Amount, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)] = (
         None
     )
-    spent_once_usd: Annotated[float | None, Number(f"spent once on {_TUNED}, USD", _USD)] = None
-    break_even_requests: Annotated[float | None, Number("break-even, requests", _NEEDED)] = None
+    cost_per_1k_fine_tune_usd: Annotated[Amount, Number(f"1,000 requests to {_TUNED}, USD", _USD)] = None
+    spent_once_usd: Annotated[Amount, Number(f"spent once on {_TUNED}, USD", _USD)] = None
+    break_even_requests: Annotated[Amount, Number("break-even, requests", _NEEDED)] = None
     break_even_if_saving_is_a_fifth_more: Annotated[
-        float | None, Number("break-even if a request saves a fifth more, requests", _NEEDED)
+        Amount, Number("break-even if a request saves a fifth more, requests", _NEEDED)
     ] = None
     break_even_if_saving_is_a_fifth_less: Annotated[
-        float | None, Number("break-even if a request saves a fifth less, requests", _NEEDED)
+        Amount, Number("break-even if a request saves a fifth less, requests", _NEEDED)
     ] = None
-    gain_is_worth_usd: Annotated[float | None, Number("worth of the gain over the horizon, USD", _USD)] = None
-    costs_more_usd: Annotated[
-        float | None, Number(f"what {_TUNED} costs more over the horizon, USD", _USD)
-    ] = None
-    pays_from_requests: Annotated[
-        float | None, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)
-    ] = None
-    right_answer_usd: Annotated[
-        float | None, OptionalNumbers((Number("worth of one more right answer, USD", _USD),))
-    ] = None
+    gain_is_worth_usd: Annotated[Amount, Number("worth of the gain over the horizon, USD", _USD)] = None
+    costs_more_usd: Annotated[Amount, Number(f"what {_TUNED} costs more over the horizon, USD", _USD)] = None
+    pays_from_requests: Annotated[Amount, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)] = (
+        None
+    )
+    right_answer_usd: Annotated[Amount, (Number("worth of one more right answer, USD", _USD),)] = None
     pays_from_right_answer_usd: Annotated[
-        float | None,
-        OptionalNumbers((Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),)),
+        Amount,
+        (Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),),
     ] = None
     pays_from_point_usd: Annotated[
-        float | None, OptionalNumbers((Number(f"worth of a point from which {_TUNED} pays, USD", _USD),))
+        Amount, (Number(f"worth of a point from which {_TUNED} pays, USD", _USD),)
     ] = None
-    perfect_information_points: Annotated[
-        float | None, Number("worth of knowing the gain exactly, {unit}")
-    ] = None
+    perfect_information_points: Annotated[Amount, Number("worth of knowing the gain exactly, {unit}")] = None
     spend: Annotated[Spend | None, _SPEND] = None
     rows_needed: RowsNeeded | None = None
 
@@ -160,7 +144,7 @@ class Economics:
 def _numbers(f: Field[Any]) -> tuple[Number, ...]:
     """Return the numbers that a field lists, each with its name."""
     declared = getattr(f.type, "__metadata__", ())
-    numbers = [n for d in declared for n in (d.numbers if isinstance(d, OptionalNumbers) else (d,))]
+    numbers = [n for d in declared for n in ((d,) if isinstance(d, Number) else d)]
     return tuple(n._replace(name=n.name or f.name) for n in numbers)
 
 
@@ -230,7 +214,7 @@ def listing(of: Economics) -> dict[str, Value]:
     for f in fields(of)[: None if complete else _ALWAYS]:
         value = getattr(of, f.name)
         declared = getattr(f.type, "__metadata__", ())
-        optional = any(isinstance(declaration, OptionalNumbers) for declaration in declared)
+        optional = any(not isinstance(declaration, Number) for declaration in declared)
         if value is not None or not optional:
             for number in _numbers(f):
                 values |= _values(number, value)
