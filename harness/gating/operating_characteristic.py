@@ -44,20 +44,18 @@ def power_warnings(
     suites: Sequence[Suite],
     n: Mapping[str, int],
     policy: GatePolicy,
-    disagreement: Mapping[str, float] | None = None,
     n_members: int = 1,
 ) -> tuple[str, ...]:
     """Say before anything runs which margins the items at hand probably cannot show.
 
-    `n` maps the names of tasks to their items, `disagreement` to the share of items expected
-    to differ (0.15 where it is not known). A margin can be shown where an equal model passes
-    the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a critical
-    task where at least losing nothing would pass. Clusters are not known yet and left out. Of
+    `n` maps the names of tasks to their items, of which 15 % are expected to differ. A margin can be shown
+    where an equal model passes the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a
+    critical task where at least losing nothing would pass. Clusters are not known yet and left out. Of
     `n_members` fine-tunes each has to be shown at the level of Holm's first step.
     """
     among = f" as one of {n_members}" if n_members > 1 else ""
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
-    counted = _list_judged(suites, n, policy, disagreement or {})
+    counted = _list_judged(suites, n, policy)
     judged = _list_of_macro(counted)
     critical = [c for c in counted if {c.task.name, c.suite.name} & set(policy.critical)]
     refusing = [
@@ -65,8 +63,16 @@ def power_warnings(
     ]
     warnings = [_macro_warning(judged, show, among)]
     for vetoed, role in ((judged, "capability"), (refusing, "safety")):
-        warnings += [_warn_of_each(c.task, c.n, c.disagreement, len(vetoed), policy, role) for c in vetoed]
-    warnings += [_critical_warning(c.task, c.n, show, among) for c in critical]
+        warnings += [_warn_of_each(c.task, c.n, len(vetoed), policy, role) for c in vetoed]
+    for c in critical:
+        # Losing nothing leaves α^{1/n} as the bound on what is kept.
+        needed = ceil(log(show.alpha) / log1p(-2 * policy.critical_margin))
+        if c.n >= needed:
+            continue
+        margin = f"critical margin {formatting.percent(policy.critical_margin)} %"
+        few = f"{formatting.count(c.n)} items are too few for anything to pass{among}"
+        takes = f"it takes {formatting.count(needed)} items that the base passes"
+        warnings.append(f"{c.task.name}, {margin}: {few}, even without a single loss; {takes}")
     return tuple(w for w in warnings if w)
 
 
@@ -126,7 +132,7 @@ def chance_of_an_equal_model(
     `n` maps the names of tasks to their items, of which 15 % are expected to differ. None where the margin is
     relative to the base's skill, or no capability task is judged.
     """
-    judged = _list_of_macro(_list_judged(suites, n, policy, {}))
+    judged = _list_of_macro(_list_judged(suites, n, policy))
     if not judged or is_relative(policy.macro):
         return None
     policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
@@ -134,23 +140,16 @@ def chance_of_an_equal_model(
 
 
 class _PlannedTask(NamedTuple):
-    """Task that the gate will judge: its suite, its items and the share of them expected to differ."""
+    """Task that the gate will judge, with its suite and the number of its items."""
 
     task: Task
     suite: Suite
     n: int
-    disagreement: float
 
 
-def _list_judged(
-    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, disagreement: Mapping[str, float]
-) -> list[_PlannedTask]:
-    return [
-        _PlannedTask(task, suite, n[task.name], disagreement.get(task.name, _ASSUMED_DISAGREEMENT))
-        for suite in suites
-        for task in suite.tasks
-        if n.get(task.name) and is_judged(task.name, policy)
-    ]
+def _list_judged(suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy) -> list[_PlannedTask]:
+    tasks = ((task, suite) for suite in suites for task in suite.tasks if is_judged(task.name, policy))
+    return [_PlannedTask(task, suite, n[task.name]) for task, suite in tasks if n.get(task.name)]
 
 
 def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
@@ -158,7 +157,7 @@ def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
 
 
 def _macro_se(planned: Sequence[_PlannedTask]) -> float:
-    return sqrt(sum(one.disagreement / one.n for one in planned)) / len(planned)
+    return sqrt(sum(_ASSUMED_DISAGREEMENT / one.n for one in planned)) / len(planned)
 
 
 def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: str) -> str:
@@ -180,14 +179,12 @@ def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: s
     )
 
 
-def _warn_of_each(
-    task: Task, n: int, disagreement: float, n_tasks: int, policy: GatePolicy, role: str
-) -> str:
+def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
     written, alpha = find_own_margin(task, policy, role), policy.alpha / n_tasks
     margin = margin_share(written)
     if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
         return ""
-    se = stats.paired_se(disagreement, n, -2 * margin)
+    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, -2 * margin)
     delta = -2 * margin
     found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
     power = min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
@@ -199,18 +196,6 @@ def _warn_of_each(
         f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
         f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
         f"some {formatting.count(needed)} items make that 80 %"
-    )
-
-
-def _critical_warning(task: Task, n: int, policy: GatePolicy, among: str) -> str:
-    """Warn where even losing nothing would not pass: α^{1/n} is then the bound on what is kept."""
-    needed = ceil(log(policy.alpha) / log1p(-2 * policy.critical_margin))
-    if n >= needed:
-        return ""
-    return (
-        f"{task.name}, critical margin {formatting.percent(policy.critical_margin)} %: {formatting.count(n)} "
-        f"items are too few for anything to pass{among}, even without a single loss; it takes "
-        f"{formatting.count(needed)} items that the base passes"
     )
 
 
@@ -299,17 +284,19 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     rules = [rule for verdict in verdicts for rule in verdict.rules]
     most = max((verdict.items_needed or 0 for verdict in verdicts), default=0)
     needed = list_items_needed(rules) or ItemsNeeded({}, {}, most)
-    left = sum(one.left for one in spare if _is_needed(needed, one))
-    sizes = _choose_sizes(needed, spare)
-    margin = "" if sizes else _find_wider_margin(rules, relative)
-    return Settling(needed.total, left, sizes, margin)
-
-
-def _choose_sizes(needed: ItemsNeeded, spare: Sequence[SpareItems]) -> dict[SpareItems, int]:
-    """Choose how many items tasks ask in all, so that every open rule has its own; empty where they lack."""
     by_task = {task: n for name, n in needed.of_macro.items() for task in name.split(" and ")}
     by_task |= {task: max(n, by_task.get(task, 0)) for task, n in needed.of_task.items()}
-    usable = {one.task: one for one in spare if _is_needed(needed, one)}
+    # An open rule judges by the items of these tasks.
+    usable = {s.task: s for s in spare if s.task in by_task or (needed.of_answers > 0 and s.is_generated)}
+    sizes = _choose_sizes(needed, by_task, usable)
+    margin = "" if sizes else _find_wider_margin(rules, relative)
+    return Settling(needed.total, sum(one.left for one in usable.values()), sizes, margin)
+
+
+def _choose_sizes(
+    needed: ItemsNeeded, by_task: Mapping[str, int], usable: Mapping[str, SpareItems]
+) -> dict[SpareItems, int]:
+    """Choose how many items tasks ask in all, so that every open rule has its own; empty where they lack."""
     left = {task: one.left for task, one in usable.items()}
     if any(left.get(task, 0) < n for task, n in needed.of_task.items()):
         return {}
@@ -318,12 +305,6 @@ def _choose_sizes(needed: ItemsNeeded, spare: Sequence[SpareItems]) -> dict[Spar
         return {}
     is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
     return {one: one.n + by_task[task] if is_exact and one.keys else one.held for task, one in usable.items()}
-
-
-def _is_needed(needed: ItemsNeeded, one: SpareItems) -> bool:
-    """Tell whether an open rule judges by a task's items."""
-    of_macro = (task for name in needed.of_macro for task in name.split(" and "))
-    return one.task in (*needed.of_task, *of_macro) or (needed.of_answers > 0 and one.is_generated)
 
 
 def _find_wider_margin(rules: Iterable[Rule], relative: bool) -> str:
