@@ -22,6 +22,7 @@ from harness.comparison.alignment import (
     fill_errors,
     is_binary,
     name_pooled_cluster,
+    quantile,
     select_ids,
     validity_rows,
 )
@@ -51,7 +52,6 @@ from harness.comparison.estimators import (
     is_judge,
     mean_change,
     orient,
-    quantile,
     refuse,
     refuse_failed,
     regression_p,

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.comparison.alignment import Arms, align, fill_errors, select_ids
-from harness.comparison.estimators import Estimate, estimate_difference, identical_difference, quantile
+from harness.comparison.alignment import Arms, align, fill_errors, quantile, select_ids
+from harness.comparison.estimators import Estimate, estimate_difference, identical_difference
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, extremes
 from harness.records import SampleResult
