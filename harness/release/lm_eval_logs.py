@@ -150,12 +150,12 @@ def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog |
     settings["num_fewshot"] = _dict(results, "n-shot").get(task)
     settings["filter"] = rows[0].get("filter")
     items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
-    # Kind "choice": whether an answer was unparsable or truncated is not in these files.
     # Other metrics of the first filter, and the metric by other filters, do not decide.
     values = {name: [row.get(name) for row in samples.values()] for name in others}
     first_filter = next(iter(samples.values())).get("filter")
     for row in (row for row in rows if row.get("filter") != first_filter):
         values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
+    # Kind "choice": whether an answer was unparsable or truncated is not in these files.
     return TaskLog(
         task,
         metric,
