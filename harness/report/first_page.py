@@ -90,6 +90,26 @@ def find_judged(report: ExperimentReport) -> CandidateFacts | None:
     return best(list_passing_runs(facts)) or strongest_run(facts)
 
 
+def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
+    """Name the untrained candidate that beats the one chosen on validation on the test items, if one does."""
+    sign = report.unit.sign
+    untrained = [f for f in report.facts if f.target and f.validation is not None and not is_fine_tuned(f)]
+    chosen = next((f for f in untrained if f.name == best_untrained(report.facts)), None)
+    highest = max(untrained, key=lambda f: sign * f.target.score if f.target else 0.0, default=None)
+    if not (chosen and highest and chosen.target and highest.target):
+        return
+    if sign * highest.target.score <= sign * chosen.target.score:
+        return
+    on_test, on_validation = (
+        " against ".join(formatting.score(report.unit, value) for value in pair)
+        for pair in ((highest.target.score, chosen.target.score), (highest.validation, chosen.validation))
+    )
+    yield (
+        f"{highest.name} is ahead of {chosen.name} on the test items ({on_test}), but was not on validation "
+        f"({on_validation}), which chooses; more validation rows would tell them apart"
+    )
+
+
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
     """Say why the decision is what it is, and how sure that is; of a smoke run nothing."""
     run = find_judged(report)
@@ -115,7 +135,8 @@ def _reasons_untrained(report: ExperimentReport) -> Iterator[Reason]:
     yield Reason("Score", f"{run.label} reaches {target_text(run)} {report.metric} on test{beside}.")
     yield Reason("Forgetting", "nothing is trained, so nothing is forgotten.")
     n = formatting.count(run.target.n)
-    yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.")
+    ahead = "".join(f" {note}." for note in name_higher_on_test(report))
+    yield Reason("How sure", f"chosen on validation; the interval is of {n} test items.{ahead}")
 
 
 def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:

@@ -35,6 +35,7 @@ from harness.report.first_page import (
     find_judged,
     labels_note,
     list_unjudged_losses,
+    name_higher_on_test,
     nearest_miss,
     next_steps,
     reasons,
@@ -82,26 +83,6 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
             console.print(Text(f" - {said}", style="dim"))
     console.print()
     print_last(report, console)
-
-
-def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
-    """Name the untrained candidate that beats the one chosen on validation on the test items, if one does."""
-    sign = report.unit.sign
-    untrained = [f for f in report.facts if f.target and f.validation is not None and not is_fine_tuned(f)]
-    chosen = next((f for f in untrained if f.name == best_untrained(report.facts)), None)
-    highest = max(untrained, key=lambda f: sign * f.target.score if f.target else 0.0, default=None)
-    if not (chosen and highest and chosen.target and highest.target):
-        return
-    if sign * highest.target.score <= sign * chosen.target.score:
-        return
-    on_test, on_validation = (
-        " against ".join(formatting.score(report.unit, value) for value in pair)
-        for pair in ((highest.target.score, chosen.target.score), (highest.validation, chosen.validation))
-    )
-    yield (
-        f"{highest.name} is ahead of {chosen.name} on the test items ({on_test}), but was not on validation "
-        f"({on_validation}), which chooses; more validation rows would tell them apart"
-    )
 
 
 def list_notes(report: ExperimentReport) -> list[str]:
@@ -243,7 +224,7 @@ def list_other_notes(report: ExperimentReport) -> list[str]:
     labels = {f.label for f in report.facts}
     seeds = seed_sentences(report.seeds, report.unit)
     shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
-    return [*seeds, *_recalls(report), *shared]
+    return [*name_higher_on_test(report), *seeds, *_recalls(report), *shared]
 
 
 def _brief_notes(report: ExperimentReport) -> Iterator[str]:
