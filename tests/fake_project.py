@@ -229,7 +229,8 @@ def _nights(n: int, name: str) -> Path:
         )
         files.write_night(at, home, night)
         kept.append(night)
-        state = alarm.add_alarms(state, alarm.build_report(name, NightlyPolicy(), kept, state))
+        found = alarm.build_report(name, NightlyPolicy(), kept, state)
+        state = replace(state, alarms=(*state.alarms, *found.new))
     files.write_state(at, home, state)
     return folder
 

@@ -25,7 +25,7 @@ from worlds import GOOD, Sizes
 from harness import release, report, rescue, store
 from harness.comparison import answer_digest
 from harness.experiment import Scope, ensure_weights, suite_arm
-from harness.nightly import notify
+from harness.nightly import alarm
 from harness.records import AnswerLabel, LabelSet
 from harness.report import gate_report
 from harness.spec import GatePolicy
@@ -337,7 +337,7 @@ def night(folder: Path) -> dict[str, Any]:
     calendar = nights.Calendar(nights.world(folder, general=100))
     still, worse = nights.Rates(lost=0, gained=0, general_lost=0), nights.Rates(general_lost=0.3)
     found = [calendar.night(n, rates) for n, rates in enumerate((still, worse, worse), start=1)]
-    return {"nights": [notify.to_json(one) for one in found]}
+    return {"nights": [alarm.to_json(one) for one in found]}
 
 
 WORLDS = (usual, judged, seeds, folds, fewer, several, further, endpoint, outside, night, quickstart)

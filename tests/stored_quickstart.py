@@ -14,8 +14,8 @@ import fake_adapter
 from harness import config, experiment
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.weights_folder import folder_of
+from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.training_fit import folder_of
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress

@@ -76,7 +76,7 @@ OFFERED = {
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
-        "check_rows executors generated_rows generated_rows.augmentation preflight runs.run_candidate scaffold standalone"
+        "augmentation check_rows distilled_rows executors preference_pairs preflight runs.run_candidate scaffold standalone writers"
     ),
     # Its `split` is of a suite's items.
     "gating": "halves",

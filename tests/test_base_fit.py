@@ -13,7 +13,7 @@ from test_training import LLAMA_2_7B
 from typer.testing import CliRunner
 
 from harness.cli.app import app
-from harness.cli.doctor import gigabytes
+from harness.cli.setup import gigabytes
 from harness.errors import UserError
 from harness.experiment.preparation.bases import FitQuery, examine_base, ways
 from harness.models import memory

@@ -10,7 +10,7 @@ from harness.config import load
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.generated_rows.distilled_rows import Distillation, distill_rows, plan_distillation
+from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")

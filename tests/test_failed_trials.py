@@ -7,11 +7,11 @@ from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.executors import worker
 from harness.experiment.executors.journal import TRIES, Journal
 from harness.experiment.preparation.plan import Step, make_plan
-from harness.experiment.weights.candidate_weights import find_stored_weights
-from harness.experiment.weights.trial_record import fails_alone, phrase_no_trial
+from harness.experiment.trials import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
 from harness.report.sections import experiment_document

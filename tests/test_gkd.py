@@ -12,7 +12,7 @@ from harness.config import load
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preflight.candidate_costs import estimate_costs
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.training_fit import fit_work
 from harness.methods import gkd
 from harness.models.hardware import Memory
 from harness.models.hub import resolve

@@ -15,8 +15,8 @@ from forking import terminal_signals
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.training_fit import has_own_process
+from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.training_fit import has_own_process
 from harness.models.hardware import reset_peak
 from harness.models.hub import resolve
 from harness.progress import SilentProgress

@@ -12,7 +12,7 @@ from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.judges import judge_messages
 from harness.experiment import Scope, compare, prepare_session
-from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.experiment.candidate_weights import ensure_weights
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.progress import SilentProgress

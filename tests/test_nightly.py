@@ -24,12 +24,12 @@ from nights import Calendar, Rates
 from harness import config, nightly, report
 from harness.errors import HarnessError, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.experiment.candidate_weights import ensure_weights
 from harness.metrics import mean_metric
 from harness.models.hf import ModelHost
 from harness.nightly import watchlist
+from harness.nightly.alarm import issue, slack
 from harness.nightly.changes import NightArms, compare_series
-from harness.nightly.notify import issue, slack
 from harness.nightly.state import (
     Alarm,
     State,

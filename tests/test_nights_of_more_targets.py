@@ -8,7 +8,7 @@ import pytest
 from nights import Calendar, Rates
 
 from harness import nightly
-from harness.experiment.weights.candidate_weights import ensure_weights
+from harness.experiment.candidate_weights import ensure_weights
 from harness.nightly import watchlist
 from harness.nightly.state import home, read_nights, read_state
 from harness.store import Store

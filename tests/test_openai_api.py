@@ -33,7 +33,7 @@ from harness.models.hub import resolve
 from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
 from harness.records import Limits
-from harness.rescue.select import find_case
+from harness.rescue.search import find_case
 from harness.store import Store, read_identity, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")

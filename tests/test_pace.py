@@ -8,7 +8,7 @@ from harness.cache import cache_dir, recall
 from harness.evaluation import costs
 from harness.evaluation.costs import Pace, read_pace, record_pace
 from harness.experiment import Scope, prepare_session, run_all
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.training_fit import fit_work
 from harness.models.hardware import Machine
 from harness.progress import SilentProgress
 from harness.spec import Recipe

@@ -15,8 +15,7 @@ from harness.data.edit.row_files import payments_for
 from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.generated_rows.answer_ranking import open_ranking
-from harness.experiment.generated_rows.preference_pairs import Drawing, make_pairs
+from harness.experiment.preference_pairs import Drawing, make_pairs, open_ranking
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")

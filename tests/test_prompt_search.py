@@ -11,7 +11,7 @@ from harness import config
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.report_runs import in_order
-from harness.experiment.weights.proposals import proposals
+from harness.experiment.trials import proposals
 from harness.progress import SilentProgress
 from harness.records import Trial
 from harness.release import candidate_runs

@@ -8,7 +8,7 @@ from harness import config
 from harness.config import load
 from harness.errors import CandidateFailed
 from harness.experiment import Scope, prepare_session
-from harness.experiment.generated_rows.proposed_prompts import PromptProposal, propose_prompts
+from harness.experiment.distilled_rows import PromptProposal, propose_prompts
 from harness.progress import SilentProgress
 from harness.records import parse_json
 

@@ -11,8 +11,8 @@ from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
-from harness.experiment.weights.candidate_weights import find_stored_weights
-from harness.experiment.weights.proposals import proposals, searcher
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.trials import proposals, searcher
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Trial

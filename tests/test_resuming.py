@@ -14,8 +14,8 @@ from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.runner import open_weights
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.training_fit import FitInputs, fit
+from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.training_fit import FitInputs, fit
 from harness.methods import dpo, full, head, lora
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, checkpoints

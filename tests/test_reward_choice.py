@@ -7,7 +7,7 @@ from test_rewarded_experiment import write_experiment
 from harness import config, store
 from harness.config import load
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.candidate_weights import find_stored_weights
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.nightly.watchlist import targets
 from harness.progress import SilentProgress
 from harness.store import Store

@@ -16,8 +16,8 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
+from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.runs import run_candidate
-from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.models.candidate import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document

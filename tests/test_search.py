@@ -10,7 +10,7 @@ import tiny_experiment
 from harness import config
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session, report_stored
-from harness.experiment.weights.proposals import _value, proposals
+from harness.experiment.trials import _value, proposals
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Trial

@@ -16,7 +16,7 @@ from harness import config, training
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.preparation.candidate_problems import check_gpus, check_sharing
-from harness.experiment.weights.weights_folder import folder_of, shards_of
+from harness.experiment.training_fit import folder_of, shards_of
 from harness.models import memory
 from harness.models.hub import resolve, shape
 from harness.progress import SilentProgress

@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from harness import config, training
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.weights_folder import folder_of, processes_of
+from harness.experiment.training_fit import folder_of, processes_of
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy

@@ -17,8 +17,8 @@ from harness.evaluation.timing import (
     time_requests,
 )
 from harness.experiment import Scope, prepare_session
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.runs.run_candidate import row_sets, time_again
-from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine

@@ -13,9 +13,9 @@ from harness import plugins, rescue, store
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
 from harness.experiment import estimate_work
-from harness.experiment.curves.tracking import estimate_tracking, read_tracked_weights
-from harness.experiment.weights.candidate_weights import find_stored_weights
-from harness.experiment.weights.weights_folder import folder_of
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.tracking import estimate_tracking, read_tracked_weights
+from harness.experiment.training_fit import folder_of
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
 from harness.records import TrainingRecord, read_training_record

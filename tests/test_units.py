@@ -25,7 +25,7 @@ from harness.report.wording import best_first
 from harness.rescue import Rescue
 from harness.rescue.result import HalfVerdict, TrialResult
 from harness.rescue.result import rows as rescue_rows
-from harness.rescue.select import select_case
+from harness.rescue.search import select_case
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
 
@@ -128,9 +128,7 @@ BITS = Metric(
 def test_an_item_flips_alike_in_a_comparison_a_control_arm_and_a_night(metric, before, after, expected):
     old, new = (rows([x, 1.0], metric)[0] for x in (before, after))
     assert is_flipped(old, new, metric) is expected
-    night = compare_base(
-        {("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], None, {"task": metric}
-    )
+    night = compare_base({("task", "i"): new}, {("task", "i"): old}, [[("task", "i")]], {}, {"task": metric})
     assert night.flips == {"task/i": expected}
     if before is not None:
         c = compared.compare_rows(metric, rows([before, 1.0], metric), rows([after, 1.0], metric))

@@ -5,7 +5,7 @@ import tiny_experiment
 
 from harness.config import load
 from harness.experiment import Scope, prepare_session
-from harness.experiment.weights.weights_folder import folder_of
+from harness.experiment.training_fit import folder_of
 from harness.methods import dpo, lora, peft
 from harness.progress import SilentProgress
 

@@ -29,7 +29,7 @@ ANSWERS = {
     "champions": ("store/champion_files.py", ""),
     "contamination of training data": ("data/contamination.py", ""),
     "control arm": ("evaluation/control_arm.py", ""),
-    "hyper-parameter search": ("experiment/weights/proposals.py", "proposals"),
+    "hyper-parameter search": ("experiment/trials.py", "proposals"),
     "stratified item sampling": ("evaluation/sampling.py", ""),
     "preflight check": ("experiment/preflight/__init__.py", "examine"),
     "A/A noise": ("experiment/preflight/__init__.py", "measure_noise"),

@@ -18,8 +18,8 @@ from harness import config, experiment
 from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
-from harness.experiment.curves.data_scaling import SHARES
-from harness.experiment.weights.weights_folder import folder_of
+from harness.experiment.learning_curve import SHARES
+from harness.experiment.training_fit import folder_of
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress

@@ -7,15 +7,16 @@ without a traceback and end with exit code 2, and heavy modules load only inside
 import errno
 import gc
 import sys
+from io import TextIOWrapper
 
 # In the order in which help lists the commands.
 # isort: off
 # ruff: noqa: F401
-from harness.cli import init, doctor, compare, evaluate, gate, dashboard, nightly, rate, rescue, runs, sql
-from harness.cli import data_check, data, data_augment, synthetic_rows
+from harness.cli import setup, compare, evaluate, gate, dashboard, nightly, rate, runs
+from harness.cli import data_check, data, synthetic_rows
 
 # isort: on
-from harness.cli.app import app, say, write_utf8
+from harness.cli.app import app, say
 from harness.errors import HarnessError, Problem, one_line
 from harness.progress import quiet_environment
 
@@ -37,7 +38,11 @@ _KINDS = {  # what a path was found to be, and what was expected there
 def main() -> None:
     """Run the command line; every error that a user can fix ends without a traceback."""
     quiet_environment()
-    write_utf8()
+    # UTF-8 whatever the locale: results hold signs such as − and →, and JSON is UTF-8. Half a pair of
+    # surrogates, which a model's text may hold, is written as its escape.
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     gc.set_threshold(_ALLOCATIONS)
     argv = [
         a if not a.startswith("--") else a.replace("_", "-", a.partition("=")[0].count("_"))

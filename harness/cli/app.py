@@ -7,7 +7,6 @@ import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from io import TextIOWrapper
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -109,16 +108,6 @@ def take_global_options(
     """Take the options that stand before a verb; each does its work itself."""
 
 
-def write_utf8() -> None:
-    """Write UTF-8 whatever the locale: results hold signs such as − and →, and JSON is UTF-8.
-
-    Half a pair of surrogates, which a model's text may hold, is written as its escape.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-
-
 def say(line: str) -> None:
     """Print a line beside the result, on stderr, without what a terminal would obey."""
     from harness.report.escape import clean_lines
@@ -167,16 +156,12 @@ def _lines(value: Any, indent: str) -> Iterator[str]:
             yield f"{indent}{key}"
             yield from _lines(inner, indent + "  ")
         elif isinstance(inner, list | tuple):
-            yield f"{indent}{key}: {_join_values(inner)}"
+            # Of what holds more than names and numbers, such as a curve, how many.
+            is_nested = any(isinstance(one, dict | list | tuple) for one in inner)
+            listed = ", ".join(map(str, inner)) or "none"
+            yield f"{indent}{key}: {f'a list of {len(inner)}, which --json shows' if is_nested else listed}"
         else:
             yield f"{indent}{key}: {inner}" if inner != "" else f"{indent}{key}"
-
-
-def _join_values(values: Sequence[Any]) -> str:
-    """Write names and numbers one after the other, and of what holds more, such as a curve, how many."""
-    if any(isinstance(value, dict | list | tuple) for value in values):
-        return f"a list of {len(values)}, which --json shows"
-    return ", ".join(map(str, values)) or "none"
 
 
 def format_score(unit: "Unit", value: float, low: float, high: float, n: float) -> str:

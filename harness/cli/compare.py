@@ -99,7 +99,9 @@ def compare(
     loaded = at.load(candidates or [])
     experiment.refuse_many(loaded, yes=yes or dry_run)
     progress = TerminalProgress(shows_items=not as_json)
-    _refuse_rescue_of_few(rescue, fewer_items)
+    if rescue and fewer_items:  # a rescue chooses on one half of all items, and judges on the other
+        expected, step = "all items, in two halves", "--all-items"
+        raise UserError(Problem("--rescue", "--sequential as well", expected, step))
     scope = Scope(limit, quick, fewer_items, dry_run)
     with progress.stage("reading rows and models"):
         session = experiment.prepare_session(loaded, scope, progress)
@@ -117,7 +119,9 @@ def compare(
     missing_s = sum(missing_plan.values())
     warnings = experiment.warnings_before(session)
     if strict and warnings:
-        _refuse_margins(warnings, experiment.advise_before(session, at.command_line(candidates or [])).text)
+        step = experiment.advise_before(session, at.command_line(candidates or [])).text
+        expected = "margins that the items at hand can show"
+        raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
     if fewer_items and computes:
         say(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
@@ -135,7 +139,9 @@ def compare(
     whole_s = sum(plan.values()) if computes else None
     say(experiment.first_line(session, len(loaded.selected), whole_s, missing_s))
     tasks = [measured.task for measured in session.tasks]
-    power = brief_warnings(warnings) or filter(None, [experiment.describe_power(session)])
+    power = [*warnings] or list(filter(None, [experiment.describe_power(session)]))
+    if len(warnings) > 1:
+        power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
     for line in [*power, *metric_warnings(tasks), *notes]:
         say(line)
     with progress.follow(missing_plan):
@@ -148,13 +154,6 @@ def compare(
     else:
         print_report(found, as_json, verbose)
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
-
-
-def _refuse_rescue_of_few(rescue: bool, fewer_items: bool) -> None:
-    """Refuse a rescue on a part of the items: it chooses on one half of them all, and judges on the other."""
-    if rescue and fewer_items:
-        expected, step = "all items, in two halves", "--all-items"
-        raise UserError(Problem("--rescue", "--sequential as well", expected, step))
 
 
 def _estimate_work(
@@ -193,13 +192,6 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
     ]
 
 
-def brief_warnings(warnings: "Sequence[str]") -> list[str]:
-    """Say in one line what the items probably cannot show: the first margin, and how many there are."""
-    if len(warnings) < 2:
-        return list(warnings)
-    return [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
-
-
 _MOST_METRICS = 5  # of a task that anybody reads
 
 
@@ -214,17 +206,11 @@ def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
     ]
 
 
-def _refuse_margins(warnings: "Sequence[str]", step: str) -> None:
-    """Refuse what the items probably cannot show, with what to type instead."""
-    expected = "margins that the items at hand can show"
-    raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
-
-
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
     """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
     from harness import rescue as rescuing
-    from harness.cli.rescue import run_rescue
+    from harness.cli.nightly import run_rescue
 
     prepared = rescuing.prepare_from_report(session, found)
     if not as_json:
@@ -323,7 +309,7 @@ def plan_section(
     session: "Session", work: "dict[str, Work]", plan: dict[str, float], found: "Sequence[Cost]"
 ) -> "Section":
     """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
-    from harness.cli.doctor import memory_texts
+    from harness.cli.setup import memory_texts
     from harness.evaluation.costs import Work, price_usd
     from harness.report import Section
 

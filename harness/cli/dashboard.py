@@ -56,25 +56,14 @@ def dashboard(
     say(f"{address} shows {config.resolve().parent}; Ctrl-C ends it")
     if token:
         say("anyone with this address sees every prompt and answer, and can rate; it is sent unencrypted")
-    os.execve(
-        sys.executable, command(host, port), environment(config, token, address if _has_screen() else "")
-    )
-
-
-def _has_screen() -> bool:
-    """Tell whether a person sits at this machine, whose browser can open the pages."""
-    shown = (
-        sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
-    return sys.stderr.isatty() and bool(shown)
+    # A browser opens the pages where a person sits at this machine.
+    has_display = bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    has_screen = sys.stderr.isatty() and (sys.platform in ("darwin", "win32") or has_display)
+    os.execve(sys.executable, command(host, port), environment(config, token, address if has_screen else ""))
 
 
 def refuse_address(host: str, port: int) -> None:
-    """Refuse an address at which nobody can listen here.
-
-    Raises:
-        UserError: the host is not this machine, or the port is taken.
-    """
+    """Refuse an address at which nobody can listen here."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

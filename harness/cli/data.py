@@ -4,7 +4,7 @@ Invariant: each writes new files beside a manifest, never over a file, whole or 
 became of the rows, stderr how they were read and what to do next.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -98,7 +98,11 @@ def data_clean(
     used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
     of_spellings = {"spellings": spelt} if spellings else {}
-    special = _list_special_tokens(base) if special_tokens else None
+    special: tuple[str, ...] | None = () if special_tokens else None
+    if special_tokens and base:
+        from harness.experiment.check_rows import tokenizer_of
+
+        special = tokenizer_of(base).special
     switches = {"leading_spaces": leading_spaces, "new_ids": new_ids, "special_tokens": special_tokens}
     of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
     of_these |= {"base_tokens": special} if special else {}
@@ -109,13 +113,6 @@ def data_clean(
     mending = CleaningOptions(leading_spaces, spelt, ids, special)
     outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
-
-
-def _list_special_tokens(base: str | None) -> tuple[str, ...]:
-    """List the special tokens of a base, where one is named."""
-    from harness.experiment.check_rows import tokenizer_of
-
-    return tokenizer_of(base).special if base else ()
 
 
 @verb(
@@ -233,9 +230,23 @@ def data_mix(
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
     from harness.data.edit import RowMixture, mix, refuse_no_rows, refuse_other_layouts
+    from harness.data.readers import find_repeated
 
     refuse_out(out, files)
-    refuse([*_file_problems(files), *_share_problems(weights, temperature)])
+    problems, expected = [], "two different files or more"
+    if len(files) < 2:
+        step = f"name another one behind it: harness data mix {as_argument(files[0])} FILE"
+        problems.append(Problem("harness data mix", f"{files[0]} alone", expected, step))
+    if twice := find_repeated(files):
+        step = "name each once; --weights sets the files' shares"
+        problems.append(Problem("harness data mix", f"one file twice: {', '.join(twice)}", expected, step))
+    if weights is not None and temperature != 1:
+        found, step = (
+            "--weights as well, which are the shares themselves",
+            "leave out --temperature, or --weights",
+        )
+        problems.append(Problem("--temperature", found, "one of the two", step))
+    refuse(problems)
     if n_rows is not None:
         refuse_no_rows(n_rows)
     shares = None if weights is None else _numbers("--weights", weights)
@@ -245,26 +256,6 @@ def data_mix(
     _doubt_headers(contents)
     refuse_other_layouts(contents)
     _save(edit, mix(contents, mixture), out, as_json=as_json)
-
-
-def _file_problems(files: list[str]) -> Iterator[Problem]:
-    """Yield that there is one file alone, or which of them are named twice, by whatever spelling."""
-    from harness.data.readers import find_repeated
-
-    if len(files) < 2:
-        step = f"name another one behind it: harness data mix {as_argument(files[0])} FILE"
-        yield Problem("harness data mix", f"{files[0]} alone", "two different files or more", step)
-    if twice := find_repeated(files):
-        step = "name each once; --weights sets the files' shares"
-        found = f"one file twice: {', '.join(twice)}"
-        yield Problem("harness data mix", found, "two different files or more", step)
-
-
-def _share_problems(weights: str | None, temperature: float) -> Iterator[Problem]:
-    """Yield that shares are named in two ways."""
-    if weights is not None and temperature != 1:
-        found = "--weights as well, which are the shares themselves"
-        yield Problem("--temperature", found, "one of the two", "leave out --temperature, or --weights")
 
 
 @verb(data_app, "harness data sample clean.csv --rows 200 --balance label --out few.csv", name="sample")
@@ -327,7 +318,6 @@ def _doubt_headers(contents: "Iterable[Rows]") -> None:
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
-    """Read numbers between commas."""
     try:
         return tuple(map(float, text.split(",")))
     except ValueError:

@@ -6,7 +6,7 @@ Invariant: models load only inside the command.
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from harness.cli.app import EXPERIMENT, app, print_json, print_lines, print_scores, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
@@ -52,23 +52,34 @@ def evaluate(
         found = "--log-samples without a folder"
         raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
     if tasks:
+        from harness.cli.progress_bar import console
         from harness.experiment import standalone
+        from harness.report import score_table
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
         computing = {key: value for key, value in (("engine", engine), ("precision", precision)) if value}
         prepared = _prepare_standalone(candidate, evaluated, at, runs, computing)
-        _evaluate_standalone(prepared, output_path, log_samples, as_json)
+        say(prepared.first_line)
+        scores = standalone.evaluate(prepared)
+        written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
+        for line in [*(f"wrote {path}" for path in written), *scores.notes]:
+            say(line)
+        if as_json:
+            print_json(standalone.to_json(scores))
+        else:
+            console(100).print(score_table(scores.scores))
         return
-    _refuse_without_tasks(
-        {
-            "--limit": limit,
-            "--num-fewshot": num_fewshot,
-            "--output-path": output_path,
-            "--log-samples": log_samples,
-            "--engine": engine,
-        }
-    )
+    given = {
+        "--limit": limit,
+        "--num-fewshot": num_fewshot,
+        "--output-path": output_path,
+        "--log-samples": log_samples,
+        "--engine": engine,
+    }
+    if wrong := [name for name, value in given.items() if value]:
+        found, expected = f"{', '.join(wrong)} without --tasks", "the tasks of lm-eval it is for"
+        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))
     _evaluate_candidate(candidate, at.override({"precision": precision}), as_json)
 
 
@@ -108,7 +119,6 @@ def ask_one(
 
 
 def _answer_lines(found: "OneAnswer") -> Iterator[str]:
-    """Write the prompt with its special tokens, then the answer with what it took and scored."""
     from harness.report.escape import clean_lines
 
     row = found.row
@@ -166,29 +176,3 @@ def _prepare_standalone(
             Problem("harness eval", found, expected, "leave it out, or use --precision, --engine")
         )
     return standalone.prepare_model(name, tasks, runs, progress, **standalone.check_computing(computing))
-
-
-def _evaluate_standalone(
-    prepared: "PreparedEvaluation", folder: Path | None, log_samples: bool, as_json: bool
-) -> None:
-    from harness.cli.progress_bar import console
-    from harness.experiment import standalone
-    from harness.report import score_table
-
-    say(prepared.first_line)
-    found_scores = standalone.evaluate(prepared)
-    for path in standalone.write(found_scores, folder, log_samples=log_samples) if folder else ():
-        say(f"wrote {path}")
-    for note in found_scores.notes:
-        say(note)
-    if as_json:
-        print_json(standalone.to_json(found_scores))
-    else:
-        console(100).print(score_table(found_scores.scores))
-
-
-def _refuse_without_tasks(given: dict[str, Any]) -> None:
-    if wrong := [name for name, value in given.items() if value]:
-        found = f"{', '.join(wrong)} without --tasks"
-        expected = "the tasks of lm-eval it is for"
-        raise UserError(Problem("harness eval", found, expected, "add -t piqa,arc_easy"))

@@ -146,11 +146,6 @@ def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile
 _SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
 
 
-def _cumulative_text(loss: list[float]) -> str:
-    """Print the macro against the first base."""
-    return f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
-
-
 @verb(app, "harness promote lora", 'harness promote lora --force --reason "tested by hand"', heading=RELEASE)
 def promote(
     run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
@@ -179,7 +174,10 @@ def promote(
     shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
         named = champion.scores.items()
-        shown["cumulative"] = _cumulative_text(champion.cumulative)
+        loss = champion.cumulative
+        shown["cumulative"] = (
+            f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
+        )
         shown["scores"] = {
             key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in named
         }

@@ -1,6 +1,6 @@
-"""Commands of the nightly regression test: run, status, ack, install.
+"""Commands of the nightly regression test, and of the search for a version that forgets less.
 
-Invariant: only `run` loads a model.
+Invariant: of the nightly commands only `run` loads a model.
 """
 
 import os
@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import RELEASE, group, print_result, print_value, say
+from harness.cli.app import RELEASE, app, group, print_result, print_value, say
 from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.nightly import Status
     from harness.nightly.scheduler import Scheduler
-    from harness.report import ResultDocument
+    from harness.rescue import PreparedRescue, Rescue
 
 nightly_app = group("nightly", RELEASE, "Evaluate the champion again every night.")
 _AT = "02:30"
@@ -62,10 +61,19 @@ def nightly_run(
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
     from harness import nightly
-    from harness.report import to_plain
+    from harness.report import ResultDocument, Section, to_plain
 
     found = nightly.status(config, _today().isoformat())
-    print_result(to_plain(found), _status_document(found, config), as_json)
+    begun = f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on"
+    missed = f"missed: {', '.join(found.missed)}"
+    missing = Section(notes=[begun] * bool(found.unfinished) + [missed] * bool(found.last and found.missed))
+    if found.last is None:
+        step = f"harness nightly run{config_option(config)}"
+        document = ResultDocument("", [missing], f"no night was run yet; next: {step}")
+    else:
+        last = nightly.night_document(found.last)
+        document = replace(last, sections=[missing, *last.sections])
+    print_result(to_plain(found), document, as_json)
 
 
 @verb(nightly_app, "harness nightly ack lora", "harness nightly ack lora --new-reference", name="ack")
@@ -126,16 +134,42 @@ def _today() -> date:
     return datetime.now().astimezone().date()
 
 
-def _status_document(found: "Status", config: Path) -> "ResultDocument":
-    """Lay out the last night under what is missing since."""
-    from harness.nightly import night_document
-    from harness.report import ResultDocument, Section
+@verb(app, "harness rescue lora --dry-run", "harness rescue lora", heading=RELEASE)
+def rescue(
+    run: Annotated[str, Argument("A candidate whose gate does not pass, or a run's id.")],
+    at: ExperimentFile,
+    dry_run: Annotated[
+        bool, Option("Print what would be tried and what each trial takes, and stop.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Search for a version of a fine-tune that forgets less.
 
-    begun = f"begun and not finished: {', '.join(found.unfinished)}; the same night goes on"
-    missed = f"missed: {', '.join(found.missed)}"
-    missing = Section(notes=[begun] * bool(found.unfinished) + [missed] * bool(found.last and found.missed))
-    if found.last is None:
-        step = f"harness nightly run{config_option(config)}"
-        return ResultDocument("", [missing], f"no night was run yet; next: {step}")
-    last = night_document(found.last)
-    return replace(last, sections=[missing, *last.sections])
+    Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are UNDECIDED.
+    """
+    from harness import rescue as rescuing
+    from harness.report import to_plain
+
+    session, loaded = at.open_session(dry_run=dry_run)
+    prepared = rescuing.prepare(session, loaded.selected, run)
+    if dry_run:
+        plan, left_out = prepared.plan, prepared.schedule.left_out
+        plain = {"trials": to_plain(plan), "not_tried": list(left_out)}
+        print_result(plain, rescuing.plan_document(plan, left_out), as_json)
+        say("nothing was run; the tokens are estimated from the length of the texts, generated ones at most")
+        return
+    found = run_rescue(prepared, loaded.folder / "reports")
+    print_result(rescuing.to_json(found), rescuing.rescue_document(found), as_json)
+    raise typer.Exit(rescuing.exit_code(found, session.experiment.gate))
+
+
+def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
+    """Run a rescue and write its files."""
+    from harness import rescue as rescuing
+
+    names = ", ".join(trial.says for trial in prepared.schedule.trials)
+    say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
+    found = rescuing.run(prepared)
+    for path in rescuing.write(found, folder):
+        say(f"wrote {path}")
+    return found

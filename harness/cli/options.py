@@ -293,11 +293,7 @@ def refuse_grid(name: str, known: Collection[str], command: str) -> None:
 
 
 def refuse_draws(temperature: float, top_p: float, *, greedy: bool = False) -> None:
-    """Refuse draws that are none; with `greedy` a temperature of 0 is taken.
-
-    Raises:
-        UserError: the temperature is not above 0, or no tokens could be drawn.
-    """
+    """Refuse draws that are none; with `greedy` a temperature of 0 is taken."""
     if not (0 < temperature < float("inf") or (greedy and temperature == 0)):
         expected = "0 or a number above it" if greedy else "a number above 0"
         raise UserError(Problem("--temperature", f"{temperature:g}", expected, "at 0 all answers are one"))

@@ -29,13 +29,22 @@ def rate_export(
 
     Test items are drawn at random, and nothing in the file says whose an answer is.
     """
-    from harness.release import label_file
+    from harness.release import label_file, pair_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
     if pairs:
         if metric:
             raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
-        _export_pairs(file, at, items, names, as_json=as_json)
+        paired = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
+        line = (
+            f"{file}: {count(paired.n_pairs)} pairs of answers, of {' and '.join(paired.runs)}, sides drawn"
+        )
+        print_lines(paired._asdict(), [line], as_json)
+        say(_remainder_text(paired.n_left, "pairs without ratings"))
+        if paired.waiting:
+            waiting = ", ".join(paired.waiting)
+            say(f"pairs of {waiting} lack ratings too; a later export draws those with the fewest")
+        say(f"next: write left, right or tie into the column better, then {_import_command(file, at)}")
         return
     found = label_file.export_answers(
         at.config, file, at.settings, n_items=items, metric=metric, candidates=names
@@ -54,24 +63,9 @@ def rate_export(
 
 
 def _remainder_text(n: int, what: str) -> str:
-    """Say how many are left that this file does not hold."""
     return (
         f"{count(n)} {what} are left; a later export goes on with these" if n else f"this file has all {what}"
     )
-
-
-def _export_pairs(file: Path, at: ExperimentFile, items: int, names: list[str], *, as_json: bool) -> None:
-    """Write pairs of answers to be compared."""
-    from harness.release import pair_file
-
-    found = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
-    line = f"{file}: {count(found.n_pairs)} pairs of answers, of {' and '.join(found.runs)}, sides drawn"
-    print_lines(found._asdict(), [line], as_json)
-    say(_remainder_text(found.n_left, "pairs without ratings"))
-    if found.waiting:
-        waiting = ", ".join(found.waiting)
-        say(f"pairs of {waiting} lack ratings too; a later export draws those with the fewest")
-    say(f"next: write left, right or tie into the column better, then {_import_command(file, at)}")
 
 
 def _import_command(file: Path, at: ExperimentFile) -> str:
@@ -106,7 +100,19 @@ def rate_import(
         if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
-        _import_pairs(file, at, rater, as_json=as_json)
+        rated = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
+        line = f"{file}: {count(rated.n_ratings)} preferences by {rater}{_blank(rated.n_blank)}"
+        by_pair = rated.by_pair.items()
+        of_pairs = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in by_pair]
+        print_lines(rated._asdict(), [line, *of_pairs], as_json)
+        for runs, n in rated.counted.items():
+            if n < rated.by_pair[runs]:
+                say(
+                    f"warning: {runs}: {count(n)} of {count(rated.by_pair[runs])} rated pairs are a random"
+                    " part, those up to where 95 % in the order of drawing have a rating; rating chosen pairs"
+                    " skews the win rate; next: rate the rows left blank, from the first one"
+                )
+        say(f"next: {at.command_line().command('report')}")
         return
     found = label_file.import_labels(
         at.config, file, at.settings, rater=rater, scale=_scale(scale) if scale else None
@@ -117,32 +123,11 @@ def rate_import(
     say(f"next: {at.command_line().command('report')}")
 
 
-def _import_pairs(file: Path, at: ExperimentFile, rater: str, *, as_json: bool) -> None:
-    """Read preferences between two answers back."""
-    from harness.release import pair_file
-
-    found = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
-    line = f"{file}: {count(found.n_ratings)} preferences by {rater}{_blank(found.n_blank)}"
-    of_pairs = [
-        f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in found.by_pair.items()
-    ]
-    print_lines(found._asdict(), [line, *of_pairs], as_json)
-    for runs, n in found.counted.items():
-        if n < found.by_pair[runs]:
-            say(
-                f"warning: {runs}: {count(n)} of {count(found.by_pair[runs])} rated pairs are a random part,"
-                " those up to where 95 % in the order of drawing have a rating; rating chosen pairs skews the"
-                " win rate; next: rate the rows left blank, from the first one"
-            )
-    say(f"next: {at.command_line().command('report')}")
-
-
 def _blank(n: int) -> str:
     return f", {count(n)} rows left blank" if n else ""
 
 
 def _scale(written: str) -> tuple[float, float]:
-    """Read the ends of a scale."""
     try:
         low, high = map(float, written.split(","))
     except ValueError:

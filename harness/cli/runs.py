@@ -1,18 +1,30 @@
-"""Commands on stored runs: list, show, diff, remove, and score again; and lists of what can be written.
+"""Commands on stored runs: list, show, diff, remove, score again, query; and lists of what can be written.
 
 Invariant: none of them loads a model.
 """
 
-from pathlib import Path
+import sys
+from collections.abc import Sequence
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any
 
-from harness.cli.app import NAMES, STORED, app, print_json, print_scores, print_value, runs_app, say
+from harness.cli.app import (
+    NAMES,
+    STORED,
+    app,
+    print_document,
+    print_json,
+    print_scores,
+    print_value,
+    runs_app,
+    say,
+)
 from harness.cli.options import Argument, ExperimentFile, Json, Option, StoredRuns, verb
 from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, change, size
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from harness.records import Run
     from harness.release import Differences
@@ -97,40 +109,31 @@ def runs_rm(
 
     A champion is never removed. With --unused nothing is removed before --yes.
     """
-    from harness import release
-    from harness.nightly import references
-    from harness.store import Store
-
-    if (run_id is None) != unused or ((unfinished or yes) and not unused):
-        found = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
-        step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
-        raise UserError(Problem("harness runs rm", found, "a run, or --unused", step))
-    if run_id is not None:
-        at = Store(kept.folder)
-        release.remove_run(at, run_id, references(at))
-        say(f"removed {run_id}")
-    else:
-        _rm_unused(kept.folder, unfinished=unfinished, yes=yes)
-
-
-def _rm_unused(runs: Path, *, unfinished: bool, yes: bool) -> None:
-    """Remove what is unreferenced, or list it; say what that frees, and what is kept for whom."""
     from harness import release, store
     from harness.nightly import references
 
-    at, shared = store.Store(runs), store.base_rows_use()
+    if (run_id is None) != unused or ((unfinished or yes) and not unused):
+        given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
+        step = "harness runs rm RUN, or harness runs rm --unused [--unfinished] [--yes]"
+        raise UserError(Problem("harness runs rm", given, "a run, or --unused", step))
+    at = store.Store(kept.folder)
+    if run_id is not None:
+        release.remove_run(at, run_id, references(at))
+        say(f"removed {run_id}")
+        return
+    shared = store.base_rows_use()
     look = release.remove_unreferenced if yes else release.list_unreferenced
     found = look(at, references(at), unfinished=unfinished)
-    listed = {str(one.path.relative_to(runs)): size(one.n_bytes) for one in found.removable}
+    listed = {str(one.path.relative_to(at.folder)): size(one.n_bytes) for one in found.removable}
     if shared.n_bytes:  # whoever needs them again computes them again
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
     if yes:
         store.remove(shared.path.parent, [shared.path])
     if found.kept:
-        kept, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
+        left, names = size(sum(one.n_bytes for one in found.kept)), ", ".join(found.wanted_by)
         whose = f"unfinished work ({names}) would go on from" if names else "was begun and is not finished"
-        say(f"kept: {kept} that {whose}; --unfinished removes that too")
+        say(f"kept: {left} that {whose}; --unfinished removes that too")
     total = size(sum(one.n_bytes for one in [*found.removable, shared]))
     say(f"removed {total}" if yes else f"would free {total}; nothing is removed without --yes")
 
@@ -259,3 +262,71 @@ def schema() -> None:
     from harness.config import json_schema
 
     print_json(json_schema())
+
+
+_WIDEST = 60  # characters of a cell
+
+
+@verb(app, "harness sql --tables", 'harness sql "SELECT candidate, outcome FROM verdicts"', heading=STORED)
+def sql(
+    query: Annotated[str, Argument("One SELECT, in DuckDB's SQL.", "SELECT")] = "",
+    *,
+    tables: Annotated[bool, Option("List the tables with their columns, units and meanings.")] = False,
+    as_csv: Annotated[bool, Option("Print CSV, with cells uncut.", "--csv")] = False,
+    kept: StoredRuns,
+    as_json: Json = False,
+) -> None:
+    """Query everything that is stored, in DuckDB's SQL."""
+    from harness import store
+    from harness.report import ResultDocument, Section
+    from harness.report.escape import write_csv
+
+    if tables == bool(query) or (as_csv and as_json):
+        given = "both" if tables else "neither a query nor --tables"
+        found = "both --csv and --json" if as_csv and as_json else given
+        step = 'harness sql "SELECT * FROM runs", or harness sql --tables'
+        raise UserError(Problem("harness sql", found, "a query or --tables, in one form", step))
+    if tables:
+        columns = [(table.name, *column[:4]) for table in store.TABLES for column in table.columns]
+        answer = store.QueryResult(("table", "column", "type", "unit", "meaning"), columns)
+    else:
+        answer = store.query(store.Store(kept.folder), query)
+    for name in answer.unread:
+        say(f"left out, as damaged: {kept.folder / name}; next: repair or delete it")
+    if as_json:
+        names = _distinct(answer.columns)
+        print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
+    elif as_csv:
+        write_csv(sys.stdout, answer.columns, answer.rows)
+    else:
+        rows = [list(map(_cell, row)) for row in answer.rows]
+        print_document(ResultDocument("", [Section(columns=answer.columns, rows=rows)], ""))
+        say(f"{len(answer.rows):,} rows")
+
+
+def _cell(value: object) -> str:
+    """Write a value on one line, cut where it is long: it may be what a model wrote."""
+    from harness.report.escape import clean
+
+    text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
+    return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
+
+
+def _distinct(columns: Sequence[str]) -> list[str]:
+    """Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`."""
+    names: list[str] = []
+    for column in columns:
+        own = (column, *(f"{column}_{i}" for i in range(1, len(columns))))
+        names.append(next(name for name in own if name not in names))
+    return names
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into text, such as times and decimals; NaN and infinity are null."""
+    if isinstance(value, float) and not isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    return value if value is None or isinstance(value, str | int | float | bool) else str(value)

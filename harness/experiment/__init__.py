@@ -53,11 +53,16 @@ from harness.experiment.analysis.verdict_records import (
     renew_verdicts,
     verdict_change,
 )
+from harness.experiment.candidate_weights import (
+    choose_prompts,
+    ensure_weights,
+    find_stored_weights,
+    stands_on,
+)
 from harness.experiment.catalog import map_purposes
-from harness.experiment.curves.data_scaling import estimate_curve_work, make_curve, refuse_curve, settle_sweep
-from harness.experiment.curves.tracking import estimate_tracking
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
+from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.preparation import find_lm_eval_tasks, prepare_session
 from harness.experiment.preparation.adapter_configs import find_adapter_config
 from harness.experiment.preparation.bases import BaseFit, FitQuery, examine_base
@@ -99,9 +104,8 @@ from harness.experiment.runs.stored_rows import (
     refuse_folds,
     suite_arm,
 )
-from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on
-from harness.experiment.weights.prompt_search import choose_prompts
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.tracking import estimate_tracking
+from harness.experiment.training_fit import fit_work
 from harness.formatting import pluralize
 from harness.models.hardware import Load, load
 from harness.models.hub import ModelSource

@@ -18,10 +18,10 @@ from harness.evaluation.row_sets import rows_version
 from harness.evaluation.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import InterimVerdict, judge_runs
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.preparation.plan import list_measured_bases
 from harness.experiment.runs.run_candidate import make_run
 from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
-from harness.experiment.weights.candidate_weights import find_stored_weights
 from harness.formatting import count
 from harness.gating import Verdict, is_relative, margin_share
 from harness.progress import PrefixedProgress

@@ -25,8 +25,8 @@ from harness.experiment.analysis.run_remarks import describe_prompting, describe
 from harness.experiment.analysis.study import Study, study_session
 from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.analysis.verdict_records import report_changes
-from harness.experiment.curves.data_scaling import fit_stored_curve
 from harness.experiment.executors import plan_of
+from harness.experiment.learning_curve import fit_stored_curve
 from harness.experiment.preparation import bases
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.candidate_result import outcome

@@ -18,10 +18,10 @@ from harness.evaluation.costs import Work
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
+from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import join_lm_eval_task
 from harness.experiment.runs.run_candidate import begin
 from harness.experiment.runs.stored_rows import suite_arm
-from harness.experiment.weights.candidate_weights import ensure_weights
 from harness.formatting import pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm

@@ -11,16 +11,24 @@ from harness import config
 from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, build_report, list_missed_nights, report_nights
+from harness.nightly.alarm import (
+    NightReport,
+    build_report,
+    list_missed_nights,
+    night_document,
+    refuse_webhook,
+    report_nights,
+    tell,
+    to_json,
+    write,
+)
 from harness.nightly.night import night_lock, run_night, run_prepared
-from harness.nightly.notify import night_document, refuse_webhook, tell, to_json, write
 from harness.nightly.state import (
     Alarm,
     Night,
     State,
     acknowledge_alarms,
     home,
-    list_unfinished_nights,
     open_alarms,
     read_nights,
     read_state,
@@ -52,8 +60,10 @@ def status(path: Path, today: str) -> Status:
     folder = home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = read_state(folder), read_nights(folder)
     last = report_nights(loaded, nights, state) if nights else None
-    absent, begun = list_missed_nights(nights, today), list_unfinished_nights(folder)
-    return Status(last, len(nights), tuple(absent), tuple(begun), tuple(open_alarms(state)))
+    # Nights that began and were ended before they finished.
+    begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
+    missed = tuple(list_missed_nights(nights, today))
+    return Status(last, len(nights), missed, tuple(begun), tuple(open_alarms(state)))
 
 
 def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[Alarm]:
@@ -75,7 +85,12 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
             kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
             state = replace(state, references=kept)
         if not closed and not new_reference:
-            raise _phrase_no_alarm(loaded, about, open_alarms(state))
+            known = open_alarms(state)
+            found = f"no open alarm about {about}" if about else "no open alarm"
+            step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
+            raise UserError(
+                Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
+            )
         write_state(at, folder, state)
     return closed
 
@@ -96,9 +111,3 @@ def send(path: Path, webhook: str, night: str) -> str:
         if state != before:
             write_state(at, folder, state)
     return error
-
-
-def _phrase_no_alarm(loaded: LoadedExperiment, about: str | None, known: list[Alarm]) -> UserError:
-    found = f"no open alarm about {about}" if about else "no open alarm"
-    step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
-    return UserError(Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step))

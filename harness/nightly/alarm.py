@@ -1,19 +1,28 @@
-"""Verdicts of the nights so far: ok, suspect or regression of each candidate, harness drift, and the report.
+"""Verdicts of the nights so far, and the report of a night: a document, a message for a webhook, an issue.
 
-Invariant: pure. A night in which the harness drifted, in which more answers failed than the policy allows,
-or that earlier code wrote is no evidence on a candidate, and that is said.
-Source: the e-processes of `evidence`; the e-detector of Shin, Ramdas & Rinaldo 2022.
+Invariant: a night in which the harness drifted, in which more answers failed than the policy allows, or that
+earlier code wrote is no evidence on a candidate, and that is said. What names or models chose is escaped; an
+alarm is sent once, and again the next night where the sending failed.
+Source: the e-processes of `evidence`; the e-detector of Shin, Ramdas & Rinaldo 2022
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, timedelta
+from pathlib import Path
 from statistics import fmean
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
 
 import numpy as np
 
-from harness import formatting, gating
+from harness import formatting, gating, report
+from harness.cache import make_private_folder
 from harness.config import CommandLine, LoadedExperiment
+from harness.errors import Problem, UserError
 from harness.nightly.evidence import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.nightly.state import (
     Alarm,
@@ -21,11 +30,12 @@ from harness.nightly.state import (
     JudgedChange,
     Night,
     NightCandidate,
-    SeriesNight,
     State,
     nights_since_ack,
     open_alarms,
 )
+from harness.report import ResultDocument, Section
+from harness.report.escape import clean
 from harness.spec import NightlyPolicy
 
 ORDER: tuple[Verdict, ...] = ("ok", "suspect", "error", "harness-drift", "regression")
@@ -132,11 +142,6 @@ def build_report(
     )
 
 
-def add_alarms(state: State, report: NightReport) -> State:
-    """Keep the alarms that a report raises."""
-    return replace(state, alarms=(*state.alarms, *report.new))
-
-
 def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
     """List the dates without a finished night, between the first and the last, and up to before `today`."""
     done = [date.fromisoformat(n.night) for n in nights]
@@ -194,7 +199,9 @@ def _judge_candidate(
         return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
     invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
     verdict = worst_verdict([*(found.verdict for found in series.values()), *invalid])
-    told = (_series_sentence(key, found, one) for key, found in series.items())
+    told = []
+    for key, found in series.items():
+        told.append("; ".join(_describe_series(key, found, one)) or f"{key}: no new items were evaluated")
     said = f"{one.name}: {verdict}: {'; '.join(told)}"
     return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
 
@@ -214,35 +221,23 @@ def _evidence(policy: NightlyPolicy, one: NightCandidate, key: str, nights: Iter
     return judge(changes, policy.alpha, len(one.series), Seeds(policy.seed_sd, one.n_references))
 
 
-def _series_sentence(key: str, e: Evidence, one: NightCandidate) -> str:
+def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str]:
+    """Yield what failed in a series, which of its scores are only charted, and its change."""
     series = one.series[key]
-    said = [*_failures(key, series), *_list_unbounded(key, series, e), *_describe_change(key, e, one)]
-    return "; ".join(said) or f"{key}: no new items were evaluated"
-
-
-def _failures(key: str, series: SeriesNight) -> Iterable[str]:
-    if not series.errors:
-        return
-    share = formatting.percent(series.errors / series.n_asked)
-    said = (
-        f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
-        f"tonight ({share} %)"
-    )
-    if series.valid:
-        yield f"{said}: the candidate's count as the worst there is, the base's are left out"
-    else:
-        yield f"{said}, more than gate.max_errors allows: the night is no evidence"
-
-
-def _list_unbounded(key: str, series: SeriesNight, e: Evidence) -> Iterable[str]:
+    if series.errors:
+        share = formatting.percent(series.errors / series.n_asked)
+        said = (
+            f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
+            f"tonight ({share} %)"
+        )
+        counted = "the candidate's count as the worst there is, the base's are left out"
+        invalid = ", more than gate.max_errors allows: the night is no evidence"
+        yield f"{said}: {counted}" if series.valid else f"{said}{invalid}"
     if series.unbounded:
         yield (
             f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are only charted "
             f"({e.chart_sd:.1f} sd of {LIMIT_SD:.0f}); bounds: of the task declares them"
         )
-
-
-def _describe_change(key: str, e: Evidence, one: NightCandidate) -> Iterable[str]:
     if not e.n:
         return
     change = formatting.points(e.delta, e.low, e.high)
@@ -250,20 +245,16 @@ def _describe_change(key: str, e: Evidence, one: NightCandidate) -> Iterable[str
     flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
     evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
     again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
-    base = f"{key} {change} pp against {_reference(one)} over {over}{again} ({flips}, {evidence})"
+    # One training of a recipe says little of the next.
+    reference = "the pinned checkpoint" if one.making else "the reference"
+    if one.making and one.n_references > 1:
+        reference = f"the mean of {formatting.pluralize(one.n_references, 'making')}"
+    base = f"{key} {change} pp against {reference} over {over}{again} ({flips}, {evidence})"
     if e.verdict == "suspect":
         nights = formatting.pluralize(e.more_nights, "night") if e.more_nights else ""
         settle = f"{nights} more like these would settle it" if nights else "watch it"
         base += f": {settle}; a comparison and a gate on all items say more"
     yield base
-
-
-def _reference(one: NightCandidate) -> str:
-    """Name what a candidate is compared with: one training of a recipe says little of the next."""
-    if not one.making:
-        return "the reference"
-    many = formatting.pluralize(one.n_references, "making")
-    return f"the mean of {many}" if one.n_references > 1 else "the pinned checkpoint"
 
 
 def _strength(e_value: float) -> str:
@@ -298,35 +289,28 @@ def _pool(night: Night) -> Iterable[str]:
 def report_nights(loaded: LoadedExperiment, nights: Sequence[Night], state: State) -> NightReport:
     """Report the last of some nights, with its remarks."""
     experiment = loaded.experiment
-    report = build_report(experiment.name, experiment.nightly, nights, state)
-    return add_remarks(report, nights[-1], loaded.typed)
+    found = build_report(experiment.name, experiment.nightly, nights, state)
+    return add_remarks(found, nights[-1], loaded.typed)
 
 
-def add_remarks(report: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
+def add_remarks(found: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
     """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
-    more = {one.name: "".join(f"; {said}" for said in _remarks(one, typed)) for one in night.candidates}
+    more: dict[str, str] = {}
+    for one in night.candidates:
+        said = describe_judged_change(one.judged) if one.judged else ""
+        more[one.name] = f"; {said}" if said else ""
+        if one.unwatched:
+            again = typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
+            pin = typed.command("promote") if one.name.startswith("champion ") else again
+            lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
+            more[one.name] += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
     lines = tuple(
         replace(line, sentence=typed.complete(line.sentence) + more.get(line.name, ""))
-        for line in report.lines
+        for line in found.lines
     )
     raised = {line.name: line.sentence for line in lines}
-    new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in report.new)
-    return replace(report, lines=lines, new=new)
-
-
-def _remarks(one: NightCandidate, typed: CommandLine) -> Iterator[str]:
-    """Yield what people's labels say of a night, and which targets were not watched."""
-    if one.judged and (said := describe_judged_change(one.judged)):
-        yield said
-    if one.unwatched:
-        lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
-        yield f"not watched: {lacking}; next: {typed.command('compare')}, then {_pin_again(one, typed)}"
-
-
-def _pin_again(one: NightCandidate, typed: CommandLine) -> str:
-    if one.name.startswith("champion "):
-        return typed.command("promote")
-    return typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
+    new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in found.new)
+    return replace(found, lines=lines, new=new)
 
 
 def describe_judged_change(change: JudgedChange) -> str:
@@ -345,3 +329,116 @@ def describe_judged_change(change: JudgedChange) -> str:
     own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
     why = f"{some} that differ from the reference have no label from people"
     return f"{said}: {why}, whose labels correct its score of the reference from {own}"
+
+
+_TIMEOUT_S = 10
+_LOST_SHOWN = 20
+_NO_GATE = "a night asks some items and compares them with the reference; harness gate judges all of them"
+
+
+def night_document(found: NightReport) -> ResultDocument:
+    """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
+    rows = []
+    for line in found.lines:
+        anchors = [f"{key} {formatting.points(change)}" for key, change in line.anchors.items()]
+        rows.append([line.name, line.verdict, ", ".join(anchors) or "–"])
+    lost = []
+    for line in (line for line in found.lines if line.lost and line.verdict != "ok"):
+        n_more = len(line.lost) - _LOST_SHOWN
+        more = f" and {formatting.count(n_more)} more" if n_more > 0 else ""
+        lost.append(f"{line.name}, lost tonight: {', '.join(line.lost[:_LOST_SHOWN])}{more}")
+    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
+    known = [
+        f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
+        for a in found.open
+    ]
+    sections = [
+        Section(
+            "candidates", columns=("candidate", "verdict", "fixed items, pp"), rows=rows, notes=_facts(found)
+        ),
+        Section("lost", notes=lost, detail=True),
+        Section("alarms", notes=[*new, *known]),
+    ]
+    title = f"{found.experiment}: night of {found.night}: {found.verdict}"
+    return ResultDocument(title, sections, found.sentence)
+
+
+def issue(found: NightReport) -> str:
+    """Write the text of an issue about the new alarms, its title in the first line; empty without any."""
+    if not found.new:
+        return ""
+    names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
+    title = clean(f"Nightly {found.experiment}, {found.night}: {names}")
+    step = "`harness nightly ack` closes the alarm; evidence is then collected afresh."
+    return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
+
+
+def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
+    """Make the message of a webhook, as Slack and what is compatible with it take it."""
+    lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
+    text = "\n".join(clean(line) for line in lines)
+    return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+
+
+def refuse_webhook(webhook: str) -> None:
+    """Refuse an address to which nothing can be sent."""
+    if urlsplit(webhook).scheme not in ("http", "https"):
+        found, expected = f"{webhook[:12]}…", "an address that begins with https://"
+        step = "copy it from the settings of the chat's incoming webhooks"
+        raise UserError(Problem("--webhook", found, expected, step))
+
+
+def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
+    """Send the open alarms that were not sent yet; returns the state with what was sent, and an error."""
+    refuse_webhook(webhook)
+    untold = [a for a in open_alarms(state) if not a.told]
+    if not untold:
+        return state, ""
+    body = json.dumps(slack(untold, experiment)).encode()
+    request = Request(webhook, body, {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=_TIMEOUT_S):
+            pass
+    except (URLError, OSError, ValueError) as error:
+        return state, f"the webhook did not take it ({type(error).__name__}); the next night sends it again"
+    return replace(
+        state, alarms=tuple(replace(a, told=night) if a in untold else a for a in state.alarms)
+    ), ""
+
+
+def to_json(found: NightReport) -> dict[str, Any]:
+    """Turn a night into plain types, with its exit code."""
+    plain: dict[str, Any] = report.to_plain(found)
+    return {**plain, "exit_code": found.exit_code}
+
+
+def write(found: NightReport, folder: Path) -> list[Path]:
+    """Write the page and, where there are new alarms, the text of an issue; returns the files.
+
+    The text of an issue stays until somebody removes it, who thereby says that the issue is opened.
+    """
+    make_private_folder(folder)
+    texts = {
+        folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),
+        folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",
+        folder / f"{found.experiment}.nightly.issue.md": issue(found),
+    }
+    wanted = {path: text for path, text in texts.items() if text}
+    for path, text in wanted.items():
+        path.write_text(text, "utf-8")
+    return list(wanted)
+
+
+def _facts(found: NightReport) -> list[str]:
+    tests = [f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests]
+    commit = f"commit {found.commit[:10]}, " if found.commit else ""
+    missed = [f"missed: {', '.join(found.missed)}"] if found.missed else []
+    return [
+        *tests,
+        f"{commit}environment {found.environment}, {found.precision}",
+        f"control arm: {found.harness}",
+        *found.pool,
+        *missed,
+        _NO_GATE,
+        *(line.sentence for line in found.lines),
+    ]

@@ -7,6 +7,7 @@ failed scores worst.
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
+from operator import attrgetter
 from statistics import fmean
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ def compare_series(
 
 
 def compare_base(
-    now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows | None, metrics: Mapping[str, Metric]
+    now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows, metrics: Mapping[str, Metric]
 ) -> BaseNight:
     """Say what moved of the base since the reference, and on anchors since the last night."""
     rotating = {item for cluster in fresh for item in cluster}
@@ -74,7 +75,8 @@ def compare_base(
     flips = {
         name(item): is_flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
     }
-    differing = [name(i) for i, row in (last or {}).items() if i in now and _answer(now[i]) != _answer(row)]
+    answer = attrgetter("prompt_digest", "text", "status")
+    differing = [name(i) for i, row in last.items() if i in now and answer(now[i]) != answer(row)]
     reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
     return BaseNight(flips, tuple(reworded), tuple(differing))
 
@@ -154,7 +156,9 @@ def _range(metrics: Mapping[str, Metric], item: Item) -> float:
 def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
     """Return an item's change, less the base's; None where an answer is missing or another item's."""
     now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
-    own = _difference(now, then, metric, _worst_score(metric) if _is_failed(now, then, metric) else None)
+    worst = min(metric.unit.sign * bound for bound in metric.bounds)
+    has_worst = isfinite(worst) and _is_failed(now, then, metric)
+    own = _difference(now, then, metric, worst if has_worst else None)
     if own is None or arms.base_now is None or arms.base_then is None:
         return own
     base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
@@ -174,7 +178,6 @@ def _difference(
 
 
 def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
-    """Tell whether the candidate's or the base's answer to an item failed tonight."""
     base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
     then = [rows.get(item) for rows in arms.then]
     if any(row and row.status == "incomplete" for row in (arms.now.get(item), base_now)):
@@ -188,16 +191,6 @@ def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], me
         return False
     was_scored = any(row is not None and row.parts.get(metric.name) is not None for row in then)
     return now.status == "error" or (now.parts.get(metric.name) is None and was_scored)
-
-
-def _worst_score(metric: Metric) -> float | None:
-    """Return the worst score, so that the larger is the better; None where there is none."""
-    worst = min(metric.unit.sign * bound for bound in metric.bounds)
-    return worst if isfinite(worst) else None
-
-
-def _answer(row: SampleResult) -> tuple[str, str, str]:
-    return row.prompt_digest, row.text, row.status
 
 
 def compare_judged_answers(

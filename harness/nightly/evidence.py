@@ -110,7 +110,8 @@ def judge(
         return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)
     crossed = [one for one in passes if one.log_e.max() >= log(one.needed)]
     likely = [one for one in passes[-2:] if one.log_e[-1] >= log(one.needed * SUSPECT_SHARE)]
-    shown = [*crossed, *sorted(likely, key=_strength), passes[-1]][0]
+    nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # to an alarm
+    shown = [*crossed, *nearest, passes[-1]][0]
     verdict = "regression" if crossed else "suspect" if likely or chart > LIMIT_SD else "ok"
     return _evidence(shown, verdict, seeds, chart)
 
@@ -148,17 +149,17 @@ def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0,
     return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
 
 
-def _strength(one: _Pass) -> float:
-    """Order passes by how much evidence is lacking, the nearest to an alarm first."""
-    return log(one.needed) - float(one.log_e[-1])
-
-
 def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evidence:
     d = np.concatenate([g.changes for g in shown.groups])
     gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
     e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
     low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
-    more = _count_more_nights(shown) if verdict == "suspect" else None
+    more = None
+    if verdict == "suspect":  # after how many nights like those so far would the evidence do?
+        nights = np.arange(1, _MOST_NIGHTS + 1)
+        grown = shown.log_wealth[-1] * (1 + nights / len(shown.groups))[:, None]  # (nights, bets)
+        enough = stats.log_mean_wealth(grown) >= log(shown.needed)
+        more = int(nights[enough.argmax()]) if enough.any() else None
     return Evidence(
         verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
         e_value, shown.needed, chart, more, shown.number,
@@ -178,14 +179,6 @@ def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
     if excess(most) <= 0:
         return most
     return float(optimize.brentq(excess, -most, most, xtol=_STEP))
-
-
-def _count_more_nights(shown: _Pass) -> int | None:
-    """Say after how many nights like those so far the evidence would do; None where not within a year."""
-    more = np.arange(1, _MOST_NIGHTS + 1)
-    grown = shown.log_wealth[-1] * (1 + more / len(shown.groups))[:, None]  # (nights, bets)
-    enough = stats.log_mean_wealth(grown) >= log(shown.needed)
-    return int(more[enough.argmax()]) if enough.any() else None
 
 
 def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:

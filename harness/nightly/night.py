@@ -21,8 +21,9 @@ from harness.evaluation.row_sets import RowSet
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
 from harness.models.openai_api import PROTOCOLS
+from harness.nightly import state as files
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, add_alarms, report_nights
+from harness.nightly.alarm import HARNESS, NightReport, report_nights
 from harness.nightly.changes import NightArms, compare_base, compare_judged_answers, compare_series, has_moved
 from harness.nightly.reevaluate import (
     ItemBatch,
@@ -35,24 +36,9 @@ from harness.nightly.reevaluate import (
     reevaluate,
     split_items,
 )
-from harness.nightly.state import (
-    BaseNight,
-    JudgedChange,
-    Night,
-    NightCandidate,
-    Reference,
-    SeriesNight,
-    State,
-    home,
-    nights_since_ack,
-    read_nights,
-    read_state,
-    write_night,
-    write_state,
-)
 from harness.nightly.watchlist import Target
 from harness.progress import Progress, SilentProgress
-from harness.records import SampleResult, digest
+from harness.records import digest
 
 Publish = Callable[[NightReport], object]
 
@@ -82,16 +68,11 @@ def run_night(
 def run_prepared(
     session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
 ) -> NightReport:
-    """Run one night on a prepared session, and publish it as `run_night` does.
-
-    Raises:
-        UserError: nobody is watched, the target is tested in folds, or a later night is there already.
-        HarnessError: another night or compare is at work in the same runs folder.
-    """
+    """Run one night on a prepared session, and publish it as `run_night` does."""
     refuse_folds(session, "harness nightly run", "whose rows are those that the champion was trained on")
-    folder, experiment = home(session.store, session.experiment.name), session.experiment
+    folder, experiment = files.home(session.store, session.experiment.name), session.experiment
     with night_lock(folder):
-        state, nights = read_state(folder), read_nights(folder)
+        state, nights = files.read_state(folder), files.read_nights(folder)
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
             expected, step = "a night after the last one", "set the clock of this machine, and run it again"
@@ -101,15 +82,15 @@ def run_prepared(
                 store.begin(session.store, f"nightly-{experiment.name}")
                 night, references = _NightRun(session, loaded, folder, day, state, nights).run()
             state = replace(state, references=references)
-            write_state(session.store, folder, state)
-            write_night(session.store, folder, night)
+            files.write_state(session.store, folder, state)
+            files.write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
         report = report_nights(loaded, nights, state)
         if publish is not None:
             publish(report)
         if report.new:
-            write_state(session.store, folder, add_alarms(state, report))
+            files.write_state(session.store, folder, replace(state, alarms=(*state.alarms, *report.new)))
     return report
 
 
@@ -133,7 +114,7 @@ class _BaseRows(NamedTuple):
 
     now: Rows
     then: Rows
-    night: BaseNight
+    night: files.BaseNight
 
 
 class _NightRun:
@@ -145,8 +126,8 @@ class _NightRun:
         loaded: LoadedExperiment,
         folder: Path,
         day: date,
-        state: State,
-        nights: Sequence[Night],
+        state: files.State,
+        nights: Sequence[files.Night],
     ) -> None:
         self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
         self.folder, self.home, self.state = folder / self.day, folder, state
@@ -154,23 +135,27 @@ class _NightRun:
             session.store, provenance.describe_environment(session.machine.name)
         )
         self.tasks = _tasks(session)
-        self.plan = _plan(session, self.tasks, nights[-1] if nights else None)
+        policy, taken = session.experiment.nightly, nights[-1].taken if nights else {}
+        self.plan: dict[str, NightItems] = {}
+        for key, measured in self.tasks.items():
+            pool = build_pool({m.task.name: m.examples("test") for m in measured}, policy.anchors)
+            self.plan[key] = choose_next_items(pool, taken.get(key, 0), policy.items)
         self.metrics = {
             m.task.name: m.metrics[m.task.primary_metric] for of in self.tasks.values() for m in of
         }
         self.controls: dict[str, _BaseRows] = {}
         self.references = dict(state.references)
 
-    def run(self) -> tuple[Night, dict[str, Reference]]:
+    def run(self) -> tuple[files.Night, dict[str, files.Reference]]:
         """Evaluate every candidate; returns the night and the references, new ones included."""
         started = provenance.timestamp()
         chosen = watchlist.targets(self.loaded, self.session, self.references)
         labels = [label for label, _ in chosen]
         with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as noted:
             self.session = replace(self.session, progress=noted)
-            watched = tuple(self._evaluate_safely(label, one) for label, one in chosen)
-        watched += tuple(self._list_changed_judges())
-        night = Night(
+            watched = [self._evaluate_safely(label, one) for label, one in chosen]
+        watched += self._list_changed_judges()
+        night = files.Night(
             night=self.day,
             started=started,
             finished=provenance.timestamp(),
@@ -178,24 +163,23 @@ class _NightRun:
             precision=self.session.machine.precision,
             environment=self.environment,
             bases={name: control.night for name, control in self.controls.items()},
-            candidates=watched,
+            candidates=tuple(watched),
             taken={key: one.taken for key, one in self.plan.items()},
             left={key: one.left for key, one in self.plan.items()},
         )
         return night, self.references
 
-    def _evaluate_safely(self, label: str, target: Target | HarnessError) -> NightCandidate:
-        """Evaluate one candidate; whatever goes wrong with it is recorded."""
+    def _evaluate_safely(self, label: str, target: Target | HarnessError) -> files.NightCandidate:
         try:
             if isinstance(target, HarnessError):
                 raise target
             found = self._evaluate(target)
         except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
-            found = NightCandidate(label, "", "", (), error=one_line(error))
+            found = files.NightCandidate(label, "", "", (), error=one_line(error))
         self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
         return found
 
-    def _list_changed_judges(self) -> Iterator[NightCandidate]:
+    def _list_changed_judges(self) -> Iterator[files.NightCandidate]:
         """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
         judged = [one for m in self.session.tasks for one in m.judged.values()]
         books = {judge.book: (one, judge) for one in judged for judge in one.judges}
@@ -207,9 +191,9 @@ class _NightRun:
                     raise refused
                 check_judge(one, judge)
             except Exception as error:  # noqa: BLE001 (one judge must not end the night)
-                yield NightCandidate(f"{one.metric} by {judge.name}", "", "", (), error=one_line(error))
+                yield files.NightCandidate(f"{one.metric} by {judge.name}", "", "", (), error=one_line(error))
 
-    def _evaluate(self, target: Target) -> NightCandidate:
+    def _evaluate(self, target: Target) -> files.NightCandidate:
         session = self.session
         reference = watchlist.pin_reference(session, target, self.references.get(target.name))
         weights = ensure_weights(session, target.candidate, target.seed)
@@ -227,7 +211,7 @@ class _NightRun:
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
-        return NightCandidate(
+        return files.NightCandidate(
             name=target.name,
             reference=reference.id,
             tested=digest([weights.digest, prompting, self.environment, *filter(None, [since, more])]),
@@ -252,17 +236,21 @@ class _NightRun:
 
     def _compare_series(
         self, sets: Sequence[RowSet], now: Rows, then: Sequence[Rows], control: _BaseRows | None
-    ) -> dict[str, SeriesNight]:
-        """Compare the answers to each series of tasks, some of whose items the candidate answered."""
-        there, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
-        names = {key: {m.task.name for m in of} for key, of in self.tasks.items()}
-        arms = {key: _arms(now, then, control, of) for key, of in names.items() if there & of}
-        return {
-            key: compare_series(of, self.plan[key].anchors, self.plan[key].fresh, self.metrics, most)
-            for key, of in arms.items()
-        }
+    ) -> dict[str, files.SeriesNight]:
+        answered, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
+        series = {}
+        for key, measured in self.tasks.items():
+            tasks = {m.task.name for m in measured}
+            if not answered & tasks:
+                continue
+            arms = NightArms(now, then, None, None)
+            if control is not None and any(item[0] in tasks for item in control.then):
+                arms = arms._replace(base_now=control.now, base_then=control.then)
+            items = self.plan[key]
+            series[key] = compare_series(arms, items.anchors, items.fresh, self.metrics, most)
+        return series
 
-    def _judge_change(self, now: Rows, then: Rows) -> JudgedChange | None:
+    def _judge_change(self, now: Rows, then: Rows) -> files.JudgedChange | None:
         """Put answers to the target that a judge grades beside people's labels; None of another metric."""
         metric, task = self.session.target.primary, self.session.target.task.name
         if not is_judged(metric.name):
@@ -295,8 +283,7 @@ class _NightRun:
         tonight_s = {item: row for item, row in now.items() if item in anchors}
         return self.day if has_moved(tonight_s, then, self.metrics) else since
 
-    def _control(self, target: Target, reference: Reference) -> _BaseRows:
-        """Evaluate the base of a candidate, once a night."""
+    def _control(self, target: Target, reference: files.Reference) -> _BaseRows:
         source = target.candidate.base
         if source.name not in self.controls:
             sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
@@ -304,18 +291,18 @@ class _NightRun:
             now = reevaluate(self.session, self.folder, who, base_weights(source), batches)
             then = self._reference_rows(sets, reference.base)
             fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
-            found = compare_base(now, then, fresh, self._first_anchors(who, batches), self.metrics)
+            # The anchors of the first night in this environment since a drift was acknowledged.
+            nights = files.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
+            first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
+            fixed = (
+                [batch_file(first, who, batch) for batch in batches if batch.kind == "anchors"]
+                if first
+                else []
+            )
+            last = index_by_item(row for file in fixed for row in store.read_measured(file) or ())
+            found = compare_base(now, then, fresh, last, self.metrics)
             self.controls[source.name] = _BaseRows(now, then, found)
         return self.controls[source.name]
-
-    def _first_anchors(self, who: str, batches: Sequence[ItemBatch]) -> Rows | None:
-        """Find the anchors of the first night in this environment since a drift was acknowledged."""
-        nights = nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
-        first = next((n.night for n in nights if n.environment == self.environment), None)
-        if first is None:
-            return None
-        files = [batch_file(self.home / first, who, batch) for batch in batches if batch.kind == "anchors"]
-        return index_by_item(row for file in files for row in store.read_measured(file) or ())
 
     def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
         """Keep the tasks that are watched and of which the reference holds rows."""
@@ -328,20 +315,12 @@ class _NightRun:
 
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
         """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
-        parts = [(s, _add_drawn(self.session.store, reference[s.name])) for s in sets]
+        at, digests = self.session.store, [reference[s.name] for s in sets]
+        rows = [
+            comparison.add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests
+        ]
+        parts = list(zip(sets, rows, strict=True))
         return index_by_item(row for of in grade_rows(self.session, parts) for row in of)
-
-
-def _add_drawn(at: store.Store, rows_digest: str) -> list[SampleResult]:
-    return comparison.add_samples(store.read_rows(at, rows_digest), store.read_drawn(at, rows_digest))
-
-
-def _arms(now: Rows, then: Sequence[Rows], control: _BaseRows | None, tasks: set[str]) -> NightArms:
-    """Put the base beside a candidate where it answered the same tasks."""
-    stands = control is not None and any(item[0] in tasks for item in control.then)
-    if control is None or not stands:
-        return NightArms(now, then, None, None)
-    return NightArms(now, then, control.now, control.then)
 
 
 def _tasks(session: Session) -> dict[str, list[MeasuredTask]]:
@@ -349,13 +328,3 @@ def _tasks(session: Session) -> dict[str, list[MeasuredTask]]:
     general = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
     more = {f"target {m.task.name}": [m] for m in session.more_targets}
     return {"target": [session.target], **more, **({"general": general} if general else {})}
-
-
-def _plan(
-    session: Session, tasks: Mapping[str, Sequence[MeasuredTask]], last: Night | None
-) -> dict[str, NightItems]:
-    policy, out = session.experiment.nightly, {}
-    for key, of in tasks.items():
-        pool = build_pool({m.task.name: m.examples("test") for m in of}, policy.anchors)
-        out[key] = choose_next_items(pool, last.taken.get(key, 0) if last else 0, policy.items)
-    return out

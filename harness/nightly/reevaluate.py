@@ -20,7 +20,6 @@ from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
-from harness.models import Candidate
 from harness.records import Example, SampleResult, digest
 from harness.training import Weights
 
@@ -153,14 +152,22 @@ def reevaluate(
     """
     files = [batch_file(folder, who, batch) for batch in batches]
     known = [store.read_measured(file) for file in files]
-    missing = [at for at, batch in enumerate(batches) if not _is_complete(known[at], batch)]
+    missing = [
+        at
+        for at, (rows, batch) in enumerate(zip(known, batches, strict=True))
+        if rows is None or [row.example_id for row in rows] != list(batch.ids)
+    ]
     if missing:
         with (
             open_weights(session, weights) as candidate,
             session.progress.stage(f"{who}: {pluralize(len(missing), 'task')}") as advance,
         ):
             for done, at in enumerate(missing):
-                rows = _evaluate_batch(candidate, batches[at])
+                whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
+                by_id = {e.id: e for e in whole.examples}
+                job = replace(whole, examples=tuple(by_id[i] for i in batches[at].ids if i in by_id))
+                # What judges score is only answered here.
+                rows = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]
                 store.write_records(session.store, files[at], rows)
                 known[at] = rows
                 advance(done + 1, len(missing))
@@ -177,15 +184,3 @@ def batch_file(folder: Path, who: str, batch: ItemBatch) -> Path:
     """Name the file of a part, by everything that decides what it holds."""
     key = digest([who, batch.rows.identity.digest, batch.kind, list(batch.ids)])
     return folder / "rows" / f"{key}.jsonl"
-
-
-def _is_complete(rows: Sequence[SampleResult] | None, batch: ItemBatch) -> bool:
-    return rows is not None and tuple(row.example_id for row in rows) == batch.ids
-
-
-def _evaluate_batch(candidate: Candidate, batch: ItemBatch) -> list[SampleResult]:
-    whole = batch.rows.answers.job()
-    by_id = {e.id: e for e in whole.examples}
-    job = replace(whole, examples=tuple(e for i in batch.ids if (e := by_id.get(i)) is not None))
-    evaluate = batch.rows.measured.evaluate  # what judges score is only answered here
-    return [row for index in range(job.n_blocks) for row in evaluate(candidate, job, index)]

@@ -181,7 +181,11 @@ def write_state(at: Store, folder: Path, state: State) -> None:
 
 def read_nights(folder: Path) -> list[Night]:
     """Read all finished nights, oldest first."""
-    return [_read_night(path) for path in sorted(folder.glob("*/night.json"))]
+    nights = []
+    for path in sorted(folder.glob("*/night.json")):
+        with refuse_unreadable(path, _WRITTEN, f"remove {path.parent}; the night then counts as missed"):
+            nights.append(load(Night, path.read_bytes()))
+    return nights
 
 
 def write_night(at: Store, folder: Path, night: Night) -> None:
@@ -206,11 +210,6 @@ def references(at: Store) -> store.References:
     )
 
 
-def list_unfinished_nights(folder: Path) -> list[str]:
-    """List the dates of nights that began and were ended before they finished."""
-    return sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
-
-
 def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:
     """Acknowledge the open alarms about a candidate, or all; returns those that were open."""
     meant = [a for a in open_alarms(state) if about in (None, a.about)]
@@ -228,8 +227,3 @@ def nights_since_ack(state: State, about: str, verdict: str, nights: Sequence[Ni
     known = [a for a in state.alarms if (a.about, a.verdict) == (about, verdict) and a.acknowledged]
     last = max((a.acknowledged for a in known), default="")
     return [n for n in nights if n.night > last]
-
-
-def _read_night(path: Path) -> Night:
-    with refuse_unreadable(path, _WRITTEN, f"remove {path.parent}; the night then counts as missed"):
-        return load(Night, path.read_bytes())

@@ -5,6 +5,7 @@ Invariant: a reference is pinned once and stays, so that a slow loss adds up; an
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from harness import provenance, store
@@ -55,29 +56,27 @@ def targets(
     champion = store.read_champion(loaded.folder, session.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
     if champion is not None:
-        candidate = known.get(champion.candidate) or session.resolve(
-            champion.candidate, Recipe.model_validate(champion.recipe)
-        )
-        label = f"champion {champion.candidate}"
-        run_id, digest_of = champion.run_id, champion.weights_digest
-        others = _list_other_makings(_champion_runs(loaded, session, champion), champion.rows, digest_of)
-        one = Target(label, candidate, champion.seed, champion.rows, run_id, digest_of, others)
+        name, recipe = champion.candidate, Recipe.model_validate(champion.recipe)
+        candidate = known.get(name) or session.resolve(name, recipe)
+        runs: list[Run] = []  # of its recipe, unless the file has another one by now
+        if loaded.experiment.candidates.get(name) == recipe:
+            with suppress(HarnessError):
+                runs = candidate_runs(load_study(loaded), name)
+        label, run_id, weights = f"champion {name}", champion.run_id, champion.weights_digest
+        others = _list_other_makings(runs, champion.rows, weights)
+        one = Target(label, candidate, champion.seed, champion.rows, run_id, weights, others)
         out.append((label, one))
     out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
         raise UserError(Problem("nightly", found, "a candidate to watch", step))
-    return [(label, _check_choice(one)) for label, one in out]
-
-
-def _check_choice(found: Target | HarnessError) -> Target | HarnessError:
-    """Return an error for answers that a judge or a reward model chooses: a night lets neither choose."""
-    drawn = found.candidate.recipe.sampling if isinstance(found, Target) else None
-    if drawn is None or drawn.by in (None, MEAN_LOGPROB):
-        return found
-    said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
-    return CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
+    for place, (label, target) in enumerate(out):
+        drawn = target.candidate.recipe.sampling if isinstance(target, Target) else None
+        if drawn is not None and drawn.by not in (None, MEAN_LOGPROB):
+            said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
+            out[place] = label, CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
+    return out
 
 
 def _find_target(
@@ -93,17 +92,6 @@ def _find_target(
     found = runs[0]
     others = _list_other_makings(runs, found.rows, found.weights_digest)
     return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
-
-
-def _champion_runs(loaded: LoadedExperiment, session: Session, champion: store.Champion) -> list[Run]:
-    """Find the stored runs of a champion's recipe; none where the recipe is another one by now."""
-    recipe = loaded.experiment.candidates.get(champion.candidate)
-    if recipe is None or recipe != Recipe.model_validate(champion.recipe):
-        return []
-    try:
-        return candidate_runs(load_study(loaded), champion.candidate)
-    except HarnessError:
-        return []
 
 
 def _list_other_makings(
@@ -182,7 +170,6 @@ def list_own_sets(session: Session, target: Target, weights: Weights) -> list[Ro
 
 
 def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List the test items of the target, then of more targets that a recipe can answer."""
     more = list_further_test_sets(session, recipe, weights, seed)
     return [target_sets(session, recipe, weights, seed)[1], *more]
 
@@ -228,11 +215,13 @@ def describe_tested(
     if weights.digest != reference.weights:
         said.append("the recipe trained again" + ("" if same_data else " on new data"))
     if prompting != reference.prompting:
-        said.append("another prompting" if same_data else _name_resampled_prompting(recipe))
+        drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen again"}
+        named = [how for name, how in drawn.items() if name in recipe.prompting] or ["a prompting"]
+        said.append("another prompting" if same_data else f"{' and '.join(named)} on new data")
     then = reference.more_promptings
     if changed := [key for key, digests in more.items() if digests != then.get(key, digests)]:
-        named = ", ".join(key.removesuffix("/test") for key in changed)
-        said.append(f"another prompting, other shots or passages on {named}")
+        on = ", ".join(key.removesuffix("/test") for key in changed)
+        said.append(f"another prompting, other shots or passages on {on}")
     if environment != reference.environment and reference.environment:
         keys = (reference.environment, environment)
         changes = provenance.changes(*(store.read_environment(session.store, key) for key in keys))
@@ -247,10 +236,3 @@ def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> s
     as_when = f"as since {since}" if since else "as in the reference"
     how = "otherwise than before" if since == night else as_when
     return f"the endpoint ({settings.name}), which answers its anchors {how}"
-
-
-def _name_resampled_prompting(recipe: Recipe) -> str:
-    """Name what a prompting draws from the data."""
-    drawn = {"rag": "a rebuilt retrieval index", "few_shot": "shots chosen again"}
-    named = [said for name, said in drawn.items() if name in recipe.prompting] or ["a prompting"]
-    return f"{' and '.join(named)} on new data"

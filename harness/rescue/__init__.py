@@ -24,8 +24,7 @@ from harness.rescue.result import (
     to_json,
     write,
 )
-from harness.rescue.search import add_trials, search
-from harness.rescue.select import RescueCase, answer_whole_tasks, find_case, select_case
+from harness.rescue.search import RescueCase, answer_whole_tasks, find_case, search, select_case
 from harness.rescue.trials import (
     TrialCost,
     TrialSchedule,
@@ -85,4 +84,5 @@ def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
     found = schedule_for_run(session, case.run)
     if problems := [p for trial in found.trials for p in regularization_problems(session, trial.source)]:
         raise UserError(dict.fromkeys(problems))
-    return PreparedRescue(add_trials(session, found.trials), case, found)
+    recipes = {name: recipe for trial in found.trials for name, recipe in trial.recipes.items()}
+    return PreparedRescue(session.with_candidates(recipes), case, found)

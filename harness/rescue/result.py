@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import escape as escaped
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import formatting, gating, report, stats
 from harness.comparison import Estimate
@@ -17,16 +17,6 @@ from harness.decision import CandidateFacts, Decision, gain
 from harness.gating import Verdict
 from harness.gating.halves import Half
 from harness.records import parse_json
-from harness.report import (
-    WORDS,
-    ExperimentReport,
-    ResultDocument,
-    Section,
-    restore,
-    target_text,
-    targets_section,
-    verdict_word,
-)
 from harness.spec import GatePolicy, Recipe
 
 _NAMES = {"search": "the search half", "confirm": "the other half"}
@@ -147,7 +137,16 @@ class Rescue:
     def sentence(self) -> str:
         """Say in one sentence what came of it."""
         if self.rescued_trial:
-            return _success_sentence(self)
+            found = next(t for t in self.tried if t.name == self.rescued_trial)
+            target = report.target_text(found.facts)
+            g = gain(found.facts.vs_untrained)
+            gained = (
+                f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
+            )
+            kept = found.confirm.verdict.macro if found.confirm else None
+            shown = f", capability {formatting.points(*kept[:3])} on the other half" if kept else ""
+            scored = f"{self.metric} {target}{gained}{shown}"
+            return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
         if (seen := self.confirmed_trial) and seen.confirm:
             return (
                 f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
@@ -160,17 +159,6 @@ class Rescue:
             f"Nothing is rescued: none of {n} trials of {self.candidate} passes on the search half; the "
             "table shows what each gains and keeps."
         )
-
-
-def _success_sentence(rescue: Rescue) -> str:
-    found = next(t for t in rescue.tried if t.name == rescue.rescued_trial)
-    target = target_text(found.facts)
-    g = gain(found.facts.vs_untrained)
-    gained = f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {rescue.reference}" if g else ""
-    kept = found.confirm.verdict.macro if found.confirm else None
-    shown = f", capability {formatting.points(*kept[:3])} on the other half" if kept else ""
-    scored = f"{rescue.metric} {target}{gained}{shown}"
-    return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
 
 
 def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
@@ -187,25 +175,7 @@ def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
     return gating.exit_code(undecided[0], policy) if undecided else 3
 
 
-class TrialRow(NamedTuple):
-    """One trial's cells."""
-
-    trial: str
-    target: str
-    forgetting: str
-    lost_gained: str
-    on_front: str
-    search: str
-    confirm: str
-
-
-def headers(rescue: Rescue) -> TrialRow:
-    """Name the columns."""
-    target = f"target {rescue.metric}"
-    return TrialRow("trial", target, "other skills", "lost/gained", "front", "search half", "other half")
-
-
-def rows(rescue: Rescue) -> list[TrialRow]:
+def rows(rescue: Rescue) -> list[tuple[str, ...]]:
     """List the run and its trials best first: the rescued one, then the Pareto front, by target score."""
     front = rescue.front
 
@@ -219,8 +189,11 @@ def rows(rescue: Rescue) -> list[TrialRow]:
 def sentences(rescue: Rescue) -> list[str]:
     """List what is said under the table, the sum of it last."""
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
+    items = formatting.UNKNOWN
+    if seen := rescue.original.search:
+        items = f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
     return [
-        f"forgetting is that of the search half ({_search_items(rescue)}); the other half is evaluated once",
+        f"forgetting is that of the search half ({items}); the other half is evaluated once",
         *(f"{t.name}: {half.sentence}" for t, half in judged),
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
         *rescue.notes,
@@ -230,14 +203,16 @@ def sentences(rescue: Rescue) -> list[str]:
     ]
 
 
-def rescue_document(rescue: Rescue) -> ResultDocument:
+def rescue_document(rescue: Rescue) -> report.ResultDocument:
     """Lay a rescue out: the table, its sentences, and the sum of it last."""
     *notes, last = sentences(rescue)
     title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
-    trials = Section("trials", columns=headers(rescue), rows=rows(rescue), notes=notes)
+    target = f"target {rescue.metric}"
+    columns = ("trial", target, "other skills", "lost/gained", "front", "search half", "other half")
+    trials = report.Section("trials", columns=columns, rows=rows(rescue), notes=notes)
     done = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
-    more = replace(targets_section(done), lead="")
-    return ResultDocument(title, [trials, *([more] if more.rows else [])], last)
+    more = replace(report.targets_section(done), lead="")
+    return report.ResultDocument(title, [trials, *([more] if more.rows else [])], last)
 
 
 def to_json(rescue: Rescue) -> dict[str, Any]:
@@ -255,7 +230,7 @@ def report_files(folder: Path, experiment: str) -> list[Path]:
 def read(path: Path) -> Rescue | None:
     """Read a rescue back from the JSON that was written of it; None where the file holds none."""
     try:
-        found: Rescue = restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
+        found: Rescue = report.restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
     return found
@@ -267,7 +242,7 @@ def front_file(rescue: Rescue) -> str:
         replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
     )
     decision = Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ())
-    drawn = ExperimentReport(
+    drawn = report.ExperimentReport(
         rescue.experiment,
         rescue.base_model,
         rescue.metric,
@@ -289,16 +264,16 @@ def write(rescue: Rescue, folder: Path) -> list[Path]:
     return report.write_forms(folder, stem, forms)
 
 
-def _row(t: TrialResult, front: Sequence[str]) -> TrialRow:
+def _row(t: TrialResult, front: Sequence[str]) -> tuple[str, ...]:
     v = t.search.verdict if t.search else None
     kept = t.capability_change
-    return TrialRow(
+    return (
         t.name,
-        target_text(t.facts),
+        report.target_text(t.facts),
         formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
         f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
         "yes" if t.name in front else "",
-        _word(t.search) if t.facts.state == "done" else verdict_word(t.facts),
+        _word(t.search) if t.facts.state == "done" else report.verdict_word(t.facts),
         _word(t.confirm),
     )
 
@@ -306,35 +281,20 @@ def _row(t: TrialResult, front: Sequence[str]) -> TrialRow:
 def _word(half: HalfVerdict | None) -> str:
     if half is None:
         return formatting.UNKNOWN
-    return WORDS[half.verdict.outcome] if half.keeps_gains else "NO GAIN"
-
-
-def _search_items(rescue: Rescue) -> str:
-    seen = rescue.original.search
-    if seen is None:
-        return formatting.UNKNOWN
-    return f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
+    return report.WORDS[half.verdict.outcome] if half.keeps_gains else "NO GAIN"
 
 
 def _yaml_lines(rescue: Rescue) -> Iterator[str]:
-    """Write down the rescued recipes as harness.yaml takes them."""
     found = next((t for t in rescue.tried if t.name == rescue.rescued_trial), None)
     if found is None:
         return
     yield "to keep it, add to candidates: in the file (nothing is computed again):"
-    named = {name: _candidate_name(name) for name in found.recipes}
+    named = {
+        name: re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
+        for name in found.recipes
+    }
     for name, recipe in found.recipes.items():
-        kept = _plain_recipe(recipe)
+        kept = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
         if kept.get("weights_of") in named:
             kept["weights_of"] = named[kept["weights_of"]]
         yield f"  {named[name]}: {json.dumps(kept, ensure_ascii=False)}"
-
-
-def _candidate_name(name: str) -> str:
-    """Return a name for the file: of the candidate, without the signs that only a grid's names have."""
-    return re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
-
-
-def _plain_recipe(recipe: dict[str, Any]) -> dict[str, Any]:
-    kept: dict[str, Any] = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
-    return kept

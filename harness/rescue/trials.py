@@ -9,28 +9,13 @@ Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Bide
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from harness import formatting, plugins
-from harness.evaluation import costs
+from harness import experiment, formatting, plugins
+from harness.evaluation import costs, row_sets
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import (
-    RunRequest,
-    list_further_sets,
-    suite_sets,
-    target_sets,
-    total_work,
-)
 from harness.evaluation.session import Session
-from harness.experiment import (
-    estimate_tracking,
-    find_adapter_config,
-    find_stored_runs,
-    find_stored_weights,
-    fit_work,
-    settle_sweep,
-)
 from harness.models import hub
-from harness.plugins import Method, RescueSituation, TrialSetting
+from harness.plugins import Method, RescueSituation
 from harness.records import Run, TrackedPoint
 from harness.report import ResultDocument, Section
 from harness.spec import Recipe
@@ -97,17 +82,13 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
         if change.trained and n_trained > policy.max_trained:
             left_out.append(f"{change.says}: rescue.max_trained is {policy.max_trained}")
         else:
-            kept.append(_trial(name, recipe, change))
+            step, mark, made, trained, says = change
+            weights: dict[str, Recipe] = {}
+            if recipe.weights_of is not None:
+                weights = {f"{recipe.weights_of}+{mark}": made}
+                made = recipe.model_copy(update={"weights_of": f"{recipe.weights_of}+{mark}"})
+            kept.append(RescueTrial(step, f"{name}+{mark}", made, weights, trained, says))
     return TrialSchedule(tuple(kept), tuple(left_out))
-
-
-def _trial(name: str, recipe: Recipe, change: _TrialChange) -> RescueTrial:
-    own = f"{name}+{change.mark}"
-    if recipe.weights_of is None:
-        return RescueTrial(change.step, own, change.source, {}, change.trained, change.says)
-    weights = f"{recipe.weights_of}+{change.mark}"
-    borrowing = recipe.model_copy(update={"weights_of": weights})
-    return RescueTrial(change.step, own, borrowing, {weights: change.source}, change.trained, change.says)
 
 
 def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
@@ -120,7 +101,17 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     if not method.trains:
         return "the weights were not trained here"
     if step in plugins.TRAINING_STEPS:
-        return _change_own(step, source, method)
+        params = method.params(**source.params)
+        if step == "rank":
+            lowered = {} if source.init_from else method.lower_rank(params, _SMALLER)
+            if not lowered:
+                return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
+            key, rank = next(iter(lowered.items()))
+            return [_change_params("rank", source, f"{key}={rank}", f"rank {rank}", lowered)]
+        rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
+        return [
+            _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
+        ]
     return _add_regularizer(step, source, method, case)
 
 
@@ -156,36 +147,21 @@ def _add_regularizer(
         if isinstance(settings, str):
             why = settings
         elif takes:
-            return [_put_setting(step, source, name, setting) for setting in settings]
+            return [
+                _TrialChange(step, one.mark, source.model_copy(update={"regularize": more}), True, one.says)
+                for one in settings
+                for more in [{**source.regularize, name: one.params}]
+            ]
         elif leaving := [setting for setting in settings if setting.leaves_out]:
-            return _leave_out(step, source, method, leaving)
+            params = method.params(**source.params)
+            without = [
+                (one, method.leave_out(params, one.leaves_out)) for one in leaving if not source.init_from
+            ]
+            changes = [
+                _change_params(step, source, one.mark, one.says, left) for one, left in without if left
+            ]
+            return changes or "a part of the layers is left out already, or settled by another candidate"
     return why
-
-
-def _leave_out(
-    step: str, source: Recipe, method: Method, settings: Sequence[TrialSetting]
-) -> Sequence[_TrialChange] | str:
-    """List new adapters without the modules that settings of a regulariser leave as they are."""
-    params = method.params(**source.params)
-    without = [
-        (one, method.adapter.leave_out(params, one.leaves_out)) for one in settings if not source.init_from
-    ]
-    changes = [_change_params(step, source, one.mark, one.says, left) for one, left in without if left]
-    return changes or "a part of the layers is left out already, or settled by another candidate"
-
-
-def _put_setting(step: str, source: Recipe, name: str, setting: TrialSetting) -> _TrialChange:
-    made = source.model_copy(update={"regularize": {**source.regularize, name: setting.params}})
-    return _TrialChange(step, setting.mark, made, True, setting.says)
-
-
-def _change_own(step: str, source: Recipe, method: Method) -> Sequence[_TrialChange] | str:
-    """List the changes of a training's own parameters."""
-    params = method.params(**source.params)
-    if step == "rank":
-        return _lower_rank(source, {} if source.init_from else method.adapter.lower_rank(params, _SMALLER))
-    rate = float(f"{params.learning_rate / _SLOWER:.6g}")  # 3e-3 / 10 is not 3e-4 in binary
-    return [_change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})]
 
 
 def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _TrialChange:
@@ -193,21 +169,14 @@ def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict
     return _TrialChange(step, mark, made, True, says)
 
 
-def _lower_rank(source: Recipe, params: dict[str, Any]) -> Sequence[_TrialChange] | str:
-    if not params:
-        return "no new adapter of rank 2 or more is trained, so there is no rank to lower"
-    name, rank = next(iter(params.items()))
-    return [_change_params("rank", source, f"{name}={rank}", f"rank {rank}", params)]
-
-
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     """List what to try for a run, its sweep settled as it was chosen."""
     candidate = session.candidates[run.candidate]
-    source = settle_sweep(candidate.source, run)
+    source = experiment.settle_sweep(candidate.source, run)
     others = {
         one.name: one.source.params
         for one in _list_other_adapters(session, candidate)
-        if find_stored_weights(session, one, run.seed)
+        if experiment.find_stored_weights(session, one, run.seed)
     }
     case = _situation(session, candidate, source)._replace(others=others, tracked=run.training.tracked)
     return schedule_trials(run.candidate, candidate.recipe, source, case)
@@ -232,7 +201,7 @@ def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -
     sign = session.target.primary.unit.sign
     shape = hub.shape(candidate.base)
     layers, policy = (shape.n_layers if shape else None), session.experiment.rescue
-    params = {**find_adapter_config(candidate), **source.params}
+    params = {**experiment.find_adapter_config(candidate), **source.params}
     return RescueSituation(policy, params, layers, margin=margin, sign=sign, makes=candidate.makes)
 
 
@@ -262,7 +231,15 @@ class TrialCost(NamedTuple):
 
 def estimate_trials(session: Session, found: TrialSchedule, seed: int) -> list[TrialCost]:
     """Estimate every trial, on a session that knows their recipes."""
-    return [_estimate_trial(session, trial, seed) for trial in found.trials]
+    costs_of, hour = [], session.experiment.decide.device_hour_usd
+    for trial in found.trials:
+        work, candidate = _work(session, trial, seed), session.candidates[trial.name]
+        time_s = session.seconds(work, candidate.base)
+        cost_usd = costs.price_usd(time_s, session.machine.device, hour)
+        (run,) = experiment.find_stored_runs(session, [row_sets.RunRequest(candidate, seed)])
+        is_stored = run is not None and run.state == "done"
+        costs_of.append(TrialCost(trial.name, trial.step, trial.says, work, time_s, cost_usd, is_stored))
+    return costs_of
 
 
 def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultDocument:
@@ -294,25 +271,15 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
     return max(works, key=session.seconds, default=Work())
 
 
-def _estimate_trial(session: Session, trial: RescueTrial, seed: int) -> TrialCost:
-    work, candidate = _work(session, trial, seed), session.candidates[trial.name]
-    time_s = session.seconds(work, candidate.base)
-    hour = session.experiment.decide.device_hour_usd
-    (there,) = find_stored_runs(session, [RunRequest(candidate, seed)])
-    return TrialCost(
-        trial.name,
-        trial.step,
-        trial.says,
-        work,
-        time_s,
-        costs.price_usd(time_s, session.machine.device, hour),
-        there is not None and there.state == "done",
-    )
-
-
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
     weights = base_weights(session.source)
     evaluated = session, trial.recipe, weights, 0
-    sets = [*suite_sets(session, weights), *target_sets(*evaluated), *list_further_sets(*evaluated)]
-    making = fit_work(session, trial.source, seed) + estimate_tracking(session, trial.source)
-    return total_work(sets) + making + Work(opened=1, runs=1)
+    sets = [
+        *row_sets.suite_sets(session, weights),
+        *row_sets.target_sets(*evaluated),
+        *row_sets.list_further_sets(*evaluated),
+    ]
+    making = experiment.fit_work(session, trial.source, seed) + experiment.estimate_tracking(
+        session, trial.source
+    )
+    return row_sets.total_work(sets) + making + Work(opened=1, runs=1)

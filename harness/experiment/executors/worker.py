@@ -26,12 +26,12 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
+from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
 from harness.experiment.executors.journal import TRIES, Journal, Outcome, append, wait_for_files
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.plan import Plan, Step
 from harness.experiment.preparation.scope import Scope
 from harness.experiment.runs.run_candidate import row_sets
-from harness.experiment.weights.candidate_weights import ensure_weights, make_trial, note_failed_trial
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.models.pass_costs import learn_costs, list_known_costs

@@ -24,8 +24,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.session import Session
 from harness.experiment.runs.stored_rows import fold_sessions
-from harness.experiment.weights.training_fit import fit_work
-from harness.experiment.weights.weights_folder import processes_of
+from harness.experiment.training_fit import fit_work, processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING

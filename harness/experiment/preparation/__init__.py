@@ -17,12 +17,12 @@ from harness.evaluation.candidate_rows import read_folds, read_training_rows, re
 from harness.evaluation.candidates import resolve_candidates
 from harness.evaluation.judges import list_judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
+from harness.experiment.candidate_weights import choose_prompts
 from harness.experiment.preparation.bases import choose_quantization
 from harness.experiment.preparation.candidate_problems import refuse_weights
 from harness.experiment.preparation.judge_weights import attach_judges
 from harness.experiment.preparation.scope import SMOKE_PAIRS, Scope, narrow, refuse_two_ways
 from harness.experiment.preparation.written_rows import cut_special_tokens
-from harness.experiment.weights.prompt_search import choose_prompts
 from harness.formatting import pluralize, quote
 from harness.models import hub, set_templates
 from harness.models.devices import Room, free_room

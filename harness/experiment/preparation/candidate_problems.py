@@ -16,13 +16,13 @@ from harness.evaluation.candidate_rows import regularization_problems, training_
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import check_tracking, plan_tracked_steps
+from harness.experiment import trials
+from harness.experiment.capability_on_validation import constraint_problems
 from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.bases import marker_problems, quantization_problems
 from harness.experiment.preparation.written_rows import find_unwritable_rows
-from harness.experiment.weights import proposals
-from harness.experiment.weights.capability_on_validation import constraint_problems
-from harness.experiment.weights.weights_folder import processes_of, shards_of
+from harness.experiment.tracking import check_tracking, plan_tracked_steps
+from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
@@ -59,7 +59,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _check_prompt_use(session, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
         problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
-        problems += [*check_tracking(candidate), *proposals.problems(candidate)]
+        problems += [*check_tracking(candidate), *trials.search_problems(candidate)]
         problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
     problems += find_unwritable_rows(session, needed)
     problems += [*check_gpus(session), *engine_problems(session, selected, needed)]

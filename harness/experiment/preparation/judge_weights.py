@@ -14,7 +14,7 @@ from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, ga
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import list_judging_candidates, read_judged_metrics
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
+from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.training import Weights
 
 Prepare = Callable[[config.LoadedExperiment], Session]

@@ -21,10 +21,10 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
-from harness.experiment.curves.tracking import estimate_tracking
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.runs.stored_rows import fold_sessions, is_cross_validated, is_measured
-from harness.experiment.weights.candidate_weights import find_stored_weights
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.tracking import estimate_tracking
+from harness.experiment.training_fit import fit_work
 from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.records import Run

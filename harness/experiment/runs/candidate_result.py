@@ -23,10 +23,10 @@ from harness.evaluation.judging_stage import score_answered
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
+from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.capability_on_validation import digest_prompts
 from harness.experiment.runs.run_candidate import begin, make_run, record_failed_run
 from harness.experiment.runs.stored_rows import Reader, Rows, is_cross_validated, is_measured, sets_of_target
-from harness.experiment.weights.candidate_weights import ensure_weights
-from harness.experiment.weights.capability_on_validation import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
 from harness.models import is_private

@@ -32,7 +32,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
 from harness.evaluation.session import Session
-from harness.experiment.curves.tracking import measure_points, read_tracked_weights
+from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.experiment.runs.stored_rows import (
     answer_folds,
     base_arm,
@@ -40,7 +40,7 @@ from harness.experiment.runs.stored_rows import (
     rescore_folds,
     sets_of_target,
 )
-from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights
+from harness.experiment.tracking import measure_points, read_tracked_weights
 from harness.models import Candidate
 from harness.records import RowsIdentity, Run, TrackedPoint
 from harness.training import Weights

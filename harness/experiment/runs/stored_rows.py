@@ -21,7 +21,7 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.weights.candidate_weights import ensure_weights, find_stored_weights, stands_on
+from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.gating import ControlFacts
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Control, Origin, Run, Sample, SampleResult, digest

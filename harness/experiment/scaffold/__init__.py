@@ -21,7 +21,6 @@ from harness.data.unused import name_keys, name_media, offer_contexts
 from harness.decision import USUAL_AMOUNTS
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import costs, wrap_prompt
-from harness.experiment.scaffold.margins import propose_gate
 from harness.experiment.scaffold.method_choice import (
     Resources,
     describe_base,
@@ -40,7 +39,7 @@ from harness.experiment.scaffold.recognition import (
 from harness.experiment.scaffold.task_proposal import FOLDS, check_task, fold_few, propose_task
 from harness.experiment.scaffold.time_bound import bound_time, load_proposal, time_sentence
 from harness.experiment.scaffold.unread_columns import describe_columns, list_unused, warn_of_unread
-from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, suite_text
+from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, propose_gate, suite_text
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.chat_templates import render_chat
@@ -115,7 +114,12 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)
         remarks.append(f"time: {time_sentence(bounded, request.minutes)}")
-        late.append(_too_long(bounded.time_s, request.minutes))
+        if bounded.time_s > 60 * request.minutes:
+            late.append(
+                f"about {seconds(bounded.time_s)} on this machine, although {request.minutes:g} min were "
+                "wanted: the suites and the base's size take most of it; next: a smaller --base-model, a"
+                " faster machine, or --minutes"
+            )
         if bounded.folds_s:
             unfolded = f"that takes about {seconds(bounded.folds_s)} on this machine"
     elif request.minutes is not None:
@@ -129,21 +133,35 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     unused = list_unused(task, seen)
     named = filter(None, (describe_columns(task, seen, unused), name_keys(unused)))
     sentences = _sentences(seen, task, items, candidates, unfolded)
-    said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate.said
-    late += [describe_unreadable(items, task, base), _warn_of_repeats(seen, items)]
-    unread = (
+    said = *_show_prompt(task, items, base), *named, *sentences, *remarks, gate[1]
+    late.append(describe_unreadable(items, task, base))
+    warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
         *warn_of_unread(seen, request, unused),
+        *_warnings(seen, items, candidates[choice.name]),
+        *filter(None, late),
     )
-    warnings = *unread, *_warnings(items, candidates[choice.name]), *filter(None, late)
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
 
 
 def _recognise(request: Request) -> RecognizedRows:
-    """Recognise the rows, unless something forbids to go on."""
-    content, problems = _read_all(request)
+    problems: list[Problem] = []
+    content = None
+    # The other files are read for their problems alone.
+    for file in filter(None, (request.data, request.pairs, request.documents)):
+        try:
+            read = readers.read(absolute(file), "train")
+        except UserError as error:
+            problems += error.problems
+        else:
+            content = read if file == request.data else content
     problems += [describe_existing_file(path) for path in _paths(request, _name_of(request)) if path.exists()]
-    problems += _unknown_model(request.base_model)
+    name = request.base_model
+    is_here = name in EMBEDDED or Path(name).expanduser().is_dir()
+    if not is_here and (name.startswith((".", "/", "~")) or name.count("/") != 1):
+        expected = "the embedded model's name, a folder that save_pretrained wrote, or org/name"
+        hint = did_you_mean(name, EMBEDDED) if "/" not in name else "check the path"
+        problems.append(Problem(f"--base-model {name}", "no such folder or hub id", expected, hint))
     seen: RecognizedRows | None = None
     with gather(problems):
         seen = look(request, content) if content else None
@@ -154,7 +172,6 @@ def _recognise(request: Request) -> RecognizedRows:
 
 
 def _paths(request: Request, name: str) -> tuple[Path, Path]:
-    """Return where the experiment and its target are written."""
     return request.folder / "harness.yaml", request.folder / "suites" / f"{name}.yaml"
 
 
@@ -162,16 +179,6 @@ def _base(name: str) -> ModelSource | None:
     """Find the base where it is on this machine; what would have to be fetched first is not known."""
     there = name in EMBEDDED or Path(name).expanduser().is_dir()
     return hub.resolve(name, unpacks=False, where="--base-model") if there else None
-
-
-def _too_long(time_s: float, minutes: float) -> str:
-    """Warn of a time that no smaller data bring below its bound."""
-    if time_s <= 60 * minutes:
-        return ""
-    return (
-        f"about {seconds(time_s)} on this machine, although {minutes:g} min were wanted: the suites and "
-        "the base's size take most of it; next: a smaller --base-model, a faster machine, or --minutes"
-    )
 
 
 def write(proposal: SetupProposal) -> list[Path]:
@@ -188,11 +195,7 @@ def write(proposal: SetupProposal) -> list[Path]:
 
 
 def parse_kind(name: str | None) -> Kind | None:
-    """Return the kind of task that a user named; None where none was.
-
-    Raises:
-        UserError: there is no such kind.
-    """
+    """Return the kind of task that a user named; None where none was."""
     if name is not None and name not in NEEDS:
         raise UserError(
             Problem("--task", f"{name!r}", f"one of {', '.join(NEEDS)}", did_you_mean(name, NEEDS))
@@ -200,22 +203,7 @@ def parse_kind(name: str | None) -> Kind | None:
     return name
 
 
-def _read_all(request: Request) -> tuple[readers.Rows | None, list[Problem]]:
-    """Read the rows, and the other files for their problems alone."""
-    problems: list[Problem] = []
-    content = None
-    for path in filter(None, (request.data, request.pairs, request.documents)):
-        try:
-            read = readers.read(absolute(path), "train")
-        except UserError as error:
-            problems += error.problems
-        else:
-            content = read if path == request.data else content
-    return content, problems
-
-
 def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iterator[str]:
-    """Show the instruction, and one row as the base reads it, by its chat template where that is here."""
     if task.system:
         yield f"instruction: {task.system}\n  (a draft that you know better; --instruction TEXT replaces it)"
     else:
@@ -270,10 +258,6 @@ def _sentences(
         yield f"pairs: {len(items.pairs):,}{method}"
     length = "" if task.kind == "choice" else f"; answers of at most {task.max_new_tokens} tokens"
     yield f"metrics: {', '.join(task.metrics)}{length}"
-    yield from _candidate_sentences(candidates)
-
-
-def _candidate_sentences(candidates: Mapping[str, Any]) -> Iterator[str]:
     yield f"candidates: {', '.join(candidates)}"
     for name, recipe in candidates.items():
         if start := recipe.get("init_from"):
@@ -288,7 +272,7 @@ def _candidate_sentences(candidates: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name}: {', '.join(tried)}, the better one on validation is kept{rows}"
 
 
-def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
+def _warnings(seen: RecognizedRows, items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
     most = fine_tune.get("params", {}).get("max_length")
     rows = f"{count(len(items.train))} rows to train on"
     if most and (said := costs.describe_longer(items.train, most, rows, f"{count(most)} tokens")):
@@ -300,18 +284,14 @@ def _warnings(items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
             "some hundred are for test"
         )
 
-
-def _warn_of_repeats(seen: RecognizedRows, items: TaskItems) -> str:
-    """Warn of texts that repeat so much that they may be labels, which a classifier can choose from."""
+    # Texts that repeat so much may be labels, which a classifier can choose from.
     answers = [e.references[0] for e in items.train if len(e.references) == 1]
-    n, most = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)
-    is_free = seen.kind == "text" and seen.answers.form in ("short", "long", "number")
-    if not is_free or not 1 < n <= most:
-        return ""
-    return (
-        f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are all "
-        "that there are, --task labels ranks them and trains a classifier"
-    )
+    n, largest = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)
+    if seen.kind == "text" and seen.answers.form in ("short", "long", "number") and 1 < n <= largest:
+        yield (
+            f"only {n} different answers in {count(len(answers))} rows to train on; next: where these are "
+            "all that there are, --task labels ranks them and trains a classifier"
+        )
 
 
 def _name_of(request: Request) -> str:
@@ -321,16 +301,6 @@ def _name_of(request: Request) -> str:
     suites = [suite for suite in read_suites(request.folder / "suites") if suite.name in SUITES]
     taken = {task.name for suite in suites for task in suite.tasks}
     return f"{name}-target" if name in taken else name
-
-
-def _unknown_model(name: str) -> Iterator[Problem]:
-    """Refuse what can be neither an embedded model, nor a folder, nor a hub id."""
-    if name in EMBEDDED or Path(name).expanduser().is_dir():
-        return
-    if name.startswith((".", "/", "~")) or name.count("/") != 1:
-        expected = "the embedded model's name, a folder that save_pretrained wrote, or org/name"
-        hint = did_you_mean(name, EMBEDDED) if "/" not in name else "check the path"
-        yield Problem(f"--base-model {name}", "no such folder or hub id", expected, hint)
 
 
 def write_example(folder: Path) -> Path:

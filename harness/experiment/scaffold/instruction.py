@@ -85,15 +85,26 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
         several = f"{_classify(columns)} Reply with all that apply of: {', '.join(answers.labels)}."
         return f"{several} Write {answers.separator!r} between them."
     if answers.form == "choice":
-        return f"{columns.task}." if columns.noun == "question" else _continue(columns)
-    if languages := _find_languages(columns):
-        source, target = languages
+        fixed = {
+            "question": f"{columns.task}.",
+            "goal": "Say how to reach the goal.",
+            "sentence": "Fill in the blank.",
+        }
+        return fixed.get(columns.noun, f"Continue the {columns.noun} as it most likely goes on.")
+    names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
+    found = [_LANGUAGES.get(name, name.title()) for name in names]
+    if len(found) == 2 and {*found} <= {*_LANGUAGES.values()}:  # of columns such as `translation.de`
+        source, target = found
         return f"Translate the text from {source} to {target}. Reply with the translation {_NOTHING_ELSE}."
+    if answers.form == "calls":
+        return f"Call the tools that the request needs. Reply with the calls {_NOTHING_ELSE}."
+    if answers.form == "reasoned" and any("\\boxed{" in text for text in references):
+        return "Think step by step, and write the final answer into \\boxed{} at the end."
+    if answers.form == "reasoned":
+        return "Think step by step, then write the final answer on a last line of its own, behind ####."
     of_form: dict[AnswerForm, Callable[[PromptColumns, Sequence[str]], str]] = {
-        "calls": _ask_for_calls,
         "json": _ask_for_json,
         "spans": _ask_for_json,
-        "reasoned": _ask_for_reasoning,
         "sql": _ask_for_sql,
         "number": _ask_for_number,
     }
@@ -179,20 +190,6 @@ def _name_compared(columns: PromptColumns) -> str:
     return f"the two {columns.noun}s" if is_pair else f"the {columns.noun}"
 
 
-def _continue(columns: PromptColumns) -> str:
-    if columns.noun == "goal":
-        return "Say how to reach the goal."
-    return (
-        "Fill in the blank."
-        if columns.noun == "sentence"
-        else f"Continue the {columns.noun} as it most likely goes on."
-    )
-
-
-def _ask_for_calls(columns: PromptColumns, references: Sequence[str]) -> str:
-    return f"Call the tools that the request needs. Reply with the calls {_NOTHING_ELSE}."
-
-
 def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
     """Name the keys of JSON, with the values of those that take a few."""
     read: list[Any] = [parse_json(text) for text in references]
@@ -227,12 +224,6 @@ def _describe_key(key: str, objects: Sequence[dict[str, Any]]) -> str:
     return f"{key} (one of {' | '.join(sorted(texts))})" if is_kind else key
 
 
-def _ask_for_reasoning(columns: PromptColumns, references: Sequence[str]) -> str:
-    if any("\\boxed{" in text for text in references):
-        return "Think step by step, and write the final answer into \\boxed{} at the end."
-    return "Think step by step, then write the final answer on a last line of its own, behind ####."
-
-
 def _ask_for_sql(columns: PromptColumns, references: Sequence[str]) -> str:
     given = next(
         (find_head(name) for name in columns.questions if find_head(name) in ("schema", "context")), ""
@@ -260,12 +251,17 @@ def _ask_for_number(columns: PromptColumns, references: Sequence[str]) -> str:
 
 
 def _ask_for_text(columns: PromptColumns, references: Sequence[str]) -> str:
-    """Ask for a summary, for code, for an answer or for a reply, as long as the references are."""
     head, length = find_head(columns.answer), _describe_length(references)
     if head in _SUMMARIES:
         made = head if head in ("headline", "title") else "summary"
         what = "Summarize" if made == "summary" else f"Write a {made} for"
-        length = _describe_sentences(references)
+        parts = (re.split(r"(?<=[.!?。！？])\s+|\n+", text.strip()) for text in references)
+        n = round(median(map(len, parts)))
+        length = (
+            f"in {_WORDS[n]} sentence{'s' if n > 1 else ''}"
+            if n < len(_WORDS)
+            else _describe_length(references)
+        )
         return f"{what} the {columns.noun} {length}. Reply with the {made} {_NOTHING_ELSE}."
     if head in _CODE:
         return f"Write the {head} that is asked for. Reply with the {head} {_NOTHING_ELSE}."
@@ -290,18 +286,3 @@ def _describe_length(references: Sequence[str]) -> str:
     if n <= 8:
         return "in a few words"
     return f"in about {count(5 * round(n / 5) if n < 50 else 10 * round(n / 10))} words"
-
-
-def _describe_sentences(references: Sequence[str]) -> str:
-    parts = (re.split(r"(?<=[.!?。！？])\s+|\n+", text.strip()) for text in references)
-    n = round(median(map(len, parts)))
-    if n < len(_WORDS):
-        return f"in {_WORDS[n]} sentence{'s' if n > 1 else ''}"
-    return _describe_length(references)
-
-
-def _find_languages(columns: PromptColumns) -> tuple[str, str] | None:
-    """Find the languages of a translation in the last parts of the columns' names: `translation.de`."""
-    names = [name.rpartition(".")[2].lower() for name in (*columns.questions[-1:], columns.answer)]
-    found = [_LANGUAGES.get(name, name.title()) for name in names]
-    return (found[0], found[1]) if len(found) == 2 and {*found} <= {*_LANGUAGES.values()} else None

@@ -63,23 +63,20 @@ def fit_batches(
     shape = None if base is None else hub.shape(base)
     if shape is None:
         return dict(recipes)
-    return {name: _fit_batch(name, recipe, shape, here, longest) for name, recipe in recipes.items()}
-
-
-def _fit_batch(
-    name: str, recipe: dict[str, Any], shape: Shape, here: Resources, longest: int
-) -> dict[str, Any]:
-    """Halve the rows at a time until the training fits; the recipe as it is where one row does not fit."""
-    params = plugins.method(name).params(**recipe.get("params", {}))
-    rows, steps = params.per_device_train_batch_size, params.gradient_accumulation_steps
-    tried = recipe
-    while not _fits(_need(name, tried, shape, here, longest), here.room):
-        if rows % 2:
-            return recipe
-        rows, steps = rows // 2, steps * 2
-        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-        tried = {**recipe, "params": {**recipe.get("params", {}), **batch}}
-    return tried
+    fitted = {}
+    for name, recipe in recipes.items():
+        params = plugins.method(name).params(**recipe.get("params", {}))
+        rows, steps = params.per_device_train_batch_size, params.gradient_accumulation_steps
+        tried = recipe
+        while not _fits(_need(name, tried, shape, here, longest), here.room):
+            if rows % 2:  # where one row does not fit the recipe stays as it is
+                tried = recipe
+                break
+            rows, steps = rows // 2, steps * 2
+            batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+            tried = {**recipe, "params": {**recipe.get("params", {}), **batch}}
+        fitted[name] = tried
+    return fitted
 
 
 def _fits(need: _TrainingMemory, room: Memory) -> bool:
@@ -102,7 +99,13 @@ def choose_method(
     fitting = [name for name in ordered if _fits(needs[name], here.room)]
     if fitting:
         why = _explain(fitting[0], needs, ordered, shape, here.room)
-        return MethodChoice(fitting[0], why + _batch_text(recipes[fitting[0]]))
+        params = recipes[fitting[0]].get("params", {})
+        rows, steps = (
+            params.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps")
+        )
+        if steps:  # fewer rows at a time than usual
+            why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
+        return MethodChoice(fitting[0], why)
     name = min(ordered, key=lambda one: needs[one].gb)
     said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
     return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
@@ -154,13 +157,6 @@ def _explain(
     otherwise = f"; all parameters would take {_size(whole[0])}, and forget more" if whole else ""
     trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
-
-
-def _batch_text(recipe: Mapping[str, Any]) -> str:
-    """Say how many rows a training takes at a time, where fewer than usual fit; else empty."""
-    params = recipe.get("params", {})
-    rows, steps = (params.get(key) for key in ("per_device_train_batch_size", "gradient_accumulation_steps"))
-    return f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits" if steps else ""
 
 
 def _size(need: _TrainingMemory) -> str:
@@ -217,7 +213,7 @@ def propose_candidates(
 
     The plain prompt is the best on validation of the task's instruction and of others.
     """
-    n_shots = _count_shots(items.train, base, _find_room(items, task, base))
+    n_shots = _count_shots(items, task, base)
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -228,7 +224,12 @@ def propose_candidates(
     on_rows = {name: recipe for name, recipe in proposed.items() if plugins.method(name).trains_on_rows}
     untrained = {name: recipe for name, recipe in proposed.items() if not plugins.method(name).trains}
     longest = max(_count_tokens(items.train, base))
-    on_rows = {name: _make_room(name, recipe, longest) for name, recipe in on_rows.items()}
+    # A training takes the longest row, by an estimate with a quarter to spare, where it would drop it.
+    room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
+    for name, recipe in on_rows.items():
+        own = recipe.get("params", {})
+        if room > plugins.method(name).params(**own).max_length:
+            on_rows[name] = {**recipe, "params": {**own, "max_length": room}}
     on_rows = fit_batches(on_rows, base, here, longest)
     choice = choose_method(on_rows, base, here, longest)
     makes_adapter = plugins.method(choice.name).makes_adapter
@@ -251,7 +252,6 @@ def propose_candidates(
 
 
 def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int]:
-    """Count the tokens of each row, by the base's tokenizer where it is here, else by an estimate."""
     if base is None or not (base.path / "tokenizer.json").is_file():
         return [costs.training([e], 1).trained for e in rows]
     texts = ["\n".join([*(m["content"] for m in e.messages), *e.references[:1]]) for e in rows]
@@ -259,28 +259,9 @@ def _count_tokens(rows: Sequence[Example], base: ModelSource | None) -> list[int
     return [n + costs.CHAT_TOKENS * (len(e.messages) + 1) for n, e in counts]
 
 
-def _make_room(name: str, recipe: dict[str, Any], longest: int) -> dict[str, Any]:
-    """Let a training take the longest row, by an estimate with a quarter to spare, where it would drop it."""
-    params = recipe.get("params", {})
-    room = min(-(-longest * 5 // 4 // 256) * 256, LONGEST_ROW)
-    if room <= plugins.method(name).params(**params).max_length:
-        return recipe
-    return {**recipe, "params": {**params, "max_length": room}}
-
-
 def _find_context(base: ModelSource | None) -> int | None:
     """Return the tokens that a base reads at most; None where that is unknown before it is unpacked."""
     return context_length(base) if base and not is_packed(base) else None
-
-
-def _find_room(items: TaskItems, task: Task, base: ModelSource | None) -> int | None:
-    """Estimate the tokens that the longest prompt and answer leave of a base's context; None: unknown."""
-    context = _find_context(base)
-    if context is None:
-        return None
-    whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
-    prompts = [replace(e, references=()) for e in whole]
-    return context - task.max_new_tokens - max(_count_tokens(prompts, base))
 
 
 def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
@@ -300,13 +281,16 @@ def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) 
     )
 
 
-def _count_shots(train: Sequence[Example], base: ModelSource | None, room: int | None) -> int:
+def _count_shots(items: TaskItems, task: Task, base: ModelSource | None) -> int:
     """Count the shots, up to eight, that fit a prompt of some thousand tokens and a base's context."""
-    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in train)
+    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in items.train)
     wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
-    if room is None:
+    if (context := _find_context(base)) is None:
         return wanted
-    return min(wanted, max(0, room // max(_most(sorted(_count_tokens(train, base))), 1)))
+    whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
+    prompts = [replace(e, references=()) for e in whole]
+    room = context - task.max_new_tokens - max(_count_tokens(prompts, base))
+    return min(wanted, max(0, room // max(_most(sorted(_count_tokens(items.train, base))), 1)))
 
 
 def _most(lengths: Sequence[int]) -> int:
@@ -315,6 +299,5 @@ def _most(lengths: Sequence[int]) -> int:
 
 
 def _methods(situation: plugins.Situation) -> dict[str, dict[str, Any]]:
-    """Return a recipe of each method that proposes itself, by its name."""
     proposals = {name: plugins.method(name).proposal(situation) for name in plugins.names("methods")}
     return {name: {"method": name, **recipe} for name, recipe in proposals.items() if recipe is not None}

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness import config
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
-from harness.evaluation.session import Session, join_items
+from harness.evaluation.session import join_items
 from harness.experiment.preparation import prepare_session
 from harness.experiment.preparation.plan import estimate_seconds, estimate_work
 from harness.experiment.preparation.scope import Scope
@@ -81,14 +81,34 @@ def bound_time(
     session = replace(prepare_session(loaded, Scope(dry_run=True), SilentProgress()), machine=machine)
     whole = load_task(_limit_task(task, {}), session.first_seed)
     for step in steps:
-        found = _bound_by(session, task, candidates, whole, step)
+        limits: dict[str, int] = {
+            split: getattr(step, split)
+            for split in SPLITS
+            if getattr(step, split) < len(getattr(whole, split))
+        }
+        narrow = _limit_task(task, limits)
+        kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
+        rows = [f"{n:,} of {len(getattr(whole, split)):,} {_ROWS[split]}" for split, n in limits.items()]
+        swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
+        tried = [
+            f"one system text instead of {len(values)}"
+            if key == "system"
+            else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
+            for key, values in swept
+            if not step.keeps(key)
+        ]
+        recipes = {name: Recipe.model_validate(recipe) for name, recipe in kept.items()}
+        experiment = session.experiment.model_copy(update={"target": narrow})
+        target = join_items(narrow, "target", narrow.name, _spread(whole, limits))
+        bounded = replace(session, experiment=experiment, target=target).with_candidates(recipes)
+        time_s = sum(estimate_seconds(bounded, estimate_work(bounded, list(recipes))).values())
+        found = BoundedSetup(narrow, kept, time_s, (*rows, *tried))
         if found.time_s <= 60 * minutes:
             return found
     if not task.data.folds:
         return found
     once = task.model_copy(update={"data": task.data.model_copy(update={"folds": None})})
-    bounded = bound_time(request, once, candidates, machine, minutes)
-    return bounded._replace(folds_s=found.time_s)
+    return bound_time(request, once, candidates, machine, minutes)._replace(folds_s=found.time_s)
 
 
 def load_proposal(request: Request, task: Task, candidates: Candidates) -> LoadedExperiment:
@@ -101,35 +121,7 @@ def load_proposal(request: Request, task: Task, candidates: Candidates) -> Loade
         return config.load(folder / "harness.yaml")
 
 
-def _bound_by(
-    session: Session, task: Task, candidates: Candidates, whole: TaskItems, step: BoundStep
-) -> BoundedSetup:
-    limits: dict[str, int] = {
-        split: getattr(step, split) for split in SPLITS if getattr(step, split) < _n(whole, split)
-    }
-    narrow = _limit_task(task, limits)
-    kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
-    rows = [f"{n:,} of {_n(whole, split):,} {_ROWS[split]}" for split, n in limits.items()]
-    tried = _list_unused_values(candidates, step)
-    return BoundedSetup(
-        narrow, kept, _estimate_s(session, narrow, kept, _spread(whole, limits)), (*rows, *tried)
-    )
-
-
 _ROWS = {"train": "rows to train on", "validation": "for validation", "test": "for test"}
-
-
-def _n(items: TaskItems, split: str) -> int:
-    return len(getattr(items, split))
-
-
-def _estimate_s(session: Session, task: Task, candidates: Candidates, items: TaskItems) -> float:
-    """Estimate the seconds of a comparison of these candidates on this task."""
-    recipes = {name: Recipe.model_validate(dict(recipe)) for name, recipe in candidates.items()}
-    experiment = session.experiment.model_copy(update={"target": task})
-    target = join_items(task, "target", task.name, items)
-    narrow = replace(session, experiment=experiment, target=target).with_candidates(recipes)
-    return sum(estimate_seconds(narrow, estimate_work(narrow, list(recipes))).values())
 
 
 def _spread(whole: TaskItems, limits: Mapping[str, int]) -> TaskItems:
@@ -151,17 +143,6 @@ def _keep_swept(recipe: Mapping[str, Any], step: BoundStep) -> dict[str, Any]:
     whole = {key: value for key, value in recipe.items() if key != "sweep"}
     params = {"params": {**recipe.get("params", {}), **first}} if first else {}
     return {**whole, **params, **({"sweep": kept} if kept else {})}
-
-
-def _list_unused_values(candidates: Candidates, step: BoundStep) -> list[str]:
-    swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
-    return [
-        f"one system text instead of {len(values)}"
-        if key == "system"
-        else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
-        for key, values in swept
-        if not step.keeps(key)
-    ]
 
 
 def time_sentence(bounded: BoundedSetup, minutes: float) -> str:

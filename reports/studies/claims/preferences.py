@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from harness import formatting
 from harness.comparison import Estimate
-from harness.experiment.weights.candidate_weights import find_stored_weights
+from harness.experiment.candidate_weights import find_stored_weights
 from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from reports.studies.claims.fine_tunes import (
     FOLDER,

@@ -1,10 +1,10 @@
 """Scores of weights on validation: of the target, by which trials are ranked, and of what they forgot.
 
+    runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
+
 Invariant: what was forgotten is the mean loss against the base on general items for validation. No item,
 question or cluster of a test of a suite is among them, so the gate judges on items that nothing was chosen
 by; which ones are evaluated depends on the files, the limits and the experiment's seed alone.
-
-    runs/weights/<key>/forgetting.json      by digest of the answers it was computed of: what weights forgot
 """
 
 import json
@@ -20,7 +20,7 @@ from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import answer_and_score
-from harness.evaluation.row_sets import RowSet, is_there, suite_set, target_sets
+from harness.evaluation.row_sets import is_there, suite_set, target_sets
 from harness.evaluation.session import MeasuredTask, Session
 from harness.gating import Measurement
 from harness.metrics import Metric, extremes
@@ -44,22 +44,17 @@ def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> Va
         CandidateFailed: none of the answers can be scored.
         NotStored: answers or their scores are missing, and the session only reads.
     """
-    answered = _answer_validation(session, trial, weights)
+    rows = target_sets(session, trial.source, weights, session.first_seed)[0]
+    if not is_there(session, rows):
+        session.refuse_if_reading(f"answers of {trial.name} to validation rows")
+        answer_and_score(session, weights, [rows], "sweep", trial.base)
+    answered = rows.read(session.store)
     score = mean_score(session.target.primary, answered)
     if score is None:
         session.refuse_if_reading(f"scored answer of {trial.name} to validation rows")
         knob = f"other {'values' if trial.method.trains else 'prompts'} to try"
         raise CandidateFailed("no answer to the validation rows could be scored", knob)
     return ValidationResult(score, digest_prompts(weights.digest, trial.source, answered))
-
-
-def _answer_validation(session: Session, trial: ResolvedCandidate, weights: Weights) -> list[SampleResult]:
-    """Return a trial's answers to the validation rows of the target."""
-    rows = target_sets(session, trial.source, weights, session.first_seed)[0]
-    if not is_there(session, rows):
-        session.refuse_if_reading(f"answers of {trial.name} to validation rows")
-        answer_and_score(session, weights, [rows], "sweep", trial.base)
-    return rows.read(session.store)
 
 
 def digest_prompts(weights_digest: str, recipe: Recipe, answered: Sequence[SampleResult]) -> str:
@@ -120,31 +115,24 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
         for of, sets in zip((base_weights(trial.base), weights), arms, strict=True):
             base = None if of.digest == trial.base.weights_digest else trial.base
             answer_and_score(session, of, sets, "general items for validation", base)
-        known[key] = _measure_forgetting(session, tasks, arms)
+        pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
+        alike = [
+            Measurement(m.task, m.role, m.suite, m.metrics, base, base)
+            for m, (base, _) in zip(tasks, pairs, strict=True)
+        ]
+        counting = gating.name_admitted_tasks(alike, session.first_seed)
+        changes = [
+            capability_change(m.primary, base, new)
+            for m, (base, new) in zip(tasks, pairs, strict=True)
+            if m.task.name in counting
+        ]
+        if not changes:
+            n = sum(m.size("test") for m in tasks)
+            found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
+            raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
+        known[key] = -comparison.mean_change(changes).score
         write_whole(session.store, kept, json.dumps(known))
     return known[key]
-
-
-def _measure_forgetting(
-    session: Session, tasks: Sequence[MeasuredTask], arms: Sequence[Sequence[RowSet]]
-) -> float:
-    """Return the mean loss over the tasks that count, by what the base scores on these items."""
-    pairs = [[rows.read(session.store) for rows in pair] for pair in zip(*arms, strict=True)]
-    alike = [
-        Measurement(m.task, m.role, m.suite, m.metrics, base, base)
-        for m, (base, _) in zip(tasks, pairs, strict=True)
-    ]
-    counting = gating.name_admitted_tasks(alike, session.first_seed)
-    changes = [
-        capability_change(m.primary, base, new)
-        for m, (base, new) in zip(tasks, pairs, strict=True)
-        if m.task.name in counting
-    ]
-    if not changes:
-        n = sum(m.size("test") for m in tasks)
-        found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
-        raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
-    return -comparison.mean_change(changes).score
 
 
 def capability_change(
@@ -181,13 +169,13 @@ def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
     least = min(_FEW, max(map(len, spare.values()), default=0)) or 1
     having = [m for m in whole if len(spare.get(m.task.name, ())) >= least]
     each = -(-n_items // max(1, len(having)))
-    return [_limit_to_items(m, spare[m.task.name], each, seed) for m in having]
-
-
-def _limit_to_items(m: MeasuredTask, spare: Sequence[Example], n: int, seed: int) -> MeasuredTask:
-    """Return a task that asks some of the items for validation alone; its version names them."""
-    own = [e for e in spare if e.id in {row.example.id for row in m.items.evaluated.get("validation", ())}]
-    drawn = sorted(own or spare, key=lambda e: (digest([seed, e.cluster]), e.id))[:n]
-    items = replace(m.items, test=tuple(sorted(drawn, key=lambda e: e.id)))
-    versions = {**m.versions, "test": task_version(m.task, items, "test")}
-    return m._replace(items=items, versions=versions, weights=None)
+    limited = []
+    for m in having:
+        of_task = spare[m.task.name]
+        validation = {row.example.id for row in m.items.evaluated.get("validation", ())}
+        own = [e for e in of_task if e.id in validation] or of_task
+        drawn = sorted(own, key=lambda e: (digest([seed, e.cluster]), e.id))[:each]
+        items = replace(m.items, test=tuple(sorted(drawn, key=lambda e: e.id)))
+        versions = {**m.versions, "test": task_version(m.task, items, "test")}  # which names the items
+        limited.append(m._replace(items=items, versions=versions, weights=None))
+    return limited

@@ -1,26 +1,26 @@
-"""A fine-tune trained on nested parts of its data, each an ordinary run that is stored and found again.
+"""Learning curve: a fine-tune trained on nested parts of its data, each an ordinary run that is stored.
 
-Invariant: every part answers the same validation and test rows of the target; the suites are
-not evaluated again, because what a curve says is of the target.
+Invariant: every part answers the same validation and test rows of the target; the suites are not evaluated
+again, because what a curve says is of the target. Each point is measured by the way of any other candidate,
+and found again where it is stored.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from typing import NamedTuple
 
 from harness import decision
 from harness.data import part_of
 from harness.decision import LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.runs.candidate_result import facts_of
 from harness.experiment.runs.run_candidate import find_stored_runs, make_run
 from harness.experiment.runs.stored_rows import Facts, Reader, Runs, refuse_folds
-from harness.experiment.weights.training_fit import fit_work
+from harness.experiment.training_fit import fit_work
 from harness.records import Run
 from harness.spec import Recipe
 
@@ -28,49 +28,35 @@ SHARES = (0.125, 0.25, 0.5)
 _LEAST = 8  # rows in the smallest part
 
 
-class DataShare(NamedTuple):
-    """A share of the training data: a session that holds it alone, and what its run is called there."""
-
-    session: Session
-    request: RunRequest
-
-
 def refuse_curve(session: Session, selected: Iterable[str]) -> None:
-    """Refuse a learning curve that no selected candidate could have.
-
-    Raises:
-        UserError: none of them trains a language model, there are too few rows for four sizes, or the target
-            is tested in folds.
-    """
+    """Refuse a learning curve that no selected candidate could have."""
     refuse_folds(session, "--learning-curve", "where a part of all rows would be tested on itself")
-    if not list(_find_trained(session, selected)):
+    trained = _find_trained(session, selected)
+    if not trained:
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
-    if (n := max(_n_rows(session, name) for name in _find_trained(session, selected))) < _LEAST / SHARES[0]:
+    if (n := max(_n_rows(session, name) for name in trained)) < _LEAST / SHARES[0]:
         expected = f"at least {_LEAST / SHARES[0]:.0f}, so that an eighth of them is {_LEAST}"
         raise UserError(Problem("--learning-curve", f"{n} training rows", expected, "leave it out"))
 
 
 def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
     """Estimate the curve of the fine-tune that takes longest; which one it will be, validation says."""
-    works = (_work(session, session.candidates[name]) for name in _find_trained(session, selected))
+    works, n = [], len(SHARES)
+    for candidate in (session.candidates[name] for name in _find_trained(session, selected)):
+        trains = fit_work(session, candidate.source, session.first_seed)
+        evaluation = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
+        once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
+        works.append(times(evaluation, n) + once + Work(opened=n, runs=n))
     return max(works, key=session.seconds, default=Work())
-
-
-def _work(session: Session, candidate: ResolvedCandidate) -> Work:
-    trains = fit_work(session, candidate.source, session.first_seed)
-    evaluation = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
-    n = len(SHARES)
-    once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
-    return times(evaluation, n) + once + Work(opened=n, runs=n)
 
 
 def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
     """Train the fine-tune that the decision is about on each part of the data, as far as that is not done."""
-    for part in _parts(session, runs, facts):
-        name = part.request.candidate.name
+    for part, request in _parts(session, runs, facts):
+        name = request.candidate.name
         try:
-            run = make_run(part.session, *part.request)
+            run = make_run(part, *request)
             session.progress.finish(name, f"{run.candidate}: trained and measured")
         except UserError:
             raise
@@ -84,27 +70,29 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
-    found = [
-        (part, find_stored_runs(part.session, [part.request])[0]) for part in _parts(session, runs, facts)
-    ]
-    trained = [_curve_point(part.session, reader, run) for part, run in found if run and run.state == "done"]
+    found = [(part, find_stored_runs(part, [request])[0]) for part, request in _parts(session, runs, facts)]
+    trained = [(part, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
-    points = [*trained, _curve_point(session, reader, whole)]
+    points = [
+        decision.TrainingSize(
+            _n_rows(of, run.candidate),
+            facts_of(of, reader, run).training_cost_usd,
+            reader.read(run, of.target),
+        )
+        for of, run in [*trained, (session, whole)]
+    ]
     return decision.learning_curve(name, points, session.target.primary)
 
 
-def _curve_point(session: Session, reader: Reader, run: Run) -> decision.TrainingSize:
-    cost = facts_of(session, reader, run).training_cost_usd
-    return decision.TrainingSize(_n_rows(session, run.candidate), cost, reader.read(run, session.target))
-
-
 def _n_rows(session: Session, name: str) -> int:
-    """Count the rows that a candidate trains on."""
     return len(training_data(session, session.candidates[name].source).items.train)
 
 
-def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[DataShare]:
-    """Yield the parts one after the other, so that each goes on with the base that is in memory."""
+def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:
+    """Yield for each share of the training data a session that holds it alone, and its run.
+
+    One after the other, so that each goes on with the base that is in memory.
+    """
     name = _curve_candidate(session, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
         return
@@ -119,11 +107,10 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[DataShare]:
         here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
-        yield DataShare(last, RunRequest(last.candidates[part], session.first_seed))
+        yield last, RunRequest(last.candidates[part], session.first_seed)
 
 
 def _share_of(session: Session, of: MeasuredTask, share: float) -> MeasuredTask:
-    """Return the target with a share of its training rows."""
     return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.first_seed))
 
 
@@ -134,12 +121,9 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
 
 
 def _curve_candidate(session: Session, facts: Facts) -> str | None:
-    """Name the fine-tune that the decision is about, where it is trained here."""
     name = decision.best_trained(facts) or decision.strongest(facts)
-    return name if name in list(_find_trained(session, [name] if name else [])) else None
+    return name if name and _find_trained(session, [name]) else None
 
 
-def _find_trained(session: Session, selected: Iterable[str]) -> Iterator[str]:
-    for name in selected:
-        if session.candidates[name].method.trains:
-            yield name
+def _find_trained(session: Session, selected: Iterable[str]) -> list[str]:
+    return [name for name in selected if session.candidates[name].method.trains]

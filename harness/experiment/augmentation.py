@@ -7,7 +7,7 @@ may. Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/151
 augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from harness.data import contamination, formats
@@ -20,15 +20,7 @@ from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.asking import (
-    CHAT_TOKENS,
-    AnswerBook,
-    BudgetedWriter,
-    PromptRequest,
-    WriterPlan,
-    WriterUsage,
-)
-from harness.experiment.generated_rows.writers import Writer
+from harness.experiment import writers
 from harness.formatting import count, pluralize
 from harness.progress import Progress
 from harness.records import Limits, Message, Output, fold_text
@@ -60,30 +52,14 @@ class Rewriting(NamedTuple):
     max_cost: float | None = None
 
 
-def plan_rewordings(writer: Writer, texts: Sequence[str], how: Rewriting) -> WriterPlan:
-    """Count what rewording texts takes, before anything is sent."""
-    book = AnswerBook(writer.folder, writer.identity)
-    first = [_write_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)]
-    known = sum(book.find(one.key) is not None for one in first)
-    n = len(first) * len(how.prompts)
-    own = sum(costs.tokens(how.prompts[0].replace(TEXT, text)) + CHAT_TOKENS for text in texts)
-    later = sum(costs.tokens(prompt) + CHAT_TOKENS + how.max_new_tokens for prompt in how.prompts[1:])
-    read = how.variants * (own + later * len(texts))
-    generated = n * how.max_new_tokens
-    return WriterPlan(n, known, read, generated, writer.planned(read, generated))
-
-
 def reword(
-    writer: Writer, texts: Sequence[str], how: Rewriting, progress: Progress
-) -> tuple[list[tuple[Rewording, ...]], WriterUsage]:
+    writer: writers.Writer, texts: Sequence[str], how: Rewriting, progress: Progress
+) -> tuple[list[tuple[Rewording, ...]], writers.WriterUsage]:
     """Reword each text so many times, in their order; the model is opened only where it has to be asked.
 
     Returns what was spent beside it.
-
-    Raises:
-        CandidateFailed: it cannot be asked, or has cost what it may; the answers so far are kept.
     """
-    budgeted = BudgetedWriter(writer, how.max_cost, progress)
+    budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
     wanted = [(text, i) for text in texts for i in range(how.variants)]
     latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
     for step, prompt in enumerate(how.prompts, start=1):
@@ -96,11 +72,11 @@ def reword(
     return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], budgeted.usage
 
 
-def _write_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> PromptRequest:
+def _write_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> writers.PromptRequest:
     message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
     drawn = how.temperature > 0
     limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)
-    return PromptRequest((message,), limits, seed_of(how.seed, text, variant) if drawn else None)
+    return writers.PromptRequest((message,), limits, seed_of(how.seed, text, variant) if drawn else None)
 
 
 def _read(output: Output) -> Rewording:
@@ -144,7 +120,10 @@ def choose_rows(
         UserError: there is none.
     """
     found = {i: one for i, row in enumerate(content.rows) if (one := find_question(row, roles))}
-    evaluated_at = {i: _name_evaluated(content.rows[i], evaluated) for i in found}
+    evaluated_at = {
+        i: next((at for of in evaluated if (at := of.questions.get(of.question_of(content.rows[i])))), "")
+        for i in found
+    }
     left = [
         Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
         for i, at in evaluated_at.items()
@@ -172,14 +151,23 @@ def choose_rows(
     return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
 
 
-def plan(of: Augmentation, writer: Writer, how: Rewriting) -> WriterPlan:
+def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
     """Count what the rewordings take, before anything is sent."""
-    return plan_rewordings(writer, [one.text for one in of.texts.values()], how)
+    texts = [one.text for one in of.texts.values()]
+    book = writers.AnswerBook(writer.folder, writer.identity)
+    first = [_write_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)]
+    known = sum(book.find(one.key) is not None for one in first)
+    n = len(first) * len(how.prompts)
+    own = sum(costs.tokens(how.prompts[0].replace(TEXT, text)) + writers.CHAT_TOKENS for text in texts)
+    later = sum(costs.tokens(prompt) + writers.CHAT_TOKENS + how.max_new_tokens for prompt in how.prompts[1:])
+    read = how.variants * (own + later * len(texts))
+    generated = n * how.max_new_tokens
+    return writers.WriterPlan(n, known, read, generated, writer.planned(read, generated))
 
 
 def make_rows(
-    of: Augmentation, writer: Writer, how: Rewriting, progress: Progress, *, in_columns: bool
-) -> tuple[list[EditedRow], WriterUsage]:
+    of: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
+) -> tuple[list[EditedRow], writers.WriterUsage]:
     """Reword the chosen rows; return every row, beside it those made from it, and what they took.
 
     Raises:
@@ -230,15 +218,9 @@ def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> Evaluat
     return EvaluatedQuestions(questions, lambda row: fold_text(read_question_and_answers(row, roles).whole))
 
 
-def _name_evaluated(row: Row, evaluated: Sequence[EvaluatedQuestions]) -> str:
-    """Name where a row's question is evaluated; empty where it is not."""
-    return next((at for of in evaluated if (at := of.questions.get(of.question_of(row)))), "")
-
-
 def _mark_contaminated(
     of: Augmentation, made: Sequence[Sequence[Rewording]]
 ) -> dict[int, tuple[Rewording, ...]]:
-    """Mark by row the rewordings that ask what is evaluated, exactly or in other words."""
     flat = [(i, k) for i, found in zip(of.texts, made, strict=True) for k in range(len(found))]
     by_row = {i: list(found) for i, found in zip(of.texts, made, strict=True)}
     fit = [(i, k) for i, k in flat if not by_row[i][k].failure]
@@ -248,19 +230,13 @@ def _mark_contaminated(
         for row, (i, k) in zip(rows, fit, strict=True)
     ]
     for evaluated in of.evaluated:
-        for place, at in _find_contaminated(evaluated, [evaluated.question_of(row) for row in rows]):
+        questions = [evaluated.question_of(row) for row in rows]
+        places = list(evaluated.questions.values())
+        alike = [
+            (one.training, places[one.evaluated]) for one in overlaps(questions, list(evaluated.questions))
+        ]
+        same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
+        for place, at in [*alike, *same]:
             i, k = fit[place]
             by_row[i][k] = Rewording("", f"is evaluated: {at}")
     return {i: tuple(found) for i, found in by_row.items()}
-
-
-def _find_contaminated(evaluated: EvaluatedQuestions, questions: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Yield the place of each question that is evaluated, and where."""
-    places = list(evaluated.questions.values())
-    for found in overlaps(questions, list(evaluated.questions)):
-        yield found.training, places[found.evaluated]
-    yield from (
-        (i, evaluated.questions[question])
-        for i, question in enumerate(questions)
-        if question in evaluated.questions
-    )

@@ -1,28 +1,113 @@
-"""Command for the preflight check: doctor.
+"""Commands before a comparison: init, which writes an experiment for rows, and doctor, the preflight check.
 
-Invariant: it computes nothing but, on request, the A/A noise; whatever is wrong is listed, and the exit code
-says whether something is.
+Invariant: nothing is computed but, on request, the A/A noise. Doctor lists whatever is wrong, and its exit
+code says whether something is.
 """
 
 import re
 import shlex
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import EXPERIMENT, app, print_result, say
-from harness.cli.options import ExperimentFile, Json, Option, Precision, verb
+from harness.cli.app import EXPERIMENT, app, print_lines, print_result, say
+from harness.cli.options import Argument, ExperimentFile, Json, Option, Precision, config_option, verb
 from harness.errors import Problem, UserError
 from harness.formatting import UNKNOWN, count, percent, plain, seconds, usd
 
 if TYPE_CHECKING:
     from harness.experiment import BaseFit
-    from harness.experiment.preflight import Checkup, Cost
-    from harness.records import Noise
+    from harness.experiment.preflight import Cost
+    from harness.experiment.scaffold import Request
+    from harness.progress import Progress
     from harness.report import ResultDocument, Section
 
-_COLUMNS = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
+
+@verb(
+    app,
+    "harness init tickets --data tickets.csv",
+    "harness init faq --data faq.jsonl --documents manual.jsonl",
+    "harness init chat --data hub:owner/name --base-model Qwen/Qwen2.5-0.5B-Instruct",
+    heading=EXPERIMENT,
+)
+def init(
+    folder: Annotated[Path, Argument("Where to write; a file is taken for --data.", "DIR")] = Path(),
+    data: Annotated[
+        str | None,
+        Option("Your rows: a file, or hub:owner/name. Without it an example to edit is written.", env=True),
+    ] = None,
+    task: Annotated[
+        str | None,
+        Option("The kind of task, if guessed wrong: labels, choice, question, preference or text."),
+    ] = None,
+    base_model: Annotated[
+        str, Option("The base model: a hub id, a folder, or the embedded one.", env=True)
+    ] = "smollm2-135m",
+    pairs: Annotated[str | None, Option("A file of preference pairs.", env=True)] = None,
+    documents: Annotated[str | None, Option("A file of documents to retrieve from.", env=True)] = None,
+    prompt: Annotated[
+        str | None, Option("The question's column, or a template over several, if guessed wrong.")
+    ] = None,
+    reference: Annotated[str | None, Option("The answer's column, or a template, if guessed wrong.")] = None,
+    instruction: Annotated[
+        str | None, Option("The system text to ask with, instead of the draft that is made from your rows.")
+    ] = None,
+    minutes: Annotated[
+        float,
+        Option(
+            "Longest estimated time of compare on this machine; rows and sweep are cut to it.",
+            env=True,
+            min=0.1,
+        ),
+    ] = 20.0,
+    as_json: Json = False,
+) -> None:
+    """Write an experiment for your rows that runs as it is.
+
+    Without --data it writes a small example to edit. It never overwrites a file.
+    """
+    from harness.cli.progress_bar import TerminalProgress
+    from harness.experiment import scaffold
+
+    if folder.is_file() and data is None:  # rows are meant
+        folder, data = Path(), str(folder)
+    kind = scaffold.parse_kind(task)
+    rows = data or str(scaffold.write_example(folder))
+    request = scaffold.Request(
+        folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes, instruction
+    )
+    progress = TerminalProgress()
+    with progress.stage(f"reading {rows}"):
+        proposal = scaffold.propose(request)
+    for line in _check(request, progress) if data else ():
+        say(f"data: {line}")
+    written = [*([] if data else [rows]), *map(str, scaffold.write(proposal))]
+    for line in proposal.warnings:
+        say(line)
+    plain = {
+        "task": proposal.kind,
+        "metrics": proposal.task.metrics,
+        "candidates": list(proposal.candidates),
+        "said": proposal.said,
+        "files": written,
+    }
+    command = f"harness compare{config_option(folder / 'harness.yaml')}"
+    step = f"next: {command} --dry-run estimates tokens and time; {command} runs it"
+    print_lines(plain, [*proposal.said, f"wrote {' and '.join(written)}", step], as_json)
+
+
+def _check(request: "Request", progress: "Progress") -> tuple[str, ...]:
+    """Check the rows before anything is made of them, or say what keeps them from being read."""
+    from harness.experiment.check_rows import RowCheck, check_briefly
+
+    options = RowCheck([request.data], prompt=request.prompt, reference=request.reference)
+    try:
+        found = check_briefly(options, progress)
+        return (*found.lines, f"the whole page: {found.command}")
+    except UserError as error:
+        return tuple(map(str, error.problems))
 
 
 @verb(
@@ -58,8 +143,14 @@ def doctor(
     takes and what it costs; no weights are read.
     """
     if base or gpu:
-        query = (gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
-        _say_what_fits(base, query, as_json)
+        from harness.experiment import FitQuery, examine_base
+        from harness.report import to_plain
+
+        query = FitQuery(gigabytes(gpu), length, batch, precision or "bf16", tokens, tflops, hour_usd, gpus)
+        if not base:
+            raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
+        fit = examine_base(base, query)
+        print_result(to_plain(fit), base_document(fit), as_json)
         return
     at = at.override({"precision": precision})
     if noise:
@@ -67,10 +158,25 @@ def doctor(
         return
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.preflight import examine
-    from harness.report import to_plain
+    from harness.models.hardware import probe_notes
+    from harness.report import ResultDocument, Section, to_plain
 
     found = examine(at.config, at.settings, TerminalProgress(), embeddings)
-    print_result(to_plain(found), checkup_document(found), as_json)
+    machine, room = found.machine, found.memory
+    versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
+    slow = f"; {said}" if (said := probe_notes(machine)) else ""
+    rows = [
+        ("machine", f"{machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}"),
+        ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
+        ("disk", f"{found.disk_free_gb:,.0f} GB free"),
+        ("packages", versions),
+        *(("", f"missing: {name}, {how}") for name, how in found.absent.items()),
+        *([("vLLM", found.vllm)] if found.vllm else []),
+        *(("found", line) for line in found.experiment),
+        *(("data", line) for line in (found.data.lines if found.data else ())),
+    ]
+    costs = [cost_section(found.costs)] if found.costs else []
+    print_result(to_plain(found), ResultDocument("", [Section(rows=rows), *costs], ""), as_json)
     if found.data:
         say(f"all of the data's findings: {found.data.command}")
     for line in (*found.recipes, *found.judges):
@@ -84,27 +190,13 @@ def doctor(
 
 
 def gigabytes(written: str) -> float:
-    """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`.
-
-    Raises:
-        UserError: it is none.
-    """
+    """Read a card's memory in GB, 1e9 bytes, from `24GB`, `24` or `24GiB`."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(GB|GiB|G)?", written, re.IGNORECASE)
     if not found or not float(found[1]):
         cards = re.fullmatch(r"(\d+) ?[x×*] ?(\d\S*)", written, re.IGNORECASE)
         step = f"--gpu {cards[2]} --gpus {cards[1]}" if cards else "--gpu 24GB"
         raise UserError(Problem("--gpu", written or "nothing", "the memory of one card", step))
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
-
-
-def _say_what_fits(base: str, query: tuple[Any, ...], as_json: bool) -> None:
-    from harness.experiment import FitQuery, examine_base
-    from harness.report import to_plain
-
-    if not base:
-        raise UserError(Problem("--base", "nothing", "a folder or a hub id", "--base Qwen/Qwen3-8B"))
-    found = examine_base(base, FitQuery(*query))
-    print_result(to_plain(found), base_document(found), as_json)
 
 
 _SHARED = (
@@ -159,12 +251,6 @@ def _measure_noise(at: ExperimentFile, as_json: bool) -> None:
 
     session, _ = at.open_session()
     found = measure_noise(session)
-    print_result({**asdict(found), "flips": found.flips, "n": found.n}, noise_document(found), as_json)
-    say(f"stored in {session.store.folder / 'noise'}")
-
-
-def noise_document(found: "Noise") -> "ResultDocument":
-    """Lay out what flipped on each task, and the sum."""
     from harness.report import ResultDocument, Section
 
     arms = list(dict.fromkeys(arm for task in found.tasks for arm in task.flips))
@@ -181,29 +267,9 @@ def noise_document(found: "Noise") -> "ResultDocument":
     share = percent(found.flips / found.n) if found.n else UNKNOWN
     flipped = f"{count(found.flips)} of {count(found.n)} answers flipped ({share} %)"
     last = f"{flipped}, {found.precision}, {found.device}"
-    return ResultDocument("", [Section(columns=columns, rows=rows)], last)
-
-
-def checkup_document(found: "Checkup") -> "ResultDocument":
-    """Lay out the machine and what is installed, then what each candidate takes."""
-    from harness.models.hardware import probe_notes
-    from harness.report import ResultDocument, Section
-
-    machine, room = found.machine, found.memory
-    versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
-    slow = f"; {said}" if (said := probe_notes(machine)) else ""
-    rows = [
-        ("machine", f"{machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}"),
-        ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
-        ("disk", f"{found.disk_free_gb:,.0f} GB free"),
-        ("packages", versions),
-        *(("", f"missing: {name}, {how}") for name, how in found.absent.items()),
-        *([("vLLM", found.vllm)] if found.vllm else []),
-        *(("found", line) for line in found.experiment),
-        *(("data", line) for line in (found.data.lines if found.data else ())),
-    ]
-    costs = [cost_section(found.costs)] if found.costs else []
-    return ResultDocument("", [Section(rows=rows), *costs], "")
+    document = ResultDocument("", [Section(columns=columns, rows=rows)], last)
+    print_result({**asdict(found), "flips": found.flips, "n": found.n}, document, as_json)
+    say(f"stored in {session.store.folder / 'noise'}")
 
 
 def cost_section(costs: "Sequence[Cost]") -> "Section":
@@ -212,29 +278,23 @@ def cost_section(costs: "Sequence[Cost]") -> "Section":
 
     knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
     lead = "estimated / measured, each made alone and from nothing"
-    return Section(columns=_COLUMNS, rows=list(map(_row, costs)), lead=lead, notes=knobs)
-
-
-def _row(cost: "Cost") -> tuple[str, ...]:
-    time_s, spent = cost.time_measured_s, cost.cost_measured_usd
-    gib, fits = memory_texts(cost)
-    return (
-        cost.candidate,
-        gib,
-        _describe_beside(seconds(cost.time_s), None if time_s is None else seconds(time_s)),
-        f"{cost.flops:.1e}" if cost.flops else "few",
-        _describe_beside(usd(cost.cost_usd), None if spent is None else usd(spent)),
-        fits,
-    )
+    rows = []
+    for cost in costs:
+        time_s, spent = cost.time_measured_s, cost.cost_measured_usd
+        time = _describe_beside(seconds(cost.time_s), None if time_s is None else seconds(time_s))
+        price = _describe_beside(usd(cost.cost_usd), None if spent is None else usd(spent))
+        gib, fits = memory_texts(cost)
+        rows.append((cost.candidate, gib, time, f"{cost.flops:.1e}" if cost.flops else "few", price, fits))
+    columns = ("candidate", "memory GiB", "time", "operations", "cost USD", "fits")
+    return Section(columns=columns, rows=rows, lead=lead, notes=knobs)
 
 
 def memory_texts(cost: "Cost") -> tuple[str, str]:
     """Say how much memory a candidate takes, as estimated and as measured, and whether it fits."""
     gib = (cost.memory_gib, cost.memory_measured_gib)
     estimated, measured = (None if x is None else f"{x:.1f}" for x in gib)
-    return _describe_beside(estimated or UNKNOWN, measured), {True: "yes", False: "no", None: UNKNOWN}[
-        cost.fits
-    ]
+    fits = {True: "yes", False: "no", None: UNKNOWN}[cost.fits]
+    return _describe_beside(estimated or UNKNOWN, measured), fits
 
 
 def _describe_beside(estimated: str, measured: str | None) -> str:

@@ -1,47 +1,37 @@
-"""Training rows that a teacher answered: it labels the rows, or rewrites the answers that they have.
+"""Rows and system texts that a teacher writes: answers to training rows, rewritten ones, texts to be tried.
 
 Invariant: a row has the question it had before, and none that is evaluated; an answer that was cut, or is
-none of the task's labels, makes no row. The same teacher, rows and seed give the same rows.
-Source: sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947, section 3.2.
+none of the task's labels, makes no row. The same teacher, rows and seed give the same rows. The model is
+shown training rows and what the task says of itself, never a validation or test row; a text that repeats
+another, letter case and spaces aside, is left out.
+Source: sequence-level distillation, Kim and Rush 2016, https://arxiv.org/abs/1606.07947, section 3.2;
+prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.org/abs/2211.01910
 """
 
+import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness import __version__
 from harness.data import Notes, SourcedExample, readers, splits
 from harness.data import examples as items_of
-from harness.data.edit import Change, Edit, EditedRow, drop
+from harness.data.edit import Change, Edit, EditedRow, digest_of, drop
 from harness.data.examples import FIELD
-from harness.data.text_files import Row
+from harness.data.text_files import Row, display_path
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.session import Session
-from harness.experiment.generated_rows.asking import (
-    AnswerBook,
-    BudgetedWriter,
-    PromptRequest,
-    WriterPlan,
-    WriterUsage,
-    plan_requests,
-    sum_usage,
-)
-from harness.experiment.generated_rows.writers import (
-    candidate_writer,
-    check_contamination,
-    record_contamination,
-    refuse_unpriced,
-    refuse_without_text,
-)
+from harness.experiment import writers
 from harness.experiment.runs.stored_rows import refuse_folds
 from harness.formatting import pluralize
 from harness.metrics import Metric, normalize
 from harness.prompting import Step
-from harness.records import Example, Limits, Output
+from harness.records import Example, Limits, Output, fold_text
 from harness.spec import Fields, Task
 
 _REWRITE = """\
@@ -82,22 +72,18 @@ class DistilledRows(NamedTuple):
 
     edit: Edit
     outcomes: list[EditedRow]
-    spent: WriterUsage
+    spent: writers.WriterUsage
     agreement: float | None
     notes: tuple[str, ...]
 
 
-def plan_distillation(session: Session, name: str, request: Distillation) -> WriterPlan:
-    """Count the requests to a teacher, without sending one.
-
-    Raises:
-        UserError: it generates no text, or there is nothing to ask.
-    """
+def plan_distillation(session: Session, name: str, request: Distillation) -> writers.WriterPlan:
+    """Count the requests to a teacher, without sending one."""
     candidate = session.candidates[name]
     _refuse_unusable(session, candidate, request)
-    writer, rows = candidate_writer(session, name), _rows(session, request)
-    refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
-    return plan_requests(writer, _prompts(session, candidate, rows, request))
+    writer, rows = writers.candidate_writer(session, name), _rows(session, request)
+    writers.refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
+    return writers.plan_requests(writer, _prompts(session, candidate, rows, request))
 
 
 def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
@@ -112,13 +98,14 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     candidate, seed = session.candidates[name], session.first_seed
     _refuse_unusable(session, candidate, request)
     rows = _rows(session, request)
-    notes = check_contamination(session, rows, "train", request.prompts or out)
-    writer = candidate_writer(session, name)
-    refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
+    notes = writers.check_contamination(session, rows, "train", request.prompts or out)
+    writer = writers.candidate_writer(session, name)
+    writers.refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
     prompts = _prompts(session, candidate, rows, request)
-    budgeted = BudgetedWriter(writer, request.max_cost, session.progress)
+    budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
     answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
-    spent = sum_usage(writer, [one for one in _once(prompts, answers) if one.finish_reason != "error"])
+    once = {prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}
+    spent = writers.sum_usage(writer, [one for one in once.values() if one.finish_reason != "error"])
     metric = None if session.target.judged else session.target.primary
     scores = [
         _score(metric, row.example, answer.text)
@@ -126,21 +113,29 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         else None
         for row, answer in zip(rows, answers, strict=True)
     ]
-    written = _output_rows(session, rows, request)
+    written = [Row(row.where, _fields(row.example)) for row in rows]
+    if session.target.task.fields != Fields():  # in the columns that the task names
+        file = request.prompts or session.target.task.data.source("train") or ""
+        own = {row.where: row for row in readers.read(file, "train").rows}
+        written = [own[row.where] for row in rows]
     outcomes = [
         _outcome(session.target.task, *of, request) for of in zip(written, answers, scores, strict=True)
     ]
-    _refuse_none(outcomes)
+    if not any(outcome.row for outcome in outcomes):
+        reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
+        found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
+        step = "a larger --max-new-tokens, a system text that says the form of the answer, or another teacher"
+        raise UserError(Problem("harness data distill", found, "answers to train on", step))
     used = {
         "teacher": name,
         "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
         "weights": writer.weights_digest,
         "prompting": "" if request.rewrite else prompting_digest(session, candidate.recipe, seed),
-        "answers": AnswerBook(writer.folder, writer.identity).path.name,
+        "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
         **request._asdict(),
         "max_new_tokens": _limits(session, request).max_new_tokens,
         "spent": spent._asdict(),
-        "leak_check": record_contamination(session, notes),
+        "leak_check": writers.record_contamination(session, notes),
     }
     file = request.prompts or session.target.task.data.source("train") or ""
     edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
@@ -150,8 +145,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
 
 
 def _refuse_unusable(session: Session, candidate: ResolvedCandidate, request: Distillation) -> None:
-    """Refuse a teacher that cannot be asked, and options that do not go together."""
-    refuse_without_text(session, candidate)
+    writers.refuse_without_text(session, candidate)
     refuse_folds(session, "harness data distill", "in which every training row is tested too")
     if request.prompts and (request.rewrite or request.min_score is not None):
         option = "--rewrite" if request.rewrite else "--min-score"
@@ -192,23 +186,17 @@ def _limits(session: Session, request: Distillation) -> Limits:
 
 def _prompts(
     session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], request: Distillation
-) -> list[PromptRequest]:
-    """Write the teacher's prompt of each row."""
+) -> list[writers.PromptRequest]:
     step = prompting_step(session, candidate.recipe, session.first_seed)
     drawn, limits = request.temperature > 0, _limits(session, request)
     return [
-        PromptRequest(
+        writers.PromptRequest(
             _prompt(row.example, request.rewrite, step).messages,
             limits,
             seed_of(request.seed, row.example.id, 0) if drawn else None,
         )
         for row in rows
     ]
-
-
-def _once(prompts: Sequence[PromptRequest], answers: Sequence[Output]) -> list[Output]:
-    """Return the answers, those of equal prompts once."""
-    return list({prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}.values())
 
 
 def _prompt(example: Example, instruction: str, step: Step) -> Example:
@@ -230,7 +218,6 @@ def _score(metric: Metric, example: Example, text: str) -> float | None:
 
 
 def _outcome(task: Task, row: Row, answer: Output, score: float | None, request: Distillation) -> EditedRow:
-    """Return the row with the teacher's answer, or why it has none."""
     if answer.finish_reason == "error":
         return drop(row, f"the teacher failed ({answer.error})" if answer.error else "the teacher failed")
     text = answer.text.strip()
@@ -251,30 +238,119 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, request:
     return EditedRow(Row(row.where, fields), Change(row.where, "changed", (said,)))
 
 
-def _output_rows(session: Session, rows: Sequence[SourcedExample], request: Distillation) -> Iterator[Row]:
-    """Yield the rows as they are to be written: in their own columns where the task names some."""
-    task = session.target.task
-    if task.fields == Fields():
-        yield from (Row(row.where, _fields(row.example)) for row in rows)
-        return
-    file = request.prompts or task.data.source("train") or ""
-    own: Mapping[str, Row] = {row.where: row for row in readers.read(file, "train").rows}
-    yield from (own[row.where] for row in rows)
-
-
 def _fields(example: Example) -> dict[str, Any]:
-    """Write what a row asks, as harness reads it."""
-    single = len(example.messages) == 1 and example.messages[0]["role"] == "user"
-    question: dict[str, Any] = {"prompt": example.prompt} if single else {"messages": list(example.messages)}
-    own = {"cluster": example.cluster} if example.cluster not in ("", example.id) else {}
-    own |= {"slice": example.slice} if example.slice else {}
-    documents = {"documents": list(example.documents)} if example.documents else {}
-    return {"id": example.id, **question, **own, **documents}
+    question, groups = writers.write_question(example)
+    return {**question, **groups, **({"documents": list(example.documents)} if example.documents else {})}
 
 
-def _refuse_none(outcomes: Sequence[EditedRow]) -> None:
-    if not any(outcome.row for outcome in outcomes):
-        reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
-        found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
-        step = "a larger --max-new-tokens, a system text that says the form of the answer, or another teacher"
-        raise UserError(Problem("harness data distill", found, "answers to train on", step))
+_ASK = """\
+Write a system text for a language model that has to do this task.
+
+{task}
+{examples}
+The text says what to do, which form the answer has, and what to watch out for. Begin it with: {start}
+Reply with the system text alone."""
+# So that greedy texts differ too.
+_STARTS = ("You are", "Read", "Your task is", "Answer", "Think about", "Given")
+
+
+class PromptProposal(NamedTuple):
+    """Question to a proposer: how many texts, from how many training rows, how long, and what it may cost."""
+
+    n: int = 6
+    n_examples: int = 4
+    max_new_tokens: int = 200
+    temperature: float = 0.7
+    max_cost: float | None = None
+    seed: int = 0
+
+
+class ProposedPrompts(NamedTuple):
+    """System texts, each once, with what they depend on and what they took."""
+
+    texts: tuple[str, ...]
+    provenance: dict[str, Any]
+    spent: writers.WriterUsage
+
+
+def plan_proposals(session: Session, name: str, request: PromptProposal) -> writers.WriterPlan:
+    """Count the requests to a proposer, without sending one."""
+    writer, _, questions = _ask_for_system_texts(session, name, request)
+    return writers.plan_requests(writer, questions)
+
+
+def _ask_for_system_texts(
+    session: Session, name: str, request: PromptProposal
+) -> tuple[writers.Writer, list[Example], list[writers.PromptRequest]]:
+    """Return the proposer, the training rows that it is shown, and its prompts."""
+    refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
+    writer = writers.candidate_writer(session, name)
+    writers.refuse_unpriced(session.candidates[name], writer.planned(1, 1), request.max_cost)
+    task, rows = session.target.task, session.target.items.train
+    if not rows:
+        found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
+        raise UserError(Problem(f"task {task.name}", found, "rows that show the questions", step))
+    shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
+    return writer, shown, [_ask_for_system_text(session, shown, request, k) for k in range(request.n)]
+
+
+def propose_prompts(session: Session, name: str, request: PromptProposal) -> ProposedPrompts:
+    """Let a candidate propose system texts for the target.
+
+    Raises:
+        UserError: it generates no text, there are no training rows, or it proposes nothing that can be used.
+        CandidateFailed: it cannot be asked, or has cost what is allowed.
+    """
+    writer, shown, questions = _ask_for_system_texts(session, name, request)
+    task, budgeted = session.target.task, writers.BudgetedWriter(writer, request.max_cost, session.progress)
+    outputs = budgeted.answers(questions, f"{request.n} system texts by {name}")
+    answers = [one for one in outputs if one.finish_reason != "error"]
+    whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
+    first: dict[str, str] = {}
+    for text in whole:
+        first.setdefault(fold_text(text), text)
+    if not first:
+        failed = dict.fromkeys(one.error for one in outputs if one.error)
+        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
+        step = "a larger --max-new-tokens, or another model"
+        raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
+    spent = writers.sum_usage(writer, answers)
+    file = task.data.source("train") or ""
+    provenance = {
+        "harness": __version__,
+        "proposer": name,
+        "weights": writer.weights_digest,
+        "task": task.name,
+        "examples": [example.id for example in shown],
+        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+        **request._asdict(),
+        "spent": spent._asdict(),
+    }
+    return ProposedPrompts(tuple(first.values()), provenance, spent)
+
+
+def recipe_text(made: ProposedPrompts) -> str:
+    """Write a candidate with the texts as a grid of harness.yaml; a comment says who proposed them."""
+    said = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()]
+    texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
+    return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
+
+
+def _ask_for_system_text(
+    session: Session, shown: Sequence[Example], request: PromptProposal, k: int
+) -> writers.PromptRequest:
+    """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
+    task = session.target.task
+    about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
+    about += [f"Its present system text: {task.system}" if task.system else ""]
+    examples = [
+        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
+    ]
+    content = _ASK.format(
+        task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
+        examples="\n".join(examples),
+        start=_STARTS[k % len(_STARTS)],
+    )
+    seed = seed_of(request.seed, "proposal", k) if request.temperature else None
+    limits = Limits(request.max_new_tokens, (), request.temperature)
+    return writers.PromptRequest(({"role": "user", "content": content},), limits, seed)

@@ -7,7 +7,6 @@ again.
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 from harness import comparison, gating, store
 from harness.errors import Problem
@@ -17,8 +16,8 @@ from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import answer_and_score
 from harness.evaluation.row_sets import prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.weights.capability_on_validation import capability_change, mean_score
-from harness.experiment.weights.weights_folder import processes_of
+from harness.experiment.capability_on_validation import capability_change, mean_score
+from harness.experiment.training_fit import processes_of
 from harness.gating import Measurement, cut_to_half
 from harness.gating.halves import cluster_name, split
 from harness.models.hub import is_packed, load_tokenizer
@@ -28,13 +27,6 @@ from harness.regularizers import has_hook
 from harness.spec import Recipe
 from harness.training import TRACKED, SupervisedParams, Weights, map_tracked_folders, tokenize
 from harness.training import plan_tracked_steps as plan_supervised
-
-
-class _SampledTask(NamedTuple):
-    """A capability task cut to its sampled items, and the base's rows of them."""
-
-    measured: MeasuredTask
-    base: list[SampleResult]
 
 
 def check_tracking(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -109,8 +101,10 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
     return times(once + general + Work(opened=1), source.track.points)
 
 
-def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> list[_SampledTask]:
-    """Sample items of the search half evenly from the tasks that count there, by the digests of clusters."""
+def _sample(
+    session: Session, base_rows: Mapping[str, str], n_items: int
+) -> list[tuple[MeasuredTask, list[SampleResult]]]:
+    """Sample items of the search half evenly from the tasks that count there; beside them the base's rows."""
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
         for m in session.suites
@@ -126,25 +120,17 @@ def _sample(session: Session, base_rows: Mapping[str, str], n_items: int) -> lis
     counting = gating.name_admitted_tasks(part)
     there = {m.task.name: m.base for m in part if m.task.name in counting}
     each = -(-n_items // max(1, len(there)))
-    return [
-        _cut(
-            m,
-            sorted(there[m.task.name], key=lambda row: (digest([seed, cluster_name(row)]), row.example_id))[
-                :each
-            ],
+    sampled = []
+    for m in (m for m in session.suites if m.task.name in there):
+        ordered = sorted(
+            there[m.task.name], key=lambda row: (digest([seed, cluster_name(row)]), row.example_id)
         )
-        for m in session.suites
-        if m.task.name in there
-    ]
-
-
-def _cut(m: MeasuredTask, base: Sequence[SampleResult]) -> _SampledTask:
-    """Cut a task to the items of these rows; its version names them."""
-    ids = sorted(row.example_id for row in base)
-    known = set(ids)
-    items = replace(m.items, test=tuple(e for e in m.items.test if e.id in known))
-    versions = {**m.versions, "test": digest([m.versions["test"], ids])}
-    return _SampledTask(m._replace(items=items, versions=versions, weights=None), list(base))
+        base = ordered[:each]
+        ids = sorted(row.example_id for row in base)
+        items = replace(m.items, test=tuple(e for e in m.items.test if e.id in set(ids)))
+        versions = {**m.versions, "test": digest([m.versions["test"], ids])}  # which names the items
+        sampled.append((m._replace(items=items, versions=versions, weights=None), base))
+    return sampled
 
 
 def _measure(
@@ -153,17 +139,19 @@ def _measure(
     step: int,
     made: Weights,
     seed: int,
-    sampled: Sequence[_SampledTask],
+    sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]],
 ) -> TrackedPoint:
     validation = target_sets(session, candidate.source, made, seed)[0]
-    general = [suite_set(session, made, one.measured) for one in sampled]
+    general = [suite_set(session, made, measured) for measured, _ in sampled]
     name = f"{candidate.source_name} at step {step}"
     answer_and_score(session, made, [validation, *general], name, candidate.base)
     target = mean_score(session.target.primary, validation.read(session.store))
     if not sampled:
         return TrackedPoint(step=step, target=target)
-    pairs = zip(sampled, general, strict=True)
-    changes = [capability_change(one.measured.primary, one.base, of.read(session.store)) for one, of in pairs]
+    changes = [
+        capability_change(measured.primary, base, rows.read(session.store))
+        for (measured, base), rows in zip(sampled, general, strict=True)
+    ]
     mean = comparison.mean_change(changes)
     return TrackedPoint(
         step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n

@@ -1,9 +1,12 @@
-"""Weights of a candidate and seed: found, or made by one fit or the best trial on validation.
+"""Weights of a candidate and seed: found, or made by one fit or the best trial; prompts are chosen so too.
 
-Invariant: whatever weights start from or are selected among is made first.
+Invariant: whatever weights start from or are selected among is made first. A candidate whose prompt was
+chosen answers by that one alone, so no other prompt of it sees a test item; what was chosen follows from
+stored answers, and whoever reads them chooses the same. A folder of weights is named by everything they
+depend on, and exists only when they are complete.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -11,26 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.errors import CandidateFailed, Diverged, NotStored
+from harness.errors import CandidateFailed, Diverged, HarnessError, NotStored, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
-from harness.experiment.weights import proposals
-from harness.experiment.weights.capability_on_validation import score_forgetting, validate
-from harness.experiment.weights.pruned_trials import TrialScores, train_until_pruned
-from harness.experiment.weights.training_fit import FitInputs, find_mixed_rows, find_penalty_rows, fit
-from harness.experiment.weights.trial_record import (
-    fails_alone,
-    find_failed_trial,
-    find_under_way,
-    forget_under_way,
-    make_failed_trial,
-    note_under_way,
-    phrase_no_trial,
-    read_stored_error,
-    record_failed_trial,
-    record_trial,
-)
-from harness.experiment.weights.weights_folder import folder_of
+from harness.experiment import trials
+from harness.experiment.capability_on_validation import score_forgetting, validate
+from harness.experiment.training_fit import FitInputs, find_regularizer_rows, fit, folder_of
 from harness.plugins import OR
 from harness.records import Trial
 from harness.spec import SubjectTo
@@ -54,15 +43,11 @@ def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: in
 
 
 def _weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    """Find or make weights as they were trained.
-
-    Raises:
-        NotStored: they, or what they start from, are missing, and the session only reads.
-    """
+    """Find or make weights as they were trained."""
     if candidate.prompt_trials:
         found = _weights(session, replace(candidate, prompt_trials=()), seed)
-        trials, by = candidate.prompt_trials, candidate.prompts_proposed_by
-        return found._replace(training=replace(found.training, sweep=trials, searched_by=by))
+        sweep, by = candidate.prompt_trials, candidate.prompts_proposed_by
+        return found._replace(training=replace(found.training, sweep=sweep, searched_by=by))
     if candidate.given:
         return _add_choosers(session, candidate, seed, base_weights(candidate.given))
     if candidate.source.tried and candidate.method.trains:
@@ -75,7 +60,14 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int) -> FitInpu
         _weights(session, one, seed) if one else None for one in (candidate.init, candidate.reward)
     )
     merges = [_weights(session, one, seed) for one in candidate.merges]
-    _refuse_other_kind(candidate, init, merges)
+    # What they start from or merge may have turned out to be of another kind than the method takes.
+    wanted = {"init_from": candidate.method.init_from, "merges": candidate.method.makes}
+    for key, given in (("init_from", [init] if init else []), ("merges", merges)):
+        for start in given:
+            kind = start.kind if start.folder else "model"
+            if kind not in wanted[key].split(OR):
+                found = f"{key}: weights that turned out to be of the kind {kind}"
+                raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
     return FitInputs(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
 
 
@@ -84,7 +76,6 @@ def _single(session: Session, candidate: ResolvedCandidate, seed: int) -> Weight
 
 
 def _find_or_fit(session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs) -> Weights:
-    """Return weights whose folder is known."""
     found = read_weights(candidate, begun.folder)
     if found is None:
         session.refuse_if_reading(f"weights {begun.folder.name}")
@@ -106,7 +97,6 @@ def _find_or_fit(session: Session, candidate: ResolvedCandidate, seed: int, begu
 
 
 def _add_choosers(session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights) -> Weights:
-    """Add the reward models that choose among answers."""
     if not candidate.choosers:
         return weights
     choosers = tuple((one.name, _weights(session, one, seed)) for one in candidate.choosers)
@@ -117,23 +107,12 @@ def _add_choosers(session: Session, candidate: ResolvedCandidate, seed: int, wei
     return weights._replace(training=training, choosers=choosers)
 
 
-def _refuse_other_kind(candidate: ResolvedCandidate, init: Weights | None, merges: Sequence[Weights]) -> None:
-    """Refuse to start from, or merge, weights that turned out to be of another kind than the method takes."""
-    wanted = {"init_from": candidate.method.init_from, "merges": candidate.method.makes}
-    for key, given in (("init_from", [init] if init else []), ("merges", merges)):
-        for one in given:
-            kind = one.kind if one.folder else "model"
-            if kind not in wanted[key].split(OR):
-                found = f"{key}: weights that turned out to be of the kind {kind}"
-                raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
-
-
 def _fit_anew(
     session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
 ) -> None:
     """Make weights that are not there, on the rows of the target and those of the regularisers."""
     # With `pause_at` only until so many points along the training are kept.
-    general, mixed = find_penalty_rows(session, candidate, seed), find_mixed_rows(session, candidate, seed)
+    mixed, general = find_regularizer_rows(session, candidate, seed)
     if session.experiment.engine == "vllm" or session.machine.device == "cuda":
         session.unload()  # training has a base of its own, and a GPU rarely room for two
     fit(session, candidate, seed, begun._replace(mixed=mixed, general=general), pause_at)
@@ -163,21 +142,20 @@ def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int) -> 
     best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
     if not _is_whole(best):
         session.refuse_if_reading(f"finished trial of {candidate.source_name}")
-        raise phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
+        raise trials.phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
     found = _single(session, candidate.at(best.params), seed)
     again = 0.0 if seed == first else found.training.wall_s or 0.0
     training = replace(
         found.training,
         wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
         sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
-        searched_by=proposals.searcher(candidate.source) if candidate.source.search else "",
+        searched_by=trials.searcher(candidate.source) if candidate.source.search else "",
         stands_on=stands_on(*(one.weights for one in tried if one.weights)),
     )
     return found._replace(training=training)
 
 
 def _find_or_try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
-    """Find the trials of a sweep or search, or make them where one is missing or none was made whole."""
     # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
     # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
     if not session.reads_only:
@@ -192,31 +170,29 @@ def _find_or_try_all(session: Session, candidate: ResolvedCandidate) -> list[Tri
 
 
 def _try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
-    """Try what is proposed, one after the other."""
     tried: list[Tried] = []
-    trials: list[Trial] = []
-    for proposal in _propose(session, candidate, trials):
+    made: list[Trial] = []
+    for proposal in _propose(session, candidate, made):
         one = _try(session, candidate, proposal)
-        is_again = any(one.trial.params == before.params for before in trials)
+        is_again = any(one.trial.params == before.params for before in made)
         counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # its training is counted once
         tried.append(one._replace(trial=counted))
-        trials.append(one.trial)
+        made.append(one.trial)
     return tried
 
 
 def _propose(
-    session: Session, candidate: ResolvedCandidate, trials: Sequence[Trial]
-) -> Iterator[proposals.TrialProposal]:
+    session: Session, candidate: ResolvedCandidate, made: Sequence[Trial]
+) -> Iterator[trials.TrialProposal]:
     """Yield the points of a sweep or search, each by what the trials of those before it found."""
-    sign = session.target.primary.unit.sign
-    return proposals.proposals(candidate, session.first_seed, sign, trials)
+    return trials.proposals(candidate, session.first_seed, session.target.primary.unit.sign, made)
 
 
 class _Attempt(NamedTuple):
     """A trial to make: a candidate at one point, the inputs of its fit, and what may be forgotten."""
 
     trial: ResolvedCandidate
-    proposal: proposals.TrialProposal
+    proposal: trials.TrialProposal
     begun: FitInputs
     bound: SubjectTo | None
 
@@ -226,8 +202,7 @@ class _Attempt(NamedTuple):
         return self.begun.folder.name
 
 
-def _try(session: Session, candidate: ResolvedCandidate, proposal: proposals.TrialProposal) -> Tried:
-    """Train at one point and score on validation."""
+def _try(session: Session, candidate: ResolvedCandidate, proposal: trials.TrialProposal) -> Tried:
     trial = candidate.at(proposal.params)
     begun = _begin(session, trial, session.first_seed)
     attempt = _Attempt(trial, proposal, begun, candidate.source.subject_to)
@@ -235,41 +210,44 @@ def _try(session: Session, candidate: ResolvedCandidate, proposal: proposals.Tri
     if is_again and (failed := _recall(session, attempt)):
         return failed
     is_made_here = session.is_worker and not session.reads_only
-    with note_under_way(session, candidate, attempt.key) if is_made_here else nullcontext():
-        return _find_or_record(session, attempt)
+    with trials.note_under_way(session, candidate, attempt.key) if is_made_here else nullcontext():
+        try:
+            found = _train_and_score(session, attempt)
+        except NotStored:
+            if known := _recall(session, attempt):
+                return known
+            raise
+        except Exception as error:
+            if not trials.fails_alone(error):
+                raise
+            return Tried(
+                trials.record_failed_trial(session, trial, proposal.params, attempt.key, error), error=error
+            )
+        if found.weights and not session.reads_only:
+            trials.record_trial(session, trial, found.trial, found.weights)
+        return found
 
 
 def _recall(session: Session, attempt: _Attempt) -> Tried | None:
-    """Return a trial that failed before, as its record keeps it."""
-    known = find_failed_trial(session, attempt.trial, attempt.key)
+    """Return a trial that failed before, as its record keeps it: the reason, and what to turn."""
+    known = trials.find_failed_trial(session, attempt.trial, attempt.key)
     if known is None:
         return None
-    return Tried(replace(known, params=attempt.proposal.params), error=read_stored_error(known))
-
-
-def _find_or_record(session: Session, attempt: _Attempt) -> Tried:
-    """Find a trial, or make and record it, also as one that failed."""
-    try:
-        found = _train_and_score(session, attempt)
-    except NotStored:
-        if known := _recall(session, attempt):
-            return known
-        raise
-    except Exception as error:
-        if not fails_alone(error):
-            raise
-        failed = make_failed_trial(attempt.proposal.params, attempt.key, error)
-        if not session.reads_only:
-            record_failed_trial(session, attempt.trial, failed, error)
-        return Tried(failed, error=error)
-    if found.weights and not session.reads_only:
-        record_trial(session, attempt.trial, found.trial, found.weights)
-    return found
+    reason, _, knob = known.error.partition("; try: ")
+    return Tried(replace(known, params=attempt.proposal.params), error=CandidateFailed(reason, knob))
 
 
 def _train_and_score(session: Session, attempt: _Attempt) -> Tried:
     trial, proposal, begun, bound = attempt
-    watched = _watch(session, attempt) if proposal.should_prune else TrialScores()
+    watched = trials.TrialScores()
+    if proposal.should_prune:
+
+        def train(n_points: int) -> None:
+            with session.claim(attempt.key):
+                if read_weights(trial, begun.folder) is None:
+                    _fit_anew(session, trial, session.first_seed, begun, n_points)
+
+        watched = trials.train_until_pruned(session, trial, begun.folder, train, proposal.should_prune)
     found = watched.pruned or _find_or_fit(session, trial, session.first_seed, begun)
     of = found.training
     made = Trial(
@@ -292,22 +270,9 @@ def _train_and_score(session: Session, attempt: _Attempt) -> Tried:
     )
 
 
-def _watch(session: Session, attempt: _Attempt) -> TrialScores:
-    """Train a trial from one tracked point to the next, as long as it is not pruned."""
-    trial, proposal, begun, _ = attempt
-    assert proposal.should_prune
-
-    def train(n_points: int) -> None:
-        with session.claim(attempt.key):
-            if read_weights(trial, begun.folder) is None:
-                _fit_anew(session, trial, session.first_seed, begun, n_points)
-
-    return train_until_pruned(session, trial, begun.folder, train, proposal.should_prune)
-
-
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None where it failed, as is noted."""
-    return _try(session, candidate, proposals.TrialProposal(candidate.points[place])).weights
+    return _try(session, candidate, trials.TrialProposal(candidate.points[place])).weights
 
 
 def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
@@ -323,21 +288,20 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
         begun = _begin(session.reading(), trial, session.first_seed)
     except NotStored:
         return False
-    failed = make_failed_trial(point, begun.folder.name, error)
-    record_failed_trial(session, trial, failed, error)
-    forget_under_way(session, candidate)
+    trials.record_failed_trial(session, trial, point, begun.folder.name, error)
+    trials.forget_under_way(session, candidate)
     return True
 
 
 def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dict[str, Any] | None:
     """Find the point of the trial that a search is at: what it proposes behind those that are known."""
-    key, trials, stored = find_under_way(session, candidate), list[Trial](), session.reading()
+    key, made, stored = trials.find_under_way(session, candidate), list[Trial](), session.reading()
     with suppress(NotStored):
-        for proposal in _propose(session, candidate, trials) if key else ():
+        for proposal in _propose(session, candidate, made) if key else ():
             begun = _begin(stored, candidate.at(proposal.params), session.first_seed)
             if begun.folder.name == key:
                 return proposal.params
-            trials.append(_try(stored, candidate, proposal).trial)
+            made.append(_try(stored, candidate, proposal).trial)
     return None
 
 
@@ -358,3 +322,56 @@ def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
 
 def _is_whole(trial: Trial) -> bool:
     return trial.validation is not None and not trial.is_pruned
+
+
+def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, ResolvedCandidate]:
+    """Return those of these candidates that search for a prompt, with the one that validation chooses.
+
+    One that failed is left out, and on a session that only reads one of which a trial has no stored answers.
+
+    Raises:
+        UserError: things are such that nothing could be evaluated, for example without room on the disk.
+    """
+    searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
+    return {one.name: chosen for one in searching if (chosen := _choose_prompt(session, one))}
+
+
+def _choose_prompt(session: Session, candidate: ResolvedCandidate) -> ResolvedCandidate | None:
+    """Try every prompt on validation; None where answers are missing, or asking for them failed."""
+    try:
+        tried = _try_prompts(session, candidate)
+    except UserError:
+        raise
+    except Exception as error:
+        if session.reads_only:
+            if isinstance(error, HarnessError):
+                return None
+            raise
+        session.failures[candidate.name, session.first_seed] = error  # it must not stop the others
+        return None
+    best = max(tried, key=partial(rank_trial, sign=session.target.primary.unit.sign))
+    chosen = tuple(replace(one, chosen=one is best) for one in tried)
+    by = trials.searcher(candidate.source) if candidate.source.search else ""
+    return replace(candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+
+
+def _try_prompts(session: Session, candidate: ResolvedCandidate) -> list[Trial]:
+    seed, sign = session.first_seed, session.target.primary.unit.sign
+    tried: list[Trial] = []
+    for proposal in trials.proposals(candidate, seed, sign, tried):
+        trial = candidate.at(proposal.params)
+        weights = ensure_weights(session, trial, seed)
+        found = validate(session, trial, weights)
+        tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
+        if not session.reads_only:
+            trials.record_trial(session, trial, tried[-1], weights)
+    prompts: list[Trial] = []
+    for one in tried:
+        # Trials that sent the same prompts are one try, however their recipes write them; the first stays.
+        alike = (one.asked == known.asked if one.asked else one.params == known.params for known in prompts)
+        same = next((at for at, is_alike in enumerate(alike) if is_alike), None)
+        if same is None:
+            prompts.append(one)
+        elif one.params not in ((known := prompts[same]).params, *known.alike):
+            prompts[same] = replace(known, alike=(*known.alike, one.params))
+    return prompts

@@ -9,38 +9,29 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from harness import plugins
+from harness import plugins, training
 from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import find_shipped, mix_context, regularization_work, training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.rescoring import rescore_stored
-from harness.evaluation.row_sets import prompting_step, suite_set
+from harness.evaluation.row_sets import prompting_digest, prompting_step, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
-from harness.experiment.weights.pruned_trials import unset_pruned
-from harness.experiment.weights.weights_folder import processes_of, shards_of
+from harness.experiment.trials import unset_pruned
+from harness.metrics import version as metric_version
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
-from harness.records import Example, parse_json
-from harness.regularizers import Answered, Mixture, general_rows, mix_rows
-from harness.spec import Recipe, Task, TaskData
+from harness.models.weight_files import content_digest
+from harness.plugins import Method
+from harness.provenance import digest_code, versions_of
+from harness.records import Example, digest, drop_defaults, is_unspaced, parse_json
+from harness.regularizers import Answered, Mixture, general_rows, mix_rows, regularizers_digest
+from harness.spec import Recipe, Task, TaskData, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
-from harness.training import (
-    FIT,
-    Reward,
-    TrainingJob,
-    Weights,
-    clean_up,
-    code_of,
-    run_job,
-    threads_of,
-    write_job,
-    write_launch,
-)
 from harness.training.worker import launch
 
 _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
@@ -52,9 +43,9 @@ class FitInputs(NamedTuple):
     `mixed` rows stand beside the training rows, prompted as they are; penalties read `general` ones.
     """
 
-    init: Weights | None
-    reward: Weights | None
-    merges: Sequence[Weights]
+    init: training.Weights | None
+    reward: training.Weights | None
+    merges: Sequence[training.Weights]
     folder: Path
     mixed: Sequence[Example] = ()
     general: Mapping[str, Sequence[Example]] | None = None
@@ -84,25 +75,27 @@ def fit(
     shared = f", {processes} processes" if processes > 1 else ""
     what = f"training {candidate.source_name}, seed {seed}{shared}"
     try:
-        if not (part / FIT).exists():  # it is written when all else is there
+        if not (part / training.FIT).exists():  # it is written when all else is there
             with (
                 clear_errors(session.store, str(part), AGAIN),
                 session.progress.stage(what, expected_s) as advance,
             ):
                 _write_job(session, candidate, seed, part, begun, pause_at)
                 if processes > 1:
-                    write_launch(part, session.experiment.training.accelerate, session.machine.device)
-                (launch if own_process else run_job)(part, advance)
+                    training.write_launch(
+                        part, session.experiment.training.accelerate, session.machine.device
+                    )
+                (launch if own_process else training.run_job)(part, advance)
     except Diverged as error:
         remove(session.store.folder, [part])
         write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
         raise
     except Exception:
-        clean_up(part, complete=False)
+        training.clean_up(part, complete=False)
         raise
-    if not (part / FIT).exists():
+    if not (part / training.FIT).exists():
         return
-    clean_up(part, complete=True)
+    training.clean_up(part, complete=True)
     part.rename(folder)
     if method.trains:
         alone = processes == 1 and not (is_resumed or session.is_worker)
@@ -121,7 +114,7 @@ def _learn_pace(
     """Learn how fast this machine trains, from a training of the steps that were estimated, undisturbed."""
     # One that stopped early made less, and one that generates its answers does what nobody estimated. What it
     # took beside its steps is learnt of a training that read nothing before them.
-    record = parse_json((made / FIT).read_text("utf-8"))["training"]
+    record = parse_json((made / training.FIT).read_text("utf-8"))["training"]
     steps_s = min(record.get("train_loop_s", 0.0), took_s)
     as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
     waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
@@ -139,7 +132,12 @@ def _write_job(
 ) -> None:
     source, step = candidate.source, prompting_step(session, candidate.source, seed)
     items = training_data(session, source).items
-    job = TrainingJob(
+    reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
+    if begun.reward and begun.reward.folder and candidate.reward:
+        reward = training.Reward(
+            model=begun.reward.folder / begun.reward.kind, source=candidate.reward.trained_base
+        )
+    job = training.TrainingJob(
         method=source.method,
         params=source.params,
         source=candidate.trained_base,
@@ -151,15 +149,15 @@ def _write_job(
         init=_init_path(begun.init),
         merges=tuple(filter(None, map(_init_path, begun.merges))),
         path=Path(source.path) if source.path else None,
-        reward=_reward(session, candidate, begun.reward),
-        threads=threads_of(source.method),
+        reward=reward,
+        threads=training.threads_of(source.method),
         processes=processes_of(session, source),
         shards=shards_of(session, source),
         track=source.track.points if source.track else 0,
         pause_at=pause_at,
-        code=code_of(source.method, source.regularize),
+        code=training.code_of(source.method, source.regularize),
     )
-    write_job(
+    training.write_job(
         part,
         job,
         train=(*map(step, items.train), *begun.mixed),
@@ -169,15 +167,7 @@ def _write_job(
     )
 
 
-def _reward(session: Session, candidate: ResolvedCandidate, weights: Weights | None) -> Reward | None:
-    """Return what the answers of a training are rewarded by, as its job holds it."""
-    if weights and weights.folder and candidate.reward:
-        return Reward(model=weights.folder / weights.kind, source=candidate.reward.trained_base)
-    written = candidate.source.reward
-    return Reward(written=written, task=session.target.task) if written else None
-
-
-def _init_path(init: Weights | None) -> Path | None:
+def _init_path(init: training.Weights | None) -> Path | None:
     """Return the folder of the weights to start from: of a method's, or where a model made elsewhere lies."""
     if init is None or init.folder:
         return init.folder / init.kind if init and init.folder else None
@@ -208,22 +198,17 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
-def find_mixed_rows(session: Session, candidate: ResolvedCandidate, seed: int) -> Sequence[Example]:
-    """Return the rows that a candidate's regularisers mix into training."""
-    evaluate = partial(_base_answers, session, candidate.base)
-    return mix_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
-
-
-def find_penalty_rows(
+def find_regularizer_rows(
     session: Session, candidate: ResolvedCandidate, seed: int
-) -> dict[str, tuple[Example, ...]]:
-    """Return the general rows that the penalties of a candidate's regularisers read."""
+) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
+    """Return the rows that a candidate's regularisers mix into training, and those that penalties read."""
     evaluate = partial(_base_answers, session, candidate.base)
-    return general_rows(candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate)
+    context = candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate
+    general = general_rows(*context)
+    return mix_rows(*context), general
 
 
 def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[Answered]:
-    """Return the base's answers to a regulariser's prompts: shipped, stored, or made now and stored."""
     if shipped := find_shipped(session, base, mixture):
         return shipped
     task = Task(
@@ -239,3 +224,70 @@ def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixtu
     if lacking := rescore_stored(session, [wanted]):
         answer(session, weights, lacking, "base")
     return wanted.read(session.store)
+
+
+def folder_of(
+    session: Session,
+    candidate: ResolvedCandidate,
+    seed: int,
+    init: training.Weights | None,
+    reward: training.Weights | None = None,
+    merges: Sequence[training.Weights] = (),
+) -> Path:
+    """Name the folder of weights by everything that they depend on, and nothing else."""
+    source, method, base = candidate.source, candidate.method, candidate.trained_base
+    identity = {
+        "method": source.method,
+        "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+        "params": method.params(**source.params).identity(),
+        "base": [base.weights_digest, base.template_digest],
+        "init": init.digest if init else "",
+        "reward": _reward_digest(session, source, reward),
+        "reads": method.reads(method.params(**source.params)),
+        "merges": [one.digest for one in merges],
+        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "training": _training_digest(session, method, source, seed),
+        "track": source.track.points if source.track else 0,
+        "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
+        "shards": shards_of(session, source),
+        "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
+    }
+    return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def processes_of(session: Session, source: Recipe) -> int:
+    """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
+    able = training.can_share(plugins.method(source.method), source.regularize) and not source.quantization
+    return session.experiment.training.accelerate.num_processes if able else 1
+
+
+def shards_of(session: Session, source: Recipe) -> str:
+    """Name how the processes of a training shard its weights; empty where each holds all of them."""
+    return session.experiment.training.accelerate.shards if processes_of(session, source) > 1 else ""
+
+
+def _reward_digest(session: Session, source: Recipe, reward: training.Weights | None) -> str:
+    """Digest what the answers of a training are rewarded by; empty of one without rewards."""
+    if source.reward is None or reward:
+        return reward.digest if reward else ""
+    if is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
+        return digest_code(Path(source.reward))
+    task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
+    unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+    return digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
+
+
+def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
+    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
+    if not method.draws_from:
+        return ""
+    target = training_data(session, source)
+    pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+    drawn = [seed] if method.seeded else []
+    computed = [session.machine.precision, session.machine.device]
+    known: list[Any] = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
+    if pairs:  # the task's own part of their prompts, which no version of the pairs holds
+        own = {"chat_template"} | ({"system"} if source.system is None else set())
+        known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
+    return digest(known)

@@ -1,0 +1,311 @@
+"""Preference pairs of a candidate's own answers: several are drawn to each training prompt, and ranked.
+
+Invariant: one command on the same weights, rows and seed draws the same answers; a tie makes no pair, nor do
+answers that were cut or cannot be scored. No pair asks what is evaluated. Whatever ranks, an answer that
+cannot be scored has no score and is in no pair; what ranks is named by all that its scores depend on.
+Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some things are more CRINGE than
+others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section 2.3
+"""
+
+import random
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from harness import plugins
+from harness.data import SourcedExample, splits
+from harness.data.edit import Change, Edit, EditedRow
+from harness.data.text_files import Row
+from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.evaluation import seed_of
+from harness.evaluation.candidate_rows import row_files, training_data
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.grade_costs import GradeAccount
+from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
+from harness.evaluation.judging_stage import grade_all
+from harness.evaluation.row_sets import prompting_digest, prompting_step
+from harness.evaluation.session import Session
+from harness.experiment import writers
+from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.runs.stored_rows import refuse_folds
+from harness.formatting import count, pluralize
+from harness.metrics import item_scores
+from harness.metrics import version as metric_version
+from harness.provenance import digest_code
+from harness.records import Example, Limits, Output, is_unspaced
+from harness.spec import is_path, metric_name, metric_plugin
+from harness.training import Reward, reward_problems, rewards_of, score_answers
+
+Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
+
+
+class Ranking(NamedTuple):
+    """Scores of answers to examples, and in the words of a manifest all that they depend on.
+
+    `cost_usd` says what the scores so far cost; None where nobody knows.
+    """
+
+    by: Mapping[str, Any]
+    score: Score
+    cost_usd: Callable[[], float | None] = lambda: 0.0
+
+
+def open_ranking(
+    session: Session, written: str, left_usd: Callable[[], float | None] = lambda: None
+) -> Ranking:
+    """Open what ranks: a candidate that makes a reward model, a judge of the target, a metric or a file.
+
+    Without a name it is the target's primary metric. Weights of a reward model are made here where none are
+    stored. A judge may be paid as much as `left_usd` says when it is asked, None for anything.
+
+    Raises:
+        UserError: there is no such candidate, judge or metric, or it cannot score a text alone.
+    """
+    name = metric_name(written) if written else session.target.primary.name
+    if written in session.candidates:
+        return _rank_by_reward_model(session, session.candidates[written])
+    if name in session.target.judged:
+        return _rank_by_judge(session, session.target.judged[name], left_usd)
+    _refuse_unknown(session, written or name)
+    task, where = session.target.task, "--rank"
+    refuse(reward_problems(written or name, task, session.target.items.train, where))
+    unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+    content = digest_code(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
+    score = rewards_of(Reward(written=written or name, task=task))
+    return Ranking({"metric": name, "version": content}, score)
+
+
+def _refuse_unknown(session: Session, written: str) -> None:
+    known = {*plugins.names("metrics"), *session.target.judged}
+    known |= {name for name, one in session.candidates.items() if not one.method.answers}
+    if not is_path(written) and metric_plugin(written) not in known:
+        expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
+        raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
+
+
+def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
+    if candidate.method.answers:
+        able = " or ".join(plugins.methods(makes="reward"))
+        found = f"{candidate.name}, whose method {candidate.source.method} makes no reward model"
+        raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))
+    seed = session.first_seed
+    weights = ensure_weights(session, candidate, seed)
+    step = prompting_step(session, candidate.source, seed)
+    folder = weights.folder
+    assert folder is not None, "a reward model is trained into a folder"
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        session.unload()  # the reward model has a base of its own
+        chat = session.target.task.chat_template
+        prompts = [step(example) for example in examples]
+        model = folder / weights.kind
+        return [*score_answers(model, candidate.trained_base, session.machine, prompts, answers, chat)]
+
+    return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
+
+
+def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[], float | None]) -> Ranking:
+    limited = judged.judges if left_usd() is not None else ()
+    step = "usd_per_million_tokens: {input: …, output: …} in the rubric"
+    unpriced = [
+        f"{judged.metric} by {judge.name}, an endpoint without prices"
+        for judge in limited
+        if judge.settings and judge.prices is None
+    ]
+    problems = [Problem("--max-cost", found, "prices to hold it against", step) for found in unpriced]
+    refuse([*key_problems([judged]), *problems])
+    metric, account = session.target.metrics[judged.metric], GradeAccount(judged)
+
+    def read(examples: Sequence[Example], answers: Sequence[str]) -> tuple[GradeReader, list[float | None]]:
+        reader = GradeReader(session.target.task.name, {judged.metric: judged}, examples)
+        bound = reader.bind({judged.metric: metric})[judged.metric]
+        parts = [bound.score(Output(text), e) for e, text in zip(examples, answers, strict=True)]
+        sign = metric.unit.sign
+        return reader, [
+            None if p is None else sign * float(item_scores(metric, np.array([p]))[0]) for p in parts
+        ]
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
+        reader, scores = read(examples, answers)
+        account.count(reader.keys)
+        if not reader.ungraded:
+            return scores
+        limited = judged._replace(limit=account.limit(left_usd()))
+        grade_all(session, [one._replace(judged=limited) for one in reader.ungraded])
+        return read(examples, answers)[1]
+
+    by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
+    hour = session.experiment.decide.device_hour_usd
+    return Ranking(by, score, lambda: account.cost_usd(session.machine.device, hour))
+
+
+_TOGETHER = 16  # prompts whose answers are drawn together
+_CUT = "answers cut at max_new_tokens"
+
+
+class Drawing(NamedTuple):
+    """Draws of answers: so many `samples` of each prompt at a temperature, by a seed.
+
+    `rank` names what ranks them, empty for the target's primary metric. Scores that differ by no more than
+    `gap` are a tie. At most `n_prompts` prompts are sent, None for all. Answers and a judge's grades cost at
+    most `max_cost` in USD together, None for anything.
+    """
+
+    samples: int = 4
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int | None = None
+    rank: str = ""
+    gap: float = 0.0
+    n_prompts: int | None = None
+    seed: int = 0
+    max_cost: float | None = None
+
+
+class MadePairs(NamedTuple):
+    """Pairs to be saved: the edit with all they depend on, what became of each prompt, and remarks.
+
+    `spent` is what drawing the answers took, `ranking_usd` what ranking them cost, None where nobody knows.
+    """
+
+    edit: Edit
+    outcomes: list[EditedRow]
+    spent: writers.WriterUsage
+    ranking_usd: float | None
+    notes: tuple[str, ...]
+
+
+def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadePairs:
+    """Draw answers of a candidate to its training prompts, rank them, and pair the best with the worst.
+
+    Weights are made first where none are stored. Answers and grades that are there already are not requested
+    again.
+
+    Raises:
+        UserError: it generates no text, nothing ranks answers by that name, a pair asks what is evaluated, or
+            no prompt gives one.
+        CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; what came is kept.
+    """
+    candidate = session.candidates[name]
+    writers.refuse_without_text(session, candidate)
+    refuse_folds(session, "harness pairs make", "in which every training row is tested too")
+    rows = _prompts(session, candidate, drawing)
+    writer = writers.candidate_writer(session, name)
+    writers.refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
+    budgeted = writers.BudgetedWriter(
+        writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples
+    )
+    most_usd = drawing.max_cost
+    left_usd = lambda: None if most_usd is None else most_usd - (budgeted.usage.cost_usd or 0.0)  # noqa: E731
+    ranking = open_ranking(session, drawing.rank, left_usd)
+    answers = _draw(session, candidate, budgeted, [row.example for row in rows], drawing)
+    # All answers are scored together.
+    flat = [(row.example, text) for row, (texts, _) in zip(rows, answers, strict=True) for text in texts]
+    scores = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
+    outcomes = []
+    for row, (texts, left_out) in zip(rows, answers, strict=True):
+        scored = [(score, text) for text in texts if (score := next(scores)) is not None]
+        outcomes.append(_none(row, left_out) if len(texts) < 2 else _pair(row, scored, drawing.gap))
+    if not any(outcome.row for outcome in outcomes):
+        reasons = Counter(o.change.reason.removeprefix("no pair: ") for o in outcomes if o.change)
+        said = ", ".join(f"{reason} ({count(n)})" for reason, n in reasons.most_common())
+        found = f"{pluralize(len(outcomes), 'prompt')}, and none gives a pair: {said}"
+        step = "more --samples, a higher --temperature, or another --rank"
+        step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
+        raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
+    paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
+    notes = writers.check_contamination(session, paired, "pairs", out)
+    spent, ranking_usd = budgeted.usage, ranking.cost_usd()
+    paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
+    task, recipe = session.target.task, candidate.recipe
+    engine = () if candidate.is_remote else session.engine(candidate.served_base)
+    computed = [*engine, session.machine.precision, session.machine.device]
+    used = {
+        "candidate": candidate.name,
+        "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
+        "base_model": candidate.base.name,
+        "weights": writer.weights_digest,
+        "prompting": prompting_digest(session, recipe, session.first_seed),
+        "computed": ["by an endpoint, whose draws may differ"] if candidate.is_remote else computed,
+        **drawing._asdict(),
+        "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
+        "rank": dict(ranking.by),
+        "leak_check": writers.record_contamination(session, notes),
+        "paid": paid,
+    }
+    known = spent.cost_usd is not None and ranking_usd is not None
+    total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if known else None
+    own = (session.target.task.data.source("train") or "",)
+    files = own if candidate.method.draws_from == "pairs" else row_files(session, candidate.source) or own
+    edit = Edit("make", used, files, command="harness pairs make", cost_usd=total)
+    return MadePairs(edit, outcomes, spent, ranking_usd, notes)
+
+
+def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[SourcedExample]:
+    draws_pairs = candidate.method.draws_from == "pairs"
+    items = (session.target if draws_pairs else training_data(session, candidate.source)).items
+    rows = items.list_sourced("train")
+    kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
+    ids = {example.id for example in kept}
+    return [row for row in rows if row.example.id in ids]
+
+
+def _draw(
+    session: Session,
+    candidate: ResolvedCandidate,
+    budgeted: writers.BudgetedWriter,
+    examples: Sequence[Example],
+    by: Drawing,
+) -> list[tuple[list[str], str]]:
+    task, step = session.target.task, prompting_step(session, candidate.recipe, session.first_seed)
+    limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
+    requests = [
+        writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
+        for example in examples
+        for place in range(by.samples)
+    ]
+    outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {candidate.name}"))
+    return [
+        _usable([next(outputs) for _ in range(by.samples)], truncated=task.truncated_scores) for _ in examples
+    ]
+
+
+def _usable(drawn: Sequence[Output], *, truncated: bool) -> tuple[list[str], str]:
+    """Return the different answers that are whole, and why there are no more; a cut one is no example."""
+    kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
+    whole = [o for o in kept if truncated or o.finish_reason != "length"]
+    texts = list(dict.fromkeys(o.text.strip() for o in whole))
+    reason = (
+        writers.TOO_LONG
+        if all(o.error == writers.TOO_LONG for o in drawn)
+        else "answers that failed or are empty"
+        if not kept
+        else _CUT
+        if not whole
+        else "one answer only, sampled every time"
+    )
+    return texts, reason
+
+
+def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) -> EditedRow:
+    """Pair the best of the scored answers with the worst; of equal ones those drawn first."""
+    if len(scored) < 2:
+        return _none(row, "answers that could not be scored")
+    best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
+    if best[0] - worst[0] <= gap:
+        return _none(row, "a tie")
+    return EditedRow(Row(row.where, _fields(row.example, best, worst)))
+
+
+def _none(row: SourcedExample, reason: str) -> EditedRow:
+    return EditedRow(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
+
+
+def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str]) -> dict[str, Any]:
+    question, groups = writers.write_question(example)
+    scores = {"chosen_score": best[0], "rejected_score": worst[0]}
+    return {**question, "chosen": best[1], "rejected": worst[1], **scores, **groups}

@@ -1,0 +1,398 @@
+"""Trials of a sweep or search: the points to try, and each trial stored as a run of its own.
+
+    runs/weights/<key>/pruned.json      beside the points: the digest of the last one, and what was logged
+
+Invariant: a trial's name is the key of its weights, so whoever makes it, however often, writes the same. A
+trial fails alone by what another point may not meet; what every trial would meet ends them all. A proposal
+depends on the space, the seed and what was found of those before it: a search that was ended, or a pruner
+that is asked again, comes by the same points, whose weights and answers are stored, and goes on after them. A
+pruned trial keeps the weights of its points and no checkpoint, and leaves room for others: a search trains
+as much as so many whole trials would.
+Source: the tree-structured Parzen estimator of Bergstra et al. 2011, *Algorithms for Hyper-Parameter
+Optimization*, and the pruners of Optuna (Akiba et al. 2019, arXiv:1907.10902)
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import log10
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness import provenance, store, training
+from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, one_line
+from harness.evaluation.candidates import ResolvedCandidate, read_weights
+from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
+from harness.evaluation.session import Session
+from harness.experiment.capability_on_validation import validate
+from harness.records import Curve, TrainingRecord, Trial, read_training_record
+from harness.spec import Recipe, is_span, span_of
+from harness.store import CLAIMS, TrialRun, write_whole
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.pruners import BasePruner
+
+_KEY_DIGITS = 8
+
+
+def record_trial(
+    session: Session, candidate: ResolvedCandidate, made: Trial, weights: training.Weights
+) -> None:
+    """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
+    seed = session.first_seed
+    rows = target_sets(session, candidate.source, weights, seed)[0]
+    run = describe_run(
+        session,
+        _maker_of(candidate),
+        seed,
+        run_id=_run_id(session, candidate, made.fit_key or rows.identity.digest),
+        weights_digest=weights.digest,
+        state="done",
+        rows={rows.name: rows.identity.digest},
+        training=weights.training,
+        provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
+        metrics=metric_ranges([rows]),
+    )
+    _save(session, TrialRun(run, made, session.target.primary.name))
+
+
+def record_failed_trial(
+    session: Session, candidate: ResolvedCandidate, params: dict[str, Any], fit_key: str, error: Exception
+) -> Trial:
+    """Return a trial that could not be trained or evaluated, and keep it with its reason."""
+    # That it diverged, its folder of weights says.
+    reason = "" if isinstance(error, Diverged) else one_line(error)
+    made = Trial(params=params, validation=None, fit_key=fit_key, error=reason)
+    if session.reads_only:
+        return made
+    run = describe_run(
+        session,
+        _maker_of(candidate),
+        session.first_seed,
+        run_id=_run_id(session, candidate, made.fit_key),
+        weights_digest="",
+        state="failed",
+        rows={},
+        error=one_line(error),
+    )
+    _save(session, TrialRun(run, made, session.target.primary.name))
+    return made
+
+
+def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Trial | None:
+    """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
+    known = store.find_trial(session.store, _run_id(session, candidate, fit_key))
+    return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
+
+
+@contextmanager
+def note_under_way(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Iterator[None]:
+    """Note which trial a search is at: a worker that is killed leaves no other trace of it."""
+    file = _file_under_way(session, candidate)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(fit_key, "utf-8")
+    yield
+    forget_under_way(session, candidate)
+
+
+def forget_under_way(session: Session, candidate: ResolvedCandidate) -> None:
+    """Forget which trial a search is at: what became of it is known."""
+    _file_under_way(session, candidate).unlink(missing_ok=True)
+
+
+def find_under_way(session: Session, candidate: ResolvedCandidate) -> str:
+    """Return the key of the trial that a search is at; empty where it is at none."""
+    file = _file_under_way(session, candidate)
+    return file.read_text("utf-8") if file.exists() else ""
+
+
+def _file_under_way(session: Session, candidate: ResolvedCandidate) -> Path:
+    return session.store.folder / CLAIMS / f"{candidate.source_name}.trial"
+
+
+def fails_alone(error: Exception) -> bool:
+    """Tell whether an error fails one trial, as other points may not meet it."""
+    if isinstance(error, HarnessError):
+        return isinstance(error, CandidateFailed) and not isinstance(error, SharedFailure)
+    return not isinstance(error, OSError)
+
+
+def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> CandidateFailed:
+    """Return what a candidate fails by where none of its trials was made whole: each reason, once."""
+    if all(isinstance(error, Diverged) for _, error in failed):
+        return Diverged("the training loss is not a number in any trial", "lower learning rates to try")
+    points: dict[str, list[str]] = {}
+    for params, error in failed:
+        reason = error.reason if isinstance(error, CandidateFailed) else one_line(error)
+        points.setdefault(reason, []).append(", ".join(f"{name} {value}" for name, value in params.items()))
+    knobs = dict.fromkeys(error.knob for _, error in failed if isinstance(error, CandidateFailed))
+    if len(points) == 1:
+        return CandidateFailed(f"every trial failed: {next(iter(points))}", ", or ".join(filter(None, knobs)))
+    said = "; ".join(f"{of[0]}: {reason}" for reason, of in points.items())
+    return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
+
+
+def _save(session: Session, found: TrialRun) -> None:
+    curveless = replace(found.trial, loss=(), validation_loss=())  # the run's training has them
+    store.save_trial(session.store, replace(found, trial=curveless))
+
+
+def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
+    """Return the candidate that makes the weights, also where another one takes them."""
+    return replace(candidate, name=candidate.source_name, recipe=candidate.source)
+
+
+def _run_id(session: Session, candidate: ResolvedCandidate, fit_key: str) -> str:
+    named = name_begun_run(session, candidate.source_name, session.first_seed)
+    return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
+
+
+PRUNED = "pruned.json"
+
+
+class TrialScores(NamedTuple):
+    """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
+
+    scores: Curve = ()
+    pruned: training.Weights | None = None
+
+
+def train_until_pruned(
+    session: Session,
+    trial: ResolvedCandidate,
+    folder: Path,
+    train: Callable[[int], None],
+    should_prune: Callable[[int, float], bool],
+) -> TrialScores:
+    """Train a trial as far as its pruner lets it, and score it at each point on validation.
+
+    `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
+    number of a point and its score.
+
+    Raises:
+        NotStored: something is missing, and the session only reads.
+    """
+    assert trial.source.track
+    scores: list[tuple[float, float | None]] = []
+    n_points = trial.source.track.points
+    for place in range(1, n_points + 1):
+        kept = read_kept_points(trial, folder)
+        if len(kept) < place and read_weights(trial, folder) is None:
+            session.refuse_if_reading(f"point {place} of {folder.name}")
+            train(place)
+            kept = read_kept_points(trial, folder)
+        if len(kept) < place:  # it has fewer checkpoints than points were requested
+            break
+        step, weights = list(kept.items())[place - 1]
+        score = validate(session, trial, weights).score
+        scores.append((step, score))
+        if should_prune(place, score) and place < n_points:
+            return TrialScores(tuple(scores), _set_pruned(session, trial, folder, step, weights))
+    return TrialScores(tuple(scores))
+
+
+def read_kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, training.Weights]:
+    """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
+    at = folder if folder.exists() else _part(folder)
+    found = {
+        step: read_weights(trial, point)
+        for step, point in training.map_tracked_folders(at / training.TRACKED).items()
+    }
+    return {step: weights for step, weights in found.items() if weights}
+
+
+def unset_pruned(folder: Path, part: Path) -> None:
+    """Let a trial that was pruned be trained again, whole."""
+    if (folder / PRUNED).exists():
+        (folder / PRUNED).unlink()
+        folder.rename(part)
+
+
+def _set_pruned(
+    session: Session, trial: ResolvedCandidate, folder: Path, step: int, weights: training.Weights
+) -> training.Weights:
+    """Give the folder of a trial its name with what it has, and return its last weights with their record."""
+    part = _part(folder)
+    if part.exists() and not (part / PRUNED).exists():
+        elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
+        logged = TrainingRecord(
+            wall_s=elapsed_s, n_steps=step, loss=loss, validation_loss=validation_loss, fit_key=folder.name
+        )
+        content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
+        write_whole(session.store, part / PRUNED, content)
+    if part.exists():
+        training.remove_all_but(part, (training.TRACKED, PRUNED))
+        part.rename(folder)
+    if (folder / PRUNED).exists():
+        made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+    else:  # it was trained whole before its search had this pruner
+        whole = read_weights(trial, folder)
+        assert whole is not None
+        made = whole.training
+    losses = (made.loss, made.validation_loss)
+    kept_loss, kept_validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)
+    return weights._replace(
+        training=TrainingRecord(
+            wall_s=made.wall_s,
+            n_steps=step,
+            loss=kept_loss,
+            validation_loss=kept_validation_loss,
+            fit_key=folder.name,
+        )
+    )
+
+
+def _part(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.part")
+
+
+_RANDOM = 5  # first trials; each is a training, so half of what Optuna does
+_MOST_REPEATS = 100  # proposals in a row of what was tried; then nothing else is taken to be left
+_DIGITS = 3  # of a proposed number, so that it can be read and written again
+
+
+class TrialProposal(NamedTuple):
+    """A point to try; `should_prune` is told its score at the n-th tracked point."""
+
+    params: dict[str, Any]
+    should_prune: Callable[[int, float], bool] | None = None
+
+
+def proposals(
+    candidate: ResolvedCandidate, seed: int, sign: int, tried: Sequence[Trial]
+) -> Iterator[TrialProposal]:
+    """Yield the points to try; before the next one `tried` ends with the trial of the last.
+
+    `sign` is −1 where lower is better.
+    """
+    if candidate.source.search:
+        return _search(candidate.source, seed, sign, tried, again=not candidate.searches_prompts)
+    return map(TrialProposal, candidate.points)
+
+
+def searcher(source: Recipe) -> str:
+    """Name what proposes the points of a search, and what prunes them."""
+    pruned = "".join(f", pruned by its {_pruner_class(name).__name__}" for name in source.prune)
+    return f"TPE of Optuna {version('optuna')}{pruned}"
+
+
+def search_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that nothing is there to search with, or that its pruner takes no such parameters."""
+    source = candidate.source
+    if source.search and find_spec("optuna") is None:
+        step = "pip install 'harness-evals[search]', or sweep: a few values"
+        yield Problem(f"candidate {candidate.name}", "search, and no package optuna", "Optuna", step)
+    elif source.prune:
+        try:
+            import optuna
+
+            # The pruner looks at every point of two trials: some parameters fail only then.
+            optuna.logging.set_verbosity(optuna.logging.ERROR)
+            study = optuna.create_study(study_name="search", direction="maximize", pruner=_pruner(source))
+            for _ in range(2):
+                proposed = study.ask()
+                for place in range(source.track.points if source.track else 0):
+                    _should_prune(proposed, 1, place, 0.0)
+        except (ArithmeticError, TypeError, ValueError) as error:
+            ((name, given),) = source.prune.items()
+            found = f"prune: {{{name}: {given}}} ({str(error).partition('__init__() ')[2] or error})"
+            expected = f"parameters of Optuna's {_pruner_class(name).__name__}"
+            yield Problem(f"candidate {candidate.name}", found, expected, "see optuna.readthedocs.io")
+
+
+def _search(
+    source: Recipe, seed: int, sign: int, tried: Sequence[Trial], *, again: bool
+) -> Iterator[TrialProposal]:
+    """Yield points of a search; a point that is proposed `again` is a further trial, or else none."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
+    # The name decides Hyperband's brackets, and would be drawn.
+    study = optuna.create_study(
+        study_name="search", direction="maximize", sampler=sampler, pruner=_pruner(source)
+    )
+    n_points = source.track.points if source.prune and source.track else 1
+    left, n_repeats = source.trials * n_points, 0
+    while left >= n_points and n_repeats < _MOST_REPEATS:
+        proposed = study.ask({name: _distribution(values) for name, values in source.search.items()})
+        point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
+        before = None if again else next((one for one in tried if one.params == point), None)
+        if before:  # what answers a prompt gives is known: no trial is spent on it
+            _tell(study, proposed, before, sign)
+            n_repeats += 1
+            continue
+        yield TrialProposal(point, partial(_should_prune, proposed, sign) if source.prune else None)
+        *earlier, found = tried
+        if not again and found.asked and any(one.asked == found.asked for one in earlier):
+            n_repeats += 1  # the same prompt, written in another way
+        else:
+            n_repeats = 0
+            left -= len(found.points) if found.is_pruned else n_points
+        _tell(study, proposed, found, sign)
+
+
+def _tell(study: "optuna.Study", proposed: "optuna.Trial", found: Trial, sign: int) -> None:
+    from optuna.trial import TrialState
+
+    if found.forgetting is not None and found.most_forgetting is not None:
+        proposed.set_constraint("forgetting", found.forgetting - found.most_forgetting)
+    if found.is_pruned:
+        study.tell(proposed, state=TrialState.PRUNED)
+    elif found.validation is None:
+        study.tell(proposed, state=TrialState.FAIL)
+    else:
+        study.tell(proposed, sign * found.validation)
+
+
+def _should_prune(proposed: "optuna.Trial", sign: int, place: int, score: float) -> bool:
+    proposed.report(sign * score, place)
+    return bool(proposed.should_prune())
+
+
+def _pruner_class(name: str) -> "type[BasePruner]":
+    from optuna import pruners
+
+    found: type[BasePruner] = getattr(pruners, f"{name.title().replace('_', '')}Pruner")
+    return found
+
+
+def _pruner(source: Recipe) -> "BasePruner":
+    """Build the pruner of a search, its resource being tracked points; without one none prunes."""
+    import optuna
+
+    if not source.prune or not source.track:
+        return optuna.pruners.NopPruner()
+    ((name, given),) = source.prune.items()
+    resource = {
+        "successive_halving": {"min_resource": 1},
+        "hyperband": {"min_resource": 1, "max_resource": source.track.points},
+    }
+    return _pruner_class(name)(**{**resource.get(name, {}), **given})
+
+
+def _distribution(values: Sequence[Any]) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if not is_span(values):
+        return CategoricalDistribution(range(len(values)))  # by place: a value may be a list
+    span = span_of(values)
+    if span.is_whole:
+        return IntDistribution(int(span.low), int(span.high), log=span.is_log)
+    return FloatDistribution(span.low, span.high, log=span.is_log)
+
+
+def _value(values: Sequence[Any], proposed: Any) -> Any:
+    """Return the value of a proposal, within the range also when it is rounded."""
+    if not is_span(values):
+        return values[proposed]
+    span = span_of(values)
+    shared = int(log10(max(abs(span.low), abs(span.high)) / (span.high - span.low)))  # digits of both ends
+    rounded = proposed if span.is_whole else float(f"{proposed:.{_DIGITS + max(0, shared)}g}")
+    return min(max(rounded, span.low), span.high)

@@ -1,0 +1,409 @@
+"""Writers: candidates and endpoints that write rows, asked as far as a budget allows.
+
+    answers/<digest of who answers>.jsonl    an answer a line, in the order in which they came; in the runs
+                                             folder of an experiment, without one in the cache
+
+Invariant: the same writer is asked in the same way whatever it writes, so an answer is found again. An answer
+is in the book, on the disk, before it is used and before its thread asks for the next one, so whatever ends
+the requests loses at most what is under way, and the same prompt is sent once. A model that runs here is sent
+sixteen prompts at a time, an endpoint as many at once as its settings say; after a failure, which is not
+kept, nothing begins, and what is under way is kept. A line cut short by a kill is ignored. A row that asks
+what is evaluated is refused before rows are written.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
+from pathlib import Path
+from threading import Lock
+from typing import Any, NamedTuple
+
+from harness.cache import cache_dir
+from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows
+from harness.data.text_files import display_path
+from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.evaluation import costs
+from harness.evaluation.candidate_rows import refuse_or_note
+from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
+from harness.evaluation.costs import Budget, Spend
+from harness.evaluation.runner import open_weights
+from harness.evaluation.session import Session
+from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
+from harness.experiment.preparation.candidate_problems import key_problems
+from harness.formatting import count, pluralize, usd
+from harness.models import Candidate
+from harness.models.openai_api import ChatCandidate, Server, Settings
+from harness.progress import Progress
+from harness.provenance import versions_of
+from harness.records import Example, Limits, Message, Output, PromptText, canonical_json, digest, parse_json
+from harness.spec import TokenPrices
+from harness.store import Store, append_lines, read_lines
+
+
+class Writer(NamedTuple):
+    """Model that writes: its name, all that its answers depend on, where they are kept, how it is opened.
+
+    `price` is what answers cost together in USD, `planned` what reading and writing so many tokens would;
+    None where nobody knows. `chat` says that messages are written by a chat template. So many requests are
+    under way at once (`num_concurrent`); None of a model that runs here.
+    """
+
+    name: str
+    identity: Mapping[str, Any]
+    folder: Path
+    opened: Callable[[], AbstractContextManager[Candidate]]
+    price: Callable[[Sequence[Output]], float | None]
+    planned: Callable[[float, float], float | None]
+    chat: bool = True
+    num_concurrent: int | None = None
+    weights_digest: str = ""
+
+
+def candidate_writer(session: Session, name: str) -> Writer:
+    """Return a candidate of an experiment as a writer; its weights are made where none are stored.
+
+    Raises:
+        UserError: it generates no text, or cannot be asked.
+    """
+    candidate, seed = session.candidates[name], session.first_seed
+    refuse_without_text(session, candidate)
+    if candidate.is_remote:
+        return _remote_writer(session, candidate)
+    machine, stored = session.machine, find_stored_weights(session, candidate, seed)
+    if stored is None and session.dry_run:
+        found, step = "no weights yet", f"harness train {name}"
+        raise UserError(Problem(f"candidate {name}", found, "weights to count with", step))
+    weights = stored or ensure_weights(session, candidate, seed)
+    base, hour = candidate.served_base, session.experiment.decide.device_hour_usd
+    engine, layout = session.engine(base)
+    chat = session.target.task.chat_template
+    identity = {
+        "weights": weights.digest,
+        "template": base.template_digest,
+        "chat": chat,
+        "engine": engine,
+        "layout": layout,
+        "precision": machine.precision,
+        "device": machine.device,
+        "code": versions_of("tokenization", "layout"),
+    }
+
+    def price(outputs: Sequence[Output]) -> float:
+        return costs.price_usd(sum(one.compute_s for one in outputs), machine.device, hour)
+
+    def estimate_usd(read: float, generated: float) -> float:
+        seconds = session.seconds(costs.Work(round(read), round(generated)), base)
+        return costs.price_usd(seconds, machine.device, hour)
+
+    folder, digest_of = session.store.folder / "answers", weights.digest
+    open_candidate = lambda: open_weights(session, weights)  # noqa: E731 (a closure over what was made)
+    return Writer(name, identity, folder, open_candidate, price, estimate_usd, chat, weights_digest=digest_of)
+
+
+def _remote_writer(session: Session, candidate: ResolvedCandidate) -> Writer:
+    settings = Settings(**candidate.source.params)
+    prices = settings.usd_per_million_tokens or session.experiment.decide.usd_per_million_tokens
+    settings = settings.model_copy(update={"usd_per_million_tokens": prices})
+    writer = endpoint_writer(settings, candidate.name, session.store.folder / "answers")
+    if settings.protocol == "chat":
+        return writer
+    chat = session.target.task.chat_template
+    template = {"template": candidate.base.template_digest, "chat": chat}
+
+    @contextmanager
+    def open_candidate() -> Iterator[Candidate]:
+        weights = ensure_weights(session, candidate, session.first_seed)
+        with open_weights(session, weights) as model:
+            yield model
+
+    identity = {**writer.identity, "protocol": settings.protocol, **template}
+    return writer._replace(
+        identity=identity, opened=open_candidate, chat=chat, weights_digest=settings.weights_digest
+    )
+
+
+def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = None) -> Writer:
+    """Return an endpoint as a writer, asked by chat; without a folder its answers lie in the cache."""
+    prices, by_chat = settings.usd_per_million_tokens, settings.model_copy(update={"protocol": "chat"})
+
+    @contextmanager
+    def open_candidate() -> Iterator[Candidate]:
+        server = Server(by_chat)
+        try:
+            yield ChatCandidate(server, digest(by_chat.name))
+        finally:
+            server.api.close()
+
+    def price(outputs: Sequence[Output]) -> float | None:
+        if prices is None or not all(one.n_prompt_tokens for one in outputs):
+            return None
+        return sum(_usd(one.n_prompt_tokens, one.n_output_tokens, prices) for one in outputs)
+
+    def estimate_usd(read: float, generated: float) -> float | None:
+        return None if prices is None else _usd(read, generated, prices)
+
+    return Writer(
+        name or by_chat.name,
+        {"base_url": by_chat.base_url, "model": by_chat.model, "protocol": "chat"},
+        folder or cache_dir() / "answers",
+        open_candidate,
+        price,
+        estimate_usd,
+        num_concurrent=by_chat.num_concurrent,
+        weights_digest=by_chat.weights_digest,
+    )
+
+
+def _usd(read: float, written: float, prices: TokenPrices) -> float:
+    return costs.request_usd(costs.TokenCounts(read, 0, written), prices)
+
+
+def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
+    """Refuse a candidate that generates no text, or cannot be asked now."""
+    refuse_silent(candidate)
+    where = f"candidate {candidate.name}"
+    if not candidate.method.makes_language_model:
+        found = f"the method {candidate.source.method}, which generates no text"
+        raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
+    refuse(key_problems(session, {candidate.name: where}))
+
+
+def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the fields of a new row as harness reads them: id and question, and its cluster and slice."""
+    is_prompt = len(example.messages) == 1 and example.messages[0]["role"] == "user"
+    question: dict[str, Any] = (
+        {"prompt": example.prompt} if is_prompt else {"messages": list(example.messages)}
+    )
+    groups = {"cluster": example.cluster} if example.cluster not in ("", example.id) else {}
+    groups |= {"slice": example.slice} if example.slice else {}
+    return {"id": example.id, **question}, groups
+
+
+def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost: float | None) -> None:
+    """Refuse a budget that nothing could be held against; `price` is that of a request."""
+    if max_cost is not None and price is None:
+        found = f"{candidate.name}, an endpoint without prices"
+        step = "usd_per_million_tokens: {input: …, output: …} among its params"
+        raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+
+
+def check_contamination(
+    session: Session, rows: Sequence[SourcedExample], part: PartName, file: str
+) -> tuple[str, ...]:
+    """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
+
+    `file` is where the rows stand, or will.
+
+    Raises:
+        UserError: a row asks what is evaluated.
+    """
+    items, task = session.target.items, session.target.task
+    evaluated = [row for of in items.evaluated.values() for row in of]
+    shown = display_path(file)
+    if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
+        raise UserError(contamination.problems(found, shown, "leave the row out"))
+    examples = tuple(row.example for row in rows)
+    places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
+    train, pairs = (examples, ()) if part == "train" else ((), examples)
+    own = replace(items, train=train, pairs=pairs, places=places)
+    others = {m.task.name: m.items for m in session.suites}
+    return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap
+
+
+def record_contamination(session: Session, notes: Sequence[str]) -> dict[str, Any]:
+    """Say in a manifest what the contamination check held rows against, and what it noted."""
+    evaluated = sum(map(len, session.target.items.evaluated.values()))
+    return {
+        "evaluated": evaluated + sum(len(m.items.test) for m in session.suites),
+        "contaminated": 0,
+        "in_other_words": list(notes),
+    }
+
+
+class PromptRequest(NamedTuple):
+    """A prompt with what its answer depends on: how it is decoded, and the seed of a drawn answer."""
+
+    messages: tuple[Message, ...]
+    limits: Limits
+    seed: int | None
+
+    @property
+    def key(self) -> str:
+        """The digest that names its answer."""
+        limits = self.limits
+        decoding = [limits.max_new_tokens, list(limits.stop), limits.temperature, limits.top_p]
+        return digest([list(self.messages), decoding, self.seed])
+
+
+class AnswerBook:
+    """Answers of one model in a folder; `identity` is all that they depend on besides the prompt."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
+        self.path = folder / f"{digest(dict(identity))}.jsonl"
+        known: dict[str, Output] = {}
+        with suppress(OSError):
+            for line in read_lines(self.path):
+                with suppress(ValueError, TypeError):
+                    key, *fields = parse_json(line)
+                    known.setdefault(key, Output(*fields))
+        self._known = known
+
+    def find(self, key: str) -> Output | None:
+        """Return the answer to the prompt of a key; None where it was never given."""
+        return self._known.get(key)
+
+    def keep(self, answers: Mapping[str, Output]) -> None:
+        """Append answers by the keys of their prompts, but for those that failed.
+
+        Raises:
+            HarnessError: the disk is full; what was there stays.
+        """
+        fresh = {key: of for key, of in answers.items() if of.finish_reason != "error"}
+        self._known |= fresh
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = "".join(f"{canonical_json([key, *_fields(of)])}\n" for key, of in fresh.items())
+        append_lines(Store(self.path.parent), self.path, lines)
+
+
+def _fields(of: Output) -> tuple[Any, ...]:
+    return of.text, of.finish_reason, of.n_prompt_tokens, of.n_output_tokens, of.compute_s
+
+
+_TOGETHER = 16  # prompts that a model here answers, and whose answers are kept, together
+CHAT_TOKENS = 12  # of a template, as in `costs`
+TOO_LONG = "a prompt longer than the context"  # why an answer failed
+
+
+class WriterUsage(NamedTuple):
+    """Tokens and time that answers took, and what they cost in USD; None where nobody knows."""
+
+    n_prompt_tokens: int
+    n_output_tokens: int
+    compute_s: float
+    cost_usd: float | None
+
+
+class WriterPlan(NamedTuple):
+    """Requests at most, those answered before, and of the others the tokens to read and at most to write.
+
+    `cost_usd` is None where nobody knows a price.
+    """
+
+    requests: int
+    known: int
+    read: int
+    generated: int
+    cost_usd: float | None
+
+    def __str__(self) -> str:
+        """Render as one line."""
+        known = f", {count(self.known)} of them answered before" if self.known else ""
+        said = f"{pluralize(self.requests, 'request')}{known}: some {count(self.read)} tokens read"
+        priced = "at no known price" if self.cost_usd is None else f"at most {usd(self.cost_usd)} USD"
+        return f"{said}, at most {count(self.generated)} written, {priced}"
+
+
+def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPlan:
+    """Count what the requests take, before one is sent."""
+    book = AnswerBook(writer.folder, writer.identity)
+    each = {one.key: one for one in requests}
+    new = [one for key, one in each.items() if book.find(key) is None]
+    read, generated = sum(map(n_read, new)), sum(one.limits.max_new_tokens for one in new)
+    return WriterPlan(len(each), len(each) - len(new), read, generated, writer.planned(read, generated))
+
+
+def n_read(request: PromptRequest) -> int:
+    """Estimate the tokens of a prompt."""
+    return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in request.messages)
+
+
+def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
+    """Add up what answers took."""
+    read, written = sum(one.n_prompt_tokens for one in outputs), sum(one.n_output_tokens for one in outputs)
+    return WriterUsage(read, written, sum(one.compute_s for one in outputs), writer.price(outputs))
+
+
+class BudgetedWriter:
+    """Asks a writer, step after step, for at most `max_cost` USD in all, those of the book counted.
+
+    A model that runs here answers so many prompts `together`.
+    """
+
+    def __init__(
+        self, writer: Writer, max_cost: float | None, progress: Progress, together: int = _TOGETHER
+    ) -> None:
+        self._writer, self._max_cost, self._progress = writer, max_cost, progress
+        self._together = together
+        self._book = AnswerBook(writer.folder, writer.identity)
+        self._paid: dict[str, Output] = {}
+        self._lock = Lock()
+
+    @property
+    def usage(self) -> WriterUsage:
+        """Tokens and money that the answers so far took, those of the book with them."""
+        return sum_usage(self._writer, list(self._paid.values()))
+
+    def answers(self, requests: Sequence[PromptRequest], label: str) -> list[Output]:
+        """Return the answer to each prompt, those that failed among them.
+
+        Raises:
+            CandidateFailed: the writer cannot be asked, or the budget does not suffice; what came is kept.
+        """
+        made = {one.key: of for one in requests if (of := self._book.find(one.key)) is not None}
+        self._paid |= made
+        if lacking := list({one.key: one for one in requests if one.key not in made}.values()):
+            self._request(lacking, made, label)
+        return [made[one.key] for one in requests]
+
+    def _request(self, lacking: Sequence[PromptRequest], made: dict[str, Output], label: str) -> None:
+        n, failures, writer = self._writer.num_concurrent, list[CandidateFailed](), self._writer
+        budget, paid = None, list(self._paid.values())
+        if self._max_cost is not None:
+            estimate = lambda *n: writer.planned(*n) or 0.0  # noqa: E731 (a closure over the writer)
+            budget = Budget(self._max_cost, estimate, writer.price(paid), len(paid))
+        n_known, size = len(made), self._together if n is None else 1
+        parts = [lacking[at : at + size] for at in range(0, len(lacking), size)]
+        with self._writer.opened() as model, self._progress.stage(label) as advance:
+
+            def request(part: Sequence[PromptRequest]) -> None:
+                try:
+                    if failures:
+                        return
+                    tokens = sum(map(n_read, part)), sum(one.limits.max_new_tokens for one in part)
+                    with budget.reserve(*tokens) if budget else nullcontext() as spend:
+                        found = dict(zip([p.key for p in part], self._generate(model, part), strict=True))
+                        with self._lock:
+                            self._book.keep(found)
+                            made.update(found)
+                            advance(len(made) - n_known, len(lacking))
+                        self._spend(found, spend)
+                except CandidateFailed as error:
+                    failures.append(error)
+
+            with ThreadPoolExecutor(n or 1) as pool:
+                list(pool.map(request, parts))
+        if failures:
+            raise failures[0]
+
+    def _spend(self, found: dict[str, Output], spend: Spend | None) -> None:
+        paid = {key: one for key, one in found.items() if one.finish_reason != "error"}
+        self._paid |= paid
+        if spend and paid:
+            read = sum(one.n_prompt_tokens for one in paid.values())
+            written = sum(one.n_output_tokens for one in paid.values())
+            spend(self._writer.price(list(paid.values())), read, written)
+
+    def _generate(self, model: Candidate, part: Sequence[PromptRequest]) -> list[Output]:
+        """Answer prompts together; one that is too long has failed."""
+        limits = part[0].limits
+        texts = [PromptText(one.messages, chat_template=self._writer.chat) for one in part]
+        prompts = [encoded.context for encoded in model.encode_all(texts)]
+        fits = [len(prompt) + limits.max_new_tokens <= model.max_context for prompt in prompts]
+        seeds = [one.seed for one, fit in zip(part, fits, strict=True) if fit and one.seed is not None]
+        fitting = [prompt for prompt, fit in zip(prompts, fits, strict=True) if fit]
+        outputs = iter(model.generate(fitting, limits, seeds) if fitting else ())
+        return [
+            next(outputs) if fit else Output("", "error", len(p), error=TOO_LONG)
+            for p, fit in zip(prompts, fits, strict=True)
+        ]
