@@ -90,7 +90,7 @@ def test_the_fine_tune_with_the_lowest_score_is_the_one_to_rescue_and_the_lowest
     of = Rescue(
         "e", "m", "lora", 0, "wer", "knn", make_trial("lora", 0.3), (make_trial("low", 0.1),), (), 0.02
     )
-    assert [row.trial for row in rescue_rows(of)] == ["low", "lora"]
+    assert [row[0] for row in rescue_rows(of)] == ["low", "lora"]
     assert of.front == ("low",)
 
 
