@@ -16,7 +16,7 @@ from harness.records import Run, Sample, SampleResult
 from harness.report import ExperimentReport, describe_answer, describe_prompt, mark_answer
 from harness.report.escape import clean
 from harness.store import ItemFilter
-from parts import answer_matrix, controls, paired_runs, project, safe_text
+from parts import answer_matrix, controls, project, safe_text, scores
 from parts.answer_matrix import Column, Matrix
 
 
@@ -31,26 +31,23 @@ def show_answer(of: Matrix, column: Column, item: str) -> None:
     with left:
         _show_prompt(column, of.task, row)
     with right:
-        _show_answer(of, column, row)
-
-
-def _show_answer(of: Matrix, column: Column, row: SampleResult) -> None:
-    score = mark_answer(of.metric, row.parts.get(of.metric.name))
-    safe_text.block(f"answer: {score} {row.status}", row.text)
-    safe_text.whole("answer", row.text, "whole_answer")
-    if row.references:
-        safe_text.block("reference", " | ".join(row.references[:5]))
-    safe_text.say_all(describe_answer(row))
-    for judge, said in paired_runs.judges_said(row):
-        safe_text.say(f"{judge} said: {said}", "name")
-    _show_drawn(of.metric.name, paired_runs.read_all_answers(column.digest, row.example_id))
-    first = of.columns[0]
-    if first != column:
-        found = store.read_samples(project.project().store, first.digest, [row.example_id])
-        if before := found.get(row.example_id):
-            safe_text.block(f"{first.name} answered", before.text)
-            if before.text != row.text:
-                safe_text.difference(f"words that {column.name} changed", before.text, row.text)
+        score = mark_answer(of.metric, row.parts.get(of.metric.name))
+        safe_text.block(f"answer: {score} {row.status}", row.text)
+        safe_text.whole("answer", row.text, "whole_answer")
+        if row.references:
+            safe_text.block("reference", " | ".join(row.references[:5]))
+        safe_text.say_all(describe_answer(row))
+        grades = store.find_grades(project.project().store, row.task, item, row.output_digest)
+        for who, grade in grades:
+            said = grade.said or grade.error or "nothing"
+            safe_text.say(f"{who['judge']['model']} said: {said}", "name")
+        _show_drawn(of.metric.name, scores.read_all_answers(column.digest, item))
+        if (first := of.columns[0]) != column:
+            found = store.read_samples(project.project().store, first.digest, [item])
+            if before := found.get(item):
+                safe_text.block(f"{first.name} answered", before.text)
+                if before.text != row.text:
+                    safe_text.difference(f"words that {column.name} changed", before.text, row.text)
 
 
 def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
@@ -92,9 +89,8 @@ _AT_FIRST = 6  # candidates
 
 def page() -> None:
     """Draw the page."""
-    controls.heading(
-        "Answers", "Every item with what each candidate answered. Click a cell to read it whole."
-    )
+    purpose = "Every item with what each candidate answered. Click a cell to read it whole."
+    controls.heading("Answers", purpose)
     runs, report = project.runs(), controls.report_if_any()
     controls.say_absent(report, runs)
     named = controls.name_runs("compare", report, runs)
@@ -103,29 +99,20 @@ def page() -> None:
             controls.show_empty("No answers yet.")
         return
     first = controls.order_candidates(report, list(named))[:_AT_FIRST]
-    chosen = controls.choose_candidates(
-        "compare", list(named), first, title="Candidates, the reference first"
-    )
-    tasks = _tasks({name: named[name] for name in chosen}, report)
+    title = "Candidates, the reference first"
+    chosen = controls.choose_candidates("compare", list(named), first, title=title)
+    keys = dict.fromkeys(key for name in chosen for key in named[name].rows if key.endswith("/test"))
+    target = report.task if report is not None else ""
+    tasks = sorted((key.removesuffix("/test") for key in keys), key=lambda task: task != target)
     if tasks:
         _matrix(tasks, {name: named[name] for name in chosen}, report)
 
 
-def _tasks(runs: Mapping[str, Run], report: ExperimentReport | None) -> list[str]:
-    """List what the runs answered on test, the target first."""
-    found = dict.fromkeys(
-        key.removesuffix("/test") for run in runs.values() for key in run.rows if key.endswith("/test")
-    )
-    target = report.task if report is not None else ""
-    return sorted(found, key=lambda task: task != target)
-
-
 def _matrix(tasks: list[str], runs: Mapping[str, Run], report: ExperimentReport | None) -> None:
-    """Draw filters, a page of the matrix, and the answer that was chosen in it."""
     places = st.columns([2, 2, 2, 3])
     task = _choose(places[0], "task", tasks)
     columns = answer_matrix.columns_of(task, runs)
-    metric = paired_runs.primary_metric(task, columns[-1].digest, report)
+    metric = scores.primary_metric(task, columns[-1].digest, report)
     of = Matrix(task, project.metric(task, metric), columns)
     slices = store.list_slices(project.project().store, of.digests[-1:])
     slice_ = _choose(places[1], "slice", ["all", *slices])
@@ -173,7 +160,6 @@ def _items(of: Matrix, wanted: ItemFilter, key: str) -> None:
 
 
 def _opened(of: Matrix, cells: list[tuple[int, str]], ids: list[str]) -> None:
-    """Show the cell that was clicked, or that the address names."""
     if cells:
         (row, name), names = cells[0], [column.name for column in of.columns]
         controls.remember("item", [ids[row]])

@@ -29,11 +29,7 @@ _PAGES = {
         ("training", "Training"),
         ("data", "Data"),
     ),
-    "Decisions": (
-        ("decide", "Decide"),
-        ("nightly", "Nightly"),
-        ("rate", "Rate"),
-    ),
+    "Decisions": (("decide", "Decide"), ("nightly", "Nightly"), ("rate", "Rate")),
 }
 
 

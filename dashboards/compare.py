@@ -12,8 +12,8 @@ from harness.comparison import Comparison, orient
 from harness.formatting import count
 from harness.report import ExperimentReport
 from harness.report.columns import COMPARISON_COLUMNS, heading
-from parts import charts, controls, paired_runs, project, safe_text
-from parts.paired_runs import Pair
+from parts import charts, controls, project, safe_text, scores
+from parts.scores import Pair
 
 _SHOWN = ("task", "metric", "base", "score", "delta", "lost", "gained", "n")
 _HEADINGS = {"base": "reference"}  # the first of the candidates
@@ -41,7 +41,7 @@ def page() -> None:
     if unseen := chosen[_MOST + 1 :]:
         safe_text.say(f"Not shown, as at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
-    found = {name: paired_runs.compare_on_every_task(base, run, report) for name, run in others.items()}
+    found = {name: scores.compare_on_every_task(base, run, report) for name, run in others.items()}
     _differences(chosen[0], found, report)
     controls.offer_answers(chosen[: _MOST + 1])
 
@@ -61,18 +61,14 @@ def _differences(
                 continue
             rows.append(_row(name, c))
             if c.unit.is_rate:
-                o = orient(c)
+                o, margin = orient(c), margins.get(task)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
-                margin = margins.get(task)
-                bar = charts.Bar(
-                    task, *ends, paired_runs.print_difference(c), 100 * margin if margin else None
-                )
+                said = scores.print_difference(c)
+                bar = charts.Bar(task, *ends, said, 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
     if series:
-        charts.draw(
-            charts.forest(series, f"change against {charts.plain(base)}, points; above 0 is better"),
-            "compare",
-        )
+        title = f"change against {charts.plain(base)}, points; above 0 is better"
+        charts.draw(charts.forest(series, title), "compare")
         st.caption("Shaded: beyond the margin of the gate. An interval that holds 0 shows no difference.")
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from harness.data.check import Finding, TableEntry
 from harness.data.edit import RowDecision, decisions_file, keep_decision, read_decisions
@@ -23,7 +22,6 @@ from harness.spec import Task
 from parts import controls, project, safe_text
 
 _AT_ONCE = 10
-_FACT_COLUMNS = ("figure", "meaning")
 
 
 def page() -> None:
@@ -31,11 +29,18 @@ def page() -> None:
     controls.heading("Data", "What is wrong with the target's rows, the worst first.")
     loaded = project.experiment()
     task = loaded.experiment.target if loaded else None
-    files = _files(task) if task else {}
+    named = (task.data.source("train"), task.data.test) if task else ()
+    files = {path: Path(path).stat().st_mtime_ns for path in named if path and Path(path).is_file()}
     if task is None or not files:
         controls.show_empty("No rows of a target are named in harness.yaml.")
         return
-    encoder = _encoder()
+    # The page's address never names a model, so that no link can load one.
+    encoder = st.text_input(
+        "Also find duplicates and contamination by meaning: id or folder of a sentence-transformers model",
+        placeholder="sentence-transformers/all-MiniLM-L6-v2",
+        help="As harness data check --embeddings: rows that share few words but may ask the same question.",
+        key="encoder",
+    ).strip()
     try:
         with st.spinner("Checking the rows: this takes some seconds for a thousand of them."):
             checked = _check_rows(task.model_dump_json(), tuple(files.items()), encoder)
@@ -51,23 +56,7 @@ def page() -> None:
     st.subheader("Figures", anchor=False)
     notes = [f for f in checked.findings if f.severity == "note"]
     rows = [(" ".join(filter(None, (f.title, share_text(f)))), f.meaning) for f in notes]
-    safe_text.table(_FACT_COLUMNS, rows)
-
-
-def _files(task: Task) -> dict[str, int]:
-    """Map the files that the check reads to the time of their last change; empty where there are none."""
-    named = [path for path in (task.data.source("train"), task.data.test) if path] if task.data else []
-    return {path: Path(path).stat().st_mtime_ns for path in named if Path(path).is_file()}
-
-
-def _encoder() -> str:
-    """Ask for a model of sentences; the page's address never names one, so that no link can load a model."""
-    return st.text_input(
-        "Also find duplicates and contamination by meaning: id or folder of a sentence-transformers model",
-        placeholder="sentence-transformers/all-MiniLM-L6-v2",
-        help="As harness data check --embeddings: rows that share few words but may ask the same question.",
-        key="encoder",
-    ).strip()
+    safe_text.table(("figure", "meaning"), rows)
 
 
 @st.cache_resource(show_spinner=False, max_entries=4)
@@ -79,15 +68,8 @@ def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> 
 def _alarm(finding: Finding) -> None:
     said = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
     with st.expander(safe_text.label(said), expanded=finding.severity == "error"):
-        safe_text.say_all(
-            f"{name}: {text}"
-            for name, text in (
-                ("rows", places(finding, 20)),
-                ("example", finding.example),
-                ("means", finding.meaning),
-            )
-            if text
-        )
+        shown = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
+        safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
         safe_text.command(finding.command, "")
 
 
@@ -98,12 +80,11 @@ def _rows(checked: CheckReport) -> None:
     entries = checked.table.entries
     fit = [e for e in entries if sought in e.question.lower() or sought in e.answer.lower()]
     shown = controls.find_page(f"rows/{sought}")
-    controls.show_rows(
-        [
-            {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
-            for e in fit[shown.offset : shown.offset + controls.PAGE_SIZE]
-        ]
-    )
+    rows = [
+        {"row": clean(e.where), "question": clean(e.question), "answer": clean(e.answer)}
+        for e in fit[shown.offset : shown.offset + controls.PAGE_SIZE]
+    ]
+    controls.show_rows(rows)
     st.caption(f"{count(len(fit))} of {count(len(entries))} rows")
     shown.turn(len(fit))
 
@@ -111,7 +92,8 @@ def _rows(checked: CheckReport) -> None:
 def _decisions(checked: CheckReport) -> None:
     """Show rows that nobody has decided on, each under the first finding that names it, with buttons."""
     found = [f for f in checked.findings if f.labels]
-    found += [f for f in checked.findings if f not in found and _is_decided_by_hand(f)]
+    alarms = [f for f in checked.findings if f.severity != "note" and not f.labels]
+    found += [f for f in alarms if f.beside or "--decisions" in f.command]  # decided by hand
     if not found:
         return
     path = checked.table.files[0]
@@ -124,7 +106,14 @@ def _decisions(checked: CheckReport) -> None:
     rows = _Rows(path, digest, column, {entry.where: entry for entry in checked.table.entries})
     done, shown = set[str](), set[str]()
     for finding in found:
-        here = [row for row in _entries_of(finding, rows) if row[0].where not in shown]
+        # The rows that are held, each with the label proposed and what it stands beside.
+        nothing = ("",) * len(finding.rows)
+        listed = zip(finding.rows, finding.labels or nothing, finding.beside or nothing, strict=True)
+        here = [
+            (rows.entries[where], label, near)
+            for where, label, near in listed
+            if where in rows.entries and where not in shown
+        ]
         shown |= {entry.where for entry, _, _ in here}
         decided = {entry.where for entry, _, _ in here if _line(entry.where) in kept}
         done |= decided
@@ -149,39 +138,22 @@ class _Rows(NamedTuple):
     entries: dict[str, TableEntry]
 
 
-def _is_decided_by_hand(finding: Finding) -> bool:
-    return finding.severity != "note" and bool(finding.beside or "--decisions" in finding.command)
-
-
-def _entries_of(finding: Finding, rows: _Rows) -> list[tuple[TableEntry, str, str]]:
-    """List the rows of a finding that are held, each with the label proposed and what it stands beside."""
-    nothing = ("",) * len(finding.rows)
-    columns = finding.rows, finding.labels or nothing, finding.beside or nothing
-    each = zip(*columns, strict=True)
-    return [(rows.entries[where], label, near) for where, label, near in each if where in rows.entries]
-
-
 def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
     """Show a row with what it stands beside, and a button for each decision on it."""
     other = f", or {label}?" if label else f", near {near}" if near else ""
     safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
-    accept, drop, keep = st.columns([2, 1, 1])
+    keep = f"Keep: {entry.answer}" if label else "Keep the row"
+    choices = {f"Relabel: {label}": RowDecision("relabel", label)} if label and rows.column else {}
+    choices |= {"Drop the row": RowDecision("drop"), keep: RowDecision("keep")}
+    places = st.columns([2, 1, 1])[-len(choices) :]
     line = _line(entry.where)
-    if label and rows.column:
-        _button(accept, f"Relabel: {label}", rows, line, RowDecision("relabel", label))
-    _button(drop, "Drop the row", rows, line, RowDecision("drop"))
-    _button(keep, f"Keep: {entry.answer}" if label else "Keep the row", rows, line, RowDecision("keep"))
-
-
-def _button(place: DeltaGenerator, text: str, rows: _Rows, line: int, of: RowDecision) -> None:
-    shown = safe_text.label(text)
-    key = f"{of.decision}_{line}"
-    given = (rows.path, rows.digest, rows.column, line, of)
-    place.button(shown, key=key, on_click=_decide, args=given, width="stretch")
+    for place, (text, of) in zip(places, choices.items(), strict=True):
+        given = (rows.path, rows.digest, rows.column, line, of)
+        shown, key = safe_text.label(text), f"{of.decision}_{line}"
+        place.button(shown, key=key, on_click=_decide, args=given, width="stretch")
 
 
 def _decide(path: str, digest: str, column: str | None, line: int, of: RowDecision) -> None:
-    """Keep a decision on the content that was shown, or say why not."""
     try:
         keep_decision(path, line, of, digest, column)
     except HarnessError as error:

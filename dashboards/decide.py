@@ -25,9 +25,9 @@ from harness.decision import (
 )
 from harness.formatting import count, round_up, seconds, usd
 from harness.report import ExperimentReport
-from harness.report.tables.decision_tables import arithmetic_rows
+from harness.report.result_tables import arithmetic_rows
 from harness.spec import DecidePolicy
-from parts import charts, controls, paired_runs, project, safe_text
+from parts import charts, controls, project, safe_text, scores
 
 _VOLUMES = (100, 1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 _MONTHS = (1, 3, 6, 12, 24, 36)
@@ -45,7 +45,20 @@ _FEW = "Candidates that answer fewer requests a second, in batches, are left out
 def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePolicy, float]:
     """Let the policy be changed; return it with how many times dearer the device is."""
     hour = hour_usd(report.facts)
-    _begin((report.file_name, written, hour))
+    decided_by = (report.file_name, written, hour)
+    if st.session_state.get("decided_by") != decided_by:
+        _reset()  # no slider stays where it stood for another experiment or policy
+        st.session_state["decided_by"] = decided_by
+
+    def worth(value: float) -> str:
+        return "not set" if value == _UNSET else usd(value)
+
+    def time(value: float) -> str:
+        return "any" if value == inf else seconds(value)
+
+    def rate(value: float) -> str:
+        return f"{value:,g}" if value else "any"
+
     with st.container(border=True):
         a, b, c = st.columns(3)
         changed = {
@@ -56,12 +69,12 @@ def sliders(report: ExperimentReport, written: DecidePolicy) -> tuple[DecidePoli
         price = _slider(a, "a device hour, USD", _PRICES[1:], hour, usd) if hour else 0.0
         changed["label_cost_usd"] = _slider(b, "a label, USD", _PRICES, written.label_cost_usd, usd)
         right = _UNSET if written.right_answer_usd is None else written.right_answer_usd
-        answer = _slider(c, "one more right answer, USD", (_UNSET, *_PRICES), right, _worth)
+        answer = _slider(c, "one more right answer, USD", (_UNSET, *_PRICES), right, worth)
         hosting = written.hosting_usd_per_month
         changed["hosting_usd_per_month"] = _slider(a, "hosting a month, USD", _PRICES, hosting, usd)
-        latency = _slider(b, "longest median request", _LATENCIES, written.max_latency_s or inf, _time, _SLOW)
+        latency = _slider(b, "longest median request", _LATENCIES, written.max_latency_s or inf, time, _SLOW)
         least = written.min_requests_per_s or 0.0
-        least = _slider(c, "requests a second, at least", _RATES, least, _rate, _FEW)
+        least = _slider(c, "requests a second, at least", _RATES, least, rate, _FEW)
         st.button("As written", on_click=_reset, help="Back to what harness.yaml says.", key="reset")
     budgets = {
         "max_latency_s": None if latency == inf else latency,
@@ -83,25 +96,6 @@ def _slider(
     options, key = sorted({*map(float, steps), float(written)}), f"decide_{title}"
     st.session_state.setdefault(key, float(written))  # so the browser is told: its own slider keeps its place
     return float(at.select_slider(title, options, format_func=shown, key=key, help=said or None))
-
-
-def _worth(value: float) -> str:
-    return "not set" if value == _UNSET else usd(value)
-
-
-def _time(value: float) -> str:
-    return "any" if value == inf else seconds(value)
-
-
-def _rate(value: float) -> str:
-    return f"{value:,g}" if value else "any"
-
-
-def _begin(written: object) -> None:
-    """Leave no slider where it stood for another experiment, or before another policy was written."""
-    if st.session_state.get("decided_by") != written:
-        _reset()
-        st.session_state["decided_by"] = written
 
 
 def _reset() -> None:
@@ -161,8 +155,8 @@ def _gains(
         return facts
     key, runs = f"{report.task}/test", controls.runs_of(report, project.runs())
     rows = {label: run.rows[key] for label, run in runs.items() if key in run.rows}
-    pair = partial(paired_runs.Pair, report.task, report.metric, rows.get(best, ""))
-    found = {label: paired_runs.compare(pair(digest)) for label, digest in rows.items() if label != best}
+    pair = partial(scores.Pair, report.task, report.metric, rows.get(best, ""))
+    found = {label: scores.compare(pair(digest)) for label, digest in rows.items() if label != best}
     safe_text.say(
         f"Within these budgets {best} is the best that trains nothing: gains are measured against it again, "
         "the gate's verdicts are the report's."

@@ -4,7 +4,6 @@ Invariant: the numbers are the report's own; a cell's colour is its paired diffe
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import streamlit as st
 
@@ -13,13 +12,13 @@ from harness.formatting import Unit, percent, score
 from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, map_values
-from harness.report.plots.heat_map import heat
-from parts import charts, controls, paired_runs, project, safe_text
+from harness.report.pictures import heat
+from parts import charts, controls, project, safe_text, scores
 
 _UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
 
-def show_statuses(runs: Mapping[str, Run]) -> None:
+def _show_statuses(runs: Mapping[str, Run]) -> None:
     """Count answers that could not be read, were cut or declined, beside the base's."""
     st.subheader("Answers without a result", anchor=False)
     keys = sorted({key for run in runs.values() for key in run.rows if key.endswith("/test")})
@@ -35,7 +34,11 @@ def show_statuses(runs: Mapping[str, Run]) -> None:
         named = [("base", next((bases[name, key] for name in runs if bases[name, key]), None))]
         named += [(name, run.rows.get(key)) for name, run in runs.items()]
         for status in _UNWANTED:
-            shares = {name: _share(counts.get(digest or "", {}), status) for name, digest in named}
+            shares = {}
+            for name, digest in named:
+                statuses = counts.get(digest or "", {})
+                n = sum(statuses.values())
+                shares[name] = percent(statuses.get(status, 0) / n) if n else ""
             if any(text not in ("", percent(0.0)) for text in shares.values()):
                 rows.append({"task": key.removesuffix("/test"), "answers": status, **shares})
     if rows:
@@ -46,11 +49,6 @@ def show_statuses(runs: Mapping[str, Run]) -> None:
         )
     else:
         st.info("Every answer of every run could be read.")
-
-
-def _share(statuses: dict[str, int], status: str) -> str:
-    n = sum(statuses.values())
-    return percent(statuses.get(status, 0) / n) if n else ""
 
 
 def page() -> None:
@@ -67,24 +65,20 @@ def page() -> None:
         return
     safe_text.heat(drawn)
     st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval leaves 0 out.")
-    controls.offer_csv(lambda: _changes(report), "forgetting")
-    _draw_without_rates(report, drawn.labels)
-    stored = controls.runs_of(report, project.runs())
-    runs = {name: stored[name] for name in drawn.labels if name in stored}
-    if runs:
-        show_statuses(runs)
-        controls.offer_answers(list(runs))
-
-
-def _changes(report: ExperimentReport) -> list[dict[str, Any]]:
-    """List every difference unrounded."""
     columns = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
-    return [
+    changes = [
         {"candidate": label, **map_values(columns, c)}
         for label, of in report.comparisons.items()
         for c in of
         if not c.slice
     ]
+    controls.offer_csv(lambda: changes, "forgetting")
+    _draw_without_rates(report, drawn.labels)
+    stored = controls.runs_of(report, project.runs())
+    runs = {name: stored[name] for name in drawn.labels if name in stored}
+    if runs:
+        _show_statuses(runs)
+        controls.offer_answers(list(runs))
 
 
 def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None:
@@ -94,7 +88,7 @@ def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None
     for label in labels:
         for c in report.comparisons[label]:
             if not c.slice and c.task not in rates:
-                said = f"{paired_runs.print_difference(c)} ({score(c.unit, c.new)} now)"
+                said = f"{scores.print_difference(c)} ({score(c.unit, c.new)} now)"
                 bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
     for unit, series in by_unit.items():

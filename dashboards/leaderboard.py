@@ -1,17 +1,16 @@
 """Leaderboard: every run with its score, what it forgot, what it costs, and the gate's verdict.
 
-Invariant: the page filters and lays out; its numbers come from `parts.board`.
+Invariant: the page filters and lays out; its numbers come from `parts.leaderboard_rows`.
 """
 
 from collections.abc import Sequence
 
 import streamlit as st
 
-from harness.comparison import Estimate
 from harness.formatting import count, errors, score
 from harness.records import Run
 from harness.report import ExperimentReport, describe_unread, last_line
-from parts import charts, controls, leaderboard_rows, project, safe_text, score_cache
+from parts import charts, controls, leaderboard_rows, project, safe_text, scores
 from parts.leaderboard_rows import Board, Line
 
 
@@ -37,7 +36,6 @@ def page() -> None:
 
 
 def _choose_more_metrics(report: ExperimentReport | None) -> list[str]:
-    """Let other metrics of the target be shown beside the one that decides."""
     name, primary = leaderboard_rows.target(report)
     written = project.task(name)
     others = [metric for metric in written.metrics if metric != primary] if written else []
@@ -86,9 +84,7 @@ def _unread(found: Board) -> None:
         )
     if found.n_unread == 0:
         return
-    st.caption(
-        f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {score_cache.AT_ONCE}."
-    )
+    st.caption(f"Not estimated yet: {count(found.n_unread)} scores; the page opens with {scores.AT_ONCE}.")
     if st.button("Estimate all", key="estimate"):
         bar = st.progress(0.0)
         for share in found.read():
@@ -96,21 +92,17 @@ def _unread(found: Board) -> None:
         st.rerun()
 
 
-def _print_estimate(e: Estimate) -> str:
-    return score(e.unit, *e[:3]) + errors(e.n_errors)
-
-
 def _picture(lines: Sequence[Line]) -> None:
-    known = [(line, e) for line in lines if (e := line.facts.target) is not None][: score_cache.AT_ONCE]
+    known = [(line, e) for line in lines if (e := line.facts.target) is not None][: scores.AT_ONCE]
     if not known:
         return
     task, metric = known[0][0].task, known[0][0].metric
     alike = [(line.run, e) for line, e in known if (line.task, line.metric) == (task, metric)]
     unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
-    bars = [
-        charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, _print_estimate(e))
-        for name, (_, e) in zip(names, alike, strict=True)
-    ]
+    bars = []
+    for name, (_, e) in zip(names, alike, strict=True):
+        said = score(e.unit, *e[:3]) + errors(e.n_errors)
+        bars.append(charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, said))
     figure = charts.forest(
         {"score": bars}, f"{metric.replace('_', ' ')}{unit.axis}, with 95 % interval", zero=False
     )

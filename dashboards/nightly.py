@@ -19,16 +19,11 @@ from parts import charts, controls, project, safe_text
 SHOWN = 40  # nights
 
 
-def tell(name: str, policy: NightlyPolicy, nights: list[Night], state: State) -> list[NightReport]:
-    """Tell each of the last nights again from what was known then."""
-    told_from = (tuple((n.night, n.finished) for n in nights), repr(policy), repr(state.alarms))
-    return _read_nights((str(project.project().file), told_from), name, policy, nights, state)
-
-
 @st.cache_resource(show_spinner=False, max_entries=4)
-def _read_nights(
+def _tell(
     stamp: Any, _name: str, _policy: NightlyPolicy, _nights: list[Night], _state: State
 ) -> list[NightReport]:
+    """Tell each of the last nights again from what was known then."""
     out = []
     for n in range(max(1, len(_nights) - SHOWN + 1), len(_nights) + 1):
         then = _nights[n - 1].night
@@ -62,23 +57,13 @@ def changes(nights: list[Night]) -> list[tuple[str, str]]:
     for before, now in zip([None, *nights[:-1]], nights, strict=True):
         what = [f"commit {now.commit[:7]}"] if before is None or before.commit != now.commit else []
         if before is not None and before.environment != now.environment:
-            what.append(_upgrade(before.environment, now.environment))
+            keys, at = (before.environment, now.environment), project.project().store
+            then, since = (store.read_environment(at, key) for key in keys)
+            # Such as `numpy 2.3 → 2.4`.
+            what.append(provenance.changes(then, since) if then and since else "other libraries")
         if what:
             out.append((now.night, ", ".join(what)))
     return out[-12:]
-
-
-def _upgrade(before: str, now: str) -> str:
-    """Name what is another in an environment: `numpy 2.3 → 2.4`."""
-    at = project.project().store
-    then, since = (store.read_environment(at, key) for key in (before, now))
-    return provenance.changes(then, since) if then and since else "other libraries"
-
-
-def alarms(state: State, told: list[NightReport]) -> list[tuple[str, str]]:
-    """Name what alarmed on the nights that are shown."""
-    shown = {night.night for night in told}
-    return [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
 
 
 def rows_of(told: list[NightReport]) -> list[dict[str, Any]]:
@@ -110,11 +95,13 @@ def page() -> None:
         )
         return
     state = read_state(folder)
-    told = tell(loaded.experiment.name, loaded.experiment.nightly, stored, state)
-    last, marks = (
-        told[-1],
-        (changes(stored), alarms(state, told), list_missed_nights(stored)),
-    )
+    policy = loaded.experiment.nightly
+    told_from = (tuple((n.night, n.finished) for n in stored), repr(policy), repr(state.alarms))
+    stamp = (str(project.project().file), told_from)
+    told = _tell(stamp, loaded.experiment.name, policy, stored, state)
+    last, shown = told[-1], {night.night for night in told}
+    alarms = [(a.night, f"{a.about}: {a.verdict}") for a in state.alarms if a.night in shown]
+    marks = (changes(stored), alarms, list_missed_nights(stored))
     st.html(safe_text.badge(last.verdict))
     safe_text.say(last.sentence, "lead")
     for key in dict.fromkeys(key for line in last.lines for key in line.series):
@@ -132,7 +119,6 @@ def page() -> None:
 
 
 def _alarms(alarms: tuple[Alarm, ...]) -> None:
-    """List what alarmed so far, the last one first."""
     st.subheader("Alarms", anchor=False)
     rows = [
         {"night": a.night, "about": a.about, "verdict": a.verdict}
@@ -148,21 +134,16 @@ def _alarms(alarms: tuple[Alarm, ...]) -> None:
 
 
 def _control(stored: list[Night]) -> None:
-    """List how the base answered on the last nights."""
     st.subheader("Control arm", anchor=False)
     rows = [
-        {"night": night.night, "base": base[:12], "items": count(len(found.flips))}
-        | {"scores that moved, %": _share(sum(found.flips.values()), len(found.flips))}
+        {"night": night.night, "base": base[:12], "items": count(n := len(found.flips))}
+        | {"scores that moved, %": percent(sum(found.flips.values()) / n) if n else UNKNOWN}
         | {"prompts with other tokens": len(found.reworded), "anchors that differ": len(found.differing)}
         | {"commit": night.commit[:7], "precision": night.precision}
         for night in reversed(stored[-SHOWN:])
         for base, found in night.bases.items()
     ]
     controls.show_rows(rows, most=320)
-
-
-def _share(n: int, of: int) -> str:
-    return percent(n / of) if of else UNKNOWN
 
 
 page()

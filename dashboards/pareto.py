@@ -5,14 +5,13 @@ it has one fixed reference, so that two experiments of one metric can be compare
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import streamlit as st
 
 from harness import plugins, stats
 from harness.formatting import UNKNOWN, percent, points, score
 from harness.report import WORDS, ExperimentReport, front_file
-from harness.report.plots.pareto_front import Point, points_of
+from harness.report.pareto_front import Point, points_of
 from harness.rescue import Rescue
 from harness.spec import BASE
 from parts import controls, project, safe_text
@@ -45,7 +44,14 @@ def page() -> None:
             f"Grey lines: the scales that the last rescue of {', '.join(rescued)} tried; a rescue measures "
             "one half of the capability suite's items."
         )
-    controls.show_rows([_row(report, p) for p in found], "pareto")
+    rows = []
+    for p in found:
+        kept = "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3])
+        row = {"candidate": p.label, f"target {report.metric}": score(report.unit, *p.target[:3])}
+        row |= {"capability suite": kept, "verdict": p.verdict}
+        row["on the front"] = "yes" if p.on_front else ""
+        rows.append(row | {"recommended": "yes" if p.recommended else ""})
+    controls.show_rows(rows, "pareto")
 
 
 def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
@@ -66,17 +72,6 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:
         safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
-
-
-def _row(report: ExperimentReport, p: Point) -> dict[str, Any]:
-    return {
-        "candidate": p.label,
-        f"target {report.metric}": score(report.unit, *p.target[:3]),
-        "capability suite": "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3]),
-        "verdict": p.verdict,
-        "on the front": "yes" if p.on_front else "",
-        "recommended": "yes" if p.recommended else "",
-    }
 
 
 def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Point]]:

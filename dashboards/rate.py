@@ -4,6 +4,7 @@ Invariant: names stay hidden while somebody rates; order and sides depend on rat
 choice is written by the store's own writer before the next item is shown.
 """
 
+import time
 from pathlib import Path
 
 import streamlit as st
@@ -13,8 +14,8 @@ from harness.comparison import human
 from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
-from parts import controls, label_form, paired_runs, project, rating_form, safe_text
-from parts.paired_runs import Pair
+from parts import controls, project, rating_form, safe_text
+from parts.scores import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
 _KINDS = ("which of two answers is better", "how good one answer is")
@@ -50,16 +51,11 @@ def page() -> None:
     old, new = (run.rows[f"{target}/test"] for run in runs_of_pair)
     pair = Pair(target, "", old, new)
     if one:
-        label_form.show(pair, _metric(), rater)
+        rating_form.label_answers(pair, _metric(), rater)
         return
-    _compare(pair, (runs_of_pair[0], runs_of_pair[1]), rater, target)
-
-
-def _compare(pair: Pair, runs: tuple[Run, Run], rater: str, target: str) -> None:
-    """Show two answers, and what the ratings of the pair show."""
     done = store.list_ratings(project.project().store, target)
-    _turn(pair, runs, rater, done)
-    rating_form.show(pair, (runs[0].label, runs[1].label), done)
+    _turn(pair, (runs_of_pair[0], runs_of_pair[1]), rater, done)
+    rating_form.show(pair, (runs_of_pair[0].label, runs_of_pair[1].label), done)
 
 
 def _metric() -> str:
@@ -84,16 +80,18 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     both = (pair.base, pair.new)
     ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
     turn = human.find_next_turn(ids, done, rater, pair.base, pair.new)
-    n_done = len(
-        {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, pair.base, pair.new)}
-    )
-    rating_form.say_unindexed()
+    n_done = len({r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, *both)})
+    if note := st.session_state.pop("rating_note", ""):
+        safe_text.say(f"The rating is kept, and comes into the index with the next one. {note}")
     st.progress(n_done / max(1, len(ids)), f"{count(n_done)} of {count(len(ids))} items whose answers differ")
-    rows = paired_runs.two_texts(pair, turn.example_id) if turn else None
-    if turn is None or rows is None:
+    at = project.project().store
+    texts = [store.read_samples(at, digest, [turn.example_id]) for digest in both] if turn else []
+    rows = [found[turn.example_id] for found in texts if turn and turn.example_id in found]
+    if turn is None or len(rows) < len(both):
         st.success("You have seen every item of this pair.")
         return
-    rating_form.begin(turn)
+    if st.session_state.get("rating_item") != turn.example_id:  # the clock of an item starts
+        st.session_state["rating_item"], st.session_state["rating_since"] = turn.example_id, time.time()
     # The shorter prompt: the longer one may hold passages or shots, which would tell whose answer is whose.
     safe_text.block("question", min((row.prompt for row in rows), key=len))
     ordered = rows if turn.left == "a" else rows[::-1]

@@ -6,8 +6,7 @@ Invariant: the page shows the document that `harness compare` writes, and comput
 import streamlit as st
 
 from harness.report import experiment_document, front_file
-from harness.report.document import FirstPage, ResultDocument
-from harness.report.plots.pareto_front import NARROW
+from harness.report.pareto_front import NARROW
 from parts import controls, project, safe_text
 
 
@@ -19,43 +18,22 @@ def page() -> None:
         return
     document = experiment_document(report)
     safe_text.say(document.last_line, "lead")
-    if document.first is not None:
+    if (first := document.first) is not None:
         left, right = st.columns([3, 2], gap="medium")
         with left:
-            _show_reasons(document.first)
-            _show_next(document.first)
+            safe_text.say_all(f"{reason.about}: {reason.sentence}" for reason in first.reasons)
+            st.subheader("What to do next", anchor=False)
+            for step in first.next_steps:
+                safe_text.command(step.line, step.purpose)
         with right:
-            _picture(document.first, front_file(report, NARROW))
-        _candidates(document.first)
-    _show_behind(document)
-    controls.say_absent(report, project.runs())
-
-
-def _show_reasons(first: FirstPage) -> None:
-    safe_text.say_all(f"{reason.about}: {reason.sentence}" for reason in first.reasons)
-
-
-def _candidates(first: FirstPage) -> None:
-    """Lay the table out over the whole width: its cells do not wrap."""
-    safe_text.table(first.table.columns, first.table.rows)
-    for note in first.table.notes:
-        safe_text.say(note, "name")
-
-
-def _picture(first: FirstPage, drawn: str) -> None:
-    if drawn:
-        st.image(drawn, width="stretch")
-        safe_text.say(first.caption, "name")
-
-
-def _show_next(first: FirstPage) -> None:
-    st.subheader("What to do next", anchor=False)
-    for step in first.next_steps:
-        safe_text.command(step.line, step.purpose)
-
-
-def _show_behind(document: ResultDocument) -> None:
-    """Fold what the report says behind its first page; the appendix is on the other pages."""
+            if drawn := front_file(report, NARROW):
+                st.image(drawn, width="stretch")
+                safe_text.say(first.caption, "name")
+        # The table takes the whole width, as its cells do not wrap.
+        safe_text.table(first.table.columns, first.table.rows)
+        for note in first.table.notes:
+            safe_text.say(note, "name")
+    # What the report says behind its first page; the appendix is on the other pages.
     safe_text.say(document.lead, "name")
     for section in (s for s in document.sections if not s.appendix):
         with st.expander(safe_text.label(section.title)):
@@ -64,6 +42,7 @@ def _show_behind(document: ResultDocument) -> None:
             if section.lead:
                 safe_text.say(section.lead)
             safe_text.say_all(section.notes)
+    controls.say_absent(report, project.runs())
 
 
 page()

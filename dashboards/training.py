@@ -1,7 +1,7 @@
 """Training: losses of one or several candidates in one picture, what training took, and on which rows.
 
-Invariant: only what was logged is shown, and losses of two kinds never share an axis; means and gap are
-those of `harness.report.plots.loss_curves`, the diagnosis that of `harness.report.training_diagnosis`.
+Invariant: only what was logged is shown, and losses of two kinds never share an axis; means, gap and
+diagnosis are those of `harness.report.training_tables`.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from harness.report import (
     sets_section,
     trials_section,
 )
-from harness.report.plots.loss_curves import (
+from harness.report.training_tables import (
     LIKELIHOOD,
     PREFERENCES,
     gap,
@@ -47,8 +47,13 @@ def page() -> None:
     runs = project.runs()
     report = controls.report_if_any()
     _draw_trainings(runs, report)
-    if report:
-        _draw_training_sets(report)
+    # What candidates reached that differ in their training rows alone.
+    for i, of in enumerate(report.training_sets if report else ()):
+        section = sets_section(of, report.unit if report else RATE)
+        st.subheader(safe_text.label(section.title), anchor=False)
+        safe_text.table(section.columns, section.rows)
+        safe_text.say_all(section.notes)
+        controls.offer_csv(partial(controls.map_to_cells, section), f"training-rows-{i}")
 
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
@@ -83,21 +88,16 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
         _show_more(name, trained[name], report)
 
 
-def _draw_training_sets(report: ExperimentReport) -> None:
-    """Show what candidates reached that differ in their training rows alone."""
-    for i, of in enumerate(report.training_sets):
-        section = sets_section(of, report.unit)
-        st.subheader(safe_text.label(section.title), anchor=False)
-        safe_text.table(section.columns, section.rows)
-        safe_text.say_all(section.notes)
-        controls.offer_csv(partial(controls.map_to_cells, section), f"training-rows-{i}")
-
-
 def _draw(chosen: Mapping[str, Run]) -> None:
     """Draw likelihoods and preferences apart: they are no losses of one kind."""
     by_kind: dict[bool, dict[str, charts.Curves]] = {False: {}, True: {}}
     for name, run in chosen.items():
-        by_kind[is_of_preferences(run.training)] |= _overlaid(name, run)
+        trials = [t for t in run.training.sweep if numeric_points(t.loss)]
+        drawn = {} if trials else {name: _curves(run.training)}
+        for t in trials:  # every trial of a sweep
+            params = ", ".join(f"{key}={value}" for key, value in t.params.items())
+            drawn[f"{name}[{params}]" + " (chosen)" * t.chosen] = _curves(t)
+        by_kind[is_of_preferences(run.training)] |= drawn
     if by_kind[False]:
         charts.draw(charts.curves(by_kind[False], "loss"), "training")
         st.caption(LIKELIHOOD)
@@ -126,7 +126,6 @@ def _draw_points(tracked: Mapping[str, TrainingRecord]) -> None:
 
 
 def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
-    """Draw token accuracy and learning rate by step, where they were logged."""
     accuracies = {
         name: (round_means(of.token_accuracy, round_length(of)), numeric_points(of.validation_token_accuracy))
         for name, of in chosen.items()
@@ -156,20 +155,7 @@ def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
     return out
 
 
-def _overlaid(name: str, run: Run) -> dict[str, charts.Curves]:
-    """Return the curves of a training; of a sweep those of every trial."""
-    trials = [t for t in run.training.sweep if numeric_points(t.loss)]
-    if not trials:
-        return {name: _curves(run.training)}
-    return {
-        f"{name}[{', '.join(f'{key}={value}' for key, value in t.params.items())}]"
-        + " (chosen)" * t.chosen: _curves(t)
-        for t in trials
-    }
-
-
 def _curves(of: TrainingRecord | Trial) -> charts.Curves:
-    """Return the smoothed training loss and the validation loss by step."""
     return smooth(of), numeric_points(of.validation_loss)
 
 

@@ -27,7 +27,6 @@ from harness.comparison import answer_digest
 from harness.experiment import Scope, ensure_weights, suite_arm
 from harness.nightly import alarm
 from harness.records import AnswerLabel, LabelSet
-from harness.report import gate_report
 from harness.spec import GatePolicy
 from harness.store.tables import TABLES
 
@@ -161,7 +160,7 @@ def gate_all(path: Path, *candidates: str, **options) -> dict[str, Any]:
     judged = {name: release.gate(path, name, **options) for name in candidates}
     return {
         name: [
-            {**gate_report.to_json(one), "page": report.markdown(gate_report.gate_document(one)).split("\n")}
+            {**report.gate_json(one), "page": report.markdown(report.gate_document(one)).split("\n")}
             for one in of
         ]
         for name, of in judged.items()
@@ -321,7 +320,7 @@ def outside(folder: Path) -> dict[str, Any]:
         inspect_logs.write(folder / name, dict.fromkeys(names, arm), zipped=False)
         for name, arm in zip(("base", "tuned"), arms, strict=True)
     )
-    return {"gate": gate_report.to_json(release.gate_folders(old, new, GatePolicy()))}
+    return {"gate": report.gate_json(release.gate_folders(old, new, GatePolicy()))}
 
 
 def quickstart(folder: Path) -> dict[str, Any]:

@@ -63,7 +63,7 @@ OFFERED = {
     # Their functions are written with the module: `human.turns`, `run_diff.to_json`.
     "comparison": "human run_diff",
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
-    "config": "judge_sources",
+    "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
     # and `edit.dedup` import `overlap`, which imports `edit`; `training_rows` imports the package.
     "data": "check columns contamination edit edit.augment edit.dedup examples formats guessed_columns multiple_choice overlap readers splits text_files tools training_rows turns unused",
@@ -86,8 +86,8 @@ OFFERED = {
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.
     "release": "label_file pair_file",
-    # `clean` is of a text; few have findings or trackers; `gate_report.to_json` is not the package's.
-    "report": "escape findings gate_report trackers",
+    # `clean` is of a text; few have findings or trackers.
+    "report": "escape findings trackers",
     # Its functions are `harness.frames`, loaded when it is first read.
     "store": "frames",
     # Run as a program, which the package must not have loaded.

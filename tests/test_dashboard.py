@@ -27,8 +27,8 @@ from harness.metrics import mean_metric
 from harness.nightly import alarm as night_alarm
 from harness.nightly import state as files
 from harness.records import Grade, Sample
-from harness.report.plots.loss_curves import PREFERENCES
-from harness.report.tables.decision_tables import arithmetic_rows
+from harness.report.result_tables import arithmetic_rows
+from harness.report.training_tables import PREFERENCES
 from harness.report.wording import verdict_word
 from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy

@@ -15,8 +15,7 @@ from harness.cli import app
 from harness.data import check
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.report.findings import short_lines
-from harness.report.findings.command_chain import fill_commands
+from harness.report.findings import fill_commands, short_lines
 
 
 def test_every_check_states_its_false_alarms():

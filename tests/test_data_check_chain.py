@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.report.findings.command_chain import order_commands
+from harness.report.findings import order_commands
 
 
 def write(path, rows):

@@ -15,7 +15,7 @@ from harness.comparison import Comparison, at_level, compare_rows
 from harness.decision import Decision, Family, family_of, place_in_family
 from harness.gating import GateResult, TaskComparison, Verdict
 from harness.gating.rules import apply_rules
-from harness.report import gate_report
+from harness.report import gate_document, gate_json
 from harness.report.wording import miss_text
 from harness.spec import GatePolicy, Task
 
@@ -162,13 +162,13 @@ def test_the_family_is_what_the_file_names_whatever_is_selected(tmp_path):
 def test_the_gate_says_beside_its_verdict_how_often_one_of_so_many_passes():
     alone = GateResult((), verdict_of(*SAFE), POLICY, candidate="lora-0", baseline="the base")
     notes = [
-        {s.kind: list(s.notes) for s in gate_report.gate_document(judged).sections}["missed"]
+        {s.kind: list(s.notes) for s in gate_document(judged).sections}["missed"]
         for judged in (alone, replace(alone, n_members=8))
     ]
     assert notes[0] == list(map(miss_text, alone.verdict.missed))
     assert notes[1][:-1] == notes[0]
     assert "one of them would still pass with a chance of up to 34 %" in notes[1][-1]
-    assert gate_report.to_json(replace(alone, n_members=8))["family"]["chance"] == pytest.approx(1 - 0.95**8)
+    assert gate_json(replace(alone, n_members=8))["family"]["chance"] == pytest.approx(1 - 0.95**8)
 
 
 def test_items_that_would_do_for_one_candidate_are_announced_as_too_few_for_eight():

@@ -13,7 +13,7 @@ from test_prompt_search import HARNESS
 from harness.decision import UnderLoad
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
-from harness.report.tables.decision_tables import load_section
+from harness.report.result_tables import load_section
 
 POLICY = "concurrency: 4\n"
 

@@ -160,11 +160,11 @@ def dashboard(judged_world, monkeypatch):
 
 
 def test_the_dashboard_compares_two_runs_on_the_target_as_a_gain_is(dashboard):
-    from parts import paired_runs
+    from parts import scores
 
     world, runs = dashboard
     facts = find_facts(world.report, runs["lora"])
-    found = paired_runs.compare_on_every_task(runs["knn"], runs["lora"], None)["desk"][1]
+    found = scores.compare_on_every_task(runs["knn"], runs["lora"], None)["desk"][1]
     assert (found.estimator, found.delta, found.low, found.high) == (
         "ppi",
         facts.vs_untrained.delta,

@@ -32,8 +32,8 @@ from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet, Sample
 from harness.release import label_file, pair_file
 from harness.report import ExperimentReport
+from harness.report.answer_tables import label_sections, label_sentences
 from harness.report.escape import spreadsheet_lines
-from harness.report.tables.people_labels import label_sections, sentences
 from harness.spec import GatePolicy, TargetPolicy, Task, TaskData
 from harness.store import Store
 from tests import tiny_experiment
@@ -95,7 +95,7 @@ def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
     between = found.pairs[0].longer
     assert between.favour.low > 0
     assert between.ratio > 2
-    said = " ".join(sentences(found))
+    said = " ".join(label_sentences(found))
     assert "overrates longer answers" in said
     assert "favours the longer one by" in said
     assert "favours long over short" in said
@@ -116,7 +116,7 @@ def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
     between = found.pairs[0].longer
     assert between.is_length
     assert between.favour.low < 0 < between.favour.high
-    assert "is not shown to favour a length" in " ".join(sentences(found))
+    assert "is not shown to favour a length" in " ".join(label_sentences(found))
     even = [[replace(row, text=row.text[:40]) for row in arm] for arm in arms]
     labels = label_arms(even, truth, 200)
     assert calibrate(JUDGE, {"one": even[0]}, [], [labels]).length is None
@@ -137,7 +137,9 @@ def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_
     assert between.favour.score == pytest.approx(wanted)
     assert between.favour.low > 1.0
     assert (between.new_longer, between.is_length) == (0.0, False)
-    assert "what else sets the two candidates apart may be the cause as well" in " ".join(sentences(found))
+    assert "what else sets the two candidates apart may be the cause as well" in " ".join(
+        label_sentences(found)
+    )
 
 
 @pytest.mark.parametrize("liking", [0.0, 0.4])
@@ -177,11 +179,11 @@ def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_ove
     found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
     favour = found.pairs[0].favour
     for own, sign in (("long", 1), ("short", -1)):
-        (said,) = [one for one in sentences(replace(found, own=(own,))) if "made from" in one]
+        (said,) = [one for one in label_sentences(replace(found, own=(own,))) if "made from" in one]
         assert f"overrates {own} against" in said
         ends = sorted((sign * favour.low, sign * favour.high))
         assert formatting.points(sign * favour.score, *ends) in said
-    assert "no pair with another model" in " ".join(sentences(replace(found, own=("long", "short"))))
+    assert "no pair with another model" in " ".join(label_sentences(replace(found, own=("long", "short"))))
 
 
 def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
@@ -805,7 +807,7 @@ def test_raters_who_disagree_on_one_answer_leave_the_agreement_on_the_others(lon
     assert (before.n_split, after.n_split) == (0, 1)
     assert sum(after.confusion) == sum(before.confusion) - 1
     assert after.rogan_gladen is not None
-    assert "1 answer on which as many raters said yes as no is left out" in " ".join(sentences(found))
+    assert "1 answer on which as many raters said yes as no is left out" in " ".join(label_sentences(found))
     stars = replace(bob, labels=tuple(replace(one, label=0.5) for one in bob.labels))
     assert calibrate(JUDGE, {"short": short}, [], [stars]).arms[0].agreement is None
 
@@ -817,7 +819,7 @@ def test_raters_who_contradict_each_other_are_named_and_those_a_grade_apart_are_
         bob = replace(
             labels, rater="bob", labels=tuple(replace(one, label=change(one.label)) for one in labels.labels)
         )
-        return " ".join(sentences(calibrate(JUDGE, {"short": short}, [], [labels, bob])))
+        return " ".join(label_sentences(calibrate(JUDGE, {"short": short}, [], [labels, bob])))
 
     assert "the raters agree too little with each other" in write_notes(lambda label: 1 - label)
     assert "agree too little" not in write_notes(lambda label: 0.25 + label / 2)

@@ -19,7 +19,7 @@ from harness.decision.economics import estimate_more_items, list_more_seeds
 from harness.decision.seeds import mean_interval, mean_p
 from harness.report import ExperimentReport, to_json
 from harness.report.first_page import next_steps
-from harness.report.reading import restore
+from harness.report.interchange import restore
 from harness.stats import Variance, VarianceComponents
 
 HALF = 0.0408  # of one seed's interval: +5.0 [+1, +9]

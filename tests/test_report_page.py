@@ -37,11 +37,10 @@ from harness.report import (
 )
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
-from harness.report.plots import chances, curves, forest, front
-from harness.report.plots.heat_map import heat
-from harness.report.plots.loss_curves import gap, smooth
-from harness.report.tables.decision_tables import arithmetic_rows
-from harness.report.tables.origin_tables import provenance_tables
+from harness.report.pareto_front import front
+from harness.report.pictures import chances, forest, heat
+from harness.report.result_tables import arithmetic_rows, provenance_tables
+from harness.report.training_tables import curves, gap, smooth
 from harness.spec import DecidePolicy
 
 EVIL = (

@@ -14,7 +14,7 @@ from tiny_experiment import runs_of
 
 from harness.experiment import compare
 from harness.report import experiment_document, markdown
-from harness.report.tables.answer_tables import RETRIEVAL_COLUMNS
+from harness.report.answer_tables import RETRIEVAL_COLUMNS
 from harness.report.wording import find_shown_figure
 
 N = 240

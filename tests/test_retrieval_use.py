@@ -12,7 +12,7 @@ from harness.comparison import RetrievalUse, retrieval_use
 from harness.comparison.answers import is_supported
 from harness.prompting import context_of, with_context
 from harness.records import Document, Example, SampleResult
-from harness.report.tables.answer_tables import retrieval_section, retrieval_text
+from harness.report.answer_tables import retrieval_section, retrieval_text
 
 LAMP = Document("lamp", "Lamp", "The lamp costs 40 euros and burns for 900 hours.")
 SHIP = Document("ship", "Shipping", "A parcel takes three days to arrive.")

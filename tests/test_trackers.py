@@ -13,7 +13,7 @@ from harness.comparison import Estimate
 from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
-from harness.report.trackers.tracked_run import list_tracked_runs
+from harness.report.trackers import list_tracked_runs
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))

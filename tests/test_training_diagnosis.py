@@ -3,7 +3,7 @@
 import pytest
 
 from harness.records import TrackedPoint, TrainingRecord
-from harness.report.training_diagnosis import describe_forgetting, diagnose, front_sentence
+from harness.report.training_tables import describe_forgetting, diagnose, front_sentence
 
 EPOCH = 40
 

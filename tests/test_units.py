@@ -20,7 +20,7 @@ from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
-from harness.report.plots.pareto_front import front, points_of
+from harness.report.pareto_front import front, points_of
 from harness.report.wording import best_first
 from harness.rescue import Rescue
 from harness.rescue.result import HalfVerdict, TrialResult

@@ -16,7 +16,7 @@ from harness.records import Run
 from harness.report import RIGHT, WRONG, mark_answer
 from harness.report.escape import clean, shorten
 from harness.store import AnsweredItem, ItemFilter, Store
-from parts import project, score_cache
+from parts import project, scores
 
 if TYPE_CHECKING:
     from pandas.io.formats.style import Styler  # type: ignore[import-untyped]
@@ -77,33 +77,23 @@ def find_items(of: Matrix, outcome: str, slice_: str, text: str) -> ItemFilter:
 
 
 def _ids_of(of: Matrix, outcome: str) -> list[str]:
-    ids, scores = _scores(of)
+    key = (of.task, of.metric.name, tuple(of.digests), project.row_set_times(*of.digests))
+    ids, by_column = _score_items(str(project.project().store.folder), key, of.metric)
     if outcome in ("all right", "none right"):
-        right = np.isclose(scores, _best(of.metric))
+        right = np.isclose(by_column, of.metric.bounds[int(of.metric.higher_is_better)])
         chosen = right.all(axis=0) if outcome == "all right" else ~right.any(axis=0)
     else:
-        found = [flips_of_scores(of.metric, scores[0], one) for one in scores[1:]]
+        found = [flips_of_scores(of.metric, by_column[0], one) for one in by_column[1:]]
         sides = {"lost": lambda by: by < 0, "gained": lambda by: by > 0, "disagreement": lambda by: by != 0}
         moved = [one.flipped & sides[outcome](one.improvements) for one in found]
         chosen = np.any(moved, axis=0) if moved else np.zeros(len(ids), bool)
     return [item for item, wanted in zip(ids, chosen, strict=True) if wanted]
 
 
-def _best(metric: Metric) -> float:
-    return metric.bounds[int(metric.higher_is_better)]
-
-
-def _scores(of: Matrix) -> tuple[list[str], Any]:
-    """Score the items that all columns hold, a row a column; what failed scores worst."""
-    digests = of.digests
-    key = (of.task, of.metric.name, tuple(digests), project.row_set_times(*digests))
-    ids, scores = _score_items(str(project.project().store.folder), key, of.metric)
-    return ids, scores
-
-
 @st.cache_resource(show_spinner=False, max_entries=16)
 def _score_items(folder: str, key: tuple[str, str, tuple[str, ...], Any], _metric: Metric) -> Any:
-    found = score_cache.read_parts(key[2], key[0], _metric.name)
+    """Score the items that all columns hold, a row a column; what failed scores worst."""
+    found = scores.read_parts(key[2], key[0], _metric.name)
     worst = _metric.bounds[int(not _metric.higher_is_better)]
     by_column = []
     for columns in found:

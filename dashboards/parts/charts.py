@@ -174,14 +174,9 @@ def costs(lines: Mapping[str, tuple[float, float]], most: float, marks: Mapping[
         if 0 <= at <= most:
             figure.add_vline(x=at, line={"color": QUIET, "dash": "dot", "width": 1.5})
             figure.add_annotation(
-                x=at,
-                y=1 - 0.08 * i,
-                yref="paper",
-                text=plain(name),
-                showarrow=False,
-                xanchor="left",
+                x=at, y=1 - 0.08 * i, yref="paper", text=plain(name), showarrow=False, xanchor="left",
                 xshift=5,
-            )
+            )  # fmt: skip
     figure.update_xaxes(title="requests", rangemode="tozero", tickformat=",")
     figure.update_yaxes(title="USD in all", rangemode="tozero")
     figure.update_layout(height=380)

@@ -26,9 +26,9 @@ from harness.report.columns import (
     metric_column,
 )
 from harness.report.escape import clean
-from parts import controls, project, score_cache
+from parts import controls, project, scores
 from parts.safe_text import COLOURS
-from parts.score_cache import AT_ONCE
+from parts.scores import AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,25 +68,26 @@ class Board(NamedTuple):
         """Estimate what is not known yet; yields the share that is done."""
         done = 0
         for metric, digests in self.unread.items():
-            for n in score_cache.read(digests, self.task, metric):
+            for n in scores.estimate_all(digests, self.task, metric):
                 done += n
                 yield done / self.n_unread
 
 
 def add_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[Run]:
     """Add the report's runs that are not on this machine, as far as the report knows them."""
+    if report is None:
+        return list(runs)
     stored = {run.run_id for run in runs}
-    absent = [f for f in report.facts if f.run_id not in stored] if report is not None else []
-    return [*(_make_run(f, report) for f in absent if report is not None), *runs]
-
-
-def _make_run(f: CandidateFacts, report: ExperimentReport) -> Run:
-    latency = {} if f.latency_p50_s is None else {"p50_s": f.latency_p50_s}
-    return Run(
-        f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed, report.base_model,
-        weights_digest="", base_digest="", state=f.state, created="", rows={}, recipe={}, latency=latency,
-        error=f.error,
-    )  # fmt: skip
+    absent = []
+    for f in report.facts:
+        if f.run_id not in stored:
+            latency = {} if f.latency_p50_s is None else {"p50_s": f.latency_p50_s}
+            absent.append(Run(
+                f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed,
+                report.base_model, weights_digest="", base_digest="", state=f.state, created="", rows={},
+                recipe={}, latency=latency, error=f.error,
+            ))  # fmt: skip
+    return [*absent, *runs]
 
 
 def target(report: ExperimentReport | None) -> tuple[str, str]:
@@ -104,15 +105,13 @@ def make_board(runs: Sequence[Run], report: ExperimentReport | None, metrics: Se
     unread: dict[str, list[str]] = {}
     waiting = [line for line in reversed(lines) if not line.is_reported and line.run.state == "done"]
     own = _estimates(waiting, task, metric, unread)
-    lines = [
-        line if line.is_reported else replace(line, facts=replace(line.facts, target=own.get(line.rows)))
-        for line in lines
-    ]
+    for i, line in enumerate(lines):
+        if not line.is_reported:
+            lines[i] = replace(line, facts=replace(line.facts, target=own.get(line.rows)))
     lines.sort(key=lambda line: -e.unit.sign * e.score if (e := line.facts.target) else inf)
     others = {name: _estimates(lines, task, name, unread) for name in metrics}
-    lines = [
-        replace(line, others={name: found.get(line.rows) for name, found in others.items()}) for line in lines
-    ]
+    for i, line in enumerate(lines):
+        lines[i] = replace(line, others={name: found.get(line.rows) for name, found in others.items()})
     return Board(task, _rank_lines(lines, task, metric), unread)
 
 
@@ -124,24 +123,18 @@ def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: st
     champions = project.champion_ids()
     lines = []
     for run in runs:
-        line = Line(
-            facts=_read_stored_facts(run),
-            run=run,
-            task=task,
-            metric=metric,
-            is_champion=run.run_id in champions,
-        )
+        is_champion = run.run_id in champions
         if run.run_id in said:
             f, one, is_best = said[run.run_id]
-            line = replace(
-                line, facts=f, task=one.task, metric=one.metric, is_reported=True, is_reference=is_best
-            )
-        lines.append(line)
+            line = Line(facts=f, run=run, task=one.task, metric=one.metric, is_champion=is_champion)
+            lines.append(replace(line, is_reported=True, is_reference=is_best))
+        else:
+            facts = _read_stored_facts(run)
+            lines.append(Line(facts=facts, run=run, task=task, metric=metric, is_champion=is_champion))
     return lines
 
 
 def _read_stored_facts(run: Run) -> CandidateFacts:
-    """Return what a run stored of itself, as facts."""
     named = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
     times = {f"latency_{name}": run.latency.get(name) for name in ("p50_s", "p95_s")}
     known = {name: x for name, x in times.items() if x is not None}
@@ -154,7 +147,7 @@ def _estimates(
 ) -> dict[str, Estimate | None]:
     """Estimate the scores of row sets that answered the task, and note those that were not read."""
     digests = [line.rows for line in lines if line.task == task and line.rows]
-    found = score_cache.estimates(digests, task, metric)
+    found = scores.estimates(digests, task, metric)
     if left := [digest for digest in dict.fromkeys(digests) if digest not in found]:
         unread[metric] = left
     return found
@@ -167,7 +160,7 @@ def _rank_lines(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
     ]
     if not alike:
         return list(lines)
-    ranks = score_cache.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
+    ranks = scores.ranks({one.run.run_id: one.rows for one in alike[:AT_ONCE]}, task, metric)
     return [replace(line, rank=ranks.get(line.run.run_id)) for line in lines]
 
 
@@ -223,19 +216,16 @@ class Printed(float):
 
 def columns(metrics: Sequence[str]) -> dict[str, Any]:
     """Say how each column is headed and how wide it is, in the order of the table."""
-    return {column.name: _configure(column) for column in leaderboard_columns(metrics)}
-
-
-def _configure(column: Column[Any]) -> Any:
-    if column.name == "verdict":
-        words, colours = list(_VERDICTS), list(_VERDICTS.values())
-        return st.column_config.MultiselectColumn("verdict", width=96, options=words, color=colours)
-    make = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
-    named = heading(column).replace("\n", " ")
-    width, is_pinned = _PINNED.get(column.name, _WIDTHS[column.kind]), column.name in _PINNED
-    return make(
-        named, width=width, pinned=is_pinned or None, help=f"{column.meaning[0].upper()}{column.meaning[1:]}."
-    )
+    found: dict[str, Any] = {}
+    for column in leaderboard_columns(metrics):
+        make = st.column_config.TextColumn if column.kind == "text" else st.column_config.NumberColumn
+        named = heading(column).replace("\n", " ")
+        width, is_pinned = _PINNED.get(column.name, _WIDTHS[column.kind]), column.name in _PINNED
+        meaning = f"{column.meaning[0].upper()}{column.meaning[1:]}."
+        found[column.name] = make(named, width=width, pinned=is_pinned or None, help=meaning)
+    words, colours = list(_VERDICTS), list(_VERDICTS.values())
+    verdict = st.column_config.MultiselectColumn("verdict", width=96, options=words, color=colours)
+    return found | {"verdict": verdict}
 
 
 def style_table(lines: Sequence[Line], metrics: Sequence[str]) -> "Styler":

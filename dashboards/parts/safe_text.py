@@ -14,7 +14,7 @@ import streamlit as st
 from harness import formatting
 from harness.report import CLASSES
 from harness.report.escape import clean, clean_lines
-from harness.report.plots.heat_map import Cell, Heat
+from harness.report.pictures import Cell, Heat
 
 LONGEST = 6_000  # characters of one text on a page
 _MOST_WORDS = 1_500  # in a diff
@@ -71,11 +71,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 def heat(changes: Heat) -> None:
     """Show changes as a heat map: blue gained, vermilion lost, bold where the interval leaves 0 out."""
     head = "".join(f"<th>{escape(clean(column))}</th>" for column in ("task", *changes.labels))
-    body = "".join(
-        f"<tr><th>{escape(clean(task))}</th>{''.join(map(_heat_cell, cells))}</tr>"
-        for task, cells in changes.rows
-    )
-    st.html(f'<div style="overflow-x:auto"><table class="cells heat"><tr>{head}</tr>{body}</table></div>')
+    rows = [f"<tr>{head}</tr>"]
+    for task, cells in changes.rows:
+        shown = "".join(map(_heat_cell, cells))
+        rows.append(f"<tr><th>{escape(clean(task))}</th>{shown}</tr>")
+    table = f'<table class="cells heat">{"".join(rows)}</table>'
+    st.html(f'<div style="overflow-x:auto">{table}</div>')
 
 
 def _heat_cell(cell: Cell | None) -> str:

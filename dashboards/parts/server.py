@@ -71,7 +71,6 @@ def _headers(scope: Scope, name: bytes) -> Sequence[str]:
 
 
 def _open_browser(address: str) -> None:
-    """Open the address in the browser once the server answers there."""
     at = urlsplit(address)
     for _ in range(300):
         with suppress(OSError), socket.create_connection((at.hostname or "", at.port or 80), 1):

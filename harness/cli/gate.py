@@ -117,7 +117,7 @@ def gate(
     code = release.combine_exit_codes(judged)
     release.write(judged, junit, os.environ.get("GITHUB_STEP_SUMMARY"))
     if as_json:
-        print_json([release.to_json(j) for j in judged])
+        print_json([release.gate_json(j) for j in judged])
     else:
         for i, one in enumerate(judged):
             print("\n" * bool(i), end="")

@@ -16,7 +16,7 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.files import is_shipped
 from harness.config.overrides import CommandLine
-from harness.config.problems import Tree, problems_of
+from harness.config.problems import Tree, mapping, problems_of
 from harness.config.recipe_lint import lint
 from harness.config.rubrics import (
     YES_NO,
@@ -61,8 +61,12 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     overriding.apply(tree, [s for s in settings if not overriding.replaces_a_reference(s)])
     files.finish(tree)
     members = grids.expand(tree)
-    first = {member.source: member.recipe for member in reversed(list(members.values()))}
-    tree.problems += problems_of(Experiment, _put_first_of_grids(tree, first), tree)
+    shown = tree.data
+    if isinstance(written := tree.data.get("candidates"), dict):
+        # The first candidate stands in place of each grid, whose lists are not what a key takes.
+        first = {member.source: member.recipe for member in reversed(list(members.values()))}
+        shown = {**shown, "candidates": {source: first.get(source, of) for source, of in written.items()}}
+    tree.problems += problems_of(Experiment, shown, tree)
     for member in members.values():
         if isinstance(member.recipe, dict):
             tree.problems += problems_of(Recipe, member.recipe, tree, ("candidates", member.source))
@@ -70,7 +74,12 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     selected = _select(tree, members, candidates)
     if tree.problems:
         raise UserError(sorted(dict.fromkeys(tree.problems), key=_place))
-    expanded = {name: _inherit_role(member.recipe, members) for name, member in members.items()}
+    expanded = {}
+    for name, member in members.items():
+        # A recipe without a role has that of the candidate whose weights it takes.
+        source = members.get(mapping(member.recipe).get("weights_of") or "")
+        role = mapping(source.recipe).get("role") if source else None
+        expanded[name] = {"role": role, **member.recipe} if role else member.recipe
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     places = {
         name: overriding.place_of(tree, ("candidates", member.source)) for name, member in members.items()
@@ -78,21 +87,6 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     return LoadedExperiment(
         experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides)
     )
-
-
-def _inherit_role(recipe: Any, members: Mapping[str, grids.GridMember]) -> Any:
-    """Return a recipe with the role of the candidate whose weights it takes, as far as it has none."""
-    source = members.get(recipe.get("weights_of") or "") if isinstance(recipe, dict) else None
-    role = source.recipe.get("role") if source and isinstance(source.recipe, dict) else None
-    return {"role": role, **recipe} if role else recipe
-
-
-def _put_first_of_grids(tree: Tree, first: dict[str, Any]) -> dict[str, Any]:
-    """Return the experiment with the first candidate in place of each grid, whose lists are no texts."""
-    written = tree.data.get("candidates")
-    if not isinstance(written, dict):
-        return tree.data
-    return {**tree.data, "candidates": {source: first.get(source, of) for source, of in written.items()}}
 
 
 class _GateAlone(Spec):
@@ -132,21 +126,21 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
     if wanted and not requested:
         requested = [""]  # refused below: to leave the selection out is what means all
     known = {*members, *(member.source for member in members.values())}
-    tree.problems += [_unknown_candidate(name, known) for name in requested if name not in known]
+    for name in requested:
+        if name not in known:
+            found, hint = (
+                f"unknown candidate {name!r}" if name else "an empty name",
+                did_you_mean(name, known),
+            )
+            tree.problems.append(Problem("candidates", found, "names of candidates", hint))
     if requested:
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
     return tuple(name for name, member in members.items() if weight_sources.answers(member.recipe))
 
 
 def _place(problem: Problem) -> tuple[str, int]:
-    """Order problems by file, then by line."""
     file, _, line = problem.where.rpartition(":")
     return (file, int(line)) if line.isdigit() else (problem.where, 0)
-
-
-def _unknown_candidate(name: str, known: set[str]) -> Problem:
-    found = f"unknown candidate {name!r}" if name else "an empty name"
-    return Problem("candidates", found, "names of candidates", did_you_mean(name, known))
 
 
 _PATH = {"type": "string", "description": "a file, relative to harness.yaml"}

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from harness import plugins
@@ -55,7 +54,11 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     if len(known) == len(tasks):  # else a name may be that of a task that is refused
         tree.problems += _gate_problems(known, tree)
     tree.problems += _rescue(tree)
-    tree.problems += _check_nightly(members, tree)
+    nightly = read_valid(NightlyPolicy, tree.data.get("nightly", {}))
+    for index, name in enumerate(nightly.candidates if nightly and members else ()):
+        if name not in members:
+            where, hint = tree.where(("nightly", "candidates", index)), did_you_mean(name, members)
+            tree.problems += [Problem(where, f"unknown candidate {name!r}", "a candidate", hint)]
     for name, member in members.items():
         recipe = read_valid(Recipe, member.recipe)
         if recipe is not None:
@@ -65,16 +68,28 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
             tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
             written = WrittenRecipe(name, recipe, members, tree)
             tree.problems += [*check_weights(written), *check_decoding(written, target)]
+    experiment = str(tree.data.get("name"))
     for name, member in members.items():
-        tree.problems += _bad_names(name, member.source, tree)
+        where = tree.where(("candidates", member.source))
+        if not re.fullmatch(NAME, member.source):
+            tree.problems += [Problem(where, f"candidate {member.source!r}", NAME_IN_WORDS, "rename it")]
+        elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
+            found = f"candidate {name!r}, with the name of the experiment {n} characters"
+            step = "shorten one of the names, or values of a grid"
+            tree.problems += [Problem(where, found, f"{_LONGEST_NAMES} at most", step)]
 
 
 def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if task.lm_eval:
-        yield from _check_lm_eval(task, keys, tree)
+        if keys[0] != "suites":
+            found = f"{task.lm_eval}, a task of lm-eval, as {'the' if keys == ('target',) else 'a'} target"
+            step = "list it in a suite under suites:"
+            yield Problem(tree.where(keys), found, "a task with data of its own", step)
         return
     for name in DATA_FILES:
-        yield from _find_missing_rows(getattr(task.data, name), (*keys, "data", name), task, tree)
+        path, at = getattr(task.data, name), tree.where((*keys, "data", name))
+        if path is not None and not path.startswith(HUB) and not Path(path).exists():
+            yield describe_missing_file(Path(path), at, f"the {name} rows of task {task.name}")
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
         yield from judge_problems(task, name, tree.folder, at) if is_judged(name) else _metric(name, at, tree)
@@ -91,11 +106,6 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
 def _names_rows(task: Task, part: str) -> bool:
     """Tell whether a task names such rows; folds test training rows."""
     return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
-
-
-def _find_missing_rows(path: str | None, keys: Keys, task: Task, tree: Tree) -> Iterator[Problem]:
-    if path is not None and not path.startswith(HUB) and not Path(path).exists():
-        yield describe_missing_file(Path(path), tree.where(keys), f"the {keys[-1]} rows of task {task.name}")
 
 
 def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
@@ -116,9 +126,8 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
     prefix, name, _ = metric_parts(written)
     path = Path(name)
     if is_path(name) and not path.exists():
-        yield describe_missing_file(
-            path, where, "the file of a metric" if prefix != ENTAILMENT else "a model"
-        )
+        what = "the file of a metric" if prefix != ENTAILMENT else "a model"
+        yield describe_missing_file(path, where, what)
     elif prefix:
         return
     elif name.endswith(".py"):
@@ -130,14 +139,6 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
     elif params := metric_params(written):
         taken = getattr(plugins.load("metrics", name), "Params", Spec)
         yield from (replace(problem, where=where) for problem in problems_of(taken, params, tree))
-
-
-def _check_lm_eval(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
-    if keys[0] != "suites":
-        found = f"{task.lm_eval}, a task of lm-eval, as {'the' if keys == ('target',) else 'a'} target"
-        yield Problem(
-            tree.where(keys), found, "a task with data of its own", "list it in a suite under suites:"
-        )
 
 
 def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
@@ -172,15 +173,6 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
         if step not in known:
             where = tree.where(("rescue", "steps", index))
             yield Problem(where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known))
-
-
-def _check_nightly(members: Mapping[str, GridMember], tree: Tree) -> Iterator[Problem]:
-    """Refuse to watch at night what is not a candidate."""
-    policy = read_valid(NightlyPolicy, tree.data.get("nightly", {}))
-    for index, name in enumerate(policy.candidates if policy and members else ()):
-        if name not in members:
-            where = tree.where(("nightly", "candidates", index))
-            yield Problem(where, f"unknown candidate {name!r}", "a candidate", did_you_mean(name, members))
 
 
 def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
@@ -220,41 +212,18 @@ def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iter
             yield from error.problems
         else:
             yield from problems_of(plugin.Params, params, tree, at)
-            if kind != "methods" or not (recipe.train or recipe.mix):
-                yield from _needs(_files_read(kind, plugin), name, target, tree, where)
-
-
-def _files_read(kind: str, plugin: ModuleType) -> tuple[str, ...]:
-    """Name the files of the data that a plugin reads."""
-    if kind == "methods":
-        return (plugin.METHOD.draws_from,) if plugin.METHOD.draws_from else ()
-    return getattr(plugin, "NEEDS", ())
-
-
-def _needs(
-    needs: tuple[str, ...], name: str, target: Task | None, tree: Tree, where: str
-) -> Iterator[Problem]:
-    """Compare the files that a plugin reads with what the target has."""
-    for need in needs if target else ():
-        if target is not None and not _names_rows(target, need):
-            found = f"{name} without {need} rows"
-            expected = f"`{need}:` in the data of the target"
-            yield Problem(where, found, expected, f"add {need}: {need}.jsonl, or leave {name} out")
+            # The files of the data that a plugin reads.
+            needs = getattr(plugin, "NEEDS", ())
+            if kind == "methods":
+                needs = () if recipe.train or recipe.mix else filter(None, [plugin.METHOD.draws_from])
+            for need in needs:
+                if target is not None and not _names_rows(target, need):
+                    found, expected = f"{name} without {need} rows", f"`{need}:` in the data of the target"
+                    step = f"add {need}: {need}.jsonl, or leave {name} out"
+                    yield Problem(where, found, expected, step)
 
 
 def _suites(tree: Tree) -> list[tuple[int, dict[str, Any]]]:
     suites = tree.data.get("suites")
     listed = enumerate(suites) if isinstance(suites, list) else ()
     return [(i, suite) for i, suite in listed if isinstance(suite, dict)]
-
-
-def _bad_names(name: str, source: str, tree: Tree) -> Iterator[Problem]:
-    """Yield why a candidate, of a grid or as it is written, cannot name files and folders."""
-    where, experiment = tree.where(("candidates", source)), str(tree.data.get("name"))
-    if not re.fullmatch(NAME, source):
-        yield Problem(where, f"candidate {source!r}", NAME_IN_WORDS, "rename it")
-    elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
-        found = f"candidate {name!r}, with the name of the experiment {n} characters"
-        yield Problem(
-            where, found, f"{_LONGEST_NAMES} at most", "shorten one of the names, or values of a grid"
-        )

@@ -31,7 +31,7 @@ def read_experiment(path: Path) -> Tree:
         raise UserError(Problem(str(path), "a folder", "an experiment file", f"-c {path / 'harness.yaml'}"))
     if not path.is_file():
         step = "write one: harness init DIR --data FILE; or name another with -c"
-        raise UserError(_describe_missing(path, str(path), "an experiment file", step))
+        raise UserError(describe_missing_file(path, str(path), "an experiment file", step))
     return read_file(
         path.parent.resolve() / path.name, path.parent.resolve(), "name:, target: and candidates:"
     )
@@ -44,9 +44,19 @@ def read_file(path: Path, folder: Path, expected: str) -> Tree:
         UserError: it is not UTF-8, not YAML, or no mapping.
     """
     shown = str(path.relative_to(folder) if path.is_relative_to(folder) else path)
-    data, marks = parse(_text(path, shown), shown)
+    content = path.read_bytes()
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content[: error.start].count(b"\n") + 1
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
+        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
+        raise UserError(problem) from None
+    data, marks = parse(text, shown)
     if not isinstance(data, dict):
-        raise UserError(_phrase_no_mapping(shown, data, expected))
+        kinds = {type(None): "an empty file", list: "a list", str: "text"}
+        found, step = kinds.get(type(data), f"the value {data}"), "see harness.yaml in the README"
+        raise UserError(Problem(f"{shown}:1", found, f"a mapping with {expected}", step))
     _spell_out_tasks(data)
     for task in (data, *_list(data.get("tasks"))):
         _resolve(mapping(task), path.parent)
@@ -107,7 +117,7 @@ def finish(tree: Tree) -> None:
         goal["by"] = _resolve_metric(goal["by"], tree.folder)
     copies = tree.data.get("datasets_dir")
     if isinstance(copies, str):
-        tree.data["datasets_dir"] = str((tree.folder / Path(copies).expanduser()).resolve())
+        tree.data["datasets_dir"] = _absolute(copies, tree.folder)
 
 
 def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
@@ -121,9 +131,14 @@ def raw_tasks(tree: Tree) -> Iterator[tuple[Keys, dict[str, Any]]]:
                 yield ("suites", i, "tasks", j), task
 
 
-def describe_missing_file(path: Path, where: str, expected: str) -> Problem:
-    """Phrase a file that is not there, with its nearest neighbour."""
-    return _describe_missing(path, where, expected, _CREATE)
+def describe_missing_file(path: Path, where: str, expected: str, otherwise: str = _CREATE) -> Problem:
+    """Phrase a file that is not there, with its nearest neighbour or what to do `otherwise`."""
+    try:
+        near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
+        near.discard(path.name)  # a link to nowhere
+    except OSError:
+        return Problem(where, f"no folder {path.parent}", expected, otherwise)
+    return Problem(where, f"no file {path}", expected, _nearest(path.name, near) or otherwise)
 
 
 def _targets(tree: Tree) -> list[Keys]:
@@ -144,18 +159,13 @@ def _inline_target(tree: Tree, keys: Keys) -> None:
     tasks = suite.get("tasks")
     if not isinstance(tasks, list) or len(tasks) != 1 or not isinstance(tasks[0], dict):
         tree.failed.add(keys)
-        tree.problems.append(_phrase_several_tasks(tasks, tree.where((*keys, "tasks"))))
+        found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
+        step = "keep one here and list others as a suite under suites:"
+        tree.problems.append(Problem(tree.where((*keys, "tasks")), found, "a target of one task", step))
         return
     prefix: Keys = (*keys, "tasks", 0)
     n = len(prefix)
     tree.put(keys, tasks[0], {k[n:]: mark for k, mark in tree.marks.items() if k[:n] == prefix})
-
-
-def _phrase_several_tasks(tasks: Any, where: str) -> Problem:
-    found = f"{len(tasks)} tasks" if isinstance(tasks, list) else "no list of tasks"
-    return Problem(
-        where, found, "a target of one task", "keep one here and list others as a suite under suites:"
-    )
 
 
 def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
@@ -180,7 +190,6 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
 
 
 def _spell_out_tasks(suite: dict[str, Any]) -> None:
-    """Turn the bare names of lm-eval's tasks into mappings."""
     tasks = suite.get("tasks")
     if isinstance(tasks, list):
         suite["tasks"] = [{"lm_eval": t} if isinstance(t, str) else t for t in tasks]
@@ -202,29 +211,29 @@ def _resolve(task: dict[str, Any], folder: Path) -> None:
         _resolve_file(data, split, folder)
     metrics = task.get("metrics")
     if isinstance(metrics, list):
-        task["metrics"] = [_resolve_written(metric, folder) for metric in metrics]
+        task["metrics"] = [
+            {_resolve_metric(name, folder): params for name, params in metric.items()}
+            if isinstance(metric, dict)
+            else _resolve_metric(metric, folder)
+            for metric in metrics
+        ]
 
 
 def resolve_model(around: dict[str, Any], key: str, folder: Path) -> None:
     """Make the folder of a model absolute; a hub id or the name of an embedded model stays."""
     name = around.get(key)
     if isinstance(name, str) and (name.startswith(("./", "../", "~")) or (folder / name).is_dir()):
-        around[key] = str((folder / Path(name).expanduser()).resolve())
+        around[key] = _absolute(name, folder)
 
 
-def _resolve_written(metric: Any, folder: Path) -> Any:
-    """Make the path of a metric absolute, also of one with parameters."""
-    if isinstance(metric, dict):
-        return {_resolve_metric(name, folder): params for name, params in metric.items()}
-    return _resolve_metric(metric, folder) if isinstance(metric, str) else metric
-
-
-def _resolve_metric(written: str, folder: Path) -> str:
-    """Make the path of a metric absolute, also behind `evaluate:` and `judge:`; a name stays."""
+def _resolve_metric(written: Any, folder: Path) -> Any:
+    """Make the path of a metric absolute, also behind `evaluate:` and `judge:`; all else stays."""
+    if not isinstance(written, str):
+        return written
     prefix, name, key = metric_parts(written)
     if prefix != JUDGE and not is_path(name):
         return written
-    return f"{prefix}{(folder / Path(name).expanduser()).resolve()}{key}"
+    return f"{prefix}{_absolute(name, folder)}{key}"
 
 
 def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
@@ -251,7 +260,7 @@ def _resolve_recipe(recipe: dict[str, Any], folder: Path) -> None:
 def _resolve_row_files(written: Any, folder: Path) -> Any:
     """Make absolute the files of rows in a text, in a list, in the keys of shares, or below `files`."""
     if isinstance(written, str):
-        return written if written.startswith(HUB) else str((folder / Path(written).expanduser()).resolve())
+        return written if written.startswith(HUB) else _absolute(written, folder)
     if isinstance(written, list):
         return [_resolve_row_files(one, folder) for one in written]
     if isinstance(written, dict) and "files" in written:
@@ -264,7 +273,11 @@ def _resolve_row_files(written: Any, folder: Path) -> Any:
 def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:
     path = around.get(key)
     if isinstance(path, str) and not path.startswith(HUB):
-        around[key] = str((folder / Path(path).expanduser()).resolve())
+        around[key] = _absolute(path, folder)
+
+
+def _absolute(path: str, folder: Path) -> str:
+    return str((folder / Path(path).expanduser()).resolve())
 
 
 def _locate(folder: Path, relative: str) -> Path | None:
@@ -280,59 +293,27 @@ def _is_bare(name: str) -> bool:
 
 def _unknown_file(folder: Path, relative: str, what: str, where: str) -> Problem:
     if what == "suite" and not _is_bare(relative):
-        below = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
-        own = [file.relative_to(folder).as_posix() for file in below]
+        files = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+        own = [file.relative_to(folder).as_posix() for file in files]
         near = _nearest(relative, [*own, *SHIPPED_SUITES])
         missing = describe_missing_file(folder / relative, where, f"a suite file, relative to {folder}")
         return replace(missing, next_step=near or _CREATE)
     if what == "suite":
-        roots = (folder, *_SHIPPED)
-        known = {file.stem for root in roots for file in (root / "suites").glob("*.yaml")}
-        expected = "a suite file, or the name of one in suites/"
-        return Problem(where, f"unknown suite {relative!r}", expected, did_you_mean(relative, known))
-    name = Path(relative).stem
-    known = {file.stem for root in (folder, *_SHIPPED) for file in (root / "baselines").glob("*.yaml")}
-    found = f"unknown recipe {name!r}"
-    expected = "a recipe of baselines/, or a mapping such as {method: lora}"
-    return Problem(where, found, expected, did_you_mean(name, known))
+        name, below, expected = relative, "suites", "a suite file, or the name of one in suites/"
+    else:
+        name, below = Path(relative).stem, "baselines"
+        expected = "a recipe of baselines/, or a mapping such as {method: lora}"
+    known = {file.stem for root in (folder, *_SHIPPED) for file in (root / below).glob("*.yaml")}
+    return Problem(where, f"unknown {what} {name!r}", expected, did_you_mean(name, known))
 
 
 def _nearest(name: str, files: Iterable[str]) -> str:
     """Phrase the file with the nearest name as a next step, of the same ending if it can; else empty."""
-    ending = Path(name).suffix
-    by_stem = {_stem(file): file for file in sorted(files, key=lambda file: (file.endswith(ending), file))}
-    close = get_close_matches(_stem(name), by_stem, n=1, cutoff=0.5)
+    ending, stem = Path(name).suffix, Path(name).name.partition(".")[0]
+    ordered = sorted(files, key=lambda file: (file.endswith(ending), file))
+    by_stem = {Path(file).name.partition(".")[0]: file for file in ordered}
+    close = get_close_matches(stem, by_stem, n=1, cutoff=0.5)
     return f"did you mean {by_stem[close[0]]!r}?" if close else ""
-
-
-def _stem(name: str) -> str:
-    return Path(name).name.partition(".")[0]
-
-
-def _describe_missing(path: Path, where: str, expected: str, otherwise: str) -> Problem:
-    try:
-        near = {file.name for file in path.parent.iterdir() if file.suffix == path.suffix or file.is_file()}
-        near.discard(path.name)  # a link to nowhere
-    except OSError:
-        return Problem(where, f"no folder {path.parent}", expected, otherwise)
-    return Problem(where, f"no file {path}", expected, _nearest(path.name, near) or otherwise)
-
-
-def _text(path: Path, shown: str) -> str:
-    content = path.read_bytes()
-    try:
-        return content.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        found = f"byte 0x{content[error.start]:02x} at offset {error.start}, which is not UTF-8"
-        problem = Problem(f"{shown}:{line}", found, "text in UTF-8", "save the file as UTF-8")
-        raise UserError(problem) from None
-
-
-def _phrase_no_mapping(shown: str, data: Any, expected: str) -> Problem:
-    kinds = {type(None): "an empty file", list: "a list", str: "text"}
-    found = kinds.get(type(data), f"the value {data}")
-    return Problem(f"{shown}:1", found, f"a mapping with {expected}", "see harness.yaml in the README")
 
 
 def _list(value: Any) -> Sequence[Any]:

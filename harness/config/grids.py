@@ -37,11 +37,14 @@ def expand(tree: Tree) -> dict[str, GridMember]:
 
 def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMember]]:
     grids = dict(_grids(recipe))
-    for keys in [keys for keys, values in grids.items() if not values]:
-        where = tree.where(("candidates", source, *keys))
-        step = f"write values between the brackets, or remove {keys[-1]}"
-        problem = Problem(where, f"an empty grid for {keys[-1]}", "at least one value", step)
-        tree.problems.append(problem)
+    for keys, listed in grids.items():
+        if not listed:
+            where = tree.where(("candidates", source, *keys))
+            found, step = (
+                f"an empty grid for {keys[-1]}",
+                f"write values between the brackets, or remove {keys[-1]}",
+            )
+            tree.problems.append(Problem(where, found, "at least one value", step))
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))
         named = ",".join(f"{keys[-1]}={_label(keys, grids[keys], value)}" for keys, value in point.items())
@@ -67,12 +70,10 @@ def _grids_of(kind: str, name: Any, params: Any, keys: Keys) -> Iterator[tuple[K
         return
     fields = plugins.load(kind, name).Params.model_fields
     for key, value in params.items():
-        if key in fields and isinstance(value, list) and _is_grid(value, fields[key].annotation):
-            yield (*keys, key), value
-
-
-def _is_grid(value: list[Any], annotation: Any) -> bool:
-    return not _takes_a_list(annotation) or any(isinstance(entry, list) for entry in value)
+        if key in fields and isinstance(value, list):
+            holds_lists = any(isinstance(entry, list) for entry in value)
+            if holds_lists or not _takes_a_list(fields[key].annotation):
+                yield (*keys, key), value
 
 
 def _takes_a_list(annotation: Any) -> bool:
@@ -83,7 +84,6 @@ def _takes_a_list(annotation: Any) -> bool:
 
 
 def _choose_from_grids(recipe: Any, point: dict[Keys, Any]) -> Any:
-    """Return the recipe with one value in place of each grid."""
     if not point:
         return recipe
     first = {keys[0] for keys in point}

@@ -88,7 +88,10 @@ def _walk(tree: Tree, setting: Setting, where: str) -> Keys:
         if depth == len(setting.keys) - 1:
             return keys
         if isinstance(around, dict) and around.get(found) is None:
-            _refuse_a_new_candidate(tree, keys, where)
+            known = tree.data.get("candidates")
+            if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and key not in known:
+                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, known)
+                raise UserError(Problem(where, problem, "a candidate of the experiment", hint))
             around[found] = {}
             tree.marks[keys] = where
         around = around[found]
@@ -108,13 +111,6 @@ def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
         return int(named[key])
     hint = did_you_mean(key, map(str, named))
     raise UserError(Problem(where, f"no entry {key!r}", "the name or index of an entry", hint))
-
-
-def _refuse_a_new_candidate(tree: Tree, keys: Keys, where: str) -> None:
-    known = tree.data.get("candidates")
-    if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and keys[1] not in known:
-        found, hint = f"unknown candidate {keys[1]!r}", did_you_mean(str(keys[1]), known)
-        raise UserError(Problem(where, found, "a candidate of the experiment", hint))
 
 
 _DEFAULT = Path("harness.yaml")

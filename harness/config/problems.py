@@ -99,12 +99,7 @@ def load_yaml(text: str, kind: str) -> Any:
         return yaml.load(text)
     except RecursionError:
         raise YAMLError("values in one another, deeper than can be read") from None
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-    ) as error:  # such as a date that is none
+    except (ValueError, KeyError, TypeError, AttributeError) as error:  # such as a date that is none
         raise YAMLError(f"a value that cannot be read ({one_line(error)})") from None
 
 
@@ -220,32 +215,23 @@ def read_valid(model: type[_Model], value: Any) -> _Model | None:
         return None
 
 
-def _refusals(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors of a value, one for each thing that its keys disagree on."""
+def _errors(model: type[BaseModel], value: Any) -> list[Any]:
+    """List pydantic's errors, those about one value joined, and one for each disagreement between keys."""
     try:
         model.model_validate(value)
+        return []
     except ValidationError as error:
-        return [one for e in error.errors(include_url=False) for one in _part_error(e)]
-    return []
-
-
-def _part_error(error: Any) -> list[Any]:
-    """Part an error of pydantic's into one for each disagreement."""
-    raised = error.get("ctx", {}).get("error")
-    texts = raised.problems if isinstance(raised, Disagreements) else ()
-    return [{**error, "ctx": {"error": text}} for text in texts] or [error]
-
-
-def _errors(model: type[BaseModel], value: Any) -> list[Any]:
-    """List pydantic's errors, those about one value joined into one."""
+        refused = error.errors(include_url=False)
     found: dict[tuple[Keys, str], Any] = {}
-    for e in _refusals(model, value):
+    for e in refused:
         # A list whose entries were refused counts as too short as well: one problem, not two.
-        if e["type"] != "too_short" or not e["input"]:
-            loc = _drop_kinds(model, e["loc"])
-            # Of one value only rules between its keys may say several things.
-            said = str(e["ctx"]["error"]) if e["type"] == "value_error" else ""
-            one = found.setdefault((loc, said), {**e, "loc": loc, "expected": []})
+        if e["type"] == "too_short" and e["input"]:
+            continue
+        loc, raised = _drop_kinds(model, e["loc"]), e.get("ctx", {}).get("error")
+        # Of one value only rules between its keys may say several things.
+        disagreements = raised.problems if isinstance(raised, Disagreements) else ()
+        for said in disagreements or [str(raised) if e["type"] == "value_error" else ""]:
+            one = found.setdefault((loc, said), {**e, "loc": loc, "said": said, "expected": []})
             one["expected"].append(_describe_expected(e))
     # Where rules between the keys of a value speak, it is of that kind, and need not be of another one.
     ruled = {loc for loc, said in found if said}
@@ -270,24 +256,28 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     name = _name(loc)
     if error["type"] == "extra_forbidden":
         known = list(getattr(_model_at(model, loc[:-1]), "model_fields", ()))
-        return _unknown_key(name, known, where)
+        if not known:
+            return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
+        return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known))
     if error["type"] == "missing":
         above = f" in {_name(loc[:-1])}" if len(loc) > 1 else ""
         step = _CANDIDATES if loc == ("candidates",) else f"add a line `{name}: …`"
         return Problem(where, f"no key {name!r}{above}", f"a value for {name!r}", step)
     if error["type"] == "value_error":
-        said = str(error["ctx"]["error"])
-        found, step = _split_sentence(said)
-        return Problem(_place_of(said, tree, (*keys, *loc)), found, _EXPECTED["value_error"], step)
-    expected = " or ".join(dict.fromkeys(_describe_in_words(error["expected"])))
+        said, at = error["said"], (*keys, *loc)
+        parts = _NEXT.fullmatch(said)
+        found = parts["found"] if parts else said
+        step = parts["step"] if parts else "change one of them, or leave it out"
+        # The place of the first key that the sentence names, else that of the mapping.
+        written = mapping(tree.value(at) if at else tree.data)
+        named = (word for word in re.findall(r"\w+", said) if word in written)
+        return Problem(tree.where((*at, *islice(named, 1))), found, _EXPECTED["value_error"], step)
+    # Only margins are a number or a text, which is a share then.
+    is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in error["expected"])
+    kinds = ["a share such as 10%" if is_number and kind == "text" else kind for kind in error["expected"]]
+    expected = " or ".join(dict.fromkeys(kinds))
     step = _describe_next_step(error) or _phrase_another_value(model, loc)
     return Problem(where, f"{name}: {short_repr(error['input'])}", expected, step)
-
-
-def _split_sentence(said: str) -> tuple[str, str]:
-    """Part what a rule says into what was found and the next step."""
-    parts = _NEXT.fullmatch(said)
-    return (parts["found"], parts["step"]) if parts else (said, "change one of them, or leave it out")
 
 
 def _phrase_another_value(model: type[BaseModel], loc: Keys) -> str:
@@ -302,33 +292,13 @@ def _phrase_another_value(model: type[BaseModel], loc: Keys) -> str:
     return f"write another value, or leave {key} out{usual}"
 
 
-def _place_of(said: str, tree: Tree, keys: Keys) -> str:
-    """Return the place of the first key that a sentence on a mapping names, else that of the mapping."""
-    written = tree.value(keys) if keys else tree.data
-    named = (word for word in re.findall(r"\w+", said) if word in mapping(written))
-    return tree.where((*keys, *islice(named, 1)))
-
-
-def _describe_in_words(expected: list[str]) -> list[str]:
-    """Say of a value that may be a number or a text that the text is a share: only margins are both."""
-    is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in expected)
-    return ["a share such as 10%" if is_number and kind == "text" else kind for kind in expected]
-
-
 def _name(loc: Keys) -> str:
     """Name a value by its key; an entry of a list by the list's key and its index."""
     named = [str(key) for key in loc[-2:]]
     return f"{named[0]}[{named[1]}]" if len(named) == 2 and isinstance(loc[-1], int) else "".join(named[-1:])
 
 
-def _unknown_key(name: str, known: list[str], where: str) -> Problem:
-    if not known:
-        return Problem(where, f"key {name!r}", "no keys at all here", "remove it")
-    return Problem(where, f"unknown key {name!r}", "a known key", did_you_mean(name, known))
-
-
 def _model_at(model: Any, loc: Keys) -> Any:
-    """Return the type of what stands at this place of a model."""
     for key in loc:
         fields = getattr(model, "model_fields", {})
         model = fields[key].annotation if key in fields else _inner(model)
@@ -365,21 +335,18 @@ def _describe_next_step(error: Any) -> str:
         hint = did_you_mean(value, known)
         return hint if "did you mean" in hint else ""
     if kind == "dict_type" and len(error["loc"]) > 1 and error["loc"][-2] in PLUGINS:
-        return _phrase_as_parameter(PLUGINS[error["loc"][-2]], str(error["loc"][-1]), value)
+        # The value stands in place of a plugin's parameters: it is that of the first one.
+        plugin_kind, name = PLUGINS[error["loc"][-2]], str(error["loc"][-1])
+        if name not in plugins.names(plugin_kind):
+            return ""
+        first = next(iter(plugins.load(plugin_kind, name).Params.model_fields), "")
+        return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
         as_read = isinstance(value, bool | float)  # YAML keeps no spelling of TRUE, 1.50 and 1e3
         return "write it in quotes, as it stands there" if as_read else f'write "{value}" in quotes'
     return ""
-
-
-def _phrase_as_parameter(kind: str, name: str, value: Any) -> str:
-    """Phrase a value that stands in place of a plugin's parameters as its first parameter."""
-    if name not in plugins.names(kind):
-        return ""
-    first = next(iter(plugins.load(kind, name).Params.model_fields), "")
-    return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
 
 
 def short_repr(value: Any) -> str:

@@ -185,7 +185,6 @@ def _takes_somehow(method: Method, regularizer: str) -> bool:
 
 
 def _explain_refusal(regularizer: str, method: Method) -> str:
-    """Say why a method does not take a regulariser."""
     if not method.trains:
         return "which makes no gradient steps"
     if plugins.reads_general_rows(regularizer) and not method.makes_language_model:
@@ -232,19 +231,15 @@ def check_sweep(written: WrittenRecipe) -> Iterator[Problem]:
             found = f"{name} in params and in {key}"
             yield Problem(where, found, "it in one of the two", "remove it from params")
         elif key == "search" and is_span(values):
-            yield from _check_span(name, values, where)
+            try:
+                span_of(values)
+            except ValueError as error:
+                found, _, step = str(error).partition("; ")
+                yield Problem(where, f"{name}: {found}", "a range with two ends", step)
         elif len(values) < 2:
             found = f"a {key} of {name} with {len(values)} values"
             yield Problem(where, found, "two values at least", f"add one, or write {name} in params")
     yield from _check_points(written, key)
-
-
-def _check_span(name: str, values: list[Any], where: str) -> Iterator[Problem]:
-    try:
-        span_of(values)
-    except ValueError as error:
-        found, _, step = str(error).partition("; ")
-        yield Problem(where, f"{name}: {found}", "a range with two ends", step)
 
 
 def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:

@@ -59,7 +59,8 @@ def lint(
     only below or above all sources, not between them. A default rate is named too where all that was
     published is of other sizes.
     """
-    known = {**params, BATCH: _batch(params)}
+    rows, steps = (params.get(name) for name in _FACTORS)
+    known = {**params, BATCH: rows * steps if rows and steps else None}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
         value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
@@ -69,15 +70,9 @@ def lint(
             name = "rows of a step" if setting == BATCH else setting
             default = "" if is_written else ", the default,"
             yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
-    if _RATE not in {*written, *(one.setting for one in speaking)}:
-        yield from _find_assumed_rate(method, params, n_parameters)
-
-
-def _find_assumed_rate(method: str, params: Mapping[str, Any], n_parameters: float) -> Iterator[str]:
-    """Yield that a default rate is assumed for a size of which no source speaks."""
     training = plugins.method(method).published_as
     others = [one for one in ranges() if one.setting == _RATE and one.training == training]
-    if others:
+    if others and _RATE not in {*written, *(one.setting for one in speaking)}:
         sizes = f"{min(one.from_b for one in others):g} to {max(one.to_b for one in others):g} B"
         said = f"is assumed for {_size(n_parameters)}: what was published is of models of {sizes}"
         yield f"{_RATE} {params[_RATE]:g}, the default, {said}"
@@ -91,11 +86,6 @@ def _place(value: float, sources: Sequence[Range], *, between: bool) -> str:
         return "above what was published"
     is_given = any(one.low <= value <= one.high for one in sources)
     return "between what sources give, which conflict" if between and not is_given else ""
-
-
-def _batch(params: Mapping[str, Any]) -> float | None:
-    rows, steps = (params.get(name) for name in _FACTORS)
-    return rows * steps if rows and steps else None
 
 
 def _span(of: Range) -> str:

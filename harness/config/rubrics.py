@@ -1,32 +1,131 @@
-"""Rubrics: what judges grade answers by, and who judges; each a file of its own beside a task.
+"""Rubrics, each a file beside a task: what judges grade answers by, and who judges.
+
+A judge is a model that runs here, an endpoint, or a candidate by its name; nothing is loaded here, and a
+candidate's weights are found where its experiment is prepared.
 
 Invariant: a rubric that could be read names judges that can be asked, and grades that each of them can
 give; everything that is wrong with one is said at once, with file and line.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from itertools import permutations
 from pathlib import Path
-from typing import Any, Literal
+from socket import inet_aton, inet_ntoa
+from typing import Any, Literal, TypeGuard
+from urllib.parse import urlsplit
 
 from pydantic import Field
 
-from harness.config.files import describe_missing_file, read_file
-from harness.config.judge_sources import (
-    Written,
-    candidate_problems,
-    endpoint_params,
-    endpoint_problems,
-    endpoint_settings,
-    is_endpoint,
-    judge_key,
-    judge_label,
-    resolve_judge,
-)
+from harness import plugins
+from harness.config.files import describe_missing_file, read_file, resolve_model
 from harness.config.problems import Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, refuse
 from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts, rule
+
+Written = str | dict[str, Any]
+_CANDIDATE, _EXPERIMENT = "candidate", "experiment"
+_PORTS = {"http": 80, "https": 443}
+_LOCAL = "localhost"
+
+
+class JudgingCandidate(Spec):
+    """Candidate whose weights grade, asked by the rubric and not by a prompting of its own.
+
+    `candidate` is its name in the experiment that reads the rubric, or in another `experiment`, whose
+    harness.yaml that is. The weights of its first seed count; where `weights` says how their digest begins,
+    those alone.
+    """
+
+    candidate: str = Field(min_length=1)
+    experiment: str = ""
+    weights: str = ""
+
+    @property
+    def label(self) -> str:
+        """The candidate, with the experiment where it is of another."""
+        return f"{self.candidate} of {self.experiment}" if self.experiment else self.candidate
+
+
+def is_endpoint(written: Written) -> TypeGuard[dict[str, Any]]:
+    """Tell whether a judge is asked over HTTP."""
+    return isinstance(written, dict) and _CANDIDATE not in written
+
+
+def endpoint_params(written: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of an endpoint that judges; judges are asked by chat."""
+    return {"protocol": "chat", **written}
+
+
+def judge_label(written: Written) -> str:
+    """Name a judge whose weights grade here."""
+    return written if isinstance(written, str) else JudgingCandidate(**written).label
+
+
+def judge_key(written: Written) -> tuple[str, ...]:
+    """Return what tells one judge from another, however its address is written.
+
+    Of an address a slash at its end, the case of scheme and host, the scheme's own port and which name or
+    number this machine goes by say nothing; nor do keys of an endpoint that say how it is asked.
+    """
+    if isinstance(written, str):
+        return (written,)
+    if not is_endpoint(written):
+        return "candidate", str(written[_CANDIDATE]), str(written.get(_EXPERIMENT, ""))
+    url, model = str(written.get("base_url")), str(written.get("model"))
+    try:
+        parts = urlsplit(url.strip())
+        host, port = _host(parts.hostname or ""), parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return "endpoint", url, model
+    return "endpoint", f"{parts.scheme}://{host}:{port}{parts.path.rstrip('/')}", model
+
+
+def _host(name: str) -> str:
+    """Return a host's name, with one for this machine: `127.0.0.1`, `127.1` and `[::1]` are `localhost`."""
+    name = name.rstrip(".")
+    with suppress(OSError, ValueError):
+        name = inet_ntoa(inet_aton(name))
+    with suppress(ValueError):
+        found = ip_address(name)
+        return _LOCAL if found.is_loopback or found.is_unspecified else str(found)
+    return _LOCAL if name.endswith(f".{_LOCAL}") else name
+
+
+def resolve_judge(written: Any, folder: Path) -> Any:
+    """Make absolute the folder of a model, or the file of the experiment that a candidate is of."""
+    around = {"judge": written}
+    resolve_model(around, "judge", folder)
+    if isinstance(written, dict) and isinstance(file := written.get(_EXPERIMENT), str):
+        return {**written, _EXPERIMENT: str((folder / Path(file).expanduser()).resolve())}
+    return around["judge"]
+
+
+def endpoint_settings() -> type[Any]:
+    """Return the settings of an endpoint: the parameters of the method whose weights answer at a URL."""
+    remote = (plugins.method(name).params for name in plugins.methods(is_remote=True))
+    return next(params for params in remote if "base_url" in params.model_fields)
+
+
+def endpoint_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Yield what forbids to ask an endpoint, as it is written at `keys`, for grades."""
+    params = endpoint_params(written)
+    yield from problems_of(endpoint_settings(), params, tree, keys)
+    if params["protocol"] != "chat":
+        found = f"a judge with protocol: {params['protocol']}, which sends tokens of the base"
+        yield Problem(tree.where((*keys, "protocol")), found, "protocol: chat", "remove protocol")
+
+
+def candidate_problems(written: dict[str, Any], tree: Tree, keys: Keys) -> Iterator[Problem]:
+    """Yield what is wrong with a candidate as it is written at `keys`, before its experiment is read."""
+    yield from problems_of(JudgingCandidate, written, tree, keys)
+    file = written.get(_EXPERIMENT)
+    if isinstance(file, str) and not Path(file).is_file():
+        where = tree.where((*keys, _EXPERIMENT))
+        yield describe_missing_file(Path(file), where, "the harness.yaml of an experiment")
+
 
 YES_NO = "yes/no"
 _MOST_GRADES = 100  # steps of a scale
@@ -101,18 +200,14 @@ class Rubric(Spec):
         if len(self.panel) == 1:
             yield "a panel of one judge; list two judges or more, or write judge: in its place"
         own = ["usd_per_million_tokens" in one for one in self.judges if is_endpoint(one)]
-        if (
-            self.judges
-            and self.max_cost is not None
-            and not (self.usd_per_million_tokens or (own and all(own)))
-        ):
+        is_priced = self.usd_per_million_tokens or (own and all(own))
+        if self.judges and self.max_cost is not None and not is_priced:
             yield "max_cost without usd_per_million_tokens, by which the cost is counted"
 
     @rule
     def _check_pairs(self) -> Iterator[str]:
-        if self.mode == "pairwise" and (
-            other := {"scale", "examples", "reference", "passages"} & self.model_fields_set
-        ):
+        other = {"scale", "examples", "reference", "passages"} & self.model_fields_set
+        if self.mode == "pairwise" and other:
             said = "the better answer is A, B or tie, and one of the two is the reference"
             yield f"mode: pairwise with {', '.join(sorted(other))}; {said}"
 
@@ -162,8 +257,8 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
     tree = read_file(path, folder or path.parent, "criteria: and judge:")
     if "judge" in tree.data:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
-    panel = _panel(tree)
-    panel[:] = [resolve_judge(one, path.parent) for one in panel]
+    if isinstance(panel := tree.data.get("panel"), list):
+        tree.data["panel"] = [resolve_judge(one, path.parent) for one in panel]
     problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_find_repeated_judges(tree)]
     refuse(problems)
     return Rubric.model_validate(tree.data)
@@ -194,35 +289,34 @@ def current_labels(found: Iterable[LabelSet], task: Task) -> list[LabelSet]:
 
 def judge_problems(task: Task, written: str, folder: Path, where: str) -> Iterator[Problem]:
     """Yield what forbids a judged metric of a task; `where` is its place in the task's metrics."""
-    path, name = Path(metric_parts(written)[1]), metric_name(written)
+    name = metric_name(written)
     if task.kind != "generate":
         step = "kind: generate, or a metric such as accuracy"
         yield Problem(where, f"{name} on a task of kind {task.kind}", "answers in text to be graded", step)
     if [metric_name(one) for one in task.metrics].count(name) > 1:
         yield Problem(where, f"{name} twice", "each name of a rubric once", "rename one of the files")
-    if not path.is_file():
-        yield describe_missing_file(path, where, "a rubric")
-        return
-    try:
-        read_rubric(path, folder)
-    except UserError as error:
-        yield from error.problems
+    yield from _try_to_read(written, folder, where)
 
 
 def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Problem]:
     """Yield what forbids to compare two candidates' answers by a judge, as it is written at `where`."""
+    rubric = yield from _try_to_read(written, folder, where)
+    if rubric is not None and rubric.mode != "pairwise":
+        found = f"{metric_name(written)}, whose mode is {rubric.mode}"
+        yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
+
+
+def _try_to_read(written: str, folder: Path, where: str) -> Generator[Problem, None, Rubric | None]:
+    """Read the rubric of a judged metric, or yield why it cannot be read."""
     path = Path(metric_parts(written)[1])
     if not path.is_file():
         yield describe_missing_file(path, where, "a rubric")
-        return
+        return None
     try:
-        rubric = read_rubric(path, folder)
+        return read_rubric(path, folder)
     except UserError as error:
         yield from error.problems
-        return
-    if rubric.mode != "pairwise":
-        found = f"{metric_name(written)}, whose mode is {rubric.mode}"
-        yield Problem(where, found, "mode: pairwise, which compares two answers", "write another rubric")
+        return None
 
 
 def public_judges(written: str, where: str) -> Iterator[Problem]:

@@ -23,7 +23,7 @@ def check_weights(written: WrittenRecipe) -> Iterator[Problem]:
     checks = [_check_weights_of, _check_role]
     if written.recipe.method in plugins.names("methods"):
         checks += [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_path]
-        checks += [_check_serve_on, check_sweep, check_regularizers, _check_training_rows]
+        checks += [check_sweep, check_regularizers, _check_training_rows]
     for check in checks:
         yield from check(written)
 
@@ -108,16 +108,14 @@ def _check_reward(written: WrittenRecipe) -> Iterator[Problem]:
         yield Problem(where, found, f"one of the methods {able}", "remove reward")
     elif is_path(reward):
         if not Path(reward).is_file():
-            yield describe_missing_file(
-                Path(reward), where, "a Python file with a function reward, or metric"
-            )
+            what = "a Python file with a function reward, or metric"
+            yield describe_missing_file(Path(reward), where, what)
     elif reward in members:
         if (made := _makes(reward, members)) != "reward":
             able = " or ".join(plugins.methods(makes="reward"))
             found = f"{reward}, which makes {_article(made)}"
-            yield Problem(
-                where, found, "a candidate that makes a reward model", f"one with the method {able}"
-            )
+            step = f"one with the method {able}"
+            yield Problem(where, found, "a candidate that makes a reward model", step)
     elif metric_plugin(reward) not in (known := plugins.names("metrics")):
         makers = {one for one in members if _makes(one, members) == "reward"}
         yield Problem(where, f"unknown reward {reward!r}", expected, did_you_mean(reward, {*known, *makers}))
@@ -166,15 +164,6 @@ def _check_merges(written: WrittenRecipe) -> Iterator[Problem]:
             yield Problem(where, found, f"a candidate that makes {_article(method.makes)}", "name another")
 
 
-def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse to quantise a base on which no new adapter is trained."""
-    recipe, method = written.recipe, written.method
-    if recipe.quantization and not (method.trains and method.makes_adapter):
-        found = f"quantization with the method {recipe.method}, which trains no adapter"
-        where = written.where("quantization")
-        yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
-
-
 def _makes(name: str, members: Mapping[str, GridMember]) -> str:
     recipe = mapping(members[name].recipe)
     method = recipe.get("method", BASE)
@@ -220,13 +209,16 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
 
 
-def _check_serve_on(written: WrittenRecipe) -> Iterator[Problem]:
-    name, recipe, members = written.name, written.recipe, written.members
-    if recipe.serve_on is None:
-        return
-    borrowed = recipe.weights_of in members
-    made = _makes(recipe.weights_of if borrowed and recipe.weights_of else name, members)
-    if "adapter" not in made.split(OR):
+def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
+    """Refuse to quantise a base on which no new adapter is trained, or on which none is served."""
+    recipe, members, method = written.recipe, written.members, written.method
+    if recipe.quantization and not (method.trains and method.makes_adapter):
+        found = f"quantization with the method {recipe.method}, which trains no adapter"
+        where = written.where("quantization")
+        yield Problem(where, found, "a method that trains an adapter on the base", "remove quantization")
+    source = recipe.weights_of if recipe.weights_of in members else None
+    made = _makes(source or written.name, members)
+    if recipe.serve_on is not None and "adapter" not in made.split(OR):
         found = f"serve_on for {_article(made)}"
         where = written.where("serve_on")
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 from harness.config import YES_NO, Rubric, is_judged, read_rubric
-from harness.config.judge_sources import JudgingCandidate, Written, endpoint_params, is_endpoint, judge_label
+from harness.config.rubrics import JudgingCandidate, Written, endpoint_params, is_endpoint, judge_label
 from harness.data import TaskItems
 from harness.errors import Problem, UserError
 from harness.metrics import Metric, Parts, normalize

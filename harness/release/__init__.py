@@ -38,8 +38,7 @@ from harness.release.stored import (
     judge_run,
     promote,
 )
-from harness.report import Command, family_text, gate_report, markdown
-from harness.report.gate_report import gate_document, to_json
+from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
 from harness.spec import Task
 from harness.store import Champion
 
@@ -233,7 +232,7 @@ def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None)
     """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
     if junit is not None:
         junit.parent.mkdir(parents=True, exist_ok=True)
-        junit.write_text(gate_report.junit(judged, "harness gate"), "utf-8")
+        junit.write_text(gate_junit(judged, "harness gate"), "utf-8")
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
             page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)

@@ -5,17 +5,24 @@ smoke report is marked in each and never written where a result would be.
 """
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from math import isfinite
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from harness.cache import make_private_folder
-from harness.gating import Verdict, is_invalid
-from harness.records import TrainingRecord
-from harness.report.document import Command, ResultDocument, Section, markdown, print_document, terminal_lines
+from harness.gating import WORDS, exit_code
+from harness.report.document import (
+    CLASSES,
+    ERROR,
+    Command,
+    ResultDocument,
+    Section,
+    markdown,
+    print_document,
+    terminal_lines,
+)
 from harness.report.experiment_report import (
+    RIGHT,
+    WRONG,
     AttributionStep,
     ExperimentReport,
     ShownItem,
@@ -23,27 +30,33 @@ from harness.report.experiment_report import (
     describe_answer,
     describe_prompt,
     excerpt,
+    mark_answer,
     show_items,
 )
+from harness.report.first_page import advise_more_items, advise_on_power
 from harness.report.html import html
-from harness.report.interchange import junit, to_csv
-from harness.report.labels import CLASSES, ERROR, RIGHT, WORDS, WRONG, mark_answer
-from harness.report.more_items import advise_more_items, advise_on_power
-from harness.report.plots import front_file
-from harness.report.reading import KeptReport, read, read_kept, restore
-from harness.report.reading import paths as kept_reports
-from harness.report.sections import arithmetic_lines, experiment_document
-from harness.report.tables.origin_tables import origin
-from harness.report.tables.target_tables import targets_section
-from harness.report.tables.training_tables import (
+from harness.report.interchange import KeptReport, junit, read, read_kept, restore, to_csv, to_json, to_plain
+from harness.report.interchange import paths as kept_reports
+from harness.report.pareto_front import front_file
+from harness.report.result_tables import origin, targets_section
+from harness.report.sections import (
+    arithmetic_lines,
+    experiment_document,
+    gate_document,
+    gate_json,
+    gate_junit,
+)
+from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
+from harness.report.training_tables import (
+    describe_forgetting,
+    diagnose,
     figure_title,
+    front_sentence,
     print_tried_value,
     sets_section,
     trial_line,
     trials_section,
 )
-from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
-from harness.report.training_diagnosis import describe_forgetting, diagnose, front_sentence
 from harness.report.wording import (
     SMOKE,
     best_first,
@@ -56,12 +69,7 @@ from harness.report.wording import (
     target_text,
     verdict_word,
 )
-
-
-def to_json(report: ExperimentReport) -> dict[str, Any]:
-    """Turn a report into plain types; what is unknown or not finite is null."""
-    plain: dict[str, Any] = to_plain(report)
-    return {"evidence": SMOKE if report.smoke else "measured", **plain}
+from harness.spec import GatePolicy
 
 
 def write(report: ExperimentReport, folder: Path) -> list[Path]:
@@ -70,7 +78,18 @@ def write(report: ExperimentReport, folder: Path) -> list[Path]:
     A form that has nothing to say (JUnit without a verdict, a picture without points) is left out,
     and one that an earlier report wrote is removed.
     """
-    return write_forms(folder, report.file_name, _forms(report))
+    plain = to_json(report)
+    policy = GatePolicy(on_inconclusive="fail" if report.undecided_fails else "pass")
+    judged = [(f.label, f.verdict, exit_code(f.verdict, policy) != 0) for f in report.facts if f.verdict]
+    forms = {
+        ".md": markdown(experiment_document(report)),
+        ".json": json.dumps(plain, indent=2, ensure_ascii=False) + "\n",
+        ".html": html(report),
+        ".csv": to_csv(report, plain["evidence"]),
+        ".junit.xml": junit(judged, report.file_name) if judged else "",
+        ".front.svg": front_file(report),
+    }
+    return write_forms(folder, report.file_name, forms)
 
 
 def write_forms(folder: Path, name: str, forms: Mapping[str, str]) -> list[Path]:
@@ -79,59 +98,10 @@ def write_forms(folder: Path, name: str, forms: Mapping[str, str]) -> list[Path]
     texts = {folder / f"{name}{suffix}": text for suffix, text in forms.items()}
     for path, text in texts.items():
         if text:
-            _replace(path, text)
+            # A reader never meets half a report, and an error keeps the old one.
+            draft = path.with_name(f".{path.name}.part")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
         else:
             path.unlink(missing_ok=True)
     return [path for path, text in texts.items() if text]
-
-
-def _forms(report: ExperimentReport) -> dict[str, str]:
-    plain = to_json(report)
-    judged = [(f.label, f.verdict, _stops(report, f.verdict)) for f in report.facts if f.verdict]
-    return {
-        ".md": markdown(experiment_document(report)),
-        ".json": json.dumps(plain, indent=2, ensure_ascii=False) + "\n",
-        ".html": html(report),
-        ".csv": to_csv(report, plain["evidence"]),
-        ".junit.xml": junit(judged, report.file_name) if judged else "",
-        ".front.svg": front_file(report),
-    }
-
-
-def _stops(report: ExperimentReport, verdict: Verdict) -> bool:
-    if verdict.outcome == "inconclusive":
-        return report.undecided_fails or is_invalid(verdict.rules)
-    return verdict.outcome != "pass"
-
-
-def _replace(path: Path, text: str) -> None:
-    # A reader never meets half a report, and an error keeps the old one.
-    draft = path.with_name(f".{path.name}.part")
-    draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-
-
-_PLAIN = (str, int, bool)
-
-
-def to_plain(value: Any) -> Any:
-    """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
-    if value is None or type(value) in _PLAIN:
-        return value
-    if isinstance(value, TrainingRecord):
-        return to_plain(value.to_plain())
-    if is_dataclass(value) and not isinstance(value, type):
-        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return {name: to_plain(v) for name, v in value._asdict().items()}
-    if hasattr(value, "model_dump"):
-        return to_plain(value.model_dump())
-    if isinstance(value, Mapping):
-        return {str(key): to_plain(v) for key, v in value.items()}
-    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
-        return [to_plain(v) for v in value]
-    if hasattr(value, "tolist"):
-        return to_plain(value.tolist())
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    return value if isinstance(value, str | int | bool) else str(value)

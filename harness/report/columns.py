@@ -81,7 +81,6 @@ def _shown(
 
 
 def _stored(name: str, meaning: str, text: Callable[[str], str] = str) -> Column[Result]:
-    """Make the column of a name that a run's record holds."""
     return _shown(name, name.replace("_", " "), meaning, lambda row: getattr(row.run, name, None), text)
 
 
@@ -216,10 +215,9 @@ def _valid_change(c: Comparison) -> str:
 
 def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
     """List the columns of the leaderboard, scores by other metrics of the target behind its own."""
-    names = [name for name in CANDIDATE_COLUMNS if name not in _FILE_ALONE]
-    at = names.index("target") + 1
-    first, others = ([CANDIDATE_COLUMNS[name] for name in part] for part in (names[:at], names[at:]))
-    return [*first, *map(metric_column, metrics), *others]
+    shown = [column for name, column in CANDIDATE_COLUMNS.items() if name not in _FILE_ALONE]
+    at = shown.index(CANDIDATE_COLUMNS["target"]) + 1
+    return [*shown[:at], *map(metric_column, metrics), *shown[at:]]
 
 
 def metric_column(metric: str) -> Column[Result]:
@@ -274,22 +272,19 @@ def print_table(
 
 
 def map_values(columns: Iterable[Column[Row]], row: Row) -> dict[str, Any]:
-    """Map the names of columns to a row's unrounded values, that of an interval with its ends."""
+    """Map the names of columns to a row's unrounded values; `_low` and `_high` are the ends of intervals."""
     found: dict[str, Any] = {}
     for column in columns:
         value = column.value(row)
         found[column.name] = value
         if column.kind == "interval":
-            middle = value.delta if isinstance(value, Comparison) else value and value.score
+            found[column.name] = value.delta if isinstance(value, Comparison) else value and value.score
             ends = (value.low, value.high) if value else (None, None)
-            found |= dict(zip(_with_ends(column), (middle, *ends), strict=True))
+            found[f"{column.name}_low"], found[f"{column.name}_high"] = ends
     return found
 
 
 def list_names(columns: Iterable[Column[Any]]) -> list[str]:
     """List the names under which `map_values` has the values of columns."""
-    return [name for column in columns for name in _with_ends(column)]
-
-
-def _with_ends(column: Column[Any]) -> list[str]:
-    return [f"{column.name}{end}" for end in (("", "_low", "_high") if column.kind == "interval" else ("",))]
+    ends = {"interval": ("", "_low", "_high")}
+    return [f"{column.name}{end}" for column in columns for end in ends.get(column.kind, ("",))]

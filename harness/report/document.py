@@ -17,7 +17,12 @@ from rich.text import Text
 
 from harness.report.escape import clean, markdown_line, markdown_table
 from harness.report.escape import markdown as escape
-from harness.report.labels import STYLES
+
+ERROR = "ERROR"  # of a run that failed, which has no verdict
+# What the word of a verdict tells: the class of its colour on pages and in pictures.
+CLASSES = {"PASS": "passes", "FAIL": "fails", "UNDECIDED": "undecided", "DRIFT": "undecided", ERROR: "fails"}
+_COLOURS = {"passes": "green", "fails": "red", "undecided": "yellow"}
+STYLES = {word: _COLOURS[class_] for word, class_ in CLASSES.items()}  # on the terminal
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +109,20 @@ def markdown(document: ResultDocument, level: int = 1) -> str:
 
 
 def _markdown_first(page: FirstPage) -> list[str]:
-    """Write the reasons, the table, the picture, and what to do next."""
-    reasons = [f"- **{escape(r.about)}:** {escape(r.sentence)}" for r in page.reasons]
-    table = [*markdown_table(page.table.columns, page.table.rows), ""] if page.table.rows else []
-    notes = [line for note in page.table.notes for line in (f"<sub>{escape(note)}</sub>", "")]
-    shown = f"![{escape(page.alt)}]({quote(page.picture_file)})"
-    picture = [shown, "", f"<sub>{escape(page.caption)}</sub>", ""] if page.picture_file else []
-    steps = [f"- {_markdown_command(step)}" for step in page.next_steps]
-    following = ["**What to do next**", "", *steps, ""] if steps else []
-    return [*reasons, "", *table, *notes, *picture, *following]
-
-
-def _markdown_command(step: Command) -> str:
-    return " ".join(filter(None, [f"`{clean(step.line)}`" if step.line else "", escape(step.purpose)]))
+    said = [f"- **{escape(r.about)}:** {escape(r.sentence)}" for r in page.reasons] + [""]
+    said += [*markdown_table(page.table.columns, page.table.rows), ""] if page.table.rows else []
+    said += [line for note in page.table.notes for line in (f"<sub>{escape(note)}</sub>", "")]
+    if page.picture_file:
+        said += [f"![{escape(page.alt)}]({quote(page.picture_file)})", ""]
+        said += [f"<sub>{escape(page.caption)}</sub>", ""]
+    said += ["**What to do next**", ""] if page.next_steps else []
+    for step in page.next_steps:
+        line = f"`{clean(step.line)}` " if step.line else ""
+        said.append(f"- {line}{escape(step.purpose)}".rstrip())
+    return [*said, ""] if page.next_steps else said
 
 
 def _markdown_section(section: Section, mark: str, level: int) -> list[str]:
-    """Write a heading, a table where there are rows, then what is said of it."""
     heading = [f"{'#' * level} {escape(section.title)}{mark}", ""] if section.title else []
     table = [*markdown_table(section.columns, section.rows), ""] if section.rows else []
     lead = [escape(section.lead), ""] if section.lead else []
@@ -157,17 +159,14 @@ def align(columns: Sequence[str], rows: Sequence[Sequence[str]], width: int | No
     for row in cells:
         wrapped = [_wrap(cell, room) for cell, room in zip(row, widths, strict=True)]
         for i in range(max(map(len, wrapped))):
-            yield _join([of[i] if i < len(of) else "" for of in wrapped], widths, numbers, gap)
-
-
-def _join(cells: Sequence[str], widths: Sequence[int], numbers: Sequence[bool], gap: int) -> Text:
-    line = Text()
-    for cell, width, number in zip(cells, widths, numbers, strict=True):
-        room = " " * (width - cell_len(cell))
-        line.append(room if number else "").append(cell, STYLES.get(cell, ""))
-        line.append(" " * gap if number else f"{room}{' ' * gap}")
-    line.rstrip()
-    return line
+            line = Text()
+            for parts, room, number in zip(wrapped, widths, numbers, strict=True):
+                part = parts[i] if i < len(parts) else ""
+                blanks = " " * (room - cell_len(part))
+                line.append(blanks if number else "").append(part, STYLES.get(part, ""))
+                line.append(" " * gap if number else blanks + " " * gap)
+            line.rstrip()
+            yield line
 
 
 def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], int]:
@@ -180,20 +179,14 @@ def _fit(cells: Sequence[Sequence[str]], width: int | None) -> tuple[list[int], 
         if width is None or sum(widest) <= free:
             return widest, gap
         if sum(least) <= free:
-            return _shrink(widest, least, free), gap
+            while sum(widest) > free:  # no column gets narrower than its longest word
+                i = max((i for i, w in enumerate(widest) if w > least[i]), key=widest.__getitem__)
+                widest[i] -= 1
+            return widest, gap
     return widest, 2
 
 
-def _shrink(widths: list[int], least: Sequence[int], free: int) -> list[int]:
-    """Take the widest columns down, none below its longest word."""
-    while sum(widths) > free:
-        i = max((i for i, w in enumerate(widths) if w > least[i]), key=widths.__getitem__)
-        widths = [*widths[:i], widths[i] - 1, *widths[i + 1 :]]
-    return widths
-
-
 def _wrap(cell: str, width: int) -> list[str]:
-    """Break a cell into lines of a width, if it is wider."""
     if cell_len(cell) <= width:
         return [cell]
     lines: list[str] = []

@@ -1,8 +1,8 @@
-"""Make other people's text harmless: names, ids and messages that a model or a file chose.
+"""Make other people's text harmless and short: names, ids and messages that a model or a file chose.
 
 Invariant: what comes out has no control characters, and is one line unless lines were requested; what
 it means as markup depends on the target, so terminal text is printed as plain `Text`, Markdown
-is escaped here, and HTML by its template.
+is escaped here, and HTML by its template. Different names stay different when they are shortened.
 """
 
 import csv
@@ -26,6 +26,7 @@ _ANSI = re.compile(
 )
 _MARKDOWN = re.compile(r"[\\|`*~]|(?<!\w)_|_(?!\w)|(?<=\])[(\[]")
 _FORMULA = tuple("=+-@＝＋－＠")
+_KEYS = re.compile(r"(?<=[\[,])[\w.]+=")  # of a grid's member, as in few-shot[select=knn,shots=4]
 _BLOCK_START = re.compile(r"^(?=[#>+-]|\d+[.)]\s)")
 
 
@@ -109,3 +110,42 @@ def _shorten_to(text: str, width: int) -> str:
     while cell_len(text) > width:
         text = text[:-1]
     return text
+
+
+def shorten_for_table(names: Sequence[str], width: int) -> list[str]:
+    """Shorten names to a width in cells; where that would make two of them one, they are left to wrap."""
+    brief = [_KEYS.sub("", name) for name in names]
+    return _shorten_by_source(names, width) or (brief if _are_different(brief, names) else list(names))
+
+
+def shorten_for_picture(names: Sequence[str], width: int) -> list[str]:
+    """Shorten names to a width in cells, which none of them passes; the cut is where they are alike.
+
+    Where no cut tells them apart, they are counted: `a name th… long 2`.
+    """
+    if found := _shorten_by_source(names, width):
+        return found
+    # The middle is cut out first, then more and more of either half.
+    for kept in sorted(range(width), key=lambda n: abs(2 * n - width)):
+        cut = [shorten(name, width, kept) for name in names]
+        if _are_different(cut, names):
+            return cut
+    places = {name: f" {i}" for i, name in enumerate(dict.fromkeys(names), 1)}
+    return [shorten(name, width - cell_len(places[name])) + places[name] for name in names]
+
+
+def _shorten_by_source(names: Sequence[str], width: int) -> list[str] | None:
+    """Leave keys out and shorten what stands before the values; None where that does not do."""
+    if max(map(cell_len, names), default=0) <= width:
+        return list(names)
+    short = []
+    for name in names:
+        source, bracket, values = _KEYS.sub("", name).partition("[")
+        room = width - cell_len(bracket + values)
+        short.append(shorten(source, max(room, 1)) + bracket + values)
+    fits = max(map(cell_len, short)) <= width
+    return short if fits and _are_different(short, names) else None
+
+
+def _are_different(shown: Sequence[str], names: Sequence[str]) -> bool:
+    return len(set(shown)) == len(set(names))

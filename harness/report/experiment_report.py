@@ -7,7 +7,10 @@ shows are spread over all, and a text is cut where it is too long to read.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isclose, isfinite, nan
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from harness import formatting
 from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
@@ -25,9 +28,8 @@ from harness.decision import (
 )
 from harness.formatting import Unit
 from harness.gating import Settling, SpareItems, Verdict, find_settling
-from harness.metrics import Metric
+from harness.metrics import Metric, item_scores
 from harness.records import SampleResult, digest
-from harness.report.labels import mark_answer
 from harness.spec import DecidePolicy, TargetPolicy
 
 _NOT_IN_NAMES = re.compile(r"[^\w.]+")
@@ -195,6 +197,16 @@ class ExperimentReport:
 
 _REFERENCES_SHOWN = 3
 _LONGEST = 1_500  # characters of one text
+RIGHT, WRONG = "✓", "✗"  # an answer that scores best, and one that scores worst
+
+
+def mark_answer(metric: Metric, parts: Sequence[float] | None) -> str:
+    """Mark an answer as right or wrong, or print its score where it is neither; – where it has none."""
+    score = nan if parts is None else float(item_scores(metric, np.array([parts], float))[0])
+    if not isfinite(score):
+        return formatting.UNKNOWN
+    worst, best = metric.bounds if metric.higher_is_better else metric.bounds[::-1]
+    return RIGHT if isclose(score, best) else WRONG if isclose(score, worst) else formatting.plain(score)
 
 
 def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: int) -> list[ShownItem]:
@@ -205,26 +217,17 @@ def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: in
     parts = {item: {rows[item].parts.get(metric.name) for rows in by_arm.values()} for item in ids}
     chosen = spread([item for item in ids if len(parts[item]) > 1], n)
     chosen += spread([item for item in ids if len(parts[item]) == 1], n - len(chosen))
-    return [_shown_item(metric, {name: rows[item] for name, rows in by_arm.items()}) for item in chosen]
-
-
-def _shown_item(metric: Metric, rows: Mapping[str, SampleResult]) -> ShownItem:
-    shortest = min(rows.values(), key=lambda row: len(row.prompt))  # without passages, where one has none
-    return ShownItem(
-        shortest.task,
-        shortest.example_id,
-        excerpt(shortest.prompt),
-        tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN])),
-        {
-            name: ShownAnswer(
-                excerpt(row.text),
-                row.status,
-                mark_answer(metric, row.parts.get(metric.name)),
-                tuple(map(excerpt, describe_answer(row))),
-            )
-            for name, row in rows.items()
-        },
-    )
+    shown = []
+    for item in chosen:
+        answers = {}
+        for name, row in ((name, rows[item]) for name, rows in by_arm.items()):
+            mark, facts = mark_answer(metric, row.parts.get(metric.name)), map(excerpt, describe_answer(row))
+            answers[name] = ShownAnswer(excerpt(row.text), row.status, mark, tuple(facts))
+        # Without passages, where one arm has none.
+        shortest = min((rows[item] for rows in by_arm.values()), key=lambda row: len(row.prompt))
+        references = tuple(map(excerpt, shortest.references[:_REFERENCES_SHOWN]))
+        shown.append(ShownItem(shortest.task, item, excerpt(shortest.prompt), references, answers))
+    return shown
 
 
 def describe_answer(row: SampleResult) -> list[str]:

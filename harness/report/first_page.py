@@ -1,13 +1,16 @@
 """The first page of a report: the decision's reasons, the table, the picture, and what to do next.
 
 Invariant: what to ship, why, how sure that is and what to do next are answered by numbers of the report
-alone; whatever else was found stands behind this page.
+alone; whatever else was found stands behind this page. A limit is advised only where items lie unused, by
+settings that do it as they are printed.
 """
 
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness import formatting, plugins
-from harness.comparison import Comparison, count_enough_labels, is_judge, orient
+from harness.comparison import count_enough_labels, is_judge, orient
+from harness.config import CommandLine
 from harness.decision import (
     UNCHECKED,
     CandidateFacts,
@@ -24,14 +27,12 @@ from harness.decision import (
     pool_seeds,
     strongest_run,
 )
-from harness.gating import MissRate, Verdict, name_reasons
+from harness.gating import WIDEST_MARGIN, WORDS, MissRate, SpareItems, Verdict, find_settling, name_reasons
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport
-from harness.report.labels import WORDS
-from harness.report.more_items import advise_more_items
-from harness.report.plots.pareto_front import NARROW, front
-from harness.report.tables.target_tables import wins_sentence
+from harness.report.pareto_front import NARROW, front
+from harness.report.result_tables import wins_sentence
 from harness.report.wording import (
     best_first,
     change_text,
@@ -41,7 +42,7 @@ from harness.report.wording import (
     miss_text,
     target_text,
 )
-from harness.spec import PEOPLE
+from harness.spec import PEOPLE, Experiment, GatePolicy
 
 PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
 CAPTION = (
@@ -143,16 +144,9 @@ def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     by_metric = next((f for f in pool_seeds(report.facts) if f.run_id == run.run_id), run)
     g, other = gain(by_metric.vs_untrained), best_untrained(report.facts)
     preferred = wins_sentence(run, report.declared)
-    said = _metric_gain(report, run, g, other)
-    return f"{run.label} is {preferred}. {said}" if preferred else said
-
-
-def _metric_gain(
-    report: ExperimentReport, run: CandidateFacts, g: Comparison | None, other: str | None
-) -> str:
-    """Say the gain by the target's metric, and whether it rests on a judge whom nobody checked."""
     against = next((f for f in report.facts if f.name == other), None)
     reached = f"{run.label} reaches {target_text(run)} {report.metric}"
+    reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
     if g is None or against is None:
         return f"{reached}; it was not compared with what trains nothing."
     shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
@@ -160,14 +154,11 @@ def _metric_gain(
     change = f"{seeds}{change_text(g)} {g.unit.name}"
     if not report.unit.higher_is_better:
         change = f"a gain of {change} (lower is better)"
-    by = f", {UNCHECKED}" if _is_unchecked(report, run) else ""
-    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}{by}."
-
-
-def _is_unchecked(report: ExperimentReport, run: CandidateFacts) -> bool:
-    """Tell whether the target's metric is a judge's, and a run's gain by it is corrected by no labels."""
+    # A judge's metric whose gain people's labels do not correct.
     corrected = run.vs_untrained is not None and run.vs_untrained.estimator in ("ppi", "identical")
-    return is_judge(report.metric) and (not corrected or run.labels_missing > 0)
+    unchecked = is_judge(report.metric) and (not corrected or run.labels_missing > 0)
+    by = f", {UNCHECKED}" if unchecked else ""
+    return f"{reached}, {against.label} {target_text(against)} without training: {change}{shown}{by}."
 
 
 def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
@@ -176,10 +167,18 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
         return f"what {run.label} forgot was not measured (suites:)."
     if verdict.outcome == "harness-drift":
         return "the base no longer answers as stored, so what was forgotten cannot be told."
-    why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
-    lost = _name_losses(report, run)
+    found = "an unknown amount, for no task counts"
+    if verdict.macro is not None:
+        numbers = verdict.numbers("macro")
+        n, margin = numbers.get("n_tasks"), numbers.get("margin")
+        over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
+        allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
+        found = f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
+    named = [r.numbers.get("vetoed") for r in verdict.rules if r.name in ("each", "safety")]
+    vetoed = [task for tasks in named if isinstance(tasks, list | tuple) for task in tasks]
+    lost = ", ".join(worst_tasks(report, run, vetoed)[:_TASKS_NAMED])
     worst = f", worst on {lost}" if lost else ""
-    found = _macro_text(verdict) or "an unknown amount, for no task counts"
+    why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
     said = f"the other capabilities of {run.label} changed by {found}{worst}"
     return f"{said}; the gate says {WORDS[verdict.outcome]}{why}."
 
@@ -208,38 +207,17 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
     return said
 
 
-def _macro_text(verdict: Verdict) -> str:
-    """Say the mean change over the tasks that count, and its margin; empty where none counts."""
-    if verdict.macro is None:
-        return ""
-    numbers = verdict.numbers("macro")
-    n, margin = numbers.get("n_tasks"), numbers.get("margin")
-    over = f" on average over {formatting.pluralize(n, 'task')}" if isinstance(n, int) else ""
-    allowed = f", where a loss of {100 * margin:g} is allowed" if isinstance(margin, float) else ""
-    return f"{formatting.points(*verdict.macro[:3])} points{over}{allowed}"
-
-
-def _name_losses(report: ExperimentReport, run: CandidateFacts) -> str:
-    """Name the tasks that are shown to have lost more than their margin, the worst first."""
-    rules = run.verdict.rules if run.verdict else ()
-    named = [r.numbers.get("vetoed") for r in rules if r.name in ("each", "safety")]
-    vetoed = [task for tasks in named if isinstance(tasks, list | tuple) for task in tasks]
-    return ", ".join(worst_tasks(report, run, vetoed)[:_TASKS_NAMED])
-
-
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
     """Say the change of each of these tasks, the worst first, as the gate counts it: a share of the range."""
     found = report.task_comparisons(run.label)
-    known = [found[t] for t in map(str, tasks) if t in found]
-    worst_first = sorted(known, key=lambda c: c.unit.sign * c.delta / report.spans.get(c.task, 1.0))
-    return [_task_change(c, report.spans.get(c.task, 1.0)) for c in worst_first]
-
-
-def _task_change(c: Comparison, span: float) -> str:
-    """Say the change of a task: of a range other than 0 to 1 in points of that range."""
-    if span == 1:
-        return f"{c.task} {formatting.change(c.unit, c.delta)}"
-    return f"{c.task} {formatting.points(c.delta / span)} of its range"
+    known = [(found[t], report.spans.get(t, 1.0)) for t in map(str, tasks) if t in found]
+    known.sort(key=lambda of: of[0].unit.sign * of[0].delta / of[1])
+    return [
+        f"{c.task} {formatting.change(c.unit, c.delta)}"
+        if span == 1
+        else f"{c.task} {formatting.points(c.delta / span)} of its range"
+        for c, span in known
+    ]
 
 
 def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
@@ -251,7 +229,17 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
         said.append(f"a model that lost {lost} on every task would still pass in {chance} of cases")
     if report.family.size > 1:
         said.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
-    return f"{'; '.join([*said, _seeds_text(report, run)])}."
+    of = next((s for s in report.seeds if s.candidate == run.name), None)
+    seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
+    if is_cross_validated(run):
+        said.append(
+            "each item answered by a model that did not see it; the gain's interval includes their spread"
+        )
+    elif of is not None and of.score is not None:
+        said.append(f"{seeds}, and the gain's interval includes their spread")
+    else:
+        said.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
+    return f"{'; '.join(said)}."
 
 
 def nearest_miss(run: CandidateFacts) -> str:
@@ -269,28 +257,21 @@ def _nearest(run: CandidateFacts) -> MissRate | None:
     return next((m for m in by_loss if -m.delta > allowed), by_loss[-1] if by_loss else None)
 
 
-def _seeds_text(report: ExperimentReport, run: CandidateFacts) -> str:
-    of = next((s for s in report.seeds if s.candidate == run.name), None)
-    if is_cross_validated(run):
-        return "each item answered by a model that did not see it; the gain's interval includes their spread"
-    seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
-    if of is not None and of.score is not None:
-        return f"{seeds}, and the gain's interval includes their spread"
-    return f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)"
-
-
 def next_steps(report: ExperimentReport) -> Iterator[Command]:
     """Say what to type next: what ships or decides first, then what might do better."""
-    decision = report.decision
+    decision, run = report.decision, find_judged(report)
     if report.smoke:
         names = report.typed.candidates
         selected = ["--candidates", ",".join(names)] if names else []
         said = "measures it; a smoke run (--quick, --limit) is no evidence"
         yield Command(report.typed.command("compare", *selected), said)
         return
+    has_goal = report.declared is not None and report.declared.win_rate is not None
+    wins = [f.wins for f in report.facts if f.wins and run and f.name == run.name and has_goal]
+    awaits_ratings = any(w.lacking or (w.rate is None and w.by == PEOPLE) for w in wins)
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
-    elif decision is not None and _awaits_ratings(report):
+    elif decision is not None and awaits_ratings:
         line = report.typed.command("rate", "export", "pairs.csv", "--pairs")
         yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
     elif decision is not None and any(f.labels_missing for f in report.facts):
@@ -298,10 +279,11 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
         yield Command(line, "draws answers for people to label; harness rate import takes their labels")
     else:
         yield _ask_open_question(report)
-    run = find_judged(report)
-    if run is not None and _can_be_rescued(run):
-        line = report.typed.command("rescue", run.name)
-        yield Command(line, f"tries versions of {run.name} that keep more")
+    if run is not None and run.verdict and not plugins.find_method(run.method).is_remote:
+        stopped = {r.name for r in run.verdict.rules if r.outcome == "fail"}
+        if is_gain_shown(run) and {"macro", "each", "safety", "critical"} & stopped:
+            line = report.typed.command("rescue", run.name)
+            yield Command(line, f"tries versions of {run.name} that keep more")
     if decision is not None and decision.candidate and (more := _ask_more_seeds(report)):
         yield more
 
@@ -315,15 +297,6 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
     line = report.typed.with_settings([f"seeds=[{','.join(map(str, seeds))}]"]).command("compare")
     n = formatting.pluralize(len(seeds), "seed")
     return Command(line, f"trains {run.name} with {n} in all, as its gain varies most between trainings")
-
-
-def _awaits_ratings(report: ExperimentReport) -> bool:
-    """Tell whether a win rate of the fine-tune in question, of any seed, waits for people's ratings."""
-    run, goal = find_judged(report), report.declared
-    if goal is None or goal.win_rate is None or run is None:
-        return False
-    found = [f.wins for f in report.facts if f.name == run.name and f.wins is not None]
-    return any(wins.lacking or (wins.rate is None and wins.by == PEOPLE) for wins in found)
 
 
 def _promotion(report: ExperimentReport, name: str) -> Command:
@@ -341,46 +314,101 @@ def _promotion(report: ExperimentReport, name: str) -> Command:
 
 def _ask_open_question(report: ExperimentReport) -> Command:
     """Say which command decides: the one that was typed, or one that asks more items."""
-    same = ["--sequential"] if report.sampled else []
-    waits, open_verdicts = _find_missing(report), _find_open_verdicts(report)
-    if open_verdicts and not waits:
-        return advise_more_items(
-            open_verdicts,
-            report.spare,
-            report.typed,
-            relative=report.macro_margin is None,
-            judging=["compare", *same],
-        )
-    if not waits and (more := _ask_more_seeds(report)):
-        return more
-    waits = waits or "decides once the decision has what it asks for"
-    return Command(report.typed.command("compare", *same), waits)
-
-
-def _find_missing(report: ExperimentReport) -> str:
-    """Say what has to be done before the same command can decide; empty where items alone may be missing."""
+    judging = ["compare", *(["--sequential"] if report.sampled else [])]
+    again = report.typed.command(*judging)
     if report.decision is None:
-        return "decides once a candidate has finished"
+        return Command(again, "decides once a candidate has finished")
     if failed := [f.label for f in report.facts if f.state == "failed"]:
-        return f"tries again what failed ({', '.join(failed)}), and keeps the rest"
+        return Command(again, f"tries again what failed ({', '.join(failed)}), and keeps the rest")
     if missing := report.decision.missing:
-        return f"decides once these candidates are added: {', '.join(missing)}"
+        return Command(again, f"decides once these candidates are added: {', '.join(missing)}")
     if report.decision.action == "collect more data":
-        return "decides once there are more training rows"
-    return ""
-
-
-def _find_open_verdicts(report: ExperimentReport) -> list[Verdict]:
-    """Return the verdicts that need more items: those the decision is about, else that which needs fewest."""
+        return Command(again, "decides once there are more training rows")
     about = find_judged(report)
     needing = [(f.name, at) for f in report.facts if (at := f.corrected or f.verdict) and at.items_needed]
+    needing.sort(key=lambda named: named[1].items_needed or 0)
+    # The verdicts that the decision is about, else that which needs fewest items.
     of_judged = [at for name, at in needing if about and name == about.name]
-    return of_judged or [at for _, at in sorted(needing, key=lambda named: named[1].items_needed or 0)[:1]]
+    if open_verdicts := of_judged or [at for _, at in needing[:1]]:
+        relative = report.macro_margin is None
+        return advise_more_items(
+            open_verdicts, report.spare, report.typed, relative=relative, judging=judging
+        )
+    more = _ask_more_seeds(report)
+    return more or Command(again, "decides once the decision has what it asks for")
 
 
-def _can_be_rescued(run: CandidateFacts) -> bool:
-    """Tell whether a fine-tune gains and is stopped by what it forgot."""
-    if plugins.find_method(run.method).is_remote:
-        return False  # its weights are elsewhere
-    stopped = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
-    return is_gain_shown(run) and bool({"macro", "each", "safety", "critical"} & set(stopped))
+_MARGINS = ("macro", "each", "safety", "critical_margin")
+_STEP = 1000  # margins are offered in tenths of a point
+
+
+def advise_more_items(
+    verdicts: Sequence[Verdict],
+    spare: Sequence[SpareItems],
+    typed: CommandLine,
+    *,
+    relative: bool,
+    judging: Sequence[str],
+) -> Command:
+    """Say how to settle verdicts that need more items: by limits where the tasks hold as many.
+
+    Else by a wider margin where that alone would do, or by other tasks.
+
+    `relative` says that the macro's margin is a share of the base's skill. `judging` are the words of the
+    command that judges by another margin.
+    """
+    found = find_settling(verdicts, spare, relative=relative)
+    if found.sizes:
+        settings = [f"{key}={n}" for one, n in found.sizes.items() for key in one.keys]
+        more = formatting.count(sum(n - one.n for one, n in found.sizes.items()))
+        named = ", ".join(f"{one.task} {formatting.count(n)}" for one, n in found.sizes.items())
+        line = typed.with_settings(settings).command("compare")
+        return Command(line, f"judges again, on {more} more items that the tasks hold ({named})")
+    lacking = f"the tasks hold {found.held_text}, and some {formatting.count(found.needed)} more are needed"
+    if found.margin:
+        line = typed.with_settings([found.margin]).command(*judging)
+        return Command(line, f"judges by the least margin that these items can show; {lacking} otherwise")
+    line = typed.command("compare")
+    return Command(line, f"judges again, once suites: lists other tasks, or their files more rows; {lacking}")
+
+
+def advise_on_power(
+    experiment: Experiment,
+    n: Mapping[str, int],
+    spare: Sequence[SpareItems],
+    warn: Callable[[Mapping[str, int], GatePolicy], Sequence[str]],
+    typed: CommandLine,
+) -> Command:
+    """Say how to run without warnings: by the items that tasks hold, else by the least margins that do.
+
+    `n` maps tasks to the items that they ask; `warn` says which margins so many items probably cannot show.
+    """
+    policy, judging = experiment.gate, ("compare", "--strict")
+    if not warn({**n, **{one.task: one.held for one in spare}}, policy):
+        line = typed.with_settings([f"{key}={one.held}" for one in spare for key in one.keys])
+        more = formatting.count(sum(one.left for one in spare))
+        return Command(line.command(*judging), f"asks {more} more items, all that the tasks hold")
+    settings, wider = [], policy
+    for key in _MARGINS:
+        if (margin := _find_least_margin(key, policy, lambda tried: warn(n, tried))) is not None:
+            settings.append(f"gate.{key}={margin:g}")
+            wider = wider.model_copy(update={key: margin})
+    if settings and not warn(n, wider):
+        line = typed.with_settings(settings)
+        return Command(line.command(*judging), "judges by the least margins that these items can show")
+    return Command(typed.command(*judging), "runs, once suites: lists other tasks, or their files more rows")
+
+
+def _find_least_margin(
+    key: str, policy: GatePolicy, warn: Callable[[GatePolicy], Sequence[str]]
+) -> float | None:
+    """Find the least value of a margin that leaves fewest warnings; None where none is about it."""
+
+    def count(margin: float) -> int:
+        return len(warn(policy.model_copy(update={key: margin})))
+
+    fewest = count(WIDEST_MARGIN)
+    if getattr(policy, key) is None or len(warn(policy)) <= fewest:
+        return None
+    steps = range(1, round(WIDEST_MARGIN * _STEP) + 1)
+    return steps[bisect_left(steps, True, key=lambda step: count(step / _STEP) <= fewest)] / _STEP

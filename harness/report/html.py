@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.decision import CandidateFacts
+from harness.gating import WORDS
 from harness.records import TrainingRecord
-from harness.report import plots
-from harness.report.document import Section
-from harness.report.escape import clean, clean_lines, page_environment, shorten
-from harness.report.experiment_report import ExperimentReport, describe_prompt
-from harness.report.labels import CLASSES, RIGHT, WORDS, WRONG, shorten_for_picture
-from harness.report.plots import svg
-from harness.report.plots.heat_map import heat
-from harness.report.plots.loss_curves import LONGEST
+from harness.report import pictures
+from harness.report.document import CLASSES, Section
+from harness.report.escape import clean, clean_lines, page_environment, shorten, shorten_for_picture
+from harness.report.experiment_report import RIGHT, WRONG, ExperimentReport, describe_prompt
+from harness.report.pictures import heat
 from harness.report.sections import experiment_document
+from harness.report.training_tables import LONGEST, curves
 from harness.report.wording import best_first
 
 _FOLDER = Path(__file__).parent
@@ -27,11 +26,11 @@ _BRIEF = 60  # characters of an answer that is not opened
 
 
 class Chapter(NamedTuple):
-    """One section with its place in the page."""
+    """One section with its place in the page, and the pictures above it."""
 
     id: str
     section: Section
-    above: tuple[str, ...] = ()
+    above: Sequence[str] = ()
 
 
 def html(report: ExperimentReport) -> str:
@@ -54,35 +53,35 @@ def html(report: ExperimentReport) -> str:
         describe_prompt=describe_prompt,
         verdict_classes=CLASSES,
         verdict_words=WORDS,
-        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + svg.rules()),
+        colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + pictures.rules()),
     )
 
 
 def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Chapter]:
     facts = {f.label: f for f in best_first(report)}
-    out = []
+    chapters = []
     for i, section in enumerate(sections):
         f = facts.get(section.label)
         above: list[str] = []
         if section.kind == "forgetting" and f:
-            above = [plots.forest(report, f)]
+            above = [pictures.forest(report, f)]
         elif section.kind == "gate" and f and f.verdict:
-            above = [plots.chances(f.label, f.verdict)]
+            above = [pictures.chances(f.label, f.verdict)]
         elif section.kind == "training":
             above = _curves(facts.values())
-        out.append(Chapter(f"s{i}", section, tuple(filter(None, above))))
-    return out
+        chapters.append(Chapter(f"s{i}", section, list(filter(None, above))))
+    return chapters
 
 
 def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
     """Draw each training once, whoever serves its weights."""
-    named: list[tuple[list[str], TrainingRecord]] = []
+    trainings: list[TrainingRecord] = []
+    labels: list[str] = []
     for f in facts:
-        labels = next((labels for labels, training in named if training == f.training), None)
-        if labels is None:
-            named.append(([f.label], f.training))
+        if f.training in trainings:
+            labels[trainings.index(f.training)] += f", {f.label}"
         else:
+            trainings.append(f.training)
             labels.append(f.label)
-    drawn = [(", ".join(labels), training) for labels, training in named]
-    titles = shorten_for_picture([label for label, _ in drawn], LONGEST)
-    return [plots.curves(*one, title) for one, title in zip(drawn, titles, strict=True)]
+    titles = shorten_for_picture(labels, LONGEST)
+    return list(map(curves, labels, trainings, titles))

@@ -1,22 +1,31 @@
-"""Results for other programs: a report as CSV, a row a candidate × task × metric × slice, and JUnit XML.
+"""Results for other programs: JSON that reports are read back from, CSV and JUnit XML.
 
-Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty; no text
-can be taken for a formula by a spreadsheet. A test case is a rule; none passes that the gate does not pass.
+Invariant: numbers are unrounded and in the metric's unit, a rate in [0, 1]; what is unknown is empty; no
+text can be taken for a formula by a spreadsheet. A test case is a rule; none passes that the gate does not
+pass. A report that is read back prints the same; an infinite end, error or variance is one again.
 Source: JUnit's XML as GitHub, GitLab and Jenkins read it: testsuites, testsuite, testcase, failure, skipped.
 """
 
 import io
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from functools import cache
+from math import inf, isfinite
+from pathlib import Path
+from types import UnionType
+from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from harness.comparison import Comparison, Estimate
+from pydantic import BaseModel
+
 from harness.decision import CandidateFacts, best_untrained
-from harness.gating import Rule, Verdict
+from harness.errors import Problem, UserError
+from harness.gating import Verdict
+from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, list_names, map_values
 from harness.report.escape import clean, write_csv
-from harness.report.experiment_report import ExperimentReport
-from harness.report.wording import best_first
+from harness.report.experiment_report import ExperimentReport, ShownItem
+from harness.report.wording import SMOKE, best_first
 
 _COMPARED = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
 COLUMNS = ("experiment", "candidate", "seed", *list_names(_COMPARED), "compared_with", "evidence")
@@ -24,7 +33,10 @@ Row = dict[str, Any]
 
 
 def to_csv(report: ExperimentReport, evidence: str) -> str:
-    """Write every score and every paired difference; the target's is to the best untrained candidate."""
+    """Write a row a candidate × task × metric × slice: every score and every paired difference.
+
+    That of the target is to the best untrained candidate.
+    """
     stream = io.StringIO()
     rows: list[Row] = []
     for f in best_first(report):
@@ -37,20 +49,14 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
 def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     if f.target is None:
         return
-    best = best_untrained(report.facts)
-    named = {"task": report.task, "metric": report.metric}
-    compared = _comparison_cells(f.vs_untrained, best or "") if f.vs_untrained else {}
-    yield compared | named | {"slice": ""} | _estimate_cells(f.target)
-    yield from (named | {"slice": name} | _estimate_cells(e) for name, e in f.slices.items())
-    yield from (_comparison_cells(c, "base") for c in report.comparisons.get(f.label, ()))
-
-
-def _estimate_cells(e: Estimate) -> Row:
-    return {"n": e.n, "n_errors": e.n_errors, "score": e.score, "score_low": e.low, "score_high": e.high}
-
-
-def _comparison_cells(c: Comparison, with_: str) -> Row:
-    return {"compared_with": with_} | map_values(_COMPARED, c)
+    compared = map_values(_COMPARED, f.vs_untrained) if f.vs_untrained else {}
+    compared |= {"compared_with": best_untrained(report.facts) or ""} if f.vs_untrained else {}
+    for i, (name, e) in enumerate([("", f.target), *f.slices.items()]):
+        own = {"task": report.task, "metric": report.metric, "slice": name, "n": e.n, "n_errors": e.n_errors}
+        own |= {"score": e.score, "score_low": e.low, "score_high": e.high}
+        yield own if i else compared | own
+    for c in report.comparisons.get(f.label, ()):
+        yield {"compared_with": "base"} | map_values(_COMPARED, c)
 
 
 def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
@@ -60,28 +66,139 @@ def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
     """
     root = ET.Element("testsuites", name="harness gate")
     for candidate, verdict, stops in judged:
-        cases = [_case(f"{name}.{candidate}", rule, stops) for rule in verdict.rules]
-        suite = ET.SubElement(
-            root,
-            "testsuite",
-            name=clean(f"{name}: {candidate}"),
-            tests=str(len(cases)),
-            failures=str(sum(case.find("failure") is not None for case in cases)),
-            errors="0",
-            skipped=str(sum(case.find("skipped") is not None for case in cases)),
-        )
-        suite.extend(cases)
+        suite = ET.SubElement(root, "testsuite", name=clean(f"{name}: {candidate}"))
+        for rule in verdict.rules:
+            class_name, said = clean(f"{name}.{candidate}"), clean(rule.sentence)
+            case = ET.SubElement(suite, "testcase", classname=class_name, name=rule.name, time="0")
+            if rule.outcome in ("fail", "harness-drift") or (rule.outcome == "inconclusive" and stops):
+                ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
+            elif rule.outcome in ("inconclusive", "skipped"):
+                ET.SubElement(case, "skipped", message=said)
+            else:
+                ET.SubElement(case, "system-out").text = said
+        failures, skipped = (len(suite.findall(f"testcase/{kind}")) for kind in ("failure", "skipped"))
+        suite.attrib |= {"tests": f"{len(suite)}", "failures": f"{failures}", "errors": "0"}
+        suite.attrib["skipped"] = f"{skipped}"
     ET.indent(root)
     return ET.tostring(root, encoding="unicode", xml_declaration=True) + "\n"
 
 
-def _case(name: str, rule: Rule, stops: bool) -> ET.Element:
-    case = ET.Element("testcase", classname=clean(name), name=rule.name, time="0")
-    said = clean(rule.sentence)
-    if rule.outcome in ("fail", "harness-drift") or (rule.outcome == "inconclusive" and stops):
-        ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
-    elif rule.outcome in ("inconclusive", "skipped"):
-        ET.SubElement(case, "skipped", message=said)
-    else:
-        ET.SubElement(case, "system-out").text = said
-    return case
+_INFINITE = {"low": -inf, "lower": -inf, "high": inf, "upper": inf, "se": inf, "variance": inf}
+
+
+def to_json(report: ExperimentReport) -> dict[str, Any]:
+    """Turn a report into plain types; what is unknown or not finite is null."""
+    plain: dict[str, Any] = to_plain(report)
+    return {"evidence": SMOKE if report.smoke else "measured", **plain}
+
+
+def to_plain(value: Any) -> Any:
+    """Turn dataclasses and named tuples into dicts, numpy numbers into Python's, NaN and inf into None."""
+    if value is None or type(value) in (str, int, bool):
+        return value
+    if isinstance(value, TrainingRecord):
+        return to_plain(value.to_plain())
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return {name: to_plain(v) for name, v in value._asdict().items()}
+    if hasattr(value, "model_dump"):
+        return to_plain(value.model_dump())
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(v) for key, v in value.items()}
+    if isinstance(value, Sequence | set | frozenset) and not isinstance(value, str):
+        return [to_plain(v) for v in value]
+    if hasattr(value, "tolist"):
+        return to_plain(value.tolist())
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return value if isinstance(value, str | int | bool) else str(value)
+
+
+def read(path: Path) -> ExperimentReport:
+    """Read one report.
+
+    Raises:
+        UserError: the file is no report.
+    """
+    try:
+        found = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
+        raise UserError(problem) from error
+    if isinstance(found, ExperimentReport):
+        return found
+    raise UserError(Problem(str(path), "no report", "what harness compare wrote", "harness report"))
+
+
+class KeptReport(NamedTuple):
+    """Written report: its experiment file (empty for harness.yaml), how long its run took, items and runs."""
+
+    config: str
+    wall_s: float | None
+    answers: tuple[ShownItem, ...]
+    run_ids: tuple[str, ...]
+
+    @property
+    def has_prompts(self) -> bool:
+        """Whether any of its items shows the prompt that was sent."""
+        return any(item.prompts for item in self.answers)
+
+
+def read_kept(path: Path) -> KeptReport | None:
+    """Read what the next report of the same name has to know of a written one; None where there is none."""
+    try:
+        kept = parse_json(path.read_text("utf-8"))
+        answers = restore(tuple[ShownItem, ...], kept["answers"])
+        run_ids = tuple(facts["run_id"] for facts in kept["facts"])
+        return KeptReport(str(kept["typed"]["config"]), kept["header"].get("wall_s"), answers, run_ids)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+
+
+def paths(folder: Path) -> list[Path]:
+    """List the files of a folder that look like reports, the latest first."""
+    files = []
+    for path in folder.glob("*.json"):
+        with path.open("rb") as file:
+            files += [path] if b'"experiment"' in file.read(200) else []
+    return sorted(files, key=lambda path: (-path.stat().st_mtime, path.name))
+
+
+def restore(kind: Any, value: Any) -> Any:
+    """Turn plain types into what a type hint asks for.
+
+    Raises:
+        ValueError, TypeError, KeyError, AttributeError: they are of another kind.
+    """
+    if value is None or kind is Any:
+        return value
+    origin, inside = get_origin(kind), get_args(kind)
+    if origin in (Union, UnionType):
+        known = [one for one in inside if one is not type(None)]
+        return restore(known[0], value) if len(known) == 1 else value
+    if origin is tuple:
+        return tuple(restore(inside[0], item) for item in value)
+    if origin is list:
+        return [restore(inside[0], item) for item in value]
+    if origin is dict:
+        return {key: restore(inside[1], item) for key, item in value.items()}
+    if isinstance(kind, type) and issubclass(kind, BaseModel):
+        return kind.model_validate(value)
+    if kind is TrainingRecord:
+        return read_training_record(value)
+    if not is_dataclass(kind) and not hasattr(kind, "_fields"):
+        return value
+    restored, hints = {}, _hints(kind)
+    for name, item in value.items():
+        if name in hints:
+            # A field that is always a number and was written as none was infinite.
+            was_infinite = item is None and hints[name] is float and name in _INFINITE
+            restored[name] = _INFINITE[name] if was_infinite else restore(hints[name], item)
+    return kind(**restored)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)} if is_dataclass(kind) else set(kind._fields)
+    return {name: hint for name, hint in get_type_hints(kind).items() if name in names}

@@ -1,43 +1,49 @@
-"""The tables of a report with what is said beside each, in the order in which a document shows them.
+"""The documents of an experiment and of a verdict of the gate: sections in the order in which they are shown.
 
-Invariant: Markdown and HTML print these same sections; a section without rows shows no table.
+Invariant: every format shows these same sections; a section without rows shows no table. A verdict shows
+each rule with its sentence, what the gate could have missed, and the verdict last.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from typing import Any
 
-from harness import formatting, plugins
-from harness.comparison import Comparison, is_judge
+from harness import formatting, gating, plugins
+from harness.comparison import is_judge
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
-from harness.report.columns import COMPARISON_COLUMNS, print_table
-from harness.report.document import ResultDocument, Section
-from harness.report.escape import clean
-from harness.report.experiment_report import ExperimentReport
-from harness.report.first_page import first_page, nearest_miss
-from harness.report.labels import WORDS
-from harness.report.plots.heat_map import heat
-from harness.report.tables.answer_tables import (
+from harness.gating import WORDS, GateResult
+from harness.report.answer_tables import (
     collapse_sentence,
     diversity_section,
+    label_sections,
     retrieval_section,
     retrieval_text,
     several_section,
     several_text,
 )
-from harness.report.tables.decision_tables import (
+from harness.report.columns import COMPARISON_COLUMNS, print_table
+from harness.report.document import ResultDocument, Section
+from harness.report.escape import clean
+from harness.report.experiment_report import ExperimentReport
+from harness.report.first_page import first_page, nearest_miss
+from harness.report.interchange import junit, to_plain
+from harness.report.pictures import heat
+from harness.report.result_tables import (
     ablation_section,
     arithmetic_rows,
+    attribution_sentence,
     curve_section,
     load_section,
+    provenance_tables,
     seed_section,
     seed_sentences,
     speed_section,
+    steps_section,
+    targets_section,
+    wins_section,
 )
-from harness.report.tables.origin_tables import attribution_sentence, provenance_tables, steps_section
-from harness.report.tables.people_labels import label_sections
-from harness.report.tables.target_tables import targets_section, wins_section
-from harness.report.tables.training_tables import figure_title, sets_section, show_trainings, trials_section
+from harness.report.training_tables import figure_title, sets_section, show_trainings, trials_section
 from harness.report.wording import (
     SMOKE,
     best_first,
@@ -85,16 +91,18 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
     yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
     yield wins_section(done, report.declared)
     yield from label_sections(report.labels)
-    found = heat(report)
-    rows = [
-        [task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)]
-        for task, cells in found.rows
-    ]
+    found, rows = heat(report), []
+    for task, cells in found.rows:
+        rows.append([task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)])
     yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
     yield from (ablation_section(a, report.unit) for a in report.ablations)
     yield from (sets_section(of, report.unit) for of in report.training_sets)
     yield seed_section(report.seeds, report.unit)
-    yield from [_mark_grades(report, curve_section(report.curve))] if report.curve else []
+    if report.curve:
+        section = curve_section(report.curve)
+        corrects_others = any(found.metric == report.metric for found in report.labels)
+        marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
+        yield replace(section, notes=(*section.notes, *marks))
     yield _slices(report, done)
     yield retrieval_section(done)
     yield from (targets_section(done), several_section(done))
@@ -105,9 +113,14 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield Section(
         "notes", "More evidence, and notes", notes=[*_list_reasons(report)[_EVIDENCE:], *_notes(report)]
     )
-    for make in (_show_forgetting, _diversity, _steps, _gate, _sweep, _scan):
-        yield from (make(report, f) for f in tuned)
-    yield from (_sweep(report, f) for f in done if f.training.sweep and f not in tuned)
+    yield from (_show_forgetting(report, f) for f in tuned)
+    yield from (diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
+    yield from (steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
+    yield from (_gate(report, f) for f in tuned)
+    swept = [f for f in done if f.training.sweep]
+    yield from (_sweep(report, f) for f in swept if f in tuned)
+    yield from map(_scan, tuned)
+    yield from (_sweep(report, f) for f in swept if f not in tuned)
     made = (f for f in done if not plugins.find_method(f.method).is_remote)
     yield from (speed_section(done), load_section(done))
     yield show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
@@ -117,59 +130,37 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
 
 
-def _mark_grades(report: ExperimentReport, section: Section) -> Section:
-    """Say where numbers are a judge's grades as they are, if people's labels correct others of the report."""
-    if not is_judge(report.metric) or all(found.metric != report.metric for found in report.labels):
-        return section
-    return replace(section, notes=(*section.notes, _AS_GRADED))
-
-
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
-    """Show every candidate on every slice, each with its interval."""
     sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
-    rows = [
-        [f.label, *(_slice_score(report.unit, f, name) for name in sorted(sizes))] for f in done if f.slices
-    ]
+    rows = []
+    for f in done:
+        found = [f.slices.get(name) for name in sorted(sizes)]
+        scores = [
+            formatting.score(report.unit, *e[:3]) + formatting.errors(e.n_errors) if e else UNKNOWN
+            for e in found
+        ]
+        rows += [[f.label, *scores]] if f.slices else []
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     return Section("slices", "Slices", ["candidate", *columns], rows if columns else [])
-
-
-def _slice_score(unit: formatting.Unit, f: CandidateFacts, name: str) -> str:
-    if name not in f.slices:
-        return formatting.UNKNOWN
-    return formatting.score(unit, *f.slices[name][:3]) + formatting.errors(f.slices[name].n_errors)
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
     primary = report.task_comparisons(f.label)
-    shown = (COMPARISON_COLUMNS[name] for name in _CHANGES)
-    columns, rows = print_table(shown, comparisons)
-    rows = [
-        [*row, _counts(report, c, c is primary[c.task])] for row, c in zip(rows, comparisons, strict=True)
-    ]
+    columns, rows = print_table((COMPARISON_COLUMNS[name] for name in _CHANGES), comparisons)
     columns.append("counts in the gate")
+    for row, c in zip(rows, comparisons, strict=True):
+        why_not = report.not_admitted.get(c.task, "")
+        counts = f"no: {why_not}" if why_not else "yes"
+        if c is not primary[c.task] or not c.unit.higher_is_better:
+            counts = "no: reported only"
+        elif c.task in report.one_half:
+            counts = f"one half: {report.one_half[c.task]}"
+        row.append(counts)
     lost = [name_lost_items(c, _LOST_LISTED) for c in primary.values() if c.lost and c.unit.is_rate]
     title = f"What {f.label} kept and lost"
     return Section("forgetting", title, columns, rows, notes=lost, label=f.label)
-
-
-def _counts(report: ExperimentReport, c: Comparison, is_primary: bool) -> str:
-    if not is_primary or not c.unit.higher_is_better:
-        return "no: reported only"
-    why_not = report.not_admitted.get(c.task, "")
-    if c.task in report.one_half:
-        return f"one half: {report.one_half[c.task]}"
-    return f"no: {why_not}" if why_not else "yes"
-
-
-def _diversity(report: ExperimentReport, f: CandidateFacts) -> Section:
-    return diversity_section(f.label, report.diversity.get(f.label, ()))
-
-
-def _steps(report: ExperimentReport, f: CandidateFacts) -> Section:
-    return steps_section(f.label, report.steps.get(f.label, ()))
 
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
@@ -177,31 +168,28 @@ def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     return trials_section(of.sweep, of.searched_by, report.metric, report.unit, f.label)
 
 
-def _scan(_: ExperimentReport, f: CandidateFacts) -> Section:
+def _scan(f: CandidateFacts) -> Section:
     """Show by type which matrices a scan of their signal and noise chose to be trained."""
     columns = ("type of matrix", "trained", "of", "least ratio of a trained one", "largest of the others")
-    rows = [
-        [
-            one.type,
-            formatting.count(one.n_trained),
-            formatting.count(one.n),
-            formatting.figure(one.least_trained),
-            formatting.figure(one.most_frozen),
-        ]
-        for one in f.training.scan
-    ]
+    rows = []
+    for one in f.training.scan:
+        ratios = map(formatting.figure, (one.least_trained, one.most_frozen))
+        rows.append([one.type, *map(formatting.count, (one.n_trained, one.n)), *ratios])
     return Section("scan", f"Signal-to-noise of the base's matrices: {f.label}", columns, rows, label=f.label)
 
 
 def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
-    """Show each rule with its sentence, and what the gate would have missed."""
     title, columns = f"Gate: {f.label}", ("rule", "outcome", "evidence")
     if f.verdict is None:
         return Section("gate", title, columns, ())
     rows = [[rule.name, WORDS[rule.outcome], rule.sentence] for rule in f.verdict.rules]
-    among = family_text(report.family.size, report.family.alpha)
-    corrected = _corrected_line(report, f)
-    notes = [*map(miss_text, f.verdict.missed), *filter(None, [among, corrected])]
+    notes = [*map(miss_text, f.verdict.missed)]
+    notes += filter(None, [family_text(report.family.size, report.family.alpha)])
+    if f.corrected is not None and f.standing is not None:
+        level, outcome = formatting.percent(f.standing.level), WORDS[f.corrected.outcome]
+        said = [f"as one of {f.standing.n} fine-tunes, at {level} %: {outcome}"]
+        said += [report.settling(f.corrected).text] if f.corrected.items_needed else []
+        notes.append("; ".join([*said, *filter(None, [nearest_miss(f)])]))
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
 
 
@@ -216,7 +204,6 @@ def _list_reasons(report: ExperimentReport) -> list[str]:
 
 
 def _notes(report: ExperimentReport) -> list[str]:
-    """List what is to be known beside the reasons."""
     return [
         *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
         *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
@@ -227,11 +214,61 @@ def _notes(report: ExperimentReport) -> list[str]:
     ]
 
 
-def _corrected_line(report: ExperimentReport, f: CandidateFacts) -> str:
-    """Say what the verdict is among the other fine-tunes, and what would settle it; empty of a single one."""
-    if f.corrected is None or f.standing is None:
-        return ""
-    level, missed = formatting.percent(f.standing.level), nearest_miss(f)
-    said = [f"as one of {f.standing.n} fine-tunes, at {level} %: {WORDS[f.corrected.outcome]}"]
-    said += [report.settling(f.corrected).text] if f.corrected.items_needed else []
-    return "; ".join([*said, *filter(None, [missed])])
+_LOST_SHOWN = 20
+_TASK_COLUMNS = ("task", "metric", "n", "base", "score", "delta", "lost_gained")
+_HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
+
+
+def gate_document(judged: GateResult) -> ResultDocument:
+    """Lay a verdict out: the tasks, the rules, what the gate could have missed, and the lost items."""
+    v = judged.verdict
+    tasks = [t for t in judged.tasks if t.comparison.metric == t.task.primary_metric]
+    rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
+    lost = [name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
+    among = family_text(judged.n_members, judged.policy.alpha)
+    columns = [COMPARISON_COLUMNS[name] for name in _TASK_COLUMNS]
+    heads, rows = print_table(columns, [t.comparison for t in tasks], tight=True)
+    heads = [*(_HEADINGS.get(head, head) for head in heads), "in the macro"]
+    for row, t in zip(rows, tasks, strict=True):
+        row.append(("one half" if t.half else "yes") if gating.is_in_macro(t) else "no")
+    sections = [
+        Section("tasks", columns=heads, rows=rows),
+        Section(
+            "rules",
+            columns=("rule", "outcome", "evidence"),
+            rows=[[r.name, WORDS[r.outcome], r.sentence] for r in v.rules],
+        ),
+        Section(
+            "missed",
+            lead=f"{basis}:" if (basis := miss_basis(v)) else "",
+            notes=[*map(miss_text, v.missed), *filter(None, [among])],
+        ),
+        Section("lost", notes=lost, detail=True),
+        Section("notes", notes=judged.notes),
+    ]
+    title = f"{WORDS[v.outcome]}: {judged.candidate} against {judged.baseline}"
+    return ResultDocument(title, sections, f"{judged.candidate}: {v.sentence}")
+
+
+def gate_junit(judged: Sequence[GateResult], name: str) -> str:
+    """Write one test case a rule; what is inconclusive fails where the policy says so."""
+    stops = [(j.candidate, j.verdict, gating.exit_code(j.verdict, j.policy) != 0) for j in judged]
+    return junit(stops, name)
+
+
+def gate_json(judged: GateResult) -> dict[str, Any]:
+    """Turn a verdict into plain types, with every metric of every task and the exit code of it alone."""
+    plain: dict[str, Any] = to_plain(asdict(judged.verdict))
+    return {
+        "candidate": judged.candidate,
+        "baseline": judged.baseline,
+        "exit_code": gating.combine_exit_codes([judged]),
+        **plain,
+        "comparisons": to_plain([t.comparison for t in judged.tasks]),
+        "family": {
+            "members": judged.n_members,
+            "chance": gating.bound_passing_chance(judged.policy.alpha, judged.n_members),
+        },
+        "policy": judged.policy.model_dump(mode="json"),
+        "notes": list(judged.notes),
+    }

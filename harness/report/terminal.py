@@ -8,7 +8,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,19 +17,12 @@ from rich.text import Text
 
 from harness import formatting
 from harness.comparison import Estimate
-from harness.decision import (
-    CandidateFacts,
-    best_untrained,
-    forecast_text,
-    is_fine_tuned,
-    passes_alone,
-)
+from harness.decision import CandidateFacts, best_untrained, forecast_text, is_fine_tuned, passes_alone
 from harness.formatting import UNKNOWN, count
-from harness.gating import Rule
-from harness.report import labels
+from harness.report.answer_tables import collapse_sentence, diversity_text, retrieval_text, several_text
 from harness.report.columns import result_headings, result_rows
-from harness.report.document import terminal_lines
-from harness.report.escape import clean, shorten
+from harness.report.document import STYLES, terminal_lines
+from harness.report.escape import clean, shorten, shorten_for_table
 from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import (
     find_judged,
@@ -41,16 +34,8 @@ from harness.report.first_page import (
     reasons,
     worst_tasks,
 )
-from harness.report.labels import STYLES
+from harness.report.result_tables import attribution_sentence, seed_sentences
 from harness.report.sections import experiment_document
-from harness.report.tables.answer_tables import (
-    collapse_sentence,
-    diversity_text,
-    retrieval_text,
-    several_text,
-)
-from harness.report.tables.decision_tables import seed_sentences
-from harness.report.tables.origin_tables import attribution_sentence
 from harness.report.wording import (
     SMOKE,
     best_first,
@@ -73,7 +58,22 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
     """
     console.print(terminal_table(report))
     if verbose:
-        _print_all(report, console)
+        unread = describe_unread(best_first(report), report.metric)
+        for note in [*unread, *filter(None, [labels_note(report)])]:
+            console.print(Text(clean(note)))
+        whole = experiment_document(report)
+        brief = [s for s in whole.sections if not s.detail]
+        for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line=""), WIDTH):
+            console.print(line)
+        console.print()
+        words = {f.label: verdict_word(f) for f in best_first(report)}
+        groups = {f"{f.label}: {words[f.label]}": candidate_points(report, f) for f in best_first(report)}
+        for about, points in {**groups, "all candidates": list_other_notes(report)}.items():
+            if points:
+                console.print(Text(clean(about.removesuffix(f": {UNKNOWN}")), style="bold"))
+                console.print(_bullets(points))
+        if said := power_line(report):
+            console.print(Text(clean(f"power: {said}")))
     else:
         notes = list_notes(report)
         console.print()
@@ -90,7 +90,7 @@ def list_notes(report: ExperimentReport) -> list[str]:
     run = find_judged(report)
     about = [f for f in best_first(report) if run is None or f.run_id != run.run_id]
     said = {f.label: candidate_points(report, f) for f in report.facts}
-    stopping = {f.label: [_rule_text(report, f, r) for r in _list_stopping(f)] for f in report.facts}
+    stopping = {f.label: _list_stopping(report, f) for f in report.facts}
     notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in said[f.label]]
     notes += describe_unread(best_first(report), report.metric)
     if not report.smoke:
@@ -104,22 +104,6 @@ def list_notes(report: ExperimentReport) -> list[str]:
     rest = [(f.label, point) for f in about for point in said[f.label] if point not in stopping[f.label]]
     notes += [f"{label}: {point}" for label, point in rest]
     return [*dict.fromkeys([*notes, *filter(None, [labels_note(report)]), *list_other_notes(report)])]
-
-
-def _print_all(report: ExperimentReport, console: Console) -> None:
-    """Print all that is said of each candidate, and the tables that are not details."""
-    for note in [*describe_unread(best_first(report), report.metric), *filter(None, [labels_note(report)])]:
-        console.print(Text(clean(note)))
-    whole = experiment_document(report)
-    brief = [s for s in whole.sections if not s.detail]
-    for line in terminal_lines(replace(whole, title="", lead="", sections=brief, last_line=""), WIDTH):
-        console.print(line)
-    console.print()
-    for about, points in _groups(report):
-        console.print(Text(clean(about), style="bold"))
-        console.print(_bullets(points))
-    if said := power_line(report):
-        console.print(Text(clean(f"power: {said}")))
 
 
 def terminal_html(report: ExperimentReport) -> str:
@@ -136,16 +120,6 @@ def print_last(report: ExperimentReport, console: Console) -> None:
         console.print(Text(clean(f"next: {step.text}")), soft_wrap=True)
 
 
-def _groups(report: ExperimentReport) -> Iterator[tuple[str, list[str]]]:
-    """Name each candidate of which there is something to say, the best first, then what is said of all."""
-    for f in best_first(report):
-        if points := candidate_points(report, f):
-            word = verdict_word(f)
-            yield f"{f.label}{'' if word == UNKNOWN else f': {word}'}", points
-    if notes := list_other_notes(report):
-        yield "all candidates", notes
-
-
 def _bullets(points: Sequence[str]) -> Table:
     """Lay points out as a list whose lines stay behind their mark."""
     grid = Table.grid(padding=(0, 1, 0, 0))
@@ -158,7 +132,13 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """List in short what is to be known of a candidate beside its row in the table."""
     if f.state == "failed":
         return [f"failed: {f.error or 'no reason was given'}"]
-    points = [*_reasons(report, f), *(_rule_text(report, f, r) for r in _list_stopping(f))]
+    run, stopping = find_judged(report), _list_stopping(report, f)
+    points = []
+    if run is not None and run.run_id == f.run_id:
+        # What stops it is said by the rules.
+        about = ("Gain",) if stopping else ("Gain", "Forgetting")
+        points = [f"{r.about.lower()}: {r.sentence}" for r in reasons(report) if r.about in about]
+    points += stopping
     if f.verdict and f.verdict.outcome == "harness-drift":
         points.append("the base no longer answers as stored, so nothing is said about the candidate")
     if passes_alone(f) and f.corrected and f.corrected.outcome != "pass" and f.standing:
@@ -170,21 +150,13 @@ def candidate_points(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     return [*points, *_describe_measured(report, f)]
 
 
-def _reasons(report: ExperimentReport, f: CandidateFacts) -> list[str]:
-    """Say what the decision has to say of its fine-tune; what stops it is said by the rules."""
-    run = find_judged(report)
-    if run is None or run.run_id != f.run_id:
-        return []
-    stopped = bool(_list_stopping(f))
-    said = (r for r in reasons(report) if r.about == "Gain" or (r.about == "Forgetting" and not stopped))
-    return [f"{r.about.lower()}: {r.sentence}" for r in said]
-
-
 def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[str]:
     """Say what was measured of one candidate alone."""
     run, own = find_judged(report), f"{f.label}: "
-    if run is not None and run.run_id == f.run_id:
-        yield from _break_even(report)
+    at = report.decision.arithmetic.get("break_even_requests") if report.decision else None
+    if run is not None and run.run_id == f.run_id and isinstance(at, float | int) and report.policy:
+        asked, other = forecast_text(report.policy), best_untrained(report.facts)
+        yield f"pays for its training after {formatting.round_up(at)} requests, against {other}; {asked}"
     of = report.diversity.get(f.label, ())
     if several := several_text(f):
         yield several
@@ -196,27 +168,18 @@ def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[
     yield from (text.removeprefix(own) for text in said if text.startswith(own))
 
 
-def _break_even(report: ExperimentReport) -> Iterator[str]:
-    of = report.decision.arithmetic if report.decision else {}
-    at = of.get("break_even_requests")
-    if isinstance(at, float | int) and report.policy is not None:
-        asked, other = forecast_text(report.policy), best_untrained(report.facts)
-        yield f"pays for its training after {formatting.round_up(at)} requests, against {other}; {asked}"
-
-
-def _list_stopping(f: CandidateFacts) -> list[Rule]:
-    """List the rules that keep a candidate back."""
-    if f.verdict is None or f.verdict.outcome not in ("fail", "inconclusive"):
-        return []
-    return f.verdict.deciding
-
-
-def _rule_text(report: ExperimentReport, f: CandidateFacts, rule: Rule) -> str:
-    """Say a rule in short; the whole sentence stands in the report."""
-    vetoed = rule.numbers.get("vetoed")
-    if rule.name in ("each", "safety") and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
-        return f"{rule.name}: more than a task's margin lost on {', '.join(worst_tasks(report, f, vetoed))}"
-    return rule.sentence
+def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
+    """Say in short which rules keep a candidate back; the whole sentences stand in the report."""
+    said = []
+    stopped = f.verdict and f.verdict.outcome in ("fail", "inconclusive")
+    for rule in f.verdict.deciding if f.verdict and stopped else ():
+        vetoed = rule.numbers.get("vetoed")
+        if rule.name in ("each", "safety") and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
+            lost = ", ".join(worst_tasks(report, f, vetoed))
+            said.append(f"{rule.name}: more than a task's margin lost on {lost}")
+        else:
+            said.append(rule.sentence)
+    return said
 
 
 def list_other_notes(report: ExperimentReport) -> list[str]:
@@ -224,20 +187,16 @@ def list_other_notes(report: ExperimentReport) -> list[str]:
     labels = {f.label for f in report.facts}
     seeds = seed_sentences(report.seeds, report.unit)
     shared = (note for note in _brief_notes(report) if note.partition(": ")[0] not in labels)
-    return [*name_higher_on_test(report), *seeds, *_recalls(report), *shared]
+    recalls: dict[str, list[str]] = {}  # what retrieval found, once where that is alike
+    for f in report.facts:
+        recalls.setdefault(retrieval_text(f), []).append(f.label)
+    found = (f"{text}: {', '.join(names)}" for text, names in recalls.items() if text)
+    return [*name_higher_on_test(report), *seeds, *found, *shared]
 
 
 def _brief_notes(report: ExperimentReport) -> Iterator[str]:
     """Leave out what only counts items by task, such as ties: the report has it."""
     return (note for note in report.notes if not _COUNTS_ITEMS.search(note))
-
-
-def _recalls(report: ExperimentReport) -> Iterator[str]:
-    """Say what retrieval found and what became of it, once where that is alike."""
-    by_text: dict[str, list[str]] = {}
-    for f in report.facts:
-        by_text.setdefault(retrieval_text(f), []).append(f.label)
-    return (f"{text}: {', '.join(names)}" for text, names in by_text.items() if text)
 
 
 def power_line(report: ExperimentReport) -> str:
@@ -258,21 +217,16 @@ def terminal_table(report: ExperimentReport) -> Table:
     if report.smoke:
         table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
         table.caption = Text(SMOKE)
-    _add_columns(table, list(rows[0].values()), name_width)
-    shown = labels.shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
-    for name, row in zip(shown, rows[1:], strict=True):
-        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
-        table.add_row(Text(name), *list(cells)[1:])
-    return table
-
-
-def _add_columns(table: Table, headings: Sequence[str], name_width: int) -> None:
-    """Add a column of names, which may wrap, and those beside it, which may not."""
-    first, *others = headings
+    first, *others = rows[0].values()
     # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
     table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
     for heading in others:
         table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
+    shown = shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
+    for name, row in zip(shown, rows[1:], strict=True):
+        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
+        table.add_row(Text(name), *list(cells)[1:])
+    return table
 
 
 def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
@@ -284,8 +238,12 @@ def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
         least = cell_len(rows[0]["candidate"])
         if stacked and _count_free(rows, gap) < least:
             rows[0] = broken
+            # The metric's name is cut by what the table is too wide, so that no verdict is.
             spare = _count_free(rows, gap) - least
-            rows[0] = _cut_metric(rows[0], spare, max(cell_len(row["target"]) for row in rows[1:]))
+            word, _, metric = broken["target"].partition("\n")
+            widest = max(cell_len(row["target"]) for row in rows[1:])
+            metric = shorten(metric, max(cell_len(metric) + min(spare, 0), widest))
+            rows[0] = broken | {"target": f"{word}\n{metric}"}
         free = _count_free(rows, gap)
         if free >= max(cell_len(row["candidate"]) for row in rows):
             break
@@ -293,17 +251,9 @@ def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
 
 
 def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
-    """Count the columns that are left for names."""
     others = list(zip(*(row.values() for row in rows), strict=True))[1:]
     lines = ([line for cell in column for line in cell.split("\n")] for column in others)
     return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)
-
-
-def _cut_metric(headings: dict[str, str], spare: int, least: int) -> dict[str, str]:
-    """Cut the metric's name by what the table is too wide, so that no verdict is cut."""
-    word, _, metric = headings["target"].partition("\n")
-    width = max(cell_len(metric) + min(spare, 0), least)
-    return headings | {"target": f"{word}\n{shorten(metric, width)}"}
 
 
 _SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
@@ -323,8 +273,8 @@ def score_table(scores: Iterable[ScoreRow]) -> Table:
     """Lay scores out, rates in percent, others in their own unit; a group's tasks are indented."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for header in _SCORE_COLUMNS:
-        right = header in ("n-shot", "n")
-        table.add_column(Text(header), no_wrap=True, overflow="fold", justify="right" if right else "left")
+        side: Literal["left", "right"] = "right" if header in ("n-shot", "n") else "left"
+        table.add_column(Text(header), no_wrap=True, overflow="fold", justify=side)
     previous = None
     for s in scores:
         named = f"  {s.part}" if s.part else s.task

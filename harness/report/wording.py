@@ -12,7 +12,7 @@ from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, is_fine_tuned
 from harness.gating import MissRate, Verdict, name_reasons
 from harness.metrics import short_name, trait
-from harness.report import labels
+from harness.report.document import ERROR
 from harness.report.experiment_report import ExperimentReport
 
 SMOKE = "smoke, not evidence"
@@ -40,10 +40,10 @@ def last_line(report: ExperimentReport) -> str:
 def verdict_word(f: CandidateFacts) -> str:
     """Say a run's verdict in one word."""
     if f.state == "failed":
-        return labels.ERROR
+        return ERROR
     if f.verdict is None or (f.verdict.outcome == "pass" and not is_fine_tuned(f)):
         return formatting.UNKNOWN  # what trains nothing has nothing to forget
-    return labels.WORDS[f.verdict.outcome]
+    return gating.WORDS[f.verdict.outcome]
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
@@ -135,17 +135,15 @@ def family_text(n_members: int, alpha: float) -> str:
 def miss_basis(verdict: Verdict) -> str:
     """Say at which items, clusters and disagreement the operating characteristic holds; empty without one."""
     macro = verdict.numbers("macro")
-    n, clusters, share = (macro.get(name) for name in ("n_items", "n_clusters", "disagreement"))
+    share = macro.get("disagreement")
     if not verdict.missed or not isinstance(share, float):
         return ""
+    sizes = (macro.get(name) for name in ("n_items", "n_clusters"))
+    n, clusters = (formatting.count(size) if isinstance(size, int) else formatting.UNKNOWN for size in sizes)
     return (
-        f"Chances with {_count(n)} items in {_count(clusters)} clusters, where {formatting.percent(share)} %"
+        f"Chances with {n} items in {clusters} clusters, where {formatting.percent(share)} %"
         " of a task's items changed on average:"
     )
-
-
-def _count(n: object) -> str:
-    return formatting.count(n) if isinstance(n, int) else formatting.UNKNOWN
 
 
 def figure_text(name: str, value: Any) -> str:

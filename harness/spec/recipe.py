@@ -190,6 +190,11 @@ class Mix(Spec):
 
 PROMPTS = ("system", "template", "answer", "prompting")  # keys that say how a candidate is prompted
 PLUGINS = {"prompting": "prompting", "regularize": "regularizers"}  # recipe key: kind of plugin
+# Keys besides `method` that say how weights are made.
+_MAKE_WEIGHTS = (
+    "params", "init_from", "merges", "reward", "path", "base_model", "quantization", "sweep", "search",
+    "prune", "subject_to", "regularize", "track", "train", "mix",
+)  # fmt: skip
 
 
 def spell_out(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -327,28 +332,12 @@ class Recipe(Spec):
 
     @rule
     def _check_sources(self) -> Iterator[str]:
-        own_weights = (
-            self.params,
-            self.init_from,
-            self.merges,
-            self.reward,
-            self.path,
-            self.base_model,
-            self.quantization,
-            self.sweep,
-            self.search,
-            self.prune,
-            self.subject_to,
-            self.regularize,
-            self.track,
-            self.train,
-            self.mix,
-        )
-        if self.weights_of and (self.method != BASE or any(own_weights)):
+        makes_weights = self.method != BASE or any(getattr(self, name) for name in _MAKE_WEIGHTS)
+        if self.weights_of and makes_weights:
+            names = ", ".join(_MAKE_WEIGHTS[:-1])
             yield (
-                "weights_of takes another candidate's weights: leave out method, params, init_from, merges, "
-                "reward, path, base_model, quantization, sweep, search, prune, subject_to, regularize, "
-                "track, train and mix"
+                f"weights_of takes another candidate's weights: leave out method, {names}"
+                f" and {_MAKE_WEIGHTS[-1]}"
             )
         if self.serve_merged and not self.weights_of:
             yield "serve_merged is a candidate of its own: add weights_of, the adapter it merges"

@@ -95,23 +95,13 @@ Name = Annotated[str, Field(pattern=NAME)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # accepted by every random number generator
 Margin = Fraction | Share
 Need = Literal[
-    "changing_facts",
-    "private_knowledge",
-    "new_domain",
-    "style_or_format",
-    "low_latency",
-    "little_data",
-    "knowledge_and_behaviour",
-    "sensitive_data",
-    "general_purpose",
-    "rapid_iteration",
-    "no_compute",
+    "changing_facts", "private_knowledge", "new_domain", "style_or_format", "low_latency", "little_data",
+    "knowledge_and_behaviour", "sensitive_data", "general_purpose", "rapid_iteration", "no_compute",
     "low_resource_language",
-]
+]  # fmt: skip
 
 
 def _kinds(annotation: Any) -> set[Any]:
-    """Return the types in a union annotation."""
     inner = get_args(annotation)
     return set().union(*map(_kinds, inner)) if inner else {annotation}
 

@@ -31,7 +31,7 @@ from harness import formatting, stats, store
 from harness.experiment import compare
 from harness.release.label_file import export_answers, import_labels
 from harness.report import ExperimentReport
-from harness.report.tables.people_labels import sentences
+from harness.report.answer_tables import label_sentences
 from harness.store import Store
 
 ROOT = Path(__file__).parents[2]
@@ -189,7 +189,7 @@ def study_pairs(data: Path, folder: Path, *, so_far: bool) -> dict[str, Any]:
         "kappa": list(labels.kappa[:3]) if labels.kappa else None,
         "near_chance": labels.is_near_chance,
         "scores": {key: [e.unit.scale * x for x in e[:3]] if e else None for key, e in scores.items()},
-        "said": list(sentences(labels)),
+        "said": list(label_sentences(labels)),
         "grades": grades,
     }
 

@@ -6,7 +6,7 @@ Invariant: both axes begin at 0, every point is drawn, and a line is named at it
 from collections.abc import Mapping, Sequence
 
 from harness import formatting
-from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, tag, text
+from harness.report.pictures import AxisScale, group, line, mark, marks, path, picture, standalone, tag, text
 
 _WIDTH, _HEIGHT = 480.0, 260.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 396.0, 34.0, 214.0

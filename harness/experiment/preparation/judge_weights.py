@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from harness import config
-from harness.config.judge_sources import JudgingCandidate
+from harness.config.rubrics import JudgingCandidate
 from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import list_judging_candidates, read_judged_metrics

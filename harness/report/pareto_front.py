@@ -1,8 +1,8 @@
 """The gain on the target against the change on the capability suite, with the Pareto front.
 
-Invariant: only what was measured on the capability suite is drawn; a candidate that another one matches
-in both and beats in one is grey.
-Source: Pareto 1906; the front is that of `stats.pareto_front`.
+Invariant: only what was measured on the capability suite is drawn; a candidate that another one matches in
+both and beats in one is grey.
+Source: Pareto 1906; the front is that of `stats.pareto_front`
 """
 
 from collections.abc import Sequence
@@ -11,18 +11,23 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.comparison import Estimate
-from harness.decision import CandidateFacts
-from harness.report.escape import shorten
+from harness.report import pictures
+from harness.report.document import CLASSES
+from harness.report.escape import shorten, shorten_for_picture
 from harness.report.experiment_report import ExperimentReport
-from harness.report.labels import CLASSES, WORDS, shorten_for_picture
-from harness.report.plots import svg
-from harness.report.plots.svg import AxisScale, group, line, mark, marks, path, picture, standalone, text
+from harness.report.pictures import AxisScale, group, line, mark, marks, path, picture, standalone, text
 from harness.report.wording import best_first, verdict_word
 
 _SHAPES = {"passes": "dot", "fails": "cross", "undecided": "diamond", "even": "dot"}
-_SCALED = "one fine-tune, scaled"
 _LEGEND_ROW = 18.0  # pixels
 _CLASSES = {**CLASSES, formatting.UNKNOWN: "even"}  # weights of the base have no verdict
+_MEANINGS = {
+    "PASS": "passes the gate",
+    "FAIL": "fails the gate",
+    "UNDECIDED": "undecided",
+    "DRIFT": "the harness drifted",
+    formatting.UNKNOWN: "base weights",
+}
 
 
 class Point(NamedTuple):
@@ -61,6 +66,11 @@ class Box(NamedTuple):
     right: float
     bottom: float
 
+    def overlaps(self, other: "Box") -> bool:
+        """Tell whether two boxes share room."""
+        beside = self.right <= other.left or other.right <= self.left
+        return not beside and self.top < other.bottom and other.top < self.bottom
+
 
 def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> str:
     """Draw the picture, with lines through the scales of adapters; empty where nothing can be compared."""
@@ -70,15 +80,23 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> s
     rate, everything = report.unit.scale, [*points, *(p for family in lines for p in family)]
     ends = (frame.left, frame.right)
     left_right = ends if report.unit.higher_is_better else ends[::-1]  # right is better
-    x = AxisScale(*_x_ends(everything, rate), *left_right)
-    y = AxisScale(*_y_ends(report, everything), frame.bottom, frame.top)
+    low, high = pictures.pad_range(rate * end for p in everything for end in (p.target.low, p.target.high))
+    x = AxisScale(*((low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))), *left_right)
+    changes = [100 * end for p in everything for end in (p.kept.low, p.kept.high)]
+    lowest, highest = pictures.pad_range([0.0, -100 * (report.macro_margin or 0.0), *changes])
+    y = AxisScale(lowest, highest, frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
-    body = [
-        *_axes(report, frame, x, y),
-        *_margin(report, frame, y),
-        *_front_line(points, at),
-        *(_scales(family, x, y, rate) for family in lines),
-        *(_whiskers(p, x, y, rate) for p in reversed(points)),
+    body = [*_axes(report, frame, x, y), *_margin(report, frame, y), *_front_line(points, at)]
+    for family in lines:
+        scales = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
+        said = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
+        dots = (mark("dot", *xy, "dominated") for xy in scales)
+        body.append(group(said, path(scales, "leader"), *dots))
+    for p, (at_x, at_y) in zip(points[::-1], at[::-1], strict=True):
+        class_ = f"whisker {_class(p)}"
+        body.append(line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_))
+        body.append(line(at_x, y(100 * p.kept.low), at_x, y(100 * p.kept.high), class_))
+    body += [
         *(_mark(report, p, *xy) for p, xy in zip(points[::-1], at[::-1], strict=True)),
         *_labels(points, frame, at),
         *_legend(report, frame, points, bool(lines)),
@@ -95,49 +113,31 @@ def front_file(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ())
 
 def points_of(report: ExperimentReport) -> list[Point]:
     """List what can be drawn, the front first."""
-    facts = [f for f in best_first(report) if _macro(f) and f.target]
-    drawn = [(f, f.target, _macro(f)) for f in facts]
-    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn if target and kept]
+    drawn = [
+        (f, f.target, f.verdict.macro)
+        for f in best_first(report)
+        if f.state == "done" and f.target and f.verdict and f.verdict.macro
+    ]
+    goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn]
     best = set(stats.pareto_front(goals)) if goals else set()
     chosen = report.decision.candidate if report.decision else None
     points = [
         Point(f.label, target, kept, verdict_word(f), i in best, f.name == chosen)
         for i, (f, target, kept) in enumerate(drawn)
-        if target and kept
     ]
     return sorted(points, key=lambda p: not p.on_front)
 
 
-def _macro(f: CandidateFacts) -> Estimate | None:
-    return f.verdict.macro if f.state == "done" and f.verdict else None
-
-
-def _x_ends(points: Sequence[Point], rate: float) -> tuple[float, float]:
-    low, high = svg.pad_range(rate * x for p in points for x in (p.target.low, p.target.high))
-    return (low, high) if rate == 1 else (max(low, -2.0), min(high, 100.0))
-
-
-def _y_ends(report: ExperimentReport, points: Sequence[Point]) -> tuple[float, float]:
-    margin = report.macro_margin or 0.0
-    return svg.pad_range([0.0, -100 * margin, *(100 * y for p in points for y in (p.kept.low, p.kept.high))])
-
-
 def _axes(report: ExperimentReport, frame: Frame, x: AxisScale, y: AxisScale) -> list[str]:
+    target = f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →"
     out = [
         text(0, 18, "capability suite: change of the mean of the tasks that count, points ↑", "head"),
-        text(
-            frame.right,
-            frame.bottom + 38,
-            f"target: {report.metric.replace('_', ' ')}{report.unit.axis} →",
-            "head",
-            "end",
-        ),
+        text(frame.right, frame.bottom + 38, target, "head", "end"),
     ]
     values, step = marks(y.low, y.high)
     for value in values:
-        out.append(
-            line(frame.left, y(value), frame.right, y(value), "zero" if abs(value) < step / 2 else "grid")
-        )
+        class_ = "zero" if abs(value) < step / 2 else "grid"
+        out.append(line(frame.left, y(value), frame.right, y(value), class_))
         out.append(text(frame.left - 8, y(value) + 4, formatting.tick(value, step, sign=True), "tick", "end"))
     values, step = marks(x.low, x.high, 10)
     for value in values:
@@ -153,7 +153,7 @@ def _margin(report: ExperimentReport, frame: Frame, y: AxisScale) -> list[str]:
     at = y(-100 * margin)
     said = f"margin of the gate: {formatting.points(-margin)} points"
     return [
-        svg.rect(frame.left, at, frame.right - frame.left, frame.bottom - at, "beyond"),
+        pictures.rect(frame.left, at, frame.right - frame.left, frame.bottom - at, "beyond"),
         line(frame.left, at, frame.right, at, "margin"),
         text(frame.left + 6, at + 16, said, "small"),
     ]
@@ -168,19 +168,6 @@ def _front_line(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> l
     return [path(steps, "front")] if len(corners) > 1 else []
 
 
-def _scales(family: Sequence[Point], x: AxisScale, y: AxisScale, rate: float) -> str:
-    """Draw the scales of one adapter as a line."""
-    at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
-    said = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
-    return group(said, path(at, "leader"), *(mark("dot", *xy, "dominated") for xy in at))
-
-
-def _whiskers(p: Point, x: AxisScale, y: AxisScale, rate: float) -> str:
-    at_x, at_y, class_ = x(rate * p.target.score), y(100 * p.kept.score), f"whisker {_class(p)}"
-    across = line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_)
-    return across + line(at_x, y(100 * p.kept.low), at_x, y(100 * p.kept.high), class_)
-
-
 def _class(p: Point) -> str:
     return _CLASSES[p.verdict] if p.on_front else "dominated"
 
@@ -188,7 +175,7 @@ def _class(p: Point) -> str:
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = formatting.score(report.unit, *p.target[:3])
     said = f"{p.label}: target {score}, capability suite {formatting.points(*p.kept[:3])} points, {p.verdict}"
-    ring = [svg.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
+    ring = [pictures.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
     return group(said, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
 
 
@@ -199,7 +186,7 @@ def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, flo
     short = shorten_for_picture([p.label for p in points], frame.longest)
     for p, shown, (x, y) in zip(points, short, at, strict=True):
         name = shown + (" (recommended)" if p.recommended else "")
-        box, moved = _free(svg.width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)
+        box, moved = _free(pictures.width_of(name, "strong" if p.on_front else ""), x, y, frame, taken)
         taken.append(box)
         if moved:
             start, end = (y - 7, box.bottom) if box.bottom < y else (y + 7, box.top)
@@ -214,16 +201,10 @@ def _free(width: float, x: float, y: float, frame: Frame, taken: Sequence[Box]) 
     for top in tops:
         for left in (x - width / 2, x - 10, x + 10 - width):
             box = Box(left, top, left + width + 4, top + 16)
-            inside = (
-                box.left >= 2 and box.right <= frame.width and box.top >= 24 and box.bottom <= frame.bottom
-            )
-            if inside and not any(_overlap(box, other) for other in taken):
+            is_inside = box.left >= 2 and box.right <= frame.width and 24 <= box.top <= frame.bottom - 16
+            if is_inside and not any(box.overlaps(other) for other in taken):
                 return box, top not in (tops[0], tops[20])
     return Box(x + 12, y - 10, x + 16 + width, y + 6), False
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a.left < b.right and b.left < a.right and a.top < b.bottom and b.top < a.bottom
 
 
 class _Key(NamedTuple):
@@ -236,13 +217,22 @@ class _Key(NamedTuple):
     @property
     def width(self) -> float:
         """The room that it takes in a row, in pixels."""
-        return svg.width_of(self.said, "small") + (26 if self.shape else 44)
+        return pictures.width_of(self.said, "small") + (26 if self.shape else 44)
 
 
 def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], scaled: bool) -> list[str]:
     """Explain the marks that are there, in as many rows as they take, and name what is not in the picture."""
     rows: list[list[_Key]] = [[]]
-    for key in _list_keys(points, scaled):
+    shown_words = {p.verdict for p in points}
+    keys = [
+        _Key(_SHAPES[_CLASSES[word]], _CLASSES[word], said)
+        for word, said in _MEANINGS.items()
+        if word in shown_words
+    ]
+    keys += [] if all(p.on_front for p in points) else [_Key("dot", "dominated", "dominated")]
+    keys.append(_Key("", "front", "front"))
+    keys += [_Key("", "leader", "one fine-tune, scaled")] if scaled else []
+    for key in keys:
         if sum(one.width for one in rows[-1]) + key.width > frame.right:
             rows.append([])
         rows[-1].append(key)
@@ -259,20 +249,3 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], sca
         said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
         out.append(text(2.0, top - _LEGEND_ROW, said, "small"))
     return out
-
-
-def _list_keys(points: Sequence[Point], scaled: bool) -> list[_Key]:
-    said = {"passes": "passes the gate", "fails": "fails the gate", "even": "base weights"}
-    drift = WORDS["harness-drift"]
-    words = [word for word in _CLASSES if any(p.verdict == word for p in points)]
-    keys = [
-        _Key(
-            _SHAPES[_CLASSES[word]],
-            _CLASSES[word],
-            "the harness drifted" if word == drift else said.get(_CLASSES[word], "undecided"),
-        )
-        for word in words
-    ]
-    if any(not p.on_front for p in points):
-        keys.append(_Key("dot", "dominated", "dominated"))
-    return [*keys, _Key("", "front", "front"), *([_Key("", "leader", _SCALED)] if scaled else [])]

@@ -1,22 +1,132 @@
-"""Commands that fix what was found, as a chain: each reads what the one before it writes.
+"""Page of a data check: findings, the worst first, each with rows, an example and what fixes it.
 
-Invariant: a file's rows are cleaned first, then rid of repetitions, then split; all that findings ask of a
-verb stands in one command. Several files are joined where a row of one repeats a row of another, or where
-they are to be split.
+Invariant: terminal, HTML and JSON show the same findings; a file's text is cleaned or escaped. A file's rows
+are cleaned first, then rid of repetitions, then split; all that findings ask of a verb stands in one
+command. Several files are joined where a row of one repeats a row of another, or where they are to be split.
 """
 
 import re
 import shlex
+from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.data.check import Finding
 from harness.data.edit import OutputNames, free_folders, name_output
 from harness.data.readers import file_of
-from harness.errors import as_argument
+from harness.errors import Problem, UserError, as_argument
+from harness.formatting import count, percent, pluralize
+from harness.report.document import ResultDocument, Section
+from harness.report.escape import page_environment, shorten
 from harness.spec import HUB
+
+_SHOWN = 5  # places of a finding on the page
+_BRIEFLY = 3  # alarms that are said in a line each
+_WIDEST = 95  # characters of a line that stands in another table
+_KEPT, _BY_ROW = 1_000, ("rows", "labels", "beside")  # in JSON
+_GENERATOR = '<meta name="generator" content="harness data check">'
+_HEAD = 1_000  # bytes of a page in which that stands
+
+
+def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
+    """Lay findings out as the terminal shows them: alarms with all they say, then figures in a line each."""
+    alarms: list[tuple[str, str]] = []
+    notes: list[tuple[str, str]] = []
+    for f in findings:
+        title = f"{f.title}  {share_text(f)}" if f.of else f.title
+        if f.severity == "note":
+            notes.append((f.check, f"{title}  {f.example}".rstrip()))
+            continue
+        alarms.append((f.severity, title))
+        said = {"rows": places(f), "e.g.": f.example, "means": f.meaning, "next": f.command}
+        alarms += [("", f"  {name}: {text}") for name, text in said.items() if text]
+    sections = [Section(rows=rows) for rows in (alarms, notes) if rows]
+    return ResultDocument(title, sections, summary(findings))
+
+
+def short_lines(findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield the worst alarms in a line each of at most 100 characters, then how many there are.
+
+    What is too long for a line loses its first row, then its amount, and then the end of its title.
+    """
+    alarms = [f for f in findings if f.severity != "note"]
+    for f in alarms[:_BRIEFLY]:
+        amount = f", {share_text(f)}" if f.of else ""
+        first = f", first {Path(f.rows[0]).name}" if f.rows else ""
+        title = f"{f.severity}: {f.title}"
+        fitting = (line for line in (title + amount + first, title + amount) if len(line) <= _WIDEST)
+        yield next(fitting, shorten(title, _WIDEST, 0))
+    worst = f"; these are the worst {_BRIEFLY}" if len(alarms) > _BRIEFLY else ""
+    yield summary(findings).partition("; next: ")[0] + worst
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """Say how many alarms there are, and the commands that fix them, in the order in which they are run."""
+    n = Counter(f.severity for f in findings)
+    if not n["error"] + n["warning"]:
+        return "no alarm: nothing was found that would make results wrong or harm a training"
+    worst = next(f for f in findings if f.severity != "note")
+    chain = " && ".join(order_commands(findings)) or worst.command
+    step = f"; next: {chain}" if chain else ""
+    return f"{pluralize(n['error'], 'error')}, {pluralize(n['warning'], 'warning')}{step}"
+
+
+def places(finding: Finding, most: int = _SHOWN) -> str:
+    """Name the first places of a finding, the file once: `rows.csv:3, 17, 29, …`."""
+    out, before = [], ""
+    for place in finding.rows[:most]:
+        head = place.rstrip("0123456789")
+        out.append(place[len(head) :] if head == before else place)
+        before = head
+    return ", ".join([*out, *(["…"] if len(finding.rows) > most else [])])
+
+
+def data_json(findings: Sequence[Finding], files: Sequence[str], n: int) -> dict[str, Any]:
+    """Turn findings into plain types; of places the first thousand, `count` says how many rows there are."""
+    cut = [{part: getattr(f, part)[:_KEPT] for part in _BY_ROW} for f in findings]
+    plain = [asdict(f) | {"share": f.share} | of for f, of in zip(findings, cut, strict=True)]
+    return {"files": list(files), "n": n, "summary": summary(findings), "findings": plain}
+
+
+def refuse_page(file: Path) -> None:
+    """Refuse to write a page over a file that is no such page, as rows are, also by a link.
+
+    Raises:
+        UserError: another file is there already, or no folder for a new one.
+    """
+    if not file.parent.is_dir():
+        step = f"mkdir -p {as_argument(str(file.parent))}"
+        found, expected = f"no folder {file.parent}", "a folder that is there"
+        raise UserError(Problem(f"--html {file}", found, expected, step))
+    if file.exists() and not (file.is_file() and _GENERATOR.encode() in file.read_bytes()[:_HEAD]):
+        found, step = "a file that is there already", "name another file, or remove that one"
+        raise UserError(Problem(f"--html {file}", found, "a new file, or an earlier page of a check", step))
+
+
+def data_html(findings: Sequence[Finding], title: str) -> str:
+    """Render the page as one file of HTML, which loads nothing."""
+    from markupsafe import Markup
+
+    folder = Path(__file__).parent
+    environment = page_environment(folder)
+    environment.globals |= {"places": places, "amount": share_text}
+    return environment.get_template("findings.html").render(
+        title=title,
+        generator=Markup(_GENERATOR),
+        summary=summary(findings),
+        alarms=[f for f in findings if f.severity != "note"],
+        notes=[f for f in findings if f.severity == "note"],
+        colours=Markup((folder / "page.css").read_text(encoding="utf-8")),
+    )
+
+
+def share_text(f: Finding) -> str:
+    """Print the share of the rows that show a finding: `3.2 % (2 of 62)`; empty where it is not of rows."""
+    return f"{percent(f.share)} % ({count(f.count)} of {count(f.of)})" if f.of else ""
+
 
 _STEP = re.compile(r"harness data (?P<verb>clean|dedup|split) FILE(?P<before>.*?) --out OUT(?P<after>.*)")
 _VERBS = ("clean", "mix", "dedup", "split")  # in the order in which they are run
@@ -137,39 +247,22 @@ def _chain(
     written = dict(now)
     is_split = any(verb == "split" for verb, _ in wanted)
     if len(files) > 1 and (is_split or any(map(_lies_in_two_files, alarms))):
-        joining, mixed = _mix([now[file] for file in files], columns, names)
-        out |= dict(_join_commands(wanted, files, mixed, joining, named.by_all, names))
+        # The first command on joined files stands behind the one that joins them.
+        mixed = name_output(names, now[files[0]], "mixed")
+        column = next(name for name in _SOURCES if name not in columns)
+        joined = " ".join(as_argument(now[file]) for file in files)
+        first: tuple[str, ...] = (f"harness data mix {joined} --column {column} --out {as_argument(mixed)}",)
+        for verb in ("dedup", "split"):
+            if steps := [step for file in files for step in wanted.get((verb, file), ())]:
+                commands = (*first, _command(_join(verb, steps), mixed, named.by_all, names))
+                out |= {(verb, file): commands for file in files}
+                first, mixed = (), name_output(names, mixed, verb)
         return _Steps(out, cleaned, written, free_folders(files), names)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if steps := wanted.get((verb, file)):
             out[verb, file] = (_command(_join(verb, steps), now[file], named.by_user, names),)
             now[file] = name_output(names, now[file], verb)
     return _Steps(out, cleaned, written, free_folders(files), names)
-
-
-def _join_commands(
-    wanted: dict[tuple[str, str], list[_CommandStep]],
-    files: Sequence[str],
-    mixed: str,
-    joining: str,
-    named: Sequence[str],
-    names: OutputNames,
-) -> Iterator[tuple[tuple[str, str], tuple[str, ...]]]:
-    """Yield the commands on joined files, the first of them behind the one that joins."""
-    first: tuple[str, ...] = (joining,)
-    for verb in ("dedup", "split"):
-        if steps := [step for file in files for step in wanted.get((verb, file), ())]:
-            commands = (*first, _command(_join(verb, steps), mixed, named, names))
-            yield from (((verb, file), commands) for file in files)
-            first, mixed = (), name_output(names, mixed, verb)
-
-
-def _mix(files: Sequence[str], columns: Container[str], names: OutputNames) -> tuple[str, str]:
-    """Return the command that joins files, and the file that it writes."""
-    mixed = name_output(names, files[0], "mixed")
-    column = next(name for name in _SOURCES if name not in columns)
-    named = " ".join(map(as_argument, files))
-    return f"harness data mix {named} --column {column} --out {as_argument(mixed)}", mixed
 
 
 def _step(finding: Finding) -> _CommandStep | None:
@@ -190,7 +283,6 @@ def _options(text: str) -> tuple[str, ...]:
 
 
 def _join(verb: str, steps: Iterable[_CommandStep]) -> _CommandStep:
-    """Make one step of several, with the options of all."""
     before: dict[str, None] = {}
     after: dict[str, None] = {}
     for step in steps:

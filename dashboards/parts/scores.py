@@ -1,0 +1,217 @@
+"""Scores, ranks and paired differences of runs, made of stored rows; a row set is read once for each metric.
+
+Invariant: numbers come from `comparison`; rows that must not be compared are not, and no more row sets are
+read than were requested.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import streamlit as st
+
+from harness import comparison, store
+from harness.comparison import BaseErrors, Comparison, Estimate
+from harness.errors import HarnessError
+from harness.experiment import judge_labels
+from harness.formatting import change
+from harness.records import Run, Sample
+from harness.report import ExperimentReport
+from harness.spec import GatePolicy
+from harness.store import MetricColumns, Store
+from parts import project
+
+ALPHA = 0.05
+
+
+class Pair(NamedTuple):
+    """Two row sets of one task, the metric that decides there, and what the base's errors count as."""
+
+    task: str
+    metric: str
+    base: str
+    new: str
+    alpha: float = ALPHA
+    base_errors: BaseErrors = "worst"
+
+
+def primary_metric(task: str, digest: str, report: ExperimentReport | None) -> str:
+    """Name the metric that a task is decided by: as reported, as written, or the first that was scored."""
+    if report is not None and task == report.task:
+        return report.metric
+    for comparisons in report.comparisons.values() if report is not None else ():
+        if names := [c.metric for c in comparisons if c.task == task]:
+            return names[0]
+    if (written := project.task(task)) is not None and not written.lm_eval:
+        return written.primary_metric
+    first = store.read_rows(project.project().store, digest, 1)
+    return next((name for row in first for name in row.parts), "")
+
+
+def compare(pair: Pair) -> Comparison | str:
+    """Compare two row sets, or say why they must not be."""
+    try:
+        changed = (*project.row_set_times(pair.base, pair.new), *project.label_times())
+        return _compare_pair(pair, changed)
+    except (HarnessError, KeyError) as error:
+        return f"{pair.task}: {error}"
+
+
+def compare_on_every_task(
+    base: Run, new: Run, report: ExperimentReport | None
+) -> dict[str, tuple[Pair, Comparison | str]]:
+    """Compare two runs on every task that both answered, the target first."""
+    loaded = project.experiment()
+    alpha = loaded.experiment.gate.alpha if loaded else ALPHA
+    target = report.task if report else loaded.experiment.target.name if loaded else ""
+    out = {}
+    for key in sorted((k for k in new.rows if k.endswith("/test")), key=lambda k: k != f"{target}/test"):
+        if key in base.rows:
+            task = key.removesuffix("/test")
+            metric = primary_metric(task, new.rows[key], report)
+            # As the report compares: on the target errors score worst in both, else as the gate takes them.
+            how: tuple[float, BaseErrors] = (ALPHA, "worst") if task == target else (alpha, "bounds")
+            pair = Pair(task, metric, base.rows[key], new.rows[key], *how)
+            out[task] = (pair, find_drawn_comparison(task, base, new, report) or compare(pair))
+    return out
+
+
+def find_drawn_comparison(
+    task: str, base: Run, new: Run, report: ExperimentReport | None
+) -> Comparison | str | None:
+    """Find the report's own comparison of a task whose items were drawn, or say why there is none.
+
+    None where every item was evaluated, so that the stored rows say all.
+    """
+    if not (base.may_be_drawn(task) or new.may_be_drawn(task)):
+        return None
+    reported = {f.run_id: f.label for f in report.facts} if report is not None else {}
+    found = report.comparisons.get(reported.get(new.run_id, ""), ()) if report is not None else ()
+    kept = next((c for c in found if c.task == task and not c.slice), None)
+    if kept is not None and base.weights_digest == new.base_digest:
+        return kept
+    said = "sampled items count by weights that the report keeps for candidate against base alone"
+    return f"{task}: {said}. Next: harness compare --all-items"
+
+
+@st.cache_resource(show_spinner=False, max_entries=2_000)
+def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
+    at = project.project().store
+    one, other = (store.read_identity(at, digest) for digest in (pair.base, pair.new))
+    comparison.check_comparable(one, other)
+    if pair.base_errors == "worst" and pair.base != pair.new:
+        # As verdicts compare on the target, by people's labels.
+        loaded, task = project.experiment(), project.task(pair.task)
+        policy = loaded.experiment.gate if loaded else GatePolicy()
+        metric = project.metric(pair.task, pair.metric)
+        labels = judge_labels(at, task, metric.name) if task else {}
+        if labels:
+            whole = store.read_many(at, (pair.base, pair.new))
+            arms = [comparison.add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]
+        else:
+            arms = [project.read_scored_rows(digest, metric.name) for digest in (pair.base, pair.new)]
+        if found := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
+            return found
+    return comparison.compare_rows(
+        project.metric(pair.task, pair.metric),
+        project.read_scored_rows(pair.base, pair.metric),
+        project.read_scored_rows(pair.new, pair.metric),
+        alpha=pair.alpha,
+        identical=pair.base == pair.new,
+        base_errors=pair.base_errors,
+    )
+
+
+def print_difference(c: Comparison) -> str:
+    """Print a difference as reports do."""
+    return change(c.unit, c.delta, c.low, c.high)
+
+
+def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:
+    """Read all answers that were drawn to an item; none where it was answered greedily."""
+    drawn = _read_drawn(str(project.project().store.folder), digest, project.row_set_times(digest))
+    return drawn.get(item, ())
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _read_drawn(folder: str, digest: str, changed: tuple[int, ...]) -> dict[str, tuple[Sample, ...]]:
+    return store.read_drawn(Store(Path(folder)), digest)
+
+
+AT_ONCE = 20  # row sets that are read as a page opens: as many as its picture shows, and soon read
+
+
+class _Key(NamedTuple):
+    """A row set as it was at some time, and a metric of a task."""
+
+    digest: str
+    modified_ns: int
+    task: str
+    metric: str
+
+
+def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estimate | None]:
+    """Estimate the scores of row sets: of the first `AT_ONCE`, and of others that were read before.
+
+    None stands for a set that is not there, or that nothing in it was scored.
+    """
+    kept, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
+    if new := [key for key in keys[:AT_ONCE] if key not in kept]:
+        of, found = project.metric(task, metric), _columns(new)
+        kept.update({k: comparison.estimate_columns(of, found[k]) if k in found else None for k in new})
+    return {key.digest: kept[key] for key in keys if key in kept}
+
+
+def estimate_all(digests: Sequence[str], task: str, metric: str) -> Iterator[int]:
+    """Estimate the scores of all row sets, which are then known; yields how many more are done."""
+    for at in range(0, len(digests), AT_ONCE):
+        yield len(estimates(digests[at : at + AT_ONCE], task, metric))
+
+
+def read_parts(digests: Sequence[str], task: str, metric: str) -> list[MetricColumns]:
+    """Read a metric's parts of row sets, in their order; those that it did not score are left out."""
+    keys = _keys(digests, task, metric)
+    found = _columns(keys)
+    return [found[key] for key in keys if key in found]
+
+
+def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
+    """Rank runs, given by id with their row sets, on the items that most of them answered."""
+    return _rank_row_sets(tuple(sorted(digests.items())), tuple(_keys(list(digests.values()), task, metric)))
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _rank_row_sets(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
+    found = {key.digest: columns for key, columns in _columns(keys).items()}
+    by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
+    return comparison.rank_with_ties(project.metric(keys[0].task, keys[0].metric), by_run)
+
+
+def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:
+    distinct = list(dict.fromkeys(digests))
+    times = project.row_set_times(*distinct)
+    return [_Key(digest, at, task, metric) for digest, at in zip(distinct, times, strict=True)]
+
+
+def _columns(keys: Sequence[_Key]) -> dict[_Key, MetricColumns]:
+    """Read row sets of one metric; the last ones stay at hand, because what is scored is then ranked."""
+    held = _hold_columns(str(project.project().store.folder))
+    found = {key: columns for key in keys if (columns := held.get(key)) is not None}
+    if new := {key.digest: key for key in keys if key not in found}:
+        rows = store.read_columns(project.project().store, new, keys[0].metric)
+        found |= {new[digest]: columns for digest, columns in rows.items()}
+    held.update(found)
+    for key in list(held)[: max(0, len(held) - AT_ONCE)]:
+        held.pop(key, None)
+    return found
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _keep_estimates(folder: str) -> dict[_Key, Estimate | None]:
+    return {}
+
+
+@st.cache_resource(show_spinner=False, max_entries=4)
+def _hold_columns(folder: str) -> dict[_Key, MetricColumns]:
+    """Hold the row sets that were read last; each may have 10,000 items."""
+    return {}

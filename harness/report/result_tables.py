@@ -1,0 +1,298 @@
+"""Tables of results: what the decision rests on, speed, more targets and win rates, and origins of runs.
+
+Invariant: a corrected p-value never stands without the raw one, and the number of tests; a number of the
+arithmetic that another version has added is shown by its field's name. A figure of speed that other work
+disturbed has its mark. Every score has its interval and every change is paired on the same items; a win rate
+stands beside the one that was required, and a judge's own beside the corrected one.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from harness import formatting
+from harness.comparison import PairBias, Wins
+from harness.decision import (
+    VARIANCE_UNKNOWN,
+    Ablation,
+    CandidateFacts,
+    Decision,
+    LearningCurve,
+    SeedSummary,
+    basis_text,
+)
+from harness.decision.arithmetic import ENDS, NUMBERS, Number
+from harness.formatting import UNKNOWN, Unit, count, figure, seconds
+from harness.records import Run
+from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table
+from harness.report.document import Section
+from harness.report.escape import clean
+from harness.report.experiment_report import AttributionStep
+from harness.report.wording import change_text, describe_disturbed, score_text
+from harness.spec import TargetPolicy
+
+_SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
+_CURVE_COLUMNS = ("training rows", "score", "over all rows", "training cost USD")
+
+
+def curve_section(curve: LearningCurve) -> Section:
+    """Lay out the sizes that were trained on, then what the fit expects of two and four times the data."""
+    rows = []
+    for p in curve.points:
+        is_all = "(all)" if p is curve.points[-1] else ""
+        rows.append((count(p.n_train), score_text(p.score), is_all, formatting.usd(p.training_cost_usd)))
+    rows += [(count(a.n_train), "expected", change_text(a.gain), UNKNOWN) for a in curve.ahead]
+    return Section("curve", f"Learning curve: {curve.candidate}", _CURVE_COLUMNS, rows)
+
+
+def ablation_section(a: Ablation, unit: Unit) -> Section:
+    """Lay out a grid's members by what differs, the reference first, and say how they were compared."""
+    columns = (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
+    rows = []
+    for f in a.factors:
+        change = formatting.change(unit, *f.difference[:3]) if f.difference else UNKNOWN
+        change = "(reference)" if f.candidate == a.reference else change
+        p_values = map(formatting.p_value, (f.p, f.p_adjusted))
+        costs = (formatting.usd(f.training_cost_usd), seconds(f.training_s))
+        rows.append([_short(f.candidate, a.grid), formatting.score(unit, f.score), change, *p_values, *costs])
+    looked = f"p corrected for {count(a.n_tests)} looks (Benjamini-Hochberg)"
+    chosen = f"; best on validation: {_short(a.chosen, a.grid)}" if a.chosen else ""
+    seeds = "" if a.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
+    note = f"{a.grid}: paired on test with {_short(a.reference, a.grid)}, {looked}{chosen}{seeds}"
+    return Section("ablation", f"Ablation: {a.grid}", columns, rows, notes=[note])
+
+
+def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
+    """Lay out every recipe that was trained with several seeds."""
+    rows = []
+    for s in seeds:
+        if len(s.seeds) > 1:
+            each = ", ".join(formatting.score(unit, x) for x in s.scores)
+            over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
+            gain = formatting.change(unit, *s.gain[:3]) if s.gain else UNKNOWN
+            spread = formatting.score(unit, s.seed_sd)
+            rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, spread, gain])
+    return Section("seeds", "Seeds", _SEED_COLUMNS, rows)
+
+
+def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
+    """Say what is known over seeds, and of which recipes nothing is."""
+    said, unknown = [], []
+    for s in seeds:
+        n_seeds = formatting.pluralize(len(s.seeds), "seed")
+        if not s.score:
+            unknown.append(f"{s.candidate} ({n_seeds})")
+            continue
+        each = ", ".join(formatting.score(unit, x) for x in s.scores)
+        gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
+        over, spread = formatting.score(unit, *s.score[:3]), formatting.score(unit, s.seed_sd)
+        pooled = f", pooled over recipes on {count(s.seed_df)} df" if s.is_pooled else ""
+        found = f"{over} ({each}; SD between seeds {spread}{pooled}){gain}, over items and seeds"
+        said.append(f"{s.candidate} over {n_seeds}: {found}")
+    return said + ([f"{VARIANCE_UNKNOWN}: {', '.join(unknown)}; 3 are needed"] if unknown else [])
+
+
+def _short(name: str, grid: str) -> str:
+    return name.removeprefix(f"{grid}[").removesuffix("]")
+
+
+def arithmetic_rows(decision: Decision, unit: formatting.Unit) -> list[tuple[str, str]]:
+    """List what each number behind a decision is, and the number with its interval."""
+    of, unit = decision.arithmetic, decision.unit or unit
+    ends = {f"{name}{end}" for name in of for end in ENDS}
+    rows = []
+    for name, value in of.items():
+        if name in ends:
+            continue
+        number = NUMBERS.get(name) or Number(clean(name.replace("_", " ")))
+        words = number.words.replace("{unit}", unit.name)
+        if value is None or isinstance(value, str):
+            rows.append((words, value or UNKNOWN))
+        else:
+            low_high = [of[f"{name}{end}"] for end in ENDS if f"{name}{end}" in of]
+            in_unit = [unit] if number.shown is formatting.change else []
+            rows.append((words, number.shown(*in_unit, value, *low_high)))
+    return rows
+
+
+_SPEED_LEAD = (
+    "p50 and p95: half and 95 % of single requests take no longer, each from the question to the answer with"
+    " its retrieval. Requests a second: answered in batches. Tokens: the mean of a request on test."
+)
+
+
+def speed_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
+    notes = [note] if (note := describe_disturbed(done)) else []
+    columns = (CANDIDATE_COLUMNS[name] for name in SPEED_TABLE)
+    heads, rows = print_table(columns, [Result(facts=f) for f in done])
+    return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
+
+
+_LOAD_COLUMNS = (
+    "candidate", "at once", "requests a second", "first token p50", "first token p95", "first token alone",
+)  # fmt: skip
+_LOAD_NOTE = (
+    "Requests sent at once (concurrency), how many of them are answered a second, and the time after which"
+    " half and 95 % of them have their first token, retrieval included; next to it the first token of a"
+    " request that is sent alone. A model in the harness's own process answers them in one batch, so"
+    " their first tokens come together. At a server they are requests for one token."
+)
+
+
+def load_section(facts: Iterable[CandidateFacts]) -> Section:
+    """Lay out one row a candidate that got several requests at once."""
+    rows = []
+    for f in facts:
+        if of := f.under_load:
+            times = (of.first_token_p50_s, of.first_token_p95_s, of.first_token_alone_s)
+            shown = (UNKNOWN if time is None else seconds(time) for time in times)
+            rows.append([f.label, count(of.n), figure(of.requests_per_s), *shown])
+    return Section("load", "Under load", _LOAD_COLUMNS, rows, _LOAD_NOTE)
+
+
+_TARGETS_COLUMNS = ("target", "candidate", "score", "vs best untrained", "vs prompt")
+_TARGETS_NOTE = (
+    "Every candidate answered these as it is: nothing was trained for them or chosen on them, and neither the"
+    " gate nor the decision looks at them. The best untrained is that of each target, by its validation rows;"
+    " without any there is none."
+)
+
+
+def targets_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out what each candidate reached, target by target, the best first."""
+    found = [(f, one) for f in done for one in f.more_targets]
+    found.sort(key=lambda of: -of[1].score.unit.sign * of[1].score.score)
+    tasks = dict.fromkeys(one.task for f in done for one in f.more_targets)
+    rows = []
+    for f, one in (pair for task in tasks for pair in found if pair[1].task == task):
+        score = score_text(one.score) + formatting.errors(one.score.n_errors)
+        own = "(this one)" if f.name == one.untrained else change_text(one.vs_untrained)
+        rows.append([f"{one.task} ({one.metric})", f.label, score, own, change_text(one.vs_prompt)])
+    return Section("more targets", "More targets", _TARGETS_COLUMNS, rows, _TARGETS_NOTE)
+
+
+_WINS_COLUMNS = (
+    "candidate", "over", "by", "win rate, %", "before correction", "pairs people rated", "required",
+)  # fmt: skip
+_WINS_NOTE = (
+    "win rate: the share of test items on which the candidate's answer is preferred, a tie being half of one,"
+    " as gate.target.win_rate requires it; it is the gain that the decision goes by."
+)
+
+
+def wins_section(facts: Sequence[CandidateFacts], declared: TargetPolicy | None) -> Section:
+    """Lay out the candidates whose answers were to be preferred, and say what each judge prefers."""
+    if declared is None or declared.win_rate is None:
+        return Section("wins")
+    rows: list[list[str]] = []
+    notes: list[str] = []
+    for f in facts:
+        if (wins := f.wins) is None:
+            continue
+        own = UNKNOWN if wins.uncorrected is None else formatting.percent(wins.uncorrected)
+        rate = score_text(wins.rate)
+        if wins.rate and wins.lacking:
+            rate += f" ({formatting.pluralize(wins.lacking, 'more rating')} needed)"
+        required = formatting.percent(declared.win_rate)
+        rows.append([f.label, wins.over, wins.by, rate, own, count(wins.n_ratings), required])
+        notes += _biases(f.label, wins, wins.bias) if wins.bias else ()
+    return Section("wins", "Win rates", _WINS_COLUMNS, rows, _WINS_NOTE, notes)
+
+
+def _biases(name: str, wins: Wins, bias: PairBias) -> Iterator[str]:
+    """Say what the judge of a win rate prefers: a place, length, a candidate."""
+    of = f"{wins.by} on {name} against {wins.over}"
+    if bias.first:
+        rate = score_text(bias.first)
+        yield f"{of}: the answer shown first won {rate} % of comparisons, where 50 % favours no place"
+    if bias.longer:
+        yield f"{of}: the longer answer won {score_text(bias.longer)} % of pairs whose lengths differ"
+    if bias.favour:
+        by = change_text(bias.favour)
+        yield f"{of}: it favours {name} by {by} points of win rate more than people do on the same pairs"
+    if longer := bias.longer_beside_people:
+        by = change_text(longer.favour)
+        also = "" if longer.is_length else "; what else sets the two apart may be the cause as well"
+        yield f"{of}: it favours the longer answer by {by} points of win rate more than people do{also}"
+
+
+def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
+    """Say how often a candidate is preferred; empty where no win rate was declared, or is known."""
+    wins = f.wins
+    if declared is None or declared.win_rate is None or wins is None or wins.rate is None:
+        return ""
+    required = f"{formatting.percent(declared.win_rate)} % is required"
+    lacking = (
+        f"; {formatting.pluralize(wins.lacking, 'more rating')} of people needed" if wins.lacking else ""
+    )
+    rate = score_text(wins.rate)
+    return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {required}{lacking}"
+
+
+Origins = Mapping[str, Mapping[str, str]]
+_OWN_ORIGINS = ("run", "made", "weights", "base", "recipe")
+_HIDDEN_ORIGINS = ("packages", "platform")
+Table = tuple[str, Sequence[str], Sequence[Sequence[str]]]
+
+
+def origin(run: Run) -> dict[str, str]:
+    """Say of one run what its numbers depend on, each as text."""
+    recipe = {k: v for k, v in run.recipe.items() if v}
+    own = (run.run_id, run.created, run.weights_digest, run.base_digest, recipe)
+    # Packages stand under their own names; the kernel's build is nothing that a reader needs.
+    packages = {name: v for name, v in (run.provenance.get("packages") or {}).items() if v is not None}
+    others = {name: v for name, v in run.provenance.items() if name not in _HIDDEN_ORIGINS}
+    named = {**dict(zip(_OWN_ORIGINS, own, strict=True)), **others, **packages}
+    return {name: _origin_text(value) for name, value in named.items()}
+
+
+def provenance_tables(origins: Origins) -> Iterator[Table]:
+    """Make two tables: what the runs share, and what is each one's own."""
+    shared = list(dict.fromkeys(name for of in origins.values() for name in of if name not in _OWN_ORIGINS))
+    rows = []
+    for name in shared:
+        by_value: dict[str, list[str]] = {}
+        for label, of in origins.items():
+            by_value.setdefault(of.get(name, UNKNOWN), []).append(label)
+        named = (f"{value} ({', '.join(labels)})" for value, labels in by_value.items())
+        rows.append((name.replace("_", " "), "; ".join(by_value if len(by_value) == 1 else named)))
+    yield "Provenance", ("what", "value"), rows
+    own = [(label, *(of.get(name, UNKNOWN) for name in _OWN_ORIGINS)) for label, of in origins.items()]
+    yield "Runs", ("candidate", *_OWN_ORIGINS), own
+
+
+def _origin_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if not isinstance(value, Mapping):
+        return UNKNOWN if value is None else str(value)
+    parts = []
+    for key, inner in value.items():
+        shown = f"({_origin_text(inner)})" if isinstance(inner, Mapping) else _origin_text(inner)
+        parts.append(str(key) if inner == {} else f"{key} {shown}")
+    return ", ".join(parts)
+
+
+def attribution_sentence(label: str, steps: Sequence[AttributionStep]) -> str:
+    """Say where a candidate's change comes from; empty where there is nothing to split."""
+    parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
+    said = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
+    for s in steps:
+        if (c := s.target) is not None:
+            general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
+            said.append(f"against {s.base}, which it starts from, {c.metric} {change_text(c)}{general}")
+    return f"{label}: {'; '.join(said)}" if said else ""
+
+
+def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
+    """Lay out the change of each task from one step to the next: a row a task, a column a step."""
+    columns = ["task", *(clean(f"{s.what}: {s.new} − {s.base}") for s in steps)]
+    changes = [{c.task: c for c in reversed(s.tasks)} for s in steps]
+    tasks = dict.fromkeys(c.task for s in steps for c in s.tasks)
+    rows = [[task, *(change_text(of.get(task)) for of in changes)] for task in tasks]
+    if any(s.target for s in steps):
+        rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
+    if any(s.macro for s in steps):
+        shown = [formatting.points(*s.macro[:3]) if s.macro else UNKNOWN for s in steps]
+        rows.append(["mean of the tasks that count", *shown])
+    return Section("steps", f"Where the change of {label} comes from", columns, rows, label=label)

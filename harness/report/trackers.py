@@ -1,0 +1,233 @@
+"""Trackers that show results beside those of other tools: TensorBoard, MLflow and W&B.
+
+Invariant: a tracker shows what the report says and holds nothing of its own. Runs go by their id, so a
+report that is sent again renews them. What keeps a tracker from taking runs is a note, and costs no result.
+Scores and differences are in the metric's unit, a rate in [0, 1], as in the report's CSV.
+Source: `mlflow.MlflowClient`; event files and text plugin of the package tensorboard; `wandb.init`
+"""
+
+import glob
+import logging
+import os
+import re
+import shutil
+import time
+import traceback
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from importlib.util import find_spec
+from math import isfinite
+from pathlib import Path
+
+from harness.comparison import Comparison, Estimate
+from harness.decision import CandidateFacts, best_untrained
+from harness.errors import Problem
+from harness.masking import mask_secrets
+from harness.records import SERVING, Curve, TrainingRecord
+from harness.report.experiment_report import ExperimentReport
+from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
+
+FOLDER = "trackers"  # beside the reports
+
+
+def problems(names: Iterable[str]) -> Iterator[Problem]:
+    """Yield each tracker whose package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            step = "pip install 'harness-evals[tracking]', or leave it out of report_to"
+            yield Problem("report_to", f"{name}, and no package {name}", "an installed tracker", step)
+
+
+def send(report: ExperimentReport, names: Sequence[str], folder: Path) -> list[str]:
+    """Send every run of a report to trackers; return for each where its runs are, or why they are not.
+
+    `folder` is that of the reports: what a tracker writes to this disk lies in `trackers/NAME` there.
+    """
+    runs = list_tracked_runs(report)
+    senders = {"tensorboard": send_to_tensorboard, "mlflow": send_to_mlflow, "wandb": send_to_wandb}
+    links = []
+    for name in names:
+        try:
+            link = senders[name](report.file_name, runs, folder / FOLDER / name)
+        except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
+            said = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+            link = f"the results were not sent ({said}); next: harness report, which sends them again"
+        links.append(f"{name}: {mask_secrets(link)}")
+    return links
+
+
+_CURVES = tuple(one.name for one in fields(TrainingRecord) if one.type is Curve)
+_FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
+Point = tuple[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class TrackedRun:
+    """One run of a candidate, without what is unknown.
+
+    `params` say what it is, `tags` what was found in words, `metrics` the figures at the end. `curves` are
+    (step, value) by name, in the order of the steps.
+    """
+
+    label: str
+    run_id: str
+    params: dict[str, str]
+    tags: dict[str, str]
+    metrics: dict[str, float]
+    curves: dict[str, tuple[Point, ...]]
+
+    @property
+    def points(self) -> list[tuple[str, int, float]]:
+        """Name, step and value of every figure, at step 0, and of every point of a curve."""
+        figures = [(name, 0, value) for name, value in self.metrics.items() if name not in self.curves]
+        return figures + [(name, *point) for name, curve in self.curves.items() for point in curve]
+
+
+def list_tracked_runs(report: ExperimentReport) -> list[TrackedRun]:
+    """List the runs of a report, best first."""
+    runs = []
+    for f in best_first(report):
+        params = {"base_model": report.base_model, "method": f.method, "prompting": f.prompting}
+        params |= {"answer": f.answer, "seed": str(f.seed), "n_train": str(f.n_train)}
+        tags = {"experiment": report.experiment, "run_id": f.run_id, "state": f.state}
+        tags |= {"verdict": verdict_word(f), "decision": last_line(report)}
+        tags |= {"verdict_reason": f.verdict.sentence} if f.verdict else {}
+        tags |= {"error": f.error} if f.error else {}
+        tags["evidence"] = SMOKE if report.smoke else "measured"
+        runs.append(TrackedRun(f.label, f.run_id, params, tags, _metrics(report, f), _curves(f)))
+    return runs
+
+
+def _metrics(report: ExperimentReport, f: CandidateFacts) -> dict[str, float]:
+    found = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
+    found |= _interval(f"target/{report.metric}", f.target)
+    if f.label != best_untrained(report.facts):
+        found |= _delta("target/vs_best_untrained", f.vs_untrained)
+    if f.verdict:
+        found |= _interval("forgetting/macro", f.verdict.macro)
+        found |= {"forgetting/items_lost": f.verdict.lost, "forgetting/items_gained": f.verdict.gained}
+    for c in report.comparisons.get(f.label, ()):
+        found |= _delta(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
+    for one in fields(f.training):
+        value = getattr(f.training, one.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            found[f"training/{one.name}"] = value
+    return {name: float(v) for name, v in found.items() if v is not None and isfinite(v)}
+
+
+def _interval(name: str, e: Estimate | None) -> dict[str, float | None]:
+    return {name: e.score, f"{name}/low": e.low, f"{name}/high": e.high} if e else {}
+
+
+def _delta(name: str, c: Comparison | None) -> dict[str, float | None]:
+    return {name: c.delta, f"{name}/low": c.low, f"{name}/high": c.high} if c else {}
+
+
+def _curves(f: CandidateFacts) -> dict[str, tuple[Point, ...]]:
+    found = {f"training/{name}": getattr(f.training, name) for name in _CURVES}
+    points = f.training.tracked
+    found["training/target"] = tuple((p.step, p.target) for p in points)
+    found["training/forgetting"] = tuple((p.step, p.capability) for p in points)
+    kept = {}
+    for name, curve in found.items():
+        if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
+            kept[name] = known
+    return kept
+
+
+_NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # what MLflow refuses in a metric's name
+_AT_ONCE = 1_000  # metrics that a request may hold
+
+
+def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
+    """Send runs to the server of MLFLOW_TRACKING_URI, else to SQLite; return where the experiment is.
+
+    They take the place of those whose tag `run_id` is theirs.
+    """
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, Param, RunTag
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
+    address, files = os.environ.get("MLFLOW_TRACKING_URI"), None
+    if not address:
+        folder.mkdir(parents=True, exist_ok=True)
+        address, files = f"sqlite:///{folder.absolute() / 'mlflow.db'}", folder.absolute().as_uri()
+    client = MlflowClient(address)
+    found = client.get_experiment_by_name(experiment)
+    place = found.experiment_id if found else client.create_experiment(experiment, files)
+    sent = []
+    for run in runs:
+        made = client.create_run(place, run_name=run.label).info.run_id
+        now = int(1_000 * time.time())
+        metrics = [Metric(_NOT_A_NAME.sub("_", name), value, now, step) for name, step, value in run.points]
+        for first in range(0, len(metrics), _AT_ONCE):
+            client.log_batch(made, metrics=metrics[first : first + _AT_ONCE])
+        params = [Param(name, value) for name, value in run.params.items()]
+        client.log_batch(made, params=params, tags=[RunTag(name, text) for name, text in run.tags.items()])
+        client.set_terminated(made, "FINISHED" if run.tags["state"] == "done" else "FAILED")
+        sent.append(made)
+    for old in client.search_runs([place], max_results=50_000):
+        if old.data.tags.get("run_id") in {run.run_id for run in runs} and old.info.run_id not in sent:
+            client.delete_run(old.info.run_id)
+    return f"experiment {experiment} on {address}"
+
+
+def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
+    """Write these runs' event files again; return the command that shows them."""
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.compat.proto.summary_pb2 import Summary
+    from tensorboard.plugins.text import metadata
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from tensorboard.util.tensor_util import make_tensor_proto
+
+    place = folder / experiment
+    for run in runs:
+        shutil.rmtree(place / run.label, ignore_errors=True)
+        writer, now = EventFileWriter(str(place / run.label)), time.time()
+        for name, step, value in run.points:
+            scalar = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+            writer.add_event(Event(wall_time=now, step=step, summary=scalar))
+        for name, text in {**run.params, **run.tags}.items():
+            plain = metadata.create_summary_metadata(display_name=name, description="")
+            shown = Summary.Value(tag=name, metadata=plain, tensor=make_tensor_proto(text))
+            writer.add_event(Event(wall_time=now, step=0, summary=Summary(value=[shown])))
+        writer.close()
+    return f"tensorboard --logdir {place}"
+
+
+def send_to_wandb(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
+    """Send runs under their ids; return the project's address, or the command that sends the folder.
+
+    With WANDB_MODE=offline each run lies in that folder once, as it was sent last.
+    """
+    import wandb
+
+    folder.mkdir(parents=True, exist_ok=True)
+    url = None
+    for run in runs:
+        for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}"):
+            shutil.rmtree(earlier)
+        with wandb.init(
+            project=os.environ.get("WANDB_PROJECT", experiment),
+            id=run.run_id,
+            name=run.label,
+            group=experiment,
+            config=run.params,
+            dir=folder,
+            resume="allow",
+            reinit="create_new",
+            settings=wandb.Settings(console="off", silent=True),
+        ) as sent:
+            by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
+            for name, curve in run.curves.items():
+                for step, value in curve:
+                    by_step[step][name] = value
+            for step in sorted(by_step):
+                sent.log(by_step[step], step=step)
+            sent.summary.update({**run.metrics, **run.tags})
+            if not sent.offline:
+                url = sent.project_url
+    return url or f"wandb sync --sync-all, in {folder}"

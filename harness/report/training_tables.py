@@ -1,0 +1,346 @@
+"""Trainings in a report: figures, trials, sets of training rows, a diagnosis, and the picture of the losses.
+
+Invariant: every score has its interval, every change is paired on the same test items, and costs stand
+beside what they bought. A diagnosis rests on what was logged, names the figures, and is given of no training
+on preferences or with smoothed labels, whose loss is no likelihood, and of none below two rounds of steps.
+Batches hold rows of like length, so a loss is averaged over a round, in which rows of every length come by.
+Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 5.2, for the terms of a diagnosis; its
+limits are this project's own: a change of a twentieth is more than validation on a hundred rows varies by.
+Rounds: `get_length_grouped_indices` of transformers; a quarter of an epoch, at most 50 steps.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from harness import formatting
+from harness.decision import VARIANCE_UNKNOWN, CandidateFacts, TrainingSets
+from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, points, score, seconds
+from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
+from harness.report.document import Section
+from harness.report.escape import clean
+from harness.report.pictures import AxisScale, axes, group, line, mark, path, picture, text
+from harness.report.wording import figure_text
+from harness.stats import pareto_front
+from harness.store import TrialRun
+
+_TITLES = {figure.name: figure.heading for figure in TRAINING}
+_NOT_MEASURED = ("sweep", "searched_by", "stands_on", "scan", "tracked", "learning_rate", "loss_scale")
+
+
+def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
+    """Show the measured figures of each training run; one row a candidate."""
+    figures = [_figures(f.training) for f in trained]
+    names = list(dict.fromkeys(name for of in figures for name in of))
+    columns = ["candidate", "training examples", "cost USD", *map(figure_title, names)]
+    rows = [
+        [
+            f.label,
+            count(f.n_train),
+            formatting.usd(f.training_cost_usd),
+            *(figure_text(name, of.get(name)) for name in names),
+        ]
+        for f, of in zip(trained, figures, strict=True)
+    ]
+    kinds = {is_of_preferences(f.training) for f in trained if smooth(f.training)}
+    found = ((f.label, diagnose(f.training)) for f in trained)
+    notes = [f"{label} {of.sentence}." for label, of in found if of]
+    notes += [f"{f.label} {said}." for f in trained if (said := describe_forgetting(f.training))]
+    notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
+    return Section("training", "Training", columns, rows, notes=notes)
+
+
+def _figures(training: TrainingRecord) -> dict[str, Any]:
+    """Return what is shown of a training: the loss without the order of its rows, and the overfitting gap."""
+    found = {name: value for name, value in training.to_plain().items() if name not in _NOT_MEASURED}
+    if mean := smooth(training):
+        found["loss"] = mean
+    above_training = gap(training)
+    return found if above_training is None else {**found, "overfitting_gap": above_training}
+
+
+def figure_title(name: str) -> str:
+    """Turn the name of a measured figure into words; a time carries its unit itself."""
+    if name in _TITLES:
+        return _TITLES[name]
+    return clean((name if name.endswith("_per_s") else name.removesuffix("_s")).replace("_", " "))
+
+
+def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit: Unit, label: str) -> Section:
+    """Lay out every trial of a sweep or search in its order, and which one validation chose."""
+    named = list(trials[0].params) if trials else []
+    steps, is_bound = any(one.points for one in trials), any(one.forgetting is not None for one in trials)
+    columns = [*named, *["steps"] * steps, f"validation {metric}"]
+    columns += [*["forgetting on validation, %"] * is_bound, "time", "weights", ""]
+    rows = []
+    for one in trials:
+        lost = "failed" if one.error else "diverged"
+        found = lost if one.validation is None else score(unit, one.validation)
+        forgot = UNKNOWN if one.forgetting is None else percent(one.forgetting)
+        taken = seconds(one.wall_s) if one.wall_s else UNKNOWN
+        weights = UNKNOWN if one.validation is None else one.fit_key or UNKNOWN
+        outcome = one.error or ("chosen" if one.chosen else "")
+        outcome = f"pruned at step {count(one.pruned_at)}" if one.is_pruned else outcome
+        taken_steps = count(one.points[-1][0]) if one.points else UNKNOWN
+        said = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
+        rows.append([*map(print_tried_value, one.params.values()), *said])
+    title = f"{'Search' if searched_by else 'Sweep'}: {label}"
+    return Section("sweep", title, columns, rows, _trials_text(trials, searched_by), label=label)
+
+
+def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
+    """Say how many trials there were, who proposed them, how much they trained, and what bound the choice."""
+    by = f", proposed by {searched_by}" if searched_by else ""
+    said = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
+    if any(trial.is_pruned for trial in trials):
+        whole = max(len(trial.points) for trial in trials)
+        spent = sum((len(trial.points) or whole) / whole for trial in trials)
+        said.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
+    if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
+        bound = f"{percent(most)} % on general items for validation"
+        if any(t.forgetting is not None and t.forgetting <= most for t in trials):
+            said.append(f"The best was chosen among those that forgot at most {bound}.")
+        else:
+            said.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
+    for trial in trials:
+        if trial.alike:
+            same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
+            said.append(f"Sent as equal values, so one trial: {same}.")
+    return " ".join(said)
+
+
+def trial_line(one: TrialRun) -> str:
+    """Say on one line what a trial tried, and what became of it."""
+    tried = _params_text(one.trial.params)
+    if one.state == "failed":
+        return f"{tried}: {one.run.error}"
+    (known,) = one.run.metrics.values()
+    unit = RATE if known[one.metric].is_rate else Unit(1.0, one.metric)
+    found = f"{one.metric} {score(unit, one.trial.validation)}{' %' if unit.is_rate else ''} on validation"
+    pruned = f", pruned at step {count(one.trial.pruned_at)}" if one.trial.is_pruned else ""
+    return f"{tried}: {found}{pruned}"
+
+
+def _params_text(params: Mapping[str, object]) -> str:
+    return ", ".join(f"{name} {print_tried_value(value)}" for name, value in params.items())
+
+
+def print_tried_value(value: object) -> str:
+    """Print a value that was tried: a text in one line, promptings with their parameters."""
+    if isinstance(value, dict):
+        return " and ".join(
+            f"{name}({', '.join(f'{key}={given}' for key, given in params.items())})" if params else name
+            for name, params in value.items()
+        )
+    return "as written" if value is None else " ".join(str(value).split())
+
+
+_QUANTITY = (
+    "rows are counted as trained: one that occurs twice or is sampled again counts each time; in brackets the"
+    " labelled ones, where a mixture drew some again; tokens are those of all epochs"
+)
+
+
+def sets_section(of: TrainingSets, unit: Unit) -> Section:
+    """Lay out the candidates, the reference first."""
+    title = f"Training rows, quality against quantity: {of.method}"
+    reached = ("score", "change", "p", "p corrected")
+    columns = ("candidate", "trained on", "rows", "tokens", *reached, "labels USD", "training USD")
+    looked = f"p corrected for {formatting.pluralize(of.n_tests, 'look')} (Benjamini-Hochberg)"
+    seeds = "" if of.seed_variance_known else f"; {VARIANCE_UNKNOWN} (fewer than 3 seeds)"
+    note = f"{title}: paired on test with {of.reference}, {looked}; {_QUANTITY}{seeds}"
+    rows = []
+    for one in of.sets:
+        n_rows = count(one.n_rows)
+        if one.n_labelled not in (None, one.n_rows):
+            n_rows = f"{n_rows} ({count(one.n_labelled)})"
+        shown = score(unit, one.score, *(one.estimate[1:3] if one.estimate else ()))
+        change = formatting.change(unit, *one.difference[:3]) if one.difference else UNKNOWN
+        change = "(reference)" if one.candidate == of.reference else change
+        p_values = map(formatting.p_value, (one.p, one.p_adjusted))
+        costs = map(formatting.usd, (one.label_cost_usd, one.training_cost_usd))
+        trained = (one.candidate, one.source, n_rows, count(one.n_tokens))
+        rows.append([*trained, shown, change, *p_values, *costs])
+    return Section("training sets", title, columns, rows, notes=[note])
+
+
+_CHANGE = 0.05  # of a loss, and more is a change
+_KNOWN_BY_HEART = 0.1  # nats a token of the rows trained on
+
+
+class Diagnosis(NamedTuple):
+    """Kind of a training (`underfits`, `overfits`, `memorizes` or `fits`), and a sentence that says why."""
+
+    kind: str
+    sentence: str
+
+
+def diagnose(training: TrainingRecord) -> Diagnosis | None:
+    """Diagnose a training; None where its losses do not say."""
+    train, span = smooth(training), round_length(training)
+    if is_of_preferences(training) or training.label_smoothing or len(train) < 2 * span:
+        return None
+    validation = numeric_points(training.validation_loss)
+    first, before, last = train[span - 1][1], train[-1 - span][1], train[-1][1]
+    if len(validation) > 1:
+        step, best = min(validation, key=lambda point: point[1])
+        risen = validation[-1][1]
+        then = [loss for at, loss in train if at <= step]
+        if risen > best * (1 + _CHANGE) and then and last < then[-1]:
+            said = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
+            said += f" {plain(then[-1])} to {plain(last)}; fewer epochs would do"
+            return Diagnosis("overfits", f"overfits after step {count(step)}: {said}")
+    if last > first * (1 - _CHANGE):
+        said = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
+        return Diagnosis("underfits", f"underfits: {said}")
+    if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
+        said = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
+        return Diagnosis("underfits", f"underfits: {said}; more epochs may help")
+    if validation and last < _KNOWN_BY_HEART and validation[-1][1] > 2 * last + _CHANGE:
+        said = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"
+        return Diagnosis("memorizes", f"knows its training rows by heart: {said}; more rows would do more")
+    said = f"training loss levelled off at {plain(last)}"
+    said += f", validation loss {plain(validation[-1][1])}" if validation else ""
+    said += ", which holds none of the rows replayed" if training.n_replayed else ""
+    return Diagnosis("fits", f"neither underfits nor overfits: {said}")
+
+
+def describe_forgetting(training: TrainingRecord) -> str:
+    """Say whether a tracked training forgets, and early or late; empty where nothing was measured.
+
+    Early is by half of its steps at least half of what is lost in the worst place, at a point that is shown
+    to have lost something.
+    """
+    known = [point for point in training.tracked if point.capability is not None]
+    if not known:
+        return ""
+    lost = [point for point in known if point.high is not None and point.high < 0]
+    if not lost:
+        return f"is not seen to forget: capability {_capability(known[-1])}"
+    changes = [point.capability or 0.0 for point in lost]
+    worst = lost[changes.index(min(changes))]
+    first = next(point for point, change in zip(lost, changes, strict=True) if change <= min(changes) / 2)
+    steps = training.n_steps or known[-1].step
+    when = "early" if 2 * first.step <= steps else "late"
+    later = "" if first is worst else f", and {_capability(worst)}"
+    return f"forgets {when}: capability {_capability(first)} of {count(steps)}{later}"
+
+
+def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
+    """Say which steps of a tracked training no other beats in both target and capability, its end aside.
+
+    `sign` is −1 where lower scores on the target are better. Empty where there is no such step.
+    """
+    known = [(p, p.target, p.capability) for p in training.tracked if p.target is not None]
+    found = [(p, sign * target, kept) for p, target, kept in known if kept is not None]
+    if not found:
+        return ""
+    front = [found[i][0].step for i in pareto_front([(target, kept) for _, target, kept in found])]
+    end = training.n_steps or found[-1][0].step
+    earlier = sorted(step for step in front if step != end)
+    if not earlier:
+        return ""
+    recipe = f"{{method: checkpoint, init_from: {name}, params: {{step: {earlier[0]}}}}}"
+    steps = f"step{'s' * (len(earlier) > 1)} {', '.join(map(count, earlier))}"
+    said = f"{steps} of its training on the front of target and capability"
+    return f"{said}: {recipe} is such a candidate, without training"
+
+
+def _capability(point: TrackedPoint) -> str:
+    return f"{points(point.capability, point.low, point.high)} points at step {count(point.step)}"
+
+
+LIKELIHOOD = (
+    "Loss is the mean negative log-likelihood of the answers. Training loss is averaged over a round, in "
+    "which rows of every length come by: a quarter of an epoch, at most 50 steps. The overfitting gap is the "
+    "validation loss less that mean, where validation was last measured; above 0, rows trained on are known "
+    "better than others."
+)
+PREFERENCES = (
+    "The loss of a training on preferences is another one: that of DPO is −log σ of the reward margin, 0.69 "
+    "where chosen and rejected answers are not told apart; that of a training on rewards says less than its "
+    "reward. Validation loss is the same of the pairs held out; "
+    "held-out accuracy is the share of them in which the chosen answer is preferred, and 50 % is a guess."
+)
+_ROUNDS, _LONGEST_ROUND = 4, 50  # rounds an epoch at least, steps a round at most
+
+
+def numeric_points(curve: Curve) -> list[tuple[float, float]]:
+    """Keep the points of a curve whose value is a number."""
+    return [(step, value) for step, value in curve if value is not None and isfinite(value)]
+
+
+def smooth(training: TrainingRecord | Trial) -> list[tuple[float, float]]:
+    """Average the training loss of each step with those before it, over a round."""
+    return round_means(training.loss, round_length(training))
+
+
+def round_means(curve: Curve, span: int) -> list[tuple[float, float]]:
+    """Average each point of a curve with those before it, `span` of them in all."""
+    known = numeric_points(curve)
+    return [
+        (known[i][0], fmean(value for _, value in known[max(0, i + 1 - span) : i + 1]))
+        for i in range(len(known))
+    ]
+
+
+def round_length(training: TrainingRecord | Trial) -> int:
+    """Count the logged steps of a round.
+
+    An epoch ends where validation is first measured; without validation all steps count as one.
+    """
+    train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
+    epoch = sum(step <= validation[0][0] for step, _ in train) if validation else len(train)
+    return max(1, min(epoch // _ROUNDS, _LONGEST_ROUND))
+
+
+def gap(training: TrainingRecord) -> float | None:
+    """Subtract the training loss over the last round from the validation loss, at the last step validated.
+
+    Above 0 the rows trained on are known better than others: overfitting. None without validation, and
+    where labels were smoothed in training alone, which makes two kinds of loss.
+    """
+    validation = numeric_points(training.validation_loss)
+    if not validation or training.label_smoothing:
+        return None
+    step, loss = validation[-1]
+    before = [mean for at, mean in smooth(training) if at <= step]
+    return loss - before[-1] if before else None
+
+
+def is_of_preferences(training: TrainingRecord) -> bool:
+    """Tell whether the loss is one of preferences or rewards, and no likelihood of answers."""
+    return bool(training.reward_margin or training.reward)
+
+
+_WIDTH, _HEIGHT = 430.0, 250.0
+_LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 416.0, 40.0, 208.0
+LONGEST = 20  # cells of a title, which the legend follows
+
+
+def curves(label: str, training: TrainingRecord, title: str) -> str:
+    """Draw the loss on training and validation rows; empty where no curve was kept.
+
+    The `title` stands over the picture, for at most `LONGEST` cells.
+    """
+    train, validation = numeric_points(training.loss), numeric_points(training.validation_loss)
+    if len(train) < 2:
+        return ""
+    both = [*train, *validation]
+    x = AxisScale(0, max(step for step, _ in both), _LEFT, _RIGHT)
+    y = AxisScale(0, 1.05 * max(loss for _, loss in both) or 1.0, _BOTTOM, _TOP)
+    name = "preference loss" if is_of_preferences(training) else "loss"
+    body = [text(0, 14, title, "strong")]
+    body += [line(150, 10, 170, 10, "train"), text(175, 14, "training, mean of a round", "small")]
+    if validation:
+        body += [mark("diamond", 338, 10, "validated"), text(350, 14, "validation", "small")]
+    body += axes(x, y, "step", name)
+    body.append(path(((x(step), y(loss)) for step, loss in train), "batch"))
+    body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
+    body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
+    for step, loss in validation:
+        said = f"step {count(step)}: validation loss {plain(loss)}"
+        beside = text(x(step) - 9, y(loss) - 9, plain(loss), "over small", "end")
+        body.append(group(said, mark("diamond", x(step), y(loss), "validated"), beside))
+    return picture(_WIDTH, _HEIGHT, f"{name.capitalize()} of {label} by step", body)
