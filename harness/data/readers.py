@@ -16,22 +16,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
-from harness.data.text_files import (
-    BEGINNING,
-    ENDINGS,
-    SHOWN,
-    Row,
-    Rows,
-    cap_problems,
-    display_path,
-    is_csv,
-    kind_of,
-    open_bytes,
-    open_text,
-    read_csv,
-    refuse_bomb,
-    refuse_no_header,
-)
+from harness.data import text_files
+from harness.data.text_files import Row, Rows, cap_problems, display_path, refuse_no_header
 from harness.errors import Problem, UserError, as_argument, refuse, refuse_unreadable
 from harness.records import parse_json
 from harness.spec import HUB
@@ -42,7 +28,7 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
     """Yield the objects of a file that has one in each line."""
     problems: list[Problem] = []
-    with open_text(file, shown, "\n") as text:
+    with text_files.open_text(file, shown, "\n") as text:
         for number, line in enumerate(text, start=1):
             if not line.strip():
                 continue
@@ -59,7 +45,7 @@ def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
 def read_json_array(file: Path, shown: str) -> list[Row]:
     """Return the objects of a JSON list, or of a table as pandas and SQuAD write it."""
     try:
-        with open_text(file, shown) as opened:
+        with text_files.open_text(file, shown) as opened:
             text = opened.read()
         value = parse_json(text, parse_constant=_no_number, object_pairs_hook=_once)
         _refuse_half_signs(text, value)
@@ -234,10 +220,10 @@ def _unread(error: Exception, reference: str, split: str, n: int, *, is_copy: bo
         expected = "a file of rows, or a folder in the hub's layout"
         next_step = "name a file of rows; this folder holds none"
         # Files of rows in the folder, or in folders of it, are named one by one.
-        files = [file for at in ("*", "*/*") for file in Path(reference).glob(at) if kind_of(file)]
+        files = [file for at in ("*", "*/*") for file in Path(reference).glob(at) if text_files.kind_of(file)]
         if names := sorted(map(str, files)):
-            more = f" or {len(names) - SHOWN:,} more" if len(names) > SHOWN else ""
-            shown = ", ".join(map(as_argument, map(display_path, names[:SHOWN])))
+            more = f" or {len(names) - text_files.SHOWN:,} more" if len(names) > text_files.SHOWN else ""
+            shown = ", ".join(map(as_argument, map(display_path, names[: text_files.SHOWN])))
             next_step = f"name a file: {shown}{more}"
     elif is_copy:
         next_step = "name the part that there is, as in hub:owner/name:config:split, or fix its files"
@@ -257,12 +243,12 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
             found = f"two columns named {twice!r}"
             raise UserError(Problem(shown, found, "every name once", "rename one of them"))
         n_bytes, places, step = 0, count(), "where that is meant, write it as JSON Lines"
-        refuse_bomb(shown, _LEAST * table.metadata.num_rows, file.stat().st_size, step)
+        text_files.refuse_bomb(shown, _LEAST * table.metadata.num_rows, file.stat().st_size, step)
         for batch in table.iter_batches(_AT_ONCE):  # of one text a million times a file holds one
             # Every value by itself: a dictionary holds once what stands many times.
             columns = [c.dictionary_decode() if hasattr(c, "dictionary") else c for c in batch.columns]
             n_bytes += _LEAST * batch.num_rows + sum(column.nbytes for column in columns)
-            refuse_bomb(shown, n_bytes, file.stat().st_size, step)
+            text_files.refuse_bomb(shown, n_bytes, file.stat().st_size, step)
             for fields in batch.to_pylist():
                 yield Row(f"{shown} row {next(places)}", replace_nan(fields))
 
@@ -299,8 +285,8 @@ _PLACE = re.compile(r"(?P<head>.+?)(?::(?P<line>\d+)| row \d+)")
 _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {
     ".jsonl": read_json_lines,
     ".json": read_json_array,
-    ".csv": read_csv,
-    ".tsv": read_csv,
+    ".csv": text_files.read_csv,
+    ".tsv": text_files.read_csv,
     ".parquet": read_parquet,
 }
 
@@ -327,9 +313,9 @@ def read(path: str, split: str) -> Rows:
 def phrase_no_rows(path: str, expected: str, next_step: str) -> Problem:
     """Phrase a file without a row: an empty one, or one that has but a header line."""
     found, file = "an empty file", Path(path)
-    if not path.startswith(HUB) and is_csv(path) and file.is_file():
-        with open_bytes(file, display_path(path)) as raw:
-            found = "a header line alone" if raw.read(BEGINNING).strip() else found
+    if not path.startswith(HUB) and text_files.is_csv(path) and file.is_file():
+        with text_files.open_bytes(file, display_path(path)) as raw:
+            found = "a header line alone" if raw.read(text_files.BEGINNING).strip() else found
     return Problem(display_path(path), found, expected, next_step)
 
 
@@ -352,7 +338,7 @@ def stream(path: str, split: str) -> Iterator[Row]:
     elif not file.is_file():
         found, expected = "a pipe or a device", "a file whose name says its kind, such as rows.jsonl"
         raise UserError(Problem(shown, found, expected, "write what it gives to a file first"))
-    elif kind := kind_of(file):
+    elif kind := text_files.kind_of(file):
         yield from _READERS[kind](file, shown)
     else:
         expected = "a file named *.jsonl, *.json, *.csv, *.tsv (each also .gz) or *.parquet"
@@ -383,5 +369,5 @@ def file_of(where: str) -> str:
     head = found["head"]
     if head.startswith(HUB):
         return head.partition(" ")[0]
-    is_file = head.lower().removesuffix(".gz").endswith(ENDINGS)
+    is_file = head.lower().removesuffix(".gz").endswith(text_files.ENDINGS)
     return head if is_file else head.rpartition(" ")[0]  # a folder in the hub's layout, and its part
