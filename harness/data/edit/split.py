@@ -164,6 +164,7 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
         if not joined:
             rows = {name: [content.rows[i] for i in part] for name, part in parts.items()}
             return SplitRows(rows, changes=[])
+        # Rows of one kind, and those alike across parts, get the name of the first kind among them.
         marks = [[("kind", str(kind))] for kind in kinds]
         for number, pair in enumerate(joined):
             for i in pair:
