@@ -265,7 +265,6 @@ def compare_validity(
     new: Sequence[SampleResult],
     *,
     clusters: Mapping[str, str] = {},
-    seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
     base_errors: BaseErrors = "worst",
@@ -282,9 +281,7 @@ def compare_validity(
     metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
     old = validity_rows(base, clusters)
     now = old if new == base else validity_rows(new, clusters)
-    return compare_rows(
-        metric, old, now, seed=seed, alpha=alpha, identical=identical, base_errors=base_errors
-    )
+    return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
 
 
 def compare_commonest_answers(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from harness.store import MetricColumns
 
 _ALPHA = 0.05
+_SEED = 0  # of the bootstrap, as everywhere
 
 
 class _Answers(NamedTuple):
@@ -38,18 +39,18 @@ class _Answers(NamedTuple):
     folds: NDArray[np.int_]
 
 
-def estimate_columns(metric: Metric, columns: "MetricColumns", seed: int = 0) -> Estimate | None:
+def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
-    return _estimate(metric, _read(metric, columns), sum(columns.failed), seed)
+    return _estimate(metric, _read(metric, columns), sum(columns.failed))
 
 
-def _estimate(metric: Metric, own: _Answers, n_errors: int, seed: int) -> Estimate | None:
+def _estimate(metric: Metric, own: _Answers, n_errors: int) -> Estimate | None:
     if not own.scored.any():
         return None
-    return identical_difference(metric, _arms(own, own), seed).base._replace(n_errors=n_errors)
+    return identical_difference(metric, _arms(own, own), _SEED).base._replace(n_errors=n_errors)
 
 
-def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed: int = 0) -> dict[str, int]:
+def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
     """Rank candidates by their scores on the same items, 1 the best; those that cannot be told apart share.
 
     A candidate that answered other items than most, or none that could be scored, gets no rank.
@@ -59,23 +60,23 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"], seed:
         groups.setdefault(answered.ids, {})[name] = answered
     largest = max(groups.values(), key=len, default={})
     same_items = {name: _read(metric, answered) for name, answered in largest.items()}
-    scores = {name: _estimate(metric, own, 0, seed) for name, own in same_items.items()}
+    scores = {name: _estimate(metric, own, 0) for name, own in same_items.items()}
     known = {name: e.unit.sign * e.score for name, e in scores.items() if e is not None}
     ranks: dict[str, int] = {}
     leader = ""
     for place, name in enumerate(sorted(known, key=lambda name: -known[name]), start=1):
-        if not leader or _differ(metric, same_items[leader], same_items[name], seed):
+        if not leader or _differ(metric, same_items[leader], same_items[name]):
             leader, ranks[name] = name, place
         else:
             ranks[name] = ranks[leader]
     return ranks
 
 
-def _differ(metric: Metric, one: _Answers, other: _Answers, seed: int) -> bool:
+def _differ(metric: Metric, one: _Answers, other: _Answers) -> bool:
     arms = _arms(one, other)
     if not arms.ids:
         return False
-    low, high = estimate_difference(metric, arms, seed).ends(_ALPHA)
+    low, high = estimate_difference(metric, arms, _SEED).ends(_ALPHA)
     return low > 0 or high < 0
 
 
@@ -140,8 +141,6 @@ def compare_recipes(
     metric: Metric,
     base: Sequence[Sequence[SampleResult]],
     new: Sequence[Sequence[SampleResult]],
-    *,
-    seed: int = 0,
 ) -> RecipeDifference:
     """Compare the means over the seeds of two recipes, each given by the rows of its runs.
 
@@ -160,7 +159,7 @@ def compare_recipes(
     aligned = [a.only(np.array([i in shared for i in a.ids])) for a in aligned]
     old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
     arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
-    found = estimate_difference(metric, arms, seed)
+    found = estimate_difference(metric, arms, _SEED)
     low, high = found.ends(_ALPHA)
     se = (high - low) / (2 * quantile(found.df, 1 - _ALPHA / 2))
     score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))

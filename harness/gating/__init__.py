@@ -228,5 +228,4 @@ def combine_exit_codes(judged: Sequence[GateResult]) -> int:
 
 def worst_result(judged: Sequence[GateResult]) -> GateResult:
     """Return the first of those whose verdict alone gives the exit code of them all."""
-    code = combine_exit_codes(judged)
-    return next(j for j in judged if combine_exit_codes([j]) == code)
+    return max(judged, key=lambda j: _FROM_BEST_TO_WORST.index(exit_code(j.verdict, j.policy)))
