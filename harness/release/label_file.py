@@ -268,9 +268,8 @@ def import_labels(
     for run in runs:
         scored = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
         answers = (answer_digest(metric, row) for row in select_scored(metric, scored).values())
-        if n := sum(answer in latest for answer in answers):
-            by_run[run.label] = n
-    return LabelImport(metric, n_labels, n_blank, by_run)
+        by_run[run.label] = sum(answer in latest for answer in answers)
+    return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
 
 
 def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
