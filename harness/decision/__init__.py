@@ -12,10 +12,8 @@ from typing import NamedTuple
 from harness import formatting, gating
 from harness.decision.ablation import (
     Ablation,
-    Factor,
     Means,
     Pair,
-    TrainingSet,
     TrainingSets,
     ablations,
     training_sets,
