@@ -9,9 +9,4 @@ from harness.models.chat_templates import find_left_out, render_chat
 from harness.models.endpoints import is_private
 from harness.models.hub import set_templates
 from harness.models.prefix_cache import windows
-from harness.models.tokenization import (
-    encode_all,
-    encode_answered,
-    join_to_plain_text,
-    mask_assistant,
-)
+from harness.models.tokenization import encode_all, encode_answered, join_to_plain_text, mask_assistant

@@ -1,13 +1,14 @@
 """Adapters held against the base that they are to stand on, before anything is computed with them.
 
 Invariant: of an adapter its configuration and the header of its weights are read, of the base what builds it
-without weights; PEFT itself says which tensors it makes of the one on the other. Some families compute with
-weights already when they are put on: what does not fit of these is found when they are opened.
+without weights; PEFT itself says which tensors it makes of the one on the other. What computes with weights
+when it is put on is judged when it is opened.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ _NOT_ALONE = ("LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 _PROBE = " A first line, 12,345 words:\n\n\tna\u00efve \u6f22\u5b57\r\n  and  an end. "
 # Sizes of the base in the configuration of a soft prompt.
 _SIZES = ("num_layers", "token_dim", "num_attention_heads")
-_OF_A_PART = "alora_invocation_tokens"
 # Embeddings with rows for tokens that were added before the training.
 _ADDED = re.compile(r"\b(?:embed_tokens|lm_head)\S*weight of size \((\d+), \d+\)")
 _SIZE = re.compile(
@@ -198,8 +198,8 @@ def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
     if (task := config.get("task_type")) not in _TASKS:
         found, step = f"task_type: {task}, an adapter with another head", "train it with CAUSAL_LM"
         return found, "an adapter of a causal language model", step
-    if config.get(_OF_A_PART):
-        return f"{_OF_A_PART}: an adapter for a part of a row", "an adapter for whole rows", "another adapter"
+    if config.get(part := "alora_invocation_tokens"):
+        return f"{part}: an adapter for a part of a row", "an adapter for whole rows", "another adapter"
     names = {field.name for field in fields(known[kind])} | {"runtime_config"}
     if unknown := {name: value for name, value in config.items() if name not in names and value}:
         found = ", ".join(f"{name}: {value}" for name, value in unknown.items())
@@ -212,6 +212,7 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
     """Put an adapter on the base without weights; say what does not fit, if that can be told."""
     import torch
     from peft import PeftConfig, get_peft_model
+    from peft.utils.other import _prepare_prompt_learning_config
 
     model = build_without_weights(source.path)
     if model is None:
@@ -223,36 +224,34 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
         config.inference_mode = True
         if hasattr(config, "init_lora_weights"):
             config.init_lora_weights = True  # others compute with weights
-        if beyond := [index for index in _trained_tokens(config) if index >= n_tokens]:
+        written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
+        trained = [*chain(*written.values())] if isinstance(written, dict) else written
+        if beyond := [index for index in trained if index >= n_tokens]:
             return f"trained rows of the tokens {_list_some(beyond)}, and the base has {n_tokens}"
-        if wrong := _other_sizes(config, model):
-            return wrong
+        if config.is_prompt_learning:
+            blank = replace(config, **dict.fromkeys(_SIZES))
+            here = vars(_prepare_prompt_learning_config(blank, model.config))
+            if other := [name for name in _SIZES if vars(config)[name] not in (None, here[name])]:
+                said = (f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
+                return ", ".join(said)
         with torch.device("meta"):
             made = get_peft_model(model, config)
             given = {name: torch.empty(tensor.shape) for name, tensor in tensors.items()}
         return _hold(made, config, given, own)
     except NotImplementedError:
         return ""
+    except KeyError as error:
+        return f"no {error.args[0]}, which its configuration asks for"
     except Exception as error:  # noqa: BLE001 (PEFT refuses a configuration in many ways)
-        return "" if "meta tensor" in str(error) else _phrase(error)
-
-
-def _trained_tokens(config: Any) -> list[int]:
-    """List the tokens whose embeddings an adapter holds."""
-    written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
-    return [i for of in written.values() for i in of] if isinstance(written, dict) else list(written)
-
-
-def _other_sizes(config: Any, model: Any) -> str:
-    """Say which size of the base a soft prompt was made for is not this one's; empty of other adapters."""
-    if not config.is_prompt_learning:
-        return ""
-    from peft.utils.other import _prepare_prompt_learning_config
-
-    blank = replace(config, **dict.fromkeys(_SIZES))
-    here = vars(_prepare_prompt_learning_config(blank, model.config))
-    other = [name for name in _SIZES if vars(config)[name] not in (None, here[name])]
-    return ", ".join(f"{name} {vars(config)[name]}, which is {here[name]} on the base" for name in other)
+        if "meta tensor" in str(error):
+            return ""
+        sizes = _SIZE.findall(str(error))
+        if not sizes:
+            return one_line(error)
+        name, theirs, ours = sizes[0]
+        more = f", and {len(sizes) - 1} more" if len(sizes) > 1 else ""
+        tensor = own_name(name).replace(".default", "")
+        return f"{tensor} of size ({theirs}), where the base and {CONFIG} make ({ours}){more}"
 
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
@@ -271,19 +270,6 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
     if unused:
         return f"{_list_some(unused)}, which would be ignored as the base does not have it"
     return f"no {_list_some(lacking)}, which its configuration asks for" if lacking else ""
-
-
-def _phrase(error: Exception) -> str:
-    """Say what PEFT refused; of tensors of another size the first with its sizes."""
-    if isinstance(error, KeyError):
-        return f"no {error.args[0]}, which its configuration asks for"
-    sizes = _SIZE.findall(str(error))
-    if not sizes:
-        return one_line(error)
-    name, theirs, ours = sizes[0]
-    more = f", and {len(sizes) - 1} more" if len(sizes) > 1 else ""
-    tensor = own_name(name).replace(".default", "")
-    return f"{tensor} of size ({theirs}), where the base and {CONFIG} make ({ours}){more}"
 
 
 def _list_some(names: Iterable[Any]) -> str:

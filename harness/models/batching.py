@@ -108,27 +108,24 @@ def grow(
             groups.append([i])
             width = len(row)
         before = row
-    return [_build_tree(group, rows, pairs, shared) for group in groups]
-
-
-def _build_tree(numbers: list[int], rows: Sequence[Tokens], pairs: Sequence[Pair], shared: int) -> PrefixTree:
-    tree = PrefixTree([], [], [], numbers, [])
-    path: list[int] = []  # the tokens of the row before
-    before: Tokens = ()
-    for i in numbers:
-        row = rows[i]
-        known, n = common_length((before, row)), len(tree.ids)
-        for token in path[known:]:
-            tree.ends[token] = n
-        path = [*path[:known], *range(n, n + len(row) - known)]
-        tree.ids.extend(row[known:])
-        tree.positions.extend(range(shared + known, shared + len(row)))
-        tree.ends.extend([0] * (len(row) - known))
-        tree.sources.append(path[len(pairs[i][0]) - 1 - shared :])
-        before = row
-    for token in path:
-        tree.ends[token] = len(tree.ids)
-    return tree
+    trees = [PrefixTree([], [], [], group, []) for group in groups]
+    for tree in trees:
+        path: list[int] = []  # the tokens of the row before
+        before = ()
+        for i in tree.numbers:
+            row = rows[i]
+            known, n = common_length((before, row)), len(tree.ids)
+            for token in path[known:]:
+                tree.ends[token] = n
+            path = [*path[:known], *range(n, n + len(row) - known)]
+            tree.ids.extend(row[known:])
+            tree.positions.extend(range(shared + known, shared + len(row)))
+            tree.ends.extend([0] * (len(row) - known))
+            tree.sources.append(path[len(pairs[i][0]) - 1 - shared :])
+            before = row
+        for token in path:
+            tree.ends[token] = len(tree.ids)
+    return trees
 
 
 def plan(

@@ -119,18 +119,14 @@ def classifier(folder: Path, weights_digest: str) -> TextCandidate:
     content = json.loads((folder / "classifier.json").read_text())
     params = content["params"]
     cut, words = (split_into_grams, {"token_pattern": WORD}) if content.get("grams") else (str, {})
-    model = make_pipeline(
-        TfidfVectorizer(
-            ngram_range=tuple(params["ngram_range"]), min_df=params["min_df"], sublinear_tf=True, **words
-        ),
-        LogisticRegression(C=params["C"], max_iter=1000),
-    ).fit(list(map(cut, content["texts"])), content["labels"])
+    n_grams = tuple(params["ngram_range"])
+    vectorizer = TfidfVectorizer(ngram_range=n_grams, min_df=params["min_df"], sublinear_tf=True, **words)
+    model = make_pipeline(vectorizer, LogisticRegression(C=params["C"], max_iter=1000))
+    model.fit(list(map(cut, content["texts"])), content["labels"])
     labels = tuple(map(str, model.classes_))
 
     def predict(texts: Sequence[str]) -> list[TextTable]:
-        return [
-            TextTable(labels, tuple(map(float, row)))
-            for row in model.predict_log_proba(list(map(cut, texts)))
-        ]
+        rows = model.predict_log_proba(list(map(cut, texts)))
+        return [TextTable(labels, tuple(map(float, row))) for row in rows]
 
     return TextCandidate(predict, weights_digest)

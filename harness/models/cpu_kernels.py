@@ -37,39 +37,23 @@ def prepack(model: "torch.nn.Module") -> None:
     """
     import torch
 
-    _transpose_weights(model)
+    linear = [m for m in model.modules() if type(m) is torch.nn.Linear and m.weight.device.type == "cpu"]
+    read_by_rows = {m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    for module in linear:
+        if module.weight.dtype == torch.float32 and module.weight.data_ptr() not in read_by_rows:
+            module.weight.data = module.weight.data.t().contiguous().t()  # stored by columns
     if not multiplies_bf16():
         return
     lay_out, multiply = (getattr(torch.ops.mkldnn, name) for name in _OPERATORS)
-    for module in model.modules():
-        if type(module) is torch.nn.Linear and _is_packable(module.weight):
-            forward = partial(_product, multiply, lay_out(module.weight.detach()), module.bias)
+    for module in linear:
+        if module.weight.dtype == torch.bfloat16:
+            layout, bias = lay_out(module.weight.detach()), module.bias
+            forward = partial(_multiply, multiply, layout, bias)
             setattr(module, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
 
 
-def _transpose_weights(model: "torch.nn.Module") -> None:
-    """Store the weights of linear layers in fp32 by columns; not those that an embedding reads by rows."""
-    import torch
-
-    read_by_rows = {m.weight.data_ptr() for m in model.modules() if isinstance(m, torch.nn.Embedding)}
-    for module in model.modules():
-        if type(module) is torch.nn.Linear and module.weight.data_ptr() not in read_by_rows:
-            weight = module.weight.data
-            if weight.device.type == "cpu" and weight.dtype == torch.float32:
-                module.weight.data = weight.t().contiguous().t()
-
-
-def _is_packable(weight: "torch.Tensor") -> bool:
-    import torch
-
-    return weight.device.type == "cpu" and weight.dtype == torch.bfloat16
-
-
-def _product(
-    multiply: Any, layout: "torch.Tensor", bias: "torch.Tensor | None", rows: "torch.Tensor"
-) -> "torch.Tensor":
-    out: torch.Tensor = multiply(rows, layout, bias, "none", [], "")
-    return out
+def _multiply(multiply: Any, layout: Any, bias: Any, rows: Any) -> Any:
+    return multiply(rows, layout, bias, "none", [], "")
 
 
 _QUERIES = 128  # their scores against 1,000 keys stay in a core's cache

@@ -1,14 +1,12 @@
 """Deltas of a base, in forms of our own: bottleneck adapters, matrices in place of others.
 
-Invariant: a folder names its form, and the file of that name in this package puts it on the base and takes
-it off again; the base is then what it was, to the last bit. Behind each sublayer of the style stands h +
-W_up f(W_down h + b_down) + b_up. In new ones W_up and b_up are 0, so that they change no bit of what the
-base computes. Its layer normalisation is not trained. A layer is replaced by one of the stored matrix and
-its own bias, and put back as it was.
-Source: Ding et al. 2022 (arXiv:2203.06904), who call parameters that are added or chosen so; Houlsby et al.
-2019 (arXiv:1902.00751), behind the attention and the feed-forward part of each layer; Pfeiffer et al. 2020
-(arXiv:2005.00247), behind the feed-forward part alone. An adapter of m units for d hidden ones has 2md + d +
-m parameters. The non-linearity of a style is AdapterHub's (arXiv:2007.07779); Hartford et al. 2024
+Invariant: a delta is put on a base and taken off again; the base is then what it was, to the last bit. Behind
+each sublayer of the style stands h + W_up f(W_down h + b_down) + b_up. In new ones W_up and b_up are 0, so
+that they change no bit of what the base computes. Its layer normalisation is not trained. A layer is replaced
+by one of the stored matrix and its own bias.
+Source: Ding et al. 2022 (arXiv:2203.06904) for the name; Houlsby et al. 2019 (arXiv:1902.00751), behind the
+attention and the feed-forward part of each layer; Pfeiffer et al. 2020 (arXiv:2005.00247), behind the
+feed-forward part alone; non-linearity by AdapterHub (arXiv:2007.07779); Hartford et al. 2024
 (arXiv:2406.06623), who train whole matrices of some layers
 """
 
@@ -16,6 +14,7 @@ import json
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -112,9 +111,15 @@ def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
 
 
 def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":
-    """Add the adapters' output to that of their sublayers, until the handles are removed."""
+    """Add the adapters' output to that (the first, of several) of their sublayers, by these handles."""
+
+    def add(bottleneck: Any, module: Any, args: Any, output: Any) -> Any:
+        hidden = output[0] if isinstance(output, tuple) else output
+        changed = hidden + bottleneck(hidden.to(bottleneck.down.weight.dtype)).to(hidden.dtype)
+        return (changed, *output[1:]) if isinstance(output, tuple) else changed
+
     found = _sublayers(model, form.style)
-    return [found[name].register_forward_hook(_make_hook(one)) for name, one in bottlenecks.items()]
+    return [found[name].register_forward_hook(partial(add, one)) for name, one in bottlenecks.items()]
 
 
 @contextmanager
@@ -139,17 +144,6 @@ def put_on_bottlenecks(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _make_hook(bottleneck: Any) -> Any:
-    """Return a hook that adds a bottleneck's output to that of a sublayer, the first of several outputs."""
-
-    def add(module: Any, args: Any, output: Any) -> Any:
-        hidden = output[0] if isinstance(output, tuple) else output
-        changed = hidden + bottleneck(hidden.to(bottleneck.down.weight.dtype)).to(hidden.dtype)
-        return (changed, *output[1:]) if isinstance(output, tuple) else changed
-
-    return add
 
 
 def _sublayers(model: Any, style: str) -> "dict[str, Module]":
@@ -182,37 +176,26 @@ def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str
     Raises:
         CandidateFailed: the base has no such layers.
     """
-    places = [(_parent(model, name), name.rpartition(".")[2], weight) for name, weight in tensors.items()]
-    before = [(parent, name, _layer_of(parent, name, weight)) for parent, name, weight in places]
+    named = model.named_modules(remove_duplicate=False)
+    layers = {name: layer for name, layer in named if name in tensors}
+    for name, weight in tensors.items():
+        own = getattr(layers.get(name), "weight", None)
+        if own is None or own.shape != weight.shape:
+            last = name.rpartition(".")[2]
+            has = "none" if own is None else f"one of the shape {tuple(own.shape)}"
+            found = f"a matrix for {last} of the shape {tuple(weight.shape)}, and the base has {has}"
+            raise CandidateFailed(found, "the base that it was trained on")
     try:
-        for (parent, name, layer), (_, _, weight) in zip(before, places, strict=True):
-            setattr(parent, name, _make_layer(layer, weight))
+        for name, layer in layers.items():
+            model.set_submodule(name, replace_weight(layer, tensors[name]))
         yield
     finally:
-        for parent, name, layer in before:
-            setattr(parent, name, layer)
+        for name, layer in layers.items():
+            model.set_submodule(name, layer)
 
 
-def _layer_of(parent: Any, name: str, weight: "Tensor") -> "Linear":
-    """Return the layer of a name, whose weight has the shape of another."""
-    layer: Linear | None = getattr(parent, name, None)
-    own = getattr(layer, "weight", None)
-    if layer is None or own is None or own.shape != weight.shape:
-        has = "none" if own is None else f"one of the shape {tuple(own.shape)}"
-        found = f"a matrix for {name} of the shape {tuple(weight.shape)}, and the base has {has}"
-        raise CandidateFailed(found, "the base that it was trained on")
-    return layer
-
-
-def _parent(model: Any, name: str) -> Any:
-    try:
-        return model.get_submodule(name.rpartition(".")[0])
-    except AttributeError:
-        return None
-
-
-def _make_layer(layer: "Linear", weight: "Tensor") -> "Linear":
-    """Return a linear layer of a matrix with the bias of another one, in that one's precision."""
+def replace_weight(layer: Any, weight: "Tensor") -> "Linear":
+    """Return a linear layer of another matrix, in the layer's precision, with its bias."""
     import torch
 
     made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")

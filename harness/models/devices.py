@@ -241,17 +241,13 @@ def load_base(
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
         refuse_headless(model, source.name)
-        _expect_no_router(model.config.get_text_config())
+        config = model.config.get_text_config()
+        if getattr(config, "num_local_experts", None) == 0:
+            config.router_aux_loss_coef = 0.0  # else TRL asks the model for it
         tokenizer = load_tokenizer(source)
         embeddings: Any = model.get_input_embeddings()
         _refuse_unknown_ids(tokenizer, len(embeddings.weight), source.name)
         return model, tokenizer
-
-
-def _expect_no_router(config: Any) -> None:
-    """Weight no loss of routers where there are none, as in the small sizes of Granite 4.0."""
-    if getattr(config, "num_local_experts", None) == 0:
-        config.router_aux_loss_coef = 0.0  # else TRL asks the model for it
 
 
 def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:

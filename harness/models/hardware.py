@@ -104,7 +104,11 @@ def ignores_load() -> bool:
 
 def load() -> Load:
     """Read what this process has used so far: clock, processor time and time that its threads waited."""
-    return Load(time.perf_counter(), time.process_time(), _measure_waited_s())
+    waited_ns = []  # of each thread, while it was runnable and did not run
+    for thread in Path("/proc/self/task").glob("*"):
+        with suppress(OSError, IndexError, ValueError):
+            waited_ns.append(int((thread / "schedstat").read_text().split()[1]))
+    return Load(time.perf_counter(), time.process_time(), sum(waited_ns) / 1e9 if waited_ns else None)
 
 
 def reset_peak() -> bool:
@@ -113,15 +117,6 @@ def reset_peak() -> bool:
         Path("/proc/self/clear_refs").write_text("5")
         return True
     return False
-
-
-def _measure_waited_s() -> float | None:
-    """Add up how long the threads of this process were runnable and did not run; None where nobody counts."""
-    waited_ns = []
-    for thread in Path("/proc/self/task").glob("*"):
-        with suppress(OSError, IndexError, ValueError):
-            waited_ns.append(int((thread / "schedstat").read_text().split()[1]))
-    return sum(waited_ns) / 1e9 if waited_ns else None
 
 
 class Memory(NamedTuple):

@@ -1,9 +1,7 @@
 """Language models of transformers in memory: a base, and the adapters and soft prompts that are put on it.
 
 Invariant: a base is itself again, bit for bit, when an adapter is taken off. The base's own layers are never
-written; merged copies stand in their place for a while. A layer that adds a sparse update at each pass
-computes what PEFT computes, without gradients. What follows is computed as by PEFT's own forward pass; the
-base model is not changed.
+written; merged copies stand in their place for a while. Everything else computes what PEFT computes.
 Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385), Li and Liang 2021
 (arXiv:2101.00190)
 """
@@ -11,7 +9,6 @@ Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +18,7 @@ from harness.models.against_base import adapter_problems, open_adapter, read_ada
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack
+from harness.models.deltas import replace_weight
 from harness.models.devices import load_base
 from harness.models.generation import (
     Continuation,
@@ -291,10 +289,15 @@ def merge_layers(model: Any) -> Iterator[bool]:
     Yields whether it did. Left as it is: what has no adapter, one that is more than low-rank updates of
     unquantised linear layers, and one for whose copies there is no memory.
     """
+    import torch
+
     places = _low_rank_layers(model)
     try:
         for parent, name, layer in places:
-            setattr(parent, name, _merge_layer(layer))
+            base = layer.base_layer
+            with torch.no_grad():  # its weights and its adapter's together, rounded once
+                weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
+            setattr(parent, name, replace_weight(base, weight))
         yield bool(places)
     finally:
         for parent, name, layer in places:
@@ -308,9 +311,6 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     import torch
     from peft.tuners import lora
 
-    def is_more(layer: Any) -> bool:
-        return bool(layer.lora_variant) or any(layer.lora_bias.values())
-
     places: list[tuple[Any, str, Any]] = [
         (parent, name, layer)
         for parent in model.modules()
@@ -318,25 +318,13 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
         if isinstance(layer, lora.LoraLayer)
     ]
     plain = all(
-        type(layer) is lora.Linear and type(layer.base_layer) is torch.nn.Linear and not is_more(layer)
+        type(layer) is lora.Linear
+        and type(layer.base_layer) is torch.nn.Linear
+        and not (layer.lora_variant or any(layer.lora_bias.values()))
         for _, _, layer in places
     )
     n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
     return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
-
-
-def _merge_layer(layer: Any) -> Any:
-    """Return a linear layer of a layer's weights and its adapter's together, rounded once."""
-    import torch
-
-    base = layer.base_layer
-    with torch.no_grad():
-        weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
-        weight = weight.to(base.weight.dtype)
-    made = torch.nn.Linear(base.in_features, base.out_features, bias=base.bias is not None, device="meta")
-    made.weight, made.bias = torch.nn.Parameter(weight, requires_grad=False), base.bias
-    prepack(made)
-    return made
 
 
 def compute_in_normal_mode(model: Any) -> None:
@@ -345,22 +333,13 @@ def compute_in_normal_mode(model: Any) -> None:
     On a CPU several threads add a sparse matrix to one that is stored by columns (see `cpu_kernels`). They
     are not in inference mode, and may not write to a tensor that was made in it.
     """
+    import torch
     from peft.tuners.shira.layer import ShiraLayer
 
     for layer in model.modules():
         if isinstance(layer, ShiraLayer):
-            forward = partial(_compute, layer.forward)  # type: ignore[attr-defined]
+            forward = torch.no_grad()(torch.inference_mode(mode=False)(layer.forward))  # type: ignore[attr-defined]
             setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
-
-
-def _compute(forward: Any, *args: Any, **kwargs: Any) -> Any:
-    import torch
-
-    with torch.inference_mode(mode=False), torch.no_grad():
-        return forward(*args, **kwargs)
-
-
-_AS_KEYS = ("PREFIX_TUNING", "CARTRIDGE")
 
 
 def soft_prompt(model: Any, engine: str) -> "Cache":
@@ -377,7 +356,7 @@ def soft_prompt(model: Any, engine: str) -> "Cache":
         raise CandidateFailed(reason, "another peft_type, as LORA")
     with torch.inference_mode():
         learned = model.get_prompt(batch_size=1)
-        if model.active_peft_config.peft_type in _AS_KEYS:
+        if model.active_peft_config.peft_type in ("PREFIX_TUNING", "CARTRIDGE"):
             keys: Cache = learned
             return keys
         cache = empty_cache(base)

@@ -133,29 +133,26 @@ class Executor:
         lengths = [len(context) + len(continuation) for context, continuation in pairs]
         alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
         short = [i for i, length in enumerate(lengths) if length < alike]
-        scored = dict(zip(short, self._score_alike([pairs[i] for i in short]), strict=True))
+        scored = dict(zip(short, self._score_together([pairs[i] for i in short]), strict=True))
         for i in sorted({*range(len(pairs))} - scored.keys()):
             forget_length(self.model)
             scored[i] = self._score_alone(pairs[i])
         return [scored[i] for i in range(len(pairs))]
 
-    def _score_alike(self, pairs: Sequence[Pair]) -> list[Scored]:
+    def _score_together(self, pairs: Sequence[Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":
             return self._score_trees(pairs, 0, None)
+        virtual = self.prefixes.virtual_ids
+        pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
         with chunk_attention(self.model):
-            return self._score_packed(pairs)
+            shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
+            prefix = self._prefix(pairs[0][0][:shared]) if shared else None
+            return self._score_trees(pairs, shared, prefix)
 
     def _score_alone(self, pair: Pair) -> Scored:
         return self._with_less_memory(self._trees([pair]), [pair], None)[0]
-
-    def _score_packed(self, pairs: Sequence[Pair]) -> list[Scored]:
-        virtual = self.prefixes.virtual_ids
-        pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
-        shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
-        prefix = self._prefix(pairs[0][0][:shared]) if shared else None
-        return self._score_trees(pairs, shared, prefix)
 
     def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
         trees = self._trees(pairs, shared)
@@ -215,7 +212,9 @@ class Executor:
                 torch.tensor(of, device=logits.device) for of in (packed.where, packed.targets)
             )  # (m,)
             n_rows = _SLICE[logits.device.type]
-            total = torch.cat([_normaliser(rows.float()) for rows in logits.split(n_rows)])
+            # log Σ exp of each row; `logsumexp` goes over fresh memory five times.
+            slices = (rows.float() for rows in logits.split(n_rows))
+            total = torch.cat([rows.amax(-1) - rows.log_softmax(-1).amax(-1) for rows in slices])
             chosen = logits[where, targets]
             greedy = chosen == logits.amax(-1)[where]
             # Of equal logits the first is the argmax.
@@ -235,26 +234,21 @@ class Executor:
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
             inputs["position_ids"] = torch.tensor(packed.positions, device=device)
-            inputs["attention_mask"] = self._masks(packed, inputs["position_ids"], _length(prefix))
+            # A token sees what was read before, and the way from its root: (b, w, shared + w).
+            positions, shared = inputs["position_ids"], _length(prefix)
+            ends = torch.tensor(packed.ends, device=device)  # (b, w)
+            order = torch.arange(ends.shape[1], device=device)
+            seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
+            mask = additive_mask(self.model, torch.nn.functional.pad(seen, (shared, 0), value=True))
+            before = torch.arange(shared, device=device).expand(len(ends), -1)
+            places = torch.cat([before, positions], 1)
+            windows = self.prefixes.windows or ()
+            inputs["attention_mask"] = cut_to_windows(mask, positions, places, windows)
         if prefix:
             inputs |= {"past_key_values": row_cache(self.model, prefix, len(packed.ids)), "use_cache": True}
         with project_only(self.model, torch.tensor(packed.sources, device=device)):
             logits: torch.Tensor = self.model(**inputs).logits[0]
             return logits
-
-    def _masks(
-        self, packed: Pack, positions: "torch.Tensor", shared: int
-    ) -> "torch.Tensor | dict[str, torch.Tensor]":
-        """Return the additive masks (b, 1, w, shared + w): what was read before, and the way from a root."""
-        import torch
-
-        ends = torch.tensor(packed.ends, device=self.model.device)  # (b, w)
-        order = torch.arange(ends.shape[1], device=self.model.device)
-        seen = (order[:, None] >= order) & (order[:, None] < ends[:, None])
-        seen = torch.nn.functional.pad(seen, (shared, 0), value=True)
-        before = torch.arange(shared, device=self.model.device).expand(len(ends), -1)
-        places = torch.cat([before, positions], 1)
-        return cut_to_windows(additive_mask(self.model, seen), positions, places, self.prefixes.windows or ())
 
     def _choose_engine(self) -> str:
         """Score a small tree in both ways."""
@@ -268,17 +262,14 @@ class Executor:
         alone = [[self._probe_alone(pair) for pair in pairs] for pairs in probes]
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
             raise self._no_numbers()
-        if self._sees_what_follows(probes[0], alone[0]):
+        # The first half of each continuation scores the same where the second is left out.
+        halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in probes[0]]
+        whole = [logprobs[: len(half)] for logprobs, half in zip(alone[0], halves, strict=True)]
+        if gap(halves, whole) > self._tolerance:
             found = f"{type(self.model).__name__} reads a token by those after it too"
             raise CandidateFailed(found, _ANOTHER)
         agree = packed and all(a and gap(a, b) < self._tolerance for a, b in zip(packed, alone, strict=True))
         return "packed" if agree else "padded"
-
-    def _sees_what_follows(self, pairs: Sequence[Pair], scored: Sequence[Sequence[float]]) -> bool:
-        """Tell whether the first half of each continuation scores otherwise where the second is left out."""
-        halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in pairs]
-        whole = [of[: len(half)] for of, half in zip(scored, halves, strict=True)]
-        return gap(halves, whole) > self._tolerance
 
     @property
     def _tolerance(self) -> float:
@@ -318,11 +309,6 @@ def gap(some: Sequence[Sequence[float]], others: Sequence[Sequence[float]]) -> f
 
 def _length(prefix: "Cache | None") -> int:
     return int(prefix.get_seq_length()) if prefix else 0
-
-
-def _normaliser(logits: "torch.Tensor") -> "torch.Tensor":
-    """Return log Σ exp of each row of logits (u, v); `logsumexp` goes over fresh memory five times."""
-    return logits.amax(-1) - logits.log_softmax(-1).amax(-1)
 
 
 @contextmanager

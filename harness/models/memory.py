@@ -8,9 +8,7 @@ al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14
 
 from typing import NamedTuple
 
-from harness.models.shapes import (
-    Shape,
-)
+from harness.models.shapes import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
 BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8

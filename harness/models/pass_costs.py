@@ -60,7 +60,9 @@ def costs_of(model: "PreTrainedModel", source: ModelSource, machine: Machine) ->
     """Return what a pass of a base costs here: a CPU's own figures, or those of its card."""
     if machine.device == "cpu":
         return CPU_COSTS
-    return card_costs(model, source, machine, _card_bytes(model))
+    placed: Any = model
+    cards = len(set(placed.hf_device_map.values())) if is_spread(model) else 1
+    return card_costs(model, source, machine, cards * hardware.memory("cuda").total_gib * 2**30)
 
 
 def card_costs(
@@ -92,13 +94,6 @@ def learn_costs(known: Mapping[str, Any]) -> None:
     """Take over what was measured elsewhere."""
     for key, costs in known.items():
         memo(_KIND, key, lambda costs=costs: costs)  # type: ignore[misc]
-
-
-def _card_bytes(model: "PreTrainedModel") -> float:
-    """Return the memory of the cards that a model lies on."""
-    placed: Any = model
-    cards = len(set(placed.hf_device_map.values())) if is_spread(model) else 1
-    return cards * hardware.memory("cuda").total_gib * 2**30
 
 
 def _measure(model: "PreTrainedModel") -> list[int] | None:

@@ -49,7 +49,9 @@ def build(context: PromptingContext, params: Params) -> Step:
 
     def show(example: Example) -> Example:
         shots = list(islice(_others(ranked(example), example), params.shots))
-        return _put_turns(example, shots[::-1])
+        system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
+        turns = [turn for shot in shots[::-1] for turn in _turns(shot)]
+        return replace(example, messages=(*system, *turns, *example.messages[len(system) :]))
 
     return show
 
@@ -82,13 +84,6 @@ def _dialogue(example: Example) -> str:
     """Return the text of all user and assistant turns, without retrieved passages."""
     earlier = [turn for turn in example.messages[:-1] if turn["role"] != "system"]
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
-
-
-def _put_turns(example: Example, shots: list[Example]) -> Example:
-    """Insert shots after an example's system messages, before its first turn."""
-    system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
-    turns = [turn for shot in shots for turn in _turns(shot)]
-    return replace(example, messages=(*system, *turns, *example.messages[len(system) :]))
 
 
 def _turns(shot: Example) -> list[Message]:

@@ -29,13 +29,7 @@ content, so everything that was computed once is reused.
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
-from harness.store.champion_files import (
-    Champion,
-    champion_file,
-    champions,
-    find_first_base,
-    read_champion,
-)
+from harness.store.champion_files import Champion, champion_file, champions, find_first_base, read_champion
 from harness.store.garbage import (
     Leftover,
     References,

@@ -95,7 +95,12 @@ def connect(store: Store) -> Iterator["DuckDBPyConnection"]:
     if db is None and update(store):
         db = _open_current(store, despite_skipped=True)
     if db is None:
-        db = _build_in_memory(store)
+        import duckdb
+
+        db = hide_progress_bar(duckdb.connect())
+        with clear_errors(store, str(store.folder), REINDEX):
+            ingest.create(db, store)
+            ingest.sync(db, store)
     with db:
         yield db
 
@@ -136,7 +141,16 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
     with clear_errors(store, str(store.index), REINDEX):
         for pause_s in (*_PAUSES_S, None):
             try:
-                return _try_open(store, despite_skipped=despite_skipped)
+                db = _connect(store, _BRIEF_S, read_only=True)
+                try:
+                    _refuse_newer(db)
+                    if ingest.is_current(db, store) and (despite_skipped or not ingest.is_behind(db, store)):
+                        return db
+                except BaseException:
+                    db.close()
+                    raise
+                db.close()
+                return None
             except _IndexLocked:
                 return None
             except duckdb.Error:
@@ -144,29 +158,6 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
                     raise
                 time.sleep(pause_s)
     return None
-
-
-def _try_open(store: Store, *, despite_skipped: bool) -> "DuckDBPyConnection | None":
-    db = _connect(store, _BRIEF_S, read_only=True)
-    try:
-        _refuse_newer(db)
-        if ingest.is_current(db, store) and (despite_skipped or not ingest.is_behind(db, store)):
-            return db
-    except BaseException:
-        db.close()
-        raise
-    db.close()
-    return None
-
-
-def _build_in_memory(store: Store) -> "DuckDBPyConnection":
-    import duckdb
-
-    db = hide_progress_bar(duckdb.connect())
-    with clear_errors(store, str(store.folder), REINDEX):
-        ingest.create(db, store)
-        ingest.sync(db, store)
-    return db
 
 
 def _rebuild(store: Store) -> Counts:
@@ -250,31 +241,23 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
 def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
-    _refuse_empty(store)
+    if not any(store.folder.glob("*/run.json")):
+        found = "no stored run" if store.folder.is_dir() else "no such folder"
+        step = "make one: harness compare, or name another folder with --runs"
+        raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
     with _QUERYING, connect(store) as db:
-        _close_doors(db, store)
+        # It reads the store's rows, and no other file, address or Python variable, irrevocably.
+        rows = store.folder.resolve() / "rows"
+        db.execute("SET python_enable_replacements = false")
+        db.execute(f"SET allowed_directories = {quote_texts([f'{rows}/', f'{pattern(rows)}/'])}")
+        db.execute("SET enable_external_access = false")
+        db.execute("SET lock_configuration = true")
         try:
             _refuse_other(db.extract_statements(sql))
             _refuse_damaged(store, db, sql)
             yield db.execute(sql)
         except duckdb.Error as error:
             raise UserError(_problem(error)) from error
-
-
-def _close_doors(db: "DuckDBPyConnection", store: Store) -> None:
-    """Restrict a connection to the store's rows: no other file, address or Python variable, irrevocably."""
-    rows = store.folder.resolve() / "rows"
-    db.execute("SET python_enable_replacements = false")
-    db.execute(f"SET allowed_directories = {quote_texts([f'{rows}/', f'{pattern(rows)}/'])}")
-    db.execute("SET enable_external_access = false")
-    db.execute("SET lock_configuration = true")
-
-
-def _refuse_empty(store: Store) -> None:
-    if not any(store.folder.glob("*/run.json")):
-        found = "no stored run" if store.folder.is_dir() else "no such folder"
-        step = "make one: harness compare, or name another folder with --runs"
-        raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
 
 
 def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:

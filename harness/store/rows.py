@@ -118,7 +118,15 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
         return
     with clear_errors(store, f"rows {identity.digest}", AGAIN), memory() as db:
         _merge(db, [_block_path(path.parent, index) for index in blocks], path if stored else None)
-        n_kept = _whole_prefix(db, n_rows, identity)
+        # Rows at positions 0, 1, 2, … without a gap or a repeated example are kept.
+        ordered = "SELECT *, row_number() OVER (ORDER BY position) - 1 AS expected FROM merged"
+        query = f"SELECT count(*), count(DISTINCT example_id) FROM ({ordered}) WHERE position = expected"
+        ((n_whole, n_distinct),) = db.execute(query).fetchall()
+        if n_whole < n_rows:
+            where = f"rows {identity.digest} of {identity.task}/{identity.split}"
+            found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
+            raise failure(where, found, "every block", AGAIN)
+        n_kept = int(n_whole) if n_distinct == n_whole else n_rows
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
         copy = f"COPY ({select}) TO '{{}}' (FORMAT parquet)"
 
@@ -317,18 +325,6 @@ def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | Non
         new = f"SELECT position // {BLOCK} FROM merged"
         kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({new})"
         db.execute(f"INSERT INTO merged BY NAME {kept}", [pattern(parquet)])
-
-
-def _whole_prefix(db: "DuckDBPyConnection", n_rows: int, identity: RowsIdentity) -> int:
-    """Return how many rows lie at positions 0, 1, 2, … without a gap or a repeated example."""
-    ordered = "SELECT *, row_number() OVER (ORDER BY position) - 1 AS expected FROM merged"
-    query = f"SELECT count(*), count(DISTINCT example_id) FROM ({ordered}) WHERE position = expected"
-    ((n_whole, n_distinct),) = db.execute(query).fetchall()
-    if n_whole < n_rows:
-        where = f"rows {identity.digest} of {identity.task}/{identity.split}"
-        found = f"{n_whole:,} of {n_rows:,} rows; block {n_whole // BLOCK} is missing or cut short"
-        raise failure(where, found, "every block", AGAIN)
-    return int(n_whole) if n_distinct == n_whole else n_rows
 
 
 def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
