@@ -1,12 +1,10 @@
 """Loading of a base: on which devices it lies, in which precision, quantised and checked.
 
-Invariant: the plan rests on sizes alone. Where the base fits one device nothing is spread, and where it is
-spread accelerate computes each layer as it would be computed there: the answers are the same, later. Weights
-are in the machine's precision, and lie where they are placed. What transformers cannot load, and a tokenizer
-that does not fit, fails with its reason. CuDNN's is none of them. Its backward pass gives gradients that are
-not numbers where a mask is passed and a batch is 64 tokens longer than a multiple of 128.
-Source: pytorch/pytorch issue 196678 (H100 and H200, torch from 2.11 on, where cuDNN's kernel comes first)
-and huggingface/trl issue 7181, where DPO and KTO met it
+Invariant: the plan rests on sizes alone. What fits one device is not spread; accelerate computes spread
+layers as they would be computed there, so the answers are the same, later. What cannot be loaded fails with
+its reason. Attention is never cuDNN's, whose backward pass gives gradients that are not numbers where a mask
+is passed and a batch is 64 tokens longer than a multiple of 128.
+Source: pytorch/pytorch issue 196678 (H100 and H200, torch from 2.11 on), huggingface/trl issue 7181
 """
 
 import logging
@@ -28,6 +26,8 @@ from harness.progress import quiet_libraries
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+_LAYER = re.compile(r"\.(\d+)\.")
+_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
 _SPARE = 0.9  # of main memory that weights may take, where they are held there for another device
 # Tokens whose keys and values need room beside the weights: a long prompt. What is answered together is
 # halved where memory runs out, so a base that has room for this much is one that fits.
@@ -89,29 +89,14 @@ def is_spread(model: Any) -> bool:
 
 
 def refuse_offloaded(model: Any) -> None:
-    """Refuse to put an adapter on a base of which some layers wait elsewhere until they are computed.
+    """Refuse to put an adapter on a base whose layers lie partly in main memory beside a GPU, or on the disk.
 
     Raises:
-        CandidateFailed: they lie in main memory beside a GPU, or on the disk.
+        CandidateFailed: some wait there until they are computed.
     """
     if is_spread(model) and {"cpu", "disk"} & {*model.hf_device_map.values()}:
-        found = (
-            "an adapter on a base that lies partly in main memory or on the disk, which PEFT cannot change"
-        )
-        raise CandidateFailed(found, "quantization: nf4, or more memory")
-
-
-def refuse_headless(model: Any, name: str) -> None:
-    """Refuse a base of which not even the embeddings have room on a device.
-
-    Raises:
-        CandidateFailed: they lie on the disk.
-    """
-    if model.device.type == "meta":
-        raise CandidateFailed(f"{name}: no memory has room for its embeddings", "a smaller base_model")
-
-
-_LAYER = re.compile(r"\.(\d+)\.")
+        where = "partly in main memory or on the disk, which PEFT cannot change"
+        raise CandidateFailed(f"an adapter on a base that lies {where}", "quantization: nf4, or more memory")
 
 
 def _load_plain(
@@ -162,16 +147,17 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
     text: Any = model.config.get_text_config(decoder=True)
     n_layers = getattr(text, "num_hidden_layers", inf)
     n_read = n_layers + (getattr(text, "num_nextn_predict_layers", 0) or 0)
-    if left := sorted(name for name in info["unexpected_keys"] if _is_of_layer_beyond(name, n_read, names)):
+    beyond = [
+        name
+        for name in info["unexpected_keys"]
+        if (at := _LAYER.search(name))
+        and int(at[1]) >= n_read
+        and f"{name[: at.start()]}.0.{name[at.end() :]}" in names
+    ]
+    if left := sorted(beyond):
         found = f"{source.path}: num_hidden_layers: {n_layers} by its config.json, and {left[0]} in its files"
         raise CandidateFailed(found, "the config.json that was published with the weights")
     return model
-
-
-def _is_of_layer_beyond(name: str, n_layers: float, names: set[str]) -> bool:
-    """Tell whether a tensor is one that the first layer has too, of a layer beyond so many."""
-    at = _LAYER.search(name)
-    return at is not None and int(at[1]) >= n_layers and f"{name[: at.start()]}.0.{name[at.end() :]}" in names
 
 
 def _load_nf4(
@@ -214,9 +200,6 @@ def _load_int8(
 LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
 
 
-_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
-
-
 def load_base(
     source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
@@ -240,26 +223,23 @@ def load_base(
         known = choose_supported_attention(source.path, attention)
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
         model = LOADERS[source.quantization](source, machine, known, placed)
-        refuse_headless(model, source.name)
+        if model.device.type == "meta":
+            reason = f"{source.name}: no memory has room for its embeddings"
+            raise CandidateFailed(reason, "a smaller base_model")
         config = model.config.get_text_config()
         if getattr(config, "num_local_experts", None) == 0:
             config.router_aux_loss_coef = 0.0  # else TRL asks the model for it
         tokenizer = load_tokenizer(source)
         embeddings: Any = model.get_input_embeddings()
-        _refuse_unknown_ids(tokenizer, len(embeddings.weight), source.name)
+        # Added tokens beyond the embeddings that stand in no chat may stay.
+        n_ids, added, chat = len(embeddings.weight), tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
+        in_use = (tokenizer.bos_token, tokenizer.eos_token)
+        beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
+        if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
+            reason = f"{source.name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
+            step = "its own tokenizer, or model.resize_token_embeddings before saving it"
+            raise CandidateFailed(reason, step)
         return model, tokenizer
-
-
-def _refuse_unknown_ids(tokenizer: "PreTrainedTokenizerBase", n_ids: int, name: str) -> None:
-    """Refuse a tokenizer with tokens beyond the embeddings; added ones that stand in no chat may stay."""
-    if len(tokenizer) <= n_ids:
-        return
-    added, chat = tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
-    in_use = (tokenizer.bos_token, tokenizer.eos_token)
-    beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
-    if read := sorted(one for one in beyond if one not in added or one in in_use or one in chat):
-        found = f"{name}: {len(read)} of its tokens have no embeddings, such as {read[0]!r}"
-        raise CandidateFailed(found, "its own tokenizer, or model.resize_token_embeddings before saving it")
 
 
 @contextmanager

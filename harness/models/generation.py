@@ -1,9 +1,8 @@
 """Answers of a language model, greedy or drawn: prompts are read in small batches, answered in large ones.
 
 Invariant: batches are cut by the prompts' lengths alone, never by what is answered. Rows that have ended
-leave one in fp32 only: in half precision other shapes round to other tokens, and candidates that are asked
-the same are computed in the same shapes. What is drawn for a prompt depends on its seed, never on what lies
-beside it in a batch.
+leave one in fp32 only: in half precision other shapes round to other tokens. What is drawn for a prompt
+depends on its seed, never on what lies beside it in a batch.
 Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
@@ -72,7 +71,7 @@ def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
     """Return what draws the tokens of each row, by as many uniform numbers as it may have tokens.
 
     A number falls into the tokens' cumulative probability at the temperature: of all tokens in the order of
-    their ids, or of the likeliest ones that together have `top_p`, the likeliest first.
+    their ids, or of the likeliest ones that together have `top_p`.
     """
     import numpy as np
     import torch
@@ -226,7 +225,9 @@ def _go_on(
     worth = _WORTH_COPYING if model.dtype == torch.float32 else 0.0
     while new.shape[1] < max_new_tokens and not over.all():
         if (going := ~over).sum() <= worth * len(rows):
-            _keep_rows(cache, going)
+            layers: Sequence[Any] = cache.layers
+            for layer in layers:
+                layer.keys, layer.values = layer.keys[going], layer.values[going]
             rows, new, over = rows[going], new[going], over[going]
             mask, positions, places = mask[going], positions[going], places[going]
         mask[..., at + new.shape[1] - 1] = 0
@@ -239,13 +240,6 @@ def _go_on(
         over = over | torch.isin(token, ending) | stopped(new)
     filled: list[list[int]] = made[:, : new.shape[1]].tolist()
     return filled
-
-
-def _keep_rows(cache: "Cache", going: "torch.Tensor") -> None:
-    """Keep the keys of the rows that go on."""
-    layers: Sequence[Any] = cache.layers
-    for layer in layers:
-        layer.keys, layer.values = layer.keys[going], layer.values[going]
 
 
 def _causal_masks(

@@ -1,9 +1,9 @@
 """Hardware probe: device, fastest precision and matrix speed, measured once and cached; contention.
 
-Invariant: the probe's result is cached under a key of everything it depends on, so an unchanged second
-command knows its precision without importing torch. What was measured while other work took the processors
-is cached for an hour, and decides nothing for longer.
-Source: Linux counts in /proc/PID/task/TID/schedstat how long a thread was runnable and did not run; 5 in
+Invariant: the result is cached under a key of everything it depends on, so an unchanged second command knows
+its precision without importing torch. What was measured while other work took the processors is cached for an
+hour.
+Source: /proc/PID/task/TID/schedstat counts how long a thread was runnable and did not run; 5 in
 /proc/PID/clear_refs resets the peak (proc(5))
 """
 
@@ -141,6 +141,10 @@ def memory(device: str) -> Memory:
     return Memory(free / 2**30, total / 2**30, "main memory")
 
 
+def _cpu_flags() -> str:
+    return proc_line("cpuinfo", "flags") or platform.processor()
+
+
 def proc_line(file: str, begins: str) -> str:
     """Return the line of a file below /proc that begins so; empty where there is none."""
     with suppress(OSError):
@@ -242,8 +246,12 @@ def probe(
     shape = SHAPE if shape is None else shape
     key = digest(
         [device, precision, version("torch"), platform.machine(), shape]
-        + [_cpu_flags()]
-        + [sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")), _MATRIX, Machine._fields]
+        + [
+            _cpu_flags(),
+            sorted(str(node) for node in Path("/dev").glob("nvidia[0-9]*")),
+            _MATRIX,
+            Machine._fields,
+        ]
         + [os.environ.get(k, "") for k in ("ONEDNN_MAX_CPU_ISA", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS")]
         + gpus_of_driver(root)
     )
@@ -277,10 +285,6 @@ def cpu_kernels() -> dict[str, str]:
     }
 
 
-def _cpu_flags() -> str:
-    return proc_line("cpuinfo", "flags") or platform.processor()
-
-
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:
     """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is slower."""
     found = Machine("cpu", name, precision, 0.0, speeds=speeds)
@@ -294,10 +298,8 @@ def gpus_of_driver(root: Path = Path("/")) -> list[str]:
         return []
     driver = root / "proc" / "driver" / "nvidia"
     found: list[str] = []
-    for file, begins in [
-        *((f, "Model") for f in sorted(driver.glob("gpus/*/information"))),
-        (driver / "version", "NVRM"),
-    ]:
+    for file in [*sorted(driver.glob("gpus/*/information")), driver / "version"]:
+        begins = "NVRM" if file.name == "version" else "Model"
         with suppress(OSError):
             found += [line for line in file.read_text().splitlines() if line.startswith(begins)]
     return found or ["unknown"]
@@ -348,17 +350,12 @@ def _gflops(device: str, precision: str) -> float:
     a = torch.randn(_MATRIX[device], _MATRIX[device], device=device).to(dtype(precision))
     small = a[: len(a) // 4, : len(a) // 4].contiguous()
     time_product(small)
-    a = a if may_be_large(time_product(small)) else small
+    a = a if 4**3 * time_product(small) <= _MOST_PRODUCT_S else small
     time_product(a)
     times = [time_product(a)]
     while sum(times) < _ROUND_S:
         times.append(time_product(a))
     return 2 * len(a) ** 3 * len(times) / sum(times) / 1e9
-
-
-def may_be_large(quarter_s: float) -> bool:
-    """Tell whether a product is quick enough to measure, by the seconds of one of a quarter of its rows."""
-    return 4**3 * quarter_s <= _MOST_PRODUCT_S
 
 
 def dtype(precision: str) -> "torch.dtype":

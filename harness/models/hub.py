@@ -85,7 +85,7 @@ class ModelSource(NamedTuple):
 
     `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest. `switches` is what stands in
     front of the chat template to set its variables (see `set_switches`), `template` that of a base without
-    one of its own (see `with_template`); both belong to the template digest.
+    one of its own (see `set_templates`); both belong to the template digest.
     """
 
     name: str
@@ -115,28 +115,21 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     elif Path(name).expanduser().is_dir():
         path = Path(name).expanduser().resolve()
     else:
-        path = _fetch_from_hub(name.removeprefix(HUB), where)
+        from huggingface_hub import snapshot_download
+
+        hub_id, patterns = name.removeprefix(HUB), ["*.json", SAFETENSORS, "*.model", "*.txt", "*.jinja"]
+        with _refuse_unknown(hub_id, where):
+            path = Path(snapshot_download(hub_id, allow_patterns=patterns, ignore_patterns=[*_OTHER_FORMS]))
     refuse(pickled_problems(path, f"{where} {name}"))
     weights, configs = weights_files(path), find_matching(path, _CONFIG_FILES)
     there = {"config.json": (path / "config.json").exists(), "weights": bool(weights)}
     if lacking := [what for what, is_there in there.items() if not is_there]:
-        raise UserError(
-            Problem(
-                f"{where} {name}",
-                f"a folder without {' and '.join(lacking)}",
-                "a model saved by save_pretrained",
-                "check the path",
-            )
-        )
+        found, expected = f"a folder without {' and '.join(lacking)}", "a model saved by save_pretrained"
+        raise UserError(Problem(f"{where} {name}", found, expected, "check the path"))
     refuse_damaged(path)
-    read_config(path)
-    return ModelSource(
-        name,
-        path,
-        content_digest([*weights, *configs]),
-        content_digest(tokenizer_files(path)),
-        _count_parameters(path),
-    )
+    n_parameters = sum(_count_by_tensor(path).values())
+    digests = content_digest([*weights, *configs]), content_digest(tokenizer_files(path))
+    return ModelSource(name, path, *digests, max(1, n_parameters))
 
 
 def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
@@ -150,11 +143,6 @@ def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]
     text = "".join(f"{{% set {name} = {json.dumps(value)} +%}}" for name, value in sorted(switches.items()))
     template = digest([source.template_digest, text]) if source.template_digest else ""
     return source._replace(template_digest=template, switches=text)
-
-
-def set_template(source: ModelSource, text: str) -> ModelSource:
-    """Return a base that writes chats by this template, in training and in evaluation."""
-    return source._replace(template_digest=digest([source.template_digest, text]), template=text)
 
 
 def chat_template(source: ModelSource) -> str:
@@ -176,8 +164,12 @@ def expert_share(source: ModelSource) -> float:
 
 @cache
 def _count_in_experts(path: Path, weights_digest: str) -> int:
-    """Count the parameters in experts by the headers of a model's files, once for each model."""
-    return expert_parameters(parameters_of(map_stored_tensors(path), find_packed_bits(read_config(path))))
+    return expert_parameters(_count_by_tensor(path))
+
+
+def _count_by_tensor(path: Path) -> dict[str, int]:
+    """Count the parameters of each tensor by the headers of a model's files."""
+    return parameters_of(map_stored_tensors(path), find_packed_bits(read_config(path)))
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -295,10 +287,9 @@ def list_special_tokens(source: ModelSource) -> list[str]:
     """List the tokens of a base that are not text (see `chat_templates`), remembered by its tokenizer."""
     if is_packed(source) or not has_tokenizer(source.path):
         return []
-    made: list[str] = memo(
-        "special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source))
-    )
-    return made
+    return [
+        *memo("special_tokens", source.template_digest, lambda: special_tokens_of(load_tokenizer(source)))
+    ]
 
 
 def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
@@ -306,27 +297,10 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
     tokenizer = load_tokenizer(source)
 
     def count(texts: Sequence[str]) -> list[int]:
-        return (
-            [len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"]]
-            if texts
-            else []
-        )
+        ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []
+        return list(map(len, ids))
 
     return count
-
-
-def _count_parameters(path: Path) -> int:
-    """Count the parameters by the safetensors' headers."""
-    bits = find_packed_bits(read_config(path))
-    return max(1, sum(parameters_of(map_stored_tensors(path), bits).values()))
-
-
-def _fetch_from_hub(name: str, where: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    patterns = ["*.json", SAFETENSORS, "*.model", "*.txt", "*.jinja"]
-    with _refuse_unknown(name, where):
-        return Path(snapshot_download(name, allow_patterns=patterns, ignore_patterns=list(_OTHER_FORMS)))
 
 
 def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -356,33 +330,18 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
     try:
         yield
     except HFValidationError:
-        raise UserError(
-            Problem(
-                f"{where} {name}",
-                "no such folder or hub id",
-                "the embedded model's name, a local folder or org/name",
-                did_you_mean(name, NAMES),
-            )
-        ) from None
+        expected, step = "the embedded model's name, a local folder or org/name", did_you_mean(name, NAMES)
+        raise UserError(Problem(f"{where} {name}", "no such folder or hub id", expected, step)) from None
     except GatedRepoError:
-        raise UserError(_phrase_gated(f"{where} {name}", name)) from None
+        found, expected = "a model whose licence has to be accepted first", "one that this account may fetch"
+        step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
+        raise UserError(Problem(f"{where} {name}", found, expected, step)) from None
     except (OSError, ValueError) as error:
+        found = f"the hub did not give it ({type(error).__name__})"
+        expected = "a hub id that can be fetched or is cached, or a local folder"
         hint = did_you_mean(name, NAMES) if "/" not in name else "check the spelling and the network"
-        raise UserError(
-            Problem(
-                f"{where} {name}",
-                f"the hub did not give it ({type(error).__name__})",
-                "a hub id that can be fetched or is cached, or a local folder",
-                hint + " (HF_HUB_OFFLINE=1 forbids fetching)",
-            )
-        ) from None
-
-
-def _phrase_gated(where: str, name: str) -> Problem:
-    """Say what a model takes whose owner wants to know who fetches it."""
-    found = "a model whose licence has to be accepted first"
-    step = f"accept it at https://huggingface.co/{name}, and set HF_TOKEN to a token of that account"
-    return Problem(where, found, "one that this account may fetch", step)
+        step = f"{hint} (HF_HUB_OFFLINE=1 forbids fetching)"
+        raise UserError(Problem(f"{where} {name}", found, expected, step)) from None
 
 
 def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
@@ -392,42 +351,34 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         UserError: tasks are prompted in chat of a base without a template; or a template is named that cannot
             be used, or that no base needs.
     """
-    lacking = [name for name, source in sources.items() if _lacks_template(source)]
-    if experiment.chat_template is not None:
-        return {**sources, **_complete(experiment.chat_template, {name: sources[name] for name in lacking})}
-    in_chat = [task.name for task in experiment.tasks if task.chat_template and task.kind != "bits_per_byte"]
-    if in_chat and lacking:
-        raise UserError([_phrase_no_template(name, in_chat) for name in lacking])
-    return dict(sources)
-
-
-def _lacks_template(source: ModelSource) -> bool:
-    return not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
-
-
-def _phrase_no_template(name: str, in_chat: list[str]) -> Problem:
-    known = ", ".join(template_names())
-    return Problem(
-        f"base_model {name}",
-        f"a tokenizer without a chat template, and tasks prompted in chat: {', '.join(in_chat)}",
-        "an instruction-tuned model, or a template for this one",
-        f"chat_template: {known.replace(', ', ' or ')} in harness.yaml, choose an instruct model, "
-        "or set chat_template: false on these tasks",
-    )
-
-
-def _complete(written: str, lacking: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
+    lacking = [
+        name
+        for name, source in sources.items()
+        if not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
+    ]
+    if (written := experiment.chat_template) is None:
+        in_chat = [t.name for t in experiment.tasks if t.chat_template and t.kind != "bits_per_byte"]
+        found = f"a tokenizer without a chat template, and tasks prompted in chat: {', '.join(in_chat)}"
+        step = (
+            f"chat_template: {' or '.join(template_names())} in harness.yaml, choose an instruct model, "
+            "or set chat_template: false on these tasks"
+        )
+        expected = "an instruction-tuned model, or a template for this one"
+        refuse(Problem(f"base_model {name}", found, expected, step) for name in lacking if in_chat)
+        return dict(sources)
     text = read_template(written)
     if not lacking:
         found, expected = f"{written}, and every base has a template of its own", "a base without one"
         raise UserError(Problem("chat_template", found, expected, "remove chat_template"))
-    made = {name: set_template(source, text) for name, source in lacking.items()}
-    problems = [p for source in made.values() for p in _problems(source, f"chat_template {written}")]
+    made = {
+        name: source._replace(template_digest=digest([source.template_digest, text]), template=text)
+        for name, source in sources.items()
+        if name in lacking
+    }
+    problems: list[Problem] = []
+    for source in made.values():
+        tokenizer = load_tokenizer(source)
+        ends = [*map_end_tokens(source, tokenizer).values()]
+        problems += template_problems(tokenizer, ends, f"chat_template {written}, {source.name}")
     refuse(problems)
-    return made
-
-
-def _problems(source: ModelSource, where: str) -> Iterator[Problem]:
-    tokenizer = load_tokenizer(source)
-    ends = [*map_end_tokens(source, tokenizer).values()]
-    yield from template_problems(tokenizer, ends, f"{where}, {source.name}")
+    return {**sources, **made}

@@ -251,9 +251,8 @@ class Server:
         except APIError as error:
             raise self._failure(error) from None
         except AttributeError:  # the client takes whatever came for a list
-            raise self.refusal(
-                "a page that is not a list of models", "a base_url that ends with /v1"
-            ) from None
+            found = "a page that is not a list of models"
+            raise self.refusal(found, "a base_url that ends with /v1") from None
         sizes = {one.id: (one.model_extra or {}).get("max_model_len") for one in listed.data or ()}
         return int(sizes.get(self.settings.model) or _ANY_LENGTH)
 
@@ -360,9 +359,8 @@ class CompletionsCandidate(PromptEncoder):
         # One token more is what was generated; two more are a prompt that the server added to.
         if len(values) not in (len(whole), len(whole) + 1) or any(x is None or not top for x, top in own):
             what = f"log-probabilities of {len(values)} tokens where {len(whole)} were sent"
-            raise self._server.refusal(
-                what, "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
-            )
+            step = "a server that echoes those of the prompt, such as vLLM, or protocol: chat"
+            raise self._server.refusal(what, step)
         return Likelihood(sum(x for x, _ in own), all(x >= max(top.values()) for x, top in own))
 
 
@@ -396,9 +394,8 @@ class ChatCandidate(PromptEncoder):
             CandidateFailed: always, where anything is asked.
         """
         if pairs:
-            raise CandidateFailed(
-                "chat gives no log-probabilities of a prompt", "params.protocol: completions"
-            )
+            found = "chat gives no log-probabilities of a prompt"
+            raise CandidateFailed(found, "params.protocol: completions")
         return []
 
     def _answer(self, limits: Limits, prompt: _Prompt) -> Output:
@@ -420,21 +417,19 @@ def _answers(
 ) -> list[Output]:
     """Answer prompts; one that the server finds too long is an error row, as it is with a model in memory."""
     start = time.perf_counter()
-    requests = list(map(_Prompt, prompts, seeds or repeat(None)))
-    made = server.each(partial(_or_too_long, server, ask), requests)
-    share = (time.perf_counter() - start) / max(len(prompts), 1)
-    return [replace(output, compute_s=share) for output in made]
-
-
-def _or_too_long(server: Server, ask: Callable[[_Prompt], Output], prompt: _Prompt) -> Output:
     from openai import BadRequestError, UnprocessableEntityError
 
-    try:
-        return ask(prompt)
-    except (BadRequestError, UnprocessableEntityError) as error:
-        if not _TOO_LONG.search(f"{error.code} {message(error)}"):
-            raise
-        return Output("", "error", error=server.error_text(error))
+    def ask_or_refuse(prompt: _Prompt) -> Output:
+        try:
+            return ask(prompt)
+        except (BadRequestError, UnprocessableEntityError) as error:
+            if not _TOO_LONG.search(f"{error.code} {message(error)}"):
+                raise
+            return Output("", "error", error=server.error_text(error))
+
+    made = server.each(ask_or_refuse, list(map(_Prompt, prompts, seeds or repeat(None))))
+    share = (time.perf_counter() - start) / max(len(prompts), 1)
+    return [replace(output, compute_s=share) for output in made]
 
 
 def _describe_decoding(limits: Limits, seed: int | None) -> dict[str, Any]:

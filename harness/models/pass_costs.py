@@ -7,7 +7,7 @@ attend and key that is read (Pope et al. 2022, arXiv:2211.05102)
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf, log2
@@ -175,11 +175,9 @@ def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
 def _quickest(run: Callable[[], object]) -> float:
     """Return the seconds of the quickest of some runs, after one that prepares what they need."""
     run()
-    seconds: Sequence[float] = [_seconds(run) for _ in range(_REPEATS)]
+    seconds = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - start)
     return min(seconds)
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start

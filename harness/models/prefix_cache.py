@@ -51,8 +51,8 @@ def longest_alike(config: "PretrainedConfig") -> float:
     said = getattr(text, "rope_parameters", None) or {}
     each = [
         said,
-        *(of for of in said.values() if isinstance(of, dict)),
-    ]  # of types of layers, where they differ
+        *(one for one in said.values() if isinstance(one, dict)),
+    ]  # by type of layer, where they differ
     lengths = {
         "longrope": lambda of: of.get("original_max_position_embeddings") or text.max_position_embeddings,
         "dynamic": lambda of: text.max_position_embeddings,

@@ -1,13 +1,10 @@
 """Shape of a decoder, on which its memory and its operations depend, from transformers' configuration.
 
-Linear modules of families whose layers differ: state spaces beside attention, heads of a number by layer.
-
 Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
 read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
-The sums are those of the modules that transformers builds and PEFT adapts unasked; experts and what routes
-among them are left alone.
-Source: `configuration_*.py` and the caches of `modeling_deepseek_v2.py` of transformers 5.23;
-`modeling_jamba.py` and `modeling_laguna.py` of transformers 5.23
+Sums over linear modules are of those that PEFT adapts unasked, without experts and what routes among them.
+Source: `configuration_*.py`, `modeling_deepseek_v2.py`, `modeling_jamba.py` and `modeling_laguna.py` of
+transformers 5.23
 """
 
 import json
@@ -25,41 +22,23 @@ _OF_MIXED_LAYERS = {
     "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),
 }
 # What is read of a configuration, by Llama's name, and what families call it otherwise.
-_KEYS: dict[str, tuple[str, ...]] = {
-    "num_hidden_layers": (),
-    "hidden_size": (),
-    "num_attention_heads": (),
+_OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_key_value_heads": ("num_kv_heads",),
     "intermediate_size": ("ffn_dim", "ffn_hidden_size"),
     "num_experts": ("num_local_experts", "n_routed_experts", "moe_num_experts"),
     "num_experts_per_tok": (
-        "experts_per_token",
-        "num_experts_per_token",
-        "top_k_experts",
-        "moe_topk",
-        "moe_k",
+        *("experts_per_token", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k"),
     ),
-    "head_dim": (),
-    "vocab_size": (),
-    "max_position_embeddings": (),
-    "tie_word_embeddings": (),
-    "multi_query": (),
-    "new_decoder_architecture": (),
-    "kv_lora_rank": (),
-    "qk_rope_head_dim": (),
-    "qk_nope_head_dim": (),
-    "moe_intermediate_size": (),
     "shared_expert_intermediate_size": ("shared_intermediate_size",),
     "num_shared_experts": ("n_shared_experts", "moe_num_shared_experts"),
-    "is_moe": (),
-    "first_k_dense_replace": (),
-    "mlp_only_layers": (),
-    "layer_types": (),
-    "num_kv_shared_layers": (),
-    "model_type": (),
-    "is_encoder_decoder": (),
-    **{name: () for names in _OF_MIXED_LAYERS.values() for name in names},
 }
+_KEYS = (
+    *("num_hidden_layers", "hidden_size", "num_attention_heads", "head_dim", "vocab_size", *_OTHER_NAMES),
+    *("max_position_embeddings", "tie_word_embeddings", "multi_query", "new_decoder_architecture"),
+    *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "moe_intermediate_size", "is_moe"),
+    *("first_k_dense_replace", "mlp_only_layers", "layer_types", "num_kv_shared_layers", "model_type"),
+    *("is_encoder_decoder", *(name for names in _OF_MIXED_LAYERS.values() for name in names)),
+)
 # The same in the configuration as it is written, of GPT-2 and its kin.
 _LIKE_GPT_2 = {
     "n_layer": "num_hidden_layers",
@@ -70,7 +49,7 @@ _LIKE_GPT_2 = {
 _NEEDED = ("num_hidden_layers", "hidden_size", "num_attention_heads", "vocab_size")
 # What a family may leave out, or say of each layer.
 _OPTIONAL = ("num_key_value_heads", "head_dim", "intermediate_size", "num_experts", "num_experts_per_tok")
-_PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, of which several lie in a number of 32 bits
+_PACKED_BITS = (1, 2, 3, 4, 8)  # of a weight, several of which lie in a number of 32 bits
 # Formats of quantised files that transformers unpacks to 16 bits where it cannot compute with them.
 UNPACKED = {
     "fp8": "a GPU older than compute capability 8.9 (RTX 4090, H100) unpacks FP8 to 16 bits",
@@ -100,9 +79,8 @@ class Shape(NamedTuple):
     puts adapters on `adapted_experts` of a layer, each `expert_width` wide, or else on what all tokens pass
     beside them, `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers of a
     token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
-    keep on average `keeping` of that: those of linear attention and those that share another one's keys
-    nothing. `stored_bytes` is the size of files that are quantised, 0 of others. `adapted` is the sum of d_in
-    and d_out over the linear modules of families that `sum_linear_sizes` counts, 0 of others.
+    keep on average `keeping` of that. `stored_bytes` is the size of files that are quantised, 0 of others.
+    `adapted` is the sum of d_in and d_out over the linear modules (see `sum_linear_sizes`).
     """
 
     n_parameters: float
@@ -241,7 +219,8 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """
     try:
         # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
-        key = digest([json.dumps(config, sort_keys=True), version("transformers"), _KEYS])
+        asked = [_KEYS, _OTHER_NAMES]
+        key = digest([json.dumps(config, sort_keys=True), version("transformers"), asked])
     except PackageNotFoundError:
         return _rename_keys(config)
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
@@ -264,13 +243,12 @@ def _fill_by_transformers(config: Mapping[str, Any]) -> dict[str, Any] | None:
         text = CONFIG_MAPPING[family].from_dict(dict(config)).get_text_config(decoder=True)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, StrictDataclassError):
         return {}
-    values = {
-        name: next((v for one in (name, *others) if (v := _value(text, one)) is not None), None)
-        for name, others in _KEYS.items()
-    }
-    if values["num_attention_heads"] is None and not hasattr(text, "num_attention_heads"):
-        values["num_attention_heads"] = 0
-    return {name: value for name, value in values.items() if value is not None}
+    values = {}
+    for name in _KEYS:
+        said = (_value(text, known) for known in (name, *_OTHER_NAMES.get(name, ())))
+        if (value := next((one for one in said if one is not None), None)) is not None:
+            values[name] = value
+    return values if hasattr(text, "num_attention_heads") else {"num_attention_heads": 0} | values
 
 
 def _value(config: Any, name: str) -> Any:
@@ -282,7 +260,7 @@ def _value(config: Any, name: str) -> Any:
 
 def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rename what a configuration says itself to Llama's names; GPT-2 ties its embeddings unasked."""
-    known = _LIKE_GPT_2 | {other: name for name, others in _KEYS.items() for other in others}
+    known = _LIKE_GPT_2 | {other: name for name, others in _OTHER_NAMES.items() for other in others}
     tied = {"tie_word_embeddings": config.get("tie_word_embeddings", "n_embd" in config)}
     text = config.get("text_config") or config
     return tied | {known.get(name, name): value for name, value in text.items()}
@@ -290,13 +268,13 @@ def _rename_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def quantization_method(config: Mapping[str, Any]) -> str:
     """Return what quantised a model's files, as transformers calls it; empty of files in 16 or 32 bits."""
-    said = _quantization(config)
+    said = _section(config, "quantization_config")
     return str(said.get("quant_method") or "unknown") if said else ""
 
 
 def find_packed_bits(config: Mapping[str, Any]) -> int:
     """Return the bits of a packed weight, which AWQ, compressed-tensors and HQQ call otherwise than GPTQ."""
-    said = _quantization(config)
+    said = _section(config, "quantization_config")
     weights = (_section(group, "weights") for group in _section(said, "config_groups").values())
     of_hqq = _section(said, "quant_config")  # of all layers, or of each kind of them
     layers = (_section(one, "weight_quant_params") for one in (of_hqq, *of_hqq.values()))
@@ -310,16 +288,6 @@ def _section(said: Any, name: str) -> Mapping[str, Any]:
     """Return an object within another, an empty one where there is none."""
     found = said.get(name) if isinstance(said, Mapping) else None
     return found if isinstance(found, Mapping) else {}
-
-
-def _is_count(value: Any) -> bool:
-    """Tell whether a value is a whole number of 0 or more, or one for each layer."""
-    each = value if isinstance(value, list) else [value]
-    return all(one is None or (type(one) is int and one >= 0) for one in each)
-
-
-def _quantization(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return _section(config, "quantization_config")
 
 
 def config_problems(config: Any, where: str) -> Iterator[Problem]:
@@ -336,9 +304,10 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
         if (value := text.get(name)) is not None and not (type(value) is int and value > 0):
             yield Problem(where, f"{name}: {value!r}", "a positive whole number", step)
     for name in _OPTIONAL:
-        if (value := text.get(name)) is not None and not _is_count(value):
+        each = value if isinstance(value := text.get(name), list) else [value]
+        if not all(one is None or (type(one) is int and one >= 0) for one in each):
             yield Problem(where, f"{name}: {value!r}", "a whole number of 0 or more", step)
-    bits = _quantization(whole).get("bits")
+    bits = _section(whole, "quantization_config").get("bits")
     if bits is not None and bits not in _PACKED_BITS:
         one_of = ", ".join(map(str, _PACKED_BITS))
         yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)
@@ -361,7 +330,7 @@ def _jamba(said: Mapping[str, Any]) -> int:
     hidden, heads = said["hidden_size"], said["num_attention_heads"]
     inner, of_step, state = said["mamba_expand"] * hidden, said["mamba_dt_rank"], said["mamba_d_state"]
     space = (hidden + 2 * inner) + (inner + of_step + 2 * state) + (of_step + inner) + (inner + hidden)
-    attention = _attention(hidden, heads, said["num_key_value_heads"], hidden // heads)
+    attention = 2 * (hidden + hidden) + 2 * (hidden + said["num_key_value_heads"] * (hidden // heads))
     kinds, period, offset = said["layer_types"], said["expert_layer_period"], said["expert_layer_offset"]
     has_experts = [said["num_experts"] > 1 and i % period == offset for i in range(len(kinds))]
     return sum(space if kind == _LINEAR else attention for kind in kinds) + sum(
@@ -383,8 +352,7 @@ def _laguna(said: Mapping[str, Any]) -> int:
 
 
 def _attention(hidden: int, heads: int, kv_heads: int, width: int) -> int:
-    queries, keys = heads * width, kv_heads * width
-    return 2 * (hidden + queries) + 2 * (hidden + keys)
+    return 2 * (hidden + heads * width) + 2 * (hidden + kv_heads * width)
 
 
 def _network(hidden: int, width: int) -> int:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,7 +55,10 @@ def run(
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         try:
-            while _waits(supervisor):
+            while supervisor.poll() is None:
+                with suppress(subprocess.TimeoutExpired):
+                    supervisor.wait(_EVERY_S)
+                    break
                 if (line := (read_last_lines(log, 1) or [""])[-1]) != said:
                     said = line
                     advance(*steps(line), note=line[:60])
@@ -67,14 +71,6 @@ def run(
     wall_s = time.perf_counter() - begun
     code, peak = json.loads(written) if written else (supervisor.returncode, 0)
     return CommandResult(code, peak, wall_s, timed_out)
-
-
-def _waits(supervisor: "subprocess.Popen[bytes]") -> bool:
-    try:
-        supervisor.wait(_EVERY_S)
-    except subprocess.TimeoutExpired:
-        return True
-    return False
 
 
 def read_last_lines(log: Path, n: int) -> list[str]:

@@ -1,9 +1,8 @@
 """Messages to token ids, and new token ids to an answer: what every engine and every training shares.
 
-Invariant: this is the only place where a chat template or a beginning-of-sequence token is added, and a
-prompt holds at most one of the latter. What is trained on begins with the token ids of the prompt as it is
-evaluated, and its answer ends with a token that ends generation. A special token that stands in a text of
-the user's is read as text: it ends nothing and begins no turn.
+Invariant: only here a chat template or a beginning-of-sequence token is added, and a prompt holds at most one
+of the latter. What is trained on begins with the token ids of the prompt as it is evaluated, and its answer
+ends with a token that ends generation. A special token in a user's text is read as text.
 """
 
 import re
@@ -203,19 +202,6 @@ def answer(
     )
 
 
-def _apply_template(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
-    if not tokenizer.chat_template:
-        raise UserError(
-            Problem(
-                "base_model",
-                "a tokenizer without a chat template",
-                "an instruction-tuned model",
-                "choose an instruct model, or set chat_template: false on the task",
-            )
-        )
-    return render_chat(tokenizer, messages).text
-
-
 def _find_special(tokenizer: "PreTrainedTokenizerBase") -> re.Pattern[str]:
     from transformers.utils.chat_template_utils import _get_control_token_patterns
 
@@ -250,7 +236,11 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
         key = (id(messages), chat, is_written)
         if key not in contexts:
             marked = messages if is_written else _mark(special, messages)
-            text = _apply_template(tokenizer, marked) if chat else join_to_plain_text(marked)
+            if chat and not tokenizer.chat_template:
+                found, expected = "a tokenizer without a chat template", "an instruction-tuned model"
+                step = "choose an instruct model, or set chat_template: false on the task"
+                raise UserError(Problem("base_model", found, expected, step))
+            text = render_chat(tokenizer, marked).text if chat else join_to_plain_text(marked)
             contexts[key] = _Text(text, not chat)
         behind = continuation if is_written else _mark_text(special, continuation)
         rendered.append(_put_behind(contexts[key], behind))
@@ -275,29 +265,21 @@ def _join(tokenizer: "PreTrainedTokenizerBase", one: _PromptTexts, ids: Mapping[
 
 def _ids(tokenizer: "PreTrainedTokenizerBase", texts: Iterable[_Text]) -> dict[_Text, Tokens]:
     """Return the token ids of texts, each of them once."""
-    wanted, out = dict.fromkeys(texts), dict[_Text, Tokens]()
+    wanted, out, eos = dict.fromkeys(texts), dict[_Text, Tokens](), tokenizer.eos_token
     for special in (False, True):
         chosen = [one for one in wanted if one.special == special]
         if plain := [one for one in chosen if not _MARKED.search(one.text)]:
             made = tokenizer([one.text for one in plain], add_special_tokens=special)["input_ids"]
-            out |= {
-                one: _drop_added(tokenizer, one, tuple(ids)) for one, ids in zip(plain, made, strict=True)
-            }
+            for one, ids in zip(plain, made, strict=True):
+                # A second beginning, as the template writes one too, and an end belong to no prompt.
+                twice = special and len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
+                is_end = special and eos and len(ids) > 1 and ids[-1] == tokenizer.eos_token_id
+                ends = is_end and not one.text.endswith(eos)
+                out[one] = tuple(ids[int(twice) : -1 if ends else None])
         for one in chosen:
             if one not in out:
                 out[one] = _read_as_text(tokenizer, one)
     return out
-
-
-def _drop_added(tokenizer: "PreTrainedTokenizerBase", one: _Text, ids: Tokens) -> Tokens:
-    """Leave out what a tokenizer puts around a text and no prompt has: a second beginning, and an end."""
-    if not one.special:
-        return ids
-    # A template that writes the token and a tokenizer that adds it would make two.
-    twice = len(ids) > 1 and ids[0] == ids[1] == tokenizer.bos_token_id
-    eos = tokenizer.eos_token
-    ends = len(ids) > 1 and eos and ids[-1] == tokenizer.eos_token_id and not one.text.endswith(eos)
-    return ids[int(twice) : -1 if ends else None]
 
 
 def _read_as_text(tokenizer: "PreTrainedTokenizerBase", one: _Text) -> Tokens:

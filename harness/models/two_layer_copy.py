@@ -76,8 +76,14 @@ def two_layer_copy(path: Path) -> "PreTrainedModel | None":
 
     config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     kinds = _kinds(config)
-    small = _narrow_config(config) if kinds else None
-    if small is None or _kinds(small) != kinds:
+    if not kinds:
+        return None
+    said = config.to_dict()
+    for name in getattr(config, "sub_configs", {}):
+        if isinstance(said.get(name), Mapping):
+            said[name] = _narrow(said[name])
+    small = type(config).from_dict(_narrow(said))
+    if _kinds(small) != kinds:
         return None
     kind: Any = AutoModelForCausalLM
     with torch.device("meta"):
@@ -118,16 +124,6 @@ def _hears(executor: Executor) -> bool:
     return gap(found[1:], found[:-1]) > _HEARD_NATS
 
 
-def _narrow_config(config: "PretrainedConfig") -> "PretrainedConfig":
-    """Return a configuration of the same kind with two layers, few heads and small matrices."""
-    said = config.to_dict()
-    for name in getattr(config, "sub_configs", {}):
-        if isinstance(said.get(name), Mapping):
-            said[name] = _narrow(said[name])
-    narrow: PretrainedConfig = type(config).from_dict(_narrow(said))
-    return narrow
-
-
 def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:
     """Narrow what one configuration says; the width of a head stays, as turns of positions depend on it."""
     small = {name: value for name, value in said.items() if name not in _NOT_COPIED}
@@ -153,16 +149,13 @@ def _few_layers(said: Mapping[str, Any]) -> dict[str, Any]:
     kept = sorted({list(kinds).index(kind) for kind in kinds})
     kept = sorted({*kept, *[n for n in range(n_layers) if n not in kept][: max(0, 2 - len(kept))]})
     lists = {key: of for key, of in said.items() if isinstance(of, list) and len(of) == n_layers}
-    some = {key: of for key, of in said.items() if isinstance(of, dict) and of and all(map(_is_index, of))}
+    dicts = {key: of for key, of in said.items() if isinstance(of, dict) and of}
+    some = {key: of for key, of in dicts.items() if all(str(n).isdigit() for n in of)}
     return {
         name: len(kept),
         **{key: [of[n] for n in kept] for key, of in lists.items()},
         **{key: {str(kept.index(int(n))): of[n] for n in of if int(n) in kept} for key, of in some.items()},
     }
-
-
-def _is_index(name: Any) -> bool:
-    return str(name).isdigit()
 
 
 def _few_heads(said: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 from urllib.error import HTTPError, URLError
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -34,9 +34,6 @@ from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
 from harness.spec import VllmPolicy
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 MAX_RANK = 64  # vLLM lays out room for adapters before it knows them
 OTHERWISE = "engine: transformers"
@@ -120,28 +117,9 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
         UserError: there is no such program, or no client.
     """
     refuse(problems(policy))
-    return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, kernel_switches()])
-
-
-def kernel_switches() -> dict[str, str]:
-    """Return the switches that are set here and may change an answer, by name."""
-    found = sorted(name for name in os.environ if name.startswith("VLLM_") or name in _OTHERS)
-    return {name: os.environ[name] for name in found if not _WITHOUT_NUMBERS.fullmatch(name)}
-
-
-def ends_of(source: ModelSource) -> list[int]:
-    """List the tokens that end an answer, as transformers does for the model."""
-    return end_ids(load_tokenizer(source), _generation_config(source.path))
-
-
-def _generation_config(path: Path) -> "GenerationConfig":
-    """Read which tokens end an answer, as transformers does for the model."""
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:  # a model without this file
-        return GenerationConfig.from_model_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    names = sorted(name for name in os.environ if name.startswith("VLLM_") or name in _OTHERS)
+    switches = {name: os.environ[name] for name in names if not _WITHOUT_NUMBERS.fullmatch(name)}
+    return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, switches])
 
 
 class _ServerProcess(NamedTuple):
@@ -235,8 +213,16 @@ class VllmServer:
     def __init__(
         self, source: ModelSource, machine: Machine, policy: VllmPolicy, log: Path, advance: Advance
     ) -> None:
+        from transformers import AutoConfig, GenerationConfig
+
         self.source, self.machine, self.policy = source, machine, policy
-        self.identity, self.ends = identity(policy), ends_of(source)
+        self.identity = identity(policy)
+        try:
+            config = GenerationConfig.from_pretrained(source.path)
+        except OSError:  # a model without this file
+            model = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+            config = GenerationConfig.from_model_config(model)
+        self.ends = end_ids(load_tokenizer(source), config)
         self._log = log
         self._running = self._start(advance)
 
@@ -277,12 +263,13 @@ class VllmServer:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORTS):
             self._log.unlink(missing_ok=True)
-            port = _free_port()
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
             supervisor = supervision.start(self._command(port), self._log.parent, self._log, _environment())
             running = _ServerProcess(supervisor, f"http://127.0.0.1:{port}", self._log, [])
-            self._end = weakref.finalize(
-                self, stop, supervisor, running.said
-            )  # also at the end of this process
+            # Also at the end of this process.
+            self._end = weakref.finalize(self, stop, supervisor, running.said)
             try:
                 if self._is_started(running, advance):
                     return running
@@ -333,12 +320,6 @@ def _knob(log: Path) -> str:
 
 def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in _OURS} | _THEIRS
-
-
-def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 def _post(running: _ServerProcess, verb: str, body: dict[str, Any]) -> None:

@@ -21,19 +21,9 @@ from harness.records import checksum, digest, parse_json
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # What an adapter computes does not depend on where it came from and how it was trained.
 _OF_TRAINING = (
-    "auto_mapping",
-    "base_model_name_or_path",
-    "corda_config",
-    "eva_config",
-    "inference_mode",
-    "init_lora_weights",
-    "loftq_config",
-    "lora_dropout",
-    "lora_ga_config",
-    "peft_version",
-    "revision",
-    "runtime_config",
-    "task_type",
+    *("auto_mapping", "base_model_name_or_path", "corda_config", "eva_config", "inference_mode"),
+    *("init_lora_weights", "loftq_config", "lora_dropout", "lora_ga_config", "peft_version", "revision"),
+    *("runtime_config", "task_type"),
 )
 # Initialisations of LoRA that change the base's own weights, and of these the ones that PEFT saves converted.
 CONVERTED = ("pissa", "olora", "corda", "lora_ga")
@@ -92,19 +82,14 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
     `bits` is the width of a weight that AWQ and GPTQ pack into 32, and HQQ into 8. Masks that old files keep
     are none.
     """
-    return {
-        name: int(prod(tensor.shape) * _weights_per_number(name, tensor, tensors, bits))
-        for name, tensor in tensors.items()
-        if not _OF_QUANTIZATION.search(name)
-        and not _is_beside_hqq(name, tensors)
-        and not (len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1))
-    }
-
-
-def _is_beside_hqq(name: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Tell whether a tensor says how HQQ's weights of the same layer are quantised."""
-    layer, _, last = name.rpartition(".")
-    return f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
+    counted = {}
+    for name, tensor in tensors.items():
+        layer, _, last = name.rpartition(".")
+        is_beside_hqq = f"{layer}.W_q" in tensors and last not in ("W_q", "bias")
+        is_mask = len(tensor.shape) == 4 and tensor.shape[:2] == (1, 1)
+        if not (_OF_QUANTIZATION.search(name) or is_beside_hqq or is_mask):
+            counted[name] = int(prod(tensor.shape) * _weights_per_number(name, tensor, tensors, bits))
+    return counted
 
 
 def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:

@@ -3,12 +3,11 @@
     runs/.begun/<name>      an empty file
     <cache>/base_rows/<key>.<CRC-32>.parquet   a copy of a complete `rows.parquet`
 
-Invariant: anything that a run, a champion or a night refers to is never garbage. Neither are the files that
-a stored run is compared with, confirmed by or selected with: a base's rows on the same items, the same
-weights in another precision, the trials of a sweep. The name of unfinished work stays however its process
-ended. A file's name holds the digest of everything that its rows depend on, including environment, threads
-and kernels, and the checksum of its content. So a damaged file counts as absent, and concurrent writers do
-not conflict. The size is bounded; the least recently used files are deleted first.
+Invariant: anything that a run, a champion or a night refers to is never garbage, nor are the files that a
+stored run is compared with, confirmed by or selected with. The name of unfinished work stays however its
+process ended. A cached file's name holds the digest of everything that its rows depend on and the checksum of
+its content, so a damaged file counts as absent, and concurrent writers do not conflict. The size is bounded;
+the least recently used files are deleted first.
 """
 
 import os
@@ -244,12 +243,8 @@ def find_base_rows(
 
     `kernels` describes the kernels in use here. The store does not record them with its rows.
     """
-    candidates = (
-        (path, _read(path))
-        for path in _find_kept(_key(identity, environment, kernels))
-        if is_stored_as(path, ids)
-    )
-    cached, content = next((c for c in candidates if c[1] is not None), (None, None))
+    kept = (p for p in _find_kept(_key(identity, environment, kernels)) if is_stored_as(p, ids))
+    cached, content = next(((p, read) for p in kept if (read := _read(p))), (None, None))
     if cached is None or content is None:
         return False
     origin, path = Origin(keep_environment(store, environment)), store.parquet(identity.digest)
@@ -292,7 +287,13 @@ def keep_base_rows(
         for other in older_copies:
             if other != path:
                 other.unlink(missing_ok=True)
-        _drop_least_recent(bound_bytes)
+        kept = sorted((p.stat().st_mtime_ns, p.stat().st_size, p) for p in base_rows_folder().iterdir())
+        total = sum(n_bytes for _, n_bytes, _ in kept)
+        for _, n_bytes, least_recent in kept:
+            if total <= bound_bytes:
+                break
+            least_recent.unlink(missing_ok=True)
+            total -= n_bytes
 
 
 def _key(identity: RowsIdentity, environment: Mapping[str, str], kernels: Mapping[str, str]) -> str:
@@ -310,14 +311,3 @@ def _read(path: Path) -> bytes | None:
         if f"{zlib.crc32(content):08x}" == path.stem.partition(".")[2]:
             return content
     return None
-
-
-def _drop_least_recent(bound_bytes: int) -> None:
-    files = [(path, path.stat()) for path in base_rows_folder().iterdir()]
-    files.sort(key=lambda file: file[1].st_mtime_ns)
-    total = sum(stat.st_size for _, stat in files)
-    for path, stat in files:
-        if total <= bound_bytes:
-            return
-        path.unlink(missing_ok=True)
-        total -= stat.st_size

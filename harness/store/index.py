@@ -2,8 +2,7 @@
 
 Invariant: DuckDB lets either one process write or many read, and any process may keep the file open. So no
 run waits for it: while it is locked the folders are read instead, and the next process that opens it brings
-it up to date. One SELECT at a time, so stored data never changes; it reads the index and the stored rows,
-and no other file, address or variable.
+it up to date. One SELECT at a time; it reads the index and the stored rows, and no other file or address.
 Source: DuckDB's documentation, *Securing DuckDB*
 """
 
@@ -31,8 +30,6 @@ from harness.store.row_files import hide_progress_bar, pattern, quote_texts
 from harness.store.tables import TABLES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from duckdb import DuckDBPyConnection, Error
     from pandas import DataFrame  # type: ignore[import-untyped]
 
@@ -63,8 +60,13 @@ def update(store: Store) -> bool:
     """
     try:
         with clear_errors(store, str(store.index), REINDEX), writer_lock(store, _BRIEF_S):
-            if not store.index.exists() or not _sync_current(store, _BRIEF_S):
-                _rebuild(store)
+            if store.index.exists():
+                with _connect(store, _BRIEF_S, read_only=False) as db:
+                    _refuse_newer(db)
+                    if ingest.is_current(db, store):
+                        ingest.sync(db, store)
+                        return True
+            _rebuild(store)  # the index of another schema or folder
     except _IndexLocked:
         return False
     return True
@@ -120,16 +122,6 @@ def writer_lock(store: Store, wait_s: float) -> Iterator[None]:
         yield
 
 
-def _sync_current(store: Store, wait_s: float) -> bool:
-    """Bring an index of this schema and folder up to date; False for any other, which must be rebuilt."""
-    with _connect(store, wait_s, read_only=False) as db:
-        _refuse_newer(db)
-        if not ingest.is_current(db, store):
-            return False
-        ingest.sync(db, store)
-    return True
-
-
 def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyConnection | None":
     """Open an up-to-date index; None if it is missing, locked or out of date."""
     # A process that closes a file drops all its locks on it (POSIX), and DuckDB closes some late, so the file
@@ -161,21 +153,21 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
 
 
 def _rebuild(store: Store) -> Counts:
+    import duckdb
+
     counts: list[Counts] = []
+
+    def build(part: Path) -> None:
+        with hide_progress_bar(duckdb.connect(str(part))) as db:
+            ingest.create(db, store)
+            skipped = ingest.sync(db, store)
+            counts.append(Counts(*ingest.sizes(db), tuple(skipped)))
+
     remove_stale_parts(store)
-    rename_when_whole(store, store.index, lambda part: counts.append(_build(store, part)))
+    rename_when_whole(store, store.index, build)
     # A log left by a killed writer belongs to the replaced file.
     store.index.with_name(store.index.name + ".wal").unlink(missing_ok=True)
     return counts[0]
-
-
-def _build(store: Store, path: "Path") -> Counts:
-    import duckdb
-
-    with hide_progress_bar(duckdb.connect(str(path))) as db:
-        ingest.create(db, store)
-        skipped = ingest.sync(db, store)
-        return Counts(*ingest.sizes(db), tuple(skipped))
 
 
 def _refuse_newer(db: "DuckDBPyConnection") -> None:
@@ -253,7 +245,11 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         try:
-            _refuse_other(db.extract_statements(sql))
+            kinds = [statement.type.name for statement in db.extract_statements(sql)]
+            if kinds != ["SELECT"]:
+                found = ", ".join(kinds) or "no statement"
+                step = 'harness sql "SELECT run_id, outcome FROM verdicts"'
+                raise UserError(Problem("query", found, "one SELECT: what is stored is only read", step))
             _refuse_damaged(store, db, sql)
             yield db.execute(sql)
         except duckdb.Error as error:
@@ -271,14 +267,6 @@ def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:
         raise UserError(Problem(str(store.folder / "rows"), found, "whole Parquet files", ANEW))
 
 
-def _refuse_other(statements: list[Any]) -> None:
-    kinds = [statement.type.name for statement in statements]
-    if kinds != ["SELECT"]:
-        found = ", ".join(kinds) or "no statement"
-        step = 'harness sql "SELECT run_id, outcome FROM verdicts"'
-        raise UserError(Problem("query", found, "one SELECT: what is stored is only read", step))
-
-
 def _problem(error: "Error") -> Problem:
     """Turn DuckDB's error into a problem, with the suggested name or our nearest one."""
     import duckdb
@@ -292,7 +280,5 @@ def _problem(error: "Error") -> Problem:
     missing = first_line(error).partition("Table with name ")[2].partition(" ")[0]
     if missing:
         suggestion = did_you_mean(missing, [table.name for table in TABLES])
-    found = first_line(error).removesuffix("!")
-    return Problem(
-        "query", found, "SQL over the documented tables", "; ".join(filter(None, (suggestion, _LISTED)))
-    )
+    step = f"{suggestion}; {_LISTED}" if suggestion else _LISTED
+    return Problem("query", first_line(error).removesuffix("!"), "SQL over the documented tables", step)

@@ -91,7 +91,14 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     """
     with transaction(db):
         skipped = _sync_files(db, store)
-    damaged = _sync_rows(db, store)
+    gone, new = _find_changed_rows(db, store)
+    with transaction(db):
+        for table in ("rowsets", "scores") if gone else ():
+            db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
+    damaged: list[str] = []
+    if new and _add_rows(db, store, new):  # one by one, to find the damaged ones
+        found = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
+        damaged = [f"{store.parquet(digest)}: {damage}" for digest, damage in found.items() if damage]
     _create_views(db, store, not damaged)
     return skipped + damaged
 
@@ -110,12 +117,10 @@ def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
 
 def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
     """Count runs, row sets and rows."""
-    query = (
-        "SELECT (SELECT count(*) FROM stored.files WHERE kind = 'run'), count(*), coalesce(sum(n_rows), 0) "
-        "FROM stored.rowsets"
-    )
+    runs = "SELECT count(*) FROM stored.files WHERE kind = 'run'"
+    query = f"SELECT ({runs}), count(*), coalesce(sum(n_rows), 0)::BIGINT FROM stored.rowsets"
     ((n_runs, n_row_sets, n_rows),) = db.execute(query).fetchall()
-    return n_runs, n_row_sets, int(n_rows)
+    return n_runs, n_row_sets, n_rows
 
 
 def _find_changed_files(
@@ -202,18 +207,6 @@ def _insert(
         )
 
 
-def _sync_rows(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    """Update the scores of complete row sets; return the damaged sets."""
-    gone, new = _find_changed_rows(db, store)
-    with transaction(db):
-        for table in ("rowsets", "scores") if gone else ():
-            db.execute(f"DELETE FROM stored.{table} WHERE rowset IN (SELECT unnest(?::VARCHAR[]))", [gone])
-    if not new or not _add_rows(db, store, new):
-        return []
-    damage_by_digest = {digest: _add_rows(db, store, {digest: modified}) for digest, modified in new.items()}
-    return [f"{store.parquet(digest)}: {damage}" for digest, damage in damage_by_digest.items() if damage]
-
-
 def _add_rows(db: "DuckDBPyConnection", store: Store, new: Mapping[str, int]) -> str:
     """Add row sets, all of them or none; return the damage found, empty if they were added."""
     import duckdb
@@ -241,12 +234,10 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
     import duckdb
 
     folder = store.folder.resolve()
-    rows = [f"{pattern(folder)}/rows/*/rows.parquet"]
-    if not any(store.folder.glob("rows/*/rows.parquet")):
-        rows = []
-    drawn = [f"{pattern(folder)}/rows/*/samples/*.jsonl"]
-    if not any(store.folder.glob("rows/*/samples/*.jsonl")):
-        drawn = []
+    rows, drawn = (
+        [f"{pattern(folder)}/{files}"] if any(folder.glob(files)) else []
+        for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
+    )
     try:
         if are_whole:
             with transaction(db):
@@ -268,7 +259,9 @@ def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequen
     read = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
     samples = read if drawn else _describe_no_rows(SAMPLE_COLUMNS)
     wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
-    if _view_queries(db) != (made := [str(list(wanted.values()))]):
+    made = [str(list(wanted.values()))]
+    is_there = db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'views'").fetchone()
+    if not is_there or db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(made)]:
         for name, query in wanted.items():
             db.execute(f"CREATE OR REPLACE VIEW {name} AS {query}")
         db.execute("CREATE OR REPLACE TABLE stored.views AS SELECT ? AS queries", made)
@@ -277,9 +270,3 @@ def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequen
 def _describe_no_rows(columns: Mapping[str, str]) -> str:
     nulls = ", ".join(f'NULL::{kind} AS "{name}"' for name, kind in columns.items())
     return f"(SELECT {nulls}, '' AS filename LIMIT 0)"
-
-
-def _view_queries(db: "DuckDBPyConnection") -> list[str]:
-    if not db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'views'").fetchone():
-        return []
-    return [queries for (queries,) in db.execute("SELECT queries FROM stored.views").fetchall()]

@@ -1,8 +1,8 @@
 """The folders of a store, how files are written into them, and the progress of the process that holds it.
 
 Invariant: a file is written under another name, synced and renamed, so one with its final name is complete;
-when the disk is full, no partial file stays. The note is about the process that holds the store: taking the
-store deletes an older note. A note that cannot be written stops no work.
+when the disk is full, no partial file stays. The note of progress is about the process that holds the store;
+one that cannot be written stops no work.
 """
 
 import errno
@@ -174,17 +174,12 @@ def append_lines(store: Store, path: Path, text: str) -> None:
     """Append whole lines to a file; a line that a kill cut short stays separate from them."""
     lines = text.encode()
     with clear_errors(store, str(path), AGAIN), path.open("ab+") as file:
-        if file.tell() and not _ends_a_line(path):
-            lines = b"\n" + lines
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            lines = lines if file.read() == b"\n" else b"\n" + lines
         file.write(lines)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _ends_a_line(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"
 
 
 def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:

@@ -156,22 +156,19 @@ _SAVING = threading.Lock()  # queues the raters of one dashboard before the lock
 
 
 def save_rating(store: Store, rating: Rating) -> None:
-    """Write a rating and update the index, unless another process holds it.
+    """Write one rating as `save_ratings` does."""
+    save_ratings(store, [rating])
+
+
+def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
+    """Write ratings, all of them or none, and update the index once, unless another process holds it.
 
     A missing index is not created: the next reader builds it from all stored records.
 
     Raises:
-        UserError: its id is not a valid file name.
+        UserError: an id is not a valid file name.
         HarnessError: the disk is full.
     """
-    with _SAVING:
-        write_record(store, store.place("ratings", f"{rating.rating_id}.json"), rating)
-        if store.index.exists():
-            index.update(store)
-
-
-def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
-    """Write several ratings, all of them or none, and update the index once."""
     paths = [store.place("ratings", f"{rating.rating_id}.json") for rating in ratings]
     with _SAVING:
         try:
@@ -307,17 +304,12 @@ def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Gra
     grades_by_key: dict[str, list[Grade]] = {}
     for grade in _grades_in(path, *_version):
         grades_by_key.setdefault(grade.key, []).append(grade)
-    chosen = {key: _choose_grade(grades[:attempts]) for key, grades in grades_by_key.items()}
-    return {
-        key: grade
-        for key, grade in chosen.items()
-        if grade.value is not None or len(grades_by_key[key]) >= attempts
-    }
-
-
-def _choose_grade(grades: Sequence[Grade]) -> Grade:
-    """Return the first readable grade, else the last one."""
-    return next((grade for grade in grades if grade.value is not None), grades[-1])
+    chosen = {}
+    for key, grades in grades_by_key.items():
+        readable = next((grade for grade in grades[:attempts] if grade.value is not None), None)
+        if readable or len(grades) >= attempts:
+            chosen[key] = readable or grades[attempts - 1]
+    return chosen
 
 
 def _grades_file(store: Store, book: str) -> Path:

@@ -67,8 +67,13 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
     names = f"task, split, example_id, position, status, {OF_ERRORS}, parts[?], cluster, slice, weight, error"
     query = f"SELECT {names} FROM {READ_PARQUET} ORDER BY position"
     with clear_errors(store, f"rows {rows_digest}", ANEW), many_rows(), memory() as db:
+        rows = []
         values = db.execute(query, [metric, whole_file(path)]).fetchall()
-        return attach_folds(store, rows_digest, [_row_of_scores(metric, *row) for row in values])
+        for *asked, references, parts, cluster, slice_, weight, error in values:
+            scores = {metric: None if parts is None else tuple(parts)}
+            told = ("", "", tuple(references), scores, cluster, slice_)  # no answer and no prompt
+            rows.append(SampleResult(*asked, *told, weight=weight, error=error))
+        return attach_folds(store, rows_digest, rows)
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
@@ -103,26 +108,14 @@ def _documents_in_all(paths: Mapping[str, Path]) -> Mapping[str, Mapping[str, st
     query = f"SELECT {DIGEST}, example_id, {_DOCUMENT} FROM {READ_NAMED}"
     with suppress(duckdb.Error, HarnessError), memory() as db:
         documents: dict[str, dict[str, str]] = {rows_digest: {} for rows_digest in paths}
-        for rows_digest, example_id, document in db.execute(
-            query, [[*map(whole_file, paths.values())]]
-        ).fetchall():
+        files = [*map(whole_file, paths.values())]
+        for rows_digest, example_id, document in db.execute(query, [files]).fetchall():
             documents[rows_digest][example_id] = document
         return documents
     return {}
 
 
 _DOCUMENTS = FileMemo(_documents_in, _documents_in_all)
-
-
-def _row_of_scores(
-    metric: str, task: str, split: str, item: str, position: int, status: Status,
-    references: list[str], parts: list[float] | None, cluster: str, slice_: str, weight: float, error: str,
-) -> SampleResult:  # fmt: skip
-    scores = {metric: None if parts is None else tuple(parts)}
-    return SampleResult(
-        task, split, item, position, status, "", "", tuple(references), scores, cluster, slice_,
-        weight=weight, error=error,
-    )  # fmt: skip
 
 
 class ItemFilter(NamedTuple):
@@ -181,17 +174,8 @@ def read_answers(
         ORDER BY min(position), example_id LIMIT $8 OFFSET $9
     """
     ids, limit = wanted.ids, 1 << 60 if n is None else n
-    values = (
-        wanted.text.strip(),
-        metric,
-        wanted.status,
-        ids is None,
-        [*(ids or ())],
-        wanted.slice,
-        limit,
-        offset,
-    )
-    rows = _select(store, query, rows_digests, *values)
+    asked = (wanted.text.strip(), metric, wanted.status, ids is None, [*(ids or ())], wanted.slice)
+    rows = _select(store, query, rows_digests, *asked, limit, offset)
     return rows[0][0] if rows else 0, [
         AnsweredItem(item, slice_, question, references, dict(zip(digests, map(Answer, *parts), strict=True)))
         for _, item, slice_, question, references, digests, *parts in rows
@@ -241,14 +225,12 @@ def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> di
         f"FROM {READ_NAMED} SELECT {DIGEST} AS digest, {lists} WHERE map_contains(parts, ?) GROUP BY digest"
     )
     rows = _select(store, query, rows_digests, metric, metric)
-    return {
-        digest: _add_folds(store, digest, MetricColumns(*map(tuple, columns))) for digest, *columns in rows
-    }
-
-
-def _add_folds(store: Store, rows_digest: str, columns: MetricColumns) -> MetricColumns:
-    folds = read_folds(store, rows_digest)
-    return columns._replace(folds=tuple(folds[item] for item in columns.ids)) if folds else columns
+    columns_by_digest = {}
+    for digest, *values in rows:
+        columns, folds = MetricColumns(*map(tuple, values)), read_folds(store, digest)
+        numbers = tuple(folds[item] for item in columns.ids) if folds else ()
+        columns_by_digest[digest] = columns._replace(folds=numbers)
+    return columns_by_digest
 
 
 def _select(

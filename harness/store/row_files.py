@@ -38,7 +38,11 @@ def is_as_written(path: Path) -> bool | None:
         OSError: the file cannot be read.
     """
     actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
-    known = [] if _is_of_other_rows(path) else _read_checksums(path)
+    with suppress(OSError, ValueError):
+        identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
+        if identity.digest != path.parent.name:
+            return False
+    known = _read_checksums(path)
     return None if known is None else actual in known
 
 
@@ -54,13 +58,6 @@ def is_damaged(path: Path) -> bool:
 @lru_cache(maxsize=4096)
 def _is_damaged(path: Path, *_version: int) -> bool:
     return is_as_written(path) is False
-
-
-def _is_of_other_rows(path: Path) -> bool:
-    with suppress(OSError, ValueError):
-        identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
-        return identity.digest != path.parent.name
-    return False
 
 
 def file_version(path: Path) -> tuple[int, int, int]:

@@ -135,7 +135,10 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
             note_checksum(store, path, part)
 
         rename_when_whole(store, path, write)
-    _remove_blocks(path.parent / "blocks", n_kept)
+    for block in (path.parent / "blocks").glob("*.jsonl"):  # but none that another process just wrote
+        if block.stem.isdigit() and int(block.stem) * BLOCK < n_kept:
+            block.unlink(missing_ok=True)
+    _remove_if_empty(path.parent / "blocks")
 
 
 def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
@@ -285,27 +288,15 @@ def _block_path(folder: Path, index: int) -> Path:
 
 
 def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
-    paths = sorted((store.rows(rows_digest) / "blocks").glob("*.jsonl"))
-    ids_by_block = {int(path.stem): _block_ids(path) for path in paths if path.stem.isdigit()}
-    return {index: ids for index, ids in ids_by_block.items() if ids}
-
-
-def _block_ids(path: Path) -> list[str]:
-    """Return the example ids of a block; empty if its file is damaged."""
-    try:
-        rows = [parse_json(line) for line in read_lines(path)]
-        whole = [row["position"] for row in rows] == _positions(int(path.stem), len(rows))
-        return [row["example_id"] for row in rows] if whole else []
-    except (OSError, ValueError, KeyError, TypeError):
-        return []
-
-
-def _remove_blocks(folder: Path, n_kept: int) -> None:
-    """Delete the blocks that are in the Parquet file, but none that another process just wrote."""
-    for path in folder.glob("*.jsonl"):
-        if path.stem.isdigit() and int(path.stem) * BLOCK < n_kept:
-            path.unlink(missing_ok=True)
-    _remove_if_empty(folder)
+    """Map the blocks whose files are whole to the ids of their examples."""
+    ids_by_block = {}
+    for path in sorted((store.rows(rows_digest) / "blocks").glob("*.jsonl")):
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            rows, index = [parse_json(line) for line in read_lines(path)], int(path.stem)
+            ids = [row["example_id"] for row in rows]
+            if [row["position"] for row in rows] == _positions(index, len(rows)):
+                ids_by_block[index] = ids
+    return ids_by_block
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -138,17 +138,6 @@ def trial_references(store: Store, runs: Iterable[Run]) -> References:
     return References(rows=frozenset(digest for trial in trials for digest in trial.run.rows.values()))
 
 
-def list_trial_parts(
-    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
-) -> list[Path]:
-    """List the files of those trials that no run needs, with the weights and rows that only they use.
-
-    `keep` holds digests of row sets and weights, and keys of weight folders.
-    """
-    own = _map_own_parts(store, trials, runs, keep)
-    return [path for run_id, folders in own.items() for path in (*folders, _file(store, run_id))]
-
-
 def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map each run to the bytes of trials that only it needs, and each unneeded trial to its own bytes."""
     trials_by_owner: dict[str, list[TrialRun]] = {}
@@ -162,18 +151,13 @@ def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     for run_id, trials in trials_by_owner.items():
         others = [run for run in runs if run.run_id != run_id]
         parts = _map_own_parts(store, trials, others).values()
-        counted = _find_own_folders(store, run_by_id[run_id]) if run_id in run_by_id else frozenset()
+        counted = set[Path]()  # with the run itself
+        if run := run_by_id.get(run_id):
+            counted.update(map(store.rows, run.rows.values()))
+        if run and run.training.fit_key:
+            counted.add(store.weights(run.training.fit_key))
         freed[run_id] = sum(map(size, {path for folders in parts for path in folders} - counted))
     return freed
-
-
-def refuse_needed(trial: TrialRun, runs: Iterable[Run]) -> None:
-    """Refuse to remove a trial that runs depend on."""
-    if needing := _map_runs_by_key(runs).get(_key(trial.trial)):
-        names = ", ".join(run.run_id for run in needing)
-        found = f"{trial.run.run_id}, a trial that {names} is found by way of"
-        step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
-        raise UserError(Problem("run", found, "a run that no other needs", step))
 
 
 def _outcome(trial: TrialRun) -> tuple[Trial, dict[str, str], str]:
@@ -196,12 +180,6 @@ def _key(trial: Trial) -> str:
 
 def _list_tried_keys(run: Run) -> frozenset[str]:
     return frozenset(filter(None, map(_key, run.training.sweep)))
-
-
-def _find_own_folders(store: Store, run: Run) -> frozenset[Path]:
-    """Return the folders of a run itself, which its trials must not count as freed."""
-    weights = {store.weights(run.training.fit_key)} if run.training.fit_key else set()
-    return frozenset(weights | set(map(store.rows, run.rows.values())))
 
 
 def _map_own_parts(
@@ -259,19 +237,15 @@ def save_run(store: Store, run: Run) -> None:
 
 def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
     """Write the items sampled for a run, replacing those of an earlier analysis."""
-    write_record(store, _locate_sampling(store, run_id), sampling)
+    write_record(store, store.run_file(run_id).with_name("sampling.json"), sampling)
 
 
 def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
     try:
-        return load(SamplingRecord, _locate_sampling(store, run_id).read_bytes())
+        return load(SamplingRecord, store.run_file(run_id).with_name("sampling.json").read_bytes())
     except (OSError, ValueError):
         return None
-
-
-def _locate_sampling(store: Store, run_id: str) -> Path:
-    return store.run_file(run_id).with_name("sampling.json")
 
 
 def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
@@ -369,8 +343,11 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     others = [other for other in all_runs(store) if other.run_id != run_id]
     trials = [t for t in list_trials(store) if t.run.run_id == run_id or find_choosers(t, [run])]
     for trial in trials:
-        if trial.run.run_id == run_id:
-            refuse_needed(trial, others)
+        needing = _map_runs_by_key(others).get(_key(trial.trial)) if trial.run.run_id == run_id else None
+        if needing:
+            found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
+            step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
+            raise UserError(Problem("run", found, "a run that no other needs", step))
     paths = [store.place(run_id), store.place("verdicts", run_id)]
     own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
     paths += map(store.rows, own_rows)
@@ -378,7 +355,9 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(r.weights_digest for r in every))
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         paths.append(store.weights(fit_key))
-    remove(store.folder, [*paths, *list_trial_parts(store, trials, others, keep)])
+    for trial_id, folders in _map_own_parts(store, trials, others, keep).items():
+        paths += [*folders, _file(store, trial_id)]
+    remove(store.folder, paths)
     index.update(store)
 
 

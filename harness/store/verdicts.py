@@ -10,7 +10,6 @@ decision of an experiment is kept.
 import json
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from harness.records import digest, load_files, read_object
@@ -80,7 +79,8 @@ def save_verdict(store: Store, verdict: VerdictRecord) -> None:
     """Write a verdict unless it is the newest of its run already; skipped if the folder is read-only."""
     content = {name: value for name, value in asdict(verdict).items() if name != "created"}
     path = store.place("verdicts", verdict.run_id, f"{digest(content)}.json")
-    if not _is_newest(path):
+    created = {file: str(read_object(file).get("created", "")) for file in path.parent.glob("*.json")}
+    if not created.get(path) or created[path] != max(created.values()):
         with suppress(PermissionError):
             write_record(store, path, verdict)
 
@@ -90,12 +90,6 @@ def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRe
     paths = sorted(store.place("verdicts", run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
     verdicts = [v for v in load_files(VerdictRecord, paths) if v.baseline_digest == baseline_digest]
     return max(reversed(verdicts), key=lambda verdict: verdict.created, default=None)
-
-
-def _is_newest(path: Path) -> bool:
-    """Tell whether a verdict is stored and is the newest of its run."""
-    created = {file: str(read_object(file).get("created", "")) for file in path.parent.glob("*.json")}
-    return bool(created.get(path)) and created[path] == max(created.values())
 
 
 def save_decision(store: Store, decision: DecisionRecord) -> None:
