@@ -56,6 +56,17 @@ def _multiply(multiply: Any, layout: Any, bias: Any, rows: Any) -> Any:
     return multiply(rows, layout, bias, "none", [], "")
 
 
+def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":
+    """Return a linear layer of another matrix, in the layer's precision, with its bias."""
+    import torch
+
+    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
+    made.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    made.bias = layer.bias
+    prepack(made)
+    return made.train(layer.training)
+
+
 _QUERIES = 128  # their scores against 1,000 keys stay in a core's cache
 
 

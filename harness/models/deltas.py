@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed
-from harness.models.cpu_kernels import prepack
+from harness.models.cpu_kernels import replace_weight
 from harness.models.weight_files import tensors_digest
 from harness.records import digest, parse_json
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Linear, Module, ModuleDict
+    from torch.nn import Module, ModuleDict
     from torch.utils.hooks import RemovableHandle
 
 CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
@@ -192,14 +192,3 @@ def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str
     finally:
         for name, layer in layers.items():
             model.set_submodule(name, layer)
-
-
-def replace_weight(layer: Any, weight: "Tensor") -> "Linear":
-    """Return a linear layer of another matrix, in the layer's precision, with its bias."""
-    import torch
-
-    made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
-    made.weight = torch.nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
-    made.bias = layer.bias
-    prepack(made)
-    return made.train(layer.training)

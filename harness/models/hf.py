@@ -17,8 +17,7 @@ from harness.models import devices, oom
 from harness.models.against_base import adapter_problems, open_adapter, read_adapter_config
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
-from harness.models.cpu_kernels import prepack
-from harness.models.deltas import replace_weight
+from harness.models.cpu_kernels import prepack, replace_weight
 from harness.models.devices import load_base
 from harness.models.generation import (
     Continuation,
