@@ -90,12 +90,8 @@ def refuse_unreadable(where: object, expected: str, next_step: str) -> Iterator[
     except Exception as error:
         # tokenizers raises plain Exception; Arrow and zlib have their own errors.
         known = isinstance(error, _UNREADABLE) or type(error) is Exception
-        if not known and type(error).__module__.partition(".")[0] not in (
-            "huggingface_hub",
-            "pyarrow",
-            "zipfile",
-            "zlib",
-        ):
+        library = type(error).__module__.partition(".")[0]
+        if not known and library not in ("huggingface_hub", "pyarrow", "zipfile", "zlib"):
             raise
         found = f"a file that cannot be read ({one_line(error)})"
         raise UserError(Problem(str(where), found, expected, next_step)) from error

@@ -21,24 +21,12 @@ from harness.records import TrackedPoint
 from harness.spec import Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = (  # kinds of weights that generate text
-    "base",
-    "adapter",
-    "delta",
-    "model",
-    "adapter or model",
-    "adapter or delta or model",
-    "endpoint",
+    *("base", "adapter", "delta", "model", "endpoint"),
+    *("adapter or model", "adapter or delta or model"),
 )
 OR = " or "  # separates alternative kinds of weights
-HOOKS = (
-    "mix",
-    "prepare",
-    "penalty",
-    "step",
-    "select",
-    "arguments",
-    "smoothing",
-)  # what a regulariser may do to a training
+# What a regulariser may do to a training.
+HOOKS = ("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing")
 TRAINING_STEPS = {"learning_rate": 5.0, "rank": 6.0}  # steps of a rescue for any training: their places
 KINDS = ("methods", "prompting", "metrics", "regularizers")
 
@@ -167,20 +155,18 @@ class Method:
     """A way to make weights, as its file declares it: everything that the rest of the package knows about it.
 
     `makes` is the kind of weights: the base's own, an adapter, a whole model, one of several that is known
-    later (with `init_from`, the kind that it starts from), a text classifier (of words, of a head or of
-    embeddings), a model at an endpoint, or a reward model, which answers nothing and serves recipes that name
-    it. `trains` says that a language model is trained here, with parameters that extend `LoopParams`.
-    `unpaired` says that rows of `pairs` may be answers with a thumb. `draws_from` names the data file that it
-    reads. `seeded` says that another seed makes other weights, `quantization` how the base is quantised in
-    training and serving, `init_from` what it can start from, `made_elsewhere` that it takes a folder of
-    finished weights. `interpolates` marks weights between the base and the candidate that `init_from` names,
-    at the share `scale`. `hooks` are the `HOOKS` that its training calls, and `hooks_where` maps a
-    parameter's value, as name and value, to further hooks that it calls then. `rewarded` says that it trains
-    on rewards of its answers, which the recipe's `reward` names. `published_as` is its kind of training in
-    `config/recipe_ranges.toml`, the table of published settings; empty if there are none. `data_parallel`
-    says that several processes may share its training, each with its part of a step's rows. `loops` are the
-    concerns of `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format
-    of our own (see `models.deltas`).
+    later (with `init_from`, the kind that it starts from), a text classifier, a model at an endpoint, or a
+    reward model, which answers nothing and serves recipes that name it. `trains` says that a language model
+    is trained here, with parameters that extend `LoopParams`. `unpaired` says that rows of `pairs` may be
+    answers with a thumb. `draws_from` names the data file that it reads. `seeded` says that another seed
+    makes other weights, `quantization` how the base is quantised in training and serving, `made_elsewhere`
+    that it takes a folder of finished weights. `interpolates` marks weights between the base and the
+    candidate that `init_from` names, at the share `scale`. `hooks` are the `HOOKS` that its training calls,
+    and `hooks_where` maps a parameter's name and value to further ones. `rewarded` says that it trains on the
+    recipe's `reward` of its answers. `published_as` is its kind of training in `config/recipe_ranges.toml`.
+    `data_parallel` says that several processes may share its training. `loops` are the concerns of
+    `code_versions.toml` whose code it runs besides its own file. A
+    `delta` is weights in a format of our own (see `models.deltas`).
 
     `fit(context, params)` makes the weights; `checks` are those before anything runs. `reads(params)` digests
     further files that its parameters name. `merges` says that it merges the adapters of the candidates that
@@ -327,11 +313,8 @@ def find_method(name: str) -> Method:
 
 def methods(**traits: Any) -> list[str]:
     """List the methods whose declarations have these values, sorted by name."""
-    return [
-        name
-        for name in names("methods")
-        if all(getattr(method(name), trait) == value for trait, value in traits.items())
-    ]
+    declared = {name: method(name) for name in names("methods")}
+    return [name for name, one in declared.items() if all(getattr(one, t) == v for t, v in traits.items())]
 
 
 def version(kind: str, name: str) -> int | str:
@@ -410,27 +393,18 @@ def _metric_from_file(path: Path, where: str) -> ModuleType:
     try:
         found.loader.exec_module(module)
     except Exception as error:
-        line = _line_in(error, path)
-        problem = Problem(f"{path}{line}", f"{type(error).__name__}: {error}", expected, "fix the file")
-        raise UserError(problem) from error
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [frame.lineno for frame in frames if frame.filename == str(path)]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = f"{path}:{line}" if line else str(path)
+        cause = f"{type(error).__name__}: {error}"
+        raise UserError(Problem(where, cause, expected, "fix the file")) from error
     if not callable(getattr(module, "metric", None)):
         raise UserError(Problem(str(path), "no function 'metric'", expected, "define metric(task)"))
     return module
 
 
-def _line_in(error: Exception, path: Path) -> str:
-    """Return `:line` of the error if it is in this file."""
-    if isinstance(error, SyntaxError):
-        return f":{error.lineno}"
-    lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == str(path)]
-    return f":{lines[-1]}" if lines else ""
-
-
 def unknown(kind: str, name: str, where: str = "") -> Problem:
     """Build the problem of a name that no plugin has."""
-    return Problem(
-        where or kind,
-        f"unknown {_ONE[kind]} {name!r}",
-        f"the name of a file in harness/{kind}/",
-        did_you_mean(name, names(kind)),
-    )
+    found, expected = f"unknown {_ONE[kind]} {name!r}", f"the name of a file in harness/{kind}/"
+    return Problem(where or kind, found, expected, did_you_mean(name, names(kind)))

@@ -3,12 +3,10 @@
 Code versions are one number per concern, which identities contain in place of the code itself.
 `code_versions.toml` lists each concern with its files and a pin, the digest of their syntax trees; a test
 fails if a pin differs. If results change, raise the version; otherwise run `make pins`. A user's own Python
-file enters by its content, with the modules in its folder that its syntax tree names in imports and in calls
-of `import_module` with a literal.
+file enters by its content, with the modules in its folder that it imports, also by a literal name.
 
 Invariant: moving, renaming and documenting code changes no identity. Unknown values are None or empty;
-nothing here imports a heavy package or a user's file, or fails. Folders with equal files have one digest,
-wherever they are.
+nothing here imports a heavy package or a user's file, or fails.
 """
 
 import ast
@@ -17,6 +15,7 @@ import platform
 import subprocess
 import tomllib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -58,20 +57,15 @@ _OURS = __name__.partition(".")[0]
 
 def digest_code(file: Path) -> str:
     """Digest a Python file with the modules of its folder that it imports, directly or indirectly."""
-    file_checksum, modules = checksum(file), sorted(_find_beside(file))
-    named_checksums = [[str(module.relative_to(file.parent)), checksum(module)] for module in modules]
-    return digest([file_checksum, named_checksums]) if named_checksums else file_checksum
-
-
-def _find_beside(file: Path) -> set[Path]:
-    modules: set[Path] = set()
-    unread = [file]
+    modules, unread = set[Path](), [file]
     while unread:
         imported = {m for m in _list_imports(unread.pop(), file.parent) if m.is_relative_to(file.parent)}
         imported -= modules | {file}
         modules |= imported
         unread += imported
-    return modules
+    named_checksums = [[str(module.relative_to(file.parent)), checksum(module)] for module in sorted(modules)]
+    file_checksum = checksum(file)
+    return digest([file_checksum, named_checksums]) if named_checksums else file_checksum
 
 
 def _list_imports(file: Path, root: Path) -> Iterator[Path]:
@@ -174,7 +168,11 @@ def changes(then: Mapping[str, str], now: Mapping[str, str]) -> str:
 @cache
 def package_versions() -> dict[str, str | None]:
     """Return the versions of the packages that compute, from their metadata."""
-    return {name: _version(name) for name in PACKAGES}
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def timestamp() -> str:
@@ -206,13 +204,6 @@ def thread_count() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _git(folder: Path, *arguments: str) -> str | None:
     # Without optional locks, this never disturbs a git command of the user.
     command = ["git", "--no-optional-locks", "-C", str(folder), *arguments]
@@ -225,13 +216,10 @@ def _git(folder: Path, *arguments: str) -> str | None:
 
 def source_digest(model: str) -> str:
     """Digest the files of a model, a folder or a hub id; "" where they are not on this machine."""
-    files = sorted(path for path in Path(model).rglob("*") if path.is_file())
-    return digest([[file.name, checksum(file)] for file in files]) if files else _revision(model)
-
-
-def _revision(model: str) -> str:
-    """Return the cached commit of a hub id (the name of its folder); "" where none is cached."""
+    if files := sorted(path for path in Path(model).rglob("*") if path.is_file()):
+        return digest([[file.name, checksum(file)] for file in files])
     from huggingface_hub import try_to_load_from_cache
 
+    # The folder of a cached hub id is named by its commit.
     config = try_to_load_from_cache(model, "config.json") if "/" in model else None
     return Path(config).parent.name if isinstance(config, str) else ""

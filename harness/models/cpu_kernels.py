@@ -2,9 +2,8 @@
 
 Invariant: a product in bf16 is the same to the last bit; only the reordering that each call would repeat is
 saved (a third of the time at 64 rows, half at one). In fp32 it is the same from some 32 rows on, and takes a
-fifth less at 64 to 150: MKL reads weights along its inputs faster. A query attends to what its mask shows
-and no later key; the parts are cut by position alone. Fused attention in bf16 takes three times as long over
-1,000 tokens.
+fifth less at 64 to 150. The parts are cut by position alone. Fused attention in bf16 takes three times as
+long over 1,000 tokens.
 Source: oneDNN's blocked layouts, through the operators that PyTorch's own compiler uses on CPUs; the tiles
 of FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
 """

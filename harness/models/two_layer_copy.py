@@ -64,7 +64,10 @@ def find_copied_engine(path: Path, device: str) -> str | None:
         if model is None:
             return None
         executor = Executor(model.to(device), _BUDGET)
-        return executor.engine if _hears(executor) else None
+        # What it answers must hang on what stands before; else an ignored mask shows nowhere.
+        contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
+        found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
+        return executor.engine if gap(found[1:], found[:-1]) > _HEARD_NATS else None
     except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
         return None
 
@@ -115,13 +118,6 @@ def _kinds(config: "PretrainedConfig") -> set[bool] | None:
     """Return whether layers of a model have a window, each kind once; None where they keep no keys."""
     found = windows(config)
     return None if found is None else set(map(bool, found))
-
-
-def _hears(executor: Executor) -> bool:
-    """Tell whether what a copy answers hangs on what stands before; else an ignored mask shows nowhere."""
-    contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
-    found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
-    return gap(found[1:], found[:-1]) > _HEARD_NATS
 
 
 def _narrow(said: Mapping[str, Any]) -> dict[str, Any]:

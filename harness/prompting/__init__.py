@@ -48,20 +48,24 @@ class IndexSize(NamedTuple):
 
 def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Iterator[IndexSize]:
     """Yield the size of each retrieval index of the promptings, counted without a model."""
-    for name, params in prompting.items():
-        plugin = plugins.load("prompting", name, f"task {context.task.name}")
+    for plugin, params in _load(prompting, context):
         if hasattr(plugin, "index_size"):
-            yield plugin.index_size(context, plugin.Params(**params))
+            yield plugin.index_size(context, params)
 
 
 def describe_prompts(
     prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext, items: Sequence[Example]
 ) -> Iterator[str]:
     """Yield the promptings' remarks on the prompts of these items, without a model."""
+    for plugin, params in _load(prompting, context):
+        if hasattr(plugin, "remarks"):
+            yield from plugin.remarks(context, params, items)
+
+
+def _load(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Iterator[tuple[Any, Any]]:
     for name, params in prompting.items():
         plugin = plugins.load("prompting", name, f"task {context.task.name}")
-        if hasattr(plugin, "remarks"):
-            yield from plugin.remarks(context, plugin.Params(**params), items)
+        yield plugin, plugin.Params(**params)
 
 
 def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Step:
@@ -70,14 +74,8 @@ def compose(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContex
     Raises:
         UserError: a name is unknown, or a prompting lacks its sources.
     """
-    steps = [_build(name, params, context) for name, params in prompting.items()]
+    steps: list[Step] = [plugin.build(context, params) for plugin, params in _load(prompting, context)]
     return lambda example: reduce(lambda changed, step: step(changed), steps, example)
-
-
-def _build(name: str, params: Mapping[str, Any], context: PromptingContext) -> Step:
-    plugin = plugins.load("prompting", name, f"task {context.task.name}")
-    step: Step = plugin.build(context, plugin.Params(**params))
-    return step
 
 
 def with_context(example: Example, passages: list[Document], mark: Mark | None = None) -> Example:
@@ -91,7 +89,10 @@ def with_context(example: Example, passages: list[Document], mark: Mark | None =
     lines = (" ".join(f"{p.title}: {p.text}".removeprefix(": ").split()) for p in passages)
     context_text = "\n".join(f"{marks[p.id]}{line}" for p, line in zip(passages, lines, strict=True))
     prompt = f"{CONTEXT}{context_text}\n\n{example.prompt}"
-    return replace(example, messages=_put_prompt(example.messages, prompt), passages=ids)
+    turns = example.messages
+    last = max(i for i, message in enumerate(turns) if message["role"] == "user")
+    messages = (*turns[:last], {**turns[last], "content": prompt}, *turns[last + 1 :])
+    return replace(example, messages=messages, passages=ids)
 
 
 def question(example: Example) -> str:
@@ -139,11 +140,6 @@ def recall(example: Example) -> float | None:
     if not example.documents or not example.passages:
         return None
     return len(set(example.documents) & set(example.passages)) / len(set(example.documents))
-
-
-def _put_prompt(messages: tuple[Message, ...], text: str) -> tuple[Message, ...]:
-    last = max(i for i, message in enumerate(messages) if message["role"] == "user")
-    return (*messages[:last], {**messages[last], "content": text}, *messages[last + 1 :])
 
 
 _FORMS = re.compile("[\uff10-\uff19\uff21-\uff3a\uff41-\uff5a\uff66-\uff9f\uffa1-\uffdc]+")

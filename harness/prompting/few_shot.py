@@ -42,15 +42,19 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no training examples.
     """
     if not context.train:
-        raise UserError(_phrase_no_training(context.task.name))
-    ranked = (
-        _nearest(context.train) if params.select == "knn" else _random_ranking(context.train, context.seed)
-    )
+        found, expected = "prompting few_shot without training examples", "training rows to take shots from"
+        step = "give the task `data: {train: …}`, or use zero_shot"
+        raise UserError(Problem(f"task {context.task.name}", found, expected, step))
+    is_fixed = params.select == "fixed"
+    ranked = _random_ranking(context.train, context.seed) if is_fixed else _nearest(context.train)
 
     def show(example: Example) -> Example:
         shots = list(islice(_others(ranked(example), example), params.shots))
         system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
-        turns = [turn for shot in shots[::-1] for turn in _turns(shot)]
+        turns: list[Message] = []
+        for shot in shots[::-1]:
+            turns += (message for message in shot.messages if message["role"] != "system")
+            turns.append({"role": "assistant", "content": shot.references[0]})
         return replace(example, messages=(*system, *turns, *example.messages[len(system) :]))
 
     return show
@@ -86,27 +90,21 @@ def _dialogue(example: Example) -> str:
     return "\n".join(filter(None, (turns_as_text(earlier), question(example))))
 
 
-def _turns(shot: Example) -> list[Message]:
-    turns = [message for message in shot.messages if message["role"] != "system"]
-    return [*turns, {"role": "assistant", "content": shot.references[0]}]
-
-
 def _nearest(train: tuple[Example, ...]) -> Ranking:
     """Rank by cosine similarity of TF-IDF vectors; ties keep the training order."""
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    def cut(example: Example) -> str:
+        return split_into_grams(fold_widths(_dialogue(example)))
+
     vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
-    vectors = vectorizer.fit_transform([_cut(_dialogue(shot)) for shot in train])  # (train, words), unit rows
+    vectors = vectorizer.fit_transform(list(map(cut, train)))  # (train, words), unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        similarity = (vectors @ vectorizer.transform([_cut(_dialogue(example))]).T).toarray()[:, 0]
+        similarity = (vectors @ vectorizer.transform([cut(example)]).T).toarray()[:, 0]
         return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank
-
-
-def _cut(text: str) -> str:
-    return split_into_grams(fold_widths(text))
 
 
 def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
@@ -114,12 +112,9 @@ def _random_ranking(train: tuple[Example, ...], seed: int) -> Ranking:
     shuffled = list(train)
     random.Random(seed).shuffle(shuffled)
     slices = _groups(shuffled, lambda shot: shot.slice)
-    order = _alternate([_alternate(_groups(group, _label)) for group in slices])
+    by_label = [_groups(group, lambda shot: shot.references[0] if shot.choices else "") for group in slices]
+    order = _alternate(list(map(_alternate, by_label)))
     return lambda example: order
-
-
-def _label(example: Example) -> str:
-    return example.references[0] if example.choices else ""
 
 
 def _groups(examples: Iterable[Example], key: Callable[[Example], str]) -> list[list[Example]]:
@@ -131,12 +126,3 @@ def _groups(examples: Iterable[Example], key: Callable[[Example], str]) -> list[
 
 def _alternate(groups: list[list[Example]]) -> list[Example]:
     return [example for turn in zip_longest(*groups) for example in turn if example is not None]
-
-
-def _phrase_no_training(task: str) -> Problem:
-    return Problem(
-        f"task {task}",
-        "prompting few_shot without training examples",
-        "training rows to take shots from",
-        "give the task `data: {train: …}`, or use zero_shot",
-    )

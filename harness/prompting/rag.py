@@ -20,7 +20,6 @@ from harness.records import WORD, Document, Example, pieces, split_into_grams
 from harness.spec import Spec
 
 Scores = Callable[[str], list[float]]
-Reranking = Callable[[str, list[int]], list[int]]
 
 NEEDS = ("documents",)
 MODELS = ("model", "rerank")  # params that name weights
@@ -84,15 +83,24 @@ def build(context: PromptingContext, params: Params) -> Step:
         UserError: the task has no documents.
     """
     if not context.documents:
-        raise UserError(_phrase_no_documents(context.task.name))
+        found, expected = "prompting rag without documents", "documents to retrieve from"
+        step = "give the task `data: {documents: …}`, or leave rag out"
+        raise UserError(Problem(f"task {context.task.name}", found, expected, step))
     chunks, texts = _passages(context, params)
-    scores = _scores(texts, params, context)
-    rerank = None if context.dry_run else _make_reranker(texts, params, context.task.name)
+    where, reranker = f"task {context.task.name}", None
+    scores = _bm25(texts) if params.model is None else lambda query: [0.0] * len(texts)
+    if params.model and not context.dry_run:  # which takes the first passages instead
+        scores = _dense(texts, params.model, where)
+    if params.rerank and not context.dry_run:
+        reranker = load_encoder(params.rerank, "CrossEncoder", f"{where}: rerank", "leave rerank out")
 
     def retrieve(example: Example) -> Example:
         ranked = _best_first(scores(example.prompt), range(len(chunks)))
-        if rerank:
-            ranked = rerank(example.prompt, ranked[: params.n_reranked])
+        if reranker:
+            read = ranked[: params.n_reranked]
+            pairs = [(example.prompt, texts[i]) for i in read]
+            found = reranker.predict(pairs, show_progress_bar=False)  # (n,)
+            ranked = _best_first(list(map(float, found)), read)
         return with_context(example, [chunks[i] for i in ranked[: params.top_k]], params.mark)
 
     return retrieve
@@ -114,15 +122,6 @@ def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
     """Order places by descending score; ties keep their order."""
     ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
     return [places[i] for _, i in ordered]
-
-
-def _scores(texts: list[str], params: Params, context: PromptingContext) -> Scores:
-    """Choose the retriever; a dry run takes the first passages in place of those a model would find."""
-    if params.model is None:
-        return _bm25(texts)
-    if context.dry_run:
-        return lambda query: [0.0] * len(texts)
-    return _dense(texts, params.model, context.task.name)
 
 
 def _chunks(document: Document, params: Params) -> list[Document]:
@@ -147,9 +146,9 @@ def _bm25(texts: list[str]) -> Scores:
     return scores
 
 
-def _dense(texts: list[str], model: str, task: str) -> Scores:
+def _dense(texts: list[str], model: str, where: str) -> Scores:
     """Score by the cosine of embeddings."""
-    where = f"task {task}: retriever dense"
+    where = f"{where}: retriever dense"
     encoder = load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)
 
@@ -158,25 +157,3 @@ def _dense(texts: list[str], model: str, task: str) -> Scores:
         return list(map(float, vectors @ vector))
 
     return scores
-
-
-def _make_reranker(texts: list[str], params: Params, task: str) -> Reranking | None:
-    """Return the function that orders places by a cross-encoder's scores; None without one."""
-    if params.rerank is None:
-        return None
-    encoder = load_encoder(params.rerank, "CrossEncoder", f"task {task}: rerank", "leave rerank out")
-
-    def rerank(query: str, places: list[int]) -> list[int]:
-        scores = encoder.predict([(query, texts[i]) for i in places], show_progress_bar=False)  # (n,)
-        return _best_first(list(map(float, scores)), places)
-
-    return rerank
-
-
-def _phrase_no_documents(task: str) -> Problem:
-    return Problem(
-        f"task {task}",
-        "prompting rag without documents",
-        "documents to retrieve from",
-        "give the task `data: {documents: …}`, or leave rag out",
-    )

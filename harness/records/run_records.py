@@ -156,28 +156,18 @@ class TrackedPoint:
 class TrainingRecord:
     """Measured figures of one training, in the order in which reports show them; None if not measured.
 
-    `wall_s` is the time of everything computed here, including a sweep's trials, `init_wall_s` that of the
-    training it continues, `train_loop_s` that of the optimiser steps alone. `n_tokens` excludes padding.
-    `peak_memory_gib` is the largest memory held: on a GPU by tensors, else by the process; `peak_includes`
-    says what else it contains. `loss` and the other curves are by optimiser step; a token accuracy is the
-    share of the answers' tokens that were the likeliest given those before. Where `label_smoothing` is known,
-    `loss` is smoothed by it and `validation_loss` is not. `waited_share` is the share of the time in which
-    its threads waited for a processor that other work used. `trainable_share` is `n_trainable` as a share of
-    the base's parameters, `size_bytes` the size of the finished weights on disk, and `base_size_bytes` that
-    of the base. `tracked` are the measured points along the training. `scan` says which signal-to-noise
-    ratios decided which matrices are trained. In fp16 the gradients of `n_skipped_steps` overflowed; each
-    halved `loss_scale` and changed no weight. `n_processes` is the number of processes that shared its steps,
-    if more than one. `batch_size` and `accumulated_batches` are per process, as searched for the available
-    memory where requested. `not_packed` says why rows were not packed though requested. `heldout_accuracy` is
-    the share of the `n_heldout` held-out pairs in which the chosen answer is preferred, `heldout_margin`
-    their mean reward margin. `reward` is the mean reward of the sampled answers, None if none had one;
-    `equal_rewards` is the share of the prompts whose answers all got the same one, `kl` their divergence from
-    the reference in nats per token, `reward_model_accuracy` that of the reward model on its held-out pairs.
-    `teacher` is the digest of the weights whose probabilities were learned. `searched_by` names the search
-    that proposed the trials in `sweep`. `named_base` is the base named by an adapter made elsewhere.
-    `command` made the weights, `command_version` is the version that it reports, `exit_code` its exit code.
-    `fit_key` is the folder of the weights; `stands_on` maps the keys of other weights that they depend on to
-    their digests. `others` are figures that a user's own method logs.
+    `TRAINING` says what each means. `wall_s` is the time of everything computed here, including a sweep's
+    trials, `init_wall_s` that of the training it continues, `train_loop_s` that of the optimiser steps alone.
+    The curves are by optimiser step; a token accuracy is the share of the answers' tokens that were the
+    likeliest given those before. Where `label_smoothing` is known, `loss` is smoothed by it and
+    `validation_loss` is not. In fp16 the gradients of `n_skipped_steps` overflowed; each halved `loss_scale`
+    and changed no weight. `batch_size` and `accumulated_batches` are as searched for the available memory
+    where requested. `reward` is the mean reward of the sampled answers, None if none had one. `teacher` is
+    the digest of the weights whose probabilities were learned. `searched_by` names the search that proposed
+    the trials in `sweep`, `named_base` the base that an adapter made elsewhere names. `command` made the
+    weights. `stands_on` maps the keys of other weights that they depend on to their digests. `scan` says
+    which signal-to-noise ratios decided which matrices are trained. `others` are figures of a user's own
+    method.
     """
 
     wall_s: float | None = None
@@ -262,9 +252,8 @@ def read_training_record(stored: Mapping[str, Any]) -> TrainingRecord:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, ("training", *first["loc"])))
-        raise ValueError(
-            f"{where}: found {first['input']!r}; expected {first['msg'].removeprefix('Value error, ')}"
-        ) from None
+        expected = first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{where}: found {first['input']!r}; expected {expected}") from None
     return record
 
 

@@ -59,12 +59,16 @@ def join_references(parts: Iterable[References]) -> References:
 
 
 def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
-    """List complete rows and weights without references."""
+    """List complete rows and finished weights without references."""
     rows = list_wanted_rows(store, wanted)
-    return [
-        *_leftovers(path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows),
-        *_leftovers(path for path in _folders(store, "weights") if not _is_wanted(path, wanted)),
-    ]
+    unneeded = [path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows]
+    for path in _folders(store, "weights"):
+        is_made = (path / "fit.json").exists() and path.suffix != ".part"
+        if is_made and path.name not in wanted.fit_keys:
+            made = read_object(path / "fit.json").get("digest")
+            if not isinstance(made, str) or made not in wanted.weights:
+                unneeded.append(path)
+    return _leftovers(unneeded)
 
 
 def list_unfinished(store: Store) -> list[Leftover]:
@@ -99,14 +103,6 @@ def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
 def _question(rows: RowsIdentity) -> tuple[str, ...]:
     """Return the part of an identity that says what was asked and how it is scored."""
     return (rows.task, rows.task_version, rows.split, rows.prompting_digest, rows.answer, rows.scoring_digest)
-
-
-def _is_wanted(weights: Path, wanted: References) -> bool:
-    """Tell whether a weights folder is needed; unfinished ones and records of a divergence are."""
-    if weights.name in wanted.fit_keys or not (weights / "fit.json").exists() or weights.suffix == ".part":
-        return True
-    digest = read_object(weights / "fit.json").get("digest")
-    return isinstance(digest, str) and digest in wanted.weights
 
 
 def _is_whole(rows: Path) -> bool:
@@ -160,7 +156,13 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
         "nightly": size(store.folder / "nightly"),
     }
     others = size(store.folder) - sum(named.values())
-    return DiskUse(**named, others=others, freed=_count_freed_bytes(runs, rows, weights))
+    users = Counter(digest for run in runs for digest in set(run.rows.values()))
+    fit_keys, of_weights = count_needed_keys(runs), Counter(run.weights_digest for run in runs)
+    freed = {}
+    for run in runs:
+        freed[run.run_id] = sum(rows.get(key, 0) for key in set(run.rows.values()) if users[key] == 1)
+        freed[run.run_id] += weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
+    return DiskUse(**named, others=others, freed=freed)
 
 
 def size(path: Path) -> int:
@@ -187,16 +189,6 @@ def find_own_fit_key(run: Run, fit_keys: Counter[str], weights: Counter[str]) ->
 def count_needed_keys(runs: Iterable[Run]) -> Counter[str]:
     """Count how many runs need each key of weights."""
     return Counter(key for run in runs for key in weights_behind(run))
-
-
-def _count_freed_bytes(runs: Sequence[Run], rows: dict[str, int], weights: dict[str, int]) -> dict[str, int]:
-    users = Counter(digest for run in runs for digest in set(run.rows.values()))
-    fit_keys, of_weights = count_needed_keys(runs), Counter(run.weights_digest for run in runs)
-    return {
-        run.run_id: sum(rows.get(digest, 0) for digest in set(run.rows.values()) if users[digest] == 1)
-        + weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
-        for run in runs
-    }
 
 
 def begin(store: Store, name: str) -> None:

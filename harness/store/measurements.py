@@ -5,8 +5,6 @@
     runs/control/<id>/<digest>.00000.jsonl     the rows of a block that it evaluated again
     runs/environments/<digest>.json            the content of an environment
     runs/noise/<id>.json                       one measurement of A/A noise
-    runs/ratings/<rating id>.json              one rating
-    runs/labels/<id>.json                      labels of answers, given in one session
     runs/grades/<book>/identity.json     judge, rubric and versions of our code
     runs/grades/<book>/grades.jsonl      one grade per line, in order of arrival
     runs/grades/<book>/anchors.jsonl     answers that a remote judge grades again
@@ -15,9 +13,8 @@
 
 Invariant: nothing here changes a stored row; a record is written once, atomically, before the index is
 updated. The newest measurement of a precision counts, the latest rating of one rater, pair and item, and the
-latest label of one rater and answer. A grade is appended and never overwritten. A line that a kill cut short
-is ignored, and the next grade starts a new line. Of several grades of one answer, the first readable one
-counts, among as many attempts as the caller allows.
+latest label of one rater and answer. A grade is appended, never overwritten; a line that a kill cut short is
+ignored.
 """
 
 import json
@@ -75,7 +72,7 @@ def origins(store: Store, rows_digest: str) -> dict[int, Origin]:
 def keep_environment(store: Store, environment: Mapping[str, str]) -> str:
     """Store the content of an environment; return its digest."""
     key = digest(dict(environment))
-    path = _environment_file(store, key)
+    path = store.place("environments", f"{key}.json")
     if not path.exists():
         write_record(store, path, dict(environment))
     return key
@@ -84,7 +81,7 @@ def keep_environment(store: Store, environment: Mapping[str, str]) -> str:
 def read_environment(store: Store, key: str) -> dict[str, str]:
     """Read the content of an environment; empty if it is not stored."""
     with suppress(OSError, ValueError):
-        return load(dict[str, str], _environment_file(store, key).read_bytes())
+        return load(dict[str, str], store.place("environments", f"{key}.json").read_bytes())
     return {}
 
 
@@ -118,10 +115,6 @@ def read_measured(path: Path) -> list[SampleResult] | None:
 
 def _origins_file(store: Store, rows_digest: str) -> Path:
     return store.rows(rows_digest) / "origins.json"
-
-
-def _environment_file(store: Store, key: str) -> Path:
-    return store.place("environments", f"{key}.json")
 
 
 _LEAST = 0.5  # flips: none among n items shows a small rate, not a rate of 0

@@ -5,9 +5,8 @@
     runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, with several models
 
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
-whole blocks and is never computed again. A checksum is noted before its file gets its name, and none is
-deleted, so a whole file is never taken for a damaged one. Rows for a comparison are read with their folds,
-so every interval takes into account that one model answered all items of a fold.
+whole blocks. A checksum is noted before its file gets its name, and none is deleted, so a whole file is never
+taken for a damaged one. Rows for a comparison are read with their folds.
 """
 
 import json
@@ -91,7 +90,7 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
         HarnessError: the disk is full.
     """
     positions = [row.position for row in rows]
-    if not 0 < len(rows) <= BLOCK or positions != _positions(index, len(rows)):
+    if not 0 < len(rows) <= BLOCK or positions != [BLOCK * index + i for i in range(len(rows))]:
         raise ValueError(f"block {index} holds positions from {BLOCK * index} without gaps, not {positions}")
     folder = store.rows(identity.digest)
     lines = "".join(map(row_line, rows))
@@ -275,10 +274,6 @@ def identities(store: Store) -> list[RowsIdentity]:
     return list(filter(None, map(_read_identity, sorted((store.folder / "rows").glob("*/identity.json")))))
 
 
-def _positions(index: int, n_rows: int) -> list[int]:
-    return list(range(BLOCK * index, BLOCK * index + n_rows))
-
-
 def _chunks(ids: Sequence[str]) -> dict[int, list[str]]:
     return {start // BLOCK: list(ids[start : start + BLOCK]) for start in range(0, len(ids), BLOCK)}
 
@@ -294,7 +289,7 @@ def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
         with suppress(OSError, ValueError, KeyError, TypeError):
             rows, index = [parse_json(line) for line in read_lines(path)], int(path.stem)
             ids = [row["example_id"] for row in rows]
-            if [row["position"] for row in rows] == _positions(index, len(rows)):
+            if [row["position"] for row in rows] == [BLOCK * index + i for i in range(len(rows))]:
                 ids_by_block[index] = ids
     return ids_by_block
 
@@ -324,7 +319,7 @@ def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[Sampl
     lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
     if not lines:
         return
-    path = _folder(store, rows_digest) / f"{index:05d}.jsonl"
+    path = store.rows(rows_digest) / "samples" / f"{index:05d}.jsonl"
 
     def write(part: Path) -> None:
         part.write_text(lines, "utf-8", newline="\n")
@@ -334,13 +329,17 @@ def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[Sampl
         rename_when_whole(store, path, write)
 
 
+def _drawn_files(store: Store, rows_digest: str) -> list[Path]:
+    return sorted((store.rows(rows_digest) / "samples").glob("*.jsonl"))
+
+
 def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
     """Read the sampled answers of a row set, by item; damaged files are left out.
 
     Empty for a set that was answered greedily.
     """
     samples_by_item: dict[str, list[Sample]] = {}
-    for path in _files(store, rows_digest):
+    for path in _drawn_files(store, rows_digest):
         with suppress(OSError, ValueError, TypeError):
             for line in read_lines(path) if is_as_written(path) else ():
                 values = parse_json(line)
@@ -352,7 +351,7 @@ def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
 def read_drawn_items(store: Store, rows_digest: str) -> set[str]:
     """Read which items of a row set have sampled answers; a file is parsed once until it changes."""
     items: set[str] = set()
-    for path in _files(store, rows_digest):
+    for path in _drawn_files(store, rows_digest):
         with suppress(OSError):
             items |= _items_in(path, *file_version(path))
     return items
@@ -366,17 +365,10 @@ def _items_in(path: Path, *_version: int) -> frozenset[str]:
     return frozenset()
 
 
-def _files(store: Store, rows_digest: str) -> list[Path]:
-    return sorted(_folder(store, rows_digest).glob("*.jsonl"))
-
-
-def _folder(store: Store, rows_digest: str) -> Path:
-    return store.rows(rows_digest) / "samples"
-
-
 def keep_folds(store: Store, rows_digest: str, folds: Mapping[str, int]) -> None:
     """Note which fold's model answered each item of a row set, before its rows are written."""
-    write_whole(store, _file(store, rows_digest), json.dumps(dict(folds), sort_keys=True) + "\n")
+    path = store.rows(rows_digest) / "folds.json"
+    write_whole(store, path, json.dumps(dict(folds), sort_keys=True) + "\n")
 
 
 def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
@@ -385,7 +377,7 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
     Raises:
         HarnessError: the file cannot be read.
     """
-    path = _file(store, rows_digest)
+    path = store.rows(rows_digest) / "folds.json"
     if not path.exists():
         return None
     try:
@@ -404,7 +396,3 @@ def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> li
     """
     folds = read_folds(store, rows_digest)
     return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows
-
-
-def _file(store: Store, rows_digest: str) -> Path:
-    return store.rows(rows_digest) / "folds.json"

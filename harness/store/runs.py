@@ -1,17 +1,13 @@
 """Runs: saved, listed, found and removed.
 
-Invariant: `run.json` is the run, complete or absent. Runs are listed from the folders, which is as fast as
-the index; the index is updated afterwards, once no other process holds it.
-
-    runs/<run_id>/run.json         a run
+    runs/<run_id>/run.json         a run, complete or absent
     runs/<run_id>/sampling.json    the items that `--sequential` sampled for it
+    runs/trials/<run_id>.json      the run of a trial of a sweep or search
 
-Runs of the trials of sweeps and searches are stored separately from those of candidates. A trial's id ends
-with the key of its weights, or of a prompt's answers, so a trial shared by several searches is one run. A
-trial that a run was chosen from or depends on is not removed before the run. A trial of a prompt has no
-weights of its own.
-
-    runs/trials/<run_id>.json
+Invariant: runs are listed from the folders; the index is updated afterwards, once no other process holds it.
+A trial's id ends with the key of its weights, or of a prompt's answers, so a trial shared by several searches
+is one run. A trial that a run was chosen from or depends on is not removed before the run. A trial of a
+prompt has no weights of its own.
 """
 
 from collections import Counter
@@ -76,7 +72,8 @@ def save_trial(store: Store, trial: TrialRun) -> None:
     """Write a trial's run, replacing an earlier one of the same weights unless its outcome is equal."""
     file = _file(store, trial.run.run_id)
     stored = _read(file)
-    if stored is None or _outcome(stored) != _outcome(trial):
+    new = (trial.trial, trial.run.rows, trial.run.error)
+    if stored is None or (stored.trial, stored.run.rows, stored.run.error) != new:
         write_record(store, file, trial.to_plain())
 
 
@@ -160,10 +157,6 @@ def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     return freed
 
 
-def _outcome(trial: TrialRun) -> tuple[Trial, dict[str, str], str]:
-    return trial.trial, trial.run.rows, trial.run.error
-
-
 def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Map the keys of all weights that runs depend on to these runs; diverged trials are included."""
     runs_by_key: dict[str, list[Run]] = {}
@@ -190,12 +183,8 @@ def _map_own_parts(
     wanted = list_wanted_rows(store, run_references(runs)).union(keep)
     known, needing = identities(store), _map_runs_by_key(runs)
     names = {trial.run.run_id for trial in trials}
-    shared = {
-        row
-        for trial in list_trials(store)
-        if trial.run.run_id not in names
-        for row in trial.run.rows.values()
-    }
+    other_trials = [trial for trial in list_trials(store) if trial.run.run_id not in names]
+    shared = {row for trial in other_trials for row in trial.run.rows.values()}
     folders_by_trial = {}
     for trial in trials:
         key = trial.trial.fit_key

@@ -1,11 +1,10 @@
 """Chat templates for bases without one, shipped or the user's, rendered by a Jinja environment with bounds.
 
-Invariant: a template that is used ends each answer with a token that ends one, so that a fine-tune learns to
-stop, and writes a conversation so that the prompt is its beginning. A base's own is never replaced; in front
-of one that refuses or drops a system message stands what joins that to the question behind it. A
-conversation is written in the same way every day, for a training and its evaluation may lie days apart. A
-template that loops, calls or writes without end is stopped after `MOST_STEPS` steps or `MOST_SIGNS` signs,
-by counting and not by a clock, so it is stopped everywhere alike.
+Invariant: a template that is used ends each answer with a token that ends one, and writes a conversation so
+that the prompt is its beginning. A base's own is never replaced; in front of one that refuses or drops a
+system message stands what joins that to the question behind it. A conversation is written alike every day. A
+template that works without end is stopped after `MOST_STEPS` steps or `MOST_SIGNS` signs, counted and not
+timed, so it is stopped everywhere alike.
 """
 
 import re
@@ -141,19 +140,16 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
     Gemma 2's refuses it, Phi-3 medium's leaves it out. Without a system message it renders as before.
     """
     template = tokenizer.chat_template
-    if (
-        isinstance(template, str)
-        and _writes(tokenizer, _QUESTION)
-        and not _writes(tokenizer, [_SYSTEM, *_QUESTION])
-    ):
+    if not isinstance(template, str):
+        return
+    writes = []
+    for turns in (_QUESTION, [_SYSTEM, *_QUESTION]):
+        try:
+            writes.append(not find_left_out(tokenizer, turns))
+        except CandidateFailed:
+            writes.append(False)
+    if writes == [True, False]:
         tokenizer.chat_template = _JOINED + template
-
-
-def _writes(tokenizer: "PreTrainedTokenizerBase", turns: list[Message]) -> bool:
-    try:
-        return not find_left_out(tokenizer, turns)
-    except CandidateFailed:
-        return False
 
 
 def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
@@ -213,16 +209,8 @@ MOST_STEPS = 1_000_000
 MOST_SIGNS = 20_000_000
 _STEPS_A_CALL = 10
 _MOST_ENLARGED = 1_000_000_000  # product of the sizes of what is put into what
-_ENLARGES = (
-    "expandtabs",
-    "format",
-    "format_map",
-    "indent",
-    "join",
-    "replace",
-    "tojson",
-    "translate",
-    "wordwrap",
+_ENLARGES = frozenset(
+    ("expandtabs", "format", "format_map", "indent", "join", "replace", "tojson", "translate", "wordwrap")
 )
 _FORMATS = ("format", "format_map")
 _NUMBER = re.compile(r"\d+")
