@@ -330,7 +330,7 @@ def _jamba(said: Mapping[str, Any]) -> int:
     hidden, heads = said["hidden_size"], said["num_attention_heads"]
     inner, of_step, state = said["mamba_expand"] * hidden, said["mamba_dt_rank"], said["mamba_d_state"]
     space = (hidden + 2 * inner) + (inner + of_step + 2 * state) + (of_step + inner) + (inner + hidden)
-    attention = 2 * (hidden + hidden) + 2 * (hidden + said["num_key_value_heads"] * (hidden // heads))
+    attention = _attention(hidden, heads, said["num_key_value_heads"], hidden // heads)
     kinds, period, offset = said["layer_types"], said["expert_layer_period"], said["expert_layer_offset"]
     has_experts = [said["num_experts"] > 1 and i % period == offset for i in range(len(kinds))]
     return sum(space if kind == _LINEAR else attention for kind in kinds) + sum(

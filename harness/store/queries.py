@@ -71,8 +71,8 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
         values = db.execute(query, [metric, whole_file(path)]).fetchall()
         for *asked, references, parts, cluster, slice_, weight, error in values:
             scores = {metric: None if parts is None else tuple(parts)}
-            told = ("", "", tuple(references), scores, cluster, slice_)  # no answer and no prompt
-            rows.append(SampleResult(*asked, *told, weight=weight, error=error))
+            row: list[Any] = [*asked, "", "", tuple(references), scores, cluster, slice_]  # without texts
+            rows.append(SampleResult(*row, weight=weight, error=error))
         return attach_folds(store, rows_digest, rows)
 
 

@@ -19,27 +19,7 @@ from typing import Any, Literal
 
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Run, SamplingRecord, Trial, load, parse_json, read_object, reader, run_record
-from harness.store import index
-from harness.store.garbage import (
-    Leftover,
-    References,
-    count_needed_keys,
-    find_own_fit_key,
-    list_wanted_rows,
-    points_of,
-    run_references,
-    size,
-    weights_behind,
-)
-from harness.store.layout import (
-    Store,
-    describe_missing_rows,
-    failure,
-    first_line,
-    in_own_folder,
-    remove,
-    write_record,
-)
+from harness.store import garbage, index, layout
 from harness.store.rows import identities
 
 FOLDER = "trials"
@@ -68,22 +48,22 @@ class TrialRun:
         return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.to_plain()}
 
 
-def save_trial(store: Store, trial: TrialRun) -> None:
+def save_trial(store: layout.Store, trial: TrialRun) -> None:
     """Write a trial's run, replacing an earlier one of the same weights unless its outcome is equal."""
     file = _file(store, trial.run.run_id)
     stored = _read(file)
     new = (trial.trial, trial.run.rows, trial.run.error)
     if stored is None or (stored.trial, stored.run.rows, stored.run.error) != new:
-        write_record(store, file, trial.to_plain())
+        layout.write_record(store, file, trial.to_plain())
 
 
-def list_trials(store: Store) -> list[TrialRun]:
+def list_trials(store: layout.Store) -> list[TrialRun]:
     """List the runs of trials, oldest first. Damaged ones are left out."""
     trials = filter(None, map(_read, (store.folder / FOLDER).glob("*.json")))
     return sorted(trials, key=lambda trial: (trial.run.created, trial.run.run_id))
 
 
-def find_trial(store: Store, run_id: str) -> TrialRun | None:
+def find_trial(store: layout.Store, run_id: str) -> TrialRun | None:
     """Find the run of a trial by its id; None if it is missing or damaged."""
     return _read(_file(store, run_id))
 
@@ -104,7 +84,7 @@ def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if _key(trial.trial) in _list_tried_keys(run)]
 
 
-def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
+def trials_by_run(store: layout.Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
     """Map each run to the trials it was chosen from, in order; trials without a run have the key "".
 
     A trial shared by several runs is listed with the first of its own candidate, else with the first.
@@ -121,21 +101,23 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
     return trials_of
 
 
-def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[Leftover]:
+def list_unneeded_trials(store: layout.Store, runs: Iterable[Run]) -> list[garbage.Leftover]:
     """List the files of trials that none of the given runs needs."""
     needed = _map_runs_by_key(runs)
     files = [_file(store, t.run.run_id) for t in list_trials(store) if _key(t.trial) not in needed]
-    return [Leftover(file, size(file)) for file in files]
+    return [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
-def trial_references(store: Store, runs: Iterable[Run]) -> References:
+def trial_references(store: layout.Store, runs: Iterable[Run]) -> garbage.References:
     """Return the rows of the trials that the given runs were chosen from, needed to repeat the choice."""
     needed = _map_runs_by_key(runs)
     trials = (trial for trial in list_trials(store) if _key(trial.trial) in needed)
-    return References(rows=frozenset(digest for trial in trials for digest in trial.run.rows.values()))
+    return garbage.References(
+        rows=frozenset(digest for trial in trials for digest in trial.run.rows.values())
+    )
 
 
-def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
+def count_freed_by_trials(store: layout.Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map each run to the bytes of trials that only it needs, and each unneeded trial to its own bytes."""
     trials_by_owner: dict[str, list[TrialRun]] = {}
     runs_by_key = _map_runs_by_key(runs)
@@ -153,7 +135,7 @@ def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
             counted.update(map(store.rows, run.rows.values()))
         if run and run.training.fit_key:
             counted.add(store.weights(run.training.fit_key))
-        freed[run_id] = sum(map(size, {path for folders in parts for path in folders} - counted))
+        freed[run_id] = sum(map(garbage.size, {path for folders in parts for path in folders} - counted))
     return freed
 
 
@@ -161,7 +143,7 @@ def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Map the keys of all weights that runs depend on to these runs; diverged trials are included."""
     runs_by_key: dict[str, list[Run]] = {}
     for run in runs:
-        for key in _list_tried_keys(run) | weights_behind(run).keys():
+        for key in _list_tried_keys(run) | garbage.weights_behind(run).keys():
             runs_by_key.setdefault(key, []).append(run)
     return runs_by_key
 
@@ -176,11 +158,11 @@ def _list_tried_keys(run: Run) -> frozenset[str]:
 
 
 def _map_own_parts(
-    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
+    store: layout.Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
 ) -> Mapping[str, list[Path]]:
     """Map each trial that no run needs to its folders of weights and of rows that no run needs."""
     trials = list(trials)
-    wanted = list_wanted_rows(store, run_references(runs)).union(keep)
+    wanted = garbage.list_wanted_rows(store, garbage.run_references(runs)).union(keep)
     known, needing = identities(store), _map_runs_by_key(runs)
     names = {trial.run.run_id for trial in trials}
     other_trials = [trial for trial in list_trials(store) if trial.run.run_id not in names]
@@ -194,7 +176,7 @@ def _map_own_parts(
             own = [digest for digest in trial.run.rows.values() if digest not in wanted | shared]
             folders_by_trial[trial.run.run_id] = list(map(store.rows, own))
             continue
-        answering = {trial.run.weights_digest, *points_of(store, [key])} - {""}
+        answering = {trial.run.weights_digest, *garbage.points_of(store, [key])} - {""}
         if {key, *answering} & set(keep):
             continue
         own = [row.digest for row in known if row.weights_digest in answering and row.digest not in wanted]
@@ -202,11 +184,11 @@ def _map_own_parts(
     return folders_by_trial
 
 
-def _file(store: Store, run_id: str) -> Path:
+def _file(store: layout.Store, run_id: str) -> Path:
     return store.place(FOLDER, f"{run_id}.json")
 
 
-def save_run(store: Store, run: Run) -> None:
+def save_run(store: layout.Store, run: Run) -> None:
     """Write `run.json`, then update the index unless another process holds it: it catches up later.
 
     A run saved again replaces itself.
@@ -217,19 +199,19 @@ def save_run(store: Store, run: Run) -> None:
         HarnessError: a row set is not complete, the disk is full, or the index is damaged.
     """
     file = store.run_file(run.run_id)
-    in_own_folder(run, file)
+    layout.in_own_folder(run, file)
     if missing := [digest for digest in run.rows.values() if not store.parquet(digest).exists()]:
-        raise describe_missing_rows(store, missing)
-    write_record(store, file, run.to_plain())
+        raise layout.describe_missing_rows(store, missing)
+    layout.write_record(store, file, run.to_plain())
     index.update(store)
 
 
-def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
+def save_sampling(store: layout.Store, run_id: str, sampling: SamplingRecord) -> None:
     """Write the items sampled for a run, replacing those of an earlier analysis."""
-    write_record(store, store.run_file(run_id).with_name("sampling.json"), sampling)
+    layout.write_record(store, store.run_file(run_id).with_name("sampling.json"), sampling)
 
 
-def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
+def read_sampling(store: layout.Store, run_id: str) -> SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
     try:
         return load(SamplingRecord, store.run_file(run_id).with_name("sampling.json").read_bytes())
@@ -237,14 +219,14 @@ def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
         return None
 
 
-def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
+def list_runs(store: layout.Store, experiment: str | None = None) -> list[Run]:
     """List the runs, oldest first, optionally of one experiment. Damaged ones are left out."""
     runs, _ = runs_on_disk(store)
     of_experiment = (run for run in runs if experiment in (None, run.experiment))
     return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
 
 
-def get_run(store: Store, run_id: str) -> Run:
+def get_run(store: layout.Store, run_id: str) -> Run:
     """Find a run by its id, whether a candidate's or a trial's.
 
     Raises:
@@ -266,7 +248,7 @@ def get_run(store: Store, run_id: str) -> Run:
     return runs[run_id]
 
 
-def weights_folder(store: Store, run: Run) -> Path | None:
+def weights_folder(store: layout.Store, run: Run) -> Path | None:
     """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
     if not run.training.fit_key:
         return None
@@ -286,13 +268,13 @@ def read_run(file: Path) -> Run | None:
         return None
 
 
-def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
+def read_written_runs(store: layout.Store, run_ids: Iterable[str]) -> dict[str, Run]:
     """Read runs by their ids from their folders; missing and damaged ones are left out."""
     run_by_id = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
     return {run_id: run for run_id, run in run_by_id.items() if run}
 
 
-def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
+def runs_on_disk(store: layout.Store) -> tuple[list[Run], list[str]]:
     """Read every `run.json`; return the runs, and the unreadable files with the reason."""
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
@@ -301,11 +283,11 @@ def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
         except FileNotFoundError:  # removed meanwhile
             continue
         except (OSError, ValueError, TypeError) as error:
-            unreadable.append(f"{path}: {first_line(error)}")
+            unreadable.append(f"{path}: {layout.first_line(error)}")
     return runs, unreadable
 
 
-def all_runs(store: Store) -> list[Run]:
+def all_runs(store: layout.Store) -> list[Run]:
     """Read every run from its folder, to know what they share.
 
     Raises:
@@ -314,11 +296,11 @@ def all_runs(store: Store) -> list[Run]:
     on_disk, unreadable = runs_on_disk(store)
     if unreadable:
         expected = "readable run files, which tell what is shared"
-        raise failure("runs", "; ".join(unreadable), expected, "repair or delete them")
+        raise layout.failure("runs", "; ".join(unreadable), expected, "repair or delete them")
     return on_disk
 
 
-def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
+def remove_run(store: layout.Store, run_id: str, keep: Collection[str] = ()) -> None:
     """Delete a run with those of its row sets and weights that no other run needs and `keep` does not name.
 
     The trials it was chosen from are deleted too, except those that another run needs. `keep` holds digests
@@ -341,14 +323,16 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
     paths += map(store.rows, own_rows)
     every = [run, *others]
-    fit_key = find_own_fit_key(run, count_needed_keys(every), Counter(r.weights_digest for r in every))
+    fit_key = garbage.find_own_fit_key(
+        run, garbage.count_needed_keys(every), Counter(r.weights_digest for r in every)
+    )
     if fit_key and not {fit_key, run.weights_digest} & set(keep):
         paths.append(store.weights(fit_key))
     for trial_id, folders in _map_own_parts(store, trials, others, keep).items():
         paths += [*folders, _file(store, trial_id)]
-    remove(store.folder, paths)
+    layout.remove(store.folder, paths)
     index.update(store)
 
 
 def _parse_run(file: Path) -> Run:
-    return in_own_folder(run_record(parse_json(file.read_bytes())), file)
+    return layout.in_own_folder(run_record(parse_json(file.read_bytes())), file)
