@@ -11,7 +11,20 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import batching, oom
+from harness.models import oom
+from harness.models.batching import (
+    CPU_COSTS,
+    Pack,
+    Pair,
+    PassCosts,
+    PrefixTree,
+    Size,
+    Tokens,
+    count_shared_prefix,
+    grow,
+    pack,
+    plan,
+)
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.prefix_cache import PrefixCache, additive_mask, cut_to_windows, forget_length, row_cache
 from harness.provenance import versions_of
@@ -42,9 +55,9 @@ Scored = tuple[list[float], bool]
 ENGINES = ("packed", "padded", "plain")
 
 
-def layout_digest(engine: str, budget: int, costs: batching.PassCosts = batching.CPU_COSTS) -> str:
+def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str:
     """Digest what decides the shapes that are computed together on any model."""
-    own = [] if costs == batching.CPU_COSTS else [costs]
+    own = [] if costs == CPU_COSTS else [costs]
     tried = ["tried beside others"] if engine == "padded" else []  # see `generation`
     return digest([versions_of("layout"), engine, budget, *own, *tried])
 
@@ -65,7 +78,7 @@ class Executor:
         budget: int,
         engine: str | None = None,
         soft: "Cache | None" = None,
-        costs: batching.PassCosts = batching.CPU_COSTS,
+        costs: PassCosts = CPU_COSTS,
     ) -> None:
         self.costs = costs
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
@@ -77,11 +90,11 @@ class Executor:
         """Digest of what decides the shapes that are computed together."""
         return layout_digest(self.engine, self.budget, self.costs)
 
-    def loglikelihoods(self, pairs: Sequence[batching.Pair]) -> list[Likelihood]:
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self.score(pairs)]
 
-    def score(self, pairs: Sequence[batching.Pair]) -> list[Scored]:
+    def score(self, pairs: Sequence[Pair]) -> list[Scored]:
         """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes.
 
         Raises:
@@ -103,7 +116,7 @@ class Executor:
         if any(isnan(p) for logprobs in found for p in logprobs):
             raise self._no_numbers()
 
-    def _probe_alone(self, pair: batching.Pair) -> list[float]:
+    def _probe_alone(self, pair: Pair) -> list[float]:
         """Return log p of the tokens of a pair."""
         try:
             return self._score_alone(pair)[0]
@@ -115,7 +128,7 @@ class Executor:
         found = f"the model's logits are not numbers in {str(self.model.dtype).removeprefix('torch.')}"
         return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
 
-    def _score_by_engine(self, pairs: Sequence[batching.Pair]) -> list[Scored]:
+    def _score_by_engine(self, pairs: Sequence[Pair]) -> list[Scored]:
         """Score pairs in the engine's layout; alone, what is so long that it is rotated by its own length."""
         lengths = [len(context) + len(continuation) for context, continuation in pairs]
         alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
@@ -126,7 +139,7 @@ class Executor:
             scored[i] = self._score_alone(pairs[i])
         return [scored[i] for i in range(len(pairs))]
 
-    def _score_together(self, pairs: Sequence[batching.Pair]) -> list[Scored]:
+    def _score_together(self, pairs: Sequence[Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
         if self.engine == "padded":
@@ -134,37 +147,35 @@ class Executor:
         virtual = self.prefixes.virtual_ids
         pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
         with chunk_attention(self.model):
-            shared = batching.count_shared_prefix([context for context, _ in pairs], len(virtual))
+            shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
             prefix = self._prefix(pairs[0][0][:shared]) if shared else None
             return self._score_trees(pairs, shared, prefix)
 
-    def _score_alone(self, pair: batching.Pair) -> Scored:
+    def _score_alone(self, pair: Pair) -> Scored:
         return self._with_less_memory(self._trees([pair]), [pair], None)[0]
 
-    def _score_trees(
-        self, pairs: Sequence[batching.Pair], shared: int, prefix: "Cache | None"
-    ) -> list[Scored]:
+    def _score_trees(self, pairs: Sequence[Pair], shared: int, prefix: "Cache | None") -> list[Scored]:
         trees = self._trees(pairs, shared)
         scored: dict[int, Scored] = {}
-        lengths, size = [tree.n_tokens for tree in trees], batching.Size(self.budget, self.budget)
-        for group in batching.plan(lengths, size, self.costs.reading, self.costs.keys, shared):
+        lengths, size = [tree.n_tokens for tree in trees], Size(self.budget, self.budget)
+        for group in plan(lengths, size, self.costs.reading, self.costs.keys, shared):
             scored |= self._with_less_memory([trees[i] for i in group], pairs, prefix)
         return [scored[i] for i in range(len(pairs))]
 
     def _trees(
-        self, pairs: Sequence[batching.Pair], shared: int = 0, numbers: Sequence[int] | None = None
-    ) -> list[batching.PrefixTree]:
+        self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
+    ) -> list[PrefixTree]:
         """Lay out pairs, of `numbers` only where they are given; they share rows where masks are honoured."""
         joins, attending = self.engine == "packed", self.costs.attention
-        return batching.grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
+        return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
-    def _prefix(self, ids: batching.Tokens) -> "Cache":
+    def _prefix(self, ids: Tokens) -> "Cache":
         """Read what all contexts begin with."""
         with oom.explain_out_of_memory("out of memory while reading what all prompts begin with", _SHORTER):
             return self.prefixes.read(ids)
 
     def _with_less_memory(
-        self, trees: Sequence[batching.PrefixTree], pairs: Sequence[batching.Pair], prefix: "Cache | None"
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
     ) -> dict[int, Scored]:
         """Score some trees; out of memory, half of their pairs at a time, with no prefix kept."""
         import torch
@@ -189,15 +200,12 @@ class Executor:
         return scored
 
     def _score(
-        self,
-        trees: Sequence[batching.PrefixTree],
-        pairs: Sequence[batching.Pair],
-        prefix: "Cache | None" = None,
+        self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None" = None
     ) -> dict[int, Scored]:
         """Return what was found of each pair that the trees hold, by its number."""
         import torch
 
-        packed = batching.pack(trees, pairs)
+        packed = pack(trees, pairs)
         with torch.inference_mode():
             logits = self._logits(packed, prefix)  # (u, v)
             where, targets = (
@@ -218,7 +226,7 @@ class Executor:
             for number, (a, b) in zip(packed.numbers, packed.spans, strict=True)
         }
 
-    def _logits(self, packed: batching.Pack, prefix: "Cache | None") -> "torch.Tensor":
+    def _logits(self, packed: Pack, prefix: "Cache | None") -> "torch.Tensor":
         """Return the logits (u, v) at the pack's sources."""
         import torch
 
@@ -267,7 +275,7 @@ class Executor:
     def _tolerance(self) -> float:
         return AGREEMENT_NATS[self.model.dtype.itemsize]
 
-    def _probes(self) -> list[list[batching.Pair]]:
+    def _probes(self) -> list[list[Pair]]:
         """Return pairs that begin alike, and one that is longer than a window that there is room for."""
         n_ids = self.model.config.get_text_config().vocab_size
         ids = tuple(i % n_ids for i in range(5, 37))
@@ -279,13 +287,13 @@ class Executor:
         long = tuple((5 + i * i) % n_ids for i in range(window + len(ids)))
         return [short, [(long[:-8], long[-8:])]]
 
-    def _score_packed_probe(self, pairs: Sequence[batching.Pair]) -> list[list[float]]:
+    def _score_packed_probe(self, pairs: Sequence[Pair]) -> list[list[float]]:
         """Return log p of the tokens of each pair, packed; nothing where the model takes no such mask."""
         self.engine = "packed"
         longest = max(len(context) + len(continuation) for context, continuation in pairs)
         try:
             with chunk_attention(self.model):
-                found = self._score(batching.grow(pairs, max(64, longest)), pairs)
+                found = self._score(grow(pairs, max(64, longest)), pairs)
         except UNSUPPORTED as error:
             if oom.ran_out(error):
                 raise

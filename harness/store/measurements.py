@@ -43,9 +43,10 @@ from harness.records import (
     parse_json,
 )
 from harness.store import index, layout
+from harness.store.layout import Store
 
 
-def keep_origin(store: layout.Store, rows_digest: str, index: int, origin: Origin) -> None:
+def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
     """Note the origin of a block, before or after it is written."""
     by_block = {block: list(known) for block, known in origins(store, rows_digest).items()}
     by_block[index] = list(origin)
@@ -53,14 +54,14 @@ def keep_origin(store: layout.Store, rows_digest: str, index: int, origin: Origi
     layout.write_whole(store, _origins_file(store, rows_digest), json.dumps(content) + "\n")
 
 
-def origins(store: layout.Store, rows_digest: str) -> dict[int, Origin]:
+def origins(store: Store, rows_digest: str) -> dict[int, Origin]:
     """Map the blocks of a row set to their origins; blocks without a note are absent."""
     with suppress(OSError, ValueError):
         return load(dict[int, Origin], _origins_file(store, rows_digest).read_bytes())
     return {}
 
 
-def keep_environment(store: layout.Store, environment: Mapping[str, str]) -> str:
+def keep_environment(store: Store, environment: Mapping[str, str]) -> str:
     """Store the content of an environment; return its digest."""
     key = digest(dict(environment))
     path = store.place("environments", f"{key}.json")
@@ -69,7 +70,7 @@ def keep_environment(store: layout.Store, environment: Mapping[str, str]) -> str
     return key
 
 
-def read_environment(store: layout.Store, key: str) -> dict[str, str]:
+def read_environment(store: Store, key: str) -> dict[str, str]:
     """Read the content of an environment; empty if it is not stored."""
     with suppress(OSError, ValueError):
         return load(dict[str, str], store.place("environments", f"{key}.json").read_bytes())
@@ -77,7 +78,7 @@ def read_environment(store: layout.Store, key: str) -> dict[str, str]:
 
 
 def save_control(
-    store: layout.Store, control: Control, rows: Iterable[tuple[ControlBlock, Sequence[SampleResult]]]
+    store: Store, control: Control, rows: Iterable[tuple[ControlBlock, Sequence[SampleResult]]]
 ) -> None:
     """Write a control measurement with its rows."""
     file = control_file(store, control.id)
@@ -86,12 +87,12 @@ def save_control(
     layout.write_record(store, file, control)
 
 
-def control_file(store: layout.Store, control_id: str) -> Path:
+def control_file(store: Store, control_id: str) -> Path:
     """Return the last file that is written for a control measurement."""
     return store.place("control", control_id, "control.json")
 
 
-def controls(store: layout.Store) -> list[Control]:
+def controls(store: Store) -> list[Control]:
     """List the control measurements, oldest first; unreadable ones are left out."""
     measured = load_files(Control, (store.folder / "control").glob("*/control.json"))
     return sorted(measured, key=lambda control: (control.created, control.id))
@@ -104,24 +105,24 @@ def read_measured(path: Path) -> list[SampleResult] | None:
     return None
 
 
-def _origins_file(store: layout.Store, rows_digest: str) -> Path:
+def _origins_file(store: Store, rows_digest: str) -> Path:
     return store.rows(rows_digest) / "origins.json"
 
 
 _LEAST = 0.5  # flips: none among n items shows a small rate, not a rate of 0
 
 
-def save_noise(store: layout.Store, noise: Noise) -> None:
+def save_noise(store: Store, noise: Noise) -> None:
     """Write a noise measurement."""
     layout.write_record(store, store.place("noise", f"{noise.id}.json"), noise)
 
 
-def noises(store: layout.Store) -> list[Noise]:
+def noises(store: Store) -> list[Noise]:
     """List the noise measurements, oldest first; unreadable ones are left out."""
     return load_files(Noise, sorted((store.folder / "noise").glob("*.json")))
 
 
-def noise_rates(store: layout.Store) -> dict[str, tuple[float, float]]:
+def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
     """Map each precision to the flips and the number of items of its newest measurement.
 
     No flip at all counts as half a flip.
@@ -129,7 +130,7 @@ def noise_rates(store: layout.Store) -> dict[str, tuple[float, float]]:
     return {m.precision: (max(float(m.flips), _LEAST), float(m.n)) for m in noises(store) if m.n}
 
 
-def flip_rates(store: layout.Store, base_digest: str, precision: str) -> dict[str, float]:
+def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, float]:
     """Map each task to the share of its items that flipped in a base's newest measurement in a precision."""
     key = (base_digest, precision)
     same = [noise for noise in noises(store) if (noise.base_digest, noise.precision) == key]
@@ -139,12 +140,12 @@ def flip_rates(store: layout.Store, base_digest: str, precision: str) -> dict[st
 _SAVING = threading.Lock()  # queues the raters of one dashboard before the lock of all processes
 
 
-def save_rating(store: layout.Store, rating: Rating) -> None:
+def save_rating(store: Store, rating: Rating) -> None:
     """Write one rating as `save_ratings` does."""
     save_ratings(store, [rating])
 
 
-def save_ratings(store: layout.Store, ratings: Sequence[Rating]) -> None:
+def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
     """Write ratings, all of them or none, and update the index once, unless another process holds it.
 
     A missing index is not created: the next reader builds it from all stored records.
@@ -166,26 +167,26 @@ def save_ratings(store: layout.Store, ratings: Sequence[Rating]) -> None:
             index.update(store)
 
 
-def list_ratings(store: layout.Store, task: str | None = None) -> list[Rating]:
+def list_ratings(store: Store, task: str | None = None) -> list[Rating]:
     """List the ratings, oldest first, optionally of one task. Does not wait for writers."""
     ratings = load_files(Rating, (store.folder / "ratings").glob("*.json"))
     of_task = (rating for rating in ratings if task in (None, rating.task))
     return sorted(of_task, key=lambda rating: (rating.created, rating.rating_id))
 
 
-def save_labels(store: layout.Store, labels: LabelSet) -> None:
+def save_labels(store: Store, labels: LabelSet) -> None:
     """Write a set of labels, all of them or none."""
     layout.write_record(store, store.place("labels", f"{labels.id}.json"), labels)
 
 
-def list_labels(store: layout.Store, task: str | None = None) -> list[LabelSet]:
+def list_labels(store: Store, task: str | None = None) -> list[LabelSet]:
     """List the sets of labels, oldest first, optionally of one task."""
     label_sets = load_files(LabelSet, (store.folder / "labels").glob("*.json"))
     of_task = (labels for labels in label_sets if task in (None, labels.task))
     return sorted(of_task, key=lambda labels: (labels.created, labels.id))
 
 
-def read_grades(store: layout.Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
+def read_grades(store: Store, book: str, attempts: int = 1) -> Mapping[str, Grade]:
     """Map the keys of graded answers to the grades of a book; empty without a book.
 
     For each answer this is the first readable one of its first `attempts` grades, else the last of them.
@@ -195,13 +196,13 @@ def read_grades(store: layout.Store, book: str, attempts: int = 1) -> Mapping[st
     return _count_grades(path, attempts, *_state(path))
 
 
-def list_grades(store: layout.Store, book: str) -> Sequence[Grade]:
+def list_grades(store: Store, book: str) -> Sequence[Grade]:
     """List every grade of a book, in order of arrival."""
     path = _grades_file(store, book)
     return _grades_in(path, *_state(path))
 
 
-def read_identities(store: layout.Store) -> dict[str, dict[str, Any]]:
+def read_identities(store: Store) -> dict[str, dict[str, Any]]:
     """Map the books of a store to the identities that their grades depend on."""
     identity_by_book = {}
     for file in sorted((store.folder / "grades").glob("*/identity.json")):
@@ -210,7 +211,7 @@ def read_identities(store: layout.Store) -> dict[str, dict[str, Any]]:
     return identity_by_book
 
 
-def keep_grades(store: layout.Store, book: str, identity: Mapping[str, Any], grades: Sequence[Grade]) -> None:
+def keep_grades(store: Store, book: str, identity: Mapping[str, Any], grades: Sequence[Grade]) -> None:
     """Append grades to a book, creating it if necessary."""
     path = _grades_file(store, book)
     if not path.exists():
@@ -218,27 +219,27 @@ def keep_grades(store: layout.Store, book: str, identity: Mapping[str, Any], gra
     layout.append_records(store, path, grades)
 
 
-def read_anchors(store: layout.Store, book: str) -> list[Anchor]:
+def read_anchors(store: Store, book: str) -> list[Anchor]:
     """Read the answers that a judge grades again before it grades others."""
     return list(layout.read_records(Anchor, _grades_file(store, book).with_name("anchors.jsonl")))
 
 
-def keep_anchors(store: layout.Store, book: str, anchors: Sequence[Anchor]) -> None:
+def keep_anchors(store: Store, book: str, anchors: Sequence[Anchor]) -> None:
     """Keep the anchors of a book, all of them or none."""
     layout.write_records(store, _grades_file(store, book).with_name("anchors.jsonl"), anchors)
 
 
-def read_checks(store: layout.Store, book: str) -> list[AnchorCheck]:
+def read_checks(store: Store, book: str) -> list[AnchorCheck]:
     """Read the checks of a judge by its anchors, oldest first."""
     return list(layout.read_records(AnchorCheck, _grades_file(store, book).with_name("checks.jsonl")))
 
 
-def keep_check(store: layout.Store, book: str, check: AnchorCheck) -> None:
+def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
     """Append a check of a judge."""
     layout.append_records(store, _grades_file(store, book).with_name("checks.jsonl"), [check])
 
 
-def read_asked_again(store: layout.Store, book: str) -> list[Grade]:
+def read_asked_again(store: Store, book: str) -> list[Grade]:
     """List every repeated grade of a judge's anchors, those of interrupted checks included.
 
     A book that is older than this file has the grades of its finished checks.
@@ -249,7 +250,7 @@ def read_asked_again(store: layout.Store, book: str) -> list[Grade]:
     return [grade for check in read_checks(store, book) for grade in check.grades]
 
 
-def keep_asked_again(store: layout.Store, book: str, grade: Grade) -> None:
+def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
     """Append a repeated grade of an anchor."""
     path = _grades_file(store, book).with_name("asked_again.jsonl")
     if not path.exists():
@@ -258,7 +259,7 @@ def keep_asked_again(store: layout.Store, book: str, grade: Grade) -> None:
 
 
 def find_grades(
-    store: layout.Store, task: str, example_id: str, output_digest: str
+    store: Store, task: str, example_id: str, output_digest: str
 ) -> Iterator[tuple[dict[str, Any], Grade]]:
     """Yield the grades of one answer to one item in all books, each with its book's identity."""
     wanted = (task, example_id, output_digest)
@@ -296,5 +297,5 @@ def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Gra
     return chosen
 
 
-def _grades_file(store: layout.Store, book: str) -> Path:
+def _grades_file(store: Store, book: str) -> Path:
     return store.place("grades", book, "grades.jsonl")

@@ -20,6 +20,7 @@ from typing import Any, Literal
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Run, SamplingRecord, Trial, load, parse_json, read_object, reader, run_record
 from harness.store import garbage, index, layout
+from harness.store.layout import Store
 from harness.store.rows import identities
 
 FOLDER = "trials"
@@ -48,7 +49,7 @@ class TrialRun:
         return {"metric": self.metric, "trial": asdict(self.trial), "run": self.run.to_plain()}
 
 
-def save_trial(store: layout.Store, trial: TrialRun) -> None:
+def save_trial(store: Store, trial: TrialRun) -> None:
     """Write a trial's run, replacing an earlier one of the same weights unless its outcome is equal."""
     file = _file(store, trial.run.run_id)
     stored = _read(file)
@@ -57,13 +58,13 @@ def save_trial(store: layout.Store, trial: TrialRun) -> None:
         layout.write_record(store, file, trial.to_plain())
 
 
-def list_trials(store: layout.Store) -> list[TrialRun]:
+def list_trials(store: Store) -> list[TrialRun]:
     """List the runs of trials, oldest first. Damaged ones are left out."""
     trials = filter(None, map(_read, (store.folder / FOLDER).glob("*.json")))
     return sorted(trials, key=lambda trial: (trial.run.created, trial.run.run_id))
 
 
-def find_trial(store: layout.Store, run_id: str) -> TrialRun | None:
+def find_trial(store: Store, run_id: str) -> TrialRun | None:
     """Find the run of a trial by its id; None if it is missing or damaged."""
     return _read(_file(store, run_id))
 
@@ -84,7 +85,7 @@ def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
     return [run for run in runs if _key(trial.trial) in _list_tried_keys(run)]
 
 
-def trials_by_run(store: layout.Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
+def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
     """Map each run to the trials it was chosen from, in order; trials without a run have the key "".
 
     A trial shared by several runs is listed with the first of its own candidate, else with the first.
@@ -101,14 +102,14 @@ def trials_by_run(store: layout.Store, runs: Sequence[Run]) -> dict[str, list[Tr
     return trials_of
 
 
-def list_unneeded_trials(store: layout.Store, runs: Iterable[Run]) -> list[garbage.Leftover]:
+def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[garbage.Leftover]:
     """List the files of trials that none of the given runs needs."""
     needed = _map_runs_by_key(runs)
     files = [_file(store, t.run.run_id) for t in list_trials(store) if _key(t.trial) not in needed]
     return [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
-def trial_references(store: layout.Store, runs: Iterable[Run]) -> garbage.References:
+def trial_references(store: Store, runs: Iterable[Run]) -> garbage.References:
     """Return the rows of the trials that the given runs were chosen from, needed to repeat the choice."""
     needed = _map_runs_by_key(runs)
     trials = (trial for trial in list_trials(store) if _key(trial.trial) in needed)
@@ -117,7 +118,7 @@ def trial_references(store: layout.Store, runs: Iterable[Run]) -> garbage.Refere
     )
 
 
-def count_freed_by_trials(store: layout.Store, runs: Sequence[Run]) -> dict[str, int]:
+def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
     """Map each run to the bytes of trials that only it needs, and each unneeded trial to its own bytes."""
     trials_by_owner: dict[str, list[TrialRun]] = {}
     runs_by_key = _map_runs_by_key(runs)
@@ -158,7 +159,7 @@ def _list_tried_keys(run: Run) -> frozenset[str]:
 
 
 def _map_own_parts(
-    store: layout.Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
+    store: Store, trials: Iterable[TrialRun], runs: Sequence[Run], keep: Collection[str] = ()
 ) -> Mapping[str, list[Path]]:
     """Map each trial that no run needs to its folders of weights and of rows that no run needs."""
     trials = list(trials)
@@ -184,11 +185,11 @@ def _map_own_parts(
     return folders_by_trial
 
 
-def _file(store: layout.Store, run_id: str) -> Path:
+def _file(store: Store, run_id: str) -> Path:
     return store.place(FOLDER, f"{run_id}.json")
 
 
-def save_run(store: layout.Store, run: Run) -> None:
+def save_run(store: Store, run: Run) -> None:
     """Write `run.json`, then update the index unless another process holds it: it catches up later.
 
     A run saved again replaces itself.
@@ -206,12 +207,12 @@ def save_run(store: layout.Store, run: Run) -> None:
     index.update(store)
 
 
-def save_sampling(store: layout.Store, run_id: str, sampling: SamplingRecord) -> None:
+def save_sampling(store: Store, run_id: str, sampling: SamplingRecord) -> None:
     """Write the items sampled for a run, replacing those of an earlier analysis."""
     layout.write_record(store, store.run_file(run_id).with_name("sampling.json"), sampling)
 
 
-def read_sampling(store: layout.Store, run_id: str) -> SamplingRecord | None:
+def read_sampling(store: Store, run_id: str) -> SamplingRecord | None:
     """Read the items sampled for a run; None if the record is missing or damaged."""
     try:
         return load(SamplingRecord, store.run_file(run_id).with_name("sampling.json").read_bytes())
@@ -219,14 +220,14 @@ def read_sampling(store: layout.Store, run_id: str) -> SamplingRecord | None:
         return None
 
 
-def list_runs(store: layout.Store, experiment: str | None = None) -> list[Run]:
+def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
     """List the runs, oldest first, optionally of one experiment. Damaged ones are left out."""
     runs, _ = runs_on_disk(store)
     of_experiment = (run for run in runs if experiment in (None, run.experiment))
     return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
 
 
-def get_run(store: layout.Store, run_id: str) -> Run:
+def get_run(store: Store, run_id: str) -> Run:
     """Find a run by its id, whether a candidate's or a trial's.
 
     Raises:
@@ -248,7 +249,7 @@ def get_run(store: layout.Store, run_id: str) -> Run:
     return runs[run_id]
 
 
-def weights_folder(store: layout.Store, run: Run) -> Path | None:
+def weights_folder(store: Store, run: Run) -> Path | None:
     """Return the folder of a run's weights; None for a base's own weights, and where the folder is gone."""
     if not run.training.fit_key:
         return None
@@ -268,13 +269,13 @@ def read_run(file: Path) -> Run | None:
         return None
 
 
-def read_written_runs(store: layout.Store, run_ids: Iterable[str]) -> dict[str, Run]:
+def read_written_runs(store: Store, run_ids: Iterable[str]) -> dict[str, Run]:
     """Read runs by their ids from their folders; missing and damaged ones are left out."""
     run_by_id = {run_id: read_run(store.run_file(run_id)) for run_id in run_ids}
     return {run_id: run for run_id, run in run_by_id.items() if run}
 
 
-def runs_on_disk(store: layout.Store) -> tuple[list[Run], list[str]]:
+def runs_on_disk(store: Store) -> tuple[list[Run], list[str]]:
     """Read every `run.json`; return the runs, and the unreadable files with the reason."""
     runs, unreadable = [], []
     for path in sorted(store.folder.glob("*/run.json")):
@@ -287,7 +288,7 @@ def runs_on_disk(store: layout.Store) -> tuple[list[Run], list[str]]:
     return runs, unreadable
 
 
-def all_runs(store: layout.Store) -> list[Run]:
+def all_runs(store: Store) -> list[Run]:
     """Read every run from its folder, to know what they share.
 
     Raises:
@@ -300,7 +301,7 @@ def all_runs(store: layout.Store) -> list[Run]:
     return on_disk
 
 
-def remove_run(store: layout.Store, run_id: str, keep: Collection[str] = ()) -> None:
+def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
     """Delete a run with those of its row sets and weights that no other run needs and `keep` does not name.
 
     The trials it was chosen from are deleted too, except those that another run needs. `keep` holds digests
