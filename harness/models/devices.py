@@ -126,7 +126,6 @@ def _load_whole(
 
 
 def _quantization_arguments(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
-    """Return the arguments by which bitsandbytes quantises a model as it is loaded."""
     from transformers import BitsAndBytesConfig
 
     where = {"device_map": {"": machine.device}, **placed.arguments}

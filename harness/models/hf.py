@@ -22,7 +22,6 @@ from harness.models.devices import load_base
 from harness.models.generation import (
     Continuation,
     PromptReader,
-    Stopped,
     answers,
     pick_at_random,
     pick_likeliest,
@@ -45,7 +44,6 @@ from harness.models.weight_files import (
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
 if TYPE_CHECKING:
-    import torch
     from transformers import Cache, PreTrainedModel, PreTrainedTokenizerBase
 
 _NOT_MERGED = (
@@ -129,29 +127,27 @@ class HFCandidate(PromptEncoder):
     def _answer_together(
         self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]
     ) -> list[Output]:
+        import torch
+
         start = time.perf_counter()
         ends = end_ids(self.tokenizer, self.model.generation_config)
         pick = pick_at_random(limits, seeds) if limits.temperature else pick_likeliest
-        how = Continuation(limits.max_new_tokens, ends, self._stop_condition(limits.stop), pick)
+        stop = limits.stop
+        # A stop string is looked for in the newest tokens, each of which holds a byte at least.
+        newest = 1 + max((len(s.encode()) for s in stop), default=0)
+
+        def has_stopped(new: torch.Tensor) -> torch.Tensor:
+            tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
+            found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
+            return torch.tensor(found, device=new.device)
+
+        how = Continuation(limits.max_new_tokens, ends, has_stopped, pick)
         by = self._executor
         reader = PromptReader(self.model, self._reading, by.prefixes, by.engine, by.costs)
         made = answers(reader, prompts, how)
         share = (time.perf_counter() - start) / len(prompts)
         pairs = zip(prompts, made, strict=True)
         return [answer(self.tokenizer, prompt, new, ends, limits, share) for prompt, new in pairs]
-
-    def _stop_condition(self, stop: tuple[str, ...]) -> Stopped:
-        """Stop a row once a stop string stands in its answer (looked for in the newest tokens)."""
-        import torch
-
-        newest = 1 + max((len(s.encode()) for s in stop), default=0)  # a token holds a byte at least
-
-        def has_stopped(new: "torch.Tensor") -> "torch.Tensor":
-            tails = self.tokenizer.batch_decode(new[:, -newest:], skip_special_tokens=True) if stop else ()
-            found = [any(s in tail for s in stop) for tail in tails] or [False] * len(new)
-            return torch.tensor(found, device=new.device)
-
-        return has_stopped
 
 
 class ModelHost:

@@ -117,7 +117,6 @@ class Executor:
             raise self._no_numbers()
 
     def _probe_alone(self, pair: Pair) -> list[float]:
-        """Return log p of the tokens of a pair."""
         try:
             return self._score_alone(pair)[0]
         except UNSUPPORTED as error:
@@ -170,7 +169,6 @@ class Executor:
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _prefix(self, ids: Tokens) -> "Cache":
-        """Read what all contexts begin with."""
         with oom.explain_out_of_memory("out of memory while reading what all prompts begin with", _SHORTER):
             return self.prefixes.read(ids)
 

@@ -285,7 +285,6 @@ def find_packed_bits(config: Mapping[str, Any]) -> int:
 
 
 def _section(said: Any, name: str) -> Mapping[str, Any]:
-    """Return an object within another, an empty one where there is none."""
     found = said.get(name) if isinstance(said, Mapping) else None
     return found if isinstance(found, Mapping) else {}
 

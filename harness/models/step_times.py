@@ -86,7 +86,6 @@ def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float
 
 
 def _time(step: Callable[[], object]) -> float:
-    """Return the seconds of a step, the least of some rounds after a first one."""
     times = []
     for _ in range(1 + _ROUNDS):
         start = time.perf_counter()

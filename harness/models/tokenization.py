@@ -153,7 +153,6 @@ def _put_behind(context: _Text, text: str) -> _PromptTexts:
 
 
 def _encode(tokenizer: "PreTrainedTokenizerBase", rendered: Sequence[_PromptTexts]) -> list[Encoded]:
-    """Turn texts into token ids, each of them once."""
     ids = _ids(tokenizer, [text for one in rendered for text in (one.context, one.whole)])
     ids |= _ids(tokenizer, [one.continuation for one in rendered if _is_merged(one, ids)])
     return [_join(tokenizer, one, ids) for one in rendered]
@@ -248,7 +247,6 @@ def _render(tokenizer: "PreTrainedTokenizerBase", prompts: Sequence[PromptText])
 
 
 def _is_merged(one: _PromptTexts, ids: Mapping[_Text, Tokens]) -> bool:
-    """Tell whether a token spans the end of the context."""
     context = ids[one.context]
     return bool(one.context.text) and ids[one.whole][: len(context)] != context
 

@@ -259,7 +259,6 @@ class VllmServer:
         return self._running
 
     def _start(self, advance: Advance) -> _ServerProcess:
-        """Start the server and wait until it is ready."""
         self._log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORTS):
             self._log.unlink(missing_ok=True)
@@ -295,7 +294,6 @@ class VllmServer:
         return False
 
     def _command(self, port: int) -> list[str]:
-        """Return the command line of the server."""
         program = program_of(self.policy)
         assert program is not None, "a program that is not there is refused"
         given = {
@@ -323,7 +321,6 @@ def _environment() -> dict[str, str]:
 
 
 def _post(running: _ServerProcess, verb: str, body: dict[str, Any]) -> None:
-    """Load or unload an adapter."""
     request = Request(
         f"{running.address}/v1/{verb}_lora_adapter",
         json.dumps(body).encode(),

@@ -93,7 +93,6 @@ def parameters_of(tensors: Mapping[str, Tensor], bits: int = 4) -> dict[str, int
 
 
 def _weights_per_number(name: str, tensor: Tensor, tensors: Mapping[str, Tensor], bits: int) -> float:
-    """Return how many weights a number of a tensor holds."""
     if name.endswith(("qweight", "weight_packed")) and tensor.dtype != "U8":
         return 32 / bits
     if name.endswith("W_q"):

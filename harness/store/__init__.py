@@ -9,12 +9,19 @@ content, so everything that was computed once is reused.
     runs/rows/<digest>/rows.parquet            the complete set, positions 0, 1, 2, …
     runs/rows/<digest>/checksums.json          checksums of its files, to detect damage
     runs/rows/<digest>/folds.json              which fold's model answered each item, where several did
+    runs/rows/<digest>/samples/00000.jsonl, …  the sampled answers to the items of each block
     runs/rows/<digest>/origins.json            the environment and control arm of each block
+    runs/environments/<digest>.json            the content of an environment
     runs/control/<id>/                         blocks of a base that were evaluated again
     runs/weights/<fit key>/                    weights made by methods
     runs/<run_id>/run.json                     a run, which names its row sets
-    runs/trials/<run_id>.json                  the run of a trial of a sweep or search (see `trial_runs`)
-    runs/grades/<book>/                        judges' grades of answers (see `grade_books`)
+    runs/<run_id>/sampling.json                the items that `--sequential` sampled for it
+    runs/trials/<run_id>.json                  the run of a trial of a sweep or search
+    runs/grades/<book>/identity.json           judge, rubric and versions of our code
+    runs/grades/<book>/grades.jsonl            one grade per line, in order of arrival
+    runs/grades/<book>/anchors.jsonl           answers that a remote judge grades again
+    runs/grades/<book>/asked_again.jsonl       each repeated grade of an anchor
+    runs/grades/<book>/checks.jsonl            the judge's grades of the anchors at each finished check
     runs/ratings/<rating id>.json              a person's preference
     runs/labels/<id>.json                      a person's labels of answers, given in one session
     runs/noise/<id>.json                       a measurement of A/A noise

@@ -1,13 +1,10 @@
 """Disk use of a store, garbage collection, and the machine's cache of base models' rows on capability suites.
 
-    runs/.begun/<name>      an empty file
-    <cache>/base_rows/<key>.<CRC-32>.parquet   a copy of a complete `rows.parquet`
-
 Invariant: anything that a run, a champion or a night refers to is never garbage, nor are the files that a
 stored run is compared with, confirmed by or selected with. The name of unfinished work stays however its
-process ended. A cached file's name holds the digest of everything that its rows depend on and the checksum of
-its content, so a damaged file counts as absent, and concurrent writers do not conflict. The size is bounded;
-the least recently used files are deleted first.
+process ended. A cached file is <cache>/base_rows/<key>.<CRC-32>.parquet, its key the digest of everything
+that its rows depend on; so a damaged file counts as absent, and concurrent writers do not conflict. The size
+is bounded; the least recently used files are deleted first.
 """
 
 import os
@@ -297,7 +294,6 @@ def _find_kept(key: str) -> list[Path]:
 
 
 def _read(path: Path) -> bytes | None:
-    """Read a cached file; None if it is gone or damaged."""
     with suppress(OSError):
         content = path.read_bytes()
         if f"{zlib.crc32(content):08x}" == path.stem.partition(".")[2]:

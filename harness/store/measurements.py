@@ -1,16 +1,5 @@
 """Small records besides the rows: origins, environments, control arm, noise, ratings, labels, judges' grades.
 
-    runs/rows/<digest>/origins.json            each block's environment and control arm
-    runs/control/<id>/control.json             one measurement of the control arm
-    runs/control/<id>/<digest>.00000.jsonl     the rows of a block that it evaluated again
-    runs/environments/<digest>.json            the content of an environment
-    runs/noise/<id>.json                       one measurement of A/A noise
-    runs/grades/<book>/identity.json     judge, rubric and versions of our code
-    runs/grades/<book>/grades.jsonl      one grade per line, in order of arrival
-    runs/grades/<book>/anchors.jsonl     answers that a remote judge grades again
-    runs/grades/<book>/asked_again.jsonl each repeated grade of an anchor, in order of arrival
-    runs/grades/<book>/checks.jsonl      the judge's grades of the anchors at each finished check
-
 Invariant: nothing here changes a stored row; a record is written once, atomically, before the index is
 updated. The newest measurement of a precision counts, the latest rating of one rater, pair and item, and the
 latest label of one rater and answer. A grade is appended, never overwritten; a line that a kill cut short is

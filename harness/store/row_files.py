@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from harness.errors import NotStored
-from harness.records import RowsIdentity, SampleResult, canonical_json, load, many_rows
+from harness.records import RowsIdentity, Sample, SampleResult, Status, canonical_json, load, many_rows
 from harness.store.layout import ANEW, Store, failure, write_whole
 
 if TYPE_CHECKING:
@@ -182,53 +182,26 @@ def hide_progress_bar(db: "DuckDBPyConnection") -> "DuckDBPyConnection":
     return db
 
 
-COLUMNS = {
-    "task": "VARCHAR",
-    "split": "VARCHAR",
-    "example_id": "VARCHAR",
-    "position": "BIGINT",
-    "status": "VARCHAR",
-    "text": "VARCHAR",
-    "prompt": "VARCHAR",
-    "references": "VARCHAR[]",
-    "parts": "MAP(VARCHAR, DOUBLE[])",
-    "cluster": "VARCHAR",
-    "slice": "VARCHAR",
-    "gold_logprob": "DOUBLE",
-    "gold_bytes": "BIGINT",
-    "margin": "DOUBLE",
-    "n_prompt_tokens": "BIGINT",
-    "n_output_tokens": "BIGINT",
-    "compute_s": "DOUBLE",
-    "prompt_digest": "VARCHAR",
-    "output_digest": "VARCHAR",
-    "boundary_merged": "BOOLEAN",
-    "finish_reason": "VARCHAR",
-    "passages": "VARCHAR[]",
-    "recall": "DOUBLE",
-    "attempt": "BIGINT",
-    "weight": "DOUBLE",
-    "error": "VARCHAR",
+_TYPES: dict[Any, str] = {  # DuckDB's, of the fields of rows and of sampled answers
+    str: "VARCHAR",
+    Status: "VARCHAR",
+    int: "BIGINT",
+    int | None: "BIGINT",
+    float: "DOUBLE",
+    float | None: "DOUBLE",
+    bool: "BOOLEAN",
+    tuple[str, ...]: "VARCHAR[]",
+    dict[str, tuple[float, ...] | None]: "MAP(VARCHAR, DOUBLE[])",
 }
+_BESIDE = ("samples", "fold")  # fields that other files hold
+COLUMNS = {f.name: _TYPES[f.type] for f in fields(SampleResult) if f.name not in _BESIDE}
 # A sampled answer to an item, as a line of JSON.
-SAMPLE_COLUMNS = {
-    "example_id": "VARCHAR",
-    "index": "BIGINT",
-    "text": "VARCHAR",
-    "status": "VARCHAR",
-    "parts": "MAP(VARCHAR, DOUBLE[])",
-    "finish_reason": "VARCHAR",
-    "n_prompt_tokens": "BIGINT",
-    "n_output_tokens": "BIGINT",
-    "compute_s": "DOUBLE",
-    "mean_logprob": "DOUBLE",
-    "error": "VARCHAR",
-}
+SAMPLE_COLUMNS = {"example_id": "VARCHAR"} | {f.name: _TYPES[f.type] for f in fields(Sample)}
 # Without hive partitioning a folder named `x=1` does not become a column.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")
 DIGEST = "parse_path(filename)[-2]"  # digest of a file's row set
-_FIELDS = tuple(field.name for field in fields(SampleResult) if field.name in COLUMNS)
+_FIELDS = tuple(COLUMNS)
 # A map is selected as its keys, in its place, and its values, at the end: twice as fast.
 _MAPPED = {"parts": 'map_keys("parts")'}
 _VALUES = ', map_values("parts")'

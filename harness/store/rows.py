@@ -1,9 +1,5 @@
 """Row sets: blocks, one Parquet file when they are complete, drawn answers and folds.
 
-    runs/rows/<digest>/checksums.json          one CRC-32 for each rows.parquet ever written
-    runs/rows/<digest>/samples/00000.jsonl   the sampled answers to the items of a block
-    runs/rows/<digest>/folds.json            the fold of each item by its id, from 1, with several models
-
 Invariant: a complete set holds positions 0, 1, 2, … without a gap; a set computed under a limit grows by
 whole blocks. A checksum is noted before its file gets its name, and none is deleted, so a whole file is never
 taken for a damaged one. Rows for a comparison are read with their folds.

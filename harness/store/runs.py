@@ -1,8 +1,4 @@
-"""Runs: saved, listed, found and removed.
-
-    runs/<run_id>/run.json         a run, complete or absent
-    runs/<run_id>/sampling.json    the items that `--sequential` sampled for it
-    runs/trials/<run_id>.json      the run of a trial of a sweep or search
+"""Runs: saved, listed, found and removed, with those of the trials of sweeps and searches.
 
 Invariant: runs are listed from the folders; the index is updated afterwards, once no other process holds it.
 A trial's id ends with the key of its weights, or of a prompt's answers, so a trial shared by several searches
@@ -70,7 +66,6 @@ def find_trial(store: Store, run_id: str) -> TrialRun | None:
 
 
 def _read(file: Path) -> TrialRun | None:
-    """Read the file of a trial's run; None if it is missing or damaged."""
     try:
         plain = read_object(file)
         trial: Trial = reader(Trial).validate_python(plain["trial"])

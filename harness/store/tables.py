@@ -48,7 +48,6 @@ def _view(
 
 
 def _figures(figures: Iterable[Figure]) -> tuple[Column, ...]:
-    """Make the columns of measured figures."""
     return tuple(Column(f.name, f.type, f.unit, f.meaning) for f in figures if f.type)
 
 

@@ -2,9 +2,6 @@
 
 Invariant: a verdict's file is named by its content, so a repeated verdict writes nothing; only the last
 decision of an experiment is kept.
-
-    runs/verdicts/<run_id>/<digest>.json    one verdict on one run
-    runs/decisions/<experiment>.json        the last decision of an experiment
 """
 
 import json
