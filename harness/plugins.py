@@ -67,10 +67,9 @@ class RescueSituation(NamedTuple):
     """A fine-tune to rescue, as seen by a plugin that proposes settings.
 
     `params` are those of its method, merged over those of the adapter that it starts from; `present` are
-    those of the regulariser itself, None if the recipe lacks it. `others` maps the other adapters of its
-    base to the parameters of their methods. `n_layers` is that of the base, None if unknown. `tracked` are
-    the points along its training, `margin` is the share of capability that the gate allows to lose, and
-    `sign` is −1 if lower target scores are better. `makes` is the kind of its weights, where known.
+    those of the regulariser itself, None if the recipe lacks it. `others` maps the other adapters of its base
+    to the parameters of their methods. `tracked` are the points along its training, `margin` is the share of
+    capability that the gate allows to lose, and `sign` is −1 if lower target scores are better.
     """
 
     policy: RescuePolicy

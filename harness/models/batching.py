@@ -88,9 +88,9 @@ def grow(
 ) -> list[PrefixTree]:
     """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
 
-    A pair joins where reading its prefix again would take longer than attention between branches
-    that do not see each other. The first `shared` tokens of all contexts are left out. Of `numbers`
-    only, where they are given. A pair a tree where nothing `joins`. `attending` is the cost of attention.
+    A pair joins where reading its prefix again would take longer than attention, of the cost `attending`,
+    between branches that do not see each other; a pair is a tree where nothing `joins`. The first `shared`
+    tokens of all contexts are left out. Of `numbers` only, where they are given.
     """
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []

@@ -99,40 +99,51 @@ def refuse_offloaded(model: Any) -> None:
         raise CandidateFailed(f"an adapter on a base that lies {where}", "quantization: nf4, or more memory")
 
 
-def _load_plain(
+def _load_weights(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
-    """Load onto the device; on a GPU each tensor goes there as it is read, not through a copy of them all."""
-    return _load_whole(source, machine, attention, placed.arguments)
+    """Load a model's weights onto its devices as they are read, quantised where the source is."""
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-
-def _load_whole(
-    source: ModelSource, machine: Machine, attention: str | None, arguments: Mapping[str, Any]
-) -> "PreTrainedModel":
-    """Load a model by transformers, and refuse one whose files do not fit its configuration."""
-    from transformers import AutoModelForCausalLM
-
+    precision, arguments = dtype(machine.precision), placed.arguments
+    if source.quantization:
+        arguments = {"device_map": {"": machine.device}, **arguments}
+    if source.quantization == "nf4":
+        # With double quantisation. Source: Dettmers et al. 2023 (arXiv:2305.14314).
+        arguments["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=precision,
+        )
+    if source.quantization == "int8":
+        # Inputs and weights by rows in 8 bits, large activations multiplied apart: which these are depends on
+        # all rows that are computed together. On a CPU bitsandbytes trains on the dequantised weights and
+        # answers with the quantised ones. Source: Dettmers et al. 2022 (arXiv:2208.07339).
+        arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+        # bitsandbytes would say of each product that it is made in fp16.
+        logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kind: Any = AutoModelForCausalLM
-    loaded = kind.from_pretrained(
+    model, info = kind.from_pretrained(
         source.path,
-        dtype=dtype(machine.precision),
+        dtype=precision,
         attn_implementation=attention,
         trust_remote_code=False,
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # which are refused by name
         **arguments,
     )
-    return _refuse_incomplete(source, *loaded)
+    _refuse_incomplete(source, model, info)
+    if source.quantization == "nf4" and machine.device != "cuda":
+        # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass
+        # of an evaluation, rounding their scales again and cutting the gradient of later training.
+        model = model.dequantize(precision)
+        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
+    loaded: PreTrainedModel = model
+    return loaded
 
 
-def _quantization_arguments(machine: Machine, placed: Placement, **config: Any) -> dict[str, Any]:
-    from transformers import BitsAndBytesConfig
-
-    where = {"device_map": {"": machine.device}, **placed.arguments}
-    return {**where, "quantization_config": BitsAndBytesConfig(**config)}
-
-
-def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> "PreTrainedModel":
+def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> None:
     """Refuse a model whose files lack some of its parameters, which transformers then draws at random."""
     # Those of a classifier lack the output layer; others differ in size, or have layers beyond config.json.
     for name, found, expected in sorted(info["mismatched_keys"]):
@@ -156,47 +167,6 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
     if left := sorted(beyond):
         found = f"{source.path}: num_hidden_layers: {n_layers} by its config.json, and {left[0]} in its files"
         raise CandidateFailed(found, "the config.json that was published with the weights")
-    return model
-
-
-def _load_nf4(
-    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
-) -> "PreTrainedModel":
-    """Load with NF4 weights and double quantisation: on a GPU as they are, on a CPU dequantised once."""
-    # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass of
-    # an evaluation, rounding their scales again and cutting the gradient of later training.
-    # Source: Dettmers et al. 2023 (arXiv:2305.14314).
-    arguments = _quantization_arguments(
-        machine,
-        placed,
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype(machine.precision),
-    )
-    model: Any = _load_whole(source, machine, attention, arguments)
-    if machine.device != "cuda":
-        model = model.dequantize(dtype(machine.precision))
-        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
-    whole: PreTrainedModel = model
-    return whole
-
-
-def _load_int8(
-    source: ModelSource, machine: Machine, attention: str | None, placed: Placement
-) -> "PreTrainedModel":
-    """Load with LLM.int8: inputs and weights by rows in 8 bits, large activations multiplied apart."""
-    # Which activations these are depends on all rows that are computed together. On a CPU bitsandbytes trains
-    # on the dequantised weights and answers with the quantised ones.
-    # Source: Dettmers et al. 2022 (arXiv:2208.07339).
-    # bitsandbytes would say of each product that it is made in fp16.
-    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    return _load_whole(
-        source, machine, attention, _quantization_arguments(machine, placed, load_in_8bit=True)
-    )
-
-
-LOADERS = {"": _load_plain, "nf4": _load_nf4, "int8": _load_int8}
 
 
 def load_base(
@@ -221,7 +191,7 @@ def load_base(
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         known = choose_supported_attention(source.path, attention)
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
-        model = LOADERS[source.quantization](source, machine, known, placed)
+        model = _load_weights(source, machine, known, placed)
         if model.device.type == "meta":
             reason = f"{source.name}: no memory has room for its embeddings"
             raise CandidateFailed(reason, "a smaller base_model")

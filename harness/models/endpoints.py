@@ -1,9 +1,7 @@
-"""Responses of OpenAI's protocol, held to their form: the client itself checks none.
+"""Responses of OpenAI's protocol, held to their form, as the client checks none; addresses of servers.
 
 Invariant: what has no text is refused in a sentence, and what counts no tokens is as a response without
 `usage`: its cost is unknown.
-
-Addresses of servers: which are of this machine, and which of a private network.
 """
 
 from collections.abc import Callable
@@ -73,21 +71,15 @@ def read_first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float
 def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
     """Return an answer, cut at the first stop, with its tokens as far as the server counts them."""
     cuts = [text.index(s) for s in limits.stop if s in text]
-    read, written = _tokens(usage)
+    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
+    if not (type(read) is int and type(written) is int and min(read, written) >= 0):
+        read, written = 0, 0
     return Output(
         text[: min(cuts)] if cuts else text,
         "length" if finish_reason == "length" and not cuts else "stop",
         n_prompt_tokens=read,
         n_output_tokens=written,
     )
-
-
-def _tokens(usage: Any) -> tuple[int, int]:
-    """Return the tokens read and written; none of either where one of them is no number of tokens."""
-    read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
-    if type(read) is int and type(written) is int and min(read, written) >= 0:
-        return read, written
-    return 0, 0
 
 
 _PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa")

@@ -47,11 +47,10 @@ _SLOW_BELOW, _HOPELESS_BELOW = 0.9, 0.5
 class Machine(NamedTuple):
     """The device, its fastest trustworthy precision and the matrix speed measured for it.
 
-    `gflops` is the measured speed of a large square matrix product in `precision` (1,024 rows on a
-    CPU, 8,192 on a GPU), in 1e9 floating-point operations a second. On a CPU `speeds` are what the choice was
-    made from: of bf16 and fp32 that speed, and those that reading, generating and training reach by
-    `step_times`, where these were timed. `contended` says that other work took the processors meanwhile, so
-    that the machine may be faster than that.
+    `gflops` is the measured speed of a large square matrix product in `precision`, in 1e9 floating-point
+    operations a second. On a CPU `speeds` are what the choice was made from: of bf16 and fp32 that speed, and
+    those that reading, generating and training reach by `step_times`, where these were timed. `contended`
+    says that other work took the processors meanwhile, so that the machine may be faster than that.
     """
 
     device: str
@@ -237,8 +236,8 @@ def probe(
     A CPU is measured by steps of a model of this `shape`, without one by the embedded one's. What was
     measured beside other work is kept for an hour. What is kept is measured again to `renew` it, which other
     work puts off; the precision stays, as other weights and answers would be looked for, unless only the
-    former measurement was disturbed. Of a GPU the key holds its model and driver; that a CPU was taken beside
-    one is not kept. `measure` takes the place of the measurement, `root` that of the system's files.
+    former measurement was disturbed. That a CPU was taken beside a GPU is not kept. `measure` takes the place
+    of the measurement, `root` that of the system's files.
 
     Raises:
         UserError: `cuda` is requested and torch sees no GPU.

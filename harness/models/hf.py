@@ -115,9 +115,11 @@ class HFCandidate(PromptEncoder):
             if not oom.ran_out(error):
                 raise
             if not self._executor.prefixes.forget() and len(prompts) == 1:
-                raise CandidateFailed(
-                    "out of memory while generating one answer", "a smaller base_model or shorter prompts"
-                ) from None
+                found, step = (
+                    "out of memory while generating one answer",
+                    "a smaller base_model or shorter prompts",
+                )
+                raise CandidateFailed(found, step) from None
         # Outside of the clause, in which the error still holds the keys of the whole batch.
         torch.cuda.empty_cache()
         half = len(prompts) // 2
@@ -228,9 +230,8 @@ def _explain_unopened(folder: Path) -> Iterator[None]:
         raise
     except Exception as error:
         if oom.ran_out(error):
-            raise CandidateFailed(
-                "out of memory while an adapter was opened", "a smaller base_model"
-            ) from None
+            found = "out of memory while an adapter was opened"
+            raise CandidateFailed(found, "a smaller base_model") from None
         found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"
         raise CandidateFailed(found, "exporting it again, for this base") from error
 

@@ -19,7 +19,6 @@ from harness.models.batching import (
     PassCosts,
     PrefixTree,
     Size,
-    Tokens,
     count_shared_prefix,
     grow,
     pack,
@@ -100,7 +99,15 @@ class Executor:
         Raises:
             CandidateFailed: the model's logits are not numbers.
         """
-        scored = self._score_by_engine(pairs)
+        # What is so long that it is rotated by its own length is scored alone.
+        lengths = [len(context) + len(continuation) for context, continuation in pairs]
+        alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
+        short = [i for i, length in enumerate(lengths) if length < alike]
+        by_place = dict(zip(short, self._score_together([pairs[i] for i in short]), strict=True))
+        for i in sorted({*range(len(pairs))} - by_place.keys()):
+            forget_length(self.model)
+            by_place[i] = self._score_alone(pairs[i])
+        scored = [by_place[i] for i in range(len(pairs))]
         if any(isnan(sum(logprobs)) for logprobs, _ in scored):
             raise self._no_numbers()
         return scored
@@ -127,17 +134,6 @@ class Executor:
         found = f"the model's logits are not numbers in {str(self.model.dtype).removeprefix('torch.')}"
         return CandidateFailed(found, "precision: fp32, or bf16 where the device has it")
 
-    def _score_by_engine(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """Score pairs in the engine's layout; alone, what is so long that it is rotated by its own length."""
-        lengths = [len(context) + len(continuation) for context, continuation in pairs]
-        alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
-        short = [i for i, length in enumerate(lengths) if length < alike]
-        scored = dict(zip(short, self._score_together([pairs[i] for i in short]), strict=True))
-        for i in sorted({*range(len(pairs))} - scored.keys()):
-            forget_length(self.model)
-            scored[i] = self._score_alone(pairs[i])
-        return [scored[i] for i in range(len(pairs))]
-
     def _score_together(self, pairs: Sequence[Pair]) -> list[Scored]:
         if self.engine == "plain":
             return [self._score_alone(pair) for pair in pairs]
@@ -147,7 +143,9 @@ class Executor:
         pairs = [(virtual + context, continuation) for context, continuation in pairs] if virtual else pairs
         with chunk_attention(self.model):
             shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
-            prefix = self._prefix(pairs[0][0][:shared]) if shared else None
+            found = "out of memory while reading what all prompts begin with"
+            with oom.explain_out_of_memory(found, _SHORTER):
+                prefix = self.prefixes.read(pairs[0][0][:shared]) if shared else None
             return self._score_trees(pairs, shared, prefix)
 
     def _score_alone(self, pair: Pair) -> Scored:
@@ -167,10 +165,6 @@ class Executor:
         """Lay out pairs, of `numbers` only where they are given; they share rows where masks are honoured."""
         joins, attending = self.engine == "packed", self.costs.attention
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
-
-    def _prefix(self, ids: Tokens) -> "Cache":
-        with oom.explain_out_of_memory("out of memory while reading what all prompts begin with", _SHORTER):
-            return self.prefixes.read(ids)
 
     def _with_less_memory(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"

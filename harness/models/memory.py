@@ -33,8 +33,8 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
     """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
 
     On `all-linear` PEFT gives each expert r for its last matrix and 2 r for the first two together, which it
-    keeps as one, and r to what routes among them; of families whose experts it leaves alone, r to the
-    matrices of those that all tokens pass.
+    keeps as one, and r to what routes among them; where it leaves experts alone, r to the matrices of those
+    that all tokens pass.
     """
     if isinstance(modules, str) and shape.adapted:
         return round(r * shape.adapted)
@@ -116,11 +116,11 @@ def training_peak(
 ) -> Peak:
     """Estimate the peak memory of training, `tokens` being batch size times length.
 
-    A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers, of AdamW two
-    moments. Where all parameters are trained a copy in 16 bits lies beside them for the products, unless they
-    are `trained_in` 16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`. Each
-    process holds one of so many `shards` of weights, gradients and the optimiser's, with two layers whole; at
-    `zero_stage` 2 it holds all weights.
+    A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers. Where all
+    parameters are trained a copy in 16 bits lies beside them for the products, unless they are `trained_in`
+    16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`. Each process holds one of so
+    many `shards` of weights, gradients and the optimiser's, with two layers whole; at `zero_stage` 2 it holds
+    all weights.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers

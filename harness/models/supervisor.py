@@ -27,6 +27,10 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 def main() -> None:
     """Run the command of the command line in a folder, its output going to the log."""
     folder, log, *command = sys.argv[1:]
+
+    def end_with_parent() -> None:  # which the program that this process becomes keeps
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
     with Path(log).open("ab") as output:
         try:
             child = subprocess.Popen(
@@ -36,7 +40,7 @@ def main() -> None:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+                preexec_fn=end_with_parent if sys.platform == "linux" else None,
             )
         except OSError as error:
             output.write(f"{error}\n".encode())
@@ -46,11 +50,6 @@ def main() -> None:
     code = child.wait()
     _signal(child.pid, signal.SIGKILL)  # what it left running
     _say(code)
-
-
-def _end_with_parent() -> None:
-    """Let the kernel end this process with its parent; the program that it becomes keeps that."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _end_with_input(child: "subprocess.Popen[bytes]") -> None:

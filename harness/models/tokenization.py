@@ -92,10 +92,10 @@ def encode_answered(
         _write_answer(tokenizer, row._replace(messages=_mark(special, row.messages)), one, ends, gap)
         for row, one in pairs
     ]
-    made = _encode(tokenizer, [one.texts for one in written])
+    made = _encode(tokenizer, [texts for texts, _ in written])
     return [
-        encoded._replace(continuation=encoded.continuation + one.end)
-        for encoded, one in zip(made, written, strict=True)
+        encoded._replace(continuation=encoded.continuation + end)
+        for encoded, (_, end) in zip(made, written, strict=True)
     ]
 
 
@@ -111,25 +111,19 @@ def mask_assistant(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Mess
     return mask
 
 
-class _WrittenAnswer(NamedTuple):
-    """Texts of a prompt with its answer, and the token that has to be put behind them."""
-
-    texts: _PromptTexts
-    end: Tokens = ()
-
-
 def _write_answer(
     tokenizer: "PreTrainedTokenizerBase",
     row: PromptText,
     prompt: _PromptTexts,
     ends: Mapping[int, str],
     gap: str,
-) -> _WrittenAnswer:
+) -> tuple[_PromptTexts, Tokens]:
+    """Return the texts of a prompt with its answer, and the token that has to be put behind them."""
     context, answer, whole = prompt.context, prompt.continuation.text, ""
     first = next(iter(ends))
     if not row.chat_template:
         gap = " " if context.text else ""
-        return _WrittenAnswer(_put_behind(context, gap + answer), (first,))
+        return _put_behind(context, gap + answer), (first,)
     try:
         answered = [*row.messages, {"role": "assistant", "content": answer}]
         whole = render_chat(tokenizer, answered, asks=False).text
@@ -138,13 +132,13 @@ def _write_answer(
     before, there, after = whole.removeprefix(context.text).partition(answer or "\0")
     is_asked_so = whole.startswith(context.text) and there and not before.strip()
     if is_asked_so and after.lstrip().startswith(tuple(ends.values())):
-        return _WrittenAnswer(_put_behind(context, before + there + after))
+        return _put_behind(context, before + there + after), ()
     behind = whole.rpartition(answer)[2] if answer else whole
     end = next((i for i, token in ends.items() if token in behind), first)
     opened = _OPENED.search(context.text)
     if opened and answer.lstrip().startswith(opened[1]):  # the prompt has begun the thoughts already
         answer = answer.lstrip().removeprefix(opened[1]).lstrip("\n")
-    return _WrittenAnswer(_put_behind(context, gap + answer), (end,))
+    return _put_behind(context, gap + answer), (end,)
 
 
 def _put_behind(context: _Text, text: str) -> _PromptTexts:

@@ -45,25 +45,15 @@ class Params(Spec):
     mark: Mark | None = None
 
     @model_validator(mode="after")
-    def _check_overlap(self) -> "Params":
+    def _check(self) -> "Params":
         if self.chunk_overlap >= self.chunk_words:
-            raise ValueError(
-                f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_model(self) -> "Params":
+            found = f"chunk_overlap {self.chunk_overlap} is not below chunk_words {self.chunk_words}"
+            raise ValueError(found)
         if self.retriever == "dense" and not self.model:
             raise ValueError("retriever dense without model: name a sentence-transformers id or folder")
         if self.retriever != "dense" and self.model:
-            raise ValueError(
-                f"a model with retriever {self.retriever}: set retriever: dense, or leave it out"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _check_reranking(self) -> "Params":
+            raise ValueError(f"a model with retriever {self.retriever}: set retriever: dense, or leave it
+            out")
         if self.rerank_from and not self.rerank:
             raise ValueError("rerank_from without rerank: name a cross-encoder, or leave it out")
         if self.rerank and self.n_reranked < self.top_k:

@@ -92,11 +92,10 @@ class Trial:
 
     `validation` is None if training diverged or failed otherwise (see `error`); for a pruned trial it is
     the last score. `chosen` marks the trial that is best on validation. `points` are the scores by step at
-    the tracked points that a pruner saw, and `pruned_at` is the step at which it stopped the training.
-    `forgetting` is the mean loss of capability on validation items, at most `most_forgetting` in a chosen
-    trial. `fit_key` names the folder of the weights. `asked` digests which prompts were sent to which
-    weights, and how; empty for a trial that failed or was pruned. `alike` are the parameters of other
-    settings with the same prompts, which are not trials of their own.
+    the tracked points that a pruner saw. `forgetting` is the mean loss of capability on validation items, at
+    most `most_forgetting` in a chosen trial. `fit_key` names the folder of the weights. `asked` digests which
+    prompts were sent to which weights, and how. `alike` are the parameters of other settings with the same
+    prompts, which are not trials of their own.
     """
 
     params: dict[str, Any]

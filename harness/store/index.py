@@ -219,12 +219,7 @@ def query(store: Store, sql: str) -> QueryResult:
 
 
 def frame(folder: str | Path, sql: str) -> "DataFrame":
-    """Query the index as `query` does, and return a pandas frame.
-
-    Raises:
-        UserError: the folder has no run, or the query is not a single SELECT that DuckDB can answer.
-        HarnessError: the index is damaged or written by a newer harness.
-    """
+    """Query the index as `query` does, with the same errors, and return a pandas frame."""
     with _select(Store(Path(folder)), sql) as cursor:
         return cursor.df()
 

@@ -66,16 +66,11 @@ class Store:
         Raises:
             UserError: a name is a path, or too long for a file name.
         """
-        refuse(
-            Problem(
-                str(self.folder),
-                f"the name {name[:LONGEST_NAME]!r} in a stored file",
-                "names of single files and folders",
-                "remove what was not stored by harness: harness reindex names unreadable files",
-            )
-            for name in names
-            if not is_bare_name(name)
-        )
+        for name in names:
+            if not is_bare_name(name):
+                found = f"the name {name[:LONGEST_NAME]!r} in a stored file"
+                step = "remove what was not stored by harness: harness reindex names unreadable files"
+                raise UserError(Problem(str(self.folder), found, "names of single files and folders", step))
         return self.folder.joinpath(*names)
 
     def rows(self, rows_digest: str) -> Path:
