@@ -52,8 +52,8 @@ class Params(Spec):
         if self.retriever == "dense" and not self.model:
             raise ValueError("retriever dense without model: name a sentence-transformers id or folder")
         if self.retriever != "dense" and self.model:
-            raise ValueError(f"a model with retriever {self.retriever}: set retriever: dense, or leave it
-            out")
+            step = "set retriever: dense, or leave it out"
+            raise ValueError(f"a model with retriever {self.retriever}: {step}")
         if self.rerank_from and not self.rerank:
             raise ValueError("rerank_from without rerank: name a cross-encoder, or leave it out")
         if self.rerank and self.n_reranked < self.top_k:
