@@ -19,8 +19,10 @@ from harness.errors import CandidateFailed, one_line
 from harness.models import hub, memory, oom
 from harness.models.hardware import Machine, dtype
 from harness.models.hardware import memory as device_memory
-from harness.models.hub import ModelSource, is_encoder_decoder, load_tokenizer
+from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import UNSUPPORTED
+from harness.models.shapes import complete_config
+from harness.models.weight_files import read_config
 from harness.progress import quiet_libraries
 
 if TYPE_CHECKING:
@@ -86,17 +88,6 @@ def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
 def is_spread(model: Any) -> bool:
     """Tell whether a model lies on several devices, or partly on the disk."""
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
-
-
-def refuse_offloaded(model: Any) -> None:
-    """Refuse to put an adapter on a base whose layers lie partly in main memory beside a GPU, or on the disk.
-
-    Raises:
-        CandidateFailed: some wait there until they are computed.
-    """
-    if is_spread(model) and {"cpu", "disk"} & {*model.hf_device_map.values()}:
-        where = "partly in main memory or on the disk, which PEFT cannot change"
-        raise CandidateFailed(f"an adapter on a base that lies {where}", "quantization: nf4, or more memory")
 
 
 def _load_weights(
@@ -187,7 +178,7 @@ def load_base(
     avoid_cudnn_attention()
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
-        if is_encoder_decoder(source):
+        if complete_config(read_config(source.path)).get("is_encoder_decoder"):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         known = choose_supported_attention(source.path, attention)
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)

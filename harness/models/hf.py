@@ -189,7 +189,11 @@ class ModelHost:
                 cannot be opened: it does not fit the base, holds weights that are not numbers, or was to be
                 merged and cannot be.
         """
-        devices.refuse_offloaded(self.model)
+        base: Any = self.model
+        if devices.is_spread(base) and {"cpu", "disk"} & {*base.hf_device_map.values()}:
+            where = "partly in main memory or on the disk, which PEFT cannot change"
+            found = f"an adapter on a base that lies {where}"
+            raise CandidateFailed(found, "quantization: nf4, or more memory")
         with ExitStack() as stack:
             with _explain_unopened(folder):
                 refuse_infinite(folder)
@@ -273,7 +277,7 @@ def keep_base(model: Any, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def merge_adapter(candidate: Candidate) -> Iterator[None]:
-    """Serve a candidate with its adapter merged (see `merged_layers`); what has none is left as it is."""
+    """Serve a candidate with its adapter merged (see `merge_layers`); what has none is left as it is."""
     with merge_layers(candidate.model) if isinstance(candidate, HFCandidate) else nullcontext():
         yield
 

@@ -242,11 +242,6 @@ def context_length(source: ModelSource) -> int | None:
     return longest if isinstance(longest, int) else None
 
 
-def is_encoder_decoder(source: ModelSource) -> bool:
-    """Tell whether a model reads its prompt by an encoder, of which a causal language model has none."""
-    return bool(complete_config(read_config(source.path)).get("is_encoder_decoder"))
-
-
 def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrainedTokenizerBase":
     """Load the tokenizer of a base; what is switched in its chat template stands in front of that.
 

@@ -23,7 +23,6 @@ from harness.store.layout import (
     clear_errors,
     failure,
     first_line,
-    remove_stale_parts,
     rename_when_whole,
 )
 from harness.store.row_files import hide_progress_bar, pattern, quote_texts
@@ -34,6 +33,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame  # type: ignore[import-untyped]
 
 REINDEX = "harness reindex"
+_STALE_S = 24 * 3600
 _BRIEF_S = 0.2  # wait of a run for the index before it leaves the update to the next process
 _PAUSE_S = 0.01  # between two attempts at a locked file
 _PAUSES_S = (0.05, 0.1, 0.2, 0.4)  # before the next attempts at an unreadable file
@@ -163,7 +163,9 @@ def _rebuild(store: Store) -> Counts:
             skipped = ingest.sync(db, store)
             counts.append(Counts(*ingest.sizes(db), tuple(skipped)))
 
-    remove_stale_parts(store)
+    for part in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones are being written
+        if time.time() - part.lstat().st_mtime > _STALE_S:
+            part.unlink(missing_ok=True)
     rename_when_whole(store, store.index, build)
     # A log left by a killed writer belongs to the replaced file.
     store.index.with_name(store.index.name + ".wal").unlink(missing_ok=True)

@@ -34,7 +34,6 @@ _NO_ROOM_WORDS = (
 )
 _FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
-_STALE_S = 24 * 3600
 _OF_OTHERS = {  # folders of a store other than runs, besides those whose name begins with a dot
     *("answers", "control", "decisions", "environments", "grades", "labels", "nightly", "noise"),
     *("ratings", "rows", "smoke", "trials", "verdicts", "weights"),
@@ -229,13 +228,6 @@ def _find_ways_out(below: Path, path: Path) -> Iterator[Problem]:
             found = f"a link to {parent.readlink()}, which is not followed"
             step = f"remove what it names by hand, then the link: rm {as_argument(str(parent))}"
             yield Problem(str(parent), found, "a file or folder of the store itself", step)
-
-
-def remove_stale_parts(store: Store) -> None:
-    """Delete the unfinished files of killed writers; recent ones may still be written."""
-    for part in (store.folder / ".unfinished").glob("*"):
-        if time.time() - part.lstat().st_mtime > _STALE_S:
-            part.unlink(missing_ok=True)
 
 
 def in_own_folder(run: Run, file: Path) -> Run:
