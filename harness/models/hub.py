@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import memo
 from harness.errors import Problem, UserError, did_you_mean, refuse, refuse_unreadable
+from harness.models import shapes
 from harness.models.chat_templates import (
     join_system,
     put_template,
@@ -29,14 +30,6 @@ from harness.models.embedded_model import (
     find_packaged_gguf,
     is_unpacked,
     unpack,
-)
-from harness.models.shapes import (
-    UNPACKED,
-    Shape,
-    complete_config,
-    find_packed_bits,
-    quantization_method,
-    shape_of,
 )
 from harness.models.weight_files import (
     SAFETENSORS,
@@ -169,7 +162,7 @@ def _count_in_experts(path: Path, weights_digest: str) -> int:
 
 def _count_by_tensor(path: Path) -> dict[str, int]:
     """Count the parameters of each tensor by the headers of a model's files."""
-    return parameters_of(map_stored_tensors(path), find_packed_bits(read_config(path)))
+    return parameters_of(map_stored_tensors(path), shapes.find_packed_bits(read_config(path)))
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
@@ -214,7 +207,7 @@ def architecture_difference(folder: Path, base: Path) -> str:
     return ", ".join(f"{name} {own.get(name)}, which the base has as {known.get(name)}" for name in other)
 
 
-def shape(source: ModelSource) -> Shape | None:
+def shape(source: ModelSource) -> shapes.Shape | None:
     """Read a model's shape from its configuration; None where that does not say what is needed.
 
     Files that transformers may unpack count as unpacked.
@@ -223,9 +216,9 @@ def shape(source: ModelSource) -> Shape | None:
         return SHAPE
     try:
         config = read_config(source.path)
-        stored = 0 if quantization_method(config) in UNPACKED else weights_bytes(source.path)
+        stored = 0 if shapes.quantization_method(config) in shapes.UNPACKED else weights_bytes(source.path)
         experts = float(_count_in_experts(source.path, source.weights_digest))
-        return shape_of(config, source.n_parameters, stored, experts or None)
+        return shapes.shape_of(config, source.n_parameters, stored, experts or None)
     except OSError:
         return None
 
@@ -238,7 +231,7 @@ def active_parameters(source: ModelSource) -> float:
 
 def context_length(source: ModelSource) -> int | None:
     """Read from a model's configuration how many tokens it can read; None where that does not say."""
-    longest = complete_config(read_config(source.path)).get("max_position_embeddings")
+    longest = shapes.complete_config(read_config(source.path)).get("max_position_embeddings")
     return longest if isinstance(longest, int) else None
 
 
