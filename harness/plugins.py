@@ -317,10 +317,7 @@ def methods(**traits: Any) -> list[str]:
 
 
 def version(kind: str, name: str) -> int | str:
-    """Return a plugin's code version for identities, or the digest of a file without one.
-
-    Versions are those of `code_versions.toml`; a user's own file, and one that is not listed yet, has none.
-    """
+    """Return a plugin's version in `code_versions.toml`, or the digest of a file that is not listed there."""
     listed = code_versions().get(f"{kind}/{name}")
     return listed.version if listed else digest_code(path_of(kind, name))
 
@@ -331,10 +328,7 @@ def path_of(kind: str, name: str) -> Path:
 
 
 def takes(method: Method, regularizer: str, params: Mapping[str, Any] = {}) -> bool:
-    """Tell whether a method's training with these parameters calls every hook of a regulariser.
-
-    Only language models read general rows.
-    """
+    """Tell whether a method's training with these parameters calls every hook of a regulariser."""
     plugin = load("regularizers", regularizer)
     if reads_general_rows(regularizer) and not method.makes_language_model:
         return False

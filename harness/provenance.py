@@ -114,11 +114,7 @@ class GitState(NamedTuple):
 
 
 def collect(device: str | None = None, folder: Path | None = None) -> dict[str, Any]:
-    """Describe code, packages and machine as one JSON object.
-
-    `device` is the name of the accelerator, by default the processor; `folder` is the folder of the git
-    repository, by default the working directory.
-    """
+    """Describe code (of a folder's git), packages and machine (or accelerator) as one JSON object."""
     git = git_state(folder or Path.cwd())
     return {
         "harness": __version__,

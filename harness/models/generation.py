@@ -37,10 +37,7 @@ _WORTH_COPYING = 0.75
 
 
 class PromptReader(NamedTuple):
-    """A model with the size of batches that it reads prompts in, and its cache of shared prefixes.
-
-    `engine` is that of its scoring, `costs` what a pass costs beside its tokens.
-    """
+    """A model with the size of batches that it reads, its prefixes, scoring engine and pass costs."""
 
     model: "PreTrainedModel"
     size: Size

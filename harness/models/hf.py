@@ -153,10 +153,7 @@ class HFCandidate(PromptEncoder):
 
 
 class ModelHost:
-    """One base in memory; adapters are put on it and taken off again.
-
-    Where the `scoring_engine` is not known, a two-layer copy tells it, or else the base.
-    """
+    """One base in memory; adapters are put on it and taken off again."""
 
     def __init__(
         self,
@@ -328,11 +325,7 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
 
 
 def compute_in_normal_mode(model: Any) -> None:
-    """Let the layers that add sparse updates leave inference mode while they compute.
-
-    On a CPU several threads add a sparse matrix to one that is stored by columns (see `cpu_kernels`). They
-    are not in inference mode, and may not write to a tensor that was made in it.
-    """
+    """Let layers that add sparse updates leave inference mode, in which their threads may not write."""
     import torch
     from peft.tuners.shira.layer import ShiraLayer
 

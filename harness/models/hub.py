@@ -126,11 +126,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 
 
 def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
-    """Return a base whose chat template has these variables set, such as `enable_thinking`.
-
-    They are written in front of the template itself, so that whatever renders it (tasks, training, a saved
-    model) renders the same.
-    """
+    """Return a base whose chat template has these variables set in front of it, such as `enable_thinking`."""
     if not switches:
         return source
     text = "".join(f"{{% set {name} = {json.dumps(value)} +%}}" for name, value in sorted(switches.items()))
@@ -236,10 +232,7 @@ def context_length(source: ModelSource) -> int | None:
 
 
 def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a base; what is switched in its chat template stands in front of that.
-
-    One that names no token which ends an answer gets the model's own.
-    """
+    """Load the tokenizer of a base, with its switches, and the model's own end where it has none."""
     from transformers import AutoTokenizer
 
     with refuse_unreadable(source.path, "a model with its tokenizer", "save or fetch the tokenizer again"):

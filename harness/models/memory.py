@@ -157,10 +157,7 @@ def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> floa
 def inference_peak(
     shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
 ) -> Peak:
-    """Estimate the memory of answering with so many tokens in the cache, `read` of them in one pass.
-
-    A pass holds the activations of one layer; logits are made of few tokens.
-    """
+    """Estimate the memory of answering with so many tokens in the cache, `read` of them in one pass."""
     return Peak(
         weights=weights_gb(shape, precision, quantization=quantization),
         activations=read * shape.hidden * LAYER_BYTES / 1e9,

@@ -98,10 +98,7 @@ class Settings(Spec):
 
     @property
     def weights_digest(self) -> str:
-        """Identity of weights that nobody sees: the address, the name there, and the protocol.
-
-        `WHO_ANSWERS` names them.
-        """
+        """Identity of weights that nobody sees: address, name there and protocol (`WHO_ANSWERS`)."""
         return digest([self.base_url, self.model, self.protocol])
 
     @property

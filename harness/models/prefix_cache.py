@@ -43,10 +43,7 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
 
 
 def longest_alike(config: "PretrainedConfig") -> float:
-    """Return from how many tokens on a model rotates positions by how long the longest sequence of a pass is.
-
-    What is read below that is rotated alike; `longrope` and `dynamic` alone have such a length.
-    """
+    """Return from how many tokens on positions are rotated by the longest sequence of a pass; inf: never."""
     text = config.get_text_config(decoder=True)
     said = getattr(text, "rope_parameters", None) or {}
     each = [

@@ -74,10 +74,7 @@ def run(
 
 
 def read_last_lines(log: Path, n: int) -> list[str]:
-    """Return the last lines of a log that say something, at most `n`, without the secrets in them.
-
-    Reports repeat them.
-    """
+    """Return the last lines of a log that say something, at most `n`, without the secrets in them."""
     if not log.exists():
         return []
     with log.open("rb") as file:

@@ -52,10 +52,7 @@ _NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
 
 
 def find_copied_engine(path: Path, device: str) -> str | None:
-    """Return how transformers lays out the scoring of a base; None where no copy of it can tell.
-
-    The copy is computed in fp32 on the device; what a base is refused for is found on the base itself.
-    """
+    """Return how transformers lays out the scoring of a base; None where no copy of it can tell."""
     from huggingface_hub.errors import StrictDataclassError
 
     quiet_libraries()

@@ -276,10 +276,7 @@ def content_digest(files: Iterable[Path]) -> str:
 
 
 def file_checksum(path: Path) -> str:
-    """Return the checksum of a file, remembered by its path, size and time of change.
-
-    The cache of the hub names large files by it, and was told it before it fetched them.
-    """
+    """Return the checksum of a file, remembered by path, size and time, or told by the hub's cache."""
     real = path.resolve()
     if real.parent.name == "blobs" and path.is_symlink() and _SHA256.fullmatch(real.name):
         return real.name

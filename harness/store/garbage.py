@@ -169,10 +169,7 @@ def size(path: Path) -> int:
 
 
 def weights_behind(run: Run) -> dict[str, str]:
-    """Map the keys of all weights that a run depends on, its own included, to their digests.
-
-    The others are those that its training started from, and the trials of its sweep.
-    """
+    """Map the keys of all weights that a run depends on, its own and those of its trials included, to digests."""
     own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
     return run.training.stands_on | own
 
@@ -228,10 +225,7 @@ def find_base_rows(
     environment: Mapping[str, str],
     kernels: Mapping[str, str],
 ) -> bool:
-    """Copy cached rows of these examples and this environment into a store; tell whether there were any.
-
-    `kernels` describes the kernels in use here. The store does not record them with its rows.
-    """
+    """Copy cached rows of these examples, environment and kernels into a store; tell whether there were any."""
     kept = (p for p in _find_kept(_key(identity, environment, kernels)) if is_stored_as(p, ids))
     cached, content = next(((p, read) for p in kept if (read := _read(p))), (None, None))
     if cached is None or content is None:
@@ -259,10 +253,7 @@ def keep_base_rows(
     kernels: Mapping[str, str],
     bound_bytes: int = BOUND_BYTES,
 ) -> None:
-    """Cache a complete row set, replacing an older copy, if all of it was computed in this environment.
-
-    A cache that cannot be written only costs time.
-    """
+    """Cache a complete row set, replacing an older copy, if all of it was computed in this environment."""
     environments = {origin.environment for origin in origins(store, identity.digest).values()}
     if environments != {digest(dict(environment))}:
         return

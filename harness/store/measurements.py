@@ -112,10 +112,7 @@ def noises(store: Store) -> list[Noise]:
 
 
 def noise_rates(store: Store) -> dict[str, tuple[float, float]]:
-    """Map each precision to the flips and the number of items of its newest measurement.
-
-    No flip at all counts as half a flip.
-    """
+    """Map each precision to the flips, half a one for none, and the items of its newest measurement."""
     return {m.precision: (max(float(m.flips), _LEAST), float(m.n)) for m in noises(store) if m.n}
 
 
@@ -229,22 +226,13 @@ def keep_check(store: Store, book: str, check: AnchorCheck) -> None:
 
 
 def read_asked_again(store: Store, book: str) -> list[Grade]:
-    """List every repeated grade of a judge's anchors, those of interrupted checks included.
-
-    A book that is older than this file has the grades of its finished checks.
-    """
-    path = _grades_file(store, book).with_name("asked_again.jsonl")
-    if path.exists():
-        return list(layout.read_records(Grade, path))
-    return [grade for check in read_checks(store, book) for grade in check.grades]
+    """List every repeated grade of a judge's anchors, those of interrupted checks included."""
+    return list(layout.read_records(Grade, _grades_file(store, book).with_name("asked_again.jsonl")))
 
 
 def keep_asked_again(store: Store, book: str, grade: Grade) -> None:
     """Append a repeated grade of an anchor."""
-    path = _grades_file(store, book).with_name("asked_again.jsonl")
-    if not path.exists():
-        layout.write_records(store, path, read_asked_again(store, book))
-    layout.append_records(store, path, [grade])
+    layout.append_records(store, _grades_file(store, book).with_name("asked_again.jsonl"), [grade])
 
 
 def find_grades(

@@ -77,10 +77,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set to a digest of question and references, whatever prompt a task uses.
-
-    Empty if there is no such set.
-    """
+    """Map the items of a row set, if there, to a digest of question and references, whatever prompt is used."""
     path = store.parquet(rows_digest)
     if not path.exists():
         return {}
@@ -189,10 +186,7 @@ def list_slices(store: Store, rows_digests: Collection[str]) -> list[str]:
 
 
 def list_differing_items(store: Store, first: str, second: str) -> list[str]:
-    """List the ids, in order, of items that two row sets answered differently or with unknown answers.
-
-    Items that failed in one set have no answer and are left out.
-    """
+    """List the ids, in order, of items that two row sets answered differently, those that failed left out."""
     files = [_list_existing_files(store, [digest]) for digest in (first, second)]
     if not all(files):
         return []
@@ -215,10 +209,7 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
 
 
 def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, MetricColumns]:
-    """Read the columns that a ranking needs from many row sets at once.
-
-    A set that is missing, or not scored by the metric, is left out.
-    """
+    """Read the columns that a ranking needs from many row sets at once; one without the metric is left out."""
     names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = (

@@ -137,10 +137,7 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
 
 
 def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
-    """Delete leftover blocks of row sets that are already complete, of all sets or of one.
-
-    Their writer was killed before it could delete them.
-    """
+    """Delete blocks of row sets, or of one, that are complete already, which a killed writer has left."""
     for folder in (store.folder / "rows").glob(f"{rows_digest}/blocks"):
         stored = parquet_ids(folder.with_name("rows.parquet")) or []
         for index, ids in _readable_blocks(store, folder.parent.name).items():
@@ -330,10 +327,7 @@ def _drawn_files(store: Store, rows_digest: str) -> list[Path]:
 
 
 def read_drawn(store: Store, rows_digest: str) -> dict[str, tuple[Sample, ...]]:
-    """Read the sampled answers of a row set, by item; damaged files are left out.
-
-    Empty for a set that was answered greedily.
-    """
+    """Read the sampled answers of a row set, by item; damaged files are left out."""
     samples_by_item: dict[str, list[Sample]] = {}
     for path in _drawn_files(store, rows_digest):
         with suppress(OSError, ValueError, TypeError):

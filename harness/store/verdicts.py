@@ -56,10 +56,7 @@ class VerdictRecord:
 
 @dataclass(frozen=True, slots=True)
 class DecisionRecord:
-    """Inputs of a decision: the facts about each run of an experiment, and the recommendation.
-
-    `higher_is_better` and `scale` are those of `metric`.
-    """
+    """Inputs of a decision: the facts about each run of an experiment, its metric, and the recommendation."""
 
     experiment: str
     metric: str

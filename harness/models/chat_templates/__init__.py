@@ -135,10 +135,7 @@ def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
 
 
 def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let a chat template that refuses or leaves out a system message read it before the first question.
-
-    Gemma 2's refuses it, Phi-3 medium's leaves it out. Without a system message it renders as before.
-    """
+    """Let a chat template that refuses or drops system messages read them before the first question."""
     template = tokenizer.chat_template
     if not isinstance(template, str):
         return
