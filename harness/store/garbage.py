@@ -169,7 +169,7 @@ def size(path: Path) -> int:
 
 
 def weights_behind(run: Run) -> dict[str, str]:
-    """Map the keys of all weights that a run depends on, its own and those of its trials included, to digests."""
+    """Map the keys of all weights that a run depends on, its own and its trials' included, to digests."""
     own = {run.training.fit_key: run.weights_digest} if run.training.fit_key else {}
     return run.training.stands_on | own
 
@@ -225,7 +225,7 @@ def find_base_rows(
     environment: Mapping[str, str],
     kernels: Mapping[str, str],
 ) -> bool:
-    """Copy cached rows of these examples, environment and kernels into a store; tell whether there were any."""
+    """Copy cached rows of these examples, environment and kernels into a store, if there are any."""
     kept = (p for p in _find_kept(_key(identity, environment, kernels)) if is_stored_as(p, ids))
     cached, content = next(((p, read) for p in kept if (read := _read(p))), (None, None))
     if cached is None or content is None:

@@ -77,7 +77,7 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
 
 
 def document_digests(store: Store, rows_digest: str) -> dict[str, str]:
-    """Map the items of a row set, if there, to a digest of question and references, whatever prompt is used."""
+    """Map the items of a row set to a digest of question and references, whatever prompt is used."""
     path = store.parquet(rows_digest)
     if not path.exists():
         return {}
@@ -209,7 +209,7 @@ def count_statuses(store: Store, rows_digests: Collection[str]) -> dict[str, dic
 
 
 def read_columns(store: Store, rows_digests: Collection[str], metric: str) -> dict[str, MetricColumns]:
-    """Read the columns that a ranking needs from many row sets at once; one without the metric is left out."""
+    """Read the columns that a ranking needs from many row sets at once, of those with the metric."""
     names = ("example_id", "cluster", "parts[?]", "weight", f"status IN {FAILED}", OF_ERRORS)
     lists = ", ".join(f"list({name} ORDER BY example_id)" for name in names)
     query = (

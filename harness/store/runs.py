@@ -81,7 +81,7 @@ def find_choosers(trial: TrialRun, runs: Iterable[Run]) -> list[Run]:
 
 
 def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]]:
-    """Map each run (first of its own candidate's) to the trials it was chosen from, and "" to those without a run."""
+    """Map each run to the trials it was chosen from, each once, and "" to trials without a run."""
     trials_of: dict[str, list[TrialRun]] = {name: [] for name in (*(run.run_id for run in runs), "")}
     for trial in list_trials(store):
         owners = find_choosers(trial, runs)
