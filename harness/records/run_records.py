@@ -40,9 +40,7 @@ TRAINING = (
     Figure("train_loop_s", "time of the steps", "s", "time of the optimiser steps alone"),
     Figure("init_wall_s", "time of what it starts from", "s", "time of the training that it went on from"),
     Figure("n_steps", "steps", "", "optimiser steps", "BIGINT"),
-    Figure(
-        "n_skipped_steps", "steps whose gradients overflowed", "", "steps that changed no weight", "BIGINT"
-    ),
+    Figure("n_skipped_steps", "steps whose gradients overflowed", "", "steps without a change", "BIGINT"),
     Figure("n_tokens", "tokens", "tokens", "tokens that were trained on, padding left out", "BIGINT"),
     Figure("tokens_per_s", "tokens a second", "tokens/s", "speed of the training loop"),
     Figure("n_examples", "texts", "", "texts that were trained on", "BIGINT"),
@@ -53,16 +51,9 @@ TRAINING = (
     Figure("n_processes", "processes", "", "processes that shared its steps", "BIGINT"),
     Figure("batch_size", "rows at once", "rows", "rows of a process in memory at once", "BIGINT"),
     Figure("accumulated_batches", "batches a step", "", "batches of a process in a step", "BIGINT"),
-    Figure(
-        "not_packed", "not packed, because it", "", "why rows were not packed though requested", "VARCHAR"
-    ),
+    Figure("not_packed", "not packed, because it", "", "why requested rows were not packed", "VARCHAR"),
     Figure("n_trainable", "parameters trained", "", "parameters that were trained", "BIGINT"),
-    Figure(
-        "trainable_share",
-        "share of the base's parameters",
-        "share",
-        "of the base's parameters, those that were trained",
-    ),
+    Figure("trainable_share", "share of the base's parameters", "share", "of these, those that were trained"),
     Figure("size_bytes", "size on disk", "bytes", "what the finished weights take on disk", "BIGINT"),
     Figure("base_size_bytes", "size of the base on disk", "bytes", "what the base takes on disk", "BIGINT"),
     Figure("peak_memory_gib", "peak memory, GiB", "GiB", "the largest memory that it held"),
@@ -74,7 +65,7 @@ TRAINING = (
         "reward_model_accuracy", "held-out accuracy of the reward model", "share", "on its held-out pairs"
     ),
     Figure(
-        "fit_key", "key of the weights", "", "the folder of its weights, runs/weights/<fit_key>", "VARCHAR"
+        "fit_key", "key of the weights", "", "the folder runs/weights/<fit_key> of its weights", "VARCHAR"
     ),
     Figure("equal_rewards", "prompts with one reward for all answers", "share", "", ""),
     Figure("kl", "KL to the reference, nats a token", "nats", "", ""),

@@ -107,12 +107,7 @@ _SCORES = Table(
     (
         *_ROW,
         _METRIC,
-        Column(
-            "score",
-            "DOUBLE",
-            "the metric's",
-            "the item's score; NULL: not scored, or a metric of several parts",
-        ),
+        Column("score", "DOUBLE", "the metric's", "the item's score; NULL: not scored, or several parts"),
         Column("parts", "DOUBLE[]", "the metric's", "what the metric aggregates over items"),
         _STATUS,
         *_COUNTED,
@@ -195,15 +190,9 @@ _DELTAS = Table(
         _SPLIT,
         _ITEM,
         _METRIC,
-        Column(
-            "base_score", "DOUBLE", "the metric's", "the base's score: equal to this run but for the weights"
-        ),
-        Column(
-            "score", "DOUBLE", "the metric's", "the run's score; the metric's worst where its answer failed"
-        ),
-        Column(
-            "delta", "DOUBLE", "the metric's", "score − base_score; NULL where no score is known of either"
-        ),
+        Column("base_score", "DOUBLE", "the metric's", "score of the base, equal but for the weights"),
+        Column("score", "DOUBLE", "the metric's", "the run's score; the worst where its answer failed"),
+        Column("delta", "DOUBLE", "the metric's", "score − base_score; NULL where either is unknown"),
         Column("failed", "VARCHAR", "", "run or base, whichever did not answer; empty: both did"),
         *_COUNTED,
         Column("improvement", "DOUBLE", "the metric's", "delta, where lower is better its negative"),
@@ -234,21 +223,13 @@ _VERDICTS = _view(
         Column("baseline", "VARCHAR", "", "the base, or the champion by its run"),
         Column("outcome", "VARCHAR", "", "pass, fail, inconclusive or harness-drift"),
         Column("sentence", "VARCHAR", "", "the reason in words"),
-        Column(
-            "delta",
-            "DOUBLE",
-            "share",
-            "mean change over the admitted capability tasks, in [−1, 1]",
-            "$.macro.score",
-        ),
+        Column("delta", "DOUBLE", "share", "mean change over admitted capability tasks", "$.macro.score"),
         Column("low", "DOUBLE", "share", "lower end of its 95 % interval", "$.macro.low"),
         Column("high", "DOUBLE", "share", "upper end of its 95 % interval", "$.macro.high"),
         Column("n", "BIGINT", "items", "how many items it rests on", "$.macro.n"),
         Column("lost", "BIGINT", "items", "items that got worse"),
         Column("gained", "BIGINT", "items", "items that got better"),
-        Column(
-            "items_needed", "BIGINT", "items", "how many more would probably settle an inconclusive verdict"
-        ),
+        Column("items_needed", "BIGINT", "items", "how many more would probably settle the verdict"),
         Column("policy_digest", "VARCHAR", "", "digest of the settings that it was judged by"),
         Column("harness", "VARCHAR", "", "the version of harness that judged"),
         _CREATED,
@@ -329,10 +310,7 @@ _DECISION_INPUTS = _view(
         _BETTER,
         _SCALE,
         Column(
-            "gain",
-            "DOUBLE",
-            "the metric's",
-            "paired difference from the best untrained candidate on test; above 0 is better",
+            "gain", "DOUBLE", "the metric's", "difference on test from the best untrained; above 0: better"
         ),
         Column("gain_low", "DOUBLE", "the metric's", "lower end of its 95 % interval"),
         Column("gain_high", "DOUBLE", "the metric's", "upper end of its 95 % interval"),
@@ -365,9 +343,7 @@ _LINEAGE = Table(
     "one set of weights that one run rests on",
     (
         _RUN_ID,
-        Column(
-            "role", "VARCHAR", "", "own, base, served (quantised base) or behind (went on from, or trial)"
-        ),
+        Column("role", "VARCHAR", "", "own, base, served (quantised base) or behind (went on from, trial)"),
         Column("weights_digest", "VARCHAR", "", "digest of the weights"),
         Column("fit_key", "VARCHAR", "", "their folder runs/weights/<fit_key>; NULL: not made here"),
     ),
