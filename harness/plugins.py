@@ -164,8 +164,8 @@ class Method:
     and `hooks_where` maps a parameter's name and value to further ones. `rewarded` says that it trains on the
     recipe's `reward` of its answers. `published_as` is its kind of training in `config/recipe_ranges.toml`.
     `data_parallel` says that several processes may share its training. `loops` are the concerns of
-    `code_versions.toml` whose code it runs besides its own file. A
-    `delta` is weights in a format of our own (see `models.deltas`).
+    `code_versions.toml` whose code it runs besides its own file. A `delta` is weights in a format of our own
+    (see `models.deltas`).
 
     `fit(context, params)` makes the weights; `checks` are those before anything runs. `reads(params)` digests
     further files that its parameters name. `merges` says that it merges the adapters of the candidates that
