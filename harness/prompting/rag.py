@@ -78,8 +78,10 @@ def build(context: PromptingContext, params: Params) -> Step:
         raise UserError(Problem(f"task {context.task.name}", found, expected, step))
     chunks, texts = _passages(context, params)
     where, reranker = f"task {context.task.name}", None
-    scores = _bm25(texts) if params.model is None else lambda query: [0.0] * len(texts)
-    if params.model and not context.dry_run:  # which takes the first passages instead
+    scores: Scores = lambda query: [0.0] * len(texts)  # noqa: E731  (a dry run takes the first passages)
+    if params.model is None:
+        scores = _bm25(texts)
+    elif not context.dry_run:
         scores = _dense(texts, params.model, where)
     if params.rerank and not context.dry_run:
         reranker = load_encoder(params.rerank, "CrossEncoder", f"{where}: rerank", "leave rerank out")
