@@ -44,11 +44,7 @@ def code_versions() -> Mapping[str, CodeVersion]:
 
 
 def versions_of(*concerns: str) -> dict[str, int]:
-    """Return the versions of some concerns, for use in a digest.
-
-    Raises:
-        KeyError: the table lacks a concern.
-    """
+    """Return the versions of some concerns, for use in a digest."""
     return {name: code_versions()[name].version for name in concerns}
 
 

@@ -82,11 +82,7 @@ def reader(record: Any) -> TypeAdapter[Any]:
 
 
 def parse_json(text: str | bytes, **options: Any) -> Any:
-    """Parse JSON from outside, with the options of `json.loads`.
-
-    Raises:
-        json.JSONDecodeError: the text is not JSON, or nested more than 100 levels deep.
-    """
+    """Parse JSON from outside, at most 100 levels deep, with the options of `json.loads` and its errors."""
     plain = text if isinstance(text, str) else text.decode("utf-8", "replace")
     try:
         value = json.loads(text, **options)

@@ -32,11 +32,7 @@ def note_checksum(store: Store, path: Path, written: Path) -> None:
 
 
 def is_as_written(path: Path) -> bool | None:
-    """Tell whether a file has the content that was written, in its own folder; None without a checksum.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Tell whether a file has the content that was written, in its own folder; None without a checksum."""
     actual = _checksum(path)  # before the noted ones are read: the file may be replaced in between
     with suppress(OSError, ValueError):
         identity = load(RowsIdentity, path.with_name("identity.json").read_bytes())
@@ -47,11 +43,7 @@ def is_as_written(path: Path) -> bool | None:
 
 
 def is_damaged(path: Path) -> bool:
-    """Tell whether a file differs from its noted checksums; a file is read once until it changes.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
+    """Tell whether a file differs from its noted checksums; a file is read once until it changes."""
     return _is_damaged(path, *file_version(path))
 
 
@@ -61,11 +53,7 @@ def _is_damaged(path: Path, *_version: int) -> bool:
 
 
 def file_version(path: Path) -> tuple[int, int, int]:
-    """Return inode, time and size of a file, which change when the file is replaced.
-
-    Raises:
-        OSError: the file is missing.
-    """
+    """Return inode, time and size of a file, which change when the file is replaced."""
     file_stat = path.stat()
     return file_stat.st_ino, file_stat.st_mtime_ns, file_stat.st_size
 
@@ -107,11 +95,7 @@ class FileMemo(Generic[_Value]):
         self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
 
     def get(self, path: Path) -> _Value:
-        """Return the value of a file in its current state.
-
-        Raises:
-            OSError: the file is missing.
-        """
+        """Return the value of a file in its current state."""
         file = path, file_version(path)
         if file not in self._known:
             self._keep(file, self._read(path))
