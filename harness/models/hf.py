@@ -331,7 +331,7 @@ def compute_in_normal_mode(model: Any) -> None:
 
     for layer in model.modules():
         if isinstance(layer, ShiraLayer):
-            forward = torch.no_grad()(torch.inference_mode(mode=False)(layer.forward))  # type: ignore[attr-defined]
+            forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
             setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
 
 
