@@ -72,7 +72,8 @@ def read_scores(store: Store, rows_digest: str, metric: str) -> list[SampleResul
         for *asked, references, parts, cluster, slice_, weight, error in values:
             scores = {metric: None if parts is None else tuple(parts)}
             row: list[Any] = [*asked, "", "", tuple(references), scores, cluster, slice_]  # without texts
-            rows.append(SampleResult(*row, weight=weight, error=error))
+            known: dict[str, Any] = {"weight": weight, "error": error}
+            rows.append(SampleResult(*row, **known))
         return attach_folds(store, rows_digest, rows)
 
 
