@@ -76,21 +76,6 @@ class LowRankParams(SupervisedParams, LoraParams):
     """PEFT's names beside TRL's."""
 
 
-def low_rank(train: Callable[..., TrainingRecord] = fine_tune) -> Callable[[FitContext, Any], Weights]:
-    """Return the fit of a method: an adapter on the context's base, made by `train`, saved under `adapter/`.
-
-    It raises CandidateFailed where `train` does: out of memory, no row fits, or the loss was not a number.
-    """
-
-    def fit(context: FitContext, params: LoraParams) -> Weights:
-        config = lora_config(params)
-        exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-        made = train(context, params, config, context.folder / "adapter")
-        return adapter_weights(context, made)
-
-    return fit
-
-
 def low_rank_method(
     params: type[LoraParams],
     train: Callable[..., TrainingRecord] = fine_tune,
@@ -99,19 +84,25 @@ def low_rank_method(
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
-    `checks` are those that other low-rank adapters do not have. Where it can start from another candidate's
+    Its fit saves the adapter under `adapter/`, and raises CandidateFailed where `train` does. `checks` are those that other low-rank adapters do not have. Where it can start from another candidate's
     adapter, that one settles the shape.
     """
+
+    def fit(context: FitContext, given: LoraParams) -> Weights:
+        config = lora_config(given)
+        exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
+        return adapter_weights(context, train(context, given, config, context.folder / "adapter"))
+
     shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
-    given: dict[str, Any] = {"trains": True, "seeded": True} | own
+    fields: dict[str, Any] = {"trains": True, "seeded": True} | own
     fixed = tuple(LoraParams.model_fields) if own.get("init_from") else ()
     return Method(
         params=params,
-        fit=low_rank(train),
+        fit=fit,
         makes="adapter",
         checks=MethodChecks(**shared_checks | dict(checks)),
         adapter=AdapterShape(adapter_parameters, lower_rank, leave_out, fixed),
-        **given,
+        **fields,
     )
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 import peaks
 
+from harness.methods import lora
 from harness.models.devices import load_base
 from harness.training import FitContext, LowRankParams, lora_config
 from harness.training import trainer as loop
-from harness.training.low_rank_adapters import low_rank
 from harness.training.sft import _rows
 
 _SHARED = (
@@ -42,7 +42,7 @@ class TrainingCosts(NamedTuple):
 def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCosts:
     """Train as a LoRA or QLoRA candidate is trained."""
     peaks.forget(context.machine.device)
-    measured = low_rank()(context, params).training
+    measured = lora.fit(context, params).training
     return TrainingCosts(
         measured.n_tokens,
         measured.n_steps,
