@@ -37,8 +37,6 @@ class DistilledParams(LoopParams):
 
     teacher: str
     learning_rate: float = Field(1e-4, gt=0, le=1)
-    num_train_epochs: float = Field(1.0, gt=0, le=100)
-    weight_decay: float = Field(0.0, ge=0)
     lmbda: float = Field(0.5, ge=0, le=1)
     beta: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(0.9, gt=0)

@@ -55,8 +55,6 @@ class PreferenceParams(HeldOutParams):
     loss_type: Literal[_Paired, _Others] = "sigmoid"
     label_smoothing: float = Field(0.0, ge=0, lt=0.5)
     learning_rate: float = Field(5e-6, gt=0, le=1)
-    num_train_epochs: float = Field(1.0, gt=0, le=100)
-    weight_decay: float = Field(0.0, ge=0)
 
     @model_validator(mode="after")
     def _check_smoothing(self) -> "PreferenceParams":

@@ -59,8 +59,6 @@ class ReinforcedParams(LoopParams):
     """
 
     learning_rate: float = Field(1e-5, gt=0, le=1)
-    num_train_epochs: float = Field(1.0, gt=0, le=100)
-    weight_decay: float = Field(0.0, ge=0)
     beta: float = Field(0.05, gt=0)
     num_generations: int = Field(4, ge=2)
     max_completion_length: int = Field(32, ge=1)

@@ -39,8 +39,6 @@ class RewardParams(HeldOutParams):
     """
 
     learning_rate: float = Field(1e-4, gt=0, le=1)
-    num_train_epochs: float = Field(1.0, gt=0, le=100)
-    weight_decay: float = Field(0.0, ge=0)
     center_rewards_coefficient: float | None = Field(None, ge=0)
 
 

@@ -52,7 +52,7 @@ KNOBS = ("optim", "gradient_checkpointing", "lr_scheduler_kwargs")  # `settings`
 
 
 class LoopParams(Spec):
-    """Parameters of every loop, under TRL's own names; each loop sets its own defaults of the first three.
+    """Parameters of every loop, under TRL's own names; each loop sets its own learning rate.
 
     `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
     out and counted, never cut. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`.
@@ -61,8 +61,8 @@ class LoopParams(Spec):
     """
 
     learning_rate: float = Field(gt=0, le=1)
-    num_train_epochs: float = Field(gt=0, le=100)
-    weight_decay: float = Field(ge=0)
+    num_train_epochs: float = Field(1.0, gt=0, le=100)
+    weight_decay: float = Field(0.0, ge=0)
     max_steps: int = Field(-1, ge=-1)
     per_device_train_batch_size: int = Field(8, ge=1)
     gradient_accumulation_steps: int = Field(1, ge=1)

@@ -44,8 +44,6 @@ class UnpairedParams(HeldOutParams):
     desirable_weight: float = Field(1.0, gt=0)
     undesirable_weight: float = Field(1.0, gt=0)
     learning_rate: float = Field(5e-6, gt=0, le=1)
-    num_train_epochs: float = Field(1.0, gt=0, le=100)
-    weight_decay: float = Field(0.0, ge=0)
     per_device_train_batch_size: int = Field(8, ge=2)
 
 
