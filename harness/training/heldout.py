@@ -109,22 +109,20 @@ def trainer_options(
     return arguments, given | {"eval_dataset": Dataset.from_list(apart), "callbacks": stopping}
 
 
-def make_weighting_trainer(kind: Any, rows_of: Any) -> Any:
-    """Return a trainer of TRL whose held-out figures are means over rows, where its own are over batches.
+def make_weighting_trainer(kind: Any) -> Any:
+    """Return a trainer of TRL whose held-out figures are means over pairs, where its own are over batches."""
 
-    `rows_of(inputs)` counts the rows, or pairs, of a batch.
-    """
-
-    class RowWeighted(kind):  # type: ignore[misc]
+    class PairWeighted(kind):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             before = {name: len(values) for name, values in self._metrics["eval"].items()}
             loss = super().compute_loss(model, inputs, *args, **kwargs)
             if not self.model.training:
+                n_pairs = len(inputs["input_ids"]) // 2
                 for name, values in self._metrics["eval"].items():
-                    values.extend(values[before.get(name, 0) :] * (rows_of(inputs) - 1))
+                    values.extend(values[before.get(name, 0) :] * (n_pairs - 1))
             return loss
 
-    return RowWeighted
+    return PairWeighted
 
 
 def add_curves(

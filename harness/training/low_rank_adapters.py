@@ -84,8 +84,9 @@ def low_rank_method(
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
-    Its fit saves the adapter under `adapter/`, and raises CandidateFailed where `train` does. `checks` are those that other low-rank adapters do not have. Where it can start from another candidate's
-    adapter, that one settles the shape.
+    Its fit saves the adapter under `adapter/`, and raises CandidateFailed where `train` does. `checks` are
+    those that other low-rank adapters do not have. Where it can start from another candidate's adapter, that
+    one settles the shape.
     """
 
     def fit(context: FitContext, given: LoraParams) -> Weights:

@@ -121,7 +121,7 @@ def _trainer(policy: Policy, params: PreferenceParams, rows: tuple[list[Row], li
         known = Executor(policy.model, 1)
         shares = known.engine == "packed" and not any(known.prefixes.windows or ())
         kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
-    kind = heldout.make_weighting_trainer(kind, lambda inputs: len(inputs["input_ids"]) // 2)
+    kind = heldout.make_weighting_trainer(kind)
     arguments, given = heldout.trainer_options(params, rows)
     # `length` is read by the sampler.
     arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}

@@ -60,7 +60,7 @@ def train_reward_model(
     start = loop.start_time(scratch)
     base, tokenizer = load_with_head(context.source, context.machine, 1)
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
-    kind = heldout.make_weighting_trainer(RewardTrainer, lambda inputs: len(inputs["input_ids"]) // 2)
+    kind = heldout.make_weighting_trainer(RewardTrainer)
     arguments, given = heldout.trainer_options(params, (rows, apart))
     arguments["remove_unused_columns"] = False  # `length` is read by the sampler
     trainer = loop.make_trainer(
