@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.metrics import _isolation, load_metrics
-from harness.metrics._isolation import ProgramLimits
-from harness.metrics._run_code import ALLOWED, explain_not_isolated, passes
+from harness.metrics import _run_code, load_metrics
+from harness.metrics._run_code import ALLOWED, ProgramLimits, explain_not_isolated, passes
 from harness.metrics.code_tests import extract_code
 from harness.records import Example, Output
 from harness.spec import Task
@@ -426,7 +425,7 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     tried = tmp_path / "unshare"
     tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     tried.chmod(0o755)
-    monkeypatch.setitem(_isolation._ENVIRONMENT, "PATH", f"{tmp_path}:{_isolation._ENVIRONMENT['PATH']}")
+    monkeypatch.setitem(_run_code._ENVIRONMENT, "PATH", f"{tmp_path}:{_run_code._ENVIRONMENT['PATH']}")
     explain_not_isolated.cache_clear()
     passes.cache_clear()
     try:

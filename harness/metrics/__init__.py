@@ -107,6 +107,13 @@ def mean_metric(
     return Metric(name, higher_is_better, bounds, (name,), one_part, weighted_mean, lambda _: worst)
 
 
+def fold_leaf(value: Any) -> Any:
+    """Fold a value of JSON that is neither object nor list: texts as by exact match, 1.0 as 1."""
+    if isinstance(value, str):
+        return normalize(value)
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def item_scores(metric: Metric, parts: Array) -> Array:
     """Score every item alone: parts (n, k) → (n,)."""
     blocks = [parts[at : at + _BLOCK] for at in range(0, len(parts), _BLOCK)]

@@ -50,7 +50,8 @@ def precision(answer: str, example: Example) -> float:
     # Where the item names no documents, every passage of the prompt counts as needed.
     marks = map_passage_marks(example)
     cited = set(_find_cited(answer, marks))
-    return sum(_is_needed(mark, marks, example) for mark in cited) / len(cited) if cited else 0.0
+    needed = [mark in marks and (not example.documents or marks[mark] in example.documents) for mark in cited]
+    return sum(needed) / len(cited) if cited else 0.0
 
 
 def recall(answer: str, example: Example) -> float:
@@ -62,10 +63,6 @@ def recall(answer: str, example: Example) -> float:
     found = list(sentences(_bracket_citations(answer, marks)))
     supported = [any(mark in marks for mark in _find_cited(one, marks)) for one in found]
     return sum(supported) / len(supported) if supported else 0.0
-
-
-def _is_needed(mark: str, marks: Marks, example: Example) -> bool:
-    return mark in marks and (not example.documents or marks[mark] in example.documents)
 
 
 def cites_nothing(answer: str, example: Example) -> bool:
@@ -81,18 +78,22 @@ def _find_cited(text: str, marks: Marks) -> Iterator[str]:
 
 def _bracket_citations(text: str, marks: Marks) -> str:
     """Write every form of a citation that is read as marks in brackets."""
+
+    def read_behind_label(found: re.Match[str]) -> str:
+        if BRACKETS.search(found[1]):
+            return found[1]
+        return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
+
+    def keep_marks(found: re.Match[str]) -> str:  # without other words, which may hold the end of a sentence
+        named = [*_marks_of(found[1], marks)]
+        return f"[{', '.join(named)}]" if named else found[0]
+
     text = _TAGGED.sub(r"[\1]", text.translate(_ASCII))
     text = _SUPERSCRIPT.sub(partial(_read_superscript, marks=marks), text)
-    text = _SOURCE.sub(partial(_behind_label, marks=marks), text)
+    text = _SOURCE.sub(read_behind_label, text)
     text = _PARENTHESES.sub(partial(_read_parentheses, marks=marks), text)
     text = _ENDS.sub(r"[\1-\2]", text)
-    return BRACKETS.sub(partial(_marks_alone, marks=marks), text)
-
-
-def _marks_alone(found: re.Match[str], marks: Marks) -> str:
-    """Leave the marks of a pair of brackets, whose other words may hold the end of a sentence."""
-    named = [*_marks_of(found[1], marks)]
-    return f"[{', '.join(named)}]" if named else found[0]
+    return BRACKETS.sub(keep_marks, text)
 
 
 def _read_superscript(found: re.Match[str], marks: Marks) -> str:
@@ -103,12 +104,6 @@ def _read_superscript(found: re.Match[str], marks: Marks) -> str:
     if number in marks:
         return f"[{number}]"
     return "".join(f"[{one}]" for one in number) if all(one in marks for one in number) else found[0]
-
-
-def _behind_label(found: re.Match[str], marks: Marks) -> str:
-    if BRACKETS.search(found[1]):
-        return found[1]
-    return f"[{found[1]}]" if [*_marks_of(found[1], marks)] else found[0]
 
 
 def _read_parentheses(found: re.Match[str], marks: Marks) -> str:

@@ -44,18 +44,14 @@ def support(answer: str, example: Example, entails: Entails) -> float:
     shown = example.prompt if example.passages else example.plain_prompt or example.prompt
     context = context_of(shown, example.plain_prompt if example.passages else "")
     passages = [BRACKETS.sub("", line).strip() for line in context.splitlines()]
-    stated = [_statement(BRACKETS.sub("", one).strip(), example) for one in sentences(answer)]
+    asked = (example.plain_prompt or question(example)).strip()
+    stated = [BRACKETS.sub("", one).strip() for one in sentences(answer)]
+    stated = [f"{asked} {one}" if len(pieces(one)) < _SHORT else one for one in stated]
     if not passages or not stated:
         return 0.0
     chances = iter(entails([(passage, one) for one in stated for passage in passages]))
     best = [max(next(chances) for _ in passages) for _ in stated]
     return sum(chance >= _EVEN for chance in best) / len(best)
-
-
-def _statement(sentence: str, example: Example) -> str:
-    short = len(pieces(sentence)) < _SHORT
-    prompt = example.plain_prompt or question(example)
-    return f"{prompt.strip()} {sentence}" if short else sentence
 
 
 @lru_cache(maxsize=1)

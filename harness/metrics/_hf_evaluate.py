@@ -29,28 +29,23 @@ def metric(task: Task, written: str) -> Metric:
     name, _, key = written.removeprefix(EVALUATE).partition(":")
     where = f"task {task.name}: metric {metric_name(written)}"
     compute = _compute(name, where)
-    key = _key(compute, key, Path(name).name.removesuffix(".py"), where)
-    is_error = Path(name).name.removesuffix(".py") in _ERRORS
+    short = Path(name).name.removesuffix(".py")
+    key, is_error = _key(compute, key, short, where), short in _ERRORS
 
     def score(output: Output, example: Example) -> float:
         return _number(compute(output.text, example.references)[key], where)
 
     bounds = (0.0, inf) if is_error else (-inf, inf)
     built = mean_metric(metric_name(written), score, not is_error, bounds)
-    return replace(_set_worst(built, is_error, key), reads=_reads(name))
-
-
-def _reads(name: str) -> Callable[[Example], bool]:
-    """Say which items a metric reads: the library's ROUGE keeps Latin letters without accents alone."""
-    if Path(name).name.removesuffix(".py") != "rouge":
-        return lambda _: True
-    return lambda example: all(sign.isascii() for text in example.references for sign in list_words(text))
-
-
-def _set_worst(built: Metric, is_error: bool, key: str) -> Metric:
     worst = (1.0 if is_error else 0.0,)
     signature = f"mean of single answers|key:{key}|evaluate:{version('evaluate')}"
-    return replace(built, worst=lambda _: worst, signature=signature)
+    reads = _is_ascii if short == "rouge" else built.reads
+    return replace(built, worst=lambda _: worst, signature=signature, reads=reads)
+
+
+def _is_ascii(example: Example) -> bool:
+    """Tell whether the library's ROUGE reads an item: it keeps Latin letters without accents alone."""
+    return all(sign.isascii() for text in example.references for sign in list_words(text))
 
 
 def _compute(name: str, where: str) -> Compute:
@@ -100,17 +95,10 @@ def _load_library(name: str, where: str) -> Any:
     except Exception as error:  # noqa: BLE001 (a script fails to load in as many ways as code can)
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         expected = "a metric script" if is_path(name) else "a metric that the hub gives or that is cached"
-        raise UserError(
-            Problem(where, f"it could not be loaded ({reason})", expected, _way_on(name, error))
-        ) from None
-
-
-def _way_on(name: str, error: Exception) -> str:
-    if isinstance(error, ImportError):
-        return "install what it needs"
-    if is_path(name):
-        return "correct the path, or fix the script"
-    return "check the name and the network, or give the path of its script: evaluate:./NAME.py"
+        step = "check the name and the network, or give the path of its script: evaluate:./NAME.py"
+        step = "correct the path, or fix the script" if is_path(name) else step
+        step = "install what it needs" if isinstance(error, ImportError) else step
+        raise UserError(Problem(where, f"it could not be loaded ({reason})", expected, step)) from None
 
 
 def _key(compute: Compute, key: str, name: str, where: str) -> str:

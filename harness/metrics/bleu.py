@@ -51,16 +51,13 @@ def metric(task: Task) -> Metric:
 def _aggregate(parts: Array, weights: Array) -> Array:
     sums = weights @ parts  # (…, 10)
     hyp, ref, correct, total = sums[..., 0], sums[..., 1], sums[..., 2:6], sums[..., 6:10]
-    precision = _smooth(correct, total)  # (…, 4)
+    # The i-th order without a match is replaced by 1 / (2^i · total), counting i from 1.
+    missing = correct == 0
+    halvings = np.cumsum(missing, axis=-1)
+    smoothed = ratio(np.ones_like(total), 2.0**halvings * total)
+    precision = np.where(missing, smoothed, ratio(correct, total))  # (…, 4)
     scored = (correct > 0).any(axis=-1) & (total > 0).all(axis=-1)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         brevity = np.exp(np.minimum(0.0, 1 - ref / hyp))
         bleu = brevity * np.exp(np.log(precision).mean(axis=-1))
     return np.where(scored, np.minimum(bleu, 1.0), 0.0)
-
-
-def _smooth(correct: Array, total: Array) -> Array:
-    """Replace the i-th order without a match by 1 / (2^i · total), counting i from 1."""
-    missing = correct == 0
-    halvings = np.cumsum(missing, axis=-1)
-    return np.where(missing, ratio(np.ones_like(total), 2.0**halvings * total), ratio(correct, total))

@@ -2,7 +2,7 @@
 
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. Tests pass where they are seen to
-have ended: what ends a program before them does not, unless it is written against `_tested_program.py`. They
+have ended: what ends a program before them does not, unless it is written against `_run_code.py`. They
 find the builtins as they were. What they compare or hand to a call, and what that holds, must tell objects
 apart, and of a number, text or list others of its type: a value that equals all of them is wrong, as is
 `unittest.mock.ANY` in tests that do not name it. Where tests expect a number, text or collection of Python's,
@@ -39,22 +39,13 @@ def _score(output: Output, example: Example) -> float | None:
     refuse_forbidden(f"metric {_NAME}")
     tests = [reference for reference in example.references if reference.strip()]
     for one in tests:
-        _refuse_untested(one, example)
+        if passes("", one):  # calls nothing, so it passes whatever is wrong
+            where = f"metric {_NAME}: the reference of item {example.id}"
+            step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
+            found = "tests that pass without any code"
+            raise UserError(Problem(where, found, "an assert, a function test_… or a class of tests", step))
     code = extract_code(output.text)
     return float(any(passes(code, one) for one in tests)) if tests else None
-
-
-def _refuse_untested(tests: str, example: Example) -> None:
-    """Refuse tests that pass without any code: they call nothing, so they pass whatever is wrong.
-
-    Raises:
-        UserError: they do.
-    """
-    if passes("", tests):
-        where = f"metric {_NAME}: the reference of item {example.id}"
-        step = "call what it defines, as check(add) behind HumanEval's def check(candidate)"
-        found = "tests that pass without any code"
-        raise UserError(Problem(where, found, "an assert, a function test_… or a class of tests", step))
 
 
 def extract_code(text: str) -> str:

@@ -6,7 +6,6 @@ Thai …), each of these letters is a word.
 """
 
 import unicodedata
-from collections.abc import Iterator
 
 from harness.metrics import Metric, mean_metric, normalize
 from harness.records import Example, Output, fold_text, is_unspaced, split_into_letters
@@ -24,19 +23,16 @@ def _contains(output: Output, example: Example) -> float:
     phrases, answer = [normalize(reference) for reference in example.references], fold_text(output.text)
     if is_unspaced(phrases):
         answer, *phrases = (" ".join(split_into_letters(text).split()) for text in (answer, *phrases))
-    return float(any(_occurs(phrase, answer) for phrase in phrases))
+    return float(any(_occurs(phrase, answer) for phrase in filter(None, phrases)))
 
 
 def _occurs(phrase: str, text: str) -> bool:
-    around = ((text[max(at - 1, 0) : at], text[at + len(phrase) :][:1]) for at in _places(phrase, text))
-    return any(not _is_of_word(before) and not _is_of_word(behind) for before, behind in around)
-
-
-def _places(phrase: str, text: str) -> Iterator[int]:
-    at = text.find(phrase) if phrase else -1
+    at = text.find(phrase)
     while at >= 0:
-        yield at
+        if not (_is_of_word(text[max(at - 1, 0) : at]) or _is_of_word(text[at + len(phrase) :][:1])):
+            return True
         at = text.find(phrase, at + 1)
+    return False
 
 
 def _is_of_word(sign: str) -> bool:

@@ -39,15 +39,14 @@ def _score(output: Output, example: Example) -> float | None:
     if not constraints:
         return None
     text = output.text.strip()
-    return float(bool(text) and all(_keeps(text, constraint) for constraint in constraints))
-
-
-def _keeps(text: str, constraint: Constraint) -> bool:
-    kind = str(constraint.get("kind"))
-    if kind not in CHECKS:
-        where = f"constraint {dict(constraint)}"
-        raise UserError(Problem(where, f"kind {kind!r}", "a kind of check", did_you_mean(kind, CHECKS)))
-    return CHECKS[kind](text, constraint)
+    for constraint in constraints if text else ():
+        kind = str(constraint.get("kind"))
+        if kind not in CHECKS:
+            where = f"constraint {dict(constraint)}"
+            raise UserError(Problem(where, f"kind {kind!r}", "a kind of check", did_you_mean(kind, CHECKS)))
+        if not CHECKS[kind](text, constraint):
+            return 0.0
+    return float(bool(text))
 
 
 def _words(text: str) -> list[str]:
@@ -61,47 +60,10 @@ def _has(text: str, phrase: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
 
 
-def _starts_with(text: str, constraint: Constraint) -> bool:
-    return fold_text(text.lstrip(_EDGES)).startswith(fold_text(constraint["text"]))
-
-
-def _ends_with_mark(text: str, constraint: Constraint) -> bool:
-    return text.rstrip("\"'\u201d\u2019 ").endswith(constraint["text"])
-
-
-def _includes(text: str, constraint: Constraint) -> bool:
-    return all(_has(text, word) for word in constraint["words"])
-
-
-def _includes_exactly(text: str, constraint: Constraint) -> bool:
-    return all(word in text for word in constraint["words"])
-
-
-def _starts_with_any(text: str, constraint: Constraint) -> bool:
-    first = (_words(fold_text(text)) or [""])[0]
-    return first in set(map(fold_text, constraint["words"]))
-
-
 def _stands_in_order(text: str, constraint: Constraint) -> bool:
     gaps = r"\b\W+(?:and\W+)?"
     series = gaps.join(re.escape(fold_text(word)) for word in constraint["words"])
     return re.search(rf"\b{series}\b", fold_text(text)) is not None
-
-
-def _ends_with(text: str, constraint: Constraint) -> bool:
-    return fold_text(text.rstrip(_EDGES)).endswith(fold_text(constraint["text"].rstrip(_EDGES)))
-
-
-def _avoids(text: str, constraint: Constraint) -> bool:
-    return not any(_has(text, word) for word in constraint["words"])
-
-
-def _upper(text: str, constraint: Constraint) -> bool:
-    return text.upper() == text and text.lower() != text
-
-
-def _lower(text: str, constraint: Constraint) -> bool:
-    return text.lower() == text and text.upper() != text
 
 
 def _comma_items(text: str, constraint: Constraint) -> bool:
@@ -186,16 +148,20 @@ def _refuse(constant: str) -> None:
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
-    "starts_with": _starts_with,
-    "starts_with_any": _starts_with_any,
-    "ends_with": _ends_with,
-    "ends_with_mark": _ends_with_mark,
-    "includes": _includes,
-    "includes_exactly": _includes_exactly,
+    "starts_with": lambda text, at: fold_text(text.lstrip(_EDGES)).startswith(fold_text(at["text"])),
+    "starts_with_any": lambda text, at: (
+        (_words(fold_text(text)) or [""])[0] in set(map(fold_text, at["words"]))
+    ),
+    "ends_with": lambda text, at: fold_text(text.rstrip(_EDGES)).endswith(
+        fold_text(at["text"].rstrip(_EDGES))
+    ),
+    "ends_with_mark": lambda text, at: text.rstrip("\"'\u201d\u2019 ").endswith(at["text"]),
+    "includes": lambda text, at: all(_has(text, word) for word in at["words"]),
+    "includes_exactly": lambda text, at: all(word in text for word in at["words"]),
     "in_order": _stands_in_order,
-    "avoids": _avoids,
-    "upper": _upper,
-    "lower": _lower,
+    "avoids": lambda text, at: not any(_has(text, word) for word in at["words"]),
+    "upper": lambda text, _: text.upper() == text and text.lower() != text,
+    "lower": lambda text, _: text.lower() == text and text.upper() != text,
     "n_words": _n_words,
     "comma_items": _comma_items,
     "line_items": _line_items,

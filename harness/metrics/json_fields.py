@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, mean_metric, normalize
-from harness.metrics._json_values import fold_leaf
+from harness.metrics import Metric, fold_leaf, mean_metric, normalize
 from harness.records import Example, Output, compose_letters
 from harness.spec import Task
 

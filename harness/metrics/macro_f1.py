@@ -6,7 +6,7 @@ Source: Opitz & Burst 2019, arXiv:1911.03347, the "averaged F1" (formula 2).
 """
 
 from harness.metrics import Metric, ratio
-from harness.metrics._classification import macro
+from harness.metrics._labels import macro
 from harness.spec import Task
 
 SHORT = "macro F1"

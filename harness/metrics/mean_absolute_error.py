@@ -6,7 +6,7 @@ Invariant: an answer that is not a label is as far off as one can be from its re
 from dataclasses import replace
 
 from harness.metrics import Metric, mean_metric
-from harness.metrics._ratings import farthest, pair_with_reference, read_scale
+from harness.metrics._labels import farthest, pair_with_reference, read_scale
 from harness.records import Example, Output
 from harness.spec import Task
 

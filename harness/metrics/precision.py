@@ -8,7 +8,7 @@ Source: Grandini et al. 2020, arXiv:2008.05756, formulas 4 and 7.
 import numpy as np
 
 from harness.metrics import Metric, ratio
-from harness.metrics._classification import macro
+from harness.metrics._labels import macro
 from harness.spec import Task
 
 READS_WHOLE = True  # an answer that is a label and nothing else

@@ -6,7 +6,7 @@ Source: Grandini et al. 2020, arXiv:2008.05756, formulas 5 and 8.
 """
 
 from harness.metrics import Metric, ratio
-from harness.metrics._classification import macro
+from harness.metrics._labels import macro
 from harness.spec import Task
 
 READS_WHOLE = True  # an answer that is a label and nothing else

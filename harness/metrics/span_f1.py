@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.metrics import Array, Metric, Parts, normalize
-from harness.metrics._json_values import fold_leaf
+from harness.metrics import Array, Metric, Parts, fold_leaf, normalize
 from harness.records import Example, Output
 from harness.spec import Task
 

@@ -36,12 +36,9 @@ def _best(output: Output, example: Example) -> float:
 
 def _words(text: str, by_letters: bool) -> list[str]:
     folded = split_into_letters(fold_text(text)) if by_letters else fold_text(text)
-    kept = "".join(sign for sign in folded if not _is_punctuation(sign))
+    marks = {sign for sign in set(folded) if unicodedata.category(sign).startswith("P")}
+    kept = "".join(sign for sign in folded if sign not in marks and sign not in string.punctuation)
     return _ARTICLES.sub(" ", kept).split()
-
-
-def _is_punctuation(sign: str) -> bool:
-    return sign in string.punctuation or unicodedata.category(sign).startswith("P")
 
 
 def _f1(answer: list[str], reference: list[str]) -> float:

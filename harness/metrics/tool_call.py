@@ -1,24 +1,85 @@
 """Share of answers whose tool calls are those of a reference: the same functions with the same arguments.
 
-Invariant: the order of calls, the order of keys and the text around the calls never count; a call too many
-is as wrong as one too few. 1 and 1.0 are one number, and "1" is a text; texts are
-compared as by exact match, names with their letter case. Where the reference is no call, `[]`,
-an answer in words alone is right, and one that begins a call and does not end it is wrong.
-Source: matching of calls by their syntax tree, Berkeley Function Calling Leaderboard (Patil et al. 2025);
-`function` as in OpenAI's API.
+Invariant: the order of calls, the order of keys and the text around the calls never count; a form that is
+not whole holds no call, and a call too many is as wrong as one too few. 1 and 1.0 are one number, and "1" is
+a text; texts are compared as by exact match, names with their letter case. Where the reference is no call,
+`[]`, an answer in words alone is right, and one that begins a call and does not end it is wrong.
+Source: the chat templates of Hermes and Qwen (`<tool_call>`), Qwen3-Coder (`<function=…>` with parameters),
+Mistral (`[TOOL_CALLS]`), Llama 3.1 (`<|python_tag|>`), Llama 3.2 (calls in Python's syntax), Granite
+(`<|tool_call|>`) and Gemma (`tool_code` fences); matching of calls by their syntax tree, Berkeley Function
+Calling Leaderboard (Patil et al. 2025); `function` and `tool_calls` as in OpenAI's API
 """
 
+import ast
 import json
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, mean_metric, normalize
-from harness.metrics._json_values import fold_leaf
-from harness.metrics._tool_call_forms import read_forms
+from harness.metrics import Metric, fold_leaf, mean_metric, normalize
 from harness.records import Example, Output, canonical_json, compose_letters
 from harness.spec import Task
+
+_TAGGED = re.compile(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", re.DOTALL)
+_FENCE = re.compile(r"```(?:json|tool_call|tool_code|python)?\s*\n(.*?)\n?```", re.DOTALL)
+_MARK = re.compile(r"(?:\[TOOL_CALLS\]|<\|python_tag\|>|<\|tool_call\|>)(.*)", re.DOTALL)
+_FUNCTION = re.compile(r"<function=([\w.-]+)>(.*?)</function>", re.DOTALL)
+_JSON = re.compile(r"\{|\[\s*\{")  # begins an object, or a list of such
+_PARAMETER = re.compile(r"<parameter=([\w.-]+)>\s*(.*?)\s*</parameter>", re.DOTALL)
+
+
+def read_forms(text: str) -> list[Any]:
+    """Return the values that may be calls, in the order in which they stand; empty where there is none."""
+    parts = _TAGGED.findall(text) or _FENCE.findall(text) or _MARK.findall(text) or [text]
+    return [value for part in parts for value in _read_tags(part) or _read_python(part) or _json_within(part)]
+
+
+def _read_tags(part: str) -> list[dict[str, Any]]:
+    """Read the tags of functions, which hold their parameters as JSON or as tags of their own."""
+    calls = []
+    for name, body in _FUNCTION.findall(part):
+        arguments: dict[str, Any] = {}
+        for key, written in _PARAMETER.findall(body):
+            try:
+                arguments[key] = json.loads(written)
+            except ValueError:
+                arguments[key] = written
+        if not arguments and body.strip():
+            arguments = json.loads(body)
+        calls.append({"name": name, "arguments": arguments})
+    return calls
+
+
+def _read_python(part: str) -> list[Any]:
+    """Read calls in Python's syntax with named arguments, one or a list; empty where it is something else."""
+    try:
+        body = ast.parse(part.strip(), mode="eval").body
+        calls = body.elts if isinstance(body, ast.List) else [body]
+        return [_read_call(call) for call in calls]
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
+        return []
+
+
+def _read_call(call: ast.expr) -> dict[str, Any]:
+    """Read one call."""
+    if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
+        raise TypeError(ast.dump(call))
+    arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
+    return {"name": ast.unparse(call.func), "arguments": arguments}
+
+
+def _json_within(part: str) -> Iterator[Any]:
+    """Yield the JSON objects of a text, and the lists of such, from left to right."""
+    decoder, at = json.JSONDecoder(), 0
+    while found := _JSON.search(part, at):
+        try:
+            value, at = decoder.raw_decode(part, found.start())
+            yield value
+        except (ValueError, RecursionError):
+            at = found.start() + 1
+
 
 _BEGINS = re.compile(r"<\|?tool_call\|?>|\[TOOL_CALLS\]|<\|python_tag\|>|<function=|[\"']name[\"']\s*:")
 
@@ -58,7 +119,7 @@ def _is_in_words(text: str) -> bool:
 
 def _read_calls(text: str) -> Counter[str] | None:
     """Count the calls of a text, each as name and arguments in one spelling; None where one is no call."""
-    # A call is `{"name": …, "arguments": {…}}`, or whatever `_tool_call_forms` reads; an empty list has none.
+    # A call is `{"name": …, "arguments": {…}}`, or whatever `read_forms` reads; an empty list has none.
     try:
         values = [json.loads(text)]
     except (ValueError, RecursionError):

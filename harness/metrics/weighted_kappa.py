@@ -8,7 +8,7 @@ Source: Cohen 1968, with squared distances: 1 − E(a − r)² / (Var a + Var r 
 import numpy as np
 
 from harness.metrics import Array, Metric
-from harness.metrics._ratings import farthest, pair_with_reference, read_scale
+from harness.metrics._labels import farthest, pair_with_reference, read_scale
 from harness.records import Example, Output
 from harness.spec import Task
 

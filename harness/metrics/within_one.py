@@ -1,7 +1,7 @@
 """Share of ratings that are at most one step of the scale from the reference's."""
 
 from harness.metrics import Metric, mean_metric, normalize
-from harness.metrics._ratings import pair_with_reference, read_scale
+from harness.metrics._labels import pair_with_reference, read_scale
 from harness.records import Example, Output
 from harness.spec import Task
 
