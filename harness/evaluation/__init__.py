@@ -145,8 +145,11 @@ def evaluate_block(
     """Let the candidate answer one block of items, already `encoded` or not, and score the answers."""
     examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
     block = _ItemBlock(candidate, job, examples, encoded or encode_block(candidate, job, index))
-    outputs: _Outputs = {}
-    for route in (_record_too_long, _rank, _whole_texts, _generate):
+    # An error for prompts that do not fit: they are counted, never cut.
+    room = candidate.max_context - (job.task.max_new_tokens if job.task.kind == "generate" else 0)
+    sizes = [len(item.context.context) for item in block.items]
+    outputs = {i: _unfit(n, room) for i, n in enumerate(sizes) if n > room}
+    for route in (_rank, _whole_texts, _generate):
         outputs |= route(block, [i for i in range(len(examples)) if i not in outputs])
     return [_row(block, i, index * BLOCK + i, outputs[i]) for i in range(len(examples))]
 
@@ -161,13 +164,6 @@ class _ItemBlock(NamedTuple):
 
 
 _Outputs = dict[int, Output]
-
-
-def _record_too_long(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    """Record an error for prompts that do not fit: they are counted, never cut."""
-    task = block.job.task
-    room = block.candidate.max_context - (task.max_new_tokens if task.kind == "generate" else 0)
-    return {i: _unfit(n, room) for i in left if (n := len(block.items[i].context.context)) > room}
 
 
 def _unfit(n_tokens: int, room: int) -> Output:
@@ -190,9 +186,30 @@ def _rank(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     wanted = [i for i in wanted if i not in unfit]
     start = time.perf_counter()
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for i in wanted for e in encoded[i]]))
-    likelihoods = {i: [next(scores) for _ in encoded[i]] for i in wanted}
+    logprobs = {i: [next(scores).logprob for _ in encoded[i]] for i in wanted}
     share = (time.perf_counter() - start) / max(len(wanted), 1)
-    return unfit | {i: _choice(job, examples[i], encoded[i], likelihoods[i], share) for i in wanted}
+    return unfit | {i: _choose(job, examples[i], encoded[i], logprobs[i], share) for i in wanted}
+
+
+def _choose(
+    job: EvaluationJob, example: Example, encoded: Sequence[Encoded], logprobs: Sequence[float], share: float
+) -> Output:
+    """Turn the choices' likelihoods into an answer: the likeliest, per byte if the task says so."""
+    sizes = [len(c.encode()) for c in example.choices]
+    scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
+    gold = example.choices.index(example.references[0])
+    best = max(range(len(scores)), key=scores.__getitem__)
+    return Output(
+        example.choices[best],
+        "ranked",
+        len(encoded[0].context),
+        sum(len(e.continuation) for e in encoded),
+        share,
+        tuple(logprobs),
+        tuple(sizes),
+        logprobs[gold],
+        sizes[gold],
+    )
 
 
 def _whole_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
@@ -227,32 +244,6 @@ def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     limits = Limits(job.task.max_new_tokens, job.task.stop)
     answers = candidate.generate([items[i].context.context for i in left], limits) if left else []
     return dict(zip(left, answers, strict=True))
-
-
-def _choice(
-    job: EvaluationJob,
-    example: Example,
-    encoded: Sequence[Encoded],
-    likelihoods: Sequence[Likelihood],
-    share: float,
-) -> Output:
-    """Turn the choices' likelihoods into an answer: the likeliest, per byte if the task says so."""
-    sizes = [len(c.encode()) for c in example.choices]
-    logprobs = [x.logprob for x in likelihoods]
-    scores = [x / n for x, n in zip(logprobs, sizes, strict=True)] if job.task.length_normalized else logprobs
-    gold = example.choices.index(example.references[0])
-    best = max(range(len(scores)), key=scores.__getitem__)
-    return Output(
-        example.choices[best],
-        "ranked",
-        len(encoded[0].context),
-        sum(len(e.continuation) for e in encoded),
-        share,
-        tuple(logprobs),
-        tuple(sizes),
-        logprobs[gold],
-        sizes[gold],
-    )
 
 
 def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResult:
@@ -353,14 +344,14 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
             _refuse_out_of_bounds(job, name, score, example)
     if status == "error":
         return AnswerScore(status, parts, output.error)
-    reasons = [*unscored.values(), *filter(None, [_not_finite_text(not_finite, example)])]
+    reasons = [*unscored.values()]
+    if not_finite:
+        named = ", ".join(not_finite)
+        reasons.append(
+            f"metric {named}: found NaN or infinity for item {example.id}; expected a finite score"
+        )
     failed = bool(unscored) and job.task.primary_metric in unscored
     return AnswerScore("error" if failed else status, parts, "; ".join(reasons))
-
-
-def _not_finite_text(names: Sequence[str], example: Example) -> str:
-    text = f"metric {', '.join(names)}: found NaN or infinity for item {example.id}; expected a finite score"
-    return text if names else ""
 
 
 def _refuse_out_of_bounds(job: EvaluationJob, name: str, parts: Parts, example: Example) -> None:
@@ -389,12 +380,6 @@ def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
     return "refused" if job.role != "safety" and is_refusal(output.text) else "ok"
 
 
-def _counts(task: Task, metric: str, status: Status) -> bool:
-    """Tell whether an answer is scored as it is; a judge scores refusals too, as a rubric may want them."""
-    is_read = status == "refused" and is_judged(metric)
-    return status == "ok" or is_read or (status == "truncated" and task.truncated_scores)
-
-
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:
     """Score an answer; one that does not count gets the metric's worst parts, an error none.
 
@@ -403,7 +388,9 @@ def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, exam
     scores = job.metrics[metric]
     if status == "error" or not scores.reads(example):
         return None
-    counts = _counts(job.task, metric, status) or (scores.reads_any and status == "unparsable")
+    is_read = status == "refused" and is_judged(metric)  # a rubric may want refusals
+    is_cut = status == "truncated" and job.task.truncated_scores
+    counts = status == "ok" or is_read or is_cut or (scores.reads_any and status == "unparsable")
     return scores.score(output, example) if counts else scores.worst(example)
 
 

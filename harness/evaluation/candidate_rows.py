@@ -128,7 +128,7 @@ def _read(
     own = own.without_test() if own.folds else own  # the released weights train on every row
     own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
     own = replace(own, pairs=own.pairs[:n_pairs])
-    files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_files(recipe))}
+    files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_shown_paths(recipe))}
     return refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
 
 
@@ -166,7 +166,7 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
     source = describe_source(recipe)
     if recipe.mix:
         drawn = Counter(file_of(row.where) for row in rows)
-        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _files(recipe))
+        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _shown_paths(recipe))
     kind = "pairs" if part == "pairs" else "rows"
     return f"{source}: {count(len(rows))} {kind}"
 
@@ -175,10 +175,10 @@ def describe_source(recipe: Recipe) -> str:
     """Name the source of a recipe's training rows, with the requested shares of a mixture."""
     weights = recipe.mix.weights if recipe.mix else None
     if recipe.mix and weights:
-        named = zip(_files(recipe), weights, strict=True)
+        named = zip(_shown_paths(recipe), weights, strict=True)
         return " + ".join(f"{percent(share)} % {file}" for file, share in named)
     hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
-    return f"{' + '.join(_files(recipe))}{hot}" or "the target's rows"
+    return f"{' + '.join(_shown_paths(recipe))}{hot}" or "the target's rows"
 
 
 def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
@@ -189,23 +189,16 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
     Raises:
         UserError: the manifest of a file cannot be read.
     """
-    lineage = candidate.lineage.values()
-    used = {
-        (file, _share_drawn(session, recipe, file)): None
-        for recipe in lineage
-        for file in row_files(session, recipe)
-    }
+    used: dict[tuple[str, float], None] = {}
+    for recipe in candidate.lineage.values():
+        for file in row_files(session, recipe):
+            share = 1.0
+            if recipe.mix and (n := n_rows_of(file)):
+                part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
+                places = {row.where for row in training_data(session, recipe).items.list_sourced(part)}
+                share = sum(file_of(where) == display_path(file) for where in places) / n
+            used[file, share] = None
     return total_usd(payment for file, share in used for payment in take_share(payments_for(file), share))
-
-
-def _share_drawn(session: Session, recipe: Recipe, file: str) -> float:
-    """Return the share of a file's rows that a mixture drew; 1 for a file that is read whole."""
-    if not recipe.mix or not (n := n_rows_of(file)):
-        return 1.0
-    items, shown = training_data(session, recipe).items, display_path(file)
-    is_pairs = plugins.method(recipe.method).draws_from == "pairs"
-    places = {row.where for row in items.list_sourced("pairs" if is_pairs else "train")}
-    return sum(file_of(where) == shown for where in places) / n
 
 
 def n_rows(session: Session, recipe: Recipe) -> int:
@@ -242,15 +235,12 @@ def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:
     """List the source files of a recipe's training rows or pairs; empty if it reads none."""
     part = plugins.method(recipe.method).draws_from
     own = session.target.task.data.source(part) if part else None
-    return _paths(recipe) or ((own,) if own else ())
+    files = recipe.mix.paths if recipe.mix else recipe.train
+    return files or ((own,) if own else ())
 
 
-def _paths(recipe: Recipe) -> tuple[str, ...]:
-    return recipe.mix.paths if recipe.mix else recipe.train
-
-
-def _files(recipe: Recipe) -> list[str]:
-    return [display_path(path) for path in _paths(recipe)]
+def _shown_paths(recipe: Recipe) -> list[str]:
+    return [display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]
 
 
 _PARTS: tuple[PartName, ...] = ("train", "pairs")
@@ -272,8 +262,15 @@ def refuse_or_note(
         UserError: a training row or pair has the prompt of an item of a suite or of lm-eval.
     """
     own = items[target.name]
-    if own.folds:
-        return _refuse_or_note_in_folds(target, items, catalogue, encode)
+    if own.folds:  # all rows against what no fold tests, and each fold's training rows against its own items
+        whole = {**items, target.name: own.without_test()}
+        overlap = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
+        for fold in range(1, max(own.folds.values()) + 1):
+            held = {target.name: replace(own.in_fold(fold), validation=())}
+            overlap += (
+                f"fold {fold}: {note}" for note in refuse_or_note(target, held, {}, encode=encode).overlap
+            )
+        return replace(own, overlap=tuple(overlap))
     others = {name: other_items.test for name, other_items in items.items() if name != target.name}
     others |= {name: listed.texts for name, listed in catalogue.items()}
     refuse(suite_contamination([*own.list_sourced("train"), *own.list_sourced("pairs")], others))
@@ -285,39 +282,15 @@ def refuse_or_note(
     notes: list[str] = []
     names: OutputNames = {}
     file_by_part = files or {part: display_path(target.data.source(part) or "") for part in _PARTS}
+    default, group = Fields(), option_text(target.fields.cluster or "", "")
+    prompt = option_text(target.fields.prompt, default.prompt)
+    reference = option_text(target.fields.reference, default.reference)
+    read_by = ReadBy(prompt, reference, None if group and "{" in group else group)
+    drawn_from, choice = display_path(target.data.source("train") or ""), target.kind == "choice"
     for part, file in file_by_part.items():
-        drawn_from = display_path(target.data.source("train") or "")
-        choice = target.kind == "choice"
-        read_by = _read_by(target.fields)
         rows = own.list_sourced(part)
         notes += overlap_notes(rows, evaluated, file, choice, encode, drawn_from, read_by, names)
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
-
-
-def _read_by(fields: Fields) -> ReadBy:
-    default = Fields()
-    group = option_text(fields.cluster or "", "")
-    prompt, reference = (
-        option_text(getattr(fields, name), getattr(default, name)) for name in ("prompt", "reference")
-    )
-    return ReadBy(prompt, reference, None if group and "{" in group else group)
-
-
-def _refuse_or_note_in_folds(
-    target: Task,
-    items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
-    encode: Encode | None,
-) -> TaskItems:
-    """Compare all rows with what no fold tests, and each fold's training rows with the fold's own items."""
-    own, name = items[target.name], target.name
-    whole = {**items, name: own.without_test()}
-    notes = list(refuse_or_note(target, whole, catalogue, encode=encode).overlap)
-    for fold in range(1, max(own.folds.values()) + 1):
-        held = replace(own.in_fold(fold), validation=())
-        overlap = refuse_or_note(target, {name: held}, {}, encode=encode).overlap
-        notes += (f"fold {fold}: {note}" for note in overlap)
-    return replace(own, overlap=tuple(notes))
 
 
 def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:

@@ -149,11 +149,15 @@ def resolve(
     serve_on = recipe.serve_on or source.serve_on
     served_base = quantize(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
-    source_name, given = recipe.weights_of or name, _model_source(source, method, base, bases)
+    given = base if method.keeps_base else None
+    if given is None and source.path and method.made_elsewhere and method.makes_whole_model:
+        own = bases[source.path]  # replaces the base; its tokenizer is part of the weights
+        own_digest = digest([own.weights_digest, own.template_digest])
+        given = base._replace(path=own.path, weights_digest=own_digest)
     return ResolvedCandidate(
         name,
         recipe,
-        source_name,
+        recipe.weights_of or name,
         source,
         method,
         init,
@@ -171,18 +175,6 @@ def resolve(
 def _choosers(recipe: Recipe) -> list[str]:
     """List the candidate whose reward model chooses among a recipe's answers, if any."""
     return [recipe.sampling.reward_model] if recipe.sampling and recipe.sampling.reward_model else []
-
-
-def _model_source(
-    source: Recipe, method: Method, base: ModelSource, bases: Mapping[str, ModelSource]
-) -> ModelSource | None:
-    """Return the base, or the model made elsewhere that replaces it; its tokenizer is part of the weights."""
-    if method.keeps_base:
-        return base
-    if not (source.path and method.made_elsewhere and method.makes_whole_model):
-        return None
-    own = bases[source.path]
-    return base._replace(path=own.path, weights_digest=digest([own.weights_digest, own.template_digest]))
 
 
 def refuse_silent(candidate: ResolvedCandidate) -> None:

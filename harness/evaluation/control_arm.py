@@ -101,25 +101,22 @@ def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: in
     for rows in (stored_sets[i] for i in order):
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
-    queues = [_rotate(_interleave(by_task), earlier * -(-n // 2)) for by_task in kinds.values()]
-    return islice(_read_blocks(session, _interleave(queues)), n)
+    queues = []
+    for turns in map(_interleave, kinds.values()):
+        at = earlier * -(-n // 2) % len(turns) if turns else 0
+        queues.append([*turns[at:], *turns[:at]])
+    # A block cut by a limit now but not then had another layout and is left out.
+    blocks = (_StoredBlock(rows, at, _read_block(session, rows, at)) for rows, at in _interleave(queues))
+    whole = (b for b in blocks if len(b.stored) == len(b.rows.ids[b.place * BLOCK : (b.place + 1) * BLOCK]))
+    return islice(whole, n)
+
+
+def _read_block(session: Session, rows: RowSet, index: int) -> Rows:
+    return store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
     return [block for turn in zip_longest(*queues) for block in turn if block]
-
-
-def _rotate(turns: list[tuple[RowSet, int]], start: int) -> list[tuple[RowSet, int]]:
-    at = start % len(turns) if turns else 0
-    return [*turns[at:], *turns[:at]]
-
-
-def _read_blocks(session: Session, turns: Sequence[tuple[RowSet, int]]) -> Iterator[_StoredBlock]:
-    """Read blocks; a block cut by a limit now but not then had another layout and is left out."""
-    for rows, index in turns:
-        stored = store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
-        if len(stored) == len(rows.ids[index * BLOCK : (index + 1) * BLOCK]):
-            yield _StoredBlock(rows, index, stored)
 
 
 def _compare_block(session: Session, block: _StoredBlock, repeated: Rows) -> ControlBlock:
@@ -147,12 +144,8 @@ def differs(old: SampleResult, new: SampleResult) -> bool:
         return True
     names = old.parts.keys() | new.parts.keys()
     scores = [(old.parts.get(name), new.parts.get(name)) for name in names]
-    likelihoods = [(_single(old.gold_logprob), _single(new.gold_logprob))]
-    return any(_differ(a, b) for a, b in [*scores, *likelihoods])
-
-
-def _single(x: float | None) -> tuple[float, ...] | None:
-    return None if x is None else (x,)
+    single = [None if row.gold_logprob is None else (row.gold_logprob,) for row in (old, new)]
+    return any(_differ(a, b) for a, b in [*scores, (single[0], single[1])])
 
 
 def _differ(a: tuple[float, ...] | None, b: tuple[float, ...] | None) -> bool:

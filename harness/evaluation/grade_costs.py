@@ -21,7 +21,7 @@ from harness.evaluation.row_sets import prompting_step
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
 from harness.models import encode_all
-from harness.models.hub import ModelSource, context_length, has_chat_template, is_packed, load_tokenizer
+from harness.models.hub import context_length, has_chat_template, is_packed, load_tokenizer
 from harness.prompting import context_of
 from harness.records import Example, Grade, PromptText
 from harness.spec import TokenPrices
@@ -42,8 +42,8 @@ def sum_paid_usd(judged: JudgedMetric) -> float | None:
 
 def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | None:
     """Add up the costs of grades by their tokens; None without prices, or if a server reported no tokens."""
-    if prices is None or any(map(_lacks_tokens, grades)):
-        return None
+    if prices is None or any(g.status != "error" and not g.n_prompt_tokens for g in grades):
+        return None  # a grade without tokens: its server sent no `usage`
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
     return tokens_usd(prices, read, written)
 
@@ -119,11 +119,6 @@ def _total(costs: Iterable[float | None]) -> float | None:
     all_costs = list(costs)
     known = [cost for cost in all_costs if cost is not None]
     return sum(known) if len(known) == len(all_costs) else None
-
-
-def _lacks_tokens(grade: Grade) -> bool:
-    """Tell whether a grade's tokens are unknown: its server sent no `usage`."""
-    return grade.status != "error" and not grade.n_prompt_tokens
 
 
 _CHARACTERS = 4  # assumed characters per token of an answer
@@ -206,6 +201,7 @@ def _n_read(measured: MeasuredTask, judged: JudgedMetric, example: Example) -> i
     return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
 
 
+_TEMPLATE = 64  # tokens of a chat template around one turn, at most
 STEP = (
     "shorter criteria, fewer graded examples, a smaller max_new_tokens, or a judge that reads longer prompts"
 )
@@ -276,7 +272,9 @@ def _short_context(
     *,
     is_pair: bool,
 ) -> ShortContext | None:
-    source = _source_of(session, judge)
+    source = session.candidates[judge.name].served_base if judge.absent else None
+    if judge.weights:
+        source = judge.weights.source
     context = context_length(source) if source and not is_packed(source) else None
     examples = _examples(measured.items, is_pair=is_pair)
     if source is None or context is None or not examples:
@@ -285,7 +283,9 @@ def _short_context(
     if judged.rubric.passages and measured.role == "target":
         answers += max((passage_tokens(session, c, examples) for c in candidates), default=0)
     texts = list(_prompts(judged, examples, chat=has_chat_template(source)))
-    if max(map(_most_tokens, texts)) + answers <= context:
+    contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
+    most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)
+    if max(most_tokens) + answers <= context:  # no tokenizer makes more tokens than there are bytes
         return None
     sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
     n_long = sum(size + answers > context for size in sizes)
@@ -293,13 +293,6 @@ def _short_context(
     named = (measured.task.name, judged.metric, judge.name, context)
     short = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
     return short if n_long else None
-
-
-def _source_of(session: Session, judge: Judge) -> ModelSource | None:
-    """Return the model that reads the judge's prompts; None for an endpoint."""
-    if judge.weights:
-        return judge.weights.source
-    return session.candidates[judge.name].served_base if judge.absent else None
 
 
 def _examples(items: TaskItems, *, is_pair: bool) -> list[Example]:
@@ -315,12 +308,3 @@ def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -
     grade = max(judged.rubric.grades, key=len)
     for example in examples:
         yield PromptText(judge_messages(judged.rubric, example, "", order), gap + grade, chat)
-
-
-_TEMPLATE = 64  # tokens of a chat template around one turn, at most
-
-
-def _most_tokens(prompt: PromptText) -> int:
-    """Bound the tokens of a prompt by its bytes, which no tokenizer exceeds."""
-    texts = [turn["content"] for turn in prompt.messages] + [prompt.continuation]
-    return sum(len(text.encode()) + _TEMPLATE for text in texts)

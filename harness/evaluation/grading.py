@@ -47,9 +47,8 @@ from harness.metrics import normalize
 from harness.models import Candidate
 from harness.models.hub import has_chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
-from harness.records import Anchor, AnchorCheck, Encoded, Grade, Message, Output, PromptText, digest
+from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
 from harness.stats import Array
-from harness.training import Weights
 
 _TOGETHER = 32  # answers that a local model scores and stores together
 
@@ -78,7 +77,12 @@ def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
             if judge.settings:
                 _ask_endpoint(session, judge, distinct, keep)
             elif judge.weights:
-                _score_grades(session, judge.weights, distinct, keep)
+                assert judge.weights.source is not None, "weights that judge name their base"
+                chat = has_chat_template(judge.weights.source)
+                with open_weights(session, judge.weights) as candidate:
+                    for start in range(0, len(distinct), _TOGETHER):
+                        together = distinct[start : start + _TOGETHER]
+                        keep(list(_grade_by_likelihood(candidate, together, chat=chat)))
             else:
                 raise CandidateFailed(judge.absent, "a judge that is trained")
         except CandidateFailed as error:
@@ -190,21 +194,15 @@ def _messages(answer: UngradedAnswer) -> list[Message]:
     return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
-def _score_grades(session: Session, weights: Weights, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Score every grade of the scale after each prompt with a local model."""
-    assert weights.source is not None, "weights that judge name their base"
-    chat = has_chat_template(weights.source)
-    with open_weights(session, weights) as candidate:
-        for start in range(0, len(answers), _TOGETHER):
-            keep(list(_grade_by_likelihood(candidate, answers[start : start + _TOGETHER], chat=chat)))
-
-
 def _grade_by_likelihood(
     candidate: Candidate, answers: Sequence[UngradedAnswer], *, chat: bool
 ) -> Iterator[Grade]:
     """Yield the mean grade of each answer, weighted by the grades' probabilities given the prompt."""
     start = time.perf_counter()
-    encoded = [_encode_grades(candidate, answer, chat=chat) for answer in answers]
+    encoded, gap = [], "" if chat else " "
+    for answer in answers:  # the prompt with each grade after it, the worst first
+        messages, grades = _messages(answer), answer.judged.rubric.grades
+        encoded.append(candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades]))
     sizes = [max(len(e.context) + len(e.continuation) for e in each) for each in encoded]
     fitting = [each for each, size in zip(encoded, sizes, strict=True) if size <= candidate.max_context]
     scores = iter(candidate.loglikelihood([(e.context, e.continuation) for each in fitting for e in each]))
@@ -219,13 +217,6 @@ def _grade_by_likelihood(
             output = Output("", n_prompt_tokens=n_prompt, compute_s=share)
             value = mean_grade(rubric, weights, answer.order)
             yield _grade(answer, output, weights_text(rubric, weights), value)
-
-
-def _encode_grades(candidate: Candidate, answer: UngradedAnswer, *, chat: bool) -> list[Encoded]:
-    """Encode the prompt with each grade after it, the worst first."""
-    messages, gap = _messages(answer), "" if chat else " "
-    grades = answer.judged.rubric.grades
-    return candidate.encode_all([PromptText(messages, gap + grade, chat) for grade in grades])
 
 
 def _grade(answer: UngradedAnswer, output: Output, said: str, value: float | None) -> Grade:
@@ -323,7 +314,20 @@ def check_anchors(
     anchors = [a for a in stored_anchors if a.key in grade_by_key and (not graded_now or a.key in graded_now)]
     if not anchors:
         return
-    ask_all = partial(_ask_all, judged, judge, anchors, ask)
+
+    def ask_all() -> list[Grade]:
+        grades = []
+        for a in anchors:
+            grade = ask(
+                UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages)
+            )
+            store.keep_asked_again(judged.store, judge.book, grade)
+            if grade.status == "error":
+                text = f"{judge.name} could not be asked again: {grade.error}"
+                raise CandidateFailed(text, "a judge that answers")
+            grades.append(grade)
+        return grades
+
     before, now = [grade_by_key[anchor.key] for anchor in anchors], ask_all()
     earlier = store.read_checks(judged.store, judge.book)
     check = _check(judged.rubric, before, now, earlier)
@@ -335,7 +339,12 @@ def check_anchors(
     if graded_now or not check.n_moved or is_drift(n, n, earlier):
         store.keep_check(judged.store, judge.book, check)
     if check.drifted:
-        raise CandidateFailed(_drift_text(judge, check), _NEXT)
+        means = f"{formatting.percent(check.mean_before)} → {formatting.percent(check.mean_now)} %"
+        found = (
+            f"{judge.name} grades otherwise than before: of {n} answers that it had graded {check.n_moved} "
+            f"got another grade (mean {means}), so it was asked for no new one"
+        )
+        raise CandidateFailed(found, _NEXT)
 
 
 def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> int:
@@ -350,20 +359,6 @@ def n_repeats(check: AnchorCheck, earlier: Sequence[AnchorCheck], most: int) -> 
     calm = replace(check, n_moved=0, drifted=False)
     numbers = range(least, max(least, most // n) + 1)
     return next((k for k in numbers if is_drift(n, n, [*earlier, *[calm] * k])), least)
-
-
-def _ask_all(
-    judged: JudgedMetric, judge: Judge, anchors: Sequence[Anchor], ask: Callable[[UngradedAnswer], Grade]
-) -> list[Grade]:
-    grades = []
-    for a in anchors:
-        grade = ask(UngradedAnswer(judged, judge, a.task, a.example, a.answer, a.key, a.order, a.passages))
-        store.keep_asked_again(judged.store, judge.book, grade)
-        if grade.status == "error":
-            text = f"{judge.name} could not be asked again: {grade.error}"
-            raise CandidateFailed(text, "a judge that answers")
-        grades.append(grade)
-    return grades
 
 
 def _check(
@@ -390,15 +385,6 @@ def is_drift(n_moved: int, n: int, earlier: Sequence[AnchorCheck]) -> bool:
     moved, asked = sum(check.n_moved for check in calm), sum(len(check.grades) for check in calm)
     table = [[n_moved, n - n_moved], [moved, asked - moved]]
     return float(fisher_exact(table, alternative="greater").pvalue) < ALPHA
-
-
-def _drift_text(judge: Judge, check: AnchorCheck) -> str:
-    n = len(check.grades)
-    means = f"{formatting.percent(check.mean_before)} → {formatting.percent(check.mean_now)} %"
-    return (
-        f"{judge.name} grades otherwise than before: of {n} answers that it had graded {check.n_moved} got "
-        f"another grade (mean {means}), so it was asked for no new one"
-    )
 
 
 def _mean(grades: Sequence[Grade]) -> float:

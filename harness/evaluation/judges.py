@@ -302,7 +302,15 @@ def judge_messages(
         pair = (answer, other) if order == "first" else (other, answer)
         texts = [("question", example.question), *zip("AB", pair, strict=True)]
     turns.append({"role": "user", "content": _item(rubric, texts)})
-    return [{**turns[0], "content": _rules(rubric) + turns[0]["content"]}, *turns[1:]]
+    grades = rubric.grades
+    scale = f"Grades: whole numbers from {grades[0]}, the worst, to {grades[-1]}, the best.\n\n"
+    if rubric.scale == YES_NO:
+        scale = "Grades: yes where the answer meets the criteria, no where it does not.\n\n"
+    if rubric.mode == "pairwise":
+        scale = "A and B are two answers to the question. Say tie where neither is better.\n\n"
+    aim = "Compare two answers" if rubric.mode == "pairwise" else "Grade an answer"
+    rules = _RULES.format(aim=aim, criteria=rubric.criteria.strip(), scale=scale, **_wording(rubric))
+    return [{**turns[0], "content": rules + turns[0]["content"]}, *turns[1:]]
 
 
 def read_grade(rubric: Rubric, said: str) -> str | None:
@@ -314,17 +322,6 @@ def grade_value(rubric: Rubric, grade: str, order: Order) -> float:
     """Return a grade's value for the answer, in [0, 1]; a pair is graded for the answer shown first."""
     value = rubric.value(grade)
     return 1 - value if order == "second" else value
-
-
-def _rules(rubric: Rubric) -> str:
-    grades = rubric.grades
-    scale = f"Grades: whole numbers from {grades[0]}, the worst, to {grades[-1]}, the best.\n\n"
-    if rubric.scale == YES_NO:
-        scale = "Grades: yes where the answer meets the criteria, no where it does not.\n\n"
-    if rubric.mode == "pairwise":
-        scale = "A and B are two answers to the question. Say tie where neither is better.\n\n"
-    aim = "Compare two answers" if rubric.mode == "pairwise" else "Grade an answer"
-    return _RULES.format(aim=aim, criteria=rubric.criteria.strip(), scale=scale, **_wording(rubric))
 
 
 def _wording(rubric: Rubric) -> dict[str, str]:
@@ -344,18 +341,13 @@ def _list_graded_texts(
 def _item(rubric: Rubric, texts: Sequence[tuple[str, str]]) -> str:
     """Put every text between marks, and add the question."""
     texts = [(kind, _CONTROL.sub(lambda found: f"{found[0]} ", text)) for kind, text in texts]
-    word = _word([text for _, text in texts])
+    plain = [text for _, text in texts]
+    word = digest(plain)[:8]  # in none of the texts, and unknown to their authors
+    while any(word in text for text in plain):
+        word = digest([word, *plain])[:8]
     marked = "\n\n".join(f"<{kind} {word}>\n{text}\n</{kind} {word}>" for kind, text in texts)
     what = "those" if rubric.mode == "pairwise" else "the answer"
     return marked + _ASK.format(what=what, word=word, **_wording(rubric))
-
-
-def _word(texts: Sequence[str]) -> str:
-    """Return a word that none of the texts contains and their authors cannot know."""
-    word = digest(list(texts))[:8]
-    while any(word in text for text in texts):
-        word = digest([word, *texts])[:8]
-    return word
 
 
 class UngradedAnswer(NamedTuple):
@@ -391,13 +383,11 @@ class GradeReader:
 
     def bind(self, metrics: Mapping[str, Metric]) -> dict[str, Metric]:
         """Return the metrics, with the judged ones reading their grades."""
-        return {name: self._bind_one(name, metric) for name, metric in metrics.items()}
-
-    def _bind_one(self, name: str, metric: Metric) -> Metric:
-        if name not in self._judged:
-            return metric
-        signature = f"judge|{self._judged[name].digest}"
-        return replace(metric, score=partial(self._score, name), signature=signature)
+        bound = dict(metrics)
+        for name in self._judged.keys() & bound.keys():
+            signature = f"judge|{self._judged[name].digest}"
+            bound[name] = replace(bound[name], score=partial(self._score, name), signature=signature)
+        return bound
 
     def _score(self, name: str, output: Output, example: Example) -> Parts | None:
         """Score an answer by the mean grade of its judges; None if one of them has given none."""
@@ -415,14 +405,15 @@ class GradeReader:
             else:
                 ungraded = (judged, judge, self._task, plain, output.text, key, order, passages)
                 self.ungraded.append(UngradedAnswer(*ungraded))
-        if reasons := [_reason(judge, grade) for judge, grade in given if grade.value is None]:
+        reasons = [
+            f"{judge.name} could not be asked: {grade.error}"
+            if grade.status == "error"
+            else f"an unparsable grade, {judge.name} said {grade.said[:80]!r}"
+            for judge, grade in given
+            if grade.value is None
+        ]
+        if reasons:
             self.unreadable.setdefault(example.id, {})[name] = f"{name}: {'; '.join(reasons)}"
         elif len(self.ungraded) == n_ungraded:
             return (fmean(grade.value for _, grade in given if grade.value is not None),)
         return None
-
-
-def _reason(judge: Judge, grade: Grade) -> str:
-    if grade.status == "error":
-        return f"{judge.name} could not be asked: {grade.error}"
-    return f"an unparsable grade, {judge.name} said {grade.said[:80]!r}"

@@ -49,7 +49,10 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
 
 def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
     """Grade answers book by book."""
-    for answers in _group_by_book(ungraded):
+    books: dict[str, list[UngradedAnswer]] = {}
+    for pending in ungraded:
+        books.setdefault(pending.judge.book, []).append(pending)
+    for answers in books.values():
         grade_answers(session, answers)
 
 
@@ -65,13 +68,6 @@ def grade_rows(
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 
-def _group_by_book(ungraded: Iterable[UngradedAnswer]) -> Iterator[list[UngradedAnswer]]:
-    books: dict[str, list[UngradedAnswer]] = {}
-    for pending in ungraded:
-        books.setdefault(pending.judge.book, []).append(pending)
-    yield from books.values()
-
-
 def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
     """Say how much each judge has graded, at which price, and how many grades were unreadable."""
     decides: dict[tuple[str, ...], bool] = {}
@@ -82,7 +78,9 @@ def judge_remarks(tasks: Iterable[MeasuredTask]) -> Iterator[str]:
             named.setdefault(books, one)
             decides[books] = decides.get(books, False) or one.metric == task.task.primary_metric
     for books, one in named.items():
-        yield from _remarks_of(one, decides=decides[books])
+        become = "count as failed answers" if decides[books] else "leave these answers without that score"
+        for judge, known in zip(one.judges, one.grades(), strict=True):
+            yield _remark_of(one, judge, known, ("answers graded", "grades"), become)
 
 
 def pair_remarks(judged: JudgedMetric, most: float) -> Iterator[str]:
@@ -114,12 +112,6 @@ def self_preference_remarks(judged: Iterable[JudgedMetric], runs: Iterable[Run])
             yield f"{text}, and models prefer what they would say themselves; {step}"
 
 
-def _remarks_of(judged: JudgedMetric, *, decides: bool) -> Iterator[str]:
-    become = "count as failed answers" if decides else "leave these answers without that score"
-    for judge, known in zip(judged.judges, judged.grades(), strict=True):
-        yield _remark_of(judged, judge, known, ("answers graded", "grades"), become)
-
-
 def _remark_of(
     judged: JudgedMetric, judge: Judge, known: Mapping[str, Grade], words: tuple[str, str], become: str
 ) -> str:
@@ -134,18 +126,18 @@ def _remark_of(
     failed = f"; {reasons} and {become}"
     if judge.settings:
         failed += f" (attempts: {judge.attempts + 1} in the rubric asks about them again)"
-    extra = f"{failed if lost else ''}{_place_preference(known.values())}{_anchor_remark(judged, judge)}"
+    extra = failed if lost else ""
+    read = [grade for grade in known.values() if grade.order and grade.value is not None]
+    if read:  # each pair is shown in both orders, so half is neutral
+        first = fmean(_value_of_first(grade.order, grade.value or 0.0) for grade in read)
+        extra += (
+            f"; the answer shown first won {percent(first)} % of comparisons, where 50 % favours no place"
+        )
+    if checks := read_checks(judged.store, judge.book):
+        last, n = checks[-1], len(checks[-1].grades)
+        extra += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
     did = f"{count(len(known))} {done} by {judge.name}{paid}"
     return f"{judged.metric}: {did}{extra}{_describe_unchecked_grades(judged, judge)}"
-
-
-def _anchor_remark(judged: JudgedMetric, judge: Judge) -> str:
-    """Say how many anchors kept their grade when the judge was last checked."""
-    checks = read_checks(judged.store, judge.book)
-    if not checks:
-        return ""
-    last, n = checks[-1], len(checks[-1].grades)
-    return f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
 
 
 def _describe_unchecked_grades(judged: JudgedMetric, judge: Judge) -> str:
@@ -164,16 +156,6 @@ def _price(judged: JudgedMetric, judge: Judge) -> str:
         return ""
     cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
     return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
-
-
-def _place_preference(grades: Iterable[Grade]) -> str:
-    """Say how often the answer shown first won; each pair is shown in both orders, so half is neutral."""
-    wins = [g.value if g.order == "first" else 1 - g.value for g in grades if g.order and g.value is not None]
-    if not wins:
-        return ""
-    return (
-        f"; the answer shown first won {percent(fmean(wins))} % of comparisons, where 50 % favours no place"
-    )
 
 
 _ORDERS: tuple[Order, ...] = ("first", "second")
@@ -225,20 +207,24 @@ def preferences(grades: Sequence[Mapping[str, Grade]], base: Rows, new: Rows) ->
     for base_row, new_row in differing:
         if _is_failed(base_row, new_row):
             result.won[new_row.example_id] = float(base_row.status == "error")
-        elif pair_grades := _grades_of(grades, base_row, new_row):
-            _add(result, new_row.example_id, pair_grades)
+            continue
+        keys = [_key(base_row, new_row, order) for order in _ORDERS]
+        pair_grades = [by_key[key] for by_key in grades for key in keys if key in by_key]
+        if not pair_grades or len(pair_grades) < len(grades) * len(keys):
+            continue  # a judge has yet to compare them
+        item, read = new_row.example_id, [(g.order, g.value) for g in pair_grades if g.value is not None]
+        if len(read) < len(pair_grades):
+            result.unread.add(item)
+            result.won[item] = _TIE
+        else:
+            result.won[item] = fmean(value for _, value in read)
+            result.first[item] = fmean(_value_of_first(order, value) for order, value in read)
     return result
 
 
-def _add(result: Preferences, item: str, grades: Sequence[Grade]) -> None:
-    """Add the grades of one item in both orders."""
-    read = [(grade.order, grade.value) for grade in grades if grade.value is not None]
-    if len(read) < len(grades):
-        result.unread.add(item)
-        result.won[item] = _TIE
-        return
-    result.won[item] = fmean(value for _, value in read)
-    result.first[item] = fmean(value if order == "first" else 1 - value for order, value in read)
+def _value_of_first(order: str, value: float) -> float:
+    """Return how much the answer shown first is preferred, from the value of the new answer."""
+    return value if order == "first" else 1 - value
 
 
 def pair_rows(base: Rows, new: Rows) -> Iterator[tuple[SampleResult, SampleResult]]:
@@ -261,13 +247,6 @@ def map_shown_pairs(base: Rows, new: Rows) -> dict[str, tuple[SampleResult, Samp
 
 def _is_failed(old: SampleResult, now: SampleResult) -> bool:
     return "error" in (old.status, now.status)
-
-
-def _grades_of(grades: Sequence[Mapping[str, Grade]], old: SampleResult, now: SampleResult) -> list[Grade]:
-    """List every judge's grades of a pair in both orders; empty if one judge has yet to compare it."""
-    keys = [_key(old, now, order) for order in _ORDERS]
-    pair_grades = [by_key[key] for by_key in grades for key in keys if key in by_key]
-    return pair_grades if len(pair_grades) == len(grades) * len(keys) else []
 
 
 def _key(old: SampleResult, now: SampleResult, order: Order) -> str:

@@ -1,20 +1,26 @@
-"""Re-scoring of stored answers: with other metrics, with new grades, or with other rewards.
+"""Re-scoring of stored answers: with other metrics, with new grades, or with the rewards of a reward model.
 
-Invariant: no candidate answers anything; re-scored rows equal those of a new evaluation, because they differ
-from the stored rows only in their scoring.
+Invariant: a reward depends only on the item, the text and the reward model; stored rewards are reused. No
+candidate answers anything; re-scored rows equal those of a new evaluation, because they differ from the
+stored rows only in their scoring.
+Source: the best of n by a reward model, Stiennon et al. 2020, arXiv:2009.01325
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from harness import store
 from harness.evaluation import AnswerScore, EvaluationJob, answer_fields, score_output
-from harness.evaluation.answer_rewards import Rewards, read_stored_rewards, score_rewards
 from harness.evaluation.judges import GradeReader, UngradedAnswer
-from harness.evaluation.row_sets import RowSet
+from harness.evaluation.row_sets import Chooser, RowSet
 from harness.evaluation.session import Session
+from harness.metrics import Parts
 from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
+from harness.training import score_answers
+
+Rewards = Mapping[tuple[str, str], Mapping[str, Parts | None]]
+"""Maps item and text to the parts that a reward model adds to an answer's scores."""
 
 
 def rescore_stored(
@@ -86,10 +92,14 @@ def _rescore_blocks(
         if index in done:
             continue
         n_ungraded = len(grades.ungraded)
-        same_choice = other.choice == wanted.choice
-        rewards = (
-            read_stored_rewards(rows.chooser, block) if same_choice else _score_rewards(session, rows, block)
-        )
+        rewards: Rewards = {}
+        if rows.chooser and other.choice == wanted.choice:
+            name = rows.chooser.metric
+            rewards = {
+                (row.example_id, s.text): {name: s.parts.get(name)} for row in block for s in row.samples
+            }
+        elif rows.chooser:
+            rewards = _score_rewards(session, rows, rows.chooser, block)
         examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
         scored = [
             _row(job, example, row, grades, rewards) for example, row in zip(examples, block, strict=True)
@@ -102,10 +112,24 @@ def _rescore_blocks(
         done.add(index)
 
 
-def _score_rewards(session: Session, rows: RowSet, block: Sequence[SampleResult]) -> Rewards:
-    """Let the choosing reward model, if any, score a block's answers."""
-    m = rows.measured
-    return score_rewards(session, rows.chooser, block, m.examples(rows.split), chat=m.task.chat_template)
+def _score_rewards(
+    session: Session, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
+) -> Rewards:
+    """Score a block's answers with the reward model, each item prompted as in its training.
+
+    Raises:
+        CandidateFailed: memory does not suffice.
+    """
+    folder = chooser.weights.folder
+    assert folder is not None, "a reward model is trained into a folder"
+    if session.machine.device == "cuda" or session.experiment.engine == "vllm":
+        session.unload()  # a reward model has its own base, and a GPU rarely has room for two
+    step, plain = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}
+    answers = list(dict.fromkeys((row.example_id, sample.text) for row in block for sample in row.samples))
+    prompted, texts = [step(plain[ident]) for ident, _ in answers], [text for _, text in answers]
+    model, chat = folder / chooser.weights.kind, rows.measured.task.chat_template
+    scores = score_answers(model, chooser.base, session.machine, prompted, texts, chat)
+    return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}
 
 
 def _row(

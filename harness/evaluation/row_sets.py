@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 from harness import metrics, plugins, provenance, store
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import EvaluationJob, costs, wrap_prompt
-from harness.evaluation.answer_rewards import Chooser
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import GradeReader
 from harness.evaluation.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import MeasuredTask, Session
 from harness.models import openai_api
+from harness.models.hub import ModelSource
 from harness.prompting import PromptingContext, Step, compose, has_widths
 from harness.provenance import versions_of
 from harness.records import (
@@ -39,6 +39,15 @@ from harness.records import (
 )
 from harness.spec import MEAN_LOGPROB, Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
+
+
+class Chooser(NamedTuple):
+    """The reward model that chooses: the name of its scores, its weights, its base, and its prompting."""
+
+    metric: str
+    weights: Weights
+    base: ModelSource
+    step: Callable[[], Step]
 
 
 class RowSet(NamedTuple):
@@ -113,7 +122,11 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     if _has_turns(session):  # rows then contain all turns; weights do not depend on that
         prompting = digest([prompting, "turns"])
     target, answer, drawn = session.target, recipe.answer, recipe.sampling
-    chooser = _chooser(session, drawn, weights, seed)
+    chooser = None
+    if drawn and (made := dict(weights.choosers).get(drawn.reward_model)):
+        maker = session.candidates[drawn.reward_model]
+        maker_step = cache(partial(prompting_step, session, maker.source, seed))
+        chooser = Chooser(reward_name(drawn.reward_model), made, maker.trained_base, maker_step)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     settings = {"decoding": answers_digest(drawn), "choice": choice}
     step = cache(partial(prompting_step, session, recipe, seed))
@@ -131,17 +144,6 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     ]
 
 
-def _chooser(session: Session, drawn: Decoding | None, weights: Weights, seed: int) -> Chooser | None:
-    """Return the reward model that chooses among answers; None without one, or if it is not made yet."""
-    name = drawn.reward_model if drawn else ""
-    made = dict(weights.choosers).get(name)
-    if made is None:
-        return None
-    maker = session.candidates[name]
-    step = cache(partial(prompting_step, session, maker.source, seed))
-    return Chooser(reward_name(name), made, maker.trained_base, step)
-
-
 def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
     """List the capability tasks that can be evaluated: none for a classifier; in chat only tasks of text."""
     if not weights.is_language_model:
@@ -152,18 +154,17 @@ def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
 
 def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
     """Return the test items of one task, prompted as the task says, for any weights."""
+
+    def step() -> Step:
+        if m.task.lm_eval:  # it adds shots itself
+            return lambda example: example
+        n = m.task.num_fewshot
+        shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
+        with_shots = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
+        return lambda example: wrap_prompt(with_shots(example), m.task.system, None)
+
     named = identity(session, weights, m, "test", "task", "generate")
-    return RowSet(m, "test", "generate", named, partial(_suite_step, m))
-
-
-def _suite_step(m: MeasuredTask) -> Step:
-    """Return the function that adds the task's own shots and system message; lm-eval does that itself."""
-    if m.task.lm_eval:
-        return lambda example: example
-    n = m.task.num_fewshot
-    shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
-    step = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
-    return lambda example: wrap_prompt(step(example), m.task.system, None)
+    return RowSet(m, "test", "generate", named, step)
 
 
 def total_work(sets: Iterable[RowSet]) -> costs.Work:
@@ -173,75 +174,51 @@ def total_work(sets: Iterable[RowSet]) -> costs.Work:
 
 def work_of(job: EvaluationJob) -> costs.Work:
     """Estimate the work of answering a job."""
+    if job.task.lm_eval:  # shots count as documents of the same length
+        once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
+        generated = once.generated if job.task.kind == "generate" else 0
+        return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
     ranked = job.answer == "rank" or job.task.kind == "choice"
-    if job.task.lm_eval:
-        return _work_of_lm_eval(job)
     chat, most = job.task.chat_template, job.task.max_new_tokens
     once = costs.estimate_answering(job.examples, ranked=ranked, max_new_tokens=most, chat=chat)
     n_samples = job.decoding.samples if job.decoding else 1
     return costs.Work(n_samples * once.read, n_samples * once.generated, blocks=job.n_blocks)
 
 
-def _work_of_lm_eval(job: EvaluationJob) -> costs.Work:
-    """Estimate from the documents' texts, counting shots as documents of the same length."""
-    once = costs.estimate_answering(job.examples, ranked=False, max_new_tokens=job.task.max_new_tokens)
-    generated = once.generated if job.task.kind == "generate" else 0
-    return costs.Work(once.read * (1 + job.task.num_fewshot), generated, blocks=job.n_blocks)
-
-
 def identity(
     session: Session, weights: Weights, m: MeasuredTask, split: Split, prompting: str, answer: str
 ) -> RowsIdentity:
     """Return the identity of a task's rows for weights with this prompting: all that they depend on."""
-    how = _describe_computation(session, weights)
+    base, machine = weights.source or session.source, session.machine
+    template, precision, device = base.template_digest, machine.precision, machine.device
+    if weights.kind in openai_api.PROTOCOLS:  # of an endpoint only the origin of its prompts is known
+        template = template if weights.kind == "completions" else ""
+        precision = device = openai_api.UNKNOWN
+        engine, layout = openai_api.identity(weights.kind)
+    else:
+        engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
     return RowsIdentity(
         weights.digest,
-        how.template_digest,
+        template,
         m.task.name,
         rows_version(m.task, m.versions[split]),
         split,
         prompting,
         answer,
-        how.precision,
-        how.engine,
-        how.layout_digest,
-        how.device_class,
+        precision,
+        engine,
+        layout,
+        device,
         _scoring_digest(m),
     )
 
 
-class _Computation(NamedTuple):
-    """Computation of answers, apart from the weights; each field as in `RowsIdentity`."""
-
-    template_digest: str
-    precision: str
-    engine: str
-    layout_digest: str
-    device_class: str
-
-
-def _describe_computation(session: Session, weights: Weights) -> _Computation:
-    """Describe how weights compute here; of an endpoint only the origin of its prompts is known."""
-    base, machine = weights.source or session.source, session.machine
-    if weights.kind in openai_api.PROTOCOLS:
-        template = base.template_digest if weights.kind == "completions" else ""
-        engine, layout = openai_api.identity(weights.kind)
-        return _Computation(template, openai_api.UNKNOWN, engine, layout, openai_api.UNKNOWN)
-    engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
-    return _Computation(base.template_digest, machine.precision, engine, layout, machine.device)
-
-
 def rows_version(task: Task, version: str) -> str:
     """Return the version of rows: that of definition and items, and that of the evaluation code."""
-    return digest([version, _evaluation_versions(task)])
-
-
-def _evaluation_versions(task: Task) -> dict[str, int | str]:
-    """Return the versions of the evaluation code; that of lm-eval's tasks includes scoring."""
-    if task.lm_eval:
-        return {**versions_of("tokenization", "lm_eval")}
+    if task.lm_eval:  # scoring is lm-eval's too
+        return digest([version, {**versions_of("tokenization", "lm_eval")}])
     shots = {"few_shot": plugins.version("prompting", "few_shot")} if task.num_fewshot else {}
-    return {**versions_of("tokenization", "evaluation"), **shots}
+    return digest([version, {**versions_of("tokenization", "evaluation"), **shots}])
 
 
 _GRADED = "refusals too"  # answers that judges grade besides valid ones
@@ -342,7 +319,13 @@ def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
 
 def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     """Digest the prompt around a question, and the sources of shots and passages."""
-    promptings = [(name, *_describe_prompting(name, params)) for name, params in recipe.prompting.items()]
+    promptings = []
+    for name, params in recipe.prompting.items():
+        plugin = plugins.load("prompting", name)
+        plain: dict[str, Any] = plugin.Params(**params).model_dump(mode="json", exclude_defaults=True)
+        for key in {*getattr(plugin, "MODELS", ())} & plain.keys():  # a model counts by its content
+            plain[key] = plugin.source_digest(plain[key]) or plain[key]
+        promptings.append((name, plugins.version("prompting", name), plain))
     items = session.target.items
     sources: list[Any] = [seed, session.target.versions["train"], items.documents]
     questions = (e.question for e in chain(items.train, items.validation, items.test))
@@ -365,16 +348,6 @@ def _has_turns(session: Session) -> bool:
     """Tell whether any item of the target is a conversation."""
     items = session.target.items
     return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
-
-
-def _describe_prompting(name: str, params: Mapping[str, Any]) -> tuple[int | str, dict[str, Any]]:
-    """Return a prompting's code version and parameters, with models replaced by their content digest."""
-    plugin = plugins.load("prompting", name)
-    built = plugin.Params(**params)
-    plain: dict[str, Any] = built.model_dump(mode="json", exclude_defaults=True)
-    for key in {*getattr(plugin, "MODELS", ())} & plain.keys():
-        plain[key] = plugin.source_digest(plain[key]) or plain[key]
-    return plugins.version("prompting", name), plain
 
 
 def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
@@ -421,15 +394,10 @@ def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> boo
     """Tell whether a task has what a recipe's prompts, answers and sampling need; False for a classifier."""
     # Ranked labels are the task's own, and a judge that chooses among answers is the target's.
     task, decoding = measured.task, recipe.sampling
-    needs = {need for name in recipe.prompting for need in _needs_of(name)}
+    promptings = (plugins.load("prompting", name) for name in recipe.prompting)
+    needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}
     ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels
     by_judge = decoding is not None and decoding.by not in (None, MEAN_LOGPROB)
     in_chat = weights.kind != "chat" or openai_api.can_chat(task)
     prompts = all(task.data.source(need) for need in needs)
     return weights.is_language_model and prompts and in_chat and not (ranks or by_judge)
-
-
-def _needs_of(name: str) -> tuple[str, ...]:
-    """Return the files of a task that a prompting reads."""
-    needs: tuple[str, ...] = getattr(plugins.load("prompting", name), "NEEDS", ())
-    return needs

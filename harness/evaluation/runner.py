@@ -23,14 +23,14 @@ from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, is_there, work_of
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Session
 from harness.models import Candidate, classifier, common_length, openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import ModelSource
 from harness.records import PromptText
-from harness.spec import DATA_FILES, Experiment, Fields, Task
+from harness.spec import DATA_FILES, Experiment, Fields
 from harness.training import EMBEDDING, HEAD, Weights, open_embedding, open_head
 
 
@@ -53,8 +53,9 @@ def fill(
         with session.claim(rows.identity.digest):
             if not is_there(session, rows):
                 _fill(session, candidate, rows, name, control)
-        if shared:
-            _keep_base_rows(session, row_set)
+        if shared and _is_shared(session, row_set):
+            environment = provenance.describe_environment(session.machine.name)
+            store.keep_base_rows(session.store, row_set.identity, environment, cpu_kernels())
 
 
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
@@ -84,51 +85,32 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Fetch a base's cached rows of suites from other experiments; return the sets without cached rows."""
     environment = provenance.describe_environment(session.machine.name)
-
-    def is_found(rows: RowSet) -> bool:
-        return _is_shared(session, rows) and store.find_base_rows(
-            session.store, rows.identity, rows.ids, environment, cpu_kernels()
-        )
-
-    return [rows for rows in sets if not is_found(rows)]
-
-
-def _keep_base_rows(session: Session, rows: RowSet) -> None:
-    """Cache a base's rows of a suite for other experiments on this machine."""
-    if _is_shared(session, rows):
-        environment = provenance.describe_environment(session.machine.name)
-        store.keep_base_rows(session.store, rows.identity, environment, cpu_kernels())
+    return [
+        rows
+        for rows in sets
+        if not _is_shared(session, rows)
+        or not store.find_base_rows(session.store, rows.identity, rows.ids, environment, cpu_kernels())
+    ]
 
 
 def _is_shared(session: Session, rows: RowSet) -> bool:
     """Tell whether rows may be cached outside their folder: those of public suites, never of the target."""
-    m = rows.measured
-    return (
-        not m.judged
-        and m.role in ("capability", "safety")
-        and _is_public(m.task)
-        and not _is_of_target(session, m)
-    )
-
-
-def _is_public(task: Task) -> bool:
-    """Tell whether a task is lm-eval's, or consists of shipped rows without the user's own words."""
-    files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
-    shipped = bool(files) and all(map(is_shipped, files)) and task.system is None and task.fields == Fields()
-    return bool(task.lm_eval) or shipped
-
-
-def _is_of_target(session: Session, m: MeasuredTask) -> bool:
-    """Tell whether a task shares an item with the target: by id, or by question."""
+    m, task = rows.measured, rows.measured.task
+    if m.judged or m.role not in ("capability", "safety"):
+        return False
+    if not task.lm_eval:  # shipped rows without the user's own words
+        files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
+        if not files or not all(map(is_shipped, files)) or task.system is not None or task.fields != Fields():
+            return False
     held = [
         example
-        for held_items in (session.target.items, *(m.items for m in session.training.values()))
+        for held_items in (session.target.items, *(other.items for other in session.training.values()))
         for example in (*held_items.train, *held_items.validation, *held_items.test, *held_items.pairs)
     ]
     items = [*m.items.train, *m.items.test]
     # lm-eval numbers the items of each task from 0.
-    same_id = not m.task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in held)
-    return same_id or bool(suite_contamination(held, {m.task.name: items}))
+    same_id = not task.lm_eval and not {e.id for e in items}.isdisjoint(e.id for e in held)
+    return not same_id and not suite_contamination(held, {task.name: items})
 
 
 @contextmanager

@@ -65,18 +65,16 @@ def draw_answers(
     if decoding.by == MEAN_LOGPROB:
         outputs = _score_tokens(candidate, task, repeated, outputs)
     groups = (outputs[start : start + n] for start in range(0, len(outputs), n))
-    return list(map(join_samples, groups))
-
-
-def join_samples(samples: Sequence[Output]) -> Output:
-    """Return the first of several answers with all of them attached, and their total cost."""
-    return replace(
-        samples[0],
-        n_prompt_tokens=sum(sample.n_prompt_tokens for sample in samples),
-        n_output_tokens=sum(sample.n_output_tokens for sample in samples),
-        compute_s=sum(sample.compute_s for sample in samples),
-        samples=tuple(samples),
-    )
+    return [
+        replace(
+            samples[0],
+            n_prompt_tokens=sum(sample.n_prompt_tokens for sample in samples),
+            n_output_tokens=sum(sample.n_output_tokens for sample in samples),
+            compute_s=sum(sample.compute_s for sample in samples),
+            samples=tuple(samples),
+        )
+        for samples in groups
+    ]
 
 
 def _score_tokens(
@@ -110,41 +108,29 @@ def settle(
     failed = [sample for sample in samples if sample.status == "error"]
     if len(failed) == len(samples):
         return samples[0]
-    settled = _settle(samples, decoding, same, worst)
+    answered = [sample for sample in samples if sample.status != "error"]
+    valid = [sample for sample in answered if sample.status == "ok"] or answered
+    name = _score_name(decoding)
+    if decoding.choose == "majority":
+        settled = _majority(valid, same)
+    elif decoding.choose == "best" and decoding.by == MEAN_LOGPROB:
+        logprobs = [-inf if sample.mean_logprob is None else sample.mean_logprob for sample in valid]
+        settled = valid[logprobs.index(max(logprobs))]
+    elif decoding.choose == "best" and name in samples[0].parts:
+        grades = [-inf if (parts := sample.parts[name]) is None else parts[0] for sample in valid]
+        settled = valid[grades.index(max(grades))]
+    else:
+        settled = _mean(samples, worst)
     if not failed:
         return settled
     why = f"{len(failed)} of {len(samples)} answers failed: {failed[0].error}"
     return replace(settled, status="incomplete", error=why)
 
 
-def _settle(
-    samples: Sequence[Sample],
-    decoding: Decoding,
-    same: Callable[[str], object],
-    worst: Mapping[str, Parts | None],
-) -> Sample:
-    answered = [sample for sample in samples if sample.status != "error"]
-    valid = [sample for sample in answered if sample.status == "ok"] or answered
-    if decoding.choose == "majority":
-        return _majority(valid, same)
-    if decoding.choose == "best" and (
-        decoding.by == MEAN_LOGPROB or _score_name(decoding) in samples[0].parts
-    ):
-        return max(valid, key=lambda sample: _merit(sample, decoding))
-    return _mean(samples, worst)
-
-
 def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sample:
     """Return the first of the most frequent answers; of a tie the earliest."""
     votes = Counter(same(sample.text) for sample in samples)
     return max(samples, key=lambda sample: (votes[same(sample.text)], -sample.index))
-
-
-def _merit(sample: Sample, decoding: Decoding) -> float:
-    if decoding.by == MEAN_LOGPROB:
-        return -inf if sample.mean_logprob is None else sample.mean_logprob
-    graded = sample.parts[_score_name(decoding)]
-    return -inf if graded is None else graded[0]
 
 
 def reward_name(candidate: str) -> str:
@@ -160,7 +146,10 @@ def _score_name(decoding: Decoding) -> str:
 def _mean(samples: Sequence[Sample], worst: Mapping[str, Parts | None]) -> Sample:
     """Return the first answer that did not fail, with the mean parts of all and the commonest status."""
     answered = [sample for sample in samples if sample.status != "error"]
-    parts = {name: _mean_parts([_parts(s, name, worst) for s in samples]) for name in samples[0].parts}
+    parts: dict[str, Parts | None] = {}
+    for name in samples[0].parts:
+        scored = [values for s in samples if (values := _parts(s, name, worst)) is not None]
+        parts[name] = tuple(map(fmean, zip(*scored, strict=True))) if scored else None
     ((status, _),) = Counter(sample.status for sample in answered).most_common(1)
     return replace(answered[0], status=status, parts=parts)
 
@@ -169,8 +158,3 @@ def _parts(sample: Sample, name: str, worst: Mapping[str, Parts | None]) -> Part
     """Return an answer's parts of a metric, the worst if it failed or could not be scored."""
     parts = sample.parts[name]
     return worst.get(name) if parts is None and (sample.status == "error" or sample.error) else parts
-
-
-def _mean_parts(parts: Sequence[Parts | None]) -> Parts | None:
-    scored = [values for values in parts if values is not None]
-    return tuple(map(fmean, zip(*scored, strict=True))) if scored else None

@@ -282,20 +282,19 @@ class Session:
         # Without its speed, which differs with every measurement.
         here = [self.machine.device, self.machine.precision, provenance.environment_digest(self.machine.name)]
         key = digest([plain.weights_digest, *here, versions_of("layout"), ENGINES, "of a copy, tried"])
-        engine, layout = memo("engines", key, lambda: self._find_engine(plain)) or UNKNOWN
-        return engine, layout
 
-    def _find_engine(self, source: ModelSource) -> tuple[str, str] | None:
-        """Find a base's engine and layout digest with a copy of its configuration; None in a dry run."""
-        # Otherwise, and on a GPU, whose costs only a pass of the base shows, the base is loaded.
-        if self.dry_run:
-            return None
-        device = self.machine.device
-        known = find_copied_engine(source.path, device) if device == "cpu" else None
-        if known:
-            return describe_engine(known, device)
-        base = self.host(source).base
-        return base.engine, base.layout_digest
+        def find() -> tuple[str, str] | None:
+            # By a copy of its configuration; on a GPU only a pass of the base shows its costs.
+            if self.dry_run:
+                return None
+            device = self.machine.device
+            if device == "cpu" and (known := find_copied_engine(plain.path, device)):
+                return describe_engine(known, device)
+            base = self.host(plain).base
+            return base.engine, base.layout_digest
+
+        engine, layout = memo("engines", key, find) or UNKNOWN
+        return engine, layout
 
     def unknown_bases(self) -> list[str]:
         """Name the bases of a dry run that were never loaded here, so that no row of theirs can be found."""

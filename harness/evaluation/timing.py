@@ -23,7 +23,7 @@ from harness.formatting import count, seconds
 from harness.models import Candidate, openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
 from harness.models.hf import merge_adapter
-from harness.records import BLOCK, Origin, Run, SampleResult
+from harness.records import BLOCK, Example, Origin, Run, SampleResult
 
 FEW_REQUESTS, MANY_REQUESTS = 8, 20
 AT_ONCE = 8  # default number of concurrent requests
@@ -67,34 +67,28 @@ def time_requests(
     `n_threads` compute all the time, 0 if unknown. The duration of requests `over_network` may vary and says
     nothing about other work here.
     """
-    first = _time_once(answer, n, n_threads, over_network, read)
-    if not first.contended:
-        return first
-    return min(
-        first,
-        _time_once(answer, n, n_threads, over_network, read),
-        key=lambda latency: (latency.contended, latency.p50_s),
-    )
 
-
-def _time_once(
-    answer: Callable[[int], object], n: int, n_threads: int, over_network: bool, read: Callable[[], Load]
-) -> Latency:
     def seconds(i: int) -> float:
         before = read()
         answer(i)
         return read().wall_s - before.wall_s
 
-    seconds(0)
-    start, times = read(), [seconds(0)]
-    for i in range(1, n):
-        if len(times) >= _FEWEST and read().wall_s - start.wall_s > _LONGEST_S:
-            break
-        times.append(seconds(i))
-    fast, slow = sorted((times[0], seconds(0)))
-    may_jump = over_network or ignores_load()
-    jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
-    return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
+    def time_once() -> Latency:
+        seconds(0)
+        start, times = read(), [seconds(0)]
+        for i in range(1, n):
+            if len(times) >= _FEWEST and read().wall_s - start.wall_s > _LONGEST_S:
+                break
+            times.append(seconds(i))
+        fast, slow = sorted((times[0], seconds(0)))
+        may_jump = over_network or ignores_load()
+        jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
+        return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
+
+    first = time_once()
+    if not first.contended:
+        return first
+    return min(first, time_once(), key=lambda latency: (latency.contended, latency.p50_s))
 
 
 def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
@@ -161,11 +155,19 @@ def load_time(
     items = rows.measured.examples(rows.split)[:at_once]
     one_token = replace(job, task=job.task.model_copy(update={"max_new_tokens": 1}))
     if openai_api.is_endpoint(candidate.engine):
-        prompted = tuple(map(step, items))
-        whole, first = (
-            _times_of_threads(candidate, replace(timed_job, examples=prompted))
-            for timed_job in (job, one_token)
-        )
+        prompted = [(step(item),) for item in items]
+
+        def answer_each(timed_job: EvaluationJob) -> tuple[float, ...]:
+            start = perf_counter()
+
+            def answer(examples: tuple[Example, ...]) -> float:
+                evaluate_block(candidate, replace(timed_job, examples=examples), 0)
+                return perf_counter() - start
+
+            with ThreadPoolExecutor(len(prompted)) as threads:  # all requests start together
+                return tuple(threads.map(answer, prompted))
+
+        whole, first = answer_each(job), answer_each(one_token)
         return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
 
     def answer_all(timed_job: EvaluationJob, _: int) -> None:
@@ -181,18 +183,6 @@ def load_time(
         tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
     contended = any(latency.contended for latency in (together, alone, tokens) if latency)
     return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
-
-
-def _times_of_threads(candidate: Candidate, job: EvaluationJob) -> tuple[float, ...]:
-    """Return the seconds of each request of a job; all requests start together."""
-    start = perf_counter()
-
-    def answer(i: int) -> float:
-        evaluate_block(candidate, replace(job, examples=job.examples[i : i + 1]), 0)
-        return perf_counter() - start
-
-    with ThreadPoolExecutor(len(job.examples)) as threads:
-        return tuple(threads.map(answer, range(len(job.examples))))
 
 
 @contextmanager
@@ -290,7 +280,11 @@ def batch_figures(batch: BatchTime) -> dict[str, float]:
 def describe_timing(runs: Iterable[Run]) -> list[str]:
     """Describe how long the runs' single requests took, and which figures other work disturbed."""
     timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]
-    quiet = [_times_text(run) for run in timed if not run.latency["contended"]]
+    quiet = []
+    for run in timed:
+        if not run.latency["contended"]:
+            p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
+            quiet.append(f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)")
     single = _names(run for run in timed if run.latency["contended"])
     batch = _names(run for run in timed if run.latency["compute_contended"])
     trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
@@ -306,11 +300,6 @@ def describe_timing(runs: Iterable[Run]) -> list[str]:
 
 def _names(runs: Iterable[Run]) -> str:
     return ", ".join(dict.fromkeys(run.candidate for run in runs))
-
-
-def _times_text(run: Run) -> str:
-    p50, p95 = (seconds(run.latency[name]) for name in ("p50_s", "p95_s"))
-    return f"{run.label} {p50} (95 % within {p95}, {run.latency['n']:.0f} timed)"
 
 
 def _load_text(run: Run) -> str:

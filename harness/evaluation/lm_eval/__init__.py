@@ -1,25 +1,27 @@
 """lm-eval's catalogue: any of its tasks by name, answered by our candidates and stored as our rows.
 
-Invariant: prompts, filters and scores of an item are lm-eval's own; the choice of items, the blocks and the
-digests are ours. Only this package imports lm_eval.
+Invariant: a description depends only on the installed lm-eval, the task, its shots and its data, and is
+cached under their digest, so that an unchanged run neither imports nor builds a task. Prompts, filters and
+scores of an item are lm-eval's own; the choice of items, the blocks and the digests are ours. Only this
+package imports lm_eval.
 Source: EleutherAI's lm-evaluation-harness 0.4.13, https://github.com/EleutherAI/lm-evaluation-harness
 """
 
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.cache import cache_dir, recall, remember
 from harness.data import TaskItems
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob
-from harness.evaluation.lm_eval import metadata, registry, tasks
-from harness.evaluation.lm_eval import requests as scores
-from harness.evaluation.lm_eval.metadata import Description
+from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval.registry import datasets_folder, names
 from harness.evaluation.lm_eval.requests import (
     RequestResponse,
@@ -27,14 +29,115 @@ from harness.evaluation.lm_eval.requests import (
     UnfitRequest,
     answer,
     encode_requests,
+    limits_of,
     metric_of,
     parts_of,
 )
 from harness.evaluation.lm_eval.tasks import sample_records
 from harness.metrics import Metric, is_refusal
 from harness.models import Candidate
-from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest
-from harness.spec import Role, Task
+from harness.provenance import versions_of
+from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest, reader
+from harness.spec import Kind, Role, Task
+
+_KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}
+
+
+class TaskDocument(NamedTuple):
+    """One document: its task within a group, its index in the evaluated split, its hash and its texts."""
+
+    member: int
+    position: int
+    doc_hash: str
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """A task or a group as read: `hashes` of all documents, and the first `documents` of the order."""
+
+    version: str
+    kind: Kind
+    scores: tuple[Score, ...]
+    left_out: tuple[str, ...]
+    max_new_tokens: int
+    num_fewshot: int
+    members: tuple[str, ...]
+    hashes: tuple[tuple[str, ...], ...]
+    documents: tuple[TaskDocument, ...]
+
+    def place(self, example_id: str) -> tuple[int, int]:
+        """Return an example's task within the group, and its index in the evaluated split."""
+        member, _, name = example_id.rpartition("/")
+        return self.members.index(member) if member else 0, int(name.partition("-")[0])
+
+
+def describe_tasks(
+    members: Sequence[registry.RegisteredTask],
+    num_fewshot: int | None,
+    datasets_dir: Path | None,
+    limit: int | None,
+    task_of: Callable[[int], Any],
+    where: str,
+) -> Description:
+    """Describe a task or a group, with `limit` documents of the seeded order (None: all).
+
+    Raises:
+        UserError: a task cannot be loaded, or the tasks of a group are scored differently.
+    """
+    cache_file = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
+    with suppress(OSError, ValueError):
+        cached: Description = reader(Description).validate_python(recall(cache_file))
+        n = sum(map(len, cached.hashes))
+        if len(cached.documents) >= (n if limit is None else min(limit, n)):
+            return replace(cached, documents=cached.documents[:limit])
+    described = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
+    remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
+    return described
+
+
+def _key(
+    members: Sequence[registry.RegisteredTask], num_fewshot: int | None, datasets_dir: Path | None
+) -> str:
+    copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
+    return digest(
+        [
+            registry.version(),
+            versions_of("lm_eval"),
+            [[m.name, m.path, m.overrides] for m in members],
+            num_fewshot,
+            sorted([str(folder), registry.data_state(folder)] for folder in copies),
+        ]
+    )
+
+
+def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:
+    scores = [requests.scores_of(task) for task in loaded]
+    kinds = {task.OUTPUT_TYPE for task in loaded}
+    if len(kinds) > 1 or any(task_scores != scores[0][0] for task_scores, _ in scores):
+        problem = "a group whose tasks are scored in different ways"
+        raise UserError(
+            Problem(where, problem, "tasks of one kind and the same metrics", "name single tasks")
+        )
+    hashes = [tasks.hashes(task) for task in loaded]
+    version = digest([[tasks.definition(task) for task in loaded], hashes, registry.version()])
+    # The first documents of the order seeded by the version, over all tasks of a group.
+    places = [(member, i) for member, known in enumerate(hashes) for i in range(len(known))]
+    order = np.random.default_rng(int(version, 16)).permutation(len(places))[:limit]
+    docs = [task.eval_docs for task in loaded]
+    chosen = [places[k] for k in order]
+    return Description(
+        version=version,
+        kind=_KINDS.get(loaded[0].OUTPUT_TYPE, "choice"),
+        scores=tuple(scores[0][0]),
+        left_out=tuple(scores[0][1]),
+        max_new_tokens=limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
+        num_fewshot=int(loaded[0].get_config("num_fewshot")),
+        members=tuple(names),
+        hashes=tuple(map(tuple, hashes)),
+        documents=tuple(TaskDocument(m, i, hashes[m][i], tuple(tasks.texts(docs[m][i]))) for m, i in chosen),
+    )
+
 
 __all__ = ["LmEvalTask", "datasets_folder", "load", "names"]
 
@@ -87,15 +190,15 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     where = f"task {task.name}"
     members = registry.members(task.lm_eval, where)
     evaluator = _TaskEvaluator(task, members, datasets_dir, where)
-    described = metadata.description(
+    described = describe_tasks(
         members, evaluator.num_fewshot, datasets_dir, task.limit, lambda i: evaluator.task(i), where
     )
     listed = described.scores
     if not listed:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
         raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
-    primary = scores.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
-    evaluator.know(described, listed, primary)
+    primary = requests.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
+    evaluator.set_description(described, primary)
     items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
     filled = {
         "metrics": tuple(s.name for s in listed),
@@ -124,7 +227,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
     )
 
 
-def _example(document: metadata.TaskDocument, of: Sequence[str]) -> Example:
+def _example(document: TaskDocument, of: Sequence[str]) -> Example:
     name = f"{document.position}-{document.doc_hash}"
     slice_ = of[document.member] if of else ""
     text = "\n".join(document.texts)
@@ -160,10 +263,10 @@ class _TaskEvaluator:
             )
         return self._tasks[member]
 
-    def know(self, described: Description, known: Sequence[Score], primary: str) -> None:
-        """Set the description of the task."""
-        self._described, self._scores = described, known
-        self._primary = next(s for s in known if s.name == primary)
+    def set_description(self, described: Description, primary: str) -> None:
+        """Set the description of the task, which needs the tasks, and its primary score."""
+        self._described, self._scores = described, described.scores
+        self._primary = next(s for s in described.scores if s.name == primary)
 
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
         """Encode the requests of one block of documents."""
@@ -180,7 +283,11 @@ class _TaskEvaluator:
         ids = encoded or self.encode(candidate, job, index)
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
-        for part in self._group_by_task(places):
+        parts = [places]
+        if self._described.num_fewshot and self._described.kind != "generate":  # a task's shots are read once
+            members = dict.fromkeys(member for member, _ in places)
+            parts = [[place for place in places if place[0] == member] for member in members]
+        for part in parts:
             requests = [i for place in part for i in self._requests[place]]
             responses = iter(answer(candidate, requests, [e for place in part for e in ids[place]]))
             by_place |= {place: [next(responses) for _ in self._requests[place]] for place in part}
@@ -193,13 +300,6 @@ class _TaskEvaluator:
 
     def _places(self, job: EvaluationJob, index: int) -> list[tuple[int, int]]:
         return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
-
-    def _group_by_task(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """Split a group's items by task if shots are scored, so that each task's shots are read once."""
-        if not self._described.num_fewshot or self._described.kind == "generate":
-            return [list(places)]
-        members = dict.fromkeys(member for member, _ in places)
-        return [[place for place in places if place[0] == member] for member in members]
 
     def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
         """Yield rows in lm-eval's log format; a group's samples keep their task's name in `slice`."""
@@ -244,7 +344,14 @@ class _TaskEvaluator:
             filtered = [i.filtered_resps[name] for i in instances]
             by_filter[name] = task.process_results(document, filtered)
         values = {s.name: by_filter[s.filter].get(s.metric) for s in self._scores}
-        gold = _gold(task, document) if task.OUTPUT_TYPE == "multiple_choice" else None
+        gold = None
+        if task.OUTPUT_TYPE == "multiple_choice":
+            choices = [str(c) for c in task.doc_to_choice(document)]
+            right = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
+            if isinstance(right, str) and right in choices:
+                right = choices.index(right)
+            is_one = isinstance(right, int) and 0 <= right < len(choices)
+            gold = _Gold(choices, right if is_one else None)
         filtered = instances[0].filtered_resps[self._primary.filter]
         return {"values": values, "gold": gold, "filtered": filtered, "target": task.doc_to_target(document)}
 
@@ -349,11 +456,3 @@ class _Gold(NamedTuple):
 
     choices: list[str]
     place: int | None
-
-
-def _gold(task: Any, document: Any) -> _Gold:
-    choices = [str(c) for c in task.doc_to_choice(document)]
-    gold = task.doc_to_text(document) if task.multiple_input else task.doc_to_target(document)
-    if isinstance(gold, str) and gold in choices:
-        gold = choices.index(gold)
-    return _Gold(choices, gold if isinstance(gold, int) and 0 <= gold < len(choices) else None)

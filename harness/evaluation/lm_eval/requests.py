@@ -109,12 +109,6 @@ def _join_pair(ids: Sequence[Encoded]) -> Encoded:
     return Encoded(first.context, first.continuation[1:]) if is_repeated else first
 
 
-def _join_text(ids: Sequence[Encoded]) -> Encoded:
-    """Return a whole text after the prefix token."""
-    prefix, *text = ids
-    return Encoded(prefix.context[:1], text[0].context if text else ())
-
-
 def windows(ids: Sequence[int], prefix: int, length: int) -> Iterator[Encoded]:
     """Cut a text into windows of at most `length` tokens, each token predicted once.
 
@@ -141,7 +135,10 @@ def _likelihoods(
     candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
     room = candidate.max_context
-    pairs = {i: _drop_beginning(x.encoded, room) if cut else x.encoded for i, x in requests.items()}
+    pairs = {i: x.encoded for i, x in requests.items()}
+    for i, pair in pairs.items() if cut else ():  # what does not fit, keeping a token of the context at least
+        excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
+        pairs[i] = pair._replace(context=pair.context[excess:])
     sizes = {i: _n_read(p) for i, p in pairs.items()}
     out: dict[int, RequestResponse | UnfitRequest] = {
         i: _unfit(n, room) for i, n in sizes.items() if n > room
@@ -159,12 +156,6 @@ def _likelihoods(
 def _n_read(pair: Encoded) -> int:
     """Count the tokens that the model reads: all but the last, which is only predicted."""
     return len(pair.context) + len(pair.continuation) - 1
-
-
-def _drop_beginning(pair: Encoded, room: int) -> Encoded:
-    """Drop the part of the context that does not fit, keeping at least one token."""
-    excess = min(max(_n_read(pair) - room, 0), len(pair.context) - 1)
-    return pair._replace(context=pair.context[excess:])
 
 
 def _score_whole_texts(
@@ -223,7 +214,8 @@ def is_sampled(settings: Mapping[str, Any]) -> bool:
 _ROUTES = {_PAIR: _likelihoods, _ROLLING: _score_whole_texts, _GENERATE: _generate}
 _JOINS: Mapping[str, Callable[[Sequence[Encoded]], Encoded]] = {
     _PAIR: _join_pair,
-    _ROLLING: _join_text,
+    # A whole text after the prefix token.
+    _ROLLING: lambda ids: Encoded(ids[0].context[:1], ids[1].context if len(ids) > 1 else ()),
     _GENERATE: itemgetter(0),
 }
 
@@ -350,10 +342,6 @@ def _join_names(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _one(value: Any) -> Sequence[Any]:
-    return (value,)
-
-
 def _two(value: Any) -> Sequence[Any]:
     first, second = value
     return first, second
@@ -365,10 +353,6 @@ def _counts(value: Any) -> Sequence[Any]:
     if {gold, predicted} - {0, 1}:
         raise ValueError("labels other than 0 and 1")
     return gold & predicted, (1 - gold) & predicted, gold & (1 - predicted), (1 - gold) & (1 - predicted)
-
-
-def _verdicts(value: Any) -> Sequence[Any]:
-    return sum(map(bool, value)), len(value)
 
 
 def _brier(value: Any) -> Sequence[Any]:
@@ -397,13 +381,17 @@ def _rate(parts: Array, weights: Array) -> Array:
 
 _LABELS = ("true_positive", "false_positive", "false_negative", "true_negative")
 _FORMS: Mapping[str, _Form] = {
-    "mean": _Form(("value",), _one, weighted_mean, (-inf, inf)),
-    "nanmean": _Form(("value",), _one, weighted_mean, (-inf, inf)),
-    "perplexity": _Form(("logprob",), _one, lambda p, w: np.exp(-weighted_mean(p, w)), (0.0, inf)),
+    "mean": _Form(("value",), lambda value: (value,), weighted_mean, (-inf, inf)),
+    "nanmean": _Form(("value",), lambda value: (value,), weighted_mean, (-inf, inf)),
+    "perplexity": _Form(
+        ("logprob",), lambda value: (value,), lambda p, w: np.exp(-weighted_mean(p, w)), (0.0, inf)
+    ),
     "weighted_perplexity": _Form(("logprob", "size"), _two, lambda p, w: np.exp(-_rate(p, w)), (0.0, inf)),
     "bits_per_byte": _Form(("logprob", "bytes"), _two, lambda p, w: -_rate(p, w) / np.log(2), (0.0, inf)),
     "f1": _Form(_LABELS, _counts, _f1, (0.0, 1.0)),
     "matthews_corrcoef": _Form(_LABELS, _counts, _correlation, (-1.0, 1.0)),
     "brier_score": _Form(("value",), _brier, weighted_mean, (0.0, 2.0)),
-    "agg_inst_level_acc": _Form(("followed", "asked"), _verdicts, _rate, (0.0, 1.0)),
+    "agg_inst_level_acc": _Form(
+        ("followed", "asked"), lambda value: (sum(map(bool, value)), len(value)), _rate, (0.0, 1.0)
+    ),
 }

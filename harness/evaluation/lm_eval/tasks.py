@@ -41,8 +41,11 @@ def refuse_lacking(members: Sequence[RegisteredTask], datasets_dir: Path | None,
     Raises:
         UserError: local copies exist, but not the configuration of every task.
     """
+    quiet_libraries()
+    import datasets
+
     folders = {folder for m in members if (folder := local_copy(m, datasets_dir))}
-    configs = {folder: _config_names(folder) for folder in folders}
+    configs = {folder: set(datasets.get_dataset_config_names(str(folder))) for folder in folders}
     absent = [
         m.name
         for m in members
@@ -156,24 +159,19 @@ def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
     if not task.get_config("num_fewshot"):
         yield
         return
-    sampler = task.sampler
-    task.sampler = _Replay(_sample_shots(task, set(wanted)))
+    # Every document's shots are drawn in turn, because each draw advances the generator.
+    sampler, n, drawn = task.sampler, task.get_config("num_fewshot"), []
+    from_evaluated = task.fewshot_cfg.split == task.config.test_split
+    kept = set(wanted)
+    for index, doc in enumerate(task.eval_docs):
+        shots = sampler.sample(n=n, eval_doc=doc if from_evaluated else None)
+        if index in kept:
+            drawn.append(shots)
+    task.sampler = _Replay(drawn)
     try:
         yield
     finally:
         task.sampler = sampler
-
-
-def _sample_shots(task: Any, wanted: Collection[int]) -> list[Any]:
-    """Draw every document's shots in turn, because each draw advances the generator; keep the wanted ones."""
-    n, config = task.get_config("num_fewshot"), task.config
-    from_evaluated = task.fewshot_cfg.split == config.test_split
-    drawn = []
-    for index, doc in enumerate(task.eval_docs):
-        shots = task.sampler.sample(n=n, eval_doc=doc if from_evaluated else None)
-        if index in wanted:
-            drawn.append(shots)
-    return drawn
 
 
 def _hash(doc: Any) -> str:
@@ -204,13 +202,6 @@ def _fix_seeds() -> Iterator[None]:
         np.random.set_state(before[1])  # noqa: NPY002
 
 
-def _config_names(folder: Path) -> list[str]:
-    quiet_libraries()
-    import datasets
-
-    return list(datasets.get_dataset_config_names(str(folder)))
-
-
 def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where: str) -> None:
     from lm_eval.tasks._yaml_loader import load_yaml
 
@@ -233,14 +224,11 @@ def _refuse_kind(task: Any, member: RegisteredTask, where: str) -> None:
         raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
     settings = task.get_config("generation_kwargs") or {}
     if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
-        found = f"{member.name}, whose answers are sampled ({_settings(settings)})"
+        named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
+        found = f"{member.name}, whose answers are sampled ({named})"
         raise UserError(
             Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")
         )
-
-
-def _settings(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
 
 
 def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
@@ -252,17 +240,12 @@ def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:
     try:
         nltk.data.find("tokenizers/punkt_tab")
     except LookupError:
-        if _is_offline():
+        offline = (os.environ.get(name, "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"))
+        if any(value not in ("", "0") for value in offline):
             found = f"{member.name} without the nltk data punkt_tab, and no network to fetch it"
             expected = "punkt_tab in a folder that nltk searches (NLTK_DATA)"
             next_step = "python -m nltk.downloader punkt_tab, on a machine with a network"
             raise UserError(Problem(where, found, expected, next_step)) from None
-
-
-def _is_offline() -> bool:
-    return any(
-        os.environ.get(name, "0") not in ("", "0") for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
-    )
 
 
 def _describe_load_error(
@@ -290,19 +273,13 @@ def _describe_load_error(
             where, found, "every split that the task names", "add the split's file to its README.md"
         )
     if isinstance(error, OSError) and not folder:
-        return _phrase_no_data(member, datasets_dir, error, where)
+        looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
+        found = f"{member.name}: {looked}the hub did not give {source} ({type(error).__name__})"
+        expected = "a data set that can be fetched or is cached, or a local copy"
+        place = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
+        return Problem(where, found, expected, f"put it in {place}, as {source}/")
     found = f"{member.name}: {type(error).__name__}: {message[:200]}"
     return Problem(where, found, "a task that lm-eval can load", "leave it out, or try lm-eval itself")
-
-
-def _phrase_no_data(
-    member: RegisteredTask, datasets_dir: Path | None, error: Exception, where: str
-) -> Problem:
-    looked = f"no copy in {datasets_dir}, and " if datasets_dir else ""
-    found = f"{member.name}: {looked}the hub did not give {member.dataset_path} ({type(error).__name__})"
-    expected = "a data set that can be fetched or is cached, or a local copy"
-    folder = datasets_dir or "the folder that HARNESS_DATASETS_DIR (or datasets_dir:) names"
-    return Problem(where, found, expected, f"put it in {folder}, as {member.dataset_path}/")
 
 
 def sample_records(
