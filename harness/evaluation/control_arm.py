@@ -106,8 +106,8 @@ def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: in
         at = earlier * -(-n // 2) % len(turns) if turns else 0
         queues.append([*turns[at:], *turns[:at]])
     # A block cut by a limit now but not then had another layout and is left out.
-    blocks = (_StoredBlock(rows, at, _read_block(session, rows, at)) for rows, at in _interleave(queues))
-    whole = (b for b in blocks if len(b.stored) == len(b.rows.ids[b.place * BLOCK : (b.place + 1) * BLOCK]))
+    read = (_StoredBlock(rows, at, _read_block(session, rows, at)) for rows, at in _interleave(queues))
+    whole = (b for b in read if len(b.stored) == len(b.rows.ids[b.place * BLOCK : (b.place + 1) * BLOCK]))
     return islice(whole, n)
 
 
