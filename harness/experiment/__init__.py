@@ -263,7 +263,15 @@ def _make_all(
     published = list(dict.fromkeys(one.candidate.base for one in ordered))
     for source in published:
         _measure_or_fail(session, source, ordered)
-    runs = [_attempt(session, reader, one, d, smoke=smoke) for one, d in zip(ordered, done, strict=True)]
+    runs = []
+    for (candidate, seed), stored in zip(ordered, done, strict=True):
+        run, facts = attempt(session, reader, candidate, seed, stored)
+        runs.append(run)
+        line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
+        is_new = stored is None and run.state == "done"
+        items = describe_items(session, reader.read(run, session.target)) if is_new else []
+        show = session.progress.finish if seed == candidate.seeds[-1] else session.progress.show
+        show(candidate.name, line, *items)
     evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
     for source in list_measured_bases(evaluated):
         if source not in published:
@@ -281,21 +289,16 @@ def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunReques
         one.candidate for one in ordered if session.experiment.concurrency or not one.candidate.is_remote
     ]
     named = {candidate.name: candidate for candidate in candidates if candidate.name in best}
-    return [
-        _time_or_keep(session, named[run.candidate], run)
-        if run.candidate in named and run.state == "done"
-        else run
-        for run in runs
-    ]
-
-
-def _time_or_keep(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
-    """Time more requests to a finished run; one whose server refuses them stays as it is, which is shown."""
-    try:
-        return time_again(session, candidate, run)
-    except CandidateFailed as failed:
-        session.progress.show(candidate.name, f"{candidate.name}: requests at once were not timed: {failed}")
-        return run
+    timed = list(runs)
+    for place, run in enumerate(runs):
+        if run.candidate in named and run.state == "done":
+            # A run whose server refuses them stays as it is, which is shown.
+            try:
+                timed[place] = time_again(session, named[run.candidate], run)
+            except CandidateFailed as failed:
+                line = f"{run.candidate}: requests at once were not timed: {failed}"
+                session.progress.show(run.candidate, line)
+    return timed
 
 
 def _make_unsettled(session: Session, ordered: Sequence[RunRequest]) -> Callable[[], list[Run]]:
@@ -336,16 +339,3 @@ def _measure_or_fail(session: Session, source: ModelSource, ordered: Sequence[Ru
         _measure_base(session, source)
     except CandidateFailed as error:
         session.failures |= dict.fromkeys(models, error) | session.failures
-
-
-def _attempt(session: Session, reader: Reader, request: RunRequest, done: Run | None, *, smoke: bool) -> Run:
-    """Make a run that is not done, and show its line."""
-    candidate, seed = request
-    run, facts = attempt(session, reader, candidate, seed, done)
-    is_last = seed == candidate.seeds[-1]
-    line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
-    made = done is None and run.state == "done"
-    items = describe_items(session, reader.read(run, session.target)) if made else []
-    show = session.progress.finish if is_last else session.progress.show
-    show(candidate.name, line, *items)
-    return run

@@ -29,7 +29,7 @@ from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
-from harness.progress import Advance, Progress, SilentProgress
+from harness.progress import Progress, SilentProgress
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
 from harness.stats import Variance, VarianceComponents
@@ -76,16 +76,11 @@ class Brief(NamedTuple):
 
 def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckReport:
     """Read the files and run the checks."""
-    _refuse_twice(options.files)
-    reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
-    return examine_table(options, reading, _read_test_options(options, reading), progress)
-
-
-def _refuse_twice(files: Sequence[str]) -> None:
-    """Refuse a file that is named twice, whose rows would all be duplicates."""
-    if twice := readers.find_repeated(files):
+    if twice := readers.find_repeated(options.files):
         found, step = "a file that is named twice", "leave out all but one of them"
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
+    reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
+    return examine_table(options, reading, _read_test_options(options, reading), progress)
 
 
 def _read_test_options(options: RowCheck, reading: ReadingOptions) -> ReadingOptions:
@@ -113,23 +108,18 @@ def examine_table(
 ) -> CheckReport:
     """Run the checks on files whose rows are read in a known way; `of_test` where test rows differ."""
     with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:
-        return _examine(options, reading, of_test, advance)
-
-
-def _examine(
-    options: RowCheck, reading: ReadingOptions, of_test: ReadingOptions | None, advance: Advance
-) -> CheckReport:
-    encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
-    problems: list[Problem] = []
-    tables: list[RowTable] = []
-    for files, split, of in ((options.files, "train", reading), (options.test, "test", of_test or reading)):
-        with gather(problems):
-            tables += [read_table([absolute(path) for path in files], of, split)] if files else []
-    refuse(problems)
-    test = tables[1] if options.test else None
-    tokenizer = tokenizer_of(options.base) if options.base else None
-    given = CheckContext(test, tokenizer, detectable, options.most, encode)
-    found = check_rows(tables[0], given, options.only, advance)
+        encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
+        problems: list[Problem] = []
+        tables: list[RowTable] = []
+        given_files = (options.files, "train", reading), (options.test, "test", of_test or reading)
+        for files, split, of in given_files:
+            with gather(problems):
+                tables += [read_table([absolute(path) for path in files], of, split)] if files else []
+        refuse(problems)
+        test = tables[1] if options.test else None
+        tokenizer = tokenizer_of(options.base) if options.base else None
+        context = CheckContext(test, tokenizer, detectable, options.most, encode)
+        found = check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
     return CheckReport(tables[0], tuple(fill_commands(found, tables[0].files, *named, columns, pages)))

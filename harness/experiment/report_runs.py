@@ -3,7 +3,7 @@
 Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -141,13 +141,9 @@ def _notes(session: Session, study: Study, runs: Runs) -> list[str]:
     of_bases = bases.sentences(session.sources)
     of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     of_runs = [*of_weights, *list_remarks(session, runs)]
-    return [*_name_left_out(session, names), *of_rows, *of_bases, *of_runs, *of_judges]
-
-
-def _name_left_out(session: Session, reported: Collection[str]) -> list[str]:
-    """Name the candidates of the file that could answer and were not selected."""
-    others = [n for n, one in session.candidates.items() if n not in reported and one.method.answers]
-    return [f"not in this report, of the candidates that are written: {', '.join(others)}"] if others else []
+    others = [n for n, one in session.candidates.items() if n not in names and one.method.answers]
+    unreported = f"not in this report, of the candidates that are written: {', '.join(others)}"
+    return [*([unreported] if others else []), *of_rows, *of_bases, *of_runs, *of_judges]
 
 
 MANY = 64  # candidates

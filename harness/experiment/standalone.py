@@ -103,17 +103,14 @@ def check_computing(computing: Mapping[str, str]) -> dict[str, Any]:
         UserError: with every one that there is not.
     """
     known = {"engine": get_args(Engine), "precision": get_args(Precision)}
-    problems = [
-        Problem(f"--{key}", repr(name), _either(known[key]), did_you_mean(name, known[key]))
-        for key, name in computing.items()
-        if name not in known[key]
-    ]
+    problems = []
+    for key, name in computing.items():
+        *others, last = known[key]
+        if name not in known[key]:
+            either = f"{', '.join(others)} or {last}"
+            problems.append(Problem(f"--{key}", repr(name), either, did_you_mean(name, known[key])))
     refuse(problems)
     return dict(computing)
-
-
-def _either(names: Sequence[str]) -> str:
-    return f"{', '.join(names[:-1])} or {names[-1]}"
 
 
 def prepare_model(

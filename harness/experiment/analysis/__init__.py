@@ -84,7 +84,12 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     compared = against.add_comparisons(study, runs, reached)
     compared = add_wins(study, runs, compared)
     facts = add_more_targets(study, runs, compared)
-    results = _gate_results(study, runs)
+    # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
+    results = {
+        run.run_id: study.settled[run.run_id].result if run.run_id in study.settled else judge(study, run)
+        for run in runs
+        if run.state == "done" and not is_target_only(run.method, run.recipe)
+    }
     # What answers no capability suite (a classifier) has no verdict.
     judged = tuple(
         replace(f, verdict=results[f.run_id].verdict)
@@ -94,16 +99,6 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
     return RunVerdicts(_judge_family_again(study, runs, placed), results, study)
-
-
-def _gate_results(study: Study, runs: Runs) -> dict[str, GateResult]:
-    """Judge every finished run against its own base."""
-    # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
-    return {
-        run.run_id: study.settled[run.run_id].result if run.run_id in study.settled else judge(study, run)
-        for run in runs
-        if run.state == "done" and not is_target_only(run.method, run.recipe)
-    }
 
 
 def _judge_family_again(study: Study, runs: Runs, facts: Facts) -> tuple[CandidateFacts, ...]:

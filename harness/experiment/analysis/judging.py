@@ -16,10 +16,9 @@ from harness.experiment.runs.stored_rows import Rows, documents_of, has_document
 from harness.formatting import count
 from harness.gating import GateResult, Measurement, Rule
 from harness.gating.halves import Half
-from harness.metrics import Metric
 from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run
-from harness.spec import TargetPolicy, Task
+from harness.spec import TargetPolicy
 from harness.store import Champion, Store
 
 FindIdentity = Callable[
@@ -67,14 +66,23 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
     for (task, role, suite), own, base in arms:
         metrics = study.metrics[task.name]
         new_rows, base_rows = (rows.whole(of.digest) for of in (own, base))
-        for one, of in ((own, new_rows), (base, base_rows)):
-            _refuse_without(study, metrics, one, of)
+        unscored = [name for name in metrics if any(name not in row.parts for row in (*new_rows, *base_rows))]
+        if unscored:
+            raise IncompatibleRuns(
+                f"{task.name}: found stored rows without the metric {', '.join(unscored)}; expected "
+                f"scores by every metric of the task as written now; next: {study.typed.command('compare')}"
+            )
         if drawn := weights.get(task.name):
             new_rows, base_rows = (
                 _cut_to_sample(study, of, one, drawn) for one, of in ((own, new_rows), (base, base_rows))
             )
         else:
-            new_rows, base_rows = _truncate_arms(new_rows, base_rows, task, notes)
+            # The order of both arms is the same.
+            n_base, most = len(base_rows), task.limit or len(base_rows)
+            n = min(len(new_rows), n_base, task.limit or len(new_rows))
+            if n < min(n_base, most):
+                notes.append(f"{task.name}: judged on {n} of {n_base} items, as many as the run answered")
+            new_rows, base_rows = new_rows[:n], base_rows[:n]
         precision = own.precision if is_endpoint(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         documents = documents_of(at, task, role, own.digest)
@@ -173,14 +181,6 @@ def _find_same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
     return next((other for other in alike if at.parquet(other.digest).exists()), None)
 
 
-def _refuse_without(study: Study, metrics: Mapping[str, Metric], identity: RowsIdentity, rows: Rows) -> None:
-    if missing := [name for name in metrics if any(name not in row.parts for row in rows)]:
-        raise IncompatibleRuns(
-            f"{identity.task}: found stored rows without the metric {', '.join(missing)}; expected scores by "
-            f"every metric of the task as written now; next: {study.typed.command('compare')}"
-        )
-
-
 def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
     """Cut the rows of a task to the sampled items, each with its inclusion weight."""
     kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
@@ -193,14 +193,6 @@ def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Ma
     return kept
 
 
-def _truncate_arms(new: Rows, base: Rows, task: Task, notes: list[str]) -> tuple[Rows, Rows]:
-    """Cut both arms, whose order is the same, to the task's limit and to the shorter one."""
-    n = min(len(new), len(base), task.limit or len(new))
-    if n < min(len(base), task.limit or len(base)):
-        notes.append(f"{task.name}: judged on {n} of {len(base)} items, as many as the run answered")
-    return new[:n], base[:n]
-
-
 def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> dict[str, list[str]] | None:
     """Name the pinned items that the candidate loses in fp32 too; None where it was not re-scored so."""
     at, found = study.store, dict[str, list[str]]()
@@ -209,19 +201,16 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
         if m.role != "regression":
             continue
         # What an endpoint answers is what it is; it cannot be evaluated in fp32.
-        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else _find_fp32(at, own)
+        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else None
+        if exact is None:
+            known = (o for o in _computational_variants(at, own) if o.template_digest == own.template_digest)
+            exact = next((other for other in known if other.precision == "fp32"), None)
         if exact is None:
             return None
         new = store.read_rows(at, exact.digest)[: len(m.base)]
         c = comparison.compare_rows(m.metrics[m.task.primary_metric], m.base, new)
         found[m.task.name] = list(c.lost)
     return found
-
-
-def _find_fp32(at: Store, own: RowsIdentity) -> RowsIdentity | None:
-    """Find the rows of the same weights, items and prompts that were computed in fp32."""
-    known = _computational_variants(at, own)
-    return next((o for o in known if (o.precision, o.template_digest) == ("fp32", own.template_digest)), None)
 
 
 def judge(
@@ -285,7 +274,11 @@ def compare_arms(
         if items is not None:
             measured = gating.cut_to_half(measured, gating.cut_tasks(measured, study.seed), items)
         else:
-            admitted = _admit_once(study, digest, measured)
+            # Once for all runs that answered the same items of the tasks.
+            items_key = (digest, *(f"{m.task.name} {len(m.base)}" for m in measured))
+            if items_key not in study.admitted:
+                study.admitted[items_key] = gating.admit_tasks(measured, study.seed, study.experiment.gate)
+            admitted = study.admitted[items_key]
         compared = gating.compare_arms(
             measured,
             study.experiment.gate,
@@ -295,14 +288,6 @@ def compare_arms(
         )
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
-
-
-def _admit_once(study: Study, digest: str, measured: list[Measurement]) -> gating.AdmittedTasks:
-    """Admit tasks by the rows of a baseline, once for all runs that answered the same items of them."""
-    key = (digest, *(f"{m.task.name} {len(m.base)}" for m in measured))
-    if key not in study.admitted:
-        study.admitted[key] = gating.admit_tasks(measured, study.seed, study.experiment.gate)
-    return study.admitted[key]
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:

@@ -21,7 +21,7 @@ from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult
 from harness.report import front_sentence, print_tried_value
-from harness.spec import DecidePolicy, Recipe, Task
+from harness.spec import Task
 
 
 def count_unanswered(study: Study, runs: Iterable[Run]) -> list[str]:
@@ -48,19 +48,17 @@ def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iter
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
         rows = (reader.read if is_chosen else reader.answers)(run, session.target)
-        answered = [(row.text, _restore_question(row, plain)) for row in rows if row.status == "ok"]
-        shown = [(text, example) for text, example in answered if map_passage_marks(example)]
+        shown = []
+        for row in (row for row in rows if row.status == "ok"):
+            # One of several answers to an item has its number behind the item's id.
+            prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
+            message: Message = {"role": "user", "content": row.prompt}
+            example = Example(row.example_id, (message,), passages=row.passages, plain_prompt=prompt)
+            if map_passage_marks(example):
+                shown.append((row.text, example))
         if n := sum(cites_nothing(text, example) for text, example in shown):
             of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
             yield f"{run.candidate}: {of} have no citation in a known form, and score 0 on citations"
-
-
-def _restore_question(row: SampleResult, plain: Mapping[str, str]) -> Example:
-    """Return an item as it was prompted, of which citations need the prompts and the passages."""
-    # One of several answers to an item has its number behind the item's id.
-    prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
-    shown: Message = {"role": "user", "content": row.prompt}
-    return Example(row.example_id, (shown,), passages=row.passages, plain_prompt=prompt)
 
 
 # What a reader should know of single items, and how a row shows it.
@@ -112,12 +110,18 @@ def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterat
 def list_remarks(session: Session, runs: Runs) -> list[str]:
     """List the sentences about finished runs."""
     done = [run for run in runs if run.state == "done"]
-    of_times = dict.fromkeys([*describe_timing(done), *_note_few_at_once(session, done)])
-    of_bases = [*_note_other_bases(session, done), *dict.fromkeys(base_remarks(session, done))]
+    of_times = list(describe_timing(done))
+    n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
+    if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in done):
+        came = f"only {pluralize(n_items, 'request')} came at once"
+        of_times.append(f"concurrency is {wanted}, but {came}: validation has no more rows")
+    own = session.source.weights_digest
+    others = {run.candidate: run.base_model for run in done if run.base_digest != own}
     return [
-        *of_times,
+        *dict.fromkeys(of_times),
         *_note_indexes(session, done),
-        *of_bases,
+        *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
+        *dict.fromkeys(base_remarks(session, done)),
         *_note_endpoints(session, done),
         *_note_unused(session),
     ]
@@ -132,19 +136,14 @@ def _note_unused(session: Session) -> Iterator[str]:
         yield f"{name}: not trained, as it answers nothing and no candidate uses it; next: {step}"
 
 
-def _note_few_at_once(session: Session, runs: Iterable[Run]) -> Iterator[str]:
-    """Say that fewer requests came at once than is written, as validation has no more rows."""
-    n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
-    if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in runs):
-        yield (
-            f"concurrency is {wanted}, but only {pluralize(n_items, 'request')} came at once:"
-            " validation has no more rows"
-        )
-
-
 def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
     """Say how large the index of a candidate is, which all of its seeds share, what it takes and costs."""
     task, items = session.target.task, session.target.items
+    policy, hosting = session.experiment.decide, ""
+    if month := policy.index_usd_per_month:
+        hosting = f"; hosting it costs {usd(month)} USD a month"
+        if each := index_usd_per_1k(policy):
+            hosting += f", {usd(each)} USD of 1,000 requests, which their $/1k holds"
     for run in {run.candidate: run for run in runs}.values():
         recipe = session.candidates[run.candidate].recipe
         context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
@@ -155,23 +154,7 @@ def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
         for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
             held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
             said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
-            yield f"{said}{chosen}{_describe_hosting(session.experiment.decide)}"
-
-
-def _describe_hosting(policy: DecidePolicy) -> str:
-    month = policy.index_usd_per_month
-    if not month:
-        return ""
-    said, each = f"; hosting it costs {usd(month)} USD a month", index_usd_per_1k(policy)
-    return f"{said}, {usd(each)} USD of 1,000 requests, which their $/1k holds" if each else said
-
-
-def _note_other_bases(session: Session, runs: Iterable[Run]) -> Iterator[str]:
-    others = {
-        run.candidate: run.base_model for run in runs if run.base_digest != session.source.weights_digest
-    }
-    for candidate, base in others.items():
-        yield f"{candidate}: made from {base}, and measured against that"
+            yield f"{said}{chosen}{hosting}"
 
 
 def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
@@ -348,15 +331,12 @@ def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
         if recipe.weights_of is None and run.training.loss:
             family = str(recipe.params.get("peft_type", ""))
             key = (run.base_digest, run.method, family)
-            tried.setdefault(key, set()).update(_rates(recipe))
+            rates = recipe.tried.get("learning_rate") or [recipe.params.get("learning_rate")]
+            tried.setdefault(key, set()).update(rates)
             named.setdefault(key, []).append(run.candidate)
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
         yield f"learning rate not swept: {', '.join(once)}; another one may do better"
-
-
-def _rates(source: Recipe) -> list[object]:
-    return source.tried.get("learning_rate") or [source.params.get("learning_rate")]
 
 
 def _note_fronts(study: Study, runs: Iterable[Run]) -> Iterator[str]:

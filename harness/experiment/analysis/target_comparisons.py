@@ -49,7 +49,9 @@ def add_comparisons(
 
     done = list(by_name.values())
     others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
-    seeds = _runs_of(runs)
+    seeds: dict[str, list[Run]] = {}
+    for run in (run for run in runs if run.state == "done"):
+        seeds.setdefault(run.candidate, []).append(run)
     found = {name: over_items(of, *others[of[0].run_id]) for name, of in seeds.items()}
     return [
         replace(
@@ -60,15 +62,6 @@ def add_comparisons(
         )
         for f, run in zip(facts, runs, strict=True)
     ]
-
-
-def _runs_of(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Map each candidate to its finished runs, one a seed."""
-    out: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.state == "done":
-            out.setdefault(run.candidate, []).append(run)
-    return out
 
 
 def compare_grids(study: Study, runs: Runs, facts: Facts) -> tuple[decide.Ablation, ...]:

@@ -14,7 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from harness import config, metrics, provenance, store
-from harness.errors import Problem, UserError
+from harness.errors import Problem, UserError, gather
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import base_weights
@@ -86,6 +86,10 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     problems += compiler_problems(machine.device)
     short = short_judges(session, selected) if session else []
     problems += [one.problem for one in short if one.problem]
+    data = None
+    with gather(problems):
+        data = check_target(session.target.task, session.progress) if session else None
+    costs = estimate_costs(session, selected, room) if session else ()
     return Checkup(
         machine=machine,
         memory=room,
@@ -96,8 +100,8 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
             name: f"pip install 'harness-evals[{extra}]'" for name, extra in _EXTRAS.items() if not _has(name)
         },
         experiment=_experiment(session, selected) if session else (),
-        data=_data(session, problems) if session else None,
-        costs=estimate_costs(session, selected, room) if session else (),
+        data=data,
+        costs=costs,
         problems=tuple(problems),
         recipes=tuple(recipe_warnings(session, selected)) if session else (),
         judges=tuple(one.text for one in short if not one.problem),
@@ -171,15 +175,6 @@ def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
     said = (*items.overlap, *describe_training_rows(session, selected))
     return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
-
-
-def _data(session: Session, problems: list[Problem]) -> Brief | None:
-    """Check the target's rows; what forbids that goes to the problems."""
-    try:
-        return check_target(session.target.task, session.progress)
-    except UserError as error:
-        problems.extend(error.problems)
-        return None
 
 
 def _count_things(things: tuple[object, ...], what: str) -> str:

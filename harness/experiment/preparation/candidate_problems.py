@@ -41,7 +41,9 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
         checks = plugins.method(recipe.method).checks
-        problems += checks.problems(_put_found_path(candidate), candidate.base, where)
+        if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
+            recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
+        problems += checks.problems(recipe, candidate.base, where)
         if (
             any(base.quantization for base in (candidate.served_base, candidate.trained_base))
             and find_spec("bitsandbytes") is None
@@ -58,7 +60,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unrankable(session, candidate)
         problems += _check_prompt_use(session, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
-        problems += [*regularization_problems(session, recipe), *_layer_problems(candidate)]
+        problems += [*regularization_problems(session, candidate.recipe), *_layer_problems(candidate)]
         problems += [*check_tracking(candidate), *trials.search_problems(candidate)]
         problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
     problems += find_unwritable_rows(session, needed)
@@ -74,13 +76,6 @@ def _locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[
     for problem in problems:
         place = named.get(problem.where.partition(":")[0])
         yield replace(problem, where=f"{place}: {problem.where}") if place else problem
-
-
-def _put_found_path(candidate: ResolvedCandidate) -> Recipe:
-    """Return the recipe with the folder that a whole model was found in, so that the hub is asked once."""
-    if not (candidate.given and candidate.recipe.path):
-        return candidate.recipe
-    return candidate.recipe.model_copy(update={"path": str(candidate.given.path)})
 
 
 def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -319,8 +314,7 @@ def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[P
         candidate = session.candidates[name]
         if not candidate.is_remote:
             continue
-        settings, recipe = _settings(session, name), candidate.recipe
-        ranks = "rank" in (recipe.answer, *recipe.tried.get("answer", ()))
+        settings, ranks = _settings(session, name), "rank" in _answers_tried(candidate.recipe)
         if settings.protocol == "chat" and (ranks or not openai_api.can_chat(task)):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
@@ -346,21 +340,21 @@ def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Pr
             yield Problem(where, str(error), "as many rows for each process", step)
             return
         if shards := shards_of(session, trial.source):
-            found = [*_problems_of_shards(trial.source, shards, where)]
-            yield from found
-            if found:
+            # These need weights that no process holds whole.
+            kind = f"distributed_type: {shards.partition('/')[0]}"
+            optim = trial.source.params.get("optim")
+            if trial.source.track:
+                found = f"track, and {kind}, whose weights are put together at the end alone"
+                step = "leave out track, or distributed_type: MULTI_GPU"
+                yield Problem(where, found, "one of the two", step)
+            if is_of_bitsandbytes(optim):
+                found, expected = (
+                    f"optim: {optim}, which is bitsandbytes', and {kind}",
+                    "an optimiser of torch's",
+                )
+                yield Problem(where, found, f"{expected}, which shards can have", "optim: adamw_torch")
+            if trial.source.track or is_of_bitsandbytes(optim):
                 return
-
-
-def _problems_of_shards(recipe: Recipe, shards: str, where: str) -> Iterator[Problem]:
-    """Yield what of a training needs weights that no process holds whole."""
-    kind = f"distributed_type: {shards.partition('/')[0]}"
-    if recipe.track:
-        found = f"track, and {kind}, whose weights are put together at the end alone"
-        yield Problem(where, found, "one of the two", "leave out track, or distributed_type: MULTI_GPU")
-    if is_of_bitsandbytes(optim := recipe.params.get("optim")):
-        found = f"optim: {optim}, which is bitsandbytes', and {kind}"
-        yield Problem(where, found, "an optimiser of torch's, which shards can have", "optim: adamw_torch")
 
 
 def check_gpus(session: Session) -> Iterator[Problem]:

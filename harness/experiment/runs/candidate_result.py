@@ -48,7 +48,14 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
     Raises:
         UserError: things are such that no run could be made, for example without room on the disk.
     """
-    request = next((one for one in ordered if _answers_as_base(session, one.candidate)), None)
+
+    def answers_as_base(candidate: ResolvedCandidate) -> bool:
+        # The base as published, without judge, folds or draws.
+        own = candidate.given == candidate.served_base == session.source
+        waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(session, candidate)
+        return own and not candidate.is_remote and not waits
+
+    request = next((one for one in ordered if answers_as_base(one.candidate)), None)
     if request is None:
         return
     try:
@@ -57,13 +64,6 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
         raise
     except Exception:  # noqa: BLE001 (the run records it, and the others go on)
         return
-
-
-def _answers_as_base(session: Session, candidate: ResolvedCandidate) -> bool:
-    """Tell whether a candidate is the experiment's base as published, without judge, folds or draws."""
-    own = candidate.given == candidate.served_base == session.source
-    waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(session, candidate)
-    return own and not candidate.is_remote and not waits
 
 
 def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
@@ -243,50 +243,35 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         CandidateFailed: every test row is an error.
     """
     _refuse_unanswered(test)
-    busy_s = _compute_s(run, test)
+    busy_s, timed = _compute_s(run, test), run.latency
+    disturbed = {}  # figures of speed that were measured while other work took the processors
+    if timed.get("contended"):
+        disturbed = {f"latency_{name}": timed[name] for name in ("p50_s", "p95_s") if name in timed}
+    if timed.get("compute_contended") and timed.get("compute_s"):
+        disturbed["requests_per_s"] = 1 / timed["compute_s"]
+    under_load = None
+    if "at_once" in timed and not timed.get("at_once_contended"):
+        under_load = UnderLoad(
+            n=round(timed["at_once"]),
+            requests_per_s=timed["at_once"] / timed["at_once_s"],
+            first_token_p50_s=timed.get("first_token_at_once_p50_s"),
+            first_token_p95_s=timed.get("first_token_at_once_p95_s"),
+            first_token_alone_s=timed.get("first_token_s"),
+        )
+    cut = [row.n_output_tokens for row in test if row.status == "truncated"]
+    unparsable = sum(row.status == "unparsable" for row in test)
     return replace(
         _facts_of_record(run),
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
         tokens=_tokens(run, test),
-        latency_p50_s=None if run.latency.get("contended") else run.latency.get("p50_s"),
-        latency_p95_s=None if run.latency.get("contended") else run.latency.get("p95_s"),
+        latency_p50_s=None if timed.get("contended") else timed.get("p50_s"),
+        latency_p95_s=None if timed.get("contended") else timed.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
-        under_load=_find_under_load(run),
-        disturbed=_find_disturbed(run),
-        unread=_count_unread(test),
+        under_load=under_load,
+        disturbed=disturbed,
+        unread=UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0)),
     )
-
-
-def _count_unread(test: Rows) -> UnreadAnswers:
-    """Count the answers that were cut, with the tokens they were cut at, and those that could not be read."""
-    cut = [row.n_output_tokens for row in test if row.status == "truncated"]
-    unparsable = sum(row.status == "unparsable" for row in test)
-    return UnreadAnswers(len(cut) / len(test), unparsable / len(test), max(cut, default=0))
-
-
-def _find_under_load(run: Run) -> UnderLoad | None:
-    """Return what was timed of requests that come at once; None where other work disturbed it."""
-    of = run.latency
-    if "at_once" not in of or of.get("at_once_contended"):
-        return None
-    return UnderLoad(
-        n=round(of["at_once"]),
-        requests_per_s=of["at_once"] / of["at_once_s"],
-        first_token_p50_s=of.get("first_token_at_once_p50_s"),
-        first_token_p95_s=of.get("first_token_at_once_p95_s"),
-        first_token_alone_s=of.get("first_token_s"),
-    )
-
-
-def _find_disturbed(run: Run) -> dict[str, float]:
-    """Return by name the figures of speed that were measured while other work took the processors."""
-    of, found = run.latency, {}
-    if of.get("contended"):
-        found = {f"latency_{name}": of[name] for name in ("p50_s", "p95_s") if name in of}
-    if of.get("compute_contended") and of.get("compute_s"):
-        found["requests_per_s"] = 1 / of["compute_s"]
-    return found
 
 
 def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.RetrievalUse | None:
@@ -295,7 +280,10 @@ def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.Ret
     if not metric.unit.is_rate or not any(row.passages for row in test):
         return None
     examples = {e.id: e for e in session.target.items.test}
-    drawn = reader.read_drawn(run, session.target) if _counts_each_answer(session, run) else {}
+    # The mean over several answers to an item is its score only where none of them is chosen.
+    decoding = session.candidates[run.candidate].recipe.sampling
+    is_mean = decoding is not None and decoding.choose == "first"
+    drawn = reader.read_drawn(run, session.target) if is_mean else {}
     if drawn:
         test = comparison.list_each_answer(test, drawn)
         examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
@@ -305,12 +293,6 @@ def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.Ret
     right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
     found = comparison.retrieval_use(test, right, examples, session.target.items.documents)
     return found._replace(by_answer=bool(drawn)) if found else None
-
-
-def _counts_each_answer(session: Session, run: Run) -> bool:
-    """Tell whether the mean over several answers to an item is its score, and not one that is chosen."""
-    decoding = session.candidates[run.candidate].recipe.sampling
-    return decoding is not None and decoding.choose == "first"
 
 
 def _compute_disturbed_cost(session: Session, run: Run) -> dict[str, float]:
