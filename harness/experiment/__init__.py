@@ -64,9 +64,12 @@ from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.preparation import find_lm_eval_tasks, prepare_session
-from harness.experiment.preparation.adapter_configs import find_adapter_config
 from harness.experiment.preparation.bases import BaseFit, FitQuery, examine_base
-from harness.experiment.preparation.candidate_problems import key_problems, sensitive_endpoints
+from harness.experiment.preparation.candidate_problems import (
+    find_adapter_config,
+    key_problems,
+    sensitive_endpoints,
+)
 from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.plan import (
     arm_label,

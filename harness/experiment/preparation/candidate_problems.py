@@ -1,12 +1,14 @@
 """Problems of candidates: what forbids to make or open their weights here, or to ask a server for them.
 
-Invariant: everything is found before a model is loaded, and each problem says what to do.
+Invariant: everything is found before a model is loaded, and each problem says what to do. Recipes and the
+files of adapters made elsewhere are read, no weights.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from harness import plugins
@@ -18,7 +20,6 @@ from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment import trials
 from harness.experiment.capability_on_validation import constraint_problems
-from harness.experiment.preparation.adapter_configs import find_adapter_config, read_recipe_config
 from harness.experiment.preparation.bases import marker_problems, quantization_problems
 from harness.experiment.preparation.written_rows import find_unwritable_rows
 from harness.experiment.tracking import check_tracking, plan_tracked_steps
@@ -26,7 +27,8 @@ from harness.experiment.training_fit import processes_of, shards_of
 from harness.models import hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
-from harness.models.weight_files import describe_beside_low_rank
+from harness.models.weight_files import CONFIG, describe_beside_low_rank
+from harness.records import read_object
 from harness.regularizers import layer_problems
 from harness.report import trackers
 from harness.spec import Recipe
@@ -376,3 +378,25 @@ def check_gpus(session: Session) -> Iterator[Problem]:
     if policy.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
         step = "pip install 'harness-evals[deepspeed]', or distributed_type: FSDP"
         yield Problem(_ACCELERATE, f"{kind}, and no package deepspeed", "the package that shards", step)
+
+
+def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
+    """Return what is known of a candidate's adapter: not what its sweep decides.
+
+    One that starts from another candidate's adapter has the shape of that.
+    """
+    while candidate.init:
+        candidate = candidate.init
+    known = read_recipe_config(candidate.source)
+    return {name: value for name, value in known.items() if name not in candidate.source.tried}
+
+
+def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
+
+    Of a file that cannot be read nothing is: the method says what is wrong with it.
+    """
+    if not recipe.path:
+        params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
+        return params
+    return read_object(Path(recipe.path) / CONFIG)
