@@ -159,13 +159,12 @@ def _margin(
     margin = session.experiment.gate.macro
     if not is_relative(margin):
         return margin_share(margin)
-    skills = [_skill(m, rows[m.task.name]) for m in session.suites if m.task.name in pools]
+    skills = []
+    for m in (m for m in session.suites if m.task.name in pools):
+        parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
+        scores = [of[0] for of in parts if of is not None]
+        skills.append(sum(scores) / len(scores) - m.task.chance)
     return margin_share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
-
-
-def _skill(m: MeasuredTask, rows: Sequence[SampleResult]) -> float:
-    scores = [parts[0] for row in rows if (parts := row.parts[m.primary.name]) is not None]
-    return sum(scores) / len(scores) - m.task.chance
 
 
 def _order(session: Session, name: str, pool: ItemStrata, plan: SamplingPlan) -> tuple[str, ...]:

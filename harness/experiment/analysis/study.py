@@ -7,7 +7,6 @@ is decided; where they are too few the run says how many are missing. Other metr
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -144,21 +143,21 @@ def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
 def study_session(session: Session, reader: Reader) -> Study:
     """Return the study of an open experiment; a run that is settled keeps the items of its own analysis."""
     current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
+
+    def find_weights(run: Run) -> Weights:
+        settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
+        return settled.weights if settled else current
+
     return Study(
         session.experiment,
         session.store,
         {m.task.name: m.metrics for m in session.tasks},
         reader,
-        partial(_find_weights, session, current),
+        find_weights,
         lambda run: find_measured_arm(session, session.candidates[run.candidate].base) or {},
         store.find_first_base(session.store.folder.parent, session.target.task.name),
         settled=session.settled,
     )
-
-
-def _find_weights(session: Session, current: Weights, run: Run) -> Weights:
-    settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
-    return settled.weights if settled else current
 
 
 def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:

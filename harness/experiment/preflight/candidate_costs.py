@@ -23,8 +23,8 @@ from harness.evaluation.row_sets import (
     work_of,
 )
 from harness.evaluation.session import Session
-from harness.experiment.runs.stored_rows import fold_sessions
-from harness.experiment.training_fit import fit_work, processes_of
+from harness.experiment.preparation.plan import making_work
+from harness.experiment.training_fit import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
@@ -135,12 +135,9 @@ def _longest_item(job: EvaluationJob) -> int:
 
 
 def _estimate_training(session: Session, candidate: ResolvedCandidate) -> Work:
-    """Estimate the tokens of all trials and folds; borrowed weights are made by another candidate."""
-    if candidate.recipe.weights_of:
-        return Work()
-    seed = session.first_seed
-    each = [session, *fold_sessions(session)]
-    return sum((fit_work(one, trial.source, seed) for one in each for trial in candidate.trials), Work())
+    """Estimate the work of all trials and folds; borrowed weights are made by another candidate."""
+    own = [] if candidate.recipe.weights_of else [candidate.name]
+    return making_work(session, own, [session.first_seed], from_nothing=True)
 
 
 def _params(candidate: ResolvedCandidate) -> Any:

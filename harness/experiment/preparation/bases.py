@@ -277,18 +277,14 @@ def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
     why_not, in_experts = "", one.shape.in_experts / one.shape.n_parameters
     if one.quantization and in_experts > memory.MOST_IN_EXPERTS:
         why_not = f"{in_experts:.0%} of the parameters are in experts, which NF4 leaves in 16 bits"
-    time_s = _training_s(one, query) if query.tokens and query.tflops else None
+    time_s, n_active = None, one.shape.active
+    if query.tokens and query.tflops:  # its start, and its operations at the share that trainings reach
+        start_s = costs.start_s(one.shape.n_parameters * memory.BYTES[query.precision], "cuda")
+        flops = memory.training_flops(n_active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
+        time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.SHARES.train)
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= query.gpu_gb
     return BaseUse(one.name + _SHARED[one.stage], peak, fits, one.checkpointing, time_s, cost, why_not)
-
-
-def _training_s(one: _Training, query: FitQuery) -> float:
-    """Estimate the time of a training: its start, and its operations at the share that trainings reach."""
-    shape = one.shape
-    flops = memory.training_flops(shape.active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
-    start_s = costs.start_s(shape.n_parameters * memory.BYTES[query.precision], "cuda")
-    return start_s + flops / (one.cards(query) * query.tflops * 1e12 * costs.SHARES.train)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

@@ -350,11 +350,9 @@ def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Pr
                 step = "leave out track, or distributed_type: MULTI_GPU"
                 yield Problem(where, found, "one of the two", step)
             if is_of_bitsandbytes(optim):
-                found, expected = (
-                    f"optim: {optim}, which is bitsandbytes', and {kind}",
-                    "an optimiser of torch's",
-                )
-                yield Problem(where, found, f"{expected}, which shards can have", "optim: adamw_torch")
+                found = f"optim: {optim}, which is bitsandbytes', and {kind}"
+                expected = "an optimiser of torch's, which shards can have"
+                yield Problem(where, found, expected, "optim: adamw_torch")
             if trial.source.track or is_of_bitsandbytes(optim):
                 return
 

@@ -204,7 +204,7 @@ def estimate_work(
         once = _evaluation_work(session, candidate) + (suites if gated else Work())
         judged.add(weights)
         if seeds:
-            making = _making_work(session, makes, seeds, from_nothing=found is None)
+            making = making_work(session, makes, seeds, from_nothing=found is None)
             out[candidate.name] = times(once, len(seeds)) + making
     lacks_runs = any(candidate.name in out for candidate in candidates)
     if lacks_runs and not smoke and (again := _estimate_timing(session, candidates)).requests:
@@ -212,21 +212,28 @@ def estimate_work(
     return out
 
 
-def _making_work(
+def making_work(
     session: Session, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool
 ) -> Work:
-    """Estimate the trials and fits of some candidates, of each seed and fold whose weights are not stored."""
-    each = [session, *fold_sessions(session)]
-    return sum(
-        (
-            _trials_work(one, made)
-            for one in each
-            for made in (one.candidates[at] for at in makes)
-            for seed in seeds
-            if from_nothing or not made.method.trains or find_stored_weights(one, made, seed) is None
-        ),
-        Work(),
-    )
+    """Estimate the trials and fits of some candidates, of each seed and fold whose weights are not stored.
+
+    Each trial of a sweep answers the validation rows as well.
+    """
+    total = Work()
+    for one in (session, *fold_sessions(session)):
+        for made in (one.candidates[name] for name in makes):
+            may_be_stored = made.method.trains and not from_nothing
+            lacking = [
+                seed for seed in seeds if not may_be_stored or find_stored_weights(one, made, seed) is None
+            ]
+            if not lacking:
+                continue
+            fits = [fit_work(one, trial.source, one.first_seed) for trial in made.trials]
+            if made.source.tried:
+                validation = target_sets(one, made.source, base_weights(one.source), 0)[0]
+                fits += [work_of(validation.job()) + Work(opened=1)] * (len(made.trials) - 1)
+            total += times(sum(fits, estimate_tracking(one, made.source)), len(lacking))
+    return total
 
 
 def _estimate_timing(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
@@ -265,16 +272,6 @@ def arm_label(session: Session, source: ModelSource) -> str:
     """Name the measurement of a base on the capability suite."""
     other = "" if source.name == session.experiment.base_model else f" {source.name}"
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
-
-
-def _trials_work(session: Session, candidate: ResolvedCandidate) -> Work:
-    """Estimate all trials, each with its answers to the validation rows; or the one fit."""
-    trials = candidate.trials
-    fits = [fit_work(session, trial.source, session.first_seed) for trial in trials]
-    if candidate.source.tried:
-        validation = target_sets(session, candidate.source, base_weights(session.source), 0)[0]
-        fits += [work_of(validation.job()) + Work(opened=1)] * (len(trials) - 1)
-    return sum(fits, estimate_tracking(session, candidate.source))
 
 
 def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:

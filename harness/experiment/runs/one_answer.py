@@ -153,7 +153,10 @@ def _add_to_task(
         lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
         with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
             found = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
-            made |= {(item, rows[item].prompt_digest): _shorten(prompt) for item, prompt in found.items()}
+            for item, prompt in found.items():
+                text = excerpt(prompt.text, _LONGEST)
+                shown = ShownPrompt((), text, prompt.n_tokens, False, prompt.digest)
+                made[item, rows[item].prompt_digest] = shown
         for item, row in rows.items():
             columns_of.setdefault((item, row.prompt_digest), []).append(column)
     prompts: dict[str, list[ShownPrompt]] = {item: [] for item in ids}
@@ -165,10 +168,6 @@ def _add_to_task(
                 was_sent = prompt.digest == sent
                 prompts[item].append(prompt._replace(columns=tuple(columns), was_sent=was_sent))
     return [replace(one, prompts=tuple(prompts.get(one.item, ()))) for one in items]
-
-
-def _shorten(prompt: SentPrompt) -> ShownPrompt:
-    return ShownPrompt((), excerpt(prompt.text, _LONGEST), prompt.n_tokens, False, prompt.digest)
 
 
 def _find_run(at: Store, runs: Mapping[str, Run], column: str, key: str) -> tuple[Run | None, str]:
