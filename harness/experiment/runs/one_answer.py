@@ -153,9 +153,8 @@ def _add_to_task(
         lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
         with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
             found = find_sent_prompts(session, run, task, lacking) if run and lacking else {}
-            for item, prompt in found.items():
-                text = excerpt(prompt.text, _LONGEST)
-                shown = ShownPrompt((), text, prompt.n_tokens, False, prompt.digest)
+            for item, full in found.items():
+                shown = ShownPrompt((), excerpt(full.text, _LONGEST), full.n_tokens, False, full.digest)
                 made[item, rows[item].prompt_digest] = shown
         for item, row in rows.items():
             columns_of.setdefault((item, row.prompt_digest), []).append(column)
