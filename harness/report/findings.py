@@ -36,11 +36,11 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
     alarms: list[tuple[str, str]] = []
     notes: list[tuple[str, str]] = []
     for f in findings:
-        title = f"{f.title}  {share_text(f)}" if f.of else f.title
+        line = f"{f.title}  {share_text(f)}" if f.of else f.title
         if f.severity == "note":
-            notes.append((f.check, f"{title}  {f.example}".rstrip()))
+            notes.append((f.check, f"{line}  {f.example}".rstrip()))
             continue
-        alarms.append((f.severity, title))
+        alarms.append((f.severity, line))
         said = {"rows": places(f), "e.g.": f.example, "means": f.meaning, "next": f.command}
         alarms += [("", f"  {name}: {text}") for name, text in said.items() if text]
     sections = [Section(rows=rows) for rows in (alarms, notes) if rows]
