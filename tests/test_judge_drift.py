@@ -138,17 +138,6 @@ def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_
 
 
 @pytest.mark.e2e
-def test_a_book_whose_checks_are_older_than_the_file_of_what_was_asked_again_loses_none(desk):  # noqa: F811
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    d.compare()
-    (book,) = (d.folder / "runs" / "grades").iterdir()
-    (book / "asked_again.jsonl").unlink()
-    assert len(store.read_asked_again(d.store, book.name)) == 2 * 20
-    d.compare(LATER)
-    assert len(store.read_asked_again(d.store, book.name)) == 3 * 20
-
-
-@pytest.mark.e2e
 def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(desk):  # noqa: F811
     """The judge is another one from the second candidate on."""
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)

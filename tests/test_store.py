@@ -644,7 +644,7 @@ from harness.store import index
 at = stores.Store(Path(sys.argv[1]))
 run = replace(stores.read_run(at.run_file("a")), run_id="c")
 def killed(frame, event, argument):
-    if event == "return" and frame.f_code is index._build.__code__:
+    if event == "return" and (frame.f_code.co_name, frame.f_code.co_filename) == ("build", index.__file__):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(killed)
 stores.save_run(at, run)

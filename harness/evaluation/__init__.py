@@ -22,7 +22,6 @@ from harness.records import (
     BLOCK,
     Encoded,
     Example,
-    Likelihood,
     Limits,
     Message,
     Output,

@@ -15,7 +15,6 @@ from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session

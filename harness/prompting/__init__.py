@@ -14,7 +14,7 @@ from functools import reduce
 from typing import Any, Literal, NamedTuple
 
 from harness import plugins
-from harness.records import Document, Example, Message
+from harness.records import Document, Example
 from harness.spec import Task
 
 Step = Callable[[Example], Example]
