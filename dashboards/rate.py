@@ -10,7 +10,7 @@ from pathlib import Path
 import streamlit as st
 
 from harness import store
-from harness.comparison import human
+from harness.comparison import human_preferences
 from harness.formatting import count
 from harness.records import Rating, Run
 from harness.store import Store
@@ -79,7 +79,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
     """Show the next item that differs, and take the choice."""
     both = (pair.base, pair.new)
     ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
-    turn = human.find_next_turn(ids, done, rater, pair.base, pair.new)
+    turn = human_preferences.find_next_turn(ids, done, rater, pair.base, pair.new)
     n_done = len({r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, *both)})
     if note := st.session_state.pop("rating_note", ""):
         safe_text.say(f"The rating is kept, and comes into the index with the next one. {note}")

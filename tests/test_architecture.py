@@ -56,12 +56,12 @@ HEAVY = (
     "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab phonenumbers stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
-DERIVED = PACKAGE / "evaluation" / "lm_eval" / "harness_lm.py"
+DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
 # Submodules that other packages import, by package; all else is imported from the package itself. One is
 # listed where the package would load what few need, or itself again, or where a name says too little alone.
 OFFERED = {
     # Their functions are written with the module: `human.turns`, `run_diff.to_json`.
-    "comparison": "human run_diff",
+    "comparison": "human_preferences run_diff",
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
@@ -293,7 +293,7 @@ def test_slow_packages_are_imported_inside_functions():
 
 def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
     def it(i: Import) -> bool:
-        return starts(i.module, "harness.evaluation.lm_eval.harness_lm")
+        return starts(i.module, "harness.evaluation.lm_eval.engine_for_lm_eval")
 
     assert [found for file in FILES for found in violations(file, it)] == []
 

@@ -14,7 +14,7 @@ from sacrebleu import corpus_bleu
 from test_metrics import one
 
 from harness.config import load
-from harness.config.problems import parse
+from harness.config.yaml_values import parse
 from harness.data import load_task
 from harness.data.edit.changes import several_spellings
 from harness.errors import UserError

@@ -13,7 +13,7 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 from harness.errors import CandidateFailed, UserError
-from harness.evaluation.lm_eval.harness_lm import HarnessLM
+from harness.evaluation.lm_eval.engine_for_lm_eval import HarnessLM
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve

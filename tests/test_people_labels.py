@@ -14,7 +14,13 @@ from fake_facts import comparison as fake_comparison
 from fake_rows import LOWER, rows
 
 from harness import comparison, config, decision, formatting, report, store
-from harness.comparison import Estimate, correct_comparison, correct_estimate, human, labels_missing
+from harness.comparison import (
+    Estimate,
+    correct_comparison,
+    correct_estimate,
+    human_preferences,
+    labels_missing,
+)
 from harness.comparison.judge_correction import estimate_length_favour
 from harness.comparison.labelled_answers import (
     answer_digest,
@@ -610,12 +616,12 @@ def test_preferences_come_back_as_ratings_of_the_answer_that_was_meant(harness, 
     sides = pair_file._sides(config.load(project / "harness.yaml").experiment.target, *runs)
     of_key = {row["key"]: (row, said[i % 4].lower()) for i, row in enumerate(written)}
     for rating in ratings:
-        row, word = of_key[pair_file._key(sides, human.Turn(rating.example_id, rating.left))]
+        row, word = of_key[pair_file._key(sides, human_preferences.Turn(rating.example_id, rating.left))]
         left, right = texts[rating.example_id] if rating.left == "a" else texts[rating.example_id][::-1]
         assert (row["left"], row["right"]) == (spreadsheet_lines(left), spreadsheet_lines(right))
         other = "b" if rating.left == "a" else "a"
         assert rating.choice == {"left": rating.left, "right": other, "tie": "tie"}[word]
-    assert set(human.map_preference_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
+    assert set(human_preferences.map_preference_shares(ratings, *both).values()) <= {0.0, 0.5, 1.0}
     again, _ = export_pairs(harness, project, "more.csv", 200)
     rated = {row["key"] for i, row in enumerate(written) if said[i % 4]}
     assert not rated & {row["key"] for row in again}  # goes on where ratings end

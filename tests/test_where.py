@@ -17,7 +17,7 @@ ANSWERS = {
     "nightly evaluation": ("nightly/night.py", "run_night"),
     "HTML report": ("report/html.py", ""),
     "vLLM": ("models/vllm.py", "VllmServer"),
-    "lm-eval adapter": ("evaluation/lm_eval/harness_lm.py", ""),
+    "lm-eval adapter": ("evaluation/lm_eval/engine_for_lm_eval.py", ""),
     "prefix KV cache": ("models/prefix_cache.py", ""),
     "chat template and tokenizer": ("models/tokenization.py", "encode_all"),
     "out of memory": ("models/oom.py", ""),

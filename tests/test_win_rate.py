@@ -11,7 +11,7 @@ from openai_server import Fault, Rule, serve_model
 
 from harness import config, release, store
 from harness.comparison import Estimate
-from harness.comparison.human import AnswerPairs, wins_by_judge, wins_by_people
+from harness.comparison.human_preferences import AnswerPairs, wins_by_judge, wins_by_people
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.study import study_session

@@ -6,7 +6,7 @@ import pytest
 from fake_facts import alternatives, comparison, make_fine_tune, verdict
 
 from harness.comparison import Estimate
-from harness.comparison.human import Wins, preference_gain
+from harness.comparison.human_preferences import Wins, preference_gain
 from harness.comparison.judge_correction import JudgedPair, bias_of
 from harness.decision import decide
 from harness.report import ExperimentReport, experiment_document, markdown

@@ -17,8 +17,8 @@ from typing import Any
 import streamlit as st
 
 from harness import store
-from harness.comparison import answer_digest, draw_items, human, is_correctable, select_scored
-from harness.comparison.human import PreferenceResult, Turn
+from harness.comparison import answer_digest, draw_items, human_preferences, is_correctable, select_scored
+from harness.comparison.human_preferences import PreferenceResult, Turn
 from harness.config import current_labels, digest_question, rubric_of
 from harness.errors import HarnessError
 from harness.formatting import count, interval, p_value, plain, points
@@ -96,12 +96,12 @@ def elo(s: Strength) -> str:
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> PreferenceResult:
-    return human.outcome(_done, rows_a, rows_b)
+    return human_preferences.outcome(_done, rows_a, rows_b)
 
 
 @st.cache_data(show_spinner=False, max_entries=32)
 def _strengths(stamp: tuple[str, ...], _done: list[Rating]) -> dict[str, Strength]:
-    return human.strengths(_done)
+    return human_preferences.strengths(_done)
 
 
 _TWO = {"Bad": 0.0, "Good": 1.0}

@@ -58,7 +58,7 @@ from harness.comparison.estimators import (
     rescale,
     valid_estimate,
 )
-from harness.comparison.human import (
+from harness.comparison.human_preferences import (
     PREFERENCE,
     UNCHECKED_PREFERENCE,
     AnswerPairs,

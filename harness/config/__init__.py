@@ -16,7 +16,6 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.files import is_shipped
 from harness.config.overrides import CommandLine
-from harness.config.problems import Tree, mapping, problems_of
 from harness.config.recipe_lint import lint
 from harness.config.rubrics import (
     YES_NO,
@@ -27,6 +26,7 @@ from harness.config.rubrics import (
     read_rubric,
     rubric_of,
 )
+from harness.config.yaml_values import Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 

@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
-from harness.config.problems import Keys, Tree, mapping, problems_of
 from harness.config.rubrics import read_rubric
+from harness.config.yaml_values import Keys, Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.plugins import Method
 from harness.spec import (

@@ -19,7 +19,7 @@ from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
-from harness.experiment.analysis import report_of
+from harness.experiment.analysis import judge_and_decide
 from harness.experiment.analysis.judging import judge, measure
 from harness.experiment.analysis.run_remarks import describe_prompting
 from harness.experiment.analysis.study import (
@@ -203,7 +203,7 @@ def run_all(
             runs = _time_the_best(session, reader, ordered, runs)
         said = [*said, *judge_pairs(session, reader, runs)]
         if learning_curve:
-            so_far = report_of(session, reader, runs, smoke=smoke, header={}, notes=())
+            so_far = judge_and_decide(session, reader, runs, smoke=smoke, header={}, notes=())
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
     wall_s = None if are_all_done(found) else round(load().since(start).wall_s, 1)

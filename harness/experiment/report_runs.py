@@ -20,7 +20,7 @@ from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.analysis import report_of
+from harness.experiment.analysis import judge_and_decide
 from harness.experiment.analysis.run_remarks import describe_prompting, describe_trainings, list_remarks
 from harness.experiment.analysis.study import Study, study_session
 from harness.experiment.analysis.target_facts import judge_of_pairs
@@ -116,7 +116,9 @@ def report_finished(
     header = _header(session) | ({} if wall_s is None else {"wall_s": wall_s})
     study = study_session(session, reader)
     notes, curve_of = [*said, *_notes(session, study, runs)], partial(fit_stored_curve, session, reader, runs)
-    report = report_of(session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of)
+    report = judge_and_decide(
+        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
+    )
     changed = report_changes(report, runs, study)
     return replace(report, notes=(*report.notes, *changed))
 

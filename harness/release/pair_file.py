@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from harness import config, decision, store
-from harness.comparison import human
-from harness.comparison.human import Turn
+from harness.comparison import human_preferences
+from harness.comparison.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows, Study, load_study
@@ -155,8 +155,8 @@ def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run
     """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
     sides = _sides(task, one, other)
     shown = _pair_rows(at, task, sides)
-    rated = human.map_preference_shares(ratings, *sides.rows)
-    turns = human.turns([*shown], "", *sides.rows)
+    rated = human_preferences.map_preference_shares(ratings, *sides.rows)
+    turns = human_preferences.turns([*shown], "", *sides.rows)
     return _PairSample(
         (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
     )
@@ -183,8 +183,10 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     for (run_a, run_b), rows in rated.items():
         sides = _Sides((by_id[run_a], by_id[run_b]), rows)
         both = " and ".join(run.label for run in sides.runs)
-        by_pair[both] = len(human.map_preference_shares(every, *sides.rows))
-        counted[both] = len(human.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows))
+        by_pair[both] = len(human_preferences.map_preference_shares(every, *sides.rows))
+        counted[both] = len(
+            human_preferences.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows)
+        )
     return PairImport(len(ratings), n_blank, by_pair, counted)
 
 

@@ -117,7 +117,7 @@ def _judge_family_again(study: Study, runs: Runs, facts: Facts) -> tuple[Candida
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items whose answers the report holds
 
 
-def report_of(
+def judge_and_decide(
     session: Session,
     reader: Reader,
     runs: Runs,

@@ -20,7 +20,7 @@ from harness.comparison import (
     bias_of,
     compare_on_target,
     correct_estimate,
-    human,
+    human_preferences,
     labels_missing,
     wins_by_judge,
     wins_by_people,
@@ -287,7 +287,9 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
     rows = study.rows.cut(base, task), study.rows.cut(run, task)
     pairs = _answer_pairs(*rows)
     digests = [one.rows[f"{task.name}/test"] for one in runs]
-    votes = human.map_counted_shares(store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests)
+    votes = human_preferences.map_counted_shares(
+        store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests
+    )
     by = policy.target.by
     if by == PEOPLE:
         return open_where_failed(wins_by_people(runs[0].candidate, pairs, votes), rows[0], policy.max_errors)

@@ -2,7 +2,7 @@
 
 Invariant: a request gets the same answer as in `harness eval`. Only a prompt that is too long, an error
 there, loses its beginning here, as in lm-eval's own models.
-Source: lm_eval/api/model.py (LM), version 0.4.13.
+Source: lm_eval/api/model.py (LM), version 0.4.13
 """
 
 from collections.abc import Sequence

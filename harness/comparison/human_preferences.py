@@ -3,10 +3,10 @@
 Invariant: pure. Order and sides depend on rater and pair alone, so a rater who comes back goes on where they
 were, and a side tells nothing of the candidate. A rater's later rating of an item replaces an earlier one; a
 skipped item counts for nothing. A tie is half a win, and equal answers are one without a rating. A judge's
-preferences are corrected by people's of a random part of the same pairs, as its grades are by labels; without
-enough of them the figure is the judge's own, and says how many are missing. Which items have equal answers is
-part of the sample, so the interval holds its chance as well.
-Source: `judge_correction`; Wilson 1927 for people alone, of items that come by themselves.
+preferences are corrected by people's of a random part of the same pairs, as its grades are by labels;
+without enough of them the figure is the judge's own, and says how many are missing. Which items have equal
+answers is part of the sample, so the interval holds its chance as well.
+Source: `judge_correction`; Wilson 1927 for people alone, of items that come by themselves
 """
 
 import random

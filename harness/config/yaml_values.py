@@ -1,7 +1,7 @@
 """YAML values with their source positions, and pydantic's errors as problems at those positions.
 
-Invariant: `where` always answers, with the line of the value itself or of the nearest value around it;
-one problem for each error.
+Invariant: `where` always answers, with the line of the value itself or of the nearest value around it; one
+problem for each error.
 """
 
 import re
