@@ -1,5 +1,6 @@
 """`harness init` reads the layouts of public data sets: what becomes of each column, the prompt, the answers."""
 
+import csv
 import json
 import shlex
 
@@ -483,12 +484,25 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
 
 
 def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_somebody_says(tmp_path):
-    tagged = [f'text {i},"{["red"] if i % 3 else ["red", "blue"]}"\n' for i in range(N)]
+    kinds = (["red"], ["it's"], ["red", "it's"], [])
     path = tmp_path / "tagged.csv"
-    path.write_text("text,tags\n" + "".join(tagged))
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "tags"), *((f"text {i}", kinds[i % 4]) for i in range(N))])
     found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
     items = load_task(found.task, 0)
-    assert {e.references for e in [*items.validation, *items.test]} == {("red",), ("red; blue",)}
+    assert {e.references for e in [*items.validation, *items.test]} == {
+        ("red",),
+        ("it's",),
+        ("red; it's",),
+        ("none",),
+    }
+
+    printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
+    path = tmp_path / "printed.csv"
+    path.write_text("question,answer\n" + "".join(printed))
+    found = scaffold.propose(Request(tmp_path / "other", str(path), **ELSEWHERE), HERE)
+    items = load_task(found.task, 0)
+    assert ("['a', 'b']",) in {e.references for e in [*items.validation, *items.test]}
 
     path, made = write_rows(
         tmp_path,

@@ -13,9 +13,9 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from itertools import chain, islice
+from itertools import chain, islice, zip_longest
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TextIO, cast
 
@@ -247,11 +247,12 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
     with open_text(file, shown) as text:
         first = text.readline()
         named = _NAMED_SEPARATOR.match(first)
-        head = [] if named else [first, *islice(text, _TRIED)]
+        head = [*([] if named else [first]), *islice(text, _TRIED)]
         is_tsv = file.name.lower().removesuffix(".gz").endswith(".tsv")
         delimiter = named[1] if named else "\t" if is_tsv else _separator(head)
         lines, blanks = chain(head, text), any(_quotes_behind_blank(one, delimiter) for one in head)
         reader = csv.reader(lines, delimiter=delimiter, strict=True, skipinitialspace=blanks)
+        listed = _list_columns(csv.reader(head, delimiter=delimiter, skipinitialspace=blanks))
         line, widths, n_trailing = 1, Counter[int](), 0
         try:
             header = _column_names(next(reader, []))
@@ -271,7 +272,8 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
                         step = "delete it, or name one more column in the first line"
                         n_trailing += 1
                     problems.append(Problem(where, found, expected, step))
-                yield Row(where, dict(zip(header, map(_read_cell, cells), strict=False)))
+                values = [_read_list(cell) if i in listed else cell for i, cell in enumerate(cells)]
+                yield Row(where, dict(zip(header, values, strict=False)))
         except csv.Error as error:
             expected = f"values separated by {_SEPARATORS[delimiter]}"
             where = f"{shown}:{line + bool(named)}"
@@ -286,11 +288,27 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
     refuse(cap_problems(problems, shown, "malformed lines"))
 
 
-def _read_cell(cell: str) -> Any:
-    """Read a cell; a list of texts as Python writes it, such as `['a', 'b']` by pandas, is that list."""
-    if not _PYTHON_LIST.fullmatch(cell):
+def _list_columns(first_rows: Iterable[list[str]]) -> set[int]:
+    """Return the places of the columns whose first cells are lists of texts as Python writes them.
+
+    A cell alone may not show it: `["it's"]` is JSON too. A column that holds other texts is left as it is.
+    """
+    with suppress(csv.Error):  # the reading that follows names it
+        columns = enumerate(zip_longest(*islice(first_rows, 1, None), fillvalue=""))
+        return {
+            place
+            for place, cells in columns
+            if any(map(_PYTHON_LIST.fullmatch, cells))
+            and all(isinstance(_read_list(cell), list) for cell in cells if cell.strip())
+        }
+    return set()
+
+
+def _read_list(cell: str) -> Any:
+    """Read a list of texts, such as `['a', "it's"]`; any other cell is returned as it is."""
+    if not cell.strip().startswith("["):
         return cell
-    with suppress(ValueError, SyntaxError):
+    with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
         entries = ast.literal_eval(cell.strip())
         return entries if all(isinstance(entry, str) for entry in entries) else cell
     return cell
