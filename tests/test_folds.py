@@ -101,6 +101,15 @@ def test_folds_that_there_cannot_be_are_refused(tmp_path, rows, said):
         load_task(task(tmp_path, rows), 0)
 
 
+def test_a_step_of_a_rating_need_not_be_in_every_fold(tmp_path):
+    rows = letters(40, lambda i: "4.5" if i < 2 else ("3.5", "4")[i % 2])
+    labels = {"labels": ("3.5", "4", "4.5")}
+    with pytest.raises(UserError, match=r"of the label '4\.5', none in fold"):
+        load_task(task(tmp_path, rows, **labels), 0)
+    rating = task(tmp_path, rows, **labels).model_copy(update={"metrics": ("exact_match", "within_one")})
+    assert sorted(Counter(load_task(rating, 0).folds.values()).values()) == [6, 6, 6, 7, 7]
+
+
 @pytest.mark.parametrize(
     ("data", "said"),
     [

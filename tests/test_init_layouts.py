@@ -483,6 +483,42 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
 
 
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (("[0, 2]", "[1]", "[]"), ("0; 2", "1", "none")),
+        (("[0 2]", "[1]", "[ -1  10 ]"), ("0; 2", "1", "-1; 10")),
+        (("['red' 'blue']", "['red']"), ("red; blue", "red")),
+        (('["red", "blue"]', '["red"]'), ("red; blue", "red")),
+    ],
+    ids=["label numbers", "NumPy's numbers", "NumPy's texts", "JSON"],
+)
+def test_lists_in_a_csv_column_of_labels_are_labels(tmp_path, cells, expected):
+    path = tmp_path / "tagged.csv"
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("text", "labels"), *((say(i), cells[i % len(cells)]) for i in range(N))])
+    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    items = load_task(found.task, 0)
+    assert {e.references for e in [*items.validation, *items.test]} == {(text,) for text in expected}
+
+
+def test_labels_that_are_numbers_alone_are_said_to_mean_nothing_unless_an_instruction_says_what(tmp_path):
+    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick((-1, 1), i)})
+    request = Request(tmp_path / "new", str(path), **ELSEWHERE)
+    (said,) = (line for line in scaffold.propose(request, HERE).warnings if line.startswith("the labels"))
+    assert said.startswith("the labels are numbers alone (-1, 1): codes of classes, or steps of a rating")
+    told = request._replace(instruction="Is it good (1) or bad (-1)? Reply with the number.")
+    assert not any("numbers alone" in line for line in scaffold.propose(told, HERE).warnings)
+
+
+def test_tags_that_are_numbers_are_refused_and_no_command_is_offered(tmp_path):
+    path, _ = write_rows(
+        tmp_path, lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())}
+    )
+    with pytest.raises(UserError, match="no command can: the file holds no names"):
+        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+
+
 def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_somebody_says(tmp_path):
     kinds = (["red"], ["it's"], ["red", "it's"], [])
     path = tmp_path / "tagged.csv"

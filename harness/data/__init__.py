@@ -25,7 +25,7 @@ from harness.errors import Problem, UserError, refuse
 from harness.formatting import pluralize
 from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults
-from harness.spec import DATA_FILES, Task
+from harness.spec import DATA_FILES, Task, metric_name
 
 Split = Literal["train", "validation", "test"]
 PartName = Literal["train", "validation", "test", "pairs"]
@@ -33,6 +33,9 @@ SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 # What a task says of judging its answers; the answers themselves do not depend on it.
 SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "bounds", "description")
+
+# Metrics of steps on a scale: a fold without one of the steps shows how far answers are off all the same.
+OF_RATINGS = ("mean_absolute_error", "within_one", "weighted_kappa")
 
 _Given = ParamSpec("_Given")
 _Made = TypeVar("_Made")
@@ -322,7 +325,9 @@ def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
     if not validation:
         train, validation = splits.set_aside(train, random.Random(f"{task.name}/validation"), choice)
     shown = readers.display_path(task.data.source("train") or "")
-    folds = assign_folds(task.name, train, k, f"{shown}, folds: {k}", choice)
+    is_rating = any(metric_name(written) in OF_RATINGS for written in task.metrics)
+    where = "" if is_rating else f"{shown}, folds: {k}"
+    folds = assign_folds(task.name, train, k, where, choice)
     sizes, n = Counter(folds.values()), len(folds)
     least, most = min(sizes.values()), max(sizes.values())
     size = f"{least:,}" if least == most else f"{least:,} to {most:,}"

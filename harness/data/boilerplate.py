@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 from hashlib import blake2b
-from itertools import islice
+from itertools import islice, pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -35,16 +35,13 @@ def word_numbers(words: str) -> NDArray[np.uint64]:
     return np.array([_number(word) for word in words.split()], dtype=np.uint64)
 
 
-def n_grams(words: str, n: int = N) -> NDArray[np.uint64]:
-    """Return the n-grams of folded words in their order, as numbers of 64 bits; `n` is at most 8."""
+def n_grams(words: str) -> NDArray[np.uint64]:
+    """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
     numbers = word_numbers(words)
-    if len(numbers) < n:
+    if len(numbers) < N:
         return np.zeros(0, dtype=np.uint64)
-    size = len(numbers) - n + 1
-    grams: NDArray[np.uint64] = numbers[:size] * _FACTORS[0]
-    for i in range(1, n):
-        grams += numbers[i : i + size] * _FACTORS[i]
-    return grams
+    runs: NDArray[np.uint64] = np.lib.stride_tricks.sliding_window_view(numbers, N) @ _FACTORS
+    return runs
 
 
 def find_telling_words(texts: Sequence[str]) -> dict[str, str]:
@@ -91,69 +88,28 @@ def largest_shares(
     Both are folded words, single spaces between them. N-grams of more than `MOST` items do not count; with
     `rare_in_rows` nor do those of more than `MOST` different rows, as few items need not tell boilerplate.
     """
-    grams, owners = _join_grams([_distinct(words, n) for words in items])
-    known, place, count = np.unique(grams, return_inverse=True, return_counts=True)
-    telling = (count <= MOST)[place]
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    grams = CountVectorizer(ngram_range=(n, n), token_pattern=r"\S+", lowercase=False, binary=True)
+    try:
+        of_items = grams.fit_transform(items)  # (items, n-grams)
+    except ValueError:  # no item has so many words
+        return []
+    telling = of_items.sum(axis=0).A1 <= MOST
     if rare_in_rows:
-        telling &= (_counts(rows, known, n) <= MOST)[place]
-    order = np.argsort(grams[telling], kind="stable")
-    grams, owners = grams[telling][order], owners[telling][order]
-    of_item = np.bincount(owners, minlength=len(items))
+        telling &= grams.transform(dict.fromkeys(rows)).sum(axis=0).A1 <= MOST
+    of_items = of_items[:, telling]
+    sizes = of_items.sum(axis=1).A1
     found: list[Share] = []
-    for start in range(0, len(rows) if len(grams) else 0, _BLOCK):
-        block = [_distinct(words, n) for words in rows[start : start + _BLOCK]]
-        found += [
-            share._replace(row=start + share.row)
-            for share in _best(*_join_grams(block), grams, owners, of_item)
-            if share.share >= least
-        ]
+    for start in range(0, len(rows), _BLOCK):
+        shared = (grams.transform(rows[start : start + _BLOCK])[:, telling] @ of_items.T).tocsr()
+        shared.sort_indices()  # of equal shares the first item
+        for row, (first, last) in enumerate(pairwise(shared.indptr), start=start):
+            shares = shared.data[first:last] / sizes[shared.indices[first:last]]
+            if len(shares) and shares.max() >= least:
+                best = int(shares.argmax())
+                found.append(Share(row, int(shared.indices[first + best]), float(shares[best])))
     return found
-
-
-def _counts(texts: Sequence[str], known: NDArray[np.uint64], n: int) -> NDArray[np.int64]:
-    """Count for each of the sorted n-grams in how many different texts it stands."""
-    counts = np.zeros(len(known), dtype=np.int64)
-    different = list(dict.fromkeys(texts)) if len(known) else []
-    for start in range(0, len(different), _BLOCK):
-        grams, _ = _join_grams([np.unique(n_grams(words, n)) for words in different[start : start + _BLOCK]])
-        at = np.minimum(np.searchsorted(known, grams), len(known) - 1)
-        counts += np.bincount(at[known[at] == grams], minlength=len(known))
-    return counts
-
-
-def _best(
-    queries: NDArray[np.uint64],
-    rows: NDArray[np.int64],
-    grams: NDArray[np.uint64],
-    owners: NDArray[np.int64],
-    of_item: NDArray[np.int64],
-) -> list[Share]:
-    """Give for each row of a block the item with the largest share of its n-grams in the row."""
-    order = np.argsort(queries)
-    queries, rows = queries[order], rows[order]
-    first, last = np.searchsorted(grams, queries, "left"), np.searchsorted(grams, queries, "right")
-    n_hits = last - first
-    hit_rows = np.repeat(rows, n_hits)
-    within = np.arange(len(hit_rows)) - np.repeat(n_hits.cumsum() - n_hits, n_hits)
-    items = owners[np.repeat(first, n_hits) + within]
-    pairs, shared = np.unique(hit_rows * len(of_item) + items, return_counts=True)
-    best: dict[int, Share] = {}
-    for pair, n in zip(pairs.tolist(), shared.tolist(), strict=True):
-        row, item = divmod(pair, len(of_item))
-        share = n / int(of_item[item])
-        if row not in best or share > best[row].share:
-            best[row] = Share(row, item, share)
-    return list(best.values())
-
-
-def _join_grams(grams: Sequence[NDArray[np.uint64]]) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
-    """Put the n-grams of several texts into one array, and the place of the text of each into another."""
-    together = np.concatenate([np.zeros(0, dtype=np.uint64), *grams])
-    return together, np.repeat(np.arange(len(grams)), [len(of_one) for of_one in grams]).astype(np.int64)
-
-
-def _distinct(words: str, n: int) -> NDArray[np.uint64]:
-    return np.unique(n_grams(words, n))
 
 
 FILLED = 4  # texts

@@ -77,18 +77,6 @@ def _kind(value: Any) -> str:
     return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
 
 
-# Columns whose lists hold all that applies to a row, not several answers that are each right.
-_SETS = {
-    *("tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"),
-    *("emotions", "intents", "tag", "label", "topic", "category", "genre", "class", "emotion", "intent"),
-}
-
-
-def is_label_list(column: str, value: Any) -> bool:
-    """Tell whether a value is a list of labels, by the last word of its column's name."""
-    return isinstance(value, list) and re.split(r"[\W_]", column.lower())[-1] in _SETS
-
-
 def join_labels(where: str, column: str, values: Sequence[Any]) -> str:
     """Join the labels of a row to one answer, `none` where it has none.
 

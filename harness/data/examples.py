@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats, turns
-from harness.data.cells import is_label_list, is_object, join_labels, remove_special, write_empty_lists
+from harness.data.cells import is_object, join_labels, remove_special, write_empty_lists
 from harness.data.formats import Layout
 from harness.data.rated_rows import read_pair, read_thumb
 from harness.data.readers import clean_command, file_of
-from harness.data.text_files import Row, Rows, cap_problems
+from harness.data.text_files import Row, Rows, cap_problems, names_labels
 from harness.data.tools import TOOL_FIELDS, add_tools
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
@@ -361,7 +361,7 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     field = FIELD.fullmatch(template)
     if field and is_object(value := _value(row, field[1])):
         return (turns.write_json(value),)
-    if field and is_label_list(field[1], value):
+    if field and isinstance(value, list) and names_labels(field[1]):
         return (join_labels(row.where, field[1], value),)
     if field and isinstance(value, list):
         accepted = _texts(row, field[1])

@@ -336,7 +336,7 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
     if not isinstance(tags, list) or not isinstance(tokens, list) or len(tokens) != len(tags):
         raise misfit(row, f"no tag for each token in {column!r}", "two lists")
     if not all(isinstance(tag, str) for tag in tags):
-        step = "write the names in their place; the card of the data set lists them"
+        step = "no command can: the file holds no names; write those of the data set's card in their place"
         raise UserError(Problem(row.where, f"numbers in {column!r}", TAG_NAMES, step))
     found: list[dict[str, str]] = []
     for place, (token, tag) in enumerate(zip(map(str, tokens), tags, strict=True)):

@@ -27,7 +27,7 @@ from harness.data.columns import (
 )
 from harness.data.examples import FIELD
 from harness.data.text_files import Row, Rows
-from harness.data.turns import HISTORY, SYSTEMS, list_history, text_of_cell
+from harness.data.turns import HISTORY, SYSTEMS, list_history, read_flag, text_of_cell
 from harness.errors import Problem, UserError
 
 _OTHER_QUESTIONS = (
@@ -69,7 +69,6 @@ _LABEL_WORDS = {
     *("entailment", "contradiction", "spam", "ham", "low", "medium", "high", "pass", "fail"),
 }
 MOST_LABELS, ROWS_A_LABEL, LONGEST_LABEL = 200, 5, 60
-_FLAGS = {"0", "1", "0.0", "1.0", "true", "false"}
 _WIDEST_SCALE = 10  # between the ends of numbers that are steps
 SQL = re.compile(
     r"\s*(?:select|with|insert|update|delete)\s.*?\b(?:from|into|set|as)\b", re.IGNORECASE | re.DOTALL
@@ -304,7 +303,7 @@ def _advise_columns(
     Where no text is left, a list or an object asks or answers.
     """
     names = [*names]
-    flags = [n for n in names if {str(row.fields.get(n)).lower() for row in content.rows} <= _FLAGS]
+    flags = [n for n in names if all(read_flag(row.fields.get(n)) is not None for row in content.rows)]
     if answers is None and len(flags) > 1:
         return (
             f"the columns {', '.join(flags)} say yes or no each: write those that apply as a list, "

@@ -311,13 +311,15 @@ def assign_folds(
 ) -> dict[str, int]:
     """Return the fold of every row by its id, from 1; the same for every seed.
 
+    `where` is what lacks labels that some fold does not have; empty where it need not have all of them.
+
     Raises:
         UserError: there are fewer groups of rows than folds, or a label that some fold lacks.
     """
     dealt = deal(rows, k, random.Random(f"{task}/folds"), with_choices)
     if any(_find_missing_labels(dealt, where)):
         dealt = spread_labels(rows, dealt, with_choices)
-    refuse(_find_missing_labels(dealt, where))
+    refuse(_find_missing_labels(dealt, where) if where else ())
     return {row.example.id: fold for fold, of in enumerate(dealt, start=1) for row in of}
 
 

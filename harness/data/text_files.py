@@ -13,7 +13,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -234,7 +234,14 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
     return [*problems[:SHOWN], Problem(where, found, "none", "fix these; the next call names the others")]
 
 
+# Columns whose lists hold all that applies to a row, not several answers that are each right.
+_SETS = {
+    *("tags", "labels", "topics", "categories", "genres", "classes", "keywords", "keyphrases", "hashtags"),
+    *("emotions", "intents", "tag", "label", "topic", "category", "genre", "class", "emotion", "intent"),
+}
 _PYTHON_LIST = re.compile(r"\s*\[\s*'.*\]\s*", re.DOTALL)
+_ENTRY = r"""(?:'[^']*'|"[^"]*"|-?\d+)"""
+_NUMPY_LIST = re.compile(rf"\[\s*{_ENTRY}(?:\s+{_ENTRY})+\s*\]")  # without commas
 _TRIED = 100  # lines behind the first by which separators are told apart
 _SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
 _NAMED_SEPARATOR = re.compile(r"sep=([,;\t|])\r?\n")  # the first line of some exports
@@ -288,29 +295,37 @@ def read_csv(file: Path, shown: str) -> Iterator[Row]:
     refuse(cap_problems(problems, shown, "malformed lines"))
 
 
-def _list_columns(first_rows: Iterable[list[str]]) -> set[int]:
-    """Return the places of the columns whose first cells are lists of texts as Python writes them.
+def names_labels(column: str) -> bool:
+    """Tell from the last word of its name whether a column's lists hold labels."""
+    return re.split(r"[\W_]", column.lower())[-1] in _SETS
+
+
+def _list_columns(first_rows: Iterator[list[str]]) -> set[int]:
+    """Return the places of the columns whose first cells are lists: of labels, or of texts as Python's.
 
     A cell alone may not show it: `["it's"]` is JSON too. A column that holds other texts is left as it is.
     """
+    places = set[int]()
     with suppress(csv.Error):  # the reading that follows names it
-        columns = enumerate(zip_longest(*islice(first_rows, 1, None), fillvalue=""))
-        return {
-            place
-            for place, cells in columns
-            if any(map(_PYTHON_LIST.fullmatch, cells))
-            and all(isinstance(_read_list(cell), list) for cell in cells if cell.strip())
-        }
-    return set()
+        names = next(first_rows, [])
+        for place, (name, *cells) in enumerate(zip_longest(names, *first_rows, fillvalue="")):
+            lists = [_read_list(cell) for cell in cells if cell.strip()]
+            are_lists = all(isinstance(entries, list) for entries in lists)
+            if are_lists and any(lists) and (names_labels(name) or any(map(_PYTHON_LIST.fullmatch, cells))):
+                places.add(place)
+    return places
 
 
 def _read_list(cell: str) -> Any:
-    """Read a list of texts, such as `['a', "it's"]`; any other cell is returned as it is."""
-    if not cell.strip().startswith("["):
+    """Read a list of texts or whole numbers, as `['a', "it's"]` and NumPy's `[0 2]`; else return the cell."""
+    text = cell.strip()
+    if not text.startswith("["):
         return cell
+    if _NUMPY_LIST.fullmatch(text):  # whose texts Python would join to one
+        text = f"[{', '.join(re.findall(_ENTRY, text))}]"
     with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-        entries = ast.literal_eval(cell.strip())
-        return entries if all(isinstance(entry, str) for entry in entries) else cell
+        entries = ast.literal_eval(text)
+        return entries if {*map(type, entries)} in ({str}, {int}, set()) else cell
     return cell
 
 

@@ -230,7 +230,7 @@ _CALLING_SPEAKERS = (
 )  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
 _SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
-_WRITTEN_FLAGS = {"true": True, "1": True, "false": False, "0": False}
+_WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 _SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
 

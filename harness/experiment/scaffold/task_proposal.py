@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from harness.data import SPLITS, Notes, TaskItems, load_task, readers
+from harness.data import OF_RATINGS, SPLITS, Notes, TaskItems, load_task, readers
 from harness.data.columns import column_options, find_reading_roles, option_text
 from harness.data.edit import new_name
 from harness.data.examples import FIELD, pairs
@@ -105,7 +105,7 @@ _METRICS: dict[AnswerForm, list[str]] = {
 }
 
 
-_RATING_METRICS = ["exact_match", "mean_absolute_error", "within_one", "weighted_kappa"]
+_RATING_METRICS = ["exact_match", *OF_RATINGS]
 
 
 def choose_metrics(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> list[str]:
