@@ -125,9 +125,10 @@ class Pace(NamedTuple):
     """Rates of answering in blocks, of training in steps, and of work without tokens.
 
     Seconds per unit are assumptions until something was measured here: those of a model with 135 million
-    parameters on two CPU cores. `fits` are trainings without their steps (process, model, saving), `opened`
-    is weights being made ready to answer, `requests` single requests that are timed, `runs` the rest of a
-    comparison: grading, statistics, writing.
+    parameters on two CPU cores, and on an H200, where launching kernels takes the time of a small model.
+    `fits` are trainings without their steps (process, model, saving), `opened` is weights being made ready to
+    answer, `requests` single requests that are timed, `runs` the rest of a comparison: grading, statistics,
+    writing.
     """
 
     answering: Rate = Rate(each_s=0.1)
@@ -138,7 +139,10 @@ class Pace(NamedTuple):
     runs: Rate = Rate(each_s=0.5)
 
 
-_ASSUMED = Pace()
+_ASSUMED = {
+    "cpu": Pace(),
+    "cuda": Pace(*(Rate(each_s=each_s) for each_s in (2.0, 0.2, 5.0, 1.0, 0.5, 1.0))),
+}
 
 
 class _Sums(NamedTuple):
@@ -167,15 +171,16 @@ class _Sums(NamedTuple):
 def read_pace(machine: Machine, n_parameters: int) -> Pace:
     """Read the pace measured here for a model of this size."""
     sums_by_kind = _read(machine, n_parameters)
-    rates = {kind: sums.rate(getattr(_ASSUMED, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
-    return Pace(**rates)
+    assumed = _ASSUMED[machine.device]
+    rates = {kind: sums.rate(getattr(assumed, kind), machine.gflops) for kind, sums in sums_by_kind.items()}
+    return assumed._replace(**rates)
 
 
 def record_pace(
     machine: Machine, n_parameters: int, kind: Kind, estimated_s: float, n: float, took_s: float
 ) -> None:
     """Record that `n` units with tokens estimated at `estimated_s` seconds took `took_s` seconds."""
-    expected_s = estimated_s + n * getattr(_ASSUMED, kind).each_s
+    expected_s = estimated_s + n * getattr(_ASSUMED[machine.device], kind).each_s
     if expected_s <= 0:
         return
     known = _read(machine, n_parameters)
