@@ -31,7 +31,7 @@ _LINES = (
     ),
     (
         "a process of its own for each training on one GPU (`training: {process: auto}`)",
-        "the default there; an H200 ran one for LoRA, QLoRA, Spectrum and DPO, by `make claims`",
+        "the default there; an H200 ran one for LoRA, QLoRA and DPO in the quickstart (`reports/full_h200.md`), and for Spectrum, by `make claims`",
         "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_job.py`)",
     ),
     (
