@@ -536,7 +536,7 @@ def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_fli
     decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], tau=3)
     assert find_reason(decision, "points per USD") == (
         "Training cost 0.50 USD and brought 14 [4, 24] points per USD over the best untrained, over the prompt"
-        " 74 [64, 84]. Training pays above τ = 3 (probability 98.4 %); the decision flips at τ = 4."
+        " 74 [64, 84]. You ask for more than 3 per USD (decide.tau; shown with a probability of 98.4 %); at more than 4 the decision flips."
     )
     assert decision.arithmetic["tau_flips_at"] == pytest.approx(4)
 

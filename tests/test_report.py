@@ -123,9 +123,10 @@ def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
 
 def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal():
     of = report()
-    assert print_report(of, width=40)[-2:] == [
+    assert print_report(of, width=40)[-3:] == [
         of.decision.sentence,
         "next: harness promote lora makes lora the champion, which later gates compare with",
+        "next: harness compare 'seeds=[0,1,2]' trains lora with 3 seeds in all, which shows by how much its trainings differ",
     ]
 
 
@@ -145,7 +146,7 @@ def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
 
 def test_a_name_that_a_shell_would_read_is_quoted_in_the_next_command():
     of = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
-    assert print_report(of)[-1].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
+    assert print_report(of)[-2].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
 
 
 def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():
@@ -173,7 +174,7 @@ def test_the_first_page_says_why_how_sure_and_what_next():
             ),
         ),
     ]
-    assert [step.line for step in page.next_steps] == ["harness promote lora"]
+    assert [step.line for step in page.next_steps] == ["harness promote lora", "harness compare 'seeds=[0,1,2]'"]
     assert all(word in page.table.notes[0] for word in ("other skills", "lost/gained", "gate"))
 
 
@@ -213,7 +214,8 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
     failing = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
     tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
-    assert commands(report(typed=typed)) == [f"harness promote lora {tail}"]
+    seeds = "harness compare -c 'my project/harness.yaml' 'seeds=[0,1,2]'"
+    assert commands(report(typed=typed)) == [f"harness promote lora {tail}", seeds]
     assert commands(report([*alternatives(), failing], typed=typed)) == [
         f"harness promote knn --force --reason REASON {tail}",
         f"harness rescue lora {tail}",
@@ -239,7 +241,8 @@ def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_tha
 
 def test_only_a_next_comparison_goes_to_the_workers_again():
     typed = CommandLine("", ("execution.executor=ray", "seeds=[0]"))
-    assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'"]
+    seeds = "harness compare execution.executor=ray 'seeds=[0,1,2]'"
+    assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'", seeds]
     assert commands(report(decision=None, typed=typed)) == [
         "harness compare execution.executor=ray 'seeds=[0]'"
     ]
@@ -475,7 +478,7 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     assert notes[1].startswith(" - gain: lora reaches 81.0 [75, 86] exact_match")
     assert len(notes) == 6
     assert re.fullmatch(r" - \d+ more notes: see the report, or --verbose", notes[-1])
-    assert all(cell_len(line) <= 100 for line in lines[:-2]), "but for the decision and the next command"
+    assert all(cell_len(line) <= 100 for line in lines[:-3]), "but for the decision and the next commands"
     assert not any("remark 8" in line for line in lines)
     assert any("remark 8" in line for line in print_report(of))
 
@@ -483,8 +486,8 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
 def test_cut_and_unparsable_answers_stand_beside_the_scores():
     prompt, *others = alternatives()
     found = report([replace(prompt, unread=UnreadAnswers(0.86, 0.08, 24)), *others, LORA])
-    cut = "answers cut at max_new_tokens: 24: prompt 86 %; next: max_new_tokens: 48"
-    unparsable = "empty answers, or none of the labels: prompt 8 %; next: tell the prompt to answer with"
+    cut = "* answers cut at max_new_tokens: 24: prompt 86 %; next: max_new_tokens: 48"
+    unparsable = "* empty answers, or none of the labels: prompt 8 %; next: tell the prompt to answer with"
     for text in (markdown(experiment_document(found)), " ".join(" ".join(print_report(found)).split())):
         assert cut in text
         assert unparsable in text

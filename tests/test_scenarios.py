@@ -15,7 +15,7 @@ RAG = "rag(top_k=2)"
 def scenario(*facts, documents=False, **policy):
     given = {"closed_labels": True, "has_documents": documents, "metric_name": "exact_match"}
     decision = decide([*alternatives(), *facts], DecidePolicy(**policy), **given)
-    (found,) = [reason for reason in decision.reasons if reason.startswith("Scenario")]
+    (found,) = [reason for reason in decision.reasons if reason.startswith(("Scenario", "Of the six"))]
     return found
 
 
@@ -25,7 +25,7 @@ def make_hybrid(score=0.85, **changes):
 
 def test_shots_suffice_where_no_fine_tune_is_shown_to_gain():
     assert scenario(make_fine_tune("lora", 0.76, 0.02)) == (
-        "Scenario 2 of 6: examples of the task suffice without training, so shots, ranked labels or a plain"
+        "Of the six scenarios in docs/decision.md this is 2: examples of the task suffice without training, so shots, ranked labels or a plain"
         " classifier: knn reaches 74.0 [69, 79] exact_match, and prompt 20.0 [15, 25] exact_match; lora is"
         " not shown to gain."
     )
@@ -43,14 +43,16 @@ def test_shots_suffice_where_no_fine_tune_is_shown_to_gain():
 )
 def test_a_fine_tune_that_gains_shows_what_the_base_lacks_though_something_else_is_shipped(lora, policy):
     said = scenario(lora, **policy)
-    assert said.startswith("Scenario 4 of 6: the base lacks a behaviour")
+    assert said.startswith("Of the six scenarios in docs/decision.md this is 4: the base lacks a behaviour")
     assert "lora gains +16.0 [+11, +21] points over knn" in said
     assert said.endswith("why lora is not shipped, the decision says.")
 
 
 def test_a_gain_of_another_fine_tune_than_the_best_on_validation_counts_too():
     flat = make_fine_tune("flat", 0.95, 0.01)
-    assert scenario(flat, make_fine_tune("lora", 0.90, 0.16, "fail")).startswith("Scenario 4 of 6")
+    assert scenario(flat, make_fine_tune("lora", 0.90, 0.16, "fail")).startswith(
+        "Of the six scenarios in docs/decision.md this is 4"
+    )
 
 
 def test_only_slices_tell_a_behaviour_from_facts():
@@ -61,7 +63,11 @@ def test_only_slices_tell_a_behaviour_from_facts():
     given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     for slices, words in ((high, "gains"), (low, "on the slice behaviour it is not shown to")):
         decision = decide([*sliced, replace(lora, slices=slices)], DecidePolicy(), **given)
-        (said,) = [reason for reason in decision.reasons if reason.startswith("Scenario 4")]
+        (said,) = [
+            reason
+            for reason in decision.reasons
+            if reason.startswith("Of the six scenarios in docs/decision.md this is 4")
+        ]
         assert words in said
         assert "tell a behaviour from facts" not in said
 
@@ -79,7 +85,7 @@ def test_only_slices_tell_a_behaviour_from_facts():
 )
 def test_a_hybrid_shows_facts_and_behaviour_where_each_alone_was_measured_to_reach_less(parts, numbers):
     said = scenario(make_hybrid(), *parts)
-    assert said.startswith(f"Scenario {numbers} of 6")
+    assert said.startswith(f"Of the six scenarios in docs/decision.md this is {numbers}")
     assert "both gains +11.0 [+6, +16] points over knn and reaches 85.0 [80, 90] exact_match" in said
     assert ("alone was not measured" in said) == (len(parts) < 2)
 
@@ -88,7 +94,7 @@ def test_retrieval_that_is_chosen_says_what_it_found():
     docs = candidate("docs", 0.85, prompting=RAG, recall=0.92)
     said = scenario(docs, make_fine_tune("lora", 0.80, -0.05), documents=True)
     assert said.startswith(
-        "Scenario 3 of 6: the base lacks facts, or they change, so retrieval: docs reaches"
+        "Of the six scenarios in docs/decision.md this is 3: the base lacks facts, or they change, so retrieval: docs reaches"
     )
     assert "with 92.0 % of the documents found, and prompt 20.0" in said
     assert said.endswith("lora is not shown to gain.")

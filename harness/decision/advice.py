@@ -292,6 +292,7 @@ _SHOWN = Scenario(
 _FACTS = Scenario(3, "the base lacks facts, or they change", "retrieval")
 _BEHAVIOUR = Scenario(4, "the base lacks a behaviour, such as a format or a style", "a fine-tune")
 _BOTH = Scenario(5, "the base lacks facts and a behaviour", "a fine-tune with retrieval")
+_SCENARIO = "Of the six scenarios in docs/decision.md this is"
 _DATA = Scenario(6, "training rows are too few for what the base lacks", "more data")
 
 SCENARIOS: Mapping[Action, Scenario] = {
@@ -374,9 +375,9 @@ def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
     first, *others = scenarios
     measured = f": {measured}" if measured else ""
     if not others:
-        return f"Scenario {first.number} of 6: {first.lack}, so {first.remedy}{measured}."
+        return f"{_SCENARIO} {first.number}: {first.lack}, so {first.remedy}{measured}."
     *numbers, last = (str(s.number) for s in (first, *others))
-    return f"Scenario {', '.join(numbers)} or {last} of 6{measured}."
+    return f"{_SCENARIO} {', '.join(numbers)} or {last}{measured}."
 
 
 def _describe_gain(case: Case, run: CandidateFacts | None) -> str:

@@ -114,8 +114,9 @@ def describe_power(case: Case, run: CandidateFacts) -> str:
     items = formatting.pluralize(g.n, "item")
     least = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
     shown = f"with these {items} only a gain above {least} would show"
-    if case.unit.is_rate and detectable >= 1:
-        shown = f"with these {items} no gain at all would show"
+    left = 1 - g.base if case.unit.higher_is_better else g.base
+    if case.unit.is_rate and not case.by_wins and detectable >= left:
+        shown += f", and {formatting.score(case.unit, left)} are left to gain"
     return f"{shown}; for more: {_list_ways_to_more(case, run, g.delta > 0)}"
 
 
@@ -147,14 +148,14 @@ def _per_usd(case: Case, costs: Economics, run: CandidateFacts) -> str:
         return f"Training {run.name} has no price, so the gain itself decides: {gained}."
     over_prompt = f", over the prompt {formatting.figure(*prompt)}" if prompt else ""
     chance = costs.probability_above_tau
-    likely = f" (probability {formatting.percent(chance)} %)" if chance is not None else ""
-    flips = f"the decision flips at τ = {formatting.figure(ratio.low)}"
+    likely = f"; shown with a probability of {formatting.percent(chance)} %" if chance is not None else ""
+    flips = f"at more than {formatting.figure(ratio.low)} the decision flips"
     if ratio.low <= 0:
-        flips = "no τ would let it be recommended"
+        flips = "at no value is it recommended"
     return (
         f"Training cost {formatting.usd(costs.training_cost_usd)} USD and brought {formatting.figure(*ratio)}"
-        f" {case.unit.name} per USD over the best untrained{over_prompt}. Training"
-        f" pays above τ = {formatting.figure(case.policy.tau)}{likely}; {flips}."
+        f" {case.unit.name} per USD over the best untrained{over_prompt}. You ask for more than"
+        f" {formatting.figure(case.policy.tau)} per USD (decide.tau{likely}); {flips}."
     )
 
 
@@ -210,9 +211,10 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
             "What a point is worth is not set (decide.point_usd), so the gain is not weighed against its cost"
         )
         return [f"{text}; {run.name} pays where it is more than {formatting.usd(flips_at)} USD."]
-    rests = f"The choice rests on {_worth_text(case, numbers)}"
     if flips_at == 0:
-        return [f"{rests}, and holds whatever that is worth, because {run.name} costs no more."]
+        worth = economics.answer_text(case.by_wins) if counts_answers else "a point"
+        return [f"The choice does not depend on what {worth} is worth, because {run.name} costs no more."]
+    rests = f"The choice rests on {_worth_text(case, numbers)}"
     worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
     weighed = f"the gain is worth {worth} USD over the horizon, and {run.name} costs {cost} USD more"
     return [f"{rests}: {weighed}. It flips at {formatting.usd(flips_at)} USD."]
@@ -295,11 +297,11 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
     ]
     n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
     said = (
-        f"{formatting.count(n)} fine-tunes are judged on the same items: if all had lost as much as the"
-        f" margin, one would still pass its own gate with a chance of up to {chance}. The choice is corrected"
+        f"{formatting.count(n)} fine-tunes are judged on the same items: if each had lost exactly what the"
+        f" margin allows, one would still pass its own gate with a chance of up to {chance}. The choice is"
     )
     holm = f"Holm at {formatting.percent(alpha)} %"
-    return [f"{said} for that ({holm}): {'; '.join(passing) or 'none passes even alone'}."]
+    return [f"{said} corrected for that ({holm}): {'; '.join(passing) or 'none passes even alone'}."]
 
 
 def _amount(case: Case, run: CandidateFacts) -> str:

@@ -199,13 +199,12 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
 def _items_text(case: Case, spend: Spend) -> str:
     if spend.items is None or spend.perfect is None:
         return "What more test items would bring is not known: the gain has no spread."
-    unit, would = case.unit.name, f"Another {formatting.count(spend.items.n)} test items would bring"
+    unit, more = case.unit.name, f"{formatting.count(spend.items.n)} more test items would"
     if spend.items.points < _WORTH_SAYING:
-        less = f"less than {_WORTH_SAYING:g} {unit} on average"
-        return f"{would} {less}, so the choice does not depend on them."
+        return f"{more} hardly change the choice (worth less than {_WORTH_SAYING:g} {unit} on average)."
     points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
     exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
-    return f"{would} {points}{_price_text(spend.items)}; {exactly}."
+    return f"{more} bring {points}{_price_text(spend.items)}; {exactly}."
 
 
 def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:

@@ -23,6 +23,7 @@ from harness.report.wording import (
     flips_text,
     print_measured,
     target_text,
+    unread_mark,
     verdict_word,
 )
 
@@ -145,7 +146,7 @@ CANDIDATE_COLUMNS = _by_name(
         " is as large as gate.target asks for; FAIL where they show the contrary of one of these, UNDECIDED"
         " where they cannot tell; with 95 % confidence", lambda r: verdict_word(r.facts)),
     Column("target", "target\n{metric}", "score on the test items", lambda r: r.facts.target,
-        lambda r, tight: target_text(r.facts, tight=tight), "interval"),
+        lambda r, tight: target_text(r.facts, tight=tight) + unread_mark(r.facts), "interval"),
     Column("gain", "{gain}vs best\nuntrained",
         "paired difference from `this one`, the best on validation of those that train no language model",
         lambda r: _NO_CHANGE if r.is_reference else gain(r.facts.vs_untrained), _gain_text, "interval"),

@@ -25,6 +25,7 @@ from harness.decision import (
     list_more_seeds,
     list_passing_runs,
     pool_seeds,
+    seeds_of,
     strongest_run,
 )
 from harness.gating import WIDEST_MARGIN, WORDS, MissRate, SpareItems, Verdict, find_settling, name_reasons
@@ -224,6 +225,8 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     """Say on how many items and seeds it rests, how often the gate errs, and among how many fine-tunes."""
     n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
     said = [f"measured on {n} test items"]
+    if (against := run.vs_untrained) and against.n_clusters < against.n:
+        said[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
         said.append(f"a model that lost {lost} on every task would still pass in {chance} of cases")
@@ -289,14 +292,18 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
 
 
 def _ask_more_seeds(report: ExperimentReport) -> Command | None:
-    """Say how to show a gain that varies most between trainings; None where seeds are not what it lacks."""
-    run = find_judged(report)
-    seeds = list_more_seeds(report.facts, run) if run is not None else ()
-    if run is None or not seeds:
+    """Say how to show a gain, or the spread of what ships; None where seeds are not what it lacks."""
+    if (run := find_judged(report)) is None:
+        return None
+    why, seeds = "as its gain varies most between trainings", list_more_seeds(report.facts, run)
+    ships = report.decision is not None and report.decision.candidate == run.name
+    if not seeds and ships and not is_cross_validated(run) and len(seeds_of(report.facts, run)) == 1:
+        why, seeds = "which shows by how much its trainings differ", range(3)
+    if not seeds:
         return None
     line = report.typed.with_settings([f"seeds=[{','.join(map(str, seeds))}]"]).command("compare")
     n = formatting.pluralize(len(seeds), "seed")
-    return Command(line, f"trains {run.name} with {n} in all, as its gain varies most between trainings")
+    return Command(line, f"trains {run.name} with {n} in all, {why}")
 
 
 def _promotion(report: ExperimentReport, name: str) -> Command:

@@ -126,9 +126,9 @@ def family_text(n_members: int, alpha: float) -> str:
         return ""
     any_passes = formatting.chance(gating.bound_passing_chance(alpha, n_members))
     return (
-        f"if all {n_members} fine-tunes had lost as much as the margin, one of them would still pass with a"
-        f" chance of up to {any_passes} (one alone {formatting.chance(alpha)}); the decision corrects for"
-        " that, this verdict does not"
+        f"if each of the {n_members} fine-tunes had lost exactly what the margin allows, one would still pass"
+        f" with a chance of up to {any_passes} (one alone {formatting.chance(alpha)}); the decision corrects"
+        " for that, this verdict does not"
     )
 
 
@@ -199,6 +199,11 @@ def describe_disturbed(facts: Iterable[CandidateFacts]) -> str:
 _FEW_UNREAD = 0.05  # the share of cut or unparsable answers from which it stands beside the scores
 
 
+def unread_mark(f: CandidateFacts) -> str:
+    """Mark a score of which `describe_unread` says something."""
+    return " *" if f.unread and max(f.unread.cut, f.unread.unparsable) > _FEW_UNREAD else ""
+
+
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
     """Say of which candidates many answers were cut or could not be read, and what to do about that."""
     cut: dict[int, list[str]] = {}
@@ -209,14 +214,14 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
         if f.unread and f.unread.unparsable > _FEW_UNREAD:
             unparsable.append(f"{f.label} {100 * f.unread.unparsable:.0f} %")
     said = [
-        f"answers cut at max_new_tokens: {limit}: {', '.join(named)}; next: max_new_tokens: {2 * limit}"
+        f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; next: max_new_tokens: {2 * limit}"
         for limit, named in cut.items()
     ]
     step = ""
     if trait(metric, "READS_WHOLE", False):
         step = "; next: tell the prompt to answer with the label alone, or primary: label_in_answer"
     return said + (
-        [f"empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
+        [f"* empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
     )
 
 
