@@ -186,8 +186,8 @@ def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(c
     _, champion = release.promote_named(copy, "lora", despite="a test")
     said = release.family_note(copy, champion)
     assert said.startswith(
-        "if all 2 fine-tunes had lost as much as the margin, one of them would still pass with a chance of up"
-        " to 10 %"
+        "if each of the 2 fine-tunes had lost exactly what the margin allows, one would still pass with a chance"
+        " of up to 10 %"
     )
     assert release.family_note(copy, replace(champion, candidate="prompt")) == ""
 
