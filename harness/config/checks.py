@@ -142,7 +142,6 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
 
 
 def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
-    """Refuse a name of a task or a suite that stands twice."""
     seen: dict[str, str] = {}
     named = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
     named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in _suites(tree)]

@@ -119,11 +119,7 @@ def examples(
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
-    """Make the example of one row; without an id of its own it is named by its place.
-
-    Raises:
-        UserError: the row cannot be used.
-    """
+    """Make the example of one row; without an id of its own it is named by its place."""
     return _example(task, formats.read(row, layout), row.where)
 
 
@@ -151,9 +147,6 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
     Of an answer with a thumb one of the two is there, the chosen one where the thumb is up.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
     """
     made = _make_each(
         content,
@@ -166,11 +159,7 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
 
 
 def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of rows that ask, whether they hold an answer or not; none is read.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
-    """
+    """Make examples of rows that ask, whether they hold an answer or not; none is read."""
 
     def read_question(row: Row, name: str) -> SourcedExample:
         ident = _fill_own(row, task.fields.id, "id") or name
@@ -183,11 +172,7 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
 
 
 def documents(content: Rows) -> list[Document]:
-    """Make the documents of a knowledge base; of rows with questions, one of every context.
-
-    Raises:
-        UserError: with every row that cannot be used, at most ten of them shown.
-    """
+    """Make the documents of a knowledge base; of rows with questions, one of every context."""
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]
@@ -383,7 +368,6 @@ def _text(row: Row, template: str) -> tuple[str, ...]:
 
 
 def _fill_own(row: Row, template: str | None, field: str) -> str:
-    """Fill the template, or take the field, or nothing."""
     if template is None and row.fields.get(field) is None:
         return ""
     return _fill(row, template or f"{{{field}}}")
@@ -395,7 +379,6 @@ def _fill(row: Row, template: str) -> str:
 
 
 def _fill_shown(row: Row, template: str) -> str:
-    """Fill the template of a prompt, which shows lists and objects too."""
 
     def show(field: re.Match[str]) -> str:
         value = _value(row, field[1])

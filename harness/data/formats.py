@@ -119,9 +119,6 @@ def every_turn(content: Rows) -> Rows:
 
     An answer that is not to be trained on, as by OpenAI's weight 0, is only read; a conversation without one
     stays as it is.
-
-    Raises:
-        UserError: the rows are no conversations.
     """
     layout = recognise(content.rows)
     field = layout.column if layout else ""
@@ -221,7 +218,6 @@ def _completion(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _refuse_untrained(row: Row, field: str) -> None:
-    """Refuse turns whose last one is not to be trained on."""
     last = read_leniently(next(reversed(row.fields[field]), None))
     if last and last.role == "assistant" and not last.is_trained:
         found = "a last answer that is not to be trained on"
@@ -247,7 +243,6 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
 
 
 def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read FLAN's inputs and targets."""
     return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
 
 
@@ -275,7 +270,6 @@ def _question(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _multiple_choice(row: Row, context_apart: bool, forms: AnswerForms = ANY_FORM) -> dict[str, Any]:
-    """Read a question with choices, of which the right one is the answer."""
     question, choices, right = read_choices(row, forms)
     fields = {**row.fields, "question": question, "answers": None, "answer": right}
     return _question(row._replace(fields=fields), context_apart) | {"choices": choices}
@@ -348,7 +342,6 @@ def _tagged_tokens(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Read a pair as an item whose right answer is the chosen one."""
     pair = read_pair(row).fields
     prompt = {name: pair[name] for name in ("prompt", "messages", *TOOL_FIELDS) if name in pair}
     return prompt | {"references": [pair["chosen"]]}

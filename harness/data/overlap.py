@@ -110,11 +110,7 @@ def _cut(text: str) -> str:
 
 
 def open_encoder(model: str, where: str) -> Encode:
-    """Open a sentence-transformers model as a function of texts.
-
-    Raises:
-        UserError: the package or the model is not there.
-    """
+    """Open a sentence-transformers model as a function of texts."""
     encoder = load_encoder(model, "SentenceTransformer", where, "leave embeddings out")
     return lambda texts: np.asarray(
         encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32
@@ -271,7 +267,6 @@ def _commands(
 
 
 def _split_command(file: str, read_by: ReadBy, names: OutputNames) -> str:
-    """Write the command that splits a file into parts, rows that are alike in one; empty where it cannot."""
     if (named := _options(file, read_by)) is None:
         return ""
     group = f" --group {shlex.quote(read_by.group)}" if read_by.group else ""

@@ -83,7 +83,6 @@ def make_judged_pair(row: Row) -> Row:
 
 
 def _read_rated(row: Row) -> RatedConversation:
-    """Read UltraFeedback's instruction and rated completions."""
     completions = row.fields["completions"]
     if not isinstance(completions, list) or not all(isinstance(of, dict) for of in completions):
         raise misfit(row, "'completions' of another form", "a list of {response, overall_score}")

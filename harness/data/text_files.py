@@ -116,7 +116,6 @@ def _wide_encoding(beginning: bytes) -> str:
 
 
 def _recode_command(shown: str, encoding: str) -> str:
-    """Write the command that makes a file in UTF-8 of one in another encoding."""
     packed = shown.lower().endswith(".gz")
     plain = Path(shown).with_suffix("") if packed else Path(shown)
     file, new = as_argument(shown), as_argument(str(plain.with_suffix(f".utf8{plain.suffix}")))
@@ -154,7 +153,6 @@ def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
 
 
 def _name_encoding(name: str) -> str:
-    """Name one of Python's encodings as iconv does."""
     named = name.upper().replace("ISO8859", "ISO-8859").replace("_", "-")
     named = {"MAC-ROMAN": "MACINTOSH", "LATIN-1": "LATIN1"}.get(named, named)
     return f"WINDOWS-{named[2:]}" if named.startswith("CP125") else named

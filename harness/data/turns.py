@@ -69,11 +69,7 @@ def read_result(value: Any, place: Place) -> Content:
 
 
 def read_calls(value: Any, key: str, place: Place) -> Content:
-    """Read a call, or a list of calls, each also as JSON within a text.
-
-    Raises:
-        UserError: one of them is no call.
-    """
+    """Read a call, or a list of calls, each also as JSON within a text."""
     read = [_read_call(call) for call in _list_calls(value)]
     if not all(read):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
@@ -274,7 +270,6 @@ def read_turn(entry: Mapping[str, Any], where: str = "") -> Turn:
 
 
 def _read_said(value: Any, place: Place) -> Content:
-    """Read what a turn says, by who says it."""
     speaker = place.speaker.lower()
     if speaker in _CALLING_SPEAKERS and isinstance(spelt := spell_calls(value), str):
         return Content([spelt])
@@ -327,11 +322,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, behind the row's system prompt and history where it has them.
-
-    Raises:
-        UserError: the question is empty.
-    """
+    """Return a question as a turn of the user, behind the row's system prompt and history where it has them."""
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
@@ -370,11 +361,7 @@ def list_history(row: Row) -> Turns:
 
 
 def read_text(row: Row, field: str) -> str:
-    """Return the text or number of a field.
-
-    Raises:
-        UserError: it is empty or of another type.
-    """
+    """Return the text or number of a field."""
     value = text_of_cell(row.fields[field])
     if value is None or not value.strip():
         kind = type(row.fields[field]).__name__
@@ -422,11 +409,7 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def refuse_media(texts: Iterable[str], row: Row) -> None:
-    """Refuse a row whose texts show a picture or a sound that stands in a column.
-
-    Raises:
-        UserError: they do.
-    """
+    """Refuse a row whose texts show a picture or a sound that stands in a column."""
     column = next((name for name in MEDIA if row.fields.get(name)), None)
     if column and any(map(_SHOWS_MEDIA.search, texts)):
         found = f"{column} in a column, which the text refers to"

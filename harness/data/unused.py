@@ -184,7 +184,6 @@ class UnusedCounter:
                 yield OtherColumns(option, read[-1], names)
 
     def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
-        """List columns that name, group and part the rows."""
         fields, names = self.task.fields, [*hidden]
         templates = (fields.id or "{id}", fields.cluster or "{cluster}", fields.slice or "{slice}")
         used = {column for template in templates for column in columns_of(template, names)}

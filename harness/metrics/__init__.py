@@ -260,11 +260,7 @@ def _build(written: str, task: Task) -> Metric:
 
 
 def _read_params(module: ModuleType, written: str, task: Task) -> tuple[Any, ...]:
-    """Return the parameters of a metric that takes some, in a tuple.
-
-    Raises:
-        UserError: it takes none, or no such ones.
-    """
+    """Return the parameters of a metric that takes some, in a tuple."""
     given, taken = metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
     if taken is None and given:

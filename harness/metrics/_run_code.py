@@ -367,11 +367,7 @@ def problems(where: str) -> Iterator[Problem]:
 
 
 def refuse_forbidden(where: str) -> None:
-    """Refuse to run anything that is not allowed or cannot be isolated.
-
-    Raises:
-        UserError: it is so.
-    """
+    """Refuse to run anything that is not allowed or cannot be isolated."""
     refuse(problems(where))
 
 

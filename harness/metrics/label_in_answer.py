@@ -30,7 +30,6 @@ def _names_the_right_one(output: Output, example: Example) -> float:
 
 
 def _find(text: str, labels: Iterable[str]) -> frozenset[str]:
-    """Find the labels that a text names."""
     return frozenset(_pattern(frozenset(labels)).findall(fold_text(text)))
 
 

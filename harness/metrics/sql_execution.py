@@ -63,7 +63,6 @@ def _finds_the_same(answer: str, reference: str, script: str) -> bool:
 
 @lru_cache(maxsize=32)
 def _dump(database: str, item: str) -> str:
-    """Return a database as the statements that make it again."""
     if not Path(database).is_file():
         where, step = f"metric sql_execution: item {item}", "correct the path, from where harness runs"
         raise UserError(Problem(where, f"no database {database!r}", "a file of SQLite", step))

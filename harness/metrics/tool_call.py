@@ -63,7 +63,6 @@ def _read_python(part: str) -> list[Any]:
 
 
 def _read_call(call: ast.expr) -> dict[str, Any]:
-    """Read one call."""
     if not isinstance(call, ast.Call) or call.args or any(one.arg is None for one in call.keywords):
         raise TypeError(ast.dump(call))
     arguments = {one.arg: ast.literal_eval(one.value) for one in call.keywords}
@@ -141,7 +140,6 @@ def _calls_of(value: Any) -> list[Any]:
 
 
 def _spell(call: Any) -> str:
-    """Spell a call in one way."""
     called = call.get("function", call) if isinstance(call, dict) else call
     name, given = called["name"], called.get("arguments", called.get("parameters", {}))
     given = {} if given in (None, "") else given  # as servers send them where a function has no parameters

@@ -14,11 +14,7 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the kappa in [−1, 1] over the ordered labels of the task.
-
-    Raises:
-        UserError: the task has no `labels`.
-    """
+    """Build the kappa in [−1, 1] over the ordered labels of the task."""
     scale = read_scale("weighted_kappa", task)
     pair = pair_with_reference(scale)
 

@@ -36,11 +36,7 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Rank the training examples once and return the prompting.
-
-    Raises:
-        UserError: the task has no training examples.
-    """
+    """Rank the training examples once and return the prompting."""
     if not context.train:
         found, expected = "prompting few_shot without training examples", "training rows to take shots from"
         step = "give the task `data: {train: …}`, or use zero_shot"

@@ -67,11 +67,7 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Chunk and index the documents once and return the prompting.
-
-    Raises:
-        UserError: the task has no documents.
-    """
+    """Chunk and index the documents once and return the prompting."""
     if not context.documents:
         found, expected = "prompting rag without documents", "documents to retrieve from"
         step = "give the task `data: {documents: …}`, or leave rag out"
@@ -111,7 +107,6 @@ def _passages(context: PromptingContext, params: Params) -> tuple[list[Document]
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:
-    """Order places by descending score; ties keep their order."""
     ordered = sorted(zip(scores, range(len(places)), strict=True), key=lambda s: (-s[0], s[1]))
     return [places[i] for _, i in ordered]
 
@@ -139,7 +134,6 @@ def _bm25(texts: list[str]) -> Scores:
 
 
 def _dense(texts: list[str], model: str, where: str) -> Scores:
-    """Score by the cosine of embeddings."""
     where = f"{where}: retriever dense"
     encoder = load_encoder(model, "SentenceTransformer", where, "use retriever: bm25")
     vectors = encoder.encode_document(texts, normalize_embeddings=True, show_progress_bar=False)  # (n, d)

@@ -245,7 +245,6 @@ def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: s
 
 
 def _name_dedup_command(test: RowTable) -> str:
-    """Name the command that leaves out what the test rows ask."""
     against = " ".join(f"--against {as_argument(file)}" for file in test.files)
     return f"harness data dedup FILE {against} --out OUT"
 

@@ -159,7 +159,6 @@ def _unfit(text: str, original: str, spans: Collection[str]) -> str:
 
 
 def _holds(text: str, span: str) -> bool:
-    """Tell whether words stand in a text, as whole words."""
     return re.search(rf"(?<!\w){re.escape(span)}(?!\w)", fold_text(text)) is not None
 
 

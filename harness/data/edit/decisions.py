@@ -197,7 +197,6 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
 
 
 def _fill(template: str, row: Row) -> str:
-    """Return the label of a row, as a template over its columns makes it."""
     return FIELD.sub(lambda field: join_texts(row.fields.get(field[1])), template).strip()
 
 

@@ -254,7 +254,6 @@ def _make_source(index: int, row: Row, kind: int, way: SplitOptions) -> SourcedE
 
 
 def _group(row: Row, way: SplitOptions) -> str:
-    """Name the group of a row; empty where it has none."""
     group = row.fields.get(way.group) if way.group else None
     return "" if group is None else str(group)
 
