@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from harness import plugins
+from harness import plugins, spec
 from harness.config.files import describe_missing_file, raw_tasks
 from harness.config.grids import GridMember
 from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
@@ -19,31 +19,13 @@ from harness.config.rubrics import is_judged, judge_problems, pair_judge_problem
 from harness.config.weight_sources import check_weights
 from harness.config.yaml_values import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
-from harness.spec import (
-    DATA_FILES,
-    ENTAILMENT,
-    HUB,
-    NAME,
-    PEOPLE,
-    PLUGINS,
-    DecidePolicy,
-    GatePolicy,
-    NightlyPolicy,
-    Recipe,
-    RescuePolicy,
-    Spec,
-    Task,
-    is_path,
-    metric_params,
-    metric_parts,
-)
 
 _LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes
 
 
 def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     """Add to the tree's problems whatever does not fit together."""
-    tasks = [(keys, read_valid(Task, task)) for keys, task in raw_tasks(tree)]
+    tasks = [(keys, read_valid(spec.Task, task)) for keys, task in raw_tasks(tree)]
     known = [(keys, task) for keys, task in tasks if task is not None]
     target = next((task for keys, task in known if keys == ("target",)), None)
     for keys, task in known:
@@ -54,13 +36,13 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     if len(known) == len(tasks):  # else a name may be that of a task that is refused
         tree.problems += _gate_problems(known, tree)
     tree.problems += _rescue(tree)
-    nightly = read_valid(NightlyPolicy, tree.data.get("nightly", {}))
+    nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
     for index, name in enumerate(nightly.candidates if nightly and members else ()):
         if name not in members:
             where, hint = tree.where(("nightly", "candidates", index)), did_you_mean(name, members)
             tree.problems += [Problem(where, f"unknown candidate {name!r}", "a candidate", hint)]
     for name, member in members.items():
-        recipe = read_valid(Recipe, member.recipe)
+        recipe = read_valid(spec.Recipe, member.recipe)
         if recipe is not None:
             keys = ("candidates", member.source)
             tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
@@ -71,7 +53,7 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     experiment = str(tree.data.get("name"))
     for name, member in members.items():
         where = tree.where(("candidates", member.source))
-        if not re.fullmatch(NAME, member.source):
+        if not re.fullmatch(spec.NAME, member.source):
             tree.problems += [Problem(where, f"candidate {member.source!r}", NAME_IN_WORDS, "rename it")]
         elif (n := len(f"{experiment}{name}".encode())) > _LONGEST_NAMES:
             found = f"candidate {name!r}, with the name of the experiment {n} characters"
@@ -79,16 +61,16 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
             tree.problems += [Problem(where, found, f"{_LONGEST_NAMES} at most", step)]
 
 
-def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
+def _task(task: spec.Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
     if task.lm_eval:
         if keys[0] != "suites":
             found = f"{task.lm_eval}, a task of lm-eval, as {'the' if keys == ('target',) else 'a'} target"
             step = "list it in a suite under suites:"
             yield Problem(tree.where(keys), found, "a task with data of its own", step)
         return
-    for name in DATA_FILES:
+    for name in spec.DATA_FILES:
         path, at = getattr(task.data, name), tree.where((*keys, "data", name))
-        if path is not None and not path.startswith(HUB) and not Path(path).exists():
+        if path is not None and not path.startswith(spec.HUB) and not Path(path).exists():
             yield describe_missing_file(Path(path), at, f"the {name} rows of task {task.name}")
     for index, name in enumerate(task.metrics):
         at = tree.where((*keys, "metrics", index))
@@ -103,17 +85,17 @@ def _task(task: Task, keys: Keys, tree: Tree) -> Iterator[Problem]:
         yield Problem(at, found, expected, "add train: train.jsonl, or leave num_fewshot out")
 
 
-def _names_rows(task: Task, part: str) -> bool:
+def _names_rows(task: spec.Task, part: str) -> bool:
     """Tell whether a task names such rows; folds test training rows."""
     return task.data.source(part) is not None or (part == "test" and task.data.folds is not None)
 
 
-def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+def _sensitive(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
     """Refuse judges on somebody else's server where the data are sensitive."""
-    policy = read_valid(DecidePolicy, tree.data.get("decide", {}))
+    policy = read_valid(spec.DecidePolicy, tree.data.get("decide", {}))
     if policy is None or "sensitive_data" not in policy.needs:
         return
-    gate = read_valid(GatePolicy, tree.data.get("gate", {}))
+    gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
     listed = [((*keys, "metrics", i), one) for keys, task in tasks for i, one in enumerate(task.metrics)]
     listed += [(("gate", "target", "by"), gate.target.by)] if gate else []
     for place, written in listed:
@@ -123,10 +105,10 @@ def _sensitive(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Probl
 
 def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
     """Refuse an unknown metric or parameter, a missing file, and a file with the name of one of ours."""
-    prefix, name, _ = metric_parts(written)
+    prefix, name, _ = spec.metric_parts(written)
     path = Path(name)
-    if is_path(name) and not path.exists():
-        what = "the file of a metric" if prefix != ENTAILMENT else "a model"
+    if spec.is_path(name) and not path.exists():
+        what = "the file of a metric" if prefix != spec.ENTAILMENT else "a model"
         yield describe_missing_file(path, where, what)
     elif prefix:
         return
@@ -136,12 +118,12 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
             yield Problem(where, found, "a name of its own", "rename the file")
     elif name not in plugins.names("metrics"):
         yield plugins.unknown("metrics", name, where)
-    elif params := metric_params(written):
-        taken = getattr(plugins.load("metrics", name), "Params", Spec)
+    elif params := spec.metric_params(written):
+        taken = getattr(plugins.load("metrics", name), "Params", spec.Spec)
         yield from (replace(problem, where=where) for problem in problems_of(taken, params, tree))
 
 
-def _names(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
+def _names(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
     seen: dict[str, str] = {}
     named = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
     named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in _suites(tree)]
@@ -161,7 +143,7 @@ def _roles(tree: Tree) -> Iterator[Problem]:
 
 
 def _rescue(tree: Tree) -> Iterator[Problem]:
-    policy = read_valid(RescuePolicy, tree.data.get("rescue", {}))
+    policy = read_valid(spec.RescuePolicy, tree.data.get("rescue", {}))
     if policy is None:
         return
     yield from check_general_rows(policy.replay, tree.where(("rescue", "replay")))
@@ -174,8 +156,8 @@ def _rescue(tree: Tree) -> Iterator[Problem]:
             yield Problem(where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known))
 
 
-def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[Problem]:
-    gate = read_valid(GatePolicy, tree.data.get("gate", {}))
+def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
+    gate = read_valid(spec.GatePolicy, tree.data.get("gate", {}))
     suites = _suites(tree)
     if tree.failed or gate is None:
         return
@@ -184,7 +166,7 @@ def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[P
         ("critical", "task or suite", gate.critical, of_suites | {str(s.get("name")) for _, s in suites}),
         ("tasks", "task", gate.tasks, of_suites),
     )
-    if gate.target.by != PEOPLE:
+    if gate.target.by != spec.PEOPLE:
         yield from pair_judge_problems(gate.target.by, tree.folder, tree.where(("gate", "target", "by")))
     for key, what, names, known in named:
         for index, name in enumerate(names):
@@ -194,13 +176,13 @@ def _gate_problems(tasks: Iterable[tuple[Keys, Task]], tree: Tree) -> Iterator[P
                 yield Problem(where, f"unknown {what} {name!r}", "one that is listed under suites:", hint)
 
 
-def _recipe(recipe: Recipe, keys: Keys, target: Task | None, tree: Tree) -> Iterator[Problem]:
+def _recipe(recipe: spec.Recipe, keys: Keys, target: spec.Task | None, tree: Tree) -> Iterator[Problem]:
     if recipe.template is not None and "{prompt}" not in recipe.template:
         where = tree.where((*keys, "template"))
         found = f"template {recipe.template!r}"
         yield Problem(where, found, "a template with {prompt} in it", "add {prompt}")
     used = [("methods", recipe.method, recipe.params, (*keys, "params"), tree.where((*keys, "method")))]
-    for key, kind in PLUGINS.items():
+    for key, kind in spec.PLUGINS.items():
         for name, params in getattr(recipe, key).items():
             at = (*keys, key, name)
             used.append((kind, name, params, at, tree.where(at)))

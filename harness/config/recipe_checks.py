@@ -14,34 +14,20 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from harness import plugins
+from harness import plugins, spec
 from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
 from harness.config.rubrics import read_rubric
 from harness.config.yaml_values import Keys, Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.plugins import Method
-from harness.spec import (
-    BASE,
-    HUB,
-    JUDGE,
-    MEAN_LOGPROB,
-    PROMPTS,
-    Decoding,
-    Recipe,
-    Task,
-    is_span,
-    metric_name,
-    metric_parts,
-    span_of,
-)
 
 
 class WrittenRecipe(NamedTuple):
     """A candidate's recipe, as far as it could be read, beside all `members` of the file."""
 
     name: str
-    recipe: Recipe
+    recipe: spec.Recipe
     members: Mapping[str, GridMember]
     tree: Tree
 
@@ -63,7 +49,7 @@ class WrittenRecipe(NamedTuple):
 _GREEDY = "remove decoding"
 
 
-def check_decoding(written: WrittenRecipe, target: Task | None) -> Iterator[Problem]:
+def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator[Problem]:
     """Yield what forbids the decoding of a recipe, whose answers to the target it says."""
     recipe, members = written.recipe, written.members
     if (decoding := recipe.sampling) is None:
@@ -78,31 +64,31 @@ def check_decoding(written: WrittenRecipe, target: Task | None) -> Iterator[Prob
     yield from _check_method(recipe, decoding, members, where)
     if decoding.reward_model:
         yield from _check_reward_model(decoding.reward_model, members, written.where("decoding", "by"))
-    elif target and decoding.by and decoding.by != MEAN_LOGPROB:
+    elif target and decoding.by and decoding.by != spec.MEAN_LOGPROB:
         yield from _check_judge(decoding.by, target, written.where("decoding", "by"))
 
 
 def _check_method(
-    recipe: Recipe, decoding: Decoding, members: Mapping[str, GridMember], where: str
+    recipe: spec.Recipe, decoding: spec.Decoding, members: Mapping[str, GridMember], where: str
 ) -> Iterator[Problem]:
     """Refuse what answers with labels alone, and log-probabilities of an endpoint that gives none."""
     source = members.get(recipe.weights_of or "")
     made = mapping(source.recipe) if source else recipe.model_dump()
-    name = made.get("method", BASE)
+    name = made.get("method", spec.BASE)
     if name not in plugins.names("methods"):
         return
     if plugins.method(name).makes not in plugins.LANGUAGE_MODELS:
         found = f"temperature {decoding.temperature:g} of the method {name}, which answers with a label"
         yield Problem(where, found, "a language model", _GREEDY)
     chat = mapping(made.get("params")).get("protocol") == "chat"
-    if decoding.by == MEAN_LOGPROB and plugins.method(name).is_remote and chat:
+    if decoding.by == spec.MEAN_LOGPROB and plugins.method(name).is_remote and chat:
         found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
         yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
 
 
 def _check_reward_model(by: str, members: Mapping[str, GridMember], where: str) -> Iterator[Problem]:
     """Refuse what makes no reward model; a metric among it, which a user without a reference has not."""
-    expected = f"{MEAN_LOGPROB}, {JUDGE}./FILE.yaml, or a candidate that makes a reward model"
+    expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
     makers = plugins.methods(makes="reward")
     if by not in members:
         found = f"the best by {by!r}, which is not a candidate"
@@ -110,15 +96,15 @@ def _check_reward_model(by: str, members: Mapping[str, GridMember], where: str) 
             found = f"the best by {by!r}, which needs the reference, and no user has it"
         able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
         yield Problem(where, found, expected, did_you_mean(by, able))
-    elif (made_by := mapping(members[by].recipe).get("method", BASE)) not in makers:
+    elif (made_by := mapping(members[by].recipe).get("method", spec.BASE)) not in makers:
         found = f"the best by {by}, whose method {made_by} makes no reward model"
         yield Problem(where, found, expected, f"a candidate with the method {' or '.join(makers)}")
 
 
-def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:
+def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
     """Refuse a judge that is none of the target's, that sees the reference, or that also decides."""
-    name = metric_name(by)
-    written = next((one for one in target.metrics if metric_name(one) == name), None)
+    name = spec.metric_name(by)
+    written = next((one for one in target.metrics if spec.metric_name(one) == name), None)
     if written is None:
         yield Problem(where, f"{by}, which is none of the target's metrics", "one of them", "list it there")
         return
@@ -127,7 +113,7 @@ def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:
         expected = "another one to decide: a judge that scores its own choice counts its errors as a gain"
         yield Problem(where, found, expected, "write primary: with another metric, or by: mean_logprob")
     try:
-        sees = read_rubric(Path(metric_parts(written)[1])).needs_references
+        sees = read_rubric(Path(spec.metric_parts(written)[1])).needs_references
     except UserError:
         return  # said where the task's metrics are checked
     if sees:
@@ -135,10 +121,10 @@ def _check_judge(by: str, target: Task, where: str) -> Iterator[Problem]:
         yield Problem(where, found, "what a user could choose by, who has none", "reference: false")
 
 
-def recipes_by_prompt(recipe: Recipe) -> Iterator[Recipe]:
+def recipes_by_prompt(recipe: spec.Recipe) -> Iterator[spec.Recipe]:
     """Yield the recipe with each single value that it tries for its prompt, as far as that is one."""
     for name, values in recipe.tried.items():
-        for value in values if name in PROMPTS else ():
+        for value in values if name in spec.PROMPTS else ():
             try:
                 yield recipe.with_prompt({name: value})
             except ValidationError:
@@ -165,14 +151,14 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             yield from check_general_rows(path, where)
 
 
-def _settings(recipe: Recipe, method: Method) -> Iterator[dict[str, Any]]:
+def _settings(recipe: spec.Recipe, method: Method) -> Iterator[dict[str, Any]]:
     """Yield a recipe's parameters with each tried value of those that say which hooks a method calls."""
     tried = {name: recipe.tried[name] for name, _ in method.hooks_where if name in recipe.tried}
     for values in product(*tried.values()):
         yield {**recipe.params, **dict(zip(tried, values, strict=True))}
 
 
-def _find_refusal(regularizer: str, recipe: Recipe) -> str:
+def _find_refusal(regularizer: str, recipe: spec.Recipe) -> str:
     """Say what of a recipe's parameters, or of a value that it tries, a regulariser does not take."""
     tried = ({name: value} for name, values in recipe.tried.items() for value in values)
     said = (plugins.refuses(regularizer, {**recipe.params, **one}) for one in ({}, *tried))
@@ -197,7 +183,7 @@ def _explain_refusal(regularizer: str, method: Method) -> str:
 
 def check_general_rows(path: str | None, where: str) -> Iterator[Problem]:
     """Refuse a file of general rows that is not there."""
-    if path is not None and not path.startswith(HUB) and not Path(path).is_file():
+    if path is not None and not path.startswith(spec.HUB) and not Path(path).is_file():
         yield describe_missing_file(Path(path), where, "general rows, each with a prompt and its answer")
 
 
@@ -230,9 +216,9 @@ def check_sweep(written: WrittenRecipe) -> Iterator[Problem]:
         elif name in recipe.params:
             found = f"{name} in params and in {key}"
             yield Problem(where, found, "it in one of the two", "remove it from params")
-        elif key == "search" and is_span(values):
+        elif key == "search" and spec.is_span(values):
             try:
-                span_of(values)
+                spec.span_of(values)
             except ValueError as error:
                 found, _, step = str(error).partition("; ")
                 yield Problem(where, f"{name}: {found}", "a range with two ends", step)
@@ -274,22 +260,22 @@ def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     recipe, method = written.recipe, written.method
     for name, values in (recipe.search or recipe.sweep).items():
         where, at = written.where(key, name), (*written.keys, key, name)
-        if name not in PROMPTS or not method.makes_language_model:
+        if name not in spec.PROMPTS or not method.makes_language_model:
             found = f"{name} in a {key} with the method {recipe.method}, which trains no language model"
-            of_prompts = f"{', '.join(PROMPTS[:-1])} or {PROMPTS[-1]}"
+            of_prompts = f"{', '.join(spec.PROMPTS[:-1])} or {spec.PROMPTS[-1]}"
             expected = of_prompts if method.makes_language_model else "a method that trains"
             yield Problem(where, found, expected, f"remove {name} from {key}")
-        elif is_span(values):
+        elif spec.is_span(values):
             yield Problem(where, f"a range of {name}", "a list of what is tried", "write each of them")
         elif len(values) < 2:
             found = f"a {key} of {name} with {len(values)} values"
             yield Problem(where, found, "two values at least", f"add one, or write {name} in the recipe")
-        elif getattr(recipe, name) != Recipe.model_fields[name].default:
+        elif getattr(recipe, name) != spec.Recipe.model_fields[name].default:
             found = f"{name} in the recipe and in {key}"
             yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
         else:
             yield from chain.from_iterable(
-                problems_of(Recipe, {name: one}, written.tree, at) for one in values
+                problems_of(spec.Recipe, {name: one}, written.tree, at) for one in values
             )
     if recipe.subject_to:
         found = f"subject_to with the method {recipe.method}, whose weights forget nothing"

@@ -194,7 +194,7 @@ class Rubric(Spec):
     usd_per_million_tokens: TokenPrices | None = None
 
     @rule
-    def _check_judges(self) -> Iterator[str]:
+    def _check_keys(self) -> Iterator[str]:
         if (self.judge is None) == (not self.panel):
             yield "judge and panel; write one of the two: judge: NAME, or panel: [NAME, NAME]"
         if len(self.panel) == 1:
@@ -203,16 +203,10 @@ class Rubric(Spec):
         is_priced = self.usd_per_million_tokens or (own and all(own))
         if self.judges and self.max_cost is not None and not is_priced:
             yield "max_cost without usd_per_million_tokens, by which the cost is counted"
-
-    @rule
-    def _check_pairs(self) -> Iterator[str]:
         other = {"scale", "examples", "reference", "passages"} & self.model_fields_set
         if self.mode == "pairwise" and other:
             said = "the better answer is A, B or tie, and one of the two is the reference"
             yield f"mode: pairwise with {', '.join(sorted(other))}; {said}"
-
-    @rule
-    def _check_examples(self) -> Iterator[str]:
         known = self.grades
         for example in self.examples:
             if str(example.grade) not in known:

@@ -43,16 +43,8 @@ _OTHER_ANSWERS = (
 )
 _COMPARED = ("sentence", "question", "text", "s", "document", "premise", "title")
 _TITLES = ("title", "subject", "headline", "heading")
-_TEXTS = (
-    "text",
-    "texts",
-    "contexts",
-    "sentences",
-    "passages",
-    "spans",
-    "input_text",
-    "value",
-)  # of an object
+# Keys of an object that hold its texts.
+_TEXTS = ("text", "texts", "contexts", "sentences", "passages", "spans", "input_text", "value")
 _PAIRED = re.compile(r"(.*?)[ _-]?([12ab])", re.IGNORECASE)
 # Columns that hold labels, and those whose numbers are none.
 _LABELS = {

@@ -344,16 +344,8 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
     numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
     signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
-    return _Index(
-        texts,
-        signs,
-        telling,
-        of_bands,
-        signatures,
-        whole,
-        _least_agreeing(enough),
-        _least_agreeing(threshold),
-    )
+    agreeing = map(_least_agreeing, (enough, threshold))
+    return _Index(texts, signs, telling, of_bands, signatures, whole, *agreeing)
 
 
 def _least_agreeing(threshold: float) -> float:

@@ -266,19 +266,9 @@ def _without_nan(value: Any) -> Any:
 
 
 __all__ = [
-    "Row",
-    "Rows",
-    "cap_problems",
-    "display_path",
-    "file_of",
-    "find_repeated",
-    "hub_source",
-    "list_parts",
-    "phrase_no_rows",
-    "read",
-    "refuse_no_header",
-    "stream",
-]
+    "Row", "Rows", "cap_problems", "display_path", "file_of", "find_repeated", "hub_source", "list_parts",
+    "phrase_no_rows", "read", "refuse_no_header", "stream",
+]  # fmt: skip
 
 _PLACE = re.compile(r"(?P<head>.+?)(?::(?P<line>\d+)| row \d+)")
 _READERS: dict[str, Callable[[Path, str], Iterable[Row]]] = {

@@ -185,45 +185,20 @@ def text_of_cell(value: Any) -> str | None:
 
 
 Turns = list[Message]
-_ROLES = {
-    "system": "system",
-    "user": "user",
-    "human": "user",
-    "prompter": "user",
-    "developer": "system",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "tool_call": "assistant",
-    "tool": "user",
-    "function": "user",
-    "observation": "user",
-    "tool_response": "user",
-}
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
-LISTS = frozenset(
-    (
-        "messages",
-        "conversations",
-        "completions",
-        "choices",
-        "options",
-        "endings",
-        "questions",
-        "tokens",
-        "words",
-    )
-)
+LISTS = {
+    *("messages", "conversations", "completions", "choices", "options", "endings", "questions"),
+    *("tokens", "words"),
+}
 _JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
-_CALLING_SPEAKERS = (
-    "function_call",
-    "tool_call",
-)  # LLaMA-Factory's and ms-swift's: what they say are calls as JSON
+_CALLING_SPEAKERS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: they say calls as JSON
+_ROLES = {
+    **dict.fromkeys(("system", "developer"), "system"),
+    **dict.fromkeys(("user", "human", "prompter", *_TOOLS), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "bot", "model", *_CALLING_SPEAKERS), "assistant"),
+}
 _SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
 _WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
@@ -322,7 +297,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, behind the row's system prompt and history where it has them."""
+    """Return a question as a turn of the user, behind the system prompt and the history that the row has."""
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
     return add_system([*list_history(row), {"role": "user", "content": text}], row)

@@ -15,24 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from harness import plugins
+from harness import plugins, spec
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
 from harness.metrics._citations import cites_nothing
 from harness.metrics._refusals import is_refusal
 from harness.provenance import source_digest, versions_of
 from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, normalize
-from harness.spec import (
-    ENTAILMENT,
-    EVALUATE,
-    JUDGE,
-    Task,
-    TaskData,
-    metric_name,
-    metric_params,
-    metric_parts,
-    metric_plugin,
-)
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -172,31 +161,31 @@ def extremes(metric: Metric, references: Sequence[str]) -> Extremes | None:
     return None if found is None else Extremes(metric.worst(example), found)
 
 
-def load_metrics(task: Task) -> dict[str, Metric]:
+def load_metrics(task: spec.Task) -> dict[str, Metric]:
     """Build the metrics a task names, in its order, by their short names.
 
     Raises:
         UserError: a name is unknown, or a metric cannot be computed on this task.
     """
-    declared = {metric_name(name): bounds for name, bounds in task.bounds.items()}
-    out = {metric_name(written): _build(written, task) for written in task.metrics}
+    declared = {spec.metric_name(name): bounds for name, bounds in task.bounds.items()}
+    out = {spec.metric_name(written): _build(written, task) for written in task.metrics}
     for name, bounds in declared.items():
         out[name] = _set_bounds(out[name], bounds, f"task {task.name}: bounds: {name}")
     return out
 
 
-def problems(task: Task) -> Iterator[Problem]:
+def problems(task: spec.Task) -> Iterator[Problem]:
     """Yield what forbids to score a task's answers here, as the `problems(where)` of its metrics say."""
     for written in task.metrics:
-        if not written.startswith((EVALUATE, JUDGE, ENTAILMENT)) and not task.lm_eval:
-            module = plugins.load("metrics", metric_plugin(written))
+        if not written.startswith((spec.EVALUATE, spec.JUDGE, spec.ENTAILMENT)) and not task.lm_eval:
+            module = plugins.load("metrics", spec.metric_plugin(written))
             forbids = getattr(module, "problems", lambda where: ())
-            yield from forbids(f"task {task.name}: metric {metric_name(written)}")
+            yield from forbids(f"task {task.name}: metric {spec.metric_name(written)}")
 
 
 def trait(written: str, name: str, default: Any) -> Any:
     """Return what the file of one of our metrics declares under a name; the default for any other metric."""
-    own = metric_plugin(written)
+    own = spec.metric_plugin(written)
     return (
         getattr(plugins.load("metrics", own), name, default) if own in plugins.names("metrics") else default
     )
@@ -204,7 +193,7 @@ def trait(written: str, name: str, default: Any) -> Any:
 
 def short_name(written: str) -> str:
     """Return the name of a metric in headings, with its parameters."""
-    short, params = trait(written, "SHORT", ""), metric_parts(written)[2]
+    short, params = trait(written, "SHORT", ""), spec.metric_parts(written)[2]
     return f"{short}{params}" if short else written
 
 
@@ -213,16 +202,16 @@ def version(written: str, unspaced: bool = False) -> int | str:
 
     Where references are `unspaced`, of a script without blanks, it holds how a metric of words cuts these.
     """
-    if written.startswith(JUDGE):
+    if written.startswith(spec.JUDGE):
         return ""  # rows hold rubric, judges and our prompt's version beside this (`judges.JudgedMetric`)
-    if written.startswith(ENTAILMENT):
-        model = metric_parts(written)[1]
+    if written.startswith(spec.ENTAILMENT):
+        model = spec.metric_parts(written)[1]
         return digest([source_digest(model) or model, versions_of("entailment")])
-    if not written.startswith(EVALUATE):
-        own = plugins.version("metrics", metric_plugin(written))
+    if not written.startswith(spec.EVALUATE):
+        own = plugins.version("metrics", spec.metric_plugin(written))
         by_letters = unspaced and trait(written, "WORDS_ARE_LETTERS", False)
         return digest([own, versions_of("words")]) if by_letters else own
-    script = Path(written.removeprefix(EVALUATE).partition(":")[0])
+    script = Path(written.removeprefix(spec.EVALUATE).partition(":")[0])
     script = script / f"{script.name}.py" if script.is_dir() else script
     if not script.is_file():
         return ""
@@ -238,30 +227,32 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
     if stored is not None:
         bounds = (-inf if stored.low is None else stored.low, inf if stored.high is None else stored.high)
         return mean_metric(name, lambda output, example: None, stored.higher_is_better, bounds)
-    if metric_plugin(name) not in plugins.names("metrics"):
+    if spec.metric_plugin(name) not in plugins.names("metrics"):
         return None
-    return load_metrics(Task(name="unknown", data=TaskData(), metrics=(name,)))[name]
+    return load_metrics(spec.Task(name="unknown", data=spec.TaskData(), metrics=(name,)))[name]
 
 
-def _build(written: str, task: Task) -> Metric:
-    if written.startswith(JUDGE):  # grades lie in a store; rows that are read from one are scored with them
-        return mean_metric(metric_name(written), lambda output, example: None)
-    if written.startswith(EVALUATE):
+def _build(written: str, task: spec.Task) -> Metric:
+    if written.startswith(
+        spec.JUDGE
+    ):  # grades lie in a store; rows that are read from one are scored with them
+        return mean_metric(spec.metric_name(written), lambda output, example: None)
+    if written.startswith(spec.EVALUATE):
         from harness.metrics import _hf_evaluate
 
         return _hf_evaluate.metric(task, written)
-    if written.startswith(ENTAILMENT):
+    if written.startswith(spec.ENTAILMENT):
         from harness.metrics import _entailment
 
         return _entailment.metric(task, written)
-    module = plugins.load("metrics", metric_plugin(written), f"task {task.name}")
+    module = plugins.load("metrics", spec.metric_plugin(written), f"task {task.name}")
     built: Metric = module.metric(task, *_read_params(module, written, task))
-    return replace(built, name=metric_name(written)) if metric_params(written) else built
+    return replace(built, name=spec.metric_name(written)) if spec.metric_params(written) else built
 
 
-def _read_params(module: ModuleType, written: str, task: Task) -> tuple[Any, ...]:
+def _read_params(module: ModuleType, written: str, task: spec.Task) -> tuple[Any, ...]:
     """Return the parameters of a metric that takes some, in a tuple."""
-    given, taken = metric_params(written), getattr(module, "Params", None)
+    given, taken = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
     if taken is None and given:
         raise UserError(Problem(where, "parameters", "none, as this metric has no Params", "leave them out"))

@@ -45,17 +45,14 @@ class Decoding(Spec):
         return "" if by == MEAN_LOGPROB or by.startswith(JUDGE) else by
 
     @rule
-    def _check_temperature(self) -> Iterator[str]:
+    def _check_draws(self) -> Iterator[str]:
         if self.temperature == 0 and self.samples > 1:
             yield (
                 f"{self.samples} samples at temperature 0, which are one and the same answer; write a "
                 "temperature, such as 0.7, or samples: 1"
             )
         if self.temperature == 0 and self.top_p < 1:
-            yield ("top_p at temperature 0, where nothing is sampled; write a temperature, such as 0.7")
-
-    @rule
-    def _check_choice(self) -> Iterator[str]:
+            yield "top_p at temperature 0, where nothing is sampled; write a temperature, such as 0.7"
         if self.choose != "first" and self.samples == 1:
             yield f"choose: {self.choose} of one sample; write samples: 5, or more"
         if (self.choose == "best") != (self.by is not None):

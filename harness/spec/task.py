@@ -57,12 +57,9 @@ class TaskData(Spec):
     folds: int | None = Field(None, ge=3, le=20)
 
     @rule
-    def _one_source_of_splits(self) -> Iterator[str]:
+    def _check_files(self) -> Iterator[str]:
         if self.all and (self.train or self.validation or self.test):
             yield "all is split into train, validation and test: leave these three out"
-
-    @rule
-    def _folds_of_training_rows(self) -> Iterator[str]:
         if self.folds and self.test:
             yield (
                 f"folds: {self.folds}, and a test file: in folds every training row is tested on once; leave "
@@ -154,27 +151,18 @@ class Task(Spec):
         return data
 
     @rule
-    def _ours_or_of_lm_eval(self) -> Iterator[str]:
+    def _check_keys(self) -> Iterator[str]:
         if self.lm_eval and (other := sorted(self.model_fields_set - _OF_LM_EVAL)):
             yield f"{', '.join(other)} at a task of lm-eval, which says that itself"
         if not self.lm_eval and "data" not in self.model_fields_set:
             yield f"task {self.name!r} with neither data nor lm_eval"
-
-    @rule
-    def _labels_differ(self) -> Iterator[str]:
         for place, label in enumerate(self.labels):
             if (same := match_label(label, self.labels[:place])) is not None:
                 step = "keep one of them, as which rows of both are read"
                 yield f"labels {same!r} and {label!r} are one to metrics: {step}"
-
-    @rule
-    def _primary_is_a_metric(self) -> Iterator[str]:
         known = [metric_name(self.primary), *map(metric_name, self.metrics)]
         if self.primary and not self.lm_eval and known[0] not in known[1:]:
             yield f"primary {self.primary!r} is not among metrics {list(self.metrics)}"
-
-    @rule
-    def _bounds_of_its_metrics(self) -> Iterator[str]:
         for name, (low, high) in self.bounds.items():
             if metric_name(name) not in map(metric_name, self.metrics):
                 yield f"bounds of {name!r}, which is not among metrics {list(self.metrics)}"

@@ -24,24 +24,8 @@ from harness import __version__
 from harness.cache import sync
 from harness.data import readers
 from harness.data.columns import join_texts
+from harness.data.edit import row_files
 from harness.data.edit.changes import NOT_DRAWN, Change, EditedRow
-from harness.data.edit.row_files import (
-    KINDS,
-    MANIFEST,
-    SPLIT_MANIFEST,
-    TAUGHT,
-    Payment,
-    is_taught,
-    join_payments,
-    licenses_of,
-    manifest_of,
-    n_rows_of,
-    payments_for,
-    row_suffix,
-    take_share,
-    total_usd,
-    write_rows,
-)
 from harness.data.edit.split import SplitRows
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument
@@ -49,7 +33,7 @@ from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
 from harness.spec import HUB
 
-_BESIDE = (MANIFEST, ".decisions.json")
+_BESIDE = (row_files.MANIFEST, ".decisions.json")
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
 
 
@@ -110,11 +94,11 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
     if out.name.endswith(_BESIDE):
         found, expected = "a name that is kept for the files next to rows", "a name of rows"
         raise UserError(Problem(f"--out {shown}", found, expected, "such as --out new.jsonl"))
-    if not row_suffix(out.name):
-        expected = f"a name that ends with {', '.join(KINDS)} (all but the last also .gz)"
+    if not row_files.row_suffix(out.name):
+        expected = f"a name that ends with {', '.join(row_files.KINDS)} (all but the last also .gz)"
         step = f"such as --out {as_argument(f'{out.stem}.jsonl')}"
         raise UserError(Problem(f"--out {shown}", f"a file of the kind {out.suffix!r}", expected, step))
-    for there in (out, out.with_name(out.name + MANIFEST)):
+    for there in (out, out.with_name(out.name + row_files.MANIFEST)):
         refuse_existing(there)
 
 
@@ -155,13 +139,13 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
     counts: Counter[str] = Counter(read=0, written=0, dropped=0, changed=0, reported=0)
     persons: Counter[str] = Counter()
     rows = _count_persons(_tally(outcomes, changes, counts), persons)
-    data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", MANIFEST))
+    data, told = (out.with_name(f".{out.name}{end}.{os.getpid()}.part") for end in ("", row_files.MANIFEST))
     try:
         if dry_run:
             for _ in rows:
                 pass
         else:
-            write_rows(data, row_suffix(out.name), rows, edit.inputs)
+            row_files.write_rows(data, row_files.row_suffix(out.name), rows, edit.inputs)
         if not counts["written"] and not dry_run:
             raise phrase_no_rows(edit, counts["dropped"])
         outputs = [] if dry_run else [_output(out.name, data, counts["written"])]
@@ -170,7 +154,7 @@ def save(edit: Edit, outcomes: Iterable[EditedRow], out: Path, *, dry_run: bool 
             told.write_text(manifest_text(made), encoding="utf-8")
             sync(told)
             sync(data)
-            _appear((told, out.with_name(out.name + MANIFEST)), (data, out))
+            _appear((told, out.with_name(out.name + row_files.MANIFEST)), (data, out))
     finally:
         data.unlink(missing_ok=True)
         told.unlink(missing_ok=True)
@@ -214,12 +198,12 @@ def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdi
         outputs, persons = [], Counter[str]()
         for name, rows in found.parts.items():
             file = scratch / f"{name}{suffix}"
-            write_rows(file, suffix, _count_persons(rows, persons), edit.inputs)
+            row_files.write_rows(file, suffix, _count_persons(rows, persons), edit.inputs)
             outputs.append(_output(file.name, file, len(rows)))
         n_written, n_dropped = sum(map(len, found.parts.values())), len(found.changes)
         counts = {"read": n_written + n_dropped, "written": n_written, "dropped": n_dropped}
         made = manifest(edit, outputs, counts, found.changes, persons)
-        (scratch / SPLIT_MANIFEST).write_text(manifest_text(made), encoding="utf-8")
+        (scratch / row_files.SPLIT_MANIFEST).write_text(manifest_text(made), encoding="utf-8")
         for file in (*scratch.iterdir(), scratch):
             sync(file)
         scratch.rename(out)
@@ -249,16 +233,19 @@ def manifest(
 
     `persons` says how many written rows hold personal data of each kind.
     """
-    before = {path: manifest_of(path) for path in edit.inputs}
+    before = {path: row_files.manifest_of(path) for path in edit.inputs}
     # A row that was not drawn leaves its part of what was paid to others.
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     paid_before = (
-        take_share(payments_for(path), 1 - left[readers.display_path(path)] / (n_rows_of(path) or 1))
+        row_files.take_share(
+            row_files.payments_for(path),
+            1 - left[readers.display_path(path)] / (row_files.n_rows_of(path) or 1),
+        )
         for path in edit.inputs
     )
-    paid = join_payments(chain.from_iterable(paid_before))
+    paid = row_files.join_payments(chain.from_iterable(paid_before))
     if edit.cost_usd is not None and outputs:
-        paid = join_payments([Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
+        paid = row_files.join_payments([row_files.Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -268,11 +255,15 @@ def manifest(
         "outputs": list(outputs),
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
-        "licenses": _join_unique(map(licenses_of, edit.inputs), edit.licenses),
+        "licenses": _join_unique(map(row_files.licenses_of, edit.inputs), edit.licenses),
         "notes": _join_unique((b["notes"] for b in before.values() if b), edit.notes),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
-        **({"cost_usd": total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
-        **({"labels": TAUGHT} if edit.taught or (edit.inputs and all(map(is_taught, edit.inputs))) else {}),
+        **({"cost_usd": row_files.total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
+        **(
+            {"labels": row_files.TAUGHT}
+            if edit.taught or (edit.inputs and all(map(row_files.is_taught, edit.inputs)))
+            else {}
+        ),
         "rows": [change.plain() for change in changes],
     }
 
