@@ -18,6 +18,7 @@ from edited_rows import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.data import readers
 from harness.data.columns import find_roles
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.decisions import RowDecision, keep_decision, read_decisions
@@ -194,6 +195,16 @@ def test_a_label_goes_into_the_column_that_was_looked_at(data):
         ("open", "y"),
         ("open", "x"),
     ]
+
+
+def test_lists_in_cells_are_written_as_lists_again(data):
+    cells = ("[0, 2]", "['red', \"it's\"]", "[]")
+    lines = [f'"text {i} ","{cell}"\n'.replace('"it\'s"', '""it\'s""') for i, cell in enumerate(cells * 5)]
+    Path("t.csv").write_text("text,labels\n" + "".join(lines))
+    run_data(data, "clean", "t.csv", "--out", "a.csv")
+    rows = [row.fields for row in readers.read("a.csv", "train").rows]
+    kinds = ([0, 2], ["red", "it's"], [])
+    assert rows == [{"text": f"text {i}", "labels": kinds[i % 3]} for i in range(15)]
 
 
 def write_template_rows(label):

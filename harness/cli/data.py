@@ -337,7 +337,7 @@ def roles_of(content: "Rows", named: RowColumns) -> "Roles":
     from harness.data.unused import OFFER, find_unread_contexts, name_contexts
 
     roles = find_roles(content, *named)
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     there = ([column for column in columns if column in names] for columns in roles)
     questions, answers = (", ".join(map(repr, columns)) or "no column" for columns in there)
     say(f"{content.shown}: prompt from {questions}, answer from {answers}")
@@ -351,7 +351,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
     """Find the columns of a test file: those that were named, also in a template, where it has them."""
     from harness.data.columns import columns_of
 
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     own = (one if one and set(columns_of(one, names)) <= names else None for one in named)
     return roles_of(content, RowColumns(*own))
 

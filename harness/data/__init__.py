@@ -266,24 +266,15 @@ def _pairs(task: Task, notes: Notes) -> list[SourcedExample]:
 
 def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
     """Leave out training rows and pairs that are evaluated, and say so; or add them to `problems`."""
-    evaluated = [*files.validation, *files.test]
-    found = {
-        "train": find_contaminated_rows(files.train, evaluated, task.kind == "choice"),
-        "pairs": find_contaminated_rows(files.pairs, evaluated),
-    }
-    where = {part: readers.display_path(task.data.source(part) or "") for part in found}
-    if task.data.contamination == "error":
-        next_step = "remove the row, or set contamination: drop in data: of the task"
-        for part, rows in found.items():
-            problems += contamination.problems(rows, where[part], next_step)
-        return files
-    files.notes.removed.extend(
-        contamination.say_removed(rows, where[part]) for part, rows in found.items() if rows
-    )
-    train, pairs = _keep(files.train, found["train"]), _keep(files.pairs, found["pairs"])
-    if files.train and not train:
-        problems.append(contamination.phrase_only_evaluated(where["train"], "rows"))
-    return files._replace(train=train, pairs=pairs)
+    evaluated, kept = [*files.validation, *files.test], dict[str, list[SourcedExample]]()
+    for part, rows, choice in (("train", files.train, task.kind == "choice"), ("pairs", files.pairs, False)):
+        shown = readers.display_path(task.data.source(part) or "")
+        given = task, rows, evaluated, shown, files.notes, choice
+        kept[part] = _try(problems, rows, contamination.drop_contaminated, *given)
+    if files.train and not kept["train"]:
+        shown = readers.display_path(task.data.source("train") or "")
+        problems.append(contamination.phrase_only_evaluated(shown, "rows"))
+    return files._replace(**kept)
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
@@ -346,11 +337,6 @@ def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) 
         shown = readers.display_path(task.data.pairs or "")
         raise UserError(contamination.phrase_only_evaluated(shown, "pairs"))
     return kept
-
-
-def _keep(training: list[SourcedExample], contaminated: list[ContaminatedRow]) -> list[SourcedExample]:
-    gone = {row.training.where for row in contaminated}
-    return [sourced for sourced in training if sourced.where not in gone]
 
 
 def version_of_test(task: Task, seed: int) -> str:

@@ -106,7 +106,7 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
             file is probably a row.
     """
     refuse(find_missing_header(content, is_named=bool(prompt or reference)))
-    names = list(dict.fromkeys(name for row in content.rows for name in row.fields))
+    names = [*content.names]
     given = {"prompt": columns_of(prompt, names), "reference": columns_of(reference, names)}
     layout = formats.recognise(content.rows)
     whole = _layout_roles(layout, names).questions if layout else ()
@@ -303,7 +303,7 @@ def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
         return Roles((), ())
     if layout is not None:
         return _layout_roles(layout, columns)
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     questions, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
     if questions and answers:
         return Roles(tuple(sorted(questions)), tuple(sorted(answers)))

@@ -7,11 +7,12 @@ sees nothing else, so paraphrases pass.
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from harness.data.examples import SourcedExample
+from harness.data.examples import Notes, SourcedExample
 from harness.data.text_files import cap_problems
-from harness.errors import Problem
+from harness.errors import Problem, UserError
 from harness.formatting import pluralize
 from harness.records import Example, fold_text
+from harness.spec import Task
 
 
 class ContaminatedRow(NamedTuple):
@@ -41,6 +42,33 @@ def find_contaminated_rows(
     first.pop("", None)
     keyed = ((row, key(row.example, with_choices)) for row in training)
     return [ContaminatedRow(row, first[question]) for row, question in keyed if question in first]
+
+
+def drop_contaminated(
+    task: Task,
+    training: list[SourcedExample],
+    evaluated: Iterable[SourcedExample],
+    where: str,
+    notes: Notes,
+    with_choices: bool = False,
+) -> list[SourcedExample]:
+    """Leave out the training rows that an evaluated row repeats, and say so.
+
+    Raises:
+        UserError: there are some, and the task does not say that they are to be dropped.
+    """
+    found = find_contaminated_rows(training, evaluated, with_choices)
+    if found and task.data.contamination == "error":
+        step = "remove the row, or set contamination: drop in data: of the task"
+        raise UserError(problems(found, where, step))
+    if found:
+        places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in found[:10])
+        more = ", …" if len(found) > 10 else ""
+        notes.removed.append(
+            f"{where}: {pluralize(len(found), 'row')} dropped, evaluated too ({places}{more})"
+        )
+    gone = {row.training.where for row in found}
+    return [row for row in training if row.where not in gone]
 
 
 def drop_related(
@@ -81,13 +109,6 @@ def phrase_only_evaluated(shown: str, what: str) -> Problem:
     """Phrase training `what`, rows or pairs, of which none is left beside what is evaluated."""
     step = "train on another file, or test on another"
     return Problem(shown, f"only {what} that are evaluated too", f"other training {what}", step)
-
-
-def say_removed(rows: Sequence[ContaminatedRow], where: str) -> str:
-    """Say how many training rows were left out because they are evaluated."""
-    places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in rows[:10])
-    more = ", …" if len(rows) > 10 else ""
-    return f"{where}: {pluralize(len(rows), 'row')} dropped, evaluated too ({places}{more})"
 
 
 def _excerpt(row: ContaminatedRow) -> str:

@@ -101,7 +101,7 @@ def _flatten(content: Rows, columns: Iterable[str]) -> tuple[Rows, dict[str, str
     nested = [c for c in columns if all(isinstance(row.fields.get(c), dict) for row in content.rows)]
     whole = {name: f"{c}.{name}" for row in content.rows for c in sorted(nested) for name in row.fields[c]}
     taken = Counter(name for c in nested for name in {n for row in content.rows for n in row.fields[c]})
-    others = {name for row in content.rows for name in row.fields} - {*nested}
+    others = content.names - {*nested}
     if not nested or any(n > 1 for n in taken.values()) or others & whole.keys():
         return content, {}
     rows = [
@@ -129,7 +129,7 @@ def _guess(
     plain = {c for c, values in cells.items() if all(text_of_cell(value) is not None for value in values)}
     replies = {c for c in plain if is_reply(c)}
     sql = {c for c in plain if all(SQL.match(str(value)) for value in cells[c])}
-    in_order = dict.fromkeys(name for row in content.rows for name in row.fields)
+    in_order = content.names
     parts = fields.get("prompt") or _join_pair([c for c in in_order if c in plain])
     prompt = parts or find_by_name(plain - replies - sql, QUESTIONS, ANSWERS)
     ids = {c for c in plain if is_id(c) and (c.lower() == "id" or len({*cells[c]}) == len(content.rows))}

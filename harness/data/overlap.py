@@ -279,7 +279,7 @@ def _options(file: str, read_by: ReadBy) -> str | None:
     prompt, reference = read_by.prompt, read_by.reference
     if Path(file).is_file():
         content = Rows(file, "", list(islice(stream(file, "train"), _FIRST)))
-        names = {name for row in content.rows for name in row.fields}
+        names = content.names
         prompt, reference = (
             named if named and set(columns_of(named, names)) <= names else None
             for named in (prompt, reference)

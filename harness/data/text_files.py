@@ -13,7 +13,7 @@ import io
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, KeysView, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import chain, islice, zip_longest
 from pathlib import Path
@@ -209,6 +209,11 @@ class Rows(NamedTuple):
     shown: str
     stem: str
     rows: list[Row]
+
+    @property
+    def names(self) -> KeysView[str]:
+        """The names of all columns, in their order."""
+        return dict.fromkeys(name for row in self.rows for name in row.fields).keys()
 
 
 def display_path(path: str) -> str:

@@ -11,7 +11,6 @@ from itertools import count
 
 from harness.data import TaskItems, contamination, read_split, readers, splits
 from harness.data import examples as items_of
-from harness.data.contamination import find_contaminated_rows
 from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
 from harness.data.text_files import Row, Rows
@@ -79,14 +78,9 @@ def _drop_contaminated(
     aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
     held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
-    if found := find_contaminated_rows(rows, written, choice):
-        if task.data.contamination == "error":
-            step = "remove the row, or set contamination: drop in data: of the task"
-            raise UserError(contamination.problems(found, shown, step))
-        notes.removed.append(contamination.say_removed(found, shown))
-    gone = {row.training.where for row in found}
-    kept = [row for row in contamination.drop_related(rows, held, choice) if row.where not in gone]
-    if n := len(rows) - len(kept) - len(found):
+    left = contamination.drop_contaminated(task, rows, written, shown, notes, choice)
+    kept = contamination.drop_related(left, held, choice)
+    if n := len(left) - len(kept):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
     own = [row for row in kept if row.origin is None]
     whole, kept = kept, splits.keep_with_origins(kept, own, [*written, *held])

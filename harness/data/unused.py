@@ -393,14 +393,9 @@ def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
 
 def _is_media(name: str, value: object) -> bool:
     """Tell whether a cell holds a picture or a sound, by its bytes or the name of its column."""
-    holds_bytes = isinstance(value, bytes) or (
-        isinstance(value, dict) and any(map(_is_bytes, value.values()))
-    )
+    cells = value.values() if isinstance(value, dict) else [value]
+    holds_bytes = any(isinstance(cell, bytes) for cell in cells)
     return holds_bytes or (name.lower() in MEDIA and value not in (None, "", [], {}))
-
-
-def _is_bytes(value: object) -> bool:
-    return isinstance(value, bytes)
 
 
 def _answer(row: _Read) -> str:

@@ -88,7 +88,7 @@ def _read_test_options(options: RowCheck, reading: ReadingOptions) -> ReadingOpt
     if not options.test:
         return reading
     first = _read_first_rows([absolute(path) for path in options.test])
-    names = {name for row in first.rows for name in row.fields}
+    names = first.names
     fields = reading.task.fields
     needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
     is_alike = formats.layout_of(reading.task, first) is reading.layout
@@ -176,7 +176,7 @@ def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
         count_cells(cells, row)
     refuse([*filter(None, unknown), *find_mixed_columns(cells)])
     request = Request(Path(), options.files[0], prompt=options.prompt, reference=options.reference)
-    columns = {name for row in first.rows for name in row.fields} - {"id"}
+    columns = first.names - {"id"}
     holds_objects = any(isinstance(row.fields.get(name), dict) for row in first.rows for name in columns)
     if len(columns) == 1 and not holds_objects and not formats.recognise(first.rows):
         fields = {"reference": f"{{{columns.pop()}}}"}
@@ -203,7 +203,7 @@ def usual_source(first: readers.Rows) -> str | None:
 
 def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:
     """Refuse a column that none of the first rows has; a template over columns is read as it is."""
-    columns = {name for row in first.rows for name in row.fields}
+    columns = first.names
     if "{" in column or column in columns:
         return None
     return Problem(

@@ -93,7 +93,7 @@ def _are_read_alike(content: Rows, first: Rows) -> bool:
         roles, _ = find_roles(first), find_roles(content)
     except UserError:  # columns that nobody recognises, which a reader has to be told
         return True
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     questions, answers = ({*of, *OWN} if OWN & set(of) else set(of) for of in roles)
     return bool(questions & names) and (bool(answers & names) or not answers)
 
@@ -106,7 +106,7 @@ def _numbers_of(content: Rows) -> tuple[str, ...]:
 
 def _describe_rows(content: Rows) -> str:
     layout = formats.recognise(content.rows)
-    names = dict.fromkeys(name for row in content.rows for name in row.fields)
+    names = content.names
     if layout and (numbers := _numbers_of(content)):
         return f"{layout.name} rows whose numbers are {' or '.join(numbers)}"
     return f"{layout.name} rows" if layout else f"rows of {', '.join(list(names)[:8])}"

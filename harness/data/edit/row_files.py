@@ -124,19 +124,22 @@ def _as_text(value: Any) -> str:
 
 def _write_csv(out: TextIO, rows: Iterable[Row], delimiter: str, sources: Sequence[str]) -> None:
     """Write a line of names and one a row, with the line ends of RFC 4180, so that all others are quoted."""
-    rows = iter(rows) if len(sources) == 1 and is_csv(sources[0]) else list(rows)
+    are_read = [is_csv(source) for source in sources]
+    rows = iter(rows) if are_read == [True] else list(rows)
     first = list(itertools.islice(rows, 1)) if isinstance(rows, Iterator) else rows
     names = list(dict.fromkeys(name for row in first for name in row.fields))
     writer = csv.writer(out, delimiter=delimiter)
     writer.writerow(names)
     for row in itertools.chain(first, rows) if isinstance(rows, Iterator) else rows:
-        writer.writerow([_cell(row, name) for name in names])
+        writer.writerow([_cell(row, name, is_read=any(are_read) and all(are_read)) for name in names])
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: Row, name: str, *, is_read: bool) -> str:
     value = row.fields.get(name)
     if value is None:
         return ""
+    if is_read and isinstance(value, list):  # a list that was read from such a cell is written as Python's
+        return str(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str | int | float):

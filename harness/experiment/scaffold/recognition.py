@@ -112,7 +112,7 @@ def look(request: Request, content: readers.Rows) -> RecognizedRows:
         fields |= {"answers_are": forms.numbers[0]} if forms.has_numbers else {}
     task = Task.model_validate({"name": "seen", "data": {"invalid_rows": "drop"}, "fields": fields})
     examples = [sourced.example for sourced in examples_of(task, content)]
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     column = name_in(answer_column(task, layout, names)).rpartition(".")[2]
     kind = request.kind or _kind(layout, examples, column)
     if found := _misfit(kind, layout, content.rows, examples):
@@ -130,7 +130,7 @@ def _capitals(content: readers.Rows) -> Problem | None:
     if layout is None:
         return None
     roles = find_roles(content._replace(rows=small))
-    names = dict.fromkeys(name for row in content.rows for name in row.fields)
+    names = content.names
     used = [name for name in names if name.lower() in {*roles.questions, *roles.answers}]
     if len(used) == 2 and layout.name != "multiple choice":
         return None
@@ -153,7 +153,7 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
         key: text.replace("\\n", "\n") if text else None
         for key, text in (("prompt", request.prompt), ("reference", request.reference))
     }
-    names = {name for row in content.rows for name in row.fields}
+    names = content.names
     for key, text in given.items():
         known = names | {MESSAGES} if layout else names
         for column in columns_of(text, names) if text not in names else ():
