@@ -126,7 +126,7 @@ def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkey
         (
             "{all: rows.jsonl}",
             "{decoding: {samples: 3, top_p: 0.5, choose: best}}",
-            ["3 samples at temperature 0", "top_p at temperature 0"],
+            ["3 samples at temperature 0", "choose: best and by", "top_p at temperature 0"],
         ),
         (
             "{all: rows.jsonl}",

@@ -274,7 +274,7 @@ def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _
     if files.train and not kept["train"]:
         shown = readers.display_path(task.data.source("train") or "")
         problems.append(contamination.phrase_only_evaluated(shown, "rows"))
-    return files._replace(**kept)
+    return files._replace(train=kept["train"], pairs=kept["pairs"])
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:

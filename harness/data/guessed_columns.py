@@ -162,7 +162,7 @@ def _guess(
         taken |= plain
     taken |= ids | {*SYSTEMS}
     left = sorted(
-        (c for c in reversed(in_order) if c in plain and c not in taken),
+        (c for c in reversed([*in_order]) if c in plain and c not in taken),
         key=lambda column: len({str(row.fields.get(column)) for row in content.rows}),
     )
     if answers is None and left and len(left) + bool(prompt) == 2:
@@ -172,14 +172,9 @@ def _guess(
     if prompt and answers:
         return {**fields, "prompt": prompt, "reference": answers}
     lacking = " and ".join(what for what, found in (("question", prompt), ("answer", answers)) if not found)
-    raise UserError(
-        Problem(
-            content.shown,
-            f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}",
-            "a known layout, or to be told",
-            _advise_columns(content, prompt, answers, in_order, places),
-        )
-    )
+    found = f"columns {', '.join(sorted(columns)) or 'without values'}, none of them clearly the {lacking}"
+    step = _advise_columns(content, prompt, answers, in_order, places)
+    raise UserError(Problem(content.shown, found, "a known layout, or to be told", step))
 
 
 def label_set(answers: Iterable[str], column: str = "", questions: Iterable[str] = ()) -> tuple[str, ...]:
@@ -315,14 +310,9 @@ def _advise_columns(
         answers = f"{{{named[0]}}}"
         free = [name for name in free if name not in named]
     of_words = {n: sum(" " in text for text in texts[n]) > len(texts[n]) / 2 for n in free}
-    held = [
-        n
-        for n in names
-        if n not in texts
-        and not is_id(n)
-        and all(isinstance(r.fields.get(n), list | dict) for r in content.rows)
-    ]
-    held = [name for name in held if name not in {*columns_of(prompt, names), *columns_of(answers, names)}]
+    taken = {*texts, *columns_of(prompt, names), *columns_of(answers, names)}
+    held = [name for name in names if name not in taken and not is_id(name)]
+    held = [n for n in held if all(isinstance(row.fields.get(n), list | dict) for row in content.rows)]
     if len(held) == 1 and (prompt or free) and not answers:
         answers = f"{{{held[0]}}}"
     long = [name for name in free if of_words[name] and find_head(name) not in TELLING]

@@ -58,12 +58,8 @@ def _counts(predicted: int | None, gold: int, n_labels: int) -> Parts:
 
 def phrase_no_labels(name: str, task: Task) -> Problem:
     """Say that a metric needs the closed set of labels that a task does not have."""
-    return Problem(
-        f"task {task.name}",
-        f"metric {name} on a task without labels",
-        "a closed label set",
-        "add `labels: [...]` to the task, or use exact_match",
-    )
+    step = "add `labels: [...]` to the task, or use exact_match"
+    return Problem(f"task {task.name}", f"metric {name} on a task without labels", "a closed label set", step)
 
 
 _NUMBER = re.compile(r"[-−]?\d+(?:\.\d+)?")

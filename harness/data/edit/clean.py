@@ -21,7 +21,7 @@ from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
-from harness.data.text_files import Row
+from harness.data.text_files import Row, names_labels
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
 
@@ -99,7 +99,8 @@ def clean(
         if other := formats.find_other_layout(cleaned, layout):
             yield changes.drop(row, f"a row of another layout: {other}")
             continue
-        finds_nothing = any(cleaned.fields.get(name) == [] for name in objects)
+        empty = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
+        finds_nothing = any(name in objects or names_labels(name) for name in empty)
         unusable = _unusable(cleaned, roles, drop_lost=drop_lost, may_be_empty=finds_nothing)
         if unusable := unusable or _find_unreadable(cleaned, layout):
             yield changes.drop(row, unusable)
