@@ -120,7 +120,7 @@ def points_of(report: ExperimentReport) -> list[Point]:
     ]
     goals = [(target.unit.sign * target.score, kept.score) for _, target, kept in drawn]
     best = set(stats.pareto_front(goals)) if goals else set()
-    chosen = report.decision.candidate if report.decision else None
+    chosen = report.decision.candidate if report.decision and not report.smoke else None
     points = [
         Point(f.label, target, kept, verdict_word(f), i in best, f.name == chosen)
         for i, (f, target, kept) in enumerate(drawn)
