@@ -47,30 +47,24 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
     distinct: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
         distinct.setdefault(fold_row(entry.qa), entry)
-    near = list(_report_near_duplicates(table, list(distinct.values())))
-    yield from near
-    if given.encode:
-        named = {where for finding in near for where in finding.rows}
-        others = [entry for entry in distinct.values() if entry.where not in named]
-        yield from _find_by_sense(table, given.encode, others, given.most)
-
-
-def _report_near_duplicates(table: RowTable, distinct: Sequence[TableEntry]) -> Iterator[Finding]:
-    """List rows that repeat an earlier one in almost the same words, as `data dedup` drops them."""
-    groups = near_repeats([entry.qa for entry in distinct])
+    entries = list(distinct.values())
+    groups = near_repeats([entry.qa for entry in entries])  # as `data dedup` drops them
     numbers = sorted((i, group.kept, alike) for group in groups for i, alike in group.others)
-    pairs = [(distinct[i], distinct[kept], alike) for i, kept, alike in numbers]
-    if pairs:
-        row, kept, alike = max(pairs, key=lambda pair: pair[2])
+    if near := [(entries[i], entries[kept], alike) for i, kept, alike in numbers]:
+        row, kept, alike = max(near, key=lambda pair: pair[2])
         yield Finding(
             "warning",
             f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
             "they add little to learn from, and set apart for test they contaminate it",
-            tuple(row.where for row, _, _ in pairs),
+            tuple(row.where for row, _, _ in near),
             f"{row.where} is {100 * alike:.0f} % {kept.where}: {_cut_question(row)} / {_cut_question(kept)}",
             "harness data dedup FILE --out OUT",
-            beside=tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in pairs),
+            beside=tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in near),
         )
+    if given.encode:
+        named = {row.where for row, _, _ in near}
+        others = [entry for entry in entries if entry.where not in named]
+        yield from _find_by_sense(table, given.encode, others, given.most)
 
 
 def _find_by_sense(
@@ -192,6 +186,8 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield _say_emptied(table, emptied, dropped, exact)
     exact = [row for row in exact if file_of(row.training.where) not in emptied]
     in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
+    against = " ".join(f"--against {as_argument(file)}" for file in given.test.files)
+    command = f"harness data dedup FILE {against} --out OUT"
     if exact:
         first = exact[0]
         question = excerpt(" ".join(first.training.example.prompt.split()), 60)
@@ -201,14 +197,14 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             "the score on test counts what was learned by heart",
             tuple(row.training.where for row in exact),
             f"{first.training.where} has the question of {first.evaluated.where}: {question!r}",
-            _name_dedup_command(given.test),
+            command,
             beside=tuple(f"{row.evaluated.where}, with the same question" for row in exact),
         )
     if in_words:
-        yield _say_alike(table, in_words, "in other words", _name_dedup_command(given.test))
+        yield _say_alike(in_words, "in other words", command)
     if by_sense:
         decided = f"page, where the target's `test:` is {', '.join(given.test.files)},"
-        yield _say_alike(table, by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
+        yield _say_alike(by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
 
 
 def _say_emptied(
@@ -230,7 +226,7 @@ def _say_emptied(
     )
 
 
-def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
+def _say_alike(pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
     return Finding(
         "warning",
         f"training rows whose question may be that of a test row, {how}",
@@ -242,11 +238,6 @@ def _say_alike(table: RowTable, pairs: Sequence[_AlikeRow], how: str, command: s
             f"{pair.place}: {excerpt(' '.join(_bare_question(pair.item).split()), 80)!r}" for pair in pairs
         ),
     )
-
-
-def _name_dedup_command(test: RowTable) -> str:
-    against = " ".join(f"--against {as_argument(file)}" for file in test.files)
-    return f"harness data dedup FILE {against} --out OUT"
 
 
 def _bare_question(entry: TableEntry) -> str:
