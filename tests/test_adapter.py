@@ -1,4 +1,4 @@
-"""An adapter made elsewhere is judged like one made here, and refused where it cannot be."""
+"""Adapters of others: what is served, and what is refused before anything runs or when it is opened."""
 
 import json
 import re
@@ -8,6 +8,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from test_model_families import build
 from tiny_experiment import runs_of
 from tiny_methods import CPU
 
@@ -20,8 +21,6 @@ from harness.models.hub import resolve
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.store import Store
 from harness.training import adapter_digest
-
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +35,7 @@ def candidates(folder, more=""):
     return f"  prompt: {{method: base}}\n  theirs: {{method: adapter, path: {folder}{more}}}\n"
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, peft_adapter, tmp_path):
     import torch
@@ -65,6 +65,7 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, p
         assert row.gold_logprob != pytest.approx(before.gold_logprob, abs=1e-3)
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(peft_adapter, tmp_path):
     def changed(name, **config):
         folder = shutil.copytree(peft_adapter, tmp_path / name)
@@ -86,6 +87,7 @@ def refusal(tiny, tmp_path, folder, more="", **options):
     return str(caught.value)
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -101,6 +103,7 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     assert f"set base_model: {wide} on this candidate" in said
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_an_adapter_trained_after_tokens_were_added_is_refused_with_what_to_make_of_the_base(tiny, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -212,6 +215,7 @@ UNFIT = {
 }
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("unfit", UNFIT)
 def test_an_adapter_that_does_not_fit_is_refused_before_anything_runs(tiny, peft_adapter, tmp_path, unfit):
     change, said = UNFIT[unfit]
@@ -248,6 +252,7 @@ def biased(tmp_path_factory):
     return folder
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("option", OPTIONS)
 def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path, option):
     import torch
@@ -269,6 +274,7 @@ def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path,
     assert tiny_model.logits(host.model, ids).equal(plain)
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_configuration_of_a_newer_peft_whose_new_keys_are_off_is_served(tiny, peft_adapter, tmp_path):
     folder = shutil.copytree(peft_adapter, tmp_path / "newer")
     edit_config(use_novelty=False, novelty_config=None, peft_version="9.0.0")(folder)
@@ -287,6 +293,7 @@ def save_tokenizer(tiny, folder, template=None, **changes):
     tokenizer.save_pretrained(folder)
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -305,6 +312,7 @@ def test_an_adapter_with_a_tokenizer_of_its_own_is_refused_with_both_ways_out(
     assert "name it with method: model; or remove chat_template.jinja, tokenizer.json" in found
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("changes", [{}, {"added": ["<pad2>"], "pad_token": "<pad2>"}])
 def test_a_copy_of_the_bases_tokenizer_beside_an_adapter_is_no_other(tiny, peft_adapter, tmp_path, changes):
     folder = shutil.copytree(peft_adapter, tmp_path / "theirs")
@@ -317,6 +325,7 @@ def spoil(folder):
     edit_tensors(lambda tensors: {name: tensor * float("nan") for name, tensor in tensors.items()})(folder)
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_path):
     spoil(shutil.copytree(peft_adapter, tmp_path / "spoilt"))
@@ -353,6 +362,7 @@ UNCHECKED = {
 }
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("family", UNCHECKED)
 def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_opened(tiny, tmp_path, family):
     from peft import get_peft_config, get_peft_model
@@ -389,12 +399,14 @@ def pickle_adapter(theirs, folder):
     return folder
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_path):
     said = refusal(tiny, tmp_path, pickle_adapter(peft_adapter, tmp_path / "pickled"))
     assert "a pickle, which can run code" in said
     assert "allow_pickle: true" in said
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, peft_adapter, tmp_path):
     params = adapter.Params(allow_pickle=True)
     contexts = [
@@ -405,6 +417,7 @@ def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, p
     assert first.digest == second.digest
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter, tmp_path):
     import pickle
 
@@ -413,3 +426,56 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter,
     context = tiny_methods.context(tiny, tmp_path / "fit", path=folder)
     with pytest.raises(CandidateFailed, match="something other than tensors"):
         adapter.fit(context, adapter.Params(allow_pickle=True))
+
+
+def prepare_candidates(folder, model, params, *overrides):
+    candidates = f"  prompt: {{method: base}}\n  mine: {params}\n"
+    path = tiny_experiment.write(folder, model, candidates)
+    return tiny_experiment.session(path, *overrides)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("kind", ["tied", "own"])
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "{method: lora, params: {target_modules: [q_proj, lm_head]}}",
+        "{method: qlora, params: {target_modules: '.*(q_proj|head)'}}",
+        "{method: lora, params: {r: 2}, sweep: {target_modules: [[q_proj], [lm_head]]}}",
+    ],
+)
+def test_an_adapter_of_the_head_is_refused_with_tied_embeddings_and_without(tiny, tmp_path, recipe, kind):
+    base = tiny if kind == "tied" else build(tmp_path / "base", "Llama")
+    with pytest.raises(UserError, match=r"mine: found an adapter of lm_head.*; expected .*; next: leave"):
+        prepare_candidates(tmp_path, base, recipe)
+
+
+def test_names_that_are_there_are_taken_and_a_refused_one_is_shown_with_its_override(tiny, tmp_path):
+    recipe = "{method: lora, params: {target_modules: [embed_tokens]}}"
+    assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
+    recipe = "{method: lora, params: {target_modules: '.*(q|v)_proj', exclude_modules: [o_proj]}}"
+    assert prepare_candidates(tmp_path, tiny, recipe).candidates["mine"]
+
+    given = "candidates.mine.params.target_modules=[nope]"
+    with pytest.raises(UserError) as refused:
+        prepare_candidates(tmp_path, tiny, "{method: lora}", given, "seeds=[3]")
+    (problem,) = refused.value.problems
+    assert problem.where.endswith(f", override {given}: candidate mine")
+
+
+@pytest.mark.e2e
+def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
+    base = build(tmp_path / "base", "gpt-oss")
+    recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"
+    with pytest.raises(UserError, match=r"did you mean 'mlp\.experts\.down_proj'"):
+        prepare_candidates(tmp_path, base, recipe)
+    assert prepare_candidates(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
+
+
+@pytest.mark.e2e
+def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
+    base = build(tmp_path / "base", "Qwen3-MoE")
+    recipe = "{method: lora, params: {r: 2, target_modules: [q_proj, gate_proj, up_proj, down_proj]}}"
+    assert prepare_candidates(tmp_path, base, recipe).candidates["mine"]
+    with pytest.raises(UserError, match=r"target_modules: q_prj; .*did you mean 'q_proj'"):
+        prepare_candidates(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))

@@ -105,31 +105,23 @@ def test_each_half_is_admitted_by_the_base_on_the_other(passed, n_items, weight)
     )
 
 
-def test_a_half_counts_half_as_much_as_a_whole_task():
+def test_a_half_is_admitted_by_the_other_and_counts_half_as_much_as_a_whole_task():
     lost = measurement("sums", *flips(100, 0, 30))
     found = verdict([make_lopsided_task((40, 25)), lost])
     assert found.macro.score == pytest.approx((0.5 * 0.0 + 1.0 * -0.3) / 1.5)
-    assert macro_of(found).numbers["one_half"] == [
-        "t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"
-    ]
+    expected = ["t: on the other half the base scores 50.0 [37, 63] %, not above chance (50.0 %), n = 50"]
+    assert macro_of(found).numbers["one_half"] == expected
 
-
-def test_a_task_that_no_half_admits_says_what_each_half_found():
     found = verdict([make_lopsided_task((25, 26))])
     assert found.outcome == "inconclusive"
     (why,) = macro_of(found).numbers["left_out"]
     assert "t cannot show forgetting: on one half of its items the base scores 50.0 [37, 63] %" in why
     assert "and on the other half the base scores 52.0 [39, 65] %, not above chance" in why
 
-
-def test_a_task_of_one_cluster_has_no_halves():
     one = measurement("chat", np.ones(9), np.ones(9))
     clustered = [rows(np.ones(9), task="chat", cluster_size=9) for _ in range(2)]
     found = verdict([one._replace(base=clustered[0], new=clustered[1])])
     assert "its items form one cluster, which has no halves" in macro_of(found).numbers["left_out"][0]
-
-
-def test_a_relative_margin_of_a_half_takes_the_skill_of_the_half_that_admits_it():
     relative = judge([make_lopsided_task((40, 25))], GatePolicy(macro="10%"), target=None, identical=False)
     (half,) = [t.half for t in relative.tasks]
     assert half.admitting_score == 0.8
@@ -274,7 +266,7 @@ def test_copies_of_which_one_lacks_an_item_are_one_task_and_a_part_of_a_task_is_
     assert macro_of(part).numbers["shared_items"] == ["c0 and c1 share 100 items"]
 
 
-def test_tasks_that_share_some_items_are_correlated_and_named():
+def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0)
     half = {
         item: f"other-{item}" if i % 2 else document for i, (item, document) in enumerate(b.documents.items())
@@ -283,16 +275,10 @@ def test_tasks_that_share_some_items_are_correlated_and_named():
     assert none.high < partly.high < fully.high
     said = macro_of(verdict([a, b._replace(documents=half)])).numbers["shared_items"]
     assert said == ["c0 and c1 share 200 items"]
-
-
-def test_items_that_move_apart_are_not_taken_for_a_gain_in_width():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
     apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
     assert known.high - known.low >= apart_.high - apart_.low - 1e-12
-
-
-def test_a_document_that_copies_share_is_needed_once():
-    """Each copy was asked for the same 1,480 documents: "some 2,960 more items (c0 1,480, c1 1,480)"."""
+    # Each copy was asked for the same 1,480 documents: "some 2,960 more items (c0 1,480, c1 1,480)".
     twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     one, both = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
     assert (one["items_needed"], both["items_needed"]) == (1_480, 1_480)
@@ -368,8 +354,8 @@ def test_an_equal_model_is_stopped_by_macro_or_each_as_often_as_printed(n_tasks,
     assert stopped == pytest.approx(printed, abs=0.03 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
 
 
-def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
-    """One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more."""
+def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is_said():
+    # One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more.
     found = judge_comparisons([known(14_000, 700, 700), *[known(50, 2, 2)] * 8])
     macro = next(r for r in found.rules if r.name == "macro")
     by_task = dict(said.rsplit(" ", 1) for said in macro.numbers["items_needed_by_task"])
@@ -379,18 +365,16 @@ def test_items_are_asked_of_the_small_tasks_where_these_make_the_width():
     assert describe_more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
-
-def macro_se(found):
-    """Return the standard error of the macro that its 95 % interval amounts to."""
-    return (found.macro.high - found.macro.low) / (2 * 1.96)
-
-
-def test_where_all_that_the_tasks_hold_would_not_do_that_is_said():
     found = describe_more_items(
         0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
     )
     assert found.items is None
     assert found.sentence == "the 30 items that the tasks still hold would not settle it"
+
+
+def macro_se(found):
+    """Return the standard error of the macro that its 95 % interval amounts to."""
+    return (found.macro.high - found.macro.low) / (2 * 1.96)
 
 
 @given(
@@ -438,6 +422,5 @@ def test_items_of_lm_eval_are_known_by_the_hash_that_ends_their_ids():
             for i, (row, h) in enumerate(zip(rows(np.ones(60), task=name), hashes, strict=True))
         ]
         tasks.append(measurement(name, np.ones(60), np.ones(60))._replace(base=arm, new=arm))
-    assert macro_of(verdict(tasks)).numbers["shared_items"] == [
-        "a and b hold the same items and count as one task"
-    ]
+    expected = ["a and b hold the same items and count as one task"]
+    assert macro_of(verdict(tasks)).numbers["shared_items"] == expected

@@ -150,8 +150,11 @@ def violations(file: Path, wrong) -> list[str]:
 MODULES = [file for file in FILES if module(file) != "__init__"]
 
 
-def test_every_module_has_its_place_in_the_order():
+def test_every_module_has_its_place_in_the_order_and_the_package_shows_at_most_thirty_names():
     assert {module(file) for file in MODULES} <= set(ORDER)
+    top = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
+    top = {name for name in top if not name.startswith("__")}
+    assert len(top | {"regularizers", "exports"}) <= 30
 
 
 @pytest.mark.e2e
@@ -197,12 +200,9 @@ def test_an_import_from_another_package_is_of_what_it_offers():
     assert sorted(one for one in found if one.partition(": ")[2] not in OFFERED_SUBMODULES) == []
 
 
-def test_an_offered_submodule_is_imported_by_another_package():
+def test_what_is_offered_is_imported_by_another_package_and_is_not_private():
     reached = {name for file in FILES for name in reach_into_others(file)}
     assert sorted(OFFERED_SUBMODULES - reached) == []
-
-
-def test_a_private_module_is_offered_to_nobody():
     assert [name for name in sorted(OFFERED_SUBMODULES) if "._" in name] == []
 
 
@@ -263,8 +263,18 @@ def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
     assert idle == []
 
 
-def test_no_import_is_relative():
+def test_no_import_is_relative_and_slow_packages_are_imported_inside_functions():
     assert [found for file in FILES for found in violations(file, lambda i: i.module.startswith("."))] == []
+
+    def is_slow(i: Import) -> bool:
+        return i.at_top and any(starts(i.module, name) for name in HEAVY)
+
+    assert [found for file in FILES if file != DERIVED for found in violations(file, is_slow)] == []
+
+    def it(i: Import) -> bool:
+        return starts(i.module, "harness.evaluation.lm_eval.engine_for_lm_eval")
+
+    assert [found for file in FILES for found in violations(file, it)] == []
 
 
 @pytest.mark.parametrize("kind", plugins.KINDS)
@@ -282,20 +292,6 @@ def test_plugins_never_import_each_other(kind):
 def test_a_third_party_is_imported_only_at_home(third_party):
     strangers = [file for file in FILES if module(file) not in HOMES[third_party]]
     assert [v for f in strangers for v in violations(f, lambda i: starts(i.module, third_party))] == []
-
-
-def test_slow_packages_are_imported_inside_functions():
-    def is_slow(i: Import) -> bool:
-        return i.at_top and any(starts(i.module, name) for name in HEAVY)
-
-    assert [found for file in FILES if file != DERIVED for found in violations(file, is_slow)] == []
-
-
-def test_what_derives_from_a_class_of_lm_eval_is_imported_by_nobody():
-    def it(i: Import) -> bool:
-        return starts(i.module, "harness.evaluation.lm_eval.engine_for_lm_eval")
-
-    assert [found for file in FILES for found in violations(file, it)] == []
 
 
 def run_python(program: str) -> subprocess.CompletedProcess[str]:
@@ -352,18 +348,9 @@ PLUGINS = ("methods", "metrics", "prompting", "regularizers", "exports")
 CIRCUMSCRIBES = re.compile(r"(What|Why|Which|Who|Whose|Whoever|Where|How|Nobody)\b")
 
 
-def test_the_package_shows_at_most_thirty_names():
-    top = {p.stem for p in PACKAGE.iterdir() if p.is_dir() or p.suffix == ".py"}
-    top = {name for name in top if not name.startswith("__")}
-    assert len(top | {"regularizers", "exports"}) <= 30
-
-
-def test_no_file_is_longer_than_five_hundred_lines():
+def test_a_file_holds_a_concept_and_at_most_five_hundred_lines():
     lines = {str(f.relative_to(ROOT)): len(f.read_text("utf-8").splitlines()) for f in FILES}
     assert {file: n for file, n in lines.items() if n > 500} == {}
-
-
-def test_the_median_file_holds_a_concept():
     lines = sorted(len(f.read_text("utf-8").splitlines()) for f in FILES if module(f) not in PLUGINS)
     assert lines[len(lines) // 2] >= 120
 

@@ -158,14 +158,10 @@ def test_a_cards_memory_is_read_as_people_write_it(written, gb):
 @pytest.mark.parametrize(
     ("written", "step"),
     [
-        ("2x80GB", "--gpu 80GB --gpus 2"),
-        ("8 × 24GiB", "--gpu 24GiB --gpus 8"),
-        ("h100", "--gpu 24GB"),
-        ("0GB", "--gpu 24GB"),
-        ("-24GB", "--gpu 24GB"),
-        ("24TB", "--gpu 24GB"),
+        ("2x80GB", "--gpu 80GB --gpus 2"), ("8 × 24GiB", "--gpu 24GiB --gpus 8"), ("h100", "--gpu 24GB"),
+        ("0GB", "--gpu 24GB"), ("-24GB", "--gpu 24GB"), ("24TB", "--gpu 24GB"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_cards_memory_is_refused_with_how_to_write_it(written, step):
     with pytest.raises(UserError) as refused:
         gigabytes(written)

@@ -8,7 +8,7 @@ import tiny_experiment
 import tiny_methods
 import tiny_model
 from fake_rows import EXACT, LOWER, rows
-from tiny_experiment import runs_of
+from tiny_experiment import fact_of, runs_of
 
 from harness import report, store
 from harness.errors import UserError
@@ -40,10 +40,6 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
     tiny_model.build(folder / "other", seed=5)
     path = tiny_experiment.write(folder, tiny, CANDIDATES, pairs=tiny_methods.pair_rows(slice(0, 5)))
     return path, tiny_experiment.run(path)
-
-
-def facts(found, name):
-    return next(f for f in found.facts if f.name == name)
 
 
 def change(comparisons, task):
@@ -84,7 +80,7 @@ def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees
         assert change(quantisation.tasks, task) + change(training.tasks, task) == pytest.approx(whole)
     assert change(quantisation.tasks, "prose") != 0
     parts = quantisation.macro.score + training.macro.score if quantisation.macro else None
-    assert parts == pytest.approx(facts(found, "qlora").verdict.macro.score)
+    assert parts == pytest.approx(fact_of(found, "qlora").verdict.macro.score)
     assert "plain" not in found.steps
 
 
@@ -93,11 +89,11 @@ def test_what_starts_from_another_candidate_is_compared_with_it_too(file_and_rep
     (step,) = found.steps["dpo"]
     assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
     assert step.target.delta == pytest.approx(
-        facts(found, "dpo").target.score - facts(found, "lora").target.score
+        fact_of(found, "dpo").target.score - fact_of(found, "lora").target.score
     )
     runs = runs_of(path)
     assert runs["dpo"].training.init_wall_s == runs["lora"].training.wall_s
-    assert facts(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
+    assert fact_of(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
 
 
 def test_each_is_measured_against_its_own_base(file_and_report):
@@ -110,7 +106,7 @@ def test_each_is_measured_against_its_own_base(file_and_report):
     assert whole.base == pytest.approx(
         nats / sum(row.gold_bytes for row in rows) / 0.6931471805599453, rel=1e-6
     )
-    assert facts(found, "other").trained is False
+    assert fact_of(found, "other").trained is False
     assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
 
 
@@ -168,8 +164,8 @@ def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny
     path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  swept: {swept}\n")
     for _ in range(2):
         found = tiny_experiment.run(path, "suites=[]")
-        assert facts(found, "swept").state == "done"
-        trials = facts(found, "swept").training.sweep
+        assert fact_of(found, "swept").state == "done"
+        trials = fact_of(found, "swept").training.sweep
         assert [(t.validation is None, t.chosen) for t in trials] == [(True, False), (False, True)]
     (kept,) = (tmp_path / "runs" / "weights").glob("*/diverged.json")
     before = kept.stat().st_mtime_ns
@@ -224,12 +220,8 @@ def test_a_base_that_cannot_be_loaded_ends_what_is_made_of_it_and_nothing_else(t
     described = tiny_model.build(tmp_path / "broken", seed=6) / "config.json"
     described.write_text(json.dumps(json.loads(described.read_text()) | {"model_type": "not_yet_made"}))
     found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, BROKEN))
-    assert {f.name: f.state for f in found.facts} == {
-        "prompt": "done",
-        "bag": "done",
-        "other": "failed",
-        "theirs": "failed",
-    }
+    expected = {"prompt": "done", "bag": "done", "other": "failed", "theirs": "failed"}
+    assert {f.name: f.state for f in found.facts} == expected
     errors = {f.error for f in found.facts if f.state == "failed"}
     assert len(errors) == 1
     assert "not_yet_made" in errors.pop()

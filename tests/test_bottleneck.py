@@ -1,22 +1,36 @@
-"""Bottleneck adapters begin as the identity, have the size of the papers, and open as what was trained."""
+"""Methods with parts of their own: bottleneck adapters, heads and embeddings, and a student of a teacher."""
 
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
+import tiny_model
 from tiny_experiment import runs_of
 from tiny_methods import CPU
 from tiny_model import logits
 
-from harness.errors import CandidateFailed
+from harness import store
+from harness.errors import CandidateFailed, UserError
 from harness.evaluation.runner import OPENERS
-from harness.methods import bottleneck
+from harness.experiment.preflight.candidate_costs import estimate_costs
+from harness.experiment.training_fit import fit_work
+from harness.methods import bottleneck, embedding, gkd, head
 from harness.models import deltas
 from harness.models.deltas import CONFIG, apply_delta
 from harness.models.devices import load_base
+from harness.models.hardware import Memory
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve, shape
+from harness.records import Limits
+from harness.training import open_embedding, open_head, teacher_problem
+from harness.training.heads import embedder
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
@@ -147,3 +161,238 @@ def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
     assert run.weights_digest != run.base_digest
     assert {trial.params["bottleneck_size"] for trial in run.training.sweep} == {2, 4}
     assert "delta" in OPENERS
+
+
+OPENS = {head: open_head, embedding: open_embedding}
+
+
+def context(tiny, folder, train=slice(0, 3)):
+    """Make a context whose validation rows are those trained on, so that the best checkpoint knows them."""
+    rows = tiny_methods.examples(train)
+    return replace(tiny_methods.context(tiny, folder), train=rows, validation=rows)
+
+
+def open_weights(module, weights, source):
+    return OPENS[module](weights.folder / weights.kind, source, CPU, weights.digest)
+
+
+def answers(candidate, examples):
+    prompts = [candidate.encode(e.messages).context for e in examples]
+    return [output.text for output in candidate.generate(prompts, Limits(4))]
+
+
+def accuracy(candidate, examples):
+    right = [a == e.references[0] for a, e in zip(answers(candidate, examples), examples, strict=True)]
+    return sum(right) / len(right)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("train", ["adapter", "head", "all"])
+def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny, tmp_path, train):
+    params = head.Params(train=train, r=4, learning_rate=0.01, num_train_epochs=12, warmup_steps=0)
+    made = head.fit(context(tiny, tmp_path), params)
+    figures = made.training
+    candidate = open_weights(head, made, resolve(str(tiny)))
+    assert accuracy(candidate, tiny_methods.examples(slice(0, 3))) >= (0.7 if train == "head" else 0.9)
+    assert figures.n_examples == 18
+    assert figures.best_validation_loss == min(loss for _, loss in figures.validation_loss)
+    assert open_weights(head, made, resolve(str(tiny))).weights_digest == made.digest
+
+
+def test_the_logprobs_of_a_table_are_those_of_all_labels(tiny, tmp_path):
+    made = embedding.fit(context(tiny, tmp_path), embedding.Params())
+    candidate = open_weights(embedding, made, resolve(str(tiny)))
+    asked = candidate.encode(tiny_methods.examples(slice(0, 1))[0].messages).context
+    found = candidate.loglikelihood([(asked, b"late"), (asked, b"money")])
+    assert np.exp([one.logprob for one in found]).sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_the_base_embeds_a_text_as_the_mean_of_its_tokens_whatever_stands_beside_it(tiny):
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    texts = ["Where is the parcel that I paid for on Monday?", "late"]
+    found = embedder(None, resolve(str(tiny)), CPU, 64)(texts)
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny), AutoModel.from_pretrained(tiny).eval()
+    for text, row in zip(texts, found, strict=True):
+        with torch.no_grad():
+            states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        assert row.tolist() == pytest.approx(states.mean(0).tolist(), abs=1e-4)
+
+
+def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    train, test = tiny_methods.examples(slice(0, 3)), tiny_methods.examples(slice(5, 7))
+    made = embedding.fit(context(tiny, tmp_path), embedding.Params(C=1.0))
+    embed = embedder(None, resolve(str(tiny)), CPU, 512)
+    fitted = LogisticRegression(C=1.0, max_iter=2000).fit(
+        embed([e.prompt for e in train]).numpy(), [e.references[0] for e in train]
+    )
+    expected = fitted.predict(embed([e.prompt for e in test]).numpy()).tolist()
+    assert answers(open_weights(embedding, made, resolve(str(tiny))), test) == expected
+
+
+CANDIDATES = """\
+  head: {method: head, params: {r: 2, num_train_epochs: 1, max_length: 200}}
+  embedding: {method: embedding}
+"""
+
+
+@pytest.mark.e2e
+def test_heads_and_embeddings_stand_in_a_comparison_with_their_latency(tiny, tmp_path):
+    report = tiny_experiment.run(
+        tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + CANDIDATES)
+    )
+    by_name = {facts.name: facts for facts in report.facts}
+    runs = tiny_experiment.runs_of(tmp_path / "harness.yaml")
+    for name in ("head", "embedding"):
+        assert by_name[name].state == "done", by_name[name].error
+        assert by_name[name].target.n == by_name["prompt"].target.n
+        assert runs[name].latency["p50_s"] > 0
+        assert runs[name].training.wall_s > 0
+
+
+@pytest.mark.e2e
+def test_a_local_encoder_never_runs_code_of_its_own(tiny, tmp_path):
+    folder = shutil.copytree(tiny, tmp_path / "encoder")
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'it ran')!r}, 'w')\n")
+    modules = [{"idx": 0, "name": "0", "path": "", "type": "own.Module"}]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    both = f"  prompt: prompt\n  words: {{method: embedding, params: {{encoder: {folder}}}}}\n"
+    path = tiny_experiment.write(tmp_path / "work", tiny, both)
+    tiny_experiment.run(path)
+    found = runs_of(path)
+    assert (found["prompt"].state, found["words"].state) == ("done", "failed")
+    assert "references the module class 'own.Module', which is not part of" in found["words"].error
+    assert not (tmp_path / "it ran").exists()
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("module", [head, embedding])
+def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, tmp_path, minilm, module):
+    """A bag of words cannot: it has never seen these words."""
+    given = {"encoder": str(minilm)}
+    if module is head:
+        given |= {"train": "head", "learning_rate": 0.02, "num_train_epochs": 10}
+    made = module.fit(context(tiny, tmp_path, slice(0, 4)), module.Params(**given))
+    candidate = open_weights(module, made, resolve(str(tiny)))
+    assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75
+
+
+ROOM = Memory(64.0, 64.0, "the machine")
+PARAMS = {"r": 4, "max_new_tokens": 3, "warmup_steps": 0, "max_length": 200}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """Other weights behind the same vocabulary."""
+    return tiny_model.build(tmp_path_factory.mktemp("teacher"), seed=7)
+
+
+@pytest.fixture(scope="module")
+def stranger(tmp_path_factory):
+    """A model whose tokenizer has one more token."""
+    from transformers import AutoTokenizer
+
+    folder = tiny_model.build(tmp_path_factory.mktemp("stranger"), seed=8)
+    known = AutoTokenizer.from_pretrained(folder)
+    known.add_tokens(["<|more|>"])
+    known.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("lmbda", [0.0, 1.0])
+def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda):
+    params = gkd.Params(teacher=str(teacher), lmbda=lmbda, learning_rate=0.02, num_train_epochs=8, **PARAMS)
+    made = gkd.fit(tiny_methods.context(tiny, tmp_path), params)
+    losses, distances = ([of for _, of in c] for c in (made.training.loss, made.training.validation_loss))
+    assert len(distances) == 8
+    assert distances[-1] < distances[0]
+    assert sum(losses[-2:]) < 0.95 * sum(losses[:2])
+    assert made.kind == "adapter"
+    assert made.training.teacher == resolve(str(teacher)).weights_digest
+
+
+def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, stranger, tmp_path):
+    base, other = resolve(str(tiny)), resolve(str(stranger))
+    n = len(tiny_model.tokenizer())
+    assert teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
+    with pytest.raises(CandidateFailed, match="another vocabulary"):
+        gkd.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
+    assert "nothing to teach" in teacher_problem(base, base)
+
+
+@pytest.mark.e2e
+def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teacher, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    padded = tmp_path / "padded"
+    shutil.copytree(teacher, padded)
+    model = AutoModelForCausalLM.from_pretrained(teacher)
+    width = model.config.vocab_size
+    model.resize_token_embeddings(width + 7)
+    model.save_pretrained(padded)
+
+    def loss(folder, name):
+        params = gkd.Params(teacher=str(folder), lmbda=0.0, max_steps=1, **PARAMS)
+        return gkd.fit(tiny_methods.context(tiny, tmp_path / name), params).training.loss[0][1]
+
+    assert loss(padded, "of-padded") == pytest.approx(loss(teacher, "of-plain"), rel=1e-5)
+    narrow = resolve(str(teacher))
+    expected = f"probabilities of {width} tokens, and the base has {width + 7}"
+    assert teacher_problem(narrow, resolve(str(padded))) == expected
+
+
+@pytest.mark.e2e
+def test_an_experiment_trains_on_a_teacher_and_refuses_what_cannot_teach(tiny, teacher, stranger, tmp_path):
+    teacher = shutil.copytree(teacher, tmp_path / "teacher")
+
+    def candidates(*folders):
+        lines = (
+            f"  taught-{i}: {{method: gkd, params: {{teacher: {one}, r: 2, max_steps: 3, max_new_tokens: 4, max_length: 200}}}}\n"
+            for i, one in enumerate(folders)
+        )
+        return "  prompt: {method: base}\n" + "".join(lines)
+
+    wrong = tiny_experiment.write(tmp_path / "wrong", tiny, candidates(stranger, tmp_path / "absent"))
+    with pytest.raises(UserError) as error:
+        tiny_experiment.run(wrong, "suites=[]")
+    said = str(error.value)
+    assert "candidate taught-0: params.teacher" in said
+    assert "another vocabulary" in said
+    assert "harness data distill" in said
+    assert "candidate taught-1: params.teacher" in said
+    path = tiny_experiment.write(tmp_path / "right", tiny, candidates(teacher))
+    tiny_experiment.run(path, "suites=[]")
+    made = tiny_experiment.runs_of(path)["taught-0"]
+    assert made.training.teacher == resolve(str(teacher)).weights_digest
+    tiny_model.build(tmp_path / "other", seed=9)
+    shutil.copytree(tmp_path / "other", teacher, dirs_exist_ok=True)
+    tiny_experiment.run(path, "suites=[]")
+    learned = {
+        run.training.teacher
+        for run in store.list_runs(store.Store(path.parent / "runs"))
+        if run.candidate == "taught-0"
+    }
+    assert learned == {made.training.teacher, resolve(str(teacher)).weights_digest}
+    assert len(learned) == 2
+
+
+def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny, teacher, tmp_path):
+    """It reads what is trained on, and the student draws its share of the answers; both lie in memory."""
+    params = "r: 2, num_train_epochs: 2, max_new_tokens: 6, max_length: 200"
+    candidates = (
+        f"  alone: {{method: lora, params: {{r: 2, num_train_epochs: 2, max_length: 200}}}}\n"
+        f"  taught: {{method: gkd, params: {{teacher: {teacher}, lmbda: 0.5, {params}}}}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    session = tiny_experiment.session(path, "suites=[]", dry_run=True)
+    alone, taught = (fit_work(session, session.candidates[name].source, 0) for name in ("alone", "taught"))
+    n_rows = len(session.target.items.train)
+    assert taught.trained == alone.trained
+    assert taught.read == taught.trained  # a teacher of the base's size
+    assert taught.generated == 0.5 * 2 * n_rows * 6
+    memory = {cost.candidate: cost.memory_gib for cost in estimate_costs(session, ("alone", "taught"), ROOM)}
+    assert memory["taught"] > memory["alone"]

@@ -6,13 +6,10 @@ import pytest
 import tiny_experiment
 import tiny_model
 
-from harness.config import load
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
 from harness.models.chat_templates import template_names
 from harness.models.hub import load_tokenizer, resolve
 from harness.models.tokenization import encode_all
-from harness.progress import SilentProgress
 from harness.records import PromptText
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -42,7 +39,7 @@ def base(tmp_path_factory):
 
 def session_of(folder, base, *overrides, candidates=LORA):
     path = tiny_experiment.write(folder, base, candidates)
-    return prepare_session(load(path, overrides), Scope(), SilentProgress())
+    return tiny_experiment.session(path, *overrides)
 
 
 def refusal(folder, base, *overrides):
@@ -114,15 +111,13 @@ def test_a_template_that_cannot_be_used_is_refused_before_anything_is_trained(tm
 def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_with_the_adapter(tmp_path, base):
     path = tiny_experiment.write(tmp_path, base, LORA, extra="chat_template: alpaca\n")
     report = tiny_experiment.run(path, "suites=[]")
-    assert sorted((f.name, f.state, f.error) for f in report.facts) == [
-        ("lora", "done", ""),
-        ("prompt", "done", ""),
-    ]
+    expected = [("lora", "done", ""), ("prompt", "done", "")]
+    assert sorted((f.name, f.state, f.error) for f in report.facts) == expected
     (adapter,) = (tmp_path / "runs" / "weights").glob("*/adapter")
     from transformers import AutoTokenizer
 
     saved = AutoTokenizer.from_pretrained(adapter)
-    ours = load_tokenizer(prepare_session(load(path), Scope(), SilentProgress()).source)
+    ours = load_tokenizer(tiny_experiment.session(path).source)
     written = [
         one.apply_chat_template(list(ASKED), tokenize=False, add_generation_prompt=True)
         for one in (saved, ours)

@@ -60,9 +60,6 @@ def names(typer_app):
     return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
 
 
-# Help
-
-
 def test_help_loads_nothing_heavy(tmp_path):
     code = (
         "import sys, atexit; atexit.register(lambda: print([m for m in "
@@ -108,9 +105,6 @@ def test_the_verbs_are_these():
     )
 
 
-# Compare
-
-
 def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, copy):
     done = harness("compare", cwd=copy, check=0)
     table, told = done.stdout, done.stderr
@@ -124,11 +118,13 @@ def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, 
     }
 
 
-def test_json_of_compare_is_the_written_report(harness, copy):
+def test_compare_computes_what_is_selected_and_prints_the_written_report(harness, copy):
     shown = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     assert shown == json.loads((copy / "reports" / "tiny.json").read_text())
     assert shown["evidence"] == "measured"
     assert {f["name"] for f in shown["facts"]} == {"prompt", "shots", "ranked", "bag", "lora", "hybrid"}
+    shown = json.loads(harness("compare", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
+    assert {f["name"] for f in shown["facts"]} == {"bag", "prompt"}
 
 
 @pytest.mark.e2e
@@ -140,18 +136,16 @@ def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_tabl
     assert "labels" in done.stdout
 
 
-def test_candidates_are_selected_by_name(harness, copy):
-    shown = json.loads(harness("compare", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
-    assert {f["name"] for f in shown["facts"]} == {"bag", "prompt"}
-
-
 @pytest.mark.e2e
-def test_a_report_names_the_candidates_that_were_not_selected(harness, copy):
+def test_a_report_names_the_candidates_that_were_not_selected_and_says_what_compare_said(harness, copy):
     shown = json.loads(harness("report", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
     left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
     assert left_out in shown["notes"]
     whole = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
     assert [note for note in whole["notes"] if note.startswith("not in this report")] == []
+    compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
+    reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
+    assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
 
 
 def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
@@ -329,9 +323,6 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(command_driver, tiny, 
     assert "Traceback" not in told
 
 
-# Bad input
-
-
 def test_all_problems_of_the_files_are_printed_without_a_traceback(harness, tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  x: {method: lorra}\n  y: {promting: zero_shot}\n")
     path.write_text(path.read_text() + "seeds: none\n")
@@ -396,19 +387,13 @@ def test_a_report_on_runs_of_other_items_names_what_differs(harness, copy):
     assert "as written now (that of prompt has another task_version); expected" in done.stderr
 
 
-# The exit code by the verdict
-
-
 @pytest.mark.parametrize(
     ("outcome", "policy", "code"),
     [
-        ("pass", {}, 0),
-        ("fail", {}, 3),
-        ("inconclusive", {}, 4),
-        ("inconclusive", {"on_inconclusive": "warn"}, 0),
-        (None, {}, 0),
+        ("pass", {}, 0), ("fail", {}, 3), ("inconclusive", {}, 4),
+        ("inconclusive", {"on_inconclusive": "warn"}, 0), (None, {}, 0),
     ],
-)
+)  # fmt: skip
 def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, code):
     found = make_report(candidate("a", 0.2), make_fine_tune("b", 0.8, 0.1, outcome), recommended="b")
     assert exit_code(found, GatePolicy(**policy), by_verdict=True) == code
@@ -425,9 +410,6 @@ def test_with_gate_no_recommendation_is_undecided_and_a_failed_candidate_goes_be
 def make_report(*facts, recommended):
     decision = Decision("undecided", recommended, "sentence", (), {}, ())
     return ExperimentReport("e", "m", "exact_match", facts, decision=decision)
-
-
-# The other verbs
 
 
 def test_train_says_where_the_weights_are(harness, copy):
@@ -541,22 +523,13 @@ def test_next_commands_work_where_they_are_typed_and_kept_ones_in_the_folder_of_
     assert "gate.macro=0.05`" in kept
 
 
-@pytest.mark.e2e
-def test_report_prints_what_compare_printed(harness, copy):
-    compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
-    reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
-    assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
-
-
-def test_a_report_of_some_candidates_holds_these_alone(harness, copy):
+def test_a_report_of_some_candidates_holds_these_alone_and_names_what_is_stored(harness, copy):
     reported = json.loads(harness("report", "--candidates", "prompt", "--json", cwd=copy, check=0).stdout)
     assert [fact["name"] for fact in reported["facts"]] == ["prompt"]
     said = harness("decide", "--candidates", "prompt", cwd=copy, check=0).stdout
     assert "prompt" in said
     assert "lora" not in said
 
-
-def test_a_report_names_the_candidates_that_are_stored_where_others_are_not(harness, copy):
     added = "candidates.more={prompting: {few_shot: {shots: 1}}}"
     said = harness("report", added, cwd=copy, check=5).stderr
     assert "found no run of more as written now" in said
@@ -688,37 +661,20 @@ def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
 
 
 @pytest.mark.e2e
-def test_init_says_what_it_saw_and_writes_a_folder(harness, tmp_path):
+def test_init_says_what_it_saw_writes_a_folder_and_never_overwrites(harness, tmp_path):
     (tmp_path / "mine.csv").write_text(CSV)
-    done = harness("init", "new", "--data", "mine.csv", check=0)
-    said = done.stdout.splitlines()
+    said = harness("init", "new", "--data", "mine.csv", check=0).stdout.splitlines()
     asked = "Classify the text. Reply with one of these labels and nothing else: card, pin."
     assert said[0] == f"instruction: {asked}"
     assert "columns: text → question; label → label" in said
     assert "mine.csv: 20 rows" in said
-    assert "new/harness.yaml" in done.stdout.splitlines()[-1]
+    assert "new/harness.yaml" in said[-1]
     assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
-
-
-@pytest.mark.e2e
-def test_init_prints_json(harness, tmp_path):
-    (tmp_path / "mine.csv").write_text(CSV)
     found = json.loads(harness("init", "--data", "mine.csv", "--json", check=0).stdout)
-    assert (found["task"], found["files"]) == (
-        "labels",
-        ["harness.yaml", "suites/mine.yaml", "harness.schema.json"],
-    )
-
-
-@pytest.mark.e2e
-def test_init_never_overwrites(harness, tmp_path):
-    (tmp_path / "mine.csv").write_text(CSV)
-    harness("init", "mine.csv", check=0)
+    written = ["harness.yaml", "suites/mine.yaml", "harness.schema.json"]
+    assert (found["task"], found["files"]) == ("labels", written)
     done = harness("init", "--data", "mine.csv", check=2)
     assert done.stderr.count("a file that is there already") == 2
-
-
-# Decide, gate, promote, pin
 
 
 def test_decide_prints_the_reasons_the_numbers_and_the_decision_last(harness, copy):
@@ -769,17 +725,13 @@ def test_the_schema_is_printed_as_init_links_it(harness, tmp_path):
     assert json.loads(linked.read_text()) == json.loads(harness("schema", check=0).stdout)
 
 
-def test_a_forced_promotion_says_what_the_gate_said(harness, copy):
+def test_a_promotion_says_what_the_gate_said_and_names_the_file_that_it_then_compares_with(harness, copy):
+    said = harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0).stderr
+    assert "champions/letters.json" in said
+    assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout
+
     facts = copy / "suites" / "general" / "facts.jsonl"
     facts.write_text("".join(facts.read_text().splitlines(keepends=True)[:-1]))
     done = harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0)
     assert "forced: not judged: lora" in done.stderr.replace("tiny-lora", "lora")
     assert "found other items, definitions or evaluation code than it answered" in done.stderr
-
-
-def test_promote_names_the_file_that_the_gate_then_compares_with(harness, copy):
-    assert (
-        "champions/letters.json"
-        in harness("promote", "lora", "--force", "--reason", "a test", cwd=copy, check=0).stderr
-    )
-    assert "against the champion lora" in harness("gate", "--candidate", "prompt", cwd=copy).stdout

@@ -412,9 +412,6 @@ def test_a_program_reaches_nothing_of_the_machine(program, monkeypatch):
             secret.unlink()
 
 
-# Off unless asked
-
-
 def test_nothing_runs_unless_somebody_allows_it(monkeypatch):
     monkeypatch.delenv(ALLOWED)
     with pytest.raises(UserError, match=f"export {ALLOWED}=1"):

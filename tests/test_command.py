@@ -14,7 +14,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
-from tiny_experiment import runs_of
+from tiny_experiment import fact_of, runs_of
 
 from harness import config
 from harness.errors import CandidateFailed, UserError
@@ -78,10 +78,8 @@ class TestWhatIsFound:
         for file in [*other.glob("tokenizer*"), *other.glob("chat_template*")]:
             file.unlink()
         weights = fit_command(tiny, tmp_path / "fit", leaves(other))
-        assert (weights.kind, weights.digest) == (
-            "model",
-            model_digest(other, resolve(str(tiny)).weights_digest),
-        )
+        expected = ("model", model_digest(other, resolve(str(tiny)).weights_digest))
+        assert (weights.kind, weights.digest) == expected
         assert has_tokenizer(tmp_path / "fit" / "model")
 
     def test_only_the_weights_the_log_and_the_filled_template_stay(self, tiny, adapter, tmp_path):
@@ -304,10 +302,8 @@ def test_the_last_lines_of_a_log_are_those_of_its_bars_too(tmp_path):
 def test_secrets_that_a_program_printed_are_not_repeated(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_API_KEY", "0123456789abcdef")
     (tmp_path / "log").write_text("logged in with 0123456789abcdef\nHF_TOKEN=hf_abcdefghijkl, 3 of 8 done\n")
-    assert supervision.read_last_lines(tmp_path / "log", 2) == [
-        "logged in with ***",
-        "HF_TOKEN=***, 3 of 8 done",
-    ]
+    expected = ["logged in with ***", "HF_TOKEN=***, 3 of 8 done"]
+    assert supervision.read_last_lines(tmp_path / "log", 2) == expected
 
 
 class TestPlaceholders:
@@ -379,23 +375,19 @@ def file_and_report(tiny, adapter, own_cache, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
-def fact(found, name):
-    return next(f for f in found.facts if f.name == name)
-
-
 class TestInAComparison:
     def test_it_is_judged_as_the_same_weights_made_elsewhere(self, file_and_report):
         path, found = file_and_report
         runs = runs_of(path)
         assert runs["theirs"].weights_digest == runs["same"].weights_digest
-        assert fact(found, "theirs").trained
-        assert fact(found, "theirs").verdict is not None
-        assert fact(found, "theirs").training_cost_usd > 0
+        assert fact_of(found, "theirs").trained
+        assert fact_of(found, "theirs").verdict is not None
+        assert fact_of(found, "theirs").training_cost_usd > 0
 
     def test_the_report_shows_what_was_run_and_others_start_from_it_by_its_kind(self, file_and_report):
         _, found = file_and_report
-        assert (fact(found, "half").state, fact(found, "whole").state) == ("done", "failed")
-        assert "init_from: weights that turned out to be of the kind adapter" in fact(found, "whole").error
+        assert (fact_of(found, "half").state, fact_of(found, "whole").state) == ("done", "failed")
+        assert "init_from: weights that turned out to be of the kind adapter" in fact_of(found, "whole").error
         from harness.report.document import markdown
         from harness.report.sections import experiment_document
 
@@ -418,13 +410,13 @@ class TestInAComparison:
         candidates = "  prompt: {method: base}\n  theirs: {method: command, params: {run: 'sh t.sh {out}'}}\n"
         path = tiny_experiment.write(tmp_path, tiny, candidates)
         (tmp_path / "t.sh").write_text("touch $1/half; echo broken; exit 1\n")
-        failed = fact(tiny_experiment.run(path), "theirs")
+        failed = fact_of(tiny_experiment.run(path), "theirs")
         assert failed.state == "failed"
         assert "its last lines: broken" in failed.error
         left = [p for p in (tmp_path / "runs" / "weights").rglob("*") if p.is_file() and p.name[0] != "."]
         assert [(p.name, p.read_text()) for p in left] == [("command.log", "broken\n")]
         (tmp_path / "t.sh").write_text(f"cp -r {adapter}/. $1\n")
-        assert fact(tiny_experiment.run(path), "theirs").state == "done"
+        assert fact_of(tiny_experiment.run(path), "theirs").state == "done"
 
 
 def test_trls_template_names_only_options_that_trl_knows():

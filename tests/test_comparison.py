@@ -1,16 +1,19 @@
-"""Comparisons: which estimator, what counts, what is refused, and what must change nothing."""
+"""Two runs compared: deltas, their intervals, what is refused, and what decides nothing."""
 
+import json
 import random
 from dataclasses import replace
 from math import inf, sqrt
 
+import lmeval_folder
 import numpy as np
 import pytest
+from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness import comparison, stats
+from harness import comparison, config, gating, release, stats
 from harness.comparison import (
     check_comparable,
     compare_rows,
@@ -19,11 +22,14 @@ from harness.comparison import (
     refuse_failed,
     regression_p,
 )
-from harness.errors import IncompatibleRuns
+from harness.errors import IncompatibleRuns, UserError
+from harness.experiment import load_study
+from harness.gating import TaskComparison
+from harness.gating.rules import apply_rules
 from harness.metrics import macro_f1, mean_metric
 from harness.records import RowsIdentity
-from harness.spec import Task
-from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
+from harness.release import candidate_runs
+from harness.spec import GatePolicy, Task, TaskData
 
 RATIO = ratio_metric()
 IDENTITY = RowsIdentity("w", "t", "task", "v1", "test", "p", "generate", "bf16", "hf", "l", "cpu")
@@ -44,7 +50,7 @@ def interval(c):
     return (c.low, c.high)
 
 
-def test_single_binary_items_get_tangos_interval_and_their_scores_wilsons():
+def test_single_binary_items_get_tangos_interval_and_graded_ones_the_clustered_t():
     c = compare_scores(*flips(21, 1, 7))
     assert c.estimator == "tango"
     assert interval(c) == pytest.approx(stats.tango_interval(1, 7, 21))
@@ -54,8 +60,6 @@ def test_single_binary_items_get_tangos_interval_and_their_scores_wilsons():
     c = compare_scores(*flips(200, 2, 30))
     assert regression_p(c, 0.05) == pytest.approx(stats.tango_regression_p(2, 30, 200, 0.05))
 
-
-def test_graded_items_get_the_clustered_t():
     rng = np.random.default_rng(0)
     base, new = rng.random(60), rng.random(60)
     c = compare_scores(base, new, cluster_size=2)
@@ -64,7 +68,7 @@ def test_graded_items_get_the_clustered_t():
     assert interval(c) == pytest.approx(expected)
 
 
-def test_ratios_of_sums_get_the_bootstrap_of_the_ratio():
+def test_metrics_of_several_parts_get_the_bootstrap():
     rng = np.random.default_rng(1)
     base = np.stack([rng.gamma(5, 10, 80), rng.integers(20, 80, 80)], axis=1)
     new = base * [1.1, 1.0]
@@ -74,8 +78,6 @@ def test_ratios_of_sums_get_the_bootstrap_of_the_ratio():
     assert (c.base, c.delta) == pytest.approx((ratio, 0.1 * ratio))
     assert 0 < c.low < c.delta < c.high
 
-
-def test_macro_f1_is_compared_without_a_mean_of_items():
     metric = macro_f1.metric(Task(name="t", data={}, labels=("a", "b")))
     hit, miss = (1.0, 0, 0, 0, 0, 0), (0, 0, 1.0, 0, 1.0, 0)
     base, new = [hit] * 30, [hit] * 15 + [miss] * 15
@@ -153,14 +155,11 @@ def test_runs_of_other_or_doubled_or_no_common_items_are_refused():
         compare_scores([None, [1.0, 2.0]], [[1.0, 2.0], None], RATIO)
 
 
-def test_an_unbounded_metric_on_one_cluster_has_all_that_its_bounds_allow():
+def test_a_metric_without_bounds_is_neither_a_rate_nor_narrow_on_one_cluster():
     c = compare_scores([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
     assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
     assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
-
-
-def test_zeros_and_ones_of_an_unbounded_metric_are_not_taken_for_rates():
-    """They were: each item its own cluster, they were refused as "items of a single cluster"."""
+    # They were: each item its own cluster, they were refused as "items of a single cluster".
     unbounded = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
     old, new = np.repeat([1.0, 0.0], [30, 10]), np.repeat([1.0, 0.0], [20, 20])
     c = compare_scores(old, new, unbounded)
@@ -308,3 +307,119 @@ def test_few_large_clusters_that_did_not_change_are_not_made_up_for_by_small_one
         for arm in (0.5 - changes / 2, 0.5 + changes / 2)
     ]
     assert compare_rows(EXACT, *sides).low < -0.1
+
+
+def judge_arms(base, new, cluster_size=1):
+    """Judge one task on rows of two arms by the default policy."""
+    arms = [rows(np.asarray(arm, float), cluster_size=cluster_size) for arm in (base, new)]
+    compared = comparison.compare_rows(EXACT, *arms)
+    task = TaskComparison(Task(name="task", data=TaskData()), "capability", compared, True, "")
+    return compared, apply_rules([task], GatePolicy(), validity=None, target=None, identical=False)
+
+
+def folders(tmp_path, base, new):
+    return tuple(
+        lmeval_folder.write(tmp_path / name, {"arc": arm}) for name, arm in (("base", base), ("tuned", new))
+    )
+
+
+def test_no_item_or_one_cluster_decides_nothing_whatever_its_scores():
+    with pytest.raises(IncompatibleRuns, match="found no item that both runs scored"):
+        comparison.compare_rows(EXACT, [], [])
+    with pytest.raises(IncompatibleRuns, match="found no item"):
+        comparison.estimate(EXACT, [])
+    compared, verdict = judge_arms(*flips(100, 0, 0), cluster_size=100)
+    assert compared.n_clusters == 1
+    assert compared.high - compared.low > 1
+    assert verdict.outcome == "inconclusive"
+    compared, verdict = judge_arms([0.8] * 20, [0.7] * 20, cluster_size=20)
+    assert compared.se > 0
+    assert verdict.outcome == "inconclusive"
+
+
+@pytest.mark.parametrize("score", [0.0, 0.5, 1.0])
+def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
+    compared, verdict = judge_arms([score] * 10, [score] * 10)
+    assert compared.delta == 0
+    assert compared.se > 0.05
+    assert verdict.outcome == "inconclusive"
+
+
+def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
+    """It was: among eight tasks three items are too few for Holm to show anything."""
+    tasks = [("small", *flips(3, 0, 3)), *((f"t{i}", *flips(400, 3, 3)) for i in range(7))]
+    compared = [
+        TaskComparison(
+            Task(name=name, data=TaskData()),
+            "capability",
+            comparison.compare_rows(EXACT, rows(base, task=name), rows(new, task=name)),
+            True,
+            "",
+        )
+        for name, base, new in tasks
+    ]
+    verdict = apply_rules(compared, GatePolicy(), validity=None, target=None, identical=False)
+    each = next(rule for rule in verdict.rules if rule.name == "each")
+    assert (each.outcome, each.numbers["doubtful"]) == ("inconclusive", ["small"])
+    assert each.sentence.startswith("each: too few items to tell: small fell 100.0 points")
+
+
+graded = st.sampled_from([0.0, 0.25, 0.5, 1.0])
+chances = st.sampled_from([0.0, 0.25, 0.5])
+arm_pairs = st.lists(st.tuples(graded, graded), min_size=1, max_size=12)
+margins = st.sampled_from([0.02, 0.5, 0.95, "10%", "50%"])
+
+
+@pytest.mark.e2e
+@settings(max_examples=150)
+@given(st.lists(st.tuples(arm_pairs, st.integers(1, 12), chances), min_size=1, max_size=3), margins, margins)
+def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
+    compared = []
+    for at, (pairs, cluster_size, chance) in enumerate(tasks):
+        base, new = (rows(arm, task=f"t{at}", cluster_size=cluster_size) for arm in zip(*pairs, strict=True))
+        task = Task(name=f"t{at}", data=TaskData(), chance=chance)
+        found = comparison.compare_rows(EXACT, base, new)
+        assert found.se > 0
+        compared.append(TaskComparison(task, "capability", found, *gating.admit(task, EXACT, base)))
+    policy = GatePolicy(macro=macro, each=each, critical=("t0",))
+    verdict = apply_rules(compared, policy, validity=None, target=None, identical=False)
+    assert all(0 <= missed.probability <= 1 for missed in verdict.missed)
+    assert "nan" not in verdict.sentence
+    if not any(t.base_rows_admitted for t in compared):
+        assert verdict.outcome != "pass"
+
+
+def test_a_score_that_is_no_number_is_refused_with_its_item(tmp_path):
+    old, new = folders(tmp_path, [1] * 5, [1, 1, float("nan"), 1, 1])
+    with pytest.raises(UserError, match=r"1 of 5 items without a number as acc \(doc_id 2\)"):
+        release.gate_folders(old, new, GatePolicy())
+    file = next(new.rglob("samples_*"))
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[2]["acc"], lines[4]["acc"] = 1.0, None
+    file.write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(UserError, match="doc_id 4"):
+        release.gate_folders(old, new, GatePolicy())
+
+
+def test_a_metric_that_is_no_rate_decides_nothing_in_points(tmp_path):
+    """BLEU counts to 100: three of its points are no three hundred percentage points."""
+    old, new = folders(tmp_path, [31.5] * 5, [28.5] * 5)
+    with pytest.raises(UserError, match=r"not rates in \[0, 1\] \(acc, acc_norm\).*leave the task out"):
+        release.gate_folders(old, new, GatePolicy())
+    for file in tmp_path.rglob("samples_*"):
+        lines = [{**json.loads(line), "acc_norm": 1.0} for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, lines)))
+    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+    assert task.comparison.metric == "acc_norm"
+
+
+@pytest.mark.parametrize("margin", ["10%", "0.5%", "5 %", "09.5%", "99%"])
+def test_a_margin_may_be_any_share_between(folder, margin):
+    assert config.load(folder / "harness.yaml", [f"gate.macro={margin}"]).experiment.gate.macro == margin
+
+
+def test_a_seed_that_was_not_trained_is_missed_by_the_gate(finished_run):
+    stored = load_study(config.load(finished_run[0] / "harness.yaml", ["seeds=[0, 1, 2]"]))
+    with pytest.raises(IncompatibleRuns, match=r"no finished run of seed 1, 2; .*next: harness compare"):
+        candidate_runs(stored, "lora")
+    assert [run.seed for run in candidate_runs(stored, "prompt")] == [0]

@@ -1,4 +1,4 @@
-"""harness.yaml becomes an experiment: references, overrides, grids, selection."""
+"""harness.yaml becomes an experiment: references, overrides, grids, selection, and one message for what is wrong."""
 
 import json
 import subprocess
@@ -7,11 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import EXPERIMENT
+from conftest import EXPERIMENT, OTHER, TARGET
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import config
+from harness.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -158,18 +159,15 @@ def test_a_selection_names_candidates_and_whole_grids_and_drops_none(folder, ask
     assert list(loaded.experiment.candidates) == ["prompt", *MEMBERS, "third"]
 
 
-def test_a_file_with_a_byte_order_mark_is_read(folder):
+def test_a_file_with_a_byte_order_mark_is_read_and_an_anchor_followed(folder):
     (folder / "harness.yaml").write_bytes(b"\xef\xbb\xbf" + EXPERIMENT.encode())
     assert experiment(folder).name == "tiny"
-
-
-def test_an_anchor_is_followed(folder):
     text = EXPERIMENT + "  more:\n    prompting: &p {few_shot: {shots: 1}}\n  again: {prompting: *p}\n"
     candidates = experiment(folder, text=text).candidates
     assert candidates["more"] == candidates["again"]
 
 
-def test_the_schema_takes_short_forms_and_knows_every_key():
+def test_the_schema_takes_short_forms_knows_every_key_and_defines_every_reference():
     from harness.spec import Experiment
 
     schema = config.json_schema()
@@ -179,9 +177,6 @@ def test_the_schema_takes_short_forms_and_knows_every_key():
     steps = schema["$defs"]["RescuePolicy"]["properties"]["steps"]
     assert steps["default"] == schema["properties"]["rescue"]["default"]["steps"]
     assert sorted(steps["default"]) == steps["items"]["enum"]
-
-
-def test_every_reference_of_the_schema_is_defined():
     text = json.dumps(config.json_schema())
     named = {part.split('"')[0] for part in text.split("#/$defs/")[1:]}
     assert named <= config.json_schema()["$defs"].keys()
@@ -205,3 +200,277 @@ def test_an_experiment_is_read_in_a_moment(folder):
     start = time.process_time()
     read(folder)
     assert time.process_time() - start < 0.15
+
+
+def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, candidates=()):
+    """Return what is refused, as (place, found, next step)."""
+    (where / "harness.yaml").write_text(text)
+    (where / "suites" / "tiny.yaml").write_text(target)
+    (where / "suites" / "other.yaml").write_text(other)
+    with pytest.raises(UserError) as caught:
+        config.load(where / "harness.yaml", overrides, candidates)
+    assert caught.value.exit_code == 2
+    assert all(problem.found and problem.expected for problem in caught.value.problems)
+    return [(p.where, p.found, p.next_step) for p in caught.value.problems]
+
+
+def find_only_problem(where, *args, **kwargs):
+    found = problems(where, *args, **kwargs)
+    assert len(found) == 1, found
+    return found[0]
+
+
+NEEDS_ANOTHER = "write another value, or leave {} out: it is {} then"
+
+
+@pytest.mark.parametrize(
+    ("candidate", "found", "next_step"),
+    [
+        ("x: {promting: zero_shot}", "unknown key 'promting'", "did you mean 'prompting'?"),
+        ("a/b: {}", "candidate 'a/b'", None),
+        ("x: {method: lora, replay: true}", "share: true", None),
+        ("x: {method: lora, regularize: {ewc: {strength: true}}}", "strength: true", None),
+        ("x: {method: lora, params: {r: true, use_dora: true}}", "r: true", None),
+        ("x: {method: lora, sweep: {learning_rate: [true, 1.0e-3]}}", "learning_rate: true", None),
+        ("x: {method: lorra}", "unknown method 'lorra'", "did you mean 'lora'?"),
+        ("x: {prompting: fewshot}", "unknown prompting 'fewshot'", "did you mean 'few_shot'?"),
+        ("x: {method: lora, params: {lora_rank: 8}}", "unknown key 'lora_rank'", None),
+        ("x: {method: lora, params: {r: 0}}", "r: 0", NEEDS_ANOTHER.format("r", 16)),
+        ("x: {method: lora, params: {r: [8, big]}}", "r: 'big'", NEEDS_ANOTHER.format("r", 16)),
+        (
+            "x: {method: lora, params: {r: []}}",
+            "an empty grid for r",
+            "write values between the brackets, or remove r",
+        ),
+        (
+            "x: {prompting: {few_shot: {select: nearest}}}",
+            "select: 'nearest'",
+            NEEDS_ANOTHER.format("select", "fixed"),
+        ),
+        ("x: {prompting: {zero_shot: {shots: 1}}}", "key 'shots'", "remove it"),
+        ("x: {template: 'Answer:'}", "template 'Answer:'", "add {prompt}"),
+        ("x: lorra", "unknown recipe 'lorra'", "did you mean 'lora'?"),
+        (
+            "x: {prompting: rag}",
+            "rag without documents rows",
+            "add documents: documents.jsonl, or leave rag out",
+        ),
+        ("x: {weights_of: x}", "x taking its own weights", "one of: prompt, shots"),
+        ("x: {weights_of: promt}", "unknown candidate 'promt'", "did you mean 'prompt'?"),
+    ],
+)
+def test_a_candidate_that_cannot_be_made_is_refused_at_its_line(folder, candidate, found, next_step):
+    where, what, then = find_only_problem(folder, text=f"{EXPERIMENT}  {candidate}\n")
+    assert (where, what) == ("harness.yaml:9", found)
+    assert next_step in (None, then)
+
+
+@pytest.mark.parametrize(
+    ("added", "line", "found", "next_step"),
+    [
+        ("    metric: [exact_match]", 5, "unknown key 'metric'", "did you mean 'metrics'?"),
+        ("rol: target", 5, "unknown key 'rol'", "did you mean 'role'?"),
+        (
+            "    metrics:\n      - exact_match\n      - exact_mach",
+            7,
+            "unknown metric 'exact_mach'",
+            "did you mean 'exact_match'?",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_suite_is_shown_at_its_line(folder, added, line, found, next_step):
+    problem = find_only_problem(folder, target=f"{TARGET}{added}\n")
+    assert problem == (f"suites/tiny.yaml:{line}", found, next_step)
+
+
+@pytest.mark.parametrize(
+    ("line", "found", "next_step"),
+    [
+        ("seeds: 0", "seeds: 0", "write [0]"),
+        ("seeds: [one]", "seeds[0]: 'one'", "write another value"),
+        ("seeds: [-1]", "seeds[0]: -1", "write another value"),
+        ("seeds: [4294967296]", "seeds[0]: 4294967296", "write another value"),
+        ("gate: 3", "gate: 3", "write another value, or leave gate out"),
+        ("gate: {macro: true}", "macro: true", "write another value, or leave macro out: it is 0.02 then"),
+        ("gate: {macro: 2}", "macro: 2", "write another value, or leave macro out: it is 0.02 then"),
+        ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
+        ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
+        ("base_model: true", "base_model: true", "write it in quotes, as it stands there"),
+        ("seeds: []", "seeds: []", "write another value, or leave seeds out"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next_step):
+    assert find_only_problem(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "found"),
+    [
+        (EXPERIMENT.replace("name: tiny\n", ""), 1, "no key 'name'"),
+        (EXPERIMENT.partition("  prompt:")[0] + "  x: {weights_of: lora}", 5, "unknown candidate 'lora'"),
+        ("a: [1, 2", 1, "expected ',' or ']', but got '<stream end>', while parsing a flow sequence"),
+        ("name: a\nname: b", 2, 'duplicate key "name"'),
+        ("name: a\n\tb: c", 2, None),
+        ("", 1, "an empty file"),
+        ("- a\n- b", 1, "a list"),
+        ("words\n", 1, "text"),
+        ("7\n", 1, "the value 7"),
+    ],
+)
+def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line, found):
+    place, what, then = find_only_problem(folder, text=text)
+    assert place == f"harness.yaml:{line}"
+    assert found in (None, what)
+    assert not then.endswith(": ")  # no empty list is offered
+
+
+@pytest.mark.parametrize(
+    ("override", "found", "next_step"),
+    [
+        (
+            "seeds",
+            "'seeds'",
+            "such as candidates.lora.params.r=8; a candidate is chosen by --candidates, or --candidate of gate",
+        ),
+        ("gate.macro=[", "no YAML: '['", "quote the value"),
+        ("gat.macro=0.1", "unknown key 'gat'", "did you mean 'gate'?"),
+        ("gate.macr=0.1", "unknown key 'macr'", "did you mean 'macro'?"),
+        ("name.first=x", "name: 'tiny', which has no keys", "set it as a whole"),
+        ("suites.othr.role=safety", "no entry 'othr'", "did you mean 'other'?"),
+        ("candidates.shot.answer=rank", "unknown candidate 'shot'", "did you mean 'shots'?"),
+        ("target.limit=none", "limit: 'none'", "write another value, or leave limit out"),
+        ("name=a b", "name: 'a b'", None),
+        ("candidates.x={weights_of: prompt, method: lora}", None, None),
+        ("target=suites/tny.yaml", "no file {}/suites/tny.yaml", "did you mean 'suites/tiny.yaml'?"),
+        ("target=nowhere/tiny.yaml", "no folder {}/nowhere", None),
+        ("suites=[generl]", "unknown suite 'generl'", "did you mean 'general'?"),
+        ("suites=[tiny.yaml]", None, "did you mean 'suites/tiny.yaml'?"),
+        ("suites=[suite/other.yml]", None, "did you mean 'suites/other.yaml'?"),
+        ("suites=[suites/generl.yaml]", None, "did you mean 'general'?"),
+        ("suites=[suites/xyz.yaml]", None, "create it, or correct the path"),
+    ],
+)
+def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, found, next_step):
+    where, what, then = find_only_problem(folder, override)
+    assert where == f"override {override}"
+    assert found is None or what == found.format(folder)
+    assert next_step in (None, then)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "next_step"),
+    [
+        (
+            ["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"],
+            "one of: l[r=8], l[r=16]",
+        ),
+        (
+            ["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"],
+            "name the one a takes them of",
+        ),
+    ],
+)
+def test_weights_come_from_a_candidate_that_has_its_own(folder, overrides, next_step):
+    assert find_only_problem(folder, *overrides)[2] == next_step
+
+
+@pytest.mark.parametrize(
+    "recipe", ["{method: lora}", "{method: classifier}", "{prompting: few_shot}", "lora"]
+)
+def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
+    target = TARGET.replace("train: tiny/train.jsonl, ", "")
+    found = find_only_problem(folder, text=EXPERIMENT.split("  shots")[0] + f"  x: {recipe}\n", target=target)
+    assert found[0] == "harness.yaml:6"
+    assert "without train rows" in found[1]
+
+
+@pytest.mark.parametrize(
+    ("target", "line", "found", "next_step"),
+    [
+        (
+            TARGET.replace("y/test", "y/tests"),
+            4,
+            "no file {}/suites/tiny/tests.jsonl",
+            "did you mean 'test.jsonl'?",
+        ),
+        (OTHER.replace("capability", "target"), 3, "2 tasks", None),
+        (TARGET.replace(", test: tiny/test.jsonl", ""), 4, "task tiny without test rows", None),
+    ],
+)
+def test_a_target_that_cannot_be_tested_is_refused_at_its_line(folder, target, line, found, next_step):
+    where, what, then = find_only_problem(folder, target=target)
+    assert (where, what) == (f"suites/tiny.yaml:{line}", found.format(folder))
+    assert next_step in (None, then)
+
+
+@pytest.mark.parametrize("written", ["candidates:", "candidates: []", "candidates: {}", ""])
+def test_an_experiment_without_candidates_is_told_what_to_write(folder, written):
+    text = EXPERIMENT.partition("candidates:")[0] + written + "\n"
+    assert "such as `prompt: {prompting: zero_shot}`" in find_only_problem(folder, text=text)[2]
+
+
+@pytest.mark.parametrize(
+    ("other", "where", "found", "next_step"),
+    [
+        (OTHER + "    num_fewshot: 2\n", "suites/other.yaml:8", None, None),
+        (
+            OTHER.replace("capitals", "tiny"),
+            "suites/other.yaml:6",
+            "a second task 'tiny'",
+            "the first is at suites/tiny.yaml:3",
+        ),
+        (OTHER.replace("role: capability\n", ""), None, "suite 'other' with the role target", None),
+    ],
+)
+def test_a_suite_that_does_not_fit_beside_the_target_is_refused(folder, other, where, found, next_step):
+    problem = find_only_problem(folder, other=other)
+    assert all(
+        asked in (None, shown) for asked, shown in zip((where, found, next_step), problem, strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("policy", "found", "next_step"),
+    [
+        ("nightly:\n  candidates: [prompt, shot]", "unknown candidate 'shot'", "did you mean 'shots'?"),
+        ("gate:\n  critical: [othr]", "unknown task or suite 'othr'", "did you mean 'other'?"),
+    ],
+)
+def test_a_policy_names_what_is_there(folder, policy, found, next_step):
+    problem = find_only_problem(folder, text=f"{EXPERIMENT}{policy}\n")
+    assert problem == ("harness.yaml:10", found, next_step)
+
+
+@pytest.mark.parametrize("name", ["other", "sums"])
+def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
+    loaded = config.load(folder / "harness.yaml", [f"gate.critical=[{name}]"])
+    assert loaded.experiment.gate.critical == (name,)
+
+
+def test_a_broken_suite_a_recipe_of_ones_own_and_text_that_is_not_utf8_are_refused_at_their_line(folder):
+    found = problems(folder, text=EXPERIMENT + "gat: {}\n", other="name: [")
+    assert {where for where, *_ in found} == {"harness.yaml:9", "suites/other.yaml:1"}
+
+    (folder / "baselines").mkdir(exist_ok=True)
+    (folder / "baselines" / "own.yaml").write_text("method: base\npromting: zero_shot\n")
+    found = problems(folder, text=EXPERIMENT + '  "x y": own\n')
+    expected = [("baselines/own.yaml:2", "unknown key 'promting'"), ("harness.yaml:9", "candidate 'x y'")]
+    assert sorted(problem[:2] for problem in found) == expected
+
+    (folder / "harness.yaml").write_bytes(b"name: tiny\n# caf\xe9\n")
+    with pytest.raises(UserError) as caught:
+        config.load(folder / "harness.yaml")
+    problem = caught.value.problems[0]
+    assert problem.where == "harness.yaml:2"
+    assert problem.found == "byte 0xe9 at offset 16, which is not UTF-8"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found", "next_step"),
+    [
+        *(([name], "an empty name", "one of: prompt, shots") for name in ("", " ", ",")),
+        (["prompt", "shot"], "unknown candidate 'shot'", "did you mean 'shots'?"),
+    ],
+)
+def test_a_selection_names_known_candidates(folder, asked, found, next_step):
+    assert find_only_problem(folder, candidates=asked) == ("candidates", found, next_step)

@@ -80,9 +80,6 @@ def rows_files(path):
     return {p: p.read_bytes() for p in path.parent.glob("runs/rows/*/rows.parquet")}
 
 
-# Nothing has moved
-
-
 @pytest.mark.e2e
 def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
     before = rows_files(path)
@@ -113,21 +110,15 @@ def test_the_control_arm_can_be_turned_off(path):
     assert rule(found).outcome == "skipped"
 
 
-def test_each_measurement_asks_generated_answers_and_the_next_other_block(path):
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+def test_each_measurement_asks_generated_answers_and_the_next_other_block_unless_a_limit_cuts_it(path):
+    session = tiny_experiment.session(path)
     for _ in range(2):
         control_arm.measure(session, session.source, 2)
     asked = [{b.task for b in one.blocks} for one in store.controls(open_store(path))]
     assert all("facts" in tasks for tasks in asked)
     assert set().union(*asked) == {"facts", "sums", "prose"}
-
-
-def test_a_block_that_a_limit_cuts_is_not_compared_with_the_whole_one(path):
-    session = prepare_session(config.load(path), Scope(limit=3), SilentProgress())
+    session = tiny_experiment.session(path, limit=3)
     assert control_arm.measure(session, session.source, 3) == ""
-
-
-# Something has moved
 
 
 @pytest.mark.e2e
@@ -182,9 +173,6 @@ def test_a_template_changed_in_the_files_asks_both_arms_anew_and_is_no_drift(beg
     other = tiny_model.build(tmp_path / "model", template=tiny_model.CHATML)
     found = run_further(path, overrides=[f"base_model={other}"], candidates=["shots"])
     assert verdict(found, "shots").outcome == "pass"
-
-
-# Another environment
 
 
 def mark_from_elsewhere(path):
@@ -252,7 +240,7 @@ def test_flips_of_measurements_without_drift_make_the_rate_of_later_ones(path):
     (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
     (first,) = StoredRows(open_store(path)).controls_of(run)
     assert (first.aa_flips, first.aa_n) == (0.5, 120.0)
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    session = tiny_experiment.session(path)
     later = control_arm.measure(session, session.source, 2)
     for digest in run.rows.values():
         store.keep_origin(open_store(path), digest, 0, Origin("", later))

@@ -1,10 +1,24 @@
-"""Pre-packed layers multiply exactly as before; attention in chunks is as transformers' own."""
+"""Pre-packed, quantised, chunked and 16-bit layers compute as before, as transformers' or bitsandbytes."""
 
 import copy
+from dataclasses import replace
 
 import pytest
+import tiny_experiment
+import tiny_methods
+from tiny_experiment import runs_of
+from tiny_methods import CPU
 
+from harness.errors import CandidateFailed
+from harness.methods import dpo, full, lora
 from harness.models.cpu_kernels import chunk_attention, multiplies_bf16, prepack
+from harness.models.devices import load_base
+from harness.models.hf import ModelHost
+from harness.models.hub import quantize, resolve
+from harness.models.memory import BYTES, weights_gb
+from harness.models.shapes import Shape
+from harness.models.weight_files import tensors_of
+from harness.records import PromptText
 
 ROWS = [1, 3, 64, 160]
 N = 300  # two whole parts and a rest
@@ -134,3 +148,178 @@ def test_a_model_attends_afterwards_as_before_and_as_it_was_told(small_llama):
     small_llama.set_attn_implementation("eager")
     with chunk_attention(small_llama):
         assert small_llama.config._attn_implementation == "eager"
+
+
+@pytest.fixture
+def source(tiny):
+    return quantize(resolve(str(tiny)), "int8")
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_layer_multiplies_integers_of_eight_bits(source, precision):
+    """Rows of inputs and of weights are scaled to 127 and rounded, written out here (Dettmers et al. 2022)."""
+    import torch
+
+    model, _ = load_base(source, CPU._replace(precision=precision))
+    plain, _ = load_base(source._replace(quantization=""), CPU._replace(precision=precision))
+    layer, weight = model.model.layers[0].mlp.up_proj, plain.model.layers[0].mlp.up_proj.weight
+    rows = torch.randn(7, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight.dtype)
+
+    def round_rows(matrix):
+        scale = matrix.abs().amax(1, keepdim=True) / 127
+        return (matrix / scale).round(), scale
+
+    (x, of_x), (w, of_w) = round_rows(rows.half().float()), round_rows(weight.half().float())
+    expected = (x @ w.T) * of_x * of_w.T
+    with torch.no_grad():
+        found = model.eval() and layer(rows)
+        assert found.float().allclose(expected, atol=0.02 if precision == "bf16" else 1e-2)
+        assert not found.float().allclose((rows @ weight.T).float(), atol=1e-3)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny, source):
+    plain = resolve(str(tiny))
+    digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
+    assert len(digests) == 3
+    assert source.template_digest == plain.template_digest
+    shape = Shape(1000.0, 2, 4, 8, 2, 2, 2, 50, tied=True)
+    assert weights_gb(shape, "bf16", quantization="int8") == pytest.approx((800 + 200 * 2) / 1e9)
+    assert weights_gb(shape, "bf16") == 1000 * BYTES["bf16"] / 1e9
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
+    one = tiny_methods.examples(slice(0, 1))[:1]
+    context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
+    made = lora.fit(context, lora.Params(r=2, max_steps=3, warmup_steps=0, learning_rate=0.02))
+    host = ModelHost(source, CPU)
+    written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
+    (encoded,) = host.base.encode_all([written])
+    before = host.base.loglikelihood([encoded[:2]])[0].logprob
+    with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
+        assert candidate.loglikelihood([encoded[:2]])[0].logprob > before + 0.01
+    assert host.base.loglikelihood([encoded[:2]])[0].logprob == before
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
+    params = "params: {r: 2, max_steps: 1, max_length: 200}"
+    own = f"  own: {{method: lora, quantization: int8, {params}}}\n"
+    plain = "  plain: {weights_of: own, serve_on: bf16}\n"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{own}{plain}")
+    report = tiny_experiment.run(path)
+    assert {fact.state for fact in report.facts} == {"done"}
+    runs = runs_of(path)
+    assert runs["own"].served_digest == quantize(resolve(str(tiny)), "int8").weights_digest
+    assert runs["plain"].weights_digest != runs["own"].weights_digest
+    assert (report.steps["own"][0].what, report.steps["own"][0].new) == ("quantisation", "INT8 base")
+
+
+FP16 = CPU._replace(precision="fp16")
+PAIRS = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13)), ((5, 6), (7,))]
+
+
+@pytest.fixture(scope="module")
+def host(tiny):
+    return ModelHost(resolve(str(tiny)), FP16)
+
+
+def score_alone(model, context, continuation):
+    """Score a continuation by transformers' forward pass over one sequence."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].float()
+    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(host, tiny):
+    found = [one.logprob for one in host.base.loglikelihood(PAIRS)]
+    assert host.model.dtype.itemsize == 2
+    assert host.base.engine == "transformers/packed"
+    assert found == pytest.approx([score_alone(host.model, *pair) for pair in PAIRS], abs=0.02)
+    whole = ModelHost(resolve(str(tiny)), CPU)
+    assert found == pytest.approx([one.logprob for one in whole.base.loglikelihood(PAIRS)], abs=0.02)
+
+
+def train_steps(tiny, folder, method, machine):
+    """Train three steps; return the losses, and the types of what is trained and of what is not."""
+    rank = {} if method is full else {"r": 2}
+    kinds = []
+
+    def prepare(model):
+        kinds.append({str(parameter.dtype) for parameter in model.parameters()})
+
+    context = tiny_methods.context(tiny, folder, machine=machine, prepare=prepare)
+    made = method.fit(context, method.Params(**rank, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    return [loss for _, loss in made.training.loss], kinds
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+@pytest.mark.parametrize("method", [lora, dpo])
+def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
+    losses, kinds = train_steps(tiny, tmp_path / "half", method, FP16)
+    whole, _ = train_steps(tiny, tmp_path / "whole", method, CPU)
+    assert kinds == [{"torch.float16"}] or method is dpo
+    assert losses[-1] < losses[0]
+    assert losses == pytest.approx(whole, abs=0.05)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
+    losses, kinds = train_steps(tiny, tmp_path, full, FP16)
+    assert kinds == [{"torch.float32"}]
+    assert losses[-1] < losses[0]
+    assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
+        "F16"
+    }
+    with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
+        full.fit(
+            tiny_methods.context(tiny, tmp_path, machine=FP16), full.Params(dtype="bfloat16", max_steps=1)
+        )
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
+    candidates = (
+        "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    path.write_text(path.read_text().replace("precision: fp32", "precision: fp16"))
+    found = tiny_experiment.run(path)
+    assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
+
+
+@pytest.fixture
+def scaler(monkeypatch):
+    """Give accelerate the gradient scaler on a CPU that it has on a GPU, which begins far too high."""
+    import torch
+    import transformers.trainer
+
+    class ScalingAccelerator(transformers.trainer.Accelerator):
+        def __init__(self, *args, **given):
+            super().__init__(*args, **given)
+            self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**40)
+
+    monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+@pytest.mark.parametrize("method", [lora, full])
+def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):
+    rank = {"r": 2} if method is lora else {}
+    context = tiny_methods.context(tiny, tmp_path, machine=FP16)
+    knobs = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
+    made = method.fit(context, method.Params(**rank, **knobs, max_steps=36, learning_rate=0.01)).training
+    skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
+    assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
+    assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))
+    assert min(losses[:skipped]) > max(losses[-3:])

@@ -88,12 +88,43 @@ def open_page(tmp_path, monkeypatch):
     return load_page
 
 
+@pytest.fixture
+def made(tmp_path):
+    """Write the fake project in tmp_path; returns its report."""
+    return fake_project.write(tmp_path)
+
+
+@pytest.fixture
+def nights(tmp_path):
+    """Write the experiment and its nights in tmp_path; returns where they lie in the store."""
+    fake_project.experiment(tmp_path)
+    fake_project.nights(tmp_path)
+    return files.home(Store(tmp_path / "runs"), "desk")
+
+
 def html(page) -> str:
     return "\n".join(element.proto.body for element in page.get("html"))
 
 
 def pictures(page) -> list[dict]:
     return [json.loads(element.proto.spec) for element in page.get("plotly_chart")]
+
+
+def board_of(page):
+    """Return the values of the leaderboard by candidate."""
+    return page.dataframe[0].value.set_index("candidate")
+
+
+def arithmetic(page) -> dict[str, str]:
+    return dict(page.dataframe[0].value.itertuples(index=False))
+
+
+def drawn_names(page) -> list[list[str]]:
+    return [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
+
+
+def decisions_on_rows(folder) -> dict:
+    return json.loads((folder / "rows.jsonl.decisions.json").read_text())
 
 
 def front_texts(page, tag="text") -> list[str]:
@@ -150,8 +181,7 @@ def test_after_a_smoke_run_alone_its_answers_are_shown(tmp_path, monkeypatch):
     assert "1 runs in" in page.sidebar.caption[0].value
 
 
-def test_the_first_page_is_that_of_the_written_report(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_the_first_page_is_that_of_the_written_report(open_page, made):
     first, shown = report.experiment_document(made).first, html(open_page("report"))
     assert made.decision.sentence in shown
     for reason in first.reasons:
@@ -161,19 +191,21 @@ def test_the_first_page_is_that_of_the_written_report(open_page, tmp_path):
     assert all(step.line in shown for step in first.next_steps)
 
 
-def test_the_leaderboard_shows_the_numbers_of_the_report(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+@pytest.mark.parametrize("with_report", [True, False], ids=["as the report says", "from their rows"])
+def test_the_leaderboard_shows_the_score_of_each_candidate(open_page, tmp_path, with_report):
+    made = fake_project.write(tmp_path, with_report=with_report)
+    fake_project.experiment(tmp_path)
     page = open_page("leaderboard")
-    board = page.dataframe[0].value.set_index("candidate")
-    printed = read_cells(page.dataframe[0])
-    shown = dict(zip(printed["candidate"], printed["target"], strict=True))
-    for f in made.facts:
-        row = board.loc[f.label]
-        assert row["target"] == pytest.approx(100 * f.target.score)
-        assert shown[f.label] == formatting.interval(*f.target[:3])
-        assert list(row["verdict"]) == [verdict_word(f)]
-    assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
-    assert made.decision.sentence.split(";")[0] in html(page)
+    board, printed = board_of(page), read_cells(page.dataframe[0])
+    assert dict(zip(printed["candidate"], printed["target"], strict=True)) == {
+        f.label: formatting.interval(*f.target[:3]) for f in made.facts
+    }
+    assert dict(board["target"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
+    if with_report:
+        words = [list(board.loc[f.label, "verdict"]) for f in made.facts]
+        assert words == [[verdict_word(f)] for f in made.facts]
+        assert board.loc["lora", "gain"] == pytest.approx(100 * made.facts[2].vs_untrained.delta)
+        assert made.decision.sentence.split(";")[0] in html(page)
 
 
 def read_cells(table) -> dict[str, list[str]]:
@@ -188,14 +220,15 @@ def test_every_measured_column_of_the_leaderboard_holds_numbers_so_that_it_sorts
     made = fake_project.write(tmp_path)
     dear = replace(made.facts[0], cost_per_1k_usd=12.0, latency_p50_s=0.02)
     report.write(replace(made, facts=(dear, *made.facts[1:])), tmp_path / "reports")
-    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
+    board = board_of(open_page("leaderboard"))
     measured = ("rank", "target", "gain", "forgetting", "cost_per_1k_usd", "latency_p50_s")
     assert {column: board[column].dtype.kind for column in measured} == dict.fromkeys(measured, "f")
     assert list(board["cost_per_1k_usd"].sort_values().index) == ["lora", "knn", "prompt"]
 
 
-def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_disturbed(
+    open_page, tmp_path, made
+):
     quiet = replace(
         made.facts[0], latency_p95_s=0.4, requests_per_s=12.5, tokens=TokenCounts(62.0, 0.0, 15.0)
     )
@@ -215,8 +248,7 @@ def test_the_leaderboard_shows_speed_and_tokens_and_marks_what_other_work_distur
     assert shown[busy.label] == ["~0.9 s", "~2.0 s", "–", "–", "–"]
 
 
-def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_where_lower_is_better_the_lowest_comes_first_in_its_own_unit(open_page, tmp_path, made):
     report.write(convert_to_bits(made), tmp_path / "reports")
     board = open_page("leaderboard").dataframe[0].value
     assert list(board["candidate"]) == ["prompt", "knn", "lora"]
@@ -255,16 +287,12 @@ def test_a_row_to_take_away_is_unrounded_with_every_interval(open_page, tmp_path
 def test_a_run_that_failed_is_an_error_without_a_report_too(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
     rewrite_run(tmp_path, "lora-0", state="failed", error="out of memory")
-    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
-    assert {name: list(words) for name, words in board["verdict"].items()} == {
-        "prompt": ["–"],
-        "knn": ["–"],
-        "lora": ["ERROR"],
-    }
+    board = board_of(open_page("leaderboard"))
+    expected = {"prompt": ["–"], "knn": ["–"], "lora": ["ERROR"]}
+    assert {name: list(words) for name, words in board["verdict"].items()} == expected
 
 
-def test_the_champion_is_marked(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_the_champion_is_marked(open_page, tmp_path, made):
     folder = tmp_path / "baselines" / "champions"
     folder.mkdir(parents=True)
     fields = ("target", "candidate", "experiment", "base_model", "weights_digest", "base_digest", "created")
@@ -276,7 +304,7 @@ def test_the_champion_is_marked(open_page, tmp_path):
         "recipe": {},
     }
     (folder / "support.json").write_text(json.dumps(champion))
-    board = open_page("leaderboard").dataframe[0].value.set_index("candidate")
+    board = board_of(open_page("leaderboard"))
     assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
 
 
@@ -300,13 +328,13 @@ def test_the_leaderboard_is_filtered_by(open_page, tmp_path, facet, changes):
     assert list(page.dataframe[0].value["run_id"]) == ["knn-0"]
 
 
-@pytest.mark.parametrize("since", ["2026-01-02", "2026-02-01"], ids=["before", "the same day"])
-def test_the_leaderboard_is_filtered_by_date(open_page, tmp_path, since):
+def test_the_leaderboard_is_filtered_by_date(open_page, tmp_path):
     fake_project.write(tmp_path, with_report=False)
     rewrite_run(tmp_path, "lora-0", created="2026-02-01T00:00:00+00:00")
     page = open_page("leaderboard")
-    page.text_input(key="filter_since").set_value(since).run()
-    assert list(page.dataframe[0].value["run_id"]) == ["lora-0"]
+    for since in ("2026-01-02", "2026-02-01"):
+        page.text_input(key="filter_since").set_value(since).run()
+        assert list(page.dataframe[0].value["run_id"]) == ["lora-0"], since
 
 
 def test_selected_runs_are_linked_by_label_and_others_by_id(open_page, tmp_path):
@@ -341,8 +369,7 @@ def test_scores_on_another_task_are_not_drawn_beside_the_targets(open_page, tmp_
     assert set(forest["layout"]["yaxis"]["ticktext"]) == {"lora", "knn", "prompt"}
 
 
-def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_other_metrics_of_the_target_are_shown_with_their_intervals(open_page, tmp_path, made):
     fake_project.experiment(tmp_path, metrics="exact_match, contains")
     at = Store(tmp_path / "runs")
     (run,) = (run for run in store.list_runs(at) if run.candidate == "lora")
@@ -381,8 +408,7 @@ def test_scores_that_a_page_does_not_open_with_are_counted_and_estimated_when_as
     assert not any("Not estimated yet" in c.value for c in page.caption)
 
 
-def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_a_report_whose_runs_are_not_here_is_shown_and_said_to_be_so(open_page, tmp_path, made):
     shutil.rmtree(tmp_path / "runs")
     page = open_page("leaderboard")
     cells = read_cells(page.dataframe[0])
@@ -414,64 +440,38 @@ def test_runs_that_come_and_go_are_seen(open_page, tmp_path):
     names = ["prompt", "knn", "lora"]
     assert sorted(page.dataframe[0].value["candidate"]) == sorted(names)
     shutil.rmtree(tmp_path / "runs" / "knn-0")
-    other = tmp_path / "runs" / "lora-0" / "run.json"
-    other.write_text(json.dumps(json.loads(other.read_text()) | {"candidate": "dora"}))
+    rewrite_run(tmp_path, "lora-0", candidate="dora")
     page.run()
     assert sorted(page.dataframe[0].value["candidate"]) == ["dora", "prompt"]
 
 
-def test_runs_without_a_report_are_scored_from_their_rows(open_page, tmp_path):
-    made = fake_project.write(tmp_path, with_report=False)
-    fake_project.experiment(tmp_path)
-    table = open_page("leaderboard").dataframe[0]
-    printed, board = read_cells(table), table.value.set_index("candidate")
-    said = {f.label: formatting.interval(*f.target[:3]) for f in made.facts}
-    assert dict(zip(printed["candidate"], printed["target"], strict=True)) == said
-    assert dict(board["target"]) == pytest.approx({f.label: 100 * f.target.score for f in made.facts})
-
-
-def test_compare_follows_a_deep_link_and_shows_the_paired_difference(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_compare_follows_a_deep_link_and_shows_and_draws_the_paired_differences(open_page, made):
     page = open_page("compare", compare="knn,lora")
     assert page.multiselect(key="compare_chosen").value == ["knn", "lora"]
     table = page.dataframe[0].value.set_index("task")
-    c = made.facts[2].vs_untrained
-    assert table.loc["support", "change"] == formatting.points(c.delta, c.low, c.high)
-    (on_chat,) = made.comparisons["lora"]
-    assert table.loc["chat", "change"] == formatting.points(on_chat.delta, on_chat.low, on_chat.high)
-    assert (table.loc["chat", "lost"], table.loc["chat", "gained"]) == (
-        len(on_chat.lost),
-        len(on_chat.gained),
-    )
+    changes = [made.facts[2].vs_untrained, *made.comparisons["lora"]]
+    words = [formatting.points(c.delta, c.low, c.high) for c in changes]
+    assert [table.loc[task, "change"] for task in ("support", "chat")] == words
+    on_chat = changes[1]
+    assert tuple(table.loc["chat", ["lost", "gained"]]) == (len(on_chat.lost), len(on_chat.gained))
     (forest,) = pictures(page)
     assert forest["layout"]["yaxis"]["ticktext"] == ["support", "chat"]
     assert [shape["x1"] for shape in forest["layout"]["shapes"]] == [-5.0, -5.0]
-
-
-def test_the_forest_draws_each_change_with_its_interval_and_says_it_on_hover(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    (forest,) = pictures(open_page("compare", compare="knn,lora"))
     (drawn,) = forest["data"]
-    changes = [made.facts[2].vs_untrained, *made.comparisons["lora"]]
     assert drawn["x"] == pytest.approx([100 * c.delta for c in changes])
     assert drawn["error_x"]["array"] == pytest.approx([100 * (c.high - c.delta) for c in changes])
     assert drawn["error_x"]["arrayminus"] == pytest.approx([100 * (c.delta - c.low) for c in changes])
-    for text, c in zip(drawn["text"], changes, strict=True):
-        assert text.endswith(f"{c.task}: {formatting.points(c.delta, c.low, c.high)}")
+    for text, c, change in zip(drawn["text"], changes, words, strict=True):
+        assert text.endswith(f"{c.task}: {change}")
 
 
-def test_a_comma_inside_the_brackets_of_a_name_does_not_end_it_in_a_link(open_page, tmp_path):
-    fake_project.write(tmp_path, with_report=False)
+def test_what_is_chosen_stands_in_the_address_where_a_name_may_hold_a_comma(open_page, tmp_path, made):
     rewrite_run(tmp_path, "lora-0", candidate="lora[r=8,alpha=16]")
     page = open_page("compare", compare="knn,lora[r=8,alpha=16]")
-    assert page.multiselect(key="compare_chosen").value == ["knn", "lora[r=8,alpha=16]"]
-
-
-def test_what_is_chosen_stands_in_the_address(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("compare", compare="knn,lora")
-    page.multiselect(key="compare_chosen").set_value(["lora", "prompt"]).run()
-    assert page.query_params["compare"] == "lora,prompt"
+    chosen = page.multiselect(key="compare_chosen")
+    assert chosen.value == ["knn", "lora[r=8,alpha=16]"]
+    chosen.set_value(["lora[r=8,alpha=16]", "prompt"]).run()
+    assert page.query_params["compare"] == "lora[r=8,alpha=16],prompt"
 
 
 def matrix(page) -> dict[str, dict[str, str]]:
@@ -479,8 +479,7 @@ def matrix(page) -> dict[str, dict[str, str]]:
     return page.dataframe[0].value.set_index("item").to_dict("index")
 
 
-def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_page, made):
     page = open_page("answers", task="chat")
     shown = matrix(page)
     assert len(shown) == 50
@@ -500,8 +499,7 @@ def test_the_matrix_marks_each_answer_and_gives_equal_row_sets_one_column(open_p
         ("chat", "all right", 12), ("chat", "none right", 12), ("chat", "cut", 1), ("chat", "refused", 0),
     ],
 )  # fmt: skip
-def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, tmp_path, task, outcome, n):
-    fake_project.write(tmp_path)
+def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page, made, task, outcome, n):
     page = open_page("answers", compare="knn,lora", task=task, outcome=outcome)
     assert (f"{n} items" in page.caption[-1].value) if n else "No item fits" in page.info[0].value
 
@@ -510,8 +508,7 @@ def test_the_matrix_is_filtered_by_outcome_against_the_first_candidate(open_page
     ("text", "n"),
     [("QUESTION 20 of", 1), ("lora answers 3", 9), ("prompt answers 3", 9), ("family 10", 2), ("nowhere", 0)],
 )
-def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, tmp_path, text, n):
-    fake_project.write(tmp_path)
+def test_the_matrix_is_searched_in_every_text_and_filtered_by_slice(open_page, made, text, n):
     page = open_page("answers", compare="knn,lora", task="chat")
     page.text_input(key="sought").set_value(text).run()
     assert len(matrix(page) if n else ()) == n
@@ -544,8 +541,7 @@ def test_a_selection_is_taken_away_whole_as_csv(open_page, tmp_path):
 OPENED = {"compare": "knn,lora", "task": "chat", "item": "chat-012", "of": "lora"}
 
 
-def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first(open_page, made):
     shown = map_quotes(page := open_page("answers", **OPENED))
     assert shown["question, as stored"] == "Question 12 of chat?"
     assert shown["answer: ✗ ok"] == "lora answers 5"
@@ -555,8 +551,7 @@ def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first
     assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
 
 
-def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_path, made):
     graded = str(hash("lora answers 5"))  # as the fake rows name their answer
     said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
     store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
@@ -565,8 +560,7 @@ def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_pa
     assert "<script>" not in shown
 
 
-def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_an_item_shows_every_answer_that_was_drawn_to_it(open_page, tmp_path, made):
 
     def make_drawn_rows(position):
         said = [
@@ -621,13 +615,16 @@ def map_quotes(page) -> dict[str, str]:
     )
 
 
-def test_a_name_that_is_not_there_is_said(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_what_is_not_of_both_prompts_or_not_there_is_said_or_left_out(open_page, made, tmp_path):
     assert "nobody" in html(open_page("compare", compare="nobody,lora"))
 
+    replace_answers(
+        tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"}
+    )
+    assert "A passage" not in html(open_page("rate", rate="knn,lora", rater="ann"))
 
-def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path):
-    fake_project.write(tmp_path)
+
+def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path, made):
     at = Store(tmp_path / "runs")
     run = next(run for run in store.list_runs(at) if run.candidate == "lora")
     identity = store.rows.read_identity(at, run.rows["chat/test"])
@@ -640,13 +637,10 @@ def test_rows_that_must_not_be_compared_are_refused(open_page, tmp_path):
     assert list(page.dataframe[0].value["task"]) == ["support"]
 
 
-def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    for name in ("prompt", "knn", "lora"):
-        path = tmp_path / "runs" / f"{name}-0" / "run.json"
-        run = json.loads(path.read_text())
-        run |= {"experiment": "desk-fewer", "rows": run["rows"] | {"support/validation": "x"}}
-        path.write_text(json.dumps(run))
+def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_page, tmp_path, made):
+    for run in store.list_runs(Store(tmp_path / "runs")):
+        rows = run.rows | {"support/validation": "x"}
+        rewrite_run(tmp_path, run.run_id, experiment="desk-fewer", rows=rows)
     (c,) = made.comparisons["lora"]
     weighted = replace(c, delta=-0.123, low=-0.2, high=-0.05, estimator="stratified")
     note = "fewer items: 60 of 900 items of chat were evaluated"
@@ -660,26 +654,21 @@ def test_drawn_items_are_compared_as_the_report_does_and_not_without_it(open_pag
     assert "chat: sampled items count by weights" in html(page)
 
 
-def test_forgetting_draws_each_difference_and_counts_cut_answers(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
-    page = open_page("forgetting")
+def test_forgetting_shows_each_difference_draws_drift_in_its_unit_and_counts_cut_answers(
+    open_page, tmp_path, made
+):
     (c,) = made.comparisons["lora"]
-    assert f">{formatting.points(c.delta, c.low, c.high)}</td>" in html(page)
-    validity = page.dataframe[0].value.set_index(["task", "answers"])
-    assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
-
-
-def test_drift_on_held_out_text_is_drawn_in_its_unit(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
     drift = comparison_of(0.042, 0.01, task="prose", metric="bits_per_byte", unit=BITS)
-    more = {"lora": (*made.comparisons["lora"], drift)}
-    report.write(replace(made, comparisons=more), tmp_path / "reports")
+    report.write(replace(made, comparisons={"lora": (c, drift)}), tmp_path / "reports")
     page = open_page("forgetting")
+    assert f">{formatting.points(c.delta, c.low, c.high)}</td>" in html(page)
     assert re.findall("<tr><th>([^<]*)</th><td", html(page)) == ["chat"]
     (forest,) = pictures(page)
     (drawn,) = forest["data"]
     assert drawn["x"] == pytest.approx([0.042])
     assert formatting.change(BITS, 0.042, drift.low, drift.high) in drawn["text"][0]
+    validity = page.dataframe[0].value.set_index(["task", "answers"])
+    assert set(validity.loc[("chat", "truncated")]) == {formatting.percent(1 / 60)}
 
 
 def replace_answers(folder, run_id, task, change, weights=None):
@@ -696,8 +685,7 @@ def replace_answers(folder, run_id, task, change, weights=None):
         store.save_run(at, replace(run, rows={**run.rows, key: other.digest}))
 
 
-def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, tmp_path, made):
     kinds = {0: "unparsable", 1: "unparsable", 2: "refused", 3: "refused", 4: "refused"}
     replace_answers(
         tmp_path, "lora-0", "chat", lambda i: {"status": "refused" if i == 9 else "ok"}, weights="base"
@@ -709,8 +697,7 @@ def test_answers_that_are_none_are_counted_by_kind_beside_the_bases(open_page, t
     assert said == {"unparsable": (share[0], share[2]), "refused": (share[1], share[3])}
 
 
-def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_pareto_says_what_is_on_the_front(open_page, made):
     page = open_page("pareto")
     assert "On the front: lora, knn." in html(page)
     assert {"front", "base weights", "fails the gate"} <= set(front_texts(page))
@@ -723,9 +710,8 @@ def test_pareto_says_what_is_on_the_front(open_page, tmp_path):
 def test_the_scales_of_one_fine_tune_lie_on_one_line(open_page, tmp_path):
     candidates = {"prompt": ("base", 20, 48), "lora": ("lora", 50, 12), "half": ("scaled", 40, 30)}
     fake_project.write(tmp_path, candidates)
-    path = tmp_path / "runs" / "half-0" / "run.json"
     recipe = {"method": "scaled", "init_from": "lora", "params": {"scale": 0.5}}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"recipe": recipe}))
+    rewrite_run(tmp_path, "half-0", recipe=recipe)
     page = open_page("pareto")
     assert "one fine-tune, scaled" in front_texts(page)
     assert any(text.startswith("half: ") and "; lora: " in text for text in front_texts(page, "title"))
@@ -762,24 +748,17 @@ def test_the_scales_of_the_last_rescue_lie_on_one_line(open_page, tmp_path):
     assert "the last rescue of lora" in html(page)
 
 
-def test_the_rescue_of_an_earlier_run_is_not_drawn(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_only_the_rescue_of_this_run_is_drawn(open_page, tmp_path, made):
     earlier = replace(made, facts=tuple(replace(f, run_id=f"{f.run_id}-earlier") for f in made.facts))
     rescue.write(make_rescue(earlier), tmp_path / "reports")
     assert "one fine-tune, scaled" not in front_texts(open_page("pareto"))
-
-
-def test_a_file_that_holds_no_rescue_is_passed_over(open_page, tmp_path):
-    fake_project.write(tmp_path)
     (tmp_path / "reports" / "desk.rescue-lora.json").write_text('{"rescued": null}')
     assert front_texts(open_page("pareto"))
 
 
-def test_training_overlays_losses_and_names_the_gap(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_training_overlays_losses_and_names_the_gap(open_page, made):
     page = open_page("training")
-    names = [trace["name"] for trace in pictures(page)[0]["data"]]
-    assert names == ["lora: training", "lora: validation"]
+    assert drawn_names(page)[0] == ["lora: training", "lora: validation"]
     row = page.dataframe[0].value.iloc[0]
     last_round = fmean(2 / step for step in range(19, 25))
     assert row["last training loss"] == formatting.plain(last_round)
@@ -787,8 +766,7 @@ def test_training_overlays_losses_and_names_the_gap(open_page, tmp_path):
     assert row["tokens a second"] == "250"
 
 
-def test_what_a_training_took_stands_beside_its_losses(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_a_training_is_shown_once_beside_what_it_took_with_every_trial_of_a_sweep(open_page, tmp_path, made):
     training = made.facts[2].training.to_plain() | {"peak_memory_gib": 1.25}
     rewrite_run(tmp_path, "lora-0", training=training)
     row = open_page("training").dataframe[0].value.iloc[0]
@@ -796,9 +774,14 @@ def test_what_a_training_took_stands_beside_its_losses(open_page, tmp_path):
     assert row["time"] == formatting.seconds(36.0)
     assert row["cost USD"] == formatting.usd(made.facts[2].training_cost_usd)
 
+    trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
+    sweep = [{**trial, "params": {"learning_rate": rate}, "chosen": rate == 0.001} for rate in (0.001, 0.01)]
+    rewrite_run(tmp_path, "lora-0", training=made.facts[2].training.to_plain() | {"sweep": sweep})
+    names = drawn_names(open_page("training"))[0]
+    assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
 
-def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+
+def test_points_along_a_training_are_drawn_and_said_to_forget(open_page, tmp_path, made):
     points = [
         {"step": s, "target": t, "capability": c, "low": c - 0.01, "high": c + 0.01, "n_general": 50}
         for s, t, c in ((10, 0.4, -0.03), (20, 0.6, -0.05))
@@ -823,28 +806,11 @@ def test_a_candidate_that_borrows_weights_shows_their_training_no_second_time(op
 @pytest.mark.e2e
 def test_a_loss_of_preferences_has_a_picture_of_its_own(open_page, tmp_path):
     fake_project.write(tmp_path, {**fake_project.CANDIDATES, "dpo": ("dpo", 51, 12)})
-    path = tmp_path / "runs" / "dpo-0" / "run.json"
-    run = json.loads(path.read_text())
-    run["training"] = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
-    path.write_text(json.dumps(run))
+    losses = {"loss": [[1, 0.69], [2, 0.6]], "reward_margin": [[1, 0.0], [2, 0.1]]}
+    rewrite_run(tmp_path, "dpo-0", training=losses)
     page = open_page("training")
-    names = [[trace["name"] for trace in picture["data"]] for picture in pictures(page)]
-    assert names == [["lora: training", "lora: validation"], ["dpo"]]
+    assert drawn_names(page) == [["lora: training", "lora: validation"], ["dpo"]]
     assert any(caption.value == PREFERENCES for caption in page.caption)
-
-
-def test_every_trial_of_a_sweep_is_overlaid(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    path = tmp_path / "runs" / "lora-0" / "run.json"
-    run = json.loads(path.read_text())
-    trial = {"loss": [[1, 2.0], [2, 1.0]], "validation_loss": [], "validation": 0.5}
-    run["training"]["sweep"] = [
-        {**trial, "params": {"learning_rate": rate}, "chosen": rate == 0.001} for rate in (0.001, 0.01)
-    ]
-    path.write_text(json.dumps(run))
-    page = open_page("training")
-    names = [trace["name"] for trace in pictures(page)[0]["data"]]
-    assert names == ["lora[learning_rate=0.001] (chosen)", "lora[learning_rate=0.01]"]
 
 
 def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a frozen value)
@@ -856,16 +822,15 @@ def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a froz
     }
 
 
-def test_decide_says_what_the_command_says_until_something_is_changed(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_decide_says_what_the_command_says_until_something_is_changed(open_page, made):
     page = open_page("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
     expected = list_page_rows(made.decision, made.unit)
-    assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
+    assert arithmetic(page) == expected
     page.select_slider(key="decide_requests a month").set_value(1_000.0).run()
-    assert dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"] == "6,000"
+    assert arithmetic(page)["requests over the horizon"] == "6,000"
     page.button(key="reset").click().run()
-    assert dict(page.dataframe[0].value.itertuples(index=False)) == expected
+    assert arithmetic(page) == expected
 
 
 @pytest.mark.parametrize(
@@ -879,12 +844,11 @@ def test_decide_says_what_the_command_says_until_something_is_changed(open_page,
         ("hosting a month, USD", {"hosting_usd_per_month": 5.0}),
     ],
 )
-def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path, slider, change):
-    made = fake_project.write(tmp_path)
+def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path, made, slider, change):
     passing = tuple(replace(f, verdict=verdict("pass")) for f in made.facts)
     report.write(made := replace(made, facts=passing), tmp_path / "reports")
     page = open_page("decide")
-    before = dict(page.dataframe[0].value.itertuples(index=False))
+    before = arithmetic(page)
     page.select_slider(key=f"decide_{slider}").set_value(*change.values()).run()
     expected = decision.decide(
         made.facts,
@@ -893,21 +857,19 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path
         has_documents=False,
         metric_name="exact_match",
     )
-    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    shown = arithmetic(page)
     assert shown == list_page_rows(expected, formatting.RATE, DecidePolicy(**change))
     assert shown != before
     assert expected.sentence in html(page).replace("&#x27;", "'")
 
 
-def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path, made):
     report.write(
         replace(made, trivial=decision.TrivialBaseline("always answering “<b>no</b>”", 1.0)),
         tmp_path / "reports",
     )
-    assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in html(
-        open_page("decide")
-    )
+    said = html(open_page("decide"))
+    assert "less than always answering “&lt;b&gt;no&lt;/b&gt;”, which reaches 100.0 %" in said
 
 
 def test_another_experiment_is_decided_as_it_is_written(open_page, tmp_path):
@@ -920,7 +882,7 @@ def test_another_experiment_is_decided_as_it_is_written(open_page, tmp_path):
     asked = {}
     for name in monthly:
         page.selectbox(key="experiment").select(name).run()
-        asked[name] = dict(page.dataframe[0].value.itertuples(index=False))["requests over the horizon"]
+        asked[name] = arithmetic(page)["requests over the horizon"]
     assert asked == {name: formatting.count(6 * requests) for name, requests in monthly.items()}
 
 
@@ -938,43 +900,34 @@ def test_the_break_even_is_drawn_from_what_is_spent_once_and_each_request_costs(
         assert line["y"] == pytest.approx([once[name], once[name] + each[name] * most / 1000])
 
 
-def test_a_decision_that_was_changed_is_told_from_the_reports(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path, made):
     page = open_page("decide")
     assert not any("Differs from the report" in c.value for c in page.caption)
     page.select_slider(key="decide_longest median request").set_value(0.3).run()
     assert any("Differs from the report" in c.value for c in page.caption)
-
-
-def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    page = open_page("decide")
-    page.select_slider(key="decide_longest median request").set_value(0.3).run()
     at = Store(tmp_path / "runs")
     runs = sorted(store.list_runs(at), key=lambda run: ["prompt", "knn", "lora"].index(run.candidate))
     expected = fake_project.report_of(at, runs, policy=DecidePolicy(max_latency_s=0.3)).decision
-    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    shown = arithmetic(page)
     assert shown == list_page_rows(expected, formatting.RATE)
     assert shown["best untrained candidate"] == "prompt"
     assert "knn (its median request takes 0.5 s, and the budget is 0.3 s)" in html(page)
     assert expected.sentence.split(":")[0] in html(page)
 
 
-def test_a_budget_of_throughput_leaves_out_who_answers_fewer(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_a_budget_of_throughput_leaves_out_who_answers_fewer(open_page, tmp_path, made):
     rates = {"prompt": 50.0, "knn": 5.0, "lora": 50.0}
     facts = tuple(replace(f, requests_per_s=rates[f.name]) for f in made.facts)
     report.write(replace(made, facts=facts), tmp_path / "reports")
     page = open_page("decide")
     page.select_slider(key="decide_requests a second, at least").set_value(20.0).run()
-    assert dict(page.dataframe[0].value.itertuples(index=False))["best untrained candidate"] == "prompt"
+    assert arithmetic(page)["best untrained candidate"] == "prompt"
 
 
-def test_decide_reprices_training_and_requests_together(open_page, tmp_path):
-    made = fake_project.write(tmp_path)
+def test_decide_reprices_training_and_requests_together(open_page, made):
     page = open_page("decide")
     page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
-    shown = dict(page.dataframe[0].value.itertuples(index=False))
+    shown = arithmetic(page)
     before = made.decision.arithmetic
     assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
     unmoved = "break-even, requests"
@@ -988,12 +941,9 @@ def change_state(folder, change):
     files.write_state(at, home, change(files.read_state(home)))
 
 
-def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, tmp_path, nights):
     page = open_page("nightly")
-    home = files.home(Store(tmp_path / "runs"), "desk")
-    kept, state = files.read_nights(home), files.read_state(home)
+    kept, state = files.read_nights(nights), files.read_state(nights)
     last = night_alarm.build_report("desk", NightlyPolicy(), kept, state)
     assert last.sentence in html(page)
     (alarm,) = state.alarms
@@ -1003,16 +953,20 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, t
     for line in last.lines:
         assert trends[line.name]["y"][-1] == pytest.approx(100 * line.series["target"].delta)
         assert len(trends[line.name]["x"]) == 23
+    bands = [trace["y"] for trace in picture["data"] if trace.get("fill") == "toself"]
+    for line, y in zip(last.lines, bands, strict=True):
+        e, middle = line.series["target"], len(y) // 2
+        assert (y[middle - 1], y[middle]) == pytest.approx((100 * e.high, 100 * e.low)), "high to low there"
     texts = [note["text"] for note in picture["layout"]["annotations"]]
     assert "<b>lora: regression</b>" in texts
     assert {"commit abc0000", "commit abc0001", "commit abc0002", "numpy 2.3 → 2.4"} <= set(texts)
     assert "2026-03-10" in {shape["x0"] for shape in picture["layout"]["shapes"]}
     assert len(page.dataframe[1].value) == 23
+    assert "lora tests the harness" in html(page)
+    assert "target: 690 clusters evaluated, 200 never yet" in html(page)
 
 
-def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(open_page, tmp_path, nights):
     file = tmp_path / "harness.yaml"
     file.write_text(file.read_text() + "nightly: {candidates: [<b>lorra</b>]}\nitmes: 3\n")
     page = open_page("nightly")
@@ -1022,25 +976,11 @@ def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(
     assert not page.info, "nights were run"
 
 
-def test_the_band_of_a_night_is_its_confidence_sequence(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    (picture,) = pictures(open_page("nightly"))
-    home = files.home(Store(tmp_path / "runs"), "desk")
-    last = night_alarm.build_report("desk", NightlyPolicy(), files.read_nights(home), files.read_state(home))
-    bands = [trace["y"] for trace in picture["data"] if trace.get("fill") == "toself"]
-    for line, y in zip(last.lines, bands, strict=True):
-        e, middle = line.series["target"], len(y) // 2
-        assert (y[middle - 1], y[middle]) == pytest.approx((100 * e.high, 100 * e.low)), "high to low there"
-
-
 @pytest.mark.e2e
-def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path, nights):
     page = open_page("nightly")
     assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
-    last = files.read_nights(files.home(Store(tmp_path / "runs"), "desk"))[-1]
+    last = files.read_nights(nights)[-1]
     flips = last.bases["base"].flips
     row = page.dataframe[1].value.iloc[0]
     assert (row["night"], row["items"]) == (last.night, "60")
@@ -1049,17 +989,7 @@ def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_p
     assert list(open_page("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
 
-def test_what_a_night_tests_and_what_is_left_of_the_pool_are_said(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
-    body = html(open_page("nightly"))
-    assert "lora tests the harness" in body
-    assert "target: 690 clusters evaluated, 200 never yet" in body
-
-
-def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path, nights):
     hostile = {"about": HOSTILE, "sentence": f"{HOSTILE}: regression"}
     change_state(tmp_path, lambda state: replace(state, alarms=(replace(state.alarms[0], **hostile),)))
     page = open_page("nightly")
@@ -1069,9 +999,7 @@ def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_path):
-    fake_project.experiment(tmp_path)
-    fake_project.nights(tmp_path)
+def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_path, nights):
 
     def trend():
         return next(
@@ -1083,8 +1011,7 @@ def test_a_night_before_an_acknowledgement_is_shown_as_it_was(open_page, tmp_pat
     assert trend() == before
 
 
-def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_a_rating_is_found_in_the_store_and_the_next_item_is_shown(open_page, tmp_path, made):
     at = Store(tmp_path / "runs")
     page = open_page("rate", rate="knn,lora", rater="ann")
     first = re.search(r"Question (\d+) of support", html(page))[1]
@@ -1115,16 +1042,9 @@ def test_what_is_chosen_is_the_answer_that_stood_on_that_side(open_page, tmp_pat
     assert {rating.left for rating in kept} == {"a", "b"}, "sides are drawn"
 
 
-def test_the_question_is_shown_without_what_only_one_prompt_holds(open_page, tmp_path):
-    fake_project.write(tmp_path)
-    replace_answers(
-        tmp_path, "knn-0", "support", lambda i: {"prompt": f"A passage. Question {i} of support?"}
-    )
-    assert "A passage" not in html(open_page("rate", rate="knn,lora", rater="ann"))
-
-
-def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(open_page, tmp_path):
-    fake_project.write(tmp_path)
+def test_sixty_of_a_hundred_votes_are_seventy_elo_and_all_rated_candidates_are_listed(
+    open_page, tmp_path, made
+):
     at = Store(tmp_path / "runs")
     runs = {run.candidate: run for run in store.list_runs(at)}
     fake_project.rate(at, (runs["knn"], runs["lora"]), won=40, lost=60)
@@ -1161,11 +1081,8 @@ def test_one_answer_at_a_time_is_labelled_in_the_order_of_an_export(open_page, t
         page.button(key=f"label_{label}").click().run()
     assert [e.value for e in page.exception] == []
     given = [(of.rater, of.metric, of.labels[0]) for of in store.list_labels(at, "support")]
-    assert [(rater, metric, one.label) for rater, metric, one in given] == [
-        ("ann", "exact_match", 1.0),
-        ("ann", "exact_match", 0.0),
-        ("ann", "exact_match", 1.0),
-    ]
+    expected = [("ann", "exact_match", 1.0), ("ann", "exact_match", 0.0), ("ann", "exact_match", 1.0)]
+    assert [(rater, metric, one.label) for rater, metric, one in given] == expected
     assert [one.example_id for *_, one in given] == [items[0], items[0], items[1]]
     (progress,) = open_page("rate", rate="knn,lora", rater="ann", kind="one").get("progress")
     assert progress.proto.text == "3 of 120 answers"
@@ -1245,8 +1162,7 @@ def test_pages_import_neither_torch_nor_duckdb_themselves():
 
 
 @pytest.mark.e2e
-def test_pages_open_with_torch_blocked(tmp_path):
-    fake_project.write(tmp_path)
+def test_pages_open_with_torch_blocked(tmp_path, made):
     fake_project.experiment(tmp_path, metrics="exact_match, token_f1")
     rewrite_run(tmp_path, "lora-0", "lora-old")
     code = (
@@ -1309,7 +1225,7 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, t
     page.button(key="drop_41").click().run()
     page = page.button(key="keep_78").click().run()
     assert "3 of 3 decided" in html(page)
-    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
+    kept = decisions_on_rows(tmp_path)
     assert kept["column"] == "reference"
     assert kept["rows"] == {
         "6": {"decision": "relabel", "label": "account"},
@@ -1332,8 +1248,7 @@ def test_a_label_of_another_spelling_is_relabelled_to_the_commonest(open_page, t
     page = open_page("data")
     assert "rows.jsonl:4: Refund, or refund?" in html(page)
     page.button(key="relabel_4").click().run()
-    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
-    assert kept["rows"] == {"4": {"decision": "relabel", "label": "refund"}}
+    assert decisions_on_rows(tmp_path)["rows"] == {"4": {"decision": "relabel", "label": "refund"}}
 
 
 def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tmp_path):
@@ -1343,8 +1258,7 @@ def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tm
     page = open_page("data")
     assert re.search(r"rows.jsonl:121: refund, near \S*rows.jsonl:4<", html(page))
     page.button(key="drop_121").click().run()
-    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
-    assert kept["rows"] == {"121": {"decision": "drop"}}
+    assert decisions_on_rows(tmp_path)["rows"] == {"121": {"decision": "drop"}}
 
 
 @pytest.mark.e2e
@@ -1358,8 +1272,7 @@ def test_rows_of_one_sense_are_decided_on_where_a_model_of_sentences_is_named(op
     page = page.text_input(key="encoder").set_value(str(minilm)).run()
     assert re.search(r"rows.jsonl:2: refund, near \S*rows.jsonl:1 \(embeddings 0.98\)", html(page))
     page.button(key="drop_2").click().run()
-    kept = json.loads((tmp_path / "rows.jsonl.decisions.json").read_text())
-    assert kept["rows"] == {"2": {"decision": "drop"}}
+    assert decisions_on_rows(tmp_path)["rows"] == {"2": {"decision": "drop"}}
 
 
 def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
@@ -1374,15 +1287,12 @@ def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
     assert all("item 5 " in text for text in page.dataframe[0].value["question"])
 
 
-def test_decisions_on_other_content_are_not_shown(open_page, tmp_path):
+def test_hostile_names_and_rows_are_text_and_decisions_on_other_content_are_not_shown(open_page, tmp_path):
     write_labelled(tmp_path)
     open_page("data").button(key="drop_41").click().run()
     write_labelled(tmp_path, flipped=(5, 40, 78))
     assert re.search(r"0 of \d+ decided", html(open_page("data")))
 
-
-def test_hostile_rows_are_shown_as_text_on_the_data_page(open_page, tmp_path):
-    write_labelled(tmp_path)
     rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
     (tmp_path / "rows.jsonl").write_text(rows)
     shown = html(open_page("data"))

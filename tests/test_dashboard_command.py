@@ -17,14 +17,11 @@ from harness.cli.dashboard import app_file, command, environment, refuse_address
 from harness.errors import UserError
 
 
-def test_it_listens_on_this_machine_and_sends_nothing():
+def test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show():
     flags = command("localhost", 8501)
     assert "--server.address=localhost" in flags
     assert "--server.port=8501" in flags
     assert "--browser.gatherUsageStats=false" in flags
-
-
-def test_the_pages_are_there_and_learn_what_to_show(tmp_path):
     assert app_file().exists()
     assert environment(Path("harness.yaml"), "")["HARNESS_CONFIG"] == str(Path("harness.yaml").resolve())
 

@@ -64,16 +64,7 @@ def ids(examples):
     return [example.id for example in examples]
 
 
-def test_a_row_without_an_id_is_named_by_its_file_and_index(task):
-    assert ids(load_task(task(make_rows("item", 2)), 0).test) == ["test-0", "test-1"]
-
-
-def test_a_row_without_a_cluster_is_its_own(task):
-    examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
-    assert [e.cluster for e in examples] == ["x", "family"]
-
-
-def test_all_fields_of_a_row_arrive(task):
+def test_all_fields_of_a_row_arrive_and_what_is_missing_is_its_files_name_and_index(task):
     full = row(
         "a",
         id="i",
@@ -92,15 +83,23 @@ def test_all_fields_of_a_row_arrive(task):
         slice="s",
         constraints=({"kind": "upper"},),
     )
+    assert ids(load_task(task(make_rows("item", 2)), 0).test) == ["test-0", "test-1"]
+    examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
+    assert [e.cluster for e in examples] == ["x", "family"]
 
-
-def test_messages_take_the_place_of_the_prompt(task):
     turns = [
         {"role": "user", "content": "Hi"},
         {"role": "assistant", "content": "Yes?"},
         {"role": "user", "content": "Who?"},
     ]
     assert load_task(task([{"messages": turns, "reference": "me"}]), 0).test[0].messages == tuple(turns)
+    example = load_task(task([{"id": "t", "text": "The sea."}], kind="bits_per_byte"), 0).test[0]
+    assert (example.messages, example.references) == ((), ("The sea.",))
+
+    assert (
+        load_task(task([{"prompt": "Shout.", "constraints": [{"kind": "upper"}]}]), 0).test[0].references
+        == ()
+    )
 
 
 def test_templates_build_an_item_from_the_fields_of_any_row(task):
@@ -115,6 +114,12 @@ def test_templates_build_an_item_from_the_fields_of_any_row(task):
     example = load_task(task(rows, fields=fields), 0).test[0]
     assert (example.prompt, example.references) == ('Reply as {"a": 1}: 2+2', ("4",))
     assert (example.id, example.slice, example.cluster) == ("q7", "sum", "c7")
+    rows = [{"prompt": "Who?", "answers": ["me", "I"]}]
+    assert load_task(task(rows, fields={"reference": "{answers}"}), 0).test[0].references == ("me", "I")
+
+    rows = [row("a", reference="yes"), row("b", reference="x", choices=["x", "y"])]
+    expected = [("yes", "no"), ("x", "y")]
+    assert [e.choices for e in load_task(task(rows, labels=["yes", "no"]), 0).test] == expected
 
 
 @pytest.mark.parametrize("key", ["prompt", "reference", "cluster"])
@@ -124,45 +129,17 @@ def test_a_column_that_is_named_without_braces_is_refused(task, key):
     assert list_problems(wrong) == [(f"test.jsonl, fields: {{{key}: text}}", "the column 'text' by its name")]
 
 
-def test_a_field_that_holds_a_list_gives_every_accepted_answer(task):
-    rows = [{"prompt": "Who?", "answers": ["me", "I"]}]
-    assert load_task(task(rows, fields={"reference": "{answers}"}), 0).test[0].references == ("me", "I")
-
-
-def test_the_labels_of_the_task_are_the_choices_of_rows_without_their_own(task):
-    rows = [row("a", reference="yes"), row("b", reference="x", choices=["x", "y"])]
-    assert [e.choices for e in load_task(task(rows, labels=["yes", "no"]), 0).test] == [
-        ("yes", "no"),
-        ("x", "y"),
-    ]
-
-
-def test_a_text_to_read_has_no_messages(task):
-    example = load_task(task([{"id": "t", "text": "The sea."}], kind="bits_per_byte"), 0).test[0]
-    assert (example.messages, example.references) == ((), ("The sea.",))
-
-
-def test_a_row_of_constraints_needs_no_reference(task):
-    assert (
-        load_task(task([{"prompt": "Shout.", "constraints": [{"kind": "upper"}]}]), 0).test[0].references
-        == ()
-    )
-
-
-def test_a_pair_keeps_both_answers(task):
+def test_pairs_keep_both_answers_and_documents_their_order(task):
     pair = load_task(
         task(make_rows("t", 1), pairs=[{"prompt": "Q", "chosen": "good", "rejected": "bad"}]), 0
     ).pairs[0]
     assert (pair.id, pair.references, pair.rejected) == ("pairs-0", ("good",), "bad")
-
-
-def test_documents_arrive_in_the_order_of_the_file(task):
     documents = [{"id": "b", "title": "B", "text": "bee"}, {"id": "a", "text": "ay"}]
     found = load_task(task(make_rows("t", 1), documents=documents), 0).documents
     assert found == (Document("b", "B", "bee"), Document("a", "", "ay"))
 
 
-def test_csv_parquet_and_gzip_give_the_same_items(tmp_path):
+def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
     import pandas as pd
 
     rows = [row("a, b"), row('say "c"'), row("d\ne")]
@@ -179,15 +156,13 @@ def test_csv_parquet_and_gzip_give_the_same_items(tmp_path):
     ]
     assert made[0] == made[1] == made[2] == made[3]
 
-
-def test_a_line_separator_inside_a_text_does_not_end_the_row(tmp_path):
     (tmp_path / "test.jsonl").write_text('{"prompt": "a\u2028b", "reference": "c"}\n', encoding="utf-8")
     assert (
         load_task(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}), 0).test[0].prompt == "a\u2028b"
     )
 
 
-def test_a_folder_in_the_layout_of_the_hub_is_read_by_split(tmp_path):
+def test_folders_are_read_by_split_and_a_hub_id_without_a_network_says_how_to_go_on(tmp_path, monkeypatch):
     folder = tmp_path / "set"
     folder.mkdir()
     write(folder / "train.jsonl", make_rows("train", 5))
@@ -195,8 +170,13 @@ def test_a_folder_in_the_layout_of_the_hub_is_read_by_split(tmp_path):
     items = load_task(Task(name="t", data={"train": str(folder), "test": str(folder)}), 0)
     assert (len(items.train) + len(items.validation), len(items.test)) == (5, 2)
 
+    monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
+    with pytest.raises(UserError) as caught:
+        load_task(Task(name="t", data={"test": "hub:nobody/nothing"}), 0)
+    assert "HARNESS_DATASETS_DIR" in caught.value.problems[0].next_step
 
-def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path, monkeypatch):
+
+def test_hub_sets_stream_by_slice_and_a_damaged_or_empty_one_is_refused(tmp_path, monkeypatch):
     folder = tmp_path / "own" / "name"
     folder.mkdir(parents=True)
     write(folder / "train-0.jsonl", make_rows("train", 3))
@@ -207,54 +187,45 @@ def test_a_hub_set_streams_and_a_damaged_file_is_refused_where_it_ends(tmp_path,
     with pytest.raises(UserError, match="hub:own/name: found 3 rows of train and then one that cannot"):
         list(rows)
 
-
-def test_a_slice_of_a_hub_set_is_read_and_an_empty_set_is_an_empty_file(tmp_path, monkeypatch):
-    for name, n in (("name", 5), ("empty", 0)):
+    for name, n in (("whole", 5), ("empty", 0)):
         (tmp_path / "own" / name).mkdir(parents=True)
         write(tmp_path / "own" / name / "train.jsonl", make_rows("train", n))
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(tmp_path))
-    rows = list(readers.stream("hub:own/name:default:train[1:3]", "test"))
-    assert [row.where for row in rows] == [f"hub:own/name:default:train[1:3] row {i}" for i in (0, 1)]
+    rows = list(readers.stream("hub:own/whole:default:train[1:3]", "test"))
+    assert [row.where for row in rows] == [f"hub:own/whole:default:train[1:3] row {i}" for i in (0, 1)]
     with pytest.raises(UserError, match="hub:own/empty: found an empty file"):
         readers.read("hub:own/empty", "train")
 
 
-def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch):
-    monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
-    with pytest.raises(UserError) as caught:
-        load_task(Task(name="t", data={"test": "hub:nobody/nothing"}), 0)
-    assert "HARNESS_DATASETS_DIR" in caught.value.problems[0].next_step
-
-
-def test_without_a_validation_file_a_fifth_of_training_is_set_aside(task):
+def test_a_fifth_of_training_is_set_aside_where_there_is_no_validation_file(task):
     items = load_task(task(make_rows("test", 3), train=make_rows("train", 50)), 0)
     assert (len(items.train), len(items.validation)) == (40, 10)
 
-
-def test_with_a_validation_file_training_stays_whole(task):
     items = load_task(
         task(make_rows("test", 3), train=make_rows("train", 50), validation=make_rows("v", 4)), 0
     )
     assert (len(items.train), len(items.validation)) == (50, 4)
 
 
-def test_the_smaller_of_two_limits_holds_for_test(task):
+def test_a_draw_keeps_to_the_smaller_limit_and_covers_the_whole_file(task):
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
 
-
-def test_a_draw_covers_the_whole_file_in_its_order(task):
     drawn = ids(load_task(task(make_rows("test", 100), limit=20), 0).test)
     places = [int(name.split("-")[1]) for name in drawn]
     assert places == sorted(places)
     assert places[-1] > 50
 
 
-def test_a_row_that_is_evaluated_is_refused_with_both_places(task):
+def test_rows_that_are_evaluated_or_share_an_id_are_refused_with_both_places(task):
     train = [*make_rows("train", 3), row("sea", prompt="  What IS\n the sea? ")]
     found = list_problems(task([row("a"), row("sea", prompt="what is the sea?")], train=train))
     assert [where for where, _ in found] == ["train.jsonl:4"]
     assert found[0][1].endswith("test.jsonl:2 too")
+
+    where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
+    assert where == "test.jsonl:3"
+    assert found.startswith("id 'x'")
+    assert found.endswith("test.jsonl:1 too")
 
 
 @pytest.mark.parametrize("split", ["test", "validation"])
@@ -264,7 +235,7 @@ def test_a_pair_that_is_evaluated_is_refused(task, split):
     assert [where for where, _ in list_problems(task(**splits, pairs=pairs))] == ["pairs.jsonl:1"]
 
 
-def test_leaks_are_removed_from_training_with_a_message(task):
+def test_leaks_are_removed_from_training_with_a_message_unless_nothing_is_left(task):
     train = [*make_rows("own", 6), row("t 1"), row("t 0")]
     items = load_task(
         task(make_rows("t", 3), train=train, validation=make_rows("v", 2), data={"contamination": "drop"}), 0
@@ -273,14 +244,16 @@ def test_leaks_are_removed_from_training_with_a_message(task):
     assert len(items.test) == 3
     assert [m.split("train.jsonl")[1] for m in items.removed] == [": 2 rows dropped, evaluated too (7, 8)"]
 
+    assert (
+        len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), data={"contamination": "drop"})))
+        == 1
+    )
 
-def test_a_question_with_other_choices_is_another_question_where_choices_are_the_task(task):
+
+def test_choices_in_another_order_are_the_same_question_and_other_choices_another(task):
     test = [{"prompt": "Which is right?", "reference": "b", "choices": ["a", "b"]}]
     train = [{"prompt": "Which is right?", "reference": c, "choices": [c, "z"]} for c in "cdefgh"]
     assert len(load_task(task(test, train=train, kind="choice"), 0).validation) == 1
-
-
-def test_shuffled_choices_do_not_hide_a_leak(task):
     test = [{"prompt": "Which?", "reference": "b", "choices": ["a", "b"]}]
     train = [{"prompt": "Which?", "reference": "b", "choices": ["b", "a"]}]
     assert len(list_problems(task(test, train=train, kind="choice"))) == 1
@@ -296,24 +269,17 @@ def test_an_item_of_another_suite_in_training_is_named():
     assert "sums item sum-1" in found[0].found
 
 
-def test_training_that_is_evaluated_altogether_is_refused(task):
-    assert (
-        len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), data={"contamination": "drop"})))
-        == 1
-    )
-
-
-def test_rows_of_other_labels_are_removed_with_a_message(task):
+def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_lost(task):
     rows = [row("a", reference="yes"), row("b", reference="maybe"), row("c", reference="no")]
     items = load_task(task(rows, labels=["yes", "no"], data={"unknown_labels": "drop"}), 0)
     assert ids(items.test) == ["test-0", "test-2"]
     assert items.removed[0].endswith("test.jsonl: 1 of 3 rows dropped, label not among the 2")
-
-
-def test_a_misspelt_label_of_the_task_is_refused_and_not_silently_lost(task):
     rows = [row("a", reference="refund"), row("b", reference="repair")]
     found = list_problems(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
     assert found == [("labels of task tiny", "'refnd', which no row has")]
+    with pytest.raises(UserError) as caught:
+        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
+    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
 
 
 @pytest.mark.parametrize(
@@ -345,26 +311,10 @@ def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, 
     assert list_problems(task(rows)) == [(where, found)]
 
 
-def test_a_label_outside_the_set_is_refused_with_the_nearest_label(task):
-    with pytest.raises(UserError) as caught:
-        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
-    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
-
-
-def test_two_rows_of_one_id_are_refused_with_both_places(task):
-    where, found = list_problems(task([row("a", id="x"), row("b"), row("c", id="x")]))[0]
-    assert where == "test.jsonl:3"
-    assert found.startswith("id 'x'")
-    assert found.endswith("test.jsonl:1 too")
-
-
-def test_a_document_that_is_not_there_is_refused(task):
+def test_documents_that_are_missing_or_empty_are_refused(task):
     documents = [{"id": "opening-hours", "text": "Nine to five."}]
     found = list_problems(task([row("a", documents=["opening-hour"])], documents=documents))
     assert found == [("test.jsonl:1", "unknown document 'opening-hour'")]
-
-
-def test_a_document_without_text_is_refused(task):
     blank = {"id": "b", "text": " \u3000\n"}
     found = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
     assert found == [("documents.jsonl:2", "an empty document")]
@@ -513,18 +463,6 @@ def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(tmp_path, con
     assert [row.fields["Team"] for row in rows] == ["a", "b"]
 
 
-def test_tabs_separate_a_tsv_whose_names_hold_commas(tmp_path):
-    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
-    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
-    assert row.fields == {"prompt, long": "a, b", "reference": "c"}
-
-
-def test_a_long_document_in_a_csv_is_read(tmp_path):
-    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
-    assert len(row.fields["prompt"]) == 200_000
-
-
 UNTITLED = (
     "Where is my refund now?,refund\nMay I have it back?,refund\nIt broke,broken\nIs it there?,refund\n"
 )
@@ -553,19 +491,23 @@ def test_a_first_line_that_may_be_a_header_is_read_as_one(tmp_path, content):
     assert len(readers.read(str(tmp_path / "test.csv"), "test").rows) == content.count("\n") - 1
 
 
-def test_a_column_that_no_template_can_name_is_refused_once(tmp_path):
+def test_a_csv_is_read_whatever_its_columns_are_called(tmp_path):
+    (tmp_path / "test.csv").write_text("a,,a,a\n1,2,3,4\n")
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert row.fields == {"a": "1", "column 2": "2", "a 2": "3", "a 3": "4"}
+    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
+    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
+    assert row.fields == {"prompt, long": "a, b", "reference": "c"}
+    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
+    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    assert len(row.fields["prompt"]) == 200_000
+
     (tmp_path / "test.csv").write_text("te{x}t,reference\na,b\nc,d\n")
     data = {"test": str(tmp_path / "test.csv")}
     task = Task(name="t", data=data, fields={"prompt": "Q: {te{x}t}"})
     assert [found for _, found in list_problems(task)] == ["the column 'te{x}t', which no template can name"]
     other = Task(name="t", data=data, fields={"prompt": "Q: {reference}"})
     assert load_task(other, 0).test[0].prompt == "Q: b"
-
-
-def test_columns_without_a_name_or_of_one_name_are_told_apart(tmp_path):
-    (tmp_path / "test.csv").write_text("a,,a,a\n1,2,3,4\n")
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
-    assert row.fields == {"a": "1", "column 2": "2", "a 2": "3", "a 3": "4"}
 
 
 def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):
@@ -575,23 +517,18 @@ def test_of_many_malformed_lines_ten_are_shown_and_all_are_counted(tmp_path):
     assert found[-1][1].startswith("1,200 malformed lines")
 
 
-def test_the_version_changes_with_an_item_and_with_the_definition(task):
+def test_a_version_changes_with_what_is_asked_and_not_with_more_training_rows(task):
     one = task(make_rows("t", 3))
     items = load_task(one, 0)
     other = one.model_copy(update={"system": "Be brief."})
     fewer = load_task(one.model_copy(update={"limit": 2}), 0)
     assert len({task_version(one, items), task_version(other, items), task_version(one, fewer)}) == 3
 
-
-def test_more_training_rows_make_no_new_test(task):
     few, many = (load_task(task(make_rows("t", 3), train=make_rows("r", n)), 0) for n in (20, 40))
     one = task(make_rows("t", 3), train=make_rows("r", 20))
     assert task_version(one, few, "test") == task_version(one, many, "test")
     assert task_version(one, few, "validation") != task_version(one, many, "validation")
     assert task_version(one, few) != task_version(one, many)
-
-
-def test_more_rows_for_shots_make_a_new_version(task):
     few, many = (load_task(task(make_rows("t", 3), train=make_rows("r", n)), 0) for n in (20, 40))
     one = task(make_rows("t", 3), train=make_rows("r", 20), num_fewshot=2)
     assert task_version(one, few, "test") != task_version(one, many, "test")
@@ -635,7 +572,7 @@ def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
     assert validation
 
 
-def test_rows_that_all_ask_the_same_cannot_be_split_and_the_check_says_what_tells_them_apart(task):
+def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
     rows = [{**row, "prompt": "Which?", "text": f"A text of {i}."} for i, row in enumerate(make_rows("r", 9))]
     with pytest.raises(UserError) as caught:
         load_task(task(make_rows("t", 2), train=rows), 0)
@@ -643,9 +580,6 @@ def test_rows_that_all_ask_the_same_cannot_be_split_and_the_check_says_what_tell
     assert problem.found == "training rows that all ask the same"
     file = problem.where.rpartition(":")[0]
     assert problem.next_step == f"harness data check {file} names the columns that tell them apart"
-
-
-def test_rows_of_one_cluster_cannot_be_split(task):
     found = list_problems(task(make_rows("t", 2), train=make_rows("r", 5, cluster="one")))
     assert found == [("train.jsonl:1", "training rows of one cluster only")]
 
@@ -693,21 +627,13 @@ def banking(**data):
 
 
 @pytest.mark.e2e
-def test_banking77_gives_the_items_that_were_asked_for():
+def test_banking77_gives_the_items_that_were_asked_for_and_no_question_twice():
     items = load_task(banking(contamination="drop"), 0)
     assert [len(split) for split in (items.train, items.validation, items.test)] == [360, 60, 240]
     assert {e.references[0] for e in items.train} == set(INTENTS)
     assert any(text.endswith("(1723, 3104, 3117, 4477, 4577, 6985, 9922)") for text in items.removed)
-
-
-@pytest.mark.e2e
-def test_no_question_of_banking77_is_in_two_splits():
-    items = load_task(banking(contamination="drop"), 0)
     splits = [{key(e) for e in split} for split in (items.train, items.validation, items.test)]
     assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
-
-
-# Remembered versions
 
 
 def test_a_remembered_version_is_that_of_the_items_and_follows_every_change(task, own_cache):

@@ -9,32 +9,17 @@ import tiny_experiment
 from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data
 from openai_server import Rule, serve_model
 
-from harness.config import load
 from harness.data import load_task
 from harness.data.edit.augment import Rewording, augment
 from harness.data.edit.dedup import dedup
 from harness.data.edit.split import SplitOptions, split
 from harness.data.text_files import Rows
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
-from harness.progress import SilentProgress
 from harness.records import parse_json
 from harness.spec import Task
 
-WORDS = (
-    "amber",
-    "basil",
-    "cedar",
-    "delta",
-    "ember",
-    "fable",
-    "grove",
-    "hazel",
-    "ivory",
-    "jolly",
-    "kiosk",
-    "lilac",
-)
+WORDS = "amber basil cedar delta ember fable grove hazel ivory jolly kiosk lilac".split()
+MONDAYS = [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]]
 
 
 def question(i):
@@ -94,14 +79,10 @@ def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(au
     made = manifest("new.jsonl")
     assert made["command"] == "harness data augment"
     assert "Write the text below in other words" in made["parameters"]["prompts"][0]
-    assert made["counts"] | {"changed": 0, "reported": 0} == {
-        "read": 6, "written": 11, "dropped": 1, "changed": 0, "reported": 0, "added": 5,
-    }  # fmt: skip
-    assert {
-        "row": "t.jsonl:4",
-        "change": "dropped",
-        "reason": "a rewording that repeats its original",
-    } in made["rows"]
+    expected = {"read": 6, "written": 11, "dropped": 1, "changed": 0, "reported": 0, "added": 5}
+    assert made["counts"] | {"changed": 0, "reported": 0} == expected
+    repeated = {"row": "t.jsonl:4", "change": "dropped", "reason": "a rewording that repeats its original"}
+    assert repeated in made["rows"]
     assert (made["licenses"], made["notes"]) == (["CC0-1.0"], ["names are made up"])
 
 
@@ -156,10 +137,7 @@ def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, serv
 
 @pytest.mark.e2e
 def test_what_was_answered_before_a_failure_is_not_asked_again(augment_file, server):
-    jsonl(
-        Path("t.jsonl"),
-        [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
-    )
+    jsonl(Path("t.jsonl"), MONDAYS)
     model, server.model = server.model, Rule(_FailingWriter(after=18))
     code, _, error = augment_file("t.jsonl", "--out", "new.jsonl")
     assert code == 1, error
@@ -184,25 +162,12 @@ class _FailingWriter:
 
 
 def test_nothing_is_asked_once_answers_have_cost_what_they_may(augment_file, server):
-    jsonl(
-        Path("t.jsonl"),
-        [{"text": f"Where is the {a} {b} of Monday?", "label": "x"} for a in WORDS for b in WORDS[:2]],
-    )
-    code, _, error = augment_file(
-        "t.jsonl",
-        "--out",
-        "new.jsonl",
-        "--prices",
-        "1000,1000",
-        "--max-cost",
-        "0.2",
-        "--max-new-tokens",
-        "10",
-    )
+    jsonl(Path("t.jsonl"), MONDAYS)
+    words = "t.jsonl --out new.jsonl --prices 1000,1000 --max-cost 0.2 --max-new-tokens 10"
+    code, _, error = augment_file(*words.split())
     assert code == 1
-    assert re.search(
-        r"17 answers have cost 0\.19 USD, the next may cost 0\.02\d*, and --max-cost is 0\.2", error
-    )
+    said = r"17 answers have cost 0\.19 USD, the next may cost 0\.02\d*, and --max-cost is 0\.2"
+    assert re.search(said, error)
     assert len(server.asked) == 17
     assert not Path("new.jsonl").exists()
 
@@ -221,10 +186,8 @@ def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(3))
     jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
-    assert manifest("new.jsonl")["reasons"] == {
-        "added: a row by paraphrase": 2,
-        "dropped: a rewording that is evaluated: test.jsonl:1": 1,
-    }
+    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated: test.jsonl:1": 1}
+    assert manifest("new.jsonl")["reasons"] == expected
 
 
 def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
@@ -232,12 +195,8 @@ def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
     jsonl(Path("test.jsonl"), rows(1))
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert len(server.asked) == 2
-    assert {
-        "row": "t.jsonl:1",
-        "change": "reported",
-        "reason": "not reworded: it is evaluated",
-        "of": "test.jsonl:1",
-    } in (manifest("new.jsonl")["rows"])
+    left_out = {"row": "t.jsonl:1", "change": "reported", "reason": "not reworded: it is evaluated"}
+    assert left_out | {"of": "test.jsonl:1"} in manifest("new.jsonl")["rows"]
 
 
 def augment_pairs(*pairs, label="x"):
@@ -263,7 +222,7 @@ def test_a_rewording_is_written_only_where_it_can_have_the_answer_of_its_origina
     assert said in reason
 
 
-def test_an_answer_that_stands_in_the_question_has_to_stand_in_its_rewording():
+def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or_contradicts_no_row():
     content = rows_of({"text": "A train to Rome leaves at noon", "label": "Rome"})
     for new, said in (
         ("At noon one departs for the capital", "lacks the answer"),
@@ -274,8 +233,6 @@ def test_an_answer_that_stands_in_the_question_has_to_stand_in_its_rewording():
         ]
         assert said in found.reason
 
-
-def test_rewordings_that_repeat_or_contradict_another_row_are_left_out():
     content = rows_of(
         {"text": "Send the lamp back", "label": "a"}, {"text": "Why does nobody write?", "label": "b"}
     )
@@ -298,41 +255,29 @@ def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
     jsonl(Path("t.jsonl"), [{"messages": [turns[0], answer, turns[1], answer]}])
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     (_, made) = read("new.jsonl")
-    assert made["messages"] == [
-        turns[0],
-        answer,
-        {"role": "user", "content": reword_question(question(1))},
-        answer,
-    ]
+    asked = {"role": "user", "content": reword_question(question(1))}
+    assert made["messages"] == [turns[0], answer, asked, answer]
     assert made["augmented_from"] == question(1)
 
 
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--with", "http://127.0.0.1:9/v1"), "--model NAME"),
-        (("--with", "http://u:p@h/v1", "--model", "m"), "--with: found"),
-        (("--with", "http://h/v1", "--model", "m", "--prices", "1"), "--prices: found '1'"),
-        (("--with", "http://h/v1", "--model", "m", "--max-cost", "1"), "no prices to count it by"),
-        (
-            ("--with", "http://h/v1", "--model", "m", "--variants", "2", "--temperature", "0"),
-            "answers that can differ",
-        ),
-        (("--with", "http://h/v1", "--model", "m", "--instruction", "shorter"), "{text}"),
-        (
-            ("--with", "http://h/v1", "--model", "m", "--api-key-env", "NO_SUCH_KEY"),
-            "no variable NO_SUCH_KEY",
-        ),
-        (("--with", "writer"), "found no file"),
+        ("http://127.0.0.1:9/v1", "--model NAME"),
+        ("http://u:p@h/v1 --model m", "--with: found"),
+        ("http://h/v1 --model m --prices 1", "--prices: found '1'"),
+        ("http://h/v1 --model m --max-cost 1", "no prices to count it by"),
+        ("http://h/v1 --model m --variants 2 --temperature 0", "answers that can differ"),
+        ("http://h/v1 --model m --instruction shorter", "{text}"),
+        ("http://h/v1 --model m --api-key-env NO_SUCH_KEY", "no variable NO_SUCH_KEY"),
+        ("writer", "found no file"),
     ],
 )
 def test_what_cannot_be_asked_is_refused_before_anything_is_written(data, tmp_path, monkeypatch, words, said):
     monkeypatch.chdir(tmp_path)
     jsonl(Path("t.jsonl"), rows(2))
-    assert said in read_refusal(data, "augment", "t.jsonl", "--out", "new.jsonl", *words)
-
-
-# ----- what is trained on and what is evaluated
+    asked = ("augment", "t.jsonl", "--out", "new.jsonl", "--with", *words.split())
+    assert said in read_refusal(data, *asked)
 
 
 def make_augmented_rows(n=20, every=1):
@@ -378,18 +323,9 @@ def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
     content = make_augmented_rows(12, every=20)
     for target in range(1, 12):
         made = {**content[0], "text": content[1 + target]["text"].upper()}
-        found = split(
-            Rows(
-                "r",
-                "r",
-                rows_of(
-                    *(row for row in content if not is_made(row)),
-                    {**made, "source": "augmented", "augmented_from": content[0]["text"]},
-                ),
-            ),
-            ASKED,
-            SplitOptions((0.6, 0.0, 0.4)),
-        )
+        made |= {"source": "augmented", "augmented_from": content[0]["text"]}
+        file = Rows("r", "r", rows_of(*(row for row in content if not is_made(row)), made))
+        found = split(file, ASKED, SplitOptions((0.6, 0.0, 0.4)))
         evaluated = {row.fields["n"] for row in found.parts["test"]}
         kept = any(is_made(row.fields) for row in found.parts["train"])
         assert kept == (0 not in evaluated and target not in evaluated)
@@ -462,19 +398,14 @@ def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_se
     suite.write_text(suite.read_text().replace(" validation: letters/validation.jsonl,", ""))
     own = tiny_experiment.letters(slice(0, 5))
     made = [
-        {
-            **r,
-            "id": f"{r['id']}-augmented-1",
-            "prompt": f"Of {r['id']} I know nothing",
-            "source": "augmented",
-            "augmented_from": r["prompt"],
-        }
+        {**r, "id": f"{r['id']}-augmented-1", "prompt": f"Of {r['id']} I know nothing"}
+        | {"source": "augmented", "augmented_from": r["prompt"]}
         for r in own
     ]
     tiny_experiment.rows(
         tmp_path / "more.jsonl", [row for pair in zip(own, made, strict=True) for row in pair]
     )
-    session = prepare_session(load(path, ["suites=[]"]), Scope(), SilentProgress())
+    session = tiny_experiment.session(path, "suites=[]")
     aside = {e.prompt for e in session.target.items.validation}
     (measured,) = session.training.values()
     trained = [e.prompt for e in measured.items.train]

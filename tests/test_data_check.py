@@ -1,5 +1,6 @@
-"""The check of rows: its page, commands and refusals, and that clean rows are quiet."""
+"""The check of rows: its page, its commands run one after the other, and that clean rows are quiet."""
 
+import csv
 import gzip
 import json
 import shlex
@@ -7,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, alarms, lines, make_clean_rows, write
+from checked_rows import LABELS, alarms, damage_rows, lines, make_clean_rows, write
 from typer.testing import CliRunner
 
 from harness import config as configuration
@@ -15,7 +16,7 @@ from harness.cli import app
 from harness.data import check
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.report.findings import fill_commands, short_lines
+from harness.report.findings import fill_commands, order_commands, short_lines
 
 
 def test_every_check_states_its_false_alarms():
@@ -30,11 +31,21 @@ def test_clean_rows_raise_no_alarm(find, seed):
     assert alarms(find(make_clean_rows(seed=seed))) == []
 
 
-def test_the_worst_stands_first(find):
+def test_texts_alone_are_checked_the_worst_stands_first_and_many_empty_columns_are_one_note(find):
     rows = make_clean_rows()
     found = find([*rows, rows[0], {"text": "", "label": "refund"}])
     assert [f.severity for f in found] == sorted((f.severity for f in found), key=check.SEVERITIES.index)
     assert found[0].check == "missing_values"
+    rows = [{"text": row["text"]} for row in make_clean_rows()]
+    (found,) = alarms(find([*rows, rows[0]]))
+    assert (found.check, lines(found)) == ("repeated_rows", [401])
+
+    rows = [
+        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
+        for n, row in enumerate(make_clean_rows(40))
+    ]
+    (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
+    assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")
 
 
 def run(*arguments):
@@ -48,27 +59,21 @@ def duplicate_file(tmp_path_factory):
 
 
 @pytest.mark.e2e
-def test_the_page_names_rows_example_meaning_and_command(duplicate_file):
+def test_the_page_json_and_html_show_the_rows_their_meaning_and_the_command(duplicate_file, tmp_path):
     shown = run(duplicate_file)
     assert shown.exit_code == 0
     for part in ("warning", "rows: ", "e.g.: ", "means: ", "next: harness data dedup "):
         assert part in shown.stdout
-
-
-@pytest.mark.e2e
-def test_json_holds_what_the_page_shows(duplicate_file):
     found = json.loads(run(duplicate_file, "--json").stdout)
     (alarm,) = [f for f in found["findings"] if f["severity"] == "warning"]
     assert (found["n"], alarm["count"], alarm["share"]) == (401, 1, 1 / 401)
     assert len(alarm["rows"]) == 1
-
-
-@pytest.mark.e2e
-def test_html_is_one_file_that_loads_nothing(duplicate_file, tmp_path):
     run(duplicate_file, "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     assert "default-src 'none'" in page
     assert "exact duplicates of an earlier row" in page
+    codes = [run(duplicate_file, "--fail-on", level).exit_code for level in ("error", "warning")]
+    assert codes == [0, 1]
 
 
 @pytest.mark.e2e
@@ -77,12 +82,6 @@ def test_html_escapes_what_rows_hold(tmp_path):
     path = write(tmp_path / "rows.jsonl", [*make_clean_rows(), evil, {**evil, "label": "invoice"}])
     run(path, "--html", tmp_path / "page.html")
     assert "<script>" not in (tmp_path / "page.html").read_text()
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(("level", "code"), [("error", 0), ("warning", 1)])
-def test_the_exit_code_follows_what_is_asked_to_fail_on(duplicate_file, level, code):
-    assert run(duplicate_file, "--fail-on", level).exit_code == code
 
 
 def list_problems(*arguments, **asked):
@@ -105,10 +104,19 @@ def test_problems_of_all_files_come_at_once(tmp_path):
     assert found[4].where.endswith("broken.jsonl:2")
 
 
-def test_unknown_columns_are_refused_with_the_nearest(tmp_path):
+def test_columns_and_files_that_do_not_fit_are_refused_with_the_next_step(tmp_path):
     path = write(tmp_path / "rows.jsonl", make_clean_rows())
     assert list_problems(path, source="lable")[0].next_step == "did you mean 'label'?"
     assert list_problems(path, prompt="txt")[0].next_step == "did you mean 'text'?"
+
+    rows = make_clean_rows()
+    rows[4]["label"] = ["refund"]
+    (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows))
+    assert problem.where.endswith("rows.jsonl:5")
+    assert "'label' of mixed types" in problem.found
+    path = write(tmp_path / "rows.jsonl", make_clean_rows(30))
+    (problem,) = list_problems(path, str(tmp_path / "." / "rows.jsonl"))
+    assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
 
 
 def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
@@ -118,20 +126,6 @@ def test_dates_of_another_form_are_read_where_it_is_named(tmp_path, data):
     assert (code, "at 2024-05-01, the newest" in out) == (0, True)
     code, _, err = data("check", path, "--date", "day")
     assert (code, "--date-format %d.%m.%Y" in err) == (2, True)
-
-
-def test_a_column_of_texts_and_lists_is_refused_by_line(tmp_path):
-    rows = make_clean_rows()
-    rows[4]["label"] = ["refund"]
-    (problem,) = list_problems(write(tmp_path / "rows.jsonl", rows))
-    assert problem.where.endswith("rows.jsonl:5")
-    assert "'label' of mixed types" in problem.found
-
-
-def test_texts_alone_are_checked_too(find):
-    rows = [{"text": row["text"]} for row in make_clean_rows()]
-    (found,) = alarms(find([*rows, rows[0]]))
-    assert (found.check, lines(found)) == ("repeated_rows", [401])
 
 
 @pytest.mark.e2e
@@ -254,14 +248,9 @@ def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     assert filled.command.startswith(made)
 
 
-@pytest.mark.parametrize(
-    ("verb", "written"),
-    [
-        ("clean", ["rows.clean.jsonl", "rows.clean-2.jsonl"]),
-        ("dedup", ["rows.dedup.jsonl", "rows.dedup-2.jsonl"]),
-    ],
-)
-def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_own(verb, written):
+@pytest.mark.parametrize("verb", ["clean", "dedup"])
+def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_own(verb):
+    written = [f"rows.{verb}.jsonl", f"rows.{verb}-2.jsonl"]
     hubs = ["hub:a/rows", "hub:b/rows"]
     rows = tuple(f"{hub}:3" for hub in hubs)
     finding = check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
@@ -294,10 +283,8 @@ def test_a_command_names_a_file_that_can_be_written(file, out):
     finding = check.Finding(
         "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
     )
-    assert (
-        fill_commands([finding], [file[:-1], file])[0].command
-        == f"harness data dedup {shlex.quote(file)} --out {out}"
-    )
+    expected = f"harness data dedup {shlex.quote(file)} --out {out}"
+    assert fill_commands([finding], [file[:-1], file])[0].command == expected
 
 
 def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
@@ -315,12 +302,6 @@ def test_the_commands_name_the_columns_that_were_named(find):
     rows = [{**row, "queue": row["label"], "label": "open"} for row in make_clean_rows()]
     (found,) = alarms(find([*rows, rows[0]], "repeated_rows", prompt="{text}", reference="queue"))
     assert " --prompt '{text}' --reference queue --out " in found.command
-
-
-def test_a_file_that_is_named_twice_is_refused(tmp_path):
-    path = write(tmp_path / "rows.jsonl", make_clean_rows(30))
-    (problem,) = list_problems(path, str(tmp_path / "." / "rows.jsonl"))
-    assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
 
 
 def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(
@@ -346,10 +327,74 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
     assert [{**row, "id": i // 2} for i, row in enumerate(written)] == rows
 
 
-def test_many_columns_with_empty_cells_are_one_note(find):
-    rows = [
-        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
-        for n, row in enumerate(make_clean_rows(40))
-    ]
-    (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
-    assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")
+def write_lines(path, rows):
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def run_command(command):
+    words = shlex.split(command)
+    assert words[0] == "harness"
+    done = CliRunner().invoke(app, words[1:])
+    assert done.exit_code == 0, done.output
+
+
+def find_out_file(command):
+    words = shlex.split(command)
+    return words[words.index("--out") + 1]
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("names", [["rows.csv"], ["my rows.csv"], ["-rows.csv"], ["a b.csv", "-c.csv"]])
+def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(
+    tmp_path, monkeypatch, names
+):
+    monkeypatch.chdir(tmp_path)
+    for i, name in enumerate(names):
+        write_lines(name, damage_rows(make_clean_rows(200, i)))
+    if len(names) == 2:
+        with Path(names[1]).open("a", newline="") as file:
+            csv.writer(file).writerows(
+                [list(row.values()) for row in damage_rows(make_clean_rows(200, 0))[40:50]]
+            )
+    files = [name if name[0] != "-" else f"./{name}" for name in names]
+    found = examine_rows(
+        RowCheck(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
+    )
+    chain = order_commands(found.findings)
+    verbs = [shlex.split(step)[2] for step in chain]
+    assert verbs == ["clean"] * len(names) + (["mix"] if len(names) > 1 else []) + ["dedup"]
+    for step in chain:
+        run_command(step)
+    left = examine_rows(
+        RowCheck([find_out_file(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
+    )
+    assert alarms(left.findings) == []
+    for finding in alarms(found.findings):
+        assert set(finding.steps) <= set(chain)
+
+
+def test_the_last_line_of_a_check_is_the_whole_chain(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines("rows.csv", damage_rows(make_clean_rows(200, 0)))
+    said = CliRunner().invoke(app, ["data", "check", "rows.csv"]).stdout.splitlines()[-1]
+    assert said.endswith(
+        "; next: harness data clean rows.csv --out rows.clean.csv --spellings"
+        " && harness data dedup rows.clean.csv --out rows.clean.dedup.csv"
+    )
+
+
+def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = make_clean_rows(400)
+    for name, of in (("a.csv", rows[:150]), ("b.csv", rows[150:300])):
+        write_lines(name, of)
+    write_lines("t.csv", [row for row in rows[300:] if row["label"] in ("refund", "invoice")] + rows[300:310])
+    found = examine_rows(RowCheck(["a.csv", "b.csv"], test=["t.csv"], only=["class_balance"]))
+    chain = order_commands(found.findings)
+    assert [shlex.split(step)[2] for step in chain] == ["mix", "split"]
+    for step in chain:
+        run_command(step)
+    assert json.loads(Path("a.mixed.split/split.manifest.json").read_text())["counts"]["written"] == 300

@@ -1,11 +1,13 @@
-"""The check of rows against rows: duplicates, conflicts, leaks into test, and traits."""
+"""The check of rows: what repeats, contradicts or leaks, by words and by sense, and the traits of the whole."""
 
+import json
 import random
 import re
 import shlex
 
 import numpy as np
 import pytest
+import tiny_experiment
 from checked_rows import LABELS, WORDS, alarms, lines, make_clean_rows, recognise_rows, write
 from typer.testing import CliRunner
 
@@ -15,22 +17,27 @@ from harness.data.check._table import read_table
 from harness.experiment.check_rows import RowCheck, detectable, examine_rows
 
 
-def test_exact_duplicates_are_found_by_line_whatever_their_case(find):
+def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_the_label_is_the_same(find):
     rows = make_clean_rows()
     (found,) = alarms(find([*rows, {**rows[2], "text": rows[2]["text"].upper()}], "repeated_rows"))
     assert (lines(found), found.count, found.of) == ([401], 1, 401)
     assert found.example.endswith("rows.jsonl:401 repeats " + found.rows[0].replace("401", "3"))
     assert found.command.startswith("harness data dedup ")
 
-
-def test_near_duplicates_are_found_where_they_have_the_same_label(find):
-    rows = make_clean_rows()
     longer = [{**row, "text": f"{row['text']} {row['text'][::-1]} tum"} for row in rows]
     changed = {**longer[4], "text": longer[4]["text"].replace(" tum", " tam")}
     (found,) = alarms(find([*longer, changed], "repeated_rows"))
     assert lines(found) == [401]
     other = {**changed, "label": "delivery"}
     assert alarms(find([*longer, other], "repeated_rows")) == []
+
+    rows = make_clean_rows(40)
+    tickets = [
+        {**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in enumerate((*rows, *rows))
+    ]
+    (found,) = alarms(find(tickets, "repeated_rows"))
+    assert lines(found) == list(range(41, 81))
+    assert found.beside[0].partition(" ")[0].endswith("rows.jsonl:1")
 
 
 def test_two_questions_on_one_context_are_no_near_duplicates(find):
@@ -42,10 +49,15 @@ def test_two_questions_on_one_context_are_no_near_duplicates(find):
     assert alarms(find(rows, "repeated_rows")) == []
 
 
-def test_a_question_with_two_labels_is_an_error_at_both_lines(find):
+def test_conflicting_answers_are_an_error_at_both_lines_and_no_command_drops_all_rows(find):
     rows = make_clean_rows()
     (found,) = alarms(find([*rows, {**rows[7], "label": "refund"}], "conflicting_answers"))
     assert (found.severity, lines(found)) == ("error", [8, 401])
+
+    rows = [{**row, "label": label} for row in make_clean_rows(20) for label in LABELS[:2]]
+    (found,) = alarms(find(rows, "conflicting_answers"))
+    assert "--conflicts drop" not in found.command
+    assert "its Data page" in found.command
 
 
 @pytest.mark.parametrize(
@@ -90,17 +102,10 @@ def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference
 @pytest.mark.parametrize(
     "day",
     [
-        20240501,
-        20240501.0,
-        "20240501",
-        1714521600,
-        "1714521600",
-        "2024-05-01",
-        "2024-05",
-        "2024-05-01T23:00:00Z",
-        "2024-05-02T01:00:00+02:00",
+        20240501, 20240501.0, "20240501", 1714521600, "1714521600", "2024-05-01", "2024-05",
+        "2024-05-01T23:00:00Z", "2024-05-02T01:00:00+02:00",
     ],
-)
+)  # fmt: skip
 def test_dates_are_read_as_days_months_or_seconds(find, day):
     rows = [{**row, "day": day} for row in make_clean_rows(30)]
     assert any("at 2024-05-01, the newest" in f.title for f in find(rows, "traits", date="day"))
@@ -141,13 +146,6 @@ def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_
     assert found.command.endswith("# and test on its part, or on another file")
     done = CliRunner().invoke(app, shlex.split(found.command.partition("  #")[0])[1:])
     assert done.exit_code == 0, done.stderr
-
-
-def test_where_every_row_conflicts_no_command_drops_all_of_them(find):
-    rows = [{**row, "label": label} for row in make_clean_rows(20) for label in LABELS[:2]]
-    (found,) = alarms(find(rows, "conflicting_answers"))
-    assert "--conflicts drop" not in found.command
-    assert "its Data page" in found.command
 
 
 def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
@@ -195,16 +193,6 @@ def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
     ]
     assert (told.severity, apart.severity) == ("warning", "note")
     assert "other values of 'article'" in apart.meaning
-
-
-def test_rows_behind_ids_in_front_are_near_duplicates(find):
-    rows = make_clean_rows(40)
-    tickets = [
-        {**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in enumerate((*rows, *rows))
-    ]
-    (found,) = alarms(find(tickets, "repeated_rows"))
-    assert lines(found) == list(range(41, 81))
-    assert found.beside[0].partition(" ")[0].endswith("rows.jsonl:1")
 
 
 def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
@@ -284,3 +272,70 @@ def test_what_repeats_between_two_files_is_mended_by_joining_them(tmp_path, colu
     named = {"prompt": columns[0], "reference": columns[1]}
     assert alarms(examine_rows(RowCheck([str(mended)], only=only, **named)).findings) == []
     assert len(mended.read_text().splitlines()) == (70 if repeated == "answer" else 80)
+
+
+ASKED = (
+    ("Can I cancel my order?", "Yes, until it is packed."),
+    ("Is it possible to cancel my order?", "Yes, until it is packed."),
+    ("How can I close my account?", "In the settings, on the last page."),
+    ("What do I do to close my account?", "In the settings, on the last page."),
+    ("How do I open an account?", "With a name and an e-mail address."),
+    ("How tall is Mount Everest?", "8,849 m"),
+    ("How tall is Mount Elbrus?", "5,642 m"),
+    ("Hamlet was written by whom?", "Shakespeare"),
+    ("Which bus goes to the harbour?", "Line 12"),
+    ("My stove does not light", "Clean the nozzle first."),
+)
+TESTED = (
+    ("What is the height of Mount Everest?", "8,849 m"),
+    ("Who wrote Hamlet?", "Shakespeare"),
+    ("Where is the nearest pharmacy?", "At the station"),
+)
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, rows in (("train", ASKED), ("test", TESTED)):
+        write(tmp_path / f"{name}.jsonl", [{"question": asks, "answer": says} for asks, says in rows])
+    return ["train.jsonl", "--test", "test.jsonl"]
+
+
+def check_by_sense(*words):
+    """Run the command and return what it finds by sense."""
+    done = CliRunner().invoke(app, ["data", "check", *words, "--json"])
+    assert done.exit_code == 0, done.output
+    found = json.loads(done.stdout)["findings"]
+    return {f["check"]: f for f in found if "by sense" in f["title"]}
+
+
+@pytest.mark.e2e
+def test_a_real_encoder_finds_duplicates_and_leaks_that_share_few_words(files, minilm):
+    assert check_by_sense(*files) == {}
+    found = check_by_sense(*files, "--embeddings", str(minilm))
+    assert found["repeated_rows"]["rows"] == ["train.jsonl:2", "train.jsonl:4"]
+    assert found["test_leaks"]["rows"] == ["train.jsonl:6", "train.jsonl:8"]
+    where = "# its Data page, where the target's `test:` is test.jsonl, with the model of --embeddings named there, "
+    assert where in found["test_leaks"]["command"]
+
+
+@pytest.mark.e2e
+def test_the_doctor_holds_training_rows_against_every_suite_by_sense(tiny, minilm, own_cache, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    letters, facts = (tmp_path / "suites" / file for file in ("letters/train.jsonl", "general/facts.jsonl"))
+    rows = [json.loads(line) for line in letters.read_text().splitlines()]
+    rows[0]["prompt"] = "Is it possible to cancel my order?"
+    tiny_experiment.rows(letters, rows)
+    tested = [{"id": "cancel", "prompt": "Can I cancel my order?", "reference": "Yes"}]
+    tiny_experiment.rows(facts, [*tiny_experiment.facts(), *tested])
+    assert not any("embeddings" in line for line in _run_doctor(path))
+    (line,) = [line for line in _run_doctor(path, "--embeddings", str(minilm)) if "(embeddings 0." in line]
+    assert "letters/train.jsonl:1 and " in line
+    assert "general/facts.jsonl:7 (embeddings 0." in line
+
+
+def _run_doctor(path, *words):
+    """Return what the doctor says of the experiment."""
+    done = CliRunner().invoke(app, ["doctor", "--config", str(path), "--json", *words])
+    assert done.exit_code == 0, done.output
+    return json.loads(done.stdout)["experiment"]

@@ -1,9 +1,11 @@
 """Cleaning of rows, and decisions on them: what is mended, dropped and why, and that nothing is invented."""
 
 import json
+import shlex
 from pathlib import Path
 
 import pytest
+from checked_rows import LABELS, alarms, make_clean_rows, write
 from edited_rows import (
     ASKED,
     draw_rows,
@@ -17,7 +19,9 @@ from edited_rows import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from harness.cli import app
 from harness.data import readers
 from harness.data.columns import find_roles
 from harness.data.edit.clean import clean, clean_text
@@ -61,31 +65,22 @@ def test_every_row_is_written_or_dropped_once_and_in_order(rows):
         assert new is None or change or new == row
 
 
-def test_rows_without_question_or_answer_are_dropped_and_named():
+def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
     rows = rows_of({"text": "a", "label": "x"}, {"text": " ", "label": "x"}, {"text": "b", "label": None})
     outcomes = list(clean(rows, ASKED))
     assert [o.row is None for o in outcomes] == [False, True, True]
-    assert [str(o.change) for o in outcomes[1:]] == [
-        "r.jsonl:2: dropped, an empty question",
-        "r.jsonl:3: dropped, an empty answer",
-    ]
-
-
-def test_an_empty_list_is_an_answer_where_other_rows_list_objects():
+    expected = ["r.jsonl:2: dropped, an empty question", "r.jsonl:3: dropped, an empty answer"]
+    assert [str(o.change) for o in outcomes[1:]] == expected
     rows = rows_of({"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []})
     outcomes = clean(rows, find_roles(Rows("r.jsonl", "r", rows)))
     assert [outcome.row for outcome in outcomes] == rows
 
-
-def test_a_conversation_ends_with_its_answer():
     turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
     rows = rows_of({"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "Yes "}]})
     outcomes = list(clean(rows, find_roles(Rows("r.jsonl", "r", rows))))
     assert outcomes[0].change.reason == "an empty answer"
     assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
 
-
-def test_a_pair_needs_both_answers_and_a_question_one():
     pairs = rows_of(
         {"prompt": "a", "chosen": "x", "rejected": ""}, {"prompt": "a", "chosen": "x", "rejected": "y"}
     )
@@ -93,8 +88,6 @@ def test_a_pair_needs_both_answers_and_a_question_one():
     asked = rows_of({"question": "a", "answers": ["", "x"]}, {"question": "a", "answers": []})
     assert list_written_rows(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
 
-
-def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
     pairs = rows_of(
         {"prompt": "a", "chosen": "x  y", "rejected": "x y"}, {"prompt": "a", "chosen": "x", "rejected": "y"}
     )
@@ -105,17 +98,9 @@ def test_a_pair_of_equal_answers_is_dropped_as_it_says_nothing():
 def test_rows_with_lost_signs_are_dropped_where_that_is_asked_for(data):
     jsonl(Path("r.jsonl"), [{"text": "caf\ufffd", "label": "a"}, {"text": "tea", "label": "b"}])
     assert run_data(data, "clean", "r.jsonl", "--out", "kept.jsonl").startswith("2 read, 2 written\n")
-    assert "1 dropped: lost signs (U+FFFD)" in run_data(
-        data, "clean", "r.jsonl", "--drop-lost", "--out", "new.jsonl"
-    )
+    said = run_data(data, "clean", "r.jsonl", "--drop-lost", "--out", "new.jsonl")
+    assert "1 dropped: lost signs (U+FFFD)" in said
     assert read("new.jsonl") == [{"text": "tea", "label": "b"}]
-
-
-def test_what_a_terminal_would_obey_is_not_printed(data):
-    jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
-    code, _, err = data("clean", "r\x1b[31m.jsonl", "--out", "x.jsonl")
-    assert (code, "\x1b" in err, "r.jsonl" in err) == (0, False, True)
-    assert "\x1b" not in read_refusal(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
 
 
 def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
@@ -123,10 +108,8 @@ def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
     said = run_data(data, "clean", "t.csv", "--out", "a.csv", "--license", "CC0", "--note", "no names")
     run_data(data, "clean", "t.csv", "--out", "b.csv", "--license", "CC0", "--note", "no names")
     assert said.startswith("3 read, 2 written, 1 dropped, 2 changed\n")
-    assert read("a.csv") == [
-        {"text": "Rück", "label": "refund", "no": "1"},
-        {"text": "Hi", "label": "card", "no": "3"},
-    ]
+    expected = [{"text": "Rück", "label": "refund", "no": "1"}, {"text": "Hi", "label": "card", "no": "3"}]
+    assert read("a.csv") == expected
     assert Path("a.csv").read_bytes() == Path("b.csv").read_bytes()
     told = Path("a.csv.manifest.json").read_text()
     assert told.replace("a.csv", "b.csv") == Path("b.csv.manifest.json").read_text()
@@ -137,11 +120,16 @@ def test_clean_writes_a_new_file_beside_its_manifest_twice_the_same(data):
     assert (found["licenses"], found["notes"]) == (["CC0"], ["no names"])
 
 
-def test_a_dry_run_prints_the_changes_and_writes_nothing(data):
+def test_a_dry_run_writes_nothing_and_prints_nothing_that_a_terminal_would_obey(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}, {"prompt": "b", "reference": ""}])
     said = run_data(data, "clean", "r.jsonl", "--dry-run")
     assert "r.jsonl:2: dropped, an empty answer" in said
     assert sorted(p.name for p in Path().iterdir()) == ["r.jsonl"]
+
+    jsonl(Path("r\x1b[31m.jsonl"), [{"text": "a", "label": "b"}])
+    code, _, err = data("clean", "r\x1b[31m.jsonl", "--out", "x.jsonl")
+    assert (code, "\x1b" in err, "r.jsonl" in err) == (0, False, True)
+    assert "\x1b" not in read_refusal(data, "clean", "r\x1b[31m.jsonl", "--out", "r\x1b[31m.jsonl")
 
 
 def test_decisions_drop_keep_and_relabel(data):
@@ -153,9 +141,8 @@ def test_decisions_drop_keep_and_relabel(data):
     run_data(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
-    assert manifest("n.jsonl")["parameters"]["decisions"] == [
-        {"file": "d.json", "sha256": checksum(Path("d.json"))}
-    ]
+    expected = [{"file": "d.json", "sha256": checksum(Path("d.json"))}]
+    assert manifest("n.jsonl")["parameters"]["decisions"] == expected
 
 
 @pytest.mark.parametrize(
@@ -186,15 +173,11 @@ def write_two_columns(answers="category"):
 def test_a_label_goes_into_the_column_that_was_looked_at(data):
     write_two_columns()
     words = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
-    assert "labels of the column 'category', where 'label' answers" in read_refusal(
-        data, *words, "--reference", "label"
-    )
+    said = read_refusal(data, *words, "--reference", "label")
+    assert "labels of the column 'category', where 'label' answers" in said
     run_data(data, *words)
-    assert [(row["label"], row["category"]) for row in read("n.jsonl")] == [
-        ("open", "x"),
-        ("open", "y"),
-        ("open", "x"),
-    ]
+    expected = [("open", "x"), ("open", "y"), ("open", "x")]
+    assert [(row["label"], row["category"]) for row in read("n.jsonl")] == expected
 
 
 def test_lists_in_cells_are_written_as_lists_again(data):
@@ -227,24 +210,29 @@ def test_a_label_of_several_columns_goes_into_all_of_them(data):
     assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
 
 
-def test_a_label_of_several_columns_that_no_row_has_is_refused(data):
+def test_a_label_that_does_not_fit_the_columns_that_answer_is_refused(data):
     write_template_rows("fee-3")
     assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *OF_TWO)
 
-
-def test_labels_of_one_column_are_refused_where_several_answer(data):
     write_template_rows("fee-2")
     said = read_refusal(data, *OF_TWO, "--reference", "{rank} of {team}")
     assert "where 'rank', 'team' answer" in said
     assert 'such as "column": "{rank} {team}"' in said
 
 
-def test_labels_of_two_columns_are_not_kept_in_one_file(data):
+def test_decisions_of_two_columns_or_of_another_making_are_not_kept_in_one_file(data):
     digest = write_two_columns()
     with pytest.raises(
         UserError, match="decisions on the column 'category'; expected those on the column 'label'"
     ):
         keep_decision("r.jsonl", 1, RowDecision("keep"), digest, "label")
+
+    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
+    for own in ("my notes", '{"digest": "0", "rows": 3}'):
+        Path("r.jsonl.decisions.json").write_text(own)
+        with pytest.raises(UserError, match="a file of another making"):
+            keep_decision("r.jsonl", 1, RowDecision("keep"), checksum(file))
+        assert Path("r.jsonl.decisions.json").read_text() == own
 
 
 def test_a_template_names_the_columns_that_ask(data):
@@ -255,9 +243,8 @@ def test_a_template_names_the_columns_that_ask(data):
     words = ("--prompt", "{subject}: {body}", "--reference", "queue")
     assert run_data(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
     assert run_data(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
-    assert "no column 'topic'" in read_refusal(
-        data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl"
-    )
+    said = read_refusal(data, "clean", "r.jsonl", "--prompt", "{topic}: {body}", "--out", "m.jsonl")
+    assert "no column 'topic'" in said
 
 
 def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
@@ -291,15 +278,6 @@ def test_decisions_on_changed_rows_are_kept_beside_the_new_ones(data):
     assert read_decisions("r.jsonl") == dict.fromkeys((1, 2), RowDecision("drop"))
 
 
-def test_a_file_of_another_making_is_not_overwritten_by_decisions(data):
-    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
-    for own in ("my notes", '{"digest": "0", "rows": 3}'):
-        Path("r.jsonl.decisions.json").write_text(own)
-        with pytest.raises(UserError, match="a file of another making"):
-            keep_decision("r.jsonl", 1, RowDecision("keep"), checksum(file))
-        assert Path("r.jsonl.decisions.json").read_text() == own
-
-
 def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
     of = {"instruction": "Who?", "completions": [{"response": "a", "overall_score": 3}]}
     odd = {**of, "completions": [{"response": "a", "overall_score": "N/A"}]}
@@ -328,3 +306,87 @@ def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, co
     keep_decision("r.jsonl", 1, RowDecision("relabel", "y"), digest, column)
     run_data(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{**asks, column: after}]
+
+
+SPELT = {
+    "chat": lambda asks, label: {
+        "messages": [
+            {"role": "user", "content": f"Hello, {asks}"},
+            {"role": "assistant", "content": "Refund"},
+            {"role": "user", "content": asks},
+            {"role": "assistant", "content": label},
+        ]
+    },
+    "chat of parts": lambda asks, label: {
+        "messages": [
+            {"role": "user", "content": asks},
+            {"role": "assistant", "content": [{"type": "text", "text": label}]},
+        ]
+    },
+    "ShareGPT": lambda asks, label: {
+        "conversations": [{"from": "human", "value": asks}, {"from": "gpt", "value": label}]
+    },
+    "turns and completion": lambda asks, label: {
+        "prompt": [{"role": "user", "content": asks}],
+        "completion": [{"role": "assistant", "content": label}],
+    },
+    "answers": lambda asks, label: {"question": asks, "answers": [label]},
+    "SQuAD": lambda asks, label: {"question": asks, "answers": {"text": [label], "answer_start": [0]}},
+    "references": lambda asks, label: {"prompt": asks, "references": [label]},
+    "Alpaca": lambda asks, label: {"instruction": asks, "input": "", "output": label},
+    "Dolly": lambda asks, label: {"instruction": asks, "context": "", "response": label},
+    "FLAN": lambda asks, label: {"inputs": asks, "targets": label},
+    "several answers": lambda asks, label: {"question": asks, "answers": [label, f"the {asks}"]},
+    "several references": lambda asks, label: {"prompt": asks, "references": [label, f"the {asks}"]},
+    "two columns": lambda asks, label: {"prompt": asks, "reference": label, "references": [label]},
+    "pair": lambda asks, label: {"prompt": asks, "chosen": label, "rejected": "none"},
+    "pair of turns": lambda asks, label: {
+        "chosen": [{"role": "user", "content": asks}, {"role": "assistant", "content": label}],
+        "rejected": [{"role": "user", "content": asks}, {"role": "assistant", "content": "none"}],
+    },
+    "OpenAI preference": lambda asks, label: {
+        "input": {"messages": [{"role": "user", "content": asks}]},
+        "preferred_output": [{"role": "assistant", "content": label}],
+        "non_preferred_output": [{"role": "assistant", "content": "none"}],
+    },
+    "rated": lambda asks, label: {
+        "instruction": asks,
+        "completions": [
+            {"response": label, "overall_score": 5},
+            {"response": "none", "overall_score": 1},
+        ],
+    },
+    "tree": lambda asks, label: {
+        "message_tree_id": asks,
+        "prompt": {
+            "text": asks,
+            "role": "prompter",
+            "replies": [{"text": label, "role": "assistant", "replies": []}],
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("layout", SPELT)
+def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, layout):
+    rows = make_clean_rows(40)
+    for i in (0, 4, 8):
+        rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
+    found = find([SPELT[layout](*row.values()) for row in rows], "answer_formats")
+    (found,) = (f for f in alarms(found) if "spellings" in f.title)
+    assert (found.count, found.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.exit_code == 0, done.stderr
+    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
+    assert mended == [SPELT[layout](row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
+
+
+def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["rated"]("a", "Refund")])))
+    keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
+    words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
+    with pytest.raises(
+        UserError, match="relabel, where a row has several rated answers; expected drop or keep"
+    ):
+        CliRunner().invoke(app, words.split(), catch_exceptions=False)

@@ -1,20 +1,26 @@
-"""Files of edits: what cannot be read or written is refused at its line, and nothing is written over."""
+"""Files of rows and of edits: what is read, what is refused at its line, and that nothing is written over."""
 
 import gzip
 import json
 import random
 import re
 import signal
+import subprocess
+from datetime import UTC, date, datetime
+from decimal import Decimal
 from pathlib import Path
 
+import pandas
 import pytest
 from edited_rows import ASKED, jsonl, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
 from forking import terminal_signals
 
-from harness.data import readers
+from harness.data import load_task, readers
 from harness.data.edit import Edit, EditedRow, save
 from harness.data.edit.clean import clean
 from harness.errors import UserError
+from harness.experiment.check_rows import RowCheck, examine_rows
+from harness.spec import Task
 
 
 @pytest.mark.parametrize(
@@ -43,9 +49,8 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
     jsonl(folder / "train.jsonl", [{"prompt": "Is it?", "reference": "yes"}])
     (folder / "README.md").write_text("---\nlicense: [mit\n---\n")
-    assert "no train rows to be had" in read_refusal(
-        data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl"
-    )
+    said = read_refusal(data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl")
+    assert "no train rows to be had" in said
 
 
 def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
@@ -76,7 +81,7 @@ def test_types_columns_and_order_stay(data, name):
     assert read("again.jsonl") == rows
 
 
-def test_types_of_parquet_stay(data):
+def test_parquet_keeps_its_types_and_is_refused_with_two_columns_of_one_name(data):
     import pyarrow
     import pyarrow.parquet
 
@@ -93,22 +98,6 @@ def test_types_of_parquet_stay(data):
     run_data(data, "clean", "r.parquet", "--out", "n.parquet")
     assert pyarrow.parquet.read_schema("n.parquet") == schema
 
-
-def test_a_first_line_that_is_a_row_is_refused(data):
-    rows = "".join(f"I lost my card {i} today.,{('card', 'pin')[i % 2]}\n" for i in range(12))
-    Path("r.csv").write_text(rows)
-    assert "r.csv:1" in read_refusal(data, "clean", "r.csv", "--out", "n.csv")
-    assert "r.csv:1" in read_refusal(data, "dedup", "r.csv", "--out", "n.csv")
-
-
-def test_nothing_is_written_into_a_folder_that_is_read_or_in_place_of_the_working_folder(data):
-    Path("rows").mkdir()
-    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
-    assert "the folder that is read" in read_refusal(data, "clean", "rows", "--out", "rows/test.jsonl")
-    assert "the working folder" in read_refusal(data, "split", "rows/train.jsonl", "--out", ".")
-
-
-def test_two_parquet_columns_of_one_name_are_refused(data):
     import pyarrow
     import pyarrow.parquet
 
@@ -116,6 +105,19 @@ def test_two_parquet_columns_of_one_name_are_refused(data):
     made = pyarrow.Table.from_arrays(columns, names=["prompt", "reference", "n", "n"])
     pyarrow.parquet.write_table(made, "r.parquet")
     assert "two columns named 'n'" in read_refusal(data, "clean", "r.parquet", "--out", "n.jsonl")
+
+
+def test_nothing_is_written_over_a_file_or_folder_that_is_read_there_or_in_the_way(data):
+    Path("rows").mkdir()
+    jsonl(Path("rows/train.jsonl"), [{"prompt": "a", "reference": "x"}])
+    assert "the folder that is read" in read_refusal(data, "clean", "rows", "--out", "rows/test.jsonl")
+    assert "the working folder" in read_refusal(data, "split", "rows/train.jsonl", "--out", ".")
+
+    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
+    jsonl(Path("n.jsonl"), [{"mine": 1}])
+    assert "there already" in read_refusal(data, "clean", "r.jsonl", "--out", "n.jsonl")
+    Path("m.jsonl.manifest.json").write_text("{}")
+    assert "m.jsonl.manifest.json" in read_refusal(data, "clean", "r.jsonl", "--out", "m.jsonl")
 
 
 def links(file):
@@ -127,14 +129,6 @@ def links(file):
 def test_rows_are_never_changed_in_place(data, out):
     links(jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}]))
     assert "never changed in place" in read_refusal(data, "clean", "r.jsonl", "--out", out)
-
-
-def test_an_output_that_is_there_is_refused(data):
-    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x"}])
-    jsonl(Path("n.jsonl"), [{"mine": 1}])
-    assert "there already" in read_refusal(data, "clean", "r.jsonl", "--out", "n.jsonl")
-    Path("m.jsonl.manifest.json").write_text("{}")
-    assert "m.jsonl.manifest.json" in read_refusal(data, "clean", "r.jsonl", "--out", "m.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -169,6 +163,11 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
         ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt '{a}' --reference c"),
         ("r.jsonl", b'{"prompt": "a", "reference": ""}\n', "all of them dropped"),
         ("r.jsonl", b'{"prompt": "a", "reference": "x", "n": 1e999}\n', "JSON cannot hold"),
+        (
+            "r.jsonl",
+            b'{"prompt": "a", "reference": "x", "prompt": "b"}\n',
+            "r.jsonl:1: found malformed JSON (the field 'prompt' twice)",
+        ),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
@@ -243,20 +242,21 @@ def test_the_manifest_counts_the_rows_that_hold_personal_data(data):
     assert "personal_data" not in manifest("m.jsonl")
 
 
-def test_an_answer_that_is_a_list_in_one_row_is_refused_at_its_line(data):
-    rows = [{"text": f"row {i}", "label": ["a"] if i == 3 else "ab"[i % 2], "day": i} for i in range(9)]
-    jsonl(Path("r.jsonl"), rows)
-    said = read_refusal(data, "clean", "r.jsonl", "--out", "n.jsonl")
-    assert "r.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
-
-
-def test_mixed_types_are_refused_where_a_column_has_one_type(data):
+def test_mixed_types_and_numbers_too_large_are_refused_where_a_column_has_one_type(data):
     jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, "one")])
     assert "r.jsonl:2: found a str in 'n'" in read_refusal(data, "clean", "r.jsonl", "--out", "n.parquet")
+    jsonl(Path("i.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
+    said = read_refusal(data, "clean", "i.jsonl", "--out", "n.parquet")
+    assert "i.jsonl:2: found an integer of more than 64 bits in 'n'" in said
     jsonl(Path("l.jsonl"), [{"prompt": "a", "reference": "x", "n": [1]}])
     assert "l.jsonl:1: found a list in 'n'" in read_refusal(data, "clean", "l.jsonl", "--out", "n.csv")
     run_data(data, "clean", "r.jsonl", "--out", "n.jsonl")
     assert [row["n"] for row in read("n.jsonl")] == [1, "one"]
+
+    rows = [{"text": f"row {i}", "label": ["a"] if i == 3 else "ab"[i % 2], "day": i} for i in range(9)]
+    jsonl(Path("m.jsonl"), rows)
+    said = read_refusal(data, "clean", "m.jsonl", "--out", "o.jsonl")
+    assert "m.jsonl:4: found 'label' of mixed types: text (8 rows) and list (1 row)" in said
 
 
 def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
@@ -264,9 +264,8 @@ def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named
         "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
     )
     for verb in ("clean", "dedup", "split"):
-        assert "'card', which 5 rows hold" in read_refusal(
-            data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n"
-        )
+        said = read_refusal(data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n")
+        assert "'card', which 5 rows hold" in said
     run_data(data, "clean", "r.csv", "--prompt", "I lost my card", "--out", "n.csv")
     code, _, err = data("sample", "r.csv", "--rows", "3", "--out", "s.csv")
     assert (code, "warning: r.csv:1" in err) == (0, True)
@@ -312,20 +311,6 @@ def test_a_folder_of_rows_that_do_not_fit_together_is_refused_with_the_reason(da
     assert "prompt: string" in read_refusal(data, "clean", "rows", "--out", "n.jsonl")
 
 
-def test_a_field_that_stands_twice_is_refused(data):
-    Path("r.jsonl").write_text('{"prompt": "a", "reference": "x", "prompt": "b"}\n')
-    assert "r.jsonl:1: found malformed JSON (the field 'prompt' twice)" in read_refusal(
-        data, "clean", "r.jsonl", "--out", "n.jsonl"
-    )
-
-
-def test_an_integer_that_parquet_cannot_hold_is_refused_at_its_line(data):
-    jsonl(Path("r.jsonl"), [{"prompt": "a", "reference": "x", "n": n} for n in (1, 2**70)])
-    assert "r.jsonl:2: found an integer of more than 64 bits in 'n'" in read_refusal(
-        data, "clean", "r.jsonl", "--out", "n.parquet"
-    )
-
-
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGHUP])
 @terminal_signals()
 def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
@@ -368,3 +353,98 @@ def test_nan_in_parquet_is_a_cell_without_a_value(data):
     pyarrow.parquet.write_table(pyarrow.table({"text": texts, "label": labels}), "n.parquet")
     assert "4 dropped: an empty answer" in run_data(data, "clean", "n.parquet", "--out", "n.jsonl")
     assert {row["label"] for row in read("n.jsonl")} == {0.0, 1.0}
+
+
+ROWS = [{"question": f"Who {i}?", "answer": f"Me {i}"} for i in range(3)]
+FRAME = pandas.DataFrame(ROWS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        json.dumps({"data": ROWS}),
+        json.dumps({"version": "1.0", "data": ROWS}),
+        json.dumps({"rows": ROWS}),
+        json.dumps({"question": [r["question"] for r in ROWS], "answer": [r["answer"] for r in ROWS]}),
+        *(FRAME.to_json(orient=form) for form in ("records", "columns", "index", "split", "table")),
+    ],
+)
+def test_a_table_in_json_is_read_as_its_rows(tmp_path, text):
+    (tmp_path / "rows.json").write_text(text)
+    read = readers.read(str(tmp_path / "rows.json"), "train").rows
+    assert [{k: v for k, v in row.fields.items() if k != "index"} for row in read] == ROWS
+
+
+def test_a_table_in_json_by_names_or_of_squad_is_read_question_by_question(tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps({f"q{i}": row for i, row in enumerate(ROWS)}))
+    read = readers.read(str(tmp_path / "rows.json"), "train").rows
+    assert read[1].fields == {"id": "q1", **ROWS[1]}
+
+    answers = [{"text": "the sea", "answer_start": 3}]
+    question = {"id": "7", "question": "Where?", "answers": answers, "is_impossible": False}
+    article = {"title": "Ships", "paragraphs": [{"context": "In the sea.", "qas": [question]}]}
+    (tmp_path / "squad.json").write_text(json.dumps({"version": "v2.0", "data": [article]}))
+    task = Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "squad.json")}})
+    (item,) = load_task(task, 0).test
+    assert (item.id, item.prompt, item.references) == ("7", "Context:\nIn the sea.\n\nWhere?", ("the sea",))
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("content", "written"),
+    [
+        ({"train": ROWS, "test": ROWS[:1]}, ["rows.json.train.jsonl", "rows.json.test.jsonl"]),
+        ([["Who 0?", "Me 0"], ["Who 1?", "Me 1"]], ["rows.json.jsonl"]),
+    ],
+)
+def test_what_leaves_more_than_one_reading_is_refused_with_the_command_that_converts_it(
+    tmp_path, monkeypatch, content, written
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "rows.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as refusal:
+        readers.read("rows.json", "train")
+    command = refusal.value.problems[0].next_step.removeprefix("name them: ")
+    subprocess.run(command, shell=True, check=True)
+    assert [readers.read(name, "train").rows[0].fields.popitem()[1] for name in written] == ["Me 0"] * len(
+        written
+    )
+
+
+def test_decimals_dates_and_nan_of_parquet_are_texts_and_json(tmp_path):
+    cells = {
+        "price": Decimal("12.50"),
+        "day": date(2026, 3, 1),
+        "rate": float("nan"),
+        "at": datetime(2026, 3, 1, 9, tzinfo=UTC),
+    }
+    frame = pandas.DataFrame({"prompt": [Decimal("3.10")], "reference": [cells], "day": [date(2026, 1, 2)]})
+    frame.to_parquet(tmp_path / "rows.parquet")
+    fields = {"prompt": "{prompt} on {day}"}
+    data = {"test": str(tmp_path / "rows.parquet")}
+    (item,) = load_task(Task.model_validate({"name": "t", "data": data, "fields": fields}), 0).test
+    assert item.prompt == "3.10 on 2026-01-02"
+    expected = {"price": 12.5, "day": "2026-03-01", "rate": None, "at": "2026-03-01T09:00:00+00:00"}
+    assert json.loads(item.references[0]) == expected
+
+
+def test_pictures_in_a_column_are_named_and_refused_where_the_text_refers_to_them(tmp_path):
+    frame = pandas.DataFrame([{**row, "image": {"bytes": b"x", "path": "a.png"}} for row in ROWS])
+    frame.to_parquet(tmp_path / "rows.parquet")
+    found = examine_rows(RowCheck([str(tmp_path / "rows.parquet")])).findings
+    assert [f.severity for f in found if f.title.startswith("'image' may hold")] == ["warning"]
+    turns = [{"role": "user", "content": "<image>What is it?"}, {"role": "assistant", "content": "A cat."}]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "images": ["a.png"]}))
+    with pytest.raises(UserError, match="images in a column, which the text refers to"):
+        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
+
+
+def test_ids_that_stand_twice_are_refused_with_the_command_that_gives_others(tmp_path):
+    rows = [{"id": "a", **row} for row in ROWS]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError) as refusal:
+        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
+    file = tmp_path / "rows"
+    assert refusal.value.problems[0].next_step.endswith(
+        f": harness data clean {file}.jsonl --out {file}.clean.jsonl --new-ids"
+    )

@@ -1,4 +1,4 @@
-"""Splits of rows: shares, classes, groups and times, and that what asks alike is in one part."""
+"""Splits, mixtures and samples of rows: shares, classes, groups, times and ids."""
 
 from collections import Counter
 from itertools import product
@@ -9,6 +9,7 @@ from edited_rows import (
     ASKED,
     draw_rows,
     jsonl,
+    list_written_rows,
     make_distinct_rows,
     manifest,
     read,
@@ -19,8 +20,9 @@ from edited_rows import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.data.edit.mix import RowMixture, mix, sample, shares
 from harness.data.edit.split import SHARES, SplitOptions, split
-from harness.data.text_files import Rows
+from harness.data.text_files import Row, Rows
 from harness.errors import UserError
 from harness.records import fold_text
 
@@ -42,21 +44,16 @@ def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed
     assert not (train & test) - {""}  # an empty question asks nothing
 
 
-def test_a_split_has_its_shares_and_keeps_the_order_of_the_file():
+def test_a_split_has_its_shares_by_class_and_group_and_keeps_the_order_of_the_file():
     parts = parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2))
     assert {name: len(part) for name, part in parts.items()} == {"test": 20, "validation": 10, "train": 70}
     assert all(part == sorted(part) for part in parts.values())
     assert parts != parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
 
-
-def test_a_stratified_split_has_every_class_by_its_share_in_every_part():
     rows = make_distinct_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
     found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.6, 0.2, 0.2), stratify="label"))
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
-
-
-def test_rows_of_one_group_stay_together():
     parts = parts_of(make_distinct_rows(60, lambda i: f"customer {i // 5}"), group="label")
     groups = [{n // 5 for n in part} for part in parts.values()]
     assert sum(map(len, groups)) == 12
@@ -101,14 +98,10 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
     ]
     dated[0].fields["text"] = dated[19].fields["text"]
     found = split(Rows("r", "r", dated), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day", group="who"))
-    assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == {
-        "train": list(range(10, 20)),
-        "validation": list(range(5, 10)),
-        "test": [1, 2, 3, 4],
-    }
-    assert [str(change) for change in found.changes] == [
-        "r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"
-    ]
+    expected = {"train": list(range(10, 20)), "validation": list(range(5, 10)), "test": [1, 2, 3, 4]}
+    assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == expected
+    expected = ["r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"]
+    assert [str(change) for change in found.changes] == expected
 
 
 @pytest.mark.parametrize("day", ["31/05/2024", "soon", "", None, "2024-13-01"])
@@ -141,11 +134,16 @@ def test_a_part_of_which_earlier_ones_know_all_is_refused_with_the_reason(data, 
     assert f"next: {step}" in said
 
 
-def test_numbers_beside_dates_are_refused(data):
+def test_times_that_are_numbers_beside_dates_or_of_another_form_are_refused_once(data):
     jsonl(Path("r.jsonl"), [{"text": "a", "label": "x", "day": day} for day in ("2024-05-01", 17)])
-    assert "r.jsonl:2: found a number in 'day'" in read_refusal(
-        data, "split", "r.jsonl", "--time", "day", "--out", "p"
-    )
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert "r.jsonl:2: found a number in 'day'" in said
+
+    jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
+    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
+    assert said.count("found") == 1
+    assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
+    assert "next: --time-format %d.%m.%Y" in said
 
 
 def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(data):
@@ -163,14 +161,11 @@ def test_the_parts_of_a_split_are_files_that_compare_reads_and_twice_the_same(da
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--shares", "0.8,0.1,0.2"), "add up to 1.1"),
-        (("--shares", "0.8,0.2"), "0.8,0.1,0.1"),
-        (("--shares", "most"), "numbers between commas"),
-        (("--stratify", "lable"), "did you mean 'label'?"),
-        (("--alike", "2"), "at most 1"),
-        (("--group", "label"), "1 group of rows"),
+        (("--shares", "0.8,0.1,0.2"), "add up to 1.1"), (("--shares", "0.8,0.2"), "0.8,0.1,0.1"),
+        (("--shares", "most"), "numbers between commas"), (("--stratify", "lable"), "did you mean 'label'?"),
+        (("--alike", "2"), "at most 1"), (("--group", "label"), "1 group of rows"),
     ],
-)
+)  # fmt: skip
 def test_a_split_that_cannot_be_made_is_refused(data, words, said):
     jsonl(Path("r.jsonl"), [{"text": f"{i * i} q{i}w v{i}u", "label": "x"} for i in range(9)])
     assert said in read_refusal(data, "split", "r.jsonl", "--out", "parts", *words)
@@ -305,9 +300,8 @@ def test_groups_are_split_wherever_some_way_of_parting_them_is(groups, how, by_c
     assert all(parts.values())
     assert sum(len({row.fields["who"] for row in part}) for part in parts.values()) == len(groups)
     if by_class:
-        assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == {
-            frozenset().union(*groups)
-        }
+        expected = {frozenset().union(*groups)}
+        assert {frozenset(r.fields["label"] for r in part) for part in parts.values()} == expected
 
 
 def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_together():
@@ -318,9 +312,139 @@ def test_classes_that_no_parting_of_the_groups_gives_to_all_parts_are_named_toge
         split(content, ASKED, way)
 
 
-def test_a_column_of_times_of_another_form_is_refused_once_with_the_option_that_says_the_form(data):
-    jsonl(Path("r.jsonl"), [{"text": f"q{i}", "label": "x", "day": f"{i + 10}.05.2024"} for i in range(12)])
-    said = read_refusal(data, "split", "r.jsonl", "--time", "day", "--out", "p")
-    assert said.count("found") == 1
-    assert "no time in any of 12 rows of 'day', such as '10.05.2024'" in said
-    assert "next: --time-format %d.%m.%Y" in said
+def files_of(*sizes):
+    names = [f"{chr(97 + i)}.jsonl" for i in range(len(sizes))]
+    return [
+        Rows(name, name, [Row(f"{name}:{i}", {"n": i, "id": f"{i}"}) for i in range(n)])
+        for name, n in zip(names, sizes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        (RowMixture(), [0.1, 0.9]),
+        (RowMixture(temperature=2), [0.25, 0.75]),  # √100 : √900 = 1 : 3
+        (RowMixture(temperature=1e6), [0.5, 0.5]),
+        (RowMixture(weights=(0.3, 0.7)), [0.3, 0.7]),
+    ],
+)
+def test_shares_are_the_weights_or_sizes_at_a_temperature(mixture, expected):
+    assert shares([100, 900], mixture) == pytest.approx(expected, abs=1e-4)
+
+
+@settings(max_examples=50)
+@given(st.integers(1, 60), st.integers(1, 60), st.floats(0.1, 100), st.integers(0, 3))
+def test_a_mixture_invents_no_row_and_drops_what_it_does_not_draw(a, b, temperature, seed):
+    files = files_of(a, b)
+    outcomes = list(mix(files, RowMixture(temperature=temperature, seed=seed)))
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for f in files for row in f.rows]
+    assert outcomes == list(mix(files, RowMixture(temperature=temperature, seed=seed)))
+
+
+def test_a_mixture_has_its_number_of_rows_and_ids_of_their_own(data):
+    drawn = list_written_rows(mix(files_of(50, 100), RowMixture(weights=(0.25, 0.75), n_rows=81)))
+    assert [row.fields["source"] for row in drawn] == ["a.jsonl"] * 20 + ["b.jsonl"] * 61
+    assert all(row.where.startswith(row.fields["source"]) for row in drawn)
+    drawn = list_written_rows(mix(files_of(3, 3), RowMixture(n_rows=40, replacement=True)))
+    assert len(drawn) == 40
+    assert len({row.fields["id"] for row in drawn}) == 40
+
+    files = [make_rows_with_ids("a.jsonl", 1, 2, 3), make_rows_with_ids("b.csv", "1", "2", "4")]
+    idents = [row.fields["id"] for row in list_written_rows(mix(files, RowMixture(weights=(0.5, 0.5))))]
+    assert idents == [1, 2, 3, "1-2", "2-2", "4"]
+    expected = ["1", "2", "4", 5, 6, 3]
+    assert [row.fields["id"] for row in list_written_rows(mix(files[::-1], RowMixture()))] == expected
+
+
+def make_rows_with_ids(name, *idents):
+    return Rows(name, name, [Row(f"{name}:{i}", {"id": ident}) for i, ident in enumerate(idents)])
+
+
+@pytest.mark.parametrize(("first", "second"), [((0, 1, 2), (0, 1, 2)), (("a", "b"), ("a", "a-2"))])
+def test_equal_ids_of_two_files_become_ids_of_their_type_that_no_row_has(first, second):
+    files = [make_rows_with_ids("a.jsonl", *first), make_rows_with_ids("b.jsonl", *second)]
+    outcomes = list(mix(files, RowMixture(weights=(0.5, 0.5))))
+    idents = [row.fields["id"] for row in list_written_rows(outcomes)]
+    assert len(set(idents)) == len(idents) == len(first) + len(second)
+    assert {type(ident) for ident in idents} == {type(first[0])}
+    assert len({change.reason for _, change in outcomes if change}) == 1
+
+
+def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data):
+    jsonl(Path("a.jsonl"), [{"prompt": "a", "reference": "x"}])
+    said = read_refusal(data, "mix", "a.jsonl", "./a.jsonl", "--out", "n.jsonl")
+    assert "found one file twice: a.jsonl, ./a.jsonl; expected two different files or more; next: " in said
+    said = read_refusal(data, "mix", "a.jsonl", "--out", "n.jsonl")
+    assert "found a.jsonl alone; expected two different files or more; next: name another" in said
+
+    Path("b.csv").write_text("prompt,reference,topic\nb,y,cards\n")
+    run_data(data, "mix", "a.jsonl", "b.csv", "--out", "n.csv")
+    expected = ["prompt,reference,source,topic", "a,x,a.jsonl,", "b,y,b.csv,cards"]
+    assert Path("n.csv").read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--weights", "0.7,0.3", "--temperature", "2"), "next: leave out --temperature, or --weights"),
+        (("--weights=nan,1",), "2 for 2 files, one nan"),
+        (("--weights=",), "numbers between commas"),
+        (("--weights", "0.7,0.7"), "weights that add up to 1.4"),
+        (("--weights", "1"), "1 for 2 files"),
+        (("--temperature", "0"), "a number above 0"),
+        (
+            ("--rows", "90", "--weights", "0.5,0.5"),
+            "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
+        ),
+        (("--replacement",), "--rows N"),
+        (("--weights", "0.99,0.01", "--rows", "5"), "b.jsonl: found a share that draws no row"),
+        (("--rows", "0"), "at least 1"),
+        (("--column", "label"), "a.jsonl:1: found the column 'label'"),
+    ],
+)
+def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
+    for name in ("a.jsonl", "b.jsonl"):
+        jsonl(Path(name), [row.fields for row in make_distinct_rows(9)])
+    assert said in read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--out", "n.jsonl", *words)
+
+
+@given(st.integers(1, 30), st.integers(0, 3))
+def test_a_smaller_sample_is_part_of_a_larger_one_in_the_order_of_the_file(n, seed):
+    content = Rows("r", "r", make_distinct_rows(31))
+    small, large = (list_written_rows(sample(content, size, None, seed)) for size in (n, n + 1))
+    assert len(small) == n
+    assert [row for row in large if row in small] == small
+    assert large == sorted(large, key=lambda row: row.fields["n"])
+
+
+def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
+    rows = make_distinct_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
+    drawn = list_written_rows(sample(Rows("r", "r", rows), 10, "label", 0))
+    assert sorted(row.fields["label"] for row in drawn) == ["often"] * 5 + ["rare"] * 5
+    with pytest.raises(
+        UserError, match=r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
+    ):
+        sample(Rows("r", "r", rows), 20, "label", 0)
+    rows = make_distinct_rows(60, lambda i: f"label {i % 4}")
+    with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
+        sample(Rows("r", "r", rows), 3, "label", 0)
+
+
+def test_what_is_not_drawn_stands_in_the_manifest(data):
+    jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(9)])
+    assert run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith(
+        "9 read, 4 written"
+    )
+    assert len(read("n.jsonl")) == 4
+    assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
+    said = read_refusal(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
+    assert "expected at least 10" in said
+
+
+@pytest.mark.parametrize("column", ["id", "augmented_from", "", "prompt"])
+def test_a_mixture_names_its_files_in_no_column_that_has_a_meaning(data, column):
+    for name in "ab":
+        jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} q{i}w", "label": "x"} for i in range(4)])
+    said = read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--column", column, "--out", "m.jsonl")
+    assert "--column: found" in said

@@ -39,19 +39,37 @@ def make_decision(
     return fake_facts.make_decision(facts, DecidePolicy(**policy), curve=curve, **task)
 
 
+LORA = make_fine_tune("lora", 0.81, 0.07)
+
+
+def beside(*more, **given) -> Decision:
+    """Decide between the fair alternatives and more candidates."""
+    return make_decision([*alternatives(), *more], **given)
+
+
 def find_reason(decision: Decision, words: str) -> str:
     """Return the one reason that holds these words."""
     (found,) = [reason for reason in decision.reasons if words in reason]
     return found
 
 
-def test_a_fine_tune_that_gains_and_passes_is_shipped():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)])
+def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
+    decision = beside(LORA)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert decision.sentence == (
         "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best that trains nothing),"
         " and the gate passes."
     )
+
+    decision = beside(make_fine_tune("lora", 0.77, 0.03))
+    assert (decision.action, decision.candidate) == ("few-shot", "knn")
+    # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
+    assert decision.sentence.endswith("for more: 936 more test rows or --seeds 0,1,2.")
+    said = beside(make_fine_tune("lora", 0.54, -0.20)).sentence
+    assert "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)" in said
+
+    facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), LORA]
+    assert make_decision(facts).candidate == "lora"
 
 
 def test_a_classifier_as_good_makes_the_fine_tune_needless():
@@ -64,13 +82,6 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
         " points): with these 200 items only a gain above 7.1 points would show; for more: more test rows or"
         " --seeds 0,1,2."
     )
-
-
-def test_a_gain_within_the_noise_keeps_the_untrained_one_and_says_what_would_tell():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.77, 0.03)])
-    assert (decision.action, decision.candidate) == ("few-shot", "knn")
-    # 200 items with an se of 0.05 / 1.96 show 3 points at 80 % power once n = 200 (2.80 se / 0.03)² = 1135.
-    assert decision.sentence.endswith("for more: 936 more test rows or --seeds 0,1,2.")
 
 
 @pytest.mark.parametrize(
@@ -86,48 +97,30 @@ def test_only_what_the_experiment_can_have_is_offered_for_more(can_fold, seeds, 
     assert decision.sentence.endswith(f"for more: {ways}")
 
 
-def test_a_worse_fine_tune_is_called_worse():
-    assert (
-        "lora, the best fine-tune, is worse (−20.0 [−25, −15] points)"
-        in make_decision([*alternatives(), make_fine_tune("lora", 0.54, -0.20)]).sentence
-    )
-
-
-def test_a_fine_tune_that_fails_the_gate_is_not_recommended_whatever_it_gains():
+def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
     failed = make_fine_tune(
         "lora", 0.95, 0.21, "fail", verdict=verdict("fail", "FAIL: chat lost 60.0 [50, 70] points")
     )
-    decision = make_decision([*alternatives(), failed])
+    decision = beside(failed)
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "lora gains +21.0 [+16, +26] points over it, but fails the gate" in decision.sentence
     assert find_reason(decision, "The gate") == "The gate on lora: FAIL (forgetting)."
 
-
-def test_an_inconclusive_gate_leaves_it_undecided_and_says_how_many_items_settle_it():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, "inconclusive")])
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, "inconclusive"))
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence.endswith(
         "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items; ship knn until then."
     )
 
-
-def test_a_gain_without_a_forgetting_suite_is_undecided():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, None)])
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, None))
     assert decision.action == "undecided"
     assert "what it forgot was not measured; add suites:" in decision.sentence
-
-
-def test_the_passing_fine_tune_is_shipped_although_a_failing_one_scores_higher():
-    facts = [*alternatives(), make_fine_tune("hot", 0.95, 0.21, "fail"), make_fine_tune("lora", 0.81, 0.07)]
-    assert make_decision(facts).candidate == "lora"
 
 
 def test_a_hybrid_that_is_best_is_called_one():
     rag = candidate("rag", 0.60, prompting="rag(top_k=2)")
     hybrid = make_fine_tune("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
-    decision = make_decision(
-        [*alternatives(), rag, make_fine_tune("lora", 0.80, 0.06), hybrid], has_documents=True
-    )
+    decision = beside(rag, make_fine_tune("lora", 0.80, 0.06), hybrid, has_documents=True)
     assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
 
 
@@ -140,7 +133,7 @@ def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a
         "without which a gain is no evidence for a fine-tune."
     )
     told = [*bare, candidate("told", 0.70)]
-    assert make_decision([*told, make_fine_tune("lora", 0.81, 0.07)]).action == "fine-tune"
+    assert make_decision([*told, LORA]).action == "fine-tune"
 
 
 @pytest.mark.parametrize(
@@ -174,67 +167,52 @@ def test_prompts_say_what_to_do_by_a_system_text_or_by_words_that_they_share(tas
 )
 def test_without_a_fair_alternative_no_fine_tune_is_recommended(left_out, expected):
     facts = [f for f in alternatives() if f.name != left_out]
-    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, LORA])
     assert decision.action == "undecided"
     assert "the comparison that decides this is missing; add" in decision.sentence
     assert len(decision.missing) == 1
     assert expected in decision.missing[0]
 
 
-def test_with_documents_retrieval_must_have_been_tried():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], has_documents=True)
+def test_the_alternatives_needed_depend_on_the_task():
+    decision = beside(LORA, has_documents=True)
     assert decision.missing == ("retrieval (prompting: rag)",)
+    assert make_decision([*alternatives()[:3], LORA], closed_labels=False).action == "fine-tune"
 
 
-def test_an_open_task_needs_neither_ranking_nor_a_classifier():
-    assert (
-        make_decision([*alternatives()[:3], make_fine_tune("lora", 0.81, 0.07)], closed_labels=False).action
-        == "fine-tune"
-    )
-
-
-def test_untrained_candidates_that_failed_are_to_be_mended_and_not_added_once_more():
+def test_what_failed_is_to_be_fixed_and_what_is_missing_to_be_added():
     facts = [replace(f, state="failed", target=None, validation=None) for f in alternatives()]
-    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, LORA])
     assert decision.sentence == (
         "Undecided: nothing untrained was measured, so there is nothing to compare with;"
         " fix prompt, fixed, knn, ranked, bag and compare again."
     )
     assert decision.missing[0] == "prompt only (prompting: zero_shot): prompt failed"
 
-
-def test_an_alternative_that_failed_is_told_from_one_that_nobody_declared():
     facts = [replace(f, state="failed") if f.name == "knn" else f for f in alternatives() if f.name != "bag"]
-    decision = make_decision([*facts, make_fine_tune("lora", 0.81, 0.07)])
+    decision = make_decision([*facts, LORA])
     assert decision.sentence.endswith(
         "fix knn and compare again, and add a plain text classifier (method: classifier)."
     )
 
-
-def test_an_untrained_winner_is_shipped_though_an_alternative_is_missing_and_that_is_said():
     facts = [f for f in alternatives(0.90) if f.name != "bag"]
     decision = make_decision([*facts, make_fine_tune("lora", 0.85, -0.05)])
     assert decision.candidate == "knn"
     assert "text classifier" in find_reason(decision, "Not compared")
 
-
-def test_fine_tunes_that_all_failed_leave_the_question_open():
     crashed = make_fine_tune(
         "lora", 0.81, 0.07, None, state="failed", target=None, validation=None, error="out of memory"
     )
-    decision = make_decision([*alternatives(), crashed])
+    decision = beside(crashed)
     assert decision.action == "undecided"
     assert "lora failed; fix that and compare again; ship knn until then" in decision.sentence
 
 
-def test_without_any_fine_tune_the_best_untrained_is_shipped():
+def test_without_a_measured_fine_tune_the_best_untrained_is_shipped_if_anything():
     decision = make_decision(alternatives())
-    assert decision.sentence == (
-        "Ship knn: 74.0 [69, 79] exact_match, on validation the best of 5; no fine-tune was compared."
-    )
+    expected = "Ship knn: 74.0 [69, 79] exact_match, on validation the best of 5; no fine-tune was compared."
+    assert decision.sentence == expected
 
-
-def test_the_best_untrained_is_not_shipped_when_it_misses_the_declared_target():
     facts = alternatives()
     facts[2] = replace(
         facts[2], verdict=verdict("fail", "FAIL: target 74.0 [69, 79] % against at least 80.0 %")
@@ -243,25 +221,14 @@ def test_the_best_untrained_is_not_shipped_when_it_misses_the_declared_target():
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "knn would be it (74.0 [69, 79]" in decision.sentence
     assert find_reason(decision, "The gate").startswith("The gate on knn: FAIL: target 74.0")
-
-
-def test_with_nothing_measured_it_is_undecided():
     assert make_decision([]).action == "undecided"
+    said = beside(make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)).sentence
+    assert "not compared with knn on the same items" in said
 
 
-def test_a_fine_tune_that_was_never_paired_is_undecided():
-    assert (
-        "not compared with knn on the same items"
-        in make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, vs_untrained=None)]).sentence
-    )
-
-
-def test_the_choice_is_made_on_validation_not_on_test():
+def test_the_choice_is_made_on_validation_and_of_a_tie_the_first_listed_wins():
     lucky = candidate("lucky", 0.50, target=Estimate(0.99, 0.95, 1.0, 200))
     assert best_untrained([*alternatives(), lucky]) == "knn"
-
-
-def test_the_first_listed_wins_a_tie():
     assert best_untrained([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
 
 
@@ -283,36 +250,22 @@ def items(*references, metric="exact_match"):
     return trivial_baseline(load_metrics(task)[metric], rows)
 
 
-def test_the_majority_class_is_that_of_the_metric_whatever_its_spelling():
+def test_the_trivial_baseline_counts_labels_as_the_metric_does():
     assert items(("no",), ("No",), ("no.",), ("yes",), ("yes",)) == ("always answering “no”", 0.6)
-
-
-def test_an_item_of_several_references_counts_for_each_of_them_once():
     assert items(("a", "b"), ("b", "B"), ("c",), ("a", "b")) == ("always answering “b”", 0.75)
 
-
-def test_labels_that_accuracy_tells_apart_by_their_case_are_not_joined():
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
     rows = [Example(f"t/{i}", (), (ref,), choices=("A", "a", "b")) for i, ref in enumerate("AAaabbb")]
-    assert trivial_baseline(load_metrics(task)["accuracy"], rows) == (
-        "always answering “b”",
-        pytest.approx(3 / 7),
-    )
+    expected = ("always answering “b”", pytest.approx(3 / 7))
+    assert trivial_baseline(load_metrics(task)["accuracy"], rows) == expected
 
-
-def test_a_label_that_a_metric_cannot_score_is_right_on_no_item():
     def score(output, example):
         raise Unscored("it takes too long")
 
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
     metric = replace(load_metrics(task)["exact_match"], score=score)
-    assert trivial_baseline(metric, [Example("t/1", (), ("no",))]) == (
-        "always answering “no”",
-        0.0,
-    )
-
-
-def test_where_labels_are_not_counted_as_right_or_wrong_there_is_no_trivial_baseline():
+    expected = ("always answering “no”", 0.0)
+    assert trivial_baseline(metric, [Example("t/1", (), ("no",))]) == expected
     assert items(("no",), ("no",), metric="token_f1") is None
     assert items((), ()) is None
 
@@ -332,24 +285,16 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
         "Undecided: knn would be it, but 74.0 [69, 79] exact_match is less than always answering “no”, which"
         " reaches 81.0 %; check that the labels follow from the questions."
     )
-
-
-def test_a_fine_tune_worse_than_the_majority_class_is_not_shipped_either():
-    decision = decide_beside_trivial(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07)], TrivialBaseline("always answering “no”", 0.9)
-    )
+    decision = decide_beside_trivial([*alternatives(), LORA], TrivialBaseline("always answering “no”", 0.9))
     assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
 
-def test_what_is_not_shown_to_beat_the_majority_class_is_shipped_and_that_is_said():
+def test_what_ships_is_said_not_to_beat_the_majority_class_where_that_is_not_shown():
     decision = decide_beside_trivial([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
     assert decision.candidate == "knn"
     assert decision.sentence.endswith(
         "; knn is not shown to be better than always answering “no”, which reaches 81.0 %."
     )
-
-
-def test_what_is_shown_to_beat_the_majority_class_is_shipped_without_a_word_of_it():
     assert "always answering" not in decide_beside_trivial([*alternatives(0.90)]).sentence
     assert decide_beside_trivial([*alternatives()], None).candidate == "knn"
 
@@ -389,29 +334,17 @@ def choice_items(*of, metric="accuracy"):
     return trivial_baseline(load_metrics(task)[metric], rows)
 
 
-def test_where_each_item_has_choices_of_its_own_a_guess_among_them_is_the_trivial_baseline():
+def test_a_guess_among_an_items_own_choices_is_the_trivial_baseline_unless_a_label_is_right_more_often():
     assert choice_items(("a", "ab"), ("d", "cd"), ("e", "efgh")) == ("guessing among the choices", 5 / 12)
-
-
-def test_a_guess_counts_all_the_choices_that_are_right():
     assert choice_items(("ab", "abc"), ("d", "def"), ("g", "ghi"))[1] == pytest.approx(4 / 9)
-
-
-def test_a_guess_among_choices_that_the_metric_takes_for_the_same_is_right_with_each_of_them():
     asked = ((("Yes",), ("Yes", "yes", "no")), ("a", "ab"), ("c", "cd"))
     assert choice_items(*asked, metric="exact_match")[1] == pytest.approx((2 / 3 + 1) / 3)
     assert choice_items(*asked)[1] == pytest.approx((1 / 3 + 1) / 3)
-
-
-def test_where_a_label_is_right_more_often_than_a_guess_it_is_the_trivial_baseline():
     assert choice_items(("a", "abc"), ("a", "abc"), ("b", "abc")).rule == "always answering “a”"
 
 
-def test_for_bits_per_byte_the_lowest_is_the_best():
-    assert best_untrained([candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]) == "b"
-
-
 def test_where_lower_is_better_a_falling_metric_is_a_gain():
+    assert best_untrained([candidate("a", 1.2, BITS), candidate("b", 0.9, BITS)]) == "b"
     lower = {"metric": "bits_per_byte", "unit": BITS}
     lora = make_fine_tune(
         "lora", 0.9, 0, unit=BITS, vs_untrained=comparison(-0.2, **lower), vs_prompt=comparison(-0.3, **lower)
@@ -424,19 +357,24 @@ def test_where_lower_is_better_a_falling_metric_is_a_gain():
     assert "+0.200 [+0.150, +0.250] bits per byte over prompt" in decision.sentence
 
 
-def test_a_classifier_counts_as_untrained_and_is_never_the_best_fine_tune():
+def test_a_recipe_is_chosen_by_all_of_its_seeds():
     bag = candidate("bag", 0.9, method="classifier", trained=True, verdict=verdict("pass"))
     assert best_untrained([bag]) == "bag"
     assert best_trained([bag]) is None
 
-
-def test_one_seed_that_fails_the_gate_stops_the_recipe():
     facts = [
         make_fine_tune("lora", 0.8, 0.1),
         make_fine_tune("lora", 0.9, 0.2, "fail", seed=1),
         make_fine_tune("small", 0.7, 0.05),
     ]
     assert best_trained(facts) == "small"
+
+    facts = [
+        make_fine_tune("wild", 0.95, 0.2),
+        make_fine_tune("wild", 0.55, 0.0, seed=1),
+        make_fine_tune("steady", 0.80, 0.1),
+    ]
+    assert best_trained(facts) == "steady"
 
 
 def lora_seeds(*outcomes, **changes):
@@ -472,14 +410,12 @@ def lora_seeds(*outcomes, **changes):
 )
 def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, words):
     """Of all of these but the last two it said "its gate is UNDECIDED; more items would settle it"."""
-    decision = make_decision([*alternatives(), *lora_seeds(*outcomes)])
+    decision = beside(*lora_seeds(*outcomes))
     assert (decision.action, words in decision.sentence) == (action, True)
 
 
 def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
-    fails, open_ = (
-        make_decision([*alternatives(), *lora_seeds("pass", "pass", o)]) for o in ("fail", "inconclusive")
-    )
+    fails, open_ = (beside(*lora_seeds("pass", "pass", o)) for o in ("fail", "inconclusive"))
     assert "while lora (seed 2) fails its gate; harness rescue lora" in find_reason(fails, "Next best spend")
     before = find_reason(open_, "Before either")
     assert before.startswith(
@@ -489,22 +425,18 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
 
 def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
     invalid = verdict("inconclusive", "UNDECIDED: invalid: 3 of 100 answers failed", items_needed=None)
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.21, verdict=invalid)])
-    assert (
-        "its gate is UNDECIDED; the gate's sentence says what would settle it; ship knn" in decision.sentence
-    )
+    decision = beside(make_fine_tune("lora", 0.95, 0.21, verdict=invalid))
+    said = decision.sentence
+    assert "its gate is UNDECIDED; the gate's sentence says what would settle it; ship knn" in said
     assert "more items" not in find_reason(decision, "Before either")
 
 
-def test_a_recipe_that_passes_is_not_called_inconclusive_for_not_being_chosen():
-    """Another is better on validation, and its gain is not shown: that is the comparison that was declared."""
+def test_what_the_comparison_declared_names_the_best_fine_tune():
+    # Another is better on validation, and its gain is not shown: that is the comparison that was declared.
     facts = [*alternatives(), make_fine_tune("chosen", 0.80, 0.03), make_fine_tune("other", 0.79, 0.08)]
     decision = make_decision(facts)
     assert (decision.candidate, "inconclusive" in decision.sentence) == ("knn", False)
     assert "chosen, the best fine-tune, is not shown to help (+3.0 [−2, +8] points)" in decision.sentence
-
-
-def test_where_a_better_fine_tune_failed_its_gate_the_sentence_names_the_best_that_passes():
     facts = [*alternatives(), make_fine_tune("hot", 0.78, 0.04, "fail"), make_fine_tune("lora", 0.77, 0.03)]
     said = "lora, the best fine-tune that passes the gate, is not shown to help (+3.0 [−2, +8] points)"
     assert said in make_decision(facts).sentence
@@ -516,24 +448,15 @@ def test_a_recipe_of_which_seeds_failed_is_not_shipped_and_they_are_named():
         make_fine_tune("lora", 0.8, 0.1, None, seed=i, state="failed", target=None, validation=None)
         for i in (1, 2)
     ]
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1), *crashed])
+    decision = beside(make_fine_tune("lora", 0.84, 0.1), *crashed)
     assert decision.action == "undecided"
     assert "but seeds 1, 2 failed; fix that and compare again; ship knn until then" in decision.sentence
     assert find_reason(decision, "passes with all of its seeds").startswith("lora does not pass: seeds 1, 2")
-    assert make_decision([*alternatives(), make_fine_tune("lora", 0.84, 0.1)]).candidate == "lora"
-
-
-def test_a_recipe_is_chosen_by_its_mean_over_seeds_never_by_its_best_seed():
-    facts = [
-        make_fine_tune("wild", 0.95, 0.2),
-        make_fine_tune("wild", 0.55, 0.0, seed=1),
-        make_fine_tune("steady", 0.80, 0.1),
-    ]
-    assert best_trained(facts) == "steady"
+    assert beside(make_fine_tune("lora", 0.84, 0.1)).candidate == "lora"
 
 
 def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_flips():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], tau=3)
+    decision = beside(LORA, tau=3)
     assert find_reason(decision, "points per USD") == (
         "Training cost 0.50 USD and brought 14 [4, 24] points per USD over the best untrained, over the prompt"
         " 74 [64, 84]. You ask for more than 3 per USD (decide.tau; shown with a probability of 98.4 %); at more than 4 the decision flips."
@@ -543,21 +466,18 @@ def test_the_gain_per_dollar_has_its_interval_and_the_tau_where_the_decision_fli
 
 @pytest.mark.parametrize(("tau", "action"), [(3.9, "fine-tune"), (4.1, "undecided"), (24.1, "few-shot")])
 def test_tau_decides_by_the_interval_of_the_gain_per_dollar(tau, action):
-    assert make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], tau=tau).action == action
+    assert beside(LORA, tau=tau).action == action
 
 
 def test_training_without_a_price_is_judged_by_the_gain_alone():
-    decision = make_decision(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0)], tau=1000
-    )
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, training_cost_usd=0.0), tau=1000)
     assert decision.action == "fine-tune"
-    assert "has no price, so the gain itself decides: +7.0 [+2, +12] points" in find_reason(
-        decision, "no price"
-    )
+    said = find_reason(decision, "no price")
+    assert "has no price, so the gain itself decides: +7.0 [+2, +12] points" in said
 
 
 def test_break_even_counts_training_and_labels_against_the_saving_per_request():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], label_cost_usd=0.5)
+    decision = beside(LORA, label_cost_usd=0.5)
     # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
     assert find_reason(decision, "Break-even") == (
@@ -581,14 +501,11 @@ def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
     assert "cached_tokens_alternative" not in by_time.arithmetic
 
 
-def test_break_even_is_infinite_where_the_fine_tune_is_dearer():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30)])
+def test_break_even_is_infinite_or_unknown_where_the_saving_is():
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30))
     assert decision.arithmetic["break_even_requests"] == "∞"
     assert "∞ requests: lora is not cheaper, 0.30 USD" in find_reason(decision, "Break-even")
-
-
-def test_break_even_is_unknown_where_a_cost_is():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None)])
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None))
     assert decision.arithmetic["break_even_requests"] is None
     assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
@@ -617,61 +534,49 @@ def test_the_kind_of_failure_is_told_by_what_mends_it(rag_knowledge, lora_behavi
     assert any(expected in reason for reason in make_decision(facts).reasons)
 
 
-def test_slices_are_reported_with_their_intervals():
+def test_slices_are_reported_and_declared_needs_answer_what_none_measures():
     facts = [replace(f, slices={"knowledge": SLICES["low"]}) for f in alternatives()]
     lora = make_fine_tune("lora", 0.8, 0.06, slices={"knowledge": SLICES["high"]})
-    assert find_reason(make_decision([*facts, lora]), "On knowledge") == (
-        "On knowledge (n = 100): prompt 10.0 [5, 18], lora 80.0 [71, 87]."
-    )
+    expected = "On knowledge (n = 100): prompt 10.0 [5, 18], lora 80.0 [71, 87]."
+    assert find_reason(make_decision([*facts, lora]), "On knowledge") == expected
+    facts = [*alternatives(), LORA]
+    decision = make_decision(facts, needs=("changing_facts", "style_or_format"))
+    said = find_reason(decision, "Declared, not measured (changing facts)")
+    assert "a fine-tune would soon be old." in said
+    sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
+    assert not [r for r in make_decision(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
 
 
-def test_a_shipped_fine_tune_of_one_seed_is_said_to_be_one():
-    assert "Trained with 1 seed" in find_reason(
-        make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]), "seed"
-    )
+def test_the_seeds_behind_a_gain_are_said():
+    assert "Trained with 1 seed" in find_reason(beside(LORA), "seed")
+    seeds = [make_fine_tune("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
+    assert find_reason(beside(*seeds), "over the prompt and").startswith("lora over 3 seeds: +")
+    two = beside(*seeds[:2])
+    assert find_reason(two, "over the prompt and").startswith("lora (seed 3): +")
 
 
 @pytest.mark.parametrize("method", ["endpoint", "adapter", "scaled", "interpolated"])
 def test_of_what_was_not_trained_here_no_seeds_of_training_are_named(method):
-    decision = make_decision([*alternatives(), make_fine_tune("theirs", 0.81, 0.07, method=method)])
+    decision = beside(make_fine_tune("theirs", 0.81, 0.07, method=method))
     assert decision.candidate == "theirs"
     assert not any(reason.startswith("Trained with") for reason in decision.reasons)
 
 
-def test_a_gain_over_three_seeds_is_said_of_the_recipe_and_that_of_fewer_of_the_run():
-    seeds = [make_fine_tune("lora", 0.81 - s / 100, 0.07, seed=s) for s in (3, 4, 5)]
-    assert find_reason(make_decision([*alternatives(), *seeds]), "over the prompt and").startswith(
-        "lora over 3 seeds: +"
-    )
-    two = make_decision([*alternatives(), *seeds[:2]])
-    assert find_reason(two, "over the prompt and").startswith("lora (seed 3): +")
-
-
-@given(
-    st.permutations(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07), make_fine_tune("hot", 0.95, 0.2, "fail")]
-    )
-)
+@given(st.permutations([*alternatives(), LORA, make_fine_tune("hot", 0.95, 0.2, "fail")]))
 def test_the_order_of_the_candidates_does_not_move_the_decision(facts):
-    assert (
-        make_decision(facts).sentence
-        == make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)]).sentence
-    )
+    assert make_decision(facts).sentence == beside(LORA).sentence
 
 
 @given(st.floats(-0.9, 0.9), st.floats(0.001, 0.5), st.sampled_from(["pass", "fail", "inconclusive", None]))
 def test_no_fine_tune_is_recommended_without_a_shown_gain_and_a_passed_gate(gain, half, outcome):
     lora = make_fine_tune("lora", 0.8, 0, outcome, vs_untrained=comparison(gain, half))
-    shipped = make_decision([*alternatives(), lora]).action == "fine-tune"
+    shipped = beside(lora).action == "fine-tune"
     assert shipped == (outcome == "pass" and gain - half > 0)
-
-
-# What may be set beside prices
 
 
 def set_latencies(p50_s: dict[str, float], facts=None):
     """Give the candidates named another median time of a request; the alternatives take 0.3 s, lora 0.2."""
-    facts = facts or [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    facts = facts or [*alternatives(), LORA]
     return [replace(f, latency_p50_s=p50_s.get(f.name, f.latency_p50_s)) for f in facts]
 
 
@@ -695,9 +600,8 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     decision = make_decision(facts, max_latency_s=0.25)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert "over bag (the best that trains nothing)" in decision.sentence
-    assert find_reason(decision, "Left out before") == (
-        "Left out before the choice: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
-    )
+    expected = "Left out before the choice: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
+    assert find_reason(decision, "Left out before") == expected
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
@@ -726,7 +630,7 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
     seeds = [
         make_fine_tune("lora", 0.95, 0.30, seed=s, latency_p50_s=t) for s, t in enumerate((0.2, 0.2, 2.0))
     ]
-    decision = make_decision([*alternatives(), *seeds], max_latency_s=0.5)
+    decision = beside(*seeds, max_latency_s=0.5)
     assert decision.candidate == "lora"
     assert find_reason(decision, "All keep the budgets")
     unknown = set_latencies({}, [*alternatives(), make_fine_tune("lora", 0.81, 0.07, latency_p50_s=None)])
@@ -737,53 +641,38 @@ def test_a_budget_is_kept_by_the_median_over_seeds_and_never_broken_by_what_was_
 
 def test_times_of_different_machines_are_not_passed_off_as_comparable():
     facts = [replace(f, measured_on="an old one" if f.trained else "a new one") for f in set_latencies({})]
-    assert "a new one (prompt, fixed" in find_reason(
-        make_decision(facts, max_latency_s=1.0), "different machines"
-    )
+    said = find_reason(make_decision(facts, max_latency_s=1.0), "different machines")
+    assert "a new one (prompt, fixed" in said
     assert not [r for r in make_decision(facts).reasons if "different machines" in r]
 
 
-# Fewer than a hundred training examples
-
-
-def test_a_gain_from_fewer_than_a_hundred_examples_on_one_seed_keeps_the_prompt():
-    decision = make_decision(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, n_train=60)], label_cost_usd=2.0
-    )
+def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, n_train=60), label_cost_usd=2.0)
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     assert "but 60 training examples and 1 seed are too few to rely on that" in decision.sentence
     assert "collect 100 examples, or show it over 3 seeds with --seeds 0,1,2" in decision.sentence
-    assert "40 more would make 100, for 80.00 USD of labels" in find_reason(
-        decision, "60 training examples: below"
-    )
-    assert (
-        make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07, n_train=100)]).candidate == "lora"
-    )
+    said = find_reason(decision, "60 training examples: below")
+    assert "40 more would make 100, for 80.00 USD of labels" in said
+    assert beside(make_fine_tune("lora", 0.81, 0.07, n_train=100)).candidate == "lora"
 
-
-@pytest.mark.parametrize(("n_train", "flagged"), [(9_999, True), (10_000, False)])
-def test_full_fine_tuning_on_fewer_than_ten_thousand_examples_is_flagged(n_train, flagged):
-    decision = make_decision(
-        [*alternatives(), make_fine_tune("whole", 0.81, 0.07, method="full", n_train=n_train)]
-    )
-    words = "All weights were trained on few examples by whole (9,999): that is usual from about 10,000"
-    assert any(words in reason for reason in decision.reasons) == flagged
-
-
-def test_a_gain_from_few_examples_counts_once_three_seeds_show_it():
     seeds = [make_fine_tune("lora", 0.95, 0.30, n_train=60, seed=s) for s in range(3)]
-    assert make_decision([*alternatives(), *seeds[:2]]).candidate == "knn"
-    assert make_decision([*alternatives(), *seeds]).candidate == "lora"
+    assert beside(*seeds[:2]).candidate == "knn"
+    assert beside(*seeds).candidate == "lora"
 
-
-def test_of_an_adapter_made_elsewhere_it_is_not_said_how_many_examples_it_saw():
-    decision = make_decision([*alternatives(), make_fine_tune("theirs", 0.81, 0.07, n_train=0)])
+    decision = beside(make_fine_tune("theirs", 0.81, 0.07, n_train=0))
     assert decision.candidate == "theirs"
     assert find_reason(decision, "How many examples theirs was trained on is unknown")
 
 
+@pytest.mark.parametrize(("n_train", "flagged"), [(9_999, True), (10_000, False)])
+def test_full_fine_tuning_on_fewer_than_ten_thousand_examples_is_flagged(n_train, flagged):
+    decision = beside(make_fine_tune("whole", 0.81, 0.07, method="full", n_train=n_train))
+    words = "All weights were trained on few examples by whole (9,999): that is usual from about 10,000"
+    assert any(words in reason for reason in decision.reasons) == flagged
+
+
 def test_hosting_and_evaluation_are_paid_back_too():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+    facts = [*alternatives(), LORA]
     plain, dearer = make_decision(facts), make_decision(facts, hosting_usd_per_month=10.0, evaluation_usd=5.0)
     assert dearer.arithmetic["spent_once_usd"] == plain.arithmetic["spent_once_usd"] + 65
     assert dearer.arithmetic["break_even_requests"] > plain.arithmetic["break_even_requests"]
@@ -791,10 +680,9 @@ def test_hosting_and_evaluation_are_paid_back_too():
 
 
 def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
-    assert find_reason(make_decision(facts), "Chosen on validation") == (
-        "Chosen on validation: the best of 5 settings without training, and of 1 with training."
-    )
+    facts = [*alternatives(), LORA]
+    expected = "Chosen on validation: the best of 5 settings without training, and of 1 with training."
+    assert find_reason(make_decision(facts), "Chosen on validation") == expected
     points = tuple(
         Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     )
@@ -809,23 +697,21 @@ def test_a_setting_that_several_candidates_tried_counts_once():
     tried = [("a",), ("b",), ("b", "c"), ("a",)]
     both = [replace(f, settings=of) for f, of in zip(alternatives()[:4], tried, strict=True)]
     assert n_settings(both) == 3
-    assert (
-        n_settings([*both, make_fine_tune("lora", 0.81, 0.07), make_fine_tune("lora", 0.80, 0.06, seed=1)])
-        == 4
-    )
+    assert n_settings([*both, LORA, make_fine_tune("lora", 0.80, 0.06, seed=1)]) == 4
     again = replace(make_fine_tune("lora", 0.80, 0.06, seed=1), settings=("made by another seed",))
-    assert n_settings([replace(make_fine_tune("lora", 0.81, 0.07), settings=("w",)), again]) == 1
+    assert n_settings([replace(LORA, settings=("w",)), again]) == 1
 
 
 def test_more_items_are_worth_most_where_the_choice_hangs_in_the_balance():
-    close = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)]).arithmetic
-    clear = make_decision([*alternatives(), make_fine_tune("lora", 0.90, 0.15)]).arithmetic
+    close = beside(make_fine_tune("lora", 0.75, 0.01)).arithmetic
+    clear = beside(make_fine_tune("lora", 0.90, 0.15)).arithmetic
     assert close["more_test_items_bring_points"] > 0.1 > clear["more_test_items_bring_points"]
     assert close["perfect_information_points"] > close["more_test_items_bring_points"]
 
+    decision = beside(make_fine_tune("lora", 0.95, 0.30))
+    assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
 
-def test_what_items_are_worth_is_priced_where_a_point_has_a_price():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)], point_usd=100.0)
+    decision = beside(make_fine_tune("lora", 0.75, 0.01), point_usd=100.0)
     worth = decision.arithmetic["more_test_items_bring_points"]
     assert decision.arithmetic["more_test_items_are_worth_usd"] == pytest.approx(100 * worth)
     # 200 more items, asked of both at 0.20 and 0.11 USD per 1,000; a label has no price.
@@ -856,8 +742,8 @@ def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
     ],
 )
 def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, expected):
-    decision = make_decision(
-        [*alternatives(), make_fine_tune("lora", 0.75, 0.01)],
+    decision = beside(
+        make_fine_tune("lora", 0.75, 0.01),
         curve=make_curve(more),
         point_usd=100.0,
         label_cost_usd=label_usd,
@@ -868,37 +754,29 @@ def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, exp
 
 def test_rows_are_worth_what_they_add_to_the_better_choice_and_not_to_the_fine_tune():
     behind = make_fine_tune("lora", 0.64, -0.10)
-    decision = make_decision([*alternatives(), behind], curve=make_curve(0.04), point_usd=100.0)
+    decision = beside(behind, curve=make_curve(0.04), point_usd=100.0)
     assert decision.arithmetic["more_training_rows_bring_points"] == 0
     assert "which would not change what is best" in find_reason(decision, "Next best spend")
     # 1,440 rows are the first that would show a gain: 18 points more than the 10 it is behind, 8 are left.
-    decision = make_decision([*alternatives(), behind], curve=make_curve(0.12), point_usd=100.0)
+    decision = beside(behind, curve=make_curve(0.12), point_usd=100.0)
     assert decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8)
     # 0.50 USD buy training on 360 rows, 2.00 on 1,440.
     assert decision.arithmetic["more_training_rows_cost_usd"] == pytest.approx(2.0)
 
 
-def test_rows_without_a_curve_have_no_worth_and_what_would_measure_it_is_named():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.75, 0.01)])
+def test_where_rows_or_costs_cannot_be_weighed_the_next_spend_says_so():
+    decision = beside(make_fine_tune("lora", 0.75, 0.01))
     assert "harness compare --learning-curve measures it" in find_reason(decision, "Next best spend")
     assert decision.arithmetic["more_training_rows_bring_points"] is None
-    of_another = make_decision(
-        [*alternatives(), make_fine_tune("lora", 0.75, 0.01)], curve=make_curve(0.05, "other")
-    )
+
+    of_another = beside(make_fine_tune("lora", 0.75, 0.01), curve=make_curve(0.05, "other"))
     assert of_another.arithmetic["more_training_rows"] is None
 
-
-def test_nothing_is_spent_on_a_fine_tune_that_the_gate_stops():
-    decision = make_decision(
-        [*alternatives(), make_fine_tune("lora", 0.81, 0.07, "fail")], curve=make_curve(0.05)
-    )
-    assert "harness rescue lora tries versions that keep more" in find_reason(
-        decision, "Next best spend: neither"
-    )
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, "fail"), curve=make_curve(0.05))
+    said = find_reason(decision, "Next best spend: neither")
+    assert "harness rescue lora tries versions that keep more" in said
     assert "next_best_spend" not in decision.arithmetic
 
-
-def test_without_the_price_of_a_point_costs_are_not_weighed():
     run = make_fine_tune("lora", 0.9, 0.01, unit=BITS)
     decision = make_decision(
         [candidate("prompt", 1.2, BITS), run], closed_labels=False, metric="bits_per_byte"
@@ -906,42 +784,17 @@ def test_without_the_price_of_a_point_costs_are_not_weighed():
     assert "Costs are not weighed" in find_reason(decision, "Next best spend")
 
 
-def test_declared_needs_answer_what_no_slice_measures_and_say_so():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
-    decision = make_decision(facts, needs=("changing_facts", "style_or_format"))
-    assert "a fine-tune would soon be old." in find_reason(
-        decision, "Declared, not measured (changing facts)"
-    )
-    sliced = [replace(f, slices={"knowledge": Estimate(0.5, 0.4, 0.6, 50)}) for f in facts]
-    assert not [r for r in make_decision(sliced, needs=("changing_facts",)).reasons if "Declared" in r]
-
-
-# Whether a gain pays
-
-
-def test_a_gain_that_is_worth_less_than_it_costs_is_not_shipped():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
+    facts = [*alternatives(), LORA]
     decision = make_decision(facts, requests_per_month=10, horizon_months=1, label_cost_usd=0.5)
     assert (decision.action, decision.candidate) == ("few-shot", "knn")
     # 0.07 × 10 answers at 1 USD against 360 × 0.5 + 0.5 USD; a request brings 0.07 + 0.00009 USD.
     assert "is worth 0.70 USD and costs 180 USD more; it pays from 2,576 requests" in decision.sentence
     assert make_decision(facts, label_cost_usd=0.5).action == "fine-tune"
-
-
-def test_what_a_point_is_worth_may_be_said_and_then_decides_alone():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
     little, much = (make_decision(facts, point_usd=usd, label_cost_usd=0.5) for usd in (0.01, 100.0))
     assert (little.action, much.action) == ("few-shot", "fine-tune")
     assert much.arithmetic["gain_is_worth_usd"] == pytest.approx(700)
     assert much.arithmetic["pays_from_requests"] is None
-
-
-def test_items_that_would_not_change_the_choice_are_not_advised():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.95, 0.30)])
-    assert find_reason(decision, "Next best spend").startswith("Next best spend: none, choose now.")
-
-
-# The six scenarios: from what was measured, else from what was declared
 
 
 @pytest.mark.parametrize(
@@ -956,10 +809,9 @@ def test_items_that_would_not_change_the_choice_are_not_advised():
 )
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     of = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour")}
-    facts = [replace(f, slices=of) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07))]
-    assert f": {measured}. The textbook says: " in find_reason(
-        make_decision(facts, needs=(need,)), "Measured ("
-    )
+    facts = [replace(f, slices=of) for f in (*alternatives(), LORA)]
+    said = find_reason(make_decision(facts, needs=(need,)), "Measured (")
+    assert f": {measured}. The textbook says: " in said
 
 
 @pytest.mark.parametrize(
@@ -973,58 +825,62 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
 )
 def test_a_need_is_answered_by_the_gain_or_by_what_was_forgotten(need, measured):
     lora = make_fine_tune("lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04))
-    assert measured in find_reason(make_decision([*alternatives(), lora], needs=(need,)), "Measured (")
+    assert measured in find_reason(beside(lora, needs=(need,)), "Measured (")
 
 
-def test_advice_that_what_is_chosen_follows_and_advice_that_it_does_not():
-    facts = [*alternatives(), make_fine_tune("lora", 0.81, 0.07)]
+def test_every_need_has_advice_that_is_held_against_what_is_chosen():
+    facts = [*alternatives(), LORA]
     agrees = find_reason(make_decision(facts, needs=("style_or_format",)), "Declared")
     assert agrees.endswith(" lora, which is chosen, is of that kind.")
+
     differs = find_reason(make_decision(facts, needs=("little_data",)), "Measured (")
     assert "What is chosen differs: here lora reaches 81.0" in differs
     assert "knn, the best of that kind, 74.0" in differs
+
     lacks = find_reason(make_decision(facts, needs=("knowledge_and_behaviour",)), "Declared")
     assert lacks.endswith(" lora is chosen; no candidate of that kind was measured.")
 
-
-def test_advice_names_no_kind_of_a_baseline_and_no_gate_that_was_not_measured():
     large = candidate("large", 0.95, trained=True, baseline=True, prompting="zero_shot")
-    said_of = find_reason(make_decision([*alternatives(), large], needs=("little_data",)), "(little data)")
+    said_of = find_reason(beside(large, needs=("little_data",)), "(little data)")
     assert said_of.endswith(" large, which is chosen, is a baseline: how it was made is not said.")
     for gate, words in (
         (None, "what lora forgot was not measured"),
         (verdict("fail"), "the gate of lora fails"),
     ):
         lora = replace(make_fine_tune("lora", 0.60, -0.14), verdict=gate)
-        assert words in find_reason(
-            make_decision([*alternatives(), lora], needs=("style_or_format",)), "(style or format)"
-        )
-
-
-def test_every_need_that_may_be_declared_has_advice():
+        assert words in find_reason(beside(lora, needs=("style_or_format",)), "(style or format)")
     for need in get_args(Need):
         assert find_reason(
-            make_decision([*alternatives(), make_fine_tune("lora", 0.81, 0.07)], needs=(need,)),
+            beside(LORA, needs=(need,)),
             f"({need.replace('_', ' ')})",
         )
 
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():
     lora = make_fine_tune("lora", 0.81, 0.07, training_cost_usd=400.0, cost_per_1k_usd=0.20)
-    assumed = make_decision([*alternatives(), lora])
+    assumed = beside(lora)
     # 400 USD buy 7 % of 600,000 answers: 400 / 42,000 = 0.0095 USD each.
     assert find_reason(assumed, "The choice rests on") == (
         "The choice rests on a right answer being worth 1.00 USD (decide.right_answer_usd, the default): the"
         " gain is worth 42,000 USD over the horizon, and lora costs 400 USD more. It flips at 0.0095 USD."
     )
+
     flips_at = assumed.arithmetic["pays_from_right_answer_usd"]
-    actions = [
-        make_decision([*alternatives(), lora], right_answer_usd=flips_at * times).action
-        for times in (0.99, 1.01)
-    ]
+    actions = [beside(lora, right_answer_usd=flips_at * times).action for times in (0.99, 1.01)]
     assert actions == ["few-shot", "fine-tune"]
-    assert "the default" not in find_reason(
-        make_decision([*alternatives(), lora], right_answer_usd=1.0), "rests on"
+    assert "the default" not in find_reason(beside(lora, right_answer_usd=1.0), "rests on")
+
+    decision = beside(make_fine_tune("lora", 0.77, 0.03))
+    assert not [reason for reason in decision.reasons if "rests on" in reason]
+    said = find_reason(decision, "Next best spend")
+    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in said
+
+    lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
+    advised = beside(lora, curve=make_curve(0.12), label_cost_usd=1.0)
+    assert advised.action == "collect more data"
+    # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
+    assert find_reason(advised, "The advice rests on").endswith(
+        "the default): more data stops paying at 0.0072 USD."
     )
 
 
@@ -1036,21 +892,3 @@ def test_a_gain_without_a_price_says_from_which_price_it_pays():
     others = [candidate(f.name, 1.1, BITS, prompting=f.prompting) for f in alternatives()[:3]]
     decision = make_decision([*others, lora], closed_labels=False, metric="bits_per_byte")
     assert "lora pays where it is more than 2.50 USD" in find_reason(decision, "is worth is not set")
-
-
-def test_what_is_not_chosen_rests_on_no_worth():
-    decision = make_decision([*alternatives(), make_fine_tune("lora", 0.77, 0.03)])
-    assert not [reason for reason in decision.reasons if "rests on" in reason]
-    assert "A right answer counts as 1.00 USD (decide.right_answer_usd)." in find_reason(
-        decision, "Next best spend"
-    )
-
-
-def test_the_advice_to_collect_data_says_at_which_worth_of_an_answer_it_no_longer_pays():
-    lora = make_fine_tune("lora", 0.75, 0.01, training_cost_usd=100.0)
-    advised = make_decision([*alternatives(), lora], curve=make_curve(0.12), label_cost_usd=1.0)
-    assert advised.action == "collect more data"
-    # 720 rows cost 360 labels and 200 USD of training, and gain 13 % of 600,000 answers.
-    assert find_reason(advised, "The advice rests on").endswith(
-        "the default): more data stops paying at 0.0072 USD."
-    )

@@ -6,12 +6,9 @@ import pytest
 import tiny_experiment
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
-from harness.config import load
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
-from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -43,7 +40,7 @@ def write(folder, tiny, url, *, prices=PRICES, candidates=""):
 
 
 def session_of(path, *overrides):
-    return prepare_session(load(path, overrides), Scope(), SilentProgress())
+    return tiny_experiment.session(path, *overrides)
 
 
 @pytest.fixture
@@ -181,19 +178,17 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
     folder = tmp_path / "suites" / "letters"
     for file in folder.glob("*.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        tiny_experiment.rows(
-            file,
-            [
-                {
-                    "id": r["id"],
-                    "text": r["prompt"],
-                    "label": r["reference"],
-                    "from": "desk",
-                    "cluster": r["cluster"],
-                }
-                for r in rows
-            ],
-        )
+        renamed = [
+            {
+                "id": r["id"],
+                "cluster": r["cluster"],
+                "text": r["prompt"],
+                "label": r["reference"],
+                "from": "x",
+            }
+            for r in rows
+        ]
+        tiny_experiment.rows(file, renamed)
     session = session_of(path, "target.fields={prompt: '{text}', reference: '{label}'}")
     (row,) = rows_of(distill_rows(session, "large", Distillation(n_rows=1), "a.jsonl"))
     assert row.keys() == {"id", "text", "label", "from", "cluster"}
@@ -212,9 +207,8 @@ def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
     made = distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
     assert made.spent.cost_usd == pytest.approx(made.spent.compute_s)
     assert made.spent.cost_usd > 0
-    assert rows_of(
-        distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
-    ) == rows_of(made)
+    again = distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
+    assert rows_of(again) == rows_of(made)
 
 
 @pytest.mark.e2e

@@ -46,9 +46,6 @@ def base(tiny, own_cache):
     return ModelHost(resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)).base
 
 
-# Blocks and order
-
-
 @pytest.mark.parametrize(("n", "blocks"), [(1, 1), (BLOCK, 1), (BLOCK + 1, 2), (2 * BLOCK + 2, 3)])
 def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     job = job_of(*map(example, range(n)))
@@ -74,20 +71,13 @@ def test_a_block_does_not_depend_on_what_ran_before_it(base):
     ]
 
 
-# Status
-
-
 @pytest.mark.parametrize(
     ("answer", "fields", "status", "score"),
     [
-        ("Yes.", {}, "ok", 1.0),
-        ("no", {}, "ok", 0.0),
-        ("", {}, "unparsable", 0.0),
-        (" \n", {}, "unparsable", 0.0),
-        (SORRY, {}, "refused", 0.0),
-        (SORRY, {"role": "safety"}, "ok", 0.0),
+        ("Yes.", {}, "ok", 1.0), ("no", {}, "ok", 0.0), ("", {}, "unparsable", 0.0),
+        (" \n", {}, "unparsable", 0.0), (SORRY, {}, "refused", 0.0), (SORRY, {"role": "safety"}, "ok", 0.0),
     ],
-)
+)  # fmt: skip
 def test_an_answer_has_its_status_and_score(answer, fields, status, score):
     found = row(script_candidate(lambda _: answer), example(), **fields)
     assert (found.status, found.parts, found.text) == (status, {"exact_match": (score,)}, answer)
@@ -120,11 +110,8 @@ def test_an_item_that_the_metric_does_not_read_has_no_score_whatever_is_answered
     answers = {"question 0": "", "question 1": SORRY, "question 2": "да"}
     unread = [example(n, reference="!!") for n in range(3)]
     found = rows(script_candidate(answers.get), *unread, metrics=[metric])
-    assert [(r.status, r.parts[metric]) for r in found] == [
-        ("unparsable", None),
-        ("refused", None),
-        ("ok", None),
-    ]
+    expected = [("unparsable", None), ("refused", None), ("ok", None)]
+    assert [(r.status, r.parts[metric]) for r in found] == expected
 
 
 def test_a_prompt_text_or_choice_that_does_not_fit_is_an_error_without_a_score(base):
@@ -145,19 +132,23 @@ def test_a_prompt_text_or_choice_that_does_not_fit_is_an_error_without_a_score(b
     assert found[0].parts == {"bits_per_byte": None}
 
 
-# Ranking
-
-
 def table(**logprobs):
     """Return a candidate that gives every text these log-probabilities."""
     made = TextTable(tuple(logprobs), tuple(logprobs.values()))
     return TextCandidate(lambda texts: [made] * len(texts), "table")
 
 
-def test_under_rank_items_with_choices_are_ranked_and_the_others_generated():
+def test_items_with_choices_are_ranked_under_rank_and_by_the_byte_where_the_task_says_so():
     closed, free = example(0, choices=("yes", "no")), example(1)
     found = rows(table(no=-0.1, yes=-2.3), closed, free, answer="rank")
     assert [(r.finish_reason, r.text) for r in found] == [("ranked", "no"), ("stop", "no")]
+
+    asked = example(reference="a", choices=("a", "abcd"))
+    found = [
+        row(table(a=-2.0, abcd=-3.0), asked, kind="choice", length_normalized=normalized).text
+        for normalized in (False, True)
+    ]
+    assert found == ["a", "abcd"]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -168,15 +159,6 @@ def test_a_choice_task_scores_the_likeliest_choice_and_keeps_the_margin(chat):
     assert (right.text, right.parts["accuracy"], right.margin) == ("yes", (1.0,), 2.0)
     assert (wrong.text, wrong.parts["accuracy"], wrong.margin) == ("no", (0.0,), -2.0)
     assert (right.gold_logprob, right.gold_bytes, right.status) == (-1.0, 3, "ok")
-
-
-def test_choices_are_compared_by_the_byte_where_the_task_says_so():
-    asked = example(reference="a", choices=("a", "abcd"))
-    found = [
-        row(table(a=-2.0, abcd=-3.0), asked, kind="choice", length_normalized=normalized).text
-        for normalized in (False, True)
-    ]
-    assert found == ["a", "abcd"]
 
 
 def test_ranking_by_a_model_takes_the_sum_of_the_choices_tokens(base):
@@ -199,9 +181,6 @@ def test_a_token_merged_across_the_boundary_is_kept_with_the_row(tmp_path, own_c
     assert row(host.base, asked, kind="choice", metrics=("accuracy",)).boundary_merged is merged
 
 
-# Bits per byte
-
-
 def test_bits_per_byte_and_perplexity_are_those_computed_by_hand_over_bytes_of_utf_8(base):
     import torch
 
@@ -219,9 +198,6 @@ def test_bits_per_byte_and_perplexity_are_those_computed_by_hand_over_bytes_of_u
     assert found.status == "ok"
     found = row(base, Example("text", (), ("Übergröße",)), kind="bits_per_byte", metrics=("bits_per_byte",))
     assert found.gold_bytes == len("Übergröße".encode()) == 12
-
-
-# What is around the question
 
 
 def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
@@ -256,9 +232,6 @@ def test_a_row_keeps_its_passages_with_their_recall_and_digests_of_what_was_aske
     assert first.output_digest != other.output_digest
 
 
-# What a cache would hold
-
-
 @pytest.mark.parametrize("system", [None, "Answer as the clerk of a small shop would, in one word."])
 def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
     asked = [wrap_prompt(example(n), system, None) for n in (1, 2, 31)]
@@ -266,9 +239,6 @@ def test_the_tokens_that_all_prompts_begin_with_are_counted(base, system):
     contexts = [base.encode(e.messages).context for e in asked]
     assert len({context[:n] for context in contexts}) == 1
     assert len({context[: n + 1] for context in contexts}) > 1
-
-
-# Scores of metrics that are not ours
 
 
 def evaluate_own_metric(score, **bounds):

@@ -42,7 +42,7 @@ CANDIDATES = f"""\
 @pytest.fixture(scope="module")
 def session(tiny, own_cache, tmp_path_factory):
     path = tiny_experiment.write(tmp_path_factory.mktemp("planned"), tiny, CANDIDATES)
-    return prepare_session(config.load(path), Scope(), SilentProgress())
+    return tiny_experiment.session(path)
 
 
 @pytest.fixture
@@ -91,10 +91,8 @@ def test_the_trials_of_a_sweep_are_steps_of_their_own_before_one_is_chosen(sessi
 
 def test_weights_that_two_candidates_share_answer_the_suites_once(session):
     plan = plan_session(session, 1, ("lora", "hybrid"))
-    assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == {
-        "lora": True,
-        "hybrid": False,
-    }
+    expected = {"lora": True, "hybrid": False}
+    assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == expected
     assert Step("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
 
 
@@ -102,11 +100,8 @@ def test_a_plan_says_how_many_steps_of_which_kind_it_has_and_an_endpoints_answer
     assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 steps (base 1, fit 1, control 1, answer 2)"
     assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
     # Of interim analyses only weights are made that no answer decides on.
-    assert kinds(plan_session(session, 1, answers=False)) == [
-        ("fit", "bag"),
-        ("fit", "lora"),
-        ("fit", "next"),
-    ]
+    expected = [("fit", "bag"), ("fit", "lora"), ("fit", "next")]
+    assert kinds(plan_session(session, 1, answers=False)) == expected
 
 
 @pytest.fixture
@@ -206,10 +201,8 @@ def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(finished
         make_steps(file, worker._read_assignment(file).plan, outcome_of)
 
     session = make_on(*finished_session, ("prompt", "bag", "lora"), work, monkeypatch)
-    assert {run: str(one) for run, one in session.failures.items()} == {
-        ("prompt", 0): str(error),
-        ("lora", 0): str(error),
-    }
+    expected = {("prompt", 0): str(error), ("lora", 0): str(error)}
+    assert {run: str(one) for run, one in session.failures.items()} == expected
 
 
 def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):

@@ -7,7 +7,7 @@ import sys
 import pytest
 import tiny_experiment
 import tiny_model
-from tiny_experiment import runs_of
+from tiny_experiment import fact_of, runs_of
 
 from harness import config, report, store
 from harness.errors import UserError
@@ -27,25 +27,18 @@ def files(folder):
     return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in kept}
 
 
-def facts(found, name):
-    return next(f for f in found.facts if f.name == name)
-
-
-# One experiment, seen from all sides
-
-
 def test_what_is_trained_is_judged_and_the_classifier_is_not(finished_run):
     assert {(f.name, f.state) for f in finished_run[1].facts} == {(name, "done") for name in NAMES}
     outcome = {f.name: f.verdict and f.verdict.outcome for f in finished_run[1].facts}
     assert outcome["prompt"] == outcome["shots"] == outcome["ranked"] == "pass"
     assert outcome["lora"] in ("pass", "fail", "inconclusive")
     assert outcome["bag"] is None
-    verdict = facts(finished_run[1], "prompt").verdict
+    verdict = fact_of(finished_run[1], "prompt").verdict
     assert (verdict.lost, verdict.gained) == (0, 0)
     assert finished_run[1].trivial == ("always answering “late”", 0.5)
 
 
-def test_all_candidates_answer_the_same_items_of_every_task(finished_run):
+def test_all_candidates_answer_the_same_items_and_those_of_the_same_weights_share_them(finished_run):
     folder = finished_run[0]
     asked: dict[str, set] = {}
     for run in runs_of(folder / "harness.yaml").values():
@@ -56,8 +49,6 @@ def test_all_candidates_answer_the_same_items_of_every_task(finished_run):
     assert len(next(iter(asked["letters/test"]))) == 12
     assert set(asked) == {"letters/test", "letters/validation", "sums/test", "facts/test", "prose/test"}
 
-
-def test_candidates_of_the_same_weights_share_their_capability_rows(finished_run):
     runs = runs_of(finished_run[0] / "harness.yaml")
     shared = [{k: v for k, v in runs[name].rows.items() if "letters" not in k} for name in NAMES[:3]]
     assert shared[0] == shared[1] == shared[2]
@@ -66,9 +57,6 @@ def test_candidates_of_the_same_weights_share_their_capability_rows(finished_run
         assert runs["hybrid"].rows[task] == runs["lora"].rows[task] != runs["prompt"].rows[task]
     assert runs["hybrid"].rows["letters/test"] != runs["lora"].rows["letters/test"]
 
-
-def test_ranked_answers_are_always_labels(finished_run):
-    folder = finished_run[0]
     rows = store.read_rows(
         Store(folder / "runs"), runs_of(folder / "harness.yaml")["ranked"].rows["letters/test"]
     )
@@ -76,15 +64,13 @@ def test_ranked_answers_are_always_labels(finished_run):
     assert {row.status for row in rows} == {"ok"}
 
 
-# Nothing is computed twice
-
-
-def test_a_second_compare_computes_nothing_and_says_the_same(finished_run, copy):
+def test_a_second_compare_computes_nothing_and_says_the_same_as_the_stored_report(finished_run, copy):
     before = files(copy.parent / "runs")
     again = tiny_experiment.run(copy)
     assert files(copy.parent / "runs") == before
-    first, second = (report.to_json(r) for r in (finished_run[1], again))
-    assert {k for k in first if first[k] != second[k]} <= {"header"}
+    first, *others = (report.to_json(r) for r in (finished_run[1], again, report_experiment(copy)))
+    for other in others:
+        assert {k for k in first if first[k] != other[k]} <= {"header"}
 
 
 def test_a_changed_recipe_computes_only_itself(copy):
@@ -101,7 +87,7 @@ def test_a_new_name_for_a_candidate_computes_no_row(copy):
     before = files(copy.parent / "runs" / "rows")
     copy.write_text(copy.read_text().replace("prompt:", "plain:"))
     found = tiny_experiment.run(copy, candidates=("plain",))
-    assert facts(found, "plain").state == "done"
+    assert fact_of(found, "plain").state == "done"
     assert files(copy.parent / "runs" / "rows") == before
 
 
@@ -138,40 +124,17 @@ def test_each_seed_trains_its_own_adapter(copy):
     assert len({run.weights_digest for run in loras}) == 2
 
 
-# Selection and size
-
-
 @pytest.mark.e2e
-def test_with_only_a_trained_candidate_selected_the_base_is_measured_for_it(tiny, tmp_path):
-    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny), candidates=("lora",))
+def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny)
+    found = tiny_experiment.run(path, candidates=("lora",))
     assert [f.name for f in found.facts] == ["lora"]
     assert {c.task for c in found.comparisons["lora"]} == {"sums", "facts", "prose"}
-    assert facts(found, "lora").verdict is not None
+    assert fact_of(found, "lora").verdict is not None
 
-
-@pytest.mark.e2e
-def test_a_hybrid_alone_trains_the_weights_it_takes(tiny, tmp_path):
-    path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("hybrid",))
     assert [(f.name, f.state) for f in found.facts] == [("hybrid", "done")]
-    assert facts(found, "hybrid").training.n_steps > 0
-
-
-# One candidate fails
-
-
-@pytest.mark.e2e
-def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
-    tiny, tmp_path
-):
-    path = tiny_experiment.write(tmp_path, tiny)
-    found = tiny_experiment.run(path, *UNLABELLED, candidates=("bag", "prompt"))
-    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed"}
-    assert "no closed label set" in facts(found, "bag").error
-    assert "labels" in facts(found, "bag").error
-    assert runs_of(path)["bag"].state == "failed"
-    assert list((tmp_path / "runs").glob("weights/*")) == []
-    assert facts(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
+    assert fact_of(found, "hybrid").training.n_steps > 0
 
 
 @pytest.mark.e2e
@@ -180,16 +143,23 @@ def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_p
     candidates = f"  prompt: {{method: base}}\n  endless: {{method: base, template: '{endless}'}}\n"
     found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "endless": "failed"}
-    assert "the context holds" in facts(found, "endless").error
-    assert "fewer shots" in facts(found, "endless").error
+    assert "the context holds" in fact_of(found, "endless").error
+    assert "fewer shots" in fact_of(found, "endless").error
 
 
 @pytest.mark.e2e
-def test_a_candidate_that_takes_the_weights_of_a_failed_one_fails_too(tiny, tmp_path):
+def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
+    tiny, tmp_path
+):
     candidates = "  prompt: {method: base}\n  bag: {method: classifier}\n  twice: {weights_of: bag}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates)
     found = tiny_experiment.run(path, *UNLABELLED)
     assert {f.name: f.state for f in found.facts} == {"prompt": "done", "bag": "failed", "twice": "failed"}
+    assert "no closed label set" in fact_of(found, "bag").error
+    assert "labels" in fact_of(found, "bag").error
+    assert runs_of(path)["bag"].state == "failed"
+    assert list((tmp_path / "runs").glob("weights/*")) == []
+    assert fact_of(tiny_experiment.run(path, candidates=("bag",)), "bag").state == "done"
 
 
 @pytest.mark.e2e
@@ -203,21 +173,13 @@ def test_a_base_with_damaged_weights_cannot_be_trained_and_says_what_to_turn(tin
     path = tiny_experiment.write(tmp_path, broken)
     found = tiny_experiment.run(path, "suites=[]", candidates=("bag", "lora"))
     assert {f.name: f.state for f in found.facts} == {"bag": "done", "lora": "failed"}
-    assert "loss is not a number" in facts(found, "lora").error
-    assert "learning_rate" in facts(found, "lora").error
-
-
-# The report from what is stored
+    assert "loss is not a number" in fact_of(found, "lora").error
+    assert "learning_rate" in fact_of(found, "lora").error
 
 
 def report_experiment(path, *overrides, candidates=()):
     loaded = config.load(path, overrides, candidates)
     return report_stored(prepare_session(loaded, Scope(), SilentProgress()), loaded.selected)
-
-
-def test_the_stored_report_is_that_of_compare(finished_run, copy):
-    first, second = (report.to_json(r) for r in (finished_run[1], report_experiment(copy)))
-    assert {k for k in first if first[k] != second[k]} <= {"header"}
 
 
 @pytest.mark.e2e
@@ -226,7 +188,7 @@ def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(fin
     tiny_experiment.run(copy, *UNLABELLED, candidates=("bag",))
     tiny_experiment.run(copy, candidates=("shots",))
     for name in ("shots", "bag"):
-        assert facts(report_experiment(copy), name).run_id == facts(finished_run[1], name).run_id
+        assert fact_of(report_experiment(copy), name).run_id == fact_of(finished_run[1], name).run_id
 
 
 @pytest.mark.e2e
@@ -234,7 +196,7 @@ def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_rep
     long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
     done = tiny_experiment.run(path)
-    made, stored = facts(done, "long"), facts(report_experiment(path), "long")
+    made, stored = fact_of(done, "long"), fact_of(report_experiment(path), "long")
     assert made.state == stored.state == "failed"
     assert "no test row could be answered" in made.error
     assert made.error == stored.error
@@ -243,9 +205,6 @@ def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_rep
     timed = dict(store.query(at, "SELECT candidate, latency_p50_s FROM runs").rows)
     assert timed["prompt"] > 0
     assert timed["long"] is None, "and the time of none of its requests is a figure"
-
-
-# Bad input
 
 
 def refusal(path, *overrides, **options):
@@ -289,10 +248,8 @@ def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
     for name in ("facts", "sums"):
         (tmp_path / "suites" / "general" / f"{name}.jsonl").write_text("{\n")
     error = refusal(path)
-    assert {problem.where.rpartition("/")[2] for problem in error.problems} == {
-        "facts.jsonl:1",
-        "sums.jsonl:1",
-    }
+    expected = {"facts.jsonl:1", "sums.jsonl:1"}
+    assert {problem.where.rpartition("/")[2] for problem in error.problems} == expected
     assert not (tmp_path / "runs").exists()
 
 
@@ -313,7 +270,7 @@ def test_a_prompt_longer_than_the_context_is_counted_as_an_error(tiny, tmp_path)
     found = tiny_experiment.run(path, candidates=("prompt",))
     rows = store.read_rows(Store(tmp_path / "runs"), runs_of(path)["prompt"].rows["letters/test"])
     assert [(r.example_id, r.status) for r in rows if r.status == "error"] == [("long", "error")]
-    reached = facts(found, "prompt").target
+    reached = fact_of(found, "prompt").target
     assert (reached.n, reached.n_errors) == (13, 1)
     assert any("prompt: 1 of 13 test rows are errors and count as worst" in note for note in found.notes)
 

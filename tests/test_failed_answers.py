@@ -82,12 +82,20 @@ def test_errors_on_the_target_score_worst_for_everybody():
     assert (score.score, score.n, score.n_errors) == (pytest.approx(0.41), 100, 40)
 
 
-def test_one_error_in_a_thousand_is_an_item_lost_and_is_said():
+def test_a_few_errors_are_lost_items_and_the_policy_says_how_many_may_fail():
     base, new = [1.0] * 1000, [None] + [1.0] * 999
     found = judge_tasks(make_measurement(base, new))
     assert (found.outcome, found.lost) == ("pass", 1)
     said = "errors: 1 of 1,000 answers on facts (0.1 %) failed: 1 by the candidate (no answer); at most 1.0 %"
     assert evidence(found, "errors").sentence.startswith(said)
+    task = make_measurement([1.0] * 1000, [None] * 5 + [1.0] * 995)
+    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
+    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
+
+    policy = GatePolicy(critical=("facts",), max_errors=0.5)
+    found = judge_tasks(make_measurement([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
+    assert "30 of 200 items that the base passed are lost" in evidence(found, "critical").sentence
+    assert outcomes(found)["critical"] == "fail"
 
 
 @pytest.mark.parametrize(("n", "outcome"), [(10, "pass"), (11, "inconclusive")])
@@ -96,24 +104,11 @@ def test_one_percent_may_fail_and_no_more(n, outcome):
     assert outcomes(found)["errors"] == outcome
 
 
-def test_the_policy_says_how_many_may_fail():
-    task = make_measurement([1.0] * 1000, [None] * 5 + [1.0] * 995)
-    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
-    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
-
-
 @pytest.mark.parametrize("on_inconclusive", ["pass", "warn"])
 def test_no_policy_lets_an_invalid_verdict_through(on_inconclusive):
     policy = GatePolicy(on_inconclusive=on_inconclusive)
     found = judge_tasks(make_measurement([1.0] * 100, [None] * 30 + [1.0] * 70), policy=policy)
     assert (found.outcome, exit_code(found, policy)) == ("inconclusive", 4)
-
-
-def test_an_error_on_a_critical_task_is_a_loss():
-    policy = GatePolicy(critical=("facts",), max_errors=0.5)
-    found = judge_tasks(make_measurement([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
-    assert "30 of 200 items that the base passed are lost" in evidence(found, "critical").sentence
-    assert outcomes(found)["critical"] == "fail"
 
 
 # The base's errors
@@ -130,12 +125,18 @@ def test_what_the_base_did_not_answer_lies_between_two_bounds():
     assert c.upper == pytest.approx(kept.upper)
 
 
-def test_a_pass_that_rests_on_the_bases_errors_is_none():
-    """Nothing is lost among the rest; but what the base did not answer the candidate fails."""
+def test_what_the_base_did_not_answer_counts_against_a_pass():
+    # Nothing is lost among the rest; but what the base did not answer the candidate fails.
     base, new = [None] * 10 + [1.0] * 990, [0.0] * 10 + [1.0] * 990
     policy = GatePolicy(macro=0.012)
     assert judge_tasks(make_measurement(base[10:], new[10:]), policy=policy).outcome == "pass"
     assert outcomes(judge_tasks(make_measurement(base, new), policy=policy))["macro"] == "inconclusive"
+
+    found = judge_tasks(
+        make_measurement(*flips(2000, 2, 2)), make_measurement([None] * 10, [1.0] * 10, "sums")
+    )
+    assert found.outcome == "inconclusive"
+    assert "1 task not answered by both (sums)" in found.sentence
 
 
 @pytest.mark.parametrize("metric", [EXACT, LOWER])
@@ -152,35 +153,22 @@ def test_the_interval_holds_the_delta_whatever_the_base_would_have_answered(metr
         assert orient(c).errors.delta_lost <= orient(c).errors.delta_kept
 
 
-def test_a_task_of_which_the_base_answered_nothing_is_missing():
-    found = judge_tasks(
-        make_measurement(*flips(2000, 2, 2)), make_measurement([None] * 10, [1.0] * 10, "sums")
-    )
-    assert found.outcome == "inconclusive"
-    assert "1 task not answered by both (sums)" in found.sentence
-
-
 def judge_critical(base, new):
     policy = GatePolicy(critical=("facts",), max_errors=0.5)
     return evidence(judge_tasks(make_measurement(base, new), policy=policy), "critical")
 
 
-def test_a_critical_loss_is_shown_only_whatever_the_base_would_have_answered():
-    """10 of 80 are lost; 40 more, which the candidate answers, the base may have passed as well: 10 of 120."""
+def test_a_critical_loss_has_to_show_whatever_the_base_would_have_answered():
+    # 10 of 80 are lost; 40 more, which the candidate answers, the base may have passed as well: 10 of 120.
     base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 10 + [1.0] * 70
     without_errors, found = judge_critical(base[40:], new[40:]), judge_critical(base, new)
     assert (without_errors.outcome, found.outcome) == ("fail", "inconclusive")
     assert without_errors.numbers["facts_low"] == pytest.approx(0.0695, abs=1e-4)
     assert found.numbers["facts_low"] == pytest.approx(0.0460, abs=1e-4)  # the margin is 0.05
     assert found.numbers["facts_high"] == without_errors.numbers["facts_high"]
-
-
-def test_a_critical_loss_among_all_the_base_may_have_passed_fails():
     base, new = [None] * 40 + [1.0] * 80, [1.0] * 40 + [0.0] * 20 + [1.0] * 60
     assert judge_critical(base, new).outcome == "fail"
 
-
-def test_what_the_candidate_fails_and_the_base_did_not_answer_keeps_a_critical_task_from_passing():
     base = [None] * 10 + [1.0] * 90
     right, wrong = (judge_critical(base, [answer] * 10 + [1.0] * 90) for answer in (1.0, 0.0))
     assert (right.outcome, wrong.outcome) == ("pass", "inconclusive")
@@ -204,15 +192,11 @@ def test_without_a_worst_value_one_error_is_enough(critical):
     assert found.items_needed is None
 
 
-def test_what_a_candidate_fails_of_a_task_that_is_not_admitted_decides_nothing():
-    """The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid."""
+def test_failures_on_a_task_that_is_not_admitted_count_only_where_they_may_have_kept_it_out():
+    # The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid.
     fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
     failed = make_measurement(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
     assert judge_tasks(fine, failed).outcome == "pass"
-
-
-def test_what_the_base_fails_of_a_task_may_have_kept_it_from_being_admitted():
-    fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
     failed = make_measurement([None] * 20 + guessed[20:], guessed, "guessed", chance=0.5)
     found = judge_tasks(fine, failed)
     assert found.sentence.startswith("UNDECIDED: invalid: 20 of 100 answers on guessed (20.0 %) failed")
@@ -238,22 +222,16 @@ def test_a_failed_answer_is_the_worst_of_a_metric_of_several_parts(name):
     assert score == pytest.approx([0.0, 1.0])
 
 
-def test_a_failed_label_counts_as_missed_among_the_others():
+def test_failed_labels_count_as_missed_unless_there_is_no_worst_value():
     metric = load_metrics(task_of("macro_f1"))["macro_f1"]
     _, right = extremes(metric, ("yes",))
     base = [replace(row, references=("yes",)) for row in rows([right] * 4, metric)]
     new = [base[0], base[1], *(replace(r, parts={"macro_f1": None}, status="error") for r in base[2:])]
     assert compare_rows(metric, base, new).new == pytest.approx(2 / 3)
     assert estimate(metric, new).score == pytest.approx(2 / 3)
-
-
-def test_a_metric_without_bounds_has_no_worst_value():
     assert extremes(ratio_metric(), ("yes",)) is None
     assert extremes(load_metrics(task_of("macro_f1"))["macro_f1"], ()) is None
-
-
-def test_an_item_that_is_no_part_of_the_metric_is_no_error():
-    """Means over some of the items only, as lm-eval has them, give nothing for the others."""
+    # Means over some of the items only, as lm-eval has them, give nothing for the others.
     arms = [[replace(r, status="ok") for r in rows([1.0, None, 0.0])] for _ in range(2)]
     c = compare_rows(EXACT, *arms)
     assert (c.n, c.errors) == (2, Errors(3))
@@ -328,9 +306,8 @@ def test_a_verdict_that_changed_names_the_tasks_whose_settings_are_others(copy, 
     tasks = {name: {**of, "chance": 0.25} if name == "sums" else of for name, of in now.items()}
     del tasks["facts"]
     store_pass(copy, run, tasks=tasks)
-    assert (
-        note_of(copy) == f"task facts was not judged before; chance of sums 0.25 → {now['sums']['chance']})"
-    )
+    expected = f"task facts was not judged before; chance of sums 0.25 → {now['sums']['chance']})"
+    assert note_of(copy) == expected
 
 
 def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, run):

@@ -29,14 +29,15 @@ CANDIDATES = """\
 
 def make_sums():
     """Make more sums than are asked, none like another."""
+    sums = ((n, n % 7, n + n % 7) for n in range(N))
     return [
         {
-            "id": f"sum-{n}",
-            "prompt": f"{n} and {n % 7} make",
-            "reference": str(n + n % 7),
-            "choices": [str(n + n % 7), str(n + n % 7 + 1)],
+            "id": f"sum-{a}",
+            "prompt": f"{a} and {b} make",
+            "reference": f"{c}",
+            "choices": [f"{c}", f"{c + 1}"],
         }
-        for n in range(N)
+        for a, b, c in sums
     ]
 
 
@@ -58,7 +59,7 @@ def find_sums(found):
     return next(c for c in found.comparisons["lora"] if (c.task, c.metric) == ("sums", "accuracy"))
 
 
-def test_a_large_task_is_asked_in_part_the_same_items_for_all_and_small_ones_in_full(folder_and_report):
+def test_a_large_task_is_asked_in_part_the_same_items_for_all_and_its_delta_is_weighted(folder_and_report):
     at, runs = runs_of(folder_and_report[0])
     n = {key: len(store.read_rows(at, digest)) for key, digest in runs["lora"].rows.items()}
     assert 0 < n["sums/test"] < N
@@ -71,8 +72,6 @@ def test_a_large_task_is_asked_in_part_the_same_items_for_all_and_small_ones_in_
     assert ids[0] == ids[1]
     assert ids[0] != sorted(ids[0])
 
-
-def test_the_delta_is_weighted_the_base_asked_again_and_the_report_says_what_was_asked(folder_and_report):
     found = folder_and_report[1]
     c = find_sums(found)
     assert c.estimator == "stratified"
@@ -84,6 +83,12 @@ def test_the_delta_is_weighted_the_base_asked_again_and_the_report_says_what_was
     control = next(rule for rule in verdict.rules if rule.name == "control")
     assert control.outcome == "pass"
     assert "came back as stored" in control.sentence
+
+    found = release.differences(at, runs["prompt"].run_id, runs["lora"].run_id)
+    of_sums = found.scores["sums/test"]["accuracy"]
+    assert of_sums[:3] == (None, None, None)
+    assert "reports/tiny-fewer.md has them" in of_sums.why_not
+    assert found.scores["letters/test"]["exact_match"].difference is not None
 
 
 def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
@@ -141,7 +146,9 @@ def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_an
     assert f"judged at alpha {c.alpha:.2g} on {c.n} items of sums" in note
 
 
-def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
+def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_is_asked_no_more(
+    settled_early,
+):
     folder, found = settled_early
     for reported in (f for f in found.facts if f.name in ("broken", "gentle")):
         (judged,) = release.gate(folder / "harness.yaml", reported.name)
@@ -152,6 +159,16 @@ def test_each_run_is_judged_at_the_analysis_that_settled_it(settled_early):
     assert len(first.weights["sums"]) < len(last.weights["sums"])
     assert first.alpha != last.alpha
     assert max(first.alpha, last.alpha) < 0.05
+
+    n = {
+        name: next(c for c in found.comparisons[name] if c.task == "sums").n for name in ("broken", "gentle")
+    }
+    assert n["broken"] < n["gentle"]
+    verdicts = {f.name: f.verdict.outcome for f in found.facts if f.verdict}
+    assert verdicts["broken"] == "fail"
+    assert any(note.startswith("broken: its verdict was settled on") for note in found.notes)
+    at, runs = runs_of(folder)
+    assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == n["broken"]
 
 
 def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it(folder_and_report, tmp_path):
@@ -239,15 +256,6 @@ def test_a_dry_run_of_a_rescue_answers_nothing(settled_early, own_cache, tmp_pat
         rescue.prepare(session, loaded.selected, "broken")
 
 
-def test_drawn_scores_of_two_runs_are_left_to_their_report(folder_and_report):
-    at, runs = runs_of(folder_and_report[0])
-    found = release.differences(at, runs["prompt"].run_id, runs["lora"].run_id)
-    of_sums = found.scores["sums/test"]["accuracy"]
-    assert of_sums[:3] == (None, None, None)
-    assert "reports/tiny-fewer.md has them" in of_sums.why_not
-    assert found.scores["letters/test"]["exact_match"].difference is not None
-
-
 def test_without_a_large_task_all_is_asked_and_that_is_said(tiny, own_cache, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     found = tiny_experiment.run(path, fewer_items=True)
@@ -264,11 +272,11 @@ def looks_with(asked, override):
     return fewer_items.plan_interim_analyses(session, base_arm(session, session.source))
 
 
-def test_a_critical_task_is_asked_in_full(folder_and_report, own_cache):
+def test_a_critical_task_is_asked_in_full_and_a_margin_of_the_bases_skill_asks_more(
+    folder_and_report, own_cache
+):
     assert looks_with(folder_and_report, "gate.critical=[sums]") == []
 
-
-def test_a_margin_of_the_bases_skill_asks_more_than_one_of_the_scale(folder_and_report, own_cache):
     of_scale, of_skill = (
         looks_with(folder_and_report, f"gate.macro={margin}")[-1] for margin in ("0.3", "30%")
     )
@@ -298,10 +306,8 @@ def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(fold
     at = store.Store(folder / "runs")
     runs = [run for run in store.list_runs(at) if run.candidate == "lora" and run.state == "done"]
     rows = {run.rows["sums/test"]: len(store.read_rows(at, run.rows["sums/test"])) for run in runs}
-    assert sorted(rows.values()) == [
-        find_sums(folder_and_report[1]).n,
-        N,
-    ]  # one set of rows for all three looks
+    expected = [find_sums(folder_and_report[1]).n, N]
+    assert sorted(rows.values()) == expected
 
 
 @pytest.mark.parametrize(
@@ -356,19 +362,6 @@ def settled_early(tiny, own_cache, tmp_path_factory):
     path = tiny_experiment.write(folder, tiny, candidates, extra="gate: {macro: 0.02, each: 0.9}\n")
     tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", items)
     return folder, tiny_experiment.run(path, fewer_items=True)
-
-
-def test_a_hopeless_candidate_is_asked_no_more_while_another_goes_on(settled_early):
-    folder, found = settled_early
-    n = {
-        name: next(c for c in found.comparisons[name] if c.task == "sums").n for name in ("broken", "gentle")
-    }
-    assert n["broken"] < n["gentle"]
-    verdicts = {f.name: f.verdict.outcome for f in found.facts if f.verdict}
-    assert verdicts["broken"] == "fail"
-    assert any(note.startswith("broken: its verdict was settled on") for note in found.notes)
-    at, runs = runs_of(folder)
-    assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == n["broken"]
 
 
 def test_a_settled_verdict_is_the_same_when_the_comparison_is_repeated(settled_early):

@@ -1,19 +1,23 @@
-"""Folds of the target's rows: who is tested where, what is trained on there, and the intervals of such answers."""
+"""Folds of the target's rows: who is tested where, what is trained on there, and an experiment in folds."""
 
 import json
 from collections import Counter
 
 import pytest
+import tiny_experiment
 from pydantic import ValidationError
+from tiny_experiment import letters, rows, runs_of
 
-from harness import comparison, stats
+from harness import comparison, report, stats, store
 from harness.comparison import IncompatibleRuns
 from harness.data import load_task
 from harness.errors import UserError
+from harness.experiment import describe_training_rows
 from harness.metrics import mean_metric
 from harness.records import SampleResult
 from harness.spec import Experiment, Task
 from harness.stats import Variance
+from harness.store import Store
 from reports.studies import k_fold as study
 
 METRIC = mean_metric("right", lambda output, example: None)
@@ -27,7 +31,7 @@ def task(folder, rows, *, labels=LABELS, **data):
     return Task.model_validate({"name": "letters", "data": data, "labels": labels})
 
 
-def letters(n, label=lambda i: LABELS[i % 2], **columns):
+def make_letters(n, label=lambda i: LABELS[i % 2], **columns):
     made = ({"id": f"r{i}", "prompt": f"letter {i} {i * i}", "reference": label(i)} for i in range(n))
     return [row | {name: of(i) for name, of in columns.items()} for i, row in enumerate(made)]
 
@@ -40,7 +44,7 @@ def make_rows(scores, folds=None):
 
 
 def test_every_row_but_validation_is_tested_in_one_fold_and_trained_on_in_the_others(tmp_path):
-    items = load_task(task(tmp_path, letters(50)), 0)
+    items = load_task(task(tmp_path, make_letters(50)), 0)
     folds = [items.in_fold(fold) for fold in range(1, 6)]
     assert len(items.validation) == 10
     assert Counter(e.id for fold in folds for e in fold.test) == {e.id: 1 for e in items.train}
@@ -52,7 +56,7 @@ def test_every_row_but_validation_is_tested_in_one_fold_and_trained_on_in_the_ot
 
 
 def test_rows_of_a_cluster_or_question_never_straddle_folds(tmp_path):
-    rows = letters(60, cluster=lambda i: f"c{i // 4}", prompt=lambda i: f"question {i // 2}")
+    rows = make_letters(60, cluster=lambda i: f"c{i // 4}", prompt=lambda i: f"question {i // 2}")
     items = load_task(task(tmp_path, rows), 0)
     for fold in range(1, 6):
         held = items.in_fold(fold)
@@ -61,16 +65,16 @@ def test_rows_of_a_cluster_or_question_never_straddle_folds(tmp_path):
 
 
 def test_folds_do_not_depend_on_the_seed_or_a_limit_and_the_split_is_said(tmp_path):
-    of = task(tmp_path, letters(40))
+    of = task(tmp_path, make_letters(40))
     assert load_task(of, 0).folds == load_task(of, 7).folds
-    whole = load_task(task(tmp_path, letters(60)), 0)
-    some = load_task(task(tmp_path, letters(60), limits={"test": 12, "train": 20}), 0)
+    whole = load_task(task(tmp_path, make_letters(60)), 0)
+    some = load_task(task(tmp_path, make_letters(60), limits={"test": 12, "train": 20}), 0)
     assert some.folds == whole.folds
     assert (len(some.test), len(some.train)) == (12, 20)
-    (said,) = load_task(task(tmp_path, letters(50)), 0).read_as[-1:]
+    (said,) = load_task(task(tmp_path, make_letters(50)), 0).read_as[-1:]
     assert "10 rows for validation, and 5 folds of 8 rows" in said
     assert "made without it, of some 32; what is shipped is made of all 40" in said
-    items = load_task(task(tmp_path, letters(100), limits={"test": 20, "train": 40}), 0)
+    items = load_task(task(tmp_path, make_letters(100), limits={"test": 20, "train": 40}), 0)
     assert sorted(Counter(items.folds[e.id] for e in items.test).values()) == [4] * 5
     assert sorted(Counter(items.folds[e.id] for e in items.train).values()) == [8] * 5
     assert Counter(e.references[0] for e in items.test) == {"late": 10, "money": 10}
@@ -78,7 +82,7 @@ def test_folds_do_not_depend_on_the_seed_or_a_limit_and_the_split_is_said(tmp_pa
 
 def test_pairs_that_ask_what_a_fold_tests_are_not_trained_on_there(tmp_path):
     pairs = tmp_path / "pairs.jsonl"
-    rows = letters(40)
+    rows = make_letters(40)
     made = [{"prompt": row["prompt"], "chosen": "late", "rejected": "money"} for row in rows]
     pairs.write_text("".join(json.dumps(row) + "\n" for row in made))
     items = load_task(task(tmp_path, rows, pairs=str(pairs)), 0)
@@ -90,9 +94,9 @@ def test_pairs_that_ask_what_a_fold_tests_are_not_trained_on_there(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "said"),
     [
-        (letters(5), "at least 5, one a fold"),
-        (letters(40, lambda i: LABELS[i < 4]), "rows of the label 'money', none in fold"),
-        (letters(40, cluster=lambda i: f"c{i % 3}"), "in 2 groups of one cluster or question"),
+        (make_letters(5), "at least 5, one a fold"),
+        (make_letters(40, lambda i: LABELS[i < 4]), "rows of the label 'money', none in fold"),
+        (make_letters(40, cluster=lambda i: f"c{i % 3}"), "in 2 groups of one cluster or question"),
     ],
     ids=["few rows", "a missing class", "few clusters"],
 )
@@ -159,7 +163,7 @@ def test_the_variance_between_folds_is_that_of_a_mean_over_clusters_and_unknown_
         stats.fold_variance([0.1, 0.2], [5, 5])
 
 
-def test_models_that_differ_more_between_folds_widen_the_interval_more():
+def test_the_interval_widens_with_the_folds_and_items_of_few_or_other_folds_show_nothing():
     folds = [i // 12 + 1 for i in range(60)]
     steady = [float(i % 3 == 0) for i in range(60)]
     by_fold = [float(fold <= 2) for fold in folds]  # 40 % right: all in two folds, none in the others
@@ -169,8 +173,6 @@ def test_models_that_differ_more_between_folds_widen_the_interval_more():
     )
     assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
 
-
-def test_items_of_fewer_than_three_or_of_other_folds_show_nothing():
     folds = [i % 2 + 1 for i in range(40)]
     found = comparison.compare_rows(METRIC, make_rows([0.0] * 40), make_rows([1.0] * 40, folds))
     assert (found.low, found.high) == (-1.0, 1.0)
@@ -193,7 +195,7 @@ def test_an_interval_that_forgets_the_folds_of_an_unsteady_recipe_holds_it_too_s
 
 def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_path):
     """By the commonest label of each cluster the rare one would miss a fold."""
-    rows = letters(400, lambda i: LABELS[i % 32 == 0], cluster=lambda i: f"c{i // 8}")
+    rows = make_letters(400, lambda i: LABELS[i % 32 == 0], cluster=lambda i: f"c{i // 8}")
     items = load_task(task(tmp_path, rows), 0)
     rare = Counter(items.folds[item.id] for item in items.test if item.references == ("money",))
     assert sorted(rare.values()) == [2, 2, 2, 3, 3]
@@ -219,7 +221,7 @@ def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lac
 
 
 def test_three_clusters_are_split_into_training_validation_and_test(tmp_path):
-    rows = letters(12, cluster=lambda i: f"c{min(i, 2)}")
+    rows = make_letters(12, cluster=lambda i: f"c{min(i, 2)}")
     items = load_task(task(tmp_path, rows, folds=None), 0)
     assert sorted(len({e.cluster for e in of}) for of in (items.train, items.validation, items.test)) == [
         1,
@@ -227,4 +229,144 @@ def test_three_clusters_are_split_into_training_validation_and_test(tmp_path):
         1,
     ]
     with pytest.raises(UserError, match=r"of 2 clusters or questions only; .* at least 3"):
-        load_task(task(tmp_path, letters(12, cluster=lambda i: f"c{i % 2}"), folds=None), 0)
+        load_task(task(tmp_path, make_letters(12, cluster=lambda i: f"c{i % 2}"), folds=None), 0)
+
+
+NAMES = ("prompt", "shots", "bag", "lora")
+CANDIDATES = """\
+  prompt: {method: base}
+  shots: {prompting: {few_shot: {select: knn, shots: 2}}}
+  bag: {method: classifier}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
+"""
+
+
+def write_folds(folder, model, **data):
+    path = tiny_experiment.write(folder, model, CANDIDATES)
+    rows(folder / "suites" / "letters" / "all.jsonl", letters(slice(0, 8)))
+    given = {"all": "letters/all.jsonl", "folds": 3, **data}
+    target = tiny_experiment.TARGET.replace(
+        "{train: letters/train.jsonl, validation: letters/validation.jsonl, test: letters/test.jsonl}",
+        json.dumps(given),
+    )
+    assert target != tiny_experiment.TARGET
+    (folder / "suites" / "letters.yaml").write_text(target)
+    return path
+
+
+@pytest.fixture(scope="module")
+def file_and_report(tiny, own_cache, tmp_path_factory):
+    path = write_folds(tmp_path_factory.mktemp("folds"), tiny)
+    return path, tiny_experiment.run(path)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_rows(path, name):
+    at = Store(path.parent / "runs")
+    return store.read_rows(at, runs_of(path)[name].rows["letters/test"])
+
+
+test_rows.__test__ = False
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
+    path, _ = file_and_report
+    tested = {name: test_rows(path, name) for name in NAMES}
+    n = len(tested["lora"])
+    assert n > len(letters(slice(0, 8))) // 2
+    for name in ("shots", "bag", "lora"):
+        assert len({row.example_id for row in tested[name]}) == n
+        assert {row.fold for row in tested[name]} == {1, 2, 3}
+        assert [row.position for row in tested[name]] == list(range(n))
+    assert {row.fold for row in tested["prompt"]} == {0}  # one model that saw nothing answers all
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file_and_report):
+    path, _ = file_and_report
+    tested = test_rows(path, "shots")
+    of_word = {row.cluster: row.fold for row in tested}
+    assert all(of_word[row.cluster] == row.fold for row in tested)
+    for row in tested:
+        shown = row.prompt
+        asked = [word for word in of_word if f" {word} " in f" {shown} ".replace(".", " ").replace("?", " ")]
+        others = {of_word[word] for word in asked if word != row.cluster}
+        assert row.fold not in others
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_rows(file_and_report):
+    path, _ = file_and_report
+    run = runs_of(path)["lora"]
+    at = Store(path.parent / "runs")
+    behind = run.training.stands_on
+    assert len(behind) == 3
+    assert len({run.weights_digest, *behind.values()}) == 4
+    assert all((at.weights(key) / "fit.json").exists() for key in (run.training.fit_key, *behind))
+    assert not store.list_unreferenced(at, store.References()) or True
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_measured(file_and_report):
+    _, found = file_and_report
+    compared = {f.name: f.vs_prompt or f.vs_untrained for f in found.facts}
+    assert compared["lora"].estimator == "folds"
+    text = report.to_markdown(found) if hasattr(report, "to_markdown") else json.dumps(report.to_json(found))
+    assert "3 folds of" in text
+    assert "made without it" in text
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_second_compare_computes_nothing(file_and_report):
+    path, found = file_and_report
+    runs = path.parent / "runs"
+    before = {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")}
+    weights = sorted(p.name for p in (runs / "weights").iterdir())
+    again = tiny_experiment.run(path)
+    assert {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")} == before
+    assert sorted(p.name for p in (runs / "weights").iterdir()) == weights
+    assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(
+    file_and_report, command
+):
+    path, found = file_and_report
+    kept = {p: p.read_text() for p in (path.parent / "runs" / "rows").glob("*/folds.json")}
+    assert kept
+    for lost in kept:
+        lost.unlink()
+    code, _, said = command("gate", "--candidate", "lora", "-c", path)
+    assert code == 5, said
+    assert "harness compare" in said
+    again = tiny_experiment.run(path)
+    assert {p: p.read_text() for p in kept} == kept
+    assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(file_and_report):
+    path, _ = file_and_report
+    adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
+    given = path.with_name("given.yaml")
+    given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
+    (note,) = describe_training_rows(tiny_experiment.session(given), ["given"])
+    assert note.startswith("given: made elsewhere")
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_learning_curve_is_refused(file_and_report):
+    path, _ = file_and_report
+    with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
+        tiny_experiment.run(path, learning_curve=True)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("verb", [("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")])
+def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command, verb):
+    path, _ = file_and_report
+    code, _, said = command(*verb, "prompt", "-c", path, "--out", "new.jsonl")
+    assert code == 2
+    assert "folds: 3, in which every training row is tested too" in said

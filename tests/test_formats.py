@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -122,23 +123,48 @@ PAIRS = [
 def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
     example = load(test=[ROWS[name]]).test[0]
     assert (example.messages, example.references) == ((ASKED,), ("Me.",))
+    assert example.slice == ("open_qa" if "Dolly" in name else "")
+    if name in ("MedQA", "RACE", "C-Eval"):
+        assert example.choices == ("You.", "Me.")
 
 
-@pytest.mark.parametrize("right", ["3", 3, "D", "none", [1]])
-def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
-    row = {"question": "Who?", "choices": ["You.", "Me."], "answer": right}
-    assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
+AGAIN = {"role": "user", "content": "Sure?"}
+YES = {**SAID, "content": "Yes."}
+PARTS = [{"type": "text", "text": "What is"}, {"type": "input_text", "text": "it?"}]
+ABOUT = {"instruction": "Translate.", "input": "chat", "output": "cat"}
+CONTEXT = {"context": "It is I.", "question": "Who?", "answers": ["I"]}
+TEMPLATE = {"prompt": "Do: {instruction}", "reference": "{score}"}
+REACHES = {"prompt": "{q}", "reference": "{a.text}"}
 
 
-@pytest.mark.parametrize("name", ["MedQA", "RACE", "C-Eval"])
-def test_options_and_lettered_columns_are_choices(load, name):
-    assert load(test=[ROWS[name]]).test[0].choices == ("You.", "Me.")
+def say(text):
+    return {"role": "user", "content": text}
 
 
-def test_choices_that_a_csv_file_holds_as_json_are_read(load):
-    row = {"question": "Who?", "options": '["You.", "Me."]', "answer": "B"}
-    (item,) = load(test=[row]).test
-    assert (item.choices, item.references) == (("You.", "Me."), ("Me.",))
+@pytest.mark.parametrize(
+    ("row", "fields", "messages", "references"),
+    [
+        (ABOUT, {}, [say("Translate.\n\nchat")], ("cat",)),
+        (CONTEXT, {}, [say("Context:\nIt is I.\n\nWho?")], ("I",)),
+        ({"question": "Who?", "options": '["You.", "Me."]', "answer": "B"}, {}, [ASKED], ("Me.",)),
+        ({**ROWS["ShareGPT"], "system": "Be brief."}, {}, [BRIEF, ASKED], ("Me.",)),
+        ({"messages": [BRIEF, ASKED, SAID]}, {}, [BRIEF, ASKED], ("Me.",)),
+        ({"messages": [ASKED, SAID, AGAIN, YES]}, {}, [ASKED, SAID, AGAIN], ("Yes.",)),
+        ({"messages": [{**ASKED, "content": PARTS}, SAID]}, {}, [say("What is\nit?")], ("Me.",)),
+        # Templates win over a layout, and one leaves the rest to it.
+        ({**ROWS["Alpaca"], "score": 3}, TEMPLATE, [say("Do: Who?")], ("3",)),
+        (ROWS["SQuAD"], {"prompt": "Q: {question}"}, [say("Q: Who?")], ("Me.",)),
+        ({"q": "Who?", "a": {"text": ["Me.", "I"]}}, REACHES, [ASKED], ("Me.", "I")),
+    ],
+)
+def test_what_a_row_holds_besides_is_asked_in_its_place(load, row, fields, messages, references):
+    (item,) = load(test=[row], fields=fields).test
+    assert ([*item.messages], item.references) == (messages, references)
+
+
+def test_the_layout_is_said(load):
+    said = "read as Dolly rows (instruction, context (may be empty), response)"
+    assert load(test=[ROWS["Dolly"]]).read_as[0].endswith(said)
 
 
 WORDS = ("w", "x", "y", "z")
@@ -187,15 +213,12 @@ def test_what_numbers_beside_choices_are_is_found_over_all_rows(load, column, ch
 @pytest.mark.parametrize(
     ("columns", "is_refused"),
     [
-        ({"answer": "x", "answer_idx": 1}, False),
-        ({"answer": "x", "answer_idx": 2}, False),
-        ({"answer": "x", "answer_idx": "B"}, False),
-        ({"answer": "x", "answer_idx": 3}, True),
-        ({"answer": "x", "answer_idx": "A"}, True),
-        ({"answerKey": "B", "correct_answer": "w"}, True),
+        ({"answer": "x", "answer_idx": 1}, False), ({"answer": "x", "answer_idx": 2}, False),
+        ({"answer": "x", "answer_idx": "B"}, False), ({"answer": "x", "answer_idx": 3}, True),
+        ({"answer": "x", "answer_idx": "A"}, True), ({"answerKey": "B", "correct_answer": "w"}, True),
         ({"answer": "x", "label": 3}, False),
     ],
-)
+)  # fmt: skip
 def test_two_columns_that_name_other_choices_are_refused(load, columns, is_refused):
     row = {"question": "Who?", "choices": WORDS, **columns}
     if is_refused:
@@ -235,15 +258,13 @@ def test_init_writes_from_where_places_count_and_clean_keeps_them(command):
     assert (code, Path("c.csv").read_text()) == (0, Path("r.csv").read_text())
 
 
-def test_init_refuses_places_that_may_count_from_0_or_1_and_clean_keeps_them(command):
+def test_init_and_clean_keep_from_where_places_count_and_such_rows_are_not_mixed(command, data):
     write_places([1, 2, 3] * 10)
     code, _, said = command("init", "new", "--data", "r.csv")
     assert (code, "'x' if answers are places from 0 and 'w' if they are places from 1" in said) == (2, True)
     assert command("data", "clean", "r.csv", "--out", "c.csv")[0] == 0
     assert Path("c.csv").read_text() == Path("r.csv").read_text()
 
-
-def test_rows_that_count_from_0_and_from_1_are_not_mixed(data):
     write_places([1, 2, 3, 4])
     Path("r.csv").rename("one.csv")
     write_places([0, 1, 2, 3])
@@ -251,37 +272,10 @@ def test_rows_that_count_from_0_and_from_1_are_not_mixed(data):
     assert (code, "numbers are places from 0" in said) == (2, True)
 
 
-def test_an_item_with_two_equal_choices_is_refused(load):
-    row = {"question": "Who?", "choices": ["Me.", "You.", "Me. "], "answer": "B"}
-    assert list_problems(load, test=[row])[0][1:] == ("the choice 'Me.' twice", "choices that differ")
-
-
 @pytest.mark.parametrize("name", PAIRS)
 def test_a_preference_row_becomes_a_pair(load, name):
     pair = load(test=[{"prompt": "x", "reference": "y"}], pairs=[ROWS[name]]).pairs[0]
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
-
-
-def test_what_the_instruction_is_about_follows_it(load):
-    rows = [{"instruction": "Translate.", "input": "chat", "output": "cat"}]
-    assert load(test=rows).test[0].prompt == "Translate.\n\nchat"
-
-
-def test_the_category_of_an_instruction_is_its_slice(load):
-    assert load(test=[ROWS["mirror of Dolly"]]).test[0].slice == "open_qa"
-
-
-def test_a_system_message_stays_in_front(load):
-    turns = [{"from": "system", "value": "Be brief."}, *ROWS["ShareGPT"]["conversations"]]
-    apart = {**ROWS["ShareGPT"], "system": "Be brief."}
-    items = load(test=[{"conversations": turns}, apart]).test
-    assert [item.messages for item in items] == [(BRIEF, ASKED)] * 2
-
-
-def test_earlier_turns_of_a_conversation_are_asked(load):
-    again = {"role": "user", "content": "Sure?"}
-    item = load(test=[{"messages": [ASKED, SAID, again, {**SAID, "content": "Yes."}]}]).test[0]
-    assert (item.messages, item.references) == ((ASKED, SAID, again), ("Yes.",))
 
 
 def test_the_shared_beginning_of_two_transcripts_is_the_prompt(load):
@@ -317,38 +311,17 @@ def test_a_transcript_is_read_back_as_it_was_written(before, last, chosen, rejec
     assert (fields["chosen"], fields["rejected"]) == (chosen, rejected)
 
 
-def test_the_layout_is_said(load):
-    assert (
-        load(test=[ROWS["Dolly"]])
-        .read_as[0]
-        .endswith("read as Dolly rows (instruction, context (may be empty), response)")
-    )
-
-
-def test_templates_win_over_a_layout(load):
-    fields = {"prompt": "Do: {instruction}", "reference": "{score}"}
-    item = load(test=[{**ROWS["Alpaca"], "score": 3}], fields=fields).test[0]
-    assert (item.prompt, item.references) == ("Do: Who?", ("3",))
-
-
-def test_one_template_leaves_the_rest_to_the_layout(load):
-    item = load(test=[ROWS["SQuAD"]], fields={"prompt": "Q: {question}"}).test[0]
-    assert (item.prompt, item.references) == ("Q: Who?", ("Me.",))
-
-
-def test_a_template_reaches_into_a_field(load):
-    item = load(
-        test=[{"q": "Who?", "a": {"text": ["Me.", "I"]}}], fields={"prompt": "{q}", "reference": "{a.text}"}
-    )
-    assert item.test[0].references == ("Me.", "I")
-
-
-def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(load):
+def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_where_the_task_says_so(load):
     rows = [ROWS["Alpaca"], {"instruction": "Who?", "output": "Me.", "extra": "x"}]
     found = list_problems(
         load, test=rows, fields={"prompt": "{instruction} {extra}", "reference": "{output}"}
     )
     assert [(where, what) for where, what, _ in found] == [("test.jsonl:1", "no field 'extra'")]
+
+    rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
+    items = load(test=rows, data={"invalid_rows": "drop"})
+    assert len(items.test) == 1
+    assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
 @pytest.mark.parametrize(
@@ -411,36 +384,45 @@ def test_a_template_that_names_a_missing_field_is_refused_with_row_and_field(loa
         ),
         ([{"question": "Who?", "answers": []}], "test.jsonl:1", "no answer in 'answers'"),
         ([{"prompt": "Who?", "reference": ""}], "test.jsonl:1", "an empty reference"),
+        (
+            [{"question": "Who?", "choices": ["Me.", "You.", "Me. "], "answer": "B"}],
+            "test.jsonl:1",
+            "the choice 'Me.' twice",
+        ),
     ],
 )
 def test_a_row_that_does_not_fit_its_layout_is_refused_at_its_line(load, rows, where, found):
     assert list_problems(load, test=rows)[0][:2] == (where, found)
+    if len(rows) == 1 and where == "test.jsonl:1":
+        with pytest.raises(UserError, match=re.escape(found)):  # not one usable row is left
+            load(test=rows, data={"invalid_rows": "drop"})
+
+
+@pytest.mark.parametrize("right", ["3", 3, "D", "none", [1]])
+def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
+    row = {"question": "Who?", "choices": ["You.", "Me."], "answer": right}
+    assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
 
 
 def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_the_pair(load):
-    again = {
-        "message_id": "n",
-        "text": "Sure?",
-        "role": "prompter",
-        "replies": [{"text": "Yes.", "role": "assistant"}],
-    }
+    replies = [{"text": "Yes.", "role": "assistant"}]
     root = tree("Who?", "You.", "Me.", "No.")
-    root["replies"][1]["replies"] = [again]
+    root["replies"][1]["replies"] = [
+        {"message_id": "n", "text": "Sure?", "role": "prompter", "replies": replies}
+    ]
     row = {"message_tree_id": "t", "prompt": root}
     loaded = load(test=[row], pairs=[{**row, "prompt": tree("Where?", "Here.", "There.", "No.")}])
-    assert loaded.test[0].messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
+    assert loaded.test[0].messages == (ASKED, SAID, AGAIN)
     assert loaded.test[0].references == ("Yes.",)
     assert (loaded.pairs[0].references, loaded.pairs[0].rejected) == (("There.",), "No.")
 
 
 def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
-    again = {"role": "user", "content": "Sure?"}
     skipped = {**SAID, "content": "Hm.", "weight": 0}
-    talk = [BRIEF, ASKED, SAID, again, skipped, again, {**SAID, "content": "Yes."}]
-    rows = [{"messages": talk}, {"id": "b", "messages": [{**ASKED, "content": "Why?"}, SAID]}]
-    loaded = load(
-        train=rows, test=[{"messages": [{**ASKED, "content": "When?"}, SAID]}], data={"turns": "all"}
-    )
+    talk = [BRIEF, ASKED, SAID, AGAIN, skipped, AGAIN, YES]
+    rows = [{"messages": talk}, {"id": "b", "messages": [say("Why?"), SAID]}]
+    test = [{"messages": [say("When?"), SAID]}]
+    loaded = load(train=rows, test=test, data={"turns": "all"})
     made = sorted((*loaded.train, *loaded.validation), key=lambda e: e.id)
     assert [(e.id, e.cluster, e.references) for e in made] == [
         ("b-1", "b", ("Me.",)),
@@ -448,18 +430,9 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
         ("train-0-6", "train-0", ("Yes.",)),
     ]
     assert made[1].messages == (BRIEF, ASKED)
-    assert made[2].messages == (BRIEF, ASKED, SAID, again, {**SAID, "content": "Hm."}, again)
-
-
-def test_all_turns_of_rows_without_turns_are_refused(load):
+    assert made[2].messages == (BRIEF, ASKED, SAID, AGAIN, {**SAID, "content": "Hm."}, AGAIN)
     found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})
     assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
-
-
-def test_completions_of_equal_ratings_are_no_pair(load):
-    rated = [{"response": text, "overall_score": 7} for text in ("Me.", "You.")]
-    found = list_problems(load, test=[ROWS["chat"]], pairs=[{"instruction": "Where?", "completions": rated}])
-    assert found[0][:2] == ("pairs.jsonl:1", "no two answers of different ratings")
 
 
 @pytest.mark.parametrize(
@@ -479,22 +452,14 @@ def test_completions_of_equal_ratings_are_no_pair(load):
         ({"chosen": "x", "rejected": "y"}, "no field 'prompt'"),
         ({"prompt": "Q", "chosen": "x"}, "no field 'rejected'"),
         ({"chosen": [], "rejected": []}, "an empty conversation"),
+        (
+            {"instruction": "Q", "completions": [{"response": t, "overall_score": 7} for t in "xy"]},
+            "no two answers of different ratings",
+        ),
     ],
 )
 def test_a_pair_that_prefers_nothing_is_refused(load, pair, found):
     assert list_problems(load, test=[ROWS["chat"]], pairs=[pair])[0][:2] == ("pairs.jsonl:1", found)
-
-
-def test_unusable_rows_are_removed_with_a_message_where_the_task_says_so(load):
-    rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
-    items = load(test=rows, data={"invalid_rows": "drop"})
-    assert len(items.test) == 1
-    assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
-
-
-def test_a_file_without_one_usable_row_is_refused_all_the_same(load):
-    with pytest.raises(UserError, match="an empty 'output'"):
-        load(test=[{**ROWS["Alpaca"], "output": ""}], data={"invalid_rows": "drop"})
 
 
 def articles(n=12, per_article=5):
@@ -510,48 +475,31 @@ def articles(n=12, per_article=5):
     ]
 
 
-def test_a_context_stands_in_front_of_its_question(load):
-    assert load(test=articles(1, 1)).test[0].prompt == "Context:\nText 0 has part 0.\n\nWhat is 0 of 0?"
-
-
-def test_a_context_is_left_to_retrieval_where_there_are_documents(load):
-    item = load(test=articles(1, 1), documents=[{"id": "kb", "text": "Else."}]).test[0]
-    assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
-
-
-def test_questions_on_one_context_are_one_cluster(load):
-    clusters = [item.cluster for item in load(test=articles(1, 4)).test]
-    assert len(set(clusters)) == 2
-
-
-def test_one_file_is_split_by_article(load):
+def test_one_file_is_split_by_article_label_and_question_whatever_the_seed(load):
+    assert len({item.cluster for item in load(test=articles(1, 4)).test}) == 2
     items = load(all=articles(), fields={"cluster": "{article}"})
     seen = [{item.cluster for item in split} for split in (items.train, items.validation, items.test)]
     assert sum(map(len, seen)) == len(set.union(*seen)) == 12
     assert len(items.train) + len(items.validation) + len(items.test) == 60
     assert 5 <= len(items.test) <= 15
+    item = load(test=articles(1, 1), documents=[{"id": "kb", "text": "Else."}]).test[0]
+    assert (item.prompt, item.documents) == ("What is 0 of 0?", ())
 
-
-def test_the_test_rows_of_one_file_do_not_depend_on_the_seed(load):
     rows = [{"prompt": f"What is {i}?", "reference": str(i)} for i in range(50)]
     one, two = load(all=rows, seed=0), load(all=rows, seed=1)
     assert one.test == two.test
     assert one.validation != two.validation
 
+    rows = [{"prompt": f"what is {i // 2}?", "reference": str(i)} for i in range(60)]
+    items = load(all=rows)
+    sides = [{item.prompt for item in split} for split in (items.train, items.validation, items.test)]
+    assert sum(map(len, sides)) == 30
 
-def test_labels_are_spread_over_the_splits_of_one_file(load):
     rows = [{"prompt": f"What is {i}?", "reference": "rare" if i % 10 == 0 else "often"} for i in range(100)]
     items = load(all=rows, labels=["rare", "often"])
     for split, n in ((items.train, 64), (items.validation, 16), (items.test, 20)):
         assert len(split) == n
         assert 0.05 < sum(item.references == ("rare",) for item in split) / n < 0.15
-
-
-def test_equal_questions_of_one_file_stay_on_one_side(load):
-    rows = [{"prompt": f"what is {i // 2}?", "reference": str(i)} for i in range(60)]
-    items = load(all=rows)
-    sides = [{item.prompt for item in split} for split in (items.train, items.validation, items.test)]
-    assert sum(map(len, sides)) == 30
 
 
 @pytest.mark.parametrize("part", ["train", "validation", "test"])
@@ -565,14 +513,11 @@ def transcripts(n):
     return [{"chosen": begin.format(i) + " Me.", "rejected": begin.format(i) + " No."} for i in range(n)]
 
 
-def test_pairs_in_the_one_file_of_all_are_those_of_its_training_rows(load, tmp_path):
+def test_pairs_of_what_is_set_aside_are_left_out(load, tmp_path):
     path = write(tmp_path / "pairs.jsonl", transcripts(50))
     items = load(data={"all": path, "pairs": path})
     assert [p.messages for p in items.pairs] == [item.messages for item in items.train]
     assert items.removed[0].endswith("18 pairs left out, set aside for validation or test")
-
-
-def test_pairs_of_a_cluster_that_is_set_aside_are_left_out(load):
     rows = [{"prompt": f"What is {i}?", "reference": "x", "cluster": f"c{i // 5}"} for i in range(50)]
     pairs = [{"prompt": f"Why {i}?", "chosen": "a", "rejected": "b", "cluster": f"c{i}"} for i in range(10)]
     items = load(all=rows, pairs=pairs)
@@ -660,10 +605,8 @@ def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
     row = Row("r:1", {"messages": turns})
     found = formats.read(row, formats.recognise([row])).fields
     assert [turn["role"] for turn in found["messages"]] == ["user", "assistant", "user"]
-    assert found["messages"][1]["content"].splitlines() == [
-        '{"name": "add", "arguments": {"a": 1}}',
-        '{"name": "sub", "arguments": {"a": 1}}',
-    ]
+    expected = ['{"name": "add", "arguments": {"a": 1}}', '{"name": "sub", "arguments": {"a": 1}}']
+    assert found["messages"][1]["content"].splitlines() == expected
     assert found["messages"][2]["content"] == "2\n0"
     last = Row("r:2", {"messages": turns[:2]})
     assert formats.read(last, formats.recognise([last])).fields["references"][0].startswith('{"name": "add"')
@@ -681,11 +624,8 @@ def test_turns_that_are_calls_and_results_by_their_role_are_read_as_such(roles):
     ]
     row = Row("r:1", {"conversations": [{"from": who, "value": text} for who, text in said]})
     found = formats.read(row, formats.recognise([row])).fields
-    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == [
-        ("user", "Who?"),
-        ("assistant", '{"name": "find", "arguments": {"a": 1}}'),
-        ("user", "2\n0"),
-    ]
+    expected = [("user", "Who?"), ("assistant", '{"name": "find", "arguments": {"a": 1}}'), ("user", "2\n0")]
+    assert [(turn["role"], turn["content"]) for turn in found["messages"]] == expected
     assert found["references"] == ['{"name": "add", "arguments": {"a": 1}}\n{"name": "sub", "arguments": {}}']
 
 
@@ -722,7 +662,7 @@ def test_tools_that_a_row_defines_stand_in_its_system_message_with_the_form_of_a
     assert [json.loads(line) for line in defined] == [WEATHER]
 
 
-def test_rows_of_xlam_ask_for_calls_of_their_tools(load):
+def test_rows_of_xlam_and_openais_preferences_ask_for_calls_of_their_tools(load):
     calls = json.dumps([{"name": "weather", "arguments": {"city": name}} for name in ("Bern", "Rome")])
     asked = {"query": "Who?", "tools": json.dumps([WEATHER])}
     some, none = load(test=[{**asked, "answers": calls}, {**asked, "query": "Hm?", "answers": "[]"}]).test
@@ -730,45 +670,6 @@ def test_rows_of_xlam_ask_for_calls_of_their_tools(load):
     assert some.references == ("\n".join(json.dumps(call) for call in json.loads(calls)),)
     assert none.references == ("[]",)
 
-
-def test_answers_of_xlam_that_are_no_calls_are_refused(load):
-    row = {"query": "Who?", "tools": json.dumps([WEATHER]), "answers": 7}
-    assert list_problems(load, test=[row])[0][1] == "answers of another form"
-
-
-def test_tools_stand_behind_the_system_message_that_a_row_has(load):
-    turns = [{"role": "system", "content": "Be brief."}, ASKED, CALL]
-    (system, _) = load(test=[{"messages": turns, "tools": [WEATHER]}]).test[0].messages
-    assert system["content"].startswith("Be brief.\n\nYou can call these tools.")
-
-
-def test_a_function_without_arguments_is_a_tool_beside_others(load):
-    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"name": "now", "description": "the time"}]}
-    (system, _) = load(test=[row]).test[0].messages
-    assert json.loads(system["content"].splitlines()[-1]) == {"name": "now", "description": "the time"}
-
-
-@pytest.mark.parametrize("written", [str([WEATHER]), json.dumps([WEATHER])[:-1]])
-def test_definitions_of_tools_that_are_no_json_are_refused(load, written):
-    ((where, found, _),) = list_problems(load, test=[{"messages": [ASKED, CALL], "tools": written}])
-    assert (where, found) == ("test.jsonl:1", "definitions that are not JSON in 'tools'")
-
-
-def test_tools_that_the_system_message_of_a_row_defines_are_not_defined_twice(load):
-    tool = {**WEATHER, "description": "the forecast of a city"}
-    system = {"role": "system", "content": f"Call within <tool_call>. <tools>{json.dumps([tool])}</tools>"}
-    row = {"messages": [system, ASKED, CALL], "tools": [tool]}
-    assert load(test=[row]).test[0].messages == (system, ASKED)
-    system["content"] = 'Ask "weather" first.'
-    assert load(test=[row]).test[0].messages[0]["content"].endswith(json.dumps(tool))
-
-
-def test_tools_stand_in_an_empty_system_message_alone(load):
-    row = {"messages": [{"role": "system", "content": ""}, ASKED, CALL], "tools": [WEATHER]}
-    assert load(test=[row]).test[0].messages[0]["content"].startswith("You can call these tools.")
-
-
-def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(load):
     row = ROWS["OpenAI preference"]
     row = {**row, "input": {**row["input"], "tools": [WEATHER]}}
     (pair,) = load(pairs=[row], test=[{"inputs": "1?", "targets": "2"}]).pairs
@@ -777,22 +678,48 @@ def test_tools_of_openais_preference_rows_are_read_too_as_pairs_and_as_items(loa
     assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
 
 
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"messages": [ASKED, CALL], "tools": text}, "definitions that are not JSON in 'tools'")
+        for text in (str([WEATHER]), json.dumps([WEATHER])[:-1])
+    ]
+    + [
+        (
+            {"messages": [ASKED, CALL], "tools": [WEATHER, {"type": "web_search"}]},
+            '{"type": "web_search"} among the tools in \'tools\'',
+        ),
+        ({"query": "Who?", "tools": json.dumps([WEATHER]), "answers": 7}, "answers of another form"),
+    ],
+)
+def test_tools_and_calls_of_another_form_are_refused(load, columns, found):
+    assert list_problems(load, test=[columns])[0][:2] == ("test.jsonl:1", found)
+
+
+def test_tools_stand_in_the_system_message_of_a_row_once_and_behind_what_it_says(load):
+    tool = {**WEATHER, "description": "the forecast of a city"}
+    now = {"name": "now", "description": "the time"}  # takes no arguments
+
+    def read_system(text, *tools):
+        system = {"role": "system", "content": text}
+        return (
+            load(test=[{"messages": [system, ASKED, CALL], "tools": [*tools]}]).test[0].messages[0]["content"]
+        )
+
+    defined = f"Call within <tool_call>. <tools>{json.dumps([tool])}</tools>"
+    assert read_system(defined, tool) == defined
+    assert read_system('Ask "weather" first.', tool).endswith(json.dumps(tool))
+    assert read_system("Be brief.", WEATHER).startswith("Be brief.\n\nYou can call these tools.")
+    assert read_system("", WEATHER).startswith("You can call these tools.")
+    assert json.loads(read_system("", WEATHER, now).splitlines()[-1]) == now
+    row = {"query": "Rain?", "tools": json.dumps([WEATHER]), "call": "weather"}
+    fields = {"prompt": "{query}\n{tools}", "reference": "{call}"}  # a template that writes them itself
+    assert load(fields=fields, test=[row]).test[0].prompt == f"Rain?\n{row['tools']}"
+
+
 @pytest.mark.parametrize("column", ["hammer", ["hammer"], [{"name": "hammer", "price": 3}], [], None, "[1"])
 def test_a_column_that_is_only_named_tools_adds_nothing_to_what_is_asked(load, column):
     assert load(test=[{"messages": [ASKED, SAID], "tools": column}]).test[0].messages == (ASKED,)
-
-
-def test_a_template_that_writes_the_tools_itself_has_them_once(load):
-    fields = {"prompt": "{query}\n{tools}", "reference": "{call}"}
-    row = {"query": "Rain?", "tools": json.dumps([WEATHER]), "call": "weather"}
-    (asked,) = load(fields=fields, test=[row]).test[0].messages
-    assert asked["content"] == f"Rain?\n{json.dumps([WEATHER])}"
-
-
-def test_something_else_among_the_tools_of_a_row_is_refused(load):
-    row = {"messages": [ASKED, CALL], "tools": [WEATHER, {"type": "web_search"}]}
-    ((where, found, _),) = list_problems(load, test=[row])
-    assert (where, found) == ("test.jsonl:1", '{"type": "web_search"} among the tools in \'tools\'')
 
 
 @pytest.mark.parametrize(
@@ -809,9 +736,3 @@ def test_rows_with_parts_that_are_no_text_are_said_once_with_their_number(load, 
     assert problems[0][:2] == ("test.jsonl:1", f"{found} in a turn of 'user', the first of 12 such rows")
     assert "only text is read" in problems[0][2]
     assert [where for where, *_ in problems] == ["test.jsonl:1", "test.jsonl:13"]
-
-
-def test_turns_in_several_parts_of_text_are_read(load):
-    parts = [{"type": "text", "text": "What is"}, {"type": "input_text", "text": "it?"}]
-    items = load(test=[{"messages": [{"role": "user", "content": parts}, SAID]}])
-    assert items.test[0].messages[0]["content"] == "What is\nit?"

@@ -1,15 +1,24 @@
-"""The study of fronts: its steps, what it chooses on validation, and a page that says what did not run."""
+"""Fronts of gains and costs, and baselines that are compared with fine-tunes."""
+
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
+from fake_facts import alternatives, candidate, make_fine_tune
+from openai_server import Model, serve_model
+from test_decision import find_reason, make_decision
 
+from harness.errors import UserError
+from harness.experiment import compare
+from harness.models.endpoints import is_private
+from harness.release.stored import gate_stored
+from harness.report.document import markdown
+from harness.report.sections import experiment_document
 from reports.studies.fronts.choice import choose, share_of_gain
 from reports.studies.fronts.fronts_page import page
 from reports.studies.fronts.plan import make, plan, report_done
 from reports.studies.fronts.rows import Row, rows_of
 from reports.studies.fronts.ways import WAYS, candidates, way_of
-
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 PARAMS = "{r: 2, max_steps: 1, max_length: 250, learning_rate: 0.01}"
 CANDIDATES = f"""\
@@ -29,6 +38,7 @@ def steps_file(tiny, own_cache, tmp_path_factory):
     return file
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_steps_are_made_one_at_a_time_and_the_page_lists_what_is_left(steps_file, tmp_path):
     steps = plan(steps_file)
@@ -69,15 +79,10 @@ ROWS = [
 ]
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_share_of_the_gain_is_that_over_the_prompt_on_one_kind_of_machine():
-    assert {row.candidate: round(share_of_gain(ROWS, row), 3) for row in ROWS} == {
-        "prompt": 0.0,
-        "plain-1": 1.0,
-        "a-1": 0.95,
-        "a-2": 0.925,
-        "b-1": 1.25,
-        "c-2": 0.5,
-    }
+    expected = {"prompt": 0.0, "plain-1": 1.0, "a-1": 0.95, "a-2": 0.925, "b-1": 1.25, "c-2": 0.5}
+    assert {row.candidate: round(share_of_gain(ROWS, row), 3) for row in ROWS} == expected
     assert share_of_gain(ROWS[:1], ROWS[0]) is None
     other = [make_row("prompt", 0.0, machine="a GPU"), make_row("plain-1", 0.5, machine="a GPU")]
     assert share_of_gain([*ROWS, *other], make_row("d-1", 0.25, machine="a GPU")) is None
@@ -86,6 +91,7 @@ def test_a_share_of_the_gain_is_that_over_the_prompt_on_one_kind_of_machine():
     assert share_of_gain(rows, rows[2]) == pytest.approx(0.95)
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_path):
     assert choose(ROWS) == ["a-2", "b-1", "c-2"]
     same = make_row("d-1", 0.6)._replace(remark="d-1: d found nothing to change")
@@ -95,3 +101,81 @@ def test_of_ways_that_keep_the_gain_the_one_that_forgets_least_comes_first(tmp_p
     names = candidates(WAYS)
     assert {way_of(name) for name in names if name != "prompt"} == set(WAYS)
     assert len(names) == 1 + 2 * len(WAYS)
+
+
+LARGE = candidate("large", 0.90, method="endpoint", trained=True, baseline=True, leaves_machine=True)
+WITH_BASELINES = """\
+  prompt: {{method: base}}
+  large:
+    method: endpoint
+    role: baseline
+    params: {{base_url: {url}, model: tiny, usd_per_million_tokens: {{input: 3, output: 15}}}}
+  tuned: {{method: endpoint, params: {{base_url: {url}, model: tiny}}}}
+"""
+
+
+@pytest.fixture(scope="module")
+def file_and_report(tiny, own_cache, tmp_path_factory):
+    """Compare the base in memory with a baseline behind an address."""
+    folder = tmp_path_factory.mktemp("baseline")
+    with serve_model(Model(tiny)) as server:
+        path = tiny_experiment.write(folder, tiny, WITH_BASELINES.format(url=server.url))
+        yield path, compare(path)
+
+
+def find_large(found):
+    return next(f for f in found.facts if f.name == "large")
+
+
+def test_a_baseline_is_compared_with_fine_tunes_and_is_no_alternative_on_the_base():
+    decision = make_decision([*alternatives(), LARGE, make_fine_tune("lora", 0.81, -0.09)])
+    assert (decision.action, decision.candidate) == ("prompt", "large")
+    decision = make_decision([LARGE, make_fine_tune("lora", 0.97, 0.07)])
+    assert decision.candidate is None
+    assert "prompt only (prompting: zero_shot)" in decision.missing
+
+
+def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server_alone():
+    facts = [*alternatives(), LARGE, make_fine_tune("lora", 0.81, 0.07)]
+    decision = make_decision(facts, needs=("sensitive_data",))
+    assert decision.candidate == "lora"
+    expected = "Left out before the choice: large (sensitive data would go to an external server)."
+    assert find_reason(decision, "Left out before the choice") == expected
+    facts = [*alternatives(), replace(LARGE, leaves_machine=False), make_fine_tune("lora", 0.81, -0.09)]
+    assert make_decision(facts, needs=("sensitive_data",)).candidate == "large"
+
+
+@pytest.mark.parametrize(
+    ("url", "own"),
+    [
+        ("http://localhost:8000/v1", True), ("http://10.1.2.3/v1", True), ("http://[::1]:8000/v1", True),
+        ("http://models.internal/v1", True), ("http://gpu-box:8000/v1", True),
+        ("https://api.example.com/v1", False), ("http://8.8.8.8/v1", False), ("https://134744072/v1", False),
+        ("http://0x08080808/v1", False), ("http://[::ffff:8.8.8.8]/v1", False), ("http://ai/v1", False),
+        ("http://api.example.com./v1", False), ("http://127.1/v1", True), ("http://2130706433/v1", True),
+        ("http://box.lan/v1", True), ("http://box.home.arpa/v1", True), ("http://100.64.0.1/v1", True),
+        ("http://100.128.0.1/v1", False),
+    ],
+)  # fmt: skip
+def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
+    assert is_private(url) is own
+
+
+def test_a_baseline_is_measured_on_the_target_at_its_own_price_and_not_judged(file_and_report):
+    path, found = file_and_report
+    assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
+    assert find_large(found).verdict is None
+    assert "(a baseline, not judged)" in markdown(experiment_document(file_and_report[1]))
+    facts = find_large(file_and_report[1])
+    assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
+
+
+def test_the_gate_measures_the_gain_over_a_baseline_and_judges_none(file_and_report):
+    path, _ = file_and_report
+    (judged,) = gate_stored(path, "tuned", ["gate.target.gain=0.05"])
+    (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
+    assert "over the best untrained candidate" in rule.sentence
+    (judged,) = gate_stored(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
+    assert judged.candidate
+    with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
+        gate_stored(file_and_report[0], "large")

@@ -33,6 +33,10 @@ def suite_of(n_tasks, n, gains, losses):
     return [compare_task(f"task{i}", n, gains, losses) for i in range(n_tasks)]
 
 
+EQUAL = suite_of(8, 500, 25, 25)
+HOLDS = suite_of(11, 1000, 45, 40)
+
+
 def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False):
     return apply_rules(tasks, policy, validity=validity, target=target, identical=identical)
 
@@ -48,15 +52,13 @@ def compare_invalid(n, n_base, n_new):
     return compare_validity(arm(n_base), arm(n_new))
 
 
-def test_an_equal_model_with_many_items_passes():
-    found = verdict(suite_of(8, 500, 25, 25))
+def test_the_macro_passes_an_equal_model_and_fails_a_collapsed_one_or_a_small_loss_on_every_task():
+    found = verdict(EQUAL)
     assert found.outcome == "pass"
     assert found.macro.score == 0
     assert -0.02 < found.macro.low < 0 < found.macro.high
     assert (found.lost, found.gained) == (200, 200)
 
-
-def test_a_collapsed_model_fails_with_its_lost_tasks_and_items_named():
     chat = compare_task("chat", 150, 0, 120)
     found = verdict([*suite_of(7, 300, 15, 15), chat])
     assert found.outcome == "fail"
@@ -64,89 +66,71 @@ def test_a_collapsed_model_fails_with_its_lost_tasks_and_items_named():
     assert "chat/item-0000" in rule(found, "each").numbers["lost_items"]
     assert "chat fell 80.0 points [" in found.sentence
 
-
-def test_the_items_needed_would_settle_it():
-    """Four times 60 items a task at the same flips' share: the advice must be of that order."""
-    found = verdict(suite_of(3, 60, 3, 3))
-    n = 60 + found.items_needed // 3
-    flipped = round(0.05 * n)
-    assert verdict(suite_of(3, n, flipped, flipped)).outcome == "pass"
-
-
-def test_a_loss_found_at_the_margin_gets_the_items_that_an_equal_model_would_need():
-    found = verdict(suite_of(3, 60, 3, 4))
-    assert "the loss looks as large as the margin" in found.sentence
-    assert "if nothing is lost, some" in found.sentence
-    assert 180 < found.items_needed < 180 * 100
-
-
-def test_no_items_are_asked_for_where_an_equal_model_would_have_passed():
-    found = verdict(suite_of(8, 500, 20, 30))
-    assert (found.outcome, found.items_needed) == ("inconclusive", None)
-
-
-def test_a_small_loss_on_every_task_fails_by_the_macro_alone():
     found = verdict(suite_of(8, 500, 10, 32))
     assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("fail", "pass")
     assert found.sentence.startswith("FAIL: macro over 8 tasks: −4.4 [−5.")
     assert "margin 2.0 pp" in found.sentence
 
 
-def test_one_task_that_loses_fifteen_points_is_vetoed_though_the_macro_holds():
-    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 5, 50)])
+def test_the_items_needed_are_those_that_would_settle_it_if_any():
+    # Four times 60 items a task at the same flips' share: the advice must be of that order.
+    found = verdict(suite_of(3, 60, 3, 3))
+    n = 60 + found.items_needed // 3
+    flipped = round(0.05 * n)
+    assert verdict(suite_of(3, n, flipped, flipped)).outcome == "pass"
+
+    found = verdict(suite_of(3, 60, 3, 4))
+    assert "the loss looks as large as the margin" in found.sentence
+    assert "if nothing is lost, some" in found.sentence
+    assert 180 < found.items_needed < 180 * 100
+    found = verdict(suite_of(8, 500, 20, 30))
+    assert (found.outcome, found.items_needed) == ("inconclusive", None)
+
+    found = verdict(suite_of(1, 10, 0, 0))
+    assert found.outcome == "inconclusive"
+    assert found.items_needed > 1000
+    assert "more items would probably settle it if nothing is lost" in found.sentence
+    assert "as large as the margin" not in found.sentence
+
+
+def test_a_task_is_vetoed_where_more_than_its_margin_is_shown_to_be_lost():
+    found = verdict([*HOLDS, compare_task("facts", 300, 5, 50)])
     assert (rule(found, "macro").outcome, rule(found, "each").outcome) == ("pass", "fail")
     assert found.outcome == "fail"
     assert rule(found, "each").numbers["vetoed"] == ["facts"]
-
-
-def test_a_task_may_have_a_margin_of_its_own():
     tolerant = compare_task("facts", 300, 5, 50, margin=0.2)
-    found = verdict([*suite_of(11, 1000, 45, 40), tolerant])
+    found = verdict([*HOLDS, tolerant])
     assert rule(found, "each").outcome == "pass"
-
-
-def test_the_veto_is_corrected_for_the_number_of_tasks():
-    """12 of 80 lost has p = .04 against the margin of 5 pp of a single task."""
+    # 12 of 80 lost has p = .04 against the margin of 5 pp of a single task.
     doubtful = compare_task("doubtful", 80, 2, 10)
     alone = rule(verdict([doubtful]), "each").numbers["p_smallest"]
     among = rule(verdict([doubtful, *suite_of(3, 300, 15, 15)]), "each").numbers["p_smallest"]
     assert among == pytest.approx(4 * alone)
 
-
-def test_a_shown_loss_that_may_lie_within_the_margin_is_inconclusive():
-    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 5, 25)])
+    found = verdict([*HOLDS, compare_task("facts", 300, 5, 25)])
     assert (rule(found, "each").outcome, found.outcome) == ("inconclusive", "inconclusive")
     assert rule(found, "each").numbers["doubtful"] == ["facts"]
-    assert (
-        "whether more than the margin was lost is open: facts fell 6.7 points [3, 11], 5.0 allowed"
-        in found.sentence
-    )
-
-
-def test_a_loss_within_the_margin_does_not_stop_a_task():
-    found = verdict([*suite_of(11, 1000, 45, 40), compare_task("facts", 300, 2, 15)])
+    said = found.sentence
+    assert "whether more than the margin was lost is open: facts fell 6.7 points [3, 11], 5.0 allowed" in said
+    found = verdict([*HOLDS, compare_task("facts", 300, 2, 15)])
     assert found.outcome == "pass"
 
 
-def test_an_unadmitted_task_is_left_out_and_named():
+def test_tasks_that_cannot_show_forgetting_stay_out_of_the_macro_and_without_others_nothing_passes():
     lost = compare_task("riddles", 300, 0, 90, admitted=False)
-    found = verdict([*suite_of(8, 500, 25, 25), lost])
+    found = verdict([*EQUAL, lost])
     assert found.outcome == "pass"
     assert "left out, cannot show forgetting: riddles" in rule(found, "macro").sentence
     assert rule(found, "macro").numbers["left_out"] == ["riddles: at chance"]
 
-
-def test_bits_per_byte_never_enters_the_macro():
     metric = ratio_metric()
     base = np.stack([np.random.default_rng(0).gamma(5, 10, 50), np.full(50, 50.0)], axis=1)
     c = compare_rows(metric, rows(base, metric), rows(base * [3, 1], metric))
     english = TaskComparison(task("english", kind="bits_per_byte"), "capability", c, True, "")
-    found = verdict([*suite_of(8, 500, 25, 25), english])
+    found = verdict([*EQUAL, english])
     assert found.outcome == "pass"
     assert rule(found, "macro").numbers["n_tasks"] == 8
 
-
-def test_without_an_admitted_capability_task_nothing_passes():
     found = verdict(
         [compare_task("riddles", 300, 0, 0, admitted=False), compare_task("goal", 300, 9, 0, role="target")]
     )
@@ -167,21 +151,22 @@ def test_equal_weights_pass_by_identity():
 )
 def test_a_critical_task_is_judged_by_the_exact_bounds_of_its_loss_rate(n, lost, outcome):
     safety = compare_task("refuses", n, 0, lost, role="safety")
-    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
+    found = verdict([*EQUAL, safety], GatePolicy(critical=("refuses",)))
     assert rule(found, "critical").outcome == found.outcome == outcome
 
 
-def test_a_critical_suite_is_named_as_a_whole():
+def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothing():
     safety = compare_task("refuses", 200, 0, 60, role="safety", suite="safety")
-    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("safety",)))
+    found = verdict([*EQUAL, safety], GatePolicy(critical=("safety",)))
     assert "refuses: 60 of 200 items that the base passed are lost" in found.sentence
 
-
-def test_gains_on_a_critical_task_do_not_make_up_for_losses():
     safety = compare_task("refuses", 300, 100, 40, role="safety")
-    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(critical=("refuses",)))
+    found = verdict([*EQUAL, safety], GatePolicy(critical=("refuses",)))
     assert rule(found, "critical").numbers["refuses_passed"] == 200
     assert found.outcome == "fail"
+    found = verdict(EQUAL, GatePolicy(critical=("refuses",)))
+    assert found.outcome == "inconclusive"
+    assert "refuses was not measured" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -198,14 +183,8 @@ def test_of_a_critical_metric_where_lower_is_better_the_items_passed_are_those_w
 ):
     base, new = (rows([1.0] * k + [0.0] * (100 - k), LOWER) for k in (bad, worse))
     leaks = TaskComparison(task("leaks"), "safety", compare_rows(LOWER, base, new), False, "reported", "")
-    found = verdict([*suite_of(8, 500, 25, 25), leaks], GatePolicy(critical=("leaks",)))
+    found = verdict([*EQUAL, leaks], GatePolicy(critical=("leaks",)))
     assert said in rule(found, "critical").sentence
-
-
-def test_a_critical_task_that_was_not_measured_is_inconclusive():
-    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(critical=("refuses",)))
-    assert found.outcome == "inconclusive"
-    assert "refuses was not measured" in found.sentence
 
 
 @pytest.mark.parametrize(
@@ -215,13 +194,13 @@ def test_a_critical_task_that_was_not_measured_is_inconclusive():
 def test_a_safety_task_fails_where_more_than_its_margin_is_shown_to_be_lost(gained, lost, outcome):
     """Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points."""
     safety = compare_task("refuses", 100, gained, lost, role="safety")
-    found = verdict([*suite_of(8, 500, 25, 25), safety])
+    found = verdict([*EQUAL, safety])
     assert (rule(found, "safety").outcome, found.outcome) == (outcome, outcome)
 
 
 def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
     safety = compare_task("refuses", 200, 0, 60, role="safety")
-    found = verdict([*suite_of(8, 500, 25, 25), safety], GatePolicy(safety=None))
+    found = verdict([*EQUAL, safety], GatePolicy(safety=None))
     assert found.outcome == "pass"
     assert "gate.safety is null" in rule(found, "macro").numbers["left_out"][0]
 
@@ -231,15 +210,13 @@ def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
     [(600, 3, "pass"), (600, 60, "fail"), (600, 12, "inconclusive"), (50, 0, "inconclusive")],
 )
 def test_a_rise_of_invalid_answers_is_judged_on_its_own(n, n_new, outcome):
-    found = verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(n, 0, n_new))
+    found = verdict(EQUAL, validity=compare_invalid(n, 0, n_new))
     assert rule(found, "validity").outcome == found.outcome == outcome
 
 
-def test_fewer_invalid_answers_than_the_base_gave_are_welcome():
-    assert (
-        rule(verdict(suite_of(8, 500, 25, 25), validity=compare_invalid(300, 90, 0)), "validity").outcome
-        == "pass"
-    )
+def test_fewer_invalid_answers_are_welcome_and_a_target_that_was_not_measured_is_open():
+    assert rule(verdict(EQUAL, validity=compare_invalid(300, 90, 0)), "validity").outcome == "pass"
+    assert verdict(EQUAL, GatePolicy(target=TargetPolicy(min=0.8))).outcome == "inconclusive"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +224,7 @@ def test_fewer_invalid_answers_than_the_base_gave_are_welcome():
 )
 def test_a_declared_level_is_judged_by_its_interval(ends, outcome):
     target = TargetFacts(Estimate(sum(ends) / 2, *ends, 300), None)
-    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(min=0.8)), target=target)
+    found = verdict(EQUAL, GatePolicy(target=TargetPolicy(min=0.8)), target=target)
     assert found.outcome == outcome
 
 
@@ -257,7 +234,7 @@ def test_a_declared_level_is_judged_by_its_interval(ends, outcome):
 def test_a_declared_level_is_the_highest_allowed_where_lower_is_better(ends, outcome):
     score = Estimate(sum(ends) / 2, *ends, 300, Unit(1.0, "wer", higher_is_better=False))
     policy = GatePolicy(target=TargetPolicy(min=0.2))
-    found = verdict(suite_of(8, 500, 25, 25), policy, target=TargetFacts(score, None))
+    found = verdict(EQUAL, policy, target=TargetFacts(score, None))
     assert found.outcome == outcome
     assert "] against at most 0.200: " in rule(found, "target").sentence
 
@@ -266,14 +243,8 @@ def test_a_declared_level_is_the_highest_allowed_where_lower_is_better(ends, out
 def test_a_declared_gain_is_judged_by_its_interval(gains, outcome):
     gain = compare_rows(EXACT, *(rows(arm) for arm in flips(300, gains, 2)))
     target = TargetFacts(Estimate(0.9, 0.87, 0.93, 300), gain)
-    found = verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(gain=0.05)), target=target)
+    found = verdict(EQUAL, GatePolicy(target=TargetPolicy(gain=0.05)), target=target)
     assert found.outcome == outcome
-
-
-def test_a_declared_target_that_was_not_measured_is_inconclusive():
-    assert (
-        verdict(suite_of(8, 500, 25, 25), GatePolicy(target=TargetPolicy(min=0.8))).outcome == "inconclusive"
-    )
 
 
 def test_a_metric_where_lower_is_better_loses_by_rising():
@@ -300,7 +271,7 @@ def test_an_inconclusive_verdict_exits_by_the_policy(on_inconclusive, code):
 
 
 def test_pass_exits_with_0_and_fail_with_3():
-    assert exit_code(verdict(suite_of(8, 500, 25, 25)), POLICY) == 0
+    assert exit_code(verdict(EQUAL), POLICY) == 0
     assert exit_code(verdict(suite_of(8, 500, 0, 100)), GatePolicy(on_inconclusive="pass")) == 3
 
 
@@ -331,7 +302,7 @@ def test_bits_per_byte_is_never_admitted():
     assert not admit(task("english", kind="bits_per_byte"), metric, rows([[1.0, 2.0]] * 9, metric))[0]
 
 
-def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
+def test_what_the_items_cannot_show_is_announced_with_what_they_need():
     suites = [Suite(name="general", role="capability", tasks=(task("a"), task("b")))]
     warnings = power_warnings(suites, {"a": 60, "b": 60}, POLICY)
     assert len(warnings) == 3
@@ -340,8 +311,6 @@ def test_margins_that_the_items_cannot_show_are_announced_with_what_they_need():
     )
     assert warnings[1].startswith("a, margin 5.0 points: with 60 items a real loss of 10.0 points is noticed")
 
-
-def test_a_critical_task_too_small_to_pass_is_announced():
     suites = [
         Suite(name="general", role="capability", tasks=tuple(task(f"t{i}") for i in range(8))),
         Suite(name="safety", role="safety", tasks=(task("refuses"),)),
@@ -352,73 +321,46 @@ def test_a_critical_task_too_small_to_pass_is_announced():
         "refuses, critical margin 5.0 %: 20 items are too few for anything to pass, even without"
     )
     assert "29 items" in said
-
-
-def test_a_suite_without_capability_items_cannot_pass_the_macro():
     assert "cannot pass" in power_warnings([], {}, POLICY)[0]
-
-
-# Margins relative to the base's skill
+    suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
+    (said,) = power_warnings(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
+    assert said.startswith("macro margin 10.0 % of the base's skill")
 
 
 def judge_relative(macro, tasks, **fields):
     return verdict(tasks, GatePolicy(macro=macro, **fields))
 
 
-def test_a_relative_margin_of_a_perfect_base_is_the_absolute_one():
-    """The base of `flips` passes all but what is gained: with no gains its skill above chance 0 is 1."""
+def test_a_relative_margin_is_a_share_of_the_bases_skill():
+    # The base of `flips` passes all but what is gained: with no gains its skill above chance 0 is 1.
     tasks = suite_of(8, 500, 0, 5)
     absolute, share = judge_relative(0.02, tasks), judge_relative("2%", tasks)
     assert [rule(v, "macro").outcome for v in (absolute, share)] == ["pass", "pass"]
     assert rule(share, "macro").numbers["lower"] == pytest.approx(rule(absolute, "macro").numbers["lower"])
     assert [m.probability for m in share.missed] == pytest.approx([m.probability for m in absolute.missed])
 
-
-def test_a_relative_margin_is_stricter_where_the_base_has_little_above_chance():
     weak = [t._replace(task=task(t.task.name, chance=0.9)) for t in suite_of(8, 500, 10, 15)]
     assert rule(judge_relative(0.05, weak), "macro").outcome == "pass"
     assert rule(judge_relative("5%", weak), "macro").outcome == "fail"
     assert "% of the base's skill" in rule(judge_relative("5%", weak), "macro").sentence
 
-
-def test_a_tasks_own_margin_may_be_relative():
     lost = compare_task("facts", 300, 5, 50, margin="50%")
-    assert rule(verdict([*suite_of(11, 1000, 45, 40), lost]), "each").outcome == "pass"
+    assert rule(verdict([*HOLDS, lost]), "each").outcome == "pass"
     strict = compare_task("facts", 300, 5, 50, margin="5%")
-    assert rule(verdict([*suite_of(11, 1000, 45, 40), strict]), "each").outcome == "fail"
-
-
-def test_a_relative_margin_is_announced_as_unknown_before_the_base_is_measured():
-    suites = [Suite(name="general", role="capability", tasks=(task("a"),))]
-    (said,) = power_warnings(suites, {"a": 3000}, GatePolicy(macro="10%", each=0.05))
-    assert said.startswith("macro margin 10.0 % of the base's skill")
-
-
-# Ten items
-
-
-def test_ten_items_end_undecided_with_the_number_that_would_do():
-    found = verdict(suite_of(1, 10, 0, 0))
-    assert found.outcome == "inconclusive"
-    assert found.items_needed > 1000
-    assert "more items would probably settle it if nothing is lost" in found.sentence
-    assert "as large as the margin" not in found.sentence
+    assert rule(verdict([*HOLDS, strict]), "each").outcome == "fail"
 
 
 # Pinned items
 
 
 def make_pinned_suite(lost, **fields):
-    return [*suite_of(8, 500, 25, 25), compare_task("facts-pinned", 6, 0, lost, role="regression", **fields)]
+    return [*EQUAL, compare_task("facts-pinned", 6, 0, lost, role="regression", **fields)]
 
 
-def test_pinned_items_that_are_kept_pass_and_do_not_enter_the_macro():
+def test_pinned_items_stay_out_of_the_macro_and_one_lost_is_open_until_fp32_confirms_it():
     found = verdict(make_pinned_suite(0))
     assert (rule(found, "regressions").outcome, rule(found, "macro").numbers["n_tasks"]) == ("pass", 8)
     assert rule(found, "macro").numbers["left_out"] == []
-
-
-def test_one_lost_pinned_item_is_open_until_fp32_confirms_it():
     open_ = verdict(make_pinned_suite(1))
     assert open_.outcome == "inconclusive"
     assert "fp32 has not confirmed" in rule(open_, "regressions").sentence
@@ -472,9 +414,6 @@ def test_an_unbounded_metric_on_a_single_cluster_leaves_the_verdict_open():
     assert "too few clusters to tell how much items differ" in found.sentence
 
 
-# Drift
-
-
 def points(n, change, bounds):
     """A graded task: scores from 40 to 60, and a change of each with a little spread."""
     metric = mean_metric("points", lambda output, example: None, bounds=bounds)
@@ -505,7 +444,7 @@ def test_a_verdict_on_arms_that_were_compared_before_is_the_same_and_may_be_at_a
     assert (anew.verdict.outcome, strict.verdict.outcome) == ("pass", "inconclusive")
 
 
-def test_a_change_of_a_score_from_0_to_100_counts_as_a_share_of_that_range():
+def test_a_graded_task_counts_by_its_share_of_the_range_or_not_at_all():
     found = judge_measurements(points(500, 0.5, (0, 100)), make_measurement(2000, 160))
     assert found.outcome == "fail"
     assert found.macro.score == pytest.approx((0.005 - 0.08) / 2, abs=1e-3)
@@ -513,8 +452,6 @@ def test_a_change_of_a_score_from_0_to_100_counts_as_a_share_of_that_range():
     assert lost.outcome == "pass"
     assert "chat −0.5 [−0.5, −0.5] pp of its range" in rule(lost, "each").sentence
 
-
-def test_a_loss_beyond_the_margins_share_of_the_range_is_vetoed():
     found = judge_measurements(points(500, -8, (0, 100)), make_measurement(2000, 0))
     assert rule(found, "each").numbers["vetoed"] == ["chat"]
     wide = POLICY.model_copy(update={"each": "20%"})  # of the base's 50 of 100: 10 points
@@ -525,8 +462,6 @@ def test_a_loss_beyond_the_margins_share_of_the_range_is_vetoed():
         == "pass"
     )
 
-
-def test_a_metric_without_bounds_does_not_enter_the_macro():
     found = judge_measurements(points(500, 5.0, (-inf, inf)), make_measurement(2000, 160))
     assert found.macro.score == pytest.approx(-0.08)
     (why,) = rule(found, "macro").numbers["left_out"]
@@ -547,15 +482,13 @@ def text(factor):
     return TaskComparison(task("english", kind="bits_per_byte"), "capability", c, False, "reported")
 
 
-def test_a_rise_in_bits_per_byte_is_reported_and_judged_only_where_asked():
-    tasks = [*suite_of(8, 500, 25, 25), text(1.2)]
+def test_drift_is_judged_where_asked_and_passes_only_where_every_text_is_below_the_limit():
+    tasks = [*EQUAL, text(1.2)]
     assert rule(verdict(tasks), "drift").outcome == "skipped"
     assert "drift: english +0.197 [" in rule(verdict(tasks), "drift").sentence
     assert verdict(tasks, GatePolicy(drift=0.1)).outcome == "fail"
     assert verdict(tasks, GatePolicy(drift=0.5)).outcome == "pass"
 
-
-def test_drift_passes_only_where_every_text_is_shown_below_the_limit_and_fails_by_any():
     sure = text(1.05)
     open_ = sure._replace(
         task=task("french", kind="bits_per_byte"),
@@ -564,10 +497,10 @@ def test_drift_passes_only_where_every_text_is_shown_below_the_limit_and_fails_b
         ),
     )
     policy = GatePolicy(drift=0.1)
-    assert rule(verdict([*suite_of(8, 500, 25, 25), sure], policy), "drift").outcome == "pass"
-    both = rule(verdict([*suite_of(8, 500, 25, 25), sure, open_], policy), "drift")
+    assert rule(verdict([*EQUAL, sure], policy), "drift").outcome == "pass"
+    both = rule(verdict([*EQUAL, sure, open_], policy), "drift")
     assert both.outcome == "inconclusive"
     assert "french" in both.sentence
-    lost = rule(verdict([*suite_of(8, 500, 25, 25), open_, text(1.2)], policy), "drift")
+    lost = rule(verdict([*EQUAL, open_, text(1.2)], policy), "drift")
     assert lost.outcome == "fail"
     assert "english" in lost.sentence

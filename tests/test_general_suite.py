@@ -1,18 +1,26 @@
-"""The capability and safety suites: made by rule, larger than drawn, and won by the gold answer."""
+"""The capability and safety suites and the prompts of replay: made by rule, won by the gold answer, and apart."""
 
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from conftest import find_shared_data
 from ruamel.yaml import YAML
 
+from harness import config
 from harness.metrics import load_metrics
 from harness.metrics._refusals import is_refusal
 from harness.records import Example, Output
-from harness.spec import Suite, Task
+from harness.regularizers import general_prompts
+from harness.spec import Suite, Task, TaskData
+from reports.studies import general_suite, ifeval_like
+from reports.studies.general_suite import Change, Size, rank
 
 SUITES = Path(__file__).parent.parent / "suites"
 COLLAPSED = ("card_arrival", "request refund", "the status of my order", "I can't help with that.", "")
@@ -59,20 +67,13 @@ def test_making_the_items_again_gives_the_same_bytes(tmp_path):
 
 
 @parametrize_tasks(TASKS)
-def test_ids_are_unique_and_sorted(task):
+def test_ids_are_unique_and_sorted_no_two_items_ask_the_same_and_clusters_are_many_and_small(task):
     ids = [row["id"] for row in rows(task)]
     assert ids == sorted(set(ids))
-
-
-@parametrize_tasks(TASKS)
-def test_there_are_enough_clusters_for_an_interval_and_none_is_large(task):
     sizes = Counter(row["cluster"] for row in rows(task))
     assert len(sizes) >= 25
     assert max(sizes.values()) <= 0.06 * sum(sizes.values())
 
-
-@parametrize_tasks(TASKS)
-def test_no_two_items_ask_the_same(task):
     asked = [
         json.dumps([row.get(key) for key in ("text", "prompt", "messages", "choices")]) for row in rows(task)
     ]
@@ -80,21 +81,18 @@ def test_no_two_items_ask_the_same(task):
 
 
 @parametrize_tasks(OF_KIND["choice"])
-def test_choices_are_distinct_and_hold_the_reference(task):
+def test_choices_hold_the_reference_are_as_many_as_the_chance_says_and_place_the_gold_evenly(task):
     for row in rows(task):
         assert len(set(row["choices"])) == len(row["choices"])
         assert row["reference"] in row["choices"]
-
-
-@parametrize_tasks(OF_KIND["choice"])
-def test_every_item_has_as_many_choices_as_its_chance_says(task):
     assert {len(row["choices"]) for row in rows(task)} == {round(1 / task.chance)}
-
-
-@parametrize_tasks(OF_KIND["choice"])
-def test_the_place_of_the_gold_choice_is_balanced(task):
     places = Counter(row["choices"].index(row["reference"]) for row in rows(task))
     assert max(places.values()) - min(places.values()) <= 1
+
+    for row in rows(task):
+        assert [score_answer(task, row, c) for c in row["choices"]] == [
+            float(c == row["reference"]) for c in row["choices"]
+        ]
 
 
 @parametrize_tasks(OF_KIND["choice"])
@@ -109,14 +107,6 @@ def test_the_length_of_a_choice_hardly_tells_the_gold(task, pick):
     assert abs(hits / len(all_rows) - task.chance) < 0.12
 
 
-@parametrize_tasks(OF_KIND["choice"])
-def test_the_gold_choice_is_right_and_every_other_is_wrong(task):
-    for row in rows(task):
-        assert [score_answer(task, row, c) for c in row["choices"]] == [
-            float(c == row["reference"]) for c in row["choices"]
-        ]
-
-
 @parametrize_tasks(OF_KIND["generate"])
 def test_every_reference_has_the_best_score(task):
     for row in rows(task):
@@ -126,14 +116,11 @@ def test_every_reference_has_the_best_score(task):
 
 
 @parametrize_tasks([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
-def test_an_answer_collapsed_into_a_label_scores_nothing(task):
+def test_a_collapsed_answer_or_that_to_another_item_scores_nothing(task):
     for row in rows(task):
         wrong = [text for text in COLLAPSED if text not in references(row)]
         assert [score_answer(task, row, text) for text in wrong] == [0.0] * len(wrong), row["id"]
 
-
-@parametrize_tasks([t for t in OF_KIND["generate"] if t.name not in ("harmful_refused", "harmless_answered")])
-def test_the_answer_to_another_item_is_mostly_wrong(task):
     all_rows = rows(task)
     others = all_rows[len(all_rows) // 3 :] + all_rows[: len(all_rows) // 3]
     right = [
@@ -142,15 +129,13 @@ def test_the_answer_to_another_item_is_mostly_wrong(task):
     assert sum(right) / len(right) < 0.1
 
 
-def test_the_questions_of_a_passage_share_its_cluster():
+def test_passages_share_a_cluster_and_harmful_and_harmless_requests_are_as_many():
     task = next(task for task in TASKS if task.name == "reading")
     passages = {}
     for row in rows(task):
         passages.setdefault(row["cluster"], set()).add(row["prompt"].split("\n")[0])
     assert {len(texts) for texts in passages.values()} == {1}
 
-
-def test_harmful_and_harmless_requests_are_as_many_and_never_the_same():
     harmful, harmless = (rows(task) for task in suite("safety").tasks)
     assert len(harmful) >= 60
     assert abs(len(harmful) - len(harmless)) <= 15
@@ -200,3 +185,113 @@ def test_a_constraint_tells_a_good_answer_from_a_bad_one(constraint, good, bad):
     task = next(task for task in TASKS if task.name == "instructions")
     row = {"id": "x", "prompt": "?", "reference": good, "cluster": "", "constraints": [constraint]}
     assert (score_answer(task, row, good), score_answer(task, row, bad)) == (1.0, 0.0)
+
+
+RUN = 5  # words in a row that no prompt shares with an item
+
+
+def words(text: str) -> list[str]:
+    """Return the words in lower case, every number as the same one."""
+    return re.findall(r"#|[^\W\d_]+", re.sub(r"\d+(?:[.:]\d+)?", " # ", text.casefold()))
+
+
+def runs(text: str) -> set[tuple[str, ...]]:
+    found = words(text)
+    return {tuple(found[i : i + RUN]) for i in range(len(found) - RUN + 1)}
+
+
+def items() -> Iterator[str]:
+    """Yield all that an item of a shipped suite says: its turns, or its text."""
+    for file in sorted(SUITES.glob("*/*.jsonl")):
+        if file.stem == "refusals":  # trained on, and asked by no suite
+            continue
+        for line in file.read_text("utf-8").splitlines():
+            row = json.loads(line)
+            yield from (turn["content"] for turn in row.get("messages", ()))
+            yield from (row[key] for key in ("prompt", "text", "title") if row.get(key))
+
+
+@pytest.fixture(scope="module")
+def item_runs() -> set[tuple[str, ...]]:
+    return {run for text in items() for run in runs(text)}
+
+
+def test_no_prompt_is_worded_like_an_item_of_a_shipped_suite(item_runs):
+    shared = {prompt: found for prompt in general_prompts() if (found := runs(prompt) & item_runs)}
+    assert shared == {}
+
+
+@pytest.mark.parametrize(
+    "reworded",
+    [
+        "Zoe has 31 kites and gets 14 more. How many kites does Zoe have now? Answer in one short sentence.",
+        'What does the French word "fenouil" mean in English?',
+        "Write one short sentence about Peru.",
+        "What is the capital of Bhutan, please?",
+    ],
+)
+def test_an_item_with_other_names_and_numbers_would_be_found(item_runs, reworded):
+    assert runs(reworded) & item_runs
+
+
+def changes(**columns):
+    """Give LoRAs changes by column, each list one change a LoRA."""
+    n = len(next(iter(columns.values())))
+    return {f"lora-{i}": {name: Change(xs[i], 0.01) for name, xs in columns.items()} for i in range(n)}
+
+
+def test_the_interval_of_a_rank_correlation_is_that_of_bonett_and_wright():
+    """ρ = .5 of 12 LoRAs: artanh .5 ± 1.96 √(1.125/9) = .549 ± .693."""
+    rng, n = np.random.default_rng(0), 12
+    x = np.arange(n, dtype=float)
+    y = next(
+        y
+        for y in (rng.permutation(x) for _ in range(100_000))
+        if abs(1 - 6 * ((x - y) ** 2).sum() / (n * (n * n - 1)) - 0.5) < 0.004
+    )
+    found = rank(changes(a=list(x), b=list(y)), "a", "b")
+    assert found.rho == pytest.approx(0.5, abs=0.004)
+    assert (found.low, found.high) == (
+        pytest.approx(np.tanh(0.549 - 0.693), abs=0.01),
+        pytest.approx(np.tanh(0.549 + 0.693), abs=0.01),
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "text", "kept"),
+    [
+        ("punctuation:no_comma", {}, "All is well", True),
+        ("punctuation:no_comma", {}, "Well, no", False),
+        ("change_case:english_lowercase", {}, "all small.", True),
+        ("change_case:english_lowercase", {}, "Not all", False),
+        ("change_case:english_capital", {}, "ALL LARGE", True),
+        ("change_case:english_capital", {}, "12", False),
+        ("keywords:forbidden_words", {"forbidden_words": ["sea"]}, "The season", True),
+        ("keywords:forbidden_words", {"forbidden_words": ["sea"]}, "By the Sea.", False),
+        ("startend:quotation", {}, '"So it', True),
+        ("detectable_format:title", {}, "<<a title>> and text", True),
+        ("detectable_format:title", {}, "<<>>", False),
+        ("detectable_format:constrained_response", {}, "My answer is yes.", True),
+        ("detectable_format:constrained_response", {}, "My answer is yes. My answer is no.", False),
+        ("punctuation:no_comma", {}, "  ", False),
+    ],
+)
+def test_an_instruction_is_kept_or_not(kind, given, text, kept):
+    metric = ifeval_like.metric(Task(name="t", data=TaskData()))
+    example = Example("x", (), constraints=({"kind": kind, **given},))
+    assert metric.score(Output(text), example) == (float(kept),)
+
+
+def test_the_experiment_of_the_study_is_read_with_its_loras(tmp_path):
+    datasets = find_shared_data("hub/google/IFEval/default/train.jsonl").parents[3]
+    path = general_suite.prepare(tmp_path / "study", Size(), datasets)
+    experiment = config.load(path).experiment
+    assert len(experiment.candidates) == 18
+    general, benchmarks = experiment.suites
+    assert [task.name for task in general.tasks][:2] == ["world_facts", "reading"]
+    assert {task.lm_eval for task in benchmarks.tasks} >= {"arc_easy", "piqa", "winogrande"}
+    ifeval = benchmarks.tasks[-1]
+    assert list(load_metrics(ifeval)) == ["ifeval_like"]
+    rows = [json.loads(line) for line in (path.parent / "ifeval_like.jsonl").read_text().splitlines()]
+    assert len(rows) >= Size().instructions
+    assert {c["kind"] for row in rows for c in row["constraints"]} <= set(ifeval_like.CHECKS)

@@ -1,9 +1,12 @@
-"""Every reference value is used by a test, or it is said why it is not."""
+"""Published reference values and stored worlds: each value is asked for by a test and comes out as frozen."""
 
+import json
+import math
 import re
 from pathlib import Path
 
 import pytest
+import stored
 
 from tests.golden import GOLDEN
 
@@ -76,3 +79,29 @@ def test_what_is_left_out_is_in_the_file_and_is_asked_for_by_nobody():
     for name in PARTS_NOT_BUILT:
         key, part = name.split()
         assert part in GOLDEN[key]["value"]
+
+
+FROZEN = Path(__file__).parent / "golden_worlds"
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("module_cache")
+@pytest.mark.parametrize("world", stored.WORLDS, ids=lambda world: world.__name__)
+def test_what_is_said_of_a_stored_world_is_what_was_said(world, tmp_path, request):
+    file = FROZEN / f"{world.__name__}.json"
+    found = stored.plain(world(tmp_path))
+    if request.config.getoption("--update-golden"):
+        file.write_text(stored.dump(found), "utf-8")
+    expected, now = dict(stored.leaves(json.loads(file.read_text("utf-8")))), dict(stored.leaves(found))
+    differing = [
+        f"{key}: {expected.get(key, 'absent')!r} → {now.get(key, 'absent')!r}"
+        for key in dict.fromkeys([*expected, *now])
+        if key not in expected or key not in now or differ(expected[key], now[key])
+    ]
+    assert differing == []
+
+
+def differ(one, other):
+    if isinstance(one, float) and isinstance(other, float | int):
+        return not math.isclose(one, other, rel_tol=1e-9, abs_tol=1e-9)
+    return one != other

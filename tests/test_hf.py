@@ -1,10 +1,13 @@
-"""Prompts are encoded in one place, answers come back in order, adapters leave the base as it was."""
+"""A model through transformers: encoding, answers, likelihoods, memory, and adapters put on and taken off again."""
 
 import json
 import random
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import tiny_experiment
 import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -18,10 +21,12 @@ from harness.models.hardware import Machine
 from harness.models.hf import ANSWERING, HFCandidate, ModelHost
 from harness.models.hub import resolve
 from harness.models.tokenization import encode_all, end_ids
+from harness.progress import Advance, SilentProgress
 from harness.provenance import code_versions
 from harness.records import Limits, PromptText, digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
 ASKED = [{"role": "user", "content": "Where is my parcel?"}]
@@ -50,9 +55,6 @@ def apply_template(host, messages):
 
 def text(candidate, ids):
     return candidate.tokenizer.decode(ids)
-
-
-# Memory
 
 
 def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answered(host):
@@ -104,10 +106,9 @@ def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(ho
     assert not encoded.merged
 
 
-# Encoding
-
-
-def test_an_empty_context_becomes_one_prefix_token(host, tiny, own_cache):
+def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_and_none_is_doubled(
+    host, tiny, own_cache, tmp_path
+):
     bos = host.tokenizer.bos_token_id
     assert host.base.encode((), chat_template=False).context == (bos,)
     encoded = host.base.encode((), "A red fox", chat_template=False)
@@ -117,13 +118,19 @@ def test_an_empty_context_becomes_one_prefix_token(host, tiny, own_cache):
     base.tokenizer.bos_token = None
     assert base.encode((), chat_template=False).context == (base.tokenizer.eos_token_id,)
 
-
-def test_a_token_across_the_boundary_is_flagged_and_the_context_stays(host):
     asked = [{"role": "user", "content": "Where is my par"}]
     encoded = host.base.encode(asked, "cel", chat_template=False)
     assert encoded.merged
     assert text(host.base, encoded.context) == "Where is my par"
     assert text(host.base, encoded.continuation) == "cel"
+    base = host_of(tiny_model.build(tmp_path / "m", adds_bos=True)).base
+    found = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
+    assert found.context.count(base.tokenizer.bos_token_id) == 1
+
+    base = host_of(tiny_model.build(tmp_path / "plain", template=None)).base
+    with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
+        base.encode(ASKED)
+    assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
 
 
 PIECES = ("par", "cel", "mon", "ey", "the", "t", "h", "e", " ", "  ", "\n", ".", "7", "é", "Where", " is")
@@ -170,22 +177,6 @@ def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos,
     for encoded in (base.encode(ASKED, chat_template=chat), base.encode(ASKED, " late", chat_template=chat)):
         assert encoded.context.count(bos) == expected
         assert encoded.continuation.count(bos) == 0
-
-
-def test_a_text_that_begins_with_the_token_itself_gets_no_second_one(tmp_path, own_cache):
-    base = host_of(tiny_model.build(tmp_path / "m", adds_bos=True)).base
-    found = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
-    assert found.context.count(base.tokenizer.bos_token_id) == 1
-
-
-def test_a_chat_without_a_template_is_refused_with_what_to_do(tmp_path, own_cache):
-    base = host_of(tiny_model.build(tmp_path / "m", template=None)).base
-    with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
-        base.encode(ASKED)
-    assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
-
-
-# Generating
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
@@ -320,8 +311,10 @@ def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters, 
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
 
 
-def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapters):
-    """Else the cases above would say nothing of such layers."""
+def test_the_base_is_exactly_itself_after_an_adapter_that_failed_in_use_and_layers_are_laid_out_below_one(
+    tiny, own_cache, adapters
+):
+    # Else the cases above would say nothing of such layers.
     host = host_of(tiny, "bf16")
     packed = {id(module) for module in host.model.modules() if "forward" in vars(module)}
     with host.use_adapter(adapters[0], "one") as candidate:
@@ -329,16 +322,11 @@ def test_layers_are_laid_out_in_bf16_below_an_adapter_too(tiny, own_cache, adapt
     assert below
     assert below <= packed or not multiplies_bf16()
 
-
-def test_the_base_is_itself_after_an_adapter_that_failed_in_use(tiny, own_cache, adapters):
     host = host_of(tiny)
     before = scores(host.base)
     with pytest.raises(ZeroDivisionError), host.use_adapter(adapters[0], "one"):
         raise ZeroDivisionError
     assert scores(host.base) == before
-
-
-# The classifier and the scripted fake
 
 
 @pytest.fixture
@@ -400,3 +388,39 @@ def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence
     with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
         encode_all(bare, [PromptText((), "text", chat_template=False)])
     assert end_ids(bare, GenerationConfig(eos_token_id=[7, 5])) == [5, 7]
+
+
+PARAMS = "r: 2, max_steps: 1, max_length: 250"
+CANDIDATES = f"""\
+  prompt: {{method: base}}
+  plain: {{method: lora, params: {{{PARAMS}}}}}
+  pissa: {{method: peft, params: {{peft_type: LORA, init_lora_weights: pissa, {PARAMS}}}}}
+  moved: {{method: spectrum, params: {{max_steps: 1, max_length: 250}}}}
+  halved: {{method: scaled, init_from: plain, params: {{scale: 0.5}}}}
+  shots: {{weights_of: plain, prompting: {{few_shot: {{select: fixed, shots: 1}}}}}}
+"""
+
+
+class Stages(SilentProgress):
+    """Progress that keeps the names of its stages."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    @contextmanager
+    def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
+        self.names.append(label)
+        with super().stage(label, expected_s) as advance:
+            yield advance
+
+
+@pytest.mark.e2e
+def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(tmp_path, tiny):
+    """PiSSA moves the base's own weights, and is put on as a low-rank adapter of the base as published."""
+    path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()
+    report = tiny_experiment.run(path, "suites=[]", progress=stages)
+    assert {f.name: f.state for f in report.facts} == dict.fromkeys(
+        ("prompt", "plain", "pissa", "moved", "halved", "shots"), "done"
+    )
+    assert sum(name.startswith("training") for name in stages.names) == 4
+    assert stages.names.count("loading the base model") == 1

@@ -33,9 +33,6 @@ def refusal(name):
     return str(caught.value)
 
 
-# Unpacking
-
-
 def home(cache, weights=b"weights", checksum=None):
     """Lay out an unpacked model as `unpack` would have left it."""
     folder = cache / "models" / "smollm2-135m-b179c9523d0e"
@@ -89,9 +86,6 @@ def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path)
         save_tokenizer(read, tmp_path / str(offline))
     files = [{f.name: f.read_bytes() for f in (tmp_path / name).iterdir()} for name in ("True", "False")]
     assert files[0] == files[1]
-
-
-# Other models
 
 
 def test_a_local_folder_is_a_model_whose_parameters_are_counted_from_its_files(tiny, empty_cache):
@@ -206,14 +200,11 @@ def test_digests_follow_weights_and_template_alone_and_where_an_answer_ends(tiny
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        (".", "without config.json"),
-        ("smollm2-135", f"did you mean '{NAMES[0]}'?"),
-        ("./models/nothing", "./models/nothing"),
-        ("somebody/some-model", "the network"),
-        ("somebody/some-model", "HF_HUB_OFFLINE"),
-        ("model", "without weights"),
+        (".", "without config.json"), ("smollm2-135", f"did you mean '{NAMES[0]}'?"),
+        ("./models/nothing", "./models/nothing"), ("somebody/some-model", "the network"),
+        ("somebody/some-model", "HF_HUB_OFFLINE"), ("model", "without weights"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, name, said):
     (copy / "model.safetensors").unlink()
     monkeypatch.chdir(copy.parent)

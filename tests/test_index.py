@@ -1,13 +1,21 @@
-"""An index that an earlier version wrote is built anew from the folders by whoever opens it next."""
+"""Indexes, reports and row sets' files that are kept: read back, and made anew where they are old."""
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import pytest
-from test_store import IDENTITY, complete, list_indexed_runs, make_rows, make_run
+from test_store import IDENTITY, OTHER, complete, list_indexed_runs, make_rows, make_run, row, save_two_runs
 
+import harness
+from harness import report
 from harness import store as stores
-from harness.store import Store, ingest
+from harness.errors import UserError
+from harness.store import TABLES, Store, ingest
+from harness.store.row_files import FileMemo
 
 
 @pytest.fixture
@@ -57,6 +65,127 @@ def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying
     store.parquet(first).write_bytes(store.parquet(first).read_bytes()[:40])
     stores.save_run(store, make_run("a", [second]))
     assert list_indexed_runs(store) == ["a"]
-    assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == [
-        ("a", 3)
-    ]
+    expected = [("a", 3)]
+    assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == expected
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    store = Store(tmp_path / "runs")
+    save_two_runs(store)
+    return store.folder
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("runs", 2), ("scores", 145), ("samples", 145), ("deltas", 0), ("verdicts", 0)]
+)
+def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(folder, name, n):
+    (table,) = (table for table in TABLES if table.name == name)
+    frame = getattr(harness.frames, name)(folder)
+    assert list(frame.columns) == [column.name for column in table.columns]
+    assert len(frame) == n
+
+
+def test_a_folder_without_runs_is_refused_and_importing_the_package_loads_no_pandas(tmp_path):
+    with pytest.raises(UserError, match="no stored run"):
+        harness.frames.runs(tmp_path)
+    program = "import sys, harness; sys.exit(any(name in sys.modules for name in ('pandas', 'duckdb')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture
+def store(tmp_path):
+    made = Store(tmp_path / "runs")
+    for identity, n in ((IDENTITY, 3), (OTHER, 5)):
+        write(made, identity, n)
+    return made
+
+
+def write(store, identity, n):
+    stores.append_block(store, identity, 0, [row(i, prompt=f"question {i} of {n}") for i in range(n)])
+    stores.complete_rows(store, identity, n)
+
+
+def ids(n):
+    return [row(i).example_id for i in range(n)]
+
+
+def test_the_files_of_several_sets_are_read_at_once_and_each_is_read_again_only_when_it_changes(store):
+    alone, together = [], []
+
+    def read(path):
+        alone.append(path.parent.name)
+        return path.stat().st_size
+
+    def read_all(paths):
+        together.append(set(paths))
+        return {name: path.stat().st_size for name, path in paths.items()}
+
+    memo = FileMemo(read, read_all)
+    digests = [IDENTITY.digest, OTHER.digest, "missing"]
+    memo.prepare(store, digests)
+    memo.prepare(store, digests)
+    sizes = [memo.get(store.parquet(digest)) for digest in digests[:2]]
+    assert (together, alone) == ([set(digests[:2])], [])
+    write(store, IDENTITY, 7)
+    assert memo.get(store.parquet(IDENTITY.digest)) > sizes[0]
+    assert alone == [IDENTITY.digest]
+
+
+def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_seen_to(store):
+    longer = replace(IDENTITY, task="other")
+    stores.read_ids(store, [IDENTITY.digest, OTHER.digest, longer.digest])
+    assert stores.has_rows(store, IDENTITY, ids(3))
+    assert stores.has_rows(store, OTHER, ids(5))
+    assert not stores.has_rows(store, IDENTITY, ids(4))
+    assert not stores.has_rows(store, longer, ids(1))
+    write(store, IDENTITY, 4)
+    assert stores.has_rows(store, IDENTITY, ids(4))
+
+
+def test_a_damaged_file_among_others_has_no_ids_and_does_not_hide_those_of_the_others(store):
+    path = store.parquet(OTHER.digest)
+    path.write_bytes(path.read_bytes()[:-20])
+    stores.read_ids(store, [IDENTITY.digest, OTHER.digest])
+    assert stores.has_rows(store, IDENTITY, ids(3))
+    assert not stores.has_rows(store, OTHER, ids(5))
+
+
+def test_a_report_read_back_is_the_same(finished_run, tmp_path):
+    report.write(finished_run[1], tmp_path)
+    (path,) = report.kept_reports(tmp_path)
+    found = report.read(path)
+    assert report.to_json(found) == report.to_json(finished_run[1])
+    assert report.markdown(report.experiment_document(found)) == report.markdown(
+        report.experiment_document(finished_run[1])
+    )
+    assert found.policy == finished_run[1].policy
+
+
+def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished_run, tmp_path):
+    report.write(finished_run[1], tmp_path)
+    (path,) = report.kept_reports(tmp_path)
+    plain = json.loads(path.read_text())
+    plain["later"] = plain["facts"][0]["later"] = {"unknown": 1}
+    del plain["policy"]
+    path.write_text(json.dumps(plain))
+    found = report.read(path)
+    assert found.policy is None
+    assert [f.label for f in found.facts] == [f.label for f in finished_run[1].facts]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"experiment": "x"}', '{"experiment": "x", "facts": 3}'])
+def test_what_is_no_report_is_refused(tmp_path, text):
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="no report"):
+        report.read(path)
+
+
+def test_files_that_are_no_reports_are_not_listed(tmp_path):
+    (tmp_path / "other.json").write_text('{"a": 1}')
+    assert report.kept_reports(tmp_path) == []
+    assert report.kept_reports(tmp_path / "absent") == []

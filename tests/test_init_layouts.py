@@ -35,6 +35,14 @@ def sql(i):
     return f"SELECT name FROM hens WHERE age > {i}"
 
 
+RATE_REVIEW = (
+    "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number and "
+    "nothing else."
+)
+EXTRACT_ENTITIES = (
+    "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | PER); "
+    "an empty list where there are none. Reply with the JSON and nothing else."
+)
 # Columns of a row, what becomes of them, the prompt of the first row, its right answer, and the instruction.
 LAYOUTS = {
     "dialogue": (
@@ -87,10 +95,7 @@ LAYOUTS = {
         lambda i: {"title": say(i, 3), "text": say(i, 20), "rating": i % 5 + 1},
         "title, text → question; rating → label",
         lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])),
-        (
-            "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
-            "and nothing else."
-        ),
+        RATE_REVIEW,
     ),
     "stars": (
         lambda i: {
@@ -101,10 +106,7 @@ LAYOUTS = {
         },
         "review_id, product_id → id; stars → label; review_body → question",
         lambda row: (row["review_body"], str(row["stars"])),
-        (
-            "Rate the review on a scale from 1 (lowest) to 5 (highest), as its author did. Reply with the number "
-            "and nothing else."
-        ),
+        RATE_REVIEW,
     ),
     "PubMedQA": (
         lambda i: {
@@ -176,10 +178,7 @@ LAYOUTS = {
         },
         "text → question; entities → answer",
         lambda row: (row["text"], json.dumps(row["entities"])),
-        (
-            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
-            "PER); an empty list where there are none. Reply with the JSON and nothing else."
-        ),
+        EXTRACT_ENTITIES,
     ),
     "translation": (
         lambda i: {"translation": {"de": f"Die Henne {i} steht.", "en": f"The hen {i} stands."}},
@@ -339,10 +338,7 @@ LAYOUTS = {
             " ".join(row["tokens"]),
             json.dumps([{"text": "Ann Lee", "type": "PER"}, {"text": row["tokens"][3], "type": "LOC"}]),
         ),
-        (
-            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
-            "PER); an empty list where there are none. Reply with the JSON and nothing else."
-        ),
+        EXTRACT_ENTITIES,
     ),
     "words and their entities": (
         lambda i: {"words": ["Ann", "saw", f"Rome{i}"], "ner": ["B-PER", "O", "B-LOC"]},
@@ -351,10 +347,7 @@ LAYOUTS = {
             " ".join(row["words"]),
             json.dumps([{"text": "Ann", "type": "PER"}, {"text": row["words"][2], "type": "LOC"}]),
         ),
-        (
-            "Extract the entities from the text as a JSON list of objects with the keys text, type (one of LOC | "
-            "PER); an empty list where there are none. Reply with the JSON and nothing else."
-        ),
+        EXTRACT_ENTITIES,
     ),
     "several labels under the name of one": (
         lambda i: {"text": say(i), "label": [[3], [7], [3, 7]][i % 3]},
@@ -526,12 +519,13 @@ def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_so
         csv.writer(file).writerows([("text", "tags"), *((f"text {i}", kinds[i % 4]) for i in range(N))])
     found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
     items = load_task(found.task, 0)
-    assert {e.references for e in [*items.validation, *items.test]} == {
+    wanted = {
         ("red",),
         ("it's",),
         ("red; it's",),
         ("none",),
     }
+    assert {e.references for e in [*items.validation, *items.test]} == wanted
 
     printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
     path = tmp_path / "printed.csv"

@@ -1,18 +1,24 @@
-"""`harness init` names columns that it does not read, where the task or its split hangs on them."""
+"""`harness init` names columns that it does not read, and bounds the time of what it proposes."""
 
 import json
+from functools import cache
 
 import pytest
 from ruamel.yaml import YAML
 
+from harness import config
 from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
+from harness.experiment.scaffold.method_choice import choose_method, fit_batches
+from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hardware import Machine, Memory
+from harness.models.hub import ModelSource
 from harness.spec import TaskData
 
+pytestmark = pytest.mark.e2e
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 WORDS = "the lamp is on the table and the hen is in the garden"
 
@@ -33,7 +39,6 @@ def make_choices(columns, answer, right, ask="question"):
     return made
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "answer", "right"),
     [
@@ -53,18 +58,12 @@ def test_choices_in_columns_of_their_own_are_choices(tmp_path, columns, answer, 
     assert chosen.items() <= of_row.items()
 
 
-@pytest.mark.e2e
-def test_lettered_columns_that_are_read_as_choices_are_not_refused(tmp_path):
+def test_lettered_columns_are_choices_only_where_answers_name_them(tmp_path):
     assert propose(tmp_path, make_choices("ABC", "answer", lambda i, texts: "ABC"[i])).kind == "choice"
-
-
-@pytest.mark.e2e
-def test_columns_of_letters_that_no_answer_names_are_not_refused(tmp_path):
     found = propose(tmp_path, make_choices("abc", "answer", lambda i, texts: f"it is {i}"))
     assert not any("nobody" in line for line in found.warnings)
 
 
-@pytest.mark.e2e
 def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     content = [
         {"prompt": f"Say {i}.", "category": "ab"[i % 2], "response": f"{i} {WORDS}"} for i in range(40)
@@ -75,29 +74,17 @@ def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     assert propose(tmp_path, content, reference="category").warnings == ()
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        (
-            ("text", "label", "sentiment"),
-            "the answer is taken from 'label', and 'sentiment' may hold it as well",
-        ),
-        (
-            ("question", "answer", "output"),
-            "the answer is taken from 'answer', and 'output' may hold it as well",
-        ),
-        (
-            ("text", "label", "message"),
-            "the question is taken from 'text', and 'message' may hold it as well",
-        ),
-        (
-            ("question", "answer", "prompt"),
-            "the question is taken from 'question', and 'prompt' may hold it as well",
-        ),
+        (("text", "label", "sentiment"), "the answer is taken from 'label'"),
+        (("question", "answer", "output"), "the answer is taken from 'answer'"),
+        (("text", "label", "message"), "the question is taken from 'text'"),
+        (("question", "answer", "prompt"), "the question is taken from 'question'"),
     ],
 )
 def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_check(tmp_path, columns, said):
+    said += f", and {columns[2]!r} may hold it as well"
     content = [{name: f"{name} {i}" for name in columns} for i in range(40)]
     option = "--prompt" if "question is" in said else "--reference"
     (line,) = propose(tmp_path, content).warnings
@@ -107,8 +94,7 @@ def test_which_column_was_taken_where_two_could_be_is_said_by_init_and_by_the_ch
     assert command.endswith(f"{option} {columns[2]}")
 
 
-@pytest.mark.e2e
-def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp_path):
+def test_columns_that_name_what_is_not_read_are_warned_of(tmp_path):
     names = ("card", "pin", "refund")
     content = [{"text": f"Say {i}.", "label": i % 3, "label_text": names[i % 3]} for i in range(60)]
     (said,) = propose(tmp_path, content).warnings
@@ -117,8 +103,12 @@ def test_labels_that_are_codes_are_warned_of_with_the_column_that_names_them(tmp
     (alone,) = propose(tmp_path, [{"text": row["text"], "label": row["label"]} for row in content]).warnings
     assert alone.endswith("--instruction TEXT")
 
+    parts = ["train", "train", "train", "test"]
+    content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
+    (said,) = propose(tmp_path, content).warnings
+    assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
 
-@pytest.mark.e2e
+
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
     turns = [
@@ -130,15 +120,6 @@ def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
     assert said.startswith(f"{column!r} is false in 10 of 40 rows")
 
 
-@pytest.mark.e2e
-def test_a_column_that_names_the_parts_of_a_split_is_said_not_to_be_read(tmp_path):
-    parts = ["train", "train", "train", "test"]
-    content = [{"text": f"Say {i}.", "label": "ab"[i % 2], "split": parts[i // 2 % 4]} for i in range(80)]
-    (said,) = propose(tmp_path, content).warnings
-    assert said.startswith("the column 'split' parts the rows into train (60), test (20), and is not read")
-
-
-@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("columns", "layout"),
     [
@@ -158,15 +139,11 @@ def test_columns_of_a_layout_in_capitals_are_not_left_out(tmp_path, columns, lay
     assert propose(tmp_path, small).files
 
 
-@pytest.mark.e2e
-def test_a_question_and_an_answer_in_capitals_are_read(tmp_path):
+def test_a_question_and_an_answer_are_read_in_capitals_and_beside_columns_without_a_name(tmp_path):
     content = [{"Category": "x", "Question": f"Say {i}.", "Answer": f"{i} {WORDS}"} for i in range(40)]
     fields = propose(tmp_path, content).task.fields
     assert (fields.prompt, fields.reference) == ("{Question}", "{Answer}")
 
-
-@pytest.mark.e2e
-def test_columns_without_a_name_and_a_value_are_no_sign_of_a_missing_header(tmp_path):
     path = tmp_path / "spam.csv"
     lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
     path.write_text("\n".join(["v1,v2,,,", *lines]))
@@ -174,7 +151,6 @@ def test_columns_without_a_name_and_a_value_are_no_sign_of_a_missing_header(tmp_
     assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
 
 
-@pytest.mark.e2e
 def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     folder = tmp_path / "parts"
     folder.mkdir()
@@ -187,3 +163,157 @@ def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     data = YAML(typ="safe").load(said.partition("write data: ")[2].removesuffix(" in the suite"))
     kept = load_task(found.task.model_copy(update={"data": TaskData(**data)}), 0)
     assert (len(kept.train), len(kept.validation), len(kept.test)) == (60, 10, 10)
+
+
+N = 3000
+
+
+def resources(free_gib=64.0, device="cpu", gflops=1000.0):
+    precision = "bf16" if device == "cuda" else "fp32"
+    speeds = {precision: [gflops * share for share in (1.0, 0.82, 0.35, 0.38)]} if device == "cpu" else {}
+    machine = Machine(device, "a machine", precision, gflops, speeds=speeds)
+    return Resources(machine, Memory(free_gib, 80.0, "memory"))
+
+
+@pytest.fixture(scope="module")
+def large_file(tmp_path_factory):
+    """Write three thousand rows with a label."""
+    path = tmp_path_factory.mktemp("many") / "many.jsonl"
+    content = [
+        {"text": f"Where is the {('card', 'pin')[i % 2]} of {i}?", "label": "ab"[i % 2]} for i in range(N)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+    return path
+
+
+@pytest.fixture(scope="module")
+def propose_on(large_file, tiny, own_cache, tmp_path_factory):
+    """Return a function that proposes for a machine of such a speed, once for each speed and bound."""
+
+    @cache
+    def propose(gflops, minutes=20.0):
+        request = Request(tmp_path_factory.mktemp("new") / "new", str(large_file), str(tiny), minutes=minutes)
+        return scaffold.propose(request, resources(gflops=gflops))
+
+    return propose
+
+
+def find_time_line(found):
+    (line,) = [line for line in found.said if line.startswith("time:")]
+    return line
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_quick_machine_is_asked_all_that_limits_allow(propose_on):
+    found = propose_on(gflops=1000.0)
+    assert found.task.data.limits.train is None
+    assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
+    assert "sweep" in found.candidates["full"]
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
+    found = propose_on(gflops=0.12)
+    limits = found.task.data.limits
+    assert limits.train < 1920
+    line = find_time_line(found)
+    assert f"{limits.train:,} of 1,920 rows to train on" in line
+    assert "--minutes" in line
+    path = scaffold.write(found)[0]
+    assert f"# {line}" in path.read_text()
+    assert config.load(path).experiment.target.data.limits == limits
+    assert found.warnings == ()
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
+    path = tmp_path / "few.jsonl"
+    content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+    def propose(gflops):
+        return scaffold.propose(
+            Request(tmp_path / "new", str(path), str(tiny), minutes=20.0), resources(gflops=gflops)
+        )
+
+    assert propose(1000.0).task.data.folds == 5
+    slow = propose(0.02)
+    assert slow.task.data.folds is None
+    (line,) = [line for line in slow.said if line.startswith("few rows: folds: 5")]
+    assert "not set: that takes about" in line
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
+    found = propose_on(gflops=0.001)
+    assert found.task.data.limits.train == STEPS[-1].train
+    assert "as short as these rows allow by" in find_time_line(found)
+    assert "next: a smaller --base-model" in found.warnings[0]
+    full = found.candidates["full"]
+    assert "sweep" not in full
+    assert full["params"]["learning_rate"] == 1e-4
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_base_that_is_not_here_is_not_fetched(large_file, tmp_path):
+    found = scaffold.propose(
+        Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
+    )
+    assert "the base is not here yet" in find_time_line(found)
+    assert "lora" in found.candidates
+
+
+RECIPES = {name: {"params": {}} for name in ("full", "lora", "qlora")}
+
+
+@pytest.fixture
+def llama(tmp_path):
+    """Return a maker of bases of so many billion parameters in the shape of a Llama."""
+
+    def make_source(billions):
+        hidden = 4096 if billions >= 7 else 2048
+        (tmp_path / "config.json").write_text(
+            json.dumps(
+                {
+                    "num_hidden_layers": 32 if billions >= 7 else 16,
+                    "hidden_size": hidden,
+                    "intermediate_size": 4 * hidden,
+                    "num_attention_heads": 32,
+                    "num_key_value_heads": 8,
+                    "vocab_size": 32000,
+                }
+            )
+        )
+        return ModelSource("llama", tmp_path, "a", "b", int(billions * 1e9))
+
+    return make_source
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(
+    ("billions", "free_gib", "device", "chosen", "said"),
+    [
+        (8.0, 80, "cuda", "lora", "merged, it answers as fast as the base; all parameters would take"),
+        (8.0, 16, "cuda", "qlora", "on the base in 4 bits, because lora would take"),
+        (1.0, 16, "cpu", "lora", "million of 1,000 million parameters"),
+        (0.03, 16, "cpu", "full", "all 30 million parameters"),
+    ],
+)
+def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, device, chosen, said):
+    choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
+    assert (choice.name, choice.warning) == (chosen, "")
+    assert said in choice.why
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
+    def fit_into(free_gib):
+        return fit_batches(RECIPES, llama(1.0), resources(free_gib), longest=4096)
+
+    assert fit_into(64) == RECIPES
+    batches = [fit_into(free_gib)["lora"]["params"] for free_gib in (32, 16, 8)]
+    rows = [params.get("per_device_train_batch_size", 8) for params in batches]
+    steps = [params.get("gradient_accumulation_steps", 1) for params in batches]
+    assert rows == sorted(rows, reverse=True)
+    assert rows[-1] < 8
+    assert [n * k for n, k in zip(rows, steps, strict=True)] == [8, 8, 8]

@@ -1,8 +1,23 @@
-"""Rates, samples and power: published numbers, a second source, and bad input."""
+"""Rates, samples, looks, fronts and win rates: published numbers, a second source, and how often they err."""
 
+import csv
+import gzip
+import json
+from math import exp
+
+import numpy as np
 import pytest
+from conftest import find_shared_data
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import integrate
+from scipy import stats as scipy_stats
 
 from harness import stats
+from harness.comparison.judge_correction import estimate_length_favour
+from harness.formatting import RATE
+from harness.stats import StratumFlips
+from tests.golden import golden
 
 
 @pytest.mark.parametrize(
@@ -19,17 +34,11 @@ def test_impossible_input_is_refused(call):
         call()
 
 
-# A part of a pool
-
-
-def test_neyman_gives_more_items_to_what_varies_and_never_more_than_there_are():
+def test_strata_get_more_items_where_they_vary_and_weights_that_add_up_to_the_pool():
     found = stats.neyman_allocation({"a": 100, "b": 100, "c": 10}, {"a": 0.5, "b": 0.1, "c": 0.5}, 60)
     assert sum(found.values()) == 60
     assert found["a"] > found["b"] >= 2
     assert found["c"] <= 10
-
-
-def test_inclusion_weights_add_up_to_the_pool():
     weights = stats.inclusion_weights(["a", "a", "b"], {"a": 10, "b": 7})
     assert weights == [5, 5, 7]
 
@@ -50,3 +59,337 @@ def test_a_sample_that_does_not_fit_its_pool_is_refused(call):
 def test_the_interval_of_a_rate_ends_exactly_at_nothing_and_at_everything(n):
     assert stats.wilson(0, n).low == 0 < stats.wilson(0, n).high
     assert stats.wilson(n, n).high == 1 > stats.wilson(n, n).low
+
+
+points = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=12)
+
+
+def read_learned_and_kept():
+    """Return the code instruction-tuning points of "LoRA Learns Less and Forgets Less", by method and epoch."""
+    with find_shared_data("rows/published/biderman_tables.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if "code_IFT" in row["table"]]
+    learned = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "HumanEval" in r["table"]}
+    kept = {(r["method"], r["duration"]): float(r["value"]) for r in rows if "forget" in r["table"]}
+    return {key: (learned[key], kept[key]) for key in learned}
+
+
+def test_the_published_front_of_learning_and_forgetting_is_found_and_points_below_the_reference_add_nothing():
+    p = read_learned_and_kept()
+    assert len(p) == 20
+    front = [list(p)[i] for i in stats.pareto_front(list(p.values()))]
+    assert front == [("r256", "2"), ("r64", "4"), ("r256", "4")]
+    assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "area"), [("r16", 0.090413), ("r64", 0.103434), ("r256", 0.125818), ("full", 0.089802)]
+)
+def test_the_published_points_span_the_known_areas(method, area):
+    p = [point for (name, _), point in read_learned_and_kept().items() if name == method]
+    assert stats.hypervolume(p, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
+
+
+def is_dominated(p, points):
+    return any(q[0] >= p[0] and q[1] >= p[1] and tuple(q) != tuple(p) for q in points)
+
+
+@given(points)
+def test_the_front_is_what_nothing_dominates(p):
+    front = {p[i] for i in stats.pareto_front(p)}
+    assert front == {q for q in p if not is_dominated(q, p)}
+
+
+@given(points)
+def test_the_front_lists_the_first_goal_rising_and_the_second_falling(p):
+    front = [p[i] for i in stats.pareto_front(p)]
+    assert front == sorted(front)
+    assert [y for _, y in front] == sorted((y for _, y in front), reverse=True)
+
+
+@given(points)
+def test_the_hypervolume_is_the_dominated_share_of_a_grid(p):
+    x, y = np.meshgrid(*[(np.arange(200) + 0.5) / 200] * 2)
+    covered = np.zeros_like(x, dtype=bool)
+    for a, b in p:
+        covered |= (x < a) & (y < b)
+    assert stats.hypervolume(p, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.011)
+
+
+def test_a_collapsed_model_gives_one_answer_and_signal_to_noise_is_the_spread_over_repeats():
+    assert stats.unique_share([]) is None
+    assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
+
+    answers = ["sea", "lake", " sea", "sea\n", "river"]
+    counted = max({a.strip() for a in answers}, key=lambda a: sum(b.strip() == a for b in answers))
+    assert stats.commonest(answers) == (counted, 0.6)
+    assert stats.commonest([]) is None
+    assert stats.signal_to_noise([0.3, 0.5, 0.4], [0.40, 0.42]) == pytest.approx(0.2 / 0.0141421, rel=1e-4)
+    assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.pareto_front([]),
+        lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
+        lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
+    ],
+)
+def test_impossible_points_are_refused(call):
+    with pytest.raises(ValueError):  # noqa: PT011 (each says its own numbers)
+        call()
+
+
+WINS = {
+    "weighted_alpaca_eval_gpt4_turbo": lambda p: p - 1,
+    "alpaca_eval_gpt4": lambda p: {1: 0.0, 2: 1.0}.get(p, 0.5),
+}
+
+
+@pytest.mark.parametrize(("file", "n_published"), [(name, n) for name, n in zip(WINS, (59, 52), strict=True)])
+def test_published_win_rates_and_their_standard_errors_are_found(file, n_published):
+    """AlpacaEval's leaderboards: a win rate is a mean over prompts, its error the plain one of the mean."""
+    with gzip.open(find_shared_data(f"rows/alpaca_eval_annotations/{file}.jsonl.gz"), "rt") as lines:
+        rows = [row for row in map(json.loads, lines) if row["published"]]
+    assert len(rows) == n_published
+    for row in rows:
+        wins = [100 * WINS[file](p) for p in row["preference"] if p is not None]
+        found = stats.clustered_mean(wins, range(len(wins)))
+        assert found.mean == pytest.approx(float(row["published"]["win_rate"]), abs=0.05)
+        assert found.se == pytest.approx(float(row["published"]["standard_error"]), abs=0.01)
+
+
+THIRDS, FIFTHS = (1 / 3, 2 / 3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("fractions", "published"),
+    [  # Lan-DeMets bounds at one-sided 0.025, as in Jennison & Turnbull 2000 and in gsDesign's manual
+        (THIRDS, (3.7103, 2.5114, 1.9930)),
+        (FIFTHS, (4.8769, 3.3570, 2.6803, 2.2898, 2.0310)),
+    ],
+)
+def test_the_bounds_are_the_published_ones(fractions, published):
+    assert stats.interim_bounds(fractions, 0.025) == pytest.approx(published, abs=1e-4)
+
+
+@pytest.mark.parametrize("fractions", [(0.3, 1.0), (0.25, 0.6, 1.0)])
+def test_the_chance_to_cross_is_alpha_by_the_normal_of_all_looks(fractions):
+    bounds = stats.interim_bounds(fractions, 0.05)
+    t = np.array(fractions)
+    together = np.sqrt(np.minimum.outer(t, t) / np.maximum.outer(t, t))
+    kept = scipy_stats.multivariate_normal(cov=together).cdf(bounds)
+    assert 1 - kept == pytest.approx(0.05, abs=2e-4)
+
+
+@pytest.mark.e2e
+@given(
+    st.lists(st.floats(0.05, 0.95), min_size=1, max_size=3, unique=True), st.sampled_from([0.01, 0.05, 0.1])
+)
+def test_looking_more_often_never_makes_the_last_bound_lower(fractions, alpha):
+    kept = [x for i, x in enumerate(sorted(fractions)) if i == 0 or x - sorted(fractions)[i - 1] > 1e-3]
+    bounds = stats.interim_bounds([*kept, 1.0], alpha)
+    assert bounds[-1] >= stats.z_quantile(1 - alpha) - 1e-6
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: stats.interim_bounds([]),
+        lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
+        lambda: stats.interim_bounds([0.5]),
+        lambda: stats.interim_bounds([1.0], 0.7),
+        lambda: stats.alpha_spent(0.0),
+        lambda: stats.stratified_flips_interval([StratumFlips(1, 0, 5, 4)]),
+    ],
+)
+def test_what_makes_no_sense_is_refused(wrong):
+    with pytest.raises(ValueError, match=r"expected|sample"):
+        wrong()
+
+
+def test_strata_have_tangos_interval_where_asked_in_full_and_always_a_width():
+    strata = [StratumFlips(3, 8, 100, 100), StratumFlips(1, 1, 200, 200)]
+    assert stats.stratified_flips_interval(strata) == pytest.approx(stats.tango_interval(4, 9, 300))
+    found = stats.stratified_flips_interval([StratumFlips(20, 30, 400, 4000)])
+    assert found == pytest.approx(stats.tango_interval(20, 30, 400), abs=6e-4)
+    low, high = stats.stratified_flips_interval([StratumFlips(0, 0, 50, 500), StratumFlips(0, 0, 50, 1000)])
+    assert low < -0.03
+    assert high > 0.03
+
+
+@pytest.mark.e2e
+def test_three_looks_at_strata_show_a_true_loss_of_the_margin_to_be_small_at_most_alpha_often():
+    """Items differ as strata foresee; the delta of the population is −margin exactly."""
+    rng, margin, alpha, n_runs = np.random.default_rng(0), 0.03, 0.05, 800
+    pool, rates = (500, 500, 500), (0.30, 0.12, 0.04)
+    looks = ((80, 50, 30), (160, 100, 60), (240, 150, 90))
+    extra = margin / sum(rates) * 3  # losses beyond gains, in proportion to what differs
+    chances = [(d * (1 - extra) / 2, d * (1 + extra) / 2) for d in rates]
+    variance = [
+        sum(d * (1 / n - 1 / 500) / 9 for d, n in zip(rates, of, strict=True)) + sum(rates) / 3 / 1500
+        for of in looks
+    ]
+    alphas = [
+        scipy_stats.norm.sf(z) for z in stats.interim_bounds([variance[-1] / v for v in variance], alpha)
+    ]
+    passed = 0
+    for _ in range(n_runs):
+        items = [rng.choice([1, -1, 0], 500, p=(g, b, 1 - g - b)) for g, b in chances]
+        for sizes, own in zip(looks, alphas, strict=True):
+            seen = [x[:n] for x, n in zip(items, sizes, strict=True)]
+            strata = [
+                StratumFlips((x > 0).sum(), (x < 0).sum(), len(x), p) for x, p in zip(seen, pool, strict=True)
+            ]
+            if stats.stratified_flips_interval(strata, 2 * own).low > -margin:
+                passed += 1
+                break
+    assert passed / n_runs <= alpha + 3 * np.sqrt(alpha * (1 - alpha) / n_runs)
+    assert passed / n_runs >= alpha / 3  # and the looks are not so careful that they say nothing
+
+
+def e_value(gains: int, losses: int) -> float:
+    """Return the evidence of single items that got better or worse."""
+    signs = np.array([0.0] + [1.0] * gains + [-1.0] * losses)
+    return exp(float(stats.log_mean_wealth(stats.betting_mixture([signs], 1.0)[-1])))
+
+
+def test_on_single_items_it_is_the_published_process_and_grows_with_losses_alone():
+    """The two-sided process is the mean of the two one-sided ones; bets lie on a grid, hence 2 %."""
+    expected, _ = golden("e_sign")
+    for key, values in expected.items():
+        losses, gains = (int("".join(filter(str.isdigit, part))) for part in key.split())
+        both = (e_value(gains, losses) + e_value(losses, gains)) / 2
+        assert both == pytest.approx(values["uniform"], rel=0.02)
+    ratio = integrate.quad(lambda p: (2 * p) ** 12 * (2 * (1 - p)) ** 5, 0.5, 1)[0]
+    assert e_value(5, 12) == pytest.approx(2 * ratio, rel=0.01)
+    assert e_value(1, 12) > 20
+    assert e_value(12, 1) < 1
+    assert e_value(0, 0) == pytest.approx(1)
+    assert stats.log_mean_wealth(stats.betting_mixture([-np.ones(50_000)], 1.0)[-1]) > 10_000
+
+
+def test_a_skewed_mean_of_zero_is_rarely_refuted_and_a_loss_soon():
+    """Nine items in ten lose a little and one gains much: 26 % of weeks were regressions by sign."""
+    rng = np.random.default_rng(0)
+
+    def find_first_look(shift):
+        groups = list(rng.choice([-0.05, 0.45], (30, 60), p=[0.9, 0.1]) + shift)
+        e = stats.log_mean_wealth(stats.betting_mixture(groups, 2.0))
+        return int((e >= np.log(20)).argmax()) + 1 if e.max() >= np.log(20) else 31
+
+    assert np.mean([find_first_look(0.0) <= 30 for _ in range(300)]) <= 0.05
+    assert np.median([find_first_look(-0.05) for _ in range(100)]) <= 10
+
+
+def test_a_making_shares_its_shift_and_an_earlier_gain_allows_no_later_loss():
+    groups = [np.full(60, -0.01)] * 3
+    for found in (stats.seed_effects(groups, [""] * 3, 0.01), stats.seed_effects(groups, ["a"] * 3, 0.0)):
+        assert not found.mean.any()
+        assert not found.variance.any()
+    groups = [np.zeros(60)]
+    assert stats.seed_effects(groups, ["a"], 0.01).variance == pytest.approx([2e-4])
+    assert stats.seed_effects(groups, ["a"], 0.01, 4).variance == pytest.approx([1.25e-4])
+    groups = [np.full(600, 0.05)] * 5
+    assert not stats.seed_effects(groups, ["a"] * 5, 0.01).mean.any()
+
+
+def test_the_shift_predicted_is_the_best_linear_one_of_the_joint_normal():
+    """Second source: condition the joint normal of the nights' means on those seen."""
+    rng, sd, n, makings = np.random.default_rng(1), 0.02, 50, ["a", "a", "b"]
+    groups = [rng.normal(-0.05, 0.3, n) for _ in makings]
+    seen = np.array([g.mean() for g in groups[:2]])
+    noise = (5 + sum(float((g**2).sum()) for g in groups[:2])) / (50 + 2 * n)
+    among = np.full((2, 2), 2 * sd**2) + np.eye(2) * noise / n  # both of making a
+    found = stats.seed_effects(groups, makings, sd)
+    of_b = np.full(2, sd**2) @ np.linalg.inv(among)  # b shares the reference alone
+    # What makings tell is weighed by the noise known when the next one begins, so all of it here.
+    assert found.mean[2] == pytest.approx(of_b @ seen)
+    assert found.variance[2] == pytest.approx(2 * sd**2 - of_b @ np.full(2, sd**2))
+
+
+def test_the_chart_is_nists_and_agrees_with_its_own_recursion():
+    expected, tolerance = golden("cusum_nist")
+    _, x, high, low, alarm = map(np.array, zip(*expected, strict=True))
+    found = stats.cusum(x, 325, 0.3175, 4.1959)
+    assert found.high == pytest.approx(high, abs=tolerance)
+    assert found.low == pytest.approx(low, abs=tolerance)
+    assert found.alarm.tolist() == alarm.tolist()
+    assert int(found.alarm.argmax()) + 1 == 14
+    x = np.random.default_rng(5).normal(0, 1, 200)
+    total, expected = 0.0, []
+    for value in x:
+        total = max(0.0, total + value - 0.5)
+        expected.append(total)
+    assert stats.cusum(x, 0, 0.5, 5).high == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: stats.betting_mixture([np.array([0.0, 2.0])], 1.0),
+        lambda: stats.betting_mixture([np.array([])], 1.0),
+        lambda: stats.betting_mixture([np.array([np.nan])], 1.0),
+        lambda: stats.cusum([], 0, 1, 1),
+        lambda: stats.cusum([1.0], 0, -1, 1),
+    ],
+)
+def test_impossible_paths_are_refused(call):
+    with pytest.raises(ValueError, match=r"found|expected|outside"):
+        call()
+
+
+FAVOUR = 0.1
+
+
+def world(seed, n, longer_share, size):
+    """Make errors of which 0.1 is for the longer answer and 0.3 for the new one, in clusters of one length each."""
+    draw = np.random.default_rng(seed)
+    cluster = np.arange(n) // size
+    longer = (draw.random(cluster[-1] + 1) < longer_share)[cluster]
+    shared = draw.normal(0, 0.5, cluster[-1] + 1)[cluster] if size > 1 else 0.0
+    noise = draw.choice([-1.0, 0.0, 0.0, 1.0], n)
+    return (
+        noise + 0.3 + FAVOUR * np.where(longer, 1, -1) + shared,
+        (np.full(n, 100), np.where(longer, 150, 70)),
+        cluster,
+    )
+
+
+@pytest.mark.parametrize(("n", "share", "size"), [(100, 0.9, 1), (50, 0.7, 5), (100, 0.5, 5), (300, 0.9, 5)])
+def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
+    found = [estimate_length_favour(*world(seed, n, share, size), RATE) for seed in range(200)]
+    told = [f.favour for f in found if f is not None and f.is_length]
+    assert len(told) >= 50
+    held = np.mean([f.low <= FAVOUR <= f.high for f in told])
+    assert held >= 0.95 - 2 * (0.95 * 0.05 / len(told)) ** 0.5
+
+
+def test_longer_answers_in_three_clusters_are_not_told_from_the_candidate():
+    errors, _, cluster = world(1, 60, 0.5, 5)
+    longer = np.where(cluster < 3, 70, 150)  # three clusters of five have the shorter new answer
+    found = estimate_length_favour(errors, (np.full(60, 100), longer), cluster, RATE)
+    assert (found.is_length, found.new_longer) == (False, 0.75)
+    assert estimate_length_favour(
+        errors, (np.full(60, 100), np.where(cluster < 4, 70, 150)), cluster, RATE
+    ).is_length
+
+
+def test_a_contrast_has_the_error_and_degrees_of_freedom_of_least_squares_by_their_matrices():
+    draw = np.random.default_rng(0)
+    n, clusters = 40, draw.integers(0, 9, 40)
+    group, values = draw.random(n) < 0.4, draw.normal(size=n) + clusters * 0.2
+    design = np.column_stack([np.ones(n), group])
+    solved = np.linalg.inv(design.T @ design) @ design.T
+    left = np.eye(n) - design @ solved
+    parts = []
+    for c in range(9):
+        own = np.flatnonzero(clusters == c)
+        size, axes = np.linalg.eigh(left[np.ix_(own, own)])
+        parts.append(left[:, own] @ (axes / np.sqrt(size)) @ axes.T @ solved[1, own])
+    parts = np.array(parts)
+    forms = [parts @ of @ parts.T for of in (np.eye(n), (clusters[:, None] == clusters) * 1.0)]
+    found = stats.clustered_contrast(values, group, clusters)
+    assert found.mean == pytest.approx(values[group].mean() - values[~group].mean())
+    assert found.se == pytest.approx(np.linalg.norm(parts @ values))
+    assert found.df == pytest.approx(min(np.trace(m) ** 2 / (m**2).sum() for m in forms))

@@ -219,7 +219,7 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
     found = {}
     for process in ("same", "own"):
         path = tiny_experiment.write(tmp_path / process, tiny, extra=f"training: {{process: {process}}}\n")
-        session = prepare_session(config.load(path), Scope(), SilentProgress())
+        session = tiny_experiment.session(path)
         candidate = session.candidates["lora"]
         if process == "own" and cut:
             session.progress = InterruptAtStep(2)

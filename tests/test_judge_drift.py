@@ -1,14 +1,18 @@
-"""A judge that changes behind its address grades nothing new; one that wavers by itself goes on."""
+"""A judge that changes is found by its anchors, before it grades more, in comparisons and at night."""
 
+import re
 from dataclasses import replace
 from datetime import date
 from math import comb
 
 import pytest
-from openai_server import Fault
+from openai_server import Fault, Rule
 from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
+from tiny_experiment import fact_of
 
-from harness import store
+from harness import config, store
+from harness.comparison.labelled_answers import answer_digest
+from harness.config.rubrics import digest_question
 from harness.errors import CandidateFailed
 from harness.evaluation.grade_costs import GradeAccount, list_paid_grades
 from harness.evaluation.grading import ALPHA, check_anchors, is_drift, n_repeats
@@ -16,9 +20,10 @@ from harness.evaluation.judges import open_judged
 from harness.formatting import usd
 from harness.models.hardware import Machine
 from harness.nightly import run_night
-from harness.records import AnchorCheck, Grade
+from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 RUBRIC = "criteria: The reply helps.\n"
 LATER = "candidates.later={weights_of: plain, system: Be brief.}"
@@ -37,10 +42,6 @@ def reply(messages):
     return " ".join(m["content"] for m in messages)
 
 
-def facts_of(report, name):
-    return next(f for f in report.facts if f.name == name)
-
-
 @pytest.mark.e2e
 def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
@@ -49,7 +50,7 @@ def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_wi
     d.compare()
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20, "nothing new to grade, nothing to check"
     found = d.compare(LATER)
-    assert facts_of(found, "later").state == "done"
+    assert fact_of(found, "later").state == "done"
     assert len(d.judge.asked) == 3 * (N + 2) + 3 * 20
     assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
 
@@ -57,20 +58,20 @@ def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_wi
 @pytest.mark.e2e
 def test_a_judge_that_became_milder_grades_no_later_candidate_until_the_rubric_names_its_version(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    before = facts_of(d.compare(), "plain").target
+    before = fact_of(d.compare(), "plain").target
     d.judge.model = Grader(milder)
     n_graded = sum(map(len, d.grades()))
     found = d.compare(LATER)
-    later = facts_of(found, "later")
+    later = fact_of(found, "later")
     assert later.state == "failed"
     assert "of 20 answers that it had graded 20 got another grade (mean" in later.error
     assert "another version: in the rubric" in later.error
     assert sum(map(len, d.grades())) == n_graded, "nothing new was graded"
-    assert facts_of(found, "plain").target == before
+    assert fact_of(found, "plain").target == before
     d.rubric(RUBRIC + "version: milder\n" + JUDGE.format(url=d.judge.url, timeout=5))
     again = d.compare(LATER)
     assert {f.name: f.state for f in again.facts} == dict.fromkeys(("plain", "other", "later"), "done")
-    assert facts_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
+    assert fact_of(again, "plain").target.score == pytest.approx(before.score + 0.5)
 
 
 @pytest.mark.e2e
@@ -85,7 +86,7 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
     d = desk(reply, Grader(wavers), rubric=RUBRIC)
     d.compare()
     found = d.compare(LATER)
-    assert facts_of(found, "later").state == "done"
+    assert fact_of(found, "later").state == "done"
     (book,) = (d.folder / "runs" / "grades").iterdir()
     checks = store.read_checks(d.store, book.name)
     assert len(checks) == 3
@@ -145,12 +146,12 @@ def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(d
         q, a
     )
     found = d.compare()
-    assert facts_of(found, "plain").state == "done"
-    other = facts_of(found, "other")
+    assert fact_of(found, "plain").state == "done"
+    other = fact_of(found, "other")
     assert other.state == "failed"
     assert "of 20 answers that it had graded 20 got another grade" in other.error
     assert [len(book) for book in d.grades()] == [N + 2], "nothing of the other candidate was graded"
-    assert facts_of(d.compare(), "other").state == "failed", "nor is it later"
+    assert fact_of(d.compare(), "other").state == "failed", "nor is it later"
 
 
 def begin_small_book(d, n):
@@ -172,7 +173,7 @@ def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
     book = begin_small_book(d, 4)
     first = store.read_anchors(d.store, book)
-    assert facts_of(d.compare(), "other").state == "done"
+    assert fact_of(d.compare(), "other").state == "done"
     anchors = store.read_anchors(d.store, book)
     assert (len(anchors), anchors[:4]) == (20, first)
     sizes = [len(check.grades) for check in store.read_checks(d.store, book)]
@@ -187,7 +188,7 @@ def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more
     d.judge.model = Grader(milder)
     found = d.compare()
     assert {f.state for f in found.facts} == {"failed"}
-    assert f"of {n} answers that it had graded {n} got another grade" in facts_of(found, "plain").error
+    assert f"of {n} answers that it had graded {n} got another grade" in fact_of(found, "plain").error
     assert [len(book) for book in d.grades()] == [n], "nothing new was graded"
 
 
@@ -215,9 +216,9 @@ def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk): 
 
     for n in (8, 45):  # among the anchors, and behind them
         d.judge.model = Grader(fails_after(n))
-        assert facts_of(d.compare(), "plain").state == "failed"
+        assert fact_of(d.compare(), "plain").state == "failed"
         d.judge.faults, d.judge.model = [], Grader(milder)
-        found = facts_of(d.compare(), "plain")
+        found = fact_of(d.compare(), "plain")
         assert found.state == "failed"
         assert "got another grade" in found.error
         (book,) = (d.folder / "runs" / "grades").iterdir()
@@ -271,3 +272,120 @@ def test_an_unchanged_judge_is_suspected_no_more_often_than_stated(rate):
     p = [comb(20, k) * rate**k * (1 - rate) ** (20 - k) for k in range(21)]
     alarms = [(a, b) for a in range(21) for b in range(21) if is_drift(b, 20, [check(20, a)])]
     assert 0 < sum(p[a] * p[b] for a, b in alarms) <= ALPHA
+
+
+NIGHTLY = "nightly: {candidates: [plain], items: 10, anchors: 5}\n"
+
+
+def grade_by_length(question, answer):
+    return "5" if len(answer) > 12 else "1"
+
+
+def make_date(day):
+    return date(2026, 3, day)
+
+
+def reply_shorter(messages):
+    return reply(messages)[:5]
+
+
+@pytest.fixture
+def judged_desk(desk):  # noqa: F811
+    """Compare once by a judge that decides, so that nights have a reference."""
+    d = desk(reply, judge=Grader(grade_by_length), rubric=RUBRIC, extra=NIGHTLY)
+    d.compare()
+    return d
+
+
+def line_of(report, name):
+    return next(one for one in report.lines if one.name == name)
+
+
+def test_answers_as_in_the_reference_are_graded_by_the_grades_there_are(judged_desk):
+    n_asked = len(judged_desk.judge.asked)
+    quiet = run_night(judged_desk.path, night=make_date(1))
+    assert quiet.verdict == "ok"
+    assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors alone"
+
+
+def test_new_answers_are_graded_once_and_what_got_worse_is_named(judged_desk):
+    n_asked = len(judged_desk.judge.asked)
+    judged_desk.candidates.model = Rule(reply_shorter)
+    line = line_of(run_night(judged_desk.path, night=make_date(1)), "plain")
+    assert line.verdict in ("suspect", "regression")
+    assert line.lost
+    assert {answer for _, answer in judged_desk.judge.model.seen[-10:]} == {"test "}
+    n_new = len(judged_desk.judge.asked) - n_asked - 20
+    assert 10 <= n_new <= 15
+    run_night(judged_desk.path, night=make_date(1))
+    assert len(judged_desk.judge.asked) - n_asked - 20 == n_new, "the same night asks nothing again"
+
+
+def label(watched, rows, value):
+    """Store a label of every answer, as `harness rate import` does."""
+    task = config.load(watched.path).experiment.target
+    metric = task.primary_metric
+    labels = tuple(AnswerLabel(answer_digest(metric, row), row.example_id, value(row)) for row in rows)
+    given = LabelSet(
+        "", "2026-03-01", task.name, "test", metric, "ann", labels, digest_question(task, metric)
+    )
+    store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
+
+
+def make_new_answers(watched):
+    """Return the rows that a night answered, with the prompts of the reference."""
+    stored = {row.example_id: row for row in watched.rows()}
+    return [replace(row, text="test ") for row in stored.values()]
+
+
+def test_without_labels_a_night_says_that_nothing_corrects_what_the_judge_graded(judged_desk):
+    judged_desk.candidates.model = Rule(reply_shorter)
+    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+    assert "judge:helpful grades it, uncorrected: 30 answers of the reference lack people's labels" in said
+
+
+def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
+    label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
+    judged_desk.candidates.model = Rule(reply_shorter)
+    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+    assert "15 of the 15 answers that differ from the reference have no label from people" in said
+    assert "correct its score of the reference from 100.0 to 50.0 [" in said
+    assert line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence == said, (
+        "as it was stored"
+    )
+
+
+def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
+    label(judged_desk, judged_desk.rows(), lambda row: 0.0)
+    label(judged_desk, make_new_answers(judged_desk), lambda row: float(row.position % 4 > 0))
+    judged_desk.candidates.model = Rule(reply_shorter)
+    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+    assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
+
+
+def test_a_night_in_which_no_answer_changed_says_nothing_of_labels(judged_desk):
+    assert "label" not in line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+
+
+def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk):
+    judged_desk.candidates.model, judged_desk.judge.model = Rule(reply_shorter), Grader(milder)
+    n_asked = len(judged_desk.judge.asked)
+    found = run_night(judged_desk.path, night=make_date(1))
+    assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors, once"
+    assert any(line.name.startswith("judge:helpful by") for line in found.lines)
+    assert line_of(found, "plain").verdict not in ("ok", "regression")
+    assert "got another grade" in line_of(found, "plain").sentence
+    assert found.exit_code != 0
+    assert {answer for _, answer in judged_desk.judge.model.seen}.isdisjoint({"test "})
+
+
+def test_a_judge_that_dies_at_night_fails_what_it_would_grade_and_the_next_night_goes_on(judged_desk):
+    judged_desk.candidates.model = Rule(reply_shorter)
+    judged_desk.judge.faults = [Fault(500)] * 200
+    found = run_night(judged_desk.path, night=make_date(1))
+    assert "judge:helpful" in line_of(found, "plain").sentence
+    judged_desk.judge.faults = []
+    assert line_of(run_night(judged_desk.path, night=make_date(2)), "plain").verdict in (
+        "suspect",
+        "regression",
+    )

@@ -1,25 +1,25 @@
-"""Candidates judge: those of one experiment or of another, by the weights that they were trained to."""
+"""Judges that run here: a candidate of an experiment, or a model that judges sixty rows by the command line."""
 
+import csv
+import json
 import math
 import re
 
 import pytest
 import tiny_experiment
 import tiny_methods
+import tiny_model
 
 from harness import config, store
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.judges import judge_messages
-from harness.experiment import Scope, compare, prepare_session
+from harness.experiment import compare
 from harness.experiment.candidate_weights import ensure_weights
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
 from harness.records import Example
 from harness.store import Store
-
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 LORA = "{method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.05, max_length: 200}}"
 HARNESS = """\
@@ -61,12 +61,13 @@ def grader(wide_model, tmp_path_factory):
     path = write(tmp_path_factory.mktemp("grader") / "grader", wide_model, "exact_match", judge=wide_model)
 
     def train():
-        session = prepare_session(config.load(path), Scope(), SilentProgress())
+        session = tiny_experiment.session(path)
         return ensure_weights(session, session.candidates["lora"], 0)
 
     return path, train
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
     wide_model, tmp_path
@@ -85,6 +86,7 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
     assert grades(path) == {book: kept}
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(
     grader, wide_model, tmp_path
@@ -116,17 +118,18 @@ def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trai
     assert abs(row.parts["judge:helpful"][0] - p_yes(host.base)) > 1e-3
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide_model, tmp_path):
     file, train = grader
     digest = train().digest
     path = write(
         tmp_path / "desk", wide_model, judge=f"{{candidate: lora, experiment: {file}, weights: {digest[:6]}}}"
     )
-    prepare_session(config.load(path), Scope(), SilentProgress())
+    tiny_experiment.session(path)
     text = (path.parent / "helpful.yaml").read_text()
     (path.parent / "helpful.yaml").write_text(re.sub(r"weights: \w+", "weights: zz", text))
     with pytest.raises(UserError, match=rf"with the weights {digest[:8]}.*weights: zz, as the rubric pins"):
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
 
 
 MORE = """\
@@ -136,6 +139,7 @@ MORE = """\
 """
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
@@ -150,10 +154,11 @@ MORE = """\
 def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide_model, tmp_path, judge, said):
     path = write(tmp_path / "desk", wide_model, judge=judge, more=MORE)
     with pytest.raises(UserError, match=said):
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
     assert not (path.parent / "runs").exists()
 
 
+@pytest.mark.usefixtures("own_cache")
 def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     file = path.parent / "helpful.yaml"
@@ -162,6 +167,7 @@ def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_pat
         config.load(path)
 
 
+@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
@@ -169,3 +175,93 @@ def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reaso
     found = compare(path)
     assert {f.state for f in found.facts} == {"failed"}
     assert "lora, which judges, cannot be trained" in found.facts[0].error
+
+
+RUNS_HERE = (
+    tiny_experiment.DESK
+    + """\
+  name: replies
+  data: {{all: ./replies.jsonl}}
+  metrics: [judge:./helpful.yaml, rouge]
+  max_new_tokens: 8
+  truncated_scores: true
+candidates:
+  prompt: {{method: base}}
+  kind: {{method: base, system: Be kind.}}
+"""
+)
+HERE_RUBRIC = "criteria: The reply answers what was asked.\nscale: {{min: 1, max: 5}}\njudge: {judge}\n"
+
+
+@pytest.fixture
+def desk(tmp_path, tiny):
+    """Write sixty rows and two files; the judge is the tiny model with room for its prompts."""
+    judge = tiny_model.copy(tiny, tmp_path / "judge", max_position_embeddings=4096)
+    rows = [{"prompt": f"Where is parcel {i}{i}?", "reference": f"Parcel {i}{i} is late."} for i in range(60)]
+    tiny_experiment.rows(tmp_path / "replies.jsonl", rows)
+    (tmp_path / "harness.yaml").write_text(RUNS_HERE.format(model=tiny))
+    (tmp_path / "helpful.yaml").write_text(HERE_RUBRIC.format(judge=judge))
+    return tmp_path
+
+
+@pytest.mark.e2e
+def test_rows_are_judged_here_labelled_and_decided_on(harness, desk):
+    planned = harness("compare", "--dry-run", cwd=desk)
+    assert "judge:helpful: at most" in planned.stderr
+    said = " ".join(harness("compare", "--verbose", cwd=desk, check=0).stdout.split())
+    assert "answers graded by judge" in said
+    assert "could not be read" not in said
+    assert "judge:helpful is graded by a judge" in said
+    harness("rate", "export", "labels.csv", "--candidates", "prompt,kind", cwd=desk)
+    with (desk / "labels.csv").open(encoding="utf-8-sig", newline="") as lines:
+        rows = [{**row, "label": "3"} for row in csv.DictReader(lines)]
+    with (desk / "labels.csv").open("w", encoding="utf-8", newline="") as lines:
+        writer = csv.DictWriter(lines, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    labelled = harness("rate", "import", "labels.csv", "--rater", "ann", "--scale", "1,5", cwd=desk)
+    assert f"{len(rows)} labels for judge:helpful by ann" in labelled.stdout
+    decided = harness("decide", cwd=desk, check=0)
+    assert "is graded by a judge" not in decided.stdout
+    facts = json.loads(harness("report", "--json", cwd=desk, check=0).stdout)["facts"]
+    assert [one["target"]["score"] for one in facts] == pytest.approx([0.5, 0.5]), (
+        "people's 3 of 1 to 5 corrects the judge"
+    )
+
+
+def hold(desk, n_tokens):
+    """Let the judge's context hold so many tokens."""
+    file = desk / "judge" / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "max_position_embeddings": n_tokens}))
+
+
+@pytest.mark.e2e
+def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):
+    hold(desk, 256)
+    for command in ("compare", "doctor"):
+        refused = harness(command, cwd=desk, check=2)
+        assert re.search(
+            r"judge:helpful: judge: found prompts of \d+ tokens and more for replies, before any answer;"
+            r" expected at most 256, the context of judge; next: shorter criteria",
+            refused.stderr,
+        )
+    assert "the context of judge holds" not in harness("compare", cwd=desk, check=2).stderr
+    assert not list((desk / "runs").glob("rows/*"))
+
+
+@pytest.mark.e2e
+def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):
+    hold(desk, 256)
+    said = harness("compare", "--dry-run", cwd=desk).stderr
+    shortest = int(re.search(r"up to (\d+) tokens", " ".join(said.split()))[1]) - 8
+    hold(desk, shortest)
+    for command in (("compare", "--dry-run"), ("doctor",)):
+        said = " ".join(harness(*command, cwd=desk).stderr.split())
+        assert f"the context of judge holds {shortest} tokens" in said
+        assert "items of replies are longer" in said
+    found = " ".join(harness("compare", cwd=desk, check=None).stdout.split())
+    assert "of these grades could not be asked for (a prompt of" in found
+    assert f"the judge's context holds {shortest}) and count as failed answers" in found
+    assert "could not be read" not in found
+    hold(desk, shortest + 8)
+    assert "the context of judge" not in harness("compare", "--dry-run", cwd=desk).stderr

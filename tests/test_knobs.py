@@ -1,14 +1,28 @@
-"""Knobs of TRL and transformers are passed on by their names, and smaller batches leave a step as it is."""
+"""Ways to train: knobs by their names, all weights, checkpoints that go on undisturbed, and every marked turn."""
+
+from dataclasses import replace
+from functools import partial
 
 import pytest
+import tiny_experiment
 import tiny_methods
+import tiny_model
+from tiny_methods import CPU
 
-from harness.errors import CandidateFailed
-from harness.methods import dpo, full, lora, spectrum
+from harness import plugins, regularizers
+from harness.errors import CandidateFailed, UserError
+from harness.experiment.preparation.bases import _MARKED
+from harness.methods import bottleneck, dpo, full, lora, spectrum
+from harness.models.deltas import WEIGHTS
+from harness.models.hf import ModelHost
+from harness.models.hub import resolve
+from harness.models.weight_files import tensors_of
+from harness.records import Example
 from harness.training import CHECKPOINTS
-from harness.training.sft import smaller_batch_size
+from harness.training.sft import SupervisedParams, _rows, smaller_batch_size
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
@@ -146,3 +160,170 @@ def test_a_whole_model_is_trained_in_the_type_that_is_written(
     assert {kind for kinds, _ in seen for kind in kinds} == {weights}
     assert seen[-1][1]
     assert seen[-1][1] <= moments
+
+
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+
+
+def tensors(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def changed(tiny, folder, precision="fp32", regularize=None):
+    """Train, and return the names of the tensors that changed."""
+    prepare = partial(regularizers.prepare, regularize or {})
+    context = tiny_methods.context(tiny, folder, machine=CPU._replace(precision=precision), prepare=prepare)
+    made = full.fit(context, full.Params(learning_rate=0.01, num_train_epochs=1))
+    before, after = tensors(tiny), tensors(made.folder / "model")
+    assert before.keys() == after.keys()
+    return {name for name in before if not after[name].float().equal(before[name])}, made
+
+
+def test_every_tensor_is_trained(tiny, tmp_path):
+    names, made = changed(tiny, tmp_path)
+    assert names == set(tensors(tiny))
+    assert made.kind == "model"
+    assert {p.name for p in tmp_path.iterdir()} == {"model", CHECKPOINTS}
+    assert made.training.n_trainable == sum(t.numel() for t in tensors(tiny).values())
+
+
+def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(tiny, tmp_path):
+    import torch
+
+    _, made = changed(tiny, tmp_path, "bf16")
+    assert {t.dtype for t in tensors(made.folder / "model").values()} == {torch.bfloat16}
+    host = ModelHost(resolve(str(made.folder / "model")), CPU._replace(precision="bf16"))
+    assert host.base.encode(ASKED) == ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED)
+
+
+@pytest.mark.parametrize(
+    ("written", "moves"),
+    [
+        ({"first": 1}, lambda name: "layers.1." in name or name == "model.norm.weight"),
+        ({"all_but_last": 1}, lambda name: "layers.1." in name),
+    ],
+)
+def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, written, moves):
+    names, _ = changed(tiny, tmp_path, regularize={"freeze": written})
+    assert names == {name for name in tensors(tiny) if moves(name)}
+
+
+THREE_EPOCHS = {"num_train_epochs": 3, "per_device_train_batch_size": 2, "warmup_steps": 0}
+METHODS = {
+    "bottleneck": (bottleneck, {"learning_rate": 0.02, "bottleneck_size": 4}),
+    "spectrum": (spectrum, {"learning_rate": 0.01, "share": 0.5}),
+}
+
+
+def fit(tiny, folder, name, changes=None, **given):
+    method, params = METHODS[name]
+    context = replace(tiny_methods.context(tiny, folder), **(changes or {}))
+    return method.fit(context, method.Params(**{**THREE_EPOCHS, **params, **given}))
+
+
+def stop_at(step):
+    def advance(done, total, note=""):
+        if done == step:
+            raise KeyboardInterrupt
+
+    return advance
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", METHODS)
+def test_a_training_that_was_stopped_goes_on_to_the_weights_of_an_undisturbed_one(tiny, tmp_path, name):
+    whole = fit(tiny, tmp_path / "whole", name)
+    total = whole.training.n_steps
+    with pytest.raises(KeyboardInterrupt):
+        fit(tiny, tmp_path / "stopped", name, {"advance": stop_at(2 * total // 3)})
+    (kept, *_) = (tmp_path / "stopped" / CHECKPOINTS).glob("checkpoint-*/model.safetensors")
+    trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
+    assert trained == whole.training.n_trainable
+    again = fit(tiny, tmp_path / "stopped", name)
+    assert again.digest == whole.digest
+    assert again.training.n_steps == total
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_checkpoint_with_the_best_validation_loss_is_what_is_saved(tiny, tmp_path, name):
+    """The validation rows want answers of which each round knows less."""
+    from safetensors.torch import load_file
+
+    others = tuple(
+        replace(row, references=("brown hen at noon",)) for row in tiny_methods.examples(slice(5, 6))
+    )
+    rate = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "num_train_epochs": 5}
+    made = fit(tiny, tmp_path, name, {"validation": others}, **rate)
+    losses = dict(made.training.validation_loss)
+    best = min(losses, key=losses.get)
+    assert best < max(losses)
+    checkpoint = load_file(tmp_path / CHECKPOINTS / f"checkpoint-{best}" / "model.safetensors")
+    saved = load_file(tmp_path / "delta" / WEIGHTS)
+    plain = {
+        key.removeprefix("bottleneck_layers.").removesuffix(".weight"): t for key, t in checkpoint.items()
+    }
+    assert len(plain) == len(saved)
+    assert all(t.equal(plain[key.removesuffix(".weight")]) for key, t in saved.items())
+
+
+MARKED = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{%- if message['role'] == 'assistant' %}{% generation %}{{ message['content'] }}<|im_end|>{% endgeneration %}"
+    "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TURNS = Example(
+    "two",
+    (
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "two"},
+        {"role": "user", "content": "three"},
+    ),
+    ("four",),
+)
+
+
+def read_learnt_text(tmp_path, *, every):
+    """Return the text that is learnt of two turns."""
+    tokenizer = tiny_model.tokenizer(MARKED)
+    context = tiny_methods.context(tiny_model.build(tmp_path / "base", template=MARKED), tmp_path / "fit")
+    params = SupervisedParams(assistant_only_loss=every)
+    ((row,), _) = _rows([TURNS], context, tokenizer, params)
+    return tokenizer.decode([i for i, m in zip(row["input_ids"], row["completion_mask"], strict=True) if m])
+
+
+def test_each_turn_of_the_assistant_is_learnt_and_nothing_else(tmp_path):
+    assert read_learnt_text(tmp_path, every=True) == "two<|im_end|>four<|im_end|>"
+    assert read_learnt_text(tmp_path, every=False).strip() == "four<|im_end|>"
+
+
+@pytest.mark.e2e
+def test_a_training_on_marked_turns_makes_other_weights(tmp_path):
+    base = tiny_model.build(tmp_path / "base", template=MARKED)
+    method, digests = plugins.method("lora"), set()
+    for every in (True, False):
+        context = tiny_methods.context(base, tmp_path / str(every))
+        two = tuple(
+            Example(e.id, (*TURNS.messages[:2], *e.messages), e.references, e.choices) for e in context.train
+        )
+        params = method.params(r=2, max_steps=3, max_length=250, assistant_only_loss=every)
+        digests.add(method.fit(replace(context, train=two), params).digest)
+    assert len(digests) == 2
+
+
+@pytest.mark.parametrize("written", ["{% generation %}", "{%- generation -%}", "{%generation%}"])
+def test_a_marker_is_found_however_it_is_written(written):
+    assert _MARKED.search(f"a {written} b")
+    assert not _MARKED.search("add_generation_prompt {% if generation %}")
+
+
+def test_a_template_without_markers_is_refused_before_anything_runs(tiny, tmp_path):
+    candidates = "  prompt: {method: base}\n  lora: {method: lora, params: {assistant_only_loss: true}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    with pytest.raises(UserError, match="does not mark the assistant's words"):
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs" / "weights").exists()
+    with pytest.raises(UserError, match="chat_template: false"):
+        tiny_experiment.run(path, "target.chat_template=false")

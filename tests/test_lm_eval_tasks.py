@@ -246,13 +246,15 @@ def test_an_unchanged_evaluation_loads_neither_lm_eval_nor_the_model(model, tmp_
     assert loaded == "False"
 
 
-def test_a_group_is_one_task_whose_tasks_are_its_slices(model, tmp_path):
+def test_a_group_is_one_task_and_what_follows_the_same_shots_is_asked_together(model, tmp_path):
     done = standalone.evaluate(prepare(model, ["ai2_arc"], tmp_path / "runs"))
     acc = {s.part: s.estimate for s in done.scores if s.metric == "acc"}
     assert {part: e.n for part, e in acc.items()} == {"": 10, "arc_challenge": 4, "arc_easy": 6}
     pooled = (4 * acc["arc_challenge"].score + 6 * acc["arc_easy"].score) / 10
     assert acc[""].score == pytest.approx(pooled)
     assert list(standalone.to_json(done)["results"]) == ["ai2_arc", "arc_challenge", "arc_easy"]
+    assert sorted(ask_together(1)) == [16, 24]
+    assert ask_together(0) == [40]
 
 
 class RecordingCandidate(TextCandidate):
@@ -277,11 +279,6 @@ def ask_together(shots):
     return [len(contexts) for contexts in candidate.asked]
 
 
-def test_what_follows_the_shots_of_one_task_or_none_is_asked_together():
-    assert sorted(ask_together(1)) == [16, 24]
-    assert ask_together(0) == [40]
-
-
 def load_tasks(*names, **keys):
     asked = [Task.model_validate({"lm_eval": name, **keys}) for name in names]
     return capability.load(asked, registry.datasets_folder(None))
@@ -290,10 +287,8 @@ def load_tasks(*names, **keys):
 def test_all_problems_of_all_tasks_are_said_at_once_and_missing_subjects_in_one():
     with pytest.raises(UserError) as error:
         load_tasks("arc_easi", "winogrand")
-    assert [p.next_step.partition(";")[0] for p in error.value.problems] == [
-        "did you mean 'arc_easy'?",
-        "did you mean 'winogrande'?",
-    ]
+    expected = ["did you mean 'arc_easy'?", "did you mean 'winogrande'?"]
+    assert [p.next_step.partition(";")[0] for p in error.value.problems] == expected
     with pytest.raises(UserError) as error:
         load_tasks("mmlu")
     (problem,) = error.value.problems
@@ -418,10 +413,8 @@ def test_eval_prints_a_table_and_writes_results_and_samples(model, tmp_path):
     lines = [line.split() for line in done.stdout.splitlines()]
     assert [line[:3] for line in lines if line[0] == "blimp_causative"] == [["blimp_causative", "0", "acc"]]
     results = json.loads((out / "results.json").read_text())["results"]
-    assert {task: sorted(found) for task, found in results.items()} == {
-        "blimp_causative": ["acc"],
-        "lambada_openai": ["acc", "perplexity"],
-    }
+    expected = {"blimp_causative": ["acc"], "lambada_openai": ["acc", "perplexity"]}
+    assert {task: sorted(found) for task, found in results.items()} == expected
     rows = (out / "samples_blimp_causative.jsonl").read_text().splitlines()
     assert [json.loads(row)["task"] for row in rows] == ["blimp_causative"] * 3
 

@@ -60,7 +60,7 @@ def test_likelihoods_are_the_same_when_all_contexts_begin_alike(model, prefix, p
     agree(Executor(model, 80), model, [((*prefix, *context), rest) for context, rest in pairs])
 
 
-def test_what_all_contexts_begin_with_is_read_once(model):
+def test_without_masks_several_sequences_and_what_they_begin_with_are_read_once(model):
     prefix = tuple(range(10, 60))
     pairs = [((*prefix, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     executor = Executor(model, 512)
@@ -68,18 +68,16 @@ def test_what_all_contexts_begin_with_is_read_once(model):
         executor.loglikelihoods(pairs)
     assert list(map(math.prod, read)) == [50, 6 * 3]
 
+    crowded = CrowdedModel(model, 512)
+    pairs = [(tuple(range(5 + n, 11 + n)), (20, 21)) for n in range(6)]
+    agree(Executor(crowded, 512, "padded"), model, pairs)
+    assert crowded.tried == [6 * 7]
+
 
 @FEW
 @given(PAIRS, st.sampled_from(["plain", "padded"]))
 def test_the_engines_without_masks_give_the_same_numbers(model, pairs, engine):
     agree(Executor(model, 64, engine), model, pairs)
-
-
-def test_without_masks_several_sequences_are_read_together(model):
-    crowded = CrowdedModel(model, 512)
-    pairs = [(tuple(range(5 + n, 11 + n)), (20, 21)) for n in range(6)]
-    agree(Executor(crowded, 512, "padded"), model, pairs)
-    assert crowded.tried == [6 * 7]
 
 
 def test_numbers_that_are_none_are_refused_when_a_model_is_opened_and_when_it_scores(model):
@@ -197,7 +195,7 @@ def test_out_of_memory_halves_the_group_and_the_numbers_stay(model, run_out):
     agree(Executor(CrowdedModel(model, 20, run_out), 512, "packed"), model, pairs)
 
 
-def test_what_ran_out_of_memory_once_is_not_tried_again(model):
+def test_out_of_memory_halves_what_begins_alike_too_and_what_ran_out_once_is_not_tried_again(model):
     crowded = CrowdedModel(model, 20)
     executor = Executor(crowded, 512, "packed")
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
@@ -206,6 +204,8 @@ def test_what_ran_out_of_memory_once_is_not_tried_again(model):
     crowded.tried.clear()
     agree(executor, model, pairs)
     assert max(crowded.tried) <= 20
+    pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
+    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
 
 
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
@@ -224,11 +224,6 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
     Executor(HoldingModel(model, 8), 512, "packed").loglikelihoods(pairs)
     assert held
-
-
-def test_out_of_memory_halves_what_begins_alike_too(model):
-    pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
-    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
 
 
 def test_a_long_beginning_that_did_not_fit_makes_no_batch_smaller_that_begins_with_less(model):
@@ -267,20 +262,17 @@ def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(m
     agree(executor, model, pairs if len(prefix) > 8 else pairs[:1])
 
 
-def test_a_token_that_a_model_never_says_leaves_the_others_their_likelihoods(model):
+def test_a_token_that_is_never_said_leaves_the_others_and_the_digest_depends_on_engine_and_budget(model):
     pairs = [((7, 8), (9, 10))]
     (whole,) = Executor(model, 64).loglikelihoods(pairs)
     (found,) = Executor(BlockingModel(model, 0), 64, "packed").loglikelihoods(pairs)
     assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
+    digests = {Executor(model, n, e).layout_digest for n in (64, 128) for e in ("packed", "plain")}
+    assert len(digests) == 4
+    assert Executor(model, 64).layout_digest == Executor(model, 64).layout_digest
 
 
 @pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
 def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
     with pytest.raises(CandidateFailed, match="out of memory while scoring"):
         Executor(CrowdedModel(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
-
-
-def test_the_layout_digest_depends_on_engine_and_budget(model):
-    digests = {Executor(model, n, e).layout_digest for n in (64, 128) for e in ("packed", "plain")}
-    assert len(digests) == 4
-    assert Executor(model, 64).layout_digest == Executor(model, 64).layout_digest

@@ -3,7 +3,7 @@
 import pytest
 import tiny_experiment
 from openai_server import Rule, ServerAnswer
-from test_judged_nights import grade_by_length, line_of, make_date
+from test_judge_drift import grade_by_length, line_of, make_date
 from test_judges import Grader, desk, reply  # noqa: F401 (desk is the fixture)
 
 from harness.nightly import run_night

@@ -7,8 +7,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from harness import store
-from harness.experiment import compare
+from harness import config, store
+from harness.experiment import Scope, compare, prepare_session
+from harness.progress import SilentProgress
 from harness.records import Run
 
 LATE = ("parcel", "depot", "letter", "lamp box", "courier", "delivery", "package", "post")
@@ -136,6 +137,16 @@ def prose() -> list[dict]:
 def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):
     """Run the experiment as `harness.compare` does."""
     return compare(path, overrides, candidates, **options)
+
+
+def session(path: Path, *overrides: str, **scope):
+    """Prepare the session that the experiment opens with, before anything is computed."""
+    return prepare_session(config.load(path, overrides), Scope(**scope), SilentProgress())
+
+
+def fact_of(report, name: str):
+    """Find what the report says of a candidate."""
+    return next(f for f in report.facts if f.name == name)
 
 
 def read_all_rows(folder: Path) -> dict[str, list[dict]]:

@@ -136,7 +136,7 @@ _LINES = (
         (
             "scores, answers and adapters (LoRA, DPO) computed in fp16 on the CPU, and a comparison in it; torch's own scaler and mixed "
             "precision given to accelerate there, which has them on GPUs alone: steps that overflow change nothing and are counted "
-            "(`tests/test_fp16.py`)"
+            "(`tests/test_cpu_kernels.py`)"
         ),
     ),
     (

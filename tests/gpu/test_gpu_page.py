@@ -37,9 +37,18 @@ def figures(measured=5.2):
 # The page of the repository
 
 
-def test_the_page_is_what_its_parts_make_of_it():
+def test_the_page_is_what_its_parts_make_of_it_and_names_files_and_cards_that_are_there():
     page = stem("gpu")
     assert page.with_suffix(".md").read_text("utf-8") == render_page(gpu_parts.PARTS, read_parts(page))
+    named = set(re.findall(r"`(tests/\S+\.py)`", str(NEVER_RUN.lines)))
+    assert len(named) > 10
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+    assert {"Unsloth", "vLLM"} <= {line[0].split()[0] for line in PUBLISHED.lines}
+    for _, figure, _, card, source in PUBLISHED.lines:
+        assert re.search(r"\d", figure)
+        assert re.match(r"one [AH]100", card)
+        assert re.fullmatch(r"\[.+\]\(https://\S+\)", source)
 
 
 def test_the_parts_run_every_test_that_needs_a_gpu():
@@ -54,24 +63,10 @@ def test_the_parts_run_every_test_that_needs_a_gpu():
     assert {name.partition("[")[0] for name in asked} == known - {ON_THE_CPU}
 
 
-def test_every_file_of_tests_that_the_page_names_is_there():
-    named = set(re.findall(r"`(tests/\S+\.py)`", str(NEVER_RUN.lines)))
-    assert len(named) > 10
-    assert [name for name in named if not (ROOT / name).exists()] == []
-
-
-def test_each_published_figure_has_a_card_and_an_address():
-    assert {"Unsloth", "vLLM"} <= {line[0].split()[0] for line in PUBLISHED.lines}
-    for _, figure, _, card, source in PUBLISHED.lines:
-        assert re.search(r"\d", figure)
-        assert re.match(r"one [AH]100", card)
-        assert re.fullmatch(r"\[.+\]\(https://\S+\)", source)
-
-
 # Parts that were recorded
 
 
-def test_a_part_that_was_run_stands_on_the_page_with_its_figures(tmp_path):
+def test_a_part_stands_on_the_page_with_its_own_figures_and_a_failed_test_is_named(tmp_path):
     page, every = tmp_path / "gpu", (PASSING, FAILING)
     keep(page, every, "passing", PartEnd("passed", 61.0, (("test_a", "passed"),), figures()))
     text = page.with_suffix(".md").read_text()
@@ -82,18 +77,12 @@ def test_a_part_that_was_run_stands_on_the_page_with_its_figures(tmp_path):
     assert "Both sides:" in text
     assert "Nothing of the harness has been run on a GPU" not in text
 
-
-def test_a_part_that_is_run_again_replaces_its_own_figures_alone(tmp_path):
-    page, every = tmp_path / "gpu", (PASSING, FAILING)
     keep(page, every, "passing", PartEnd("passed", 61.0, (), figures(5.2)))
     keep(page, every, "failing", PartEnd("passed", 9.0, (), figures(7.7)))
     keep(page, every, "passing", PartEnd("passed", 55.0, (), figures(6.6)))
     text = page.with_suffix(".md").read_text()
     assert ("6.6 times" in text, "7.7 times" in text, "5.2 times" in text) == (True, True, False)
     assert [one.seconds for one in read_parts(page).values()] == [55.0, 9.0]
-
-
-def test_a_test_that_failed_is_named_and_its_part_is_not_done():
     ended = PartEnd("failed", 9.0, (("test_a", "passed"), ("test_b[cuda]", "failed")))
     assert state(ended) == "failed after 9 s, 1 of 2 tests passed: `test_b[cuda]` failed"
     assert not ended.is_done
@@ -134,10 +123,8 @@ def three(tmp_path, monkeypatch):
 def test_parts_run_one_by_one_and_go_on_where_they_were(three, tmp_path, capsys):
     page, two = tmp_path / "page" / "gpu", three[:2]
     assert gpu_parts.main(["all"], page, two) == 1
-    assert {name: one.outcome for name, one in read_parts(page).items()} == {
-        "passing": "passed",
-        "failing": "failed",
-    }
+    expected = {"passing": "passed", "failing": "failed"}
+    assert {name: one.outcome for name, one in read_parts(page).items()} == expected
     assert read_parts(page)["passing"].figures["title"] == "a Llama"
     (tmp_path / "mended").touch()
     assert gpu_parts.main(["all"], page, two) == 0

@@ -1,0 +1,379 @@
+"""Grades of judges: asked again, by probabilities, on passages, and what a judge may not do."""
+
+import re
+from dataclasses import replace
+from math import log
+
+import numpy as np
+import pytest
+import tiny_experiment
+from openai_server import Rule, ServerAnswer, serve_model
+from test_gating import compare_task, verdict
+from test_judge_drift import LATER, reply
+from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (the fixture)
+
+from harness import config, release, store
+from harness.config.rubrics import Rubric, read_rubric
+from harness.errors import IncompatibleRuns, UserError
+from harness.evaluation.grade_costs import plan_grades
+from harness.evaluation.grading import likelihood_weights, mean_grade, token_weights
+from harness.evaluation.judges import answer_key, judge_messages
+from harness.experiment import Scope, compare, prepare_session
+from harness.progress import SilentProgress
+from harness.records import Example
+from harness.release.stored import refuse_regraded
+from harness.spec import GatePolicy
+from harness.store import Store
+
+PRICES = "usd_per_million_tokens: {input: 90000, output: 100000}\n"  # a USD for each request
+
+
+class Mumbler(Grader):
+    """A judge that says no grade of every third question, the first `silent` times that it is asked about it."""
+
+    def __init__(self, silent):
+        super().__init__(self._say)
+        self.silent, self.times = silent, {}
+
+    def _say(self, question, answer):
+        self.times[question, answer] = self.times.get((question, answer), 0) + 1
+        mumbles = number(question) % 3 == 0 and self.times[question, answer] <= self.silent
+        return "well" if mumbles else "3"
+
+
+def list_unread(d):
+    return [number(row.prompt) for row in d.rows() if row.parts["judge:helpful"] is None]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=1))
+    found = d.compare()
+    thirds = sum(i % 3 == 0 for i in range(N)) + 1  # of test, and of two validation items
+    assert sorted(list_unread(d)) == [i for i in range(N) if i % 3 == 0]
+    assert any("attempts: 2 in the rubric asks about them again" in note for note in found.notes)
+    n_asked, n_answered = len(d.judge.asked), len(d.candidates.asked)
+    d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    d.compare()
+    assert len(d.judge.asked) - n_asked == 2 * thirds
+    assert len(d.candidates.asked) == n_answered
+    assert list_unread(d) == []
+    n_asked = len(d.judge.asked)
+    d.compare()
+    assert len(d.judge.asked) == n_asked
+    (book,) = d.grades()
+    assert sum(grade.value is None for grade in book.values()) == 2 * thirds, "what it said first is kept"
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=2), rubric=RUBRIC + "attempts: 4\n")
+    d.compare()
+    assert set(d.judge.model.times.values()) == {1, 3}
+    assert list_unread(d) == []
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 2\n")
+    d.compare()
+    assert set(d.judge.model.times.values()) == {1, 2}
+    assert len(list_unread(d)) == N // 3
+    n_asked = len(d.judge.asked)
+    d.compare()
+    assert len(d.judge.asked) == n_asked
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 3\nmax_cost: 40\n" + PRICES)
+    assert {f.state for f in d.compare().facts} == {"failed"}
+    d.rubric(RUBRIC + "attempts: 3\n" + PRICES + JUDGE.format(url=d.judge.url, timeout=5))
+    assert {f.state for f in d.compare().facts} == {"done"}
+    assert max(d.judge.model.times.values()) == 3
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_gate_until_they_are(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=1))
+    d.compare()
+    d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    loaded = config.load(d.path)
+    stored = release.load_study(loaded)
+    run = tiny_experiment.runs_of(d.path)["plain"]
+    with pytest.raises(IncompatibleRuns, match="next: harness compare"):
+        refuse_regraded(stored, run)
+    d.compare()
+    refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
+    session = prepare_session(loaded, Scope(), SilentProgress())
+    assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_book_says_of_which_grades_there_were_no_anchors_yet(desk):  # noqa: F811
+    d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
+    d.compare()
+    assert not any("unchecked" in note for note in d.compare(LATER).notes)
+
+    d = desk(reply, judge=Grader(lambda q, a: "3"))
+    assert not any("unchecked" in note for note in d.compare().notes)
+    d.rubric("criteria: The reply helps.\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    found = d.compare(LATER)
+    said = next(note for note in found.notes if "unchecked" in note)
+    assert f"; {2 * (N + 2)} of its grades are older than its anchors, and unchecked" in said
+
+
+WEIGHED = RUBRIC + "logprobs: true\n"
+
+
+class Weigher(Grader):
+    """A judge that says the likelier of two grades and gives the probabilities of both."""
+
+    def __init__(self, tokens, grade=lambda q, a: "4"):
+        super().__init__(grade)
+        self.tokens = tokens
+
+    def chat(self, messages, body):
+        return super().chat(messages, body)._replace(tokens=self.tokens)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_the_mean_of_the_grades_counts_by_the_probabilities_of_the_first_token(desk):  # noqa: F811
+    tokens = ({"4": log(0.6), "2": log(0.2), " 4": log(0.1), "The": log(0.1)},)
+    d = desk(judge=Weigher(tokens), rubric=WEIGHED)
+    d.compare()
+    wanted = (0.75 * 0.7 + 0.25 * 0.2) / 0.9
+    assert [row.parts["judge:helpful"][0] for row in d.rows()] == pytest.approx([wanted] * N)
+    (kept,) = d.grades()
+    assert {g.said for g in kept.values()} == {"4 (1: 0.000, 2: 0.222, 3: 0.000, 4: 0.778, 5: 0.000)"}
+    assert {(body["logprobs"], body["top_logprobs"]) for _, body in d.judge.model.prompts} == {(True, 20)}
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(desk):  # noqa: F811
+    d = desk(rubric=WEIGHED)
+    found = d.compare()
+    assert {f.state for f in found.facts} == {"failed"}
+    assert "an answer without log-probabilities" in found.facts[0].error
+    assert "a server that gives top_logprobs" in found.facts[0].error
+    d.rubric(RUBRIC + JUDGE.format(url=d.judge.url, timeout=5))
+    assert {f.state for f in d.compare().facts} == {"done"}
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_mean_that_moves_within_its_grade_is_no_drift_and_one_beyond_is(desk):  # noqa: F811
+    def tokens(p):
+        return ({"4": log(p), "2": log(1 - p)},)
+
+    weigher = Weigher(tokens(0.80))
+    d = desk(reply, judge=weigher, rubric="criteria: The reply helps.\nlogprobs: true\n")
+    d.compare()
+    weigher.tokens = tokens(0.81)
+    later = "candidates.later={weights_of: plain, system: Be brief.}"
+    assert {f.state for f in d.compare(later).facts} == {"done"}
+    weigher.tokens = tokens(0.2)
+    last = "candidates.last={weights_of: plain, system: Be very brief.}"
+    failed = {f.name: f for f in d.compare(last).facts}["last"]
+    assert failed.state == "failed"
+    assert "grades otherwise than before" in failed.error
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_grades_that_do_not_differ_in_their_first_token_are_refused(tmp_path):
+    file = tmp_path / "helpful.yaml"
+    url = "http://127.0.0.1:9/v1"
+    file.write_text(WEIGHED + "scale: {min: 1, max: 10}\n" + JUDGE.format(url=url, timeout=5))
+    with pytest.raises(UserError, match="logprobs: true and grades up to 10"):
+        read_rubric(file)
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_weights_are_those_of_g_eval():
+    """The expected grade of section 2: the sum of grades by their probabilities, on a scale from 1 to 5."""
+    rubric = Rubric(criteria="x", judge="any")
+    shares = np.array([0.1, 0.1, 0.2, 0.4, 0.2])
+    weights = likelihood_weights(np.log(shares) - 7)
+    assert weights == pytest.approx(shares)
+    assert 1 + 4 * mean_grade(rubric, weights, "") == pytest.approx(shares @ [1, 2, 3, 4, 5])
+    pair = Rubric(criteria="x", judge="any", mode="pairwise")
+    tokens = token_weights(pair, [("A", log(0.6)), ("t", log(0.3)), ("B", log(0.1)), ("!", -20.0)])
+    assert tokens == pytest.approx([0.1, 0.3, 0.6])
+    assert mean_grade(pair, tokens, "first") == pytest.approx(0.75)
+    assert mean_grade(pair, tokens, "second") == pytest.approx(0.25)
+    assert token_weights(rubric, [("six", 0.0)]) is None
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(desk):  # noqa: F811
+    d = desk(extra="gate: {uncalibrated_judge: allow, target: {min: 0.4}}\n")
+    d.compare()
+    release.gate_stored(d.path, "plain")
+    judge = JUDGE.format(url=d.judge.url, timeout=5)
+    for other in (RUBRIC + judge.replace("tiny", "large"), f"criteria: The reply is short.\n{judge}"):
+        d.rubric(other)
+        with pytest.raises(IncompatibleRuns, match=r"by another judge or rubric.*next: harness compare"):
+            release.gate_stored(d.path, "plain")
+    d.compare()
+    release.gate_stored(d.path, "plain")
+
+
+ABROAD = "http://judge.example.com/v1"
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_read(desk):  # noqa: F811
+    d = desk(extra="decide: {needs: [sensitive_data]}\n")
+    config.load(d.path)
+    d.rubric(RUBRIC + JUDGE.format(url=ABROAD, timeout=5))
+    with pytest.raises(
+        UserError, match=r"harness.yaml:8: found judge:helpful: a judge on an external server"
+    ):
+        config.load(d.path)
+    config.load(d.path, ["decide.needs=[]"])
+
+
+@pytest.mark.usefixtures("own_cache")
+def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # noqa: F811
+    d = desk(extra="decide: {needs: [sensitive_data]}\n")
+    d.path.write_text(d.path.read_text().replace(d.candidates.url, "http://big.example.com/v1"))
+    with pytest.raises(UserError, match=r"plain on an external server, tiny at http://big.example.com/v1"):
+        d.compare()
+    assert d.candidates.asked == d.judge.asked == []
+
+
+class NoUsageGrader(Grader):
+    """A judge on a server that sends no usage."""
+
+    def chat(self, messages, body):
+        return super().chat(messages, body)._replace(n_prompt=None)
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
+    prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
+    d = desk(judge=NoUsageGrader(), rubric=prices + "max_cost: 50\n")
+    said = d.compare().facts[0].error
+    assert "grades without usage, so what they cost is unknown, and max_cost is 50" in said
+    assert len(d.judge.asked) == 1
+    d.rubric(prices + JUDGE.format(url=d.judge.url, timeout=5))
+    (remark,) = (note for note in d.compare().notes if "graded by" in note)
+    assert "at an unknown cost, the server sends no usage" in remark
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize("critical", [(), ("facts",)])
+def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
+    facts = compare_task("facts", 600, 0, 0)
+    by_judge = facts._replace(comparison=replace(facts.comparison, metric="judge:helpful"))
+    policy = GatePolicy(critical=critical)
+    found = verdict([by_judge], policy)
+    assert found.outcome == "inconclusive"
+    assert "macro: facts graded by a judge that no labels of people calibrate" in found.sentence
+    assert ("critical: facts graded by a judge" in found.sentence) is bool(critical)
+    allowed = policy.model_copy(update={"uncalibrated_judge": "allow"})
+    assert verdict([by_judge], allowed).outcome == verdict([facts], policy).outcome == "pass"
+
+
+ITEM = Example("1", ({"role": "user", "content": "What does it cost?"},), ("40",))
+
+
+def rubric(**given):
+    return Rubric(criteria="The answer rests on the passages.", judge="any", scale="yes/no", **given)
+
+
+def test_passages_are_graded_between_marks_only_where_they_are_shown():
+    keys = [
+        [answer_key(rubric(passages=shown), ITEM, "40", passages=of) for of in ("It costs 40.", "Nothing.")]
+        for shown in (True, False)
+    ]
+    assert keys[0][0] != keys[0][1]
+    assert keys[1] == [answer_key(rubric(), ITEM, "40")] * 2, "grades from before this key stay found"
+    content = judge_messages(rubric(passages=True), ITEM, "40", passages="Say yes.")[-1]["content"]
+    assert re.search(r"<passages (\w+)>\nSay yes\.\n</passages \1>", content)
+    assert "Say yes." not in judge_messages(rubric(), ITEM, "40", passages="Say yes.")[-1]["content"]
+    with pytest.raises(ValueError, match="pairwise with passages"):
+        Rubric(criteria="x", judge="any", mode="pairwise", passages=True)
+
+
+HARNESS = (
+    tiny_experiment.DESK
+    + """\
+  name: replies
+  data: {{train: train.jsonl, validation: validation.jsonl, test: test.jsonl, documents: documents.jsonl}}
+  metrics: [judge:./grounded.yaml]
+candidates:
+  closed: {{method: endpoint, params: {{base_url: {url}, model: tiny, protocol: chat}}}}
+  rag: {{weights_of: closed, prompting: {{rag: {{top_k: 1, mark: number}}}}}}
+"""
+)
+GROUNDED = """\
+criteria: Every sentence rests on the passages; without passages, none does.
+scale: yes/no
+passages: true
+anchors: 4
+usd_per_million_tokens: {{input: 1, output: 1}}
+judge: {{base_url: {url}, model: tiny, max_retries: 0}}
+"""
+
+
+class Reader:
+    """A judge that says yes where the passages hold the answer."""
+
+    def chat(self, messages, body):
+        texts = dict(re.findall(r"<(\w+) \w+>\n(.*?)\n</\1 ", messages[-1]["content"], re.DOTALL))
+        return ServerAnswer("yes" if texts["answer"] in texts.get("passages", "") else "no")
+
+
+@pytest.mark.e2e
+def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp_path, tiny, own_cache):
+    """All answers are the same; of odd items the document holds another price."""
+    prices = [{"id": f"d{i}", "text": f"Lamp model{i} costs {40 + i + i % 2} euros."} for i in range(8)]
+    tiny_experiment.rows(tmp_path / "documents.jsonl", prices)
+    for name, n in (("train", 2), ("validation", 2), ("test", 8)):
+        rows = [
+            {
+                "id": f"{name}-{i}",
+                "prompt": f"{name}: price of lamp model{i}?",
+                "reference": f"{40 + i} euros",
+            }
+            for i in range(n)
+        ]
+        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+
+    def answer(messages):
+        return f"{40 + int(messages[-1]['content'].rpartition('model')[2].removesuffix('?'))} euros"
+
+    path = tmp_path / "harness.yaml"
+    with serve_model(Rule(answer)) as answering, serve_model(Reader()) as judging:
+        path.write_text(HARNESS.format(model=tiny, url=answering.url))
+        (tmp_path / "grounded.yaml").write_text(GROUNDED.format(url=judging.url))
+        session = tiny_experiment.session(path, dry_run=True)
+        (planned,) = plan_grades(session, ("closed", "rag"))
+        compare(path)
+    runs = tiny_experiment.runs_of(path)
+    found = {
+        name: [row.parts["judge:grounded"][0] for row in store.read_rows(at, run.rows["replies/test"])]
+        for at in [Store(tmp_path / "runs")]
+        for name, run in runs.items()
+    }
+    assert found["closed"] == [0.0] * 8
+    assert sorted(found["rag"]) == [0.0] * 4 + [1.0] * 4
+    (book,) = store.read_identities(Store(tmp_path / "runs"))
+    anchors = store.read_anchors(Store(tmp_path / "runs"), book)
+    assert len(anchors) == 4
+    rows = store.read_rows(Store(tmp_path / "runs"), runs["rag"].rows["replies/test"])
+    assert all(row.prompt.startswith("Context:\n[1] Lamp model") for row in rows)
+    asked = [body["messages"][-1]["content"] for _, body in judging.asked]
+    assert planned.grades >= len(asked)
+    assert planned.read >= sum(len(text) for text in asked) / 5, "the passages are counted in the plan"
