@@ -2,8 +2,12 @@
 
 import json
 import random
+import shlex
 from pathlib import Path
 
+from typer.testing import CliRunner
+
+from harness.cli import app
 from harness.experiment.check_rows import recognise
 
 WORDS = [f"{a}{b}{c}" for a in "bdfgklmnprst" for b in "aeiou" for c in "lmnrst"]
@@ -37,6 +41,17 @@ def damage_rows(rows):
 def write(path: Path, rows) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     return str(path)
+
+
+def run_command(command: str) -> str:
+    """Run what a check printed, each part of which has to end well; returns what was printed."""
+    printed = ""
+    for part in command.partition("  #")[0].split(" && "):
+        name, *words = shlex.split(part)
+        done = CliRunner().invoke(app, words)
+        assert (name, done.exit_code) == ("harness", 0), done.stderr
+        printed += done.stdout
+    return printed
 
 
 def alarms(findings):

@@ -165,29 +165,18 @@ class TestWhatIsFound:
         assert said in failure(tiny, tmp_path / "fit", leaves(tmp_path / "left"))
 
     @pytest.mark.parametrize(
-        ("file", "content", "said"),
+        ("whole", "file", "said"),
         [
-            ("adapter_config.json", "{", "a damaged adapter_config.json"),
-            ("adapter_config.json", "[]", "a damaged adapter_config.json"),
-            ("adapter_model.safetensors", "rubbish", "a damaged adapter_model.safetensors"),
+            (False, "adapter_config.json", "a damaged adapter_config.json"),
+            (True, "config.json", "no JSON"),
+            (True, "model.safetensors", "has no safetensors header"),
         ],
     )
-    def test_a_damaged_file_of_an_adapter_is_named(self, tiny, adapter, tmp_path, file, content, said):
-        left = shutil.copytree(adapter, tmp_path / "left")
-        (left / file).write_text(content)
-        assert said in failure(tiny, tmp_path / "fit", leaves(left))
-
-    @pytest.mark.parametrize(
-        ("file", "content", "said"),
-        [
-            ("config.json", "{", "no JSON"),
-            ("config.json", "[]", "config.json: []"),
-            ("model.safetensors", "rubbish", "has no safetensors header"),
-        ],
-    )
-    def test_a_damaged_file_of_a_model_is_named(self, tiny, tmp_path, file, content, said):
-        left = shutil.copytree(tiny, tmp_path / "left")
-        (left / file).write_text(content)
+    def test_a_damaged_file_of_an_adapter_or_a_model_is_named(
+        self, tiny, adapter, tmp_path, whole, file, said
+    ):
+        left = shutil.copytree(tiny if whole else adapter, tmp_path / "left")
+        (left / file).write_text("{")
         found = failure(tiny, tmp_path / "fit", leaves(left))
         assert said in found
         assert file in found

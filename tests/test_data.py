@@ -14,7 +14,7 @@ from conftest import find_shared_data
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.data import load_task, readers, suite_contamination, task_version, version_of_test
+from harness.data import load_task, readers, task_version, version_of_test
 from harness.data.contamination import find_contaminated_rows, key
 from harness.data.examples import SourcedExample
 from harness.data.splits import draw, set_aside
@@ -149,17 +149,18 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
         writer.writerows(rows)
     pd.DataFrame(rows).to_parquet(tmp_path / "test.parquet")
     (tmp_path / "test.jsonl.gz").write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    (tmp_path / "test.json.gz").write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
+    (tmp_path / "test.json").write_text(json.dumps(rows, indent=1))
     write(tmp_path / "test.jsonl", rows)
-    made = [
+    first, *others = (
         load_task(Task(name="t", data={"test": str(tmp_path / f"test.{kind}")}), 0).test
-        for kind in ("jsonl", "csv", "parquet", "jsonl.gz")
-    ]
-    assert made[0] == made[1] == made[2] == made[3]
+        for kind in ("jsonl", "csv", "parquet", "jsonl.gz", "json.gz", "json")
+    )
+    assert [other == first for other in others] == [True] * 5
 
     (tmp_path / "test.jsonl").write_text('{"prompt": "a\u2028b", "reference": "c"}\n', encoding="utf-8")
-    assert (
-        load_task(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}), 0).test[0].prompt == "a\u2028b"
-    )
+    (item,) = load_task(Task(name="t", data={"test": str(tmp_path / "test.jsonl")}), 0).test
+    assert item.prompt == "a\u2028b"
 
 
 def test_folders_are_read_by_split_and_a_hub_id_without_a_network_says_how_to_go_on(tmp_path, monkeypatch):
@@ -257,16 +258,6 @@ def test_choices_in_another_order_are_the_same_question_and_other_choices_anothe
     test = [{"prompt": "Which?", "reference": "b", "choices": ["a", "b"]}]
     train = [{"prompt": "Which?", "reference": "b", "choices": ["b", "a"]}]
     assert len(list_problems(task(test, train=train, kind="choice"))) == 1
-
-
-def test_an_item_of_another_suite_in_training_is_named():
-    shared = Example("t7", ({"role": "user", "content": "2 + 2?"},), ("4",))
-    item = Example("sum-1", ({"role": "user", "content": " 2 +  2?"},), ("4",), choices=("3", "4"))
-    found = suite_contamination(
-        [shared], {"sums": [item], "other": [Example("e", ({"role": "user", "content": "?"},))]}
-    )
-    assert [p.where for p in found] == ["training row t7"]
-    assert "sums item sum-1" in found[0].found
 
 
 def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_lost(task):

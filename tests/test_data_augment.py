@@ -135,32 +135,6 @@ def test_a_second_call_asks_nothing_and_writes_the_same_bytes(augment_file, serv
     assert manifest("one.jsonl")["cost_usd"] == manifest("two.jsonl")["cost_usd"] > 12 * 0.005
 
 
-@pytest.mark.e2e
-def test_what_was_answered_before_a_failure_is_not_asked_again(augment_file, server):
-    jsonl(Path("t.jsonl"), MONDAYS)
-    model, server.model = server.model, Rule(_FailingWriter(after=18))
-    code, _, error = augment_file("t.jsonl", "--out", "new.jsonl")
-    assert code == 1, error
-    assert not list(Path().glob("*new.jsonl*"))
-    server.model = model
-    before = len(server.asked)
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
-    assert len(server.asked) - before == 24 - 18  # those that were answered were kept
-
-
-class _FailingWriter:
-    """Answers some requests, and then nothing that could be read."""
-
-    def __init__(self, after):
-        self.left = after
-
-    def __call__(self, messages):
-        self.left -= 1
-        if self.left < 0:
-            raise ValueError("out of order")
-        return answer_rewording(messages)
-
-
 def test_nothing_is_asked_once_answers_have_cost_what_they_may(augment_file, server):
     jsonl(Path("t.jsonl"), MONDAYS)
     words = "t.jsonl --out new.jsonl --prices 1000,1000 --max-cost 0.2 --max-new-tokens 10"

@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, alarms, damage_rows, lines, make_clean_rows, write
+from checked_rows import LABELS, alarms, damage_rows, lines, make_clean_rows, run_command, write
 from typer.testing import CliRunner
 
 from harness import config as configuration
@@ -207,7 +207,7 @@ def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp
     if n_empty:
         assert CliRunner().invoke(app, shlex.split(last.partition("; next: harness ")[2])).exit_code == 0
     init, dashboard = made.split(" && ")
-    assert CliRunner().invoke(app, shlex.split(init)[1:]).exit_code == 0
+    run_command(init)
     assert dashboard == "harness dashboard -c rows-2/harness.yaml"
     file = "rows.clean.jsonl" if n_empty else "rows.jsonl"
     target = configuration.load(Path("rows-2/harness.yaml")).experiment.target
@@ -310,8 +310,7 @@ def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_i
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "-rows.jsonl", [*make_clean_rows(40), *make_clean_rows(1)])
     found = examine_rows(RowCheck([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
-    done = CliRunner().invoke(app, shlex.split(alarms(found)[0].command)[1:])
-    assert done.exit_code == 0, done.stderr
+    run_command(alarms(found)[0].command)
     assert (tmp_path / "-rows.dedup.jsonl").exists()
 
 
@@ -319,8 +318,7 @@ def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find
     rows = [{"id": i // 2, **row} for i, row in enumerate(make_clean_rows(40))]
     (found,) = alarms(find(rows, "missing_values"))
     assert (found.severity, lines(found)) == ("error", list(range(2, 41, 2)))
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert done.exit_code == 0, done.stderr
+    run_command(found.command)
     mended = tmp_path / "rows.clean.jsonl"
     assert alarms(examine_rows(RowCheck([str(mended)], only=["missing_values"])).findings) == []
     written = [json.loads(line) for line in mended.read_text().splitlines()]
@@ -332,13 +330,6 @@ def write_lines(path, rows):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-def run_command(command):
-    words = shlex.split(command)
-    assert words[0] == "harness"
-    done = CliRunner().invoke(app, words[1:])
-    assert done.exit_code == 0, done.output
 
 
 def find_out_file(command):

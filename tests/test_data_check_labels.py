@@ -17,6 +17,7 @@ from checked_rows import (
     lines,
     make_clean_rows,
     recognise_rows,
+    run_command,
     texts,
     write,
 )
@@ -139,8 +140,7 @@ def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path)
         rows[i]["queue"] = ("Refund", "REFUND ", "refund.")[i // 4]
     named = {"prompt": "text", "reference": "queue"}
     (found,) = (f for f in find(rows, "answer_formats", **named) if "spellings" in f.title)
-    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
-    assert done.exit_code == 0, done.stderr
+    run_command(found.command)
     mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
     assert {row["queue"] for row in mended} == set(LABELS)
     told = json.loads((tmp_path / "rows.clean.jsonl.manifest.json").read_text())
@@ -421,7 +421,7 @@ def test_white_space_behind_a_transcript_is_found_and_cut_and_what_is_in_front_o
     rows[3]["chosen"] += " \n"
     (found,) = alarms(find(rows, "answer_formats"))
     assert lines(found) == [4]
-    assert ", 1 changed" in CliRunner().invoke(app, shlex.split(found.command)[1:]).stdout
+    assert ", 1 changed" in run_command(found.command)
 
 
 def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp_path):
@@ -456,7 +456,7 @@ def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp
     rated[2]["completions"][0]["response"] += " "
     (found,) = alarms(find(rated, "answer_formats"))
     assert lines(found) == [3]
-    assert ", 1 changed" in CliRunner().invoke(app, shlex.split(found.command)[1:]).stdout
+    assert ", 1 changed" in run_command(found.command)
 
 
 def test_a_pair_with_white_space_behind_both_answers_is_one_row_and_its_example_is_masked(find):

@@ -3,12 +3,11 @@
 import json
 import random
 import re
-import shlex
 
 import numpy as np
 import pytest
 import tiny_experiment
-from checked_rows import LABELS, WORDS, alarms, lines, make_clean_rows, recognise_rows, write
+from checked_rows import LABELS, WORDS, alarms, lines, make_clean_rows, recognise_rows, run_command, write
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -118,8 +117,7 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     found = find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)])
     assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
     assert found[0].command.startswith("harness data dedup ")
-    done = CliRunner().invoke(app, shlex.split(found[0].command)[1:])
-    assert done.exit_code == 0, done.stderr
+    run_command(found[0].command)
     left = RowCheck(
         [str(tmp_path / "rows.dedup.jsonl")], test=[str(tmp_path / "test.jsonl")], only=["test_leaks"]
     )
@@ -144,23 +142,7 @@ def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_
     assert found.title == f"all 40 rows of {tmp_path / 'rows.jsonl'} are in the test"
     assert "dedup" not in found.command
     assert found.command.endswith("# and test on its part, or on another file")
-    done = CliRunner().invoke(app, shlex.split(found.command.partition("  #")[0])[1:])
-    assert done.exit_code == 0, done.stderr
-
-
-def test_embeddings_find_a_leak_that_shares_no_word(tmp_path):
-    rows = [{"text": "Wo ist meine Karte", "label": "a"}, {"text": "Close my account", "label": "b"}]
-    files = RowCheck([write(tmp_path / "all.jsonl", rows)], prompt="text", reference="label")
-    train, test = (
-        read_table([write(tmp_path / name, of)], recognise_rows(files))
-        for name, of in (("train.jsonl", rows), ("test.jsonl", [{"text": "Where is my card", "label": "a"}]))
-    )
-    near = {"Wo ist meine Karte": (1.0, 0.0), "Where is my card": (1.0, 0.0), "Close my account": (0.0, 1.0)}
-    given = check.CheckContext(test, encode=lambda texts: np.array([near[t] for t in texts], np.float32))
-    (found,) = check.check_rows(train, given, ["test_leaks"])
-    assert lines(found) == [1]
-    assert "(embeddings 1.00)" in found.example
-    assert check.check_rows(train, check.CheckContext(test), ["test_leaks"]) == []
+    run_command(found.command)
 
 
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
@@ -211,6 +193,8 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
     )
     words, sense = check.check_rows(train, given, ["test_leaks"])
     assert (lines(words), lines(sense)) == ([1], [2])
+    assert "(embeddings 1.00)" in sense.example
+    assert check.check_rows(train, check.CheckContext(test), ["test_leaks"]) == [words]
     assert "data dedup" in words.command
     assert "--decisions" in sense.command
 
@@ -249,12 +233,6 @@ def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
     test = [{"question": row["text"], "answer": row["label"]} for row in make_clean_rows(60)[:9]]
     (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)]))
     assert lines(found) == list(range(1, 10))
-
-
-def run_command(command):
-    for part in command.partition("  # ")[0].split(" && "):
-        done = CliRunner().invoke(app, shlex.split(part)[1:])
-        assert done.exit_code == 0, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -117,14 +117,6 @@ def test_rows_that_were_lost_are_computed_again_and_are_the_same(copy):
 
 
 @pytest.mark.e2e
-def test_each_seed_trains_its_own_adapter(copy):
-    found = tiny_experiment.run(copy, "seeds=[0, 1]", candidates=("prompt", "lora"))
-    assert sorted((f.name, f.seed) for f in found.facts) == [("lora", 0), ("lora", 1), ("prompt", 0)]
-    loras = [run for run in store.list_runs(Store(copy.parent / "runs")) if run.candidate == "lora"]
-    assert len({run.weights_digest for run in loras}) == 2
-
-
-@pytest.mark.e2e
 def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     found = tiny_experiment.run(path, candidates=("lora",))
@@ -211,15 +203,6 @@ def refusal(path, *overrides, **options):
     with pytest.raises(UserError) as caught:
         tiny_experiment.run(path, *overrides, **options)
     return caught.value
-
-
-@pytest.mark.parametrize("name", ["prompt", "lora"])
-def test_a_base_without_a_chat_template_is_refused_before_anything_is_written(tmp_path, name):
-    model = tiny_model.build(tmp_path / "plain", template=None)
-    error = refusal(tiny_experiment.write(tmp_path / "work", model), candidates=(name,))
-    assert "without a chat template" in str(error)
-    assert "chat_template: false" in str(error)
-    assert files(tmp_path / "work" / "runs") == {}
 
 
 @pytest.mark.e2e

@@ -1,6 +1,5 @@
 """Rows that other tools write become items without templates; one file becomes three splits."""
 
-import gzip
 import json
 import re
 from pathlib import Path
@@ -532,26 +531,6 @@ def test_the_articles_of_xquad_are_in_one_split_each():
     assert sum(map(len, sides)) == 48
     assert len(items.documents) == 240
     assert all(item.documents for item in items.test)
-
-
-@pytest.mark.parametrize("kind", ["json", "json.gz", "csv", "parquet", "folder"])
-def test_every_kind_of_file_holds_another_tools_rows(tmp_path, kind):
-    import pandas as pd
-
-    rows = [{"instruction": f"Who is {i}?", "input": "", "output": "Me."} for i in range(3)]
-    path = tmp_path / f"test.{kind}"
-    if kind.startswith("json"):
-        content = json.dumps(rows, indent=1).encode()
-        path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
-    elif kind == "csv":
-        pd.DataFrame(rows).to_csv(path, index=False)
-    elif kind == "parquet":
-        pd.DataFrame(rows).to_parquet(path)
-    else:
-        path.mkdir()
-        write(path / "test.jsonl", rows)
-    items = load_task(Task.model_validate({"name": "t", "data": {"test": str(path)}}), 0)
-    assert [item.prompt for item in items.test] == [row["instruction"] for row in rows]
 
 
 @pytest.mark.e2e

@@ -254,14 +254,6 @@ def test_a_rater_finds_the_same_order_again_and_the_first_turn_that_is_not_done(
     assert isinstance(first, Turn)
 
 
-def test_sixty_of_a_hundred_votes_are_seventy_elo():
-    found = human_preferences.outcome(votes(40, 60), "aaa", "bbb")
-    assert found.rate[:3] == (0.6, *stats.wilson(60, 100))
-    assert found.strength.elo == pytest.approx(70.4365, abs=1e-3)
-    assert found.rate.p == pytest.approx(stats.mcnemar(60, 40).exact)
-    assert (found.n_items, found.n_ratings, found.n_skipped, found.agreement) == (100, 100, 0, None)
-
-
 def test_ratings_count_once_an_item_by_the_last_of_each_rater_on_these_rows():
     found = human_preferences.outcome(
         [make_rating("x", "a"), make_rating("x", "b"), make_rating("y", "skip")], "aaa", "bbb"

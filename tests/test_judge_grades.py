@@ -116,17 +116,21 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
 
 @pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
-def test_a_book_says_of_which_grades_there_were_no_anchors_yet(desk):  # noqa: F811
-    d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
-    d.compare()
-    assert not any("unchecked" in note for note in d.compare(LATER).notes)
-
+def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"))
     assert not any("unchecked" in note for note in d.compare().notes)
     d.rubric("criteria: The reply helps.\n" + JUDGE.format(url=d.judge.url, timeout=5))
     found = d.compare(LATER)
     said = next(note for note in found.notes if "unchecked" in note)
     assert f"; {2 * (N + 2)} of its grades are older than its anchors, and unchecked" in said
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.e2e
+def test_a_book_that_began_with_its_anchors_says_nothing_of_that(desk):  # noqa: F811
+    d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
+    d.compare()
+    assert not any("unchecked" in note for note in d.compare(LATER).notes)
 
 
 WEIGHED = RUBRIC + "logprobs: true\n"
