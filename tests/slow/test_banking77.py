@@ -36,16 +36,6 @@ def path(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def report(path):
-    return experiment.compare(path, ["target.data.contamination=drop"])
-
-
-@pytest.fixture
-def scores(report):
-    return {f.name: f.target.score for f in report.facts if f.target}
-
-
 @pytest.mark.weekly
 def test_rows_that_are_also_in_test_are_refused_by_name(path):
     with pytest.raises(UserError, match=r"train\.jsonl\.gz:\d+"):
@@ -53,29 +43,14 @@ def test_rows_that_are_also_in_test_are_refused_by_name(path):
 
 
 @pytest.mark.weekly
-def test_rows_that_are_left_out_are_said_with_the_reason(report):
+def test_a_plain_classifier_as_good_as_the_fine_tune_is_recommended(path):
+    report = experiment.compare(path, ["target.data.contamination=drop"])
     notes = "\n".join(report.notes)
     assert "dropped, evaluated too" in notes
     assert "dropped, label not among the 12" in notes
-
-
-@pytest.mark.weekly
-def test_every_candidate_has_a_score_on_the_same_items(report):
     assert {f.target.n for f in report.facts} == {144}
-
-
-@pytest.mark.weekly
-def test_lora_learns_the_labels(scores):
+    scores = {f.name: f.target.score for f in report.facts}
     assert scores["lora"] >= 0.75
-
-
-@pytest.mark.weekly
-def test_nearest_neighbour_shots_beat_the_plain_prompt(scores):
     assert scores["knn"] > scores["prompt"] + 0.2
-
-
-@pytest.mark.weekly
-def test_no_fine_tune_is_recommended_where_a_plain_classifier_is_as_good(report, scores):
     assert scores["bag"] >= scores["lora"] - 0.05
-    assert report.decision.action == "classifier"
-    assert report.decision.candidate == "bag"
+    assert (report.decision.action, report.decision.candidate) == ("classifier", "bag")
