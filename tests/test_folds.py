@@ -106,7 +106,7 @@ def test_folds_that_there_cannot_be_are_refused(tmp_path, rows, said):
 
 
 def test_a_step_of_a_rating_need_not_be_in_every_fold(tmp_path):
-    rows = letters(40, lambda i: "4.5" if i < 2 else ("3.5", "4")[i % 2])
+    rows = make_letters(40, lambda i: "4.5" if i < 2 else ("3.5", "4")[i % 2])
     labels = {"labels": ("3.5", "4", "4.5")}
     with pytest.raises(UserError, match=r"of the label '4\.5', none in fold"):
         load_task(task(tmp_path, rows, **labels), 0)
