@@ -40,7 +40,6 @@ LEAST = [
 
 
 def run(folder: Path, limits: Sequence[str]) -> tuple[Path, ExperimentReport]:
-    """Run the experiment on so few rows and items; returns the path of its file and the report."""
     path = folder / "harness.yaml"
     path.write_text(EXPERIMENT)
     return path, experiment.compare(path, limits)

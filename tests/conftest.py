@@ -164,7 +164,6 @@ def folder(tmp_path):
 
 @pytest.fixture
 def store(tmp_path):
-    """Return a store without anything in it."""
     return Store(tmp_path / "runs", wait_s=20)
 
 
@@ -179,7 +178,6 @@ def usual_threads(request):
 
 @pytest.fixture(autouse=True)
 def no_base_rows():
-    """Let no test find what another one left of a base."""
     shutil.rmtree(cache_dir() / "base_rows", ignore_errors=True)
 
 
@@ -206,13 +204,11 @@ def command_driver(cache_folder):
 
 @pytest.fixture(scope="session")
 def cache_folder(tmp_path_factory):
-    """Make one cache for the session, apart from the user's own."""
     return tmp_path_factory.mktemp("cache")
 
 
 @pytest.fixture(scope="module")
 def own_cache(cache_folder):
-    """Point the cache at the session's folder for one module."""
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("HARNESS_CACHE", str(cache_folder))
         yield cache_folder
@@ -235,7 +231,6 @@ def empty_cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def wide_model(tiny, tmp_path_factory):
-    """Copy the tiny model with room for a judge's prompt."""
     return tiny_model.copy(tiny, tmp_path_factory.mktemp("wide") / "judge", max_position_embeddings=4096)
 
 
@@ -258,7 +253,6 @@ def copy(finished_run, own_cache, tmp_path):
 
 @pytest.fixture(scope="module")
 def model(tiny):
-    """Load the tiny language model as transformers does."""
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny).eval()

@@ -62,7 +62,6 @@ TOPICS = ("card", "refund", "pin", "fee")
 
 
 def make_distinct_rows(n, label=lambda i: TOPICS[i % 4]):
-    """Return rows whose questions have nothing in common."""
     return rows_of(*({"text": f"{i * i} q{i}w v{i}u", "label": label(i), "n": i} for i in range(n)))
 
 

@@ -44,7 +44,6 @@ def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
 
 
 def verdict(outcome: Any, sentence: str = "", **changes: Any) -> Verdict:
-    """Make a verdict whose macro delta is −0.4 [−1.5, +0.7]."""
     sentence = sentence or f"macro −0.4 [−1.5, +0.7] against the margin 2: {outcome}"
     fields: dict[str, Any] = {
         "outcome": outcome,

@@ -105,7 +105,6 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
 
 
 def row_of(task: str, i: int, score: float, text: str) -> SampleResult:
-    """Make the answer to item i of a task, with its score."""
     return SampleResult(
         task=task,
         split="test",
@@ -263,7 +262,6 @@ def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int, rater: str = "bo
 
 
 def experiment(folder: Path, metrics: str = "exact_match") -> None:
-    """Write a harness.yaml of the same names."""
     row = {"prompt": "Where is my parcel?", "reference": "on its way"}
     (folder / "support.jsonl").write_text(json.dumps(row) + "\n")
     (folder / "harness.yaml").write_text(

@@ -19,7 +19,6 @@ VERSION = "9.9.9"
 
 
 def install(folder: Path, version: str = VERSION) -> Path:
-    """Write the program into a folder; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "vllm"
     program.write_text(
@@ -31,7 +30,6 @@ def install(folder: Path, version: str = VERSION) -> Path:
 
 
 def main(version: str) -> None:
-    """Run what the command line says."""
     parser = argparse.ArgumentParser(prog="vllm", allow_abbrev=False)
     parser.add_argument("-v", "--version", action="version", version=version)
     serve = parser.add_subparsers(required=True).add_parser("serve", allow_abbrev=False)
@@ -58,7 +56,6 @@ def main(version: str) -> None:
 
 
 def fail(fault: str) -> tuple[int, object]:
-    """Refuse a request, or end."""
     if fault.startswith("refuses"):
         return 404, {"error": {"message": "refused"}}
     sys.stdout.write("RuntimeError: the engine core died\n")
@@ -121,7 +118,6 @@ class NoModel:
         """Know no adapter."""
 
     def complete(self, ids: list[int], body: dict) -> object:
-        """Say one word."""
         import openai_server
 
         return openai_server.ServerAnswer("late", n_prompt=len(ids))

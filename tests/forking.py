@@ -113,6 +113,5 @@ class ForkDriver:
         return int(self._driver.stdout.readline())
 
     def close(self) -> None:
-        """End the process."""
         self._driver.stdin.close()
         self._driver.wait(60)

@@ -7,5 +7,4 @@ GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text())
 
 
 def golden(name):
-    """Return a reference value and its tolerance."""
     return GOLDEN[name]["value"], GOLDEN[name]["tolerance"]

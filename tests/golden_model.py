@@ -48,7 +48,6 @@ def answers(runs: dict[str, Run], where: store.Store) -> dict[str, list]:
 
 
 def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
-    """Train one method; returns its loss curve and the norm of each tensor that it saved."""
     from safetensors.torch import load_file
 
     from harness.models.hub import quantize, resolve
@@ -62,7 +61,6 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
 
 
 def name_fit(method: str) -> str:
-    """Name the golden fit of a method on this processor."""
     # The tiny model's rows are shorter than a block of 64 weights, and of those bitsandbytes' AVX512 kernel
     # takes the scale of another block (`dequantizeBlockwise4bitCpu` of 0.50 counts blocks by rows); other
     # kernels do not.

@@ -20,7 +20,6 @@ def trees() -> dict[Path, ast.Module]:
 
 
 def functions() -> Iterator[tuple[Path, Function]]:
-    """Yield every function and method with its file."""
     for file, tree in trees().items():
         yield from ((file, node) for node in ast.walk(tree) if isinstance(node, Function))
 

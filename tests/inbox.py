@@ -21,7 +21,6 @@ class _Hook(BaseHTTPRequestHandler):
 
 @contextmanager
 def open_inbox() -> Iterator[tuple[str, list[dict]]]:
-    """Listen; yields the address and what came in so far."""
     server = HTTPServer(("127.0.0.1", 0), _Hook)
     server.received = []
     thread = threading.Thread(target=server.serve_forever, daemon=True)

@@ -66,7 +66,6 @@ def log_of(task: str, values: Sequence[Any], **changes: Any) -> dict[str, Any]:
 
 
 def sample(task: str, index: int, epoch: int, score: Any) -> dict[str, Any]:
-    """Make one logged item of a generated task."""
     question = f"{task} question {index}?"
     return {
         "id": f"{task}-{index}",

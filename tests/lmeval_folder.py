@@ -44,7 +44,6 @@ def write(
 
 
 def sample(task: str, index: int, score: float, n_choices: int, arm: str) -> dict[str, Any]:
-    """Make one logged item of a multiple-choice task."""
     doc = {"question": f"{task} question {index}?", "choices": list("abcdefgh"[:n_choices])}
     resps = [[[f"-{10 + k}.{crc32(arm.encode())}", "False"]] for k in range(n_choices)]
     return {
@@ -65,5 +64,4 @@ def sample(task: str, index: int, score: float, n_choices: int, arm: str) -> dic
 
 
 def sha(text: str) -> str:
-    """Hash as lm-eval does."""
     return hashlib.sha256(text.encode()).hexdigest()

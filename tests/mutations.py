@@ -89,7 +89,6 @@ _OF_ROWS = (
 
 
 def write_rows(folder: Path) -> Reader:
-    """Write rows of every layout in every form of file."""
     import pyarrow
     import pyarrow.parquet
 
@@ -113,7 +112,6 @@ def write_rows(folder: Path) -> Reader:
 
 
 def write_sets(folder: Path) -> Reader:
-    """Write data sets in the hub's layout."""
     for kind in ("jsonl", "parquet", "csv"):
         for part in ("train", "test"):
             (folder / kind / "data").mkdir(parents=True, exist_ok=True)
@@ -233,14 +231,12 @@ def write_experiment(seeds: Reader) -> Reader:
 
 
 def write_people(seeds: Reader) -> Reader:
-    """Name the files that people filled in."""
     return seeds._replace(
         files=("labels.csv", "pairs.csv"), commands=("rate import {file}",), protected="nothing"
     )
 
 
 def write_logs(folder: Path) -> Reader:
-    """Write logs of lm-eval and of Inspect, two arms each."""
     import inspect_logs
     import lmeval_folder
 
@@ -489,7 +485,6 @@ def main() -> None:
 
 
 def say(line: str) -> None:
-    """Print a line at once."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
 

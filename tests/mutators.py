@@ -32,8 +32,6 @@ def _flip_bits(draw: random.Random, data: bytes) -> bytes:
 
 
 def _on_span(change: Callable[[bytes, int, int], bytes]) -> Callable[[random.Random, bytes], bytes]:
-    """Make a change of a part of some bytes, which is drawn."""
-
     def damage(draw: random.Random, data: bytes) -> bytes:
         start = draw.randrange(len(data))
         return change(data, start, min(len(data), start + draw.choice((1, 4, 40, 400, 4_000))))
@@ -258,7 +256,6 @@ _OF_FILES: tuple[Callable[[Path], object], ...] = (
 
 
 def mutate(draw: random.Random, file: Path) -> str:
-    """Damage a file; returns how."""
     kind, data = draw.random(), file.read_bytes()
     if kind < 0.08 or not data:
         done = draw.choice(_OF_FILES)

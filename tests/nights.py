@@ -93,7 +93,6 @@ class NightlyHost(worlds.OracleHost):
 
 
 def world(folder: Path, *, test: int = 200, general: int = 60, seeds: tuple[int, ...] = (0,)) -> Path:
-    """Make a world with a finished reference of each seed; returns its file."""
     worlds.report(folder, TRUTH, Sizes(test=test, general=general), candidates=["prompt", "lora"])
     if seeds != (0,):
         session, loaded = worlds.open_world(

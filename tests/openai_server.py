@@ -231,7 +231,6 @@ def _response(said: ServerAnswer, choice: dict) -> dict:
 
 @contextmanager
 def serve_model(model: Any, **given: Any) -> Iterator[Server]:
-    """Serve until the end of the block."""
     server = Server(model, **given)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()

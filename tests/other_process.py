@@ -46,7 +46,6 @@ def open_adapters(
     ids: Sequence[int],
     pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
 ) -> list[AdapterOutputs]:
-    """Open adapters in one new process, in their order."""
     paths = [str(folder) for folder in folders]
     words = [str(model), json.dumps(list(ids)), json.dumps([[list(a), list(b)] for a, b in pairs]), *paths]
     done = subprocess.run(
@@ -62,7 +61,6 @@ def open_adapters(
 
 
 def logits_of(model, ids: Sequence[int]):
-    """Compute the logits of a model in this process."""
     import torch
 
     with torch.no_grad():

@@ -26,7 +26,6 @@ _DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 
 
 def files_of(version: CodeVersion) -> list[Path]:
-    """List the files that a concern stands for, sorted by path."""
     return sorted({file for pattern in version.files for file in PACKAGE.glob(pattern)})
 
 
@@ -74,7 +73,6 @@ def _defaults_of(model: type[BaseModel]) -> dict[str, str]:
 
 
 def read_known_defaults() -> dict[str, dict[str, str]]:
-    """Read the defaults that stored identities were made with."""
     known: dict[str, dict[str, str]] = json.loads(DEFAULTS.read_text("utf-8"))
     return known
 

@@ -30,7 +30,6 @@ def keep(name: str, row: Mapping[str, Any], path: Path) -> None:
 
 
 def page(rows: Mapping[str, Mapping[str, Any]]) -> str:
-    """Lay out the page."""
     first = next(iter(rows.values()))
     head = HEAD.format(n_test=first["n_test"], score=first["metric"])
     return head + "".join(f"| {' | '.join(_cells(name, row))} |\n" for name, row in sorted(rows.items()))

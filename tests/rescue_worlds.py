@@ -129,7 +129,6 @@ class World(NamedTuple):
         return found
 
     def rescue(self, name: str = "lora"):
-        """Rescue a candidate."""
         return rescue.run(self.prepare(name))
 
 

@@ -72,7 +72,6 @@ def stored(
 
 
 def write_in(path: Path, old: str, new: str) -> None:
-    """Replace words of a file, which have to be there."""
     text = path.read_text()
     assert old in text
     path.write_text(text.replace(old, new))
@@ -94,7 +93,6 @@ def add_judge(path: Path) -> None:
 
 
 def deal_folds(path: Path) -> None:
-    """Test every row of the target in one of three folds."""
     desk = path.parent / "suites" / "desk"
     (desk / "all.jsonl").write_text((desk / "train.jsonl").read_text() + (desk / "test.jsonl").read_text())
     apart = "train: desk/train.jsonl, validation: desk/validation.jsonl, test: desk/test.jsonl"
@@ -118,7 +116,6 @@ def label_answers(at, runs):
 
 
 def confirm_in_fp32(session, run):
-    """Answer the pinned items in fp32, by the same rule."""
     weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
     exact = replace(
         session,
@@ -215,7 +212,6 @@ def plain(value: Any) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Round every number of plain values to twelve digits."""
     if isinstance(value, dict):
         return {key: rounded(of) for key, of in value.items()}
     if isinstance(value, list):
@@ -266,19 +262,16 @@ def judged(folder: Path) -> dict[str, Any]:
 
 
 def seeds(folder: Path) -> dict[str, Any]:
-    """Return two seeds of a fine-tune, one promoted."""
     world = stored(folder, "seeds: [0, 1]\n", sizes=Sizes(test=100, general=60))
     release.promote_named(world.path, "lora", despite="a test")
     return freeze(world, "lora", baselines=("base", "champion"))
 
 
 def folds(folder: Path) -> dict[str, Any]:
-    """Return a target that is tested in folds."""
     return freeze(stored(folder, edit=deal_folds), "lora", "prompt")
 
 
 def fewer(folder: Path) -> dict[str, Any]:
-    """Return large tasks that are asked in interim analyses."""
     sizes = Sizes(general=1500)
     return freeze(stored(folder, "gate: {macro: 0.1}\n", sizes=sizes, scope=Scope(fewer=True)), "lora")
 
@@ -313,7 +306,6 @@ def endpoint(folder: Path) -> dict[str, Any]:
 
 
 def outside(folder: Path) -> dict[str, Any]:
-    """Return logs of two models that were evaluated elsewhere."""
     arms = [["C"] * 200 + ["I"] * 100, ["I"] * 12 + ["C"] * 196 + ["I"] * 92]
     names = [f"task_{i}" for i in range(4)]
     old, new = (
@@ -332,7 +324,6 @@ def quickstart(folder: Path) -> dict[str, Any]:
 
 
 def night(folder: Path) -> dict[str, Any]:
-    """Return three nights, the last two of them worse."""
     calendar = nights.Calendar(nights.world(folder, general=100))
     still, worse = nights.Rates(lost=0, gained=0, general_lost=0), nights.Rates(general_lost=0.3)
     found = [calendar.night(n, rates) for n, rates in enumerate((still, worse, worse), start=1)]

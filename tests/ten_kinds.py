@@ -44,29 +44,24 @@ class Kind(NamedTuple):
 
 
 def lines(rows: list[dict]) -> bytes:
-    """Write JSON Lines."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 
 def request(rng: random.Random) -> tuple[str, str]:
-    """Make a letter and its label."""
     label = rng.choice(sorted(ASKS))
     names = {"thing": rng.choice(THINGS), "day": rng.choice(DAYS), "who": rng.choice(NAMES)}
     return f"{rng.choice(ASKS[label]).format(**names)} No. {rng.randrange(10**6)}", label
 
 
 def labels(rng: random.Random, n: int = 200) -> bytes:
-    """Make letters of three kinds."""
     return lines([dict(zip(("text", "label"), request(rng), strict=True)) for _ in range(n)])
 
 
 def make_random_labels(rng: random.Random) -> bytes:
-    """Make twenty thousand letters whose labels say nothing."""
     return lines([{"text": request(rng)[0], "label": rng.choice("ab")} for _ in range(20_000)])
 
 
 def make_free_text(rng: random.Random) -> bytes:
-    """Make instructions that are answered in a few sentences."""
     rows = []
     for i in range(120):
         thing, day = rng.choice(THINGS), rng.choice(DAYS)
@@ -78,7 +73,6 @@ def make_free_text(rng: random.Random) -> bytes:
 
 
 def questions(rng: random.Random) -> bytes:
-    """Make questions on a context that holds the answer."""
     rows = []
     for i in range(120):
         thing, name = rng.choice(THINGS), f"{rng.choice(NAMES)} {i}"
@@ -91,7 +85,6 @@ def questions(rng: random.Random) -> bytes:
 
 
 def preferences(rng: random.Random) -> bytes:
-    """Make pairs of a chosen and a rejected answer."""
     rows = []
     for i in range(120):
         thing = rng.choice(THINGS)
@@ -101,7 +94,6 @@ def preferences(rng: random.Random) -> bytes:
 
 
 def json_answers(rng: random.Random) -> bytes:
-    """Make sentences and what they say as JSON."""
     rows = []
     for i in range(120):
         thing, day = rng.choice(THINGS), rng.choice(DAYS)
@@ -122,7 +114,6 @@ def make_long_documents(rng: random.Random) -> bytes:
 
 
 def japanese(rng: random.Random) -> bytes:
-    """Make questions and answers in Japanese."""
     things, days = ("はしご", "ランプ", "テント", "やかん"), ("月曜日", "火曜日", "水曜日")
     rows = []
     for i in range(120):
@@ -134,7 +125,6 @@ def japanese(rng: random.Random) -> bytes:
 
 
 def make_few(rng: random.Random) -> bytes:
-    """Make forty letters of three kinds."""
     return labels(rng, 40)
 
 
@@ -166,7 +156,6 @@ KINDS = {
 
 
 def write(kind: Kind, folder: Path) -> Path:
-    """Write the rows of a kind; returns their path."""
     path = folder / kind.file
     path.write_bytes(kind.write(random.Random(0)))
     return path

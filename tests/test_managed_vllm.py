@@ -39,7 +39,6 @@ def program(tmp_path_factory):
 
 @pytest.fixture
 def fake_answers(monkeypatch):
-    """Let the server answer without a model."""
     monkeypatch.setenv("FAKE_VLLM_MODEL", "none")
 
 
@@ -63,7 +62,6 @@ def is_alive(number):
 
 
 def children_of(number):
-    """List a process's descendants."""
     known, found = {}, []
     for at in Path("/proc").glob("[0-9]*"):
         try:
@@ -222,7 +220,6 @@ def test_the_server_ends_where_the_process_that_started_it_is_killed(tiny, progr
 
 @pytest.fixture(scope="module")
 def stores_and_report(tiny, program, tmp_path_factory):
-    """Compare a prompt and a LoRA by both engines; returns the stores and the report by the server."""
     folder = tmp_path_factory.mktemp("compared")
     settings = f"engine: vllm\nvllm: {{command: {program}, args: [--max-model-len=900]}}\n"
     paths = [

@@ -31,7 +31,6 @@ RATING = Rating(
 
 
 def list_indexed_ratings(store):
-    """List the ratings that the index has heard of."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         return [name for (name,) in db.execute("SELECT rating_id FROM ratings ORDER BY ALL").fetchall()]
 
@@ -114,7 +113,6 @@ EVIL = "<b>x</b> \x1b[31m Été"
 
 @pytest.fixture
 def store_and_sample(store):
-    """Store forty answers, two of them of another status, one with a text of its own."""
     sample = [
         row(i, status="truncated" if i < 2 else "ok", text=EVIL if i == 7 else f"answer {i}", weight=1.0)
         for i in range(40)
@@ -124,7 +122,6 @@ def store_and_sample(store):
 
 
 def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prompt_is_worded(store):
-    """Two tasks of one file, the second without the chat template, counted as twice as many items."""
     worded = replace(IDENTITY, task="plain", template_digest="none")
     for identity in (IDENTITY, worded):
         asked = [row(i, prompt=f"Question {i}?", prompt_digest=f"{identity.task} {i}") for i in range(4)]

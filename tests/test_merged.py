@@ -18,7 +18,6 @@ PLACE = "base_model.model.model.layers.0.self_attn.q_proj"
 
 @pytest.fixture(scope="module")
 def adapters(tiny, tmp_path_factory, own_cache):
-    """Train an adapter on each half of the rows, of rank 2, and one of rank 3; returns their folders."""
     made = []
     for seed, r in ((0, 2), (1, 2), (2, 3)):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
@@ -44,7 +43,6 @@ def parts(folder):
 
 
 def delta(folder):
-    """Compute scale · B A of one layer."""
     a, b, scale = parts(folder)
     return scale * b @ a
 

@@ -53,7 +53,6 @@ def example(*references, choices=()):
 
 
 def write_gold(name, label):
-    """Write a label as the references of a metric are written."""
     if name == "sql_execution":
         return f"SELECT '{label}'"
     if name == "json_fields":
@@ -66,7 +65,6 @@ def answer(text, logprob=-20.0):
 
 
 def one(name, text, *references, choices=()):
-    """Score one answer as a corpus of one."""
     metric = build_metric(name)
     parts = metric.score(answer(text), example(*references, choices=choices))
     return float(metric.aggregate(np.array([parts]), np.ones(1)))

@@ -18,7 +18,6 @@ LABELS = ["late", "money"] * 50
 
 
 def rows(texts, references=None, cluster_size=1, **changes):
-    """Make one generated row an item."""
     return [
         SampleResult(
             task="chat",

@@ -18,7 +18,6 @@ SCORE = mean_metric("score", lambda output, example: None)
 
 
 def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
-    """Judge one task by the rule alone."""
     old = None if base is None else rows(base, references, **changes)
     found = compare_commonest_answers(old, rows(new, references, **changes))
     return mode_collapse_rule({"chat": found}, policy, identical=False)

@@ -21,7 +21,6 @@ def candidates(folder, more=""):
 
 @pytest.fixture(scope="module")
 def both_folders(tiny, tmp_path_factory):
-    """Train an adapter with plain PEFT and merge it; returns the folders of both."""
     from transformers import AutoTokenizer
 
     tuned = tiny_model.train_adapter(tiny)
@@ -34,7 +33,6 @@ def both_folders(tiny, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, both_folders, tmp_path_factory):
-    """Run an experiment with an adapter and the same adapter merged; returns its file and its report."""
     adapter, whole = both_folders
     more = f"  adapted: {{method: adapter, path: {adapter}}}\n"
     path = tiny_experiment.write(tmp_path_factory.mktemp("both"), tiny, candidates(whole, more))

@@ -118,7 +118,6 @@ EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for n
 
 
 def build(folder, name):
-    """Save a model of a family with the tiny tokenizer."""
     return save(folder, FAMILIES[name])
 
 
@@ -143,7 +142,6 @@ def save(folder, kind):
 
 @pytest.fixture(scope="module")
 def load_family(tmp_path_factory, own_cache):
-    """Return a function that makes and loads a family once."""
     hosts = {}
 
     def load(name):
@@ -156,7 +154,6 @@ def load_family(tmp_path_factory, own_cache):
 
 
 def score_alone(model, context, continuation):
-    """Score a continuation by transformers' forward pass over one sequence."""
     import torch
 
     with torch.inference_mode():

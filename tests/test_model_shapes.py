@@ -131,7 +131,6 @@ def test_embeddings_that_are_tied_by_default_count_once(tmp_path, config, sizes,
 
 
 def gptq(name, d_out, d_in):
-    """Return a linear layer in 4 bits with a scale and a zero for each group of 128."""
     groups = d_in // 128
     return {
         f"{name}.qweight": ("I32", (d_in // 8, d_out)),

@@ -111,7 +111,6 @@ def need(items, *by_task, name="macro", lower=-0.031):
 
 
 def join(*verdicts):
-    """Join the open rules of verdicts in one."""
     rules = tuple(rule for one in verdicts for rule in one.rules)
     return replace(verdicts[0], rules=rules, items_needed=gating.list_items_needed(rules).total)
 

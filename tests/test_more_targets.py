@@ -65,7 +65,6 @@ def write(folder, tiny, extra="more_targets: [suites/moods.yaml]\n"):
 
 @pytest.fixture(scope="module")
 def file_and_reports(tiny, own_cache, tmp_path_factory):
-    """Compare on one target, then on two, then again."""
     path = write(tmp_path_factory.mktemp("targets"), tiny)
     whole = path.read_text()
     found = []

@@ -34,7 +34,6 @@ def shingles(text: str, letters: bool) -> set[str]:
 
 
 def jaccard(a: str, b: str) -> float:
-    """The same index written a second time, for ASCII texts."""
     short = max(len(a.split()), len(b.split())) <= 12
     one, other = shingles(a, short), shingles(b, short)
     return len(one & other) / len(one | other) if one & other else 0.0
@@ -61,7 +60,6 @@ def edit_words(text: str, rng: random.Random) -> str:
 
 @pytest.fixture(scope="module")
 def texts():
-    """150 texts of 3 to 40 words, and one or two edits of many of them."""
     rng = random.Random(7)
     made = [" ".join(rng.choices(WORDS, k=rng.randint(3, 40))) for _ in range(150)]
     made += [edit_words(text, rng) for text in made for _ in range(rng.randint(0, 2))]

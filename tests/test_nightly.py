@@ -53,7 +53,6 @@ FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general 
 
 @pytest.fixture(scope="module")
 def large_world(tmp_path_factory):
-    """Make a world with items for more than thirty nights, once."""
     folder = tmp_path_factory.mktemp("large")
     nights.world(folder, test=1900, general=480)
     return folder
@@ -239,7 +238,6 @@ def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
     ],
 )
 def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_failed, n, max_errors, valid):
-    """One of 80 is 1.25 %, more than the 1 % allowed, and voided the other 79."""
     then = chat_rows(*[1] * n)
     found = compare_night({**then, **fail_rows(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
     assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
@@ -361,7 +359,6 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def run_and_die(path):
-    """Run a night in a process that is killed at its 120th prompt."""
     seen = []
 
     def hears(prompt):
@@ -373,8 +370,6 @@ def run_and_die(path):
 
 
 def run_and_wait(path, begun, refused):
-    """Run a night that answers nothing between two events."""
-
     def hears(prompt):
         begun.set()
         refused.wait(PATIENCE_S)

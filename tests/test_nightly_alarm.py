@@ -18,12 +18,10 @@ MONTH = Year("binary", 6000, n_nights=NIGHTS)
 
 
 def night(changes, tested="t", at=0, **more):
-    """Make one night's changes of clusters of its own."""
     return NightChanges({f"{at}-{i}": float(d) for i, d in enumerate(changes)}, tested, **more)
 
 
 def draw_nights(of, rng, gain=0.05, loss=0.05, at=0):
-    """Draw nights of single items, so many better and worse."""
     p = [gain, loss, 1 - gain - loss]
     return [night(rng.choice([1, -1, 0], ITEMS, p=p), at=at + k) for k in range(of)]
 
@@ -44,7 +42,6 @@ def test_a_loss_of_five_points_is_found_soon_in_the_median(answers, by):
 
 @pytest.mark.e2e
 def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_times():
-    """Each item counted again under another digest gave 31 % false alarms in a year."""
     rng, year = np.random.default_rng(1), Year("binary", 360, 1)
     alarmed = [
         judge(draw_year(year, rng), ALPHA, SERIES, year.seeds).verdict == "regression" for _ in range(8)
@@ -53,7 +50,6 @@ def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_tim
 
 
 def test_a_gain_is_no_alarm_and_no_suspicion():
-    """Many small gains and few large losses were alarmed by their signs, and so were gains."""
     rng = np.random.default_rng(7)
     assert judge(draw_nights(NIGHTS, rng, 0.20, 0.02), ALPHA, SERIES).verdict == "ok"
     skewed = [night(rng.choice([0.6, -0.02], ITEMS, p=[0.1, 0.9]), at=k) for k in range(NIGHTS)]
@@ -229,7 +225,6 @@ def items(n, of=2, name="c"):
 
 
 def make_items(n, shift=0):
-    """Make items of single documents, of which those of another shift are others."""
     return [
         Example(f"{shift}-{k}", ({"role": "user", "content": f"document {k + shift}"},)) for k in range(n)
     ]

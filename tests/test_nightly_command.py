@@ -41,7 +41,6 @@ class Desk(NamedTuple):
     received: list[dict]
 
     def run(self, *words: str) -> CommandResult:
-        """Run `harness nightly run` as typed in another folder."""
         out, err = io.StringIO(), io.StringIO()
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             command = ["harness", "nightly", "run", "-c", str(self.folder / "harness.yaml"), *words]
@@ -69,7 +68,6 @@ def desk(tiny, own_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def quiet_night(desk):
-    """Run a first night, in which nothing has changed."""
     return desk.run("--night", "2026-03-01")
 
 
@@ -83,7 +81,6 @@ def drift_night(desk, quiet_night):
 
 @pytest.fixture(scope="module")
 def repeated_night(desk, drift_night):
-    """Run the night with the alarm once more, after somebody has opened the issue."""
     (desk.folder / "reports" / "tiny.nightly.issue.md").unlink()
     return desk.run("--night", "2026-03-02")
 

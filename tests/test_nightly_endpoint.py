@@ -22,14 +22,12 @@ WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)
 
 
 def rule(rates, day=FIRST):
-    """Answer as the fine-tune of the world, but for what the rates say it loses."""
     oracle = nights.Nightly(nights.TRUTH, "0", True, (0, day), rates, lambda prompt: None)
     return Rule(lambda messages: oracle._output(messages).text)
 
 
 @pytest.fixture(scope="module")
 def finished_world(module_cache, tmp_path_factory):
-    """Compare a world with what is served over HTTP, once; yields its server and its folder."""
     with serve_model(rule(STILL)) as server:
         path = worlds.write(
             tmp_path_factory.mktemp("finished") / "world", nights.TRUTH, worlds.Sizes(test=200, general=60)
@@ -45,7 +43,6 @@ def finished_world(module_cache, tmp_path_factory):
 
 @pytest.fixture
 def server_and_file(finished_world, tmp_path):
-    """Copy the finished world, its server answering as it did then; returns both."""
     server, folder = finished_world
     server.model, server.faults = rule(STILL), []
     shutil.copytree(folder, tmp_path / "world")
@@ -53,7 +50,6 @@ def server_and_file(finished_world, tmp_path):
 
 
 def night(path, n):
-    """Run night n, in which nothing that is made here changes."""
     day = FIRST.replace(day=n)
     loaded = config.load(path)
     session = prepare_session(loaded, Scope(), SilentProgress())

@@ -20,7 +20,6 @@ STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
 
 @pytest.fixture(scope="module")
 def declared_later(module_cache, tmp_path_factory):
-    """Pin a reference of one target, and declare another then."""
     path = nights.world(tmp_path_factory.mktemp("later"), test=100)
     Calendar(path).night(1, STILL)
     nights.add_counter(path)
@@ -29,7 +28,6 @@ def declared_later(module_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pinned_file(module_cache, declared_later, tmp_path_factory):
-    """Let all candidates answer the further target, and pin a reference that holds it."""
     folder = tmp_path_factory.mktemp("pinned") / "copy"
     shutil.copytree(declared_later.parent, folder)
     path = folder / "harness.yaml"

@@ -18,7 +18,6 @@ CELLS = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if ce
 
 
 def run(source: str, names: dict[str, object]) -> object:
-    """Run a cell without what only Jupyter knows, and return the value of its last expression."""
     lines = [line for line in source.splitlines() if not line.startswith("%")]
     tree = ast.parse("\n".join(lines))
     last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None

@@ -26,7 +26,6 @@ def judged_world(module_cache, tmp_path_factory):
 
 
 def rules_of(verdict):
-    """Map the rules of a verdict to what each says."""
     return {rule.name: (rule.outcome, rule.sentence, rule.numbers) for rule in verdict.rules}
 
 
@@ -35,7 +34,6 @@ def find_facts(found, run):
 
 
 def ask(world, run, way):
-    """Ask for the verdict on a run against its base."""
     if way == "compare":
         return find_facts(experiment.run_all(world.session, world.loaded), run).verdict
     if way == "report":
@@ -150,7 +148,6 @@ def test_a_night_compares_judged_answers_as_a_gain_is(judged_world):
 
 @pytest.fixture
 def dashboard(judged_world, monkeypatch):
-    """Let the dashboard's modules read the world, without what another test has cached."""
     streamlit = pytest.importorskip("streamlit")
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "dashboards"))
     monkeypatch.setenv("HARNESS_CONFIG", str(judged_world[0].path))

@@ -303,7 +303,6 @@ def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candida
 
 
 def ask_chat(server, opened, message, usage=None):
-    """Ask one question by chat of a server that answers with such a message."""
     choice = {"index": 0, "finish_reason": "stop", "message": message}
     body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
     server.faults = [Fault(200, body if usage is None else body | {"usage": usage})]
@@ -376,7 +375,6 @@ PRICES = "decide.usd_per_million_tokens={input: 1, output: 2}"
 
 @pytest.fixture(scope="module")
 def file_and_report(answer_model, tiny, own_cache, tmp_path_factory):
-    """Compare the base in memory with itself behind an address."""
     folder = tmp_path_factory.mktemp("served")
     with pytest.MonkeyPatch.context() as environment, serve_model(answer_model, key=KEY) as guarded:
         environment.setenv("SUPPORT_KEY", KEY)

@@ -32,7 +32,6 @@ class TaskTexts(NamedTuple):
 
 
 def find_lowest_threshold(similarities: list[float]) -> float:
-    """Return the lowest threshold, in hundredths, that at most one of twenty reaches."""
     allowed = math.floor(0.05 * len(similarities))
     highest_quiet = sorted(similarities, reverse=True)[allowed]
     return math.floor(100 * highest_quiet + 1) / 100

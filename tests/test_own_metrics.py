@@ -51,7 +51,6 @@ def load_written(written):
 
 
 def score_answer(written, text, *references):
-    """Score one answer as a corpus of one."""
     (metric,) = load_written(written).values()
     parts = metric.score(Output(text), Example("e", (), references=references))
     return float(metric.aggregate(np.array([parts]), np.ones(1)))
@@ -59,7 +58,6 @@ def score_answer(written, text, *references):
 
 @pytest.fixture
 def metric_folder(folder):
-    """Put a metric beside the suite of the small experiment."""
     (folder / "suites" / "starts.py").write_text(STARTS)
     return folder
 

@@ -43,7 +43,6 @@ def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
 
 @pytest.fixture
 def rows():
-    """Three rows of several lengths, and the same in one sequence with their positions."""
     import torch
 
     alone = [torch.arange(5, 5 + n) for n in (4, 9, 2)]

@@ -165,7 +165,6 @@ class SeedServer:
 
 @pytest.fixture
 def session_and_server(tiny, tmp_path):
-    """Prepare an experiment whose candidate and whose judge are paid; yields the session and the server."""
     with serve_model(SeedServer()) as server:
         at = f"base_url: {server.url}, model: tiny, max_retries: 0, num_concurrent: 1"
         (tmp_path / "helpful.yaml").write_text(

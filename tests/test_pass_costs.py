@@ -24,7 +24,6 @@ GB = 1e9
 
 
 def make_timings(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=0.01):
-    """Return the timings of a card whose passes take so many seconds for what they hold."""
     length = 2 * 8 * 128
 
     def read(rows, width):

@@ -14,7 +14,6 @@ PAID = 6.0
 
 @pytest.fixture
 def taught_data(data):
-    """Twelve rows that a teacher was paid for, and twelve of one's own."""
     jsonl(Path("own.jsonl"), [row.fields for row in make_distinct_rows(12)])
     rows = [EditedRow(row) for row in make_distinct_rows(12)]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID, taught=True), rows, Path("taught.jsonl"))

@@ -65,7 +65,6 @@ QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_s
 
 
 def train(tiny, folder, name, **given):
-    """Train a family for some steps; returns its weights, and the model in memory that it was trained in."""
     kept = []
     params = {"peft_type": name, **FAMILIES.get(name, {}), **QUICK, **given}
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
@@ -299,7 +298,6 @@ def test_an_adapter_that_cannot_be_put_on_fails_with_its_whole_reason_and_leaves
 
 
 def add_lora(tiny, folder, **given):
-    """Put a variant of LoRA on the base; returns the model and its family's additions to a training."""
     from peft import get_peft_model
 
     from harness.training import peft_families

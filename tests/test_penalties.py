@@ -13,7 +13,6 @@ ROWS = (GeneralRow([5, 9, 11, 40, 41, 42], 3), GeneralRow([7, 8, 60, 61], 2))
 
 @pytest.fixture
 def whole_model(tiny):
-    """A model whose weights are all trained."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -21,7 +20,6 @@ def whole_model(tiny):
 
 
 def add_adapter(model, peft_type="LORA", **params):
-    """Put an adapter of a family on a model."""
     from peft import get_peft_model
 
     from harness.training.peft_families import peft_config
@@ -34,7 +32,6 @@ def list_trained(model):
 
 
 def move(model, seed=0, by=0.05):
-    """Move all that is trained by noise."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -44,7 +41,6 @@ def move(model, seed=0, by=0.05):
 
 
 def measure_penalty(penalty, model, step=0):
-    """Return the sum of a penalty's terms, its gradients left in the model."""
     model.zero_grad()
     total = 0.0
     for term in penalty(step):

@@ -58,19 +58,16 @@ def label_set(metric, labelled, rater="ann", at="2026-01-01"):
 
 
 def label_arms(arms, truth, n):
-    """Label the answers of all arms to the n items that are labelled first as they truly are."""
     pick = draw_places(arms[0], n)
     return label_set(JUDGE, [(arm[i], y[i]) for arm, y in zip(arms, truth, strict=True) for i in pick])
 
 
 def draw_places(made, n):
-    """Return the places of the first n items in the order in which answers are labelled."""
     place = {row.example_id: i for i, row in enumerate(made)}
     return [place[item] for item in draw_items(place, "task", JUDGE.name)[:n]]
 
 
 def answers(grades, lengths, name):
-    """Make rows of answers of these lengths, no two of them alike."""
     made = rows(grades, JUDGE)
     return [
         replace(row, text=f"{name} {row.example_id} ".ljust(int(n), "x"))
@@ -402,7 +399,6 @@ def metric(task):
 
 @pytest.fixture(scope="module")
 def judged_project(tiny, own_cache, tmp_path_factory):
-    """Run two untrained candidates on 130 items, graded by a judge that counts letters."""
     folder = tmp_path_factory.mktemp("judged")
     path = tiny_experiment.write(
         folder,
@@ -426,7 +422,6 @@ def judged_project(tiny, own_cache, tmp_path_factory):
 
 @pytest.fixture
 def project(judged_project, tmp_path):
-    """Copy the judged experiment."""
     shutil.copytree(judged_project, tmp_path / "project")
     return tmp_path / "project"
 
@@ -447,7 +442,6 @@ BOTH = ("--candidates", "prompt,shots")
 
 
 def rate(harness, project, n, label, *options, candidates=BOTH, form=()):
-    """Export the answers to n items, label the i-th row, import the file; returns rows and what is said."""
     harness("rate", "export", "labels.csv", "-n", n, *candidates, cwd=project, check=0)
     written = [{**row, "label": label(i)} for i, row in enumerate(read(project / "labels.csv"))]
     write(project / "labels.csv", written, *form)
@@ -591,7 +585,6 @@ def export_pairs(harness, project, name, n, *options):
 
 
 def texts_of(project):
-    """Map items to the answers of both candidates, in the order of their runs' ids."""
     at = Store(project / "runs")
     runs = sorted(store.list_runs(at), key=lambda run: run.run_id)
     rows_of = [{row.example_id: row for row in store.read_rows(at, run.rows["letters/test"])} for run in runs]
@@ -687,7 +680,6 @@ SEEDS = ["seeds=[0,1]"]
 
 @pytest.fixture
 def two_seeds(project):
-    """Store the answers of `shots` as those of two seeds of a fine-tune."""
     at, path = Store(project / "runs"), project / "harness.yaml"
     (run,) = [run for run in store.list_runs(at) if run.candidate == "shots"]
     path.write_text(path.read_text().replace("shots: {prompting", "shots: {method: full, prompting"))
@@ -721,7 +713,6 @@ def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(
 
 
 def answer_otherwise(folder):
-    """Give another answer to every item of stored rows."""
     file = folder / "rows.parquet"
     rows = pq.read_table(file)
     texts = pa.array([f"{text} indeed" for text in rows["text"].to_pylist()], rows["text"].type)

@@ -31,7 +31,6 @@ def source(tiny):
 
 @pytest.fixture(scope="module")
 def large_source(source):
-    """Say of the tiny model that it has the parameters of one of 70B."""
     return source._replace(n_parameters=70 * GB)
 
 
@@ -85,7 +84,6 @@ def test_a_base_of_a_published_size_stays_on_a_gpu_that_holds_its_weights(
 
 
 def measure_room(source, gb):
-    """Return what each of two GPUs has beside the keys of its layers."""
     return int(gb * GB - memory.kv_cache_bytes(hub.shape(source), LEAST_TOKENS, "bf16") / 2)
 
 
@@ -94,7 +92,6 @@ def measure_room(source, gb):
 
 @pytest.fixture(scope="module")
 def hosts(source):
-    """Load the tiny model whole, and over main memory and the disk."""
     return ModelHost(source, CPU), ModelHost(source, CPU, room=halves(source))
 
 
@@ -134,7 +131,6 @@ def prepare_candidates(folder, model, room, candidates=TWO):
 
 
 def bytes_of(model, share):
-    """Return a GPU that has so much of the weights in 16 bits beside its overhead."""
     return {0: int(memory.OVERHEAD_GB * GB + share * 2 * resolve(str(model)).n_parameters), "cpu": GB}
 
 

@@ -15,7 +15,6 @@ from harness.data.text_files import Row
 
 @pytest.fixture
 def table(tmp_path, monkeypatch):
-    """Write a CSV of a text and a label, under the names that are given."""
     monkeypatch.chdir(tmp_path)
 
     def write_table(text, label, **more):

@@ -122,7 +122,6 @@ TUNED = "{method: norms, params: {num_train_epochs: 1, learning_rate: 0.01, max_
 
 
 def run_own(folder, cache, program, *words):
-    """Run a program in `own` by the copy of the package beside it; returns the facts by name, and what it said."""
     env = {**os.environ, "PYTHONPATH": str(folder), "HARNESS_CACHE": str(cache)}
     command = [sys.executable, "-c", program, *words]
     done = subprocess.run(command, cwd=folder / "own", env=env, capture_output=True, text=True, check=False)

@@ -68,7 +68,6 @@ def test_one_adapter_is_left_and_the_one_it_started_from_is_untouched(tiny, tmp_
 
 
 def texts(pairs):
-    """Return pairs as TRL takes them before it makes tokens."""
     return [
         {
             "prompt": list(pair.messages),

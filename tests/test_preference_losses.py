@@ -47,7 +47,6 @@ DEFINITIONS = {
 
 
 def make_moved_trainer(context, params):
-    """Make a trainer whose adapter is off the reference."""
     policy = load_policy(context, lora_config(LoraParams(r=2)), context.folder / "adapter")
     train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
     trainer = preferences._trainer(policy, params, (train, apart))

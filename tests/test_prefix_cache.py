@@ -13,7 +13,6 @@ ONE, OTHER, THIRD = tuple(range(10, 60)), tuple(range(20, 70)), tuple(range(30, 
 
 @pytest.fixture
 def read(model):
-    """Collect the shapes of the tokens that the model reads at a time."""
     with note_shapes(model.get_input_embeddings()) as shapes:
         yield shapes
 

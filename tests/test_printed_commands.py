@@ -49,7 +49,6 @@ def harness(*words):
 
 
 def run(command):
-    """Run a printed command, of a shell's own or ours."""
     words = shlex.split(command)
     if words[0] != "harness":
         subprocess.run(words, check=True)

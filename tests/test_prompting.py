@@ -214,7 +214,6 @@ def test_retrieval_puts_the_best_passage_first_and_the_question_last():
 
 
 def bm25(texts, query, k1=1.5, b=0.75):
-    """Compute BM25 from its definition with Lucene's idf."""
     split = [text.split() for text in texts]
     mean = sum(map(len, split)) / len(split)
 
@@ -265,7 +264,6 @@ def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
-    """Save a random sentence-transformers model of a few thousand parameters."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import BertConfig, BertModel, BertTokenizer
@@ -309,7 +307,6 @@ def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings_and_print
 
 @pytest.fixture(scope="module")
 def reranker(embedder, tmp_path_factory):
-    """Save a random cross-encoder that reads with the embedder's words."""
     from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
     folder = tmp_path_factory.mktemp("reranker")

@@ -46,7 +46,6 @@ def write_experiment(folder, model, candidates=PRUNED):
 
 @pytest.fixture(scope="module")
 def candidate(tiny, tmp_path_factory):
-    """Resolve a candidate whose search of sixteen trials is pruned."""
     found = config.load(write_experiment(tmp_path_factory.mktemp("one"), tiny, PRUNED)).experiment
     recipe = found.candidates["found"].model_copy(update={"search": SPACE, "trials": 16})
     experiment = found.model_copy(update={"candidates": {"found": recipe}})
@@ -74,7 +73,6 @@ def walk_search(candidate, score, *, sign=1):
 
 
 def score_by_rate(params, n):
-    """Score higher the nearer a learning rate is to 0.1, more so from point to point."""
     return n * params["learning_rate"]
 
 
@@ -122,13 +120,11 @@ def the(report, name="found"):
 
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, tmp_path_factory):
-    """Run a search with a pruner; returns its file and report."""
     path = write_experiment(tmp_path_factory.mktemp("pruned"), tiny, PRUNED)
     return path, tiny_experiment.run(path)
 
 
 def folders(path):
-    """Map the folders of weights to the times of all their files."""
     return {
         f.name: sorted((str(p.relative_to(f)), p.stat().st_mtime_ns) for p in f.rglob("*") if p.is_file())
         for f in (path.parent / "runs" / "weights").iterdir()

@@ -26,7 +26,6 @@ HALF = 0.0408  # of one seed's interval: +5.0 [+1, +9]
 
 
 def seeds(*gains, name="lora", half=HALF, **changes):
-    """Make the runs of a recipe that gain so much, each ± half over the items alone."""
     made = []
     for s, x in enumerate(gains):
         c = comparison(x, half, estimator="bca")
@@ -94,7 +93,6 @@ def test_expected_values_of_information_agree_with_integrals_over_the_t():
 
 
 def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
-    """Before: +5.2 [−3, +14] by t on R − 1 degrees of freedom, and nothing shipped."""
     one, three = seeds(0.05), seeds(0.05, 0.0525, 0.0525)
     g = pool_facts(three)
     assert (g.delta, g.low, g.high) == pytest.approx((0.0517, 0.011, 0.093), abs=0.001)
@@ -114,7 +112,6 @@ def test_three_seeds_over_a_base_that_failed_show_no_more_than_one():
 
 
 def test_three_seeds_that_disagree_ship_nothing_and_say_that_more_items_would_not_help():
-    """Before: "It would take 52 more test items", whatever their number it would not."""
     facts = seeds(0.12, -0.02, 0.0, half=0.03)
     g = pool_facts(facts)
     assert g.low < 0
@@ -142,7 +139,6 @@ def test_a_gain_that_varies_most_between_seeds_is_shown_by_as_many_more_of_them(
 
 
 def test_items_needed_with_seeds_come_from_the_intervals_own_distribution():
-    """Before, from z: at +2.2 ± 3.9 it was 1,250 more; t at the seeds' degrees of freedom asks for more."""
     run = pool_seeds(seeds(0.018, 0.022, 0.026, half=0.039))[0]
     g, n = run.vs_untrained, estimate_more_items(run)
     found = g.components
@@ -238,7 +234,6 @@ def test_the_rows_of_seeds_narrow_what_their_own_errors_bound():
 @pytest.mark.parametrize("n_seeds", [3, 5])
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
 def test_the_interval_over_seeds_covers_as_it_says(n_seeds, spread):
-    """Before, 99.99 % where seeds agree. 2,000 draws: three errors are 0.015; 92 to 98 % are asked."""
     rng, n, covered = np.random.default_rng(3), 60, 0
     for _ in range(2000):
         x = draw_seeds(rng, n_seeds, n, spread, kept=0.9)

@@ -57,7 +57,6 @@ def blocks(language: str, text: str = DOCS) -> list[list[str]]:
 
 
 def generator():
-    """Import the script that writes the reference pages."""
     found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
@@ -115,7 +114,6 @@ def test_a_folder_that_shows_children_shows_all_of_them():
 
 
 def commands(program: str, text: str = DOCS) -> list[list[str]]:
-    """Return the words after `program` wherever README or the docs call it."""
     lines = [line.strip().removeprefix("$ ") for block in blocks("sh", text) for line in block]
     prose = FENCE.sub("", text)
     lines += re.findall(r"`([^`\n]+)`", prose)
@@ -124,7 +122,6 @@ def commands(program: str, text: str = DOCS) -> list[list[str]]:
 
 
 def verb(words: list[str]):
-    """Follow the words that are verbs down to the command they name."""
     command = get_command(cli.app)
     for word in words:
         if not getattr(command, "commands", None):
@@ -264,7 +261,6 @@ def test_every_key_that_the_docs_name_is_one_of_the_experiment():
 
 
 def table(first: str, text: str = DOCS) -> list[list[str]]:
-    """Return the rows of the table whose first column has this header."""
     lines = text.split(f"\n| {first} |", 1)[1].split("\n\n", 1)[0].splitlines()[2:]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines]
 
@@ -302,7 +298,6 @@ def test_the_glossary_is_in_order_and_holds_only_terms_that_the_docs_use():
 
 
 def example_file(path: str) -> str:
-    """Return the example that begins with a comment naming this file."""
     return next(
         "\n".join(block)
         for language in ("python", "yaml")
@@ -313,7 +308,6 @@ def example_file(path: str) -> str:
 
 @pytest.fixture
 def readme_experiment(tmp_path):
-    """Write the experiment of README with rows as it describes them."""
     (tmp_path / "tickets").mkdir()
     labels = ("card lost", "pin blocked", "refund", "new card")
     rows = [(f"{word} {label}?", label) for word in ("Where is my", "Why the") for label in labels]
@@ -419,7 +413,6 @@ def test_the_suite_of_lm_eval_in_readme_loads(readme_experiment):
 
 
 def plugin(path: str, folder: Path):
-    """Import an example as the file that it names."""
     file = folder / Path(path).name
     file.write_text(example_file(path))
     found = importlib.util.spec_from_file_location(file.stem, file)
@@ -514,7 +507,6 @@ def read_staged_report(name: str) -> str:
 
 
 def read_kept_run(name: str, folder: Path) -> ExperimentReport:
-    """Read a report whose result table README shows."""
     (folder / name).write_text(read_staged_report(name))
     return report.read(folder / name)
 

@@ -27,7 +27,6 @@ def read_cases():
 
 @pytest.fixture(scope="module")
 def folder(tiny, tmp_path_factory):
-    """Write the tiny experiment with pairs, and two files of rows that a candidate may name."""
     folder = tmp_path_factory.mktemp("refused")
     tiny_experiment.write(folder, tiny, pairs=tiny_methods.pair_rows(slice(0, 1)))
     for i, name in enumerate(("curated", "more")):

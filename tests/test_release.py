@@ -33,7 +33,6 @@ BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.m
 
 
 def run_without_torch(*words):
-    """Call the command line in a process that has no torch and says how long it computed."""
     program = f"{BLOCK}import time\nfrom harness.cli import main\nsys.argv = ['harness', *{list(words)!r}]\n"
     program += "try: main()\nfinally: print('cpu:', time.process_time(), file=sys.stderr)\n"
     return subprocess.run(
@@ -42,7 +41,6 @@ def run_without_torch(*words):
 
 
 def arms(folder, n=300, tasks=4, gains=8, losses=8, **changes):
-    """Write two folders of samples whose tasks gain and lose so many items."""
     base, new = flips(n, gains, losses)
     names = [f"task_{i}" for i in range(tasks)]
     old = lmeval_folder.write(folder / "base", dict.fromkeys(names, base))
@@ -182,7 +180,6 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
 
 
 def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(copy):
-    """Only `gate` said it, though `promote` takes the same verdict, which is not corrected either."""
     _, champion = release.promote_named(copy, "lora", despite="a test")
     said = release.family_note(copy, champion)
     assert said.startswith(
@@ -428,7 +425,6 @@ def test_two_folders_of_an_equal_model_pass(tmp_path):
 
 @pytest.mark.e2e
 def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
-    """It passed, with exit code 0, on whatever was left: seven of eight tasks could be missing."""
     old, new = arms(tmp_path, n=2000, tasks=8, gains=40, losses=40)
     for i in range(1, 8):
         for file in new.rglob(f"samples_task_{i}_*"):
@@ -516,7 +512,6 @@ LATER = "2026-04-01T00-00-00.000001"
 
 
 def test_of_one_output_folder_for_two_models_the_printed_step_judges_the_right_one(command, tmp_path):
-    """The base's samples are older, so the tuned model was compared with itself: PASS, and 18 points lost."""
     out, n = tmp_path / "out", 800
     base, tuned = (np.arange(n) < share * n for share in (0.85, 0.65))
     lmeval_folder.write(out, {"arc_easy": base.astype(float)}, model="org/base")
@@ -709,7 +704,6 @@ def test_a_task_whose_answers_are_the_same_is_named(tmp_path):
 
 
 def rewrite(folder, change):
-    """Write the samples of a folder anew, as a function of the lines of a file."""
     for file in folder.rglob("samples_*"):
         lines = [json.loads(line) for line in file.read_text().splitlines()]
         file.write_text("\n".join(map(json.dumps, change(lines))))
@@ -725,7 +719,6 @@ def rewrite(folder, change):
     ],
 )
 def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, second, named):
-    """Its first half was judged, and the second dropped without a word."""
     old, new = arms(tmp_path, n=30, tasks=1)
 
     def repeat_lines(lines):
@@ -837,7 +830,6 @@ def write_log(folder, metric, scores):
 
 
 def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
-    """They were refused above 1, and below had the interval of a rate."""
     worse = [0.3, 1.6, 0.4, 0.0] * 20
     old, new = (write_log(tmp_path / arm, "wer", s) for arm, s in (("a", [0.2] * 80), ("b", worse)))
     judged = release.gate_folders(old, new, GatePolicy())
@@ -857,7 +849,6 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
 
 
 def write_corpus_metric(folder):
-    """Write samples of a task whose metric has no number of an item, as lm-eval logs BLEU."""
     for file in folder.rglob("samples_wmt_*"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         pairs = [{**row, "metrics": ["bleu"], "bleu": ["a reference", "an answer"]} for row in rows]

@@ -277,7 +277,6 @@ def make_widest_row(name: str) -> object:
 
 
 def make_disturbed_row(name: str) -> object:
-    """Make a row whose cost and latency other work disturbed."""
     figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
     return replace(make_widest_row(name), **dict.fromkeys(figures), disturbed=figures)
 

@@ -11,7 +11,6 @@ KEPT = sorted([*(ROOT / "reports" / "examples").glob("*.json"), ROOT / "reports"
 
 
 def form(text: str) -> list[str]:
-    """Return the headings, the heads of tables and the pictures of a page in Markdown."""
     lines = text.splitlines()
     heads = {i for i, line in enumerate(lines[1:]) if line.startswith("|---")}
     return [line for i, line in enumerate(lines) if i in heads or line.startswith(("#", "!["))]

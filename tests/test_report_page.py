@@ -74,7 +74,6 @@ def lora(**changes):
 
 
 def add_base_verdict(f):
-    """Give an untrained candidate the verdict of the base's own weights."""
     return replace(f, verdict=verdict("pass", macro=Estimate(0.0, 0.0, 0.0, 1800), missed=()))
 
 
@@ -162,7 +161,6 @@ def test_the_page_prints_the_numbers_of_the_json():
 
 
 def make_hostile_report() -> ExperimentReport:
-    """Put text that would like to be markup wherever a model or a file chooses the words."""
     of = report(candidate(EVIL, 0.3, slices={EVIL: Estimate(0.3, 0.2, 0.4, 50)}), candidate("b", 0.2))
     failed = candidate("c", 0.1, state="failed", target=None, validation=None, error=EVIL)
     evil = comparison(-0.353, 0.1, task=EVIL, lost=(EVIL,))
@@ -309,7 +307,6 @@ def test_the_forest_shows_the_macro_and_every_rate_with_its_margin():
 
 
 def test_the_forest_names_as_many_tasks_as_the_macro_averages_also_those_of_other_units():
-    """One task is measured as a rate and drawn, two of other units are not: it said "mean of 1"."""
     rules = (
         Rule("macro", "fail", "macro: a loss", {"margin": 0.02, "n_tasks": 3}),
         *lora().verdict.rules[1:],

@@ -48,7 +48,6 @@ def base_sets(made):
 
 
 def answer_all(made, answer=str.upper):
-    """Answer every item with a scripted candidate, and keep the rows."""
     asked = []
 
     def remember(text):
@@ -65,7 +64,6 @@ def rows(made, name):
 
 
 def list_lacking(made):
-    """Name the rows that only a model can give."""
     return {s.name for s in rescore_stored(made, base_sets(made))}
 
 
@@ -188,7 +186,6 @@ def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_
 
 
 def edit_row(path, name, change):
-    """Change one row of a file."""
     file = path.parent / "suites" / name
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     lines[0] |= change

@@ -35,7 +35,6 @@ def read_refusal(made, name, kind=UserError):
 
 @pytest.fixture(scope="module")
 def rescued_world(module_cache, tmp_path_factory):
-    """A world in which the half-strength adapter keeps all and gains nearly as much."""
     versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
     made = world(tmp_path_factory.mktemp("mended"), versions)
     return made, made.rescue()
@@ -43,7 +42,6 @@ def rescued_world(module_cache, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hopeless_world(module_cache, tmp_path_factory):
-    """A world in which whatever is tried forgets too much."""
     versions = {
         "scale=0.75": Version(80, lost=40),
         "scale=0.5": Version(60, lost=30),

@@ -162,7 +162,6 @@ def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
 
 @pytest.fixture
 def checkpoint_folder(tiny, tmp_path):
-    """Stop a training after the second of its three epochs; returns its checkpoints."""
     with pytest.raises(UserInterrupt):
         fit_tiny(tiny, tmp_path, lora, stop_at(8, []), r=2)
     return tmp_path / CHECKPOINTS
@@ -214,7 +213,6 @@ LORA = {"per_device_train_batch_size": 2, "num_train_epochs": 1, "max_length": 2
 
 
 def end_training(session, step, error, expected):
-    """End the training of a LoRA by an error at a step; returns the folder it is made in."""
     session.progress = ErrorAtStep(step, error)
     recipe = session.experiment.candidates["lora"].model_copy(update={"params": LORA})
     candidate = session.resolve("lora", recipe)

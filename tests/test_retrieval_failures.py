@@ -71,7 +71,6 @@ def rank_by_bm25(texts, questions):
 
 
 def write_failures(folder):
-    """Write an experiment of which each item has one failure, or none; returns answers and kinds by question."""
     with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
         stored = [json.loads(line) for line in file]
     texts = list(dict.fromkeys(row["context"] for row in stored))

@@ -22,7 +22,6 @@ PRICE = Example(
 
 
 def make_row(example, passages, text, status="ok"):
-    """Return the row of an answer that was given behind these passages."""
     asked = with_context(example, passages)
     return SampleResult(
         task="task",

@@ -25,7 +25,6 @@ TASK = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=(
 
 @pytest.fixture(scope="module")
 def reward_weights(tiny, tmp_path_factory, own_cache):
-    """Train a reward model that knows its pairs."""
     params = reward.Params(r=4, learning_rate=0.02, num_train_epochs=8, warmup_steps=0)
     context = tiny_methods.context(
         tiny, tmp_path_factory.mktemp("reward"), pairs=tiny_methods.pairs(slice(0, 3))

@@ -55,7 +55,6 @@ def host(request, tmp_path_factory, own_cache):
 
 @pytest.fixture(scope="module")
 def load_untouched(host):
-    """Return a function that returns the model as it is before it has read anything."""
     model, _ = load_base(host.source, CPU)
     return lambda: copy.deepcopy(model.eval())
 

@@ -95,7 +95,6 @@ def test_a_template_that_is_advised_shows_no_solution(tmp_path):
 
 @pytest.fixture
 def lumped_file(tmp_path, monkeypatch):
-    """Write 40 Alpaca rows and 20 chat rows, all different, into one file."""
     monkeypatch.chdir(tmp_path)
     rows = [(row["prompt"], row["reference"]) for row in texts(60, 0)]
     layouts = [LAYOUTS["Alpaca"]] * 40 + [LAYOUTS["chat"]] * 20

@@ -37,7 +37,6 @@ def path(tiny, tmp_path):
 
 @pytest.fixture
 def long_session(path):
-    """Give one task two blocks of items and 22 more."""
     asked = [
         {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
         for n in range(2 * BLOCK + 22)
@@ -51,8 +50,6 @@ def rows_of(made, task):
 
 
 def interrupt_after(n, asked):
-    """Return a candidate that remembers what it was asked, and dies at question n."""
-
     def answer(text):
         if len(asked) == n:
             raise KeyboardInterrupt
@@ -118,7 +115,6 @@ def identities(made, name="prompt"):
 
 
 def changed(path, *overrides, name="prompt"):
-    """Return the tasks whose rows another setting would make anew."""
     before, after = identities(session(path), name), identities(session(path, *overrides), name)
     return {task for task in before if before[task] != after.get(task)}
 
@@ -174,7 +170,6 @@ print(json.dumps(asdict(identity(session, weights, asked, "test", "p", "generate
 
 
 def identity_by(folder):
-    """Return the identity of some rows by the package that lies in a folder."""
     said = subprocess.check_output([sys.executable, "-c", IDENTITY], cwd=folder, text=True)
     return json.loads(said)
 

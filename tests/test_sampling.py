@@ -19,7 +19,6 @@ margins = st.floats(0.002, 0.1)
 
 
 def pool(n, seed=0):
-    """Make a task of n items with margins, as the base would have answered it."""
     rng = np.random.default_rng(seed)
     answered = rows((rng.random(n) < 0.6).astype(float))
     found = sampling.pool_of(

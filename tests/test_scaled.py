@@ -30,7 +30,6 @@ ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 
 @pytest.fixture(scope="module")
 def tuned_weights(tiny, tmp_path_factory, own_cache):
-    """Train an adapter for a few steps."""
     context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
     params = lora.Params(r=2, learning_rate=0.05, max_steps=4, max_length=200)
     return lora.fit(context, params)
@@ -51,7 +50,6 @@ def logprob(tiny, made):
 
 
 def score_by_peft(tiny, tuned, scale):
-    """Score the same with PEFT's own way to scale an adapter."""
     import torch
     from peft import PeftModel
     from peft.helpers import rescale_adapter_scale
@@ -169,7 +167,6 @@ tasks:
 
 @pytest.fixture(scope="module")
 def folder_and_report(tiny, tmp_path_factory, own_cache):
-    """Compare an adapter and half of it, on two tasks that ask the same documents; returns folder and report."""
     folder = tmp_path_factory.mktemp("half")
     candidates = f"  prompt: {{method: base}}\n  lora: {LORA}}}\n"
     candidates += "  half: {method: scaled, init_from: lora, params: {scale: 0.5}}\n"

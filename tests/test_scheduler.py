@@ -19,7 +19,6 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def config(folder, tmp_path_factory):
-    """Write the small experiment under the name desk, in a folder with a space in its name."""
     there = shutil.copytree(folder, tmp_path_factory.mktemp("units") / "my desk")
     file = there / "harness.yaml"
     file.write_text(file.read_text().replace("name: tiny", "name: desk"))
@@ -82,7 +81,6 @@ def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, m
 
 
 def open_issues(folder, gh):
-    """Run the step that opens issues, with a command `gh` of this content; returns its exit code."""
     (text,) = install.units("github", Path("harness.yaml"), "04:00").values()
     step = YAML(typ="safe").load(text)["jobs"]["night"]["steps"][2]
     (folder / "bin").mkdir(exist_ok=True)
@@ -99,7 +97,6 @@ def open_issues(folder, gh):
 
 @pytest.fixture
 def issue(config, monkeypatch):
-    """Write the text of an issue, as a night with a new alarm does."""
     monkeypatch.chdir(config.parent)
     (config.parent / "reports").mkdir()
     file = config.parent / "reports" / "desk.nightly.issue.md"

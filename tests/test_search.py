@@ -32,7 +32,6 @@ SEARCHED = """\
 
 @pytest.fixture(scope="module")
 def candidate(tiny, tmp_path_factory):
-    """Resolve a candidate with a search of twelve trials."""
     path = tiny_experiment.write(tmp_path_factory.mktemp("one"), tiny, SEARCHED.replace("TRIALS", "12"))
     found = config.load(path).experiment
     recipe = found.candidates["found"].model_copy(update={"search": SPACE})
@@ -41,7 +40,6 @@ def candidate(tiny, tmp_path_factory):
 
 
 def walk_search(candidate, score, *, seed=0, sign=1):
-    """Answer each proposal with its score; returns the points."""
     tried = []
     for point in proposals(candidate, seed, sign, tried):
         validation = score(point.params)
@@ -50,7 +48,6 @@ def walk_search(candidate, score, *, seed=0, sign=1):
 
 
 def distance(point):
-    """Lie the best of all at a learning rate of 0.01 and rank 4."""
     return abs(log10(point["learning_rate"]) + 2) + (point["r"] != 4)
 
 
@@ -108,7 +105,6 @@ def test_points_of_a_narrow_range_are_apart_and_those_of_a_wide_one_are_short(wr
 
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, tmp_path_factory):
-    """Run a search of three trials; returns its file and report."""
     path = tiny_experiment.write(tmp_path_factory.mktemp("search"), tiny, SEARCHED.replace("TRIALS", "3"))
     return path, tiny_experiment.run(path)
 

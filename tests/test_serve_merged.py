@@ -28,7 +28,6 @@ def adapter(tiny, tmp_path_factory, own_cache):
 
 
 def peft_merged(tiny, adapter):
-    """Return the base in bf16 with the adapter merged by PEFT, as it is exported."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -34,7 +34,6 @@ ZERO_2, ZERO_3 = (
 
 
 def write_job(tiny, folder, policy, method="lora", **params):
-    """Write a job on twelve rows for the processes of a policy; returns its folder."""
     rank = {"r": 2} if method == "lora" else {}
     job = training.TrainingJob(
         method=method,
@@ -59,7 +58,6 @@ def write_job(tiny, folder, policy, method="lora", **params):
 
 
 def environment(folder):
-    """Return what `accelerate launch` adds to the environment of the processes of a job."""
     from accelerate.commands.launch import _validate_launch_command, launch_command_parser
     from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 
@@ -102,7 +100,6 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 
 
 def train_both(tiny, folder, policy, method="lora", **params):
-    """Make the weights of a job with one process and with those of a policy; returns both folders."""
     alone = write_job(tiny, folder / "alone", AcceleratePolicy(), method, **params)
     shared = write_job(tiny, folder / "shared", policy, method, **params)
     training.run_job(alone, ignore)
@@ -113,7 +110,6 @@ def train_both(tiny, folder, policy, method="lora", **params):
 
 
 def difference(alone, shared, file):
-    """Return the largest difference of the weights in a file, which have the same names."""
     one, other = (load_file(at / file) for at in (alone, shared))
     assert one.keys() == other.keys()
     return max(np.abs(one[name] - other[name]).max() for name in one)
@@ -152,7 +148,6 @@ CANDIDATES = """\
 
 
 def session_of(tiny, folder, policy):
-    """Return a session of a policy that says that its machine has GPUs."""
     path = tiny_experiment.write(folder, tiny, CANDIDATES)
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     experiment = session.experiment.model_copy(update={"training": TrainingPolicy(accelerate=policy)})

@@ -36,7 +36,6 @@ def ignore(done, total, note=""):
 
 
 def write_job(tiny, folder, processes, **params):
-    """Write a job on twelve rows for so many processes, each of one thread; returns its folder."""
     job = training.TrainingJob(
         method="lora",
         params=LORA | params,
@@ -79,7 +78,6 @@ def test_two_processes_make_the_weights_of_one_with_half_of_the_rows_each(tiny, 
 
 
 def process_of(folder, rank):
-    """Find the process of a rank that works in a folder."""
     for at in Path("/proc").glob("[0-9]*"):
         try:
             words, own = (at / "cmdline").read_bytes(), (at / "environ").read_bytes().split(b"\0")

@@ -32,7 +32,6 @@ def values_of(matrix):
 
 
 def make_noisy_matrix(shape, scale, spikes, seed=0):
-    """Make noise of a scale, and on it orthogonal directions of the given singular values."""
     rng = np.random.default_rng(seed)
     left = np.linalg.qr(rng.normal(size=(shape[0], len(spikes))))[0]
     right = np.linalg.qr(rng.normal(size=(shape[1], len(spikes))))[0]
@@ -87,7 +86,6 @@ def test_of_each_type_the_share_with_the_largest_ratios_is_chosen(share, n):
 
 
 def train(tiny, folder, precision="fp32", **given):
-    """Train for some steps; returns the weights, and the model in memory that they were trained in."""
     kept = []
     machine = CPU._replace(precision=precision)
     context = tiny_methods.context(tiny, folder, machine=machine, prepare=kept.append)

@@ -42,7 +42,6 @@ def answers(right):
 
 @pytest.fixture(scope="module")
 def written_store(tmp_path_factory):
-    """Store a base that has items 0 to 3 right, and two fine-tunes that both lost item 1."""
     store = Store(tmp_path_factory.mktemp("written") / "runs")
     for identity, right in ((BASE, {0, 1, 2, 3}), (LORA, {0, 2, 3, 4}), (DPO, {0, 2, 5})):
         complete(store, identity, answers(right))
@@ -56,7 +55,6 @@ def written_store(tmp_path_factory):
 
 @pytest.fixture
 def store(written_store, tmp_path):
-    """Copy the store, for a test to change."""
     return Store(shutil.copytree(written_store.folder, tmp_path / "runs"))
 
 
@@ -124,7 +122,6 @@ def store_with_errors(store, metric, bounds, base, new):
 
 @pytest.mark.parametrize("metric", [EXACT, LOWER], ids=["higher is better", "lower is better"])
 def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
-    """The three answers that the run did not give were left out: no change, where it lost 75 points."""
     best, worst = metric.bounds[::-1] if metric.higher_is_better else metric.bounds
     base = [best] * 4 + [None] * 2
     arms = store_with_errors(store, metric.name, metric.range, base, [None] * 3 + [best, best, None])

@@ -569,7 +569,6 @@ KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTI
 
 
 def decision_on(found, **fine_tune):
-    """Decide between the candidates that were proposed, the untrained ones at 50 points."""
     experiment = config.load(scaffold.write(found)[0]).experiment
     facts = []
     for name, recipe in experiment.candidates.items():
@@ -639,7 +638,6 @@ def test_they_are_from_the_quantised_one_where_memory_allows_no_other(propose_ro
 
 
 def propose_max_tokens(proposed, answers, base):
-    """Return how long the answers may be that are proposed for rows with these, in turn."""
     content = [{"prompt": f"Say {i}.", "reference": answers[i % len(answers)]} for i in range(40)]
     return proposed(content, base_model=str(base)).task.max_new_tokens
 

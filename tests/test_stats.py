@@ -48,7 +48,6 @@ def test_mcnemar_gives_the_published_p_values():
 
 @pytest.mark.parametrize("each", [1, 5, 12])
 def test_at_ties_the_mid_p_halves_the_chance_of_the_tie_itself(each):
-    """It was 1 there: 2 P(X < n/2) + P(X = n/2) counts the tie as a whole, which no other count does."""
     tie = scipy_stats.binom.pmf(each, 2 * each, 0.5)
     assert stats.mcnemar(each, each).midp == pytest.approx(1 - tie / 2)
     assert stats.mcnemar(each, each).exact == stats.mcnemar(0, 0).midp == 1

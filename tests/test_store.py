@@ -115,7 +115,6 @@ def test_digests_of_documents_are_those_of_the_file_as_it_is_now(store):
 
 
 def contents(store):
-    """Return every table of the index, in a fixed order."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         query = "SELECT schema_name, table_name FROM duckdb_tables() ORDER BY 2"
         return {
@@ -125,7 +124,6 @@ def contents(store):
 
 
 def list_indexed_runs(store):
-    """List the runs that the index has heard of."""
     with duckdb.connect(str(store.index), read_only=True) as db:
         return [run_id for (run_id,) in db.execute("SELECT run_id FROM runs ORDER BY ALL").fetchall()]
 
@@ -406,7 +404,6 @@ def test_a_parquet_file_that_is_damaged_is_computed_again(store):
 
 
 def damage(path, column):
-    """Overwrite what a column holds in a Parquet file, whose other columns stay readable."""
     with duckdb.connect() as db:
         query = "SELECT min(data_page_offset), sum(total_compressed_size) FROM parquet_metadata(?) "
         ((start, size),) = db.execute(query + "WHERE path_in_schema = ?", [str(path), column]).fetchall()
@@ -704,7 +701,6 @@ with duckdb.connect(sys.argv[1], read_only=sys.argv[2] == 'read'):
 
 @contextmanager
 def hold_index(store, mode):
-    """Keep the index open in another process, as a notebook does."""
     holder = python(HOLD, store.index, mode, 60)
     try:
         assert holder.stdout.readline() == "held\n"

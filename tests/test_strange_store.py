@@ -24,7 +24,6 @@ HOSTILE_NAMES = [
 
 @pytest.fixture
 def project(tmp_path):
-    """Write stored runs, and beside the project a folder that no command may touch."""
     (tmp_path / "precious").mkdir()
     (tmp_path / "precious" / "thesis.txt").write_text("years of work")
     fake_project.write(tmp_path / "project")
@@ -105,7 +104,6 @@ def test_a_run_in_a_folder_of_something_else_is_no_run(project, command, folder)
 
 
 def move_behind_link(project, *names):
-    """Put a part of the store elsewhere, and a link to it in its place."""
     part = project.joinpath("runs", *names)
     elsewhere = project.parent / "elsewhere"
     part.rename(elsewhere)

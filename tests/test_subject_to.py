@@ -36,7 +36,6 @@ LIMIT = 100
 
 
 def open_world(folder, versions, *overrides):
-    """Open a world of three trials, whose general tasks ask 100 of their 140 items."""
     if not (folder / "harness.yaml").exists():
         path = worlds.write(folder, BASE, Sizes(general=140))
         path.write_text(path.read_text() + SWEPT)

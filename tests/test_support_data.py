@@ -22,7 +22,6 @@ SPLITS = {name: ROWS[name] for name in ("train", "validation", "test")}
 
 
 def _question(row: dict[str, Any]) -> str:
-    """The prompt without pasted passages."""
     return str(row["prompt"]).rsplit("\n\n", 1)[-1]
 
 
@@ -35,7 +34,6 @@ def _facts(rows: list[dict[str, Any]]) -> list[tuple[str, str]]:
 
 
 def _states(text: str, value: str) -> bool:
-    """Whether a value stands in a text as whole words and whole numbers."""
     return re.search(rf"(?<![\w.:]){re.escape(value)}(?!\w)", text) is not None
 
 

@@ -87,7 +87,6 @@ ANSWERS = ("late", "  late, with blanks \n", '{"name": "track", "arguments": {"o
 
 @pytest.fixture(scope="module")
 def tokenizers(tmp_path_factory):
-    """The base of each family, and its tokenizer as it is loaded."""
     folder = tmp_path_factory.mktemp("families")
     sources = {}
     for i, (name, template) in enumerate(FAMILIES.items()):
@@ -178,7 +177,6 @@ def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_no
 
 
 def forget_tokens(base, *names):
-    """Take tokens out of what a tokenizer's files name."""
     file = base / "tokenizer_config.json"
     known = json.loads(file.read_text())
     file.write_text(json.dumps({name: value for name, value in known.items() if name not in names}))

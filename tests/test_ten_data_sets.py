@@ -19,7 +19,6 @@ LONGER = 4096  # tokens, of which the tiny model's position encoding knows no en
 
 @pytest.fixture(scope="module")
 def base(tiny, tmp_path_factory):
-    """Return the tiny model with a longer context."""
     return tiny_model.copy(tiny, tmp_path_factory.mktemp("base") / "tiny", max_position_embeddings=LONGER)
 
 

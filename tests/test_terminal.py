@@ -56,7 +56,6 @@ def test_the_time_left_falls_as_a_stage_goes_on_and_is_never_negative():
 
 
 def lines_of_a_log(capsys):
-    """Return the lines that were written since."""
     return capsys.readouterr().err.splitlines()
 
 

@@ -75,7 +75,6 @@ def test_a_row_whose_thumb_cannot_be_read_is_refused(tmp_path, row, said):
 
 
 def log_sum(model, prompt, answer):
-    """Return log p of an answer given its prompt, in nats, by one pass over that row alone."""
     import torch
 
     with torch.no_grad():

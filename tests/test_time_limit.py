@@ -23,7 +23,6 @@ FAILING = "try:\n        time.sleep(60)\n    except BaseException:\n        rais
 
 
 def run_session(folder, text, *arguments):
-    """Run the tests of a file with the time limit, and return what pytest printed."""
     (folder / "test_it.py").write_text(text)
     plugins = ["-p", "time_limit", "-p", "no:cacheprovider"]
     command = [sys.executable, "-m", "pytest", *plugins, "-q", *arguments, folder]

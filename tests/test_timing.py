@@ -82,7 +82,6 @@ def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system
 
 @pytest.fixture
 def session_and_run(copy):
-    """Open a copy of the finished experiment; returns the session and its LoRA's run."""
     session = prepare_session(config.load(copy), Scope(), SilentProgress())
     (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
     return session, run
@@ -182,7 +181,6 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
 
 
 def change_latency(copy, **changes):
-    """Change what is stored of the LoRA's times."""
     (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
     plain = json.loads(file.read_text())
     plain["latency"] |= changes

@@ -58,7 +58,6 @@ def ids_alone(tokenizer, text, special):
 
 
 def encode_alone(tokenizer, prompt):
-    """Tokenise one prompt, text by text, as its definition says."""
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     prefix, special = (bos if bos is not None else eos,), not prompt.chat_template
     text = ""

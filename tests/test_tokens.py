@@ -20,7 +20,6 @@ ROWS = tiny_methods.examples(slice(0, 2))
 
 @pytest.fixture(autouse=True)
 def fresh_cache(tmp_path, monkeypatch):
-    """Give each test a cache of its own."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
 
 

@@ -44,8 +44,6 @@ def fit_tracked(tiny, folder, *, track, method=lora, advance=lambda *_: None, **
 
 
 def interrupt_at(step):
-    """Return a progress callback that interrupts a training at a step."""
-
     def advance(done, total, note=""):
         if done == step:
             raise KeyboardInterrupt

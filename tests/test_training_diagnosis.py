@@ -9,7 +9,6 @@ EPOCH = 40
 
 
 def make_falling_loss(to, start=2.0, n=EPOCH, level_from=0.5):
-    """Return a training loss that falls to a level over a share of the steps, and stays there."""
     reach = int(n * level_from)
     return tuple((i + 1, max(to, start - (start - to) * i / reach)) for i in range(n))
 
@@ -64,7 +63,6 @@ def test_losses_that_do_not_say_are_not_diagnosed(training):
 
 
 def make_changes(*changes, half=0.02):
-    """Return a training of 100 steps with such changes of capability, each within so much."""
     every = 100 // len(changes)
     points = tuple(
         TrackedPoint(

@@ -72,7 +72,6 @@ def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
 
 
 def compute_smoothed_loss(tiny, factor, training):
-    """Return the loss of our trainer on two rows, and transformers' own smoothed loss of them."""
     import torch
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
@@ -221,7 +220,6 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside(se
 
 
 def train_in_rounds(tiny, folder, rounds):
-    """Train in rounds, and return the names of the weights that moved, and all weights before."""
     context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
     made = full.fit(
         context, full.Params(num_train_epochs=4, learning_rate=0.01, per_device_train_batch_size=2)

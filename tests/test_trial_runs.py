@@ -186,7 +186,6 @@ def test_while_work_is_unfinished_its_trials_are_not_unused(store):
 
 
 def keep_prompt_trial(store, system, rows=()):
-    """Keep the run of a trial of prompts, which asked the base that others stand on too."""
     trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
     metrics = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}
     run = make_run(f"desk-best-s0-trial-{system}", rows, weights_digest="the base", metrics=metrics)

@@ -19,8 +19,6 @@ USE = {"type": "tool_use", "id": "t1", "name": "track", "input": {"order": 7}}
 
 @pytest.fixture
 def load(tmp_path):
-    """Return a loader of rows as test items."""
-
     def load_rows(*rows, **data):
         path = tmp_path / "rows.jsonl"
         path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")

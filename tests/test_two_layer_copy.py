@@ -53,7 +53,6 @@ def test_the_engine_of_a_large_base_is_known_from_its_configuration_alone(tmp_pa
 
 
 def register_family(kind, forward):
-    """Return the folder-making function of a family whose models read by another `forward`."""
     import transformers
 
     class Config(transformers.MistralConfig):
@@ -75,7 +74,6 @@ def forward_without_masks(self, input_ids, position_ids=None, attention_mask=Non
 
 
 def a_window_wider(self, input_ids, position_ids=None, attention_mask=None, use_cache=None, **_):
-    """Read a single row with a window of one token more than the configuration says."""
     from transformers import MistralForCausalLM
 
     if attention_mask is None:

@@ -52,7 +52,6 @@ def ask(text, name="q", reference="-", **fields):
 
 
 def shops(language):
-    """Return a document and a question of each shop."""
     said, asked, *names = TEXTS[language]
     called = ["".join(pair) for pair in product(*names)]
     documents = tuple(Document(name, "", said.format(name)) for name in called)
@@ -209,7 +208,6 @@ KINDS = ("used", "ungrounded", "unused", "missed", "used")
 
 
 def write_failures(folder):
-    """Write an experiment in Chinese of which each item has one failure, or none; returns answers and kinds."""
     names = ["".join(pair) for pair in product(COLOURS, PLACES)]
     hours = [f"早上{one}点{two}分" for one, two in product(HOURS[:5], HOURS[:4])]
     opening = dict(zip(names, hours, strict=True))

@@ -50,7 +50,6 @@ def experiment_file(tiny, tmp_path):
 
 
 def list_refusals(path, program, *candidates):
-    """Return what each problem of these candidates is of, and what was found there."""
     with pytest.raises(UserError) as refusal:
         open_session(path, "engine=vllm", f"vllm.command={program}", candidates=candidates)
     return {(p.where.rpartition(": ")[2], p.found) for p in refusal.value.problems}

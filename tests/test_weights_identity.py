@@ -21,7 +21,6 @@ PAIR = {"prompt": "Where is it?", "chosen": "late", "rejected": "money"}
 
 @pytest.fixture
 def name_weights(tiny, tmp_path):
-    """Return a function that names the weights of each candidate beside lines of the task."""
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, pairs=[PAIR])
     suite = tmp_path / "suites" / "letters.yaml"
     written = suite.read_text()

@@ -37,7 +37,6 @@ ANSWERS = {
 
 
 def list_defined_names(path: Path) -> set[str]:
-    """Return the names of functions and classes of a file, and of what it assigns."""
     nodes = ast.parse(path.read_text("utf-8")).body
     assigned = (target for node in nodes if isinstance(node, ast.Assign) for target in node.targets)
     names = {target.id for target in assigned if isinstance(target, ast.Name)}

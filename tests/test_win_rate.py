@@ -162,7 +162,6 @@ gate: {{target: {{win_rate: 0.55, by: "judge:./better.yaml"}}}}
 
 
 def prefer_longer(messages):
-    """Prefer the longer of two answers, whatever its place."""
     a, b = (
         re.search(rf"<{name} (\w+)>\n(.*?)\n</{name}", messages[-1]["content"], re.DOTALL)[2] for name in "AB"
     )
@@ -185,7 +184,6 @@ def rule_of(report):
 
 
 def rate(path, choice_of):
-    """Let a person prefer answers of `mine` to those of `base`, by item."""
     runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
     rows = {name: runs[name].rows["letters/test"] for name in ("base", "mine")}
     for i, item in enumerate(store.list_differing_items(at, rows["base"], rows["mine"])):

@@ -17,7 +17,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
 
 
 def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):
-    """Say what share of one slice each way of asking gets right, in percent."""
     return {"zero_shot": {of: zero_shot}, "few_shot": {of: few_shot}, "rag": {of: rag}, "tuned": {of: tuned}}
 
 

@@ -11,7 +11,6 @@ from harness.store import Store
 
 
 def run_writers(folder, seconds):
-    """Keep a store busy with runs of fresh rows; returns it and what happened."""
     store = Store(folder / "runs")
     complete(store, IDENTITY, make_rows(640))
     stores.save_run(store, make_run("first", [IDENTITY.digest]))

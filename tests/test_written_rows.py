@@ -25,7 +25,6 @@ CANDIDATES = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2}}\n
 
 
 def write(folder, base, *, extra="", pairs=()):
-    """Write an experiment whose target has free answers."""
     path = tiny_experiment.write(folder, base, CANDIDATES + extra, pairs=pairs)
     target = folder / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("    labels: [late, money]\n", "").replace(", macro_f1", ""))
@@ -33,7 +32,6 @@ def write(folder, base, *, extra="", pairs=()):
 
 
 def change(path, file, line, **fields):
-    """Change a row of the target."""
     file = path.parent / "suites" / file
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     rows[line - 1] = {name: v for name, v in {**rows[line - 1], **fields}.items() if v is not None}

@@ -78,7 +78,6 @@ def write(
 
 
 def rows(path: Path, content: Sequence[dict]) -> None:
-    """Write JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
 
 
@@ -89,7 +88,6 @@ def write_facts(folder: Path, n: int) -> None:
 
 
 def parcel_pairs(n: int) -> list[dict]:
-    """Make pairs of answers to questions that are alike."""
     return [
         {"id": f"pair-{i}", "prompt": f"Where is parcel {i}?", "chosen": "late", "rejected": "money"}
         for i in range(n)
@@ -108,7 +106,6 @@ def letters(words: slice) -> list[dict]:
 
 
 def sums() -> list[dict]:
-    """Make six sums with three choices each."""
     return [
         {
             "id": f"sum-{n}",
@@ -121,7 +118,6 @@ def sums() -> list[dict]:
 
 
 def facts() -> list[dict]:
-    """Make six questions with a short answer."""
     return [
         {"id": f"fact-{n}", "prompt": f"What follows the number {n}?", "reference": str(n + 1)}
         for n in range(6)
@@ -129,13 +125,11 @@ def facts() -> list[dict]:
 
 
 def prose() -> list[dict]:
-    """Make four texts."""
     lines = ("A brown hen walks past a gate.", "Send the lamp back.", "It is noon.", "The desk answers.")
     return [{"id": f"text-{n}", "text": text} for n, text in enumerate(lines)]
 
 
 def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):
-    """Run the experiment as `harness.compare` does."""
     return compare(path, overrides, candidates, **options)
 
 

@@ -11,7 +11,6 @@ COLOURS = ("red", "brown", "green", "blue")
 
 
 def write(folder: Path, n: int = 6) -> Path:
-    """Write the data of seven tasks, n documents each; returns the folder."""
     easy = {"train": arc(2, 7), "validation": arc(2, 5), "test": arc(n)}
     _data(folder / "allenai/ai2_arc", {"ARC-Easy": easy, "ARC-Challenge": {**easy, "test": arc(4, 10)}})
     _data(folder / "allenai/winogrande", {"winogrande_xl": {"train": schemas(2), "validation": schemas(n)}})
@@ -26,7 +25,6 @@ def write(folder: Path, n: int = 6) -> Path:
 
 
 def arc(n: int, start: int = 0) -> list[dict]:
-    """Make questions with four choices."""
     return [
         {
             "id": f"q{i}",
@@ -39,7 +37,6 @@ def arc(n: int, start: int = 0) -> list[dict]:
 
 
 def schemas(n: int) -> list[dict]:
-    """Make sentences with a blank and two ways to fill it."""
     return [
         {
             "sentence": f"The {THINGS[i]} hit the {THINGS[i + 1]} because _ was late.",
@@ -52,7 +49,6 @@ def schemas(n: int) -> list[dict]:
 
 
 def minimal_pairs(n: int, start: int = 0) -> list[dict]:
-    """Make a good and a bad sentence."""
     return [
         {
             "sentence_good": f"A {THINGS[i]} walks past the gate.",
@@ -63,7 +59,6 @@ def minimal_pairs(n: int, start: int = 0) -> list[dict]:
 
 
 def passages(n: int) -> list[dict]:
-    """Make texts whose last word is to be predicted."""
     return [
         {"text": f"Send the {THINGS[i]} back to the depot, and do not lose the {THINGS[i]}"} for i in range(n)
     ]
@@ -77,7 +72,6 @@ def pages(n: int) -> dict[str, list[dict]]:
 
 
 def sums(n: int, start: int = 0) -> list[dict]:
-    """Make sums in words with their solution."""
     return [
         {
             "question": f"Ann has {i} lamps and buys {i + 1}. How many?",
@@ -88,7 +82,6 @@ def sums(n: int, start: int = 0) -> list[dict]:
 
 
 def questions(n: int, start: int = 0) -> list[dict]:
-    """Make questions of a subject with four choices."""
     return [
         {
             "question": f"What is next to the {THINGS[i % 10]}?",

@@ -15,7 +15,6 @@ OTHER = {"late": "money", "money": "late"}
 
 
 def examples(words: slice, choices=("late", "money")) -> tuple[Example, ...]:
-    """Make examples of letters."""
     return tuple(
         Example(row["id"], ({"role": "user", "content": row["prompt"]},), (row["reference"],), choices)
         for row in letters(words)
@@ -23,7 +22,6 @@ def examples(words: slice, choices=("late", "money")) -> tuple[Example, ...]:
 
 
 def pairs(words: slice) -> tuple[Example, ...]:
-    """Make pairs that prefer the right label to the other one."""
     return tuple(
         Example(e.id, e.messages, e.references, cluster=e.id, rejected=OTHER[e.references[0]])
         for e in examples(words)
@@ -31,7 +29,6 @@ def pairs(words: slice) -> tuple[Example, ...]:
 
 
 def pair_rows(words: slice) -> list[dict]:
-    """Make the rows of such pairs."""
     return [
         {
             "id": f"pair-{row['id']}",
@@ -55,7 +52,6 @@ def move_adapter(model) -> None:
 
 
 def context(model, folder, *, source=None, machine=CPU, **given) -> FitContext:
-    """Make a context in a folder of its own."""
     folder.mkdir(parents=True, exist_ok=True)
     return FitContext(
         source or resolve(str(model)),

@@ -67,7 +67,6 @@ def build(
 
 
 def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
-    """Make the tokenizer of the tiny model."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -96,7 +95,6 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
 
 
 def copy(model: Path, folder: Path, **config) -> Path:
-    """Copy a model, with changes of its configuration."""
     shutil.copytree(model, folder)
     written = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(written | config))
@@ -104,7 +102,6 @@ def copy(model: Path, folder: Path, **config) -> Path:
 
 
 def train_adapter(model: Path):
-    """Train an adapter with plain PEFT and a loop of one's own; returns the model that has it."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -141,7 +138,6 @@ def adapter_on(model: Path, folder: Path, *, seed: int = 1, **settings) -> Path:
 
 @contextmanager
 def note_shapes(part) -> Iterator[list[tuple[int, ...]]]:
-    """List the shapes of what a part of a model reads meanwhile."""
     read = []
     hook = part.register_forward_hook(lambda _, args, __: read.append(tuple(args[0].shape)))
     try:

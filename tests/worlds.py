@@ -231,6 +231,5 @@ def continue_world(folder: Path, truth: Truth) -> ExperimentReport:
 
 
 def report_world(folder: Path, truth: Truth, overrides: Sequence[str] = ()) -> ExperimentReport:
-    """Report a world from what is stored of it."""
     session, loaded = open_world(folder / "harness.yaml", truth, overrides)
     return experiment.report_stored(session, loaded.selected)

@@ -26,7 +26,6 @@ class Year(NamedTuple):
 
     @property
     def seeds(self) -> Seeds:
-        """Return what the policy says of seeds."""
         return Seeds(SEED_SD, self.n_references)
 
 

@@ -128,7 +128,6 @@ def section(content: dict[str, Any]) -> list[str]:
 
 
 def table_lines(table: dict[str, Any]) -> list[str]:
-    """Return a table in Markdown."""
     cells = [table["columns"], ["---"] * len(table["columns"]), *table["lines"]]
     return [f"| {' | '.join(map(str, line))} |" for line in cells]
 
@@ -140,7 +139,6 @@ def _line(row: dict[str, Any]) -> str:
 
 
 def _describe_goal(row: dict[str, Any]) -> str:
-    """Say whether a goal is met, and by how much it is missed."""
     if row["met"] is None:
         return "–"
     return "yes" if row["met"] else f"no, by {_format_value(abs(row['measured'] - row['goal']))}"

@@ -40,7 +40,6 @@ class TrainingCosts(NamedTuple):
 
 
 def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCosts:
-    """Train as a LoRA or QLoRA candidate is trained."""
     peaks.forget(context.machine.device)
     measured = lora.fit(context, params).training
     return TrainingCosts(
@@ -102,6 +101,5 @@ def train_by_trl(
 
 
 def mean_of_last(losses: list[float]) -> float:
-    """Average the last quarter of the steps."""
     last = losses[-max(1, len(losses) // 4) :]
     return sum(last) / len(last)

@@ -24,7 +24,6 @@ ITEMS_A_TASK = 32
 
 
 def command_rows(folder: Path) -> list[Row]:
-    """Time the help, then the quickstart with nothing to build on, then once more."""
     help_s = statistics.median(run(folder, "--help").wall_s for _ in range(5))
     (folder / "harness.yaml").write_text((ROOT / "harness.yaml").read_text())
     (folder / "suites").symlink_to(ROOT / "suites")
@@ -48,7 +47,6 @@ def command_rows(folder: Path) -> list[Row]:
 
 
 def arithmetic(passes_per_s: float, machine: Machine) -> str:
-    """Say which share of the machine's matrix speed so many operations on every parameter are."""
     n_parameters = hub.resolve("smollm2-135m").n_parameters
     share = passes_per_s * n_parameters / (machine.gflops * 1e9)
     return f"arithmetic, at {100 * share:.0f} % of the speed of a large matrix product"
@@ -78,7 +76,6 @@ def measure_scoring() -> list[Row]:
 
 
 def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Encode every choice of some items of each multiple-choice task."""
     tasks = [t for suite in config.read_suites(ROOT / "suites") for t in suite.tasks if t.kind == "choice"]
     items = [item for task in tasks for item in data.load_task(task, 0).test[:ITEMS_A_TASK]]
     asked = [(item.messages, f" {choice}") for item in items for choice in item.choices]
@@ -86,7 +83,6 @@ def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ..
 
 
 def time_scoring(candidate: HFCandidate, pairs: list) -> float:
-    """Return the shorter of two times."""
     times = []
     for _ in range(2):
         start = time.perf_counter()

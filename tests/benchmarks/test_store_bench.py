@@ -128,7 +128,6 @@ def run_of(number: int, digests: list[str]) -> Run:
 
 
 def fill(at: Store, n_rows: int) -> int:
-    """Write run folders with so many rows; returns how many runs."""
     n_runs = max(n_rows // (2 * A_SET), 2)
     with duckdb.connect() as db:
         for number in range(n_runs):
@@ -139,7 +138,6 @@ def fill(at: Store, n_rows: int) -> int:
 
 
 def seconds_of(job, n: int = 5) -> float:
-    """Return the median time of a job."""
     times = []
     for _ in range(n):
         start = time.perf_counter()
@@ -149,14 +147,12 @@ def seconds_of(job, n: int = 5) -> float:
 
 
 def run_code(code: str, *arguments: str) -> list[float]:
-    """Run code in a process of its own, whose memory is then its own too; returns what it prints."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 
 def measure_size(at: Store, n_rows: int) -> StoreCosts:
-    """Fill a store and measure what it takes."""
     n_runs = fill(at, n_rows)
     ingest_s, ingest_gb, n = run_code(_INGEST, str(at.folder))
     pair = [identity(2 * number).digest for number in range(2)]
@@ -166,7 +162,6 @@ def measure_size(at: Store, n_rows: int) -> StoreCosts:
 
 
 def queries(at: Store) -> dict[str, float]:
-    """Return the seconds of queries that people ask, each opening the index anew."""
     asked = {
         "SQL: the mean score of every run and task": "SELECT run_id, task, avg(score) FROM scores GROUP BY ALL",
         "SQL: the mean paired difference of two runs": "SELECT avg(b.score - a.score) FROM scores AS a "

@@ -54,7 +54,6 @@ class RoundTimes(NamedTuple):
 
 
 def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) -> RoundTimes:
-    """Evaluate all blocks, and time how long each is waited for."""
     start, waited_s = time.perf_counter(), 0.0
     begun = start
     for index, encoded in encode_blocks(
@@ -67,7 +66,6 @@ def evaluate(candidate, job: EvaluationJob, encode: Callable, *, ahead: bool) ->
 
 
 def tokenise(candidate, job: EvaluationJob, encode: Callable) -> tuple[float, list[EncodedItem]]:
-    """Tokenise all blocks; returns the seconds and what came of it."""
     start = time.perf_counter()
     found = [item for i in range(job.n_blocks) for item in encode(candidate, job, i)]
     return time.perf_counter() - start, found
@@ -96,7 +94,6 @@ def job_of(n_shots: int) -> EvaluationJob:
 
 
 def measure(candidate, job: EvaluationJob, name: str) -> tuple[list[Row], list[tuple]]:
-    """Time every way in turn; returns rows, and lines of the table."""
     alone: dict[str, list[float]] = {"text by text": [], "a block in one call": []}
     ways = {"text by text": (text_by_text, False), "a block in one call": (encode_block, False)}
     ways["a block in one call, ahead in a thread"] = (encode_block, True)

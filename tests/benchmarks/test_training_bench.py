@@ -39,7 +39,6 @@ MEASURED += [("harness", "fp32"), ("plain TRL", "fp32")]
 
 
 def the_context(folder: Path, precision: str) -> FitContext:
-    """Take the quickstart's training rows, asked as its LoRA candidate asks them."""
     experiment = config.load(ROOT / "harness.yaml", [f"precision={precision}"])
     session = prepare_session(experiment, Scope(), SilentProgress())
     step = prompting_step(session, session.experiment.candidates["lora"], 0)

@@ -45,7 +45,6 @@ ARMS = {
 
 
 def pull_all(folder: Path, plan: Plan) -> None:
-    """Claim and note all steps of a plan as one worker does, and make nothing."""
     journal = Journal(folder / uuid4().hex / "journal", plan)
     journal.file.parent.mkdir()
     while claimed := journal.claim(folder / "claims"):
@@ -70,7 +69,6 @@ def measure_work(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def widen_session(session: Session) -> Session:
-    """Return a session of many candidates with weights of their own, and of many tasks."""
     recipe = session.candidates["lora"].recipe
     wide = session.with_candidates({f"lora{n}": recipe for n in range(N_CANDIDATES)})
     return replace(wide, suites=(session.suites * N_TASKS)[:N_TASKS])

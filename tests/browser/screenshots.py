@@ -112,7 +112,6 @@ def run_nights(file: Path) -> None:
 
 
 def main() -> None:
-    """Take a picture of every page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "dashboards" / "screenshots")

@@ -39,7 +39,6 @@ _DRAWN = """() => {
 
 @contextmanager
 def serve_pages(project: Path) -> Iterator[str]:
-    """Serve the pages of a project; yields their address."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
@@ -58,7 +57,6 @@ def serve_pages(project: Path) -> Iterator[str]:
 
 @contextmanager
 def chromium() -> Iterator["Browser"]:
-    """Start Debian's Chromium."""
     from playwright import sync_api
 
     executable = shutil.which("chromium")
@@ -73,7 +71,6 @@ def chromium() -> Iterator["Browser"]:
 
 
 def load_page(page: "Page", address: str) -> None:
-    """Open a page of the dashboard and wait until it is drawn."""
     page.goto(address)
     wait_until_drawn(page)
 

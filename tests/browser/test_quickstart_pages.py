@@ -25,7 +25,6 @@ QUICKSTART = Path(os.environ.get("HARNESS_QUICKSTART", ROOT))
 
 @pytest.fixture(scope="module")
 def quickstart(tmp_path_factory):
-    """Copy the quickstart, whose store may lie on another file system than the tests' folders."""
     if not (index := QUICKSTART / "runs" / "harness.duckdb").exists():
         pytest.fail(f"no {index}; make compare first")
     folder = tmp_path_factory.mktemp("copy") / "quickstart"
@@ -46,7 +45,6 @@ def address(quickstart):
 
 
 def read_json_of(*words):
-    """Return what a command of harness prints as JSON."""
     command = [Path(sys.executable).with_name("harness"), *words, "--json"]
     done = subprocess.run(command, cwd=QUICKSTART, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -61,7 +61,6 @@ candidates:
 
 
 def write(folder: Path, own: str) -> Path:
-    """Write an experiment of one training, with few messages of the help desk; returns its path."""
     for split, n in (("train", 16), ("validation", 4), ("test", N_TEST)):
         asked = (row for row in read(split) if row["slice"] == "behaviour")
         tiny_experiment.rows(folder / f"{split}.jsonl", [*itertools.islice(asked, n)])

@@ -21,7 +21,6 @@ CHANCE = [
 
 @pytest.fixture(scope="module")
 def experiment_file(tmp_path_factory):
-    """Collapse the chat of the real model; returns the path of the experiment's file."""
     return collapsing.run(tmp_path_factory.mktemp("collapse"), collapsing.HALF)[0]
 
 
@@ -38,7 +37,6 @@ def rescue_result(experiment_file):
 
 @pytest.fixture(scope="module")
 def outcome_on(experiment_file, rescue_result):
-    """Return what the gate says of a trial on one half, computed again from the stored rows."""
     session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
     session = prepared.session

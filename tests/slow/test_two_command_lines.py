@@ -75,7 +75,6 @@ def our_answers(mirror, tmp_path_factory):
 
 @pytest.fixture(scope="module", params=THEIRS)
 def their_answers(request, mirror, tmp_path_factory):
-    """Ask by lm-eval's command line."""
     module, precision = THEIRS[request.param]
     out = tmp_path_factory.mktemp(request.param)
     model = f"pretrained={resolve('smollm2-135m').path},{precision}"

@@ -48,7 +48,6 @@ def local_base(source):
 
 @pytest.fixture(scope="module")
 def url(source, tmp_path_factory):
-    """Start vLLM's server in fp32, and end it with all that it started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -89,8 +88,6 @@ def _wait(server, health, log):
 
 @pytest.fixture
 def endpoints(source, url, tmp_path):
-    """Open the endpoint by each protocol in turn, as a run does."""
-
     def open_by_protocol(protocol):
         made = method.fit(
             tiny_methods.context(source.path, tmp_path / protocol, source=source),

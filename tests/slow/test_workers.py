@@ -72,13 +72,11 @@ def write(folder, model):
 
 
 def trials(path):
-    """Map the runs of trials to what became of them."""
     found = store.list_trials(Store(path.parent / "runs"))
     return {one.run.run_id: (one.state, one.trial.params, one.trial.validation) for one in found}
 
 
 def assert_same(path, undisturbed):
-    """Hold a finished experiment to one that a single process made."""
     alone, _ = undisturbed
     runs, expected = (tiny_experiment.runs_of(one) for one in (path, alone))
     assert {name: (run.run_id, run.state, run.error) for name, run in runs.items()} == {
@@ -94,7 +92,6 @@ def assert_same(path, undisturbed):
 
 
 def map_complete_files(path):
-    """Map what is complete to when it was written."""
     runs = path.parent / "runs"
     return {
         file: file.stat().st_mtime_ns
@@ -105,7 +102,6 @@ def map_complete_files(path):
 
 
 def changed_since(before, path):
-    """List what was complete and is written anew, or gone."""
     now = map_complete_files(path)
     return [str(file.relative_to(path.parent)) for file, at in before.items() if now.get(file) != at]
 
@@ -119,7 +115,6 @@ def wait_until(met, patience_s=120):
 
 
 def processes(words):
-    """List the processes whose command line holds these words."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -131,7 +126,6 @@ def processes(words):
 
 
 def run_beside(path, *overrides):
-    """Run the experiment in a thread; returns what ends with it, and holds its report or its error."""
     found = []
 
     def work():
@@ -186,7 +180,6 @@ def test_an_array_of_workers_by_submitit_leaves_the_rows_of_one_process(path, re
 
 @pytest.fixture
 def cluster():
-    """Start Ray's own cluster of three nodes with a processor each; returns it."""
     import ray
     from ray.cluster_utils import Cluster
 
