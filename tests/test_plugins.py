@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import tiny_experiment
@@ -13,8 +14,12 @@ import tiny_experiment
 import harness
 from harness import plugins
 from harness.errors import UserError
+from harness.evaluation.runner import OPENERS
+from harness.models.openai_api import PROTOCOLS
+from harness.plugins import Method
 from harness.provenance import code_versions
 from harness.spec import TaskData
+from harness.training import Weights
 from harness.training.trainer import LoopParams
 
 
@@ -228,3 +233,16 @@ def _size(file):
     from safetensors.torch import load_file
 
     return sum(w.abs().sum().item() for key, w in load_file(file).items() if "lora_B" in key)
+
+
+SILENT = {"reward"}  # answers nothing, so nothing opens it as a candidate
+
+
+def test_every_kind_of_weights_is_opened_by_its_entry():
+    assert set(get_args(get_type_hints(Weights)["kind"])) - SILENT == set(OPENERS)
+
+
+def test_what_a_method_makes_can_be_opened():
+    written = get_args(get_type_hints(Method)["makes"])
+    made = {kind for one in written for kind in one.split(" or ")}
+    assert (made - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(OPENERS)

@@ -1,22 +1,27 @@
-"""Prompts of a candidate that trains nothing: a sweep or search over them chooses one on validation."""
+"""Prompts of a candidate that trains nothing: grids, sweeps and searches on validation, and proposals of a model."""
 
 from types import SimpleNamespace
 
+import jsonschema
 import pytest
 import tiny_experiment
-from openai_server import Rule, serve_model
+from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
-from harness.errors import IncompatibleRuns, UserError
+from harness.config import load
+from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
+from harness.experiment.distilled_rows import PromptProposal, propose_prompts
 from harness.experiment.report_runs import in_order
 from harness.experiment.trials import proposals
 from harness.progress import SilentProgress
-from harness.records import Trial
+from harness.records import Trial, parse_json
 from harness.release import candidate_runs
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 HARNESS = (
     tiny_experiment.DESK
@@ -183,3 +188,148 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
     assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
+
+
+GRID = """\
+  prompt:
+    system: [null, Answer in one word., "Answer in one word, or not at all."]
+    template: ["{prompt}", "{prompt} Think."]
+  lora: {method: base, answer: [generate, rank]}
+"""
+
+
+def load_grid(tiny, folder, candidates):
+    return config.load(tiny_experiment.write(folder, tiny, candidates)).experiment.candidates
+
+
+def test_lists_of_texts_make_a_candidate_each(tiny, tmp_path):
+    found = load_grid(tiny, tmp_path, GRID)
+    assert list(found) == [
+        "prompt[system=1-none,template=1-prompt]",
+        "prompt[system=1-none,template=2-prompt-think]",
+        "prompt[system=2-answer-in-one,template=1-prompt]",
+        "prompt[system=2-answer-in-one,template=2-prompt-think]",
+        "prompt[system=3-answer-in-one,template=1-prompt]",
+        "prompt[system=3-answer-in-one,template=2-prompt-think]",
+        "lora[answer=generate]",
+        "lora[answer=rank]",
+    ]
+    last = found["prompt[system=3-answer-in-one,template=2-prompt-think]"]
+    assert (last.system, last.template) == ("Answer in one word, or not at all.", "{prompt} Think.")
+    assert found["prompt[system=1-none,template=1-prompt]"].system is None
+
+
+def test_a_value_of_a_grid_that_is_no_text_is_refused_with_its_line(tiny, tmp_path):
+    with pytest.raises(UserError, match=r"harness\.yaml:8: found system: 3; expected text"):
+        load_grid(tiny, tmp_path, "  prompt: {system: [Be brief., 3]}\n")
+
+
+def test_the_schema_for_editors_allows_lists():
+    recipe = config.json_schema()["$defs"]["Recipe"]["properties"]
+    for value in ("Be brief.", None, ["Be brief.", None]):
+        jsonschema.validate(value, recipe["system"])
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate([1], recipe["system"])
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("own_cache")
+def test_validation_chooses_among_the_prompts(tiny, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, '  prompt: {template: ["{prompt}", "{prompt} Please."]}\n')
+    (table,) = compare(path).ablations
+    names = {"prompt[template=1-prompt]", "prompt[template=2-prompt-please]"}
+    assert {row.candidate for row in table.factors} == names
+    assert table.chosen in names
+
+
+def test_lists_in_decoding_make_a_candidate_each_and_a_value_that_cannot_be_is_refused(tiny, tmp_path):
+    grid = "  drawn: {decoding: {temperature: [0.3, 1.0], top_p: [0.9, 1.0], samples: 4}}\n"
+    found = load_grid(tiny, tmp_path, grid)
+    assert list(found) == [f"drawn[temperature={t},top_p={p}]" for t in (0.3, 1.0) for p in (0.9, 1.0)]
+    last = found["drawn[temperature=1.0,top_p=0.9]"].decoding
+    assert (last.temperature, last.top_p, last.samples) == (1.0, 0.9, 4)
+    with pytest.raises(UserError, match="4 samples at temperature 0"):
+        load_grid(tiny, tmp_path, grid.replace("0.3", "0"))
+    schema = config.json_schema()["$defs"]["Decoding"]["properties"]["temperature"]
+    for value in (0.7, [0.3, 0.7]):
+        jsonschema.validate(value, schema)
+
+
+class Proposer(Rule):
+    """A model that begins as it is told; "Read" and "Answer" give the same text."""
+
+    def chat(self, messages, body):
+        start = messages[-1]["content"].rpartition("Begin it with: ")[2].splitlines()[0]
+        text = "Sort the: letter" if start in ("Read", "Answer") else f'{start} a clerk, "quoted"\nwho sorts.'
+        return ServerAnswer(text, n_prompt=50, n_new=20)
+
+
+def write_proposing(folder, tiny, url):
+    teacher = f"{{base_url: {url}, model: tiny, protocol: chat, max_retries: 0, usd_per_million_tokens: {{input: 1000, output: 1000}}}}"
+    return tiny_experiment.write(
+        folder, tiny, f"  large: {{method: endpoint, role: baseline, params: {teacher}}}\n"
+    )
+
+
+def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
+    with serve_model(Proposer(None)) as server:
+        session = prepare_session(
+            load(write_proposing(tmp_path, tiny, server.url)), Scope(), SilentProgress()
+        )
+        made = propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
+        assert len(server.asked) == 4
+        assert made.texts == (
+            'You are a clerk, "quoted"\nwho sorts.',
+            "Sort the: letter",
+            'Your task is a clerk, "quoted"\nwho sorts.',
+        )
+        said = "\n".join(body["messages"][-1]["content"] for _, body in server.asked)
+        shown = {e.id: e.prompt for e in session.target.items.train if e.prompt in said}
+        assert set(shown) == set(made.provenance["examples"])
+        assert len(shown) == 3
+        evaluated = [*session.target.items.validation, *session.target.items.test]
+        assert not any(e.prompt in said for e in evaluated)
+        assert "late, money" in said
+        assert made.spent.cost_usd == pytest.approx(4 * 0.07)
+        propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
+        assert len(server.asked) == 4  # kept
+
+
+def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with serve_model(Proposer(None)) as server:
+        path = write_proposing(tmp_path, tiny, server.url)
+        planned = command("data", "propose-prompts", "large", "--n", "3", "--dry-run", "--json")
+        plan = parse_json(planned[1])
+        assert (planned[0], server.asked, plan["requests"], plan["known"]) == (0, [], 3, 0)
+        assert plan["cost_usd"] == pytest.approx((plan["read"] + 3 * 200) / 1000)
+        arguments = ("data", "propose-prompts", "large", "--n", "3", "--out", "proposed.yaml")
+        code, said, error = command(*arguments)
+        assert code == 0, error
+        assert "Sort the: letter" in said
+        text = (tmp_path / "proposed.yaml").read_text()
+        assert '# proposer: "large"' in text
+        path.write_text(path.read_text() + text.partition("candidates:\n")[2])
+        found = config.load(path).experiment.candidates
+        assert [found[name].system for name in found if name.startswith("proposed[")] == [
+            None,
+            'You are a clerk, "quoted"\nwho sorts.',
+            "Sort the: letter",
+            'Your task is a clerk, "quoted"\nwho sorts.',
+        ]
+        assert command(*arguments)[0] == 2
+        assert (tmp_path / "proposed.yaml").read_text() == text
+
+
+def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
+    with serve_model(Proposer(None)) as server:
+        session = prepare_session(
+            load(write_proposing(tmp_path, tiny, server.url)), Scope(), SilentProgress()
+        )
+        asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
+        with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
+            propose_prompts(session, "large", asked)
+        n = len(server.asked)
+        assert 0 < 0.07 * n <= 0.2
+        propose_prompts(session, "large", asked._replace(max_cost=10.0))
+        assert len(server.asked) == 4

@@ -1,4 +1,4 @@
-"""Every regulariser of the folder keeps the contract: documented, known hooks, another training, the same again."""
+"""Regularisers: the contract of each, how recipes name them, who takes them, and heads without a vocabulary."""
 
 import inspect
 import re
@@ -8,19 +8,27 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+import tiny_experiment
 import tiny_methods
 import yaml
+from safetensors.torch import load_file
 
-from harness import plugins, regularizers
-from harness.regularizers import MixContext
+from harness import config, plugins, regularizers, training
+from harness.methods import head
+from harness.models.hub import resolve
+from harness.records import Example, SampleResult, digest
+from harness.regularizers import MixContext, Start, _weights, l2_sp
+from harness.spec import Recipe
 from harness.training import CHECKPOINTS
+from harness.training import job as jobs
+from harness.training.heads import load_with_head
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 NAMES = plugins.names("regularizers")
 PARTS = {*plugins.HOOKS, "sample", "cost", "problem"}
 PAGE = Path(__file__).parents[1] / "docs" / "howto" / "regularizers.md"
 QUICK = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4, "warmup_steps": 0}
-
-pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def read_documented(name):
@@ -136,3 +144,252 @@ def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(
         fit_regularized(tiny, tmp_path / "cut", regularize, stop)
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
     assert fit_regularized(tiny, tmp_path / "cut", regularize).digest == made.digest
+
+
+def context(n_train=30, seed=0, evaluated=()):
+    return MixContext(n_train, seed, {"desk": tuple(evaluated)})
+
+
+def recipe(tiny, folder, written):
+    path = tiny_experiment.write(folder, tiny, f"  prompt: {{method: base}}\n  tuned: {written}\n")
+    return config.load(path).experiment.candidates
+
+
+@pytest.mark.parametrize(
+    ("short", "full"),
+    [
+        ({"replay": 0.1}, {"replay": {"share": 0.1}}),
+        ({"replay": {"share": 0.1, "data": "a.jsonl"}}, {"replay": {"share": 0.1, "data": "a.jsonl"}}),
+        ({"replay": None}, {}),
+        (
+            {"replay": 0.1, "regularize": {"freeze": {"first": 1}}},
+            {"freeze": {"first": 1}, "replay": {"share": 0.1}},
+        ),
+        ({"regularize": "freeze"}, {"freeze": {}}),
+    ],
+)
+def test_a_short_form_is_the_regularizer_it_stands_for(short, full):
+    assert Recipe(method="full", **short) == Recipe(method="full", regularize=full)
+
+
+def test_a_file_may_write_it_short_or_in_full_or_as_a_grid(tiny, tmp_path):
+    short = recipe(tiny, tmp_path, "{method: lora, replay: 0.1}")["tuned"]
+    assert short == recipe(tiny, tmp_path, "{method: lora, regularize: {replay: {share: 0.1}}}")["tuned"]
+    assert short.regularize == {"replay": {"share": 0.1}}
+    path = tiny_experiment.write(tmp_path, tiny, "  tuned: {method: lora, replay: 0.1}\n")
+    for key in ("replay", "regularize.replay.share"):
+        found = config.load(path, [f"candidates.tuned.{key}=0.3"]).experiment.candidates["tuned"]
+        assert found.regularize == {"replay": {"share": 0.3}}
+    found = recipe(tiny, tmp_path, "{method: full, regularize: {freeze: {first: [1, 2]}}}")
+    assert [found[f"tuned[first={n}]"].regularize["freeze"] for n in (1, 2)] == [{"first": 1}, {"first": 2}]
+
+
+def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
+    def digest(regularize, **given):
+        return regularizers.regularizers_digest(regularize, context(**given))
+
+    replay = {"replay": {"share": 0.1}}
+    first = digest({}, n_train=1) or digest(replay)
+    assert digest({}) == ""
+    assert first == digest(replay, seed=1)  # the base's own answers: no seed chooses among the prompts
+    others = [
+        digest({"replay": {"share": 0.2}}),
+        digest(replay, n_train=60),
+        digest({"freeze": {"first": 1}}),
+        digest({"freeze": {"first": 2}}),
+        digest({**replay, "freeze": {"first": 1}}),
+    ]
+    assert len({first, *others}) == 6
+    assert digest({"freeze": {"first": 1}, **replay}) == others[-1]  # the order of keys says nothing
+
+
+def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp_path):
+    rows = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
+    other = [{**row, "reference": "No."} for row in rows]
+    for name, written in (("a", rows), ("b", rows), ("c", other)):
+        (tmp_path / name).mkdir()
+        tiny_experiment.rows(tmp_path / name / "rows.jsonl", written)
+    found = [
+        regularizers.regularizers_digest(
+            {"replay": {"share": 0.1, "data": str(tmp_path / name / "rows.jsonl")}}, context()
+        )
+        for name in "abc"
+    ]
+    assert found[0] == found[1] != found[2]
+    path = tmp_path / "few.jsonl"
+    path.write_text('{"prompt": "Who is it?", "reference": "Ada."}\n' * 2)
+    found = regularizers.mixtures({"kl": {"data": str(path)}}, context())["kl"]
+    assert (found.n, len(found.rows)) == (2, 2)
+
+
+def test_prompts_that_are_evaluated_are_not_sampled():
+    (first, *_) = regularizers.mixtures({"replay": {"share": 0.1}}, context())["replay"].rows
+    asked = Example("x", ({"role": "user", "content": first.prompt},))
+    again = regularizers.mixtures({"replay": {"share": 0.1}}, context(evaluated=(asked,)))["replay"]
+    assert first.prompt not in {row.prompt for row in again.rows}
+    assert again.n == 3
+
+
+def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other_bases():
+    base = resolve("smollm2-135m")
+    mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=320))["replay"]
+    named = digest([base.weights_digest, base.template_digest])
+    answers = regularizers.find_shipped_answers(named, mixture)
+    assert [answer.example_id for answer in answers] == [row.id for row in mixture.rows]
+    assert sum(answer.status == "ok" for answer in answers) >= 320
+    assert regularizers.find_shipped_answers(digest(["another base"]), mixture) == ()
+
+
+def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
+    asked = []
+
+    def answer(name, mixture):
+        asked.append((name, mixture))
+        given = ("ok", "So it is.", "asked", (), {})
+        return [SampleResult(name, "test", row.id, i, *given) for i, row in enumerate(mixture.rows)]
+
+    held = {"ewc": {"strength": 1.0, "rows": 5}, "kl": {"rows": 5}}
+    rows = regularizers.general_rows(held, context(), answer)
+    assert regularizers.mix_rows(held, context(), answer) == ()
+    assert asked[0] == asked[1]
+    assert rows["ewc"] == rows["kl"]
+    assert [row.references for row in rows["kl"]] == [("So it is.",)] * 5
+
+
+def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
+    job = training.TrainingJob(
+        method="lora",
+        params={},
+        source=resolve(str(tiny)),
+        machine=tiny_methods.CPU,
+        seed=0,
+        regularize={"kl": {}, "ewc": {"strength": 1.0}},
+        code=training.code_of("lora", ["kl", "ewc"]),
+    )
+    rows = tiny_methods.examples(slice(0, 2))
+    training.write_job(
+        tmp_path, job, train=rows, validation=(), pairs=(), general={"kl": rows[:1], "ewc": rows[1:]}
+    )
+    read, found = jobs.read_job(tmp_path)
+    assert read.regularize == job.regularize
+    assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])
+
+
+QUICK_HEADS = {"max_steps": 3, "learning_rate": 0.01, "warmup_steps": 0, "per_device_train_batch_size": 4}
+ANY = [("l2_sp", {"strength": 100.0}), ("sam", {"rho": 0.5}), ("neftune", {"noise_alpha": 50.0})]
+OF_LABELS = ("label_smoothing", {"factor": 0.3})
+OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate": 0.5})]
+
+
+def fit_head(module, tiny, folder, regularize, **params):
+    prepare = partial(regularizers.prepare, regularize)
+    context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
+    return module.fit(context, module.Params(**QUICK_HEADS, **params))
+
+
+def tensors(made):
+    return load_file(next((made.folder / made.kind).glob("*.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("train", "name", "written"),
+    [
+        *((train, *one) for train in ("adapter", "all") for one in (*ANY, OF_LABELS)),
+        *(("all", *one) for one in OF_ALL),
+    ],
+)
+def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, name, written):
+    plain = fit_head(head, tiny, tmp_path / "plain", {}, train=train, r=2)
+    held = fit_head(head, tiny, tmp_path / "held", {name: written}, train=train, r=2)
+    assert tensors(held)["score.weight" if train == "all" else "base_model.model.score.weight"].any()
+    assert held.digest != plain.digest
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
+    import torch
+    from peft import get_peft_model
+
+    from harness.models.hub import resolve
+    from harness.training import LoraParams, lora_config
+
+    model, _ = load_with_head(resolve(str(tiny)), tiny_methods.CPU, 3)
+    if adapted:
+        model = get_peft_model(model, lora_config(LoraParams(r=2), "SEQ_CLS"))
+    penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
+    new = {name: p for name, p in model.named_parameters() if "score" in name and p.requires_grad}
+    assert len(new) == 1
+    assert not set(new) & set(_weights.displacements(model))
+    with torch.no_grad():
+        for parameter in new.values():
+            parameter.add_(1)
+    assert sum(term.item() for term in penalty(0)) == 0
+
+
+@pytest.mark.e2e
+def test_what_is_frozen_or_not_of_the_half_is_not_trained_and_the_head_is(tiny, tmp_path):
+    first = tensors(fit_head(head, tiny, tmp_path / "first", {"freeze": {"first": 1}}, train="all"))
+    last = tensors(fit_head(head, tiny, tmp_path / "last", {"freeze": {"all_but_last": 1}}, train="all"))
+    half = tensors(fit_head(head, tiny, tmp_path / "half", {"half": {}}, train="all"))
+    whole = tensors(fit_head(head, tiny, tmp_path / "whole", {}, train="all"))
+    layers = {name for name in whole if ".layers." in name}
+    assert set(whole) - set(first) == {n for n in whole if ".layers.0." in n or "embed_tokens" in n}
+    assert set(last) == {n for n in whole if ".layers.1." in n} | {"score.weight"}
+    assert len(layers & set(half)) == len(layers) / 2
+    assert set(whole) - layers <= set(half)
+
+
+def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
+    """A rate of next to nothing leaves the model as it was, so both losses are of the same model."""
+
+    def losses(folder, regularize):
+        context = tiny_methods.context(tiny, tmp_path / folder, regularize=regularize)
+        rows = replace(context, validation=context.train[4:8], train=context.train[4:8])
+        still = QUICK_HEADS | {"learning_rate": 1e-12, "max_steps": 1}
+        made = head.fit(rows, head.Params(train="head", **still)).training
+        return made.loss[0][1], made.validation_loss[0][1]
+
+    plain, validation = losses("plain", {})
+    smoothed, beside = losses("smoothed", {"label_smoothing": {"factor": 0.5}})
+    assert plain == pytest.approx(validation, abs=1e-4)
+    assert beside == pytest.approx(validation, rel=1e-6)
+    assert smoothed != pytest.approx(plain, abs=1e-3)
+    # Of two labels the mean over both differs from the loss of the right one by half the margin.
+    assert smoothed - plain == pytest.approx(
+        (mean_over_labels(tiny, tmp_path / "mean") - plain) / 2, abs=1e-3
+    )
+
+
+def mean_over_labels(tiny, folder):
+    """Return the mean over rows and both labels of −log p, as a new head with the seed gives it."""
+    import torch
+    from transformers import set_seed
+
+    context = tiny_methods.context(tiny, folder)
+    set_seed(context.seed)
+    model, tokenizer = load_with_head(context.source, context.machine, 2)
+    with torch.no_grad():
+        logprobs = [
+            model(**tokenizer(e.prompt, return_tensors="pt")).logits.log_softmax(-1)
+            for e in context.train[4:8]  # two of each label
+        ]
+    return -torch.cat(logprobs).mean().item()
+
+
+@pytest.mark.e2e
+def test_a_regularized_head_is_a_candidate_beside_the_plain_one(tiny, tmp_path):
+    quick = "train: all, num_train_epochs: 1, learning_rate: 0.01"
+    candidates = (
+        "  prompt: {method: base}\n"
+        f"  plain: {{method: head, params: {{{quick}}}}}\n"
+        f"  held: {{method: head, params: {{{quick}}}, regularize: {{freeze: {{first: 1}}, sam: {{}}}}}}\n"
+    )
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    tiny_experiment.run(path)
+    runs = tiny_experiment.runs_of(path)
+    assert runs["plain"].training.n_trainable > runs["held"].training.n_trainable
+    assert runs["plain"].weights_digest != runs["held"].weights_digest
+
+
+def test_every_method_that_makes_gradient_steps_takes_a_regularizer():
+    assert [name for name in plugins.methods(trains=True) if not plugins.method(name).hooks] == []

@@ -1,24 +1,35 @@
-"""Reward models tell chosen answers from rejected ones, and policies are trained on rewards of their answers."""
+"""Reward models tell chosen answers from rejected ones, train policies, choose answers, and stand in harness.yaml."""
 
 import math
 from dataclasses import replace
+from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
+import tiny_experiment
 import tiny_methods
+import tiny_model
 from tiny_methods import CPU
 
-from harness.errors import CandidateFailed
+from harness import config, store
+from harness.config import load
+from harness.errors import CandidateFailed, UserError
+from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.run_remarks import note_rewards
+from harness.experiment.candidate_weights import find_stored_weights
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
+from harness.nightly.watchlist import targets
+from harness.progress import SilentProgress
 from harness.records import Example, TrainingRecord
 from harness.spec import Task, TaskData
-from harness.training import CHECKPOINTS, Reward
+from harness.store import Store
+from harness.training import CHECKPOINTS, Reward, score_answers
 from harness.training import reinforcement as rl
 from harness.training.heads import open_reward_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+
 
 TASK = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=("exact_match",))
 
@@ -247,3 +258,140 @@ def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, s
     remarks = list(note_rewards([run]))
     assert len(remarks) == (said is not None)
     assert all(said in remark for remark in remarks)
+
+
+CANDIDATES = """\
+  prompt: {method: base}
+  judge: {method: reward, params: {r: 2, learning_rate: 0.01, max_length: 200}}
+  grpo:
+    method: grpo
+    reward: judge
+    params: {r: 2, learning_rate: 0.01, max_steps: 1, max_completion_length: 4, max_length: 200}
+"""
+
+
+def write_experiment(folder, tiny, candidates=CANDIDATES):
+    return tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 4)))
+
+
+@pytest.mark.e2e
+def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path):
+    report = tiny_experiment.run(write_experiment(tmp_path, tiny))
+    assert {facts.name for facts in report.facts} == {"prompt", "grpo"}
+    training = tiny_experiment.runs_of(tmp_path / "harness.yaml")["grpo"].training
+    assert 0 <= training.reward_model_accuracy <= 1
+    assert len(training.stands_on) == 1
+    assert training.init_wall_s > 0
+    assert len(training.reward) == len(training.kl) == 1
+
+
+def test_a_reward_model_of_another_tokenizer_or_a_metric_of_more_than_an_answer_is_refused(tiny, tmp_path):
+    other = tiny_model.build(tmp_path / "other", adds_bos=True)
+    candidates = CANDIDATES.replace("{method: reward, ", f"{{method: reward, base_model: {other}, ")
+    with pytest.raises(UserError, match=r"judge, a reward model on .*other, whose tokenizer is another"):
+        tiny_experiment.run(write_experiment(tmp_path, tiny, candidates))
+    assert not list((tmp_path / "runs").glob("weights/*"))
+    candidates = CANDIDATES.replace("reward: judge", "reward: bits_per_byte")
+    with pytest.raises(UserError, match="needs more than the text of an answer"):
+        tiny_experiment.run(write_experiment(tmp_path, tiny, candidates))
+
+
+BRIEF = """\
+from harness.metrics import mean_metric
+
+
+def metric(task):
+    return mean_metric("brief", _length, higher_is_better=False, bounds=(0.0, float("inf")))
+
+
+def _length(output, example):
+    return float(len(output.text))
+"""
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("method", ["grpo", "rloo"])
+def test_a_metric_of_a_file_that_is_better_when_low_falls_while_it_rewards(tiny, tmp_path, method):
+    (tmp_path / "brief.py").write_text(BRIEF)
+    params = (
+        "{r: 4, learning_rate: 0.05, lr_scheduler_type: constant, warmup_steps: 0, num_train_epochs: 8, "
+        "per_device_train_batch_size: 24, max_completion_length: 6, beta: 0.001, max_length: 200}"
+    )
+    path = tiny_experiment.write(
+        tmp_path,
+        tiny,
+        f"  prompt: {{method: base}}\n  brief: {{method: {method}, reward: ./brief.py, params: {params}}}\n",
+    )
+    suite = tmp_path / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("macro_f1]", "../brief.py]"))
+    tiny_experiment.run(path)
+    runs = tiny_experiment.runs_of(path)
+    rewards = [reward for _, reward in runs["brief"].training.reward]
+    assert max(rewards) <= 0  # of lengths, with the sign turned
+    assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
+    kept = store.Store(tmp_path / "runs")
+    answers = {name: store.read_rows(kept, run.rows["letters/test"]) for name, run in runs.items()}
+    lengths = {name: fmean(len(row.text) for row in rows) for name, rows in answers.items()}
+    assert lengths["brief"] < lengths["prompt"]
+
+
+CHOICES = """\
+  judge: {method: reward, params: {r: 2, learning_rate: 0.01, max_length: 200}}
+  first: {decoding: {temperature: 1.0, samples: 3}}
+  best: {decoding: {temperature: 1.0, samples: 3, choose: best, by: judge}}
+"""
+OVERRIDES = ("suites=[]", "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true")
+
+
+@pytest.fixture(scope="module")
+def file_and_report(tiny, tmp_path_factory):
+    """An experiment compared once; the cache of its fixtures is left alone."""
+    path = write_experiment(tmp_path_factory.mktemp("reward"), tiny, CHOICES)
+    return path, tiny_experiment.run(path, *OVERRIDES)
+
+
+def read_drawn_answers(path, name):
+    at, run = Store(path.parent / "runs"), tiny_experiment.runs_of(path)[name]
+    rows = run.rows["letters/test"]
+    return store.read_rows(at, rows), store.read_drawn(at, rows)
+
+
+@pytest.mark.e2e
+def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
+    path, report = file_and_report
+    assert {facts.name for facts in report.facts} == {"first", "best"}
+    session = prepare_session(load(path, OVERRIDES), Scope(), SilentProgress())
+    made = find_stored_weights(session, session.candidates["judge"], 0)
+    rows, drawn = read_drawn_answers(path, "best")
+    items = {example.id: example for example in session.target.items.test}
+    for row in rows:
+        texts = [one.text for one in drawn[row.example_id]]
+        base, chat = session.candidates["judge"].trained_base, session.target.task.chat_template
+        given = score_answers(
+            made.folder / "reward", base, session.machine, [items[row.example_id]] * 3, texts, chat
+        )
+        stored = [one.parts["reward:judge"][0] for one in drawn[row.example_id]]
+        assert stored == pytest.approx(given, abs=1e-4)
+        able = [k for k, one in enumerate(drawn[row.example_id]) if one.status == "ok"] or range(3)
+        assert row.text == texts[max(able, key=lambda k: (stored[k], -k))]
+    assert any(len({one.text for one in of}) > 1 for of in drawn.values())
+
+
+def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_model(file_and_report):
+    path, _ = file_and_report
+    plain, chosen = read_drawn_answers(path, "first")[1], read_drawn_answers(path, "best")[1]
+    assert {k: [one.text for one in of] for k, of in plain.items()} == {
+        k: [one.text for one in of] for k, of in chosen.items()
+    }
+    training = tiny_experiment.runs_of(path)["best"].training
+    assert len(training.stands_on) == 1
+    assert training.init_wall_s > 0
+
+
+def test_a_night_refuses_a_choice_that_it_does_not_make(file_and_report):
+    path, _ = file_and_report
+    loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
+    session = prepare_session(loaded, Scope(), SilentProgress())
+    found = dict(targets(loaded, session, {}))
+    assert "in nights no judge and no reward model chooses" in str(found["best"])
+    assert found["first"].name == "first"

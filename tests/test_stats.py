@@ -1,5 +1,7 @@
 """Every statistic against published numbers, a second source, and what must not change it."""
 
+import inspect
+import re
 from math import sqrt
 
 import numpy as np
@@ -267,3 +269,77 @@ def test_a_bootstrap_draws_whole_clusters_and_repeats_itself():
     for weights in seen:
         assert (weights[:, 0::3] == weights[:, 1::3]).all()
         assert (weights[:, 0::3] == weights[:, 2::3]).all()
+
+
+p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
+
+
+def test_benjamini_hochberg_adjusts_the_published_list_and_agrees_with_statsmodels():
+    expected, tolerance = golden("multi")
+    found = stats.benjamini_hochberg(expected["p"])
+    assert found == pytest.approx(expected["bh"], abs=tolerance)
+    assert sum(p < 0.05 for p in found) == expected["reject"]["bh"]
+    p = [0.04, 0.001, 0.03, 0.2, 0.001]
+    second = multitest.multipletests(p, method="fdr_bh")[1]
+    assert stats.benjamini_hochberg(p) == pytest.approx(second, abs=1e-12)
+
+
+@given(p_values)
+def test_benjamini_hochberg_lies_between_the_raw_value_and_holms(p):
+    found, strict = stats.benjamini_hochberg(p), stats.holm(p)
+    assert all(raw - 1e-12 <= bh <= h + 1e-12 for raw, bh, h in zip(p, found, strict, strict=True))
+
+
+@pytest.mark.parametrize("correct", [stats.holm, stats.benjamini_hochberg])
+@pytest.mark.parametrize("bad", [-0.1, 1.1, float("nan")])
+def test_what_is_no_p_value_is_refused(correct, bad):
+    with pytest.raises(ValueError, match=r"in \[0, 1\]"):
+        correct([0.1, bad])
+
+
+means, sds = st.floats(-5, 5), st.floats(0, 5)
+
+
+def test_perfect_information_is_worth_what_the_design_and_a_simulation_say():
+    assert stats.perfect_information(1, 2) == pytest.approx(0.3956, abs=5e-5)
+    truth = np.random.default_rng(0).normal(1, 2, 2_000_000)
+    simulated = np.maximum(truth, 0).mean() - max(truth.mean(), 0)
+    assert stats.perfect_information(1, 2) == pytest.approx(simulated, abs=0.003)
+
+
+@pytest.mark.parametrize(("n", "worth"), [(100, 0.1006), (500, 0.2700), (2000, 0.3556)])
+def test_a_samples_worth_is_what_the_design_says(n, worth):
+    assert stats.sample_information(1, 2, 31.62, n) == pytest.approx(worth, abs=5e-5)
+
+
+def test_certainty_is_worth_nothing_and_bad_numbers_are_refused():
+    assert stats.perfect_information(3, 0) == stats.sample_information(3, 0, 1, 10) == 0
+    with pytest.raises(ValueError, match="sd >= 0"):
+        stats.perfect_information(1, -1)
+    with pytest.raises(ValueError, match="n > 0"):
+        stats.sample_information(1, 1, 1, 0)
+
+
+FUNCTIONS = {name: f for name, f in vars(stats).items() if inspect.isfunction(f)}
+QUANTILES = {"t_quantile", "z_quantile"}  # nobody has to be warned of them
+REFUSES_NOTHING = {
+    "krippendorff_alpha",
+    "log_mean_wealth",
+    "unique_share",
+    "commonest",
+}  # whatever they are given
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_statistic_names_its_source(name):
+    assert re.search(r"\nSource: \S", inspect.getdoc(FUNCTIONS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - QUANTILES))
+def test_a_statistic_says_when_not_to_use_it(name):
+    assert re.search(r"\bNot\b|\bnot\s+(for|below|where)\b", inspect.getdoc(FUNCTIONS[name]))
+
+
+@pytest.mark.parametrize("name", sorted(set(FUNCTIONS) - REFUSES_NOTHING))
+def test_a_statistic_says_what_it_refuses(name):
+    assert "\nRaises:\n    ValueError: " in inspect.getdoc(FUNCTIONS[name])

@@ -1,12 +1,16 @@
-"""What no statistic may depend on: the order of items, which arm is called new, where 0 lies, copies in a cluster."""
+"""What no statistic may depend on; a power law with a floor is found again; ranks share what items cannot tell apart."""
 
 import numpy as np
 import pytest
+from fake_rows import EXACT, LOWER, ratio_metric, rows
+from golden import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import stats
-from harness.stats import Interval
+from harness import comparison, stats
+from harness.comparison import rank_with_ties
+from harness.stats import Interval, fit_power_law
+from harness.store import MetricColumns
 
 changes = st.lists(st.floats(-1, 1), min_size=6, max_size=30)
 shifts = st.floats(-3, 3)
@@ -90,3 +94,99 @@ def test_copies_inside_a_cluster_make_nothing_surer(x, times):
     clusters = np.arange(len(x))
     copied, of = np.tile(x, times), np.tile(clusters, times)
     assert stats.clustered_mean(copied, of).se >= stats.clustered_mean(x, clusters).se - 1e-12
+
+
+SIZES = [50, 100, 200, 400, 800]
+EQUAL = [1.0] * 5
+
+
+def test_the_constructed_curve_is_recovered_and_scipy_finds_the_same():
+    expected, _ = golden("powerlaw_recover")
+    fit = fit_power_law(expected["D"], expected["err"], EQUAL)
+    found = [float(part[0]) for part in fit]
+    assert found == pytest.approx(expected["abc"], rel=1e-5)
+    assert fit.at(6400)[0] == pytest.approx(expected["pred_6400"], abs=1e-6)
+    from scipy.optimize import curve_fit
+
+    errors = np.array([0.52, 0.40, 0.33, 0.27, 0.24])
+    weights = np.array([1.0, 2.0, 2.0, 3.0, 4.0])
+    theirs, _ = curve_fit(
+        lambda n, e, b, c: e + b * n**-c, np.array(SIZES, float), errors, (0.1, 2, 0.5), sigma=weights**-0.5
+    )
+    ours = fit_power_law(SIZES, errors, weights)
+    assert [float(part[0]) for part in ours] == pytest.approx(list(theirs), rel=1e-3)
+
+
+def test_many_curves_are_fitted_as_if_each_were_alone_with_no_floor_below_zero():
+    errors = np.random.default_rng(0).uniform(0.1, 0.9, (7, 5))
+    together = fit_power_law(SIZES, errors, EQUAL)
+    for row, *found in zip(errors, *together, strict=True):
+        assert found == pytest.approx([float(part[0]) for part in fit_power_law(SIZES, row, EQUAL)])
+    n = np.array(SIZES, float)
+    fit = fit_power_law(n, 1.2 - 0.16 * np.log(n), EQUAL)
+    assert fit.floor[0] >= 0
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [
+        ([1, 2, 3], [1.0] * 3),
+        ([1, 2, 3, 3], [1.0] * 4),
+        ([0, 1, 2, 3], [1.0] * 4),
+        ([1, 2, 3, 4], [1, 1, 1, 0]),
+    ],
+)
+def test_sizes_that_fit_nothing_are_refused(sizes, weights):
+    with pytest.raises(ValueError, match="sizes"):
+        fit_power_law(sizes, [0.5] * len(sizes), weights)
+
+
+def columns(scores, metric=EXACT, **options):
+    of = rows(scores, metric, **options)
+    return MetricColumns(
+        tuple(r.example_id for r in of),
+        tuple(r.cluster for r in of),
+        tuple(r.parts[metric.name] for r in of),
+        tuple(r.weight for r in of),
+        tuple(r.status == "error" for r in of),
+        tuple(r.references for r in of),
+    )
+
+
+def make_scores(n_right, n=200):
+    return [1.0] * n_right + [0.0] * (n - n_right)
+
+
+def test_candidates_that_cannot_be_told_apart_share_a_rank_and_errors_rank_as_wrong():
+    found = {
+        "best": columns(make_scores(150)),
+        "near": columns(make_scores(147)),
+        "far": columns(make_scores(90)),
+    }
+    assert rank_with_ties(EXACT, found) == {"best": 1, "near": 1, "far": 3}
+    found = {"bad": columns(make_scores(150), LOWER), "good": columns(make_scores(20), LOWER)}
+    assert rank_with_ties(LOWER, found) == {"good": 1, "bad": 2}
+    found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(make_scores(150))}
+    assert rank_with_ties(EXACT, found) == {"answers": 1, "errs": 2}
+    assert comparison.estimate_columns(EXACT, found["errs"]).n_errors == 100
+
+
+def test_who_answered_other_items_or_none_has_no_rank():
+    found = {"a": columns(make_scores(150)), "b": columns(make_scores(50)), "c": columns(make_scores(9, 20))}
+    assert rank_with_ties(EXACT, found) == {"a": 1, "b": 2}
+    assert rank_with_ties(EXACT, {}) == {}
+    unbounded = ratio_metric()
+    assert rank_with_ties(unbounded, {"none": columns([None, None], unbounded)}) == {}
+
+
+@pytest.mark.parametrize("options", [{}, {"cluster_size": 5}])
+def test_an_estimate_of_columns_is_that_of_rows(options):
+    scores = [1.0, 0.0, None, *np.random.default_rng(0).integers(0, 2, 97).astype(float)]
+    expected = comparison.estimate(EXACT, rows(scores, **options))
+    assert comparison.estimate_columns(EXACT, columns(scores, **options)) == expected
+
+
+def test_an_estimate_of_a_ratio_is_that_of_rows():
+    metric, parts = ratio_metric(), np.random.default_rng(1).uniform(1, 9, (60, 2))
+    found = comparison.estimate_columns(metric, columns(parts, metric))
+    assert found == comparison.estimate(metric, rows(parts, metric))

@@ -5,6 +5,11 @@ import os
 
 import fake_project
 import pytest
+from busy_store import keep_busy
+from test_store import IDENTITY, complete, make_rows, make_run
+
+from harness import store as stores
+from harness.store import Store
 
 HOSTILE_NAMES = [
     "../../../precious",
@@ -190,3 +195,19 @@ def test_a_name_in_an_experiment_file_is_one_of_a_file(tmp_path, command, name, 
     )
     code, _, said = command("compare", "--dry-run", "-c", tmp_path / "harness.yaml")
     assert (code, "expected letters, digits and the signs _ . -" in said) == (2, True)
+
+
+def run_writers(folder, seconds):
+    store = Store(folder / "runs")
+    complete(store, IDENTITY, make_rows(640))
+    stores.save_run(store, make_run("first", [IDENTITY.digest]))
+    run = json.loads((store.folder / "first" / "run.json").read_text("utf-8"))
+    return store, keep_busy(store.folder, run, 8, seconds)
+
+
+@pytest.mark.e2e
+def test_eight_writers_lose_no_run_while_two_read(tmp_path):
+    store, found = run_writers(tmp_path, 2)
+    assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
+    assert len(found.saved) >= 8
+    assert all(found.took_s.values())

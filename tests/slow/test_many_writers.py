@@ -1,7 +1,7 @@
 """Eight processes save runs for a while; none is lost, and no reader takes a second."""
 
 import pytest
-from test_writers import run_writers
+from test_strange_store import run_writers
 
 from harness import store as stores
 
