@@ -235,18 +235,67 @@ def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("text", ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”"])
-def test_case_space_quotes_and_one_period_do_not_decide_an_exact_match(text):
-    assert one("exact_match", text, "Paris") == 1
+# Metric, score, references, and the answers that have it.
+SCORES = [
+    ("exact_match", 1, ["Paris"], ["Paris", " paris. ", '"Paris"', '"Paris."', '"Paris".', "“PARIS”"]),
+    ("exact_match", 0, ["Paris"], ["Paris..", "Par is", "'Paris", "Paris, France", ""]),
+    ("exact_match", 1, ["40", "Forty"], ["forty"]),
+    ("token_f1", 4 / 5, ["blue lamp"], ["The lamp, a blue one!", "blue blue lamp"]),
+    ("token_f1", 1, ["blue lamp", "red"], ["red"]),
+    ("token_f1", 0, ["blue"], ["red", ""]),
+    ("rouge", 1, ["a red cup", "blue lamp"], ["blue lamp"]),
+    ("rouge(kind=rougeLsum)", 1, ["red cup\nblue lamp"], ["blue lamp\nred cup"]),
+    ("rouge", 0.5, ["red cup\nblue lamp"], ["blue lamp\nred cup"]),
+    ("json_valid", 1, [""], ['{"a": [1, null]}', " [] ", "5", '"text"']),
+    (
+        "json_valid",
+        0,
+        [""],
+        ["", "{a: 1}", "NaN", '{"a": Infinity}', "```json\n{}\n```", "{} {}", "[" * 100_000],
+    ),
+    ("contains", 1, ["Rome", "Paris"], ["It is  Paris!", "paris", "(Paris)", "Lyon or PARIS."]),
+    ("contains", 0, ["Paris"], ["Parisian", "comparis", "par is", ""]),
+    ("contains", 0, [""], ["anything"]),
+    ("span_f1", 1, ['[{"type": "PER", "text": "anna"}]'], ['[{"text": "Anna", "type": "PER"}]']),
+    ("span_f1", 2 / 3, ['{"PER": ["Anna"]}'], ['{"PER": ["Bob", "Anna"]}']),
+    ("span_f1", 0, ['{"PER": ["Anna"]}'], ['{"LOC": ["Anna"]}']),
+    ("span_f1", 1, ["[]"], ["```json\n[]\n```"]),
+    ("span_f1", 1, ["LOC: Rome; PER: Anna"], ["PER: Anna\nLOC: Rome"]),
+    ("span_f1", 0, ['["Rome"]'], [""]),
+    (
+        "sql_match",
+        1,
+        ["SELECT item AS i FROM sold"],
+        ['select "Item" as i\nfrom Sold;', "SELECT item i FROM sold"],
+    ),
+    ("sql_match", 0, ["SELECT item AS i FROM sold"], ["SELECT n FROM sold"]),
+]
+CHOSEN = [
+    ("accuracy", 0, "He goes.", ("He goes", "He goes."), ["He goes"]),
+    ("accuracy", 1, "billing", LABELS, ["BILLING"]),
+    ("label_in_answer", 1, "not urgent", ("urgent", "not urgent"), ["This is not urgent."]),
+    (
+        "label_in_answer",
+        1,
+        "billing",
+        LABELS,
+        ["Billing", "It is about billing, I think.", "Billing.\n\nA refund."],
+    ),
+    ("label_in_answer", 0, "billing", LABELS, ["billing or delivery", "prebilling", ""]),
+    ("first_line", 1, "billing", LABELS, ["Billing", "Billing.\n\nThe customer asks for a refund."]),
+    ("first_line", 0, "billing", LABELS, ["It is about billing.", "billing or delivery", "prebilling", ""]),
+]
 
 
-@pytest.mark.parametrize("text", ["Paris..", "Par is", "'Paris", "Paris, France", ""])
-def test_anything_else_is_no_exact_match(text):
-    assert one("exact_match", text, "Paris") == 0
-
-
-def test_an_exact_match_with_any_reference_counts():
-    assert one("exact_match", "forty", "40", "Forty") == 1
+@pytest.mark.parametrize(
+    ("name", "score", "references", "choices", "text"),
+    [(name, score, golds, (), text) for name, score, golds, texts in SCORES for text in texts]
+    + [
+        (name, score, [gold], choices, text) for name, score, gold, choices, texts in CHOSEN for text in texts
+    ],
+)
+def test_an_answer_scores_what_it_scores_by_hand(name, score, references, choices, text):
+    assert one(name, text, *references, choices=choices) == pytest.approx(score)
 
 
 @pytest.mark.parametrize(
@@ -318,37 +367,24 @@ def test_normalizing_never_makes_something_out_of_nothing(text):
     assert bool(normalize(text)) == bool(text.strip())
 
 
-def test_choices_that_differ_in_their_final_period_stay_different():
-    assert one("accuracy", "He goes", "He goes.", choices=("He goes", "He goes.")) == 0
+MACRO = {"macro_f1": f1_score, "precision": precision_score, "recall": recall_score}
 
 
-def test_a_generated_label_need_not_be_written_in_the_same_case():
-    assert one("accuracy", "BILLING", "billing", choices=LABELS) == 1
-
-
+@pytest.mark.parametrize("name", MACRO)
 @given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
-def test_macro_f1_is_that_of_scikit_learn_over_the_labels_that_occur(pairs):
-    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
-    metric = build_metric("macro_f1")
+def test_an_average_over_labels_is_that_of_scikit_learn_over_those_that_occur(name, pairs):
+    gold, said = zip(*pairs, strict=True)
+    metric = build_metric(name)
     parts = np.array([metric.score(answer(s), example(g)) for g, s in pairs])
-    expected = f1_score(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
+    expected = MACRO[name](gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
     assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
 
 
-@pytest.mark.parametrize(("name", "expected"), [("precision", precision_score), ("recall", recall_score)])
-@given(st.lists(st.tuples(st.sampled_from(LABELS), st.sampled_from((*LABELS, "no label"))), min_size=1))
-def test_precision_and_recall_are_those_of_scikit_learn_over_the_labels_that_occur(name, expected, pairs):
-    gold, said = [g for g, _ in pairs], [s for _, s in pairs]
-    metric = build_metric(name)
-    parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
-    known = expected(gold, said, labels=sorted(set(gold)), average="macro", zero_division=0)
-    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(known)
-
-
-@pytest.mark.parametrize("name", ["precision", "recall"])
-def test_precision_and_recall_without_labels_are_refused(name):
+@pytest.mark.parametrize("name", MACRO)
+def test_an_average_over_labels_is_refused_without_labels_and_scores_none_outside_them(name):
     with pytest.raises(UserError, match=f"{name} on a task without labels"):
         build_metric(name, labels=())
+    assert build_metric(name).score(answer("billing"), example("weather")) is None
 
 
 def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
@@ -357,29 +393,6 @@ def test_macro_f1_takes_the_weights_as_scikit_learn_takes_them():
     parts = np.array([metric.score(answer(s), example(g)) for g, s in zip(gold, said, strict=True)])
     expected = f1_score(gold, said, average="macro", sample_weight=weights)
     assert metric.aggregate(parts, weights) == pytest.approx(expected)
-
-
-def test_macro_f1_without_labels_is_refused():
-    with pytest.raises(UserError, match="macro_f1 on a task without labels"):
-        build_metric("macro_f1", labels=())
-
-
-def test_macro_f1_does_not_score_a_reference_outside_the_labels():
-    assert build_metric("macro_f1").score(answer("billing"), example("weather")) is None
-
-
-@pytest.mark.parametrize(
-    ("text", "references", "expected"),
-    [
-        ("The lamp, a blue one!", ("blue lamp",), 4 / 5),  # lamp blue one / blue lamp
-        ("blue blue lamp", ("blue lamp",), 4 / 5),
-        ("red", ("blue lamp", "red"), 1.0),
-        ("red", ("blue",), 0.0),
-        ("", ("blue",), 0.0),
-    ],
-)
-def test_token_f1_agrees_with_numbers_made_by_hand(text, references, expected):
-    assert one("token_f1", text, *references) == pytest.approx(expected)
 
 
 WORDS = ("a", "lamp", "cost", "of", "blue")
@@ -401,17 +414,23 @@ def test_rouge_l_is_the_f_measure_of_the_longest_common_subsequence(said, gold):
     assert one("rouge", " ".join(said), " ".join(gold)) == pytest.approx(expected)
 
 
-def test_rouge_l_takes_the_nearest_reference():
-    assert one("rouge", "blue lamp", "a red cup", "blue lamp") == 1
+OF_SACREBLEU = {
+    "bleu": (sacrebleu.corpus_bleu, sacrebleu.BLEU, SENTENCE.map(" ".join), EXPECTED.map(" ".join)),
+    "chrf": (sacrebleu.corpus_chrf, sacrebleu.CHRF, st.text(max_size=12), st.text(max_size=12)),
+}
 
 
-@given(st.lists(st.tuples(SENTENCE, EXPECTED), min_size=1, max_size=6))
-def test_bleu_is_that_of_sacrebleu_on_the_corpus(pairs):
-    said, gold = [" ".join(s) for s, _ in pairs], [" ".join(g) for _, g in pairs]
-    metric = build_metric("bleu")
-    parts = np.array([metric.score(answer(s), example(g)) for s, g in zip(said, gold, strict=True)])
-    expected = sacrebleu.corpus_bleu(said, [gold]).score / 100
-    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
+@pytest.mark.parametrize("name", OF_SACREBLEU)
+@given(drawn=st.data())
+def test_a_corpus_scores_as_by_sacrebleu_with_the_settings_that_are_said(name, drawn):
+    corpus, scorer, said, gold = OF_SACREBLEU[name]
+    pairs = drawn.draw(st.lists(st.tuples(said, gold), min_size=1, max_size=6))
+    metric, (texts, golds) = build_metric(name), map(list, zip(*pairs, strict=True))
+    parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
+    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(corpus(texts, [golds]).score / 100)
+    settings_of = scorer()
+    settings_of.corpus_score(texts, [golds])
+    assert f"nrefs:1|{metric.signature}" == str(settings_of.get_signature())
 
 
 @pytest.mark.parametrize(
@@ -428,99 +447,27 @@ def test_bleu_and_chrf_with_several_references_are_those_of_sacrebleu(name, k, c
     assert metric.aggregate(parts, np.ones(20)) == pytest.approx(expected)
 
 
-CHRF = st.lists(st.tuples(st.text(max_size=12), st.text(max_size=12)), min_size=1, max_size=5)
-
-
-@given(CHRF)
-def test_chrf_is_that_of_sacrebleu_on_the_corpus(pairs):
-    said, gold = [s for s, _ in pairs], [g for _, g in pairs]
-    metric = build_metric("chrf")
-    parts = np.array([metric.score(answer(s), example(g)) for s, g in pairs])
-    expected = sacrebleu.corpus_chrf(said, [gold]).score / 100
-    assert metric.aggregate(parts, np.ones(len(pairs))) == pytest.approx(expected)
-
-
-def test_chrf_says_with_which_settings_it_was_made():
-    scorer = sacrebleu.CHRF()
-    scorer.corpus_score(["a lamp"], [["a lamp"]])
-    assert f"nrefs:1|{build_metric('chrf').signature}" == str(scorer.get_signature())
-
-
-def test_summary_level_rouge_reads_line_by_line():
-    said, gold = "blue lamp\nred cup", "red cup\nblue lamp"
-    assert one("rouge(kind=rougeLsum)", said, gold) == 1
-    assert one("rouge", said, gold) == 0.5
-
-
-def test_bleu_says_with_which_settings_it_was_made():
-    scorer = sacrebleu.BLEU()
-    scorer.corpus_score(["a lamp"], [["a lamp"]])
-    assert f"nrefs:1|{build_metric('bleu').signature}" == str(scorer.get_signature())
-
-
-@pytest.mark.parametrize("text", ['{"a": [1, null]}', " [] ", "5", '"text"'])
-def test_a_json_text_is_valid(text):
-    assert one("json_valid", text, "") == 1
-
-
 @pytest.mark.parametrize(
-    "text", ["", "{a: 1}", "NaN", '{"a": Infinity}', "```json\n{}\n```", "{} {}", "[" * 100_000]
+    ("name", "rows", "expected"),
+    [
+        ("bits_per_byte", [(9, -10 * math.log(2), 10), (9, -90 * math.log(2), 30)], 100 / 40),
+        ("perplexity", [(1 + 4, -8.0, 10), (1 + 16, -12.0, 30)], math.e),
+    ],
 )
-def test_anything_but_one_json_text_is_not_valid(text):
-    assert one("json_valid", text, "") == 0
+def test_a_likelihood_is_of_all_bytes_or_tokens_together_and_unknown_without_one(name, rows, expected):
+    metric = build_metric(name)
+    outputs = [Output("", n_prompt_tokens=n, gold_logprob=of, gold_bytes=size) for n, of, size in rows]
+    parts = np.array([metric.score(output, example("text")) for output in outputs])
+    assert metric.aggregate(parts, np.ones(2)) == pytest.approx(expected)
+    assert metric.score(Output("text", n_prompt_tokens=9), example("text")) is None
 
 
-@pytest.mark.parametrize("text", ["It is  Paris!", "paris", "(Paris)", "Lyon or PARIS."])
-def test_a_reference_is_contained_in_any_case_and_beside_punctuation(text):
-    assert one("contains", text, "Rome", "Paris") == 1
-
-
-@pytest.mark.parametrize("text", ["Parisian", "comparis", "par is", ""])
-def test_a_part_of_a_word_does_not_contain_the_reference(text):
-    assert one("contains", text, "Paris") == 0
-
-
-def test_an_empty_reference_is_contained_in_nothing():
-    assert one("contains", "anything", "") == 0
-
-
-def test_bits_per_byte_is_a_ratio_of_sums():
-    metric = build_metric("bits_per_byte")
-    rows = [
-        Output("", gold_logprob=-10 * math.log(2), gold_bytes=10),
-        Output("", gold_logprob=-90 * math.log(2), gold_bytes=30),
-    ]
-    parts = np.array([metric.score(row, example("text")) for row in rows])
-    assert metric.aggregate(parts, np.ones(2)) == pytest.approx(100 / 40)
-
-
-def test_bits_per_byte_is_unknown_without_a_likelihood():
-    assert build_metric("bits_per_byte").score(Output("text"), example("text")) is None
-
-
-def test_perplexity_is_of_all_tokens_together():
-    metric = build_metric("perplexity")
-    rows = [
-        Output("", n_prompt_tokens=1 + 4, gold_logprob=-8.0, gold_bytes=10),
-        Output("", n_prompt_tokens=1 + 16, gold_logprob=-12.0, gold_bytes=30),
-    ]
-    parts = np.array([metric.score(row, example("text")) for row in rows])
-    assert metric.aggregate(parts, np.ones(2)) == pytest.approx(math.e)
-
-
-def test_perplexity_is_unknown_without_a_likelihood_or_a_token():
-    assert build_metric("perplexity").score(Output("text", n_prompt_tokens=9), example("text")) is None
-    alone = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
-    assert build_metric("perplexity").score(alone, example("a")) is None
-
-
-def test_the_worst_perplexity_is_a_guess_among_all_bytes():
+def test_the_worst_likelihood_is_the_text_uncompressed_or_a_guess_among_all_bytes():
+    assert build_metric("bits_per_byte").worst(example("é1")) == (24.0, 3.0)
     metric = build_metric("perplexity")
     assert metric.aggregate(np.array([metric.worst(example("é1"))]), np.ones(1)) == pytest.approx(256)
-
-
-def test_the_worst_bits_per_byte_is_the_text_uncompressed():
-    assert build_metric("bits_per_byte").worst(example("é1")) == (24.0, 3.0)
+    alone = Output("", n_prompt_tokens=1, gold_logprob=-1.0, gold_bytes=1)
+    assert metric.score(alone, example("a")) is None
 
 
 STARS = ("1", "2", "3", "4", "5")
@@ -559,41 +506,6 @@ def test_ratings_have_their_numbers_or_their_places_and_what_is_none_is_farthest
 ):
     assert rate("mean_absolute_error", [text], [gold], labels) == error
     assert rate("within_one", [text], [gold], labels) == 0
-
-
-@pytest.mark.parametrize(
-    ("text", "in_answer", "first"),
-    [
-        ("Billing", 1, 1),
-        ("It is about billing, I think.", 1, 0),
-        ("Billing.\n\nThe customer asks for a refund.", 1, 1),
-        ("billing or delivery", 0, 0),
-        ("prebilling", 0, 0),
-        ("", 0, 0),
-    ],
-)
-def test_a_label_is_read_within_a_longer_answer_where_the_metric_says_so(text, in_answer, first):
-    assert one("label_in_answer", text, "billing", choices=LABELS) == in_answer
-    assert one("first_line", text, "billing", choices=LABELS) == first
-
-
-def test_a_longer_label_does_not_name_the_one_within_it():
-    assert one("label_in_answer", "This is not urgent.", "not urgent", choices=("urgent", "not urgent")) == 1
-
-
-@pytest.mark.parametrize(
-    ("text", "reference", "score"),
-    [
-        ('[{"text": "Anna", "type": "PER"}]', '[{"type": "PER", "text": "anna"}]', 1.0),
-        ('{"PER": ["Bob", "Anna"]}', '{"PER": ["Anna"]}', 2 / 3),
-        ('{"LOC": ["Anna"]}', '{"PER": ["Anna"]}', 0.0),
-        ("```json\n[]\n```", "[]", 1.0),
-        ("PER: Anna\nLOC: Rome", "LOC: Rome; PER: Anna", 1.0),
-        ("", '["Rome"]', 0.0),
-    ],
-)
-def test_span_f1_counts_whole_spans_in_any_order(text, reference, score):
-    assert one("span_f1", text, reference) == pytest.approx(score)
 
 
 def test_span_f1_is_that_of_the_corpus():
@@ -638,11 +550,3 @@ def test_sql_is_not_normalised_without_its_parser(monkeypatch):
     monkeypatch.setitem(sys.modules, "sqlglot", None)
     with pytest.raises(UserError, match=r"pip install 'harness-evals\[sql\]'"):
         build_metric("sql_match")
-
-
-@pytest.mark.parametrize(
-    ("text", "score"),
-    [('select "Item" as i\nfrom Sold;', 1), ("SELECT item i FROM sold", 1), ("SELECT n FROM sold", 0)],
-)
-def test_sql_is_compared_without_case_quotes_and_blanks(text, score):
-    assert one("sql_match", text, "SELECT item AS i FROM sold") == score

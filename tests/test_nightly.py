@@ -10,23 +10,18 @@ import re
 import shutil
 import signal
 from dataclasses import replace
-from datetime import date
 
 import fake_project
 import inbox
 import nights
 import pytest
-import tiny_experiment
-import tiny_model
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import config, nightly, report
+from harness import nightly, report
 from harness.errors import HarnessError, UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.metrics import mean_metric
-from harness.models.hf import ModelHost
 from harness.nightly import watchlist
 from harness.nightly.alarm import issue, slack
 from harness.nightly.changes import NightArms, compare_series
@@ -41,7 +36,6 @@ from harness.nightly.state import (
     references,
     write_state,
 )
-from harness.progress import SilentProgress
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("module_cache")
@@ -125,10 +119,17 @@ def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew
 
 
 @pytest.mark.e2e
-def test_evidence_begins_anew_after_an_acknowledgement(path):
+@pytest.mark.parametrize(
+    ("rates", "verdict", "about"),
+    [
+        (Rates(general_lost=0.4, gained=0.0), "regression", "lora"),
+        (Rates(base_moves=0.5, general_lost=0.4), "harness-drift", "harness"),
+    ],
+)
+def test_evidence_begins_anew_after_an_acknowledgement_and_drift_stays_none(path, rates, verdict, about):
     calendar = Calendar(path)
-    calendar.night(1, Rates(general_lost=0.4, gained=0.0))
-    nightly.acknowledge(path, "lora")
+    assert calendar.night(1, rates).verdict == verdict
+    nightly.acknowledge(path, about)
     found = calendar.night(2, STILL)
     assert found.verdict == "ok"
     assert line(found).series["general"].n_nights == 1
@@ -163,8 +164,7 @@ def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
 @pytest.mark.e2e
 def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
-    still = Rates(lost=0, gained=0, general_lost=0)
-    found = [calendar.night(n, still) for n in range(1, 7)]
+    found = [calendar.night(n, STILL) for n in range(1, 7)]
     assert line(found[-1]).series["general"].n == 240 - 20  # all that is not an anchor, once
     assert "general: the pool is used up" in "\n".join(found[-1].pool)
     assert line(found[0]).tests == ("only the harness: the weights answer as before",)
@@ -278,49 +278,12 @@ def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path
 
 
 @pytest.mark.e2e
-def test_a_night_of_drift_stays_no_evidence_when_it_is_acknowledged(path):
-    calendar = Calendar(path)
-    drifted = calendar.night(1, Rates(base_moves=0.5, general_lost=0.4))
-    assert drifted.verdict == "harness-drift"
-    nightly.acknowledge(path, "harness")
-    found = calendar.night(2, STILL)
-    assert found.verdict == "ok"
-    assert line(found).series["general"].n_nights == 1
-
-
-@pytest.mark.e2e
 def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
     calendar = Calendar(path)
     for n in (1, 2):
         assert calendar.night(n, Rates(base_moves=0.5)).verdict == "harness-drift"
     nightly.acknowledge(path, "harness")
     assert calendar.night(2).new == ()
-
-
-STARTED = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}\n"
-
-
-@pytest.mark.e2e
-def test_a_doubled_bos_is_harness_drift_and_no_regression(tmp_path):
-    model = tiny_model.build(tmp_path / "model", template=tiny_model.STARTED)
-    path = tiny_experiment.write(
-        tmp_path, model, STARTED, extra="nightly: {candidates: [lora], items: 4, anchors: 2}\n"
-    )
-    tiny_experiment.run(path)
-    loaded = config.load(path)
-    session = prepare_session(loaded, Scope(), SilentProgress())
-
-    def night(day, template=tiny_model.STARTED):
-        session.slot.host = ModelHost(session.source, session.machine)
-        session.slot.host.tokenizer.chat_template = template
-        return nightly.run_prepared(session, loaded, date(2026, 3, day))
-
-    assert night(1).verdict == "ok"
-    doubled = night(2, "{{ bos_token }}" + tiny_model.STARTED)
-    assert (doubled.verdict, doubled.exit_code) == ("harness-drift", 4)
-    assert "prompts of the base are other tokens than in the reference" in doubled.sentence
-    assert line(doubled).verdict == "harness-drift"
-    assert night(3).verdict == "ok"
 
 
 # Kills, collisions, failures
@@ -431,7 +394,7 @@ def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
 
 def test_one_candidate_that_fails_does_not_end_the_night(path):
     calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
-    found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))
+    found = calendar.night(1, STILL)
     assert (found.verdict, found.exit_code) == ("error", 1)
     assert line(found, "knn").verdict == "error"
     assert "harness compare --candidates knn" in line(found, "knn").sentence
@@ -452,12 +415,11 @@ def test_nobody_to_watch_an_unknown_name_and_a_night_in_the_past_are_refused(pat
 
 @pytest.mark.e2e
 def test_items_that_changed_since_the_reference_are_left_out_and_counted(path):
-    still = Rates(lost=0, gained=0, general_lost=0)
-    Calendar(path).night(1, still)
+    Calendar(path).night(1, STILL)
     file = path.parent / "suites" / "general" / "chat.jsonl"
     rows = [json.loads(row) for row in file.read_text().splitlines()]
     file.write_text("".join(json.dumps({**row, "reference": "gumlet"}) + "\n" for row in rows))
-    assert Calendar(path).night(2, still).verdict == "ok"
+    assert Calendar(path).night(2, STILL).verdict == "ok"
     general = read_nights(folder_of(path))[-1].candidates[0].series["general"]
     assert general.left_out > 10
     assert not any(cluster.startswith("chat/") for cluster in general.changes)
@@ -469,7 +431,7 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 
     release.promote_named(path, "lora", despite="too few items here")
     calendar = Calendar(path, ["nightly.candidates=[]"])
-    found = calendar.night(1, Rates(lost=0, gained=0, general_lost=0))
+    found = calendar.night(1, STILL)
     assert [one.name for one in found.lines] == ["champion lora"]
     assert found.verdict == "ok"
 
@@ -488,15 +450,6 @@ def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen
     assert set(message) == {"text"}
     assert message["text"].startswith("harness nightly, world: regression (2026-03-01): lora: regression")
     assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
-
-
-def test_a_night_is_written_as_a_page_as_json_and_as_the_text_of_an_issue(path, tmp_path):
-    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
-    written = {p.name: p.read_text() for p in nightly.write(found, tmp_path / "reports")}
-    assert set(written) == {"world.nightly.md", "world.nightly.json", "world.nightly.issue.md"}
-    assert json.loads(written["world.nightly.json"])["exit_code"] == 3
-    assert written["world.nightly.issue.md"].startswith("Nightly world, 2026-03-01: lora: regression\n")
-    assert "| lora | regression | " in written["world.nightly.md"]
 
 
 def test_hostile_text_is_text_in_every_form_of_a_night(path):
@@ -542,11 +495,10 @@ def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
 
 @pytest.mark.e2e
 def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
-    still = Rates(lost=0, gained=0, general_lost=0)
-    Calendar(path).night(1, still)
+    Calendar(path).night(1, STILL)
     changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
     nights.worlds.write_training(changed.session, changed.session.candidates["lora"])
-    found = changed.night(2, still)
+    found = changed.night(2, STILL)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"
 

@@ -159,13 +159,13 @@ def test_a_script_of_evaluate_is_known_by_the_modules_beside_it(tmp_path):
     assert metrics.version(written) != before
 
 
-def test_a_script_of_evaluate_scores_every_answer(tmp_path):
-    path = script(tmp_path, "shared")
-    assert score_answer(f"evaluate:{path}", "a blue lamp", "blue cup") == 0.5
-
-
-def test_several_references_count_by_the_nearest(tmp_path):
-    assert score_answer(f"evaluate:{script(tmp_path, 'shared')}", "a blue lamp", "red", "blue lamp") == 1
+def test_a_script_of_evaluate_scores_each_answer_by_its_nearest_reference(tmp_path):
+    written = f"evaluate:{script(tmp_path, 'shared')}"
+    assert score_answer(written, "a blue lamp", "blue cup") == 0.5
+    assert score_answer(written, "a blue lamp", "red", "blue lamp") == 1
+    (metric,) = load_written(written).values()
+    assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")
+    assert math.isinf(metric.bounds[1])
 
 
 def test_of_several_numbers_one_is_named(tmp_path):
@@ -209,17 +209,8 @@ def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_pat
 def test_bounds_of_no_metric_of_the_task_or_that_bound_nothing_are_refused(bounds):
     with pytest.raises(ValueError, match=r"bounds( of|\.exact_match)"):
         Task(name="t", data=TaskData(), bounds=bounds)
-
-
-def test_bounds_of_a_metric_that_has_its_own_are_refused():
     with pytest.raises(UserError, match="its own bounds, 0 to 1"):
         metrics.load_metrics(Task(name="t", data=TaskData(), bounds={"exact_match": (0, 2)}))
-
-
-def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
-    (metric,) = load_written(f"evaluate:{script(tmp_path, 'shared')}").values()
-    assert metric.signature.startswith("mean of single answers|key:shared|evaluate:")
-    assert math.isinf(metric.bounds[1])
 
 
 @pytest.mark.parametrize(
@@ -233,9 +224,6 @@ def test_the_settings_of_evaluate_are_in_the_signature(tmp_path):
 def test_a_script_that_cannot_score_texts_is_refused(tmp_path, changes, found):
     with pytest.raises(UserError, match=found):
         load_written(f"evaluate:{script(tmp_path, 'odd', **changes)}")
-
-
-def test_a_broken_script_is_refused(tmp_path):
     (tmp_path / "broken.py").write_text("import evaluate\n1 / 0\n")
     with pytest.raises(UserError, match=r"could not be loaded .*next: correct the path, or fix the script"):
         load_written(f"evaluate:{tmp_path / 'broken.py'}")

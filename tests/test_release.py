@@ -50,14 +50,6 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, **changes):
 # Stored runs
 
 
-def test_the_gate_gives_the_verdict_that_compare_gave(finished_run, copy):
-    reported = next(f.verdict for f in finished_run[1].facts if f.name == "lora")
-    (judged,) = release.gate(copy, "lora")
-    assert (judged.verdict.outcome, judged.verdict.sentence) == (reported.outcome, reported.sentence)
-    assert judged.verdict.macro == reported.macro
-    assert judged.baseline == "the base"
-
-
 def test_the_gate_needs_no_torch_and_little_time(copy):
     done = run_without_torch("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode in (3, 4), done.stderr
@@ -113,20 +105,22 @@ def test_without_the_bases_rows_nothing_is_judged(copy):
         release.gate(copy, "lora", ["precision=fp32"])
 
 
-def test_items_that_changed_since_the_run_are_refused_and_the_digest_is_named(command, copy):
-    file = copy.parent / "suites" / "general" / "facts.jsonl"
-    file.write_text(file.read_text().replace('"reference": "3"', '"reference": "three"'))
+@pytest.mark.parametrize(
+    ("file", "was", "now", "task"),
+    [
+        ("general/facts.jsonl", '"reference": "3"', '"reference": "three"', "facts"),
+        ("letters.yaml", "max_new_tokens: 4", "max_new_tokens: 5", "letters"),
+    ],
+)
+def test_a_task_that_changed_since_the_run_is_refused_by_the_name_of_its_digest(
+    command, copy, file, was, now, task
+):
+    changed = copy.parent / "suites" / file
+    changed.write_text(changed.read_text().replace(was, now))
     done = command("gate", "--candidate", "lora", "-c", str(copy))
     assert done.returncode == 5
-    assert "facts/test (task_version '" in done.stderr
+    assert f"{task}/test (task_version '" in done.stderr
     assert "sums/test" not in done.stderr
-
-
-def test_a_task_that_is_defined_otherwise_since_the_run_is_refused(copy):
-    suite = copy.parent / "suites" / "letters.yaml"
-    suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 5"))
-    with pytest.raises(IncompatibleRuns, match=r"letters/test \(task_version"):
-        release.gate(copy, "lora")
 
 
 def test_training_rows_may_change_without_a_new_verdict(copy):
@@ -177,6 +171,7 @@ def test_a_promoted_run_is_what_the_gate_compares_with(copy):
     assert judged.verdict.outcome == "pass"  # its own weights, by identity
     assert release.gate(copy, "lora", baseline="base")[0].baseline == "the base"
     assert champion.scores["letters exact_match"][3] == 12
+    assert str(copy.parent) not in path.read_text()
 
 
 def test_a_promotion_says_how_often_one_of_several_fine_tunes_passes_by_chance(copy):
@@ -202,12 +197,6 @@ def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells(
 def test_a_seed_that_was_not_run_is_refused_with_those_that_were(copy):
     with pytest.raises(IncompatibleRuns, match=r"no run of seed 7; expected one of its seeds \(0\)"):
         gate(copy, candidate="lora", seed=7)
-
-
-def test_a_champions_file_holds_no_path_of_a_machine(copy):
-    path, _ = release.promote_named(copy, "lora", despite="a test")
-    assert str(copy.parent) not in path.read_text()
-    assert json.loads(path.read_text())["rows"]
 
 
 def test_the_base_is_judged_against_a_champion_by_test_not_by_identity(copy):
@@ -308,7 +297,7 @@ def test_a_damaged_champion_is_refused(copy):
 # Pinned items
 
 
-def test_a_pinned_item_becomes_a_suite_of_its_own(copy):
+def test_a_pinned_item_becomes_a_suite_of_its_own_and_pinning_it_again_changes_nothing(copy):
     file, added, listed = release.pin(copy, "lora", ["facts/fact-1", "facts/fact-2", "sums/sum-3"])
     assert (added, listed) == (3, False)
     suite = next(s for s in config.read_suites(file.parent) if s.name == "regressions")
@@ -317,10 +306,6 @@ def test_a_pinned_item_becomes_a_suite_of_its_own(copy):
         ("sums-pinned", "choice"),
     ]
     assert suite.role == "regression"
-
-
-def test_pinning_again_changes_nothing(copy):
-    file, *_ = release.pin(copy, "lora", ["facts/fact-1"])
     before = {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()}
     assert release.pin(copy, "lora", ["facts/fact-1"])[1] == 0
     assert {p: p.read_bytes() for p in file.parent.rglob("*") if p.is_file()} == before
@@ -484,27 +469,31 @@ def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
     assert "arc cannot show forgetting" in judged.tasks[0].why_not
 
 
-@pytest.mark.parametrize("hash_name", ["doc_hash", "prompt_hash", "target_hash"])
-def test_other_items_or_prompts_are_refused_by_the_name_of_their_hash(tmp_path, hash_name):
-    old, new = arms(tmp_path, n=30)
-    file = next(new.rglob("samples_task_0_*"))
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[3][hash_name] = "other"
-    file.write_text("\n".join(map(json.dumps, lines)))
-    with pytest.raises(IncompatibleRuns, match=f"task_0: {hash_name} differs on 1 of 30 items"):
-        release.gate_folders(old, new, GatePolicy())
+def change_hash(name):
+    return lambda lines: [{**line, name: "other"} if i == 3 else line for i, line in enumerate(lines)]
 
 
-def test_another_precision_is_refused(tmp_path):
-    old, new = arms(tmp_path, n=30, model_dtype="torch.float32")
-    with pytest.raises(IncompatibleRuns, match="differ in model_dtype"):
-        release.gate_folders(old, new, GatePolicy())
+OTHER_ARMS = {
+    **{
+        name: ({}, change_hash(name), f"task_0: {name} differs on 1 of 30 items")
+        for name in ("doc_hash", "prompt_hash", "target_hash")
+    },
+    "precision": ({"model_dtype": "torch.float32"}, list, "differ in model_dtype"),
+    "items": ({}, lambda lines: lines[:20], r"10 items are in one of the two only.*--limit"),
+    "filter": (
+        {},
+        lambda lines: [{**line, "filter": "flexible-extract"} for line in lines],
+        "differ in filter: 'none' and 'flexible-extract'",
+    ),
+}
 
 
-def test_another_number_of_items_is_refused(tmp_path):
-    old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30)})
-    new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(20)})
-    with pytest.raises(IncompatibleRuns, match=r"10 items are in one of the two only.*--limit"):
+@pytest.mark.parametrize("name", OTHER_ARMS)
+def test_arms_that_were_asked_otherwise_are_not_compared(tmp_path, name):
+    changes, change, said = OTHER_ARMS[name]
+    old, new = arms(tmp_path, n=30, tasks=1, **changes)
+    rewrite(new, change)
+    with pytest.raises(IncompatibleRuns, match=said):
         release.gate_folders(old, new, GatePolicy())
 
 
@@ -743,14 +732,6 @@ def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(
     assert (task.comparison.n, len(task.comparison.lost)) == (300, 8)
 
 
-def test_arms_whose_first_filters_differ_are_not_compared(tmp_path):
-    old, new = arms(tmp_path, n=30, tasks=1)
-    rewrite(old, lambda lines: [{**line, "filter": "strict-match"} for line in lines])
-    rewrite(new, lambda lines: [{**line, "filter": "flexible-extract"} for line in lines])
-    with pytest.raises(IncompatibleRuns, match="differ in filter: 'strict-match' and 'flexible-extract'"):
-        release.gate_folders(old, new, GatePolicy())
-
-
 @pytest.mark.parametrize("kept", [("doc", "arguments", "target"), ()])
 def test_rows_without_hashes_are_compared_by_what_they_hold(tmp_path, kept):
     old, new = arms(tmp_path, n=30, tasks=1)
@@ -771,20 +752,18 @@ def test_rows_without_hashes_are_compared_by_what_they_hold(tmp_path, kept):
             release.gate_folders(old, new, GatePolicy())
 
 
-def test_a_log_that_holds_each_document_twice_under_other_ids_is_refused(tmp_path):
+@pytest.mark.parametrize("n_twice", [5, 30])
+def test_documents_that_are_there_twice_are_a_cluster_each_and_refused_where_all_are(tmp_path, n_twice):
     old, new = arms(tmp_path, n=30, tasks=1)
     for folder in (old, new):
-        rewrite(folder, lambda lines: lines + [{**line, "doc_id": line["doc_id"] + 30} for line in lines])
-    with pytest.raises(UserError, match=r"each of its 30 documents several times, such as the items 0, 30;"):
-        release.gate_folders(old, new, GatePolicy())
-
-
-def test_a_few_documents_that_are_there_twice_are_a_cluster_each(tmp_path):
-    old, new = arms(tmp_path, n=30, tasks=1)
-    for folder in (old, new):
-        rewrite(folder, lambda lines: lines + [{**line, "doc_id": line["doc_id"] + 30} for line in lines[:5]])
-    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
-    assert (task.comparison.n, task.comparison.n_clusters) == (35, 30)
+        rewrite(folder, lambda lines: lines + [{**of, "doc_id": of["doc_id"] + 30} for of in lines[:n_twice]])
+    if n_twice == 30:
+        said = r"each of its 30 documents several times, such as the items 0, 30;"
+        with pytest.raises(UserError, match=said):
+            release.gate_folders(old, new, GatePolicy())
+    else:
+        (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+        assert (task.comparison.n, task.comparison.n_clusters) == (35, 30)
 
 
 def test_items_about_one_passage_are_a_cluster(tmp_path):

@@ -106,12 +106,6 @@ def test_the_best_on_test_comes_first_and_the_failed_last():
     assert names == ["lora", "knn", "bag", "fixed", "ranked", "prompt", "dpo"]
 
 
-def test_base_weights_forget_nothing_and_a_classifier_has_nothing_to_forget():
-    lines = print_report(report())
-    assert "0 (base weights)" in cells_of(lines, "prompt")
-    assert cells_of(lines, "bag")[3] == "–"
-
-
 def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
     failed = candidate(
         "dpo", 0, state="failed", target=None, validation=None, error="out of memory; try: batch_size=1"
@@ -130,52 +124,33 @@ def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal(
     ]
 
 
-def test_a_fine_tune_that_gains_and_forgets_may_be_rescued_next():
-    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
-    of = report([*alternatives(), failing])
-    assert print_report(of)[-3:] == [
-        of.decision.sentence,
-        (
-            "next: harness promote knn --force --reason REASON makes knn the champion, which later gates compare"
-            " with; no gate has judged it"
-        ),
-        "next: harness rescue lora tries versions of lora that keep more",
-    ]
+def commands(of: ExperimentReport) -> list[str]:
+    return [step.line for step in experiment_document(of).first.next_steps]
 
 
-def test_a_name_that_a_shell_would_read_is_quoted_in_the_next_command():
-    of = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
-    assert print_report(of)[-2].startswith("next: harness promote 'lora[r=8]' makes lora[r=8]")
-
-
-def test_a_fine_tune_that_gains_nothing_is_not_to_be_rescued():
-    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = make_fine_tune("lora", 0.73, -0.01, verdict=verdict("fail", rules=(lost,)))
-    assert not any("rescue" in line for line in print_report(report([*alternatives(), failing])))
-
-
-def test_the_first_page_says_why_how_sure_and_what_next():
-    page = experiment_document(report()).first
-    assert [(r.about, r.sentence) for r in page.reasons] == [
-        (
-            "Gain",
-            "lora reaches 81.0 [75, 86] exact_match, knn 74.0 [69, 79] without training: +7.0 [+2, +12] points.",
-        ),
-        (
-            "Forgetting",
-            "the other capabilities of lora changed by −0.4 [−1.5, +0.7] points; the gate says PASS.",
-        ),
-        (
-            "How sure",
-            (
-                "measured on 200 test items; a model that lost 2 points on every task would still pass in 31 % of"
-                " cases; 1 training seed, so the spread between trainings is unknown (--seeds 0,1,2 shows it)."
-            ),
-        ),
-    ]
-    assert [step.line for step in page.next_steps] == ["harness promote lora", "harness compare 'seeds=[0,1,2]'"]
-    assert all(word in page.table.notes[0] for word in ("other skills", "lost/gained", "gate"))
+def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
+    typed = CommandLine("my project/harness.yaml", ("seeds=[0,1]",))
+    tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
+    lost = verdict("fail", rules=(Rule("macro", "fail", "a loss", {"margin": 0.02, "n_tasks": 8}),))
+    failing, useless = (make_fine_tune("lora", 0.74 + x, x, verdict=lost) for x in (0.07, -0.01))
+    rescued, *others = commands(report([*alternatives(), failing], typed=typed))[::-1]
+    assert (rescued, others) == (
+        f"harness rescue lora {tail}",
+        [f"harness promote knn --force --reason REASON {tail}"],
+    )
+    assert not any("rescue" in line for line in commands(report([*alternatives(), useless])))
+    seeds = "harness compare -c 'my project/harness.yaml' 'seeds=[0,1,2]'"
+    assert commands(report(typed=typed)) == [f"harness promote lora {tail}", seeds]
+    assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
+    of_grid = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
+    assert commands(of_grid)[0] == "harness promote 'lora[r=8]'"
+    workers = CommandLine("", ("execution.executor=ray", "seeds=[0]"))  # only a comparison goes there again
+    seeds = "harness compare execution.executor=ray 'seeds=[0,1,2]'"
+    assert commands(report(typed=workers)) == ["harness promote lora 'seeds=[0]'", seeds]
+    again = ["harness compare execution.executor=ray 'seeds=[0]'"]
+    assert commands(report(decision=None, typed=workers)) == again
+    of_two = CommandLine("a.yaml", (), ("lora", "knn"))
+    assert commands(report(smoke=True, typed=of_two)) == ["harness compare --candidates lora,knn -c a.yaml"]
 
 
 def test_the_gain_of_several_seeds_is_that_of_the_decision():
@@ -205,24 +180,6 @@ def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
     ]
 
 
-def commands(of: ExperimentReport) -> list[str]:
-    return [step.line for step in experiment_document(of).first.next_steps]
-
-
-def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
-    typed = CommandLine("my project/harness.yaml", ("seeds=[0,1]",))
-    lost = Rule("macro", "fail", "macro: a loss beyond the margin is shown", {"margin": 0.02, "n_tasks": 8})
-    failing = make_fine_tune("lora", 0.81, 0.07, verdict=verdict("fail", rules=(lost,)))
-    tail = "-c 'my project/harness.yaml' 'seeds=[0,1]'"
-    seeds = "harness compare -c 'my project/harness.yaml' 'seeds=[0,1,2]'"
-    assert commands(report(typed=typed)) == [f"harness promote lora {tail}", seeds]
-    assert commands(report([*alternatives(), failing], typed=typed)) == [
-        f"harness promote knn --force --reason REASON {tail}",
-        f"harness rescue lora {tail}",
-    ]
-    assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
-
-
 def test_where_items_lack_the_next_comparison_asks_those_that_tasks_hold():
     short = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
@@ -237,20 +194,6 @@ def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_tha
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     (step,) = experiment_document(report([other, about], decision=undecided)).first.next_steps
     assert "the tasks hold no unused items, and some 1,905 more are needed" in step.text
-
-
-def test_only_a_next_comparison_goes_to_the_workers_again():
-    typed = CommandLine("", ("execution.executor=ray", "seeds=[0]"))
-    seeds = "harness compare execution.executor=ray 'seeds=[0,1,2]'"
-    assert commands(report(typed=typed)) == ["harness promote lora 'seeds=[0]'", seeds]
-    assert commands(report(decision=None, typed=typed)) == [
-        "harness compare execution.executor=ray 'seeds=[0]'"
-    ]
-
-
-def test_after_a_smoke_run_the_same_candidates_are_compared_in_full():
-    typed = CommandLine("a.yaml", (), ("lora", "knn"))
-    assert commands(report(smoke=True, typed=typed)) == ["harness compare --candidates lora,knn -c a.yaml"]
 
 
 def test_an_undecided_candidate_says_how_many_items_would_settle_it():

@@ -99,6 +99,7 @@ def test_readme_and_docs_name_the_same_items_that_every_fine_tune_lost(store):
 def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
     deltas = column(store, "SELECT delta FROM deltas WHERE run_id = 'lora' ORDER BY example_id")
     assert deltas == [0, -1, 0, 0, 1, 0]
+    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
 
 
 def store_with_errors(store, metric, bounds, base, new):
@@ -153,10 +154,6 @@ def test_an_answer_of_several_parts_that_failed_is_no_row_as_the_others_are_none
     assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'several'") == [0]
 
 
-def test_a_run_of_the_base_has_no_deltas(store):
-    assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
-
-
 def test_the_base_of_a_run_is_known_when_it_is_measured_after_it(tmp_path):
     store = Store(tmp_path / "runs")
     complete(store, LORA, answers({0}))
@@ -178,17 +175,15 @@ def test_the_weights_behind_a_run_are_its_lineage(store):
     ]
 
 
-def test_each_trial_of_a_search_stands_in_its_table(store):
+def test_a_training_and_each_trial_of_its_search_stand_in_their_tables(store):
     whole = {"params": {"r": 2}, "validation": 0.5, "chosen": True, "fit_key": "a", "wall_s": 2.0}
     pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
     stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
+    assert stores.query(store, "SELECT run_id, wall_s FROM training WHERE wall_s IS NOT NULL").rows == [
+        ("found", 3.0)
+    ]
     asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
     assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
-
-
-def test_what_a_training_took_stands_in_its_table(store):
-    stores.save_run(store, make_run("long", [], training={"wall_s": 90.5, "n_steps": 12}))
-    assert stores.query(store, "SELECT run_id, wall_s, n_steps FROM training").rows == [("long", 90.5, 12)]
 
 
 def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
@@ -262,18 +257,23 @@ def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
     ]
 
 
-def test_a_verdict_is_stale_where_its_run_has_other_rows_since(store):
+def edit_verdict(store, **changes):
+    path = next((store.folder / "verdicts" / "lora").glob("*.json"))
+    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
+
+
+def test_a_verdict_is_stale_where_rows_version_or_policy_are_others_since(store):
+    store_verdict(store, "lora")
+    edit_verdict(store, created="2000-01-01")
+    store_verdict(store, "dpo", GatePolicy(each=0.1))
+    assert query_stale(store) == {"lora": True, "dpo": False}
+    stores.remove_run(store, "dpo")
+    assert query_stale(store) == {"lora": False}
+    edit_verdict(store, harness="0.0.1")
+    assert query_stale(store) == {"lora": True}
     store_verdict(store, "lora")
     stores.save_run(store, replace(stores.get_run(store, "lora"), rows={"support/test": DPO.digest}))
     assert query_stale(store) == {"lora": True}
-
-
-def test_a_verdict_is_stale_where_a_later_one_was_given_under_another_policy(store):
-    store_verdict(store, "lora")
-    path = next((store.folder / "verdicts" / "lora").glob("*.json"))
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"created": "2000-01-01"}), "utf-8")
-    store_verdict(store, "dpo", GatePolicy(each=0.1))
-    assert query_stale(store) == {"lora": True, "dpo": False}
 
 
 def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
@@ -288,13 +288,6 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
         "SELECT policy->>'each' = '0.1', stale FROM (SELECT record->'policy' AS policy, stale FROM verdicts)"
     )
     assert dict(stores.query(store, query).rows) == {True: True, False: False}
-
-
-def test_a_verdict_is_stale_where_another_version_of_harness_gave_it(store):
-    store_verdict(store, "lora")
-    path = next((store.folder / "verdicts" / "lora").glob("*.json"))
-    path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | {"harness": "0.0.1"}), "utf-8")
-    assert query_stale(store) == {"lora": True}
 
 
 def test_the_verdicts_of_a_run_go_with_it(store):

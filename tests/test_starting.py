@@ -56,6 +56,7 @@ SPANS = [
 BY_KIND = [{"text": f"Ann{i} is in Oslo.", "output": {"PER": [f"Ann{i}"], "ORG": []}} for i in range(40)]
 ORDERS = [{"text": f"Send {i} hens.", "output": [{"item": "hens", "n": i}]} for i in range(40)]
 SQL = [{"question": f"Who is over {i}?", "sql": f"SELECT name FROM t WHERE age > {i}"} for i in range(40)]
+KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
 
 
 def rows(folder, name, content):
@@ -89,59 +90,68 @@ def test_so_few_rows_that_no_difference_can_be_shown_are_warned_of(propose_rows)
     assert [warning.partition(":")[0] for warning in few.warnings] == [f"only {n} items for test"]
 
 
+def call_tools(n):
+    call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": n})}}
+    answer = {"role": "assistant", "content": None, "tool_calls": [call] * (1 + n % 2)}
+    return {"messages": [{"role": "user", "content": f"Find {n}."}, answer]}
+
+
+def call_one_of_two(n):
+    call = [{"name": f"open_{'door' if n % 2 else 'gate'}", "arguments": {}}] if n % 5 else []
+    return {"query": f"Ask {n}?", "tools": '[{"name": "open_door"}]', "answers": json.dumps(call)}
+
+
+def of_forty(make):
+    return [make(i) for i in range(40)]
+
+
+RATING = ("exact_match", "mean_absolute_error", "within_one", "weighted_kappa")
+KINDS_OF_ROWS = {
+    "labels": (LABELLED, "labels", ("exact_match", "macro_f1")),
+    "choice": (CHOICES, "choice", ("accuracy", "bits_per_byte")),
+    "text": (FREE, "text", ("token_f1", "rouge")),
+    "question": (QUESTIONS, "text", ("exact_match", "token_f1")),
+    "preference": (PAIRS, "preference", ("token_f1", "exact_match")),
+    "ratings": (RATED, "labels", RATING),
+    "classes that are numbers": (CLASSES, "labels", ("exact_match", "macro_f1")),
+    "entities": (SPANS, "text", ("span_f1", "json_valid")),
+    "entities by kind": (BY_KIND, "text", ("span_f1", "json_valid")),
+    "orders": (ORDERS, "text", ("json_fields", "json_valid")),
+    "SQL": (SQL, "text", ("sql_match", "token_f1")),
+    "calls of tools": (of_forty(call_tools), "text", ("tool_call", "token_f1")),
+    "few different calls of tools": (of_forty(call_one_of_two), "text", ("tool_call", "token_f1")),
+    "short answers that are numbers": (
+        of_forty(lambda i: {"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"}),
+        "text",
+        ("exact_match", "token_f1"),
+    ),
+    "answers in another script": (
+        of_forty(lambda i: {"prompt": f"{i}?", "reference": f"これは長い答えです{i}"}),
+        "text",
+        ("chrf",),
+    ),
+    "labels that differ in white space": (
+        of_forty(lambda i: {"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]}),
+        "labels",
+        ("exact_match", "macro_f1"),
+    ),
+}
+
+
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("content", "kind", "metrics", "candidates"),
-    [
-        (
-            LABELLED,
-            "labels",
-            ("exact_match", "macro_f1"),
-            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
-        ),
-        (CHOICES, "choice", ("accuracy", "bits_per_byte"), ["prompt", "fixed", "knn", "lora"]),
-        (FREE, "text", ("token_f1", "rouge"), ["prompt", "fixed", "knn", "lora"]),
-        (
-            QUESTIONS,
-            "text",
-            ("exact_match", "token_f1"),
-            ["prompt", "fixed", "knn", "lora"],
-        ),
-        (PAIRS, "preference", ("token_f1", "exact_match"), ["prompt", "fixed", "knn", "lora"]),
-        (
-            RATED,
-            "labels",
-            ("exact_match", "mean_absolute_error", "within_one", "weighted_kappa"),
-            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
-        ),
-        (
-            CLASSES,
-            "labels",
-            ("exact_match", "macro_f1"),
-            ["prompt", "fixed", "knn", "ranked", "classifier", "lora"],
-        ),
-        (SPANS, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
-        (BY_KIND, "text", ("span_f1", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
-        (ORDERS, "text", ("json_fields", "json_valid"), ["prompt", "fixed", "knn", "lora"]),
-        (SQL, "text", ("sql_match", "token_f1"), ["prompt", "fixed", "knn", "lora"]),
-    ],
-    ids=[
-        *("labels", "choice", "text", "question", "preference"),
-        *("ratings", "classes that are numbers", "entities", "entities by kind", "orders", "SQL"),
-    ],
-)
-def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics, candidates):
+@pytest.mark.parametrize(("content", "kind", "metrics"), KINDS_OF_ROWS.values(), ids=KINDS_OF_ROWS)
+def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics):
     found = propose_rows(content)
     assert (found.kind, found.task.metrics) == (kind, metrics)
-    assert [name for name in found.candidates if name != "dpo"] == candidates
+    assert [name for name in found.candidates if name != "dpo"] == [
+        *("prompt", "fixed", "knn"),
+        *(("ranked", "classifier") if kind == "labels" else ()),
+        "lora",
+    ]
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "content",
-    [LABELLED, CHOICES, FREE, QUESTIONS, PAIRS],
-    ids=["labels", "choice", "text", "question", "preference"],
-)
+@pytest.mark.parametrize("content", [LABELLED, CHOICES, FREE, QUESTIONS, PAIRS], ids=KINDS)
 def test_what_is_written_loads_as_what_was_proposed(propose_rows, content):
     found = propose_rows(content)
     loaded = config.load(scaffold.write(found)[0])
@@ -152,10 +162,18 @@ def test_what_is_written_loads_as_what_was_proposed(propose_rows, content):
 
 
 @pytest.mark.e2e
-def test_the_choices_of_a_row_are_ranked_and_chance_is_one_over_their_number(propose_rows):
+def test_choices_are_ranked_and_labels_closed_named_and_given_room_for_a_sentence(propose_rows):
     task = propose_rows(CHOICES).task
     assert (task.kind, task.chance, task.system) == ("choice", 0.25, "Answer the question.")
     assert load_task(task, 0).test[0].choices
+    content = [
+        {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}
+        for i in range(40)
+    ]
+    assert propose_rows(content).task.labels == ("even", "odd")
+    task = propose_rows(LABELLED).task
+    assert (task.labels, task.max_new_tokens) == (("card", "pin"), 64)
+    assert task.system == "Classify the text. Reply with one of these labels and nothing else: card, pin."
 
 
 @pytest.mark.e2e
@@ -165,22 +183,6 @@ def test_lists_of_answers_are_said_to_be_answers_of_which_each_is_right(propose_
         "accepted answers: 30 of 30 items to evaluate have several answers; each one alone is right"
     ]
     assert not any(line.startswith("accepted answers") for line in propose_rows(FREE, kind="text").said)
-
-
-@pytest.mark.e2e
-def test_calls_of_tools_are_scored_as_calls(propose_rows):
-    def row(i):
-        call = {"type": "function", "function": {"name": "look_up", "arguments": json.dumps({"n": i})}}
-        answer = {"role": "assistant", "content": None, "tool_calls": [call] * (1 + i % 2)}
-        return {"messages": [{"role": "user", "content": f"Find {i}."}, answer]}
-
-    assert propose_rows([row(i) for i in range(20)]).task.metrics == ("tool_call", "token_f1")
-
-
-@pytest.mark.e2e
-def test_short_answers_that_are_numbers_are_scored_whole(propose_rows):
-    content = [{"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"} for i in range(40)]
-    assert propose_rows(content).task.metrics == ("exact_match", "token_f1")
 
 
 @pytest.mark.e2e
@@ -237,42 +239,10 @@ def test_long_answers_that_repeat_are_warned_of_and_can_be_made_labels(propose_r
 
 
 @pytest.mark.e2e
-def test_labels_that_differ_in_white_space_alone_are_not_joined(propose_rows):
-    content = [{"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]} for i in range(60)]
-    assert propose_rows(content).kind == "labels"
-
-
-@pytest.mark.e2e
 def test_a_numbered_column_is_no_part_of_the_question(propose_rows):
     content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
     fields = propose_rows(content).task.fields
     assert (fields.prompt, fields.reference) == ("{Subject}\n\n{Body}", "{Category}")
-
-
-@pytest.mark.e2e
-def test_few_different_calls_of_tools_are_no_labels(propose_rows):
-    def row(i):
-        call = [{"name": f"open_{'door' if i % 2 else 'gate'}", "arguments": {}}] if i % 5 else []
-        return {"query": f"Ask {i}?", "tools": '[{"name": "open_door"}]', "answers": json.dumps(call)}
-
-    found = propose_rows([row(i) for i in range(40)])
-    assert (found.kind, found.task.metrics) == ("text", ("tool_call", "token_f1"))
-
-
-@pytest.mark.e2e
-def test_choices_that_are_the_same_in_all_rows_are_labels(propose_rows):
-    content = [
-        {"question": f"Is {i} even?", "choices": ["even", "odd"], "answer": ("even", "odd")[i % 2]}
-        for i in range(40)
-    ]
-    assert propose_rows(content).task.labels == ("even", "odd")
-
-
-@pytest.mark.e2e
-def test_labels_are_closed_and_named_in_the_system_message(propose_rows):
-    task = propose_rows(LABELLED).task
-    assert task.labels == ("card", "pin")
-    assert task.system == "Classify the text. Reply with one of these labels and nothing else: card, pin."
 
 
 @pytest.mark.e2e
@@ -295,18 +265,13 @@ def test_rows_with_a_system_message_of_their_own_get_no_second_one(propose_rows,
 
 
 @pytest.mark.e2e
-def test_questions_are_split_by_the_field_that_holds_them_together(propose_rows):
-    found = propose_rows(QUESTIONS)
-    assert found.task.fields.cluster == "{title}"
-    assert any(line.startswith("split by title:") for line in found.said)
-
-
-@pytest.mark.e2e
-def test_the_contexts_of_questions_become_documents_where_retrieval_is_asked_for(propose_rows):
+def test_the_contexts_of_questions_keep_them_together_and_become_documents_for_retrieval(propose_rows):
     found = propose_rows(QUESTIONS, kind="question")
     assert {"rag", "hybrid"} <= found.candidates.keys()
     assert found.task.data.documents == found.task.data.all
     assert "documents: 40 to retrieve from" in found.said
+    assert found.task.fields.cluster == "{title}"
+    assert any(line.startswith("split by title:") for line in found.said)
 
 
 def thumbs(n, down):
@@ -347,12 +312,6 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
 def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_path, down, method):
     found = propose_rows(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
     assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
-
-
-@pytest.mark.e2e
-def test_answers_in_another_script_are_compared_by_their_letters(propose_rows):
-    content = [{"prompt": f"{i}?", "reference": f"これは長い答えです{i}"} for i in range(30)]
-    assert propose_rows(content).task.metrics == ("chrf",)
 
 
 @pytest.mark.e2e
@@ -565,9 +524,6 @@ def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_row
     assert any(f"that lost nothing{among} passes the average in 9" in line for line in found.said)
 
 
-KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
-
-
 def decision_on(found, **fine_tune):
     experiment = config.load(scaffold.write(found)[0]).experiment
     facts = []
@@ -659,10 +615,6 @@ def test_answers_may_be_as_long_as_the_bases_tokenizer_says_whatever_its_file_cu
         == propose_max_tokens(propose_rows, answers, copy)
         == expected
     )
-
-
-def test_a_label_has_room_for_a_base_that_answers_in_a_sentence(propose_rows):
-    assert propose_rows(LABELLED).task.max_new_tokens == 64
 
 
 @pytest.mark.parametrize(("context", "n_shots"), [(4096, 3), (1200, 1), (900, None)])

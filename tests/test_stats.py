@@ -29,16 +29,11 @@ def gains_losses_n(key):
     return (int(part.lstrip("bcnlg=")) for part in key.replace(",", " ").split()[:3])
 
 
-def test_wilson_gives_the_published_intervals():
-    expected, tolerance = golden("wilson")
+@pytest.mark.parametrize(("name", "interval"), [("wilson", stats.wilson), ("clopper", stats.clopper_pearson)])
+def test_intervals_of_a_rate_are_the_published_ones(name, interval):
+    expected, tolerance = golden(name)
     for key, ends in expected.items():
-        assert stats.wilson(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
-
-
-def test_clopper_pearson_gives_the_published_intervals():
-    expected, tolerance = golden("clopper")
-    for key, ends in expected.items():
-        assert stats.clopper_pearson(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
+        assert interval(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
 
 
 def test_mcnemar_gives_the_published_p_values():
@@ -99,11 +94,16 @@ def test_normal_quantiles_are_exact():
     assert (together, together**2) == pytest.approx((expected["sum"], expected["sq"]), abs=tolerance)
 
 
-def test_holm_adjusts_the_published_list():
+@pytest.mark.parametrize(
+    ("correct", "name", "method"), [(stats.holm, "holm", "holm"), (stats.benjamini_hochberg, "bh", "fdr_bh")]
+)
+def test_a_correction_adjusts_the_published_list_and_agrees_with_statsmodels(correct, name, method):
     expected, tolerance = golden("multi")
-    found = stats.holm(expected["p"])
-    assert found == pytest.approx(expected["holm"], abs=tolerance)
-    assert sum(p < 0.05 for p in found) == expected["reject"]["holm"]
+    found = correct(expected["p"])
+    assert found == pytest.approx(expected[name], abs=tolerance)
+    assert sum(p < 0.05 for p in found) == expected["reject"][name]
+    p = [0.04, 0.001, 0.03, 0.2, 0.001]
+    assert correct(p) == pytest.approx(multitest.multipletests(p, method=method)[1], abs=1e-12)
 
 
 def test_the_paired_delta_gives_darwins_t():
@@ -189,11 +189,6 @@ def test_bca_agrees_with_scipys_bootstrap():
     assert stats.bca_interval(boot) == pytest.approx(tuple(second.confidence_interval), abs=0.02)
 
 
-def test_holm_agrees_with_statsmodels():
-    p = [0.04, 0.001, 0.03, 0.2, 0.001]
-    assert stats.holm(p) == pytest.approx(multitest.multipletests(p, method="holm")[1], abs=1e-12)
-
-
 def test_mover_of_symmetric_intervals_is_the_mean_with_its_plain_standard_error():
     mean, ends = stats.mover_mean([0.1, -0.3], [Interval(0.0, 0.2), Interval(-0.6, 0.0)])
     half = sqrt(0.1**2 + 0.3**2) / 2
@@ -272,16 +267,6 @@ def test_a_bootstrap_draws_whole_clusters_and_repeats_itself():
 
 
 p_values = st.lists(st.floats(0, 1), min_size=1, max_size=12)
-
-
-def test_benjamini_hochberg_adjusts_the_published_list_and_agrees_with_statsmodels():
-    expected, tolerance = golden("multi")
-    found = stats.benjamini_hochberg(expected["p"])
-    assert found == pytest.approx(expected["bh"], abs=tolerance)
-    assert sum(p < 0.05 for p in found) == expected["reject"]["bh"]
-    p = [0.04, 0.001, 0.03, 0.2, 0.001]
-    second = multitest.multipletests(p, method="fdr_bh")[1]
-    assert stats.benjamini_hochberg(p) == pytest.approx(second, abs=1e-12)
 
 
 @given(p_values)
