@@ -71,19 +71,13 @@ def test_a_sudden_loss_after_many_quiet_nights_is_suspected_within_days():
     assert next(k for k in range(10) if judge(nights[: 61 + k], ALPHA, SERIES).verdict != "ok") <= 4
 
 
-def test_an_alarm_stays_though_later_nights_are_better():
-    nights = [night([-1] * 14 + [0] * 46), night([1] * 12, at=1), night([1] * 12, at=2)]
-    assert judge(nights, ALPHA, SERIES).verdict == "regression"
-
-
-def test_series_of_one_candidate_share_its_chance_of_a_false_alarm():
+def test_series_and_passes_share_the_chance_of_a_false_alarm_and_an_alarm_stays():
     needed = [judge([night([0.0])], ALPHA, n).needed for n in (1, SERIES)]
     assert needed == pytest.approx([25, 50])
-
-
-def test_all_passes_together_use_up_alpha():
     assert sum(pass_alpha(k, ALPHA) for k in range(1, 10_000)) == pytest.approx(ALPHA, rel=1e-4)
     assert pass_alpha(1, ALPHA) == pytest.approx(0.04)
+    nights = [night([-1] * 14 + [0] * 46), night([1] * 12, at=1), night([1] * 12, at=2)]
+    assert judge(nights, ALPHA, SERIES).verdict == "regression"
 
 
 def test_an_item_counts_once_a_pass_and_never_again_by_the_same_answers():
@@ -164,6 +158,10 @@ def test_a_night_in_which_too_many_answers_failed_is_no_evidence_and_says_so():
         "lora: error: target: 3 of 31 answers failed tonight (9.7 %), more than gate.max_errors allows: "
         "the night is no evidence"
     )
+    assert (
+        report_line(make_night(LOST), make_night(replace(LOST, errors=3, valid=False), 2)).verdict
+        == "regression"
+    )
 
 
 def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
@@ -173,13 +171,6 @@ def test_a_failed_answer_that_voids_no_night_is_counted_in_the_report():
     assert found.sentence.startswith(
         "lora: ok: target: 1 of 30 answers failed tonight (3.3 %): the candidate's count as the worst there is, "
         "the base's are left out; target −3.3 ["
-    )
-
-
-def test_an_invalid_night_does_not_hide_what_others_showed():
-    assert (
-        report_line(make_night(LOST), make_night(replace(LOST, errors=3, valid=False), 2)).verdict
-        == "regression"
     )
 
 

@@ -334,42 +334,33 @@ def test_a_cross_encoder_chooses_among_what_the_retriever_puts_first(reranker):
     assert apply({"rag": {"top_k": 1, "rerank": str(reranker), "rerank_from": 2}}).passages == (first[0],)
 
 
-def test_the_weights_of_a_reranker_are_part_of_the_prompt_and_its_path_is_not(reranker, tmp_path):
-    copy = shutil.copytree(reranker, tmp_path / "copy")
+def digest_prompts(prompting, train=()):
+    items = SimpleNamespace(train=train, validation=(), test=(), documents=DOCUMENTS)
+    target = SimpleNamespace(task=TASK, versions={"train": "v"}, items=items)
+    return prompting_digest(SimpleNamespace(target=target), Recipe(prompting=prompting), 0)
 
-    def digest_prompting(folder):
-        recipe = Recipe(prompting={"rag": {"rerank": str(folder)}})
-        target = SimpleNamespace(
-            versions={"train": "v"},
-            items=SimpleNamespace(train=(), validation=(), test=(), documents=DOCUMENTS),
+
+@pytest.mark.parametrize("part", ["rerank", "model"])
+def test_the_weights_of_a_retriever_and_reranker_are_part_of_the_prompt_and_their_path_is_not(
+    embedder, reranker, tmp_path, part
+):
+    original = reranker if part == "rerank" else embedder
+    copy = shutil.copytree(original, tmp_path / "copy")
+
+    def digest(folder):
+        return digest_prompts(
+            {"rag": {part: str(folder)} | ({"retriever": "dense"} if part == "model" else {})}
         )
-        return prompting_digest(SimpleNamespace(target=target), recipe, 0)
 
-    same = digest_prompting(copy)
+    same = digest(copy)
     (copy / "model.safetensors").write_bytes(b"other")
-    assert digest_prompting(reranker) == same != digest_prompting(copy)
+    assert digest(original) == same != digest(copy)
 
 
 @pytest.mark.parametrize(("prompting", "differs"), [({}, False), ({"few_shot": {}}, True)])
 def test_conversations_change_the_digest_of_prompts_that_they_change(prompting, differs):
-    def digest_of(*train):
-        items = SimpleNamespace(train=train, validation=(), test=(), documents=())
-        target = SimpleNamespace(task=TASK, versions={"train": "v"}, items=items)
-        return prompting_digest(SimpleNamespace(target=target), Recipe(prompting=prompting), 0)
-
-    assert (digest_of(conversation("Mine is 7.", "one")) != digest_of(ask("Is it even?"))) is differs
-
-
-def test_the_weights_of_the_retriever_are_digested_and_not_its_path(embedder, tmp_path):
-    rag = plugins.load("prompting", "rag")
-    copy = shutil.copytree(embedder, tmp_path / "copy")
-
-    def digest_source(folder):
-        return rag.source_digest(str(folder))
-
-    same = digest_source(copy)
-    (copy / "model.safetensors").write_bytes(b"other")
-    assert digest_source(embedder) == same != digest_source(copy)
+    trains = ((conversation("Mine is 7.", "one"),), (ask("Is it even?"),))
+    assert (len({digest_prompts(prompting, train) for train in trains}) == 2) is differs
 
 
 @pytest.mark.parametrize(
@@ -409,14 +400,12 @@ def test_without_sentence_transformers_the_line_to_install_it_is_said():
     assert "pip install 'harness-evals[dense]'" in done.stdout
 
 
-def test_recall_is_the_share_of_the_documents_that_were_found():
-    item = replace(ITEM, documents=("lamp", "hours"), passages=("shipping", "lamp"))
-    assert recall(item) == 0.5
-
-
-@pytest.mark.parametrize("missing", [{"documents": ()}, {"passages": ()}])
-def test_recall_is_unknown_where_nothing_was_to_be_found_or_looked_for(missing):
-    assert recall(replace(ITEM, **{"documents": ("lamp",), "passages": ("lamp",), **missing})) is None
+@pytest.mark.parametrize(
+    ("documents", "passages", "share"),
+    [(("lamp", "hours"), ("shipping", "lamp"), 0.5), ((), ("lamp",), None), (("lamp",), (), None)],
+)
+def test_recall_is_the_share_of_the_documents_that_were_found_if_any(documents, passages, share):
+    assert recall(replace(ITEM, documents=documents, passages=passages)) == share
 
 
 def list_shot_remarks(wanted, n_train, items=(ITEM,), **own):

@@ -107,30 +107,23 @@ def test_all_that_is_wrong_with_a_rubric_is_said_at_once_and_each_once(tmp_path)
     assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
-FIRST = "{base_url: http://host.example/v1, model: m}"
+HERE = ("127.0.0.1", "127.1", "[::1]", "LOCALHOST", "0x7f.0.0.1", "judge.localhost")
 
 
 @pytest.mark.parametrize(
-    "again",
+    ("first", "again"),
     [
-        "{base_url: http://host.example/v1/, model: m}",
-        "{base_url: HTTP://Host.Example/v1, model: m}",
-        "{base_url: http://host.example:80/v1, model: m}",
-        "{base_url: http://host.example./v1, model: m, timeout: 9, api_key_env: OTHER}",
+        ("http://host.example/v1", "http://host.example/v1/"),
+        ("http://host.example/v1", "HTTP://Host.Example/v1"),
+        ("http://host.example/v1", "http://host.example:80/v1"),
+        ("http://host.example/v1", "http://host.example./v1', timeout: 9, api_key_env: 'OTHER"),
+        *(("http://localhost:8000/v1", f"http://{host}:8000/v1") for host in HERE),
     ],
 )
-def test_one_judge_twice_in_a_panel_is_refused_however_its_address_is_written(tmp_path, again):
-    (said,) = problems(tmp_path, f"criteria: x\npanel:\n  - {FIRST}\n  - {again}\n")
+def test_one_judge_twice_in_a_panel_is_refused_however_its_address_is_written(tmp_path, first, again):
+    judges = (f"  - {{base_url: '{url}', model: m}}\n" for url in (first, again))
+    (said,) = problems(tmp_path, f"criteria: x\npanel:\n{''.join(judges)}")
     assert said.startswith("helpful.yaml:4: found judge 2 of the panel, which is judge 1 again")
-
-
-@pytest.mark.parametrize(
-    "host", ["127.0.0.1", "127.1", "[::1]", "LOCALHOST", "0x7f.0.0.1", "judge.localhost"]
-)
-def test_this_machine_is_one_judge_by_whichever_name_or_number(tmp_path, host):
-    here, again = (f"{{base_url: 'http://{at}:8000/v1', model: m}}" for at in ("localhost", host))
-    (said,) = problems(tmp_path, f"criteria: x\npanel:\n  - {here}\n  - {again}\n")
-    assert "which is judge 1 again" in said
 
 
 @pytest.mark.parametrize(
@@ -209,15 +202,14 @@ def test_what_could_end_a_turn_is_broken_up(control):
 
 
 @pytest.mark.parametrize(
-    ("said", "grade"), [("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None)]
+    ("scale", "said", "grade"),
+    [
+        *((Scale(), *case) for case in (("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None))),
+        *(("yes/no", *case) for case in (("Yes", "yes"), ("NO.", "no"), ("yes, it is", None))),
+    ],
 )
-def test_a_grade_is_a_grade_alone(said, grade):
-    assert read_grade(Rubric(criteria="x", judge="any"), said) == grade
-
-
-def test_yes_and_no_are_read_in_any_case():
-    rubric = Rubric(criteria="x", judge="any", scale="yes/no")
-    assert [read_grade(rubric, said) for said in ("Yes", "NO.", "yes, it is")] == ["yes", "no", None]
+def test_a_grade_is_a_grade_alone(scale, said, grade):
+    assert read_grade(Rubric(criteria="x", judge="any", scale=scale), said) == grade
 
 
 def test_the_reference_is_part_of_what_is_graded_only_where_it_is_shown():
