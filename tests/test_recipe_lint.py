@@ -1,5 +1,6 @@
 """Recipe lint: what lies outside of a published range is named with every source, and nothing is refused."""
 
+from dataclasses import replace
 from math import inf
 
 import pytest
@@ -113,8 +114,6 @@ def test_every_point_of_a_sweep_is_judged_and_what_is_alike_is_said_once(tiny, t
     loaded = config.load(tiny_experiment.write(tmp_path, tiny, SWEPT))
     session = prepare_session(loaded, Scope(), SilentProgress())
     sized = {name: c.base._replace(n_parameters=int(SMALL)) for name, c in session.candidates.items()}
-    from dataclasses import replace
-
     session.candidates = {n: replace(c, base=sized[n]) for n, c in session.candidates.items()}
     lines = experiment.recipe_warnings(session, loaded.selected)
     (line,) = (line for line in lines if "learning_rate 0.3 " in line)

@@ -275,7 +275,6 @@ def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
     assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])
 
 
-QUICK_HEADS = {"max_steps": 3, "learning_rate": 0.01, "warmup_steps": 0, "per_device_train_batch_size": 4}
 ANY = [("l2_sp", {"strength": 100.0}), ("sam", {"rho": 0.5}), ("neftune", {"noise_alpha": 50.0})]
 OF_LABELS = ("label_smoothing", {"factor": 0.3})
 OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate": 0.5})]
@@ -284,7 +283,7 @@ OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate"
 def fit_head(module, tiny, folder, regularize, **params):
     prepare = partial(regularizers.prepare, regularize)
     context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
-    return module.fit(context, module.Params(**QUICK_HEADS, **params))
+    return module.fit(context, module.Params(**QUICK, **params))
 
 
 def tensors(made):
@@ -310,7 +309,6 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
     import torch
     from peft import get_peft_model
 
-    from harness.models.hub import resolve
     from harness.training import LoraParams, lora_config
 
     model, _ = load_with_head(resolve(str(tiny)), tiny_methods.CPU, 3)
@@ -345,7 +343,7 @@ def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
     def losses(folder, regularize):
         context = tiny_methods.context(tiny, tmp_path / folder, regularize=regularize)
         rows = replace(context, validation=context.train[4:8], train=context.train[4:8])
-        still = QUICK_HEADS | {"learning_rate": 1e-12, "max_steps": 1}
+        still = QUICK | {"learning_rate": 1e-12, "max_steps": 1}
         made = head.fit(rows, head.Params(train="head", **still)).training
         return made.loss[0][1], made.validation_loss[0][1]
 

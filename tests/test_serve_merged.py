@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -84,7 +85,7 @@ def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp
     path.write_text(path.read_text().replace("precision: fp32", "precision: bf16"))
     report = tiny_experiment.run(path)
     assert {fact.state for fact in report.facts} == {"done"}
-    runs = tiny_experiment.runs_of(path)
+    runs = runs_of(path)
     assert runs["served"].weights_digest != runs["lora"].weights_digest
     assert runs["served"].rows.keys() == runs["lora"].rows.keys()
     (note,) = [note for note in report.notes if note.startswith("served: merged in bf16, ")]
@@ -96,7 +97,7 @@ def test_a_comparison_measures_both_and_prints_by_how_much_they_differ(tiny, tmp
 def test_in_fp32_it_is_the_adapter_itself_and_says_so(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.replace("num_train_epochs: 4", "max_steps: 1"))
     report = tiny_experiment.run(path)
-    runs = tiny_experiment.runs_of(path)
+    runs = runs_of(path)
     assert runs["served"].rows == runs["lora"].rows
     assert "served: serve_merged changes nothing in fp32, where each adapter answers merged" in report.notes
 
@@ -125,8 +126,6 @@ def adapters(tiny, tmp_path_factory, own_cache):
 
 
 def merge(tiny, folder, adapters, seed=0, **params):
-    from dataclasses import replace
-
     context = replace(tiny_methods.context(tiny, folder), merges=tuple(adapters), seed=seed)
     return merged.fit(context, merged.Params(**params))
 
@@ -155,16 +154,21 @@ def test_linear_adds_a_and_b_each_with_the_roots_of_their_weights(tiny, tmp_path
     assert found.allclose(b @ a, atol=1e-6)
 
 
-def test_without_weights_each_adapter_has_an_equal_share(tiny, tmp_path, adapters):
-    made = merge(tiny, tmp_path, adapters[:2], combination_type="cat")
-    assert delta(made.folder / "adapter").allclose((delta(adapters[0]) + delta(adapters[1])) / 2, atol=1e-6)
-
-
-@pytest.mark.parametrize("written", [{"combination_type": "cat"}, {"combination_type": "svd", "svd_rank": 5}])
-def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(tiny, tmp_path, adapters, written):
+@pytest.mark.parametrize(
+    ("written", "shares"),
+    [
+        ({"combination_type": "cat"}, (0.5, 0.5)),
+        ({"combination_type": "cat", "weights": [0.7, -0.2]}, (0.7, -0.2)),
+        ({"combination_type": "svd", "svd_rank": 5, "weights": [0.7, -0.2]}, (0.7, -0.2)),
+    ],
+)
+def test_joined_adapters_change_the_weights_by_the_sum_of_their_changes(
+    tiny, tmp_path, adapters, written, shares
+):
     two = [adapters[0], adapters[2]]  # of ranks 2 and 3
-    made = merge(tiny, tmp_path, two, weights=[0.7, -0.2], **written)
-    assert delta(made.folder / "adapter").allclose(0.7 * delta(two[0]) - 0.2 * delta(two[1]), atol=1e-6)
+    made = merge(tiny, tmp_path, two, **written)
+    expected = sum(share * delta(folder) for share, folder in zip(shares, two, strict=True))
+    assert delta(made.folder / "adapter").allclose(expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("combination", ["ties", "dare_ties", "ties_svd", "dare_ties_svd"])
@@ -416,8 +420,8 @@ def test_it_is_a_candidate_like_any_other_whose_documents_count_once(folder_and_
     runs = {run.candidate: run for run in store.list_runs(Store(folder / "runs"))}
     assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
-    (step,) = folder_and_report[1].steps["half"]
-    (verdict,) = [f.verdict for f in folder_and_report[1].facts if f.name == "half"]
+    (step,) = report.steps["half"]
+    (verdict,) = [f.verdict for f in report.facts if f.name == "half"]
     assert [t.n for t in step.tasks] == [12, 12]
     assert (step.macro.n, verdict.macro.n) == (12, 12)
 

@@ -48,62 +48,55 @@ def test_fields_are_those_of_the_nearest_reference_and_calls_in_any_order():
     assert score_answer("tool_call", f"[{other}, {CALL}]", f"[{CALL}, {other}]") == 1.0
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        CALL,
-        '{"arguments": {"reason": "late", "order": 17.0}, "name": "refund"}',
-        f"[{CALL}]",
-        f"I will do that.\n<tool_call>\n{CALL}\n</tool_call>",
-        f"```json\n{CALL}\n```",
-        '{"type": "function", "function": {"name": "refund", "arguments": "{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}',
-        '{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
-        f"I will call it: {CALL}",
-        f"{CALL} Done [1].",
-        f"<tool_call>\n{CALL}",
-        f"[TOOL_CALLS] [{CALL}]",
-        '<|python_tag|>{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
-        f"<|tool_call|>[{CALL}]",
-        "[refund(order=17, reason='late')]",
-        'refund(order=17, reason="late")',
-        "```tool_code\nrefund(order=17, reason='late')\n```",
-        f"```tool_call\n{CALL}\n```",
-        '<function=refund>{"order": 17, "reason": "late"}</function>',
-        (
-            "<tool_call>\n<function=refund>\n<parameter=order>\n17\n</parameter>\n<parameter=reason>\nlate\n"
-            "</parameter>\n</function>\n</tool_call>"
-        ),
-        (
-            '{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "refund", "arguments": '
-            '"{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}]}'
-        ),
-    ],
-)
-def test_a_call_is_right_however_it_is_written(text):
-    assert score_answer("tool_call", text, CALL) == 1.0
+RIGHT_CALLS = [
+    CALL,
+    '{"arguments": {"reason": "late", "order": 17.0}, "name": "refund"}',
+    f"[{CALL}]",
+    f"I will do that.\n<tool_call>\n{CALL}\n</tool_call>",
+    f"```json\n{CALL}\n```",
+    '{"type": "function", "function": {"name": "refund", "arguments": "{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}',
+    '{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
+    f"I will call it: {CALL}",
+    f"{CALL} Done [1].",
+    f"<tool_call>\n{CALL}",
+    f"[TOOL_CALLS] [{CALL}]",
+    '<|python_tag|>{"name": "refund", "parameters": {"order": 17, "reason": "late"}}',
+    f"<|tool_call|>[{CALL}]",
+    "[refund(order=17, reason='late')]",
+    'refund(order=17, reason="late")',
+    "```tool_code\nrefund(order=17, reason='late')\n```",
+    f"```tool_call\n{CALL}\n```",
+    '<function=refund>{"order": 17, "reason": "late"}</function>',
+    (
+        "<tool_call>\n<function=refund>\n<parameter=order>\n17\n</parameter>\n<parameter=reason>\nlate\n"
+        "</parameter>\n</function>\n</tool_call>"
+    ),
+    (
+        '{"tool_calls": [{"id": "1", "type": "function", "function": {"name": "refund", "arguments": '
+        '"{\\"order\\": 17, \\"reason\\": \\"late\\"}"}}]}'
+    ),
+]
+OTHER_CALLS = [
+    '{"name": "refund", "arguments": {"order": "17", "reason": "late"}}',
+    '{"name": "refund", "arguments": {"order": 17}}',
+    '{"name": "pay", "arguments": {"order": 17, "reason": "late"}}',
+    f"[{CALL}, {CALL}]",
+    "[]",
+    "refund(order=17)",
+    "refund(17, 'late')",
+    "[refund(order=17, reason='late'), refund(order=17, reason='late')]",
+    "refund(order=order(), reason='late')",
+    f"{CALL} {CALL}",
+    '<function=refund>{"order": 17,</function>',
+    '{"name": 3, "arguments": {}}',
+    '"refund"',
+    "",
+]
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"name": "refund", "arguments": {"order": "17", "reason": "late"}}',
-        '{"name": "refund", "arguments": {"order": 17}}',
-        '{"name": "pay", "arguments": {"order": 17, "reason": "late"}}',
-        f"[{CALL}, {CALL}]",
-        "[]",
-        "refund(order=17)",
-        "refund(17, 'late')",
-        "[refund(order=17, reason='late'), refund(order=17, reason='late')]",
-        "refund(order=order(), reason='late')",
-        f"{CALL} {CALL}",
-        '<function=refund>{"order": 17,</function>',
-        '{"name": 3, "arguments": {}}',
-        '"refund"',
-        "",
-    ],
-)
-def test_another_call_or_one_too_many_is_wrong(text):
-    assert score_answer("tool_call", text, CALL) == 0.0
+@pytest.mark.parametrize("text", [*RIGHT_CALLS, *OTHER_CALLS])
+def test_a_call_is_right_however_it_is_written_and_another_one_or_one_too_many_wrong(text):
+    assert score_answer("tool_call", text, CALL) == float(text in RIGHT_CALLS)
 
 
 @pytest.mark.parametrize(
