@@ -204,7 +204,10 @@ def test_what_could_end_a_turn_is_broken_up(control):
 @pytest.mark.parametrize(
     ("scale", "said", "grade"),
     [
-        *((Scale(), *case) for case in (("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None))),
+        *(
+            (Scale(min=1, max=5), *case)
+            for case in (("4", "4"), (" 4\n", "4"), ("'4'", "4"), ("4.", "4"), ("04", None))
+        ),
         *(("yes/no", *case) for case in (("Yes", "yes"), ("NO.", "no"), ("yes, it is", None))),
     ],
 )

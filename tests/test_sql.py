@@ -272,7 +272,7 @@ def test_a_verdict_is_stale_where_rows_version_or_policy_are_others_since(store)
     edit_verdict(store, harness="0.0.1")
     assert query_stale(store) == {"lora": True}
     store_verdict(store, "lora")
-    stores.save_run(store, replace(stores.get_run(store, "lora"), rows={"support/test": DPO.digest}))
+    stores.save_run(store, replace(stores.get_run(store, "lora"), rows={"support/test": BASE.digest}))
     assert query_stale(store) == {"lora": True}
 
 

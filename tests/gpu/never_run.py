@@ -80,7 +80,7 @@ _LINES = (
         "offered on GPUs alone, where accelerate shards; never run on one: bf16 and fp16, NCCL, a base larger than a GPU",
         (
             "that accelerate starts it from the configuration; two processes on CPUs that accelerate takes for GPUs, in fp32 over gloo, "
-            "make the adapter of one; what is refused, and the estimate (`tests/test_sharded_training.py`)"
+            "make the adapter of one; what is refused, and the estimate (`tests/test_shared_training.py`)"
         ),
     ),
     (
@@ -88,7 +88,7 @@ _LINES = (
         "offered on GPUs alone; never run on one: bf16 and fp16, NCCL, a base larger than a GPU",
         (
             "that accelerate starts it from the configuration; what is refused, and the estimate; by hand, as CI has no DeepSpeed, two "
-            "processes on CPUs that accelerate takes for GPUs, in fp32, make the adapter of one (`tests/test_sharded_training.py`)"
+            "processes on CPUs that accelerate takes for GPUs, in fp32, make the adapter of one (`tests/test_shared_training.py`)"
         ),
     ),
     (
