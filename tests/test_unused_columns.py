@@ -261,19 +261,24 @@ def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
 @pytest.mark.parametrize(
     ("asks", "answers", "more"),
     [
-        ("question_text", "answer_text", {}),
-        ("question_text", "reply", {}),
-        ("customer_question", "reply", {}),
-        ("user_text", "bot_reply", {}),
-        ("query", "response_text", {}),
-        ("body", "answer_text", {}),
-        ("Customer question", "class label", {}),
-        ("body", "team", {"question_id": "7"}),
-        ("query", "answers", {"query_id": "7"}),
+        ("question_text", "answer_text", ()),
+        ("question_text", "reply", ()),
+        ("customer_question", "reply", ()),
+        ("user_text", "bot_reply", ()),
+        ("query", "response_text", ()),
+        ("body", "answer_text", ()),
+        ("Customer question", "class label", ()),
+        ("body", "team", ("question_id",)),
+        ("query", "answers", ("query_id",)),
     ],
 )
 def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answers, more):
-    rows = [{**more, asks: row["prompt"], answers: row["reference"][:9]} for row in texts(30, 0)]
+    rows = [
+        {**dict.fromkeys(more, i), asks: row["prompt"], answers: row["reference"][:9]}
+        for i, row in enumerate(texts(30, 0))
+    ]
+    if answers == "team":
+        rows = [row | {answers: "ab"[i % 2]} for i, row in enumerate(rows)]
     if answers == "answers":  # beside a list of answers no plain column is one
         rows = [row | {answers: [row[answers]]} for row in rows]
     roles = find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
