@@ -499,9 +499,9 @@ def test_labels_that_are_numbers_alone_are_said_to_mean_nothing_unless_an_instru
     path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick((-1, 1), i)})
     request = Request(tmp_path / "new", str(path), **ELSEWHERE)
     (said,) = (line for line in scaffold.propose(request, HERE).warnings if line.startswith("the labels"))
-    assert said.startswith("the labels are numbers alone (-1, 1): codes of classes, or steps of a rating")
+    assert said.startswith("the labels are numbers, codes or steps of a rating, which tell a prompt nothing")
     told = request._replace(instruction="Is it good (1) or bad (-1)? Reply with the number.")
-    assert not any("numbers alone" in line for line in scaffold.propose(told, HERE).warnings)
+    assert not any("are numbers" in line for line in scaffold.propose(told, HERE).warnings)
 
 
 def test_tags_that_are_numbers_are_refused_and_no_command_is_offered(tmp_path):

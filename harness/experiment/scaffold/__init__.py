@@ -137,8 +137,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     late.append(describe_unreadable(items, task, base))
     warnings = (
         *filter(None, [offer_contexts(unused), name_media(unused)]),
-        *warn_of_unread(seen, request, unused),
-        *_warnings(seen, request, task, items, candidates[choice.name]),
+        *warn_of_unread(seen, task, request, unused),
+        *_warnings(seen, items, candidates[choice.name]),
         *filter(None, late),
     )
     return SetupProposal(name, seen.kind, task, candidates, files, said, warnings)
@@ -272,9 +272,7 @@ def _sentences(
             yield f"{name}: {', '.join(tried)}, the better one on validation is kept{rows}"
 
 
-def _warnings(
-    seen: RecognizedRows, request: Request, task: Task, items: TaskItems, fine_tune: Mapping[str, Any]
-) -> Iterator[str]:
+def _warnings(seen: RecognizedRows, items: TaskItems, fine_tune: Mapping[str, Any]) -> Iterator[str]:
     most = fine_tune.get("params", {}).get("max_length")
     rows = f"{count(len(items.train))} rows to train on"
     if most and (said := costs.describe_longer(items.train, most, rows, f"{count(most)} tokens")):
@@ -286,14 +284,6 @@ def _warnings(
             "some hundred are for test"
         )
 
-    labels = seen.answers.labels
-    are_codes = bool(labels) and all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
-    if are_codes and "within_one" not in task.metrics and not request.instruction:
-        shown = ", ".join(labels[:5]) + (", …" if len(labels) > 5 else "")
-        yield (
-            f"the labels are numbers alone ({shown}): codes of classes, or steps of a rating, and no prompt "
-            "says what they mean; next: write names in their place, or say it by --instruction 'TEXT'"
-        )
     # Texts that repeat so much may be labels, which a classifier can choose from.
     answers = [e.references[0] for e in items.train if len(e.references) == 1]
     n, largest = len(set(answers)), len(answers) / (ROWS_A_LABEL if seen.answers.form == "long" else 2)

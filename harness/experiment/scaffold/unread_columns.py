@@ -4,6 +4,7 @@ Invariant: only columns outside the templates count; nothing is refused but choi
 """
 
 import json
+import re
 import shlex
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -69,11 +70,12 @@ def _list_unread_parts(task: Task, seen: RecognizedRows) -> list[str]:
     return [part for part in parts if part not in named]
 
 
-def warn_of_unread(seen: RecognizedRows, request: Request, unused: Unused) -> Iterator[str]:
+def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: Unused) -> Iterator[str]:
     """Warn of columns that may ask or answer too, names of labels, thumbs, or the parts of a split."""
     unread = list(unused.columns)
     is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
-    yield from [*(_names_of_labels(seen, unread) if is_guessed else ())] or _other_columns(unused, request)
+    named = _names_of_labels(seen, task, unread) if is_guessed and not request.instruction else ()
+    yield from [*named] or _other_columns(unused, request)
     yield from _thumbs(seen, unread)
     yield from _parts(seen, unread)
     yield from _parts_of_set(request)
@@ -91,8 +93,8 @@ def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
             yield f"{other.said}; next: where it does, {other.options}"
 
 
-def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[str]:
-    """Warn of labels that are codes, numbers from 0 on or in lists, or signs, which tell a prompt nothing."""
+def _names_of_labels(seen: RecognizedRows, task: Task, unread: Sequence[str]) -> Iterator[str]:
+    """Warn of labels that are numbers and no known rating, or signs, which tell a prompt nothing."""
     values = [str(value) for value in _read_column(seen, seen.answer_column)]
     for sign in (label for label in seen.answers.labels if not any(map(str.isalnum, label))):
         yield (
@@ -100,10 +102,12 @@ def _names_of_labels(seen: RecognizedRows, unread: Sequence[str]) -> Iterator[st
             "delete these rows where it stands for no label, or say what it means: --instruction TEXT"
         )
     labels = {*seen.answers.labels} - {"none"}
-    are_codes = "0" in labels or seen.answers.form == "joined labels"
-    if not labels or not are_codes or not all(map(str.isdecimal, labels)):
+    are_numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    if not labels or not are_numbers or "within_one" in task.metrics:
         return
-    named = "the labels are numbers, which tell a prompt nothing of what they mean"
+    named = (
+        "the labels are numbers, codes or steps of a rating, which tell a prompt nothing of what they mean"
+    )
     for column in unread:
         texts = [str(value) for value in _read_column(seen, column)]
         is_one_to_one = len({*zip(values, texts, strict=False)}) == len(labels) == len({*texts})
