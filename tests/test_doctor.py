@@ -340,13 +340,15 @@ def test_a_rescue_is_not_planned_where_nobody_knows_what_is_stored(command, fini
 
 
 @pytest.mark.e2e
-def test_a_dry_run_takes_a_peft_family_on_the_packed_model(command, empty_cache, tmp_path):
-    path = tiny_experiment.write(
-        tmp_path, "smollm2-135m", "  ia3: {method: peft, params: {peft_type: IA3}}\n"
-    )
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
+def test_every_shipped_recipe_that_trains_is_planned_on_the_packed_model(command, empty_cache, tmp_path):
+    trained = "lora qlora full spectrum bottleneck ia3 dpo kto rloo grpo head".split()
+    candidates = "".join(f"  {name}: {name}\n" for name in ["prompt", "reward", *trained])
+    path = tiny_experiment.write(tmp_path, "smollm2-135m", candidates)
+    pairs = [{"prompt": f"{i} plus 1?", "chosen": str(i + 1), "rejected": "0"} for i in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+    code, planned, said = command("compare", "-c", path, "--dry-run", "--json", "target.data.pairs=pairs.jsonl")
     assert code == 0, said
-    assert json.loads(planned)["ia3"]["trained"] > 0
+    assert all(json.loads(planned)[name]["trained"] > 0 for name in trained)
 
 
 @pytest.mark.e2e
