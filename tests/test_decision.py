@@ -681,15 +681,15 @@ def test_hosting_and_evaluation_are_paid_back_too():
 
 def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
     facts = [*alternatives(), LORA]
-    expected = "Chosen on validation: the best of 5 settings without training, and of 1 with training."
-    assert find_reason(make_decision(facts), "Chosen on validation") == expected
+    expected = "Validation chose among 5 settings without training and 1 with training."
+    assert find_reason(make_decision(facts), "Validation chose") == expected
     points = tuple(
         Trial(params={"learning_rate": rate}, validation=0.8) for rate in (1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     )
     swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
     assert (
         "the best of 5 settings without training, and of 6 with training, which flatters the fine-tunes"
-        in find_reason(make_decision([*facts[:-1], swept]), "Chosen on validation")
+        in find_reason(make_decision([*facts[:-1], swept]), "Validation chose")
     )
 
 

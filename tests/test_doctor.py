@@ -346,7 +346,9 @@ def test_every_shipped_recipe_that_trains_is_planned_on_the_packed_model(command
     path = tiny_experiment.write(tmp_path, "smollm2-135m", candidates)
     pairs = [{"prompt": f"{i} plus 1?", "chosen": str(i + 1), "rejected": "0"} for i in range(8)]
     (tmp_path / "pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--json", "target.data.pairs=pairs.jsonl")
+    code, planned, said = command(
+        "compare", "-c", path, "--dry-run", "--json", "target.data.pairs=pairs.jsonl"
+    )
     assert code == 0, said
     assert all(json.loads(planned)[name]["trained"] > 0 for name in trained)
 

@@ -428,8 +428,8 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
 def test_cut_and_unparsable_answers_stand_beside_the_scores():
     prompt, *others = alternatives()
     found = report([replace(prompt, unread=UnreadAnswers(0.86, 0.08, 24)), *others, LORA])
-    cut = "* answers cut at max_new_tokens: 24: prompt 86 %; next: max_new_tokens: 48"
-    unparsable = "* empty answers, or none of the labels: prompt 8 %; next: tell the prompt to answer with"
+    cut = "* answers cut at max_new_tokens: 24: prompt 86 %; set max_new_tokens: 48"
+    unparsable = "* empty answers, or none of the labels: prompt 8 %; tell the prompt to answer with"
     for text in (markdown(experiment_document(found)), " ".join(" ".join(print_report(found)).split())):
         assert cut in text
         assert unparsable in text

@@ -390,7 +390,7 @@ def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
     """Tell which part of a hybrid explains its gain, from each part alone; an unmeasured one may."""
     alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
-    scores = [f"{run.name} alone {score_text(case, run)}" for run in alone.values() if run]
+    scores = [f"{s.remedy} alone ({run.name}) {score_text(case, run)}" for s, run in alone.items() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
     measured = f" and reaches {score_text(case, hybrid)}; {', '.join(scores)}"
     above, target = set[str](), hybrid.target

@@ -100,7 +100,7 @@ def _tries(case: Case) -> str:
     """Say among how many settings validation chose on each side; an unequal budget flatters one side."""
     tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
-    text = f"Chosen on validation: the best of {untrained} without training, and of {trained} with training"
+    text = f"Validation chose among {untrained} without training and {trained} with training"
     if tuned <= plain:
         return f"{text}."
     return f"{text}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."

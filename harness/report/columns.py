@@ -143,8 +143,8 @@ CANDIDATE_COLUMNS = _by_name(
     _shown("metric", "metric", "the target's metric", lambda r: r.metric),
     _shown("verdict", "verdict",
         "the gate's: PASS where the items show that no loss is beyond your margin, and that the gain"
-        " is as large as gate.target asks for; FAIL where they show the contrary of one of these, UNDECIDED"
-        " where they cannot tell; with 95 % confidence", lambda r: verdict_word(r.facts)),
+        " is as large as gate.target asks for; FAIL where they show a loss beyond it or a smaller gain,"
+        " UNDECIDED where they cannot tell; with 95 % confidence", lambda r: verdict_word(r.facts)),
     Column("target", "target\n{metric}", "score on the test items", lambda r: r.facts.target,
         lambda r, tight: target_text(r.facts, tight=tight) + unread_mark(r.facts), "interval"),
     Column("gain", "{gain}vs best\nuntrained",

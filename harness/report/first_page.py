@@ -149,7 +149,7 @@ def _gain_sentence(report: ExperimentReport, run: CandidateFacts) -> str:
     reached = f"{run.label} reaches {target_text(run)} {report.metric}"
     reached = f"{run.label} is {preferred}. {reached}" if preferred else reached
     if g is None or against is None:
-        return f"{reached}; it was not compared with what trains nothing."
+        return f"{reached}; it was not compared with an untrained candidate."
     shown = "" if g.low > 0 else ", which may be no gain at all" if g.high > 0 else ", which is a loss"
     seeds = f"over {g.components.n_seeds} seeds " if g.components else ""
     change = f"{seeds}{change_text(g)} {g.unit.name}"
@@ -229,7 +229,7 @@ def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
         said[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        said.append(f"a model that lost {lost} on every task would still pass in {chance} of cases")
+        said.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
     if report.family.size > 1:
         said.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
     of = next((s for s in report.seeds if s.candidate == run.name), None)

@@ -214,12 +214,12 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
         if f.unread and f.unread.unparsable > _FEW_UNREAD:
             unparsable.append(f"{f.label} {100 * f.unread.unparsable:.0f} %")
     said = [
-        f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; next: max_new_tokens: {2 * limit}"
+        f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; set max_new_tokens: {2 * limit}"
         for limit, named in cut.items()
     ]
     step = ""
     if trait(metric, "READS_WHOLE", False):
-        step = "; next: tell the prompt to answer with the label alone, or primary: label_in_answer"
+        step = "; tell the prompt to answer with the label alone, or set primary: label_in_answer"
     return said + (
         [f"* empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
     )
