@@ -688,7 +688,7 @@ def test_the_number_of_settings_that_each_side_was_chosen_from_is_said():
     )
     swept = replace(facts[-1], training=replace(facts[-1].training, sweep=points))
     assert (
-        "the best of 5 settings without training, and of 6 with training, which flatters the fine-tunes"
+        "among 5 settings without training and 6 with training, which flatters the fine-tunes"
         in find_reason(make_decision([*facts[:-1], swept]), "Validation chose")
     )
 

@@ -101,9 +101,9 @@ def _unpack_into(folder: Path, file: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     # transformers parses the file three times, and makes the same table of names for each module.
-    once = {name: cache(getattr(gguf, name)) for name in ("GGUFReader", "get_tensor_name_map")}
     with (
-        patch.multiple(gguf, **once),
+        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
         tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch,
     ):
         packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)

@@ -298,7 +298,7 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
     why, seeds = "as its gain varies most between trainings", list_more_seeds(report.facts, run)
     ships = report.decision is not None and report.decision.candidate == run.name
     if not seeds and ships and not is_cross_validated(run) and len(seeds_of(report.facts, run)) == 1:
-        why, seeds = "which shows by how much its trainings differ", range(3)
+        why, seeds = "which shows by how much its trainings differ", (0, 1, 2)
     if not seeds:
         return None
     line = report.typed.with_settings([f"seeds=[{','.join(map(str, seeds))}]"]).command("compare")
