@@ -1,14 +1,20 @@
 """Rows as evaluate.py would write them, from nothing but scores."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from harness.metrics import Metric, mean_metric
+from harness.models.candidate import TextCandidate, TextTable
 from harness.records import SampleResult, Status
 
 EXACT = mean_metric("exact_match", lambda output, example: None)
 LOWER = mean_metric("loss", lambda output, example: None, higher_is_better=False)
+
+
+def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
+    """A candidate that answers by a function of the prompt."""
+    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
 
 
 def ratio_metric() -> Metric:

@@ -54,7 +54,9 @@ def fit(method: str, model: Path, folder: Path) -> dict[str, object]:
 
     module = plugins.load("methods", method)
     source = quantize(resolve(str(model)), module.METHOD.quantization)
-    made = module.fit(tiny_methods.context(model, folder, source=source), module.Params(**FITS[method]))
+    made = module.METHOD.fit(
+        tiny_methods.context(model, folder, source=source), module.Params(**FITS[method])
+    )
     (file,) = (folder / made.kind).glob("*.safetensors")
     norms = {name: tensor.float().norm().item() for name, tensor in sorted(load_file(file).items())}
     return {"loss": made.training.loss, "norms": norms}

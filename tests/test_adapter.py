@@ -95,7 +95,7 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     config = LlamaConfig.from_pretrained(wide)
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wide)
-    made = lora.fit(tiny_methods.context(wide, tmp_path / "fit"), lora.Params(r=2, max_steps=1))
+    made = lora.METHOD.fit(tiny_methods.context(wide, tmp_path / "fit"), lora.Params(r=2, max_steps=1))
     said = refusal(tiny, tmp_path, made.folder / "adapter")
     assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
     assert f"an adapter for another base ({wide}): model.layers.0." in said

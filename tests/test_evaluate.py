@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import pytest
 import tiny_model
+from fake_rows import script_candidate
 
 from harness import store
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block, put_in_order, wrap_prompt
 from harness.evaluation.runner import count_shared_tokens
 from harness.metrics import follows, load_metrics, mean_metric
-from harness.models.candidate import TextCandidate, TextTable, script_candidate
+from harness.models.candidate import TextCandidate, TextTable
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve

@@ -29,7 +29,7 @@ QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0
 
 def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
     context = tiny_methods.context(tiny, folder, prepare=prepare)
-    return method.fit(replace_advance(context, advance), method.Params(**{**QUICK, **params}))
+    return method.METHOD.fit(replace_advance(context, advance), method.Params(**{**QUICK, **params}))
 
 
 def replace_advance(context, advance):
@@ -76,9 +76,9 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
     own = {} if method is lora else {"r": 2}
     params = {k: v for k, v in {**QUICK, "per_device_train_batch_size": 6}.items() if k not in own}
     known = tiny_methods.context(tiny, tmp_path / "whole")
-    whole = method.fit(known, method.Params(**params)).training
+    whole = method.METHOD.fit(known, method.Params(**params)).training
     little = tiny_methods.context(tiny, tmp_path / "parts", prepare=limit_memory(2))
-    parts = method.fit(little, method.Params(**params, auto_find_batch_size=True)).training
+    parts = method.METHOD.fit(little, method.Params(**params, auto_find_batch_size=True)).training
     assert (parts.batch_size, parts.accumulated_batches) == (2, 3)  # by way of 3 and 2
     assert parts.n_steps == whole.n_steps
     assert (whole.batch_size, whole.accumulated_batches) == (None, None)

@@ -226,7 +226,7 @@ def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
     params = lora.Params(r=2, max_steps=1, warmup_steps=0, learning_rate=0.05)
     context = tiny_methods.context(host.source.path, tmp_path)
-    made = lora.fit(context, params)
+    made = lora.METHOD.fit(context, params)
     assert made.training.n_steps == 1
     before = host.base.loglikelihood(PAIRS[:1])
     with host.use_adapter(made.folder / "adapter", made.digest) as tuned:
@@ -245,7 +245,7 @@ def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_pas
     source = load_family("Mamba").source
     params = lora.Params(r=2, max_steps=1, exclude_modules=excluded)
     assert unknown_names(params, source, "candidate lora") == []
-    made = lora.fit(tiny_methods.context(source.path, tmp_path), params)
+    made = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path), params)
     adapted = {
         name.split(".")[-3] for name in load_file(made.folder / "adapter" / "adapter_model.safetensors")
     }
@@ -277,12 +277,12 @@ def test_an_adapter_of_experts_is_counted_and_one_that_leaves_them_alone_is_name
 ):
     source = load_family(name).source
     quick = {"r": 2, "max_steps": 1, "warmup_steps": 0}
-    plain = lora.fit(tiny_methods.context(source.path, tmp_path / "plain"), lora.Params(**quick))
+    plain = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path / "plain"), lora.Params(**quick))
     assert memory.lora_parameters(shape(source), 2) == plain.training.n_trainable
     assert leaves_experts(source, plain.folder) is bool(targets)
     if targets:
         params = lora.Params(**quick, target_parameters=targets)
-        made = lora.fit(tiny_methods.context(source.path, tmp_path / "experts"), params)
+        made = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path / "experts"), params)
         assert made.training.n_trainable > plain.training.n_trainable
         assert not leaves_experts(source, made.folder)
 

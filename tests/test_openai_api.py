@@ -70,7 +70,7 @@ def open_candidate(tiny, source, tmp_path):
 
     def open_by_server(server, **params):
         settings = {"base_url": server.url, "model": openai_server.NAME, "max_retries": 0, **params}
-        made = method.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
+        made = method.METHOD.fit(tiny_methods.context(tiny, tmp_path / "made"), method.Params(**settings))
         one = openai_api.open_endpoint(openai_api.settings_of(made.folder), made.digest, source)
         open_ones.append(one)
         return one.__enter__()

@@ -21,7 +21,7 @@ ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 
 def fit_tiny(tiny, folder, method, params):
-    return method.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
+    return method.METHOD.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
 
 
 @pytest.mark.e2e

@@ -129,7 +129,7 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
         context = tiny_methods.context(tiny, tmp_path / name, regularize={"l2_sp": {"strength": 30.0}})
         params = {"r": 2, "max_steps": 4, "learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0}
         batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-        return lora.fit(context, lora.Params(**params, **batch)).training
+        return lora.METHOD.fit(context, lora.Params(**params, **batch)).training
 
     whole, parts = fit_rows("a", 12, 1), fit_rows("b", 4, 3)
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)

@@ -30,14 +30,14 @@ def parent(tiny, tmp_path_factory, own_cache):
     """Train an adapter to go on from, far enough that it is not the base."""
     folder = tmp_path_factory.mktemp("parent")
     params = lora.Params(r=2, learning_rate=0.05, num_train_epochs=3)
-    return lora.fit(tiny_methods.context(tiny, folder), params).folder / "adapter"
+    return lora.METHOD.fit(tiny_methods.context(tiny, folder), params).folder / "adapter"
 
 
 def fit_pairs(tiny, folder, init=None, pairs=None, **params):
     given = {"pairs": pairs} if pairs else {}
     shape = {} if init else {"r": 2}
     context = tiny_methods.context(tiny, folder, init=init, **given)
-    return dpo.fit(context, dpo.Params(**shape, **{**QUICK, **params}))
+    return dpo.METHOD.fit(context, dpo.Params(**shape, **{**QUICK, **params}))
 
 
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])

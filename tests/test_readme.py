@@ -447,7 +447,7 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
     rows = (ASKED,) * 4
     with SilentProgress().stage("training") as advance:
         context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance)
-        made = module.fit(context, module.Params(max_steps=2, learning_rate=0.1))
+        made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=0.1))
     host = ModelHost(source, machine)
     asked = host.base.encode(ASKED.messages, "billing")
     before = host.base.loglikelihood([asked[:2]])[0].logprob

@@ -7,6 +7,7 @@ import sys
 import pytest
 import tiny_experiment
 import tiny_model
+from fake_rows import script_candidate
 
 from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
@@ -16,7 +17,6 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
-from harness.models.candidate import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK
 

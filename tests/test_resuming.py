@@ -46,7 +46,7 @@ def stop_at(step, seen):
 
 def fit_tiny(tiny, folder, method, advance=lambda *_: None, **params):
     context = replace(tiny_methods.context(tiny, folder), advance=advance)
-    return method.fit(context, method.Params(**{**SHORT, **params}))
+    return method.METHOD.fit(context, method.Params(**{**SHORT, **params}))
 
 
 def moments(n_steps):

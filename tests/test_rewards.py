@@ -103,7 +103,7 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
         max_completion_length=6,
         beta=0.001,
     )
-    made = module.fit(context, params)
+    made = module.METHOD.fit(context, params)
     rewards = [value for _, value in made.training.reward]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
     assert made.training.kl[0][1] == pytest.approx(0, abs=1e-4)
@@ -138,7 +138,7 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
                 raise Stopped
 
         context = tiny_methods.context(tiny, tmp_path / folder, reward=rewarded)
-        return module.fit(replace(context, advance=advance), params)
+        return module.METHOD.fit(replace(context, advance=advance), params)
 
     whole = fit("whole")
     with pytest.raises(Stopped):
@@ -152,7 +152,7 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
 def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, reward_weights):
     by_model = Reward(model=reward_weights.folder / "reward", source=resolve(str(tiny)))
     context = tiny_methods.context(tiny, tmp_path, reward=by_model)
-    made = rloo.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
+    made = rloo.METHOD.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
     assert len(made.training.reward) == 2
     assert all(math.isfinite(value) for _, value in made.training.reward)
 
@@ -218,7 +218,7 @@ def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the
         tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "none.py"), task=TASK)
     )
     params = grpo.Params(r=2, max_steps=1, per_device_train_batch_size=8, max_completion_length=4)
-    assert [value for _, value in grpo.fit(context, params).training.reward] == [None]
+    assert [value for _, value in grpo.METHOD.fit(context, params).training.reward] == [None]
 
 
 @pytest.mark.parametrize("module", [rloo, grpo])
@@ -234,7 +234,7 @@ def reward(prompts, completions, references):
         tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "some.py"), task=TASK)
     )
     params = module.Params(r=2, max_steps=2, per_device_train_batch_size=8, max_completion_length=4)
-    made = module.fit(context, params).training
+    made = module.METHOD.fit(context, params).training
     assert [share for _, share in made.equal_rewards] == [0.5, 0.5]
 
 

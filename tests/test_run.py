@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from fake_rows import script_candidate
 
 from harness import config, store
 from harness.evaluation.candidates import base_weights
@@ -18,7 +19,6 @@ from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.runs import run_candidate
-from harness.models.candidate import script_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
 from harness.store import Store

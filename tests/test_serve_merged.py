@@ -41,7 +41,7 @@ CANDIDATES = """\
 def adapter(tiny, tmp_path_factory, own_cache):
     """Train an adapter that moves the base; it is saved in fp32."""
     context = tiny_methods.context(tiny, tmp_path_factory.mktemp("made"))
-    return lora.fit(context, lora.Params(r=4, max_steps=20, learning_rate=1e-2)).folder / "adapter"
+    return lora.METHOD.fit(context, lora.Params(r=4, max_steps=20, learning_rate=1e-2)).folder / "adapter"
 
 
 def peft_merged(tiny, adapter):
@@ -103,7 +103,7 @@ def test_in_fp32_it_is_the_adapter_itself_and_says_so(tiny, tmp_path):
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp_path):
-    made = lora.fit(tiny_methods.context(tiny, tmp_path), lora.Params(r=2, max_steps=1, use_dora=True))
+    made = lora.METHOD.fit(tiny_methods.context(tiny, tmp_path), lora.Params(r=2, max_steps=1, use_dora=True))
     host = ModelHost(resolve(str(tiny)), BF16)
     before = host.base.loglikelihood(PAIRS)
     refused = pytest.raises(CandidateFailed, match="more than low-rank updates of unquantised linear layers")

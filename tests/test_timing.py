@@ -215,7 +215,7 @@ def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_ba
     import torch
     from peft import PeftModel
 
-    weights = lora.fit(
+    weights = lora.METHOD.fit(
         tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=20, learning_rate=1e-2)
     )
     source, machine = resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)

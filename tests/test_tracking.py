@@ -40,7 +40,9 @@ def tracked_fit(tiny, own_cache, tmp_path_factory):
 
 def fit_tracked(tiny, folder, *, track, method=lora, advance=lambda *_: None, **params):
     context = replace(tiny_methods.context(tiny, folder), track=track, advance=advance)
-    return method.fit(context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params}))
+    return method.METHOD.fit(
+        context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params})
+    )
 
 
 def interrupt_at(step):
@@ -95,7 +97,7 @@ STOPPED_EARLY = {"learning_rate": 1e-12, "num_train_epochs": 50, "early_stopping
 def fit_until_stopped(tiny, folder, *, points, advance=lambda *_: None, **given):
     """Fit at a rate that changes no logit, so that validation is no better in any epoch after the first."""
     context = replace(tiny_methods.context(tiny, folder), track=points, advance=advance, **given)
-    return lora.fit(context, lora.Params(**{**SHORT, **STOPPED_EARLY, "r": 2}))
+    return lora.METHOD.fit(context, lora.Params(**{**SHORT, **STOPPED_EARLY, "r": 2}))
 
 
 @pytest.fixture(scope="module")

@@ -53,7 +53,7 @@ def context(tiny, own_cache, tmp_path):
 def fit_lora(context, folder="", **params):
     context = dataclasses.replace(context, folder=context.folder / folder)
     context.folder.mkdir(exist_ok=True)
-    return lora.fit(context, lora.Params(**{**QUICK, **params}))
+    return lora.METHOD.fit(context, lora.Params(**{**QUICK, **params}))
 
 
 @pytest.mark.e2e

@@ -106,13 +106,13 @@ def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: in
         at = earlier * -(-n // 2) % len(turns) if turns else 0
         queues.append([*turns[at:], *turns[:at]])
     # A block cut by a limit now but not then had another layout and is left out.
-    read = (_StoredBlock(rows, at, _read_block(session, rows, at)) for rows, at in _interleave(queues))
-    whole = (b for b in read if len(b.stored) == len(b.rows.ids[b.place * BLOCK : (b.place + 1) * BLOCK]))
+    spans = ((rows, at, slice(at * BLOCK, (at + 1) * BLOCK)) for rows, at in _interleave(queues))
+    read = (
+        (span, _StoredBlock(rows, at, store.read_rows(session.store, rows.identity.digest)[span]))
+        for rows, at, span in spans
+    )
+    whole = (block for span, block in read if len(block.stored) == len(block.rows.ids[span]))
     return islice(whole, n)
-
-
-def _read_block(session: Session, rows: RowSet, index: int) -> Rows:
-    return store.read_rows(session.store, rows.identity.digest)[index * BLOCK : (index + 1) * BLOCK]
 
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:

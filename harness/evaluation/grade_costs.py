@@ -11,7 +11,6 @@ from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
-from harness.data import TaskItems
 from harness.errors import Problem
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
@@ -276,7 +275,9 @@ def _short_context(
     if judge.weights:
         source = judge.weights.source
     context = context_length(source) if source and not is_packed(source) else None
-    examples = _examples(measured.items, is_pair=is_pair)
+    examples = [*measured.items.validation, *measured.items.test]
+    if is_pair:  # the other answer is another candidate's
+        examples = [replace(example, references=("",)) for example in measured.items.test]
     if source is None or context is None or not examples:
         return None
     answers = (2 if is_pair else 1) * measured.task.max_new_tokens
@@ -293,13 +294,6 @@ def _short_context(
     named = (measured.task.name, judged.metric, judge.name, context)
     short = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
     return short if n_long else None
-
-
-def _examples(items: TaskItems, *, is_pair: bool) -> list[Example]:
-    """List the judged items; in a pair the other answer is another candidate's."""
-    if is_pair:
-        return [replace(example, references=("",)) for example in items.test]
-    return [*items.validation, *items.test]
 
 
 def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:

@@ -8,7 +8,7 @@ sensitive are not sent to external servers.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
@@ -189,34 +189,17 @@ def encode_blocks(
 Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
 
 
-@contextmanager
-def open_base(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base as served."""
-    yield session.host(_source(session, weights)).base
-
-
-@contextmanager
-def open_model(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a trained whole model, in place of the base."""
-    path = _folder(weights) / "model"
-    yield session.host(_source(session, weights)._replace(path=path, weights_digest=weights.digest)).base
-
-
-@contextmanager
-def open_adapter(session: Session, weights: Weights) -> Iterator[Candidate]:
+def _open_adapter(session: Session, weights: Weights) -> AbstractContextManager[Candidate]:
     """Open the base with an adapter, merged if requested."""
     host, folder = session.host(_source(session, weights)), _folder(weights) / "adapter"
     if weights.merged:
         assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
-        with host.use_adapter(folder, weights.digest, merged=True) as candidate:
-            yield candidate
-        return
-    with host.use_adapter(folder, weights.digest) as opened:
-        yield opened
+        return host.use_adapter(folder, weights.digest, merged=True)
+    return host.use_adapter(folder, weights.digest)
 
 
 @contextmanager
-def open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
+def _open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open the base with a delta in our own format."""
     host = session.host(_source(session, weights))
     assert isinstance(host, ModelHost), "deltas are refused for other engines"
@@ -226,21 +209,7 @@ def open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 
 @contextmanager
-def open_classifier(_: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a text classifier, which needs no base."""
-    yield classifier(_folder(weights), weights.digest)
-
-
-@contextmanager
-def open_text_head(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a classification head, or a classifier of embeddings, with its own model for reading."""
-    opens = {HEAD: open_head, EMBEDDING: open_embedding}[weights.kind]
-    folder = _folder(weights) / weights.kind
-    yield opens(folder, _source(session, weights), session.machine, weights.digest)
-
-
-@contextmanager
-def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
+def _open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
     """Open the model behind an endpoint; prompts are written as for the base.
 
     Raises:
@@ -255,15 +224,24 @@ def open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
 
 
 OPENERS: Mapping[str, Opener] = {
-    "base": open_base,
-    "model": open_model,
-    "adapter": open_adapter,
-    "delta": open_delta,
-    "classifier": open_classifier,
-    HEAD: open_text_head,
-    EMBEDDING: open_text_head,
-    **dict.fromkeys(openai_api.PROTOCOLS, open_endpoint),
+    "base": lambda session, weights: nullcontext(session.host(_source(session, weights)).base),
+    "model": lambda session, weights: nullcontext(
+        session.host(  # in place of the base
+            _source(session, weights)._replace(path=_folder(weights) / "model", weights_digest=weights.digest)
+        ).base
+    ),
+    "adapter": _open_adapter,
+    "delta": _open_delta,
+    "classifier": lambda _, weights: nullcontext(classifier(_folder(weights), weights.digest)),
+    HEAD: lambda session, weights: nullcontext(_text_head(open_head, session, weights)),
+    EMBEDDING: lambda session, weights: nullcontext(_text_head(open_embedding, session, weights)),
+    **dict.fromkeys(openai_api.PROTOCOLS, _open_endpoint),
 }
+
+
+def _text_head(opens: Callable[..., Candidate], session: Session, weights: Weights) -> Candidate:
+    folder = _folder(weights) / weights.kind
+    return opens(folder, _source(session, weights), session.machine, weights.digest)
 
 
 def _source(session: Session, weights: Weights) -> ModelSource:

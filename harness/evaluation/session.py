@@ -28,7 +28,7 @@ from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
 from harness.models.two_layer_copy import find_copied_engine
-from harness.progress import Advance, Progress
+from harness.progress import Progress
 from harness.provenance import versions_of
 from harness.records import Example, SampleResult, digest
 from harness.spec import Experiment, Recipe, Role, Task
@@ -108,22 +108,6 @@ class Host(Protocol):
 
     def use_adapter(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
         """Open the base with the adapter of a folder; the base is restored afterwards."""
-
-
-def load(
-    experiment: Experiment, source: ModelSource, machine: Machine, known: str, log: Path, advance: Advance
-) -> Host:
-    """Load a base; `known` is the layout by which transformers scores, if it was found before.
-
-    `log` is the log file of a server.
-
-    Raises:
-        UserError: the engine is not installed.
-        CandidateFailed: it cannot load this model here.
-    """
-    if experiment.engine == "transformers":
-        return ModelHost(source, machine, known or None)
-    return vllm.VllmServer(source, machine, experiment.vllm, log, advance)
 
 
 @dataclass
@@ -246,7 +230,12 @@ class Session:
         return self.slot.host.source if here and self.slot.host else None
 
     def host(self, source: ModelSource) -> Host:
-        """Load a base as served, unless it is already in memory; the base in memory is unloaded first."""
+        """Load a base as served, unless it is already in memory; the base in memory is unloaded first.
+
+        Raises:
+            UserError: the engine is not installed.
+            CandidateFailed: it cannot load this model here.
+        """
         assert not self.dry_run, "a dry run loads no model"
         if self.slot.host is None or self.slot.host.source != source:
             self.unload()
@@ -255,7 +244,11 @@ class Session:
             own = f"-{os.getpid()}" if self.is_worker else ""  # each worker has a server of its own
             log = self.store.folder / ".vllm" / f"{source.weights_digest[:8]}{own}.log"
             with self.progress.stage("loading the base model") as advance:
-                self.slot.host = load(self.experiment, source, self.machine, known, log, advance)
+                if self.experiment.engine == "transformers":
+                    self.slot.host = ModelHost(source, self.machine, known or None)
+                else:
+                    policy = self.experiment.vllm
+                    self.slot.host = vllm.VllmServer(source, self.machine, policy, log, advance)
         return self.slot.host
 
     def claim(self, name: str) -> AbstractContextManager[None]:

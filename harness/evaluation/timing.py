@@ -272,11 +272,6 @@ def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:
     return bool(run.latency.get("contended")) or n == FEW_REQUESTS < n_items or is_other_load
 
 
-def batch_figures(batch: BatchTime) -> dict[str, float]:
-    """Return the time of a request in a batch as a run stores it."""
-    return {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
-
-
 def describe_timing(runs: Iterable[Run]) -> list[str]:
     """Describe how long the runs' single requests took, and which figures other work disturbed."""
     timed = [run for run in runs if run.state == "done" and "p95_s" in run.latency]

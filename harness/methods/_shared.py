@@ -14,7 +14,7 @@ from typing import Any
 from harness.errors import Problem, UserError
 from harness.models.hub import ModelSource, architecture_difference
 from harness.models.weight_files import read_config, refuse_damaged
-from harness.plugins import RescueSituation, RescueStep, Situation, TrialSetting
+from harness.plugins import RescueStep, Situation, TrialSetting
 from harness.spec import Recipe
 
 PICKLED = "adapter_model.bin"
@@ -45,13 +45,13 @@ def requires_init(
     return problems
 
 
-def _list_scales(at: RescueSituation) -> list[TrialSetting]:
-    return [
+RESCUE = RescueStep(
+    "scale",
+    lambda at: [
         TrialSetting({"scale": s}, f"scale={s:g}", f"at scale {s:g}, no training") for s in at.policy.scales
-    ]
-
-
-RESCUE = RescueStep("scale", _list_scales, place=2)
+    ],
+    place=2,
+)
 
 
 _BILLION = 1e9

@@ -228,7 +228,13 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
         folder = context.folder / "model"
         files = [path for path in out.iterdir() if path.is_file() and path.suffix in _OF_A_MODEL]
     else:
-        raise _describe_no_weights(out)
+        if (out / PICKLED).exists() or any(out.glob("pytorch_model*.bin")):
+            raise CandidateFailed("the command left pickled weights in {out}", "saving them as safetensors")
+        names = sorted(path.name for path in out.iterdir())
+        held = f"what lies there: {', '.join(names[:8])}" if names else "it is empty"
+        wanted = f"{CONFIG} with {WEIGHTS}, or config.json with safetensors"
+        reason = f"the command ended well and left no weights in {{out}} ({wanted}); {held}"
+        raise CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
     folder.mkdir()
     for file in files:  # a link's file may lie anywhere, and is not ours to move
         (shutil.copyfile if file.is_symlink() else shutil.move)(file, folder / file.name)
@@ -247,17 +253,6 @@ def _refuse(found: Iterable[Problem], out: Path) -> None:
         reason = f"the command left {wrong.found}{at}; expected {wrong.expected}"
         # What it left is deleted, so that no step may name where it lies now.
         raise CandidateFailed(reason, _BY_HAND if str(out) in wrong.next_step else wrong.next_step)
-
-
-def _describe_no_weights(out: Path) -> CandidateFailed:
-    """Phrase that a folder holds no weights that could be judged, and what it holds."""
-    there = sorted(path.name for path in out.iterdir())
-    if (out / PICKLED).exists() or any(out.glob("pytorch_model*.bin")):
-        return CandidateFailed("the command left pickled weights in {out}", "saving them as safetensors")
-    held = f"what lies there: {', '.join(there[:8])}" if there else "it is empty"
-    wanted = f"{CONFIG} with {WEIGHTS}, or config.json with safetensors"
-    reason = f"the command ended well and left no weights in {{out}} ({wanted}); {held}"
-    return CandidateFailed(reason, "writing the finished weights to {out} itself, not below it")
 
 
 def placeholders_in(text: str) -> set[str]:
@@ -324,12 +319,12 @@ def files_digest(command: str, folder: Path, template: Path | None) -> str:
     inside = [p for p in named if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
     own = {str(path.relative_to(folder)): path for path in inside}
     of_template = template_files(template) if template else {}
-    digested = [{name: _digest_file(path) for name, path in of.items()} for of in (own, of_template)]
-    return digest(digested)
-
-
-def _digest_file(path: Path) -> str:
-    return digest_code(path) if path.suffix == ".py" else checksum(path)
+    return digest(
+        [
+            {name: digest_code(file) if file.suffix == ".py" else checksum(file) for name, file in of.items()}
+            for of in (own, of_template)
+        ]
+    )
 
 
 METHOD = Method(

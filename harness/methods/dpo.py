@@ -29,5 +29,3 @@ METHOD = low_rank_method(
         else None
     ),
 )
-
-fit = METHOD.fit

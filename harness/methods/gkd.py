@@ -52,5 +52,3 @@ METHOD = training.low_rank_method(
     checks={"problems": problems},
     teaching=Teaching(training.teacher_of, extra_tokens),
 )
-
-fit = METHOD.fit

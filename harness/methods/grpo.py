@@ -19,5 +19,3 @@ class Params(training.ReinforcedParams, training.LoraParams):
 
 
 METHOD = training.low_rank_method(Params, partial(training.train_on_rewards, "GRPO"), **training.REWARDED)
-
-fit = METHOD.fit

@@ -30,5 +30,3 @@ METHOD = training.low_rank_method(
         else None
     ),
 )
-
-fit = METHOD.fit

@@ -21,5 +21,3 @@ METHOD = low_rank_method(
     loops=("training", "tokens", "sft"),
     proposal=propose_adapter,
 )
-
-fit = METHOD.fit

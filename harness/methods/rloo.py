@@ -17,5 +17,3 @@ class Params(training.ReinforcedParams, training.LoraParams):
 
 
 METHOD = training.low_rank_method(Params, partial(training.train_on_rewards, "RLOO"), **training.REWARDED)
-
-fit = METHOD.fit

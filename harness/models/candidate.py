@@ -59,8 +59,7 @@ class TextCandidate(PromptEncoder):
     """Anything that answers a text without a language model: its token ids are UTF-8 bytes.
 
     `predict` maps prompts to tables of labels; the best label is the answer. A label that a
-    table does not hold has log-probability −1e9. Used by the classifier, and with a plain
-    function as the real fake of the tests (`scripted`).
+    table does not hold has log-probability −1e9. Used by the classifier.
     """
 
     engine = "text"
@@ -103,11 +102,6 @@ class TextCandidate(PromptEncoder):
             logprob = known.get(bytes(continuation).decode().removeprefix(" "), -1e9)
             out.append(Likelihood(logprob, logprob == max(table.logprobs)))
         return out
-
-
-def script_candidate(answer: Callable[[str], str], weights_digest: str = "scripted") -> TextCandidate:
-    """Return a candidate that answers by a function of the prompt: a real fake for tests."""
-    return TextCandidate(lambda texts: [TextTable((answer(t),), (0.0,)) for t in texts], weights_digest)
 
 
 def classifier(folder: Path, weights_digest: str) -> TextCandidate:

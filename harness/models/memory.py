@@ -165,16 +165,9 @@ def inference_peak(
     )
 
 
-def inference_gb(
-    shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
-) -> float:
-    """Estimate the memory of answering in GB, all parts of `inference_peak` together."""
-    return inference_peak(shape, tokens, precision, quantization=quantization, read=read).total
-
-
-def inference_flops(n_parameters: float, tokens: float, *, attention: float = 0.0) -> float:
-    """Return 2 N operations a token, and `attention` more."""
-    return 2 * n_parameters * tokens + attention
+def inference_flops(n_parameters: float, tokens: float) -> float:
+    """Return 2 N operations a token."""
+    return 2 * n_parameters * tokens
 
 
 def attention_flops(shape: Shape, tokens: float, context: float) -> float:

@@ -205,6 +205,8 @@ class Server:
         Raises:
             CandidateFailed: one was not answered, after all retries.
         """
+        from openai import APIError
+
         answers: list[Future[_Said]] = [Future() for _ in requests]
         waiting = deque(zip(answers, requests, strict=True))
 
@@ -215,7 +217,9 @@ class Server:
                 except IndexError:  # another thread took the last one
                     return
                 try:
-                    answer.set_result(self._send(ask, one))
+                    answer.set_result(ask(one))
+                except APIError as error:
+                    answer.set_exception(self._failure(error))
                 except BaseException as error:  # noqa: BLE001 (raised where the answers are awaited)
                     answer.set_exception(error)
 
@@ -228,14 +232,6 @@ class Server:
         if left:
             raise next(error for one in done if (error := one.exception()))
         return [one.result() for one in answers]
-
-    def _send(self, ask: Callable[[_Request], _Said], one: _Request) -> _Said:
-        from openai import APIError
-
-        try:
-            return ask(one)
-        except APIError as error:
-            raise self._failure(error) from None
 
     def max_context(self) -> int:
         """Return how many tokens the server says that its model holds; no bound where it does not say."""

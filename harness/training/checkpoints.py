@@ -19,7 +19,7 @@ from harness.training.job import FIT
 from harness.training.parallel import is_first, name_sharding, share_order, wait_for_all
 
 if TYPE_CHECKING:
-    from transformers import Trainer, TrainerCallback
+    from transformers import TrainerCallback
 
 SAVED_EVERY = 0.25  # of all steps, beside the end of each epoch
 
@@ -63,14 +63,6 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
     known = [entry for entry in history if entry["step"] <= step]
     losses = [tuple((e["step"], e[name]) for e in known if name in e) for name in ("loss", "eval_loss")]
     return last.elapsed_s, losses[0], losses[1]
-
-
-def stop_at_last_step(trainer: "Trainer", checkpoint: Checkpoint) -> None:
-    """Let a training that was stopped after its last step make no other."""
-    # transformers forgets on its way back that it was over, and would finish the epoch or begin another.
-    state = read_state(checkpoint.folder)
-    if state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
-        trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
 
 
 def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCallback":

@@ -144,7 +144,14 @@ def run_job(folder: Path, advance: Advance) -> None:
             at_work = process_count(), name_sharding()
             wanted = job.processes, job.shards.partition("/")[0]
             if at_work != wanted:
-                raise UserError(_describe_other_launch(folder, at_work, wanted))
+                found, expected = (
+                    f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted)
+                )
+                launcher = f"accelerate launch --config_file {folder / LAUNCH}"
+                step = f"{launcher} -m harness.training.worker {folder}" if wanted[0] > 1 else "one alone"
+                raise UserError(
+                    Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step)
+                )
             join(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)
@@ -152,14 +159,6 @@ def run_job(folder: Path, advance: Advance) -> None:
     except Timeout:
         found, step = "another process at work there", "wait until it has finished"
         raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
-
-
-def _describe_other_launch(folder: Path, at_work: tuple[int, str], wanted: tuple[int, str]) -> Problem:
-    """Describe processes at work, with what shards their model, that the weights' key does not name."""
-    found, expected = (f"{n} processes{f', shards by {by}' if by else ''}" for n, by in (at_work, wanted))
-    step = f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker {folder}"
-    step = step if wanted[0] > 1 else "one alone"
-    return Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step)
 
 
 def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:

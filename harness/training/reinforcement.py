@@ -298,18 +298,16 @@ def _reward_by_file(path: Path) -> Rewards:
             found = function(completions=list(answers), **columns)
         except Exception as error:
             raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _MEND) from error
-        return _check_rewards(found, len(answers), path)
+        values = (
+            [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else None
+        )
+        if values is None or len(values) != len(answers):
+            what = f"a {type(found).__name__}" if values is None else f"{len(values)} rewards"
+            reason = f"{path}: reward returned {what} for {len(answers)} answers; expected {_FUNCTION}"
+            raise CandidateFailed(reason, _MEND)
+        wrong = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
+        if wrong:
+            raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _MEND)
+        return [None if value is None else float(value) for value in values]
 
     return score
-
-
-def _check_rewards(found: Any, n: int, path: Path) -> list[float | None]:
-    """Return a file's rewards as floats."""
-    values = [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else None
-    if values is None or len(values) != n:
-        what = f"a {type(found).__name__}" if values is None else f"{len(values)} rewards"
-        raise CandidateFailed(f"{path}: reward returned {what} for {n} answers; expected {_FUNCTION}", _MEND)
-    wrong = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
-    if wrong:
-        raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _MEND)
-    return [None if value is None else float(value) for value in values]

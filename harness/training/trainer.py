@@ -33,7 +33,6 @@ if TYPE_CHECKING:
         PreTrainedTokenizerBase,
         Trainer,
         TrainerCallback,
-        TrainingArguments,
     )
 
 Row = dict[str, Any]
@@ -204,12 +203,6 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
     }
 
 
-def use_one_gpu(args: "TrainingArguments") -> None:
-    """Train on one GPU where several are visible: one process over many is what TRL refuses."""
-    if args.n_gpu > 1:
-        args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
-
-
 def add_regularizers(
     kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Any:
@@ -223,10 +216,14 @@ def add_regularizers(
     given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.has_hook(given, "penalty", "step", "select"):
         return kind
+
+    def general_row(_: Example, start: int, ids: list[int]) -> Row:
+        return {"general": regularizers.GeneralRow(ids, start)}
+
     rows = {}
     for name, examples in context.general.items():
         what = f"general rows of {name}"
-        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, _general_row, what)
+        kept, _ = tokenized_rows(context, examples, tokenizer, max_length, general_row, what)
         rows[name] = tuple(row["general"] for row in kept)
 
     class RegularizedTrainer(kind):  # type: ignore[misc]
@@ -269,10 +266,6 @@ def add_regularizers(
             return loss
 
     return RegularizedTrainer
-
-
-def _general_row(_: Example, start: int, ids: list[int]) -> Row:
-    return {"general": regularizers.GeneralRow(ids, start)}
 
 
 def _draw_apart(kind: Any, context: FitContext) -> Any:
@@ -340,7 +333,8 @@ def make_trainer(
         shared = settings(context, params, n_trained)
         try:
             args = config(output_dir=str(scratch), **shared | dict(arguments), **given)
-            use_one_gpu(args)
+            if args.n_gpu > 1:  # TRL refuses one process over several
+                args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
             regularized = add_regularizers(kind, context, tokenizer, params.max_length)
             called = [*callbacks, progress_callback(context.advance)]
             return regularized(args=args, callbacks=called, **options)
@@ -408,8 +402,10 @@ def run(
     trainer.add_callback(checkpoints.checkpoint_callback(start, last))
     if trainer.args.fp16:
         trainer.add_callback(scale_callback())
-    if last:
-        checkpoints.stop_at_last_step(trainer, last)
+    state = checkpoints.read_state(last.folder) if last else None
+    if state and state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
+        # transformers forgets that a training was over, and would finish the epoch or begin another.
+        trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
     with explain_out_of_memory(), checkpoints.skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     save(trainer.model)

@@ -104,8 +104,11 @@ def launch(folder: Path, advance: Advance, command: Sequence[str] = ()) -> None:
         except BaseException:
             worker.terminate()
             raise
-    if (number := _signal_of_one(folder / LOG)) and isinstance(error, RuntimeError | None):
-        raise _describe_end(-number, folder / LOG)
+    # torch's launcher says which signal ended one of several processes first.
+    said = (folder / LOG).read_text("utf-8", "replace")
+    first = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", said, re.DOTALL | re.MULTILINE)
+    if first and int(first[1]) < 0 and isinstance(error, RuntimeError | None):
+        raise _describe_end(int(first[1]), folder / LOG)
     if error:
         raise error
     if worker.returncode in (_INTERRUPTED, -signal.SIGINT):
@@ -121,13 +124,6 @@ def _message(line: str) -> list[Any]:
     except ValueError:
         said = None
     return said if isinstance(said, list) and said else [None]
-
-
-def _signal_of_one(log: Path) -> int:
-    """Return the signal that ended one of several processes first, as torch's launcher says; 0 of none."""
-    text = log.read_text("utf-8", "replace")
-    found = re.search(r"^Root Cause .*?exitcode\s*: (-?\d+) \(pid", text, re.DOTALL | re.MULTILINE)
-    return max(0, -int(found[1])) if found else 0
 
 
 def _describe_end(code: int, log: Path) -> CandidateFailed:

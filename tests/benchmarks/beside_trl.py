@@ -41,7 +41,7 @@ class TrainingCosts(NamedTuple):
 
 def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCosts:
     peaks.forget(context.machine.device)
-    measured = lora.fit(context, params).training
+    measured = lora.METHOD.fit(context, params).training
     return TrainingCosts(
         measured.n_tokens,
         measured.n_steps,
@@ -79,7 +79,8 @@ def train_by_trl(
         save_strategy="no",
         **params.model_dump(include=set(_SHARED)),
     )
-    loop.use_one_gpu(config)
+    if config.n_gpu > 1:
+        config._n_gpu = 1
     trainer = SFTTrainer(
         model=base,
         args=config,

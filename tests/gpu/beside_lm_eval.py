@@ -181,7 +181,7 @@ def memory_row(
     if section.n_new:
         longest = max(len(host.base.encode(_turn(q), chat_template=False).context) for q in asked)
         tokens = min(ANSWERING[device].tokens, min(BLOCK, len(asked)) * (longest + section.n_new))
-    estimate = memory.inference_gb(model.shape, tokens, precision)
+    estimate = memory.inference_peak(model.shape, tokens, precision).total
     said = f"{ours.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in the cache"
     return Row(f"{section.name}: peak memory", ours.peak_gb / estimate, "of the estimate", 1.0, said)
 

@@ -84,7 +84,8 @@ def estimate_gb(shape: Shape) -> float:
     """Estimate what answering a block of 1,024 tokens each takes, and training a LoRA on eight such rows."""
     adapter = footprint.lora_parameters(shape, r=16)
     return max(
-        footprint.inference_gb(shape, BLOCK * 1024), footprint.training_peak(shape, adapter, 8 * 1024).total
+        footprint.inference_peak(shape, BLOCK * 1024).total,
+        footprint.training_peak(shape, adapter, 8 * 1024).total,
     )
 
 

@@ -120,7 +120,7 @@ def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny
     base = quantize(source, method.METHOD.quantization)
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = tiny_methods.context(tiny, tmp_path, source=base, machine=machine)
-    made = method.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
+    made = method.METHOD.fit(replace(context, train=one), method.Params(r=2, max_steps=1, warmup_steps=0))
     candidate = ModelHost(base, CPU).base
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])
@@ -133,7 +133,7 @@ def test_the_first_loss_of_a_training_is_what_scoring_says(machine, method, tiny
 def test_preference_training_raises_the_margin_from_nothing(machine, tiny, source, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, source=source, machine=machine)
     params = dpo.Params(r=2, learning_rate=0.01, warmup_steps=0, num_train_epochs=4)
-    figures = dpo.fit(context, params).training
+    figures = dpo.METHOD.fit(context, params).training
     assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-3)
     assert figures.reward_margin[-1][1] > 0.05
 

@@ -89,7 +89,7 @@ def _wait(server, health, log):
 @pytest.fixture
 def endpoints(source, url, tmp_path):
     def open_by_protocol(protocol):
-        made = method.fit(
+        made = method.METHOD.fit(
             tiny_methods.context(source.path, tmp_path / protocol, source=source),
             method.Params(base_url=url, model=MODEL, protocol=protocol),
         )

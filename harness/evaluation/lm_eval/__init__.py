@@ -85,7 +85,12 @@ def describe_tasks(
     Raises:
         UserError: a task cannot be loaded, or the tasks of a group are scored differently.
     """
-    cache_file = cache_dir() / "lm_eval" / f"task-{_key(members, num_fewshot, datasets_dir)}.json"
+    copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
+    code = [registry.version(), versions_of("lm_eval")]
+    registered = [[m.name, m.path, m.overrides] for m in members]
+    data = sorted([str(folder), registry.data_state(folder)] for folder in copies)
+    key = digest([*code, registered, num_fewshot, data])
+    cache_file = cache_dir() / "lm_eval" / f"task-{key}.json"
     with suppress(OSError, ValueError):
         cached: Description = reader(Description).validate_python(recall(cache_file))
         n = sum(map(len, cached.hashes))
@@ -94,21 +99,6 @@ def describe_tasks(
     described = _describe([task_of(i) for i in range(len(members))], [m.name for m in members], limit, where)
     remember(cache_file, {f.name: getattr(described, f.name) for f in fields(described)})
     return described
-
-
-def _key(
-    members: Sequence[registry.RegisteredTask], num_fewshot: int | None, datasets_dir: Path | None
-) -> str:
-    copies = {folder for m in members if (folder := registry.local_copy(m, datasets_dir))}
-    return digest(
-        [
-            registry.version(),
-            versions_of("lm_eval"),
-            [[m.name, m.path, m.overrides] for m in members],
-            num_fewshot,
-            sorted([str(folder), registry.data_state(folder)] for folder in copies),
-        ]
-    )
 
 
 def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, where: str) -> Description:

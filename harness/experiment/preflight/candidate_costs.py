@@ -170,8 +170,8 @@ def _peak_gb(
         session.machine.precision,
         min(evaluation.cached, READING[session.machine.device].tokens),
     )
-    answering = memory.inference_gb(shape, evaluation.cached, precision, quantization=served, read=read)
-    answering += memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
+    peak = memory.inference_peak(shape, evaluation.cached, precision, quantization=served, read=read)
+    answering = peak.total + memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
     if not _trains(candidate):
         return answering
     n_adapter = _n_adapter(candidate, shape)
@@ -230,7 +230,7 @@ def _flops(
     items = session.target.items
     context = answering.read / max(1, len(items.validation) + len(items.test))
     attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
-    once = memory.inference_flops(n, read, attention=attention)
+    once = memory.inference_flops(n, read) + attention
     if not training.trained:
         return once
     n_adapter = _n_adapter(candidate, shape) if shape else 0

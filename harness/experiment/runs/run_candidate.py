@@ -142,7 +142,8 @@ def _measure_times(session: Session, model: Candidate, sets: Sequence[RowSet], n
     validation, test = (rows if is_there(session, rows) else rows.answers for rows in sets[:2])
     with timing.learn_requests(session, model, timing.n_timed(len(validation.ids))) as figures:
         figures |= timing.latency_figures(timing.request_latency(session, model, validation, n))
-        figures |= timing.batch_figures(timing.batch_time(session, model, test))
+        batch = timing.batch_time(session, model, test)
+        figures |= {"compute_s": batch.compute_s, "compute_contended": float(batch.contended)}
         figures["prompting_s"] = timing.measure_prompting(validation, n)
         figures["shared_prompt_tokens"] = float(count_shared_tokens(model, validation.job()))
     return figures
