@@ -275,7 +275,7 @@ def test_a_real_encoder_sorts_letters_of_words_that_it_was_not_trained_on(tiny, 
     given = {"encoder": str(minilm)}
     if module is head:
         given |= {"train": "head", "learning_rate": 0.02, "num_train_epochs": 10}
-    made = module.fit(context(tiny, tmp_path, slice(0, 4)), module.Params(**given))
+    made = module.METHOD.fit(context(tiny, tmp_path, slice(0, 4)), module.Params(**given))
     candidate = open_weights(module, made, resolve(str(tiny)))
     assert accuracy(candidate, tiny_methods.examples(slice(4, 8))) >= 0.75
 
@@ -306,7 +306,7 @@ def stranger(tmp_path_factory):
 @pytest.mark.parametrize("lmbda", [0.0, 1.0])
 def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda):
     params = gkd.Params(teacher=str(teacher), lmbda=lmbda, learning_rate=0.02, num_train_epochs=8, **PARAMS)
-    made = gkd.fit(tiny_methods.context(tiny, tmp_path), params)
+    made = gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path), params)
     losses, distances = ([of for _, of in c] for c in (made.training.loss, made.training.validation_loss))
     assert len(distances) == 8
     assert distances[-1] < distances[0]
@@ -320,7 +320,7 @@ def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, strang
     n = len(tiny_model.tokenizer())
     assert teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
     with pytest.raises(CandidateFailed, match="another vocabulary"):
-        gkd.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
+        gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
     assert "nothing to teach" in teacher_problem(base, base)
 
 
@@ -337,7 +337,7 @@ def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teache
 
     def loss(folder, name):
         params = gkd.Params(teacher=str(folder), lmbda=0.0, max_steps=1, **PARAMS)
-        return gkd.fit(tiny_methods.context(tiny, tmp_path / name), params).training.loss[0][1]
+        return gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path / name), params).training.loss[0][1]
 
     assert loss(padded, "of-padded") == pytest.approx(loss(teacher, "of-plain"), rel=1e-5)
     narrow = resolve(str(teacher))

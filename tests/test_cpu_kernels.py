@@ -193,7 +193,7 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
-    made = lora.fit(context, lora.Params(r=2, max_steps=3, warmup_steps=0, learning_rate=0.02))
+    made = lora.METHOD.fit(context, lora.Params(r=2, max_steps=3, warmup_steps=0, learning_rate=0.02))
     host = ModelHost(source, CPU)
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = host.base.encode_all([written])
@@ -256,7 +256,7 @@ def train_steps(tiny, folder, method, machine):
         kinds.append({str(parameter.dtype) for parameter in model.parameters()})
 
     context = tiny_methods.context(tiny, folder, machine=machine, prepare=prepare)
-    made = method.fit(context, method.Params(**rank, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    made = method.METHOD.fit(context, method.Params(**rank, max_steps=3, warmup_steps=0, learning_rate=0.01))
     return [loss for _, loss in made.training.loss], kinds
 
 
@@ -318,7 +318,9 @@ def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp
     rank = {"r": 2} if method is lora else {}
     context = tiny_methods.context(tiny, tmp_path, machine=FP16)
     knobs = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
-    made = method.fit(context, method.Params(**rank, **knobs, max_steps=36, learning_rate=0.01)).training
+    made = method.METHOD.fit(
+        context, method.Params(**rank, **knobs, max_steps=36, learning_rate=0.01)
+    ).training
     skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
     assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
     assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))

@@ -220,7 +220,7 @@ METHODS = {
 def fit(tiny, folder, name, changes=None, **given):
     method, params = METHODS[name]
     context = replace(tiny_methods.context(tiny, folder), **(changes or {}))
-    return method.fit(context, method.Params(**{**THREE_EPOCHS, **params, **given}))
+    return method.METHOD.fit(context, method.Params(**{**THREE_EPOCHS, **params, **given}))
 
 
 def stop_at(step):

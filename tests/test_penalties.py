@@ -462,7 +462,7 @@ def noise_of():
 
 def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path, noise_of):
     context = tiny_methods.context(tiny, tmp_path, regularize={"neftune": {"noise_alpha": 7.0}})
-    lora.fit(context, lora.Params(r=2, num_train_epochs=1, per_device_train_batch_size=4))
+    lora.METHOD.fit(context, lora.Params(r=2, num_train_epochs=1, per_device_train_batch_size=4))
     noise = noise_of(7.0)
     assert len(noise[True]) == 3
     assert all(0.9 < share <= 1.001 for share in noise[True])
@@ -478,7 +478,7 @@ def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_hel
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))  # which knows no reference yet
     context = tiny_methods.context(tiny, tmp_path / "fit", regularize={"neftune": {"noise_alpha": 7.0}})
     params = dpo.Params(r=2, max_steps=3, per_device_train_batch_size=2, loss_type=loss_type, heldout=0.25)
-    made = dpo.fit(context, params)
+    made = dpo.METHOD.fit(context, params)
     noise = noise_of(7.0)
     assert len(noise[True]) == 3
     assert all(0.9 < share <= 1.001 for share in noise[True])

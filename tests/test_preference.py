@@ -255,7 +255,7 @@ def test_held_out_pairs_are_the_same_for_every_seed_and_none_asks_what_a_trainin
 def fit_anew(tiny, folder, **params):
     context = tiny_methods.context(tiny, folder)
     quick = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2, "r": 2}
-    return dpo.fit(context, dpo.Params(**{**quick, **params}))
+    return dpo.METHOD.fit(context, dpo.Params(**{**quick, **params}))
 
 
 def test_held_out_pairs_are_measured_after_every_epoch(tiny, tmp_path):

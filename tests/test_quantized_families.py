@@ -166,7 +166,7 @@ def test_quantisation_is_part_of_the_weights_digest_alone(tiny, source):
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
-    made = qlora.fit(context, qlora.Params(r=2, max_steps=1, warmup_steps=0))
+    made = qlora.METHOD.fit(context, qlora.Params(r=2, max_steps=1, warmup_steps=0))
     candidate = ModelHost(source, CPU).base
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])
@@ -200,6 +200,8 @@ def test_penalties_are_on_what_an_adapter_adds_to_the_quantised_base(source, tmp
         general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
         given = {"source": source, "regularize": regularize, "general": general}
         context = tiny_methods.context(None, tmp_path / name, **given)
-        return qlora.fit(context, qlora.Params(r=2, max_steps=3, learning_rate=0.01, warmup_steps=0)).digest
+        return qlora.METHOD.fit(
+            context, qlora.Params(r=2, max_steps=3, learning_rate=0.01, warmup_steps=0)
+        ).digest
 
     assert digest("held", held) != digest("free", {})

@@ -283,7 +283,7 @@ OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate"
 def fit_head(module, tiny, folder, regularize, **params):
     prepare = partial(regularizers.prepare, regularize)
     context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
-    return module.fit(context, module.Params(**QUICK, **params))
+    return module.METHOD.fit(context, module.Params(**QUICK, **params))
 
 
 def tensors(made):

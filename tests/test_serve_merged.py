@@ -121,7 +121,7 @@ def adapters(tiny, tmp_path_factory, own_cache):
     for seed, r in ((0, 2), (1, 2), (2, 3)):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
         params = lora.Params(r=r, lora_alpha=3, learning_rate=0.05 * (1 + seed), max_steps=3, max_length=200)
-        made.append(lora.fit(context, params).folder / "adapter")
+        made.append(lora.METHOD.fit(context, params).folder / "adapter")
     return made
 
 
@@ -268,7 +268,7 @@ ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 def tuned_weights(tiny, tmp_path_factory, own_cache):
     context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
     params = lora.Params(r=2, learning_rate=0.05, max_steps=4, max_length=200)
-    return lora.fit(context, params)
+    return lora.METHOD.fit(context, params)
 
 
 def fit_scale(tiny, tuned, folder, scale):
@@ -467,7 +467,7 @@ def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_pat
     from harness.regularizers.freeze import match_first_layers
 
     params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=match_first_layers(1))
-    made = lora.fit(tiny_methods.context(tiny, tmp_path), params)
+    made = lora.METHOD.fit(tiny_methods.context(tiny, tmp_path), params)
     names = tensors_of(made.folder / "adapter" / WEIGHTS)
     assert names
     assert all(".layers.1." in name for name in names)

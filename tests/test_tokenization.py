@@ -217,7 +217,7 @@ def test_training_ends_with_the_same_weights_with_and_without_what_is_remembered
         if name == "without again":
             shutil.rmtree(cache_dir())
         context = tiny_methods.context(tiny, tmp_path / name)
-        made.append(method.fit(context, method.Params(**{**QUICK, **own})))
+        made.append(method.METHOD.fit(context, method.Params(**{**QUICK, **own})))
     assert len({weights.digest for weights in made}) == 1
     assert made[0].training.loss == made[1].training.loss == made[2].training.loss
 
@@ -228,21 +228,21 @@ def list_cached_files():
 
 @pytest.mark.e2e
 def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_path):
-    dpo.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
+    dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
     before = list_cached_files()
     other = replace(tiny_methods.context(tiny, tmp_path / "two"), seed=1)
-    dpo.fit(other, dpo.Params(**{**QUICK, "learning_rate": 0.001, "beta": 0.5}))
+    dpo.METHOD.fit(other, dpo.Params(**{**QUICK, "learning_rate": 0.001, "beta": 0.5}))
     assert list_cached_files() == before
 
 
 @pytest.mark.e2e
 def test_another_reference_is_read_anew(tiny, tmp_path):
     started = tmp_path / "started"
-    parent = lora.fit(tiny_methods.context(tiny, started), lora.Params(**QUICK)).folder / "adapter"
-    dpo.fit(tiny_methods.context(tiny, tmp_path / "base"), dpo.Params(**QUICK))
+    parent = lora.METHOD.fit(tiny_methods.context(tiny, started), lora.Params(**QUICK)).folder / "adapter"
+    dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "base"), dpo.Params(**QUICK))
     before = list_cached_files()
     params = {name: value for name, value in QUICK.items() if name != "r"}
-    figures = dpo.fit(
+    figures = dpo.METHOD.fit(
         tiny_methods.context(tiny, tmp_path / "from", init=parent), dpo.Params(**params)
     ).training
     assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out
@@ -252,10 +252,12 @@ def test_another_reference_is_read_anew(tiny, tmp_path):
 @pytest.mark.e2e
 @pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])
 def test_a_reference_that_is_read_otherwise_is_read_anew(tiny, tmp_path, changed):
-    dpo.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
+    dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
     before = list_cached_files()
     model = tiny_model.build(tmp_path / "other", seed=1) if changed == "weights" else tiny
     machine = CPU._replace(precision="bf16") if changed == "precision" else CPU
     own = {"per_device_train_batch_size": 2} if changed == "rows at a time" else {}
-    dpo.fit(tiny_methods.context(model, tmp_path / "after", machine=machine), dpo.Params(**QUICK, **own))
+    dpo.METHOD.fit(
+        tiny_methods.context(model, tmp_path / "after", machine=machine), dpo.Params(**QUICK, **own)
+    )
     assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out

@@ -304,7 +304,7 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
 def test_training_parts_answers_with_thumbs_up_from_those_with_thumbs_down(tiny, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, pairs=thumbs(slice(0, 3)))
     params = kto.Params(r=4, learning_rate=0.02, num_train_epochs=6, warmup_steps=0)
-    figures = kto.fit(context, params).training
+    figures = kto.METHOD.fit(context, params).training
     assert figures.reward_margin[-1][1] > figures.reward_margin[0][1] + 0.05
     assert (figures.n_pairs, figures.n_heldout) == (22, 5)
     assert len(figures.validation_loss) == 6

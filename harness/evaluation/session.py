@@ -9,8 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from harness import provenance, store
 from harness.cache import memo
@@ -95,19 +94,7 @@ class Fold(NamedTuple):
     training: Mapping[str, MeasuredTask]
 
 
-class Host(Protocol):
-    """One base in memory, as published or with an adapter."""
-
-    @property
-    def source(self) -> ModelSource:
-        """The base."""
-
-    @property
-    def base(self) -> Candidate:
-        """The base, ready to answer."""
-
-    def use_adapter(self, folder: Path, weights_digest: str) -> AbstractContextManager[Candidate]:
-        """Open the base with the adapter of a folder; the base is restored afterwards."""
+Host = ModelHost | vllm.VllmServer  # one base in memory, as published or with an adapter
 
 
 @dataclass

@@ -128,28 +128,15 @@ def n_timed(n_items: int, *, best: bool = False) -> int:
     return min(MANY_REQUESTS, n_items) + _BESIDE + one_token + 2 * (1 + _BESIDE) + _ROUNDS + _BESIDE
 
 
-class LoadTime(NamedTuple):
-    """Seconds until the last of `n` concurrent requests is answered, and until their first tokens.
-
-    `alone_s` is the time to the first token of a single request, `first_tokens` those of concurrent ones.
-    Both are None if no text is generated: for a ranked label or a classifier.
-    """
-
-    n: int
-    all_s: float
-    alone_s: float | None
-    first_tokens: Latency | None
-    contended: bool
-
-
-def load_time(
+def time_load(
     session: Session, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
-) -> LoadTime:
+) -> dict[str, float]:
     """Time concurrent requests including prompting, complete ones and ones that end with the first token.
 
-    `generates` says that answers are text of a language model, which has a first token. A model in this
-    process answers them in one batch, so all first tokens come together; an endpoint gets one request per
-    thread.
+    Returns the times as a run stores them; those of first tokens are missing if no text is generated, for a
+    ranked label or a classifier. `generates` says that answers are a language model's text, which has a first
+    token. A model in this process answers them in one batch, so all first tokens come together; an endpoint
+    gets one request per thread.
     """
     job, step = rows.job(), rows.step()
     items = rows.measured.examples(rows.split)[:at_once]
@@ -168,7 +155,8 @@ def load_time(
                 return tuple(threads.map(answer, prompted))
 
         whole, first = answer_each(job), answer_each(one_token)
-        return LoadTime(len(items), max(whole), None, Latency(first, contended=False), contended=False)
+        figures = {"at_once": float(len(items)), "at_once_s": max(whole), "at_once_contended": 0.0}
+        return figures | _first_token_figures(Latency(first, contended=False))
 
     def answer_all(timed_job: EvaluationJob, _: int) -> None:
         evaluate_block(candidate, replace(timed_job, examples=tuple(map(step, items))), 0)
@@ -182,7 +170,17 @@ def load_time(
         alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
         tokens = timed(partial(answer_all, one_token), _ROUNDS) if generates else None
     contended = any(latency.contended for latency in (together, alone, tokens) if latency)
-    return LoadTime(len(items), together.p50_s, alone and alone.p50_s, tokens, contended)
+    return {
+        "at_once": float(len(items)),
+        "at_once_s": together.p50_s,
+        "at_once_contended": float(contended),
+        **({"first_token_s": alone.p50_s} if alone else {}),
+        **(_first_token_figures(tokens) if tokens else {}),
+    }
+
+
+def _first_token_figures(tokens: Latency) -> dict[str, float]:
+    return {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
 
 
 @contextmanager
@@ -247,19 +245,6 @@ def latency_figures(latency: Latency) -> dict[str, float]:
     known = {"p50_s": latency.p50_s, "p95_s": latency.p95_s} if latency.times_s else {}
     known |= {"n_failed": float(latency.n_failed)} if latency.n_failed else {}
     return known | {"n": float(len(latency.times_s)), "contended": float(latency.contended)}
-
-
-def load_figures(under_load: LoadTime) -> dict[str, float]:
-    """Return the times under load as a run stores them."""
-    first = {} if under_load.alone_s is None else {"first_token_s": under_load.alone_s}
-    if tokens := under_load.first_tokens:
-        first |= {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
-    return {
-        "at_once": float(under_load.n),
-        "at_once_s": under_load.all_s,
-        "at_once_contended": float(under_load.contended),
-        **first,
-    }
 
 
 def wants_more(run: Run, n_items: int, at_once: int | None = None) -> bool:

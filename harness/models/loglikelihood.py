@@ -84,11 +84,6 @@ class Executor:
         self._too_many = inf  # keys for which memory ran out
         self.engine = engine or self._choose_engine()
 
-    @property
-    def layout_digest(self) -> str:
-        """Digest of what decides the shapes that are computed together."""
-        return layout_digest(self.engine, self.budget, self.costs)
-
     def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Return the likelihood of each pair's continuation after its context, in order."""
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self.score(pairs)]

@@ -6,8 +6,7 @@ Source: a pass takes the time of its weights and launches, and so much for each 
 attend and key that is read (Pope et al. 2022, arXiv:2211.05102)
 """
 
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from math import inf, log2
@@ -22,6 +21,7 @@ from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import UNSUPPORTED, project_only
 from harness.models.prefix_cache import PrefixCache
+from harness.models.step_times import time_quickest
 from harness.provenance import versions_of
 from harness.records import digest
 
@@ -159,7 +159,7 @@ def _read_s(model: "PreTrainedModel", rows: int, width: int, n_ids: int) -> floa
         with torch.inference_mode(), project_only(model, wanted):
             model(input_ids=ids, use_cache=False).logits.sum().item()  # which waits for the card
 
-    return _quickest(read)
+    return time_quickest(read, _REPEATS)
 
 
 def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
@@ -168,16 +168,5 @@ def _step_s(model: "PreTrainedModel", n_keys: int, n_ids: int) -> float:
     prompts = [(*shared, row % n_ids) for row in range(_ROWS)]
     reader = PromptReader(model, Size(_ROWS, _ROWS * n_keys), PrefixCache(model))
     ways = (Continuation(n_new, (-1,), lambda new: new[:, 0] < 0) for n_new in (1, 1 + _STEPS))
-    first, last = (_quickest(partial(answers, reader, prompts, how)) for how in ways)
+    first, last = (time_quickest(partial(answers, reader, prompts, how), _REPEATS) for how in ways)
     return max(0.0, last - first) / _STEPS
-
-
-def _quickest(run: Callable[[], object]) -> float:
-    """Return the seconds of the quickest of some runs, after one that prepares what they need."""
-    run()
-    seconds = []
-    for _ in range(_REPEATS):
-        start = time.perf_counter()
-        run()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)

@@ -77,7 +77,7 @@ def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float
     n_texts, length = _TEXTS
     texts = _draw_texts(model, n_texts, length)
     pairs = [(text[:-_SCORED], text[-_SCORED:]) for text in texts]
-    read_s = _time(lambda: executor.score(pairs)) / (n_texts * length)
+    read_s = time_quickest(lambda: executor.score(pairs)) / (n_texts * length)
     reader = PromptReader(model, Size(512, 1024), executor.prefixes)
     (shared,) = _draw_texts(model, 1, _SHARED)
     prompts = [shared + own for own in _draw_texts(model, _PROMPTS, _OWN)]
@@ -85,9 +85,10 @@ def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float
     return model.num_parameters(), read_s, _COMPUTED[precision] * generated_s, trained_s
 
 
-def _time(step: Callable[[], object]) -> float:
+def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
+    """Return the seconds of the quickest of some runs, after one that prepares what they need."""
     times = []
-    for _ in range(1 + _ROUNDS):
+    for _ in range(1 + rounds):
         start = time.perf_counter()
         step()
         times.append(time.perf_counter() - start)
@@ -137,6 +138,6 @@ def _time_training(model: "LlamaForCausalLM", precision: str) -> float:
         optimizer.step()
         optimizer.zero_grad()
 
-    took_s = _time(step)
+    took_s = time_quickest(step)
     made.unload().eval().set_attn_implementation("sdpa")
     return took_s

@@ -188,7 +188,8 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         found = f"no score that adds up over items ({'; '.join(described.left_out)})"
         raise UserError(Problem(where, found, "a task with a score that can be compared", "leave it out"))
     primary = requests.primary(listed, task.primary, where) if gated or task.primary else listed[0].name
-    evaluator.set_description(described, primary)
+    evaluator.described = described
+    evaluator.primary = next(s for s in listed if s.name == primary)
     items = tuple(_example(d, described.members if len(members) > 1 else ()) for d in described.documents)
     filled = {
         "metrics": tuple(s.name for s in listed),
@@ -229,7 +230,13 @@ def _text_example(name: str, text: str) -> Example:
 
 
 class _TaskEvaluator:
-    """Evaluates one task's documents; lm-eval's objects are loaded once, when a block first needs them."""
+    """Evaluates one task's documents; lm-eval's objects are loaded once, when a block first needs them.
+
+    Its tasks give the description, which is set with the primary score before anything is evaluated.
+    """
+
+    described: Description
+    primary: Score
 
     def __init__(
         self, task: Task, members: Sequence[registry.RegisteredTask], datasets_dir: Path | None, where: str
@@ -253,15 +260,10 @@ class _TaskEvaluator:
             )
         return self._tasks[member]
 
-    def set_description(self, described: Description, primary: str) -> None:
-        """Set the description of the task, which needs the tasks, and its primary score."""
-        self._described, self._scores = described, described.scores
-        self._primary = next(s for s in described.scores if s.name == primary)
-
     def encode(self, candidate: Candidate, job: EvaluationJob, index: int) -> EncodedDocuments:
         """Encode the requests of one block of documents."""
         places = self._places(job, index)
-        self._build(self._described.place(e.id) for e in job.examples)  # all of them, at the first block
+        self._build(self.described.place(e.id) for e in job.examples)  # all of them, at the first block
         ids = iter(encode_requests(candidate, [i for place in places for i in self._requests[place]]))
         return {place: [next(ids) for _ in self._requests[place]] for place in places}
 
@@ -274,7 +276,7 @@ class _TaskEvaluator:
         start = time.perf_counter()
         by_place: dict[tuple[int, int], list[RequestResponse | UnfitRequest]] = {}
         parts = [places]
-        if self._described.num_fewshot and self._described.kind != "generate":  # a task's shots are read once
+        if self.described.num_fewshot and self.described.kind != "generate":  # a task's shots are read once
             members = dict.fromkeys(member for member, _ in places)
             parts = [[place for place in places if place[0] == member] for member in members]
         for part in parts:
@@ -289,16 +291,16 @@ class _TaskEvaluator:
         ]
 
     def _places(self, job: EvaluationJob, index: int) -> list[tuple[int, int]]:
-        return [self._described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
+        return [self.described.place(e.id) for e in job.examples[index * BLOCK : (index + 1) * BLOCK]]
 
     def samples(self, rows: Sequence[SampleResult]) -> Iterator[dict[str, Any]]:
         """Yield rows in lm-eval's log format; a group's samples keep their task's name in `slice`."""
-        places = [self._described.place(row.example_id) for row in rows]
+        places = [self.described.place(row.example_id) for row in rows]
         self._build(places)
         for row, place in zip(rows, places, strict=True):
             instances = self._requests[place]
             target = self.task(place[0]).doc_to_target(instances[0].doc)
-            yield from sample_records(row, place[1], target, instances, self._scores)
+            yield from sample_records(row, place[1], target, instances, self.described.scores)
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
         """Build the missing requests of documents."""
@@ -307,7 +309,7 @@ class _TaskEvaluator:
             if (member, document) not in self._requests:
                 wanted[member].append(document)
         for member, documents in wanted.items():
-            built = tasks.requests(self.task(member), documents, self._described.hashes[member])
+            built = tasks.requests(self.task(member), documents, self.described.hashes[member])
             self._requests.update({(member, document): built[document] for document in documents})
 
     def _values(
@@ -330,10 +332,10 @@ class _TaskEvaluator:
     def _score_document(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
         """Score one document under every filter; `filtered` is the result of the primary score's filter."""
         document, by_filter = instances[0].doc, {}
-        for name in dict.fromkeys(s.filter for s in self._scores):
+        for name in dict.fromkeys(s.filter for s in self.described.scores):
             filtered = [i.filtered_resps[name] for i in instances]
             by_filter[name] = task.process_results(document, filtered)
-        values = {s.name: by_filter[s.filter].get(s.metric) for s in self._scores}
+        values = {s.name: by_filter[s.filter].get(s.metric) for s in self.described.scores}
         gold = None
         if task.OUTPUT_TYPE == "multiple_choice":
             choices = [str(c) for c in task.doc_to_choice(document)]
@@ -342,7 +344,7 @@ class _TaskEvaluator:
                 right = choices.index(right)
             is_one = isinstance(right, int) and 0 <= right < len(choices)
             gold = _Gold(choices, right if is_one else None)
-        filtered = instances[0].filtered_resps[self._primary.filter]
+        filtered = instances[0].filtered_resps[self.primary.filter]
         return {"values": values, "gold": gold, "filtered": filtered, "target": task.doc_to_target(document)}
 
     def _row(
@@ -354,7 +356,7 @@ class _TaskEvaluator:
         scored: Mapping[str, Any] | None,
         share: float,
     ) -> SampleResult:
-        first = self._requests[self._described.place(example.id)][0]
+        first = self._requests[self.described.place(example.id)][0]
         row = SampleResult(
             task=job.task.name,
             split=job.split,
@@ -364,7 +366,7 @@ class _TaskEvaluator:
             text="",
             prompt=str(first.args[0]),
             references=(),
-            parts={s.name: None for s in self._scores},
+            parts={s.name: None for s in self.described.scores},
             cluster=example.cluster,
             slice=example.slice,
             compute_s=share,
@@ -374,7 +376,7 @@ class _TaskEvaluator:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
             return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
         responses = [a for a in answers if isinstance(a, RequestResponse)]
-        parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self._scores}
+        parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self.described.scores}
         target = scored["target"]
         row = replace(
             row,

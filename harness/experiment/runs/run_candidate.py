@@ -168,8 +168,8 @@ def time_again(session: Session, candidate: ResolvedCandidate, run: Run) -> Run:
         timing.learn_requests(session, model, timing.n_timed(len(sets[0].ids), best=True)) as figures,
     ):
         generates = weights.is_language_model and candidate.recipe.answer == "generate"
-        figures |= timing.load_figures(
-            timing.load_time(session, model, sets[0], generates=generates, at_once=at_once or timing.AT_ONCE)
+        figures |= timing.time_load(
+            session, model, sets[0], generates=generates, at_once=at_once or timing.AT_ONCE
         )
         if not candidate.is_remote:  # each request of an endpoint has its price
             latency = timing.request_latency(session, model, sets[0], timing.MANY_REQUESTS)
