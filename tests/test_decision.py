@@ -57,7 +57,7 @@ def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
     decision = beside(LORA)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
     assert decision.sentence == (
-        "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best that trains nothing),"
+        "Ship lora: 81.0 [76, 86] exact_match, +7.0 [+2, +12] points over knn (the best untrained),"
         " and the gate passes."
     )
 
@@ -599,7 +599,7 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     facts = [replace(f, vs_untrained=comparison(0.21)) if f.name == "lora" else f for f in facts]
     decision = make_decision(facts, max_latency_s=0.25)
     assert (decision.action, decision.candidate) == ("fine-tune", "lora")
-    assert "over bag (the best that trains nothing)" in decision.sentence
+    assert "over bag (the best untrained)" in decision.sentence
     expected = "Left out before the choice: knn (its median request takes 0.3 s, and the budget is 0.2 s)."
     assert find_reason(decision, "Left out before") == expected
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"

@@ -363,7 +363,7 @@ def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_con
     decision = make_decision(make_fine_tune("lora", 0.40, -0.34, wins=PEOPLE_RATED))
     assert decision.sentence == (
         "Ship lora: 40.0 [35, 45] token_f1, +20.0 [+12, +28] points of win rate beyond 50 % over knn (the best"
-        " that trains nothing), and the gate passes."
+        " untrained), and the gate passes."
     )
     assert find_reason(decision, "The goal is a win rate of 60.0 %").endswith(
         "lora is preferred to knn on 70.0 [62, 78] % of items, by people on 200 pairs."

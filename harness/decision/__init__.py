@@ -338,7 +338,7 @@ def _choose_with_gain(
     return _ship(
         case,
         winner,
-        f"{score_text(case, winner)}, {better} (the best that trains nothing), and the gate passes",
+        f"{score_text(case, winner)}, {better} (the best untrained), and the gate passes",
     )
 
 
