@@ -189,7 +189,8 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
         then = [loss for at, loss in train if at <= step]
         if risen > best * (1 + _CHANGE) and then and last < then[-1]:
             said = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
-            said += f" {plain(then[-1])} to {plain(last)}; fewer epochs would do"
+            said += f" {plain(then[-1])} to {plain(last)}; fewer epochs, a lower r and lora_alpha,"
+            said += " lora_dropout or more rows may help"
             return Diagnosis("overfits", f"overfits after step {count(step)}: {said}")
     if last > first * (1 - _CHANGE):
         said = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
