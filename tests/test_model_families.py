@@ -388,6 +388,7 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
         ),
         ({"num_attention_heads": 3}, "cannot be loaded .*not a multiple of the number of attention heads"),
         ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
+        ({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}}, "brings its own code"),
     ],
 )
 def test_a_configuration_that_is_not_that_of_the_weights_is_refused_with_a_sentence(tmp_path, said, found):
