@@ -216,7 +216,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
         reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"
         step = "another base_model, or a newer transformers"
         if "auto_map" in read_config(source.path):
-            reason = f"{source.name} brings its own code (auto_map), and code of a model's folder is never run"
+            reason = f"{source.name} brings its own code (auto_map), which is never run"
             step = "a version that transformers has itself, or the model behind an endpoint"
         raise CandidateFailed(reason, step) from error
 
