@@ -1,4 +1,4 @@
-"""lm-eval's tasks asked by us and by lm-eval itself, on made-up data and the tiny model."""
+"""lm-eval's tasks asked by us and by lm-eval itself, and our engine behind lm-eval's evaluator, on the tiny model."""
 
 import json
 import os
@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
+import lm_eval
 import numpy as np
 import pytest
 import tiny_experiment
@@ -16,29 +17,41 @@ import tiny_hub
 import tiny_model
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from lm_eval.api.instance import Instance
+from lm_eval.api.registry import get_model
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from typer.testing import CliRunner
 
 from harness import cli, config
-from harness.errors import IncompatibleRuns, UserError
+from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
 from harness.evaluation import lm_eval as capability
 from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval import requests as scores
+from harness.evaluation.lm_eval.engine_for_lm_eval import HarnessLM
 from harness.experiment import standalone
 from harness.models.candidate import TextCandidate, TextTable
 from harness.models.devices import load_base
 from harness.models.hardware import Machine
+from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Likelihood, RowsIdentity
 from harness.release import gate_folders
 from harness.spec import GatePolicy, Task
 
-ROOT = Path(__file__).parents[1]
-TASKS = ["arc_easy", "winogrande", "blimp_causative", "lambada_openai", "gsm8k", "wikitext"]
-FP32 = Machine("cpu", "CPU", "fp32", 100.0)
-
 pytestmark = pytest.mark.usefixtures("own_cache")
+
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {
+    "arc_easy": "arc", "winogrande": "winogrande", "blimp_causative": "blimp",
+    "lambada_openai": "lambada", "gsm8k": "gsm8k", "wikitext": "wikitext",
+}  # fmt: skip
+TASKS = list(FOLDERS)
+HOME = Path(lm_eval.__file__).parent / "tasks"
+FP32 = Machine("cpu", "CPU", "fp32", 100.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -67,27 +80,24 @@ def our_results(model, tmp_path_factory):
     return standalone.evaluate(prepare(model, TASKS, tmp_path_factory.mktemp("ours") / "runs", shots=1))
 
 
-@pytest.fixture(scope="module")
-def their_results(model, hub):
-    """Let lm-eval do the same from loading to scoring."""
-    import lm_eval
-    from lm_eval.tasks import TaskManager
-
-    home = Path(lm_eval.__file__).parent / "tasks"
-    folders = ("arc", "winogrande", "blimp", "lambada", "gsm8k", "wikitext")
-    manager = TaskManager(include_defaults=False, include_path=[home / name for name in folders])
+def ask_lm_eval(model, hub, tasks, **options):
+    """Let lm-eval ask a model some tasks, from loading to scoring."""
+    manager = TaskManager(include_defaults=False, include_path=[HOME / FOLDERS[task] for task in tasks])
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(hub)  # where lm-eval finds a folder in place of a name on the hub
         return lm_eval.simple_evaluate(
-            model="hf",
-            model_args={"pretrained": str(model), "dtype": "float32"},
-            tasks=TASKS,
-            task_manager=manager,
-            num_fewshot=1,
-            batch_size=3,
-            device="cpu",
-            bootstrap_iters=0,
+            model=model, tasks=tasks, task_manager=manager, num_fewshot=1, bootstrap_iters=0, **options
         )
+
+
+@pytest.fixture(scope="module")
+def hf_lm(model):
+    return HFLM(pretrained=str(model), dtype="float32", device="cpu", batch_size=3)
+
+
+@pytest.fixture(scope="module")
+def their_results(hf_lm, hub):
+    return ask_lm_eval(hf_lm, hub, TASKS)
 
 
 def map_by_document(rows):
@@ -128,11 +138,6 @@ def test_generated_texts_and_shots_are_those_of_lm_eval_itself(our_results, thei
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
 def encoders(request, tiny, tmp_path_factory):
     """Return our candidate and lm-eval's model on one tokenizer, which may write its own first token."""
-    import tiny_model
-    from lm_eval.models.huggingface import HFLM
-
-    from harness.models.hf import HFCandidate
-
     folder = tiny
     if request.param:
         folder = tiny_model.build(tmp_path_factory.mktemp("bos"), adds_bos=True)
@@ -501,3 +506,104 @@ def test_a_candidates_name_means_its_weights_in_the_precision_that_is_named(tmp_
 def test_what_eval_cannot_do_is_said(tmp_path, words, said):
     done = run_cli("eval", "smollm2-135m", *words, "-c", tmp_path / "harness.yaml")
     assert said in str(done.exception)
+
+
+LONG = " ".join(["A red fox walks past a green gate at noon."] * 90)
+
+
+@pytest.fixture(scope="module")
+def harness_lm(model, own_cache):
+    return HarnessLM(str(model), precision="fp32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def both_samples(harness_lm, hub, their_results):
+    asked = ["arc_easy", "lambada_openai", "wikitext", "gsm8k"]
+    return [ask_lm_eval(harness_lm, hub, asked)["samples"], their_results["samples"]]
+
+
+def likelihoods(found):
+    """Return every log-likelihood of a task's samples, and whether it was the greedy one."""
+    given = [r if isinstance(r, tuple) else (r, False) for s in found for r in s["filtered_resps"]]
+    return np.array([x for x, _ in given]), [greedy for _, greedy in given]
+
+
+@pytest.mark.parametrize("task", ["arc_easy", "lambada_openai", "wikitext"])
+def test_every_likelihood_is_that_of_lm_evals_own_model(both_samples, task):
+    (mine, greedy), (expected, as_greedy) = (likelihoods(found[task]) for found in both_samples)
+    assert mine == pytest.approx(expected, abs=1e-3)
+    assert greedy == as_greedy
+    assert len(mine) >= 2
+
+
+def test_every_generated_text_is_that_of_lm_evals_own_model(both_samples):
+    mine, expected = ([s["resps"] for s in found["gsm8k"]] for found in both_samples)
+    assert mine == expected
+    assert any(text for ((text,),) in mine)
+
+
+def make_instance(kind, *args):
+    return Instance(kind, {}, args, 0, ("task", 0, 1))
+
+
+def test_an_answer_ends_before_a_stop_string(harness_lm, hf_lm):
+    prompt = "Where is my parcel?"
+
+    def ask(model, *until):
+        return model.generate_until(
+            [make_instance("generate_until", prompt, {"until": list(until), "max_gen_toks": 24})]
+        )
+
+    (whole,) = ask(harness_lm)
+    stop = whole[len(whole) // 2 :][:3]
+    assert ask(harness_lm, stop) == ask(hf_lm, stop) == [whole[: whole.index(stop)]]
+    assert whole.index(stop) > 0
+
+
+def test_the_chat_template_is_applied_as_by_lm_evals_own_model(harness_lm, hf_lm, hub):
+    chat = {"apply_chat_template": True, "fewshot_as_multiturn": True, "system_instruction": "Be brief."}
+    mine, expected = (
+        ask_lm_eval(model, hub, ["arc_easy"], **chat)["samples"]["arc_easy"] for model in (harness_lm, hf_lm)
+    )
+    assert [s["arguments"] for s in mine] == [s["arguments"] for s in expected]
+    assert mine[0]["arguments"][0][0].startswith("<|im_start|>system\nBe brief.")
+    assert likelihoods(mine)[0] == pytest.approx(likelihoods(expected)[0], abs=1e-3)
+
+
+def test_what_is_too_long_loses_its_beginning_as_in_lm_eval_or_is_refused(harness_lm, hf_lm):
+    requests = [make_instance("loglikelihood", LONG, " green gate")]
+    (mine, _), (expected, _) = harness_lm.loglikelihood(requests)[0], hf_lm.loglikelihood(requests)[0]
+    assert mine == pytest.approx(expected, abs=1e-3)
+    assert len(harness_lm.candidate.tokenizer(LONG)["input_ids"]) > harness_lm.candidate.max_context
+    requests = [make_instance("generate_until", LONG, {"until": ["\n"], "max_gen_toks": 4})]
+    assert harness_lm.generate_until(requests) == hf_lm.generate_until(requests)
+    with pytest.raises(CandidateFailed, match=r"task task: prompt of \d+ tokens, the context holds 700"):
+        harness_lm.loglikelihood([make_instance("loglikelihood", "A", LONG)])
+
+
+def test_a_candidate_that_is_open_is_asked_as_it_is_and_lm_eval_knows_the_model(model):
+    candidate = ModelHost(resolve(str(model)), Machine("cpu", "CPU", "fp32", 1.0)).base
+    assert HarnessLM(candidate).candidate is candidate
+    assert get_model("harness") is HarnessLM
+    assert get_model("hf") is HFLM
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"precision": "fp8"}, "precision: found 'fp8'; expected auto, bf16, fp16, fp32"),
+        ({"device": "mps"}, "device: found 'mps'; expected auto, cuda:0, cuda, cpu"),
+        ({"pretrained": "no-such-model"}, "no-such-model"),
+    ],
+)
+def test_what_cannot_be_opened_is_said(given, said):
+    with pytest.raises(UserError, match=said):
+        HarnessLM(**given)
+
+
+@pytest.mark.e2e
+def test_the_device_that_lm_eval_names_unasked_is_the_fastest_there_is(model):
+    import torch
+
+    found = HarnessLM(str(model), "fp32", "cuda:0").candidate.model.device.type
+    assert found == ("cuda" if torch.cuda.is_available() else "cpu")
