@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 import tiny_methods
+from test_model_families import score_alone
 from tiny_experiment import runs_of
 from tiny_methods import CPU
 
@@ -225,16 +226,6 @@ PAIRS = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13)), ((5, 6), (7,))]
 @pytest.fixture(scope="module")
 def host(tiny):
     return ModelHost(resolve(str(tiny)), FP16)
-
-
-def score_alone(model, context, continuation):
-    """Score a continuation by transformers' forward pass over one sequence."""
-    import torch
-
-    with torch.inference_mode():
-        logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].float()
-    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
-    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
 
 
 @pytest.mark.usefixtures("own_cache")

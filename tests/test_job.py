@@ -4,13 +4,13 @@ import errno
 import json
 import pickle
 import subprocess
-from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import tiny_experiment
 import tiny_methods
 from forking import terminal_signals
+from test_resuming import ErrorAtStep
 
 from harness import config, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
@@ -197,22 +197,6 @@ def test_an_error_comes_back_as_it_was_from_a_worker_and_from_another_process(er
     assert (type(back), str(back), vars(back)) == (type(error), str(error), vars(error))
 
 
-class InterruptAtStep(SilentProgress):
-    """A progress on which Ctrl-C comes at a step."""
-
-    def __init__(self, step):
-        self.step, self.seen = step, []
-
-    @contextmanager
-    def stage(self, label, expected_s=0.0):
-        def advance(done, total, note=""):
-            self.seen.append(done)
-            if done == self.step:
-                raise KeyboardInterrupt
-
-        yield advance
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.weekly)], ids=["whole", "cut"])
 def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_path, cut):
@@ -222,10 +206,10 @@ def test_the_key_trains_in_a_process_of_its_own_into_the_same_folder(tiny, tmp_p
         session = tiny_experiment.session(path)
         candidate = session.candidates["lora"]
         if process == "own" and cut:
-            session.progress = InterruptAtStep(2)
+            session.progress = ErrorAtStep(2, KeyboardInterrupt)
             with pytest.raises(KeyboardInterrupt):
                 ensure_weights(session, candidate, 0)
-        session.progress = InterruptAtStep(None)
+        session.progress = SilentProgress()
         weights = ensure_weights(session, candidate, 0)
         found[process] = weights.digest, weights.folder.name, weights.training.loss
         assert sorted(p.name for p in weights.folder.iterdir()) == ["adapter", training.FIT, jobs.JOB]

@@ -131,16 +131,13 @@ def test_what_is_paid_stays_within_a_budget_whose_prompts_are_estimated_right(mo
 
 def test_the_first_answer_shows_how_far_estimates_are_too_low():
     budget = Budget(100.0, price)
-    ask(budget, read=5, written=1, took=(20, 1))  # estimates are a fourth of what is counted: 22 are paid
-    ask(budget, read=5, written=1, took=(20, 1))
-    ask(budget, read=5, written=1, took=(20, 1))
-    ask(budget, read=5, written=1, took=(20, 1))
+    for _ in range(4):  # estimates are a fourth of what is counted: 22 are paid
+        ask(budget, read=5, written=1, took=(20, 1))
     with pytest.raises(CandidateFailed, match=r"4 answers have cost 88.* the next may cost 22"):
         ask(budget, read=5, written=1, took=(20, 1))
     budget = Budget(50.0, price)
-    ask(
-        budget, read=5, written=1, took=(5, 20)
-    )  # thinking that the server counts beside the answer: 45 are paid
+    # Thinking that the server counts beside the answer: 45 are paid.
+    ask(budget, read=5, written=1, took=(5, 20))
     with pytest.raises(CandidateFailed, match=r"1 answers have cost 45.* the next may cost 45"):
         ask(budget, read=5, written=1, took=(5, 20))
 
