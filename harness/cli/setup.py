@@ -206,7 +206,7 @@ _SHARED = (
 
 def base_document(found: "BaseFit") -> "ResultDocument":
     """Lay out what each way of using a base takes, and name those that fit."""
-    from harness.evaluation.costs import SHARES
+    from harness.evaluation.costs import TRAIN_SHARE
     from harness.models.memory import Peak
     from harness.report import ResultDocument, Section
 
@@ -226,7 +226,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
         f"{found.name}: {_millions(found.n_parameters)} parameters{passed}; {query.batch} rows of "
         f"{count(query.length)} tokens in {query.precision}; GB at the peak"
     )
-    share = percent(SHARES.train)
+    share = percent(TRAIN_SHARE)
     notes = [
         f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
         *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),

@@ -212,7 +212,6 @@ def _choose(
 
 
 def _whole_texts(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
-    """Score whole texts for bits per byte."""
     if block.job.task.kind != "bits_per_byte":
         return {}
     room = block.candidate.max_context

@@ -214,17 +214,10 @@ _BYTES_PER_TOKEN = 2.0
 CHAT_TOKENS = 12
 
 
-class Shares(NamedTuple):
-    """Shares of the speed of a large matrix product that reading, generating and training reach."""
-
-    read: float
-    generate: float
-    train: float
-
-
-# Without timed steps, as on a GPU: the usual values of models with 1 to 8 billion parameters. About half of
-# the allowed tokens are generated.
-SHARES = Shares(0.4, 0.08, 0.42)
+# Shares of the speed of a large matrix product that reading, generating and training reach, without timed
+# steps, as on a GPU: the usual values of models with 1 to 8 billion parameters. About half of the allowed
+# tokens are generated.
+_READ_SHARE, _GENERATE_SHARE, TRAIN_SHARE = 0.4, 0.08, 0.42
 # Operations per parameter and trained token: GPUs recompute activations.
 _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 
@@ -267,7 +260,8 @@ class Work(NamedTuple):
 
     def seconds(self, n_parameters: float, machine: Machine) -> float:
         """Estimate the time for these tokens on a machine, by the speeds of steps that were timed there."""
-        speeds = machine.step_speeds or [machine.gflops * share for share in SHARES]
+        shares = _READ_SHARE, _GENERATE_SHARE, TRAIN_SHARE
+        speeds = machine.step_speeds or [machine.gflops * share for share in shares]
         operations = 2 * self.read, 2 * self.generated, _TRAIN_OPERATIONS[machine.device] * self.trained
         return n_parameters / 1e9 * sum(n / speed for n, speed in zip(operations, speeds, strict=True))
 
@@ -308,7 +302,6 @@ def estimate_answering(
 
 
 def _n_shared(examples: Sequence[Example]) -> int:
-    """Count the messages shared by the beginning of all examples."""
     columns = zip(*(e.messages for e in examples), strict=False)
     return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
 

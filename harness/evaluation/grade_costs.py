@@ -114,7 +114,6 @@ class GradeAccount:
 
 
 def _total(costs: Iterable[float | None]) -> float | None:
-    """Add up costs; None if one of them is unknown."""
     all_costs = list(costs)
     known = [cost for cost in all_costs if cost is not None]
     return sum(known) if len(known) == len(all_costs) else None

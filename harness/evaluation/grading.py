@@ -161,7 +161,6 @@ def _ask_each(server: Server, say: Say, answers: Sequence[UngradedAnswer], keep:
 
 
 def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer) -> Grade:
-    """Ask for one grade within the budget."""
     if budget is None:
         return _grade_in_words(candidate, answer)
     prices, messages = answer.judge.prices, _messages(answer)
@@ -189,7 +188,6 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
 
 
 def _messages(answer: UngradedAnswer) -> list[Message]:
-    """Write the judge's prompt."""
     rubric = answer.judged.rubric
     return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 

@@ -198,7 +198,6 @@ def _list_stored_books(rubric: Rubric, store: Store) -> list[list[Any]]:
 
 
 def _name_fields(written: Written) -> dict[str, str]:
-    """Return the identity fields that name a local judge."""
     if isinstance(written, str):
         return {"model": written}
     return {"candidate": JudgingCandidate(**written).candidate}

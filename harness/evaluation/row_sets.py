@@ -345,7 +345,6 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
 
 
 def _has_turns(session: Session) -> bool:
-    """Tell whether any item of the target is a conversation."""
     items = session.target.items
     return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
 
@@ -382,12 +381,6 @@ def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: 
     able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
     sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
     return [rows for rows in sets if rows.ids]
-
-
-def list_further_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List the test items of each further target that a recipe can answer, sorted by target."""
-    tests = (rows for rows in list_further_sets(session, recipe, weights, seed) if rows.split == "test")
-    return sorted(tests, key=lambda rows: rows.name)
 
 
 def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:

@@ -200,7 +200,6 @@ def _open_adapter(session: Session, weights: Weights) -> AbstractContextManager[
 
 @contextmanager
 def _open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the base with a delta in our own format."""
     host = session.host(_source(session, weights))
     assert isinstance(host, ModelHost), "deltas are refused for other engines"
     with apply_delta(host.model, _folder(weights) / "delta"):

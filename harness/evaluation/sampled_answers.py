@@ -139,7 +139,6 @@ def reward_name(candidate: str) -> str:
 
 
 def _score_name(decoding: Decoding) -> str:
-    """Return the name of the scores that choose the best answer."""
     return reward_name(decoding.reward_model) if decoding.reward_model else metric_name(decoding.by or "")
 
 

@@ -29,7 +29,7 @@ from harness.models.weight_files import content_digest
 from harness.plugins import Method
 from harness.provenance import digest_code, versions_of
 from harness.records import Example, digest, drop_defaults, is_unspaced, parse_json
-from harness.regularizers import Answered, Mixture, general_rows, mix_rows, regularizers_digest
+from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
 from harness.spec import Recipe, Task, TaskData, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training.worker import launch
@@ -257,7 +257,8 @@ def folder_of(
 
 def processes_of(session: Session, source: Recipe) -> int:
     """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
-    able = training.can_share(plugins.method(source.method), source.regularize) and not source.quantization
+    changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
+    able = plugins.method(source.method).data_parallel and not (changes_steps or source.quantization)
     return session.experiment.training.accelerate.num_processes if able else 1
 
 

@@ -166,7 +166,6 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
 
 
 def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool) -> None:
-    """Write rows as JSON Lines."""
     if layout == "messages" and not chat:
         raise CandidateFailed(
             "rows: messages, and a target with chat_template: false", "rows: prompt_completion"
@@ -185,7 +184,6 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
 
 
 def _describe_failure(ended: CommandResult, params: Params, log: Path) -> CandidateFailed:
-    """Phrase that a command did not end well, by the last lines of its log."""
     said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
     how = f"ended with exit code {ended.code}" if ended.code >= 0 else f"was ended by signal {-ended.code}"
     if ended.timed_out:

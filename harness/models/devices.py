@@ -93,7 +93,6 @@ def is_spread(model: Any) -> bool:
 def _load_weights(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
-    """Load a model's weights onto its devices as they are read, quantised where the source is."""
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     precision, arguments = dtype(machine.precision), placed.arguments
@@ -204,7 +203,6 @@ def load_base(
 
 @contextmanager
 def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
-    """Turn what transformers cannot load into a failure of the candidate that says why."""
     from huggingface_hub.errors import StrictDataclassError
 
     try:

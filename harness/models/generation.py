@@ -291,7 +291,6 @@ def _read_next_logits(
 def _answer_by_generate(
     model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
 ) -> list[list[int]]:
-    """Answer by transformers' own loop, prompts padded on the left."""
     import torch
 
     max_new_tokens, ends, stopped, pick = how

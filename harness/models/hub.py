@@ -157,7 +157,6 @@ def _count_in_experts(path: Path, weights_digest: str) -> int:
 
 
 def _count_by_tensor(path: Path) -> dict[str, int]:
-    """Count the parameters of each tensor by the headers of a model's files."""
     return parameters_of(map_stored_tensors(path), shapes.find_packed_bits(read_config(path)))
 
 
@@ -305,7 +304,6 @@ def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Ten
 
 @contextmanager
 def _refuse_unknown(name: str, where: str) -> Iterator[None]:
-    """Turn what the hub says into an error of the user."""
     from huggingface_hub.errors import GatedRepoError, HFValidationError
 
     try:

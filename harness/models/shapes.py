@@ -182,7 +182,6 @@ def has_other_layers(config: Mapping[str, Any]) -> bool:
 
 
 def _list_each(said: Any, n_layers: int) -> list[Any]:
-    """Return what is said of each layer, 1 where nothing is."""
     return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
 
 

@@ -164,5 +164,4 @@ def _few_heads(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _find_first(names: Sequence[str], said: Mapping[str, Any]) -> str:
-    """Return the first of some names that a configuration gives a number; empty without one."""
     return next((name for name in names if isinstance(said.get(name), int) and said[name]), "")

@@ -12,7 +12,7 @@ from harness import provenance, store
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.row_sets import RowSet, list_further_test_sets, suite_sets, target_sets
+from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
 from harness.evaluation.session import Session
 from harness.experiment import load_study
 from harness.models.hub import ModelSource
@@ -170,8 +170,9 @@ def list_own_sets(session: Session, target: Target, weights: Weights) -> list[Ro
 
 
 def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    more = list_further_test_sets(session, recipe, weights, seed)
-    return [target_sets(session, recipe, weights, seed)[1], *more]
+    further = list_further_sets(session, recipe, weights, seed)
+    tests = sorted((rows for rows in further if rows.split == "test"), key=lambda rows: rows.name)
+    return [target_sets(session, recipe, weights, seed)[1], *tests]
 
 
 def name_unwatched_targets(session: Session, own: Sequence[RowSet], reference: Reference) -> tuple[str, ...]:

@@ -36,7 +36,6 @@ class Params(Spec):
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:
-    """List the setting that a rescue tries: the first half of the layers."""
     if not at.n_layers or at.n_layers < 2:
         return "the number of layers is not known"
     if at.present is not None:

@@ -108,7 +108,6 @@ def mean_kl(start: "tuple[torch.Tensor, Head]", tuned: "tuple[torch.Tensor, Head
 
 
 def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
-    """Return the logits of hidden states from a head, its adapter included."""
     with _eval_mode(head):
         made: torch.Tensor = head(states.to(head.weight.dtype)).float()
     return made
@@ -125,7 +124,6 @@ def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "H
 
 @contextmanager
 def _eval_mode(module: Any) -> Iterator[None]:
-    """Switch a module to evaluation mode, without dropout or noise."""
     training = module.training
     module.eval()
     yield

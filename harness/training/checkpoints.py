@@ -112,7 +112,6 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
 
 
 def _folder(args: Any, state: Any) -> Path:
-    """Return the folder of the checkpoint of a training's current step."""
     return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 

@@ -31,8 +31,7 @@ class DistilledParams(LoopParams):
 
     `lmbda` is the share of batches whose answers the student draws itself, of at most `max_new_tokens` tokens
     at `temperature`; the others are the rows' own, or with `seq_kd` drawn from the teacher. `beta` leads from
-    the divergence of the teacher from the student (0) to that of the student from the teacher (1). Rows
-    longer than `max_length` tokens are left out and counted, never cut.
+    the divergence of the teacher from the student (0) to that of the student from the teacher (1).
     """
 
     teacher: str

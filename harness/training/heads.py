@@ -130,8 +130,7 @@ class HeadParams(LoopParams, LoraParams):
 
     `train` says what is trained beside the head: an adapter (`adapter`), nothing (`head`), or the whole model
     (`all`). `encoder` is the folder or hub id of a model to read with in place of the base, such as one of
-    BERT's kind. The checkpoint with the best validation loss is kept. Texts longer than `max_length` tokens
-    are left out of training and counted.
+    BERT's kind. The checkpoint with the best validation loss is kept.
     """
 
     encoder: str | None = None
@@ -215,7 +214,6 @@ def open_head(folder: Path, base: ModelSource, machine: Machine, weights_digest:
 
 
 def _trainable(model: Any, params: HeadParams) -> Any:
-    """Return the model with what is to be trained marked so; the head always is."""
     if params.train == "adapter":
         from peft import get_peft_model
 

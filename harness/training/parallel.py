@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness.regularizers import Regularize, has_hook
 from harness.spec import AcceleratePolicy
 
 LAUNCH = "accelerate.json"  # in the folder of a job: how several processes are started
@@ -64,11 +63,6 @@ def most(value: float, device: Any) -> float:
 
     found: Any = gather(torch.tensor([value], dtype=torch.float64, device=device))
     return float(found.max())
-
-
-def can_share(method: Any, regularize: Regularize) -> bool:
-    """Tell whether several processes may share a training: no regulariser changes its model or steps."""
-    return bool(method.data_parallel) and not has_hook(regularize, "prepare", "penalty", "step", "select")
 
 
 def rows_of_each(params: Params, n_processes: int) -> Params:

@@ -45,10 +45,7 @@ class PreferenceParams(HeldOutParams):
 
     `beta` says how dear it is to leave the reference. `loss_type` is one of TRL's losses, of which `robust`,
     `exo_pair`, `aot` and `aot_unpaired` take `label_smoothing`, the chance that a pair is labelled the wrong
-    way round. `heldout` is the share of the pairs that is set aside and measured after every epoch, and
-    `early_stopping_patience` counts such measurements without a better loss. `warmup_steps` below 1 is a
-    share of all steps. Pairs with an answer that makes them longer than `max_length` tokens are left out and
-    counted, never cut.
+    way round. A pair is as long as its prompt with the longer answer.
     """
 
     beta: float = Field(0.1, gt=0)

@@ -54,8 +54,7 @@ class ReinforcedParams(LoopParams):
 
     Of each prompt `num_generations` answers of at most `max_completion_length` tokens are drawn at
     `temperature`; a batch counts answers, so batch size times `gradient_accumulation_steps` is a multiple of
-    it. `beta` says how dear it is to leave the reference. Prompts longer than `max_length` tokens are left
-    out and counted, never cut.
+    it. `beta` says how dear it is to leave the reference.
     """
 
     learning_rate: float = Field(1e-5, gt=0, le=1)

@@ -32,10 +32,8 @@ _TOGETHER = 16  # answers that are scored at once
 class RewardParams(HeldOutParams):
     """Parameters of a reward model's training, under TRL's own names.
 
-    `center_rewards_coefficient` pulls the mean of rewards to 0. `heldout` is the share of the pairs that is
-    set aside and measured after every epoch, and `early_stopping_patience` counts such measurements without
-    a better loss. Pairs with an answer that makes them longer than `max_length` tokens are left out and
-    counted, never cut.
+    `center_rewards_coefficient` pulls the mean of rewards to 0. A pair is as long as its prompt with the
+    longer answer.
     """
 
     learning_rate: float = Field(1e-4, gt=0, le=1)

@@ -49,10 +49,9 @@ _CONFIG = "config.json"  # of a whole model
 class SupervisedParams(LoopParams):
     """Parameters of supervised fine-tuning, under TRL's own names.
 
-    `warmup_steps` below 1 is a share of all steps. `early_stopping_patience` counts
-    evaluations (one an epoch) without a better validation loss. Rows longer than `max_length`
-    tokens are left out and counted, never cut. `packing` is TRL's, of training rows alone, and done
-    only where it leaves enough steps (see `check_packing`). `eval_steps` measures the validation loss, and
+    `early_stopping_patience` counts evaluations (one an epoch) without a better validation loss. `packing` is
+    TRL's, of training rows alone, and done only where it leaves enough steps (see `check_packing`).
+    `eval_steps` measures the validation loss, and
     makes a checkpoint, after so many steps (below 1: such a share of all) in place of epochs. Where memory
     runs out, `auto_find_batch_size` reads a step's rows in smaller batches; a step has as many as before.
     `assistant_only_loss` learns what the assistant says in every turn, not in the last alone, where the chat
@@ -177,7 +176,6 @@ def _fine_tune(
 
 
 def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
-    """Add the curves of a training to its record, and how its batches were parted."""
     losses, n_processes = curve(trainer.state.log_history, "eval_loss"), parallel.process_count()
     is_parted = params.auto_find_batch_size or n_processes > 1
     return replace(
@@ -219,7 +217,6 @@ def _rows(
     tokenizer: "PreTrainedTokenizerBase",
     params: SupervisedParams,
 ) -> tuple[list[Row], int]:
-    """Return tokenised rows that fit, and how many did not."""
     ends = {*map_end_tokens(context.source, tokenizer)} if params.assistant_only_loss else {}
 
     def row(example: Example, start: int, ids: list[int]) -> Row:

@@ -33,10 +33,7 @@ class UnpairedParams(HeldOutParams):
     """Parameters of training on thumbs, under TRL's own names.
 
     `beta` says how dear it is to leave the reference; `desirable_weight` and `undesirable_weight` weigh
-    thumbs up and down, where there are more of one. A batch holds two answers at least. `heldout` is the
-    share of the rows that is set aside and whose loss is measured after every epoch, and
-    `early_stopping_patience` counts such measurements without a better one. Answers longer than `max_length`
-    tokens with their prompt are left out and counted, never cut.
+    thumbs up and down, where there are more of one. A batch holds two answers at least.
     """
 
     beta: float = Field(0.1, gt=0)
@@ -101,7 +98,6 @@ def _rows(
     params: UnpairedParams,
     tokenizer: "PreTrainedTokenizerBase",
 ) -> tuple[list[Row], int]:
-    """Return the answers that fit, as TRL takes them, and how many did not."""
     thumbs = answers_with_thumbs(pairs)
     examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
     made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)

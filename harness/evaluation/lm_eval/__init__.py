@@ -303,7 +303,6 @@ class _TaskEvaluator:
             yield from sample_records(row, place[1], target, instances, self.described.scores)
 
     def _build(self, places: Iterable[tuple[int, int]]) -> None:
-        """Build the missing requests of documents."""
         wanted: dict[int, list[int]] = defaultdict(list)
         for member, document in places:
             if (member, document) not in self._requests:
@@ -343,7 +342,7 @@ class _TaskEvaluator:
             if isinstance(right, str) and right in choices:
                 right = choices.index(right)
             is_one = isinstance(right, int) and 0 <= right < len(choices)
-            gold = _Gold(choices, right if is_one else None)
+            gold = choices, right if is_one else None  # None: not exactly one
         filtered = instances[0].filtered_resps[self.primary.filter]
         return {"values": values, "gold": gold, "filtered": filtered, "target": task.doc_to_target(document)}
 
@@ -418,33 +417,26 @@ def _fill_likelihoods(
     row: SampleResult, given: Sequence[RequestResponse], scored: Mapping[str, Any]
 ) -> SampleResult:
     """Fill in likelihoods: the answer is the likeliest choice, or whether the target was greedy."""
-    gold = scored["gold"]
     row = replace(
         row,
         status="ok",
         finish_reason="ranked",
         n_output_tokens=sum(len(a.encoded.continuation) for a in given),
     )
-    if gold is None:
+    if scored["gold"] is None:
         logprob = given[0].response if isinstance(given[0].response, float) else given[0].response[0]
         return replace(row, gold_logprob=float(logprob), output_digest=digest(""))
-    logprobs = [float(a.response[0]) for a in given[: len(gold.choices)]]
-    text = gold.choices[int(np.argmax(logprobs))]
+    choices, place = scored["gold"]
+    logprobs = [float(a.response[0]) for a in given[: len(choices)]]
+    text = choices[int(np.argmax(logprobs))]
     row = replace(row, text=text, output_digest=digest(text))
-    if gold.place is None:
+    if place is None:
         return row
-    others = [x for i, x in enumerate(logprobs) if i != gold.place]
+    others = [x for i, x in enumerate(logprobs) if i != place]
     return replace(
         row,
-        references=(gold.choices[gold.place],),
-        gold_logprob=logprobs[gold.place],
-        gold_bytes=len(gold.choices[gold.place].encode()),
-        margin=logprobs[gold.place] - max(others) if others else None,
+        references=(choices[place],),
+        gold_logprob=logprobs[place],
+        gold_bytes=len(choices[place].encode()),
+        margin=logprobs[place] - max(others) if others else None,
     )
-
-
-class _Gold(NamedTuple):
-    """The choices of a document, and the index of the right one if there is exactly one."""
-
-    choices: list[str]
-    place: int | None

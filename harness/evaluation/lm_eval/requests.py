@@ -161,7 +161,6 @@ def _n_read(pair: Encoded) -> int:
 def _score_whole_texts(
     candidate: Candidate, requests: Mapping[int, EncodedRequest], _cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
-    """Score whole texts, the windows of all texts at once."""
     texts = {
         i: list(windows(x.encoded.continuation, x.encoded.context[0], candidate.max_context))
         for i, x in requests.items()
@@ -178,7 +177,6 @@ def _score_whole_texts(
 def _generate(
     candidate: Candidate, requests: Mapping[int, EncodedRequest], cut: bool
 ) -> dict[int, RequestResponse | UnfitRequest]:
-    """Generate answers, requests with the same limits together."""
     prompts = {i: x.encoded.context for i, x in requests.items()}
     limits = {i: limits_of(x.settings) for i, x in requests.items()}
     responses: dict[int, RequestResponse | UnfitRequest] = {}

@@ -281,7 +281,7 @@ def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
     if query.tokens and query.tflops:  # its start, and its operations at the share that trainings reach
         start_s = costs.start_s(one.shape.n_parameters * memory.BYTES[query.precision], "cuda")
         flops = memory.training_flops(n_active, query.tokens, one.n_adapter, checkpointing=one.checkpointing)
-        time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.SHARES.train)
+        time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= query.gpu_gb
     return BaseUse(one.name + _SHARED[one.stage], peak, fits, one.checkpointing, time_s, cost, why_not)
