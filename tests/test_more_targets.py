@@ -95,19 +95,13 @@ def test_one_training_is_measured_on_two_targets(file_and_reports):
     assert one["lora"].weights_digest == two["lora"].weights_digest
 
 
-def test_a_target_that_is_added_leaves_the_rows_of_the_first_and_what_is_decided(file_and_reports):
-    _, ((before, one, _), (report, two, _), _) = file_and_reports
+def test_a_target_that_is_added_leaves_the_first_and_the_decision_and_is_found_again(file_and_reports):
+    _, ((before, one, _), (report, two, _), (_, again, _)) = file_and_reports
+    assert {name: run.run_id for name, run in two.items()} == {n: run.run_id for n, run in again.items()}
     assert one["lora"].rows.items() <= two["lora"].rows.items()
     assert two["lora"].rows.keys() - one["lora"].rows.keys() == {"moods/test", "moods/validation"}
     assert report.decision.sentence == before.decision.sentence
     assert [f.verdict for f in report.facts] == [f.verdict for f in before.facts]
-
-
-def test_a_second_comparison_finds_all_of_it(file_and_reports):
-    _, (_, (_, two, _), (_, three, _)) = file_and_reports
-    assert {name: run.run_id for name, run in two.items()} == {
-        name: run.run_id for name, run in three.items()
-    }
 
 
 def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_nothing(file_and_reports):
@@ -167,22 +161,17 @@ def test_what_is_no_target_is_refused_with_its_line(tmp_path, tiny, written, fou
     assert found in str(error.value)
 
 
-def test_training_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
-    path = write(tmp_path, tiny)
+@pytest.mark.parametrize("kind", ["training", "general"])
+def test_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny, kind):
+    path, leak = write(tmp_path, tiny), moods(["Di"])
     train = path.parent / "suites" / "letters" / "train.jsonl"
-    (leak,) = [row for row in moods(["Di"]) if row["reference"] == "glad"]
-    train.write_text(train.read_text() + json.dumps({**leak, "reference": "late"}) + "\n")
-    with pytest.raises(UserError, match="moods"):
-        tiny_experiment.run(path, "suites=[]")
-
-
-def test_general_rows_that_ask_an_item_of_another_target_are_refused(tmp_path, tiny):
-    path = write(tmp_path, tiny)
-    tiny_experiment.rows(tmp_path / "own.jsonl", moods(["Gus", "Hal", "Ida", "Di"]))
-    path.write_text(
-        path.read_text().replace("method: lora,", "method: lora, replay: {share: 0.1, data: own.jsonl},")
-    )
-    with pytest.raises(UserError, match="the question of moods item Di-glad too"):
+    if kind == "training":
+        train.write_text(train.read_text() + json.dumps({**leak[0], "reference": "late"}) + "\n")
+    else:
+        tiny_experiment.rows(tmp_path / "own.jsonl", [*moods(["Gus", "Hal", "Ida"]), *leak])
+        replay = "method: lora, replay: {share: 0.1, data: own.jsonl},"
+        path.write_text(path.read_text().replace("method: lora,", replay))
+    with pytest.raises(UserError, match="moods" if kind == "training" else "of moods item Di-glad too"):
         tiny_experiment.run(path, "suites=[]")
 
 

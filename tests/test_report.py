@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
+from harness import report as reports
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
@@ -458,3 +459,21 @@ def test_who_is_ahead_on_the_test_items_alone_is_named():
         "ranked is ahead of knn on the test items (78.0 against 74.0), but was not on validation (30.0 against "
         "74.0), which chooses; more validation rows would tell them apart"
     ) in lines
+
+
+ROOT = Path(__file__).parents[1]
+KEPT = sorted([*(ROOT / "reports" / "examples").glob("*.json"), ROOT / "reports" / "support.json"])
+
+
+def form(text: str) -> list[str]:
+    lines = text.splitlines()
+    heads = {i for i, line in enumerate(lines[1:]) if line.startswith("|---")}
+    return [line for i, line in enumerate(lines) if i in heads or line.startswith(("#", "!["))]
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: path.stem)
+def test_a_kept_report_has_the_form_that_is_written_today(path):
+    found = reports.read(path)
+    written = reports.markdown(reports.experiment_document(found))
+    assert form(path.with_suffix(".md").read_text()) == form(written)
+    assert path.with_suffix(".front.svg").exists() == bool(reports.front_file(found))

@@ -10,7 +10,7 @@ from harness.experiment.scaffold import Request, Resources
 from harness.models.hardware import Machine, Memory
 
 # On so slow a machine `init` leaves few rows to train on, and one learning rate.
-HERE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
+NO_MACHINE = Resources(Machine("cpu", "a machine", "fp32", 0.001), Memory(64.0, 80.0, "memory"))
 ITEMS = 12  # of each task of the suites, and of the target's test
 SLOW = pytest.mark.slow
 TIERS = dict.fromkeys(("20,000 rows", "long documents", "another language"), pytest.mark.weekly)
@@ -28,7 +28,7 @@ def base(tiny, tmp_path_factory):
 def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path):
     kind = ten_kinds.KINDS[name]
     request = Request(tmp_path / "new", str(ten_kinds.write(kind, tmp_path)), str(base), minutes=20.0)
-    found = scaffold.propose(request, HERE)
+    found = scaffold.propose(request, NO_MACHINE)
     assert found.kind == kind.task
     report = tiny_experiment.run(scaffold.write(found)[0], limit=ITEMS)
     states = {fact.name: fact.state for fact in report.facts}
@@ -45,13 +45,13 @@ def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path
 @pytest.mark.parametrize("name", ten_kinds.KINDS)
 def test_rows_of_every_kind_are_recognised(name, base, tmp_path):
     kind = ten_kinds.KINDS[name]
-    found = scaffold.propose(Request(tmp_path, str(ten_kinds.write(kind, tmp_path)), str(base)), HERE)
+    found = scaffold.propose(Request(tmp_path, str(ten_kinds.write(kind, tmp_path)), str(base)), NO_MACHINE)
     assert found.kind == kind.task
 
 
 def test_an_export_of_a_spreadsheet_is_read_by_its_odd_headers(base, tmp_path):
     path = ten_kinds.write(ten_kinds.KINDS["messy spreadsheet"], tmp_path)
-    found = scaffold.propose(Request(tmp_path, str(path), str(base)), HERE)
+    found = scaffold.propose(Request(tmp_path, str(path), str(base)), NO_MACHINE)
     assert found.task.fields.prompt == "{Customer Text (as sent)}"
     assert found.task.fields.reference == "{Final Label}"
     assert found.task.labels == ("borrow", "repair", "return")

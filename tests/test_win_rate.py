@@ -9,6 +9,7 @@ import pytest
 import tiny_experiment
 from fake_facts import alternatives, comparison, make_fine_tune, verdict
 from openai_server import Fault, Rule, serve_model
+from test_measurements import RATING
 
 from harness import config, release, store
 from harness.comparison import Estimate
@@ -30,7 +31,6 @@ from harness.gating import TargetFacts
 from harness.gating.significance import target_p
 from harness.gating.target_rules import target_rule
 from harness.progress import SilentProgress
-from harness.records import Rating
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.report.terminal import terminal_html
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy
@@ -199,24 +199,10 @@ def rate(path, choice_of):
     runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
     rows = {name: runs[name].rows["letters/test"] for name in ("base", "mine")}
     for i, item in enumerate(store.list_differing_items(at, rows["base"], rows["mine"])):
-        store.save_rating(
-            at,
-            Rating(
-                rating_id=f"r{i}",
-                rater="ann",
-                created="2026-01-01T00:00:00+00:00",
-                task="letters",
-                split="test",
-                example_id=item,
-                run_a=runs["base"].run_id,
-                run_b=runs["mine"].run_id,
-                rows_a=rows["base"],
-                rows_b=rows["mine"],
-                left="a",
-                choice=choice_of(i),
-                seconds=1.0,
-            ),
-        )
+        sides = {"run_a": runs["base"].run_id, "run_b": runs["mine"].run_id, "left": "a"}
+        rated = {"task": "letters", "example_id": item, "rows_a": rows["base"], "rows_b": rows["mine"]}
+        one = replace(RATING, rating_id=f"r{i}", choice=choice_of(i), **rated, **sides)
+        store.save_rating(at, one)
 
 
 @pytest.mark.e2e
