@@ -17,14 +17,7 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, release, report
 from harness.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import (
-    Scope,
-    compare,
-    estimate_seconds,
-    estimate_work,
-    load_study,
-    prepare_session,
-)
+from harness.experiment import Scope, compare, estimate_seconds, estimate_work, load_study, prepare_session
 from harness.experiment.preflight import examine
 from harness.methods import endpoint as method
 from harness.models import openai_api

@@ -9,12 +9,7 @@ from harness.models.batching import CPU_COSTS, PassCosts, Size, plan
 from harness.models.hardware import Machine
 from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve, shape
-from harness.models.pass_costs import (
-    Timings,
-    card_costs,
-    costs_of,
-    solve,
-)
+from harness.models.pass_costs import Timings, card_costs, costs_of, solve
 from harness.records import Limits
 
 CARD = Machine("cuda", "a card", "bf16", 1.0)

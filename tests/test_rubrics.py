@@ -7,13 +7,7 @@ import pytest
 from harness import config, store
 from harness.config.rubrics import GradedExample, Rubric, Scale, read_rubric
 from harness.errors import UserError
-from harness.evaluation.judges import (
-    answer_key,
-    grade_value,
-    judge_messages,
-    orders,
-    read_grade,
-)
+from harness.evaluation.judges import answer_key, grade_value, judge_messages, orders, read_grade
 from harness.records import Example, Grade
 from harness.store import Store
 from tests.test_readme import example_file, reference

@@ -11,11 +11,7 @@ import tiny_methods
 
 from harness import config, store
 from harness.evaluation.runner import open_weights
-from harness.evaluation.timing import (
-    batch_time,
-    describe_timing,
-    time_requests,
-)
+from harness.evaluation.timing import batch_time, describe_timing, time_requests
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.runs.run_candidate import row_sets, time_again
