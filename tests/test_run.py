@@ -1,4 +1,4 @@
-"""A kill loses at most the block in flight; weights and rows are found by what they depend on."""
+"""A kill loses at most the block in flight; weights and rows are found by what they depend on; limits take the fewest items."""
 
 import json
 import shutil
@@ -13,11 +13,13 @@ import tiny_experiment
 from fake_rows import script_candidate
 
 from harness import config, store
+from harness.config import load
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.preparation.scope import SMOKE_ITEMS, SMOKE_LIMITS, narrow
 from harness.experiment.runs import run_candidate
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
@@ -294,3 +296,25 @@ def test_what_a_run_was_made_of_lies_in_its_folder(finished_run):
         assert written["provenance"]["precision"] == "fp32"
         assert written["latency"]["p50_s"] > 0
         assert written["latency"]["n"] >= 5
+
+
+@pytest.fixture
+def experiment(tiny, tmp_path):
+    return load(tiny_experiment.write(tmp_path, tiny)).experiment
+
+
+def limits_of(experiment):
+    return experiment.target.data.limits
+
+
+def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(experiment):
+    found = narrow(experiment, Scope(limit=4, quick=True))
+    assert limits_of(found).test == 4
+    assert limits_of(found).train == SMOKE_LIMITS.train
+    assert {task.limit for suite in found.suites for task in suite.tasks} == {4}
+    found = narrow(experiment, Scope(limit=1000, quick=True))
+    assert limits_of(found) == SMOKE_LIMITS
+    assert {task.limit for suite in found.suites for task in suite.tasks} == {SMOKE_ITEMS}
+    data = experiment.target.data.model_copy(update={"limits": SMOKE_LIMITS.model_copy(update={"train": 8})})
+    few = experiment.model_copy(update={"target": experiment.target.model_copy(update={"data": data})})
+    assert limits_of(narrow(few, Scope(quick=True))).train == 8

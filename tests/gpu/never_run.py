@@ -49,7 +49,7 @@ _LINES = (
         "offered; where a card's costs are not known yet the base is loaded all the same, to measure them",
         (
             "copies of each family and of published sizes against the base itself, masks that are ignored and windows that are a token "
-            "off (`tests/test_two_layer_copy.py`)"
+            "off (`tests/test_model_families.py`)"
         ),
     ),
     (
