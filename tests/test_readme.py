@@ -95,19 +95,11 @@ def children(folder: Path) -> set[Path]:
     return {folder / name for name in names if name[0] not in "._" and name not in NOT_SHOWN}
 
 
-def test_everything_in_the_tree_exists():
-    assert [path for path in tree() if not (ROOT / path).exists()] == []
-
-
-def test_the_tree_shows_every_folder_at_the_root():
-    folders = {
-        path for path in children(Path()) if (ROOT / path).is_dir() and not path.name.endswith(".egg-info")
-    }
-    assert folders == {path for path in tree() if path.parent == Path() and (ROOT / path).is_dir()}
-
-
-def test_a_folder_that_shows_children_shows_all_of_them():
+def test_the_tree_exists_and_shows_every_folder_at_the_root_and_all_children_of_a_folder_or_none():
     shown = tree()
+    assert [path for path in shown if not (ROOT / path).exists()] == []
+    at_root = {p for p in children(Path()) if (ROOT / p).is_dir() and not p.name.endswith(".egg-info")}
+    assert at_root == {path for path in shown if path.parent == Path() and (ROOT / path).is_dir()}
     opened = {path.parent for path in shown} - {Path()}
     assert Path("harness") in opened
     assert {f: {p for p in shown if p.parent == f} for f in opened} == {f: children(f) for f in opened}
@@ -135,8 +127,9 @@ def options(command) -> set[str]:
     return {opt for param in command.params for opt in (*param.opts, *param.secondary_opts)} | OPTIONS_OF_ALL
 
 
-def test_readme_shows_harness_and_make():
-    assert commands("harness", README)
+def test_readme_shows_every_verb_and_make_in_at_most_200_lines():
+    assert set(get_command(cli.app).commands) <= {words[0] for words in commands("harness", README) if words}
+    assert len(README.splitlines()) <= 200
     assert ["compare"] in commands("make", README)
     assert ["test"] in commands("make", README)
 
@@ -193,11 +186,6 @@ def test_every_verb_shows_an_example_of_itself_with_options_that_it_has(name, co
         assert {word.partition("=")[0] for word in words if word.startswith("-")} <= options(command)
 
 
-def test_every_verb_stands_in_readme():
-    called = {words[0] for words in commands("harness", README) if words}
-    assert set(get_command(cli.app).commands) <= called
-
-
 def test_every_verb_and_every_option_stands_in_the_reference():
     sections = dict(
         re.findall(r"^## `(harness [^`]+)`\n(.*?)(?=^## )", reference("verbs"), re.MULTILINE | re.DOTALL)
@@ -246,10 +234,6 @@ def test_every_link_of_a_page_leads_to_a_file(page):
     assert {
         str(file) for file in map(Path.resolve, files) if not file.exists() and file not in generated
     } == set()
-
-
-def test_readme_has_at_most_200_lines():
-    assert len(README.splitlines()) <= 200
 
 
 def test_every_key_that_the_docs_name_is_one_of_the_experiment():

@@ -73,14 +73,10 @@ def test_the_first_scale_that_passes_on_both_halves_is_the_rescued_one(rescued_w
     assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]
     assert found.rescued_trial == "lora+scale=0.5"
     assert [t.search.verdict.outcome for t in found.tried] == ["fail", "pass"]
+    assert [t.confirm is not None for t in found.tried] == [False, True]
     assert found.tried[1].confirm.verdict.outcome == "pass"
     assert found.sentence.startswith("Rescued: lora+scale=0.5 (at scale 0.5, no training) passes on")
     assert exit_code(found, POLICY) == 0
-
-
-def test_the_other_half_is_looked_at_for_the_one_that_passed_alone(rescued_world):
-    _, found = rescued_world
-    assert [t.confirm is not None for t in found.tried] == [False, True]
 
 
 def test_a_verdict_says_which_half_it_is_of_and_the_halves_are_all_items_once(rescued_world):
