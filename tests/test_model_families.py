@@ -8,6 +8,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+import torch
 from safetensors.torch import load_file
 from tiny_methods import CPU
 
@@ -124,7 +125,6 @@ def build(folder, name):
 
 
 def save(folder, kind):
-    import torch
     import transformers
 
     tokenizer = tiny_model.tokenizer()
@@ -156,8 +156,6 @@ def load_family(tmp_path_factory, own_cache):
 
 
 def score_alone(model, context, continuation):
-    import torch
-
     with torch.inference_mode():
         logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].double()
     rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
@@ -184,8 +182,6 @@ def test_likelihoods_are_those_of_transformers_alone(load_family, name):
 
 @pytest.mark.parametrize("name", EACH)
 def test_greedy_answers_are_those_of_transformers_alone(load_family, name):
-    import torch
-
     host, n = load_family(name), 12
     prompts = [context for context, _ in PAIRS] + [(5, 6, 7)]
     ends = end_ids(host.tokenizer, host.model.generation_config)
@@ -327,7 +323,6 @@ _LAGUNA = {"num_hidden_layers": 4, "num_experts": 4, "shared_expert_intermediate
     ],
 )
 def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_builds_it(family, said):
-    import torch
     import transformers
     from peft import LoraConfig, get_peft_model
 
@@ -506,7 +501,6 @@ def test_a_family_that_ignores_masks_or_whose_window_is_a_token_wider_is_not_pac
 
 
 def test_a_family_whose_answers_hang_on_nothing_before_them_is_left_to_the_base(tmp_path):
-    import torch
     from transformers.modeling_outputs import CausalLMOutput
 
     def forward_evenly(self, input_ids, **_):

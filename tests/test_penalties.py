@@ -6,12 +6,15 @@ from types import SimpleNamespace
 
 import pytest
 import tiny_methods
+import torch
 from safetensors.torch import load_file
 
-from harness import regularizers
+from harness import plugins, regularizers
 from harness.errors import CandidateFailed
 from harness.methods import dpo, full, lora
 from harness.regularizers import GeneralRow, Start, _weights, dropout, ewc, half, kl, l2_sp, sam
+from harness.training import Reward
+from harness.training.peft_families import peft_config
 from harness.training.sft import whole_loss_trainer
 from harness.training.trainer import add_regularizers
 
@@ -22,7 +25,6 @@ ROWS = (GeneralRow([5, 9, 11, 40, 41, 42], 3), GeneralRow([7, 8, 60, 61], 2))
 
 @pytest.fixture
 def whole_model(tiny):
-    import torch
     from transformers import AutoModelForCausalLM
 
     return AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
@@ -30,8 +32,6 @@ def whole_model(tiny):
 
 def add_adapter(model, peft_type="LORA", **params):
     from peft import get_peft_model
-
-    from harness.training.peft_families import peft_config
 
     return get_peft_model(model, peft_config(peft_type, params))
 
@@ -41,8 +41,6 @@ def list_trained(model):
 
 
 def move(model, seed=0, by=0.05):
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in list_trained(model).values():
@@ -86,8 +84,6 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole_mod
 
 
 def test_factors_of_the_same_product_are_penalised_alike(whole_model):
-    import torch
-
     model = add_adapter(whole_model, r=2)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
     move(model)
@@ -101,8 +97,6 @@ def test_factors_of_the_same_product_are_penalised_alike(whole_model):
 
 @pytest.mark.parametrize("family", _weights.ADDITIVE)
 def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family):
-    import torch
-
     own = {"VBLORA": {"vector_length": 8, "num_vectors": 16, "topk": 2}, "FOURIERFT": {"n_frequency": 20}}
     own |= {"C3A": {"block_size": 8}, "GRALORA": {"r": 4, "gralora_k": 2}}
     own |= {"VERA": {"r": 4, "target_modules": ["o_proj"]}}
@@ -123,7 +117,6 @@ def test_what_a_family_adds_to_an_output_is_its_displacement(whole_model, family
 @pytest.mark.e2e
 def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_path, own_cache):
     """A step of twelve rows read as one batch or as three changes the weights alike."""
-    from harness.methods import lora
 
     def fit_rows(name, rows, steps):
         context = tiny_methods.context(tiny, tmp_path / name, regularize={"l2_sp": {"strength": 30.0}})
@@ -137,8 +130,6 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
 
 def fisher_by_hand(model, names, seed=0):
     """Return the Fisher diagonal of one token from plain gradients, the labels drawn like the estimate's."""
-    import torch
-
     generator = torch.Generator().manual_seed(seed)
     sums = dict.fromkeys(names, 0.0)
     for ids, start in ROWS:
@@ -177,8 +168,6 @@ def test_the_fisher_diagonal_of_an_adapter_is_that_of_the_matrices_it_is_added_t
 @pytest.mark.e2e
 def test_the_fisher_diagonal_is_the_curvature_of_the_kl(whole_model):
     """Over many draws, half of F times a small step's square is the KL a token that this step makes."""
-    import torch
-
     name, by = "model.norm.weight", 0.01
     weights = whole_model.get_parameter(name)
     for parameter in whole_model.parameters():
@@ -226,8 +215,6 @@ def test_ewc_is_half_the_weighted_squared_distance_and_its_gradient_the_weighted
 
 def logprobs(model):
     """Return log p (t, v) of each row's answer tokens."""
-    import torch
-
     return [
         model(input_ids=torch.tensor([row.ids])).logits[0, row.start - 1 - len(row.ids) : -1].log_softmax(-1)
         for row in ROWS
@@ -244,8 +231,6 @@ HEADS = {
 
 @pytest.mark.parametrize("kind", ["full", "LORA", "PROMPT_TUNING", "PREFIX_TUNING", "IA3", *HEADS])
 def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, kind):
-    import torch
-
     soft = {"num_virtual_tokens": 3} if kind.endswith("TUNING") else {}
     with torch.no_grad():
         base = logprobs(whole_model)
@@ -281,8 +266,6 @@ def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole_model):
 
 
 def test_chunks_give_the_kl_of_all_tokens(whole_model):
-    import torch
-
     generator = torch.Generator().manual_seed(0)
     known, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
     matrices = tuple(torch.randn(20, 8, generator=generator) for _ in range(2))
@@ -312,10 +295,6 @@ ANSWERS = {"max_completion_length": 4, "num_generations": 4}
 )
 def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, name, regularize, own):
     import tiny_model
-    from safetensors.torch import load_file
-
-    from harness import plugins
-    from harness.training import Reward
 
     (tmp_path / "short.py").write_text(
         "def reward(prompts, completions, references):\n    return [-float(len(text)) for text in completions]\n"
@@ -347,8 +326,6 @@ def test_penalties_hold_back_each_kind_of_training(tiny, tmp_path, own_cache, na
 @pytest.fixture
 def bowl():
     """A module whose loss is half of w A w, and the backward pass of it with the points it was taken at."""
-    import torch
-
     model, a = torch.nn.Linear(3, 1, bias=False), torch.tensor([[4.0, 1, 0], [1, 3, 0], [0, 0, 2]])
     points = []
 
@@ -376,8 +353,6 @@ def test_sam_takes_the_gradient_at_the_point_a_distance_of_rho_uphill(bowl):
 
 
 def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
-    import torch
-
     model, _, backward, _ = bowl
     sam.step(model, backward, sam.Params())
     once = model.weight.grad.clone()
@@ -387,8 +362,6 @@ def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
 
 
 def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
-    from safetensors.torch import load_file
-
     prepare = partial(regularizers.prepare, {"freeze": {"first": 1}})
     context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 1.0}}, prepare=prepare)
     made = full.fit(context, full.Params(max_steps=2, learning_rate=0.01))
@@ -399,7 +372,6 @@ def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
 
 
 def compute_smoothed_loss(tiny, factor, training):
-    import torch
     from accelerate import Accelerator
     from transformers import AutoModelForCausalLM
     from transformers.trainer_pt_utils import LabelSmoother
@@ -430,7 +402,6 @@ def noise_of():
 
     That is what the first layer gets, less what the embedding gave, which is made before the noise.
     """
-    import torch
     from torch.nn.modules import module as torch_modules
 
     made, seen = [], []
@@ -488,7 +459,6 @@ def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_hel
 
 
 def test_dropout_zeroes_its_share_of_attention_and_mlp_outputs_in_training_alone(tiny):
-    import torch
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
@@ -579,8 +549,6 @@ def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
 
 
 def test_each_batch_of_a_step_has_noise_of_its_own(tiny, tmp_path):
-    import torch
-
     drawn = []
 
     class Trainer:

@@ -10,6 +10,7 @@ from typing import get_args
 import pytest
 import tiny_experiment
 import tiny_methods
+import torch
 import yaml
 from safetensors.torch import load_file
 
@@ -19,7 +20,7 @@ from harness.models.hub import resolve
 from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext, Start, _weights, l2_sp
 from harness.spec import Recipe
-from harness.training import CHECKPOINTS
+from harness.training import CHECKPOINTS, LoraParams, lora_config
 from harness.training import job as jobs
 from harness.training.heads import load_with_head
 
@@ -306,10 +307,7 @@ def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, name, w
 
 @pytest.mark.parametrize("adapted", [True, False])
 def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
-    import torch
     from peft import get_peft_model
-
-    from harness.training import LoraParams, lora_config
 
     model, _ = load_with_head(resolve(str(tiny)), tiny_methods.CPU, 3)
     if adapted:
@@ -360,7 +358,6 @@ def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
 
 def mean_over_labels(tiny, folder):
     """Return the mean over rows and both labels of −log p, as a new head with the seed gives it."""
-    import torch
     from transformers import set_seed
 
     context = tiny_methods.context(tiny, folder)

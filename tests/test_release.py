@@ -1,5 +1,6 @@
 """Gates on stored runs and on what others evaluated, champions and pinned items, as the command line gives them."""
 
+import gzip
 import json
 import re
 import shlex
@@ -897,8 +898,6 @@ def test_without_the_results_file_a_metrics_words_say_which_way_is_better(tmp_pa
 
 def test_real_samples_of_lm_eval_are_read(tmp_path):
     """Pythia-14m against itself with every third answer of one task turned wrong."""
-    import gzip
-
     by_task: dict[str, list] = {}
     with gzip.open(find_shared_data("rows/lmeval_samples_pythia14m/per_sample.jsonl.gz"), "rt") as lines:
         for row in map(json.loads, lines):
