@@ -395,17 +395,15 @@ def test_no_text_in_csv_is_a_formula(store):
     assert lines == "'=a,b,c,d,e\n'=1+1,'@SUM(1),-0.5,'-0.5,\"a\nb\"\n"
 
 
-def test_rows_that_are_damaged_are_named(store):
-    store.parquet(LORA.digest).write_bytes(b"nonsense")
-    with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
-        stores.query(store, "SELECT count(text) FROM samples")
-
-
-def test_rows_in_the_folder_of_other_rows_are_named(store):
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_rows_that_are_damaged_or_in_the_folder_of_others_are_named(store, exchanged):
     one, other = store.rows(LORA.digest), store.rows(BASE.digest)
-    one.rename(one.with_name("aside"))
-    other.rename(one)
-    one.with_name("aside").rename(other)
+    if exchanged:
+        one.rename(one.with_name("aside"))
+        other.rename(one)
+        one.with_name("aside").rename(other)
+    else:
+        store.parquet(LORA.digest).write_bytes(b"nonsense")
     with pytest.raises(UserError, match=rf"{LORA.digest}.*next: harness compare"):
         stores.query(store, "SELECT count(text) FROM samples")
 

@@ -496,13 +496,16 @@ def test_a_store_without_runs_lists_none_and_an_unknown_run_gets_the_nearest_nam
         stores.get_run(store, "lora-s0-1a2c")
 
 
-def test_a_run_saved_again_replaces_itself(store):
+def test_a_run_saved_again_replaces_itself_and_rows_that_have_grown_are_ingested_anew(store):
     complete(store, IDENTITY, make_rows(3))
     complete(store, OTHER, make_rows(4))
     stores.save_run(store, make_run("a", [IDENTITY.digest], state="failed", error="killed"))
     stores.save_run(store, make_run("a", [OTHER.digest]))
     assert [(run.state, run.error) for run in stores.list_runs(store)] == [("done", "")]
     assert count(store, "scores") == 4
+    complete(store, OTHER, make_rows(100))
+    stores.save_run(store, make_run("b", [OTHER.digest]))
+    assert (count(store, "rowsets"), count(store, "scores")) == (1, 100)
 
 
 def test_a_run_that_holds_nan_or_rows_that_are_not_complete_is_not_saved(store):
@@ -548,14 +551,6 @@ def test_rows_that_two_runs_share_are_ingested_once_and_reindex_finds_the_same(s
     built = store.index.stat().st_ino
     assert index.update(store)
     assert store.index.stat().st_ino == built
-
-
-def test_rows_that_have_grown_are_ingested_anew(store):
-    complete(store, IDENTITY, make_rows(BLOCK))
-    stores.save_run(store, make_run("a", [IDENTITY.digest]))
-    complete(store, IDENTITY, make_rows(100))
-    stores.save_run(store, make_run("b", [IDENTITY.digest]))
-    assert (count(store, "rowsets"), count(store, "scores")) == (1, 100)
 
 
 @pytest.mark.e2e
