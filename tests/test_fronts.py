@@ -11,7 +11,7 @@ from test_decision import find_reason, make_decision
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.models.endpoints import is_private
-from harness.release.stored import gate_stored
+from harness.release import gate
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from reports.studies.fronts.choice import choose, share_of_gain
@@ -172,10 +172,10 @@ def test_a_baseline_is_measured_on_the_target_at_its_own_price_and_not_judged(fi
 
 def test_the_gate_measures_the_gain_over_a_baseline_and_judges_none(file_and_report):
     path, _ = file_and_report
-    (judged,) = gate_stored(path, "tuned", ["gate.target.gain=0.05"])
+    (judged,) = gate(path, "tuned", ["gate.target.gain=0.05"])
     (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
     assert "over the best untrained candidate" in rule.sentence
-    (judged,) = gate_stored(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
+    (judged,) = gate(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
     assert judged.candidate
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
-        gate_stored(file_and_report[0], "large")
+        gate(file_and_report[0], "large")

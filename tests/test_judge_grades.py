@@ -221,14 +221,14 @@ def test_weights_are_those_of_g_eval():
 def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(desk):  # noqa: F811
     d = desk(extra="gate: {uncalibrated_judge: allow, target: {min: 0.4}}\n")
     d.compare()
-    release.gate_stored(d.path, "plain")
+    release.gate(d.path, "plain")
     judge = JUDGE.format(url=d.judge.url, timeout=5)
     for other in (RUBRIC + judge.replace("tiny", "large"), f"criteria: The reply is short.\n{judge}"):
         d.rubric(other)
         with pytest.raises(IncompatibleRuns, match=r"by another judge or rubric.*next: harness compare"):
-            release.gate_stored(d.path, "plain")
+            release.gate(d.path, "plain")
     d.compare()
-    release.gate_stored(d.path, "plain")
+    release.gate(d.path, "plain")
 
 
 ABROAD = "http://judge.example.com/v1"

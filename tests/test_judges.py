@@ -619,7 +619,7 @@ def test_a_judge_that_runs_here_takes_turns_with_the_base_and_the_control_arm_se
     verdict = next(f for f in found.facts if f.name == "plain").verdict
     assert verdict is not None
     assert [c.metric for c in found.comparisons["plain"]] == ["judge:helpful"]
-    (judged,) = release.gate_stored(d.path, "plain", ["target.truncated_scores=true"])
+    (judged,) = release.gate(d.path, "plain", ["target.truncated_scores=true"])
     assert judged.verdict.outcome == verdict.outcome
 
 

@@ -453,12 +453,12 @@ def test_the_key_stands_in_no_file_and_a_second_comparison_asks_nobody(file_and_
 
 def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(file_and_report):
     path, _, found = file_and_report
-    (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
+    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
     assert judged.verdict.outcome == find_facts(found, "served").verdict.outcome
-    (chatty,) = release.gate_stored(path, "chatty", ["seeds=[0,1]"])
+    (chatty,) = release.gate(path, "chatty", ["seeds=[0,1]"])
     # Not the texts in bits per byte, which chat cannot be asked either: no rule judges them.
     assert "1 task not answered by both (sums)" in chatty.verdict.sentence
-    (facts,) = release.gate_stored(path, "chatty", ["seeds=[0,1]", "gate.tasks=[facts]"])
+    (facts,) = release.gate(path, "chatty", ["seeds=[0,1]", "gate.tasks=[facts]"])
     assert "tasks" not in [rule.name for rule in facts.verdict.rules]
 
 
@@ -480,7 +480,7 @@ def store_two_ways(compared, folder):
 
 def test_the_gate_takes_those_rows_of_the_base_that_compare_took(file_and_report, tmp_path):
     path, _ = store_two_ways(file_and_report, tmp_path / "copy")
-    (judged,) = release.gate_stored(path, "served", ["seeds=[0,1]"])
+    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
     assert [t.comparison.delta for t in judged.tasks] == pytest.approx([0] * len(judged.tasks), abs=1e-4)
 
 
@@ -490,7 +490,7 @@ def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_
     path, store = store_two_ways(file_and_report, tmp_path / "copy")
     shutil.rmtree(store.rows(tiny_experiment.runs_of(path)["prompt"].rows["facts/test"]))
     with pytest.raises(IncompatibleRuns, match=r"computed in 8 ways.*harness compare"):
-        release.gate_stored(path, "served", ["seeds=[0,1]"])
+        release.gate(path, "served", ["seeds=[0,1]"])
 
 
 def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_and_report, tmp_path):
@@ -499,7 +499,7 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_an
     stored = load_study(config.load(path, ["seeds=[0,1]"]))
     run = tiny_experiment.runs_of(path)["served"]
     release.promote(stored, run, verdict="", sentence="", despite="it is what is served")
-    (judged,) = release.gate_stored(path, "prompt", ["seeds=[0,1]"])
+    (judged,) = release.gate(path, "prompt", ["seeds=[0,1]"])
     assert judged.baseline == f"the champion served ({run.run_id})"
 
 

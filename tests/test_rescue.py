@@ -11,7 +11,7 @@ from worlds import GOOD, Sizes
 
 from harness import cli, rescue, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.release import gate_stored
+from harness.release import gate
 from harness.rescue import exit_code
 from harness.rescue.trials import estimate_trials
 from harness.spec import GatePolicy
@@ -98,7 +98,7 @@ def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(rescued_world):
     made, found = rescued_world
     run_id = found.tried[1].facts.run_id
     assert store.get_run(made.session.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
-    (judged,) = gate_stored(made.path, run_id)
+    (judged,) = gate(made.path, run_id)
     assert judged.verdict.outcome == "pass"
 
 

@@ -238,7 +238,7 @@ def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
     assert wins.missing == 0
     assert wins.uncorrected == 1.0
     assert wins.rate.score == pytest.approx(0.0)
-    (stored,) = release.gate_stored(path, "mine")
+    (stored,) = release.gate(path, "mine")
     assert next(r for r in stored.verdict.rules if r.name == "target").sentence == rule.sentence
 
 

@@ -43,16 +43,7 @@ class Arms(NamedTuple):
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
         """Keep the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
-        return Arms(
-            select_ids(self.ids, mask),
-            codes,
-            self.weights[mask],
-            self.base[mask],
-            self.new[mask],
-            self.valid[mask],
-            self.base_folds[mask],
-            self.new_folds[mask],
-        )
+        return Arms(select_ids(self.ids, mask), codes, *(values[mask] for values in self[2:]))
 
 
 def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Arms:
@@ -315,11 +306,7 @@ class FoldInterval(NamedTuple):
 
 
 def match_folds(arms: Arms) -> Folds | None:
-    """Return the fold of each item; None where one model answered all items of both arms.
-
-    Raises:
-        IncompatibleRuns: the arms were answered in other folds.
-    """
+    """Return the fold of each item; None where one model answered all items of both arms."""
     old, now = arms.base_folds, arms.new_folds
     if old.any() and now.any() and not np.array_equal(old, now):
         raise IncompatibleRuns(

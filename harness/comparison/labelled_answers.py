@@ -240,7 +240,7 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
 def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
     """Put grades of items beside the labels as people gave them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
-    grades = np.array(_grades(metric, rows), float)
+    grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
     counted = select_labels(metric.name, rows, labels)
     found = [counted.get(row.example_id, np.nan) for row in rows]
     return GradedArm(grades, np.array(found, float), clusters)
@@ -276,7 +276,8 @@ def _arm(
     told = people != _SPLIT
     binary = passes and bool(np.isin(grades, (0, 1)).all() and told.any())
     said, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
-    table = _confusion(said, voted) if binary else None
+    cells = (int(((said == g) & (voted == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    table = Confusion(*cells) if binary else None
     return ArmCalibration(
         name=name,
         n=len(rows),
@@ -384,16 +385,6 @@ def _agreement_and_length(
 def _center(values: Sequence[float] | Array) -> Array:
     mean = sum(values) / len(values)
     return np.array([value - mean for value in values], float)
-
-
-def _grades(metric: Metric, rows: Iterable[SampleResult]) -> list[float]:
-    """List the metric's grade of each row; NaN where it has none."""
-    return [(row.parts[metric.name] or (np.nan,))[0] for row in rows]
-
-
-def _confusion(grades: Array, people: Array) -> Confusion:
-    counts = (int(((grades == g) & (people == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
-    return Confusion(*counts)
 
 
 def _share_right(

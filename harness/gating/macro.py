@@ -101,11 +101,7 @@ class _Moves(NamedTuple):
 def find_shared_items(
     measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
 ) -> SharedItems:
-    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
-
-    Raises:
-        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
-    """
+    """Find which of the admitted tasks hold the same documents, and correlate their deltas."""
     tasks = {t.task.name: t for t in admitted}
     of = {m.task.name: m for m in measured if m.task.name in tasks}
     known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
@@ -224,11 +220,7 @@ class Macro(NamedTuple):
 def average_macro(
     admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
 ) -> Macro:
-    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
-
-    Raises:
-        ValueError: no task is admitted.
-    """
+    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER."""
     if not admitted:
         raise ValueError("found no admitted task to average")
     scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)

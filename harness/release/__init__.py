@@ -8,17 +8,18 @@ promoted answers whole tasks first, which is what later gates compare with.
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
+from typing import Literal
 
 from harness import config, data, gating, report, store
 from harness.comparison.run_diff import Differences, differences
 from harness.config import CommandLine
-from harness.errors import HarnessError, Problem, UserError, did_you_mean, one_line
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line
 from harness.experiment import (
     Scope,
     Study,
     answer_all_items,
     find_lm_eval_tasks,
+    is_target_only,
     load_study,
     prepare_session,
 )
@@ -29,14 +30,13 @@ from harness.release.cleanup import list_unreferenced, remove_run, remove_unrefe
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
 from harness.release.stored import (
-    Baseline,
     best_run,
     candidate_runs,
     count_members,
-    gate_stored,
     is_sampled,
     judge_run,
     promote,
+    select_seed,
 )
 from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
 from harness.spec import Task
@@ -54,11 +54,13 @@ def gate(
 ) -> list[GateResult]:
     """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
 
-    Every seed of a candidate is judged, or the one `seed`.
+    `candidate` is the name of one in the file, or the id of a run; every seed of it is judged, or the one
+    `seed`, against the champion where there is one, else against the base, unless `baseline` names one.
 
     Raises:
         UserError: an option, a file or a name cannot be used.
-        IncompatibleRuns: a baseline is missing, or the arms must not be compared.
+        IncompatibleRuns: a run or the baseline is missing, the arms must not be compared, or the files of a
+            task have changed since.
     """
     if not candidate:
         step = "--base DIR --candidate DIR"
@@ -72,7 +74,20 @@ def gate(
     if baseline not in (None, "base", "champion"):
         step = did_you_mean(baseline, ("base", "champion"))
         raise UserError(Problem("--baseline", repr(baseline), "base or champion", step))
-    return gate_stored(path, candidate, overrides, cast("Baseline | None", baseline), seed)
+    stored = load_study(config.load(path, overrides))
+    target = stored.experiment.target.name
+    champion = store.read_champion(stored.folder, target)
+    if baseline == "champion" and champion is None:
+        raise IncompatibleRuns(
+            f"champion of {target}: found none in {stored.folder / 'baselines'}; expected a promoted run; "
+            f"next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
+        )
+    runs = candidate_runs(stored, candidate, sampled=True)
+    if any(is_target_only(run.method, run.recipe) for run in runs):
+        expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
+        raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
+    against = None if baseline == "base" else champion
+    return [judge_run(stored, run, against) for run in select_seed(runs, candidate, seed)]
 
 
 def gate_candidate(
@@ -81,7 +96,7 @@ def gate_candidate(
     *,
     candidate: str,
     seed: int | None = None,
-    baseline: Baseline | None = None,
+    baseline: Literal["base", "champion"] | None = None,
 ) -> Verdict:
     """Return the verdict by which `harness gate` exits; computes nothing.
 

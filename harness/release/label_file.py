@@ -166,13 +166,6 @@ class _Arm(NamedTuple):
     n_failed: int
 
 
-class _KeyedAnswer(NamedTuple):
-    """One stored answer, with the metric that its key stands for."""
-
-    metric: str
-    row: SampleResult
-
-
 def export_answers(
     path: Path,
     file: Path,
@@ -253,7 +246,7 @@ def import_labels(
     rows = [row for one in digests for row in store.read_rows(at, one)]
     metrics = load_metrics(task)
     known = {
-        _KEY + answer_digest(metric, row): _KeyedAnswer(metric, row)
+        _KEY + answer_digest(metric, row): (metric, row.example_id)
         for row in rows
         for metric in metrics
         if metric in row.parts
@@ -316,11 +309,7 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
 
 
 def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
-    """List the selected candidates' runs as written now, with what they reach on the target.
-
-    Raises:
-        IncompatibleRuns: none has answered it.
-    """
+    """List the selected candidates' runs as written now, with what they reach on the target."""
     task = stored.experiment.target
     metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
     for name in stored.selected:
@@ -377,9 +366,12 @@ def _file_rows(
 
 
 def _read(
-    file: Path, known: Mapping[str, _KeyedAnswer], scale: tuple[float, float], task: Task
+    file: Path, known: Mapping[str, tuple[str, str]], scale: tuple[float, float], task: Task
 ) -> tuple[str, list[AnswerLabel], int, int]:
-    """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank."""
+    """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank.
+
+    `known` maps the keys of answers to the metric that they stand for and the item.
+    """
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
@@ -397,9 +389,9 @@ def _read(
             problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
         else:
             seen |= dict.fromkeys(keys, line)
-            metrics |= {known[one].metric for one in keys}
+            metrics |= {known[one][0] for one in keys}
             begins.add(_begin_of(key))
-            labels += [AnswerLabel(one.removeprefix(_KEY), known[one].row.example_id, label) for one in keys]
+            labels += [AnswerLabel(one.removeprefix(_KEY), known[one][1], label) for one in keys]
     if len(metrics) > 1:
         found = f"answers exported for {', '.join(sorted(metrics))}"
         problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))

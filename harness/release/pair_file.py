@@ -85,14 +85,6 @@ class _PairSample(NamedTuple):
         return len(self.shown) - len(self.open_)
 
 
-class _PairRow(NamedTuple):
-    """Row of a pair file: an item of two runs, its sides, and the two texts as they were exported."""
-
-    sides: _Sides
-    turn: Turn
-    texts: tuple[str, str]
-
-
 def export_pairs(
     path: Path,
     file: Path,
@@ -234,7 +226,7 @@ def _read(
         elif key in seen:
             expected = "one preference for each pair"
             problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
-        elif _are_exchanged(known[key].texts, (left, right)):
+        elif _are_exchanged(known[key][2], (left, right)):
             step = "put them back, or export again"
             problems.append(Problem(where, "the texts of left and right exchanged", "them as exported", step))
         elif written.casefold() not in _WORDS:
@@ -271,14 +263,16 @@ def _read(
 
 def _list_known_turns(
     at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
-) -> Iterator[tuple[str, _PairRow]]:
-    """Yield the keys that the pairs of a file may have, each with what it stands for."""
+) -> Iterator[tuple[str, tuple[_Sides, Turn, tuple[str, str]]]]:
+    """Yield the keys that the pairs of a file may have, each with its sides, its turn and the two texts."""
     for name in sorted({*wanted} & pairs.keys()):
         sides = pairs[name]
         for item, (one, other) in _pair_rows(at, task, sides).items():
-            texts = (one.text, other.text)
-            for turn, shown in ((Turn(item, "a"), texts), (Turn(item, "b"), texts[::-1])):
-                yield _key(sides, turn), _PairRow(sides, turn, shown)
+            for turn, shown in (
+                (Turn(item, "a"), (one.text, other.text)),
+                (Turn(item, "b"), (other.text, one.text)),
+            ):
+                yield _key(sides, turn), (sides, turn, shown)
 
 
 def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:

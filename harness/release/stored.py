@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from harness import comparison, config, decision, formatting, plugins, store
+from harness import comparison, decision, formatting, plugins, store
 from harness.comparison import Estimate
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
@@ -31,7 +31,6 @@ from harness.experiment import (
     judge,
     judgement_of,
     list_untrained,
-    load_study,
     reached_on_target,
     record_verdict,
     refuse_lost_folds,
@@ -50,11 +49,7 @@ def is_sampled(experiment: Experiment, run: Run) -> bool:
 
 
 def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
-    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha.
-
-    Raises:
-        IncompatibleRuns: no record says how the items were sampled, or for another alpha than the gate's.
-    """
+    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha."""
     sampling = store.read_sampling(stored.store, run.run_id)
     if sampling is None:
         raise IncompatibleRuns(
@@ -83,43 +78,10 @@ def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
     return study, sampling
 
 
-Baseline = Literal["base", "champion"]
 _OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
 
 
-def gate_stored(
-    path: Path,
-    candidate: str,
-    overrides: Sequence[str] = (),
-    baseline: Baseline | None = None,
-    seed: int | None = None,
-) -> list[GateResult]:
-    """Judge a candidate's stored runs against the champion where there is one, else against the base.
-
-    `candidate` is the name of one in the file, or the id of a run. Every seed is judged, or the one `seed`.
-
-    Raises:
-        UserError: the file cannot be used, or nobody has this name.
-        IncompatibleRuns: a run or the baseline is missing, their rows differ in more than weights, or
-            the files of a task have changed since.
-    """
-    stored = load_study(config.load(path, overrides))
-    champion = store.read_champion(stored.folder, stored.experiment.target.name)
-    if baseline == "champion" and champion is None:
-        raise IncompatibleRuns(
-            f"champion of {stored.experiment.target.name}: found none in {stored.folder / 'baselines'}; "
-            f"expected a promoted run; next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
-        )
-    against = None if baseline == "base" else champion
-    found = candidate_runs(stored, candidate, sampled=True)
-    if any(is_target_only(run.method, run.recipe) for run in found):
-        expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
-        raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
-    runs = _select_seed(found, candidate, seed)
-    return [judge_run(stored, run, against) for run in runs]
-
-
-def _select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
+def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
     """Keep the runs of one seed; all of them where none is named."""
     kept = [run for run in runs if seed in (None, run.seed)]
     if not kept:
@@ -171,7 +133,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
     if candidate in by_id:
         return [by_id[candidate]]
     if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
-        return _select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
+        return select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
     hint = did_you_mean(candidate, [*known, *by_id])
     raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
 
@@ -279,12 +241,7 @@ def _refuse_changed(
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
-    """Compare what graded the rows of a run, on the target and in the suites, with what the files name now.
-
-    Raises:
-        UserError: a rubric cannot be used.
-        IncompatibleRuns: another judge or rubric graded one of the tasks.
-    """
+    """Refuse a run of which another judge or rubric than the files name now graded the rows of a task."""
     _refuse_other_grades(stored, stored.experiment.target, "target", run)
     for suite in stored.experiment.suites:
         for task in suite.tasks:
