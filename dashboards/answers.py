@@ -74,7 +74,6 @@ def _show_prompt(column: Column, task: str, row: SampleResult) -> None:
 
 
 def _show_drawn(metric: str, samples: Sequence[Sample]) -> None:
-    """Show every answer that was drawn to an item, with what it scores; nothing of a greedy one."""
     if not samples:
         return
     with st.expander(f"All {count(len(samples))} sampled answers"):

@@ -51,7 +51,6 @@ def _differences(
     found: Mapping[str, Mapping[str, tuple[Pair, Comparison | str]]],
     report: ExperimentReport | None,
 ) -> None:
-    """Draw the rates as a forest, and list all differences with their numbers."""
     rows: list[dict[str, Any]] = []
     series: dict[str, list[charts.Bar]] = {}
     margins = report.margins if report else {}

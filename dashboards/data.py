@@ -74,7 +74,6 @@ def _alarm(finding: Finding) -> None:
 
 
 def _rows(checked: CheckReport) -> None:
-    """Show the rows as they were read, those with a text that is looked for, a page at a time."""
     st.subheader("Rows", anchor=False)
     sought = st.text_input("Search", placeholder="in questions and answers", key="sought_row").lower()
     entries = checked.table.entries
@@ -139,7 +138,6 @@ class _Rows(NamedTuple):
 
 
 def _show_decision(rows: _Rows, entry: TableEntry, label: str, near: str) -> None:
-    """Show a row with what it stands beside, and a button for each decision on it."""
     other = f", or {label}?" if label else f", near {near}" if near else ""
     safe_text.block(f"{entry.where}: {entry.answer}{other}", entry.question)
     keep = f"Keep: {entry.answer}" if label else "Keep the row"

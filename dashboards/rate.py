@@ -76,7 +76,6 @@ def _target(runs: dict[str, Run]) -> str:
 
 
 def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> None:
-    """Show the next item that differs, and take the choice."""
     both = (pair.base, pair.new)
     ids = _differing_items(str(project.project().store.folder), *both, project.row_set_times(*both))
     turn = human_preferences.find_next_turn(ids, done, rater, pair.base, pair.new)

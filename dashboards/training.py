@@ -57,7 +57,6 @@ def page() -> None:
 
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
-    """Draw what was logged of the chosen trainings."""
     trained = {
         name: run for name, run in _runs(runs, report).items() if len(numeric_points(run.training.loss)) > 1
     }
@@ -173,7 +172,6 @@ def _row(name: str, run: Run, cost: str) -> dict[str, Any]:
 
 
 def _show_more(name: str, run: Run, report: ExperimentReport | None) -> None:
-    """Show what else was logged of a training: rewards, the trials of a sweep."""
     of_pairs = ("reward_margin", "reward_accuracy", "heldout_margin", "heldout_accuracy")
     curves = (*of_pairs, "reward", "equal_rewards", "kl")
     rewards = {name: getattr(run.training, name) for name in curves}

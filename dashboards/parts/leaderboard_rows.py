@@ -154,7 +154,6 @@ def _estimates(
 
 
 def _rank_lines(lines: Sequence[Line], task: str, metric: str) -> list[Line]:
-    """Rank the best of the lines, as many as are read at once."""
     alike = [
         one for one in lines if (one.task, one.metric) == (task, metric) and one.facts.target and one.rows
     ]

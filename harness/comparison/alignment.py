@@ -43,7 +43,16 @@ class Arms(NamedTuple):
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
         """Keep the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
-        return Arms(select_ids(self.ids, mask), codes, *(values[mask] for values in self[2:]))
+        return Arms(
+            select_ids(self.ids, mask),
+            codes,
+            self.weights[mask],
+            self.base[mask],
+            self.new[mask],
+            self.valid[mask],
+            self.base_folds[mask],
+            self.new_folds[mask],
+        )
 
 
 def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Arms:
@@ -280,7 +289,6 @@ def _set_parts(
     known: Mapping[str, Extremes | None],
     choose: Callable[[Extremes], tuple[float, ...]],
 ) -> Sequence[SampleResult]:
-    """Return the rows with the chosen extreme as the parts of some items."""
     chosen = {i: choose(found) for i in ids if (found := known[i]) is not None}
     if not chosen:
         return rows

@@ -255,7 +255,6 @@ def _passes(
 
 
 def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
-    """Average a value of each item, with the interval of its clusters."""
     scored = [
         replace(row, parts={_VALUE.name: (float(value),)}) for row, value in zip(rows, values, strict=True)
     ]
@@ -369,7 +368,6 @@ def commonest_answer_arms(
 
 
 def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
-    """Give the rows whether each has the commonest text of those that were generated."""
     texts = {i: row.text.strip() for i, row in _select_generated_rows(rows).items()}
     marks = dict(zip(texts, _is_commonest([*texts.values()]).tolist(), strict=True))
     return [
@@ -387,7 +385,6 @@ def _answers(texts: Sequence[str]) -> AnswerCounts:
 
 
 def _references(rows: Sequence[SampleResult]) -> list[str]:
-    """List each item's first reference; empty where an item has none."""
     return [row.references[0].strip() for row in rows] if all(row.references for row in rows) else []
 
 

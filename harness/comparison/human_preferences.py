@@ -225,10 +225,7 @@ def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) ->
 def wins_by_judge(
     over: str, judge: str, pairs: AnswerPairs, won: Mapping[str, float], votes: Mapping[str, float]
 ) -> Wins:
-    """Estimate the win rate from a judge's preferences in [0, 1], corrected by people's votes on some pairs.
-
-    Nothing is estimated until each pair that differs was judged.
-    """
+    """Estimate the win rate from a judge's preferences of all pairs, corrected by people's votes on some."""
     items = sorted(pairs.clusters)
     n_rated = sum(item in votes for item in items)
     if any(item not in won for item in items):

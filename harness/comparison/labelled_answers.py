@@ -149,10 +149,7 @@ def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
 
 
 def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
-    """Put items in the random order in which answers are labelled, whoever labels and whose answers they are.
-
-    It is that of digests, so items that one candidate did not answer change nothing for the others.
-    """
+    """Put items in the random order of their digests, in which answers are labelled, whoever labels."""
     return sorted(ids, key=lambda item: digest([task, metric, item]))
 
 
@@ -238,7 +235,6 @@ def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> G
 
 
 def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
-    """Put grades of items beside the labels as people gave them."""
     clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
     grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
     counted = select_labels(metric.name, rows, labels)
@@ -337,7 +333,6 @@ def _pair(
 
 
 def _score(metric: Metric, arm: GradedArm) -> Estimate:
-    """Estimate the uncorrected score: as people would, had they given the grades themselves."""
     own = correct_score(arm._replace(labels=arm.grades))
     found = estimate_of(metric, own, len(arm.grades))
     return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
@@ -390,7 +385,6 @@ def _center(values: Sequence[float] | Array) -> Array:
 def _share_right(
     metric: Metric, grades: Array, people: Array, clusters: np.ndarray, label: float
 ) -> Estimate | None:
-    """Estimate which share of the answers that people gave a label got it from the judge too."""
     own = people == label
     hits = (grades[own] == label).astype(float)
     return estimate_share(hits, clusters[own], metric.unit) if own.any() else None

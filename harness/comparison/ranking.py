@@ -108,7 +108,6 @@ def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[n
 
 
 def _arms(base: _Answers, new: _Answers) -> Arms:
-    """Put two candidates' parts on the same items beside each other, without the items one lacks."""
     both = base.scored & new.scored
     ids, families = base.ids, base.families
     if not both.all():

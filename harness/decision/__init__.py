@@ -311,7 +311,6 @@ def _choose_within_budget(
 def _choose_with_gain(
     case: Case, numbers: Economics, winner: CandidateFacts, alternative: CandidateFacts
 ) -> _Recommendation:
-    """Recommend a fine-tune with a shown gain, unless a comparison is missing or tau forbids it."""
     better = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
     gains = f"{winner.name} gains {better}"
     if case.missing:

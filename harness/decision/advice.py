@@ -63,10 +63,7 @@ def list_measured_slices(case: Case) -> tuple[str, ...]:
 
 
 def list_mended_slices(case: Case) -> tuple[str, ...]:
-    """List the slices on which their remedy helps: retrieval on `knowledge`, a fine-tune on `behaviour`.
-
-    It helps if the lower bound of the remedy is above the upper bound of the prompt.
-    """
+    """List the slices where their remedy, retrieval or a fine-tune, is above the prompt by its interval."""
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
     mended = []
@@ -126,7 +123,6 @@ def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> It
 
 
 def _gate(run: CandidateFacts) -> Iterator[str]:
-    """Say what forbids to ship a fine-tune, whatever its score."""
     if not is_fine_tuned(run) or passes(run):
         return
     if run.verdict is None:
@@ -217,7 +213,6 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
 
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
-    """Describe the measurement of a need; empty without one."""
     wanted, own = _ADVICE[need].slices, [f for f in case.facts if not f.baseline]
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
@@ -241,7 +236,6 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
-    """Describe what was measured of the judged fine-tune on a need; empty without it."""
     other, macro = case.alternative, run.verdict.macro if run.verdict else None
     if need == "low_latency" and other and None not in (run.latency_p50_s, other.latency_p50_s):
         took, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
@@ -347,7 +341,6 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
 
 
 def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
-    """Give the score of the chosen untrained candidate, and say whether training was tried."""
     prompt, prompt_text = best_of(case, "prompt"), ""
     if prompt is not None and prompt.name != chosen.name:
         prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
@@ -363,7 +356,6 @@ def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) 
 
 
 def _find_gain(case: Case) -> CandidateFacts | None:
-    """Return the judged fine-tune if its gain is shown, else the best one whose gain is."""
     if case.judged is not None and is_gain_shown(case.judged):
         return case.judged
     done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
@@ -371,7 +363,6 @@ def _find_gain(case: Case) -> CandidateFacts | None:
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
-    """Write the sentence for one scenario, or for several that cannot be told apart."""
     first, *others = scenarios
     measured = f": {measured}" if measured else ""
     if not others:
@@ -381,7 +372,6 @@ def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
 
 
 def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
-    """Say what a fine-tune gains over the best untrained candidate."""
     if run is None or case.alternative is None:
         return ""
     return f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {case.alternative.name}"

@@ -142,7 +142,6 @@ class Economics:
 
 
 def _numbers(f: Field[Any]) -> tuple[Number, ...]:
-    """Return the numbers that a field lists, each with its name."""
     declared = getattr(f.type, "__metadata__", ())
     numbers = [n for d in declared for n in ((d,) if isinstance(d, Number) else d)]
     return tuple(n._replace(name=n.name or f.name) for n in numbers)
@@ -222,7 +221,6 @@ def listing(of: Economics) -> dict[str, Value]:
 
 
 def _values(number: Number, value: Any) -> dict[str, Value]:
-    """Return one number, with its interval if it has one."""
     if number.ends:
         keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
         return dict(zip(keys, (value.delta, value.low, value.high) if value else (None,) * 3, strict=True))

@@ -43,10 +43,7 @@ def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
 
 
 def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
-    """Return P(gain / cost > tau) under the distribution behind the gain's interval.
-
-    None without a spread.
-    """
+    """Return P(gain / cost > tau) under the distribution of the gain's interval; None without a spread."""
     if g is None or g.se <= 0:
         return None
     return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
@@ -326,10 +323,7 @@ def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> l
 
 
 def index_usd_per_1k(policy: DecidePolicy) -> float:
-    """Return an index's monthly price per 1,000 of the month's forecast requests.
-
-    0 without a forecast.
-    """
+    """Return an index's monthly price per 1,000 of the month's forecast requests; 0 without a forecast."""
     return _share(policy) if is_forecast(policy) else 0.0
 
 

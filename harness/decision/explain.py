@@ -221,7 +221,6 @@ def _worth(case: Case, numbers: Economics) -> list[str]:
 
 
 def _worth_text(case: Case, numbers: Economics) -> str:
-    """Name the value that counts, its setting, and whether it is the default."""
     if numbers.right_answer_usd is None:
         return f"a point being worth {formatting.usd(case.policy.point_usd)} USD (decide.point_usd)"
     assumed = ", the default" if case.policy.right_answer_usd is None else ""
@@ -230,7 +229,6 @@ def _worth_text(case: Case, numbers: Economics) -> str:
 
 
 def _curve(case: Case) -> list[str]:
-    """Say how the score grew with the data, and what more data would bring."""
     if case.curve is None:
         return []
     scores = (
@@ -285,7 +283,6 @@ def seeds_text(seeds: Sequence[int]) -> str:
 
 
 def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
-    """Say how the verdicts were corrected for the number of fine-tunes."""
     if not members:
         return []
     alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
@@ -317,7 +314,6 @@ def _amount(case: Case, run: CandidateFacts) -> str:
 
 
 def _few_for_full(case: Case) -> list[str]:
-    """Name the recipes that trained all weights on fewer examples than that usually takes."""
     methods = {f.method: plugins.find_method(f.method) for f in case.facts}
     whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
     few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}

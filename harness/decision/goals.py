@@ -77,10 +77,7 @@ def _millions(base: BaseSize) -> str:
 
 
 def judge_by_wins(facts: Sequence[CandidateFacts]) -> list[CandidateFacts]:
-    """Replace each recipe's gain over the best untrained candidate by the win rates of its seeds.
-
-    A recipe keeps its gain by the target's metric if the win rate of one of its seeds may not decide.
-    """
+    """Replace the gain of each recipe whose seeds' win rates may all decide by the win rates of its seeds."""
     other = alternative(facts)
     wins = {f.run_id: f.wins for f in facts if f.wins and other and _counts(f.wins, other)}
     done = [f for f in facts if f.state == "done" and is_fine_tuned(f)]

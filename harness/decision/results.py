@@ -198,10 +198,7 @@ def _is_classifier(run: CandidateFacts) -> bool:
 
 
 def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
-    """Return the best run on validation of the recipe with the best mean there.
-
-    Of recipes with equal means, the one with the fewest tokens per request wins.
-    """
+    """Return the best run on validation of the recipe with the best mean there; ties go to the cheapest."""
     runs = list(runs)
     sign = target_unit(runs).sign
     scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
@@ -221,10 +218,7 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
-    """Count the settings that validation chose from: a recipe is one, a sweep or search its trials.
-
-    Settings with equal prompts and weights count once, under any number of names.
-    """
+    """Count the distinct settings that validation chose from: a recipe, or each trial of a sweep or search."""
     first: dict[str, CandidateFacts] = {}
     for f in facts:
         if f.state == "done":
@@ -276,10 +270,7 @@ def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[Candi
 
 
 def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
-    """Return the seed that keeps a run's recipe from passing: one that fails, else one that is open.
-
-    The run itself if no seed is worse.
-    """
+    """Return the seed that keeps a run's recipe from passing: a failing, else an open one, else the run."""
     ranks = {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}
     return min([run, *seeds_of(facts, run)], key=lambda f: ranks[f.verdict.outcome] if f.verdict else 2)
 
@@ -384,10 +375,7 @@ def list_missing_alternatives(
 
 
 def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
-    """Say what to do about alternatives that were not measured: fix those that failed, add the others.
-
-    `failed` names further candidates to fix.
-    """
+    """Say what to do about alternatives that were not measured: fix those that `failed`, add the others."""
     missing = list(missing)
     failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
     absent = [one.what for one in missing if not one.failed]

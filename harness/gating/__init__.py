@@ -137,7 +137,6 @@ def compare_arms(
 
 
 def _keep_primary(tasks: Sequence[TaskComparison], judged: Sequence[Measurement]) -> list[TaskComparison]:
-    """Keep the comparisons of judged tasks by their primary metrics."""
     primary = {t.task.name: t for t in tasks if t.comparison.metric == t.task.primary_metric}
     return [primary[m.task.name] for m in judged if m.task.name in primary]
 
@@ -195,7 +194,6 @@ def judge(
 def _compare_commonest_answers(
     measured: Sequence[Measurement], target: TargetFacts | None, policy: GatePolicy
 ) -> dict[str, Sequence[Comparison]]:
-    """Compare the commonest answers to capability tasks, beside the target's, where the policy asks."""
     if policy.mode_collapse is None:
         return {}
     found: dict[str, Sequence[Comparison]] = {}

@@ -225,7 +225,6 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
 
 
 def _rise(t: TaskComparison) -> tuple[str, dict[str, Number]]:
-    """Say how much a text's bits per byte rose, with the numbers."""
     c = t.comparison
     rise = formatting.plain(-c.delta, -c.high, -c.low, sign=True)
     return f"drift: {t.task.name} {rise} bits per byte", {"rise": -c.delta, "low": -c.high, "high": -c.low}

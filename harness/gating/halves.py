@@ -68,10 +68,7 @@ def join_rows(
 
 
 def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Map clusters to one of those that they share a document with, directly or by others.
-
-    `held` pairs a document with a cluster that holds it. A cluster that shares none is left out.
-    """
+    """Map clusters to one of those that they share a document with; `held` pairs documents with clusters."""
     holders: dict[str, set[str]] = {}
     for document, cluster in held:
         holders.setdefault(document, set()).add(cluster)

@@ -140,8 +140,6 @@ def chance_of_an_equal_model(
 
 
 class _PlannedTask(NamedTuple):
-    """Task that the gate will judge, with its suite and the number of its items."""
-
     task: Task
     suite: Suite
     n: int
@@ -161,7 +159,6 @@ def _macro_se(planned: Sequence[_PlannedTask]) -> float:
 
 
 def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: str) -> str:
-    """Warn where an equal model would not pass the macro often enough."""
     if not planned:
         return "no capability task has items, so the macro cannot pass"
     if is_relative(policy.macro):
@@ -277,10 +274,7 @@ class Settling(NamedTuple):
 
 
 def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, relative: bool) -> Settling:
-    """Find what would settle verdicts that need more items.
-
-    `relative` says that the macro's margin is a share of the base's skill.
-    """
+    """Find what would settle verdicts that need more items; a `relative` margin is a share of skill."""
     rules = [rule for verdict in verdicts for rule in verdict.rules]
     most = max((verdict.items_needed or 0 for verdict in verdicts), default=0)
     needed = list_items_needed(rules) or ItemsNeeded({}, {}, most)

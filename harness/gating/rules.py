@@ -195,7 +195,6 @@ def macro_rule(
 def _describe_who_counts(
     tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
 ) -> str:
-    """Name the tasks that are left out, those that count by one half, and those that share items."""
     unadmitted = [
         t.task.name
         for t in tasks

@@ -213,7 +213,6 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
 
 
 def _describe_moved(facts: ControlFacts) -> str:
-    """Say what moved, the cause before its effect."""
     n, said = facts.n_same + facts.n_other, []
     if facts.reworded:
         share = f"{formatting.count(len(facts.reworded))} of {formatting.count(n)}"

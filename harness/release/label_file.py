@@ -108,7 +108,6 @@ def _cells(head: str, delimiter: str) -> list[str]:
 
 
 def _open(file: Path) -> io.TextIOWrapper:
-    """Open a file in the encoding that a spreadsheet saved it in."""
     with file.open("rb") as raw:
         encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
     return file.open(encoding=encoding, errors="replace", newline="")
@@ -407,7 +406,6 @@ def _read(
 
 
 def _keys(key: str) -> list[str]:
-    """List the keys of the answers that a row stands for."""
     begin = _begin_of(key)
     return [_KEY + one for one in key.removeprefix(begin).split(_JOIN)] if begin else [key]
 

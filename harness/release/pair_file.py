@@ -188,7 +188,6 @@ def _sides(task: Task, one: Run, other: Run) -> _Sides:
 
 
 def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
-    """Map the items to which both gave an answer, and another one, to their rows."""
     read = StoredRows(at)
     return map_shown_pairs(*(read.with_drawn(run, task) for run in sides.runs))
 

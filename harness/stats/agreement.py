@@ -202,7 +202,6 @@ def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float)
 
 
 def _best_power(labels: Array, grades: Array, rest: Array) -> float:
-    """Return the weight of the grades that minimises the variance."""
     spread = float(np.concatenate([grades, rest]).var())
     if spread <= TIE or not len(rest):
         return 0.0
@@ -215,7 +214,6 @@ def _covariance(x: Array, y: Array) -> float:
 
 
 def _center(values: Array) -> Array:
-    """Return each value's contribution to the deviation of the mean, (m,)."""
     return (values - values.mean()) / len(values) if len(values) else values
 
 

@@ -278,7 +278,6 @@ def _add_codes(values: ArrayLike, clusters: ArrayLike) -> tuple[Array, NDArray[n
 
 
 def _count_sizes(clusters: ArrayLike) -> NDArray[np.intp]:
-    """Count the items of each cluster, (g,), by the clusters of the items (n,)."""
     labels = np.asarray(clusters)
     if not len(labels):
         raise ValueError("there are no items")

@@ -98,7 +98,6 @@ def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
 
 
 def _question(rows: RowsIdentity) -> tuple[str, ...]:
-    """Return the part of an identity that says what was asked and how it is scored."""
     return (rows.task, rows.task_version, rows.split, rows.prompting_digest, rows.answer, rows.scoring_digest)
 
 

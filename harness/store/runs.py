@@ -142,7 +142,6 @@ def _map_runs_by_key(runs: Iterable[Run]) -> dict[str, list[Run]]:
 
 
 def _key(trial: Trial) -> str:
-    """Return the key of a trial's weights, or for a prompt its digest."""
     return trial.fit_key or trial.asked
 
 
