@@ -111,7 +111,7 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     d.compare()
     refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
     session = prepare_session(loaded, Scope(), SilentProgress())
-    assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"]).scores["replies"]
+    assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"])[1]["replies"]
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -222,8 +222,8 @@ def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
     loaded = config.load(d.path, overrides)
-    found = release.rescore_run(prepare_session(loaded, Scope(), SilentProgress()), run)
-    assert found.scores["replies"].keys() == {"contains", "judge:helpful"}
+    _, scores = release.rescore_run(prepare_session(loaded, Scope(), SilentProgress()), run)
+    assert scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
 

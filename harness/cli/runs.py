@@ -249,10 +249,10 @@ def score(
     session, loaded = at.open_session()
     out = {}
     for before in release.candidate_runs(release.load_study(loaded), run):
-        found = release.rescore_run(session, before)
-        unchanged = found.run.run_id == before.run_id
-        say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {found.run.run_id}"))
-        out[found.run.run_id] = found.scores
+        again, scores = release.rescore_run(session, before)
+        unchanged = again.run_id == before.run_id
+        say(f"{before.run_id}: " + ("scored so already" if unchanged else f"now {again.run_id}"))
+        out[again.run_id] = scores
     print_scores(out, as_json)
 
 

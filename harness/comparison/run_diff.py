@@ -74,23 +74,14 @@ def differences(at: Store, a: str, b: str) -> Differences:
 
 
 def to_json(found: Differences) -> dict[str, Any]:
-    """Turn differences into plain types."""
-    return {
-        "recipe": _plain(found.recipe),
-        "run": _plain(found.run),
-        "environment": _plain(found.environment),
-        "rows": {key: _plain(pairs) for key, pairs in found.rows.items()},
-        "scores": {key: {name: _score(s) for name, s in of.items()} for key, of in found.scores.items()},
-    }
+    """Turn differences into what JSON holds."""
 
+    def plain(scores: Scores) -> dict[str, Any]:
+        compared = asdict(scores.difference) if scores.difference else None
+        return {"a": scores.a, "b": scores.b, "difference": compared, "why_not": scores.why_not}
 
-def _plain(pairs: Mapping[str, Pair]) -> dict[str, list[Any]]:
-    return {name: [*pair] for name, pair in pairs.items()}
-
-
-def _score(scores: Scores) -> dict[str, Any]:
-    compared = asdict(scores.difference) if scores.difference else None
-    return {"a": scores.a, "b": scores.b, "difference": compared, "why_not": scores.why_not}
+    scores = {key: {name: plain(s) for name, s in of.items()} for key, of in found.scores.items()}
+    return found._asdict() | {"scores": scores}
 
 
 def _diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:

@@ -218,7 +218,7 @@ def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
 
 
 def n_settings(facts: Iterable[CandidateFacts]) -> int:
-    """Count the distinct settings that validation chose from: a recipe, or each trial of a sweep or search."""
+    """Count the distinct settings that validation chose from: recipes, or the trials of a sweep or search."""
     first: dict[str, CandidateFacts] = {}
     for f in facts:
         if f.state == "done":

@@ -98,7 +98,7 @@ def apply_rules(
             " compare_rows"
         )
     errors = None if identical else errors_rule(tasks, target, policy)
-    tasks = list(map(_orient, tasks))
+    tasks = [t.change(comparison.orient) for t in tasks]
     vetoing = [t for t in tasks if is_in_macro(t)]
     safety = [t for t in tasks if is_safety(t, policy)]
     show = policy if level is None else policy.model_copy(update={"alpha": level})
@@ -141,11 +141,6 @@ def apply_rules(
         items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
         sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
     )
-
-
-def _orient(t: TaskComparison) -> TaskComparison:
-    half = t.half and t.half._replace(comparison=comparison.orient(t.half.comparison))
-    return t._replace(comparison=comparison.orient(t.comparison), half=half)
 
 
 def macro_rule(

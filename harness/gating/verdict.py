@@ -6,7 +6,7 @@ measured; until then what it amounts to is unknown. One-sided bounds judge a mar
 below it fails, otherwise it is open.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf
 from typing import Literal, NamedTuple
@@ -82,10 +82,14 @@ class TaskComparison(NamedTuple):
         """The comparison of the items that count in the macro, its changes shares of the metric's range."""
         return rescale(self.half.comparison if self.half else self.comparison, self.span)
 
+    def change(self, change: Callable[[Comparison], Comparison]) -> "TaskComparison":
+        """Return the same with its comparison changed, and that of its half."""
+        half = self.half and self.half._replace(comparison=change(self.half.comparison))
+        return self._replace(comparison=change(self.comparison), half=half)
+
     def at_level(self, alpha: float) -> "TaskComparison":
         """Return the same with one-sided bounds at another level."""
-        half = self.half and self.half._replace(comparison=at_level(self.half.comparison, alpha))
-        return self._replace(comparison=at_level(self.comparison, alpha), half=half)
+        return self.change(lambda c: at_level(c, alpha))
 
 
 class TargetFacts(NamedTuple):

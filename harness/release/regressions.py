@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import config, store
 from harness.comparison import Estimate
@@ -109,15 +109,8 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [parse_json(line) for line in lines if line.strip()]
 
 
-class RescoredRun(NamedTuple):
-    """A run as it is scored now, and every task's scores on test by metric."""
-
-    run: Run
-    scores: dict[str, dict[str, Estimate]]
-
-
-def rescore_run(session: Session, run_before: Run) -> RescoredRun:
-    """Score a run again, and on the suites its base and the champion.
+def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
+    """Score a run again, and on the suites its base and the champion; returns it with its scores by task.
 
     Raises:
         IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
@@ -140,7 +133,7 @@ def rescore_run(session: Session, run_before: Run) -> RescoredRun:
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
         rescore_stored(session, suite_sets(session, weights))
-    return RescoredRun(again, Reader(session).scores(again))
+    return again, Reader(session).scores(again)
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:
