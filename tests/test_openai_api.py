@@ -498,7 +498,7 @@ def test_an_endpoint_can_be_promoted_and_local_runs_are_gated_against_it(file_an
     path = tmp_path / "copy" / "harness.yaml"
     stored = load_study(config.load(path, ["seeds=[0,1]"]))
     run = tiny_experiment.runs_of(path)["served"]
-    release.promote(stored, run, verdict="", sentence="", despite="it is what is served")
+    release.promote(stored, run, "", "it is what is served")
     (judged,) = release.gate(path, "prompt", ["seeds=[0,1]"])
     assert judged.baseline == f"the champion served ({run.run_id})"
 

@@ -175,7 +175,7 @@ def promote_named(
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):
-        return promote(stored, run, verdict="", sentence=judged, despite=despite, first_base=first_base)
+        return promote(stored, run, judged, despite, first_base)
     rule = cumulative_of(judged.verdict)
     if rule and rule.outcome == "skipped" and not despite:
         step = "--force --reason REASON, which keeps the reason"
@@ -188,22 +188,7 @@ def promote_named(
             step = f"{more.text}; or {step}"
         loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
         raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
-    # The macro against the first base as [delta, low, high, n], where it is known.
-    numbers = rule.numbers if rule else {}
-    known = [
-        float(x) for n in ("delta", "low", "high", "n_items") if isinstance(x := numbers.get(n), float | int)
-    ]
-    if rule is None and judged.verdict.macro:
-        known = list(judged.verdict.macro[:4])
-    return promote(
-        stored,
-        run,
-        verdict=judged.verdict.outcome,
-        sentence=judged.verdict.sentence,
-        despite=despite,
-        first_base=first_base,
-        cumulative=known if len(known) == 4 else [],
-    )
+    return promote(stored, run, judged.verdict, despite, first_base)
 
 
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:

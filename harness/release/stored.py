@@ -8,7 +8,7 @@ compared with the champion.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from harness.experiment import (
     verdict_change,
 )
 from harness.formatting import RATE, count
-from harness.gating import GateResult
+from harness.gating import GateResult, Verdict, cumulative_of
 from harness.records import FEWER, Run, SamplingRecord
 from harness.spec import JUDGE, Experiment, Role, Task
 from harness.store import Champion, champion_file
@@ -275,14 +275,13 @@ def best_run(stored: Study, runs: list[Run]) -> Run:
 def promote(
     stored: Study,
     run: Run,
-    *,
-    verdict: str,
-    sentence: str,
+    judged: Verdict | str,
     despite: str,
     first_base: str = "",
-    cumulative: Sequence[float] = (),
 ) -> tuple[Path, Champion]:
-    """Write a run as the champion of the target, with what the gate said of it; returns the file.
+    """Write a run as the champion of the target; returns the file.
+
+    `judged` is what the gate said of it, or why it could not judge it.
 
     Raises:
         HarnessError: rows of the run are missing.
@@ -295,6 +294,13 @@ def promote(
             own = reached_on_target(study, run).target if task.name == study.target.name else None
             whole = study.rows.whole(run.rows[f"{task.name}/test"])
             scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
+    # The macro against the first base as [delta, low, high, n], where it is known.
+    cumulative: list[float] = []
+    if isinstance(judged, Verdict) and (rule := cumulative_of(judged)):
+        numbers = [rule.numbers.get(name) for name in ("delta", "low", "high", "n_items")]
+        cumulative = [float(x) for x in numbers if isinstance(x, float | int)]
+    elif isinstance(judged, Verdict) and judged.macro:
+        cumulative = list(judged.macro[:4])
     champion = Champion(
         target=stored.experiment.target.name,
         run_id=run.run_id,
@@ -308,12 +314,12 @@ def promote(
         rows=dict(sorted(run.rows.items())),
         scores={key: [round(x, 6) for x in e[:4]] for key, e in scores.items()},
         recipe=run.recipe,
-        verdict=verdict,
-        sentence=sentence,
+        verdict=judged.outcome if isinstance(judged, Verdict) else "",
+        sentence=judged.sentence if isinstance(judged, Verdict) else judged,
         despite=despite,
         units={key: e.unit for key, e in scores.items() if e.unit != RATE},
         first_base=first_base or run.base_digest,
-        cumulative=[round(x, 6) for x in cumulative],
+        cumulative=[round(x, 6) for x in cumulative] if len(cumulative) == 4 else [],
     )
     path = champion_file(stored.folder, champion.target)
     path.parent.mkdir(parents=True, exist_ok=True)
