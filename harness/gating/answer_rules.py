@@ -176,18 +176,13 @@ def regressions_rule(
     lost = [(t.task.name, i) for t in pinned for i in t.comparison.lost]
     sure = [(task, i) for task, i in lost if confirmed and i in confirmed.get(task, ())]
     facts: dict[str, Number] = {"n_items": sum(t.comparison.n for t in pinned), "n_lost": len(lost)}
-    if sure:
-        named = [f"{task}/{i}" for task, i in sure]
+    if named := [f"{task}/{i}" for task, i in (lost if confirmed is None else sure)]:
         facts["lost_items"] = named[:NAMED]
-        text = f"regressions: {formatting.count(len(sure))} of {n} pinned items are lost: {list_ids(named)}"
-        return Rule("regressions", "fail", text, facts)
-    if lost and confirmed is None:
-        named = [f"{task}/{i}" for task, i in lost]
-        facts["lost_items"] = named[:NAMED]
-        text = (
-            f"regressions: of {n} pinned items {list_ids(named)} are lost, which fp32 has not confirmed yet"
-        )
-        return Rule("regressions", "inconclusive", text, facts)
+        text = f"{formatting.count(len(named))} of {n} pinned items are lost: {list_ids(named)}"
+        if confirmed is not None:
+            return Rule("regressions", "fail", f"regressions: {text}", facts)
+        text = f"of {n} pinned items {list_ids(named)} are lost, which fp32 has not confirmed yet"
+        return Rule("regressions", "inconclusive", f"regressions: {text}", facts)
     unknown = [f"{t.task.name}/{i}" for t in pinned for i in t.comparison.errors.open]
     if unknown:
         facts["open_items"] = unknown[:NAMED]

@@ -28,27 +28,19 @@ from harness.stats import Array, Interval
 _COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
 
 
-class RepeatedItems(NamedTuple):
-    """Items and clusters of several tasks that an earlier one of them holds."""
-
-    items: int = 0
-    clusters: int = 0
-
-
-NOTHING_REPEATED = RepeatedItems()
-
-
 class SharedItems(NamedTuple):
     """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
 
     `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
-    names for a reader who shares which items. `repeated` counts what stands in several.
+    names for a reader who shares which items. `n_repeated` and `n_repeated_clusters` count the items and
+    clusters that an earlier task holds too.
     """
 
     copies: Mapping[str, tuple[str, ...]]
     correlations: Mapping[frozenset[str], float]
     said: tuple[str, ...]
-    repeated: RepeatedItems = NOTHING_REPEATED
+    n_repeated: int = 0
+    n_repeated_clusters: int = 0
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
         """Name the tasks that hold a task's items: itself, where no other does."""
@@ -128,11 +120,11 @@ def find_shared_items(
         {name: tuple(group) for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
         tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
-        _count_repeated(moves.values()),
+        *_count_repeated(moves.values()),
     )
 
 
-def _count_repeated(moves: Iterable[_Moves]) -> RepeatedItems:
+def _count_repeated(moves: Iterable[_Moves]) -> tuple[int, int]:
     """Count items, and clusters of nothing else, that stand in a task before."""
     seen: set[str] = set()
     items = clusters = 0
@@ -141,7 +133,7 @@ def _count_repeated(moves: Iterable[_Moves]) -> RepeatedItems:
         new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
         items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
         seen |= m.cluster_of.keys()
-    return RepeatedItems(items, clusters)
+    return items, clusters
 
 
 def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
@@ -297,4 +289,4 @@ def macro_between(
         return None
     shared = find_shared_items(measured, found, cut)
     deltas, weights = [t.counted for t in found], shared.weights(found)
-    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.repeated.items)
+    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)

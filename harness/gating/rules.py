@@ -174,7 +174,7 @@ def macro_rule(
     facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
     facts |= {"lower": macro.lower, "upper": macro.upper}
     facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
-    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.repeated.clusters}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
     sentence = (
@@ -208,8 +208,8 @@ def macro_estimate(
     """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each item once."""
     comparisons = [t.counted for t in admitted]
     if identical:
-        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.repeated.items)
-    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.repeated.items)
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
 
 
 def _explain_left_out(t: TaskComparison, policy: GatePolicy) -> str:
