@@ -18,7 +18,6 @@ from harness import stats
 from harness.comparison.alignment import (
     BaseErrors,
     align,
-    base_extremes,
     fill_errors,
     is_binary,
     name_pooled_cluster,
@@ -189,11 +188,11 @@ def compare_rows(
     errors, arms = filled.errors, align(metric, filled.base, filled.new)
     plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
     found = plain
-    if base_errors == "bounds" and errors.base and errors.is_scored:
+    if errors.base and filled.base_extremes:
         # The base's failed answers as passed by it, and as failed.
         lost, kept = (
             estimate_difference(metric, align(metric, rows, filled.new), seed)
-            for rows in base_extremes(metric, filled.base, filled.new)
+            for rows in filled.base_extremes
         )
         found = bound_difference(plain, (lost, kept))
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)

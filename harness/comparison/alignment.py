@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from harness import stats
 from harness.errors import IncompatibleRuns
-from harness.metrics import Extremes, Metric, extremes
+from harness.metrics import Metric, extremes
 from harness.records import SampleResult, many_rows
 from harness.stats import Array, Interval, Variance
 
@@ -200,11 +200,16 @@ NO_ERRORS = Errors()
 
 
 class FilledArms(NamedTuple):
-    """Both arms' rows with parts in the place of failed answers, as far as there are any, and their count."""
+    """Both arms' rows with parts in the place of failed answers, as far as there are any, and their count.
+
+    `base_extremes` are the base's rows with its failed answers as the best there is, and as the worst; empty
+    where these are not asked for, or there is no such value.
+    """
 
     base: Sequence[SampleResult]
     new: Sequence[SampleResult]
     errors: Errors
+    base_extremes: tuple[Sequence[SampleResult], ...] = ()
 
 
 class _FailedItems(NamedTuple):
@@ -223,8 +228,8 @@ def fill_errors(
 ) -> FilledArms:
     """Let failed answers score the metric's worst value; with `bounds` those of the new run alone.
 
-    What neither arm answered then stays without parts, as do the errors of the base, whose bounds
-    `base_extremes` gives. Without a worst value all of them do.
+    What neither arm answered then stays without parts, as do the errors of the base, which are bounded by
+    `base_extremes`. Without a worst value all of them do.
     """
     old, now = ({row.example_id: row for row in rows} for rows in (base, new))
     failed, incomplete = _find_failed(metric, old, now), _incomplete(metric, old, now)
@@ -241,25 +246,14 @@ def fill_errors(
     errors = Errors(len(old), **counts, cause=cause, is_scored=is_scored, open=may_be_lost)
     if not is_scored:
         return FilledArms(base, new, errors)
-    shared = [] if base_errors == "bounds" else failed.both
-    of_base = [] if base_errors == "bounds" else failed.base + shared
+    worst = {i: found.worst for i, found in known.items() if found}
+    if base_errors == "bounds":
+        both_ends = tuple(_set_parts(metric, base, failed.base, ends) for ends in (best, worst))
+        return FilledArms(base, _set_parts(metric, new, failed.new, worst), errors, both_ends)
     return FilledArms(
-        _set_parts(metric, base, of_base, known, lambda found: found.worst),
-        _set_parts(metric, new, failed.new + shared, known, lambda found: found.worst),
+        _set_parts(metric, base, failed.base + failed.both, worst),
+        _set_parts(metric, new, failed.new + failed.both, worst),
         errors,
-    )
-
-
-def base_extremes(
-    metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
-) -> tuple[Sequence[SampleResult], Sequence[SampleResult]]:
-    """Return the base's rows with its failed answers as the best there is, and as the worst."""
-    old, now = ({row.example_id: row for row in rows} for rows in (base, new))
-    ids = _find_failed(metric, old, now).base
-    known = {i: extremes(metric, old[i].references or now[i].references) for i in ids}
-    return (
-        _set_parts(metric, base, ids, known, lambda found: found.best),
-        _set_parts(metric, base, ids, known, lambda found: found.worst),
     )
 
 
@@ -283,13 +277,9 @@ def _incomplete(
 
 
 def _set_parts(
-    metric: Metric,
-    rows: Sequence[SampleResult],
-    ids: Sequence[str],
-    known: Mapping[str, Extremes | None],
-    choose: Callable[[Extremes], tuple[float, ...]],
+    metric: Metric, rows: Sequence[SampleResult], ids: Sequence[str], parts: Mapping[str, tuple[float, ...]]
 ) -> Sequence[SampleResult]:
-    chosen = {i: choose(found) for i in ids if (found := known[i]) is not None}
+    chosen = {i: parts[i] for i in ids if i in parts}
     if not chosen:
         return rows
     filled = list(rows)
