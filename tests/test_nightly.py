@@ -200,31 +200,41 @@ def compare_night(now, *then, base_now=None, base_then=None, metric=METRIC, **po
     return compare_series(arms, (), [(item,) for item in now], {"chat": metric}, **policy)
 
 
-def test_a_change_that_the_base_shows_too_is_not_the_candidates():
-    bases = {"base_now": chat_rows(0, 1), "base_then": chat_rows(1, 1)}
-    found = compare_night(chat_rows(0, 0), chat_rows(1, 1), **bases)
-    assert found.changes == {"chat/chat-000": 0.0, "chat/chat-001": -1.0}
-    assert found.adjusted
+def drop_scores(rows):
+    return {item: replace(row, parts={METRIC.name: None}) for item, row in rows.items()}
 
 
-def test_weights_made_anew_are_compared_with_the_mean_of_the_makings():
-    found = compare_night(chat_rows(0, 1), chat_rows(1, 1), chat_rows(1, 0), chat_rows(1, 0))
-    assert list(found.changes.values()) == pytest.approx([-1.0, 2 / 3])
+GRADE = replace(METRIC, bounds=(1.0, 5.0), higher_is_better=False)
+TWO_FAILED = {**chat_rows(1, 1, 1), **fail_rows(chat_rows(1, 1))}
+MOVED, FAILED, DROPPED = (
+    {"base_now": now, "base_then": chat_rows(1, 1)}
+    for now in (chat_rows(0, 1), fail_rows(chat_rows(1, 1)), drop_scores(chat_rows(1, 1)))
+)
+# The answers now and then; what is changed, how many failed and are left out, and whether the night counts.
+NIGHTS = {
+    "the base shows it too": (chat_rows(0, 0), [chat_rows(1, 1)], MOVED, [0, -1], 0, 0, True),
+    "the mean of the makings": (
+        *(chat_rows(0, 1), [chat_rows(1, 1), chat_rows(1, 0), chat_rows(1, 0)]),
+        *({}, [-1, 2 / 3], 0, 0, True),
+    ),
+    "shares of a range": (chat_rows(5, 1), [chat_rows(1, 2)], {"metric": GRADE}, [-1, 0.25], 0, 0, True),
+    "failed": (TWO_FAILED, [chat_rows(1, 1, 1)], {"max_errors": 0.7}, [-1, -1, 0], 2, 0, True),
+    "too many failed": (TWO_FAILED, [chat_rows(1, 1, 1)], {"max_errors": 0.6}, [-1, -1, 0], 2, 0, False),
+    "no longer scored": (drop_scores(chat_rows(1, 1)), [chat_rows(1, 1)], {}, [-1, -1], 2, 0, False),
+    "never scored": (drop_scores(chat_rows(1)), [drop_scores(chat_rows(1))], {}, [], 0, 1, True),
+    "the base failed": (chat_rows(0, 0), [chat_rows(1, 1)], FAILED, [], 2, 2, False),
+    "the base was not scored": (chat_rows(1, 1), [chat_rows(1, 1)], DROPPED, [], 2, 2, False),
+}
 
 
-def test_changes_are_shares_of_the_metrics_range_whatever_its_direction():
-    grade = replace(METRIC, bounds=(1.0, 5.0), higher_is_better=False)
-    assert list(compare_night(chat_rows(5, 1), chat_rows(1, 2), metric=grade).changes.values()) == [
-        -1.0,
-        0.25,
-    ]
-
-
-def test_answers_that_failed_score_worst_and_too_many_make_the_night_invalid():
-    now = {**chat_rows(1, 1, 1), **fail_rows(chat_rows(1, 1))}
-    found = compare_night(now, chat_rows(1, 1, 1), max_errors=0.7)
-    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0, 0.0], 2, True)
-    assert not compare_night(now, chat_rows(1, 1, 1), max_errors=0.6).valid
+@pytest.mark.parametrize("name", NIGHTS)
+def test_a_night_compares_what_base_and_candidate_could_answer_then_and_now(name):
+    now, then, options, changes, errors, left_out, valid = NIGHTS[name]
+    found = compare_night(now, *then, **options)
+    assert [*found.changes] == [f"chat/chat-{i:03d}" for i in range(len(changes))]
+    assert list(found.changes.values()) == pytest.approx(changes)
+    assert (found.errors, found.left_out, found.valid) == (errors, left_out, valid)
+    assert found.adjusted or name != "the base shows it too"
 
 
 @pytest.mark.parametrize(
@@ -241,28 +251,6 @@ def test_one_failure_among_few_answers_voids_no_night_unless_none_is_allowed(n_f
     then = chat_rows(*[1] * n)
     found = compare_night({**then, **fail_rows(chat_rows(*[1] * n_failed))}, then, max_errors=max_errors)
     assert (found.errors, found.valid, sum(found.changes.values())) == (n_failed, valid, -n_failed)
-
-
-def drop_scores(rows):
-    return {item: replace(row, parts={METRIC.name: None}) for item, row in rows.items()}
-
-
-def test_answers_that_could_no_longer_be_scored_count_as_failed_as_the_gate_counts_them():
-    found = compare_night(drop_scores(chat_rows(1, 1)), chat_rows(1, 1))
-    assert (list(found.changes.values()), found.errors, found.valid) == ([-1.0, -1.0], 2, False)
-    bases = {"base_now": drop_scores(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
-    assert compare_night(chat_rows(1, 1), chat_rows(1, 1), **bases).errors == 2
-
-
-def test_what_neither_answer_could_be_scored_on_is_no_part_of_the_metric():
-    found = compare_night(drop_scores(chat_rows(1)), drop_scores(chat_rows(1)))
-    assert (found.changes, found.errors, found.left_out, found.valid) == ({}, 0, 1, True)
-
-
-def test_answers_of_the_base_that_failed_are_left_out_and_counted():
-    bases = {"base_now": fail_rows(chat_rows(1, 1)), "base_then": chat_rows(1, 1)}
-    found = compare_night(chat_rows(0, 0), chat_rows(1, 1), **bases)
-    assert (found.changes, found.left_out, found.errors, found.valid) == ({}, 2, 2, False)
 
 
 @pytest.mark.e2e
