@@ -32,9 +32,13 @@ def gains_losses_n(key):
     return (int(part.lstrip("bcnlg=")) for part in key.replace(",", " ").split()[:3])
 
 
-@pytest.mark.parametrize(("name", "interval"), [("wilson", stats.wilson), ("clopper", stats.clopper_pearson)])
-def test_intervals_of_a_rate_are_the_published_ones(name, interval):
-    expected, tolerance = golden(name)
+@pytest.mark.parametrize(
+    ("published", "interval"),
+    [(golden("wilson"), stats.wilson), (golden("clopper"), stats.clopper_pearson)],
+    ids=["wilson", "clopper"],
+)
+def test_intervals_of_a_rate_are_the_published_ones(published, interval):
+    expected, tolerance = published
     for key, ends in expected.items():
         assert interval(*map(int, key.split("/"))) == pytest.approx(ends, abs=tolerance)
 
