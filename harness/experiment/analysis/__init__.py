@@ -3,7 +3,7 @@
 Invariant: reads rows from the store and computes nothing that needs a model.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -15,13 +15,7 @@ from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment.analysis import target_comparisons as against
 from harness.experiment.analysis.judging import judge, measure
-from harness.experiment.analysis.run_remarks import (
-    count_noteworthy,
-    count_unanswered,
-    count_uncited,
-    count_ungraded,
-    note_merged,
-)
+from harness.experiment.analysis.run_remarks import count_rows
 from harness.experiment.analysis.study import (
     Study,
     calibrations,
@@ -173,7 +167,7 @@ def judge_and_decide(
         decision=decision,
         header=header,
         smoke=smoke,
-        notes=(*notes, *_count_noteworthy_rows(session, of_runs.study, reader, runs)),
+        notes=(*notes, *count_rows(of_runs.study, session, reader, runs)),
         not_admitted=_explain_not_admitted(tasks.values(), policy),
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
@@ -213,15 +207,6 @@ def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple
         for run in done
         if plugins.method(run.method).tunes
     }
-
-
-def _count_noteworthy_rows(session: Session, study: Study, reader: Reader, runs: Runs) -> Iterator[str]:
-    """Yield what is counted of single rows: failed, uncited, not judged, noteworthy or rounded ones."""
-    yield from count_unanswered(study, runs)
-    yield from count_uncited(session, reader, runs)
-    yield from count_ungraded(session, reader, runs)
-    yield from count_noteworthy(session, reader, runs)
-    yield from note_merged(session, reader, runs)
 
 
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:

@@ -24,10 +24,17 @@ from harness.report import front_sentence, print_tried_value
 from harness.spec import Task
 
 
-def count_unanswered(study: Study, runs: Iterable[Run]) -> list[str]:
+def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+    """Yield what is counted of the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
+    done = [run for run in runs if run.state == "done"]
+    yield from _count_unanswered(study, done)
+    for count_of in (_count_uncited, _count_ungraded, _count_noteworthy, _note_merged):
+        yield from count_of(session, reader, done)
+
+
+def _count_unanswered(study: Study, runs: Iterable[Run]) -> Iterator[str]:
     """Count the test rows that could not be evaluated or scored, with the first one's reason."""
-    out = []
-    for run in (run for run in runs if run.state == "done"):
+    for run in runs:
         rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
             is_scored = comparison.fill_errors(study.primary(study.target), rows, rows).errors.is_scored
@@ -35,16 +42,15 @@ def count_unanswered(study: Study, runs: Iterable[Run]) -> list[str]:
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
-            out.append(f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}")
-    return out
+            yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
 
 
-def count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Count the answers behind marked passages in which no citation is read, where citations are scored."""
     if not any(name.startswith("citation_") for name in session.target.metrics):
         return
     plain = {example.id: example.prompt for example in session.target.items.test}
-    for run in (run for run in runs if run.state == "done"):
+    for run in runs:
         decoding = session.candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
         rows = (reader.read if is_chosen else reader.answers)(run, session.target)
@@ -68,12 +74,11 @@ _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
 }
 
 
-def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Count such items by candidate and task; say what is alike once."""
-    done = [run for run in runs if run.state == "done"]
     for what, shows in _NOTEWORTHY.items():
         alike: dict[str, list[str]] = {}
-        for run in done:
+        for run in runs:
             measured = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
             counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
             if found := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
@@ -81,12 +86,11 @@ def count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> I
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 
 
-def note_merged(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _note_merged(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
     """Say by how much answers of merged weights differ from those of the base with its adapter beside it."""
-    done = [run for run in runs if run.state == "done"]
-    for run in done:
+    for run in runs:
         recipe = session.candidates[run.candidate].recipe
-        apart = next((r for r in done if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
+        apart = next((r for r in runs if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
         if not recipe.serve_merged or apart is None:
             continue
         if run.weights_digest == apart.weights_digest:
@@ -117,23 +121,19 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
         of_times.append(f"concurrency is {wanted}, but {came}: validation has no more rows")
     own = session.source.weights_digest
     others = {run.candidate: run.base_model for run in done if run.base_digest != own}
+    used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
     return [
         *dict.fromkeys(of_times),
         *_note_indexes(session, done),
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
         *dict.fromkeys(base_remarks(session, done)),
         *_note_endpoints(session, done),
-        *_note_unused(session),
+        *(
+            f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
+            for name, candidate in session.candidates.items()
+            if not candidate.method.answers and name not in used
+        ),
     ]
-
-
-def _note_unused(session: Session) -> Iterator[str]:
-    """Say which candidates answer nothing and are named by no other, so that no comparison makes them."""
-    known = session.candidates
-    used = {one for name in known for one in known[name].lineage if one != name}
-    for name in (n for n, candidate in known.items() if not candidate.method.answers and n not in used):
-        step = f"harness train {name}"
-        yield f"{name}: not trained, as it answers nothing and no candidate uses it; next: {step}"
 
 
 def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
@@ -213,10 +213,10 @@ _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
 
 
-def count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
     judged = [m for m in session.tasks if m.judged]
-    for run in (run for run in runs if run.state == "done"):
+    for run in runs:
         for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
             rows = reader.answers(run, measured)
             why = Counter(filter(None, (_reason(measured.task, row) for row in rows)))
@@ -244,23 +244,26 @@ _MOSTLY = 0.5  # of the prompts of a training on rewards
 
 def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
-    for note in (_note_dropped, _note_unpacked, note_unmoved, note_rewards, _note_sweeps, _note_named_bases):
-        yield from note(runs)
-    for note_of in (_note_unchanged, _note_unswept, _note_fronts):
-        yield from note_of(study, runs)
-
-
-def _note_dropped(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         if n := run.training.n_dropped_too_long:
             what = "training rows" if run.training.n_pairs is None else "pairs"
             yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
-
-
-def _note_unpacked(runs: Iterable[Run]) -> Iterator[str]:
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
+    for note in (note_unmoved, note_rewards, _note_sweeps):
+        yield from note(runs)
+    for run in runs:  # an adapter made elsewhere may fit other bases than its own
+        named = run.training.named_base
+        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
+            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+    for note_of in (_note_unchanged, _note_unswept):
+        yield from note_of(study, runs)
+    sign = study.primary(study.target).unit.sign
+    for run in runs:
+        has_own_weights = study.experiment.candidates[run.candidate].weights_of is None
+        if has_own_weights and (front := front_sentence(run.candidate, run.training, sign)):
+            yield f"{run.candidate}: {front}"
 
 
 def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
@@ -299,14 +302,6 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
             yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
 
 
-def _note_named_bases(runs: Iterable[Run]) -> Iterator[str]:
-    """Say where an adapter made elsewhere names another base than the one it was put on; its shapes fit."""
-    for run in runs:
-        named = run.training.named_base
-        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
-            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
-
-
 def _cut_to_last_name(name: str) -> str:
     """Return a model's own name, without its owner or folder."""
     return name.rstrip("/").rpartition("/")[2]
@@ -337,12 +332,3 @@ def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
     once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
     if once:
         yield f"learning rate not swept: {', '.join(once)}; another one may do better"
-
-
-def _note_fronts(study: Study, runs: Iterable[Run]) -> Iterator[str]:
-    """Name the steps of tracked trainings that no other beats in both target and capability."""
-    sign = study.primary(study.target).unit.sign
-    for run in runs:
-        own = study.experiment.candidates[run.candidate].weights_of is None
-        if own and (said := front_sentence(run.candidate, run.training, sign)):
-            yield f"{run.candidate}: {said}"

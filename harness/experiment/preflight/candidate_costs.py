@@ -14,16 +14,9 @@ from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import (
-    RowSet,
-    list_further_sets,
-    prompting_step,
-    suite_sets,
-    target_sets,
-    work_of,
-)
+from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment.preparation.plan import making_work
+from harness.experiment.preparation.plan import list_answered_sets, making_work
 from harness.experiment.training_fit import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory
@@ -82,19 +75,17 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
     recipe, method = candidate.recipe, candidate.method
     if method.is_remote:
         return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-    measured = _find_measured(session, candidate, runs)
+    time_s, memory_s = _find_measured(session, candidate, runs) or (None, None)
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-    time_s, memory_s = measured or (None, None)
     spent = None if time_s is None else costs.price_usd(time_s, device, hour)
+    # Borrowed weights are made by another candidate.
+    made = [] if recipe.weights_of else [name]
+    training = making_work(session, made, [session.first_seed], from_nothing=True)
     if not method.makes_language_model:
-        trained_s = session.seconds(_estimate_training(session, candidate), candidate.base)
+        trained_s = session.seconds(training, candidate.base)
         planned = costs.price_usd(trained_s, device, hour)
         return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
-    training = _estimate_training(session, candidate)
-    evaluated = (recipe, base_weights(session.source), 0)
-    own = _evaluation_work(
-        session, [*target_sets(session, *evaluated), *list_further_sets(session, *evaluated)]
-    )
+    own = _evaluation_work(session, list_answered_sets(session, recipe))
     answering = own.work + (Work() if method.keeps_base else suites.work)
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
@@ -132,12 +123,6 @@ def _longest_item(job: EvaluationJob) -> int:
         return 0
     works = (work_of(replace(job, examples=(e,))) for e in job.examples)
     return max((work.read + work.generated for work in works), default=1)
-
-
-def _estimate_training(session: Session, candidate: ResolvedCandidate) -> Work:
-    """Estimate the work of all trials and folds; borrowed weights are made by another candidate."""
-    own = [] if candidate.recipe.weights_of else [candidate.name]
-    return making_work(session, own, [session.first_seed], from_nothing=True)
 
 
 def _params(candidate: ResolvedCandidate) -> Any:

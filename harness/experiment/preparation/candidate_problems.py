@@ -59,7 +59,6 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _refuse_other_weights(session, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
-        problems += _unrankable(session, candidate)
         problems += _check_prompt_use(session, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
         problems += [*regularization_problems(session, candidate.recipe), *_layer_problems(candidate)]
@@ -189,27 +188,17 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
         yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
 
 
-def _unrankable(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that labels shall be ranked where no item has any; others are then answered in words."""
-    task, items = session.target.task, session.target.items
-    evaluated = [*items.validation, *items.test]
-    if task.kind != "generate" or "rank" not in _answers_tried(candidate.recipe):
-        return
-    if any(example.choices for example in evaluated):
-        return
-    found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
-    step = f"labels: [..] in {task.name}, or answer: generate"
-    yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
-
-
 def _check_prompt_use(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what a target of whole texts has no use for: what changes a prompt, and labels to rank."""
-    recipe, task = candidate.recipe, session.target.task
-    if task.kind != "bits_per_byte":
-        return
+    """Yield that no item has labels to rank, or that whole texts have no prompt to change."""
+    recipe, task, items = candidate.recipe, session.target.task, session.target.items
+    evaluated, ranks = [*items.validation, *items.test], "rank" in _answers_tried(candidate.recipe)
+    if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
+        found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
+        step = f"labels: [..] in {task.name}, or answer: generate"
+        yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
     needing = [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
-    needing += ["answer: rank"] if "rank" in _answers_tried(recipe) else []
-    if needing:
+    needing += ["answer: rank"] if ranks else []
+    if needing and task.kind == "bits_per_byte":
         found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
         step = "leave it out, or give the rows prompts and answers"
         yield Problem(f"candidate {candidate.name}", found, "a target of kind generate or choice", step)

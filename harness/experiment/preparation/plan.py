@@ -8,10 +8,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Literal, NamedTuple
 
-from harness import plugins
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import (
+    RowSet,
     RunRequest,
     list_further_sets,
     suite_sets,
@@ -28,6 +28,7 @@ from harness.experiment.training_fit import fit_work
 from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.records import Run
+from harness.spec import Recipe
 
 
 class Step(NamedTuple):
@@ -69,7 +70,8 @@ def make_plan(
     plan = Plan({}, {})
     shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
     if answers:
-        for source in list_measured_bases([one.candidate for one in shared if _has_base(one.candidate)]):
+        compared = [one.candidate for one in shared if one.candidate.method.makes_language_model]
+        for source in list_measured_bases(compared):
             _base_steps(session, plan, source, n_workers)
     for one in shared:
         made = _weights_step(session, plan, one.candidate, one.seed, n_workers)
@@ -86,11 +88,6 @@ def _is_for_workers(session: Session, candidate: ResolvedCandidate, answers: boo
     return not (apart or (chooses and (needs_judge or not answers)))
 
 
-def _has_base(candidate: ResolvedCandidate) -> bool:
-    """Tell whether a candidate is compared with a base, whose answers may have moved."""
-    return candidate.method.makes_language_model
-
-
 def _base_steps(session: Session, plan: Plan, source: ModelSource, n_workers: int) -> tuple[Step, ...]:
     """Add the answers of a base to the suites."""
     parts = min(n_workers, len(session.suites))
@@ -99,13 +96,15 @@ def _base_steps(session: Session, plan: Plan, source: ModelSource, n_workers: in
     return steps
 
 
-def _control_steps(session: Session, plan: Plan, source: ModelSource, n_workers: int) -> tuple[Step, ...]:
-    """Add the control arm of a base, which asks some of its stored answers again; none without suites."""
-    if not session.suites:
+def _control_steps(
+    session: Session, plan: Plan, candidate: ResolvedCandidate, n_workers: int
+) -> tuple[Step, ...]:
+    """Add the control arm of a candidate's base, which answers some stored items of the suites again."""
+    if not session.suites or not candidate.method.makes_language_model:
         return ()
-    step = Step("control", source.weights_digest)
+    step = Step("control", candidate.base.weights_digest)
     if step not in plan.needs:
-        plan.needs[step] = _base_steps(session, plan, source, n_workers)
+        plan.needs[step] = _base_steps(session, plan, candidate.base, n_workers)
     return (step,)
 
 
@@ -134,7 +133,7 @@ def _steps_of_trials(
     """Add what a choice waits for: the trials of a sweep; those of a search are one step, in turn."""
     first = session.first_seed
     before = _steps_before(session, plan, candidate, first, n_workers)
-    before += _control_steps(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
+    before += _control_steps(session, plan, candidate, n_workers)
     if candidate.source.search:
         return before
     n = len(candidate.points)
@@ -159,11 +158,11 @@ def _answer_steps(session: Session, plan: Plan, shared: Sequence[RunRequest], n_
     for candidate, seed in shared:
         run = (candidate.name, seed)
         weights = (candidate.source_name, seed, candidate.served_base.weights_digest)
-        gated = _has_base(candidate) and not candidate.is_target_only
+        gated = candidate.method.makes_language_model and not candidate.is_target_only
         suites = gated and candidate.given != candidate.base and weights not in answered
         n = min(parts, 2 + suites * len(session.suites))
         steps = tuple(Step("answer", *run, part, n, suites) for part in range(n))
-        controls = _control_steps(session, plan, candidate.base, n_workers) if _has_base(candidate) else ()
+        controls = _control_steps(session, plan, candidate, n_workers)
         plan.needs.update(dict.fromkeys(steps, (*plan.rests_on[run], *controls)))
         plan.rests_on[run] += (*steps, *(answered.get(weights, ()) if gated else ()))
         if suites:
@@ -189,7 +188,12 @@ def estimate_work(
     done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
     candidates = [session.candidates[name] for name in selected]
     suites = total_work(suite_sets(session, base_weights(session.source)))
-    arm = suites + _control_work(session, suites) + Work(opened=1)
+    n_control = min(session.experiment.gate.control_blocks, suites.blocks)
+    share = n_control / max(1, suites.blocks)
+    control = Work(
+        read=round(share * suites.read), generated=round(share * suites.generated), blocks=n_control
+    )
+    arm = suites + control + Work(opened=1)
     bases = list_measured_bases(candidates) if session.suites else ()
     missing = [source for source in bases if found is None or not is_measured(session, source)]
     out = {arm_label(session, source): arm for source in missing}
@@ -206,9 +210,13 @@ def estimate_work(
         if seeds:
             making = making_work(session, makes, seeds, from_nothing=found is None)
             out[candidate.name] = times(once, len(seeds)) + making
-    lacks_runs = any(candidate.name in out for candidate in candidates)
-    if lacks_runs and not smoke and (again := _estimate_timing(session, candidates)).requests:
-        out[TIMED_AGAIN] = again
+    if not smoke and any(candidate.name in out for candidate in candidates):
+        # The best untrained candidate and the best fine-tune are timed again.
+        local = (one for one in candidates if one.method.makes_language_model and not one.is_remote)
+        n_best = len({one.method.tunes for one in local})
+        n_requests = n_best * n_timed(len(session.target.items.validation), best=True)
+        if n_requests:
+            out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
     return out
 
 
@@ -236,20 +244,6 @@ def making_work(
     return total
 
 
-def _estimate_timing(session: Session, candidates: Collection[ResolvedCandidate]) -> Work:
-    """Estimate the requests that are timed again: of the best untrained candidate and the best fine-tune."""
-    here = {one.method.tunes for one in candidates if one.method.makes_language_model and not one.is_remote}
-    n = n_timed(len(session.target.items.validation), best=True)
-    return times(Work(opened=1, requests=n), len(here))
-
-
-def _control_work(session: Session, suites: Work) -> Work:
-    """Estimate the control arm of a base, whose blocks are those of its suites."""
-    n = min(session.experiment.gate.control_blocks, suites.blocks)
-    share = n / max(1, suites.blocks)
-    return Work(read=round(share * suites.read), generated=round(share * suites.generated), blocks=n)
-
-
 def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
     """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
 
@@ -274,12 +268,16 @@ def arm_label(session: Session, source: ModelSource) -> str:
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
 
 
-def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
-    if not plugins.method(candidate.recipe.method).makes_language_model:
-        return Work(runs=1)
+def list_answered_sets(session: Session, recipe: Recipe) -> list[RowSet]:
+    """List the row sets of the targets that a recipe answers, as if the base answered them."""
     weights = base_weights(session.source)
-    listings = (target_sets, list_further_sets)
-    answers = total_work([rows for of in listings for rows in of(session, candidate.recipe, weights, 0)])
+    return [*target_sets(session, recipe, weights, 0), *list_further_sets(session, recipe, weights, 0)]
+
+
+def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
+    if not candidate.method.makes_language_model:
+        return Work(runs=1)
+    answers = total_work(list_answered_sets(session, candidate.recipe))
     n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
     n_requests = n_timed(len(session.target.items.validation))
     return answers + Work(opened=n_opened, requests=n_requests, runs=1)

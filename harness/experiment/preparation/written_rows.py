@@ -147,13 +147,14 @@ def cut_special_tokens(session: Session) -> Session:
         suites=tuple(suites),
         more_targets=tuple(more),
         training={key: _cut_noted(measured, own) for key, measured in session.training.items()},
-        folds=tuple(_cut_fold(fold, own) for fold in session.folds),
+        folds=tuple(
+            Fold(
+                _cut_task(fold.target, own, []),
+                {key: _cut_task(measured, own, []) for key, measured in fold.training.items()},
+            )
+            for fold in session.folds
+        ),
     )
-
-
-def _cut_fold(fold: Fold, own: _OwnTokens) -> Fold:
-    training = {key: _cut_task(measured, own, []) for key, measured in fold.training.items()}
-    return Fold(_cut_task(fold.target, own, []), training)
 
 
 def _cut_noted(measured: MeasuredTask, own: _OwnTokens) -> MeasuredTask:

@@ -116,7 +116,9 @@ def choose_metrics(answers: Answers, columns: PromptColumns, examples: Sequence[
         return ["sql_match", "token_f1"]
     is_text = answers.form in ("short", "long")
     references = [max(example.references, key=len) for example in examples if example.references]
-    return ["chrf"] if is_text and not _is_latin(references) else _METRICS[answers.form]
+    letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
+    is_latin = 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
+    return ["chrf"] if is_text and not is_latin else _METRICS[answers.form]
 
 
 def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
@@ -129,11 +131,6 @@ def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
     most = STEPS[0]
     limits = {split: getattr(most, split) for split in SPLITS}
     return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
-
-
-def _is_latin(texts: Sequence[str]) -> bool:
-    letters = [sign for text in texts[:200] for sign in text if sign.isalpha()]
-    return 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
 
 
 def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:

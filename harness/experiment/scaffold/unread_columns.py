@@ -75,7 +75,8 @@ def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: U
     unread = list(unused.columns)
     is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
     named = _names_of_labels(seen, task, unread) if is_guessed and not request.instruction else ()
-    yield from [*named] or _other_columns(unused, request)
+    others = (other for other in unused.others if getattr(request, other.option) is None)
+    yield from [*named] or (f"{other.said}; next: where it does, {other.options}" for other in others)
     yield from _thumbs(seen, unread)
     yield from _parts(seen, unread)
     yield from _parts_of_set(request)
@@ -85,12 +86,6 @@ def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
     """Return the values of a column; empty where a row has none."""
     values = [row.fields.get(column) for row in seen.rows]
     return [] if any(value in (None, "") for value in values) else values
-
-
-def _other_columns(unused: Unused, request: Request) -> Iterator[str]:
-    for other in unused.others:
-        if getattr(request, other.option) is None:
-            yield f"{other.said}; next: where it does, {other.options}"
 
 
 def _names_of_labels(seen: RecognizedRows, task: Task, unread: Sequence[str]) -> Iterator[str]:
