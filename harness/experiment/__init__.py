@@ -4,7 +4,7 @@ Invariant: incremental; a second call computes nothing, and a candidate that fai
 while the others finish.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -74,6 +74,7 @@ from harness.experiment.preparation.plan import (
     arm_label,
     estimate_seconds,
     estimate_work,
+    list_answered_sets,
     list_measured_bases,
 )
 from harness.experiment.preparation.scope import Scope
@@ -109,7 +110,7 @@ from harness.experiment.runs.stored_rows import (
 from harness.experiment.tracking import estimate_tracking
 from harness.experiment.training_fit import fit_work
 from harness.formatting import pluralize
-from harness.models.hardware import Load, load
+from harness.models.hardware import load
 from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
@@ -185,7 +186,6 @@ def run_all(
             session.candidates = {**session.candidates, **chosen}
             ordered = in_order(session, loaded.selected)
             found = find_stored_runs(session, ordered)
-        make_all = partial(_make_all, session, ordered, smoke=smoke)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
         show_first_result(session, ordered, smoke=smoke)
@@ -193,12 +193,13 @@ def run_all(
             session.experiment = session.experiment.model_copy(update={"name": loaded.experiment.name})
             found = find_stored_runs(session, ordered)
         if fewer_items:
-            make = _make_unsettled(session, ordered)
-            said, runs = fewer.run_interim_analyses(session, _measure_base(session, session.source), make)
+            make_all = partial(_make_all, session, ordered, None, smoke=False)
+            base_rows = _measure_base(session, session.source)
+            said, runs = fewer.run_interim_analyses(session, base_rows, make_all)
             said, reader = [*said, *fewer.name_settled_runs(session, runs)], Reader(session)
         else:
             said, reader = [], Reader(session)
-            runs = make_all(reader, found)
+            runs = _make_all(session, ordered, reader, found, smoke=smoke)
         if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
         said = [*said, *judge_pairs(session, reader, runs)]
@@ -211,14 +212,11 @@ def run_all(
     record_report(report, runs, study_session(session, reader))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)
-        _learn_rest(session, runs, passed.wall_s - sum(session.timed.values()) + before, passed)
+        # What was not timed by itself: grading, statistics, writing.
+        rest_s = max(0.0, passed.wall_s - sum(session.timed.values()) + before)
+        alone = not passed.is_contended() and all(run.state == "done" for run in runs)
+        session.learn_pace("runs", Work(runs=len(runs)), rest_s, session.source, teaches=alone)
     return report
-
-
-def _learn_rest(session: Session, runs: Runs, took_s: float, passed: Load) -> None:
-    """Learn what a whole comparison took beside what was timed by itself: grading, statistics, writing."""
-    alone = not passed.is_contended() and all(run.state == "done" for run in runs)
-    session.learn_pace("runs", Work(runs=len(runs)), max(0.0, took_s), session.source, teaches=alone)
 
 
 def _refuse_forbidden(
@@ -253,8 +251,8 @@ def _open_places(
 def _make_all(
     session: Session,
     ordered: Sequence[RunRequest],
-    reader: Reader | None = None,
-    found: Sequence[Run | None] = (),
+    reader: Reader | None,
+    found: Sequence[Run | None],
     *,
     smoke: bool,
 ) -> list[Run]:
@@ -301,19 +299,6 @@ def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunReques
                 line = f"{run.candidate}: requests at once were not timed: {failed}"
                 session.progress.show(run.candidate, line)
     return timed
-
-
-def _make_unsettled(session: Session, ordered: Sequence[RunRequest]) -> Callable[[], list[Run]]:
-    """Return what makes all runs for an interim analysis but those whose verdict an earlier one settled."""
-    runs: list[Run] = []
-
-    def make() -> list[Run]:
-        kept = [run if run.run_id in session.settled else None for run in runs]
-        runs[:] = _make_all(session, ordered, found=kept, smoke=False)
-        fewer.keep_settled(session, runs)
-        return list(runs)
-
-    return make
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:

@@ -51,23 +51,28 @@ class InterimAnalysis(NamedTuple):
 
 
 def run_interim_analyses(
-    session: Session, base_rows: Mapping[str, str], make_all: Callable[[], list[Run]]
+    session: Session, base_rows: Mapping[str, str], make_all: Callable[[Sequence[Run | None]], list[Run]]
 ) -> tuple[list[str], list[Run]]:
     """Make all runs on what each interim analysis asks, until one has settled the verdicts.
 
     `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
-    stands, which is left as the last analysis needs it. What an analysis drew is kept beside the runs that it
+    stands, but those that it is given, whose verdict is settled. The session is left as the last analysis
+    needs it. What an analysis drew is kept beside the runs that it
     judged. Returns what a reader should know, and the runs.
     """
     analyses = plan_interim_analyses(session, base_rows)
+    runs: list[Run] = []
     if not analyses:
-        return ["fewer items: no task is large enough to draw from, so all items were evaluated"], make_all()
+        runs = make_all(runs)
+        _keep_settled(session, runs)
+        return ["fewer items: no task is large enough to draw from, so all items were evaluated"], runs
     progress = session.progress
     for analysis in analyses:
         narrow(session, analysis)
         session.progress = PrefixedProgress(progress, f"{analysis.name}: ")
         settled = set(session.settled)
-        runs = make_all()
+        runs = make_all([run if run.run_id in session.settled else None for run in runs])
+        _keep_settled(session, runs)
         for run in runs:
             if run.state == "done" and run.run_id not in settled:
                 store.save_sampling(session.store, run.run_id, analysis.sampling)
@@ -213,7 +218,7 @@ def _sample_task(
     )
 
 
-def keep_settled(session: Session, runs: Runs) -> None:
+def _keep_settled(session: Session, runs: Runs) -> None:
     """Keep the verdicts on fine-tunes that more items would not change."""
     judged = judge_runs(session, Reader(session), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha

@@ -119,8 +119,7 @@ def report_finished(
     report = judge_and_decide(
         session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
     )
-    changed = report_changes(report, runs, study)
-    return replace(report, notes=(*report.notes, *changed))
+    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))
 
 
 def _header(session: Session) -> dict[str, object]:

@@ -274,13 +274,8 @@ def largest_work(session: Session, selected: Sequence[str]) -> Work:
 
 
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:
-    weights = base_weights(session.source)
-    evaluated = session, trial.recipe, weights, 0
-    sets = [
-        *row_sets.suite_sets(session, weights),
-        *row_sets.target_sets(*evaluated),
-        *row_sets.list_further_sets(*evaluated),
-    ]
+    suites = row_sets.suite_sets(session, base_weights(session.source))
+    sets = [*suites, *experiment.list_answered_sets(session, trial.recipe)]
     making = experiment.fit_work(session, trial.source, seed) + experiment.estimate_tracking(
         session, trial.source
     )

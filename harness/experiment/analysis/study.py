@@ -124,7 +124,7 @@ def load_study(loaded: LoadedExperiment) -> Study:
         at,
         {task.name: load_metrics(task) for task in experiment.tasks if not task.lm_eval},
         StoredRows(at, texts=experiment.gate.mode_collapse is not None),
-        lambda run: {},
+        weights=lambda run: {},
         first_base=store.find_first_base(loaded.folder, experiment.target.name),
         typed=loaded.typed,
         selected=loaded.selected,
@@ -154,7 +154,7 @@ def study_session(session: Session, reader: Reader) -> Study:
         {m.task.name: m.metrics for m in session.tasks},
         reader,
         find_weights,
-        lambda run: find_measured_arm(session, session.candidates[run.candidate].base) or {},
+        lambda run: find_measured_arm(session, session.candidates[run.candidate].base),
         store.find_first_base(session.store.folder.parent, session.target.task.name),
         settled=session.settled,
     )

@@ -36,7 +36,7 @@ from harness.experiment.candidate_weights import ensure_weights, find_stored_wei
 from harness.experiment.runs.stored_rows import (
     answer_folds,
     base_arm,
-    has_folds,
+    is_cross_validated,
     rescore_folds,
     sets_of_target,
 )
@@ -286,7 +286,10 @@ def _find_stored_sets(session: Session, request: RunRequest) -> _StoredSets | No
         sets = row_sets(session, candidate, weights, seed)
     except CandidateFailed:  # its base cannot be loaded, and by what scores it rows are named
         return None
-    return _StoredSets(weights, sets) if has_folds(session, candidate, sets[1]) else None
+    # In folds it is kept which fold's model answered each test row.
+    needs_folds = is_cross_validated(session, candidate)
+    has_all = not needs_folds or store.read_folds(session.store, sets[1].identity.digest)
+    return _StoredSets(weights, sets) if has_all else None
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:

@@ -95,13 +95,6 @@ def sets_of_target(
     return [validation, _join_fold_sets(test, _find_stored_parts(session, candidate, seed))]
 
 
-def has_folds(session: Session, candidate: ResolvedCandidate, test: RowSet) -> bool:
-    """Tell whether the fold of each test row is kept; true where one model answers them all."""
-    return not is_cross_validated(session, candidate) or bool(
-        store.read_folds(session.store, test.identity.digest)
-    )
-
-
 def rescore_folds(
     session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int
 ) -> list[RowSet]:
@@ -191,12 +184,6 @@ class StoredRows:
         """Return a run's answers to a target, as many as its limit leaves, with all drawn to an item."""
         return comparison.add_samples(self.cut(run, task, split), self.drawn(run, f"{task.name}/{split}"))
 
-    def controls(self) -> Mapping[str, ControlFacts]:
-        """Return what the store's control arms found; judged again when one has come."""
-        if len(store.controls(self.at)) != len(self._controls):
-            self._controls = judge_controls(self.at)
-        return self._controls
-
     def controls_of(self, run: Run) -> list[ControlFacts]:
         """List what was found beside the blocks of a run, each measurement once."""
         named = {
@@ -205,8 +192,9 @@ class StoredRows:
             for origin in store.origins(self.at, rows_digest).values()
             if origin.control
         }
-        known = self.controls() if named else {}
-        return [known[one] for one in sorted(named) if one in known]
+        if named and len(store.controls(self.at)) != len(self._controls):  # one has come
+            self._controls = judge_controls(self.at)
+        return [self._controls[one] for one in sorted(named) if one in self._controls]
 
 
 class Reader(StoredRows):
@@ -332,9 +320,8 @@ def is_measured(session: Session, source: ModelSource) -> bool:
     return not _list_missing(session, suite_sets(session, base_weights(source)), shared=True)
 
 
-def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str] | None:
-    """Find a base's rows of the capability suite where it was measured; None where rows are missing."""
+def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str]:
+    """Find a base's rows of the capability suite where it was measured; empty where rows are missing."""
     sets = suite_sets(session, base_weights(source))
-    if not all(is_there(session, s) for s in sets):
-        return None
-    return {s.measured.task.name: s.identity.digest for s in sets}
+    is_whole = all(is_there(session, s) for s in sets)
+    return {s.measured.task.name: s.identity.digest for s in sets} if is_whole else {}
