@@ -2,10 +2,6 @@
 
 Invariant: an option is declared once, beside the parameter that receives it, and takes its name and its
 variable from there. A verb that takes a tuple of options gets them as one value.
-
-Refusals that commands share by which models write rows: no file, a grid, draws that are none.
-
-Invariant: each is said before anything is asked.
 """
 
 import os

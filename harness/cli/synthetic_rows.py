@@ -198,9 +198,7 @@ def _session(by_whom: str, config: Path, *, dry_run: bool) -> "Session | None":
     at = ExperimentFile(config=config)
     if _ADDRESS.match(by_whom):
         return at.open_session(dry_run=True)[0] if config.is_file() else None
-    session, _ = at.open_session(by_whom, dry_run=dry_run)
-    refuse_grid(by_whom, session.candidates, "--with")
-    return session
+    return _open_session(at, by_whom, "--with", dry_run=dry_run)
 
 
 def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "Rewriting") -> "Writer":

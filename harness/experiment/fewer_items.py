@@ -57,8 +57,8 @@ def run_interim_analyses(
 
     `base_rows` are the base's row sets of each whole task; `make_all` makes the runs on the session as it
     stands, but those that it is given, whose verdict is settled. The session is left as the last analysis
-    needs it. What an analysis drew is kept beside the runs that it
-    judged. Returns what a reader should know, and the runs.
+    needs it. What an analysis drew is kept beside the runs that it judged. Returns what a reader should
+    know, and the runs.
     """
     analyses = plan_interim_analyses(session, base_rows)
     runs: list[Run] = []

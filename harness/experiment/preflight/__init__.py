@@ -170,15 +170,12 @@ def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     items = session.target.items
     rows = f"{count(len(items.train))} training, {count(len(items.validation))} validation, "
     target = f"target {session.target.task.name}: {rows}{count(len(items.test))} test rows"
-    others = [_count_things(items.pairs, "pair"), _count_things(items.documents, "document")]
+    more = ((items.pairs, "pair"), (items.documents, "document"))
+    others = [pluralize(len(things), what) for things, what in more if things]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
     said = (*items.overlap, *describe_training_rows(session, selected))
-    return (*models, ", ".join([target, *filter(None, others)]), *said, suites)
-
-
-def _count_things(things: tuple[object, ...], what: str) -> str:
-    return pluralize(len(things), what) if things else ""
+    return (*models, ", ".join([target, *others]), *said, suites)
 
 
 LAYOUT, BATCH = "layout", "batch"

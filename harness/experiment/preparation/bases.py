@@ -45,22 +45,18 @@ def choose_quantization(
     """
     gpus = [n for name, n in room.items() if name != "cpu"]
     able = sum(gpus) - len(gpus) * OVERHEAD_GB * 1e9
-    out = dict(sources)
+    out, trainings = dict(sources), []
+    for recipe in experiment.candidates.values():
+        starts = not (recipe.weights_of or recipe.init_from or recipe.merges)
+        if starts and (method := plugins.method(recipe.method)).tunes:
+            base = recipe.base_model or experiment.base_model
+            trainings.append((base, recipe.quantization or method.quantization))
     for name, source in sources.items():
-        wanted = set(_quantizations(experiment, name))
+        wanted = {quantization for base, quantization in trainings if base == name}
         if gpus and len(wanted) == 1 and weights_bytes(source, machine.precision) > able:
             out[name] = quantize(source, wanted.pop())
     refuse(_sixteen_bit_problems(experiment, out))
     return out
-
-
-def _quantizations(experiment: Experiment, name: str) -> Iterator[str]:
-    """Yield what each training on a base quantises it to; empty of one in 16 bits."""
-    for recipe in experiment.candidates.values():
-        method = plugins.method(recipe.method)
-        starts = not (recipe.weights_of or recipe.init_from or recipe.merges)
-        if (recipe.base_model or experiment.base_model) == name and starts and method.tunes:
-            yield recipe.quantization or method.quantization
 
 
 def _sixteen_bit_problems(experiment: Experiment, sources: Mapping[str, ModelSource]) -> Iterator[Problem]:

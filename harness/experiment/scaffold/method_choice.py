@@ -52,6 +52,9 @@ class _TrainingMemory(NamedTuple):
     gb: float
     n_trained: float
 
+    def __str__(self) -> str:
+        return size(self.gb * 1e9)
+
 
 def fit_batches(
     recipes: Mapping[str, dict[str, Any]], base: ModelSource | None, here: Resources, longest: int
@@ -107,7 +110,7 @@ def choose_method(
             why += f"; {pluralize(rows, 'row')} at a time, {rows * steps} a step, so that it fits"
         return MethodChoice(fitting[0], why)
     name = min(ordered, key=lambda one: needs[one].gb)
-    said = f"training {name} takes about {_size(needs[name])}, and {_free(here.room)}"
+    said = f"training {name} takes about {needs[name]}, and {_free(here.room)}"
     return MethodChoice(name, said, f"{said}; next: a smaller --base-model, or more memory")
 
 
@@ -144,23 +147,19 @@ def _explain(
     name: str, needs: Mapping[str, _TrainingMemory], ordered: list[str], shape: Shape, room: Memory
 ) -> str:
     method, need = plugins.method(name), needs[name]
-    fits = f"about {_size(need)}, and {_free(room)}"
+    fits = f"about {need}, and {_free(room)}"
     if method.makes_whole_model:
         return f"all {_millions(shape.n_parameters)} parameters, no more than an adapter usually has; {fits}"
     before = ordered[: ordered.index(name)]
     if method.quantization and before:
         return (
-            f"on the base in 4 bits, because {before[0]} would take {_size(needs[before[0]])}; {fits}; "
+            f"on the base in 4 bits, because {before[0]} would take {needs[before[0]]}; {fits}; "
             "it answers more slowly than the base in 16 bits"
         )
     whole = [needs[other] for other in ordered if plugins.method(other).makes_whole_model]
-    otherwise = f"; all parameters would take {_size(whole[0])}, and forget more" if whole else ""
+    otherwise = f"; all parameters would take {whole[0]}, and forget more" if whole else ""
     trained = f"{_millions(need.n_trained)} of {_millions(shape.n_parameters)} parameters"
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
-
-
-def _size(need: _TrainingMemory) -> str:
-    return size(need.gb * 1e9)
 
 
 def _free(room: Memory) -> str:
@@ -266,8 +265,7 @@ def _find_context(base: ModelSource | None) -> int | None:
 
 def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) -> str:
     """Say how many items are longer than the base can read, by its tokenizer; empty where none is known."""
-    context = _find_context(base)
-    if context is None:
+    if (context := _find_context(base)) is None:
         return ""
     evaluated = [wrap_prompt(e, task.system, None) for e in (*items.validation, *items.test)]
     n_tokens = count_tokens(["\n".join(m["content"] for m in e.messages) for e in evaluated], base)
