@@ -356,11 +356,10 @@ def _choose_prompt(session: Session, candidate: ResolvedCandidate) -> ResolvedCa
 
 
 def _try_prompts(session: Session, candidate: ResolvedCandidate) -> list[Trial]:
-    seed, sign = session.first_seed, session.target.primary.unit.sign
     tried: list[Trial] = []
-    for proposal in trials.proposals(candidate, seed, sign, tried):
+    for proposal in _propose(session, candidate, tried):
         trial = candidate.at(proposal.params)
-        weights = ensure_weights(session, trial, seed)
+        weights = ensure_weights(session, trial, session.first_seed)
         found = validate(session, trial, weights)
         tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
         if not session.reads_only:

@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from harness import decision, experiment, formatting, plugins, store
-from harness.comparison import Comparison
 from harness.decision import CandidateFacts, TargetScore, gain
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.session import MeasuredTask, Session
@@ -186,12 +185,8 @@ class OtherTarget(NamedTuple):
         return self.untrained or self.prompt
 
 
-def _difference(score: TargetScore) -> Comparison | None:
-    return score.vs_untrained or score.vs_prompt
-
-
-def _is_shown(found: Comparison | None) -> bool:
-    g = gain(found)
+def _shows_gain(score: TargetScore) -> bool:
+    g = gain(score.vs_untrained or score.vs_prompt)
     return g is not None and g.low > 0
 
 
@@ -255,8 +250,7 @@ def _prepare_context(session: Session, case: RescueCase) -> _Context:
     for m in session.more_targets:
         if (own := scores.get(m.task.name)) is not None:
             untrained = case.runs.get(own.untrained or "") if own.vs_untrained else None
-            found = OtherTarget(m, untrained, prompt if own.vs_prompt else None, _is_shown(_difference(own)))
-            out.append(found)
+            out.append(OtherTarget(m, untrained, prompt if own.vs_prompt else None, _shows_gain(own)))
     return _Context(session, reader, study, reference, tuple(out))
 
 
@@ -330,7 +324,7 @@ def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
         context.session, context.reader, [run], context.reference
     )  # the judge of pairs is asked now
     seen = _judge_half(context, run, "confirm", gains=g is not None and g.low > 0)
-    kept = {one.task for one in facts.more_targets if _is_shown(_difference(one))}
+    kept = {one.task for one in facts.more_targets if _shows_gain(one)}
     seen = replace(
         seen,
         lost_on=tuple(one.name for one in context.others if one.gains and one.name not in kept),

@@ -118,7 +118,9 @@ def find_baseline_identity(
     if champion is None and is_endpoint(own.engine):
         return _endpoint_base_identity(study, wanted, key, run)
     if champion is None:
-        if (other := _find_same_task(at, wanted)) is not None:
+        same = (wanted.weights_digest, wanted.task, wanted.split)
+        alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
+        if other := next((o for o in alike if at.parquet(o.digest).exists()), None):
             comparison.check_comparable(other, wanted, prompting=True)
         raise IncompatibleRuns(
             f"{key}: found no rows of the base with the digests of {run.run_id}; expected them in "
@@ -172,13 +174,6 @@ def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdenti
         alike = replace(own, **{name: getattr(other, name) for name in how})
         if other == alike and at.parquet(other.digest).exists():
             yield other
-
-
-def _find_same_task(at: Store, wanted: RowsIdentity) -> RowsIdentity | None:
-    """Find rows of the same weights and task that were computed in another way."""
-    same = (wanted.weights_digest, wanted.task, wanted.split)
-    alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
-    return next((other for other in alike if at.parquet(other.digest).exists()), None)
 
 
 def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
