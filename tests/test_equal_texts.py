@@ -158,7 +158,7 @@ def test_an_answer_without_blanks_takes_up_a_request(answer, taken_up):
 LABELS = {
     "case": (["US", "us", "US", "de"], ["US", "de"]),
     "numbers": ([1, 1.0, "1", "1.0", 0, 2], ["0", "1", "2"]),
-    "floats of a column with gaps": ([1.0, 0.0, "1", 0.0], ["0.0", "1"]),
+    "floats of a column with gaps": ([1.0, 0.0, "1", 0.0], ["0", "1"]),
     "truth values": ([True, 1, "1", "false", 0, "TRUE"], ["0", "1"]),
     "true and false": ([True, "True", True, "false", False], ["false", "true"]),
     "leading zeros": (["007", "7", 7, "07"], ["007", "07", "7"]),

@@ -403,9 +403,9 @@ LAYOUTS = {
     "half stars": (
         lambda i: {"review": say(i, 20), "rating": pick((0.5, 1.0, 2.5, 4.0, 5.0), i)},
         "review → question; rating → label",
-        lambda row: (row["review"], str(row["rating"])),
+        lambda row: (row["review"], f"{row['rating']:g}"),
         (
-            "Rate the review on a scale from 0.5 (lowest) to 5.0 (highest) in steps of a half, as its author did. "
+            "Rate the review on a scale from 0.5 (lowest) to 5 (highest) in steps of a half, as its author did. "
             "Reply with the number and nothing else."
         ),
     ),

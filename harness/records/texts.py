@@ -71,12 +71,12 @@ def match_label(text: str, labels: tuple[str, ...]) -> str | None:
 
 
 def list_labels(answers: Iterable[str]) -> list[str]:
-    """List the distinct labels among answers, sorted, each in its commonest spelling (1 rather than 1.0)."""
+    """List the distinct labels among answers, sorted, each in its commonest spelling, but 1 for 1.0."""
     spelling_by_key: dict[str, str] = {}
     counts = Counter(answers)
     for answer in sorted(counts, key=lambda a: (_fold_label(a) != normalize(a), -counts[a], a)):
         if not {key := _fold_label(answer), _TRUTHS.get(key)} & spelling_by_key.keys():
-            spelling_by_key[key] = answer
+            spelling_by_key[key] = key if key != normalize(answer) else answer
     return sorted(spelling_by_key.values())
 
 
