@@ -17,7 +17,7 @@ from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
 from harness.data import examples as items
 from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
-from harness.data.contamination import ContaminatedRow, find_contaminated_rows, suite_contamination
+from harness.data.contamination import find_contaminated_rows, suite_contamination
 from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import assign_folds
 from harness.data.unused import note_unused

@@ -194,6 +194,7 @@ def _describe_unpacked(file: Path, shown: str) -> Problem | None:
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SHOWN = 10
+SHOWN_ALIKE = 3  # of them that say the same
 
 
 class Row(NamedTuple):
@@ -230,11 +231,15 @@ def kind_of(file: Path) -> str:
 
 
 def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem]:
-    """Keep the first ten problems and say how many there are."""
-    if len(problems) <= SHOWN:
+    """Keep three problems that say the same, ten in all, and say how many there are."""
+    places: dict[tuple[str, str, str], list[Problem]] = {}
+    for problem in problems:
+        places.setdefault((problem.found, problem.expected, problem.next_step), []).append(problem)
+    shown = [problem for alike in places.values() for problem in alike[:SHOWN_ALIKE]][:SHOWN]
+    if len(shown) == len(problems):
         return problems
-    found = f"{len(problems):,} {what}; the first {SHOWN} are shown"
-    return [*problems[:SHOWN], Problem(where, found, "none", "fix these; the next call names the others")]
+    found = f"{len(problems):,} {what}; {len(shown)} are shown"
+    return [*shown, Problem(where, found, "none", "fix these; the next call names the others")]
 
 
 # Columns whose lists hold all that applies to a row, not several answers that are each right.
