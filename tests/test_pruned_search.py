@@ -471,4 +471,4 @@ class TestASearch:
 
     def test_counts_as_so_many_tries_of_its_side(self, searched):
         said = " ".join(map(str, searched[1].decision.reasons))
-        assert "of 3 with" in said
+        assert "and 3 with" in said

@@ -11,7 +11,7 @@ ANSWERS = {
     "rules of the release gate": ("gating/rules.py", "macro_rule"),
     "SQL": ("store/index.py", ""),
     "loading harness.yaml": ("config/__init__.py", "load"),
-    "LoRA": ("methods/lora.py", "fit"),
+    "LoRA": ("training/low_rank_adapters.py", "low_rank_method"),
     "metrics": ("metrics/exact_match.py", "metric"),
     "paired statistics": ("stats/paired.py", "mcnemar"),
     "nightly evaluation": ("nightly/night.py", "run_night"),
