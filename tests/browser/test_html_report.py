@@ -92,7 +92,9 @@ def test_scores_costs_and_latencies_are_those_of_the_json(page_and_log, page_jso
     assert shown.keys() == {f["name"] for f in page_json["facts"]}
     for f in page_json["facts"]:
         row, target = shown[f["name"]], f["target"]
-        assert row["target EM"] == formatting.interval(target["score"], target["low"], target["high"])
+        unread = f.get("unread") or {"cut": 0, "unparsable": 0}
+        mark = " *" if max(unread["cut"], unread["unparsable"]) > 0.05 else ""
+        assert row["target EM"] == formatting.interval(target["score"], target["low"], target["high"]) + mark
         assert row["$/1k"] == formatting.usd(f["cost_per_1k_usd"])
         assert row["p50"] == formatting.seconds(f["latency_p50_s"])
 
