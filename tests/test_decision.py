@@ -85,6 +85,9 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
         " points): with these 200 items only a gain above 7.1 points would show; for more: more test rows or"
         " --seeds 0,1,2."
     )
+    change = comparison(-0.01, base=0.95, new=0.94)
+    facts[5] = make_fine_tune("lora", 0.94, -0.01, vs_untrained=change)
+    assert "only a gain above 7.1 points would show, and 5.0 are left to gain" in make_decision(facts).sentence
 
 
 @pytest.mark.parametrize(
