@@ -87,7 +87,9 @@ def test_a_classifier_as_good_makes_the_fine_tune_needless():
     )
     change = comparison(-0.01, base=0.95, new=0.94)
     facts[5] = make_fine_tune("lora", 0.94, -0.01, vs_untrained=change)
-    assert "only a gain above 7.1 points would show, and 5.0 are left to gain" in make_decision(facts).sentence
+    assert (
+        "only a gain above 7.1 points would show, and 5.0 are left to gain" in make_decision(facts).sentence
+    )
 
 
 @pytest.mark.parametrize(

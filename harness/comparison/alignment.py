@@ -304,7 +304,11 @@ class FoldInterval(NamedTuple):
 
 
 def match_folds(arms: Arms) -> Folds | None:
-    """Return the fold of each item; None where one model answered all items of both arms."""
+    """Return the fold of each item; None where one model answered all items of both arms.
+
+    Raises:
+        IncompatibleRuns: the arms were answered in other folds.
+    """
     old, now = arms.base_folds, arms.new_folds
     if old.any() and now.any() and not np.array_equal(old, now):
         raise IncompatibleRuns(

@@ -258,6 +258,9 @@ def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     """Estimate what changed, by the estimator that suits the metric and its scores.
 
     Where items were answered in folds, the intervals hold what the folds' models differ by as well.
+
+    Raises:
+        IncompatibleRuns: the arms were answered in other folds.
     """
     found, folds = _difference(metric, arms, seed), match_folds(arms)
     return found if folds is None else _difference_in_folds(found, metric, arms, folds)

@@ -96,7 +96,11 @@ class _GateAlone(Spec):
 
 
 def gate_policy(overrides: Sequence[str]) -> GatePolicy:
-    """Read a gate's policy from settings such as `gate.macro=0.03` alone."""
+    """Read a gate's policy from settings such as `gate.macro=0.03` alone.
+
+    Raises:
+        UserError: with every setting that cannot be used.
+    """
     tree = Tree({"gate": {}}, {(): "the command line"}, Path())
     overriding.apply(tree, overriding.parse(overrides, tree))
     tree.problems += problems_of(_GateAlone, tree.data, tree)
@@ -106,7 +110,11 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
 
 
 def read_suites(folder: Path) -> list[Suite]:
-    """Read every suite file of a folder, or where it is none the suites that the package ships."""
+    """Read every suite file of a folder, or where it is none the suites that the package ships.
+
+    Raises:
+        UserError: with every problem of every file.
+    """
     trees = [files.read_file(path, path.parent, "the keys of a suite") for path in files.suite_files(folder)]
     problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
     refuse(problems)

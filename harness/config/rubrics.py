@@ -259,7 +259,11 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
 
 
 def rubric_of(task: Task, metric: str) -> Rubric | None:
-    """Read the rubric of a metric of a task, by its short name; None where no judge grades it."""
+    """Read the rubric of a metric of a task, by its short name; None where no judge grades it.
+
+    Raises:
+        UserError: with every problem of the file.
+    """
     judged = (written for written in task.metrics if is_judged(written) and metric_name(written) == metric)
     written = next(judged, None)
     return None if written is None else read_rubric(Path(metric_parts(written)[1]))

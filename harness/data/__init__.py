@@ -152,7 +152,11 @@ def load_task(task: Task, seed: int) -> TaskItems:
 
 
 def load_rows(task: Task, path: str) -> tuple[Example, ...]:
-    """Read the rows of one file to train on, of which none is set aside."""
+    """Read the rows of one file to train on, of which none is set aside.
+
+    Raises:
+        UserError: with the problems of all rows at once.
+    """
     problems: list[Problem] = []
     content = readers.read(path, "train")
     read = read_split(task, content, "train", Notes([], []), [], problems)
@@ -340,7 +344,11 @@ def _drop_set_aside(task: Task, files: _Files, evaluated: list[SourcedExample]) 
 
 
 def version_of_test(task: Task, seed: int) -> str:
-    """Return the version of a task's test items as its files are now; data sets of the hub are read."""
+    """Return the version of a task's test items as its files are now; data sets of the hub are read.
+
+    Raises:
+        UserError: a file cannot be read or used.
+    """
     files = [Path(path) for part in DATA_FILES if (path := getattr(task.data, part))]
     if not all(file.is_file() for file in files):
         return task_version(task, load_task(task, seed), "test")

@@ -133,6 +133,9 @@ def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) 
     """Read a time as ISO 8601, as a month, as a number, or in a `form` of strptime's.
 
     Eight digits are a day where `with_days`, else a number as well.
+
+    Raises:
+        ValueError: it is none.
     """
     if isinstance(value, bool) or value is None:
         raise ValueError(value)

@@ -119,7 +119,11 @@ def examples(
 
 
 def read_example(task: Task, layout: Layout | None, row: Row) -> Example:
-    """Make the example of one row; without an id of its own it is named by its place."""
+    """Make the example of one row; without an id of its own it is named by its place.
+
+    Raises:
+        UserError: the row cannot be used.
+    """
     return _example(task, formats.read(row, layout), row.where)
 
 
@@ -147,6 +151,9 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
     """Make examples of preference pairs: `references` the chosen answer, `rejected` the other.
 
     Of an answer with a thumb one of the two is there, the chosen one where the thumb is up.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
     """
     made = _make_each(
         content,
@@ -159,7 +166,11 @@ def pairs(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
 
 
 def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
-    """Make examples of rows that ask, whether they hold an answer or not; none is read."""
+    """Make examples of rows that ask, whether they hold an answer or not; none is read.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
 
     def read_question(row: Row, name: str) -> SourcedExample:
         ident = _fill_own(row, task.fields.id, "id") or name
@@ -172,7 +183,11 @@ def prompts(task: Task, content: Rows, notes: Notes) -> list[SourcedExample]:
 
 
 def documents(content: Rows) -> list[Document]:
-    """Make the documents of a knowledge base; of rows with questions, one of every context."""
+    """Make the documents of a knowledge base; of rows with questions, one of every context.
+
+    Raises:
+        UserError: with every row that cannot be used, at most ten of them shown.
+    """
     if all("text" not in row.fields and row.fields.get("context") for row in content.rows):
         contexts = {turns.text_of(row.fields["context"]): formats.title(row) for row in content.rows}
         return [Document(formats.context_id(text), title, text) for text, title in contexts.items()]

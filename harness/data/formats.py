@@ -119,6 +119,9 @@ def every_turn(content: Rows) -> Rows:
 
     An answer that is not to be trained on, as by OpenAI's weight 0, is only read; a conversation without one
     stays as it is.
+
+    Raises:
+        UserError: the rows are no conversations.
     """
     layout = recognise(content.rows)
     field = layout.column if layout else ""

@@ -110,7 +110,11 @@ def _cut(text: str) -> str:
 
 
 def open_encoder(model: str, where: str) -> Encode:
-    """Open a sentence-transformers model as a function of texts."""
+    """Open a sentence-transformers model as a function of texts.
+
+    Raises:
+        UserError: the package or the model is not there.
+    """
     encoder = load_encoder(model, "SentenceTransformer", where, "leave embeddings out")
     return lambda texts: np.asarray(
         encoder.encode(list(texts), normalize_embeddings=True, show_progress_bar=False), dtype=np.float32

@@ -40,6 +40,9 @@ def set_aside(
     """Split rows into training and another split (a share of them, at least one) by whole groups.
 
     At least `leave` groups stay for training, of which further splits may be set aside.
+
+    Raises:
+        UserError: there are no more groups than these.
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) <= leave:
@@ -254,6 +257,9 @@ def deal(
     Two folds differ by the rows of the largest group at most. The largest groups come first, and of one size
     those with the rarest label. Each goes where the fewest rows of its labels are, by their shares, among
     the folds that it puts no further ahead than that.
+
+    Raises:
+        UserError: there are fewer groups than folds.
     """
     groups = groups_of([row.example for row in rows], with_choices)
     if len(groups) < k:

@@ -194,7 +194,7 @@ def _describe_unpacked(file: Path, shown: str) -> Problem | None:
 
 ENDINGS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 SHOWN = 10
-SHOWN_ALIKE = 3  # of them that say the same
+_SHOWN_ALIKE = 3  # of them that say the same
 
 
 class Row(NamedTuple):
@@ -235,7 +235,7 @@ def cap_problems(problems: list[Problem], where: str, what: str) -> list[Problem
     places: dict[tuple[str, str, str], list[Problem]] = {}
     for problem in problems:
         places.setdefault((problem.found, problem.expected, problem.next_step), []).append(problem)
-    shown = [problem for alike in places.values() for problem in alike[:SHOWN_ALIKE]][:SHOWN]
+    shown = [problem for alike in places.values() for problem in alike[:_SHOWN_ALIKE]][:SHOWN]
     if len(shown) == len(problems):
         return problems
     found = f"{len(problems):,} {what}; {len(shown)} are shown"

@@ -29,6 +29,9 @@ def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
     """Return a row's messages with the tools that it defines at the end of their system message.
 
     A system message that holds them already stays as it is.
+
+    Raises:
+        UserError: what defines the row's tools cannot be read, or some of them are no definitions.
     """
     tools = list_tools(row)
     own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None

@@ -69,7 +69,11 @@ def read_result(value: Any, place: Place) -> Content:
 
 
 def read_calls(value: Any, key: str, place: Place) -> Content:
-    """Read a call, or a list of calls, each also as JSON within a text."""
+    """Read a call, or a list of calls, each also as JSON within a text.
+
+    Raises:
+        UserError: one of them is no call.
+    """
     read = [_read_call(call) for call in _list_calls(value)]
     if not all(read):
         expected = "calls of tools with a name and arguments, also as JSON within a text"
@@ -297,7 +301,11 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
 
 
 def user_turns(text: str, row: Row) -> Turns:
-    """Return a question as a turn of the user, behind the system prompt and the history that the row has."""
+    """Return a question as a turn of the user, behind the system prompt and the history that the row has.
+
+    Raises:
+        UserError: the question is empty.
+    """
     if not text.strip():
         raise UserError(Problem(row.where, "an empty question", "a text", MEND_ROW))
     return add_system([*list_history(row), {"role": "user", "content": text}], row)
@@ -336,7 +344,11 @@ def list_history(row: Row) -> Turns:
 
 
 def read_text(row: Row, field: str) -> str:
-    """Return the text or number of a field."""
+    """Return the text or number of a field.
+
+    Raises:
+        UserError: it is empty or of another type.
+    """
     value = text_of_cell(row.fields[field])
     if value is None or not value.strip():
         kind = type(row.fields[field]).__name__
@@ -384,7 +396,11 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def refuse_media(texts: Iterable[str], row: Row) -> None:
-    """Refuse a row whose texts show a picture or a sound that stands in a column."""
+    """Refuse a row whose texts show a picture or a sound that stands in a column.
+
+    Raises:
+        UserError: they do.
+    """
     column = next((name for name in MEDIA if row.fields.get(name)), None)
     if column and any(map(_SHOWS_MEDIA.search, texts)):
         found = f"{column} in a column, which the text refers to"

@@ -141,7 +141,14 @@ class Pace(NamedTuple):
 
 _ASSUMED = {
     "cpu": Pace(),
-    "cuda": Pace(*(Rate(each_s=each_s) for each_s in (2.0, 0.2, 5.0, 1.0, 0.5, 1.0))),
+    "cuda": Pace(
+        answering=Rate(each_s=2.0),
+        training=Rate(each_s=0.2),
+        fits=Rate(each_s=5.0),
+        opened=Rate(each_s=1.0),
+        requests=Rate(each_s=0.5),
+        runs=Rate(each_s=1.0),
+    ),
 }
 
 

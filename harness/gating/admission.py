@@ -235,7 +235,11 @@ def _compare(
 def compare_half(
     m: Measurement, cut: HalfSplit, half: Half, alpha: float, *, identical: bool = False
 ) -> Comparison | None:
-    """Compare both arms on one half of a task by its primary metric; None where no item of it can be."""
+    """Compare both arms on one half of a task by its primary metric; None where no item of it can be.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
     metric, base, new = m.metrics[m.task.primary_metric], cut.rows(m.base, half), cut.rows(m.new, half)
     return _compare(metric, base, new, alpha, identical)
 

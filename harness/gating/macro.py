@@ -93,7 +93,11 @@ class _Moves(NamedTuple):
 def find_shared_items(
     measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
 ) -> SharedItems:
-    """Find which of the admitted tasks hold the same documents, and correlate their deltas."""
+    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+    """
     tasks = {t.task.name: t for t in admitted}
     of = {m.task.name: m for m in measured if m.task.name in tasks}
     known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
@@ -212,7 +216,11 @@ class Macro(NamedTuple):
 def average_macro(
     admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
 ) -> Macro:
-    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER."""
+    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+
+    Raises:
+        ValueError: no task is admitted.
+    """
     if not admitted:
         raise ValueError("found no admitted task to average")
     scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)

@@ -90,6 +90,9 @@ def apply_rules(
     What has to be shown is judged at `level` if given; a veto keeps the policy's alpha. `shared` are the
     items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
     `gating.judge`.
+
+    Raises:
+        ValueError: a comparison was made at another alpha.
     """
     made_at = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
     if others := made_at - {policy.alpha}:

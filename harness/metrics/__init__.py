@@ -233,9 +233,7 @@ def metric_of_rows(name: str, stored: MetricRange | None = None) -> Metric | Non
 
 
 def _build(written: str, task: spec.Task) -> Metric:
-    if written.startswith(
-        spec.JUDGE
-    ):  # grades lie in a store; rows that are read from one are scored with them
+    if written.startswith(spec.JUDGE):  # rows are scored with grades, which lie in a store
         return mean_metric(spec.metric_name(written), lambda output, example: None)
     if written.startswith(spec.EVALUATE):
         from harness.metrics import _hf_evaluate

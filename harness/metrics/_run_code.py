@@ -367,7 +367,11 @@ def problems(where: str) -> Iterator[Problem]:
 
 
 def refuse_forbidden(where: str) -> None:
-    """Refuse to run anything that is not allowed or cannot be isolated."""
+    """Refuse to run anything that is not allowed or cannot be isolated.
+
+    Raises:
+        UserError: it is so.
+    """
     refuse(problems(where))
 
 

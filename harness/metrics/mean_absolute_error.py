@@ -12,7 +12,11 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the mean absolute error over the ordered labels of the task."""
+    """Build the mean absolute error over the ordered labels of the task.
+
+    Raises:
+        UserError: the task has no `labels`.
+    """
     scale = read_scale("mean_absolute_error", task)
     pair = pair_with_reference(scale)
 

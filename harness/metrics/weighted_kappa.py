@@ -14,7 +14,11 @@ from harness.spec import Task
 
 
 def metric(task: Task) -> Metric:
-    """Build the kappa in [−1, 1] over the ordered labels of the task."""
+    """Build the kappa in [−1, 1] over the ordered labels of the task.
+
+    Raises:
+        UserError: the task has no `labels`.
+    """
     scale = read_scale("weighted_kappa", task)
     pair = pair_with_reference(scale)
 

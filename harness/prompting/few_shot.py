@@ -36,7 +36,11 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Rank the training examples once and return the prompting."""
+    """Rank the training examples once and return the prompting.
+
+    Raises:
+        UserError: the task has no training examples.
+    """
     if not context.train:
         found, expected = "prompting few_shot without training examples", "training rows to take shots from"
         step = "give the task `data: {train: …}`, or use zero_shot"

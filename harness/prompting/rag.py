@@ -67,7 +67,11 @@ class Params(Spec):
 
 
 def build(context: PromptingContext, params: Params) -> Step:
-    """Chunk and index the documents once and return the prompting."""
+    """Chunk and index the documents once and return the prompting.
+
+    Raises:
+        UserError: the task has no documents.
+    """
     if not context.documents:
         found, expected = "prompting rag without documents", "documents to retrieve from"
         step = "give the task `data: {documents: …}`, or leave rag out"

@@ -110,6 +110,9 @@ def read_arm(
     """Read what a path holds, given as an option beside the path of the other arm; the newest comes last.
 
     Only the `wanted` tasks are read where some are named.
+
+    Raises:
+        UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
     """
     finished = [evaluation for evaluation in evaluations if evaluation.tasks]
     _refuse_several_models(option, path, finished, other)
@@ -241,7 +244,11 @@ def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
 
 
 def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, LoggedItem]:
-    """Make one cluster of items that are the same document under other ids."""
+    """Make one cluster of items that are the same document under other ids.
+
+    Raises:
+        UserError: every document is there several times.
+    """
     documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
     counts = Counter(documents.values())
     if min(counts.values()) > 1 and "" not in counts:

@@ -33,6 +33,10 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
     A task that only one holds leaves the verdict open, unless `gate.tasks` names those to judge. One without
     a rate of each item is named and not compared, unless it is named there. Every task is a capability task.
     A path is a folder, or a file that names one evaluation.
+
+    Raises:
+        UserError: there is nothing to read, a file is damaged, or an arm is several models or the other arm.
+        IncompatibleRuns: no task is in both, or items, prompts, versions or precision differ.
     """
     old, new = _read_arms(base, candidate, policy.tasks)
     known = list(dict.fromkeys([*old.names, *new.names, *old.unfinished, *new.unfinished]))

@@ -94,6 +94,9 @@ def find_evaluations(path: Path) -> list[Evaluation]:
 
     The score is the first rate that a log lists; epochs are averaged. Chance is one over the number
     of choices where one of them is right. Answers that were cut off or filtered are told apart.
+
+    Raises:
+        UserError: there are logs and none is finished, or a file is damaged.
     """
     logs = sorted(map(_read, log_files(path)), key=lambda log: str(log.header["eval"].get("created")))
     if logs and all(_status(log.header) != "success" for log in logs):

@@ -308,7 +308,11 @@ def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) ->
 
 
 def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
-    """List the selected candidates' runs as written now, with what they reach on the target."""
+    """List the selected candidates' runs as written now, with what they reach on the target.
+
+    Raises:
+        IncompatibleRuns: none has answered it.
+    """
     task = stored.experiment.target
     metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
     for name in stored.selected:

@@ -57,6 +57,9 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     Of a file of samples it holds that task alone. The metric is the first rate that lm-eval lists for a task,
     else a rate of errors per word, which has no upper bound. Chance is one over the number of choices.
     Whether an answer was cut off is not in these files.
+
+    Raises:
+        UserError: a results file is damaged, or is of another model than its folder.
     """
     samples: dict[tuple[str, Path], dict[str, Path]] = {}
     for file in _sample_files(path):

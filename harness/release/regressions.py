@@ -31,7 +31,11 @@ _KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the it
 
 
 def add_regressions(stored: Study, run: Run, items: Sequence[str]) -> tuple[Path, int]:
-    """Pin items of a run's suites, written `task/item`; returns the suite's file and how many are new."""
+    """Pin items of a run's suites, written `task/item`; returns the suite's file and how many are new.
+
+    Raises:
+        UserError: an item is unknown, or its task cannot be pinned; all of them at once.
+    """
     chosen = _find_items(stored, run, items)
     folder = stored.folder / "suites"
     (folder / SUITE).mkdir(parents=True, exist_ok=True)

@@ -241,7 +241,12 @@ def _refuse_changed(
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
-    """Refuse a run of which another judge or rubric than the files name now graded the rows of a task."""
+    """Refuse a run of which another judge or rubric than the files name now graded the rows of a task.
+
+    Raises:
+        UserError: a rubric cannot be used.
+        IncompatibleRuns: another judge or rubric graded one of the tasks.
+    """
     _refuse_other_grades(stored, stored.experiment.target, "target", run)
     for suite in stored.experiment.suites:
         for task in suite.tasks:

@@ -231,7 +231,11 @@ def _find_ways_out(below: Path, path: Path) -> Iterator[Problem]:
 
 
 def in_own_folder(run: Run, file: Path) -> Run:
-    """Return a run after checking that its file lies in the folder of its id."""
+    """Return a run after checking that its file lies in the folder of its id.
+
+    Raises:
+        ValueError: the folder belongs to another run or holds something else, or the recipe is invalid.
+    """
     Recipe.model_validate(run.recipe)
     folder = file.parent.name
     if run.run_id != folder or folder in _OF_OTHERS or folder.startswith("."):

@@ -131,7 +131,11 @@ def quote_texts(texts: Iterable[str]) -> str:
 
 
 def whole_file(path: Path) -> str:
-    """Return the pattern of a file of rows, which may be missing."""
+    """Return the pattern of a file of rows, which may be missing.
+
+    Raises:
+        NotStored: the file is damaged.
+    """
     with suppress(FileNotFoundError):
         if is_damaged(path):
             found = f"{path} of other bytes than were written"
@@ -196,7 +200,11 @@ _PARTS = _FIELDS.index("parts")
 
 
 def row_line(row: SampleResult) -> str:
-    """Write a row as a line of JSON."""
+    """Write a row as a line of JSON.
+
+    Raises:
+        ValueError: a number is NaN or infinite.
+    """
     try:
         return canonical_json({name: getattr(row, name) for name in _FIELDS}) + "\n"
     except ValueError as error:

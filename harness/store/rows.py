@@ -379,6 +379,10 @@ def read_folds(store: Store, rows_digest: str) -> dict[str, int] | None:
 
 
 def attach_folds(store: Store, rows_digest: str, rows: list[SampleResult]) -> list[SampleResult]:
-    """Return the rows of a set with their folds, if it has any."""
+    """Return the rows of a set with their folds, if it has any.
+
+    Raises:
+        HarnessError: the file of folds cannot be read.
+    """
     folds = read_folds(store, rows_digest)
     return [replace(row, fold=folds[row.example_id]) for row in rows] if folds else rows

@@ -191,7 +191,11 @@ def _link(scratch: Path, name: Path) -> None:
 
 @_end_on_signals()
 def save_split(edit: Edit, found: SplitRows, out: Path, suffix: str) -> SavedEdit:
-    """Write the parts of a split and one manifest into a new folder, which appears whole or not at all."""
+    """Write the parts of a split and one manifest into a new folder, which appears whole or not at all.
+
+    Raises:
+        UserError: a row holds what such a file cannot hold.
+    """
     scratch = out.with_name(f".{out.name}.{os.getpid()}.part")
     scratch.mkdir()
     try:
@@ -232,6 +236,9 @@ def manifest(
     """Return the manifest of an edit in plain types, every change by file and line.
 
     `persons` says how many written rows hold personal data of each kind.
+
+    Raises:
+        UserError: the manifest of an input cannot be read.
     """
     before = {path: row_files.manifest_of(path) for path in edit.inputs}
     # A row that was not drawn leaves its part of what was paid to others.
