@@ -1,5 +1,6 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
+from harness.records.feedback_rows import FeedbackRow
 from harness.records.repeated_measurements import (
     Anchor,
     AnchorCheck,

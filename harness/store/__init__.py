@@ -24,6 +24,7 @@ content, so everything that was computed once is reused.
     runs/grades/<book>/checks.jsonl            the judge's grades of the anchors at each finished check
     runs/ratings/<rating id>.json              a person's preference
     runs/labels/<id>.json                      a person's labels of answers, given in one session
+    runs/feedback/<id>/rows.parquet            masked rows of production, from one added file
     runs/noise/<id>.json                       a measurement of A/A noise
     runs/verdicts/<run_id>/<digest>.json       a verdict of the gate on a run
     runs/decisions/<experiment>.json           the last decision of an experiment
@@ -37,6 +38,7 @@ content, so everything that was computed once is reused.
 """
 
 from harness.store.champion_files import Champion, champion_file, champions, find_first_base, read_champion
+from harness.store.feedback import feedback_files, feedback_key, read_feedback, save_feedback
 from harness.store.garbage import (
     Leftover,
     References,
