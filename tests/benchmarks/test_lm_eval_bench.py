@@ -1,8 +1,9 @@
 """The same tasks asked by harness and by lm-eval's own `hf` model in one process: time, answers, share of the peak.
 
 Invariant: both are timed from a task's texts to its log-likelihoods or answers, tokenising included, and
-loading, building prompts and scoring left out. Nothing is asserted of a time, because the machine may be
-busy. `HARNESS_BENCH_SCALE` multiplies the items of each task (0.01 for a trial of minutes).
+loading, building prompts and scoring left out. They take turns, and the faster time of each side counts, because
+other work on the machine only adds to it; nothing is asserted of a time. `HARNESS_BENCH_SCALE` multiplies the
+items of each task (0.01 for a trial of minutes).
 """
 
 import os
@@ -24,6 +25,7 @@ from harness.models.shapes import shape_of
 from harness.progress import SilentProgress
 
 SCALE = float(os.environ.get("HARNESS_BENCH_SCALE", "1"))
+ROUNDS = 2
 _DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
@@ -192,11 +194,15 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
     asked = standalone.tasks_of(list(section.tasks), None, section.shots)
     prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", SilentProgress())
     machine, source = prepared.session.machine, prepared.session.source
-    ours = ask_ours(prepared)
-    shares = peak_rows(section, ours.counted, prepared)
-    prepared.session.unload()  # so that each side has the memory to itself
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
-    samples, theirs_s, theirs_gb = ask_lm_eval(section, source, machine)
+    rounds = []
+    for i in range(ROUNDS):
+        ours = ask_ours(prepared)
+        shares = peak_rows(section, ours.counted, prepared) if i == 0 else shares
+        prepared.session.unload()  # so that each side has the memory to itself
+        rounds.append((ours, *ask_lm_eval(section, source, machine)))
+    ours = min((ours for ours, *_ in rounds), key=lambda asked: asked.seconds)
+    samples, theirs_s, theirs_gb = min((theirs for _, *theirs in rounds), key=lambda asked: asked[1])
     times = (
         f"lm-eval {theirs_s:.1f} s in batches of {section.batch} and {theirs_gb:.1f} GB at the peak, "
         f"harness {ours.seconds:.1f} s and {ours.memory_gb:.1f} GB"
