@@ -195,10 +195,10 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
     prepared = standalone.prepare_model("smollm2-135m", asked, folder / "runs", SilentProgress())
     machine, source = prepared.session.machine, prepared.session.source
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
-    rounds = []
-    for i in range(ROUNDS):
+    shares, rounds = [], []
+    for _ in range(ROUNDS):
         ours = ask_ours(prepared)
-        shares = peak_rows(section, ours.counted, prepared) if i == 0 else shares
+        shares = shares or peak_rows(section, ours.counted, prepared)
         prepared.session.unload()  # so that each side has the memory to itself
         rounds.append((ours, *ask_lm_eval(section, source, machine)))
     ours = min((ours for ours, *_ in rounds), key=lambda asked: asked.seconds)
