@@ -829,10 +829,17 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
         ("new_domain", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("general_purpose", "the other abilities of lora changed by"),
         ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
+        ("missing_capability", "lora gains +61.0 [+57, +65] points over the prompt"),
+        (
+            "cheaper_than_a_larger_model",
+            "1,000 requests cost 0.10 USD with lora and 0.20 with knn, after 12.00 USD",
+        ),
     ],
 )
 def test_a_need_is_answered_by_the_gain_or_by_what_was_forgotten(need, measured):
-    lora = make_fine_tune("lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04))
+    lora = make_fine_tune(
+        "lora", 0.81, 0.07, vs_prompt=comparison(0.61, 0.04), cost_per_1k_usd=0.1, rows_cost_usd=12.0
+    )
     assert measured in find_reason(beside(lora, needs=(need,)), "Measured (")
 
 

@@ -197,6 +197,20 @@ _ADVICE: Mapping[Need, Advice] = {
     "low_resource_language": Advice(
         "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
     ),
+    "answers_with_sources": Advice(
+        "retrieval knows which passages an answer rests on and can name them; trained weights cannot",
+        _RETRIEVES,
+    ),
+    "missing_capability": Advice(
+        "a prompt brings out only what the base can do; the rest takes a fine-tune on many rows, or a larger"
+        " base",
+        _TUNES,
+    ),
+    "cheaper_than_a_larger_model": Advice(
+        "a fine-tune on a larger model's answers (harness data distill) comes near it at the small one's"
+        " price; keep the larger model as a candidate to see how near",
+        _TUNES,
+    ),
 }
 
 
@@ -216,7 +230,7 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     wanted, own = _ADVICE[need].slices, [f for f in case.facts if not f.baseline]
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
-    if need in ("changing_facts", "private_knowledge"):
+    if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
         run = best(f for f in own if action_of(f) in _RETRIEVES)
         if run is None or run.recall is None:
             return ""
@@ -249,7 +263,17 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
         held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
         where = f" on {run.measured_on}" if run.measured_on else ""
         return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
-    if need in ("new_domain", "low_resource_language") and run.vs_prompt:
+    if (
+        need == "cheaper_than_a_larger_model"
+        and other
+        and None not in (run.cost_per_1k_usd, other.cost_per_1k_usd)
+    ):
+        own, its = formatting.usd(run.cost_per_1k_usd), formatting.usd(other.cost_per_1k_usd)
+        taught = (
+            f", after {formatting.usd(run.rows_cost_usd)} USD for its teacher" if run.rows_cost_usd else ""
+        )
+        return f"1,000 requests cost {own} USD with {run.label} and {its} with {other.name}{taught}"
+    if need in ("new_domain", "low_resource_language", "missing_capability") and run.vs_prompt:
         return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
     return ""
 

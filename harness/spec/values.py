@@ -97,7 +97,7 @@ Margin = Fraction | Share
 Need = Literal[
     "changing_facts", "private_knowledge", "new_domain", "style_or_format", "low_latency", "little_data",
     "knowledge_and_behaviour", "sensitive_data", "general_purpose", "rapid_iteration", "no_compute",
-    "low_resource_language",
+    "low_resource_language", "answers_with_sources", "missing_capability", "cheaper_than_a_larger_model",
 ]  # fmt: skip
 
 
