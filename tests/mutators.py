@@ -18,6 +18,13 @@ from typing import Any
 TEXTS = (
     "", "0", "None", "x" * 5_000, "\x00", "\ud83d", "{{ x }}", "%s", "=1+1", "\ufeff", "2026-13-45", "\u2028", "true",
 )  # fmt: skip
+_ENDLESS = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a }}{% endfor %}{% endfor %}"
+TEMPLATES = (
+    _ENDLESS, "{{ 'x' * 10 ** 9 }}", "{{ 9 ** 9 ** 9 }}", "{{ range(10 ** 12) | list }}", "{{ 'x' | center(10 ** 10) }}",
+    "{{ ''.__class__.__mro__ }}", "{{ messages.append(1) }}", "{% include 'x' %}", "{% for %}", "{{ messages[99] }}",
+    "{{ raise_exception('no') }}", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "{{ messages | tojson }}", "{{ 1 / 0 }}",
+    "{% set messages = messages[1:] %}", "{{ strftime_now('%Y' * 10 ** 8) }}", "{{ '%s' % messages }}", "{{ tools | length }}",
+)  # fmt: skip
 NUMBERS = (0, -1, 1.5, 10**30, -(10**400), 1e308, float("nan"), float("inf"), 2**63, 1e-320)
 
 
@@ -195,6 +202,12 @@ def _change_header(draw: random.Random, data: bytes) -> bytes:
     return struct.pack("<Q", said) + header + data[8 + length :]
 
 
+def _change_template(draw: random.Random, data: bytes) -> bytes:
+    """Put a piece into a chat template that works long, reaches further than it may, or is no template."""
+    cut = draw.choice([i for i in range(len(data) + 1) if i == 0 or data[:i].endswith((b"}}", b"%}"))])
+    return data[:cut] + draw.choice(TEMPLATES).encode() + data[cut:]
+
+
 def _change_table(draw: random.Random, data: bytes) -> bytes:
     """Write a Parquet file again with other types, columns or values."""
     import pyarrow
@@ -227,7 +240,7 @@ def _change_table(draw: random.Random, data: bytes) -> bytes:
 _OF_KIND: dict[str, Callable[[random.Random, bytes], bytes]] = {
     ".json": _change_json, ".jsonl": _change_lines, ".yaml": _change_yaml, ".csv": _change_cells,
     ".tsv": _change_cells, ".gz": _change_packed, ".eval": _change_zipped, ".parquet": _change_table,
-    ".safetensors": _change_header,
+    ".safetensors": _change_header, ".jinja": _change_template,
 }  # fmt: skip
 
 

@@ -419,13 +419,18 @@ def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, p
 
 @pytest.mark.usefixtures("own_cache")
 def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter, tmp_path):
-    import pickle
+    import torch
+
+    class Opened:
+        def __reduce__(self):
+            return open, (str(tmp_path / "opened"), "w")
 
     folder = pickle_adapter(peft_adapter, tmp_path / "pickled")
-    (folder / "adapter_model.bin").write_bytes(pickle.dumps({"x": print}))
+    torch.save({"x": Opened()}, folder / "adapter_model.bin")
     context = tiny_methods.context(tiny, tmp_path / "fit", path=folder)
     with pytest.raises(CandidateFailed, match="something other than tensors"):
         adapter.fit(context, adapter.Params(allow_pickle=True))
+    assert not (tmp_path / "opened").exists()
 
 
 def prepare_candidates(folder, model, params, *overrides):

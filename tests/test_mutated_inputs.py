@@ -1,9 +1,10 @@
-"""Damaged files of every kind: a few hundred of the draws of `mutations.py`, which draws ten thousand as a command."""
+"""Damaged files of every kind: draws of `mutations.py`, which draws as many as are wanted as a command."""
 
 import pytest
 from mutations import SHARES, Draws, write_seeds
 
-N = 240
+# The first and the last draw of all readers together.
+TIERS = {"e2e": (0, 240), "slow": (240, 640), "weekly": (640, 10_640)}
 
 
 @pytest.fixture(scope="module")
@@ -11,9 +12,10 @@ def seeds(finished_run, tiny, own_cache, tmp_path_factory):
     return write_seeds(tmp_path_factory.mktemp("mutated"), finished_run[0], tiny)
 
 
-@pytest.mark.e2e
 @pytest.mark.parametrize("name", SHARES)
-def test_a_damaged_file_is_named_or_what_it_held_is_computed_again(name, seeds, tmp_path):
+@pytest.mark.parametrize("tier", [pytest.param(tier, marks=getattr(pytest.mark, tier)) for tier in TIERS])
+def test_a_damaged_file_is_named_or_what_it_held_is_computed_again(tier, name, seeds, tmp_path):
+    first, last = (round(n * SHARES[name]) for n in TIERS[tier])
     draws = Draws(name, seeds[name], tmp_path / "seeds")
-    drawn = [draws.draw(number) for number in range(round(N * SHARES[name]))]
+    drawn = map(draws.draw, range(first, last))
     assert [(one.number, one.how, one.file, one.words, one.wrong) for one in drawn if one.wrong] == []
