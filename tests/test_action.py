@@ -205,3 +205,24 @@ def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_
 @pytest.mark.parametrize("name", ["verdict", "exit-code"])
 def test_the_action_gives_out_what_its_gate_step_writes(name):
     assert ACTION["outputs"][name]["value"] == f"${{{{ steps.gate.outputs.{name} }}}}"
+
+
+def test_the_nightly_workflow_makes_the_quickstart_once_and_asks_its_fine_tune_every_night(
+    tiny, own_cache, tmp_path
+):
+    workflow = YAML(typ="safe").load(ROOT / ".github" / "workflows" / "nightly.yml")
+    candidates = "  prompt: {method: base}\n  hybrid: {method: lora, params: {r: 2, num_train_epochs: 1}}\n"
+    tiny_experiment.write(tmp_path, tiny, candidates)
+    tools = tmp_path / ".venv" / "bin"
+    tools.mkdir(parents=True)
+    (tools / "harness").write_text(f"#!/bin/sh\n{HARNESS}\n")
+    (tools / "make").write_text('#!/bin/sh\nexec .venv/bin/harness "$1" ${2#ARGS=}\n')
+    for program in tools.iterdir():
+        program.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{tools}:{os.environ['PATH']}"}
+    for step in (step["run"] for step in workflow["jobs"]["night"]["steps"] if "run" in step):
+        done = subprocess.run(
+            ["bash", "-ec", step], cwd=tmp_path, check=False, capture_output=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+    assert list((tmp_path / "reports").glob("*.nightly.json")), "which the workflow keeps"
