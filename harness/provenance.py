@@ -178,6 +178,12 @@ def git_state(folder: Path) -> GitState:
     return GitState(sha or None, None if changes is None else bool(changes))
 
 
+def git_user(folder: Path) -> str:
+    """Return the name and address that git would sign a commit in a folder with, else "unknown"."""
+    signed = _git(folder, "var", "GIT_AUTHOR_IDENT") or ""
+    return signed.partition(">")[0] + ">" if ">" in signed else "unknown"
+
+
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str | None:
     """Return the processor's model name."""
     try:

@@ -187,7 +187,7 @@ def write_cache(finished: Path, folder: Path) -> Reader:
 
 _READ_EXPERIMENT = (
     "compare --dry-run", "compare --dry-run", "report", "gate --candidate lora", "promote lora --force --reason x",
-    "nightly status", "ls suites", "runs list", "rescue lora --dry-run", "regressions add lora facts/fact-1",
+    "nightly status", "ls suites", "runs list", "champions list", "champions rollback", "rescue lora --dry-run", "regressions add lora facts/fact-1",
     "rate export out.csv", "score lora",
 )  # fmt: skip
 _JUDGED = """

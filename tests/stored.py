@@ -134,6 +134,7 @@ def promote_on_another_base(path, at, run):
         shutil.copytree(at.rows(base.digest), at.rows(first.digest))
         identity = at.rows(first.digest) / "identity.json"
         identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
+    file.with_suffix(".history.jsonl").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
 
 

@@ -263,6 +263,7 @@ def promote_other_weights(copy, candidate: str, digest: str) -> None:
         file = at.rows(other.digest) / "identity.json"
         file.write_text(file.read_text().replace(champion.weights_digest, digest))
         moved[key] = other.digest
+    path.with_suffix(".history.jsonl").unlink()
     path.write_text(json.dumps(raw | {"weights_digest": digest, "rows": moved}))
 
 
@@ -301,6 +302,7 @@ def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_c
 def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
     path, _ = release.promote_named(copy, "lora", despite="a test")
     raw = json.loads(path.read_text())
+    path.with_suffix(".history.jsonl").unlink()
     path.write_text(json.dumps(raw | {"first_base": "e" * 16}))
     (against,) = release.gate(copy, "lora")
     rule = rule_of(against)

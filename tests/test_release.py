@@ -237,6 +237,7 @@ def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_s
 
 def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown(copy):
     path, champion = release.promote_named(copy, "bag", despite="it is enough")
+    path.with_suffix(".history.jsonl").unlink()
     path.write_text(path.read_text().replace(champion.run_id, "tiny-bag-elsewhere"))
     (said,) = release.gate(copy, "lora")[0].notes
     assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
@@ -250,6 +251,7 @@ def test_asking_for_a_champion_where_there_is_none_is_refused(command, copy):
 
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
+    path.with_suffix(".history.jsonl").unlink()
     path.write_text(path.read_text().replace(champion.weights_digest, "0" * 16))
     for digest in champion.rows.values():
         shutil.rmtree(copy.parent / "runs" / "rows" / digest)
@@ -269,6 +271,7 @@ def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, 
     file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
     raw = json.loads(path.read_text())
     raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
+    path.with_suffix(".history.jsonl").unlink()
     path.write_text(json.dumps(raw))
     done = command("gate", "--candidate", "prompt", "-c", str(copy))
     assert done.returncode == 5

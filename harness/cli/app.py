@@ -78,6 +78,7 @@ def group(name: str, panel: str, purpose: str, cls: type[TyperGroup] = TyperGrou
 
 
 runs_app = group("runs", STORED, "List, show, compare or remove stored runs.")
+champions_app = group("champions", RELEASE, "List the champions of a target, go back to one, retire one.")
 regressions_app = group("regressions", RELEASE, "Pin lost items that must never be lost again.")
 data_app = group("data", ROWS, "Check, clean, split and rewrite rows of data.", HeadedGroup)
 

@@ -25,6 +25,7 @@ from harness.cli.app import (
     say,
     write_report,
 )
+from harness.cli.champions import By, say_registered
 from harness.cli.options import (
     CONFIG,
     Argument,
@@ -152,6 +153,7 @@ def promote(
     at: ExperimentFile,
     force: Annotated[bool, Option("Promote a run that does not pass; needs --reason.")] = False,
     reason: Annotated[str, Option("Why it is forced; kept in the champion's file.", metavar="TEXT")] = "",
+    by: By = "",
     as_json: Json = False,
 ) -> None:
     """Make a run that passes the gate the champion.
@@ -165,12 +167,15 @@ def promote(
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")
         raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
     progress = TerminalProgress()
-    path, champion = release.promote_named(at.config, run, at.settings, despite=reason, progress=progress)
+    path, champion = release.promote_named(
+        at.config, run, at.settings, despite=reason, by=by, progress=progress
+    )
     say(f"wrote {path}")
     if champion.verdict != "pass":
         say(f"forced: {champion.sentence}")
     elif said := release.family_note(at.config, champion, at.settings):
         say(said)
+    say_registered(at)
     shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
         named = champion.scores.items()

@@ -99,15 +99,16 @@ def runs_rm(
     run_id: Annotated[str | None, Argument("A run's id.", "RUN")] = None,
     *,
     unused: Annotated[
-        bool, Option("List rows and weights that no run, champion or night refers to.")
+        bool, Option("List rows, weights and exports that no run, champion or night refers to.")
     ] = False,
     unfinished: Annotated[bool, Option("With --unused: also what unfinished work would go on from.")] = False,
     yes: Annotated[bool, Option("With --unused: remove what is listed.")] = False,
     kept: StoredRuns,
 ) -> None:
-    """Remove a run, or rows and weights that nothing refers to.
+    """Remove a run, or rows, weights and exports that nothing refers to.
 
-    A champion is never removed. With --unused nothing is removed before --yes.
+    A champion is never removed, nor is an earlier one that `champions.keep` keeps. With --unused nothing is
+    removed before --yes.
     """
     from harness import release, store
     from harness.nightly import references

@@ -26,6 +26,7 @@ from harness.experiment import (
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
+from harness.release.champions import find_champion_run, missing_files, promote, retire, roll_back
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
@@ -35,7 +36,6 @@ from harness.release.stored import (
     count_members,
     is_sampled,
     judge_run,
-    promote,
     select_seed,
 )
 from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
@@ -152,13 +152,14 @@ def promote_named(
     overrides: Sequence[str] = (),
     *,
     despite: str = "",
+    by: str = "",
     progress: Progress | None = None,
 ) -> tuple[Path, Champion]:
     """Promote a run by its id, or the seed of a candidate that is best on validation, if the gate passes it.
 
-    `despite` is the reason to promote it although the gate does not; it is kept in the file. Where the gate
-    passes a run of `--sequential` its weights answer whole tasks, by `progress`; the run of these is judged
-    again, and that is the champion.
+    `despite` is the reason to promote it although the gate does not; it is kept in the file. `by` is who
+    promotes it, by default git's user. Where the gate passes a run of `--sequential` its weights answer whole
+    tasks, by `progress`; the run of these is judged again, and that is the champion.
 
     Raises:
         UserError: nobody has this name, or the gate does not pass the run and no reason is given.
@@ -170,12 +171,19 @@ def promote_named(
     if is_sampled(stored.experiment, run):
         _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
-        stored = load_study(loaded)
+    with store.hold_champions(stored.store):
+        return _promote(path, load_study(loaded), run, overrides, despite, by)
+
+
+def _promote(
+    path: Path, stored: Study, run: Run, overrides: Sequence[str], despite: str, by: str
+) -> tuple[Path, Champion]:
+    """Promote a run of whole tasks if the gate passes it, while nobody else promotes."""
     before = store.read_champion(stored.folder, stored.experiment.target.name)
     first_base = (before.first_base or before.base_digest) if before else run.base_digest
     judged = _judge_or_explain(stored, run, before, despite)
     if isinstance(judged, str):
-        return promote(stored, run, judged, despite, first_base)
+        return promote(stored, run, judged, despite, first_base, by=by)
     rule = cumulative_of(judged.verdict)
     if rule and rule.outcome == "skipped" and not despite:
         step = "--force --reason REASON, which keeps the reason"
@@ -188,7 +196,7 @@ def promote_named(
             step = f"{more.text}; or {step}"
         loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
         raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
-    return promote(stored, run, judged.verdict, despite, first_base)
+    return promote(stored, run, judged.verdict, despite, first_base, by=by)
 
 
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:

@@ -1,7 +1,8 @@
 """Removal of runs, and of rows and weights that nothing refers to.
 
-Invariant: the rows and weights of champions and nights stay, and so do those of work in progress, and of
-work that was ended before it was finished unless somebody asks for those.
+Invariant: the rows and weights of nights and of the champions that are kept stay, and the exports of these.
+So does what work in progress needs, or work that was ended before it was finished unless somebody asks for
+that.
 """
 
 from typing import NamedTuple
@@ -25,7 +26,7 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
     `nights` is what nights refer to.
 
     Raises:
-        UserError: there is no such run, or it is a champion.
+        UserError: there is no such run, or it is a champion, or one that a rollback may return to.
         HarnessError: a compare is at work in the folder.
     """
     store.get_run(at, run_id)
@@ -34,6 +35,11 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
         found = f"{run_id}, the champion of {', '.join(targets)}"
         step = "promote another run first: harness promote"
         raise UserError(Problem("run", found, "a run that no gate compares with", step))
+    for earlier in store.kept_champions(at.folder.parent):
+        if earlier.run_id == run_id:
+            found = f"{run_id}, an earlier champion of {earlier.target}"
+            step = "retire it first: harness champions list shows its number for harness champions retire"
+            raise UserError(Problem("run", found, "a run that no rollback returns to", step))
     with store.hold(at):
         kept = store.join_references([_champion_references(at), nights])
         store.remove_run(at, run_id, keep=frozenset().union(*kept))
@@ -81,8 +87,10 @@ def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = Fal
 
 
 def _champion_references(at: Store) -> References:
-    promoted = store.champions(at.folder.parent)
+    kept = store.kept_champions(at.folder.parent)
     return References(
-        rows=frozenset(rows for one in promoted for rows in one.rows.values()),
-        weights=frozenset(digest for one in promoted for digest in (one.weights_digest, one.base_digest)),
+        rows=frozenset(rows for one in kept for rows in one.rows.values()),
+        fit_keys=frozenset(one.fit_key for one in kept) - {""},
+        weights=frozenset(digest for one in kept for digest in (one.weights_digest, one.base_digest)),
+        runs=frozenset(one.run_id for one in kept),
     )

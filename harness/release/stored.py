@@ -10,11 +10,9 @@ compared with the champion.
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from harness import comparison, decision, formatting, plugins, store
-from harness.comparison import Estimate
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
@@ -36,11 +34,11 @@ from harness.experiment import (
     refuse_lost_folds,
     verdict_change,
 )
-from harness.formatting import RATE, count
-from harness.gating import GateResult, Verdict, cumulative_of
+from harness.formatting import count
+from harness.gating import GateResult
 from harness.records import FEWER, Run, SamplingRecord
 from harness.spec import JUDGE, Experiment, Role, Task
-from harness.store import Champion, champion_file
+from harness.store import Champion
 
 
 def is_sampled(experiment: Experiment, run: Run) -> bool:
@@ -275,61 +273,6 @@ def best_run(stored: Study, runs: list[Run]) -> Run:
     facts = [reached_on_target(stored, run) for run in runs]
     best = decision.best(facts)
     return next((run for run in runs if best and run.run_id == best.run_id), runs[0])
-
-
-def promote(
-    stored: Study,
-    run: Run,
-    judged: Verdict | str,
-    despite: str,
-    first_base: str = "",
-) -> tuple[Path, Champion]:
-    """Write a run as the champion of the target; returns the file.
-
-    `judged` is what the gate said of it, or why it could not judge it.
-
-    Raises:
-        HarnessError: rows of the run are missing.
-    """
-    study, _ = add_lm_eval(stored)
-    scores: dict[str, Estimate] = {}
-    for task in study.experiment.tasks:
-        if f"{task.name}/test" in run.rows:
-            metric = study.primary(task)
-            own = reached_on_target(study, run).target if task.name == study.target.name else None
-            whole = study.rows.whole(run.rows[f"{task.name}/test"])
-            scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
-    # The macro against the first base as [delta, low, high, n], where it is known.
-    cumulative: list[float] = []
-    if isinstance(judged, Verdict) and (rule := cumulative_of(judged)):
-        numbers = [rule.numbers.get(name) for name in ("delta", "low", "high", "n_items")]
-        cumulative = [float(x) for x in numbers if isinstance(x, float | int)]
-    elif isinstance(judged, Verdict) and judged.macro:
-        cumulative = list(judged.macro[:4])
-    champion = Champion(
-        target=stored.experiment.target.name,
-        run_id=run.run_id,
-        candidate=run.candidate,
-        seed=run.seed,
-        experiment=run.experiment,
-        base_model=Path(run.base_model).name,
-        weights_digest=run.weights_digest,
-        base_digest=run.base_digest,
-        created=run.created,
-        rows=dict(sorted(run.rows.items())),
-        scores={key: [round(x, 6) for x in e[:4]] for key, e in scores.items()},
-        recipe=run.recipe,
-        verdict=judged.outcome if isinstance(judged, Verdict) else "",
-        sentence=judged.sentence if isinstance(judged, Verdict) else judged,
-        despite=despite,
-        units={key: e.unit for key, e in scores.items() if e.unit != RATE},
-        first_base=first_base or run.base_digest,
-        cumulative=[round(x, 6) for x in cumulative] if len(cumulative) == 4 else [],
-    )
-    path = champion_file(stored.folder, champion.target)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    store.write_record(stored.store, path, champion)
-    return path, champion
 
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
@@ -27,8 +28,13 @@ from harness.masking import mask_secrets
 from harness.records import SERVING, Curve, TrainingRecord
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
+from harness.store import ChampionEntry
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
 
 FOLDER = "trackers"  # beside the reports
+ALIAS = "champion"
 
 
 def problems(names: Iterable[str]) -> Iterator[Problem]:
@@ -51,10 +57,14 @@ def send(report: ExperimentReport, names: Sequence[str], folder: Path) -> list[s
         try:
             link = senders[name](report.file_name, runs, folder / FOLDER / name)
         except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
-            said = traceback.format_exception_only(error)[-1].strip().splitlines()[0]
+            said = _first_line(error)
             link = f"the results were not sent ({said}); next: harness report, which sends them again"
         links.append(f"{name}: {mask_secrets(link)}")
     return links
+
+
+def _first_line(error: Exception) -> str:
+    return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
 _CURVES = tuple(one.name for one in fields(TrainingRecord) if one.type is Curve)
@@ -140,22 +150,54 @@ _NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # what MLflow refuses in a met
 _AT_ONCE = 1_000  # metrics that a request may hold
 
 
+def open_mlflow(folder: Path) -> "tuple[MlflowClient, str]":
+    """Open the server of MLFLOW_TRACKING_URI, else SQLite in a folder; returns its address too."""
+    from mlflow import MlflowClient
+
+    for noisy in ("mlflow", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
+    address = os.environ.get("MLFLOW_TRACKING_URI")
+    if not address:
+        folder.mkdir(parents=True, exist_ok=True)
+        address = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
+    return MlflowClient(address), address
+
+
+def register_champion(target: str, present: ChampionEntry | None, folder: Path) -> str:
+    """Let the alias `champion` of MLflow's model `target` name this promotion's version, made if missing.
+
+    Without a champion the alias goes. `folder` is as for `send`. Returns what was done, or why it was not.
+    """
+    try:
+        client, address = open_mlflow(folder / FOLDER / "mlflow")
+        if not any(one.name == target for one in client.search_registered_models(f"name = '{target}'")):
+            client.create_registered_model(target)
+        if present is None:
+            client.delete_registered_model_alias(target, ALIAS)
+            return mask_secrets(f"mlflow: no version of {target} is the {ALIAS} on {address}")
+        tags = {"run_id": present.champion.run_id, "promotion": str(present.number)}
+        tags |= {"weights_digest": present.champion.weights_digest, "verdict": present.champion.verdict}
+        known = client.search_model_versions(f"name = '{target}'")
+        version = next((one.version for one in known if {**one.tags, **tags} == one.tags), None)
+        source = f"harness:{present.champion.run_id}"  # the weights stay in the store
+        version = version or client.create_model_version(target, source, tags=tags).version
+        client.set_registered_model_alias(target, ALIAS, str(version))
+    except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
+        said = f"{_first_line(error)}); the next promotion or rollback registers it"
+        return mask_secrets(f"mlflow: the champion was not registered ({said}")
+    return mask_secrets(f"mlflow: version {version} of {target} is the {ALIAS} on {address}")
+
+
 def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
     """Send runs to the server of MLFLOW_TRACKING_URI, else to SQLite; return where the experiment is.
 
     They take the place of those whose tag `run_id` is theirs.
     """
-    from mlflow import MlflowClient
     from mlflow.entities import Metric, Param, RunTag
 
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
-    address, files = os.environ.get("MLFLOW_TRACKING_URI"), None
-    if not address:
-        folder.mkdir(parents=True, exist_ok=True)
-        address, files = f"sqlite:///{folder.absolute() / 'mlflow.db'}", folder.absolute().as_uri()
-    client = MlflowClient(address)
+    client, address = open_mlflow(folder)
+    files = None if os.environ.get("MLFLOW_TRACKING_URI") else folder.absolute().as_uri()
     found = client.get_experiment_by_name(experiment)
     place = found.experiment_id if found else client.create_experiment(experiment, files)
     sent = []

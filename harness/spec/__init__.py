@@ -12,6 +12,7 @@ from pydantic import Field, field_validator
 from harness.spec.policies import (
     PEOPLE,
     AcceleratePolicy,
+    ChampionsPolicy,
     DecidePolicy,
     ExecutionPolicy,
     GatePolicy,
@@ -87,6 +88,7 @@ class Experiment(Spec):
     candidates: dict[str, Recipe] = Field(min_length=1)
     gate: GatePolicy = GatePolicy()
     decide: DecidePolicy = DecidePolicy()
+    champions: ChampionsPolicy = ChampionsPolicy()
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
     training: TrainingPolicy = TrainingPolicy()

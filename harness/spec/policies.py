@@ -177,6 +177,15 @@ class DecidePolicy(Spec):
     needs: tuple[Need, ...] = ()
 
 
+class ChampionsPolicy(Spec):
+    """Champions of a target: the rows, weights and exports of the last `keep` are never removed.
+
+    The present champion is one of them, a retired one is not.
+    """
+
+    keep: int = Field(3, ge=1)
+
+
 class NightlyPolicy(Spec):
     """Evaluation of the champion, and of further `candidates`, every night.
 

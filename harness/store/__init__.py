@@ -29,6 +29,7 @@ content, so everything that was computed once is reused.
     runs/verdicts/<run_id>/<digest>.json       a verdict of the gate on a run
     runs/decisions/<experiment>.json           the last decision of an experiment
     runs/harness.duckdb                        the index
+    runs/champions.lock                        held while a run is promoted, or another champion returns
     runs/.unfinished/                          files that are being written
     runs/.begun/<name>                         work that has begun and not finished
     runs/.claims/<digest>                      locks of files and steps that workers are making
@@ -37,7 +38,18 @@ content, so everything that was computed once is reused.
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
-from harness.store.champion_files import Champion, champion_file, champions, find_first_base, read_champion
+from harness.store.champion_files import Champion, champion_file, export_digests, hash_weights
+from harness.store.champion_history import (
+    ChampionEntry,
+    History,
+    champions,
+    find_first_base,
+    hold_champions,
+    kept_champions,
+    read_champion,
+    read_history,
+    record_champion,
+)
 from harness.store.feedback import feedback_files, feedback_key, read_feedback, save_feedback
 from harness.store.garbage import (
     Leftover,

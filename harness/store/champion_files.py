@@ -1,4 +1,4 @@
-"""Champion registry: the released run of a target, in a reviewable file: `baselines/champions/<target>.json`.
+"""Champion of a target: the released run, in a reviewable file: `baselines/champions/<target>.json`.
 
 Invariant: the file holds digests and numbers, never a path of a machine. The rows that its digests name are
 the baseline, even after the run was renamed or removed.
@@ -8,10 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import refuse_unreadable
 from harness.formatting import Unit
-from harness.records import StoredName, load
-from harness.spec import Recipe
+from harness.records import StoredName, checksum, is_bare_name, read_object
+from harness.store.layout import Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +21,8 @@ class Champion:
     at promotion (empty without one), `sentence` the evidence, `despite` the reason for promoting a run that
     had not passed. `first_base` is the digest of the base that the target's first champion was judged
     against, `cumulative` the macro change against that base as [delta, low, high, n]; empty if it was not
-    measured.
+    measured. `fit_key` names the folder of its own weights, empty where it has none; `files` maps each file
+    of it to its SHA-256 at promotion.
     """
 
     target: StoredName
@@ -43,6 +43,8 @@ class Champion:
     units: dict[str, Unit] = field(default_factory=dict)
     first_base: str = ""
     cumulative: list[float] = field(default_factory=list)
+    fit_key: str = ""
+    files: dict[str, str] = field(default_factory=dict)
 
 
 def champion_file(folder: Path, target: str) -> Path:
@@ -50,36 +52,24 @@ def champion_file(folder: Path, target: str) -> Path:
     return folder / "baselines" / "champions" / f"{target}.json"
 
 
-def read_champion(folder: Path, target: str) -> Champion | None:
-    """Read the champion of a target; None if no run was promoted.
+def export_digests(store: Store, run_id: str) -> dict[str, dict[str, str]]:
+    """Map each export of a run, below `runs/exports/<run_id>/`, to the SHA-256 that it says of each file."""
+    made = sorted(store.place("exports", run_id).glob("*/export.json"))
+    files = {path.parent.name: read_object(path).get("files") for path in made}
+    return {
+        name: {file: str(facts.get("sha256")) for file, facts in of.items() if isinstance(facts, dict)}
+        for name, of in files.items()
+        if isinstance(of, dict)
+    }
 
-    Raises:
-        UserError: the file does not hold a champion.
+
+def hash_weights(store: Store, fit_key: str) -> dict[str, str]:
+    """Map each file of trained weights, below their folder, to the SHA-256 of its content as it is now.
+
+    Checkpoints along the training are not read. Empty without a key, or where the folder is gone.
     """
-    path = champion_file(folder, target)
-    if not path.exists():
-        return None
-    with refuse_unreadable(path, "what harness promote wrote", "promote again"):
-        champion = load(Champion, path.read_bytes())
-        Recipe.model_validate(champion.recipe)
-        return champion
-
-
-def champions(folder: Path) -> list[Champion]:
-    """Read the champions of all targets, below the experiment's folder.
-
-    Raises:
-        UserError: a file does not hold a champion.
-    """
-    targets = sorted(path.stem for path in champion_file(folder, "*").parent.glob("*.json"))
-    return [champion for target in targets if (champion := read_champion(folder, target)) is not None]
-
-
-def find_first_base(folder: Path, target: str) -> str:
-    """Return the digest of the base that the first champion was judged against; empty without a champion.
-
-    Raises:
-        UserError: the file does not hold a champion.
-    """
-    champion = read_champion(folder, target)
-    return (champion.first_base or champion.base_digest) if champion else ""
+    folder = store.weights(fit_key) if fit_key else store.folder / "weights"
+    kind = read_object(folder / "fit.json").get("kind")
+    own = folder.glob(f"{kind}*") if isinstance(kind, str) and is_bare_name(kind) else ()
+    files = sorted(file for path in own for file in (path, *path.rglob("*")) if file.is_file())
+    return {file.relative_to(folder).as_posix(): checksum(file) for file in files}

@@ -24,11 +24,15 @@ from harness.store.rows import identities, is_stored_as
 
 
 class References(NamedTuple):
-    """References to stored files: digests of row sets, keys of weight folders, digests of weights."""
+    """References to stored files: digests of row sets, keys of weight folders, digests of weights, runs.
+
+    The exports of a run are referred to by its id.
+    """
 
     rows: frozenset[str] = frozenset()
     fit_keys: frozenset[str] = frozenset()
     weights: frozenset[str] = frozenset()
+    runs: frozenset[str] = frozenset()
 
 
 class Leftover(NamedTuple):
@@ -47,6 +51,7 @@ def run_references(runs: Iterable[Run]) -> References:
         frozenset(digest for run in known for digest in run.rows.values()),
         frozenset(digest_by_key),
         frozenset({*digest_by_key.values(), *bases} - {""}),
+        frozenset(run.run_id for run in known),
     )
 
 
@@ -56,9 +61,10 @@ def join_references(parts: Iterable[References]) -> References:
 
 
 def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
-    """List complete rows and finished weights without references."""
+    """List complete rows, finished weights and exports without references."""
     rows = list_wanted_rows(store, wanted)
     unneeded = [path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows]
+    unneeded += [path for path in _folders(store, "exports") if path.name not in wanted.runs]
     for path in _folders(store, "weights"):
         is_made = (path / "fit.json").exists() and path.suffix != ".part"
         if is_made and path.name not in wanted.fit_keys:
@@ -157,6 +163,7 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
     freed = {}
     for run in runs:
         freed[run.run_id] = sum(rows.get(key, 0) for key in set(run.rows.values()) if users[key] == 1)
+        freed[run.run_id] += size(store.place("exports", run.run_id))
         freed[run.run_id] += weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
     return DiskUse(**named, others=others, freed=freed)
 

@@ -35,8 +35,8 @@ _NO_ROOM_WORDS = (
 _FORBIDDEN_WORDS = tuple(map(os.strerror, (errno.EACCES, errno.EPERM)))
 _INTERRUPTED = "Query interrupted"  # a RuntimeError of DuckDB's Python package
 _OF_OTHERS = {  # folders of a store other than runs, besides those whose name begins with a dot
-    *("answers", "control", "decisions", "environments", "feedback", "grades", "labels", "nightly", "noise"),
-    *("ratings", "rows", "smoke", "trials", "verdicts", "weights"),
+    *("answers", "control", "decisions", "environments", "exports", "feedback", "grades", "labels"),
+    *("nightly", "noise", "ratings", "rows", "smoke", "trials", "verdicts", "weights"),
 }
 
 _Record = TypeVar("_Record")

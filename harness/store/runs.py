@@ -293,7 +293,7 @@ def all_runs(store: Store) -> list[Run]:
 
 
 def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
-    """Delete a run with those of its row sets and weights that no other run needs and `keep` does not name.
+    """Delete a run, its exports, and the rows and weights that no other run needs and `keep` does not name.
 
     The trials it was chosen from are deleted too, except those that another run needs. `keep` holds digests
     of row sets and weights, and keys of weight folders.
@@ -311,7 +311,7 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
             found = f"{run_id}, a trial that {', '.join(r.run_id for r in needing)} is found by way of"
             step = f"harness runs rm {needing[0].run_id}, which removes its trials too"
             raise UserError(Problem("run", found, "a run that no other needs", step))
-    paths = [store.place(run_id), store.place("verdicts", run_id)]
+    paths = [store.place(run_id), *(store.place(kind, run_id) for kind in ("verdicts", "exports"))]
     own_rows = set(run.rows.values()).difference(keep, *(other.rows.values() for other in others))
     paths += map(store.rows, own_rows)
     every = [run, *others]

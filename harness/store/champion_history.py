@@ -1,0 +1,254 @@
+"""History of a target's champions, in a reviewable file: `baselines/champions/<target>.history.jsonl`.
+
+Invariant: a line is never changed. The lines alone say who is the champion and what a rollback returns to.
+An entry is on disk before `<target>.json` follows it, so after a kill that file is one entry behind at most,
+and the next reader writes it again. A line that a kill cut short is no entry; the next one takes its number.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from harness.cache import make_private_folder, sync
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.records import load
+from harness.spec import Recipe
+from harness.store.champion_files import Champion, champion_file
+from harness.store.layout import Store, append_records, write_record, write_records
+
+Event = Literal["promotion", "rollback", "retirement"]
+
+
+@dataclass(frozen=True, slots=True)
+class ChampionEntry:
+    """A promotion, rollback or retirement: its number, from 1, and when, by whom and why.
+
+    `promoted` is the number of the promotion that it is about, its own for a promotion, and `champion` what
+    was promoted then. `keep` is how many champions were to be kept from then on. `code` is the code that made
+    the run; `data` maps "task/split" to the version of its items; `exports` maps each export of the run to
+    the SHA-256 of its files.
+    """
+
+    number: int
+    event: Event
+    when: str
+    who: str
+    why: str
+    promoted: int
+    champion: Champion
+    keep: int
+    code: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, str] = field(default_factory=dict)
+    exports: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+class History(NamedTuple):
+    """The entries of a target, oldest first, and a note on each line that was cut short."""
+
+    entries: tuple[ChampionEntry, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def present(self) -> ChampionEntry | None:
+        """The promotion of the champion; None where there is none, or it was retired."""
+        last = next((one for one in reversed(self.entries) if one.event != "retirement"), None)
+        return self.entries[last.promoted - 1] if last and last.promoted in self.recent else None
+
+    @property
+    def champion(self) -> Champion | None:
+        """The champion after the last entry."""
+        return self.present.champion if self.present else None
+
+    @property
+    def way_back(self) -> list[int]:
+        """The promotions that rollbacks go back through, the last first, without the present one.
+
+        What a rollback left behind is not among them.
+        """
+        stack: list[int] = []
+        for one in self.entries:
+            if one.event == "retirement":
+                stack = [number for number in stack if number != one.promoted]
+            else:
+                below = stack[: stack.index(one.promoted)] if one.promoted in stack else stack
+                stack = [*below, one.promoted]
+        run_of = {one.number: one.champion.run_id for one in self.entries}
+        own = self.champion.run_id if self.champion else ""
+        return [number for number in reversed(stack) if run_of[number] != own]
+
+    @property
+    def recent(self) -> list[int]:
+        """The promotions that are not retired, by when they were the champion last, the last first."""
+        numbers: list[int] = []
+        for one in self.entries:
+            numbers = [number for number in numbers if number != one.promoted]
+            numbers += [one.promoted] if one.event != "retirement" else []
+        return numbers[::-1]
+
+    @property
+    def kept(self) -> list[ChampionEntry]:
+        """The promotions whose files stay, of different runs: as many as the last entry keeps."""
+        promotions = [self.entries[number - 1] for number in self.recent]
+        by_run = {one.champion.run_id: one for one in reversed(promotions)}
+        keep = self.entries[-1].keep if self.entries else 0
+        return [one for one in promotions if by_run[one.champion.run_id] is one][:keep]
+
+
+def history_file(folder: Path, target: str) -> Path:
+    """Return the path of a target's history, below the experiment's folder."""
+    return champion_file(folder, target).with_suffix(".history.jsonl")
+
+
+def read_history(folder: Path, target: str) -> History:
+    """Read the history of a target; empty if nothing was ever promoted.
+
+    A champion whose history is not kept is the only entry.
+
+    Raises:
+        UserError: an entry is missing or damaged; a line that a kill cut short is only a note.
+    """
+    path, again = history_file(folder, target), "restore the file, for example by git checkout"
+    if not path.exists():
+        written = _read_written(folder, target)
+        why = "promoted before its history was kept"
+        first = (
+            [ChampionEntry(1, "promotion", "", "unknown", why, 1, champion=written, keep=1)]
+            if written
+            else []
+        )
+        return History(tuple(first))
+    with refuse_unreadable(path, "a history that harness promote wrote", again):
+        *whole_lines, rest = path.read_bytes().split(b"\n")
+    entries: list[ChampionEntry] = []
+    notes: list[str] = []
+    for place, line in enumerate((*whole_lines, rest) if rest else whole_lines, 1):
+        try:
+            entries.append(load(ChampionEntry, line))
+        except ValueError:
+            if not rest and place == len(whole_lines):
+                found = f"line {place}, which is no entry"
+                raise UserError(Problem(str(path), found, "what harness promote wrote", again)) from None
+            notes.append(f"{path}: line {place} was cut short when a command was killed, and is left out")
+    for number, one in enumerate(entries, 1):
+        promotes = 1 <= one.promoted <= number and entries[one.promoted - 1].event == "promotion"
+        if (one.number, one.champion.target) != (number, target) or not promotes:
+            found = f"entry {one.number} of {one.champion.target} about promotion {one.promoted}"
+            expected = f"entry {number} of {target}, about a promotion before it"
+            raise UserError(Problem(str(path), found, expected, again))
+    return History(tuple(entries), tuple(notes))
+
+
+def read_champion(folder: Path, target: str) -> Champion | None:
+    """Read the champion of a target; None without one. A file that is behind its history is written again.
+
+    Raises:
+        UserError: a file does not hold what was written, or the champion is not that of the history.
+    """
+    champion = read_history(folder, target).champion
+    if champion != _read_written(folder, target):  # perhaps as another process is at it
+        at = Store(folder / "runs")
+        with suppress(OSError), hold_champions(at):
+            champion = _follow(at, target)
+    if champion is not None:
+        path = champion_file(folder, target)
+        with refuse_unreadable(path, "what harness promote wrote", _again(path)):
+            Recipe.model_validate(champion.recipe)
+    return champion
+
+
+def _read_written(folder: Path, target: str) -> Champion | None:
+    path = champion_file(folder, target)
+    if not path.exists():
+        return None
+    with refuse_unreadable(path, "what harness promote wrote", _again(path)):
+        return load(Champion, path.read_bytes())
+
+
+def _again(path: Path) -> str:
+    return f"rm {as_argument(str(path))}: its history restores it; without one promote again"
+
+
+@contextmanager
+def hold_champions(store: Store) -> Iterator[None]:
+    """Wait for other processes that promote, roll back or retire, and keep them waiting."""
+    from filelock import FileLock
+
+    make_private_folder(store.folder)
+    with FileLock(store.folder / "champions.lock", is_singleton=True):  # a holder may hold it again
+        yield
+
+
+def record_champion(store: Store, entry: ChampionEntry) -> Path:
+    """Append an entry to the history of its target and let the champion's file follow; returns that file.
+
+    The caller holds the champions, and took the entry's number while it did.
+
+    Raises:
+        HarnessError: the disk is full.
+    """
+    folder, target = store.folder.parent, entry.champion.target
+    path = history_file(folder, target)
+    if path.exists():
+        append_records(store, path, [entry])
+    else:
+        write_records(store, path, [*read_history(folder, target).entries, entry])
+    _follow(store, target)
+    return champion_file(folder, target)
+
+
+def _follow(store: Store, target: str) -> Champion | None:
+    """Write the champion's file as its history says, or remove it; returns the champion.
+
+    Raises:
+        UserError: the file holds a champion that neither the last entry nor the one before it left.
+    """
+    folder, path = store.folder.parent, champion_file(store.folder.parent, target)
+    history, written = read_history(folder, target), _read_written(folder, target)
+    champion = history.champion
+    if written not in (None, champion, History(history.entries[:-1]).champion):
+        found = f"a champion other than that of entry {len(history.entries)} of its history"
+        raise UserError(Problem(str(path), found, "what was promoted last", _again(path)))
+    if champion is not None and written != champion:
+        write_record(store, path, champion)
+    elif champion is None and written is not None:
+        path.unlink()
+        sync(path.parent)
+    return champion
+
+
+def champions(folder: Path) -> list[Champion]:
+    """Read the champions of all targets, below the experiment's folder.
+
+    Raises:
+        UserError: a file does not hold a champion.
+    """
+    found = (read_champion(folder, target) for target in _list_targets(folder))
+    return [champion for champion in found if champion is not None]
+
+
+def kept_champions(folder: Path) -> list[Champion]:
+    """List the champions of all targets whose files stay, the present ones included.
+
+    Raises:
+        UserError: a file does not hold what was written.
+    """
+    present = champions(folder)  # which refuses a file that its history did not write
+    histories = (read_history(folder, target) for target in _list_targets(folder))
+    return [*present, *(one.champion for history in histories for one in history.kept)]
+
+
+def _list_targets(folder: Path) -> list[str]:
+    names = {path.name for path in champion_file(folder, "*").parent.glob("*.json*")}
+    return sorted({name.removesuffix(".json").removesuffix(".history.jsonl") for name in names})
+
+
+def find_first_base(folder: Path, target: str) -> str:
+    """Return the digest of the base that the first champion was judged against; empty without a champion.
+
+    Raises:
+        UserError: the file does not hold a champion.
+    """
+    champion = read_champion(folder, target)
+    return (champion.first_base or champion.base_digest) if champion else ""
