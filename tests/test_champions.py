@@ -13,7 +13,7 @@ import pytest
 from harness import config, release, store
 from harness.errors import UserError
 from harness.evaluation.verification import verify_weights
-from harness.experiment import Scope, ensure_weights, load_study, prepare_session
+from harness.experiment import Scope, ensure_weights, prepare_session
 from harness.progress import SilentProgress
 from harness.store import Champion, ChampionEntry, Store
 
@@ -239,9 +239,9 @@ def test_two_processes_that_promote_at_once_lose_no_entry(copy):
 def test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time(copy, tmp_path, tiny, which):
     shutil.copytree(tiny, tmp_path / "base")
     copy.write_text(copy.read_text().replace(str(tiny), str(tmp_path / "base")))
-    release.promote_named(copy, "lora", despite="a test")
+    _, champion = release.promote_named(copy, "lora", despite="a test")
     session = prepare_session(config.load(copy), Scope(), SilentProgress())
-    run = release.find_champion_run(load_study(config.load(copy)), "champion")
+    run = store.get_run(session.store, champion.run_id)
     weights = ensure_weights(session, session.candidates["lora"], 0)
     verify_weights(session, weights, run)
     file = tmp_path / "base" / "tokenizer.json" if which == "base" else weights.folder / "adapter" / which

@@ -26,7 +26,7 @@ from harness.experiment import (
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
-from harness.release.champions import find_champion_run, missing_files, promote, retire, roll_back
+from harness.release.champions import missing_files, promote, retire, roll_back
 from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions, rescore_pinned, rescore_run

@@ -115,21 +115,6 @@ def retire(path: Path, number: int | None = None, *, why: str = "", by: str = ""
         return _repeat(stored, history, replace(retired, event="retirement", why=why), by)
 
 
-def find_champion_run(stored: Study, name: str) -> Run:
-    """Return the run of `champion`, the present one of the target, or of `champion:N`, that of an entry.
-
-    Raises:
-        UserError: there is no such champion, or its run is not stored here.
-    """
-    history = _read(stored)
-    number = name.partition(":")[2]
-    if number and not number.isdecimal():
-        raise UserError(Problem(name, f"{number!r}", "the number of an entry", "write champion:1"))
-    present = history.present.number if history.present else None
-    entry = _find(stored, history, int(number) if number else None, present)
-    return store.get_run(stored.store, entry.champion.run_id)
-
-
 def missing_files(at: Store, champion: Champion) -> list[str]:
     """Name what is no longer in a store of a champion's files: its rows, its weights."""
     rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
