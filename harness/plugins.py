@@ -21,7 +21,7 @@ from harness.records import TrackedPoint
 from harness.spec import Recipe, RescuePolicy, Spec
 
 LANGUAGE_MODELS = (  # kinds of weights that generate text
-    *("base", "adapter", "delta", "model", "endpoint"),
+    *("base", "adapter", "delta", "model", "endpoint", "artefact"),
     *("adapter or model", "adapter or delta or model"),
 )
 OR = " or "  # separates alternative kinds of weights
@@ -185,6 +185,7 @@ class Method:
         "adapter or delta or model",
         "classifier",
         "endpoint",
+        "artefact",
         "reward",
         "head",
         "embedding",
@@ -225,6 +226,11 @@ class Method:
     def is_remote(self) -> bool:
         """Whether its weights are behind an endpoint."""
         return self.makes == "endpoint"
+
+    @property
+    def makes_artefact(self) -> bool:
+        """Whether its weights are a file that is served, with an engine of its own."""
+        return self.makes == "artefact"
 
     @property
     def keeps_base(self) -> bool:

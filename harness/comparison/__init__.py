@@ -94,6 +94,7 @@ from harness.comparison.labelled_answers import (
 from harness.comparison.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
+from harness.models.artefacts import is_artefact
 from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, SampleResult
 
@@ -102,15 +103,21 @@ _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "
 _PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
 
 
+def computes_apart(engine: str) -> bool:
+    """Tell whether an engine belongs to the candidate: a server's, or that of an artefact."""
+    return is_endpoint(engine) or is_artefact(engine)
+
+
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
     """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
 
-    How an endpoint computes belongs to it like its weights, and is part of the difference.
+    How an endpoint or an artefact computes belongs to it like its weights, and is part of the difference.
 
     Raises:
         IncompatibleRuns: names every field that differs, with both values.
     """
-    here = () if is_endpoint(a.engine) or is_endpoint(b.engine) else _MUST_AGREE_HERE
+    apart = any(computes_apart(one.engine) for one in (a, b))
+    here = () if apart else _MUST_AGREE_HERE
     fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)

@@ -186,6 +186,7 @@ def _article(made: str) -> str:
         "head": "a classifier",
         "embedding": "a classifier",
         "endpoint": "no weights here",
+        "artefact": "a file that is served",
     }
     return named.get(made, "no weights of its own")
 
@@ -205,8 +206,12 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
         elif recipe.path.startswith(HUB) and not method.makes_whole_model:
             step = "download it, or merge it and name method: model"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
-        elif not recipe.path.startswith(HUB) and not Path(recipe.path).is_dir():
+        elif not recipe.path.startswith(HUB) and not _is_there(Path(recipe.path), method):
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
+
+
+def _is_there(path: Path, method: plugins.Method) -> bool:
+    return path.is_dir() or (method.makes_artefact and path.is_file())
 
 
 def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:

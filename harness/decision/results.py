@@ -7,7 +7,7 @@ their validation scores; a tie goes to the one that computes fewer tokens.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness import formatting, plugins, stats
 from harness.comparison import (
@@ -153,6 +153,7 @@ class CandidateFacts:
     several: SeveralAnswers | None = None
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)
+    parity: Mapping[str, Any] = field(default_factory=dict)
     standing: FamilyRank | None = None
     corrected: Verdict | None = None
     labels_missing: int = 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from harness import plugins
 from harness.errors import CandidateFailed, Diverged, Problem, UserError
+from harness.models import artefacts
 from harness.models.hub import ModelSource, quantize
 from harness.plugins import Method
 from harness.records import Trial, digest, read_training_record
@@ -150,7 +151,7 @@ def resolve(
     served_base = quantize(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     given = base if method.keeps_base else None
-    if given is None and source.path and method.made_elsewhere and method.makes_whole_model:
+    if given is None and names_whole_model(source):
         own = bases[source.path]  # replaces the base; its tokenizer is part of the weights
         own_digest = digest([own.weights_digest, own.template_digest])
         given = base._replace(path=own.path, weights_digest=own_digest)
@@ -169,6 +170,16 @@ def resolve(
         given,
         merges,
         choosers,
+    )
+
+
+def names_whole_model(recipe: Recipe) -> bool:
+    """Tell whether a recipe names a whole model made elsewhere, which is opened in place of a base."""
+    method = plugins.method(recipe.method)
+    if not recipe.path or not method.made_elsewhere:
+        return False
+    return method.makes_whole_model or (
+        method.makes_artefact and artefacts.format_of(Path(recipe.path)) == "model"
     )
 
 

@@ -22,7 +22,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import GradeReader
 from harness.evaluation.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import MeasuredTask, Session
-from harness.models import openai_api
+from harness.models import artefacts, openai_api
 from harness.models.hub import ModelSource
 from harness.prompting import PromptingContext, Step, compose, has_widths
 from harness.provenance import versions_of
@@ -195,6 +195,9 @@ def identity(
         template = template if weights.kind == "completions" else ""
         precision = device = openai_api.UNKNOWN
         engine, layout = openai_api.identity(weights.kind)
+    elif weights.kind == "artefact" and weights.folder:
+        precision, device = artefacts.OWN, "cpu"
+        engine, layout = artefacts.identity(artefacts.read_path(weights.folder), session.gguf_command)
     else:
         engine, layout = session.engine(base) if weights.is_language_model else ("text", digest("text"))
     return RowsIdentity(

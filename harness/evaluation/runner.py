@@ -6,6 +6,7 @@ unchanged afterwards. A new kind of weights needs a new entry in `OPENERS`. Rows
 sensitive are not sent to external servers.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -24,7 +25,7 @@ from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, is_there, work_of
 from harness.evaluation.session import Session
-from harness.models import Candidate, classifier, common_length, openai_api
+from harness.models import Candidate, artefacts, classifier, common_length, openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hardware import cpu_kernels, load
 from harness.models.hf import HFCandidate, ModelHost
@@ -222,6 +223,17 @@ def _open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
         yield candidate
 
 
+@contextmanager
+def _open_artefact(session: Session, weights: Weights) -> Iterator[Candidate]:
+    """Open a GGUF or ONNX file in a worker; a base in memory is unloaded for it."""
+    session.unload()
+    path = artefacts.read_path(_folder(weights))
+    log = session.store.folder / ".artefacts" / f"{weights.digest[:8]}-{os.getpid()}.log"
+    source, command = _source(session, weights), session.gguf_command
+    with artefacts.open_artefact(path, weights.digest, source, log, command) as candidate:
+        yield candidate
+
+
 OPENERS: Mapping[str, Opener] = {
     "base": lambda session, weights: nullcontext(session.host(_source(session, weights)).base),
     "model": lambda session, weights: nullcontext(
@@ -231,6 +243,7 @@ OPENERS: Mapping[str, Opener] = {
     ),
     "adapter": _open_adapter,
     "delta": _open_delta,
+    "artefact": _open_artefact,
     "classifier": lambda _, weights: nullcontext(classifier(_folder(weights), weights.digest)),
     HEAD: lambda session, weights: nullcontext(_text_head(open_head, session, weights)),
     EMBEDDING: lambda session, weights: nullcontext(_text_head(open_embedding, session, weights)),

@@ -162,6 +162,11 @@ class Session:
         """The target, more targets, then the tasks of the suites."""
         return (self.target, *self.more_targets, *self.suites)
 
+    @property
+    def gguf_command(self) -> str:
+        """The converter of GGUF, in whose environment llama.cpp lies."""
+        return ""
+
     def reading(self) -> "Session":
         """Return a copy that only reads: what is not stored raises `NotStored` instead of being made."""
         return replace(self, reads_only=True)

@@ -23,6 +23,7 @@ from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
 from harness.experiment.trials import unset_pruned
 from harness.metrics import version as metric_version
+from harness.models.artefacts import artefact_files
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
 from harness.models.weight_files import content_digest
@@ -245,7 +246,7 @@ def folder_of(
         "reward": _reward_digest(session, source, reward),
         "reads": method.reads(method.params(**source.params)),
         "merges": [one.digest for one in merges],
-        "path": content_digest(sorted(Path(source.path).glob("adapter_*"))) if source.path else "",
+        "path": content_digest(_list_given_files(source)) if source.path else "",
         "training": _training_digest(session, method, source, seed),
         "track": source.track.points if source.track else 0,
         "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
@@ -253,6 +254,13 @@ def folder_of(
         "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+
+def _list_given_files(source: Recipe) -> list[Path]:
+    """List the files of weights made elsewhere: of an adapter, or of an artefact."""
+    path = Path(source.path or "")
+    is_artefact = plugins.method(source.method).makes_artefact
+    return artefact_files(path) if is_artefact else sorted(path.glob("adapter_*"))
 
 
 def processes_of(session: Session, source: Recipe) -> int:

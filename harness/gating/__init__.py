@@ -50,6 +50,7 @@ from harness.gating.target_rules import (
     cumulative_of,
     cumulative_policy,
     cumulative_rule,
+    export_rule,
     has_drifted,
     make_unmeasured_rule,
 )
@@ -154,6 +155,7 @@ def judge(
     seed: int = 0,
     level: float | None = None,
     cumulative: Rule | None = None,
+    export: Rule | None = None,
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
@@ -163,8 +165,8 @@ def judge(
     measurements, where somebody keeps it for another verdict on them. `missing` names tasks that one of the
     arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
     is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
-    the rule against the first base, where the baseline is another one. Where `policy.tasks` names tasks,
-    others are compared and not judged.
+    the rule against the first base, where the baseline is another one, `export` that of an artefact against
+    its own run. Where `policy.tasks` names tasks, others are compared and not judged.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
@@ -186,6 +188,7 @@ def judge(
         shared=compared.shared,
         level=level,
         cumulative=cumulative,
+        export=export,
         commonest={} if identical else _compare_commonest_answers(judged, target, policy),
     )
     return GateResult(tuple(compared.tasks), verdict, policy)

@@ -83,6 +83,7 @@ def apply_rules(
     shared: SharedItems = NOTHING_SHARED,
     level: float | None = None,
     cumulative: Rule | None = None,
+    export: Rule | None = None,
     commonest: Compared | None = None,
 ) -> Verdict:
     """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
@@ -126,6 +127,7 @@ def apply_rules(
         control_rule(controls),
         *([judge_missing_tasks(missing)] if missing and not identical else []),
         *([cumulative] if cumulative else []),
+        *([export] if export else []),
     )
     outcome, invalid = worst_outcome([r.outcome for r in rules]), is_invalid(rules)
     if outcome == "fail" and invalid:  # if too many answers failed, only harness drift is worse

@@ -22,11 +22,14 @@ from harness.gating.verdict import (
     TargetFacts,
     TaskComparison,
     Verdict,
+    find_own_margin,
     is_relative,
+    margin_outcome,
     margin_share,
+    margin_text,
     worst_outcome,
 )
-from harness.spec import PEOPLE, GatePolicy
+from harness.spec import PEOPLE, GatePolicy, Task
 
 
 def require_calibration(
@@ -232,6 +235,30 @@ def _describe_moved(facts: ControlFacts) -> str:
 
 
 _STEP = "; harness promote asks for a reason"
+
+
+def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy: GatePolicy) -> Rule:
+    """Judge the loss of an artefact on the target against the run that it was exported from.
+
+    `against_own` is the paired difference to that run, None where its rows are not stored.
+    """
+    if against_own is None:
+        said = (
+            f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
+        )
+        return Rule("export", "inconclusive", said, {})
+    c = comparison.at_level(comparison.orient(against_own), policy.alpha)
+    margin = policy.export or find_own_margin(task, policy)
+    share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
+    outcome = margin_outcome(c.lower, c.upper, share)
+    words = {"pass": "a larger loss is ruled out", "fail": "a loss beyond it is shown"}
+    judged = words.get(outcome, "a larger loss is neither shown nor ruled out, as more items would")
+    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", " points [")
+    said = f"export: {task.name} fell {fell} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
+    facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
+    facts |= {"lost": len(c.lost), "won": len(c.gained)}
+    return Rule("export", outcome, f"{said}margin {margin_text(margin)}: {judged}", facts)
+
 
 _KEPT = ("delta", "low", "high", "lower", "n_items", "items_needed", "items_needed_by_task")
 _LARGEST = 0.99  # of a margin that is not written: beyond a loss of everything none could be shown

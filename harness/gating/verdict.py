@@ -39,6 +39,7 @@ _REASONS = {
     "validity": "unusable answers",
     "drift": "drift on texts",
     "target": "gain",
+    "export": "loss against its own run",
     "errors": "failed answers",
     "tasks": "tasks not measured",
 }
@@ -128,6 +129,7 @@ class Rule:
         "validity",
         "target",
         "mode collapse",
+        "export",
         "drift",
         "control",
         "tasks",

@@ -34,11 +34,20 @@ class CommandResult(NamedTuple):
 
 
 def start(
-    command: Sequence[str], folder: Path, log: Path, environment: Mapping[str, str] | None = None
+    command: Sequence[str],
+    folder: Path,
+    log: Path,
+    environment: Mapping[str, str] | None = None,
+    channel: int | None = None,
 ) -> "subprocess.Popen[bytes]":
-    """Start a command in a folder; its supervisor ends it when the standard input that is returned closes."""
+    """Start a command in a folder; its supervisor ends it when the standard input that is returned closes.
+
+    `channel` is the descriptor that the command has as its own standard input, by default nothing.
+    """
+    given = "" if channel is None else str(channel)
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), *command],
+        [sys.executable, "-I", "-S", str(_SUPERVISOR), str(folder), str(log), given, *command],
+        pass_fds=() if channel is None else (channel,),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=environment,

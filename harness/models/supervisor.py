@@ -1,4 +1,4 @@
-"""Supervisor of a command, in a small process of its own: `python supervisor.py FOLDER LOG COMMAND …`.
+"""Supervisor of a command, a small process of its own: `python supervisor.py FOLDER LOG CHANNEL COMMAND …`.
 
 Invariant: the command ends, with its process group, when whoever holds this process's standard input ends,
 however that is. The last line of standard output is `[exit code, peak memory in bytes]`; a signal's code is
@@ -26,7 +26,7 @@ _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 def main() -> None:
     """Run the command of the command line in a folder, its output going to the log."""
-    folder, log, *command = sys.argv[1:]
+    folder, log, channel, *command = sys.argv[1:]
 
     def end_with_parent() -> None:  # which the program that this process becomes keeps
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
@@ -36,7 +36,7 @@ def main() -> None:
             child = subprocess.Popen(
                 command,
                 cwd=folder,
-                stdin=subprocess.DEVNULL,
+                stdin=int(channel) if channel else subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -46,6 +46,8 @@ def main() -> None:
             output.write(f"{error}\n".encode())
             _say(_NOT_STARTED)
             return
+    if channel:
+        os.close(int(channel))  # so that its other end sees when the command has ended
     threading.Thread(target=_end_with_input, args=(child,), daemon=True).start()
     code = child.wait()
     _signal(child.pid, signal.SIGKILL)  # what it left running

@@ -15,6 +15,7 @@ from harness.records.repeated_measurements import (
 )
 from harness.records.run_records import (
     FEWER,
+    PARITY,
     SERVING,
     TRAINING,
     Curve,

@@ -72,6 +72,23 @@ TRAINING = (
     Figure("heldout_accuracy", "held-out accuracy", "share", "", ""),
     Figure("heldout_margin", "held-out margin", "", "", ""),
 )
+# Of an artefact, beside the run that it was exported from.
+PARITY = (
+    Figure("own_run", "exported from", "", "the run that it was exported from", "VARCHAR"),
+    Figure("logit_gap", "largest logit gap", "", "largest difference of a logit to the run's in fp32"),
+    Figure("mean_kl", "mean KL, nats", "nats", "mean KL divergence of the next token from the run in fp32"),
+    Figure("top1_agreement", "same likeliest token", "share", "positions with the run's likeliest token"),
+    Figure("n_positions", "positions", "", "positions whose next token was compared", "BIGINT"),
+    Figure("n_answers", "answers", "", "answers to test items of the target", "BIGINT"),
+    Figure("flipped", "answers flipped", "", "answers with another text than the run's", "BIGINT"),
+    Figure("floor", "floor of flips", "", "answers of the run with another text in fp32", "BIGINT"),
+    Figure("lost", "lost", "", "items that score less than the run's answer", "BIGINT"),
+    Figure("won", "won", "", "items that score more than the run's answer", "BIGINT"),
+    Figure("bits_per_byte", "bits per byte", "bits", "on the texts of the suites"),
+    Figure("size_bytes", "size", "bytes", "what its files take on disk", "BIGINT"),
+    Figure("tokens_per_s", "tokens a second", "tokens/s", "tokens generated one after the other"),
+    Figure("peak_memory_gib", "peak memory, GiB", "GiB", "the largest memory of its worker"),
+)
 
 
 Curve = tuple[tuple[float, float | None], ...]  # (step, value); None where the value was not finite
@@ -285,6 +302,7 @@ class Run:
     `rows` maps "task/split" to the digest of the row folder. `latency` holds measured figures with units in
     their names. `state` is "done" or "failed". `base_digest` names the published base, `served_digest` the
     served one where it differs (quantised). `metrics` maps task and metric to the meaning of the scores.
+    `parity` holds the figures of an artefact that `PARITY` lists.
     """
 
     run_id: StoredName
@@ -307,6 +325,7 @@ class Run:
     error: str = ""
     served_digest: str = ""
     metrics: dict[str, dict[str, MetricRange]] = field(default_factory=dict)
+    parity: dict[str, Any] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
@@ -321,7 +340,8 @@ class Run:
 
     def to_plain(self) -> dict[str, Any]:
         """Return the content of `run.json`."""
-        return asdict(replace(self, training=TrainingRecord())) | {"training": self.training.to_plain()}
+        plain = asdict(replace(self, training=TrainingRecord())) | {"training": self.training.to_plain()}
+        return plain if self.parity else {name: value for name, value in plain.items() if name != "parity"}
 
     def may_be_drawn(self, task: str) -> bool:
         """Tell whether a task's items may have been sampled, with weights that only the report knows.

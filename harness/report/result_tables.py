@@ -22,12 +22,12 @@ from harness.decision import (
 )
 from harness.decision.arithmetic import ENDS, NUMBERS, Number
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
-from harness.records import Run
+from harness.records import PARITY, Run
 from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.experiment_report import AttributionStep
-from harness.report.wording import change_text, describe_disturbed, score_text
+from harness.report.wording import change_text, describe_disturbed, figure_text, score_text
 from harness.spec import TargetPolicy
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
@@ -137,6 +137,16 @@ _LOAD_NOTE = (
     " request that is sent alone. A model in the harness's own process answers them in one batch, so"
     " their first tokens come together. At a server they are requests for one token."
 )
+
+
+def parity_section(done: Sequence[CandidateFacts]) -> Section:
+    """Lay out artefacts beside the run that each was exported from, one a row."""
+    served = [f for f in done if f.parity]
+    shown = [figure for figure in PARITY if any(figure.name in f.parity for f in served)]
+    rows = [[f.label, *(figure_text(one.name, f.parity.get(one.name)) for one in shown)] for f in served]
+    note = "Flipped answers say nothing by themselves: the run against itself in fp32 is their floor."
+    columns = ["artefact", *(one.heading for one in shown)]
+    return Section("parity", "Parity of artefacts", columns, rows, notes=[note] if rows else [])
 
 
 def load_section(facts: Iterable[CandidateFacts]) -> Section:

@@ -35,6 +35,7 @@ from harness.report.result_tables import (
     attribution_sentence,
     curve_section,
     load_section,
+    parity_section,
     provenance_tables,
     seed_section,
     seed_sentences,
@@ -105,7 +106,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
         yield replace(section, notes=(*section.notes, *marks))
     yield _slices(report, done)
     yield retrieval_section(done)
-    yield from (targets_section(done), several_section(done))
+    yield from (targets_section(done), several_section(done), parity_section(done))
 
 
 def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:

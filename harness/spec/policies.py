@@ -113,7 +113,8 @@ class GatePolicy(Spec):
     default twice `macro`, at most 0.99. `uncalibrated_judge` says whether a judge's metric may decide without
     people's labels. `mode_collapse` is the rise of the commonest generated answer's share, over the base's
     and the commonest reference's, that fails on the target or a capability task; without it mode collapse is
-    only reported.
+    only reported. `export` is the loss on the target that an artefact may have against the run that it was
+    exported from, by default the target's margin.
     """
 
     macro: Margin = 0.02
@@ -132,6 +133,7 @@ class GatePolicy(Spec):
     max_errors: float = Field(0.01, ge=0, lt=1)
     uncalibrated_judge: Literal["refuse", "allow"] = "refuse"
     mode_collapse: float | None = Field(None, gt=0, lt=1)
+    export: Margin | None = None
 
 
 class TokenPrices(Spec):

@@ -7,7 +7,7 @@ Unknown values are NULL. Measured figures are those of `records.figures`.
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from harness.records import SERVING, TRAINING, Figure
+from harness.records import PARITY, SERVING, TRAINING, Figure
 
 
 class Column(NamedTuple):
@@ -265,6 +265,14 @@ _TRAINING = _view(
     record="record->'training'",
     own={"run_id": "record->>'run_id'"},
 )
+_PARITY = _view(
+    "parity",
+    "an artefact beside the run that it was exported from",
+    (_RUN_ID, *_figures(PARITY)),
+    "stored.files WHERE kind = 'run' AND (record->'parity') IS NOT NULL",
+    record="record->'parity'",
+    own={"run_id": "record->>'run_id'"},
+)
 _TRIALS = _view(
     "trials",
     "one trial of the sweep or search of one run",
@@ -387,6 +395,7 @@ TABLES: tuple[Table, ...] = (
     _DELTAS,
     _VERDICTS,
     _TRAINING,
+    _PARITY,
     _TRIALS,
     _DECISION_INPUTS,
     _LINEAGE,

@@ -13,6 +13,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from harness.models.artefacts import artefact_digest
 from harness.models.deltas import delta_digest
 from harness.models.hardware import Machine, proc_line
 from harness.models.hub import ModelSource
@@ -26,7 +27,7 @@ from harness.training.parallel import most
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-_LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat")
+_LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat", "artefact")
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 TRACKED = "tracked"  # beside it: the weights of some checkpoints, kept with the others
 # Digests of the weights of a kind, by their folder and the digest of their base.
@@ -35,6 +36,7 @@ DIGESTS: Mapping[str, Callable[[Path, str], str]] = {
     "delta": delta_digest,
     "model": model_digest,
     "reward": adapter_digest,
+    "artefact": artefact_digest,
 }
 
 
@@ -93,7 +95,8 @@ class Weights(NamedTuple):
 
     An `adapter` lies in `folder/adapter`; a `delta` (see `models.deltas`), a whole `model`, a `reward` model,
     a classification `head` and one of an `embedding` likewise in folders of these names; of an endpoint the
-    kind is the protocol it is asked by (`completions` or `chat`). `source` is the base as it is served; None
+    kind is the protocol it is asked by (`completions` or `chat`); of an `artefact` the file of that name says
+    where it lies. `source` is the base as it is served; None
     is the experiment's own, and what a method gives back. An adapter that is `merged` answers from copies of
     the base's layers with its own added. `choosers` names the reward models that choose
     among several answers of these weights.
@@ -107,6 +110,7 @@ class Weights(NamedTuple):
         "classifier",
         "completions",
         "chat",
+        "artefact",
         "reward",
         "head",
         "embedding",

@@ -11,14 +11,13 @@ from functools import partial
 from harness import comparison, gating, store
 from harness.errors import IncompatibleRuns
 from harness.experiment.analysis.study import ArmsOfPair, Study, SuiteTask
-from harness.experiment.analysis.target_facts import target_facts
+from harness.experiment.analysis.target_facts import compare_on, target_facts
 from harness.experiment.runs.stored_rows import Rows, documents_of, has_documents
 from harness.formatting import count
 from harness.gating import GateResult, Measurement, Rule
 from harness.gating.halves import Half
-from harness.models.openai_api import is_endpoint
 from harness.records import FEWER, RowsIdentity, Run
-from harness.spec import TargetPolicy
+from harness.spec import GatePolicy, TargetPolicy
 from harness.store import Champion, Store
 
 FindIdentity = Callable[
@@ -83,7 +82,7 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
             if n < min(n_base, most):
                 notes.append(f"{task.name}: judged on {n} of {n_base} items, as many as the run answered")
             new_rows, base_rows = new_rows[:n], base_rows[:n]
-        precision = own.precision if is_endpoint(base.engine) else base.precision
+        precision = own.precision if comparison.computes_apart(base.engine) else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         documents = documents_of(at, task, role, own.digest)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
@@ -115,8 +114,8 @@ def find_baseline_identity(
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
-    if champion is None and is_endpoint(own.engine):
-        return _endpoint_base_identity(study, wanted, key, run)
+    if champion is None and comparison.computes_apart(own.engine):
+        return _base_identity_of_apart(study, wanted, key, run)
     if champion is None:
         same = (wanted.weights_digest, wanted.task, wanted.split)
         alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
@@ -145,7 +144,7 @@ def find_baseline_identity(
     return found
 
 
-def _endpoint_base_identity(study: Study, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
+def _base_identity_of_apart(study: Study, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
     """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base."""
     at = study.store
     there = {other.digest: other for other in _computational_variants(at, wanted)}
@@ -196,7 +195,7 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
         if m.role != "regression":
             continue
         # What an endpoint answers is what it is; it cannot be evaluated in fp32.
-        exact = own if own.precision == "fp32" or is_endpoint(own.engine) else None
+        exact = own if own.precision == "fp32" or comparison.computes_apart(own.engine) else None
         if exact is None:
             known = (o for o in _computational_variants(at, own) if o.template_digest == own.template_digest)
             exact = next((other for other in known if other.precision == "fp32"), None)
@@ -246,6 +245,7 @@ def judge(
         missing=missing,
         level=level,
         cumulative=_judge_cumulative_loss(study, run, digest, items),
+        export=None if items == "search" else _judge_export(study, run, policy),
     )
     return replace(result, notes=arms.notes)
 
@@ -283,6 +283,18 @@ def compare_arms(
         )
         study.compared[key] = ArmsOfPair(measured, compared, tuple(notes))
     return study.compared[key]
+
+
+def _judge_export(study: Study, run: Run, policy: GatePolicy) -> Rule | None:
+    """Judge an artefact on the target against the run that it was exported from; None of other runs."""
+    if not (own_run := str(run.parity.get("own_run") or "")):
+        return None
+    own = store.read_written_runs(study.store, [own_run]).get(own_run)
+    try:
+        against_own = compare_on(study, run, own)
+    except IncompatibleRuns:
+        against_own = None
+    return gating.export_rule(against_own, own_run, study.target, policy)
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:

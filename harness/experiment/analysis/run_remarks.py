@@ -6,6 +6,7 @@ under all judged metrics of its task together.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
@@ -17,6 +18,7 @@ from harness.experiment.preparation.bases import base_remarks
 from harness.experiment.runs.stored_rows import Reader, Runs, fold_sessions
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
+from harness.models import artefacts
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult
@@ -128,6 +130,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
         *dict.fromkeys(base_remarks(session, done)),
         *_note_endpoints(session, done),
+        *_note_artefacts(session, done),
         *(
             f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
             for name, candidate in session.candidates.items()
@@ -173,6 +176,18 @@ def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
             yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
     if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
+
+
+def _note_artefacts(session: Session, runs: Runs) -> Iterator[str]:
+    """Say of each artefact which engine answered, as the base's rows come from another."""
+    for run in (run for run in runs if plugins.method(run.method).makes_artefact):
+        candidate = session.candidates[run.candidate]
+        path = Path(candidate.source.path or "")
+        if candidate.given is None:
+            engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
+            base = session.engine(candidate.base)[0].partition("/")[0]
+            said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
+            yield f"{run.candidate}: {path.name}, {said}"
 
 
 def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:

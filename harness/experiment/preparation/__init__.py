@@ -7,14 +7,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 
-from harness import plugins
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
-from harness.evaluation.candidates import resolve_candidates
+from harness.evaluation.candidates import names_whole_model, resolve_candidates
 from harness.evaluation.judges import list_judging_models
 from harness.evaluation.session import MeasuredTask, Session, join_items
 from harness.experiment.candidate_weights import choose_prompts
@@ -118,7 +117,7 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
     for candidate, recipe in experiment.candidates.items():
         if recipe.base_model:
             named.setdefault(recipe.base_model, "base_model")
-        if recipe.path and plugins.method(recipe.method).makes_whole_model:
+        if recipe.path and names_whole_model(recipe):
             named.setdefault(recipe.path, f"candidate {candidate}: path")
     judged = [metric for task in experiment.tasks for metric in task.metrics]
     named = list_judging_models([*judged, experiment.gate.target.by]) | named

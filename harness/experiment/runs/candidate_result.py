@@ -30,6 +30,7 @@ from harness.experiment.runs.stored_rows import Reader, Rows, is_cross_validated
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
 from harness.models import is_private
+from harness.models.artefacts import artefact_files
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
 from harness.records import Run, SampleResult, digest
@@ -189,6 +190,7 @@ def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts
         settings=_settings(session, reader, run),
         several=comparison.several_answers(metric, test, reader.read_drawn(run, session.target)),
         training=run.training,
+        parity=run.parity,
         is_instructed=has_instruction(
             session.target.task, recipe, [*session.target.items.validation, *session.target.items.test]
         ),
@@ -222,6 +224,10 @@ def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | Non
         return None
     source = candidate.given or candidate.served_base
     quantization = candidate.served_base.quantization
+    if candidate.method.makes_artefact and not candidate.given:
+        files = artefact_files(Path(candidate.source.path or ""))
+        n_bytes = sum(file.stat().st_size for file in files)
+        return BaseSize(Path(source.name).name, source.n_parameters, n_bytes / 1e9)
     known = shape(source)
     precision = session.machine.precision
     size = weights_gb(known, precision, quantization=quantization) if known else None

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation import timing
+from harness.evaluation.artefact_prompts import refuse_other_prompts
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judging_stage import score_answered
@@ -33,6 +34,7 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
+from harness.experiment.runs.parity import measure_parity
 from harness.experiment.runs.stored_rows import (
     answer_folds,
     base_arm,
@@ -81,6 +83,8 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     if done is not None:
         return _add_points(session, candidate, seed, weights, done)
     run_id = run_id_of(session, name, seed, weights, sets)
+    if candidate.method.makes_artefact:
+        refuse_other_prompts(session, candidate, weights, sets)
     lacking = score_answered(session, sets)
     if not lacking and (before := _find_before(session, name, seed, weights, sets)) is not None:
         return _add_points(
@@ -104,6 +108,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
         | {"precision": session.machine.precision}
         | ({"training_rows": said} if said else {}),
         metrics=metric_ranges(sets),
+        parity=measure_parity(session, candidate, weights, sets) if candidate.method.makes_artefact else {},
     )
     store.save_run(session.store, run)
     return run

@@ -1,0 +1,62 @@
+"""An artefact, as it is served: an export of `harness export`, or a GGUF, ONNX or whole model from anywhere.
+
+Invariant: nothing is copied, so its files are read where they are, and the checksum of each belongs to the
+weights. It is judged as a candidate whose engine is its own.
+"""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from harness.errors import Problem
+from harness.methods import model
+from harness.models.artefacts import (
+    FILE,
+    artefact_digest,
+    artefact_files,
+    find_tokenizer_folder,
+    format_of,
+    main_file,
+)
+from harness.models.hub import ModelSource, has_tokenizer
+from harness.plugins import Method, MethodChecks
+from harness.records import TrainingRecord
+from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights
+
+
+class Params(Spec):
+    """Nothing to set."""
+
+
+def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids answering with the artefact at the recipe's path."""
+    path = Path(recipe.path or "")
+    kind = format_of(path)
+    if kind is None:
+        expected = "one .gguf or .onnx file, or a whole model with config.json and safetensors"
+        yield Problem(where, f"{path} without one of these", expected, "correct path, or harness export")
+    elif kind == "model":
+        yield from model.problems(recipe, source, where)
+    elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):
+        folder = str(main_file(path).parent)
+        step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({folder!r})"
+        yield Problem(where, f"{main_file(path)} without a tokenizer", "the tokenizer next to the file", step)
+
+
+def fit(context: FitContext, params: Params) -> Weights:
+    """Record where the artefact lies, and its size."""
+    assert context.path is not None
+    record, files = context.folder / FILE, artefact_files(context.path)
+    record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")
+    size = sum(file.stat().st_size for file in files if file.parent == main_file(context.path).parent)
+    return Weights(
+        "artefact",
+        artefact_digest(record, context.source.weights_digest),
+        context.folder,
+        TrainingRecord(size_bytes=size),
+        source=context.source,
+    )
+
+
+METHOD = Method(params=Params, fit=fit, makes="artefact", made_elsewhere=True, checks=MethodChecks(problems))

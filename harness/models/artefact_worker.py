@@ -1,0 +1,333 @@
+"""Worker that answers with a GGUF or ONNX file: `python artefact_worker.py FILE`, asked over standard input.
+
+Standard input is a socket. A request is a line of JSON, `{"do": NAME, …}`, and so is its answer; logits
+follow their line as 32-bit floats. With `--describe gguf` or `--describe onnx` it prints the engine and ends.
+
+Invariant: it runs in the Python of another environment, so it imports nothing but the standard library,
+numpy, and llama_cpp or onnxruntime. Every request begins with an empty cache, so that its answer does not
+depend on those before; within one, tokens that texts begin with in common are read once.
+Source: llama.cpp's include/llama.h; onnxruntime's InferenceSession
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import re
+import resource
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+_CHUNK = 128  # tokens that are read together; as many rows of logits lie in memory
+_ASK_EVERY = 8  # tokens of an answer that may hold a stop string, which only the other end can read
+_FEWEST = 1024  # tokens that the smallest cache holds
+_MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
+
+
+class Engine(Protocol):
+    """A model that reads token ids behind those in its cache."""
+
+    vocabulary: int
+    context: int
+
+    def begin(self, longest: int) -> None:
+        """Empty the cache, with room for texts of so many tokens."""
+
+    def cut(self, length: int) -> None:
+        """Keep the first tokens of the cache alone."""
+
+    def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
+        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
+
+
+class Gguf:
+    """A GGUF file, computed by llama.cpp."""
+
+    def __init__(self, path: str) -> None:
+        import llama_cpp
+
+        self._llama, self._room, self._length, self._context = llama_cpp, 0, 0, None
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(
+            path.encode(), llama_cpp.llama_model_default_params()
+        )
+        if not self._model:
+            raise ValueError("llama.cpp cannot load this file")
+        self._vocab = llama_cpp.llama_model_get_vocab(self._model)
+        self.vocabulary = int(llama_cpp.llama_vocab_n_tokens(self._vocab))
+        self.context = int(llama_cpp.llama_model_n_ctx_train(self._model))
+        self._batch = llama_cpp.llama_batch_init(_CHUNK, 0, 1)
+
+    def begin(self, longest: int) -> None:
+        """Make a new cache of the smallest power of two that holds the longest text."""
+        llama = self._llama
+        room = max(_FEWEST, 1 << (longest - 1).bit_length())
+        if room != self._room:
+            if self._context:
+                llama.llama_free(self._context)
+            params = llama.llama_context_default_params()
+            params.n_ctx, params.n_batch, params.n_ubatch = room, _CHUNK, _CHUNK
+            params.n_threads = params.n_threads_batch = _threads()
+            self._context, self._room = llama.llama_init_from_model(self._model, params), room
+            if not self._context:
+                raise MemoryError(f"llama.cpp has no room for a context of {room} tokens")
+        self._memory = llama.llama_get_memory(self._context)
+        llama.llama_memory_clear(self._memory, True)
+        self._length = 0
+
+    def cut(self, length: int) -> None:
+        """Keep the first tokens of the cache alone."""
+        if not self._llama.llama_memory_seq_rm(self._memory, 0, length, -1):
+            self._llama.llama_memory_clear(self._memory, True)
+            raise NotImplementedError("a model whose cache cannot be cut, such as a recurrent one")
+        self._length = length
+
+    def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
+        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
+        batch, first = self._batch, len(ids) - n_logits
+        batch.n_tokens = len(ids)
+        for place, token in enumerate(ids):
+            batch.token[place], batch.pos[place] = token, self._length + place
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
+            batch.logits[place] = place >= first
+        if code := self._llama.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode gave {code}")
+        self._length += len(ids)
+        rows = [
+            np.ctypeslib.as_array(self._llama.llama_get_logits_ith(self._context, i), (self.vocabulary,))
+            for i in range(first, len(ids))
+        ]
+        return np.array(rows, np.float32).reshape(n_logits, self.vocabulary)
+
+    def metadata(self, name: str) -> str:
+        """Return a text of the file's metadata; empty where it has none."""
+        room = ctypes.create_string_buffer(1)
+        size = self._llama.llama_model_meta_val_str(self._model, name.encode(), room, 1)
+        if size < 0:
+            return ""
+        room = ctypes.create_string_buffer(size + 1)
+        self._llama.llama_model_meta_val_str(self._model, name.encode(), room, size + 1)
+        return room.value.decode("utf-8", "replace")
+
+    def tokenize(self, text: str) -> list[int]:
+        """Turn a rendered prompt into token ids, as llama.cpp's server does."""
+        raw = text.encode()
+        made = (self._llama.llama_token * (len(raw) + 8))()
+        size = self._llama.llama_tokenize(self._vocab, raw, len(raw), made, len(made), True, True)
+        return list(made[:size])
+
+
+class Onnx:
+    """A decoder as ONNX, computed by onnxruntime: ids, positions and a cache give logits and a cache."""
+
+    def __init__(self, path: str) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = _threads()
+        self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        names = {one.name: one for one in self._session.get_inputs()}
+        if not {"input_ids"} <= names.keys():
+            raise ValueError(f"an ONNX file without the input input_ids; it has {', '.join(names)}")
+        self._names = names
+        self._cache = [name for name in names if "past" in name]
+        outputs = [one.name for one in self._session.get_outputs()]
+        self._outputs = ["logits", *(name for name in outputs if name != "logits")]
+        parts = [
+            [re.sub(r"^(input|output)\.|past_key_values|present", "", name) for name in names]
+            for names in (self._cache, self._outputs[1:])
+        ]
+        if parts[0] != parts[1]:
+            raise ValueError("an ONNX file whose cache comes in and goes out in different parts")
+        self._past: list[np.ndarray] = []
+        self.begin(0)
+        self.vocabulary = int(self.read([0], 1).shape[-1])
+        self.context = 1 << 30
+
+    def begin(self, longest: int) -> None:
+        """Empty the cache."""
+        del longest
+        self._past = [self._empty(self._names[name]) for name in self._cache]
+        self._length = 0
+
+    @staticmethod
+    def _empty(tensor: Any) -> np.ndarray:
+        batch, heads, _, size = tensor.shape
+        kind = np.float16 if "float16" in tensor.type else np.float32
+        return np.zeros((batch if isinstance(batch, int) else 1, int(heads), 0, int(size)), kind)
+
+    def cut(self, length: int) -> None:
+        """Keep the first tokens of the cache alone."""
+        self._past = [part[:, :, :length] for part in self._past]
+        self._length = length
+
+    def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
+        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
+        places = np.arange(self._length, self._length + len(ids), dtype=np.int64)[None]
+        given = {"input_ids": np.array([ids], np.int64), **dict(zip(self._cache, self._past, strict=True))}
+        if "position_ids" in self._names:
+            given["position_ids"] = places
+        if "attention_mask" in self._names:
+            given["attention_mask"] = np.ones((1, self._length + len(ids)), np.int64)
+        logits, *self._past = self._session.run(self._outputs, given)
+        self._length += len(ids)
+        found: np.ndarray = logits[0, len(ids) - n_logits :].astype(np.float32)
+        return found
+
+
+class Reader:
+    """Reads texts one after the other, what a text begins with in common with the one before only once."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine, self._known = engine, list[int]()
+
+    def begin(self, longest: int) -> None:
+        """Begin a request of texts of at most so many tokens."""
+        self._engine.begin(longest)
+        self._known = []
+
+    def logits(self, ids: Sequence[int], first: int) -> Iterator[np.ndarray]:
+        """Yield the logits (k, v) behind each token of a text from `first` on, at most a chunk at a time."""
+        limit = min(len(self._known), first)
+        shared = next((i for i in range(limit) if self._known[i] != ids[i]), limit)
+        if shared < len(self._known):
+            self._engine.cut(shared)
+        self._known = self._known[:shared]
+        for start in range(shared, len(ids), _CHUNK):
+            chunk = ids[start : start + _CHUNK]
+            found = self._engine.read(chunk, min(len(chunk), max(0, start + len(chunk) - first)))
+            self._known += chunk
+            if len(found):
+                yield found
+
+    def generate(self, prompt: Sequence[int], request: dict[str, Any], pick: Any, asks: Any) -> list[int]:
+        """Continue a prompt until a token that ends an answer, which is the last, or `asks` says to stop."""
+        ids, new = list(prompt), list[int]()
+        while len(new) < request["max_new_tokens"] and not (new and new[-1] in request["ends"]):
+            if request["asks"] and new and len(new) % _ASK_EVERY == 0 and asks(new):
+                break
+            (row,) = (found[-1] for found in self.logits(ids, len(ids) - 1))
+            new.append(int(pick(row)))
+            ids.append(new[-1])
+        return new
+
+
+def _score(reader: Reader, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
+    """Return log p of a continuation in nats, and whether each of its tokens is the likeliest."""
+    wanted, total, greedy, place = np.array(continuation), 0.0, True, 0
+    if not continuation:
+        return 0.0, True
+    for rows in reader.logits([*context, *continuation][:-1], len(context) - 1):
+        exact = rows.astype(np.float64)
+        chosen = exact[np.arange(len(rows)), wanted[place : place + len(rows)]]
+        largest = exact.max(-1)
+        total += float((chosen - largest - np.log(np.exp(exact - largest[:, None]).sum(-1))).sum())
+        greedy &= bool((exact.argmax(-1) == wanted[place : place + len(rows)]).all())
+        place += len(rows)
+    return total, greedy
+
+
+def _picker(temperature: float, top_p: float, seed: int | None) -> Callable[[np.ndarray], int]:
+    """Return what chooses a token from a row of logits: the likeliest, or a draw from the likeliest ones."""
+    if seed is None:
+        return lambda row: int(row.argmax())
+    drawn = np.random.default_rng(seed)
+
+    def draw(row: np.ndarray) -> int:
+        exact = row.astype(np.float64) / temperature
+        p = np.exp(exact - exact.max())
+        order = np.argsort(-p, kind="stable")
+        before = np.cumsum(p[order]) - p[order]
+        kept = order[before < top_p * p.sum()]
+        return int(kept[np.searchsorted(np.cumsum(p[kept]), drawn.random() * p[kept].sum())])
+
+    return draw
+
+
+def _threads() -> int:
+    named = os.environ.get("OMP_NUM_THREADS", "")
+    return int(named) if named.isdecimal() else len(os.sched_getaffinity(0))
+
+
+def _describe(kind: str) -> dict[str, Any]:
+    """Describe the engine of a kind of file: its name, version, and the build of its kernels."""
+    if kind == "gguf":
+        import llama_cpp
+
+        library = Path(llama_cpp.__file__).parent / "lib"
+        builds = {
+            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(library.glob("*.so"))
+        }
+        system = llama_cpp.llama_print_system_info().decode()
+        return {
+            "engine": "llama.cpp",
+            "version": llama_cpp.__version__,
+            "build": builds,
+            "system": system.strip(),
+        }
+    import onnxruntime
+
+    return {
+        "engine": "onnxruntime",
+        "version": onnxruntime.__version__,
+        "build": onnxruntime.get_build_info(),
+        "system": "CPUExecutionProvider",
+    }
+
+
+def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> None:
+    """Answer one request by as many lines as it has texts, each sent as soon as it is known."""
+
+    def asks(new: list[int]) -> bool:
+        send({"ids": new, "asks": True})
+        return bool(read()["stop"])
+
+    reader, do = Reader(engine), request["do"]
+    if do == "describe":
+        own = {n: engine.metadata(n) for n in request["metadata"]} if isinstance(engine, Gguf) else {}
+        send({"vocabulary": engine.vocabulary, "context": engine.context, "metadata": own})
+    elif do == "tokenize":
+        assert isinstance(engine, Gguf)
+        for text in request["texts"]:
+            send({"ids": engine.tokenize(text)})
+    elif do == "generate":
+        seeds = request["seeds"] or [None] * len(request["prompts"])
+        reader.begin(max(map(len, request["prompts"])) + request["max_new_tokens"])
+        for prompt, seed in zip(request["prompts"], seeds, strict=True):
+            pick = _picker(request["temperature"], request["top_p"], seed)
+            send({"ids": reader.generate(prompt, request, pick, asks)})
+    elif do == "score":
+        reader.begin(max(len(context) + len(continuation) for context, continuation in request["pairs"]))
+        for context, continuation in request["pairs"]:
+            send({"score": _score(reader, context, continuation)})
+    elif do == "logits":
+        reader.begin(max(map(len, request["texts"])))
+        for ids in request["texts"]:
+            rows = np.concatenate(list(reader.logits(ids, len(ids) - request["last"])))
+            send({"shape": rows.shape}, np.ascontiguousarray(rows, np.float32).tobytes())
+
+
+def main() -> None:
+    """Answer requests until the other end of standard input is closed."""
+    if sys.argv[1] == "--describe":
+        sys.stdout.write(json.dumps(_describe(sys.argv[2])) + "\n")
+        return
+    engine: Engine = Gguf(sys.argv[1]) if sys.argv[1].endswith(".gguf") else Onnx(sys.argv[1])
+    with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as stream:
+
+        def send(said: dict[str, Any], raw: bytes = b"") -> None:
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS_BYTES
+            stream.write(json.dumps(said | {"peak_bytes": peak}).encode() + b"\n" + raw)
+            stream.flush()
+
+        while line := stream.readline():
+            _answer(engine, json.loads(line), send, lambda: json.loads(stream.readline()))
+
+
+if __name__ == "__main__":
+    main()

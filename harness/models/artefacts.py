@@ -1,0 +1,359 @@
+"""Artefacts: files of a model as it is served (GGUF, ONNX, a whole model), and the worker of one.
+
+Invariant: llama.cpp and onnxruntime are never loaded in this process. The build of the engine's kernels
+belongs to the identity of rows, as two builds may answer one file differently. Token ids are those of the
+base's tokenizer and template; that the artefact's own give the same is checked before anything is scored.
+"""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+
+from harness.errors import CandidateFailed
+from harness.models import supervision
+from harness.models.batching import Pair, Tokens
+from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
+from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
+from harness.models.weight_files import content_digest, find_matching, weights_files
+from harness.provenance import versions_of
+from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
+
+ENGINE = "artefact"  # begins the engine's name in the identity of rows
+FILE = "artefact"  # in the folder of weights: where the artefact lies, and the checksum of each of its files
+OWN = "own"  # the precision of weights that are computed as their file says
+EXPORT = "export.json"  # in the folder of an export
+# Names in the metadata of a GGUF file.
+TEMPLATE = "tokenizer.chat_template"
+ADDS_BOS = "tokenizer.ggml.add_bos_token"
+BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
+_WORKER = Path(__file__).with_name("artefact_worker.py")
+_GGUF_PYTHON = Path(".venv-gguf/bin/python")
+_DESCRIBE_S = 120  # importing an engine takes a while
+_END_S = 30
+_PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
+
+Format = Literal["gguf", "onnx", "model"]
+
+
+class Engine(NamedTuple):
+    """An engine as its environment has it: name, version, the build of its kernels, what it says of them."""
+
+    engine: str
+    version: str
+    build: Any
+    system: str
+
+
+def format_of(path: Path) -> Format | None:
+    """Return the format of an artefact: of a file, or of the one in a folder; None where there is none."""
+    if path.is_dir() and (path / "config.json").exists() and weights_files(path):
+        return "model"
+    suffixes = [file.suffix for file in _list_graphs(path)]
+    return "gguf" if suffixes == [".gguf"] else "onnx" if suffixes == [".onnx"] else None
+
+
+def _list_graphs(path: Path) -> list[Path]:
+    return find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
+
+
+def main_file(path: Path) -> Path:
+    """Return the one GGUF or ONNX file of an artefact."""
+    return _list_graphs(path)[0]
+
+
+def artefact_files(path: Path) -> list[Path]:
+    """List the files of an artefact that answer: the graph, its further files, and a tokenizer beside it."""
+    graph, folder = main_file(path), find_tokenizer_folder(path)
+    data = find_matching(folder, (f"{graph.name}.data", f"{graph.name}_data"))
+    return [graph, *data, *(tokenizer_files(folder) if graph.suffix == ".onnx" else ())]
+
+
+def find_tokenizer_folder(path: Path) -> Path:
+    """Return the folder in which the tokenizer of an artefact lies, if it has one beside it."""
+    return path if path.is_dir() else path.parent
+
+
+def artefact_digest(record: Path, base_digest: str) -> str:
+    """Digest the files that the record of an artefact names, as they are now."""
+    del base_digest
+    named = Path(json.loads(record.read_text("utf-8"))["path"])
+    return content_digest(artefact_files(named))
+
+
+def read_path(folder: Path) -> Path:
+    """Return where the artefact lies that the folder of weights records."""
+    return Path(json.loads((folder / FILE).read_text("utf-8"))["path"])
+
+
+def read_run_id(path: Path) -> str:
+    """Return the id of the run that an artefact was exported from; empty where it does not say."""
+    folder = find_tokenizer_folder(path)
+    with suppress(OSError, ValueError, AttributeError):
+        return str(json.loads((folder / EXPORT).read_text("utf-8")).get("run_id") or "")
+    return ""
+
+
+def is_artefact(engine: str) -> bool:
+    """Tell from the engine's name whether an artefact's own engine answered."""
+    return engine.startswith(f"{ENGINE}/")
+
+
+def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
+    """Return what names the engine of an artefact in the identity of rows, and the digest of its build.
+
+    Raises:
+        CandidateFailed: the engine is not installed, or cannot be loaded here.
+    """
+    kind = format_of(path)
+    found = _describe(kind or "", _python(kind, gguf_command))
+    return f"{ENGINE}/{found.engine}-{found.version}", digest([versions_of("artefact"), *found])
+
+
+def _python(kind: Format | None, gguf_command: str) -> str:
+    """Return the Python that has the engine: for GGUF the one beside the converter, where that is there."""
+    if kind != "gguf":
+        return sys.executable
+    program = shutil.which(Path(gguf_command).expanduser()) if gguf_command else None
+    beside = [Path(program).parent / "python"] if program else []
+    return str(next((path for path in (*beside, _GGUF_PYTHON.absolute()) if path.exists()), sys.executable))
+
+
+@cache
+def _describe(kind: str, python: str) -> Engine:
+    try:
+        said = subprocess.run(
+            [python, str(_WORKER), "--describe", kind],
+            env=_environment(python),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_DESCRIBE_S,
+            check=True,
+        )
+        return Engine(**json.loads(said.stdout.splitlines()[-1]))
+    except subprocess.CalledProcessError as error:
+        last = (error.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
+        raise CandidateFailed(
+            f"the engine of {kind} cannot be loaded by {python}: {last}", _install(kind)
+        ) from None
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        raise CandidateFailed(
+            f"{python} does not describe the engine of {kind}: {error}", _install(kind)
+        ) from None
+
+
+def _install(kind: str) -> str:
+    if kind == "gguf":
+        return "CMAKE_ARGS=-DGGML_NATIVE=OFF .venv-gguf/bin/pip install llama-cpp-python"
+    return "pip install 'harness-evals[onnx]'"
+
+
+def _environment(python: str) -> dict[str, str]:
+    """Return the environment of a worker, without what would lead another Python to our packages."""
+    if python == sys.executable:
+        return dict(os.environ)
+    return {name: value for name, value in os.environ.items() if name not in _PYTHON_OF_OTHERS}
+
+
+class Worker:
+    """A process that answers with a GGUF or ONNX file, under a supervisor that ends it with this process."""
+
+    def __init__(self, path: Path, log: Path, gguf_command: str = "") -> None:
+        self.file, self._log, self._kind = main_file(path), log, format_of(path)
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.unlink(missing_ok=True)
+        python, (ours, theirs) = _python(self._kind, gguf_command), socket.socketpair()
+        command = [python, str(_WORKER), str(self.file.resolve())]
+        with theirs:
+            self._supervisor = supervision.start(
+                command, log.parent, log, _environment(python), theirs.fileno()
+            )
+        self._stream = ours.makefile("rwb")
+        ours.close()
+        self.peak_bytes = 0
+
+    def ask(self, request: Mapping[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
+        """Send a request, and yield its `n` answers as they come; `logits` are an array (rows, v).
+
+        Raises:
+            CandidateFailed: the worker has ended.
+        """
+        self.send(request)
+        for _ in range(n):
+            yield self.read()
+
+    def send(self, said: Mapping[str, Any]) -> None:
+        """Send a line."""
+        try:
+            self._stream.write(json.dumps(said).encode() + b"\n")
+            self._stream.flush()
+        except OSError:
+            raise self._failure() from None
+
+    def read(self) -> dict[str, Any]:
+        """Read an answer."""
+        try:
+            line = self._stream.readline()
+            said: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {}
+            if not said:
+                raise self._failure()
+            if shape := said.get("shape"):
+                raw = self._stream.read(4 * shape[0] * shape[1])
+                said["logits"] = np.frombuffer(raw, np.float32).reshape(shape)
+        except (OSError, ValueError):
+            raise self._failure() from None
+        self.peak_bytes = max(self.peak_bytes, said["peak_bytes"])
+        return said
+
+    def close(self) -> None:
+        """End the worker, which gives its memory back."""
+        with suppress(OSError):
+            self._stream.close()
+        self._end()
+
+    def _end(self) -> int | None:
+        """End the supervisor, and return the exit code of the worker; None where it is not known."""
+        supervisor = self._supervisor
+        assert supervisor.stdin is not None
+        assert supervisor.stdout is not None
+        with suppress(OSError):
+            supervisor.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            supervisor.wait(_END_S)
+        written = b"" if supervisor.stdout.closed else supervisor.stdout.read()
+        supervisor.stdout.close()
+        return int(json.loads(written)[0]) if written else None
+
+    def _failure(self) -> CandidateFailed:
+        """Say how the worker ended, with its last lines, and what to try."""
+        time.sleep(0.1)  # what ended it may still write
+        with suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(_END_S)
+        code = self._end()
+        how = "ended" if code is None else f"ended with exit code {code}"
+        if code is not None and code < 0:
+            how = f"was ended by {signal.Signals(-code).name}"
+        lines = " / ".join(supervision.read_last_lines(self._log, 3)) or "it wrote nothing"
+        reason = f"the worker of {self.file.name} {how}; its last lines: {lines}; its log: {self._log}"
+        return CandidateFailed(reason, self._knob(code))
+
+    def _knob(self, code: int | None) -> str:
+        if code == -signal.SIGKILL:
+            return "a file of fewer bits, or a machine with more memory"
+        if self._kind == "gguf" and code in (
+            -signal.SIGILL,
+            -signal.SIGSEGV,
+            -signal.SIGBUS,
+            -signal.SIGABRT,
+        ):
+            return f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
+        return "a whole file, exported again: harness export"
+
+
+class ArtefactCandidate(PromptEncoder):
+    """A GGUF or ONNX file that a worker answers with; prompts are written as for the base `source`."""
+
+    def __init__(
+        self, worker: Worker, weights_digest: str, source: ModelSource, named: tuple[str, str]
+    ) -> None:
+        self.worker, self.weights_digest = worker, weights_digest
+        self.engine, self.layout_digest = named
+        self.tokenizer = load_tokenizer(source)
+        self._ends = end_ids(self.tokenizer, _generation_config(source))
+        (said,) = worker.ask({"do": "describe", "metadata": [TEMPLATE, ADDS_BOS, BOS, EOS]})
+        self.metadata: dict[str, str] = said["metadata"]
+        if said["vocabulary"] < len(self.tokenizer):
+            found = f"an artefact of {said['vocabulary']} tokens, and a base of {len(self.tokenizer)}"
+            raise CandidateFailed(found, "an export of this base")
+        self.max_context = min(int(said["context"]), _context_of(source))
+
+    def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
+        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        return encode_all(self.tokenizer, prompts)
+
+    def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
+        """Answer each prompt, greedily or by draws of its seed, one after the other."""
+        outputs: list[Output] = []
+        request = {
+            "do": "generate",
+            "prompts": prompts,
+            "seeds": list(seeds),
+            "ends": self._ends,
+            "max_new_tokens": limits.max_new_tokens,
+            "temperature": limits.temperature,
+            "top_p": limits.top_p,
+            "asks": bool(limits.stop),
+        }
+        start = time.perf_counter()
+        if prompts:
+            self.worker.send(request)
+        for prompt in prompts:
+            while (said := self.worker.read()).get("asks"):
+                text = self.tokenizer.decode(said["ids"], skip_special_tokens=True)
+                self.worker.send({"stop": any(stop in text for stop in limits.stop)})
+            now = time.perf_counter()
+            outputs.append(answer(self.tokenizer, prompt, said["ids"], self._ends, limits, now - start))
+            start = now
+        return outputs
+
+    def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
+        """Score each (context, continuation) in nats; what one begins with as the one before is read once."""
+        answers = self.worker.ask({"do": "score", "pairs": pairs}, len(pairs)) if pairs else ()
+        return [Likelihood(*said["score"]) for said in answers]
+
+    def logits(self, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
+        """Yield the logits (last, v) behind the last tokens of each text."""
+        for said in self.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts)):
+            yield said["logits"]
+
+    def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
+        """Turn rendered prompts into token ids by the tokenizer of a GGUF file, as its server would."""
+        asked = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
+        return [tuple(said["ids"]) for said in asked]
+
+
+def _generation_config(source: ModelSource) -> "GenerationConfig":
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(source.path)
+    except OSError:  # a model without this file
+        return GenerationConfig.from_model_config(
+            AutoConfig.from_pretrained(source.path, trust_remote_code=False)
+        )
+
+
+def _context_of(source: ModelSource) -> int:
+    return context_length(source) or 1 << 30
+
+
+@contextmanager
+def open_artefact(
+    path: Path, weights_digest: str, source: ModelSource, log: Path, gguf_command: str = ""
+) -> Iterator[ArtefactCandidate]:
+    """Start the worker of an artefact, and end it afterwards.
+
+    Raises:
+        CandidateFailed: its engine is not installed, or the worker ends.
+    """
+    named = identity(path, gguf_command)
+    worker = Worker(path, log, gguf_command)
+    try:
+        yield ArtefactCandidate(worker, weights_digest, source, named)
+    finally:
+        worker.close()

@@ -1,0 +1,156 @@
+"""An artefact answers in a worker, is judged as a candidate, and is refused where its prompts are not the run's."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tiny_experiment
+import tiny_model
+from tiny_experiment import runs_of
+
+from harness import store
+from harness.errors import CandidateFailed
+from harness.models import artefacts, hub
+from harness.records import Limits
+from harness.store import Store
+
+pytestmark = pytest.mark.usefixtures("own_cache")
+onnx = pytest.importorskip("onnx")
+pytest.importorskip("onnxruntime")
+
+N_TOKENS = 400
+
+
+def table():
+    """Make the logits of the token after each, some of which a chat begins with."""
+    return np.random.default_rng(0).normal(0, 3, (N_TOKENS, N_TOKENS)).astype(np.float32)
+
+
+def build_onnx(folder: Path, model: Path, tokenizer=None) -> Path:
+    """Write a graph that looks up the logits of the next token by the last, and a tokenizer."""
+    from onnx import TensorProto, helper, numpy_helper
+    from transformers import AutoTokenizer
+
+    ids = helper.make_tensor_value_info("input_ids", TensorProto.INT64, [1, "n"])
+    logits = helper.make_tensor_value_info("logits", TensorProto.FLOAT, [1, "n", N_TOKENS])
+    node = helper.make_node("Gather", ["table", "input_ids"], ["logits"])
+    graph = helper.make_graph([node], "next", [ids], [logits], [numpy_helper.from_array(table(), "table")])
+    folder.mkdir(parents=True)
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), folder / "m.onnx"
+    )
+    (tokenizer or AutoTokenizer.from_pretrained(model)).save_pretrained(folder)
+    return folder
+
+
+def change_template(folder: Path, change) -> None:
+    file = folder / "chat_template.jinja"
+    text = change(file.read_text())
+    file.write_text(text) if text else file.unlink()
+
+
+def reverse_merges(folder: Path) -> None:
+    import json
+
+    file = folder / "tokenizer.json"
+    plain = json.loads(file.read_text())
+    plain["model"]["merges"].reverse()
+    file.write_text(json.dumps(plain))
+
+
+SPOILT = {
+    "bare": (lambda folder: change_template(folder, lambda text: ""), "a tokenizer without a chat template"),
+    "doubled": (
+        lambda folder: change_template(folder, lambda text: "{{ bos_token }}" + text),
+        "letters, prompt 1, token 1: 3 ('<s>') by its own template and tokenizer, and 0 ('<|im_start|>') in the run",
+    ),
+    "merged": (reverse_merges, "by its own template and tokenizer, and"),
+    "cut": (
+        lambda folder: os.truncate(folder / "m.onnx", 1000),
+        "the worker of m.onnx ended with exit code 1",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def file_and_report(tiny, own_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("artefacts")
+    served = build_onnx(folder / "served", tiny)
+    lines = ["prompt: {method: base}", f"served: {{method: artefact, path: {served}}}"]
+    for name, (spoil, _) in SPOILT.items():
+        shutil.copytree(served, folder / name)
+        spoil(folder / name)
+        lines.append(f"{name}: {{method: artefact, path: {folder / name}}}")
+    lines.append(f"whole: {{method: artefact, path: {tiny_model.build(folder / 'whole', seed=3)}}}")
+    path = tiny_experiment.write(folder / "work", tiny, "".join(f"  {line}\n" for line in lines))
+    return path, tiny_experiment.run(path)
+
+
+@pytest.mark.e2e
+def test_an_onnx_file_gives_the_log_likelihoods_of_its_own_logits_and_names_its_engine(file_and_report, tiny):
+    path, found = file_and_report
+    rows = store.read_rows(Store(path.parent / "runs"), runs_of(path)["served"].rows["prose/test"])
+    tokenizer = hub.load_tokenizer(hub.resolve(str(tiny)))
+    wanted = []
+    for row in rows:
+        ids = [tokenizer.bos_token_id, *tokenizer(row.references[0], add_special_tokens=False)["input_ids"]]
+        logits = table().astype(float)[ids[:-1]]
+        wanted.append(float((logits[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(logits).sum(1))).sum()))
+    assert [row.gold_logprob for row in rows] == pytest.approx(wanted, abs=1e-3)
+    identity = store.read_identity(Store(path.parent / "runs"), runs_of(path)["served"].rows["prose/test"])
+    assert identity.engine.startswith("artefact/onnxruntime-")
+    assert {c.task for c in found.comparisons["served"]} == {"sums", "facts", "prose"}, "the gate judges it"
+    assert any("answered by onnxruntime-" in note for note in found.notes)
+
+
+@pytest.mark.e2e
+def test_a_whole_model_is_opened_by_transformers_in_place_of_the_base(file_and_report):
+    path, _ = file_and_report
+    identity = store.read_identity(Store(path.parent / "runs"), runs_of(path)["whole"].rows["prose/test"])
+    assert identity.engine.startswith("transformers/")
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", SPOILT)
+def test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on(
+    file_and_report, name
+):
+    path, _ = file_and_report
+    run = runs_of(path)[name]
+    assert (run.state, run.rows) == ("failed", {}), "nothing was scored"
+    assert SPOILT[name][1] in run.error
+    assert "; try: " in run.error
+
+
+@pytest.mark.e2e
+def test_a_worker_that_is_killed_is_a_failed_candidate_with_its_signal(tiny, tmp_path):
+    path, source = build_onnx(tmp_path / "served", tiny), hub.resolve(str(tiny))
+    with artefacts.open_artefact(path, "x", source, tmp_path / "worker.log") as candidate:
+        assert len(candidate.generate([(5, 6)], Limits(4))[0].text) > 0
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        (number,) = (
+            int(line.split()[0])
+            for line in listed.splitlines()
+            if str(path) in line and "supervisor" not in line
+        )
+        os.kill(number, signal.SIGSEGV)
+        with pytest.raises(
+            CandidateFailed, match=r"the worker of m\.onnx was ended by SIGSEGV; its last lines"
+        ):
+            candidate.generate([(5, 6)], Limits(4))
+
+
+def test_the_worker_imports_nothing_of_ours():
+    source = (Path(artefacts.__file__).with_name("artefact_worker.py")).read_text()
+    known = {"llama_cpp", "onnxruntime", "numpy", *sys.stdlib_module_names}
+    imported = {
+        line.split()[1].split(".")[0]
+        for line in source.splitlines()
+        if line.strip().startswith(("import ", "from "))
+    }
+    assert imported <= known
