@@ -17,6 +17,7 @@ from harness.models.artefacts import (
     find_tokenizer_folder,
     format_of,
     main_file,
+    read_export,
 )
 from harness.models.hub import ModelSource, has_tokenizer
 from harness.plugins import Method, MethodChecks
@@ -36,12 +37,28 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
     if kind is None:
         expected = "one .gguf or .onnx file, or a whole model with config.json and safetensors"
         yield Problem(where, f"{path} without one of these", expected, "correct path, or harness export")
-    elif kind == "model":
+        return
+    yield from _prompt_problems(recipe, path, where)
+    if kind == "model":
         yield from model.problems(recipe, source, where)
     elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):
         folder = str(main_file(path).parent)
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({folder!r})"
         yield Problem(where, f"{main_file(path)} without a tokenizer", "the tokenizer next to the file", step)
+
+
+def _prompt_problems(recipe: Recipe, path: Path, where: str) -> Iterator[Problem]:
+    """Yield that an export is prompted otherwise than the run that it was made from."""
+    export = read_export(path)
+    asked = export.get("prompt") or {}
+    for name in ("template", "prompting", "answer", *(["system"] if recipe.system is not None else [])):
+        own = getattr(recipe, name)
+        if name in asked and asked[name] != own:
+            found = (
+                f"{name}: {json.dumps(own)}, and {json.dumps(asked[name])} in its run {export.get('run_id')}"
+            )
+            step = f"{name}: {wanted} in this candidate"
+            yield Problem(where, found, "the prompts of the run that it was exported from", step)
 
 
 def fit(context: FitContext, params: Params) -> Weights:

@@ -42,7 +42,7 @@ TEMPLATE = "tokenizer.chat_template"
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _WORKER = Path(__file__).with_name("artefact_worker.py")
-_GGUF_PYTHON = Path(".venv-gguf/bin/python")
+_GGUF_PYTHON = ".venv-gguf/bin/python"
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -100,12 +100,12 @@ def read_path(folder: Path) -> Path:
     return Path(json.loads((folder / FILE).read_text("utf-8"))["path"])
 
 
-def read_run_id(path: Path) -> str:
-    """Return the id of the run that an artefact was exported from; empty where it does not say."""
-    folder = find_tokenizer_folder(path)
-    with suppress(OSError, ValueError, AttributeError):
-        return str(json.loads((folder / EXPORT).read_text("utf-8")).get("run_id") or "")
-    return ""
+def read_export(path: Path) -> dict[str, Any]:
+    """Return what `harness export` wrote beside an artefact; empty where it comes from elsewhere."""
+    with suppress(OSError, ValueError):
+        found = json.loads((find_tokenizer_folder(path) / EXPORT).read_text("utf-8"))
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def is_artefact(engine: str) -> bool:
@@ -130,7 +130,9 @@ def _python(kind: Format | None, gguf_command: str) -> str:
         return sys.executable
     program = shutil.which(Path(gguf_command).expanduser()) if gguf_command else None
     beside = [Path(program).parent / "python"] if program else []
-    return str(next((path for path in (*beside, _GGUF_PYTHON.absolute()) if path.exists()), sys.executable))
+    roots = (Path(sys.prefix).parent, Path(__file__).parents[2])
+    known = (*beside, *(root / _GGUF_PYTHON for root in roots))
+    return str(next((path for path in known if path.exists()), sys.executable))
 
 
 @cache

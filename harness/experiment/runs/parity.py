@@ -42,7 +42,7 @@ def measure_parity(
     if busy_s:
         found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
     found |= _bits_per_byte(session, sets)
-    run_id = artefacts.read_run_id(path)
+    run_id = str(artefacts.read_export(path).get("run_id") or "")
     own = store.read_written_runs(session.store, [run_id]).get(run_id) if run_id else None
     if own is None or test.name not in own.rows:
         return found | ({"own_run": run_id} if run_id else {})
