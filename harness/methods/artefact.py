@@ -54,9 +54,8 @@ def _prompt_problems(recipe: Recipe, path: Path, where: str) -> Iterator[Problem
     for name in ("template", "prompting", "answer", *(["system"] if recipe.system is not None else [])):
         own = getattr(recipe, name)
         if name in asked and asked[name] != own:
-            found = (
-                f"{name}: {json.dumps(own)}, and {json.dumps(asked[name])} in its run {export.get('run_id')}"
-            )
+            run, wanted = export.get("run_id"), json.dumps(asked[name])
+            found = f"{name}: {json.dumps(own)}, and {wanted} in its run {run}"
             step = f"{name}: {wanted} in this candidate"
             yield Problem(where, found, "the prompts of the run that it was exported from", step)
 
