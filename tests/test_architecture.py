@@ -81,7 +81,7 @@ OFFERED = {
     # Its `split` is of a suite's items.
     "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
-    "models": "against_base chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files",
+    "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files",
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import Problem, UserError
-from harness.models.hub import ModelSource, architecture_difference
+from harness.models.hub import ModelSource, architecture_difference, has_tokenizer, is_packed
 from harness.models.weight_files import read_config, refuse_damaged
 from harness.plugins import RescueStep, Situation, TrialSetting
 from harness.spec import Recipe
@@ -31,6 +31,16 @@ def model_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Pr
     if found := architecture_difference(folder, source.path):
         step = f"name it as base_model: {folder} of an experiment of its own"
         yield Problem(where, found, f"the architecture of {source.name}", step)
+
+
+def whole_model_problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
+    """Yield what forbids judging a whole model, found at the recipe's path, against this base."""
+    folder = Path(recipe.path or "")
+    if not has_tokenizer(folder):
+        step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({str(folder)!r})"
+        yield Problem(where, f"{folder} without a tokenizer", "the tokenizer next to the weights", step)
+    if not is_packed(source):
+        yield from model_problems(folder, source, where)
 
 
 def requires_init(

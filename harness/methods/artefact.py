@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from harness.errors import Problem
-from harness.methods import model
+from harness.methods._shared import whole_model_problems
 from harness.models.artefacts import (
     FILE,
     artefact_digest,
@@ -40,7 +40,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         return
     yield from _prompt_problems(recipe, path, where)
     if kind == "model":
-        yield from model.problems(recipe, source, where)
+        yield from whole_model_problems(recipe, source, where)
     elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):
         folder = str(main_file(path).parent)
         step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({folder!r})"
