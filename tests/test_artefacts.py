@@ -132,7 +132,9 @@ def test_a_worker_that_is_killed_is_a_failed_candidate_with_its_signal(tiny, tmp
     path, source = build_onnx(tmp_path / "served", tiny), hub.resolve(str(tiny))
     with artefacts.open_artefact(path, "x", source, tmp_path / "worker.log") as candidate:
         assert len(candidate.generate([(5, 6)], Limits(4))[0].text) > 0
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+        listed = subprocess.run(
+            ["ps", "-ewwo", "pid,args"], capture_output=True, text=True, check=True
+        ).stdout
         (number,) = (
             int(line.split()[0])
             for line in listed.splitlines()

@@ -71,7 +71,9 @@ def _list_chat_prompts(sets: Iterable[RowSet], special: Sequence[str]) -> Iterat
             yield _ChatPrompts(task.name, plain)
 
 
-def _encode_by_files(candidate: ResolvedCandidate, path: Path, asked: Sequence[_ChatPrompts]) -> list[_Ids]:
+def _encode_by_files(
+    candidate: ResolvedCandidate, path: Path, asked: Sequence[_ChatPrompts]
+) -> Sequence[_Ids]:
     """Encode prompts by the tokenizer beside an ONNX file, or in a whole model's folder."""
     folder = artefacts.find_tokenizer_folder(path)
     source = candidate.base._replace(path=folder, switches="", template="")
@@ -85,7 +87,7 @@ def _encode_by_files(candidate: ResolvedCandidate, path: Path, asked: Sequence[_
 
 def _encode_as_gguf(
     session: Session, weights: Weights, base: "PreTrainedTokenizerBase", asked: Sequence[_ChatPrompts]
-) -> list[_Ids]:
+) -> Sequence[_Ids]:
     """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
     with open_weights(session, weights) as model:
         assert isinstance(model, artefacts.ArtefactCandidate)

@@ -151,7 +151,7 @@ def resolve(
     served_base = quantize(base, "" if serve_on == "bf16" else serve_on) if serve_on else trained_base
     seeds = experiment.seeds if method.seeded else experiment.seeds[:1]
     given = base if method.keeps_base else None
-    if given is None and names_whole_model(source):
+    if given is None and source.path and names_whole_model(source):
         own = bases[source.path]  # replaces the base; its tokenizer is part of the weights
         own_digest = digest([own.weights_digest, own.template_digest])
         given = base._replace(path=own.path, weights_digest=own_digest)

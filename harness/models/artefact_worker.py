@@ -51,7 +51,9 @@ class Gguf:
     def __init__(self, path: str) -> None:
         import llama_cpp
 
-        self._llama, self._room, self._length, self._context = llama_cpp, 0, 0, None
+        self._llama: Any = llama_cpp
+        self._context: Any = None
+        self._room = self._length = 0
         llama_cpp.llama_backend_init()
         self._model = llama_cpp.llama_model_load_from_file(
             path.encode(), llama_cpp.llama_model_default_params()
