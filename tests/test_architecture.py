@@ -71,7 +71,7 @@ OFFERED = {
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
+        "artefact_prompts candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
         "row_sets runner sampling session timing"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
