@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import prompt_text
@@ -21,12 +21,10 @@ from harness.models.chat_templates import special_tokens_of
 from harness.records import PromptText
 from harness.training import Weights
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
 _N = 50  # prompts of each task
 _STEP = "an export with the template and tokenizer of its run: harness export"
 _Ids = Sequence[tuple[int, ...]]
+_Tokenizer = Any  # of transformers
 
 
 class _ChatPrompts(NamedTuple):
@@ -86,7 +84,7 @@ def _encode_by_files(
 
 
 def _encode_as_gguf(
-    session: Session, weights: Weights, base: "PreTrainedTokenizerBase", asked: Sequence[_ChatPrompts]
+    session: Session, weights: Weights, base: _Tokenizer, asked: Sequence[_ChatPrompts]
 ) -> Sequence[_Ids]:
     """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
     with open_weights(session, weights) as model:
@@ -109,7 +107,7 @@ def _encode_as_gguf(
         return encoded
 
 
-def _refuse_difference(base: "PreTrainedTokenizerBase", task: str, wanted: _Ids, own: _Ids) -> None:
+def _refuse_difference(base: _Tokenizer, task: str, wanted: _Ids, own: _Ids) -> None:
     for number, (run, artefact) in enumerate(zip(wanted, own, strict=True), start=1):
         if run == artefact:
             continue
@@ -119,5 +117,5 @@ def _refuse_difference(base: "PreTrainedTokenizerBase", task: str, wanted: _Ids,
         raise CandidateFailed(f"{found}, and {here} in the run", _STEP)
 
 
-def _show(base: "PreTrainedTokenizerBase", ids: Sequence[int]) -> str:
+def _show(base: _Tokenizer, ids: Sequence[int]) -> str:
     return f"{ids[0]} ({base.decode(list(ids))!r})" if ids else "nothing"

@@ -318,11 +318,6 @@ class ArtefactCandidate(PromptEncoder):
         answers = self.worker.ask({"do": "score", "pairs": pairs}, len(pairs)) if pairs else ()
         return [Likelihood(*said["score"]) for said in answers]
 
-    def logits(self, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
-        """Yield the logits (last, v) behind the last tokens of each text."""
-        for said in self.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts)):
-            yield said["logits"]
-
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
         """Turn rendered prompts into token ids by the tokenizer of a GGUF file, as its server would."""
         asked = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
@@ -342,6 +337,20 @@ def _generation_config(source: ModelSource) -> "GenerationConfig":
 
 def _context_of(source: ModelSource) -> int:
     return context_length(source) or 1 << 30
+
+
+def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
+    """Yield the logits (last, v) behind the last tokens of each text: of an artefact, or a model in memory."""
+    if isinstance(candidate, ArtefactCandidate):
+        answers = candidate.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts))
+        yield from (said["logits"] for said in answers)
+        return
+    import torch
+
+    model = candidate.model
+    for ids in texts:
+        with torch.inference_mode():
+            yield model(torch.tensor([ids], device=model.device)).logits[0, -last:].float().cpu().numpy()
 
 
 @contextmanager

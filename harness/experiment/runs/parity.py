@@ -4,7 +4,7 @@ Invariant: what is compared is the run's weights in fp32; the floor is what the 
 that, so that flipped answers alone never speak against an artefact. `records.PARITY` says what each means.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,8 +18,7 @@ from harness.evaluation.row_sets import RowSet, target_sets
 from harness.evaluation.runner import open_and_fill, open_weights
 from harness.evaluation.session import EngineSlot, Session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.models import Candidate, artefacts
-from harness.models.hf import HFCandidate
+from harness.models import artefacts
 from harness.records import Run, SampleResult
 from harness.stats import Array
 from harness.training import Weights
@@ -114,14 +113,17 @@ def _compare_in_fp32(
         with open_and_fill(exact, own_weights, [own_test], f"{own.candidate} in fp32") as model:
             asked = [prompt_text(test.measured.task, e) for e in own_test.examples()[:_N_PROMPTS]]
             texts = [ids for one in model.encode_all(asked) if len(ids := one.context) >= _N_TOKENS]
-            wanted = [*_list_logits(model, texts)]
+            wanted = [*artefacts.list_logits(model, texts, _N_TOKENS)]
     finally:
         exact.unload()
     answers = {row.example_id: row.text for row in own_test.read(session.store)}
     rows = store.read_rows(session.store, own.rows[test.name])
     floor = {"floor": sum(answers.get(row.example_id, row.text) != row.text for row in rows)}
     with open_weights(session, weights) as model:
-        pairs = [_compare_rows(a, b) for a, b in zip(wanted, _list_logits(model, texts), strict=True)]
+        pairs = [
+            _compare_rows(a, b)
+            for a, b in zip(wanted, artefacts.list_logits(model, texts, _N_TOKENS), strict=True)
+        ]
         peak = model.worker.peak_bytes if isinstance(model, artefacts.ArtefactCandidate) else 0
     gaps, divergences, agreements = (np.concatenate(column) for column in zip(*pairs, strict=True))
     return floor | {
@@ -131,20 +133,6 @@ def _compare_in_fp32(
         "top1_agreement": round(float(agreements.mean()), 5),
         **({"peak_memory_gib": round(peak / _GIB, 3)} if peak else {}),
     }
-
-
-def _list_logits(model: Candidate, texts: Sequence[tuple[int, ...]]) -> Iterator[Array]:
-    """Yield the logits (t, v) behind the last tokens of each text."""
-    if isinstance(model, artefacts.ArtefactCandidate):
-        yield from model.logits(texts, _N_TOKENS)
-        return
-    import torch
-
-    assert isinstance(model, HFCandidate)
-    for ids in texts:
-        with torch.inference_mode():
-            logits = model.model(torch.tensor([ids], device=model.model.device)).logits
-            yield logits[0, -_N_TOKENS:].float().cpu().numpy()
 
 
 def _compare_rows(run: Array, artefact: Array) -> tuple[Array, Array, Array]:
