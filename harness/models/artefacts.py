@@ -340,7 +340,7 @@ def _context_of(source: ModelSource) -> int:
 
 
 def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
-    """Yield the logits (last, v) behind the last tokens of each text: of an artefact, or a model in memory."""
+    """Yield the logits (last, v) behind the last tokens of each text, of an artefact or a model in memory."""
     if isinstance(candidate, ArtefactCandidate):
         answers = candidate.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts))
         yield from (said["logits"] for said in answers)

@@ -120,10 +120,8 @@ def _compare_in_fp32(
     rows = store.read_rows(session.store, own.rows[test.name])
     floor = {"floor": sum(answers.get(row.example_id, row.text) != row.text for row in rows)}
     with open_weights(session, weights) as model:
-        pairs = [
-            _compare_rows(a, b)
-            for a, b in zip(wanted, artefacts.list_logits(model, texts, _N_TOKENS), strict=True)
-        ]
+        found = artefacts.list_logits(model, texts, _N_TOKENS)
+        pairs = [_compare_rows(a, b) for a, b in zip(wanted, found, strict=True)]
         peak = model.worker.peak_bytes if isinstance(model, artefacts.ArtefactCandidate) else 0
     gaps, divergences, agreements = (np.concatenate(column) for column in zip(*pairs, strict=True))
     return floor | {
