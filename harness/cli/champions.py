@@ -56,7 +56,7 @@ def _write_line(facts: "Mapping[str, Any]") -> str:
 
 @verb(champions_app, "harness champions show", "harness champions show 1 --json", name="show")
 def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json = False) -> None:
-    """Show the present champion, or all that an entry of the history holds."""
+    """Show the present champion, or an entry of the history."""
     at = ExperimentFile(config=config)
     history = _read_history(at)
     entries: dict[int | None, ChampionEntry] = {one.number: one for one in history.entries}
@@ -72,7 +72,7 @@ def champions_show(number: Number = None, config: Config = CONFIG, as_json: Json
 def champions_rollback(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
-    """Make an earlier champion the champion again, by default the one before.
+    """Return to an earlier champion, by default the one before.
 
     Gates compare with it from then on. The rollback is an entry of the history too.
     """
@@ -90,9 +90,9 @@ def champions_rollback(
 def champions_retire(
     number: Number = None, config: Config = CONFIG, reason: Reason = "", by: By = "", as_json: Json = False
 ) -> None:
-    """Retire the present champion, or that of an entry: its files may go.
+    """Retire the present champion, or that of an entry.
 
-    No rollback returns to it. Without a champion gates compare with the base.
+    Its files may go then, and no rollback returns to it. Without a champion gates compare with the base.
     """
     from harness import release
 
