@@ -30,7 +30,7 @@ from harness.data import check
 from harness.data.check import ALPHA, Tokenizer
 from harness.data.check._table import read_table
 from harness.data.check.labels import mix_p
-from harness.data.check.texts import personal_data
+from harness.data.check.personal_data import find_personal_data
 from harness.data.edit.clean import clean_text
 from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
@@ -346,7 +346,7 @@ def test_rows_that_cannot_be_used_or_change_their_type_are_counted(find):
     ],
 )
 def test_personal_data_are_known_by_their_form_and_check_digits(text, kinds):
-    assert [kind for kind, _ in personal_data(text)] == kinds
+    assert [kind for kind, _ in find_personal_data(text)] == kinds
 
 
 def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_base(tmp_path, find):

@@ -100,7 +100,7 @@ def check_rows(
     advance: "Advance | None" = None,
 ) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
-    from harness.data.check.texts import mask_text
+    from harness.data.check.personal_data import mask_text
 
     chosen = list(MODULES if only is None else only)
     found: list[Finding] = []

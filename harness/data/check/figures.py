@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.data.check import ALPHA, CheckContext, Finding, Severity, Tokenizer
 from harness.data.check._table import HELD, RowTable, TableEntry
-from harness.data.check.texts import excerpt
+from harness.data.check.personal_data import excerpt
 from harness.data.edit.row_files import find_grouping_column
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of

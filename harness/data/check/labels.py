@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
-from harness.data.check.texts import excerpt
+from harness.data.check.personal_data import excerpt
 from harness.data.edit.changes import unify_spellings
 
 _FEWEST = 5  # rows of a class, one for each fold, or of a form that is tested

@@ -12,7 +12,7 @@ import numpy as np
 
 from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding
 from harness.data.check._table import RowTable, TableEntry
-from harness.data.check.texts import excerpt
+from harness.data.check.personal_data import excerpt
 from harness.data.contamination import ContaminatedRow, find_contaminated_rows
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.examples import SourcedExample

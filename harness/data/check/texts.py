@@ -1,8 +1,7 @@
 """Checks of texts: personal data, damaged encoding and special tokens, and formats of answers.
 
 Invariant: an example is masked; no personal data that was found is shown or kept in full.
-Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbers; Speer 2019, ftfy,
-https://doi.org/10.5281/zenodo.2591652
+Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 """
 
 import re
@@ -12,32 +11,26 @@ from itertools import zip_longest
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, Severity
 from harness.data.check._table import RowTable, TableEntry
+from harness.data.check.personal_data import excerpt, find_personal_data, mask_text, mask_value
 from harness.data.edit import find_special
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.errors import as_argument
 from harness.formatting import pluralize
 
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
-_DIGITS = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|\b\d{3}[ .-]\d{3,4}[ .-]\d{4}\b")
-_CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
-_IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}))")  # and what stands behind it
-_REGION = "US"  # of numbers without a country code
-_LONGEST = 300  # characters of a piece
-
 
 def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """Count the rows that hold personal data, by kind.
 
     False alarms: of random digits, one number in ten of the length of a credit card has its check digit, and
-    one IBAN-like text in ninety-seven its own; phone numbers are those that libphonenumber finds possible in
-    text. That a name is somebody's no form tells, so names are not looked for.
+    one IBAN-like text in ninety-seven its own; a version of four numbers looks like an IP address; phone
+    numbers are those that libphonenumber finds possible in text. Names are not looked for.
     """
     found: dict[str, list[tuple[str, str]]] = {}
     for entry in table.entries:
         text = f"{entry.question}\n{entry.answer}"
-        for kind, value in personal_data(text):
-            found.setdefault(kind, []).append((entry.where, _mask(value)))
+        for kind, value in find_personal_data(text):
+            found.setdefault(kind, []).append((entry.where, mask_value(value)))
     for kind, where in found.items():
         rows = tuple(dict.fromkeys(place for place, _ in where))
         yield Finding(
@@ -48,46 +41,6 @@ def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Findin
             f"{where[0][0]}: {where[0][1]}",
             DECIDE,
         )
-
-
-def personal_data(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the kind and the value of each piece of personal data in a text."""
-    if "@" in text:
-        yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
-    if not any(sign.isdigit() for sign in text):
-        return
-    from stdnum import iban, luhn
-
-    for match in _CARD.findall(text):
-        digits = re.sub(r"\D", "", match)
-        if luhn.is_valid(digits) and len(set(digits)) > 1:
-            yield "credit card numbers", match
-    for match in _IBAN.findall(text):  # as long as its country writes it
-        ends = (found.end() for found in re.finditer(r"\w\b", match))
-        if number := next((match[:end] for end in ends if iban.is_valid(match[:end])), ""):
-            yield "IBANs", number
-    if _DIGITS.search(text):
-        import phonenumbers
-
-        for match in phonenumbers.PhoneNumberMatcher(text, _REGION):
-            yield "phone numbers", match.raw_string
-
-
-def mask_text(text: str) -> str:
-    """Mask the personal data in a text; its length stays."""
-    for _, value in personal_data(text):
-        text = text.replace(value, _mask(value))
-    return text
-
-
-def excerpt(text: str, most: int) -> str:
-    """Return the beginning of a text, masked before it is cut, since a part would not be recognised."""
-    return mask_text(text[: most + _LONGEST])[:most]
-
-
-def _mask(value: str) -> str:
-    """Keep the first sign, and separators, so that the form can be seen."""
-    return value[0] + re.sub(r"\w", "•", value[1:])
 
 
 _LOST = "\ufffd"

@@ -303,11 +303,11 @@ def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter
 
 def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
     """Pass rows on, and count those whose texts hold personal data, by kind."""
-    from harness.data.check.texts import personal_data
+    from harness.data.check.personal_data import find_personal_data
 
     for row in rows:
         text = join_texts([value for value in row.fields.values() if isinstance(value, str | list | dict)])
-        persons.update({kind for kind, _ in personal_data(text)})
+        persons.update({kind for kind, _ in find_personal_data(text)})
         yield row
 
 

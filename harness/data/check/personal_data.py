@@ -1,0 +1,119 @@
+"""Personal data and secrets in texts, found by their form and masked.
+
+Invariant: a part that is masked cannot be read from what is left. Time grows with the length of a text, not
+faster. That a name is somebody's no form tells, so names are not found.
+Source: ISO 7064 and ISO/IEC 7812 by python-stdnum, libphonenumber by phonenumbers
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
+
+from harness.masking import find_tokens, mask_secrets
+
+KEYS = "keys, tokens and passwords"
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+_CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
+_IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}))")  # and what stands behind it
+_SSN = re.compile(r"(?<![\w-])\d{3}([- ])\d{2}\1\d{4}(?![\w-])")
+_IP = re.compile(
+    r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
+    r"|(?=[A-Fa-f:]{0,35}\d)(?:[0-9A-Fa-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4})(?![\w:]))"
+)
+_DIALLED = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|\b\d{3}[ .-]\d{3,4}[ .-]\d{4}\b")
+_SEVEN_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}")
+_BEFORE, _BEHIND = 8, 24  # characters around digits that tell a phone number: signs before, an extension
+_REGION = "US"  # of numbers without a country code
+_LONGEST = 300  # characters of a piece
+
+
+def find_personal_data(text: str, region: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the kind and the value of each piece of personal data, and of each key or token of a service.
+
+    Phone numbers are those with a country code and those of the US written with separators; with `region`,
+    an ISO 3166 code, all numbers that are valid in that country.
+    """
+    yield from ((KEYS, token) for token in find_tokens(text))
+    yield from _find_persons(text, region)
+
+
+def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
+    if "@" in text:
+        yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
+    if "::" in text or re.search(r"\d", text):
+        yield from (("IP addresses", match) for match in _IP.findall(text) if _is_of_a_machine(match))
+        yield from _find_numbers(text)
+        if region or _DIALLED.search(text):
+            yield from (("phone numbers", number) for number in _find_phones(text, region or _REGION))
+
+
+def _is_of_a_machine(address: str) -> bool:
+    with suppress(ValueError):
+        ip = ip_address(address)
+        return not (ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved)
+    return False
+
+
+def _find_numbers(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the numbers that have check digits or rules of their own."""
+    from stdnum import iban, luhn
+    from stdnum.us import ssn
+
+    for match in _SSN.finditer(text):
+        if ssn.is_valid(match[0].replace(" ", "-")):
+            yield "US social security numbers", match[0]
+    for match in _CARD.findall(text):
+        digits = re.sub(r"\D", "", match)
+        if luhn.is_valid(digits) and len(set(digits)) > 1:
+            yield "credit card numbers", match
+    for match in _IBAN.findall(text):  # as long as its country writes it
+        ends = (found.end() for found in re.finditer(r"\w\b", match))
+        if number := next((match[:end] for end in ends if iban.is_valid(match[:end])), ""):
+            yield "IBANs", number
+
+
+def _find_phones(text: str, region: str) -> Iterator[str]:
+    """Yield phone numbers, found around seven digits or more: libphonenumber is slow on whole texts."""
+    import phonenumbers
+
+    for run in _SEVEN_DIGITS.finditer(text):
+        around = text[max(0, run.start() - _BEFORE) : run.end() + _BEHIND]
+        yield from (match.raw_string for match in phonenumbers.PhoneNumberMatcher(around, region))
+
+
+def mask_text(text: str) -> str:
+    """Mask the personal data in a text; its length stays."""
+    return _hide(text, find_personal_data(text))
+
+
+def redact(text: str, region: str = "") -> tuple[str, Counter[str]]:
+    """Mask personal data and all that looks like a secret, and count the pieces by kind."""
+    without_secrets = mask_secrets(text, environment=False)
+    found = [*_find_persons(without_secrets, region)]
+    kinds = Counter(kind for kind, _ in found)
+    kinds[KEYS] += without_secrets != text
+    return _hide(without_secrets, found), +kinds
+
+
+def excerpt(text: str, most: int) -> str:
+    """Return the beginning of a text, masked before it is cut, since a part would not be recognised."""
+    return mask_text(text[: most + _LONGEST])[:most]
+
+
+def mask_value(value: str) -> str:
+    """Keep the first sign, and separators, so that the form can be seen."""
+    return value[0] + re.sub(r"\w", "•", value[1:])
+
+
+def _hide(text: str, found: Iterable[tuple[str, str]]) -> str:
+    """Mask every occurrence of the pieces, which may overlap."""
+    signs = list(text)
+    for value in {value for _, value in found}:
+        hidden, start = mask_value(value), text.find(value)
+        while start >= 0:
+            for i, sign in enumerate(hidden[1:], start + 1):
+                signs[i] = "•" if sign == "•" else signs[i]
+            start = text.find(value, start + 1)
+    return "".join(signs)
