@@ -15,6 +15,7 @@ from harness.spec.policies import (
     ChampionsPolicy,
     DecidePolicy,
     ExecutionPolicy,
+    FeedbackPolicy,
     GatePolicy,
     NightlyPolicy,
     RescuePolicy,
@@ -91,6 +92,7 @@ class Experiment(Spec):
     champions: ChampionsPolicy = ChampionsPolicy()
     nightly: NightlyPolicy = NightlyPolicy()
     rescue: RescuePolicy = RescuePolicy()
+    feedback: FeedbackPolicy = FeedbackPolicy()
     training: TrainingPolicy = TrainingPolicy()
     execution: ExecutionPolicy = ExecutionPolicy()
     chat_template_kwargs: dict[Annotated[str, Field(pattern=r"^[a-z_]\w*$")], bool | int | float | str] = {}

@@ -254,6 +254,16 @@ class TrainingPolicy(Spec):
     accelerate: AcceleratePolicy = AcceleratePolicy()
 
 
+class FeedbackPolicy(Spec):
+    """Rows of production.
+
+    `region` is the country, such as `DE`, whose national phone numbers are masked as well; by default only
+    those with a country code are, and those of the US written with separators.
+    """
+
+    region: Annotated[str, Field(pattern=r"^([A-Z]{2})?$")] = ""
+
+
 class RescuePolicy(Spec):
     """Trials for a candidate that gains and forgets too much, in the order of `steps`.
 

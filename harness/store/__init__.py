@@ -50,7 +50,7 @@ from harness.store.champion_history import (
     read_history,
     record_champion,
 )
-from harness.store.feedback import feedback_files, feedback_key, read_feedback, save_feedback
+from harness.store.feedback import feedback_key, list_feedback_ids, read_feedback, save_feedback
 from harness.store.garbage import (
     Leftover,
     References,
@@ -127,7 +127,7 @@ from harness.store.queries import (
     read_samples,
     read_scores,
 )
-from harness.store.row_files import read_ids
+from harness.store.row_files import feedback_files, read_ids
 from harness.store.rows import (
     append_block,
     complete_rows,

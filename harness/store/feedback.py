@@ -5,18 +5,19 @@ key, with which rows and senders are digested, can be read by their owner alone.
 """
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 from harness.cache import make_private_folder
-from harness.errors import NotStored, Problem, UserError, as_argument
+from harness.errors import Problem, UserError, as_argument
 from harness.records import FeedbackRow
 from harness.store import index
-from harness.store.layout import AGAIN, Store, clear_errors, failure, rename_when_whole, write_whole
-from harness.store.row_files import is_damaged, note_checksum
+from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_whole
+from harness.store.row_files import FEEDBACK_COLUMNS, note_checksum, whole_feedback_files
 
 _FOLDER = "feedback"
 _BATCH = 10_000
@@ -50,10 +51,10 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
     import pyarrow
     import pyarrow.parquet
 
-    path = store.place(_FOLDER, file_id) / "rows.parquet"
-    kinds = {"thumb": pyarrow.bool_()}
-    names = [field.name for field in fields(FeedbackRow)]
-    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in names])
+    n_earlier = len(list((store.folder / _FOLDER).glob(f"{file_id}-*")))
+    path = store.place(_FOLDER, f"{file_id}-{n_earlier}") / "rows.parquet"
+    kinds = {"VARCHAR": pyarrow.string(), "BOOLEAN": pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in FEEDBACK_COLUMNS.items()])
     rows = iter(rows)
     batches = iter(lambda: list(islice(rows, _BATCH)), [])
     first, n_rows = next(batches, []), 0
@@ -75,9 +76,9 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
     return n_rows
 
 
-def feedback_files(store: Store) -> list[Path]:
-    """List the files of stored feedback."""
-    return sorted((store.folder / _FOLDER).glob("*/rows.parquet"))
+def list_feedback_ids(store: Store) -> set[str]:
+    """List the ids of all stored rows of feedback; errors are those of `read_feedback`."""
+    return {row["row_id"] for row in _read(store, ["row_id"])}
 
 
 def read_feedback(store: Store) -> list[FeedbackRow]:
@@ -86,13 +87,14 @@ def read_feedback(store: Store) -> list[FeedbackRow]:
     Raises:
         NotStored: a file is damaged.
     """
+    rows = (FeedbackRow(**row) for row in _read(store))
+    return sorted(rows, key=lambda row: (row.time, row.row_id))
+
+
+def _read(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
-    rows: list[FeedbackRow] = []
-    for path in feedback_files(store):
-        if is_damaged(path):
-            step = f"remove {path.parent}, then add its file again"
-            raise failure(str(path), "other bytes than were written", "the file as written", step, NotStored)
-        for batch in pyarrow.parquet.ParquetFile(path).iter_batches():
-            rows += (FeedbackRow(**row) for row in batch.to_pylist())
-    return sorted(rows, key=lambda row: (row.time, row.row_id))
+    for path in whole_feedback_files(store):
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()

@@ -25,7 +25,13 @@ from harness.store.layout import (
     first_line,
     rename_when_whole,
 )
-from harness.store.row_files import hide_progress_bar, pattern, quote_texts
+from harness.store.row_files import (
+    feedback_files,
+    hide_progress_bar,
+    pattern,
+    quote_texts,
+    whole_feedback_files,
+)
 from harness.store.tables import TABLES
 
 if TYPE_CHECKING:
@@ -230,15 +236,16 @@ def frame(folder: str | Path, sql: str) -> "DataFrame":
 def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
-    if not any(store.folder.glob("*/run.json")):
+    if not any(store.folder.glob("*/run.json")) and not feedback_files(store):
         found = "no stored run" if store.folder.is_dir() else "no such folder"
         step = "make one: harness compare, or name another folder with --runs"
         raise UserError(Problem(str(store.folder), found, "a folder of stored runs", step))
     with _QUERYING, connect(store) as db:
         # It reads the store's rows, and no other file, address or Python variable, irrevocably.
-        rows = store.folder.resolve() / "rows"
+        folders = [store.folder.resolve() / name for name in ("rows", "feedback")]
+        allowed = [f"{written}/" for folder in folders for written in (folder, pattern(folder))]
         db.execute("SET python_enable_replacements = false")
-        db.execute(f"SET allowed_directories = {quote_texts([f'{rows}/', f'{pattern(rows)}/'])}")
+        db.execute(f"SET allowed_directories = {quote_texts(allowed)}")
         db.execute("SET enable_external_access = false")
         db.execute("SET lock_configuration = true")
         try:
@@ -254,7 +261,9 @@ def _select(store: Store, sql: str) -> Iterator["DuckDBPyConnection"]:
 
 
 def _refuse_damaged(store: Store, db: "DuckDBPyConnection", sql: str) -> None:
-    """Refuse a query over tables of rows while row files are damaged, which those tables leave out."""
+    """Refuse a query over tables of rows while files are damaged, which those tables leave out."""
+    if re.search(r"\bfeedback\b", sql, re.IGNORECASE):
+        whole_feedback_files(store)
     if not _OF_ROWS.search(sql):
         return
     unread = "SELECT rowset FROM stored.run_rows EXCEPT SELECT rowset FROM stored.rowsets ORDER BY rowset"

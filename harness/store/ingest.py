@@ -18,8 +18,11 @@ from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.row_files import (
     COLUMNS,
     DIGEST,
+    FEEDBACK_COLUMNS,
     READ_NAMED,
     SAMPLE_COLUMNS,
+    feedback_files,
+    is_damaged,
     pattern,
     quote_texts,
     whole_file,
@@ -31,7 +34,7 @@ from harness.store.verdicts import DecisionRecord, VerdictRecord
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 9  # of the schema
+VERSION = 10  # of the schema
 _UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE, worst DOUBLE))"  # by metric
 _SCHEMA = f"""
     CREATE SCHEMA stored;
@@ -50,6 +53,7 @@ _KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables a
     "rating": ("ratings/*.json", Rating),
     "verdict": ("verdicts/*/*.json", VerdictRecord),
     "decision": ("decisions/*.json", DecisionRecord),
+    "feedback": ("feedback/*/checksums.json", list),
 }
 
 
@@ -238,27 +242,35 @@ def _create_views(db: "DuckDBPyConnection", store: Store, are_whole: bool) -> No
         [f"{pattern(folder)}/{files}"] if any(folder.glob(files)) else []
         for files in ("rows/*/rows.parquet", "rows/*/samples/*.jsonl")
     )
+    served = [pattern(path) for path in feedback_files(Store(folder)) if not is_damaged(path)]
     try:
         if are_whole:
             with transaction(db):
-                _replace_views(db, rows, drawn)
+                _replace_views(db, rows, drawn, served)
             return
     except duckdb.Error as error:
         if is_no_room(error):
             raise
     whole = db.execute("SELECT rowset FROM stored.rowsets ORDER BY rowset").fetchall()
     with transaction(db):
-        _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn)
+        _replace_views(db, [pattern(Store(folder).parquet(digest)) for (digest,) in whole], drawn, served)
 
 
-def _replace_views(db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str]) -> None:
-    """Let the views read Parquet files and sampled answers of these patterns; without any they are empty."""
-    rows = READ_NAMED.replace("?", quote_texts(files)) if files else _describe_no_rows(COLUMNS)
+def _replace_views(
+    db: "DuckDBPyConnection", files: Sequence[str], drawn: Sequence[str], served: Sequence[str]
+) -> None:
+    """Let the views read rows, sampled answers and feedback of these patterns; without any they are empty."""
+    rows, feedback = (
+        READ_NAMED.replace("?", quote_texts(paths)) if paths else _describe_no_rows(kinds)
+        for paths, kinds in ((files, COLUMNS), (served, FEEDBACK_COLUMNS))
+    )
     columns = ", ".join(f"\"{name}\": '{kind}'" for name, kind in SAMPLE_COLUMNS.items())
     options = "format = 'newline_delimited', hive_partitioning = false, filename = true, ignore_errors = true"
     read = f"read_json({quote_texts(drawn)}, columns = {{{columns}}}, {options})"
     samples = read if drawn else _describe_no_rows(SAMPLE_COLUMNS)
-    wanted = {table.name: table.query.format(rows=rows, samples=samples) for table in TABLES}
+    wanted = {
+        table.name: table.query.format(rows=rows, samples=samples, feedback=feedback) for table in TABLES
+    }
     made = [str(list(wanted.values()))]
     is_there = db.execute("SELECT 1 FROM duckdb_tables() WHERE table_name = 'views'").fetchone()
     if not is_there or db.execute("SELECT queries FROM stored.views").fetchall() != [tuple(made)]:

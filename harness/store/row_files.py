@@ -15,8 +15,17 @@ from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from harness.errors import NotStored
-from harness.records import RowsIdentity, Sample, SampleResult, Status, canonical_json, load, many_rows
+from harness.errors import NotStored, as_argument
+from harness.records import (
+    FeedbackRow,
+    RowsIdentity,
+    Sample,
+    SampleResult,
+    Status,
+    canonical_json,
+    load,
+    many_rows,
+)
 from harness.store.layout import ANEW, Store, failure, write_whole
 
 if TYPE_CHECKING:
@@ -120,6 +129,24 @@ class FileMemo(Generic[_Value]):
         self._known[file] = value
 
 
+def feedback_files(store: Store) -> list[Path]:
+    """List the files of stored feedback."""
+    return sorted((store.folder / "feedback").glob("*/rows.parquet"))
+
+
+def whole_feedback_files(store: Store) -> list[Path]:
+    """List the files of stored feedback.
+
+    Raises:
+        NotStored: one is damaged.
+    """
+    for path in filter(is_damaged, files := feedback_files(store)):
+        found, step = "other bytes than were written", f"rm -r {as_argument(str(path.parent))}"
+        step += ", then add its log again"
+        raise failure(str(path), found, "the file as it was written", step, NotStored)
+    return files
+
+
 def pattern(path: Path) -> str:
     """Escape a path so that DuckDB, which reads paths as patterns, finds just this file."""
     return re.sub(r"([*?\[])", r"[\1]", str(path))
@@ -174,6 +201,7 @@ _TYPES: dict[Any, str] = {  # DuckDB's, of the fields of rows and of sampled ans
     float: "DOUBLE",
     float | None: "DOUBLE",
     bool: "BOOLEAN",
+    bool | None: "BOOLEAN",
     tuple[str, ...]: "VARCHAR[]",
     dict[str, tuple[float, ...] | None]: "MAP(VARCHAR, DOUBLE[])",
 }
@@ -181,6 +209,7 @@ _BESIDE = ("samples", "fold")  # fields that other files hold
 COLUMNS = {f.name: _TYPES[f.type] for f in fields(SampleResult) if f.name not in _BESIDE}
 # A sampled answer to an item, as a line of JSON.
 SAMPLE_COLUMNS = {"example_id": "VARCHAR"} | {f.name: _TYPES[f.type] for f in fields(Sample)}
+FEEDBACK_COLUMNS = {f.name: _TYPES[f.type] for f in fields(FeedbackRow)}
 # Without hive partitioning a folder named `x=1` does not become a column.
 READ_PARQUET = "read_parquet(?, hive_partitioning = false)"
 READ_NAMED = READ_PARQUET.replace(")", ", filename = true)")

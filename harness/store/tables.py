@@ -386,6 +386,29 @@ _RATINGS = _view(
     ),
     "stored.files WHERE kind = 'rating'",
 )
+_FEEDBACK = Table(
+    "feedback",
+    "one request that a model served in production, with masked texts and what its users said",
+    (
+        Column("row_id", "VARCHAR", "", "the row, a keyed digest"),
+        Column("time", "VARCHAR", "ISO 8601", "when it was served, in UTC; empty: not known"),
+        Column("model", "VARCHAR", "", "the model that answered, as it was logged"),
+        Column("request", "VARCHAR", "", "the last message before the answer"),
+        Column("answer", "VARCHAR", "", "what the model answered"),
+        Column("thumb", "BOOLEAN", "", "true: up, false: down; NULL: none"),
+        Column("correction", "VARCHAR", "", "the answer as a person wrote it; empty: none"),
+        Column("preference", "VARCHAR", "", "another answer that was preferred; empty: none"),
+        Column("sender", "VARCHAR", "", "who asked, a keyed digest; empty: not known"),
+        Column("assignment", "VARCHAR", "", "how the model was chosen: random, random:NAME or other"),
+        Column("messages", "JSON", "", "the conversation up to the answer"),
+        Column("source", "VARCHAR", "", "the file and line that it was added from"),
+    ),
+    """
+    SELECT row_id, time, model, messages->>'$[#-1].content' AS request, answer, thumb, correction, preference,
+        sender, assignment, messages::JSON AS messages, source
+    FROM {feedback}
+    """,
+)
 
 TABLES: tuple[Table, ...] = (
     _RUNS,
@@ -400,4 +423,5 @@ TABLES: tuple[Table, ...] = (
     _DECISION_INPUTS,
     _LINEAGE,
     _RATINGS,
+    _FEEDBACK,
 )

@@ -13,7 +13,7 @@ from ipaddress import ip_address
 
 from harness.masking import find_tokens, mask_secrets
 
-KEYS = "keys, tokens and passwords"
+KEYS = "keys and tokens"
 _EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
 _CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
 _IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}))")  # and what stands behind it
