@@ -13,7 +13,7 @@ from io import TextIOWrapper
 # isort: off
 # ruff: noqa: F401
 from harness.cli import setup, compare, evaluate, gate, champions, dashboard, nightly, rate, runs
-from harness.cli import data_check, data, synthetic_rows
+from harness.cli import data_check, data, synthetic_rows, feedback
 
 # isort: on
 from harness.cli.app import app, say

@@ -65,7 +65,9 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
     from harness.cli.progress_bar import console
+    from harness.production import compare_thumbs, describe_thumbs
     from harness.report import arithmetic_lines, print_last, to_plain
+    from harness.store import read_feedback
 
     session, loaded = at.open_session(*(candidates or ()))
     stored = experiment.report_stored(session, loaded.selected)
@@ -73,7 +75,14 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
     if found is None:
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
-    print_lines(to_plain(found), [*found.reasons, *arithmetic_lines(found, stored.unit)], as_json)
+    thumbs = compare_thumbs(read_feedback(session.store))
+    gains = {
+        one.label: points(gain.delta, gain.low, gain.high)
+        for one in stored.facts
+        if (gain := one.vs_untrained) and stored.unit.is_rate
+    }
+    lines = [*found.reasons, *arithmetic_lines(found, stored.unit), *describe_thumbs(thumbs, gains)]
+    print_lines({**to_plain(found), "production": to_plain(thumbs)}, lines, as_json)
     if not as_json:
         print_last(replace(stored, typed=at.command_line(candidates or ())), console())
 
