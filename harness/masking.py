@@ -32,6 +32,7 @@ _OPTION = re.compile(
     rf"(?P<name>(?<![\w-])--?[\w.-]{{0,64}}(?:{_KINDS}|[-_]key|[-_]pat|pass|auth))(?P<sign>\s+)(?!-){_VALUE}",
     re.IGNORECASE,
 )
+_MIXED = re.compile(r"(?=\S*[A-Za-z])(?=\S*\d)\S{6,}")  # no word of prose
 _HEADER = re.compile(r"(?i)((?:authorization|cookie)[\"']?\s*[:=]\s*[\"']?)[^\"'\n]+")
 _QUERY = re.compile(r"(?i)([?&](?:key|sig|auth|[\w-]*signature)=)[^\s&\"'#]+")
 _REFUSED = re.compile(r"(?i)(api key provided:\s*)\S+")  # a server's answer to a wrong key
@@ -98,7 +99,7 @@ def _names_secret(name: str) -> bool:
 def _mask_value(found: re.Match[str]) -> str:
     """Mask the value after a secret's name, except vocabulary tokens, placeholders, variables and prose."""
     name, sign, value = found["name"], found["sign"], found["value"]
-    is_prose = sign.strip() == ":" and not re.search(r"[-_.]", name)
+    is_prose = sign.strip() == ":" and not re.search(r"[-_.]", name) and not _MIXED.search(value)
     if _NO_SECRET.search(name) or value.strip("\"'").startswith(("{", "$", MASK)) or is_prose:
         return found[0]
     return f"{name}{sign}{MASK}"

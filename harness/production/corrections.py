@@ -89,7 +89,7 @@ def _make(
     for row in reversed(rows):  # the newest first
         place, made = Row(row.source, {}), answers(row)
         if row.row_id in leaks:
-            outcomes.append(drop(place, f"asks what is evaluated: {leaks[row.row_id]}"))
+            outcomes.append(drop(place, "asks what is evaluated", leaks[row.row_id]))
         elif isinstance(made, str):
             outcomes.append(drop(place, made))
         elif row.sender and n_of_sender[row.sender] >= per_sender:
@@ -101,7 +101,7 @@ def _make(
             kept.append(_sourced(row))
             outcomes.append(EditedRow(place._replace(fields=fields)))
     if not kept:
-        reasons = Counter(one.change.reasons[0].partition(":")[0] for one in outcomes if one.change)
+        reasons = Counter(one.change.reasons[0] for one in outcomes if one.change)
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
         raise UserError(Problem(f"harness feedback {what}", found, "at least one row", step))
@@ -147,7 +147,7 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
     for row, text, marked_by in chosen:
         fields = _fields(row, prompt, {reference: text, "marked_by": marked_by})
         if row.row_id in trained:
-            outcomes.append(drop(Row(row.source, {}), f"asked in training too: {trained[row.row_id]}"))
+            outcomes.append(drop(Row(row.source, {}), "asked in training too", trained[row.row_id]))
         elif fields is None:
             outcomes.append(drop(Row(row.source, {}), f"several turns, which {prompt!r} cannot hold"))
         else:

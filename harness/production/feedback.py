@@ -15,7 +15,7 @@ from harness.data.check.personal_data import redact
 from harness.data.edit import digest_of
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
-from harness.production.logs import COLUMNS, LoggedRow, LogNotes, read_log
+from harness.production.logs import COLUMNS, LoggedRow, LogNotes, count_rows, read_log
 from harness.progress import Advance
 from harness.records import FeedbackRow, canonical_json
 from harness.store import Store, claim, feedback_key, list_feedback_ids, save_feedback
@@ -28,7 +28,7 @@ class AddedFeedback(NamedTuple):
     """Result of adding a log: its rows by what became of them, and what they hold.
 
     `known` rows were there already. `left_out` maps a reason to places, `unread` names columns with their
-    number of rows, and `masked` counts pieces by kind, in rows that are known already too.
+    number of rows, and `masked` counts pieces by kind.
     """
 
     file: str
@@ -52,7 +52,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         HarnessError: the disk is full; nothing is left behind.
     """
     notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
-    models, n_rows = Counter[str](), 0
+    models, n_rows, total = Counter[str](), 0, count_rows(path)
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
         known = list_feedback_ids(store)
@@ -61,11 +61,11 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
             nonlocal n_rows
             seen = Counter[str]()
             for logged in read_log(path, notes):
-                row = _mask(logged, region, key, seen, masked)
                 n_rows += 1
                 if n_rows % _EVERY == 0:
-                    advance(n_rows, 0, f"{count(n_rows)} rows")
-                if row.row_id not in known:
+                    advance(n_rows, total, f"{count(n_rows)} of {count(total)} rows")
+                if (row_id := _identify(logged, key, seen)) not in known:
+                    row = _mask(row_id, logged, region, key, masked)
                     held.update(thumb=row.thumb is not None, correction=bool(row.correction))
                     held.update(preference=bool(row.preference), no_sender=not row.sender)
                     models[row.model] += 1
@@ -109,20 +109,22 @@ def describe_added(result: AddedFeedback) -> list[str]:
     return lines
 
 
-def _mask(
-    logged: LoggedRow, region: str, key: bytes, seen: Counter[str], masked: Counter[str]
-) -> FeedbackRow:
-    """Mask a row's texts; its id digests the raw row, so that other masks know it again."""
+def _identify(logged: LoggedRow, key: bytes, seen: Counter[str]) -> str:
+    """Digest a raw row, so that other masks know it again, and its number among equal rows of its log."""
+    content = _digest(key, canonical_json(astuple(logged)[1:]))
+    seen[content] += 1
+    return content if seen[content] == 1 else _digest(key, f"{content}/{seen[content]}")
+
+
+def _mask(row_id: str, logged: LoggedRow, region: str, key: bytes, masked: Counter[str]) -> FeedbackRow:
 
     def hide(text: str) -> str:
         hidden, kinds = redact(text, region)
         masked.update(kinds)
         return hidden
 
-    content = _digest(key, canonical_json(astuple(logged)[1:]))
-    seen[content] += 1
     return FeedbackRow(
-        row_id=content if seen[content] == 1 else _digest(key, f"{content}/{seen[content]}"),
+        row_id=row_id,
         messages=canonical_json([{**turn, "content": hide(turn["content"])} for turn in logged.messages]),
         answer=hide(logged.answer),
         thumb=logged.thumb,

@@ -89,6 +89,11 @@ def read_log(path: str, notes: LogNotes) -> Iterator[LoggedRow]:
         raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
 
 
+def count_rows(path: str) -> int:
+    """Count the rows of a log; errors are those of `read_log`."""
+    return sum(1 for _ in _stream_masked(path))
+
+
 def _stream_masked(path: str) -> Iterator[Row]:
     """Stream the rows of a file; its errors may quote cells, so they are masked."""
     try:

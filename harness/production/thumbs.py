@@ -33,8 +33,9 @@ class ThumbRate(NamedTuple):
 class ThumbDifference(NamedTuple):
     """Difference of two models' rates in one experiment, in [−1, 1], with its 95 % interval.
 
-    `new` − `base`; both ends are None where `reason` says why there is no interval. `senders` counts who gave
-    thumbs; `unknown` thumbs have no sender and count as one person each.
+    `new` is the model of the higher rate, `base` the other one. Both ends are None where `reason` says why
+    there is no interval. `senders` counts who gave thumbs; `unknown` thumbs have no sender and count as one
+    person each.
     """
 
     assignment: str
@@ -81,7 +82,7 @@ def compare_thumbs(rows: Sequence[FeedbackRow]) -> ComparedThumbs:
 
 def _compare(assignment: str, rows: Sequence[FeedbackRow], models: Sequence[str]) -> ThumbDifference:
     rated = [row for row in rows if row.thumb is not None]
-    base, new = (_count(model, rows) for model in models)
+    base, new = sorted((_count(model, rows) for model in models), key=lambda one: one.rate)
     values = [float(bool(row.thumb)) for row in rated]
     clusters = [row.sender or f"row {row.row_id}" for row in rated]
     mean = stats.clustered_contrast(values, [row.model == new.model for row in rated], clusters)

@@ -1,0 +1,319 @@
+"""Feedback of production: read from logs, masked before it is written, and made into rows, pairs and a difference."""
+
+import csv
+import json
+import stat
+from dataclasses import replace
+
+import pytest
+import tiny_experiment
+from scipy import stats as scipy_stats
+
+from harness.data.check.personal_data import redact
+from harness.production import compare_thumbs, describe_thumbs
+from harness.records import FeedbackRow
+from harness.store import Store, read_feedback, save_feedback
+
+USER = {"role": "user", "content": "Where is my lamp box?"}
+SAID = {"role": "assistant", "content": "late"}
+ASKED = '[{"content":"Where is my lamp box?","role":"user"}]'
+FORMS = {
+    "a stored completion": (
+        {
+            "object": "chat.completion",
+            "created": 1790000000,
+            "model": "lora",
+            "messages": [USER],
+            "choices": [{"index": 0, "message": SAID, "finish_reason": "stop"}],
+            "metadata": {"thumb": "down", "correction": "money", "assignment": "random"},
+        },
+        ("late", False, "money", "", "lora", "2026-09-21T14:13:20Z", "random"),
+    ),
+    "a request with its response": (
+        {
+            "request": {"model": "m", "messages": [USER], "user": "ann"},
+            "response": {"body": {"model": "m-1", "choices": [{"message": SAID}]}},
+            "timestamp": "2026-01-01T12:00:00+02:00",
+        },
+        ("late", None, "", "", "m-1", "2026-01-01T10:00:00Z", ""),
+    ),
+    "two choices and the one preferred": (
+        {"messages": [USER], "choices": [{"text": "late"}, {"text": "money"}], "preference": 1},
+        ("late", None, "", "money", "", "", ""),
+    ),
+    "preference data": (
+        {
+            "input": {"messages": [USER]},
+            "preferred_output": [{"role": "assistant", "content": "money"}],
+            "non_preferred_output": [SAID],
+        },
+        ("late", None, "", "money", "", "", ""),
+    ),
+    "a conversation that ends with the answer": (
+        {"messages": [USER, SAID]},
+        ("late", None, "", "", "", "", ""),
+    ),
+    "columns": (
+        {"request": USER["content"], "answer": "late", "thumb": 1, "time": 1790000000000},
+        ("late", True, "", "", "", "2026-09-21T14:13:20Z", ""),
+    ),
+}
+SECRETS = {
+    "ann.lee@example.org": "e-mail addresses",
+    "sk-proj-abcdefghijkl1234": "keys and tokens",
+    "glpat-abcdefghijklmnop": "keys and tokens",
+    "AKIAABCDEFGHIJKLMNOP": "keys and tokens",
+    "api_key=hunter2hunter2": "keys and tokens",
+    "password: hunter2": "keys and tokens",
+    "89.160.20.112": "IP addresses",
+    "2001:db8:85a3::8a2e:370:7334": "IP addresses",
+    "536-22-1234": "US social security numbers",
+    "4111 1111 1111 1111": "credit card numbers",
+    "DE89370400440532013000": "IBANs",
+    "+44 20 7946 0018": "phone numbers",
+    "030 / 901820": "phone numbers",
+}
+NO_SECRETS = [
+    "version 1.2.3 of 2024-11-03 at 12:30:45",
+    "order 1234-5678, 3.14159 of 12,345,678",
+    "::",
+    "127.0.0.1",
+]
+
+
+@pytest.fixture
+def desk(tmp_path, harness):
+    """Return `harness` in a folder with an experiment, whose model is not loaded."""
+    tiny_experiment.write(tmp_path, tmp_path / "model", extra="feedback: {region: DE}\n")
+    return harness
+
+
+def log(folder, rows, name="log.jsonl"):
+    path = folder / name
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def stored(folder):
+    return read_feedback(Store(folder / "runs"))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_log_is_read_in_each_form(tmp_path, desk, form):
+    logged, expected = FORMS[form]
+    desk("feedback", "add", log(tmp_path, [logged]), check=0)
+    (row,) = stored(tmp_path)
+    assert row.messages == ASKED
+    assert row.request == USER["content"]
+    held = (row.answer, row.thumb, row.correction, row.preference, row.model, row.time, row.assignment)
+    assert held == expected
+
+
+def test_a_table_may_hold_messages_as_json(tmp_path, desk):
+    with (tmp_path / "log.csv").open("w") as file:
+        csv.writer(file).writerows([("request", "answer", "thumb"), (json.dumps([USER]), "late", "👎")])
+    desk("feedback", "add", "log.csv", check=0)
+    assert [(row.messages, row.thumb) for row in stored(tmp_path)] == [(ASKED, False)]
+
+
+def test_no_personal_data_is_printed_or_written(tmp_path, desk):
+    text = " and ".join(SECRETS)
+    row = {
+        "request": text,
+        "answer": text,
+        "correction": text,
+        "preference": text,
+        "sender": "ann.lee@example.org",
+    }
+    done = desk("feedback", "add", log(tmp_path, [row]), check=0)
+    (row,) = stored(tmp_path)
+    files = (file.read_bytes().decode("latin1") for file in tmp_path.glob("runs/**/*") if file.is_file())
+    seen = "\n".join([str(row), done.stdout, done.stderr, *files])
+    assert [secret for secret in SECRETS if secret.split("=")[-1].split(": ")[-1] in seen] == []
+    assert row.sender
+    assert "ann" not in row.sender
+    assert stat.S_IMODE((tmp_path / "runs" / "feedback").stat().st_mode) == 0o700
+    told = desk("feedback", "rows", check=2).stderr
+    assert "--out" in told
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_each_kind_of_personal_data_is_masked_and_counted(secret):
+    masked, kinds = redact(f"it is {secret}, you see", "DE")
+    assert secret.split("=")[-1].split(": ")[-1] not in masked
+    assert dict(kinds) == {SECRETS[secret]: 1}
+    assert redact(masked, "DE") == (masked, {})
+
+
+@pytest.mark.parametrize("text", NO_SECRETS)
+def test_what_only_looks_like_personal_data_stays(text):
+    assert redact(text, "DE") == (text, {})
+
+
+@pytest.mark.parametrize("part", ["1", "1 ", "a@", "a1:", "token-", "--a ", "(0"])
+def test_the_time_of_masking_does_not_grow_faster_than_the_text(part):
+    redact(part * (50_000 // len(part)), "DE")
+
+
+def test_a_log_is_added_once_and_equal_rows_in_it_all_count(tmp_path, desk):
+    row = {"request": "Where is it? Call 030 901820", "answer": "late"}
+    path = log(tmp_path, [row, row, {**row, "answer": "money"}])
+    assert desk("feedback", "add", path, check=0).stdout.startswith("log.jsonl: 3 rows added\n")
+    again = desk("feedback", "add", path, "feedback.region=US", check=0).stdout
+    assert again.startswith("log.jsonl: 0 rows added, 3 are there already\n")
+    more = log(tmp_path, [row, {**row, "answer": "new"}], "more.jsonl")
+    assert desk("feedback", "add", more, check=0).stdout.startswith("more.jsonl: 1 row added, 1 are there")
+    assert len(stored(tmp_path)) == 4
+
+
+def test_what_is_left_out_and_not_read_is_named(tmp_path, desk):
+    image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
+    rows = [{"messages": [USER, SAID], "stars": 4}, {"messages": [image, SAID]}, {"request": "Where?"}]
+    said = desk("feedback", "add", log(tmp_path, rows), check=0).stdout
+    assert "1 row, a turn that is not text, such as an image, or has no known role (log.jsonl:2)" in said
+    assert "1 row, no answer (log.jsonl:3)" in said
+    assert "columns that are not read: stars" in said
+
+
+REFUSED = [
+    ({"thumb": "maybe ann.lee@example.org"}, "log.jsonl:2: found another value in 'thumb'"),
+    ({"time": "yesterday"}, "log.jsonl:2: found another value in 'time'"),
+    ({"preference": 1}, "log.jsonl:2: found a number, and one answer in 'preference'"),
+    ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found what is no name, or looks like personal data"),
+    ({"thumb": "-1"}, "log.jsonl:1: found thumbs of 0, and of -1 at log.jsonl:2"),
+]
+
+
+@pytest.mark.parametrize(("changed", "words"), REFUSED, ids=lambda one: str(one)[:20])
+def test_a_value_that_is_not_understood_refuses_the_log_and_stores_nothing(tmp_path, desk, changed, words):
+    row = {"request": "Where?", "answer": "late", "thumb": 0}
+    done = desk("feedback", "add", log(tmp_path, [row, {**row, **changed}]), check=2)
+    assert words in done.stderr
+    assert "ann.lee" not in done.stderr
+    assert stored(tmp_path) == []
+
+
+def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silence(tmp_path, desk):
+    desk("feedback", "add", log(tmp_path, [FORMS["a stored completion"][0]]), check=0)
+    query = "SELECT request, thumb, source FROM feedback"
+    found = json.loads(desk("sql", query, "--json", check=0).stdout)
+    assert found == [{"request": USER["content"], "thumb": False, "source": "log.jsonl:1"}]
+    (file,) = tmp_path.glob("runs/feedback/*/rows.parquet")
+    file.write_bytes(file.read_bytes()[:-9])
+    told = desk("sql", query, check=5).stderr
+    assert "found other bytes than were written" in told
+    assert f"rm -r {file.parent.relative_to(tmp_path)}" in told
+    (tmp_path / "runs" / "feedback" / "key").unlink()
+    assert "no key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
+
+
+def corrections(n, **changed):
+    rows = [
+        {
+            "request": f"Nobody tells me about parcel {i}.",
+            "answer": "money",
+            "correction": "late",
+            "preference": "late",
+            "sender": f"u{i % 4}",
+            "time": 1790000000 + i,
+        }
+        for i in range(n)
+    ]
+    return [{**row, **changed} for row in rows]
+
+
+@pytest.fixture
+def answered(tmp_path, harness, tiny):
+    """Return `harness` beside a log: 12 corrections of 4 senders, one test question, and one that is no label."""
+    tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    asked = tiny_experiment.letters(slice(6, 7))[0]["prompt"]
+    rows = [
+        *corrections(12),
+        *corrections(1, request=asked, sender="v"),
+        *corrections(1, correction="soon", sender="w"),
+    ]
+    harness("feedback", "add", log(tmp_path, rows), check=0)
+    return harness
+
+
+@pytest.mark.e2e
+def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tmp_path, answered):
+    done = answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "2", check=0)
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert sorted(row["source"] for row in rows) == sorted(f"log.jsonl:{i}" for i in range(5, 13))
+    assert {row["reference"] for row in rows} == {"late"}
+    for reason in (
+        "1 dropped: asks what is evaluated",
+        "1 dropped: a correction that is not a label of the task",
+        "4 dropped: more than --per-sender of one sender",
+    ):
+        assert reason in done.stdout
+    answered("data", "check", "rows.jsonl", check=0)
+    answered("feedback", "pairs", "--out", "pairs.jsonl", check=0)
+    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert len(pairs) == 13
+    assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("late", "money")}
+
+
+@pytest.mark.e2e
+def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answered):
+    first, second, *_ = (row.row_id for row in stored(tmp_path))
+    marks = tmp_path / "marked.csv"
+    marks.write_text(f"id,marked_by,reference\n{first},,\nunknown,ann,late\n")
+    told = answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=2).stderr
+    assert "marked.csv:2: found no marked_by" in told
+    assert "marked.csv:3: found no stored row" in told
+    marks.write_text(f"id,marked_by,reference\n{first},ann,\n{second},ann,money\n")
+    answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=0)
+    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["reference"], one["marked_by"]) for one in items] == [
+        (first, "late", "ann"),
+        (second, "money", "ann"),
+    ]
+
+
+def thumbs(model, ups, downs, senders=None, assignment="random"):
+    """Make rows with thumbs, each of a sender of its own unless `senders` share them."""
+    kept = FeedbackRow("", ASKED, "late", model=model, assignment=assignment)
+    rows = [replace(kept, row_id=f"{model}{i}", thumb=i < ups) for i in range(ups + downs)]
+    return [replace(row, sender=f"{model}{i % (senders or len(rows))}") for i, row in enumerate(rows)]
+
+
+def test_thumbs_of_two_models_differ_by_welchs_interval_where_each_sender_gave_one():
+    rows = thumbs("a", 60, 40) + thumbs("b", 160, 40)
+    (found,) = compare_thumbs(rows).differences
+    welch = scipy_stats.ttest_ind([1] * 160 + [0] * 40, [1] * 60 + [0] * 40, equal_var=False)
+    expected = welch.confidence_interval()
+    assert (found.delta, found.low, found.high) == pytest.approx((0.2, expected.low, expected.high), abs=1e-3)
+    (shared,) = compare_thumbs(thumbs("a", 60, 40, 20) + thumbs("b", 160, 40, 20)).differences
+    assert shared.senders == 40
+    assert shared.high - shared.low > 0
+    lines = describe_thumbs(compare_thumbs(rows), {"b": "+3.0 [+1, +5]"})
+    assert "b − a: +20.0 [+9, +31] points (300 senders)" in lines[1]
+    assert lines[2].endswith("b +3.0 [+1, +5]")
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (thumbs("a", 60, 40, assignment="") + thumbs("b", 60, 40, assignment="sticky"), "decides nothing"),
+        (thumbs("a", 60, 40) + thumbs("b", 60, 4), "no interval: fewer than 5 thumbs"),
+        (thumbs("a", 60, 40, 2) + thumbs("b", 60, 40), "no interval: too few senders"),
+        (thumbs("a", 9, 9) + thumbs("b", 9, 9) + thumbs("c", 9, 9), "two models with a name are compared"),
+    ],
+)
+def test_thumbs_that_cannot_be_compared_are_named_without_an_interval(rows, words):
+    compared = compare_thumbs(rows)
+    assert words in "\n".join(describe_thumbs(compared, {}))
+    assert [one.low for one in compared.differences] in ([], [None])
+
+
+@pytest.mark.e2e
+def test_decide_shows_the_difference_of_thumbs(tmp_path, harness, tiny):
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  bag: {method: classifier}\n")
+    tiny_experiment.run(path)
+    save_feedback(Store(tmp_path / "runs"), "log", thumbs("prompt", 60, 40) + thumbs("bag", 160, 40))
+    said = harness("decide", check=0).stdout
+    assert "  bag − prompt: +20.0 [+9, +31] points (300 senders)" in said
+    shown = json.loads(harness("decide", "--json", check=0).stdout)["production"]
+    assert shown["differences"][0]["new"]["model"] == "bag"
