@@ -75,7 +75,7 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
     if found is None:
         step = at.command_line(candidates or ()).command("compare")
         raise HarnessError(f"no decision: found no finished candidate; next: {step}")
-    thumbs = compare_thumbs(read_feedback(session.store))
+    thumbs = compare_thumbs(read_feedback(session.store, texts=False))
     gains = {
         one.label: points(gain.delta, gain.low, gain.high)
         for one in stored.facts

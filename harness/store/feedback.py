@@ -21,6 +21,7 @@ from harness.store.row_files import FEEDBACK_COLUMNS, note_checksum, whole_feedb
 
 _FOLDER = "feedback"
 _BATCH = 10_000
+_TEXTS = ("messages", "answer", "correction", "preference", "source")
 
 
 def feedback_key(store: Store) -> str:
@@ -81,13 +82,14 @@ def list_feedback_ids(store: Store) -> set[str]:
     return {row["row_id"] for row in _read(store, ["row_id"])}
 
 
-def read_feedback(store: Store) -> list[FeedbackRow]:
-    """Read all rows of feedback, by time; rows without a time come first.
+def read_feedback(store: Store, *, texts: bool = True) -> list[FeedbackRow]:
+    """Read all rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
 
     Raises:
         NotStored: a file is damaged.
     """
-    rows = (FeedbackRow(**row) for row in _read(store))
+    columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _TEXTS]
+    rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in _read(store, columns))
     return sorted(rows, key=lambda row: (row.time, row.row_id))
 
 
