@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from harness.production import FeedbackEdit
     from harness.records import FeedbackRow
 
-feedback_app = group("feedback", ROWS, "Store what users said of answers, and make rows and pairs of it.")
+feedback_app = group("feedback", ROWS, "Store what users say of answers; make rows and pairs of it.")
 Out = Annotated[Path | None, Option("The new file. A manifest is written next to it.")]
 PerSender = Annotated[int, Option("Rows of one sender, at most; the newest stay.", min=1)]
 
@@ -90,7 +90,7 @@ def feedback_rows(
 def feedback_pairs(
     at: ExperimentFile, out: Out = None, per_sender: PerSender = 3, as_json: Json = False
 ) -> None:
-    """Write preferences as pairs: the preferred answer, and the other one.
+    """Write preferences as pairs of answers.
 
     Pairs that ask what is evaluated are left out.
     """
