@@ -1,4 +1,4 @@
-"""What production says of the models that it serves: feedback of users, and drift of requests.
+"""Feedback from production: what users say of answers, and how requests drift.
 
 Invariant: logs are imported, nothing is served here. Texts are masked before anything is written.
 """
