@@ -3,14 +3,19 @@
 import csv
 import json
 import stat
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import tiny_experiment
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness.data.check.personal_data import redact
+from harness.errors import UserError
 from harness.production import compare_thumbs, describe_thumbs
+from harness.production.logs import LogNotes, read_log
 from harness.records import FeedbackRow
 from harness.store import Store, read_feedback, save_feedback
 
@@ -191,6 +196,31 @@ def test_a_value_that_is_not_understood_refuses_the_log_and_stores_nothing(tmp_p
     assert words in done.stderr
     assert "ann.lee" not in done.stderr
     assert stored(tmp_path) == []
+
+
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.sampled_from(["", "up", "user", "[{"])
+)
+NAMES = "messages request response body choices message answer preference thumb correction time sender role content model"
+JSON = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(NAMES.split()), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@given(row=st.dictionaries(st.sampled_from(NAMES.split()), JSON, max_size=6))
+def test_a_row_of_any_form_is_read_left_out_or_refused(row, tmp_path_factory):
+    path, notes = log(tmp_path_factory.mktemp("log"), [row]), LogNotes()
+    with suppress(UserError):
+        n_read = len([*read_log(str(path), notes)])
+        assert n_read + sum(map(len, notes.left_out.values())) == 1
 
 
 def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silence(tmp_path, desk):

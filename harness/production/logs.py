@@ -112,11 +112,13 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
 
     def text(*names: str) -> str:
         value = take(*names)
+        if isinstance(value, Mapping | list):
+            raise UserError(_misread(row.where, names[0], "an object or a list", "a text"))
         return "" if value is None else str(value).strip()
 
     answers = _read_answers(take(*_ANSWERS), row.where)
     messages = _read_messages(take(*_REQUESTS), row.where)
-    preferred = take("preference")
+    preferred, corrected = take("preference"), _read_answers(take("correction"), row.where)
     preferences = _read_answers(take("preferred_output"), row.where)
     if messages and messages[-1]["role"] == "assistant":
         if answers and answers[0] != messages[-1]["content"]:
@@ -132,7 +134,7 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
         messages,
         answer,
         _read_thumb(thumb, row.where, notes),
-        text("correction"),
+        next(iter(corrected), "").strip(),
         preference,
         _check_name(text("model"), "model", row.where),
         _read_time(when, row.where),
@@ -201,7 +203,8 @@ def _choose(answers: list[str], preferred: Any, preferences: list[str], where: s
     if len(answers) == 1:
         if isinstance(preferred, int | float):
             raise UserError(_misread(where, "preference", "a number, and one answer", "the text preferred"))
-        return answers[0], str(preferred or "").strip() or next(iter(preferences), "")
+        better = [*_read_answers(preferred, where), *preferences, ""]
+        return answers[0], better[0].strip()
     if len(answers) > 2 or str(preferred) not in ("0", "1"):
         raise _Unusable("several answers, and no preference of 0 or 1 between two of them")
     return answers[1 - int(preferred)], answers[int(preferred)]
