@@ -86,7 +86,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_structured_answers.py::test_what_no_schema_can_be_checked_on_is_wrong_and_ends_no_scoring", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
     ("test_structured_answers.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
     # Secrets
-    ("test_secrets.py::test_a_secret_is_masked_in_every_form_and_stays_masked", "harness/masking.py", "return _OPTION.sub(_mask_value, _ASSIGNED.sub(_mask_value, text))", "return text"),
+    ("test_secrets.py::test_a_secret_is_masked_in_every_form_and_stays_masked", "harness/masking.py", 'return _OPTION.sub(_mask_value, text) if "-" in text else text', "return text"),
     ("test_secrets.py::test_nothing_that_a_run_writes_or_prints_has_a_secret", "harness/training/job.py", "json.dumps(mask_values(job), indent=2)", "json.dumps(job, indent=2)"),
     ("test_openai_api.py::test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent", "harness/errors.py", 'text = " ".join(mask_secrets(str(error)).split())', 'text = " ".join(str(error).split())'),
     ("test_openai_api.py::test_sensitive_rows_are_sent_to_nobody_elses_server", "harness/evaluation/runner.py", 'if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:', "if False:"),
