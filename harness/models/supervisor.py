@@ -70,8 +70,8 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 def _say(code: int) -> None:
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _MAXRSS_BYTES
-    sys.stdout.write(f"{json.dumps([code, peak])}\n")
-    sys.stdout.flush()
+    with suppress(BrokenPipeError):  # the process that would read it was killed
+        os.write(sys.stdout.fileno(), f"{json.dumps([code, peak])}\n".encode())
 
 
 if __name__ == "__main__":

@@ -13,22 +13,22 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import weakref
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.error import HTTPError, URLError
-from urllib.request import ProxyHandler, Request, build_opener
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import Request
 
 from harness.cache import memo
 from harness.errors import CandidateFailed, Problem, refuse
-from harness.models import openai_api, supervision
+from harness.models import openai_api
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
+from harness.models.server_process import OPENER, ServerProcess, start_server
 from harness.models.tokenization import end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
@@ -40,15 +40,11 @@ OTHERWISE = "engine: transformers"
 ENGINE = "vllm-server"  # begins the engine's name in the identity of rows
 _VERSION = re.compile(r"(?:vllm )?(\d+\.\d+[\w.+-]*)", re.IGNORECASE)  # on a line of its own
 _VERSION_S = 120  # importing vLLM takes a while
-_EVERY_S = 0.2
-_ANSWER_S = 10  # of a request that computes nothing
-_END_S = 60
 _PORTS = 3  # that are tried, where others take one in between
 _TAKEN = "address already in use"
 _ADAPTER_S = 600
 # What would lead its environment to our packages, hide its log, or let it ask us for a key.
-_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
-_OPENER = build_opener(ProxyHandler({}))  # no proxy of the environment reaches this machine's own address
+OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "VLLM_LOGGING_LEVEL", "VLLM_API_KEY")
 _THEIRS = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True", "VLLM_NO_USAGE_STATS": "1"}
 # Of other prefixes those that choose how products are rounded.
 _OTHERS = ("NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "CUBLAS_WORKSPACE_CONFIG")
@@ -122,54 +118,10 @@ def identity(policy: VllmPolicy) -> tuple[str, str]:
     return f"{ENGINE}/{release_of(policy)}", digest([policy.layout, MAX_RANK, switches])
 
 
-class _ServerProcess(NamedTuple):
-    """A server that was started: its supervisor, its address and its log."""
-
-    supervisor: "subprocess.Popen[bytes]"
-    address: str
-    log: Path
-    said: list[str]  # by its supervisor at its end, which can be read once
-
-    def is_well(self) -> bool:
-        """Tell whether it runs and answers."""
-        return self.supervisor.poll() is None and self.answers()
-
-    def answers(self) -> bool:
-        """Tell whether it says that it is ready."""
-        try:
-            with _OPENER.open(f"{self.address}/health", timeout=_ANSWER_S) as said:
-                return bool(said.status == 200)
-        except (OSError, URLError):
-            return False
-
-    def describe_end(self) -> str:
-        """Say with which exit code it ended, and its last lines."""
-        stop(self.supervisor, self.said)
-        how = f"with exit code {json.loads(self.said[0])[0]}" if self.said else "with its supervisor"
-        return f"vLLM's server ended {how}; {self.last_words()}"
-
-    def last_words(self) -> str:
-        """Return the last lines of its log, and where that lies."""
-        lines = " / ".join(supervision.read_last_lines(self.log, 3)) or "it wrote nothing"
-        return f"its last lines: {lines}; its log: {self.log}"
-
-
-def stop(supervisor: "subprocess.Popen[bytes]", said: list[str]) -> None:
-    """End a server with all that it started, wait for that, and add what its supervisor said."""
-    assert supervisor.stdin is not None
-    assert supervisor.stdout is not None
-    with suppress(OSError):
-        supervisor.stdin.close()
-    with suppress(subprocess.TimeoutExpired):
-        supervisor.wait(_END_S)
-    if not supervisor.stdout.closed and (written := supervisor.stdout.read().decode()):
-        said.append(written)
-
-
 class ServedCandidate(openai_api.CompletionsCandidate):
     """A causal language model that a server of our own starting serves, with or without an adapter."""
 
-    def __init__(self, host: "VllmServer", running: _ServerProcess, model: str) -> None:
+    def __init__(self, host: "VllmServer", running: ServerProcess, model: str) -> None:
         settings = openai_api.Settings(
             base_url=f"{running.address}/v1",
             model=model,
@@ -251,26 +203,28 @@ class VllmServer:
         """End the server, which gives its memory back."""
         self._end()
 
-    def _ready(self) -> _ServerProcess:
+    def _ready(self) -> ServerProcess:
         """Return the server, started again where it has ended."""
         if not self._running.is_well():
             self.close()
             self._running = self._start(lambda *_, note="": None)
         return self._running
 
-    def _start(self, advance: Advance) -> _ServerProcess:
+    def _start(self, advance: Advance) -> ServerProcess:
         self._log.parent.mkdir(parents=True, exist_ok=True)
         for _ in range(_PORTS):
             self._log.unlink(missing_ok=True)
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            supervisor = supervision.start(self._command(port), self._log.parent, self._log, _environment())
-            running = _ServerProcess(supervisor, f"http://127.0.0.1:{port}", self._log, [])
+            address, folder = f"http://127.0.0.1:{port}", self._log.parent
+            running = start_server(
+                "vLLM's server", self._command(port), address, self._log, _environment(), folder
+            )
             # Also at the end of this process.
-            self._end = weakref.finalize(self, stop, supervisor, running.said)
+            self._end = weakref.finalize(self, running.stop)
             try:
-                if self._is_started(running, advance):
+                if running.is_started(self.policy.start_timeout, "vllm.start_timeout", advance):
                     return running
             except BaseException:
                 self._end()
@@ -278,20 +232,6 @@ class VllmServer:
             if _TAKEN not in self._log.read_text("utf-8", "replace").lower():
                 break
         raise CandidateFailed(running.describe_end(), _knob(self._log))
-
-    def _is_started(self, running: _ServerProcess, advance: Advance) -> bool:
-        """Wait until the server answers, its last line as progress; False where it ended."""
-        begun = time.monotonic()
-        while running.supervisor.poll() is None:
-            waited, line = time.monotonic() - begun, (supervision.read_last_lines(self._log, 1) or [""])[-1]
-            if waited > self.policy.start_timeout:
-                reason = f"vLLM's server was not ready after {waited:.0f} s; its last line: {line}"
-                raise CandidateFailed(f"{reason}; its log: {self._log}", "a longer vllm.start_timeout")
-            if running.answers() and running.supervisor.poll() is None:
-                return True
-            advance(waited, self.policy.start_timeout, note=line[:60])
-            time.sleep(_EVERY_S)
-        return False
 
     def _command(self, port: int) -> list[str]:
         program = program_of(self.policy)
@@ -317,17 +257,17 @@ def _knob(log: Path) -> str:
 
 
 def _environment() -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name not in _OURS} | _THEIRS
+    return {name: value for name, value in os.environ.items() if name not in OURS} | _THEIRS
 
 
-def _post(running: _ServerProcess, verb: str, body: dict[str, Any]) -> None:
+def _post(running: ServerProcess, verb: str, body: dict[str, Any]) -> None:
     request = Request(
         f"{running.address}/v1/{verb}_lora_adapter",
         json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
     try:
-        with _OPENER.open(request, timeout=_ADAPTER_S):
+        with OPENER.open(request, timeout=_ADAPTER_S):
             return
     except HTTPError as error:
         said = " ".join(error.read().decode("utf-8", "replace").split())[:200]
