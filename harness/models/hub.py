@@ -36,6 +36,7 @@ from harness.models.weight_files import (
     Tensor,
     content_digest,
     expert_parameters,
+    file_checksum,
     find_matching,
     map_stored_tensors,
     parameters_of,
@@ -45,7 +46,7 @@ from harness.models.weight_files import (
     weights_bytes,
     weights_files,
 )
-from harness.records import digest, parse_json, read_object
+from harness.records import checksum, digest, parse_json, read_object
 from harness.spec import HUB, Experiment
 
 if TYPE_CHECKING:
@@ -123,6 +124,19 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
     n_parameters = sum(_count_by_tensor(path).values())
     digests = content_digest([*weights, *configs]), content_digest(tokenizer_files(path))
     return ModelSource(name, path, *digests, max(1, n_parameters))
+
+
+def refuse_changed_files(source: ModelSource) -> None:
+    """Hash the files of a model anew, and refuse those with another content than was remembered.
+
+    Raises:
+        UserError: a file has changed although its size and time are the same.
+    """
+    path = source.path
+    files = [*weights_files(path), *find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
+    expected, step = "the content that it was judged with", "download it again, then harness compare"
+    changed = (file for file in files if checksum(file) != file_checksum(file))
+    refuse(Problem(str(file), "another content than before", expected, step) for file in changed)
 
 
 def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:

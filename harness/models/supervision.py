@@ -56,11 +56,16 @@ def start(
 
 
 def run(
-    command: Sequence[str], folder: Path, log: Path, timeout_s: float | None, advance: Advance
+    command: Sequence[str],
+    folder: Path,
+    log: Path,
+    timeout_s: float | None,
+    advance: Advance,
+    environment: Mapping[str, str] | None = None,
 ) -> CommandResult:
     """Run a command in a folder until it ends, or for so many seconds."""
     begun, said, timed_out = time.perf_counter(), "", False
-    with start(command, folder, log) as supervisor:
+    with start(command, folder, log, environment) as supervisor:
         assert supervisor.stdin is not None
         assert supervisor.stdout is not None
         try:

@@ -7,6 +7,7 @@ those that transformers reads count.
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from math import prod
@@ -218,6 +219,11 @@ def weights_bytes(folder: Path) -> int:
 def map_stored_tensors(path: Path) -> dict[str, Tensor]:
     """List the tensors of a folder's safetensors, read from their headers alone."""
     return {name: tensor for file in weights_files(path) for name, tensor in tensors_of(file).items()}
+
+
+def count_types(path: Path) -> dict[str, int]:
+    """Count the tensors of each type in a folder's safetensors."""
+    return dict(Counter(tensor.dtype for tensor in map_stored_tensors(path).values()))
 
 
 def read_config(path: Path) -> dict[str, Any]:

@@ -53,6 +53,15 @@ def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingCo
             yield plugin.index_size(context, params)
 
 
+def list_passages(
+    prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext
+) -> Iterator[tuple[dict[str, Any], list[Document]]]:
+    """Yield the settings of each retrieval with the passages that it chooses from, without a model."""
+    for plugin, params in _load(prompting, context):
+        if hasattr(plugin, "passages"):
+            yield params.model_dump(mode="json", exclude_none=True), plugin.passages(context, params)
+
+
 def describe_prompts(
     prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext, items: Sequence[Example]
 ) -> Iterator[str]:

@@ -34,6 +34,7 @@ from harness.release.stored import (
     best_run,
     candidate_runs,
     count_members,
+    find_run,
     is_sampled,
     judge_run,
     select_seed,

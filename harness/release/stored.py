@@ -266,6 +266,18 @@ def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> Non
         )
 
 
+def find_run(stored: Study, name: str) -> Run:
+    """Find a run by its id, of a candidate the seed that is best on validation, of a target its champion's.
+
+    Raises:
+        UserError: neither a candidate, a run nor a target has this name.
+        IncompatibleRuns: the candidate has no finished run, or the champion's was removed.
+    """
+    champion = store.read_champion(stored.folder, name) if name == stored.target.name else None
+    is_champion = champion is not None and name not in stored.experiment.candidates
+    return best_run(stored, candidate_runs(stored, champion.run_id if champion and is_champion else name))
+
+
 def best_run(stored: Study, runs: list[Run]) -> Run:
     """Return the run that is best on validation."""
     if len(runs) == 1:

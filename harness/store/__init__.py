@@ -27,6 +27,7 @@ content, so everything that was computed once is reused.
     runs/feedback/<id>/rows.parquet            masked rows of production, from one added file
     runs/noise/<id>.json                       a measurement of A/A noise
     runs/verdicts/<run_id>/<digest>.json       a verdict of the gate on a run
+    runs/exports/<run_id>/<format>-<type>/     its weights for other programs, with `export.json`
     runs/decisions/<experiment>.json           the last decision of an experiment
     runs/harness.duckdb                        the index
     runs/champions.lock                        held while a run is promoted, or another champion returns

@@ -1,0 +1,272 @@
+"""Plan and making of one export: the weights of a stored run, what refuses them, and a whole folder.
+
+Invariant: a folder appears with all its files or not at all. Weights are hashed anew before they are read,
+and the run's own digest has to be theirs.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import NamedTuple
+from uuid import uuid4
+
+from harness import __version__, plugins, provenance, store
+from harness.cache import sync
+from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
+from harness.evaluation.session import Session
+from harness.experiment import find_stored_weights
+from harness.exports._passages import add_passages
+from harness.exports._record import RECORD, Export, ExportedFile, list_files, verify_export
+from harness.models.hub import ModelSource, refuse_changed_files
+from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
+from harness.progress import Advance
+from harness.records import Limits, Run, checksum
+from harness.spec import ExportPolicy, Recipe
+from harness.training import Weights
+
+_KINDS = ("base", "adapter", "delta", "model")
+_TOOLS = ("torch", "transformers", "peft", "tokenizers")
+_ONE, _OTHER = "weights of one language model", "export a candidate of another method"
+
+
+class ExportPlan(NamedTuple):
+    """An export to make: the run with its weights, format and quantization, and the folder it will be in.
+
+    `n_bytes` and `seconds` are estimates. `notes` say what of the run's answers is not in the weights.
+    """
+
+    run: Run
+    candidate: ResolvedCandidate
+    weights: Weights
+    source: ModelSource
+    format: str
+    quantization: str
+    folder: Path
+    policy: ExportPolicy
+    n_bytes: float
+    seconds: float
+    notes: tuple[str, ...]
+
+
+class Exported(NamedTuple):
+    """An export with its folder; not `is_new` where it had been made before."""
+
+    folder: Path
+    export: Export
+    is_new: bool
+
+
+class ExportJob(NamedTuple):
+    """Input of a format's plugin: the session, what to export, and its progress."""
+
+    session: Session
+    plan: ExportPlan
+    advance: Advance
+
+
+class Written(NamedTuple):
+    """Result of a format's plugin: the tensors of each type, versions of its tools, the merge's gap."""
+
+    types: Mapping[str, int]
+    versions: Mapping[str, str]
+    gap: float
+
+
+def plan_export(
+    session: Session,
+    run: Run,
+    format: str,  # noqa: A002  (as the record names it)
+    quantization: str = "",
+    out: Path | None = None,
+) -> ExportPlan:
+    """Plan the export of a finished run; nothing is written.
+
+    Raises:
+        UserError: the format or quantization is unknown, a tool is missing, or the run's weights are not
+            those of one language model, are not stored any more, or have changed.
+    """
+    formats = plugins.names("exports")
+    if format not in formats:
+        raise UserError(Problem("--to", repr(format), ", ".join(formats), did_you_mean(format, formats)))
+    plugin = plugins.load("exports", format)
+    candidate, weights = _find_weights(session, run)
+    source = weights.source or session.source
+    known = plugin.QUANTIZATIONS
+    wanted = quantization.lower() or plugin.default_quantization(stored_precision(source.path))
+    if wanted not in known:
+        raise UserError(Problem("--quantize", quantization, ", ".join(known), did_you_mean(wanted, known)))
+    policy = session.experiment.export
+    refuse(plugin.problems(policy, wanted))
+    default = session.store.place("exports", run.run_id) / f"{format}-{wanted}"
+    n_bytes, seconds = plugin.estimate(source, wanted)
+    return ExportPlan(
+        run,
+        candidate,
+        weights,
+        source,
+        format,
+        wanted,
+        out or default,
+        policy,
+        n_bytes,
+        seconds,
+        tuple(_notes(run, candidate, source)),
+    )
+
+
+def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weights]:
+    """Find the weights of a run as its recipe makes them now, unchanged on the disk."""
+    where, again = f"run {run.run_id}", f"harness compare --candidates {run.candidate}, then export its run"
+    recipe = Recipe.model_validate(run.recipe)
+    if recipe.weights_of and recipe.weights_of not in session.candidates:
+        found = f"the weights of {recipe.weights_of}, which is not a candidate now"
+        raise UserError(Problem(where, found, "candidates as they were", "write it into the file again"))
+    candidate = session.resolve(run.candidate, recipe)
+    if candidate.makes not in plugins.LANGUAGE_MODELS or candidate.is_remote:
+        found = f"the method {run.method}, whose weights are those of {_describe_kind(candidate)}"
+        raise UserError(Problem(where, found, _ONE, _OTHER))
+    weights = find_stored_weights(session, candidate, run.seed)
+    if weights is None:
+        raise UserError(Problem(where, "no stored weights", "those that it answered with", again))
+    if weights.kind not in _KINDS:
+        found = f"weights of the kind {weights.kind}"
+        raise UserError(Problem(where, found, _ONE, _OTHER))
+    if (reason := unmergeable(weights.kind, weights.folder)) is not None:
+        raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
+    refuse_damaged(weights)
+    refuse_changed_files(weights.source or session.source)
+    if weights.digest != run.weights_digest:
+        found = f"weights {weights.digest} by its recipe now, where it answered with {run.weights_digest}"
+        raise UserError(Problem(where, found, "the weights that it was judged with", again))
+    return candidate, weights
+
+
+def _describe_kind(candidate: ResolvedCandidate) -> str:
+    if candidate.is_remote:
+        return "a model behind an endpoint, which are not here"
+    return {"classifier": "a text classifier", "head": "a classification head"}.get(
+        candidate.makes, f"the kind {candidate.makes}"
+    )
+
+
+def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Iterator[str]:
+    """Yield what made the run's answers besides weights, template and limits."""
+    recipe = candidate.recipe
+    if recipe.answer != "generate":
+        yield f"answer: {recipe.answer}: a server generates, and its answers were chosen among labels"
+    if run.decoding and (run.decoding.get("samples") or 1) > 1:
+        yield "its answers were chosen among several samples; a server gives one"
+    others = [name for name in recipe.prompting if name not in ("zero_shot", "rag")]
+    if others:
+        yield f"prompting: {', '.join(others)}: what it puts in front of a question is not in the folder"
+    if source.quantization:
+        yield f"trained and judged on a base in {source.quantization}, whose rounded weights are exported"
+
+
+def export_run(session: Session, plan: ExportPlan) -> Exported:
+    """Make an export, or return the one that is there, where its files are whole and its weights the same.
+
+    Raises:
+        UserError: the folder holds something else, or its files have changed.
+        CandidateFailed: the weights cannot be merged, or a program that writes the format failed.
+        HarnessError: the disk is full; nothing is left behind.
+    """
+    folder = plan.folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return Exported(folder, _read_same(plan), False)
+    label = f"export {plan.run.candidate} to {plan.format} {plan.quantization}"
+    with (
+        session.progress.stage(label, plan.seconds) as advance,
+        store.clear_errors(session.store, str(folder), store.AGAIN),
+        _new_folder(folder) as part,
+    ):
+        written = plugins.load("exports", plan.format).write(ExportJob(session, plan, advance), part)
+        add_passages(session, plan.candidate, plan.run.seed, part)
+        export = _describe(session, plan, written, part)
+        text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
+        (part / RECORD).write_text(f"{text}\n", "utf-8")
+    return Exported(folder, export, True)
+
+
+def _read_same(plan: ExportPlan) -> Export:
+    export = verify_export(plan.folder)
+    same = (export.format, export.quantization, export.run_id, export.weights_digest)
+    if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
+        found = f"an export of {export.run_id} to {export.format} {export.quantization}"
+        raise UserError(Problem(str(plan.folder), found, "a new or empty folder", "name another with --out"))
+    return export
+
+
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """Yield a folder beside the wanted one, which gets its name once it is filled and on the disk."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    part = folder.with_name(f".{folder.name}.{uuid4().hex}")
+    part.mkdir(mode=0o700)
+    try:
+        yield part
+        for path in (*list_files(part).values(), part):
+            sync(path)
+        part.rename(folder)  # an empty folder is replaced
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path) -> Export:
+    run, recipe, task = plan.run, plan.candidate.recipe, session.target.task
+    limits = limits_of(session, plan.candidate)
+    template = folder / "chat_template.jinja"
+    known = provenance.package_versions()
+    packages = {name: version for name in _TOOLS if (version := known.get(name))}
+    return Export(
+        format=plan.format,
+        quantization=plan.quantization,
+        run_id=run.run_id,
+        candidate=run.candidate,
+        seed=run.seed,
+        experiment=run.experiment,
+        target=task.name,
+        base_model=Path(run.base_model).name if Path(run.base_model).is_absolute() else run.base_model,
+        base_digest=run.base_digest,
+        weights_digest=run.weights_digest,
+        files={
+            name: ExportedFile(checksum(path), path.stat().st_size)
+            for name, path in list_files(folder).items()
+        },
+        types=dict(written.types),
+        versions={"harness": __version__, **packages, **written.versions},
+        limits={"max_new_tokens": limits.max_new_tokens, "stop": list(limits.stop)}
+        | ({"temperature": limits.temperature, "top_p": limits.top_p} if limits.temperature else {}),
+        chat=task.chat_template,
+        prompt={
+            "system": task.system if recipe.system is None else recipe.system,
+            "template": recipe.template,
+            "prompting": recipe.prompting,
+            "answer": recipe.answer,
+        },
+        chat_template=checksum(template) if template.exists() else "",
+        merge_gap=written.gap,
+        created=provenance.timestamp(),
+        notes=plan.notes,
+    )
+
+
+def limits_of(session: Session, candidate: ResolvedCandidate) -> Limits:
+    """Return the limits of a candidate's answers to the target."""
+    task, sampled = session.target.task, candidate.recipe.sampling
+    if sampled is None:
+        return Limits(task.max_new_tokens, task.stop)
+    return Limits(task.max_new_tokens, task.stop, sampled.temperature, sampled.top_p)
+
+
+def write_whole(job: ExportJob, folder: Path, precision: str) -> float:
+    """Write the run's weights as one model in safetensors, with its tokenizer; return the merge's gap."""
+    plan = job.plan
+    with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
+        save_whole(whole, folder, precision, limits_of(job.session, plan.candidate))
+        return whole.gap

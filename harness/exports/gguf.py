@@ -1,0 +1,158 @@
+"""GGUF for llama.cpp, Ollama and xllamacpp: one file with weights, tokenizer and chat template.
+
+The types are those of llama.cpp: 8 and 16 bits by its own converter, fewer by its own quantiser, both in an
+environment of their own. Tensors whose rows a type does not divide get another type; the record counts them.
+Source: llama.cpp's `convert_hf_to_gguf.py` and `llama_model_quantize`
+"""
+
+import os
+import shutil
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness.errors import CandidateFailed, Problem
+from harness.exports import ExportJob, Written, write_whole
+from harness.models import hub, supervision
+from harness.models.hub import ModelSource
+from harness.spec import ExportPolicy
+
+_CONVERTED = ("q8_0", "f16", "bf16", "f32")
+# Bits of a weight, as most rows take them, and where 256 do not divide a row; those of the embeddings.
+_BITS: dict[str, tuple[float, float, float]] = {
+    "f32": (32, 32, 32),
+    "f16": (16, 16, 16),
+    "bf16": (16, 16, 16),
+    "q8_0": (8.5, 8.5, 8.5),
+    "q6_k": (6.6, 8.5, 8.5),
+    "q5_k_m": (5.7, 6.4, 8.5),
+    "q4_k_m": (4.9, 5.7, 8.5),
+    "q4_0": (4.6, 4.6, 8.5),
+    "q3_k_m": (3.9, 4.9, 8.5),
+    "q2_k": (3.0, 4.6, 8.5),
+}
+QUANTIZATIONS = tuple(_BITS)
+_SECONDS = 15.0, 90.0  # to begin with, and for 1e9 parameters
+_PROGRAM, _ENVIRONMENT = "convert-hf-to-gguf", ".venv-gguf"
+_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would lead its environment to our packages
+_TOOLS = f"make gguf-tools, which makes {_ENVIRONMENT}; or name the program in export.gguf.command"
+_QUANTIZER = """
+import ctypes, sys, llama_cpp
+source, made, name = sys.argv[1:]
+params = llama_cpp.llama_model_quantize_default_params()
+params.ftype = getattr(llama_cpp, "LLAMA_FTYPE_MOSTLY_" + name.upper())
+sys.exit(llama_cpp.llama_model_quantize(source.encode(), made.encode(), ctypes.byref(params)))
+"""
+_VERSION = "import importlib.metadata as m; print(m.version('{}'))"
+_PACKAGES = ("convert-hf-to-gguf", "llama-cpp-python")
+
+
+def default_quantization(base_precision: str) -> str:
+    """Return 8 bits, which the converter itself writes."""
+    return "q8_0"
+
+
+def find_converter(policy: ExportPolicy) -> str | None:
+    """Return the path of the converter: as written, else in `.venv-gguf`, else on the path; None without."""
+    if (written := policy.gguf.command) is not None:
+        return shutil.which(Path(written).expanduser())
+    for folder in (Path(sys.prefix).parent, Path(harness.__file__).parents[1]):
+        if found := shutil.which(folder / _ENVIRONMENT / "bin" / _PROGRAM):
+            return found
+    return shutil.which(_PROGRAM)
+
+
+def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
+    """Yield that the converter is missing, or what quantises further in its environment."""
+    where, program = "export.gguf.command", find_converter(policy)
+    if program is None:
+        found = f"no program {policy.gguf.command or _PROGRAM}"
+        yield Problem(where, found, "llama.cpp's converter", _TOOLS)
+    elif quantization not in _CONVERTED and not _version(program, "llama-cpp-python"):
+        found = f"no llama-cpp-python in the environment of {program}, which {quantization} needs"
+        step = "CMAKE_ARGS=-DGGML_NATIVE=OFF make gguf-tools; or --quantize q8_0"
+        yield Problem(where, found, "llama.cpp's quantiser", step)
+
+
+def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
+    """Estimate the bytes of the file, and the seconds."""
+    most, undivided, embedded = _BITS[quantization]
+    shape, n = hub.shape(source), source.n_parameters
+    in_embeddings = shape.in_embeddings if shape else 0.0
+    bits = undivided if shape and shape.hidden % 256 else most
+    n_bytes = (in_embeddings * embedded + (n - in_embeddings) * bits) / 8
+    return n_bytes, _SECONDS[0] + _SECONDS[1] * n / 1e9
+
+
+def write(job: ExportJob, folder: Path) -> Written:
+    """Write the merged model in fp32, convert it, and quantise that further where its type needs it.
+
+    Raises:
+        CandidateFailed: the weights cannot be merged, a program failed, or the file lacks the chat template.
+    """
+    plan = job.plan
+    program = find_converter(plan.policy)
+    assert program is not None, "a program that is not there is refused"
+    name, wanted = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
+    work = folder / ".work"
+    gap = write_whole(job, work / "merged", "fp32")
+    first = wanted if wanted in _CONVERTED else "f32"
+    converted = work / f"{first}.gguf"
+    named = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)
+    _run(job, [program, str(work / "merged"), *named], work, "the converter")
+    if first != wanted:
+        words = [_python(program), "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
+        _run(job, words, work, "the quantiser")
+    else:
+        converted.rename(folder / name)
+    for kept in ("chat_template.jinja", "generation_config.json"):
+        if (work / "merged" / kept).exists():
+            (work / "merged" / kept).rename(folder / kept)
+    shutil.rmtree(work)
+    types = _read_types(folder / name, folder / "chat_template.jinja")
+    versions = {package: known for package in _PACKAGES if (known := _version(program, package))}
+    return Written(types, versions, gap)
+
+
+def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
+    log = work / "log"
+    environment = {name: value for name, value in os.environ.items() if name not in _OURS}
+    ended = supervision.run(command, work, log, None, job.advance, environment)
+    if ended.code:
+        said = " / ".join(supervision.read_last_lines(log, 3)) or "it wrote nothing"
+        how = f"by signal {-ended.code}" if ended.code < 0 else f"with exit code {ended.code}"
+        step = "--to merged"
+        if ended.code < 0:
+            step = "building llama-cpp-python with CMAKE_ARGS=-DGGML_NATIVE=OFF, or --quantize q8_0"
+        elif "pre-tokenizer was not recognized" in said:
+            step = "a converter that knows this tokenizer, or --to merged"
+        raise CandidateFailed(f"{what} ended {how}; its last lines: {said}", step)
+
+
+def _read_types(file: Path, template: Path) -> dict[str, int]:
+    """Count the tensors of each type in a file.
+
+    Raises:
+        CandidateFailed: the file does not hold the chat template.
+    """
+    from gguf import GGUFReader
+
+    reader: Any = GGUFReader(file)
+    field = reader.get_field("tokenizer.chat_template")
+    written = template.read_text("utf-8") if template.exists() else ""
+    if written and (field is None or field.contents() != written):
+        found = "a GGUF file with another chat template than the run's, or none"
+        raise CandidateFailed(found, "another version of the converter, or --to merged")
+    return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
+
+
+def _python(program: str) -> str:
+    """Return the python of a program's environment."""
+    return str(Path(program).with_name("python"))
+
+
+def _version(program: str, package: str) -> str:
+    return supervision.read_first_line([_python(program), "-I", "-c", _VERSION.format(package)], Path("/"))

@@ -1,0 +1,150 @@
+"""Folder for `hf upload`: the merged model, and a card that says what was measured; nothing is uploaded.
+
+The card holds numbers, names and digests, and no text of the data.
+Source: the model cards of huggingface_hub
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from harness.data import Split
+from harness.decision import CandidateFacts
+from harness.errors import Problem, UserError
+from harness.evaluation.session import MeasuredTask
+from harness.experiment import report_stored_so_far
+from harness.exports import ExportJob, ExportPlan, Written, write_whole
+from harness.models.embedded_model import HUB_ID, LICENSE, NAMES
+from harness.models.hub import ModelSource
+from harness.models.weight_files import count_types
+from harness.report import ExperimentReport, ResultDocument, Section, experiment_document, markdown
+from harness.spec import HUB, ExportPolicy
+
+QUANTIZATIONS = ("bf16", "fp16", "fp32")
+_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
+_SECONDS = 10.0, 15.0  # to begin with, and for 1e9 parameters
+_SHOWN = ("scores", "heat")  # kinds of sections beside the gate's on this run
+_UNKNOWN_LICENSE = (
+    "The licence of the base model is not known here: look it up, and write it into the head of this card"
+    " before you upload it."
+)
+
+
+def default_quantization(base_precision: str) -> str:
+    """Return the precision of the base's own files."""
+    return base_precision
+
+
+def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
+    """Yield nothing: it needs no other program."""
+    yield from ()
+
+
+def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
+    """Estimate the bytes of the weights, and the seconds."""
+    n = source.n_parameters
+    return n * _BYTES[quantization], _SECONDS[0] + _SECONDS[1] * n / 1e9
+
+
+def write(job: ExportJob, folder: Path) -> Written:
+    """Write the merged model and its card.
+
+    Raises:
+        UserError: the report is of another run of the candidate.
+        CandidateFailed: the weights cannot be merged.
+    """
+    plan, session = job.plan, job.session
+    report = report_stored_so_far(session, [*session.candidates], plan.run.candidate)
+    fact = next((one for one in report.facts if one.run_id == plan.run.run_id), None)
+    if fact is None:
+        found, expected = "a run that the report does not show", "the candidate's newest run"
+        step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
+        raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
+    gap = write_whole(job, folder, plan.quantization)
+    (folder / "README.md").write_text(_card(job, report, fact), "utf-8")
+    return Written(count_types(folder), {}, gap)
+
+
+def _card(job: ExportJob, report: ExperimentReport, fact: CandidateFacts) -> str:
+    """Write the card: its head for the hub, then sections for people."""
+    from huggingface_hub import ModelCard, ModelCardData
+
+    plan = job.plan
+    base, license_name = _origin(plan)
+    data = ModelCardData(
+        base_model=base, license=license_name, library_name="transformers", pipeline_tag="text-generation"
+    )
+    sections = [_weights(plan, license_name), _rows(job), _prompts(job), *_measured(report, fact)]
+    verdict = fact.verdict.sentence if fact.verdict else "No verdict of the gate: it was not judged."
+    document = ResultDocument(f"{report.experiment}: {plan.run.candidate}", sections, verdict)
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{markdown(document)}"))
+
+
+def _origin(plan: ExportPlan) -> tuple[str | None, str | None]:
+    """Return the base's hub id and licence, as far as known."""
+    name = plan.run.base_model
+    if name in NAMES:
+        return HUB_ID, LICENSE
+    is_local = Path(name).is_absolute() or Path(name).exists()
+    known: str | None = None
+    with suppress(Exception):  # a card of others may hold anything
+        from huggingface_hub import ModelCard
+
+        known = ModelCard.load(plan.source.path / "README.md").data.license
+    return None if is_local else name.removeprefix(HUB), known
+
+
+def _weights(plan: ExportPlan, license_name: str | None) -> Section:
+    run, source = plan.run, plan.candidate.source
+    base = Path(run.base_model).name if Path(run.base_model).is_absolute() else run.base_model
+    prompting = plan.candidate.recipe.prompting
+    written = {"params": source.params, "regularize": source.regularize, "prompting": prompting}
+    settings = {key: value for key, value in written.items() if value}
+    rows = [
+        ("base", f"{base} ({run.base_digest})"),
+        ("weights", f"{run.weights_digest}, merged in fp32, written in {plan.quantization}"),
+        ("method", run.method),
+        *((key, str(value)) for key, value in settings.items()),
+        ("seed", str(run.seed)),
+        ("run", run.run_id),
+    ]
+    notes = [*plan.notes, *([] if license_name else [_UNKNOWN_LICENSE])]
+    return Section("weights", "Weights", (), rows, notes=notes)
+
+
+def _rows(job: ExportJob) -> Section:
+    """Return the digests of the rows that it was trained and measured on."""
+    session, name = job.session, job.plan.candidate.source_name
+    trained = session.training.get(name, session.target)
+    of_splits: list[tuple[MeasuredTask, Split]] = [(trained, "train"), (session.target, "validation")]
+    of_splits += [(task, "test") for task in session.tasks]
+    rows = [
+        (f"{task.task.name}/{split}", str(task.size(split)), task.versions[split])
+        for task, split in of_splits
+        if task.size(split)
+    ]
+    return Section("rows", "Data", ("rows", "number", "digest"), rows)
+
+
+def _prompts(job: ExportJob) -> Section:
+    task, recipe = job.session.target.task, job.plan.candidate.recipe
+    system = task.system if recipe.system is None else recipe.system
+    limit = f"Measured on answers of at most {task.max_new_tokens} tokens; longer ones were not judged."
+    rows = [
+        ("system message", system or "none"),
+        ("template", recipe.template or "none"),
+    ]
+    rows.append(("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"))
+    where = "What is said below holds for prompts and items like those of these tasks, and for no others."
+    return Section("prompts", "Prompts and limits", (), rows, notes=[limit, where])
+
+
+def _measured(report: ExperimentReport, fact: CandidateFacts) -> Iterator[Section]:
+    document: Any = experiment_document(report)
+    table = document.first.table
+    yield Section("scores", "Scores", table.columns, table.rows, notes=table.notes)
+    for section in document.sections:
+        if section.kind in _SHOWN or (section.kind == "gate" and section.label == fact.label):
+            yield replace(section, appendix=False)

@@ -1,0 +1,70 @@
+"""ONNX for onnxruntime: one graph that reads a prompt or a token with the keys before it, and its weights.
+
+Of what transformers exports for generation the `decode` graph alone is kept: with empty keys it reads a whole
+prompt. The tokenizer with the chat template lies beside it.
+Source: transformers' `OnnxExporter`, and its `decompose_for_generation` with `multi_token_decode`
+"""
+
+import importlib.util
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.errors import CandidateFailed, Problem, one_line
+from harness.exports import ExportJob, Written, limits_of
+from harness.models.hub import ModelSource
+from harness.models.whole_model import open_whole, save_beside
+from harness.spec import ExportPolicy
+
+QUANTIZATIONS = ("fp32",)
+_FILE = "model.onnx"
+_PACKAGES = ("onnx", "onnxscript")
+_SECONDS = 60.0, 300.0  # to begin with, and for 1e9 parameters
+
+
+def default_quantization(base_precision: str) -> str:
+    """Return the only precision."""
+    return QUANTIZATIONS[0]
+
+
+def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
+    """Yield that a package of the extra is missing."""
+    if missing := [name for name in (*_PACKAGES, "onnxruntime") if not importlib.util.find_spec(name)]:
+        found, expected = f"no package {', '.join(missing)}", "the packages of the extra onnx"
+        yield Problem("--to onnx", found, expected, "pip install 'harness-evals[onnx]'")
+
+
+def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
+    """Estimate the bytes of the graph's weights, and the seconds."""
+    n = source.n_parameters
+    return 4.0 * n, _SECONDS[0] + _SECONDS[1] * n / 1e9
+
+
+def write(job: ExportJob, folder: Path) -> Written:
+    """Write the graph with its weights, and the tokenizer.
+
+    Raises:
+        CandidateFailed: the weights cannot be merged, or transformers cannot export this architecture.
+    """
+    from importlib.metadata import version
+
+    import torch
+    from transformers.exporters import OnnxConfig, OnnxExporter
+    from transformers.exporters.utils import decompose_for_generation
+
+    plan = job.plan
+    with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
+        model: Any = whole.model
+        ids = torch.arange(1, 9)[None].repeat(2, 1)
+        asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        try:
+            parts: Any = decompose_for_generation(model, asked, multi_token_decode=True)
+            exported = OnnxExporter().export(*parts["decode"], OnnxConfig(dynamic=True))
+        except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+            found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
+            raise CandidateFailed(found, "--to merged or gguf") from error
+        OnnxExporter.save_program(exported.program, folder / _FILE)
+        save_beside(whole, folder, limits_of(job.session, plan.candidate))
+        types = Counter(str(one.dtype) for one in exported.program.graph.initializers.values() if one.dtype)
+        return Written(types, {name: version(name) for name in _PACKAGES}, whole.gap)

@@ -1,0 +1,74 @@
+"""The embedded model with an adapter, exported for llama.cpp by its own tools, answers as it did here."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import tiny_experiment
+
+from harness import config, exports, release, store
+from harness.experiment import load_study
+from harness.exports.gguf import find_converter
+from harness.spec import ExportPolicy
+
+THEIRS = "  theirs: {method: adapter, path: ./theirs}\n"
+ANSWER = """
+import json, sys, llama_cpp
+file, prompts = sys.argv[1], json.loads(sys.argv[2])
+model = llama_cpp.Llama(file, n_ctx=512, verbose=False)
+template = model.metadata["tokenizer.chat_template"]
+render = llama_cpp.llama_chat_format.Jinja2ChatFormatter(template, "<|im_end|>", "").environment
+def answer(messages):
+    text = render.render(messages=messages, add_generation_prompt=True)
+    ids = model.tokenize(text.encode(), add_bos=False, special=True)
+    made = model.create_completion(ids, max_tokens=4, temperature=0.0)
+    return [len(ids), made["choices"][0]["text"]]
+print(json.dumps([answer(messages) for messages in prompts]))
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Evaluate an adapter of chance on the embedded model, on a dozen letters."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from harness.models.embedded_model import unpack
+
+    folder = tmp_path_factory.mktemp("made")
+    path = tiny_experiment.write(folder, "smollm2-135m", THEIRS)
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(unpack())
+    adapter = get_peft_model(base, LoraConfig(r=4, target_modules=["q_proj"], init_lora_weights=False))
+    adapter.save_pretrained(folder / "theirs")
+    tiny_experiment.run(path)
+    return path
+
+
+@pytest.mark.slow
+def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(made, tmp_path):
+    program = find_converter(ExportPolicy())
+    if program is None:
+        pytest.skip("needs .venv-gguf: make gguf-tools")
+    session = tiny_experiment.session(made)
+    run = release.find_run(load_study(config.load(made)), "theirs")
+    plans = [exports.plan_export(session, run, "gguf", of, tmp_path / of) for of in ("q8_0", "q4_k_m")]
+    first, second = (exports.export_run(session, plan) for plan in plans)
+    assert {"Q8_0", "F32"} == set(first.export.types)
+    assert {"Q4_K", "Q5_0", "F32"} < set(second.export.types)  # rows of 576 are not divisible by 256
+    for plan, export in ((plans[0], first.export), (plans[1], second.export)):
+        assert plan.n_bytes == pytest.approx(export.n_bytes, rel=0.1)
+    items = session.target.examples("test")
+    rows = store.read_samples(session.store, run.rows["letters/test"], [item.id for item in items])
+    prompts = json.dumps([list(item.messages) for item in items])
+    file = exports.main_file(first.folder, first.export)
+    python = shutil.which("python", path=str(program.rpartition("/")[0]))
+    done = subprocess.run(
+        [python, "-I", "-c", ANSWER, str(file), prompts], capture_output=True, text=True, check=True
+    )
+    answered = json.loads(done.stdout.splitlines()[-1])
+    pairs = [(rows[item.id], *one) for item, one in zip(items, answered, strict=True)]
+    assert [n for _, n, _ in pairs] == [row.n_prompt_tokens for row, _, _ in pairs]
+    assert sum(text.strip() == row.text.strip() for row, _, text in pairs) >= len(pairs) - 1
