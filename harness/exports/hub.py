@@ -15,37 +15,17 @@ from harness.decision import CandidateFacts
 from harness.errors import Problem, UserError
 from harness.evaluation.session import MeasuredTask
 from harness.experiment import report_stored_so_far
-from harness.exports import ExportJob, ExportPlan, Written, write_whole
+from harness.exports import PRECISIONS, ExportJob, ExportPlan, Format, Written, write_whole
 from harness.models.embedded_model import HUB_ID, LICENSE, NAMES
-from harness.models.hub import ModelSource
 from harness.models.weight_files import count_types
 from harness.report import ExperimentReport, ResultDocument, Section, experiment_document, markdown
-from harness.spec import HUB, ExportPolicy
+from harness.spec import HUB
 
-QUANTIZATIONS = ("bf16", "fp16", "fp32")
-_BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
-_SECONDS = 10.0, 15.0  # to begin with, and for 1e9 parameters
 _SHOWN = ("scores", "heat")  # kinds of sections beside the gate's on this run
 _UNKNOWN_LICENSE = (
     "The licence of the base model is not known here: look it up, and write it into the head of this card"
     " before you upload it."
 )
-
-
-def default_quantization(base_precision: str) -> str:
-    """Return the precision of the base's own files."""
-    return base_precision
-
-
-def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
-    """Yield nothing: it needs no other program."""
-    yield from ()
-
-
-def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
-    """Estimate the bytes of the weights, and the seconds."""
-    n = source.n_parameters
-    return n * _BYTES[quantization], _SECONDS[0] + _SECONDS[1] * n / 1e9
 
 
 def write(job: ExportJob, folder: Path) -> Written:
@@ -148,3 +128,6 @@ def _measured(report: ExperimentReport, fact: CandidateFacts) -> Iterator[Sectio
     for section in document.sections:
         if section.kind in _SHOWN or (section.kind == "gate" and section.label == fact.label):
             yield replace(section, appendix=False)
+
+
+FORMAT = Format(bits=PRECISIONS, write=write, seconds=(10.0, 15.0))

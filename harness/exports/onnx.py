@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from harness.errors import CandidateFailed, Problem, one_line
-from harness.exports import ExportJob, Written, limits_of
-from harness.models.hub import ModelSource
+from harness.exports import PRECISIONS, ExportJob, Format, Written, limits_of
 from harness.models.whole_model import open_whole, save_beside
 from harness.spec import ExportPolicy
 
-QUANTIZATIONS = ("fp32",)
 _FILE = "model.onnx"
 _PACKAGES = ("onnx", "onnxscript")
-_SECONDS = 60.0, 300.0  # to begin with, and for 1e9 parameters
-
-
-def default_quantization(base_precision: str) -> str:
-    """Return the only precision."""
-    return QUANTIZATIONS[0]
 
 
 def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
@@ -33,12 +25,6 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
     if missing := [name for name in (*_PACKAGES, "onnxruntime") if not importlib.util.find_spec(name)]:
         found, expected = f"no package {', '.join(missing)}", "the packages of the extra onnx"
         yield Problem("--to onnx", found, expected, "pip install 'harness-evals[onnx]'")
-
-
-def estimate(source: ModelSource, quantization: str) -> tuple[float, float]:
-    """Estimate the bytes of the graph's weights, and the seconds."""
-    n = source.n_parameters
-    return 4.0 * n, _SECONDS[0] + _SECONDS[1] * n / 1e9
 
 
 def write(job: ExportJob, folder: Path) -> Written:
@@ -68,3 +54,8 @@ def write(job: ExportJob, folder: Path) -> Written:
         save_beside(whole, folder, limits_of(job.session, plan.candidate))
         types = Counter(str(one.dtype) for one in exported.program.graph.initializers.values() if one.dtype)
         return Written(types, {name: version(name) for name in _PACKAGES}, whole.gap)
+
+
+FORMAT = Format(
+    bits={"fp32": PRECISIONS["fp32"]}, write=write, seconds=(60.0, 300.0), default="fp32", problems=problems
+)
