@@ -7,7 +7,7 @@ written; whether it still is, is asked of its content alone, never of a remember
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.errors import Problem, refuse, refuse_unreadable
 from harness.records import StoredName, checksum, load
@@ -17,7 +17,8 @@ RECORD = "export.json"
 _AGAIN = "delete the folder and export again"
 
 
-class ExportedFile(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
     """A file of an export: the sha256 of its content in hex, and its size."""
 
     sha256: str
