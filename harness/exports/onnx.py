@@ -45,8 +45,8 @@ def write(job: ExportJob, folder: Path) -> Written:
         ids = torch.arange(1, 9)[None].repeat(2, 1)
         asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
         try:
-            parts: Any = decompose_for_generation(model, asked, multi_token_decode=True)
-            exported = OnnxExporter().export(*parts["decode"], OnnxConfig(dynamic=True))
+            decode: Any = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
+            exported = OnnxExporter().export(decode[0], decode[1], OnnxConfig(dynamic=True))
         except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
             found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
             raise CandidateFailed(found, "--to merged or gguf") from error
