@@ -300,6 +300,12 @@ def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answer
         (first, "late", "ann"),
         (second, "money", "ann"),
     ]
+    live = "more_targets: [{name: live, data: {test: items.jsonl}, metrics: [exact_match]}]\n"
+    (tmp_path / "harness.yaml").write_text((tmp_path / "harness.yaml").read_text() + live)
+    answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "9", check=0)
+    rows = [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert len(rows) == 10
+    assert not {first, second} & {*rows}
 
 
 def thumbs(model, ups, downs, senders=None, assignment="random"):

@@ -194,10 +194,9 @@ def make_rows(
 
 
 def find_evaluated(session: Session) -> EvaluatedQuestions:
-    """Return what an experiment evaluates: validation and test of its target, and the items of its suites."""
+    """Return what is evaluated: validation and test of the target, and the items of all other tasks."""
     task = session.target.task
-    own = [row for rows in session.target.items.evaluated.values() for row in rows]
-    own += [row for m in session.suites for row in m.items.list_sourced("test")]
+    own = writers.list_evaluated(session)
     choice = task.kind == "choice"
 
     def question_of(row: Row) -> str:

@@ -188,6 +188,12 @@ def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost:
         raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
 
 
+def list_evaluated(session: Session) -> list[SourcedExample]:
+    """List what an experiment evaluates: validation and test of its target, and items of all other tasks."""
+    own = [row for rows in session.target.items.evaluated.values() for row in rows]
+    return own + [row for m in session.tasks[1:] for row in m.items.list_sourced("test")]
+
+
 def check_contamination(
     session: Session, rows: Sequence[SourcedExample], part: PartName, file: str
 ) -> tuple[str, ...]:
@@ -207,15 +213,14 @@ def check_contamination(
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
     train, pairs = (examples, ()) if part == "train" else ((), examples)
     own = replace(items, train=train, pairs=pairs, places=places)
-    others = {m.task.name: m.items for m in session.suites}
+    others = {m.task.name: m.items for m in session.tasks[1:]}
     return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap
 
 
 def record_contamination(session: Session, notes: Sequence[str]) -> dict[str, Any]:
     """Say in a manifest what the contamination check held rows against, and what it noted."""
-    evaluated = sum(map(len, session.target.items.evaluated.values()))
     return {
-        "evaluated": evaluated + sum(len(m.items.test) for m in session.suites),
+        "evaluated": len(list_evaluated(session)),
         "contaminated": 0,
         "in_other_words": list(notes),
     }

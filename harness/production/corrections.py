@@ -5,7 +5,7 @@ feedback makes more than a cap of rows. An item is a test item only if a file sa
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import SourcedExample, readers
@@ -81,10 +81,8 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[what]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
-    evaluated = [row for part in session.target.items.evaluated.values() for row in part]
-    for suite in session.suites:
-        evaluated += (SourcedExample(e, f"{suite.task.name} item {e.id}") for e in suite.items.test)
-    leaks = _find_leaks((_sourced(row) for row in rows), evaluated)
+    asked = find_contaminated_rows([_sourced(row) for row in rows], writers.list_evaluated(session))
+    leaks = {leak.training.example.id: leak.evaluated.where for leak in asked}
     n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # the newest first
         place, made = Row(row.source, {}), answers(row)
@@ -176,13 +174,6 @@ def _columns(session: Session) -> tuple[str, str]:
 
 def _sourced(row: FeedbackRow) -> SourcedExample:
     return SourcedExample(Example(row.row_id, row.conversation, cluster=row.sender), row.source)
-
-
-def _find_leaks(rows: Iterable[SourcedExample], evaluated: Sequence[SourcedExample]) -> dict[str, str]:
-    """Map the ids of rows that ask what is evaluated to the place of what they repeat."""
-    return {
-        leak.training.example.id: leak.evaluated.where for leak in find_contaminated_rows(rows, evaluated)
-    }
 
 
 def _fields(row: FeedbackRow, prompt: str, answers: _Answers) -> dict[str, Any] | None:

@@ -157,7 +157,7 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
     import pyarrow.parquet
 
     batches: Iterator[list[Row]]
-    if all(source.lower().endswith(".parquet") for source in sources):
+    if sources and all(source.lower().endswith(".parquet") for source in sources):
         try:
             schema = pyarrow.unify_schemas([pyarrow.parquet.read_schema(source) for source in sources])
         except pyarrow.ArrowException as error:
