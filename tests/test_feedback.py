@@ -166,6 +166,9 @@ def test_a_log_is_added_once_and_equal_rows_in_it_all_count(tmp_path, desk):
     assert desk("feedback", "add", path, check=0).stdout.startswith("log.jsonl: 3 rows added\n")
     again = desk("feedback", "add", path, "feedback.region=US", check=0).stdout
     assert again.startswith("log.jsonl: 0 rows added, 3 are there already\n")
+    assert (
+        "feedback.region: found 'UK'" in desk("feedback", "add", path, "feedback.region=UK", check=2).stderr
+    )
     more = log(tmp_path, [row, {**row, "answer": "new"}], "more.jsonl")
     assert desk("feedback", "add", more, check=0).stdout.startswith("more.jsonl: 1 row added, 1 are there")
     assert len(stored(tmp_path)) == 4

@@ -11,7 +11,7 @@ from dataclasses import astuple
 from typing import NamedTuple
 
 from harness.data import readers
-from harness.data.check.personal_data import redact
+from harness.data.check.personal_data import check_region, redact
 from harness.data.edit import digest_of
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
@@ -48,9 +48,10 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
     """Mask the rows of a log and store those that are not there yet; two equal rows of one log both count.
 
     Raises:
-        UserError: the file cannot be read, a value is not understood, or no row can be used.
+        UserError: the region or the file cannot be read, a value is not understood, or no row can be used.
         HarnessError: the disk is full; nothing is left behind.
     """
+    region = check_region(region)
     notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
     models, n_rows, total = Counter[str](), 0, count_rows(path)
     with claim(store, "feedback"):

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from ipaddress import ip_address
 
+from harness.errors import Problem, UserError
 from harness.masking import find_tokens, mask_secrets
 
 KEYS = "keys and tokens"
@@ -81,6 +82,20 @@ def _find_phones(text: str, region: str) -> Iterator[str]:
     for run in _SEVEN_DIGITS.finditer(text):
         around = text[max(0, run.start() - _BEFORE) : run.end() + _BEHIND]
         yield from (match.raw_string for match in phonenumbers.PhoneNumberMatcher(around, region))
+
+
+def check_region(region: str) -> str:
+    """Return the code of a country whose phone numbers are known, or none.
+
+    Raises:
+        UserError: no country has this code.
+    """
+    import phonenumbers
+
+    if region and region not in phonenumbers.SUPPORTED_REGIONS:
+        expected, step = "the ISO 3166 code of a country", "such as DE, or GB for the United Kingdom"
+        raise UserError(Problem("feedback.region", repr(region), expected, step))
+    return region
 
 
 def mask_text(text: str) -> str:
