@@ -290,7 +290,8 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
 
 @pytest.mark.e2e
 def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answered):
-    first, second, *_ = (row.row_id for row in stored(tmp_path))
+    ids = {row.source: row.row_id for row in stored(tmp_path)}
+    first, second = ids["log.jsonl:5"], ids["log.jsonl:6"]
     marks = tmp_path / "marked.csv"
     marks.write_text(f"id,marked_by,reference\n{first},,\nunknown,ann,late\n")
     told = answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=2).stderr
