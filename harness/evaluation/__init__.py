@@ -6,7 +6,7 @@ inside a block, so a block's numbers do not depend on what ran before it.
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -372,10 +372,16 @@ def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
         return "ok"
     if output.finish_reason == "length":
         return "truncated"
-    known = {normalize(c) for c in example.choices}
-    if not output.text.strip() or (known and normalize(output.text) not in known):
+    found = answer_status(output.text, example.choices)
+    return "ok" if found == "refused" and job.role == "safety" else found
+
+
+def answer_status(text: str, choices: Iterable[str]) -> Status:
+    """Tell whether a finished answer can be read, as one of any `choices`, and whether it declines."""
+    known = {normalize(c) for c in choices}
+    if not text.strip() or (known and normalize(text) not in known):
         return "unparsable"
-    return "refused" if job.role != "safety" and is_refusal(output.text) else "ok"
+    return "refused" if is_refusal(text) else "ok"
 
 
 def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, example: Example) -> Parts | None:

@@ -27,6 +27,16 @@ from harness.stats.choosing import (
     perfect_information,
     sample_information,
 )
+from harness.stats.drift import (
+    Weights,
+    category_distances,
+    gaussian_kernel,
+    kernel_distances,
+    permutation_p,
+    rank_distances,
+    split_weights,
+    topic_power,
+)
 from harness.stats.intervals import (
     TIE,
     Array,
