@@ -42,6 +42,7 @@ HOMES = {
     "bm25s": {"prompting"},
     "sentence_transformers": {"data", "prompting", "metrics", "training", "methods"},
     "evaluate": {"metrics"},
+    "py3langid": {"production"},
     "optuna": {"experiment"},
     **{name: {"report"} for name in ("mlflow", "tensorboard", "wandb")},
     **{
@@ -53,7 +54,7 @@ HOMES = {
 HEAVY = (
     "torch transformers peft trl bitsandbytes accelerate datasets pandas pyarrow sklearn scipy.stats "
     "scipy.optimize statsmodels sacrebleu rouge_score bm25s gguf lm_eval duckdb sentence_transformers evaluate openai ray submitit "
-    "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab phonenumbers stdnum"
+    "mlflow tensorboard wandb optuna charset_normalizer datasketch ftfy cleanlab phonenumbers py3langid stdnum"
 ).split()
 # Derives from a class of lm-eval, so it cannot wait; nothing of ours imports it.
 DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"

@@ -23,7 +23,7 @@ from harness.errors import HarnessError, UserError
 from harness.experiment.candidate_weights import ensure_weights
 from harness.metrics import mean_metric
 from harness.nightly import watchlist
-from harness.nightly.alarm import issue, slack
+from harness.nightly.alarm import issue, night_document, slack
 from harness.nightly.changes import NightArms, compare_series
 from harness.nightly.state import (
     Alarm,
@@ -36,7 +36,8 @@ from harness.nightly.state import (
     references,
     write_state,
 )
-from harness.store import Store
+from harness.records import FeedbackRow
+from harness.store import Store, save_feedback
 
 pytestmark = pytest.mark.usefixtures("module_cache")
 
@@ -162,6 +163,18 @@ def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
 
 
 @pytest.mark.e2e
+def test_a_night_says_what_moved_in_the_feedback_stored_since_the_last_one(path):
+    at, german = Store(path.parent / "runs"), "Wo ist denn heute mein Paket Nummer {} geblieben?"
+    asked = [json.dumps([{"content": german.format(i), "role": "user"}]) for i in range(60)]
+    save_feedback(at, "log", [FeedbackRow(str(i), turns, "gimlet") for i, turns in enumerate(asked)])
+    calendar = Calendar(path)
+    first, second = (calendar.night(n, STILL) for n in (1, 2))
+    assert "production, 60 requests: requests moved: texts, length, language" in first.production[0]
+    assert "requests, language: de 0.0 → 100.0 %" in "\n".join(first.production)
+    assert first.production[0] in report.markdown(night_document(first)).replace("\\", "")
+    assert second.production == ()
+
+
 def test_frozen_answers_to_the_same_items_tell_nothing_new(path):
     calendar = Calendar(path, salt=0)
     found = [calendar.night(n, STILL) for n in range(1, 7)]

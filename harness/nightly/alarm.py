@@ -98,6 +98,7 @@ class NightReport:
     commit: str
     environment: str
     precision: str
+    production: tuple[str, ...] = ()
 
     @property
     def exit_code(self) -> int:
@@ -139,6 +140,7 @@ def build_report(
         commit=last.commit,
         environment=last.environment,
         precision=last.precision,
+        production=last.production,
     )
 
 
@@ -358,6 +360,7 @@ def night_document(found: NightReport) -> ResultDocument:
         ),
         Section("lost", notes=lost, detail=True),
         Section("alarms", notes=[*new, *known]),
+        Section("production", notes=found.production),
     ]
     title = f"{found.experiment}: night of {found.night}: {found.verdict}"
     return ResultDocument(title, sections, found.sentence)

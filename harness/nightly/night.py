@@ -11,7 +11,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from harness import comparison, config, provenance, store
+from harness import comparison, config, production, provenance, store
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
@@ -166,8 +166,18 @@ class _NightRun:
             candidates=tuple(watched),
             taken={key: one.taken for key, one in self.plan.items()},
             left={key: one.left for key, one in self.plan.items()},
+            production=self._describe_production(),
         )
         return night, self.references
+
+    def _describe_production(self) -> tuple[str, ...]:
+        """Say what moved in the feedback that was stored since the last night; empty without any."""
+        since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
+        try:
+            rows = store.read_feedback(self.session.store, added_since=since)
+            return production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
+        except HarnessError as error:  # must not end the night
+            return (f"production was not compared: {one_line(error)}",)
 
     def _evaluate_safely(self, label: str, target: Target | HarnessError) -> files.NightCandidate:
         try:

@@ -106,7 +106,10 @@ class BaseNight:
 
 @dataclass(frozen=True, slots=True)
 class Night:
-    """One finished night; `taken` and `left` count clusters of each series' pool."""
+    """One finished night; `taken` and `left` count clusters of each series' pool.
+
+    `production` says what moved in the feedback that was stored since the night before; empty without any.
+    """
 
     night: str
     started: str
@@ -118,6 +121,7 @@ class Night:
     candidates: tuple[NightCandidate, ...]
     taken: dict[str, int]
     left: dict[str, int]
+    production: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,14 +107,20 @@ def topic_power(
     rng, n = np.random.default_rng(seed), len(kernel)
     near = np.argsort(-kernel, axis=1, kind="stable")[:, : max(n // _TOPIC, 1)]  # (n, topic)
 
+    def count(picked: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Count how often each row (n) is among those that are picked in each draw (draws, k)."""
+        places = picked + n * np.arange(len(picked))[:, None]
+        return np.bincount(places.ravel(), minlength=len(picked) * n).reshape(len(picked), n)
+
     def distances(share: float, n_draws: int = _SIMULATED) -> Array:
         n_moved = round(share * n_after)
-        weights = rng.multinomial(n_after - n_moved, np.full(n, 1 / n), n_draws) / n_after
-        weights -= rng.multinomial(n_before, np.full(n, 1 / n), n_draws) / n_before
         topics = near[rng.integers(n, size=n_draws)]  # (draws, topic)
         moved = np.take_along_axis(topics, rng.integers(topics.shape[1], size=(n_draws, n_moved)), 1)
-        np.add.at(weights, (np.arange(n_draws)[:, None], moved), 1 / n_after)
-        return kernel_distances(weights.astype(np.float32), kernel)
+        after = np.hstack([rng.integers(n, size=(n_draws, n_after - n_moved)), moved])
+        before = rng.integers(n, size=(n_draws, n_before))
+        return kernel_distances(
+            (count(after) / n_after - count(before) / n_before).astype(np.float32), kernel
+        )
 
     limit = np.quantile(distances(0.0, 5 * _SIMULATED), 1 - alpha)
     return {share: float(np.mean(distances(share) > limit)) for share in SHARES}

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from datetime import datetime
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -82,21 +83,30 @@ def list_feedback_ids(store: Store) -> set[str]:
     return {row["row_id"] for row in _read(store, ["row_id"])}
 
 
-def read_feedback(store: Store, *, texts: bool = True) -> list[FeedbackRow]:
-    """Read all rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
+def read_feedback(
+    store: Store, *, texts: bool = True, added_since: datetime | None = None
+) -> list[FeedbackRow]:
+    """Read the rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
+
+    Those of all files, or of the files that were added at a time or later.
 
     Raises:
         NotStored: a file is damaged.
     """
     columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _TEXTS]
-    rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in _read(store, columns))
+    found = _read(store, columns, added_since)
+    rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in found)
     return sorted(rows, key=lambda row: (row.time, row.row_id))
 
 
-def _read(store: Store, columns: list[str] | None = None) -> Iterator[dict[str, Any]]:
+def _read(
+    store: Store, columns: list[str] | None = None, added_since: datetime | None = None
+) -> Iterator[dict[str, Any]]:
     import pyarrow.parquet
 
     for path in whole_feedback_files(store):
+        if added_since and path.stat().st_mtime < added_since.timestamp():
+            continue
         with pyarrow.parquet.ParquetFile(path) as file:
             for batch in file.iter_batches(columns=columns):
                 yield from batch.to_pylist()

@@ -1,0 +1,194 @@
+"""`harness monitor`: what it alarms about, what it does not, and what it says where rows are too few."""
+
+import json
+import random
+import sys
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+import tiny_experiment
+from conftest import find_shared_data
+from fake_rows import rows as fake_rows
+from scipy.stats import ks_2samp
+
+from harness import stats, store
+from harness.cli import main
+from harness.errors import UserError
+from harness.production import compare_samples, monitor
+from harness.records import Example, FeedbackRow
+from harness.store import Store
+from reports.studies.production_drift import Condition, alarms, draw
+
+WORDS = {
+    "parcel": "parcel depot letter lamp courier delivery package post van driver door street".split(),
+    "money": "invoice refund charge price bill receipt payment bank card fee discount account".split(),
+}
+FRAMES = (
+    "Where is the {} with the {} today?",
+    "My {} and the {} are wrong.",
+    "Please send the {} to the {}.",
+)
+GERMAN = ("Wo ist denn heute mein {} mit dem {}?", "Warum ist der {} noch nicht bei der {}?")
+
+
+def ask(n, topic="parcel", seed=0, frames=FRAMES):
+    """Write n different questions about a topic."""
+    draw = random.Random(f"{seed} {topic}")
+    return [f"{draw.choice(frames).format(*draw.sample(WORDS[topic], 2))} No. {i}" for i in range(n)]
+
+
+def items(texts):
+    return [Example(str(i), ({"role": "user", "content": text},)) for i, text in enumerate(texts)]
+
+
+def feedback(texts, answers=None, senders=None, **of_all):
+    return [
+        FeedbackRow(
+            f"{texts[i]} {i}",
+            json.dumps([{"content": texts[i], "role": "user"}]),
+            answers[i] if answers else "",
+            sender=senders[i] if senders else "",
+            **of_all,
+        )
+        for i in range(len(texts))
+    ]
+
+
+def answered(texts, answers):
+    asked = fake_rows([1.0] * len(texts))
+    return [
+        type(row)(**{**{f: getattr(row, f) for f in row.__slots__}, "prompt": text, "text": answer})
+        for row, text, answer in zip(asked, texts, answers, strict=True)
+    ]
+
+
+def moved(found):
+    return {f"{test.of} {test.trait}" for test in found.tests if test.has_moved}
+
+
+def test_distances_are_those_of_scipy_and_of_the_definition():
+    draw = np.random.default_rng(0)
+    before, after = draw.integers(0, 9, 40).astype(float), draw.integers(2, 9, 25).astype(float)
+    pooled, weights = np.concatenate([before, after]), stats.split_weights(40, 25, 99)
+    by_scipy = ks_2samp(before, after)
+    assert stats.rank_distances(weights, pooled)[0] == pytest.approx(by_scipy.statistic)
+    kernel = stats.gaussian_kernel(pooled[:, None])
+    parts = kernel[:40, :40].mean(), kernel[:40, 40:].mean(), kernel[40:, 40:].mean()
+    assert stats.kernel_distances(weights, kernel)[0] == pytest.approx(
+        parts[0] - 2 * parts[1] + parts[2], abs=1e-5
+    )
+    yes = [str(x > 4) for x in pooled]
+    rates = np.mean(before > 4), np.mean(after > 4)
+    assert stats.category_distances(weights, yes)[0] == pytest.approx(abs(rates[0] - rates[1]))
+    assert stats.permutation_p([2.0, 1.0, 2.0, 3.0]) == 0.75
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("requests", "answers", "expected", "step"),
+    [
+        (ask(120, seed=1), ["late"] * 120, set(), "no need to measure the champion anew"),
+        (
+            ask(60, seed=1) + ask(60, "money", seed=1),
+            ["late"] * 120,
+            {"requests texts"},
+            "then measure the champion anew: harness compare",
+        ),
+        (
+            ask(60, seed=1) + ask(60, seed=1, frames=GERMAN),
+            ["late"] * 120,
+            {"requests texts", "requests length", "requests language"},
+            "then measure the champion anew",
+        ),
+        (
+            ask(120, seed=1),
+            ["I'm sorry, but I can't help with that."] * 40 + ["late"] * 80,
+            {"answers length", "answers unparsable"},
+            "while requests did not: measure what is served anew: harness compare",
+        ),
+    ],
+)
+def test_what_moved_is_named_with_whether_to_measure_anew(requests, answers, expected, step):
+    texts = ask(120)
+    found = compare_samples(
+        items(texts), answered(texts, ["late"] * 120), feedback(requests, answers), ["late", "money"]
+    )
+    assert moved(found) == expected
+    assert step in found.sentence
+    assert bool(found.nearest) == any("requests" in name for name in expected)
+
+
+@pytest.mark.e2e
+def test_refusals_of_answers_without_labels_are_told_apart_from_others():
+    texts, refusal = ask(100), "I'm sorry, but I can't help with that."
+    answers = [refusal] * 20 + ["It is in the depot of the courier, who calls"] * 80
+    found = compare_samples(
+        items(texts), answered(texts, answers[20:] + answers[20:40]), feedback(ask(100, seed=1), answers)
+    )
+    assert moved(found) == {"answers length", "answers refused"}
+    assert "answers moved: length, refused" in found.sentence
+    assert next(t for t in found.tests if t.trait == "refused").effect == "0.0 → 20.0 % (+20.0 pp)"
+
+
+@pytest.mark.e2e
+def test_many_requests_of_one_sender_alarm_only_where_senders_are_unknown():
+    texts = ask(60) + ask(60, "money")
+    one_topic = ask(5, seed=1) + ask(5, "money", seed=2)
+    requests = one_topic + [f"{one_topic[0]} Again, {i}th time!" for i in range(90)]
+    senders = [*map(str, range(10)), *["0"] * 90]
+    known, unknown = (
+        compare_samples(items(texts), [], feedback(requests, senders=of)) for of in (senders, None)
+    )
+    assert (moved(known), known.n_compared) == (set(), 10)
+    assert "requests texts" in moved(unknown)
+
+
+@pytest.mark.e2e
+def test_too_few_rows_say_what_would_not_have_been_seen_instead_of_that_nothing_moved():
+    found = compare_samples(items(ask(100)), [], feedback(ask(3, seed=1)))
+    assert "3 requests are too few to see even half of them turn to one topic" in found.sentence
+    more = compare_samples(items(ask(100)), [], feedback(ask(100, seed=1)))
+    assert "% of requests that turn to one topic would be seen (80.0 % power)" in more.sentence
+    assert max(more.power.values()) > 0.99
+
+
+@pytest.mark.e2e
+def test_a_template_that_all_requests_share_is_no_drift():
+    texts = [f"Sort this letter into one of two heaps.\n\n{text}\n\nThe heap:" for text in ask(100, seed=1)]
+    assert moved(compare_samples(items(ask(100)), [], feedback(texts))) == set()
+
+
+@pytest.fixture
+def project(tmp_path):
+    return tiny_experiment.write(tmp_path, tmp_path / "model")
+
+
+@pytest.mark.e2e
+def test_the_command_reads_stored_feedback_from_a_date_on(project, monkeypatch, capsys):
+    with pytest.raises(UserError, match="next: harness feedback add FILE"):
+        monitor(project)
+    at = Store(project.parent / "runs")
+    store.save_feedback(at, "old", feedback(ask(50, "money"), time="2026-10-01T00:00:00Z"))
+    store.save_feedback(at, "new", feedback(ask(40, frames=GERMAN), time="2026-11-02T00:00:00Z"))
+    store.save_feedback(at, "undated", feedback(ask(7, frames=GERMAN, seed=3)))
+    words = ["harness", "monitor", "-c", str(project), "--since", "2026-11-01", "--json"]
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    found = json.loads(capsys.readouterr().out)
+    assert (ended.value.code, found["n_requests"]) == (0, 40)
+    assert "requests moved: texts" in found["sentence"]
+    assert found["notes"][0] == "7 rows without a time left out"
+    assert "no champion: answers are compared with nothing" in found["notes"][1]
+    assert len(store.read_feedback(at, added_since=datetime.now(UTC) + timedelta(days=1))) == 0
+
+
+@pytest.mark.slow
+def test_without_drift_the_stated_share_alarms_and_planted_drift_is_seen():
+    find_shared_data("rows/banking77/train.jsonl.gz")
+    still = [draw(Condition("no drift", 100, 0.0, 40), seed) for seed in range(40)]
+    anything, texts = alarms(still)
+    assert stats.clopper_pearson(sum(texts), 40, 0.01).low <= 0.05
+    assert stats.clopper_pearson(sum(anything), 40, 0.01).low <= 0.05
+    assert sum(alarms([draw(Condition("far", 100, 0.4, 5), seed) for seed in range(5)])[0]) == 5
