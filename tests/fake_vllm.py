@@ -34,7 +34,10 @@ def main(version: str) -> None:
     parser.add_argument("-v", "--version", action="version", version=version)
     serve = parser.add_subparsers(required=True).add_parser("serve", allow_abbrev=False)
     serve.add_argument("model")
-    for name in ("--served-model-name", "--host", "--dtype", "--generation-config", "--kv-cache-dtype"):
+    words = (
+        "--served-model-name --host --dtype --generation-config --override-generation-config --kv-cache-dtype"
+    )
+    for name in words.split():
         serve.add_argument(name)
     for name in ("--port", "--max-model-len", "--tensor-parallel-size", "--max-lora-rank", "--max-loras"):
         serve.add_argument(name, type=int)
@@ -121,6 +124,11 @@ class NoModel:
         import openai_server
 
         return openai_server.ServerAnswer("late", n_prompt=len(ids))
+
+    def chat(self, messages: list[dict], body: dict) -> object:
+        import openai_server
+
+        return openai_server.ServerAnswer("late", n_prompt=None)
 
 
 def make_adapter_model(asked: argparse.Namespace) -> object:

@@ -82,11 +82,11 @@ OFFERED = {
     # Its `split` is of a suite's items.
     "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
-    "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs shapes supervision two_layer_copy vllm weight_files whole_model",
+    "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs server_process serving_programs shapes supervision two_layer_copy vllm weight_files whole_model",
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.
-    "release": "label_file pair_file",
+    "release": "label_file pair_file serving",
     # `clean` is of a text; few have findings or trackers.
     "report": "escape findings trackers",
     # Its functions are `harness.frames`, loaded when it is first read.
