@@ -12,16 +12,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
-COPIED = (
-    "harness",
-    "dashboards",
-    "tests",
-    "suites",
-    "baselines",
-    "pyproject.toml",
-    "harness.yaml",
-    "full.yaml",
-)
 BOUND_S, BOUND_BYTES = 120, 6 * 2**30  # of a test without its guard, which may go on for ever
 
 
@@ -53,6 +43,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "if len(hosts) != 1 or any(", "if False and any("),
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None", "is_local = True"),
     ("test_dashboard_command.py::test_beyond_this_machine_it_asks_for_the_token_that_it_printed", "dashboards/parts/server.py", "if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, \"\")):", "if True:"),
+    ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/dashboard.py", '"browser.gatherUsageStats": "false",', ""),
     ("test_sql.py::test_a_query_reads_and_writes_no_file_but_the_stored_rows", "harness/store/index.py", 'db.execute("SET enable_external_access = false")', "pass"),
     # Models, adapters and archives
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[base]", "harness/evaluation/verification.py", "if checksum(file) != file_checksum(file):", "if False:"),
@@ -65,30 +56,34 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_security_page.py::test_a_chat_template_reaches_nothing_of_python", "harness/models/chat_templates/__init__.py", "class _BoundedEnvironment(ImmutableSandboxedEnvironment):", "import jinja2\n\n\nclass _BoundedEnvironment(jinja2.Environment):"),
     ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[loops]", "harness/models/chat_templates/__init__.py", "MOST_STEPS = 1_000_000", "MOST_STEPS = 10**15"),
     ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[a repeated text]", "harness/models/chat_templates/__init__.py", "MOST_SIGNS = 20_000_000", "MOST_SIGNS = 10**15"),
-    ("test_template_families.py::test_special_tokens_in_a_text_of_the_user_are_text", "harness/models/tokenization.py", "chat = render_chat(tokenizer, _mark(_find_special(tokenizer), messages))", "chat = render_chat(tokenizer, messages)"),
+    ("test_template_families.py::test_special_tokens_in_a_text_of_the_user_are_text", "harness/models/tokenization.py", "return str(mark_control_tokens(text, special))", "return text"),
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
+    ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/artefact_prompts.py", "        _refuse_difference(base, task, wanted, ids)\n", "        pass\n"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_run_in_a_folder_of_something_else_is_no_run", "harness/store/layout.py", "if run.run_id != folder or", "if False and"),
     ("test_strange_store.py::test_a_link_in_a_store_is_named_before_anything_is_removed", "harness/store/layout.py", "if (parent := below.joinpath(*names[:end])).is_symlink():", "if (parent := below) is None:"),
-    ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/values.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^"'),
+    ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/values.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
     ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if known is None else actual in known", "return True"),
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/production/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
+    ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champion_history.py", "if written not in (None, champion, History(history.entries[:-1]).champion):", "if False:"),
     # Answers
     ("test_code_tests.py::test_nothing_runs_unless_somebody_allows_it", "harness/metrics/_run_code.py", 'if os.environ.get(ALLOWED) != "1":', "if False:"),
     ("test_code_tests.py::test_a_program_reaches_nothing_of_the_machine", "harness/metrics/_run_code.py", '"--net", ', ""),
     ("test_code_tests.py::test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left", "harness/metrics/_run_code.py", " --nproc={limits.processes}", ""),
-    ("test_judges.py::test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks", "harness/evaluation/judges.py", 'f"<{kind} {word}>\\n{text}\\n</{kind} {word}>"', 'f"<{kind}>\\n{text}\\n</{kind}>"'),
+    ("test_judges.py::test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks", "harness/evaluation/judges.py", "word = digest(plain)[:8]  # in none of the texts, and unknown to their authors\n    while any(word in text for text in plain):", 'word = "aaaaaaaa"\n    while not word:'),
     ("test_rubrics.py::test_what_could_end_a_turn_is_broken_up", "harness/evaluation/judges.py", '_CONTROL.sub(lambda found: f"{found[0]} ", text)', "text"),
-    ("test_structured_answers.py::test_what_no_schema_can_be_checked_on_is_wrong_and_ends_no_scoring", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
+    ("test_structured_answers.py::test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
     ("test_structured_answers.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
     # Secrets
+    ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/production/feedback.py", "_digest(key, logged.sender) if logged.sender", "logged.sender if logged.sender"),
     ("test_secrets.py::test_a_secret_is_masked_in_every_form_and_stays_masked", "harness/masking.py", 'return _OPTION.sub(_mask_value, text) if "-" in text else text', "return text"),
     ("test_secrets.py::test_nothing_that_a_run_writes_or_prints_has_a_secret", "harness/training/job.py", "json.dumps(mask_values(job), indent=2)", "json.dumps(job, indent=2)"),
-    ("test_openai_api.py::test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent", "harness/errors.py", 'text = " ".join(mask_secrets(str(error)).split())', 'text = " ".join(str(error).split())'),
+    ("test_openai_api.py::test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent", "harness/models/openai_api.py", "if name else _NO_KEY", 'if name else os.environ.get("OPENAI_API_KEY", _NO_KEY)'),
+    ("test_openai_api.py::test_what_went_wrong_is_kept_as_it_is_but_for_the_key", "harness/models/openai_api.py", 'hidden = text.replace(self._key, "…") if self.settings.api_key_env else text', "hidden = text"),
     ("test_openai_api.py::test_sensitive_rows_are_sent_to_nobody_elses_server", "harness/evaluation/runner.py", 'if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:', "if False:"),
 ))  # fmt: skip
 
@@ -116,11 +111,10 @@ def _environment(copy: Path) -> dict[str, str]:
 
 
 def copy_checkout(folder: Path) -> Path:
-    """Copy what tests read of the checkout; bytecode is left behind, as its times are those of other files."""
-    for name in COPIED:
-        part = ROOT / name
-        if part.is_dir():
-            shutil.copytree(part, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copy(part, folder / name)
-    return folder
+    """Copy the checkout without results; bytecode is left behind, as its times are those of other files."""
+
+    def leave(parent: str, names: list[str]) -> list[str]:
+        at_root = [name for name in names if name.startswith(".") or name in ("runs", "site")]
+        return ["__pycache__", *(at_root if Path(parent) == ROOT else ())]
+
+    return Path(shutil.copytree(ROOT, folder, ignore=leave, dirs_exist_ok=True))

@@ -32,7 +32,7 @@ BOUND_S, WAIT_S = 20, 200  # of one draw: of the processor, and by the clock on 
 ROOT, _MEMORY = Path(__file__).parents[1], Path("/dev/shm")
 _SCORING = ("report", "gate", "decide", "compare")
 # Of all draws, those of each reader.
-SHARES = {"rows": 0.3, "sets": 0.04, "store": 0.3, "experiment": 0.18, "people": 0.04, "logs": 0.07, "base": 0.05, "cache": 0.02}  # fmt: skip
+SHARES = {"rows": 0.27, "sets": 0.04, "store": 0.29, "experiment": 0.17, "people": 0.04, "feedback": 0.05, "logs": 0.07, "base": 0.05, "cache": 0.02}  # fmt: skip
 
 
 class TooSlow(BaseException):
@@ -156,7 +156,7 @@ def write_store(finished: Path, folder: Path) -> Reader:
     )  # fmt: skip
     store.save_noise(at, noise)
     for words in (
-        "promote lora --force --reason seed", "rate export labels.csv", "rate export pairs.csv --pairs",
+        "promote shots --force --reason seed", "promote lora --force --reason seed", "rate export labels.csv", "rate export pairs.csv --pairs",
         "regressions add lora sums/sum-1", "report",
     ):  # fmt: skip
         ended = run_command(folder, words)
@@ -188,7 +188,8 @@ def write_cache(finished: Path, folder: Path) -> Reader:
 _READ_EXPERIMENT = (
     "compare --dry-run", "compare --dry-run", "report", "gate --candidate lora", "promote lora --force --reason x",
     "nightly status", "ls suites", "runs list", "champions list", "champions rollback", "rescue lora --dry-run", "regressions add lora facts/fact-1",
-    "rate export out.csv", "score lora",
+    "rate export out.csv", "score lora", "champions list", "champions list --json", "champions rollback 1",
+    "champions show", "champions retire",
 )  # fmt: skip
 _JUDGED = """
   - {name: judged, data: {test: letters/test.jsonl}, metrics: [exact_match, "judge:../rubrics/helpful.yaml"], primary: exact_match}
@@ -234,6 +235,39 @@ def write_people(seeds: Reader) -> Reader:
     return seeds._replace(
         files=("labels.csv", "pairs.csv"), commands=("rate import {file}",), protected="nothing"
     )
+
+
+# Rows of production in their layouts; # stands for their number.
+FEEDBACK = {
+    "own.jsonl": '{"request": "Where is parcel #?", "answer": "late", "thumb": "down", "correction": "soon", "sender": "u#", "time": "2026-11-03T10:00:00Z", "model": "lora", "assignment": "random"}',
+    "messages.jsonl": '{"messages": [{"role": "user", "content": "Greet #"}, {"role": "assistant", "content": "Hello"}], "metadata": {"thumb": 1}, "created": 176000000#}',
+    "choices.jsonl": '{"prompt": "Greet #", "choices": ["Hello", "Go"], "preference": 1, "user": "me@example.org"}',
+}
+
+
+def write_feedback(seeds: Reader) -> Reader:
+    folder = seeds.folder.parent / "feedback"
+    shutil.copytree(seeds.folder, folder)
+    for name, text in FEEDBACK.items():
+        rows = [json.loads(text.replace("#", str(i))) for i in range(6)]
+        (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with (folder / "own.csv").open("w", newline="") as file:
+        written = csv.DictWriter(file, list(json.loads(FEEDBACK["own.jsonl"].replace("#", "1"))))
+        written.writeheader()
+        written.writerows(json.loads(FEEDBACK["own.jsonl"].replace("#", str(i))) for i in range(6))
+    files = (*FEEDBACK, "own.csv")
+    for name in files:
+        assert run_command(folder, f"feedback add {name}").code == 0, name
+    return Reader(
+        folder, (*files, "runs/feedback/*/*"), ("feedback add {file}", "feedback add {file}", *_READ_FEEDBACK)
+    )
+
+
+_READ_FEEDBACK = (
+    "feedback rows --out out.jsonl",
+    "feedback pairs --out out.jsonl",
+    "sql 'SELECT * FROM feedback'",
+)
 
 
 def write_logs(folder: Path) -> Reader:
@@ -293,6 +327,7 @@ def write_seeds(folder: Path, finished: Path, model: Path) -> dict[str, Reader]:
         "store": stored,
         "experiment": write_experiment(stored),
         "people": write_people(stored),
+        "feedback": write_feedback(stored),
         "cache": write_cache(finished, folder / "cache"),
         "logs": write_logs(folder / "logs"),
         "base": write_base(finished, model, folder / "base"),

@@ -1,8 +1,10 @@
 """Answers with a structure: fields of JSON, JSON of a schema, calls of tools."""
 
+import socket
+
 import pytest
 
-from harness.errors import UserError
+from harness.errors import Unscored, UserError
 from harness.metrics import load_metrics
 from harness.records import Example, Output
 from harness.spec import Task, TaskData
@@ -129,10 +131,22 @@ def test_what_no_schema_can_be_checked_on_is_wrong_and_ends_no_scoring(text):
     assert score_answer("follows", text, constraints=({"kind": "json_schema", "schema": schema},)) == 0.0
 
 
-@pytest.mark.parametrize("schema", [{"type": "banana"}, {"$ref": "http://localhost:1/schema.json"}])
-def test_a_schema_that_is_none_or_would_be_fetched_is_refused(schema):
-    with pytest.raises(UserError, match="expected a JSON Schema"):
-        score_answer("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))
+def test_a_schema_that_is_none_or_would_be_fetched_is_refused():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(0)
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/schema.json"
+        for schema in ({"type": "banana"}, {"$ref": address}):
+            with pytest.raises(UserError, match="expected a JSON Schema"):
+                score_answer("follows", "{}", constraints=({"kind": "json_schema", "schema": schema},))
+        with pytest.raises(BlockingIOError):  # nothing was asked
+            server.accept()
+
+
+@pytest.mark.e2e
+def test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored():
+    schema = {"type": "string", "pattern": "^(a+)+$"}
+    with pytest.raises(Unscored, match="one that takes at most 5 s"):
+        score_answer("follows", f'"{"a" * 60}!"', constraints=({"kind": "json_schema", "schema": schema},))
 
 
 @pytest.mark.parametrize(
