@@ -44,6 +44,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None", "is_local = True"),
     ("test_dashboard_command.py::test_beyond_this_machine_it_asks_for_the_token_that_it_printed", "dashboards/parts/server.py", "if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, \"\")):", "if True:"),
     ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/dashboard.py", '"browser.gatherUsageStats": "false",', ""),
+    ("test_serving.py::test_what_cannot_be_served_is_refused_before_anything_starts", "harness/models/serving_programs.py", "if not address.is_local and not address.api_key_env:", "if False:"),
     ("test_sql.py::test_a_query_reads_and_writes_no_file_but_the_stored_rows", "harness/store/index.py", 'db.execute("SET enable_external_access = false")', "pass"),
     # Models, adapters and archives
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[base]", "harness/evaluation/verification.py", "if checksum(file) != file_checksum(file):", "if False:"),
@@ -60,6 +61,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/artefact_prompts.py", "        _refuse_difference(base, task, wanted, ids)\n", "        pass\n"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/exports/_record.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/exports/_record.py", "for name in sorted(there.keys() - export.files.keys() - {RECORD}):", "for name in ():"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),

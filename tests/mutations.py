@@ -125,7 +125,7 @@ def write_sets(folder: Path) -> Reader:
 
 
 _READ_STORE = (
-    "report", "report --json", "gate --candidate lora --json", "gate --candidate shots", "runs list", "runs list --json",
+    "export lora --to merged --dry-run", "export lora --to merged", "report", "report --json", "gate --candidate lora --json", "gate --candidate shots", "runs list", "runs list --json",
     "runs show {lora}", "runs diff {lora} {prompt}", "runs rm --unused", "reindex", "nightly status", "decide --json",
     "rescue lora --dry-run", "compare --dry-run", "rate export out.csv", "promote lora --force --reason x", "score lora",
     "promote shots", "train lora", "eval shots", "compare --json", "nightly run", "regressions add lora sums/sum-1", "rate export out.csv --pairs", "rate import labels.csv",
@@ -157,7 +157,7 @@ def write_store(finished: Path, folder: Path) -> Reader:
     store.save_noise(at, noise)
     for words in (
         "promote shots --force --reason seed", "promote lora --force --reason seed", "rate export labels.csv", "rate export pairs.csv --pairs",
-        "regressions add lora sums/sum-1", "report",
+        "regressions add lora sums/sum-1", "report", "export lora --to merged",
     ):  # fmt: skip
         ended = run_command(folder, words)
         assert ended.code == 0, (words, ended)
