@@ -1,5 +1,6 @@
 """An artefact answers in a worker, is judged as a candidate, and is refused where its prompts are not the run's."""
 
+import json
 import os
 import shutil
 import signal
@@ -13,7 +14,7 @@ import tiny_experiment
 import tiny_model
 from tiny_experiment import runs_of
 
-from harness import store
+from harness import frames, release, store
 from harness.errors import CandidateFailed
 from harness.models import artefacts, hub
 from harness.records import Limits
@@ -55,8 +56,6 @@ def change_template(folder: Path, change) -> None:
 
 
 def reverse_merges(folder: Path) -> None:
-    import json
-
     file = folder / "tokenizer.json"
     plain = json.loads(file.read_text())
     plain["model"]["merges"].reverse()
@@ -156,3 +155,56 @@ def test_the_worker_imports_nothing_of_ours():
         if line.strip().startswith(("import ", "from "))
     }
     assert imported <= known
+
+
+@pytest.fixture(scope="module")
+def exported(tiny, own_cache, tmp_path_factory):
+    """Judge two exports of the base's run: a copy of its weights, and a graph that has nothing of them."""
+    folder = tmp_path_factory.mktemp("exported")
+    path = tiny_experiment.write(folder / "work", tiny, "  prompt: {method: base}\n")
+    tiny_experiment.run(path)
+    shutil.copytree(tiny, folder / "copy")
+    build_onnx(folder / "other", tiny)
+    run_id = runs_of(path)["prompt"].run_id
+    for name in ("copy", "other"):
+        (folder / name / "export.json").write_text(
+            json.dumps({"run_id": run_id, "prompt": {"answer": "generate"}})
+        )
+    added = "".join(f"  {name}: {{method: artefact, path: {folder / name}}}\n" for name in ("copy", "other"))
+    path.write_text(path.read_text() + added)
+    return path, tiny_experiment.run(path), run_id
+
+
+@pytest.mark.e2e
+def test_parity_with_the_run_that_was_exported_is_in_the_report_the_json_and_sql(exported):
+    path, found, run_id = exported
+    copy, other = (tiny_experiment.fact_of(found, name).parity for name in ("copy", "other"))
+    assert copy["own_run"] == run_id
+    assert {name: copy[name] for name in ("flipped", "floor", "lost", "won")} == dict.fromkeys(
+        ("flipped", "floor", "lost", "won"), 0
+    )
+    assert (copy["logit_gap"], copy["mean_kl"], copy["top1_agreement"]) == (0, 0, 1)
+    assert other["logit_gap"] > 1
+    assert other["mean_kl"] > 0.1
+    assert other["size_bytes"] == (path.parent.parent / "other" / "m.onnx").stat().st_size
+    assert other["peak_memory_gib"] > 0.01
+    (row,) = frames.query(
+        "SELECT flipped FROM parity WHERE own_run IS NOT NULL AND top1_agreement = 1", path.parent / "runs"
+    ).to_dict("records")
+    assert row == {"flipped": 0}
+    page = (path.parent / "reports" / "tiny.md").read_text()
+    assert "Parity of artefacts" in page
+    assert "largest logit gap" in page
+
+
+@pytest.mark.e2e
+def test_the_gate_compares_an_export_with_its_own_run_and_promote_names_those_that_fail(exported):
+    path, found, run_id = exported
+    for name in ("copy", "other"):
+        rule = next(r for r in tiny_experiment.fact_of(found, name).verdict.rules if r.name == "export")
+        assert rule.numbers["own_run"] == run_id
+        assert f"against {run_id} (lost " in rule.sentence
+    (said,) = (
+        one for one in release.list_failed_exports(path, run_id) if one.startswith("its export other: ")
+    )
+    assert said.startswith(("its export other: FAIL", "its export other: UNDECIDED"))

@@ -185,6 +185,8 @@ def promote(
     elif said := release.family_note(at.config, champion, at.settings):
         say(said)
     say_registered(at)
+    for failed in release.list_failed_exports(at.config, champion.run_id, at.settings):
+        say(failed)
     shown = {name: getattr(champion, name) for name in _SHOWN}
     if not as_json:
         named = champion.scores.items()

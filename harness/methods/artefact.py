@@ -13,7 +13,7 @@ from harness.methods._shared import whole_model_problems
 from harness.models.artefacts import (
     FILE,
     artefact_digest,
-    artefact_files,
+    count_bytes,
     find_tokenizer_folder,
     format_of,
     main_file,
@@ -63,16 +63,11 @@ def _prompt_problems(recipe: Recipe, path: Path, where: str) -> Iterator[Problem
 def fit(context: FitContext, params: Params) -> Weights:
     """Record where the artefact lies, and its size."""
     assert context.path is not None
-    record, files = context.folder / FILE, artefact_files(context.path)
+    record = context.folder / FILE
     record.write_text(json.dumps({"path": str(context.path.absolute())}), "utf-8")
-    size = sum(file.stat().st_size for file in files if file.parent == main_file(context.path).parent)
-    return Weights(
-        "artefact",
-        artefact_digest(record, context.source.weights_digest),
-        context.folder,
-        TrainingRecord(size_bytes=size),
-        source=context.source,
-    )
+    own = artefact_digest(record, context.source.weights_digest)
+    made = TrainingRecord(size_bytes=count_bytes(context.path))
+    return Weights("artefact", own, context.folder, made, source=context.source)
 
 
 METHOD = Method(params=Params, fit=fit, makes="artefact", made_elsewhere=True, checks=MethodChecks(problems))

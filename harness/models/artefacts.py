@@ -26,7 +26,7 @@ from harness.models import supervision
 from harness.models.batching import Pair, Tokens
 from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
-from harness.models.weight_files import content_digest, find_matching, weights_files
+from harness.models.weight_files import content_digest, find_matching, weights_bytes, weights_files
 from harness.provenance import versions_of
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
@@ -76,11 +76,23 @@ def main_file(path: Path) -> Path:
     return _list_graphs(path)[0]
 
 
+def _list_weights(path: Path) -> list[Path]:
+    """List the file of a GGUF or ONNX artefact and what lies in further files of it."""
+    graph = main_file(path)
+    return [graph, *find_matching(graph.parent, (f"{graph.name}.data", f"{graph.name}_data"))]
+
+
 def artefact_files(path: Path) -> list[Path]:
     """List the files of an artefact that answer: the graph, its further files, and a tokenizer beside it."""
-    graph, folder = main_file(path), find_tokenizer_folder(path)
-    data = find_matching(folder, (f"{graph.name}.data", f"{graph.name}_data"))
-    return [graph, *data, *(tokenizer_files(folder) if graph.suffix == ".onnx" else ())]
+    beside = tokenizer_files(find_tokenizer_folder(path)) if main_file(path).suffix == ".onnx" else []
+    return [*_list_weights(path), *beside]
+
+
+def count_bytes(path: Path) -> int:
+    """Return what the weights of an artefact take on disk."""
+    if format_of(path) == "model":
+        return weights_bytes(path)
+    return sum(file.stat().st_size for file in _list_weights(path))
 
 
 def find_tokenizer_folder(path: Path) -> Path:

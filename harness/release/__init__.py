@@ -200,6 +200,19 @@ def _promote(
     return promote(stored, run, judged.verdict, despite, first_base, by=by)
 
 
+def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Name the artefacts of a run that do not pass the gate, each with its verdict.
+
+    Raises:
+        IncompatibleRuns: rows of the base are missing, or must not be compared.
+    """
+    stored = load_study(config.load(path, overrides))
+    runs = store.list_runs(stored.store, stored.experiment.name)
+    made = {run.candidate: run for run in runs if run.parity.get("own_run") == run_id}
+    verdicts = {name: judge_run(stored, run, None).verdict for name, run in made.items()}
+    return [f"its export {name}: {v.sentence}" for name, v in verdicts.items() if v.outcome != "pass"]
+
+
 def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
     """Say how often one of the fine-tunes beside a champion passes by chance; empty where it is alone.
 

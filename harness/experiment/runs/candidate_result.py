@@ -30,7 +30,7 @@ from harness.experiment.runs.stored_rows import Reader, Rows, is_cross_validated
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
 from harness.models import is_private
-from harness.models.artefacts import artefact_files
+from harness.models.artefacts import count_bytes
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
 from harness.records import Run, SampleResult, digest
@@ -225,8 +225,7 @@ def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | Non
     source = candidate.given or candidate.served_base
     quantization = candidate.served_base.quantization
     if candidate.method.makes_artefact and not candidate.given:
-        files = artefact_files(Path(candidate.source.path or ""))
-        n_bytes = sum(file.stat().st_size for file in files)
+        n_bytes = count_bytes(Path(candidate.source.path or ""))
         return BaseSize(Path(source.name).name, source.n_parameters, n_bytes / 1e9)
     known = shape(source)
     precision = session.machine.precision

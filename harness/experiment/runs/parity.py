@@ -37,7 +37,7 @@ def measure_parity(
     path, test = Path(candidate.source.path or ""), sets[1]
     rows = test.read(session.store)
     busy_s = sum(row.compute_s for row in rows)
-    found: dict[str, Any] = {"size_bytes": _count_bytes(path)}
+    found: dict[str, Any] = {"size_bytes": artefacts.count_bytes(path)}
     if busy_s:
         found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
     found |= _bits_per_byte(session, sets)
@@ -48,15 +48,6 @@ def measure_parity(
     found |= {"own_run": run_id, "n_answers": len(rows)} | _count_changes(session, own, test, rows)
     exact = _open_exact(session, own)
     return found | (_compare_in_fp32(*exact, session, own, weights, test) if exact else {})
-
-
-def _count_bytes(path: Path) -> int:
-    files = (
-        path.rglob("*.safetensors")
-        if artefacts.format_of(path) == "model"
-        else artefacts.artefact_files(path)
-    )
-    return sum(file.stat().st_size for file in files if not file.name.startswith("tokenizer"))
 
 
 def _bits_per_byte(session: Session, sets: Sequence[RowSet]) -> dict[str, float]:
