@@ -14,7 +14,7 @@ import tiny_experiment
 import tiny_model
 from tiny_experiment import runs_of
 
-from harness import frames, release, store
+from harness import frames, release, report, store
 from harness.errors import CandidateFailed
 from harness.models import artefacts, hub
 from harness.records import Limits
@@ -192,7 +192,7 @@ def test_parity_with_the_run_that_was_exported_is_in_the_report_the_json_and_sql
         "SELECT flipped FROM parity WHERE own_run IS NOT NULL AND top1_agreement = 1", path.parent / "runs"
     ).to_dict("records")
     assert row == {"flipped": 0}
-    page = (path.parent / "reports" / "tiny.md").read_text()
+    page = report.markdown(report.experiment_document(found))
     assert "Parity of artefacts" in page
     assert "largest logit gap" in page
 
