@@ -252,7 +252,7 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
     outcome = margin_outcome(c.lower, c.upper, share)
     words = {"pass": "a larger loss is ruled out", "fail": "a loss beyond it is shown"}
-    judged = words.get(outcome, "a larger loss is neither shown nor ruled out, as more items would")
+    judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", " points [")
     said = f"export: {task.name} fell {fell} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
