@@ -165,7 +165,7 @@ class Session:
     @property
     def gguf_command(self) -> str:
         """The converter of GGUF, in whose environment llama.cpp lies."""
-        return ""
+        return self.experiment.export.gguf.command or ""
 
     def reading(self) -> "Session":
         """Return a copy that only reads: what is not stored raises `NotStored` instead of being made."""
