@@ -149,6 +149,13 @@ class Teaching(NamedTuple):
     extra_tokens: Callable[[Any, Any, int, int], tuple[int, int]] = lambda params, base, rows, tokens: (0, 0)
 
 
+class MethodAlternative(NamedTuple):
+    """A method as an alternative to LoRA: its parameters, and what it is chosen for; it adds no latency."""
+
+    params: dict[str, Any]
+    reason: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Method:
     """A way to make weights, as its file declares it: everything that the rest of the package knows about it.
@@ -170,8 +177,9 @@ class Method:
     `fit(context, params)` makes the weights; `checks` are those before anything runs. `reads(params)` digests
     further files that its parameters name. `merges` says that it merges the adapters of the candidates that
     the recipe's `merges` names. `proposal(situation)` returns the recipe keys with which `harness init`
-    proposes the method, or None. `rescue` says that, and with which settings, it repairs the weights of a
-    fine-tune, named by its `init_from` or `merges`, without training.
+    proposes the method, or None; `alternative` lets it name the method beside the one that it chose. `rescue`
+    says that, and with which settings, it repairs the weights of a fine-tune, named by its `init_from` or
+    `merges`, without training.
     """
 
     params: type[Any]
@@ -210,6 +218,7 @@ class Method:
     adapter: AdapterShape = field(default=AdapterShape())
     teaching: Teaching = field(default=Teaching())
     proposal: Callable[[Situation], dict[str, Any] | None] = lambda situation: None
+    alternative: MethodAlternative | None = None
     rescue: RescueStep | None = None
 
     @property

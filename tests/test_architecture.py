@@ -44,7 +44,7 @@ HOMES = {
     "evaluate": {"metrics"},
     "py3langid": {"production"},
     "optuna": {"experiment"},
-    **{name: {"report"} for name in ("mlflow", "tensorboard", "wandb")},
+    **{name: {"report", "training"} for name in ("mlflow", "tensorboard", "wandb")},
     **{
         name: {"data"}
         for name in ("charset_normalizer", "datasketch", "ftfy", "cleanlab", "phonenumbers", "stdnum")

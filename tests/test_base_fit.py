@@ -111,6 +111,22 @@ def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
     said = CliRunner().invoke(app, words).output
     assert "4 × 80 GB are enough for prompting, LoRA" in said
     assert "GB on each of 4 cards, which share rows and time evenly" in " ".join(said.split())
+    assert "proposed: spectrum: trains the quarter of the model's own matrices" in " ".join(said.split())
+
+
+@pytest.mark.parametrize(
+    ("gb", "gpus", "proposed", "reason"),
+    [
+        (24.0, 1, ["LoRA", "peft IA3"], "merged it answers as fast as the base"),
+        (16.0, 1, ["QLoRA"], "LoRA on the base in 16 bits takes 20.8 GB of 16, on NF4 11.2"),
+        (80.0, 1, ["LoRA", "peft IA3", "spectrum"], "from 46.1 GB; it answers as fast as the base"),
+        (8.0, 1, [], ""),
+    ],
+)
+def test_trainings_are_proposed_by_the_card_with_their_reason(llama, gb, gpus, proposed, reason):
+    found = examine_base(str(llama), FitQuery(gb, gpus=gpus)).proposed
+    assert [one.partition(":")[0] for one in found] == proposed
+    assert reason in "; ".join(found)
 
 
 # Billions of parameters, those active, and hidden, inner, layers, experts and experts a token by config.json.

@@ -7,15 +7,16 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness import config
-from harness.data import load_task
+from harness.data import TaskItems, load_task
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
-from harness.experiment.scaffold.method_choice import choose_method, fit_batches
+from harness.experiment.scaffold.method_choice import choose_method, describe_alternatives, fit_batches
 from harness.experiment.scaffold.time_bound import STEPS
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
+from harness.records import Example
 from harness.spec import TaskData
 
 pytestmark = pytest.mark.e2e
@@ -303,6 +304,17 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
     choice = choose_method(RECIPES, llama(billions), resources(free_gib, device), longest=200)
     assert (choice.name, choice.warning) == (chosen, "")
     assert said in choice.why
+
+
+@pytest.mark.usefixtures("own_cache")
+@pytest.mark.parametrize(("free_gib", "named"), [(80, ["peft (peft_type: IA3)", "spectrum"]), (8, [])])
+def test_methods_without_added_latency_are_named_where_they_fit(llama, free_gib, named):
+    row = Example("a", ({"role": "user", "content": "Where?"},), ("late",))
+    said = describe_alternatives(
+        TaskItems((row,), (), (), (), (), ()), llama(8.0), resources(free_gib, "cuda")
+    )
+    assert [one for one in ("peft (peft_type: IA3)", "spectrum", "bottleneck") if one in said] == named
+    assert ("without added latency" in said) is bool(named)
 
 
 @pytest.mark.usefixtures("own_cache")

@@ -40,9 +40,9 @@ def note_of(name: str, folder: Path, report: ExperimentReport = REPORT) -> str:
     return note
 
 
-def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict():
-    found = {run.label: run for run in list_tracked_runs(REPORT)}["lora"]
-    assert found.curves["training/loss"] == ((1, 2.5), (2, 1.5))
+def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(tmp_path):
+    found = {run.label: run for run in list_tracked_runs(REPORT, tmp_path)}["lora"]
+    assert found.curves["train/loss"] == ((1, 2.5), (2, 1.5))
     assert found.curves["training/target"] == ((2, 0.6), (3, 0.8))
     assert found.curves["training/forgetting"] == ((2, -0.01),)
     assert [found.metrics[f"target/exact_match{at}"] for at in ("", "/low", "/high")] == [0.81, 0.75, 0.86]
@@ -64,7 +64,7 @@ def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
     assert sorted(path.name for path in folder.iterdir()) == ["lora", "prompt", "worse"]
     read = EventAccumulator(str(folder / "lora"))
     read.Reload()
-    assert [(e.step, e.value) for e in read.Scalars("training/loss")] == [(1, 2.5), (2, 1.5)]
+    assert [(e.step, e.value) for e in read.Scalars("train/loss")] == [(1, 2.5), (2, 1.5)]
     assert read.Scalars("target/exact_match")[0].value == pytest.approx(0.81)
     assert read.Tensors("verdict")[0].tensor_proto.string_val == [b"PASS"]
 
@@ -90,7 +90,7 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, mo
     assert lora.data.metrics["target/exact_match/low"] == 0.75
     assert lora.data.tags["verdict"] == "PASS"
     assert lora.data.params["method"] == "lora"
-    history = client.get_metric_history(lora.info.run_id, "training/loss")
+    history = client.get_metric_history(lora.info.run_id, "train/loss")
     assert [(m.step, m.value) for m in history] == [(1, 2.5), (2, 1.5)]
 
 
@@ -113,7 +113,7 @@ def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path, m
         for r in records
         if r.WhichOneof("record_type") == "history"
     ]
-    assert [(row["_step"], row.get("training/loss")) for row in history] == [(1, 2.5), (2, 1.5), (3, None)]
+    assert [(row["_step"], row.get("train/loss")) for row in history] == [(1, 2.5), (2, 1.5), (3, None)]
     summary = {
         item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
         for r in records

@@ -12,12 +12,13 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import CandidateFailed
 from harness.evaluation.candidates import read_weights
+from harness.formatting import RATE
 from harness.methods import classifier, lora
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.models.hub import ModelSource, resolve
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial, read_training_record
-from harness.report.training_tables import describe_forgetting, diagnose, front_sentence
+from harness.report.training_tables import describe_forgetting, diagnose, front_sentence, trials_section
 from harness.training import CHECKPOINTS, FitContext, trainer
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -247,6 +248,25 @@ def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best
     found = diagnose(record(loss, validation))
     assert found.kind == "overfits"
     assert "after step 80: validation loss rose from 0.900 to 1.400" in found.sentence
+
+
+def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_best_without_overfitting():
+    rates = {3e-5: (0.8, 1.4, 1.35), 3e-4: (0.4, 1.1, 0.9), 3e-3: (0.1, 0.9, 1.4)}
+    trials = [
+        Trial(
+            params={"learning_rate": rate},
+            validation=0.5,
+            loss=tuple((i + 1, 2.0 - (2.0 - low) * i / 79) for i in range(80)),
+            validation_loss=tuple((20 * (i + 1), start + (end - start) * i / 3) for i in range(4)),
+        )
+        for rate, (low, start, end) in rates.items()
+    ]
+    said = trials_section(trials, "", "exact_match", RATE, "lora").lead
+    assert said == (
+        "By step 40 training loss fell fastest with learning_rate 0.003, to 1.09; best without overfitting is "
+        "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
+    )
+    assert trials_section(trials[:1], "", "exact_match", RATE, "lora").lead == ""
 
 
 @pytest.mark.parametrize(

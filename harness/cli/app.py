@@ -200,7 +200,8 @@ def write_report(
     if session and (report_to := session.experiment.report_to):
         from harness.report import trackers
 
-        found = replace(found, notes=(*found.notes, *trackers.send(found, report_to, at.reports)))
+        sent = trackers.send(found, report_to, at.reports, session.store.weights)
+        found = replace(found, notes=(*found.notes, *sent))
     own = at._replace(config=Path(at.config.name)).command_line(candidates)
     named = replace(found, typed=own)
     earlier = report.read_kept(at.reports / f"{named.file_name}.json")

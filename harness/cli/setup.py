@@ -200,7 +200,7 @@ def gigabytes(written: str) -> float:
 
 
 _SHARED = (
-    "GB on each of {} cards, which share rows and time evenly, communication not counted; QLoRA trains on one"
+    "GB on each of {} cards, which share rows and time evenly, communication not counted; {} train on one"
 )
 
 
@@ -229,9 +229,10 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     share = percent(TRAIN_SHARE)
     notes = [
         f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
-        *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),
+        *([_SHARED.format(query.gpus, ", ".join(found.on_one_card))] if query.gpus > 1 else []),
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
+        *(f"proposed: {one}" for one in found.proposed),
     ]
     columns = ("method", *Peak._fields, "in all", "fits", "time", "cost USD")
     fitting = list(dict.fromkeys(way.name for way in found.ways if way.fits))

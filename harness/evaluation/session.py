@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import provenance, store
@@ -123,6 +124,7 @@ class Session:
     complete in this session; failed trials are not repeated. A worker's session (`is_worker`) claims what it
     makes, because others work in the same store. Copies made by `replace` share the slot, so one copy can
     unload what another loaded. A session that `reads_only` makes nothing; a `dry_run` session loads nothing.
+    `trackers` is the folder of what trackers write to this disk.
     """
 
     experiment: Experiment
@@ -151,6 +153,7 @@ class Session:
     reads_only: bool = False
     more_targets: tuple[MeasuredTask, ...] = ()
     judging: Mapping[str, Weights | str] = field(default_factory=dict)
+    trackers: Path | None = None
 
     @property
     def first_seed(self) -> int:

@@ -19,6 +19,8 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge
 from harness.evaluation.session import Session
 from harness.experiment import trials
 from harness.experiment.capability_on_validation import score_forgetting, validate
+from harness.experiment.live_points import describe_live_run, show_point
+from harness.experiment.tracking import measure_point
 from harness.experiment.training_fit import FitInputs, find_regularizer_rows, fit, folder_of
 from harness.plugins import OR
 from harness.records import Trial
@@ -72,15 +74,20 @@ def _begin(session: Session, candidate: ResolvedCandidate, seed: int) -> FitInpu
 
 
 def _single(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    return _find_or_fit(session, candidate, seed, _begin(session, candidate, seed))
+    return _find_or_fit(session, candidate, seed, _begin(session, candidate, seed), shows_points=True)
 
 
-def _find_or_fit(session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs) -> Weights:
+def _find_or_fit(
+    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, *, shows_points: bool = False
+) -> Weights:
     found = read_weights(candidate, begun.folder)
     if found is None:
         session.refuse_if_reading(f"weights {begun.folder.name}")
         with session.claim(begun.folder.name):
             found = read_weights(candidate, begun.folder)
+            if found is None and shows_points:
+                _fit_and_show_points(session, candidate, seed, begun)
+                found = read_weights(candidate, begun.folder)
             if found is None:
                 _fit_anew(session, candidate, seed, begun)
                 found = read_weights(candidate, begun.folder)
@@ -105,6 +112,21 @@ def _add_choosers(session: Session, candidate: ResolvedCandidate, seed: int, wei
     before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
     training = replace(training, init_wall_s=before_s, stands_on={**training.stands_on, **stands_on(*made)})
     return weights._replace(training=training, choosers=choosers)
+
+
+def _fit_and_show_points(session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs) -> None:
+    """Train up to each planned point along a training, and show trackers the target's score there."""
+    track = candidate.source.track
+    if track is None or describe_live_run(session, candidate, seed, begun.folder) is None:
+        return
+    for place in range(1, track.points + 1):
+        _fit_anew(session, candidate, seed, begun._replace(show_at=place))
+        kept = trials.read_kept_points(candidate, begun.folder)
+        for step, weights in list(kept.items())[-1:]:
+            point = measure_point(session, candidate, step, weights, seed)
+            show_point(session, candidate, seed, begun.folder, point)
+        if begun.folder.exists():
+            return
 
 
 def _fit_anew(

@@ -84,7 +84,7 @@ def measure_points(
     if not source.track or not kept:
         return ()
     sampled = _sample(session, base_rows, source.track.items)
-    return tuple(_measure(session, candidate, step, made, seed, sampled) for step, made in kept.items())
+    return tuple(measure_point(session, candidate, step, made, seed, sampled) for step, made in kept.items())
 
 
 def estimate_tracking(session: Session, source: Recipe) -> Work:
@@ -133,14 +133,19 @@ def _sample(
     return sampled
 
 
-def _measure(
+def measure_point(
     session: Session,
     candidate: ResolvedCandidate,
     step: int,
     made: Weights,
     seed: int,
-    sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]],
+    sampled: Sequence[tuple[MeasuredTask, list[SampleResult]]] = (),
 ) -> TrackedPoint:
+    """Measure the weights at a step on the target's validation rows, and on sampled general items.
+
+    Raises:
+        CandidateFailed: weights are damaged, or cannot be opened.
+    """
     validation = target_sets(session, candidate.source, made, seed)[0]
     general = [suite_set(session, made, measured) for measured, _ in sampled]
     name = f"{candidate.source_name} at step {step}"

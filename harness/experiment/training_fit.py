@@ -21,6 +21,7 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import prompting_digest, prompting_step, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
+from harness.experiment.live_points import describe_live_run
 from harness.experiment.trials import unset_pruned
 from harness.metrics import version as metric_version
 from harness.models.artefacts import artefact_files
@@ -41,7 +42,8 @@ _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the tra
 class FitInputs(NamedTuple):
     """Weights that others start from, are rewarded by or merge, and the folder that these get.
 
-    `mixed` rows stand beside the training rows, prompted as they are; penalties read `general` ones.
+    `mixed` rows stand beside the training rows, prompted as they are; penalties read `general` ones. Where
+    `show_at` of the points planned along the training are kept, it stops for now, so that trackers see them.
     """
 
     init: training.Weights | None
@@ -50,6 +52,7 @@ class FitInputs(NamedTuple):
     folder: Path
     mixed: Sequence[Example] = ()
     general: Mapping[str, Sequence[Example]] | None = None
+    show_at: int = 0
 
 
 def fit(
@@ -156,6 +159,7 @@ def _write_job(
         shards=shards_of(session, source),
         track=source.track.points if source.track else 0,
         pause_at=pause_at,
+        live=describe_live_run(session, candidate, seed, begun.folder, begun.show_at),
         code=training.code_of(source.method, source.regularize),
     )
     training.write_job(

@@ -29,7 +29,8 @@ from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
 from harness.evaluation.session import Session
 from harness.experiment.capability_on_validation import validate
-from harness.records import Curve, TrainingRecord, Trial, read_training_record
+from harness.experiment.live_points import show_point
+from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import Recipe, is_span, span_of
 from harness.store import CLAIMS, TrialRun, write_whole
 
@@ -192,6 +193,9 @@ def train_until_pruned(
         step, weights = list(kept.items())[place - 1]
         score = validate(session, trial, weights).score
         scores.append((step, score))
+        if not session.reads_only:
+            point = TrackedPoint(step=step, target=score)
+            show_point(session, trial, session.first_seed, folder, point)
         if should_prune(place, score) and place < n_points:
             return TrialScores(tuple(scores), _set_pruned(session, trial, folder, step, weights))
     return TrialScores(tuple(scores))

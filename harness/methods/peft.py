@@ -15,7 +15,7 @@ from harness.errors import Problem
 from harness.models.memory import lora_parameters
 from harness.models.shapes import Shape
 from harness.models.weight_files import read_config
-from harness.plugins import AdapterShape, Method, MethodChecks
+from harness.plugins import AdapterShape, Method, MethodAlternative, MethodChecks
 from harness.spec import Recipe
 
 
@@ -79,4 +79,7 @@ METHOD = Method(
     loops=("training", "tokens", "sft", "peft_families"),
     checks=MethodChecks(problems),
     adapter=AdapterShape(adapter_parameters),
+    alternative=MethodAlternative(
+        {"peft_type": "IA3"}, "trains the fewest parameters of PEFT's families that merge into the base"
+    ),
 )

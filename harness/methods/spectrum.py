@@ -27,7 +27,7 @@ from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.hardware import dtype
 from harness.models.shapes import Shape
-from harness.plugins import AdapterShape, Method
+from harness.plugins import AdapterShape, Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
 from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
@@ -171,4 +171,7 @@ METHOD = Method(
     **SUPERVISED,
     loops=("training", "tokens", "sft", "deltas", "signal_to_noise"),
     adapter=AdapterShape(estimate_trained_parameters),
+    alternative=MethodAlternative(
+        {}, "trains the quarter of the model's own matrices that carry most signal"
+    ),
 )

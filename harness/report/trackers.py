@@ -1,25 +1,22 @@
 """Trackers that show results beside those of other tools: TensorBoard, MLflow and W&B.
 
-Invariant: a tracker shows what the report says and holds nothing of its own. Runs go by their id, so a
-report that is sent again renews them. What keeps a tracker from taking runs is a note, and costs no result.
-Scores and differences are in the metric's unit, a rate in [0, 1], as in the report's CSV.
+Invariant: a tracker shows what the report says, and of a training what it saw while that ran. Runs go by
+their id, so a report that is sent again renews them; that of a training is known before it begins. What keeps
+a tracker from taking runs is a note, and costs no result. Scores and differences are in the metric's unit, a
+rate in [0, 1], as in the report's CSV.
 Source: `mlflow.MlflowClient`; event files and text plugin of the package tensorboard; `wandb.init`
 """
 
 import glob
-import logging
-import os
-import re
 import shutil
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from harness.comparison import Comparison, Estimate
 from harness.decision import CandidateFacts, best_untrained
@@ -29,9 +26,17 @@ from harness.records import SERVING, Curve, TrainingRecord
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
 from harness.store import ChampionEntry
-
-if TYPE_CHECKING:
-    from mlflow import MlflowClient
+from harness.training import (
+    LIVE_ID,
+    Seen,
+    begin_wandb_run,
+    clean_metric_name,
+    find_mlflow_experiment,
+    find_mlflow_run,
+    make_live_id,
+    open_mlflow,
+    read_seen,
+)
 
 FOLDER = "trackers"  # beside the reports
 ALIAS = "champion"
@@ -45,21 +50,29 @@ def problems(names: Iterable[str]) -> Iterator[Problem]:
             yield Problem("report_to", f"{name}, and no package {name}", "an installed tracker", step)
 
 
-def send(report: ExperimentReport, names: Sequence[str], folder: Path) -> list[str]:
+def send(
+    report: ExperimentReport, names: Sequence[str], folder: Path, weights: Callable[[str], Path] | None = None
+) -> list[str]:
     """Send every run of a report to trackers; return for each where its runs are, or why they are not.
 
     `folder` is that of the reports: what a tracker writes to this disk lies in `trackers/NAME` there.
+    `weights` names the folder of the weights of a key; its files are sent too unless they are large.
     """
-    runs = list_tracked_runs(report)
+    runs = list_tracked_runs(report, folder / FOLDER, weights)
+    experiment = f"{report.experiment}-smoke" if report.smoke else report.experiment
     senders = {"tensorboard": send_to_tensorboard, "mlflow": send_to_mlflow, "wandb": send_to_wandb}
     links = []
     for name in names:
         try:
-            link = senders[name](report.file_name, runs, folder / FOLDER / name)
+            link = senders[name](experiment, runs, folder / FOLDER / name)
         except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
             said = _first_line(error)
             link = f"the results were not sent ({said}); next: harness report, which sends them again"
         links.append(f"{name}: {mask_secrets(link)}")
+        missed = {run.label: run.seen.get(name, Seen()).error for run in runs}
+        links += [
+            f"{name} did not see all of the training of {of}: {why}" for of, why in missed.items() if why
+        ]
     return links
 
 
@@ -67,7 +80,15 @@ def _first_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip().splitlines()[0]
 
 
-_CURVES = tuple(one.name for one in fields(TrainingRecord) if one.type is Curve)
+# Curves by their names in trackers: those of transformers where it has one.
+_CURVES = {one.name: f"training/{one.name}" for one in fields(TrainingRecord) if one.type is Curve} | {
+    "loss": "train/loss",
+    "learning_rate": "train/learning_rate",
+    "token_accuracy": "train/mean_token_accuracy",
+    "validation_loss": "eval/loss",
+    "validation_token_accuracy": "eval/mean_token_accuracy",
+}
+_LARGEST = 100e6  # bytes of weights that are sent
 _FIGURES = (*(figure.name for figure in SERVING), "training_cost_usd")
 Point = tuple[int, float]
 
@@ -77,7 +98,8 @@ class TrackedRun:
     """One run of a candidate, without what is unknown.
 
     `params` say what it is, `tags` what was found in words, `metrics` the figures at the end. `curves` are
-    (step, value) by name, in the order of the steps.
+    (step, value) by name, in the order of the steps. `seen` maps trackers to what they saw of its training,
+    `files` are those of its weights.
     """
 
     label: str
@@ -86,16 +108,24 @@ class TrackedRun:
     tags: dict[str, str]
     metrics: dict[str, float]
     curves: dict[str, tuple[Point, ...]]
+    seen: dict[str, Seen]
+    files: tuple[Path, ...] = ()
 
-    @property
-    def points(self) -> list[tuple[str, int, float]]:
-        """Name, step and value of every figure, at step 0, and of every point of a curve."""
-        figures = [(name, 0, value) for name, value in self.metrics.items() if name not in self.curves]
-        return figures + [(name, *point) for name, curve in self.curves.items() for point in curve]
+    def saw_whole(self, tracker: str) -> bool:
+        """Tell whether a tracker saw the training to its end."""
+        return tracker in self.seen and not self.seen[tracker].error
+
+    def points(self, tracker: str) -> dict[str, tuple[Point, ...]]:
+        """Return by name the figures, at step 0, and the curves that a tracker has not seen."""
+        seen = self.seen[tracker].names if self.saw_whole(tracker) else ()
+        figures = {name: ((0, value),) for name, value in self.metrics.items()}
+        return figures | {name: curve for name, curve in self.curves.items() if name not in seen}
 
 
-def list_tracked_runs(report: ExperimentReport) -> list[TrackedRun]:
-    """List the runs of a report, best first."""
+def list_tracked_runs(
+    report: ExperimentReport, folder: Path, weights: Callable[[str], Path] | None = None
+) -> list[TrackedRun]:
+    """List the runs of a report, best first; `folder` is that of the trackers."""
     runs = []
     for f in best_first(report):
         params = {"base_model": report.base_model, "method": f.method, "prompting": f.prompting}
@@ -105,8 +135,20 @@ def list_tracked_runs(report: ExperimentReport) -> list[TrackedRun]:
         tags |= {"verdict_reason": f.verdict.sentence} if f.verdict else {}
         tags |= {"error": f.error} if f.error else {}
         tags["evidence"] = SMOKE if report.smoke else "measured"
-        runs.append(TrackedRun(f.label, f.run_id, params, tags, _metrics(report, f), _curves(f)))
+        key = f.training.fit_key
+        run_id = make_live_id(f.name, f.seed, key) if key else f.run_id
+        files = _list_files(weights(key)) if key and weights else ()
+        seen = read_seen(folder, run_id)
+        runs.append(TrackedRun(f.label, run_id, params, tags, _metrics(report, f), _curves(f), seen, files))
     return runs
+
+
+def _list_files(folder: Path) -> tuple[Path, ...]:
+    """List the files of weights and their record, or the record alone of weights that are large."""
+    found = [path for path in sorted(folder.glob("*")) if path.is_file()]
+    found += [path for path in sorted(folder.glob("*/*")) if path.is_file()]
+    is_large = sum(path.stat().st_size for path in found) > _LARGEST
+    return tuple(path for path in found if not is_large or path.parent == folder)
 
 
 def _metrics(report: ExperimentReport, f: CandidateFacts) -> dict[str, float]:
@@ -135,7 +177,7 @@ def _delta(name: str, c: Comparison | None) -> dict[str, float | None]:
 
 
 def _curves(f: CandidateFacts) -> dict[str, tuple[Point, ...]]:
-    found = {f"training/{name}": getattr(f.training, name) for name in _CURVES}
+    found = {name: getattr(f.training, field) for field, name in _CURVES.items()}
     points = f.training.tracked
     found["training/target"] = tuple((p.step, p.target) for p in points)
     found["training/forgetting"] = tuple((p.step, p.capability) for p in points)
@@ -146,22 +188,7 @@ def _curves(f: CandidateFacts) -> dict[str, tuple[Point, ...]]:
     return kept
 
 
-_NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # what MLflow refuses in a metric's name
 _AT_ONCE = 1_000  # metrics that a request may hold
-
-
-def open_mlflow(folder: Path) -> "tuple[MlflowClient, str]":
-    """Open the server of MLFLOW_TRACKING_URI, else SQLite in a folder; returns its address too."""
-    from mlflow import MlflowClient
-
-    for noisy in ("mlflow", "alembic"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
-    address = os.environ.get("MLFLOW_TRACKING_URI")
-    if not address:
-        folder.mkdir(parents=True, exist_ok=True)
-        address = f"sqlite:///{folder.absolute() / 'mlflow.db'}"
-    return MlflowClient(address), address
 
 
 def register_champion(target: str, present: ChampionEntry | None, folder: Path) -> str:
@@ -192,29 +219,37 @@ def register_champion(target: str, present: ChampionEntry | None, folder: Path) 
 def send_to_mlflow(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
     """Send runs to the server of MLFLOW_TRACKING_URI, else to SQLite; return where the experiment is.
 
-    They take the place of those whose tag `run_id` is theirs.
+    A run that is there gets what it lacks; one whose parameters are now others is made anew.
     """
     from mlflow.entities import Metric, Param, RunTag
 
     client, address = open_mlflow(folder)
-    files = None if os.environ.get("MLFLOW_TRACKING_URI") else folder.absolute().as_uri()
-    found = client.get_experiment_by_name(experiment)
-    place = found.experiment_id if found else client.create_experiment(experiment, files)
-    sent = []
+    place = find_mlflow_experiment(client, experiment, folder)
     for run in runs:
-        made = client.create_run(place, run_name=run.label).info.run_id
-        now = int(1_000 * time.time())
-        metrics = [Metric(_NOT_A_NAME.sub("_", name), value, now, step) for name, step, value in run.points]
+        made = find_mlflow_run(client, place, run.run_id)
+        if made and any(made.data.params.get(name, value) != value for name, value in run.params.items()):
+            client.delete_run(made.info.run_id)
+            made = None
+        made = made or client.create_run(place, run_name=run.label, tags={LIVE_ID: run.run_id})
+        own, known, now = made.info.run_id, made.data.metrics, int(1_000 * time.time())
+        metrics = [
+            Metric(named, value, now, step)
+            for name, points in run.points("mlflow").items()
+            if known.get(named := clean_metric_name(name)) != points[-1][1]
+            for step, value in points
+        ]
         for first in range(0, len(metrics), _AT_ONCE):
-            client.log_batch(made, metrics=metrics[first : first + _AT_ONCE])
+            client.log_batch(own, metrics=metrics[first : first + _AT_ONCE])
         params = [Param(name, value) for name, value in run.params.items()]
-        client.log_batch(made, params=params, tags=[RunTag(name, text) for name, text in run.tags.items()])
-        client.set_terminated(made, "FINISHED" if run.tags["state"] == "done" else "FAILED")
-        sent.append(made)
-    for old in client.search_runs([place], max_results=50_000):
-        if old.data.tags.get("run_id") in {run.run_id for run in runs} and old.info.run_id not in sent:
-            client.delete_run(old.info.run_id)
+        client.log_batch(own, params=params, tags=[RunTag(name, text) for name, text in run.tags.items()])
+        if run.files and not client.list_artifacts(own):
+            for path in run.files:
+                client.log_artifact(own, str(path))
+        client.set_terminated(own, "FINISHED" if run.tags["state"] == "done" else "FAILED")
     return f"experiment {experiment} on {address}"
+
+
+_OF_REPORT = ".report"  # ends the name of a file of events; those without it were written in training
 
 
 def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
@@ -227,11 +262,18 @@ def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Pat
 
     place = folder / experiment
     for run in runs:
-        shutil.rmtree(place / run.label, ignore_errors=True)
-        writer, now = EventFileWriter(str(place / run.label)), time.time()
-        for name, step, value in run.points:
-            scalar = Summary(value=[Summary.Value(tag=name, simple_value=value)])
-            writer.add_event(Event(wall_time=now, step=step, summary=scalar))
+        # A training has a folder of its own, which the next one of the same name leaves as it is.
+        at = place / (run.run_id if run.seen else run.label)
+        if run.saw_whole("tensorboard"):
+            for old in at.glob(f"*{_OF_REPORT}"):
+                old.unlink()
+        else:
+            shutil.rmtree(at, ignore_errors=True)
+        writer, now = EventFileWriter(str(at), filename_suffix=_OF_REPORT), time.time()
+        for name, points in run.points("tensorboard").items():
+            for step, value in points:
+                scalar = Summary(value=[Summary.Value(tag=name, simple_value=value)])
+                writer.add_event(Event(wall_time=now, step=step, summary=scalar))
         for name, text in {**run.params, **run.tags}.items():
             plain = metadata.create_summary_metadata(display_name=name, description="")
             shown = Summary.Value(tag=name, metadata=plain, tensor=make_tensor_proto(text))
@@ -243,33 +285,22 @@ def send_to_tensorboard(experiment: str, runs: Sequence[TrackedRun], folder: Pat
 def send_to_wandb(experiment: str, runs: Sequence[TrackedRun], folder: Path) -> str:
     """Send runs under their ids; return the project's address, or the command that sends the folder.
 
-    With WANDB_MODE=offline each run lies in that folder once, as it was sent last.
+    With WANDB_MODE=offline each run lies in that folder once, whole, as it was sent last.
     """
-    import wandb
-
-    folder.mkdir(parents=True, exist_ok=True)
     url = None
     for run in runs:
         for earlier in folder.glob(f"wandb/offline-run-????????_??????-{glob.escape(run.run_id)}"):
             shutil.rmtree(earlier)
-        with wandb.init(
-            project=os.environ.get("WANDB_PROJECT", experiment),
-            id=run.run_id,
-            name=run.label,
-            group=experiment,
-            config=run.params,
-            dir=folder,
-            resume="allow",
-            reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
-        ) as sent:
+        with begin_wandb_run(run.run_id, run.label, experiment, run.params, folder) as sent:
             by_step: defaultdict[int, dict[str, float]] = defaultdict(dict)
-            for name, curve in run.curves.items():
-                for step, value in curve:
+            for name, points in (run.curves if sent.offline else run.points("wandb")).items():
+                for step, value in points if name in run.curves else ():
                     by_step[step][name] = value
             for step in sorted(by_step):
                 sent.log(by_step[step], step=step)
             sent.summary.update({**run.metrics, **run.tags})
+            for path in run.files:
+                sent.save(str(path), base_path=str(path.parent), policy="now")
             if not sent.offline:
                 url = sent.project_url
     return url or f"wandb sync --sync-all, in {folder}"

@@ -10,7 +10,7 @@ Rounds: `get_length_grouped_indices` of transformers; a quarter of an epoch, at 
 """
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import ceil, isfinite
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -103,11 +103,49 @@ def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
             said.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
             said.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
+    said += [sentence] if (sentence := compare_rates(trials)) else []
     for trial in trials:
         if trial.alike:
             same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
             said.append(f"Sent as equal values, so one trial: {same}.")
     return " ".join(said)
+
+
+_LEARNING_RATE = "learning_rate"
+
+
+def compare_rates(trials: Sequence[Trial]) -> str:
+    """Say at which learning rate the loss fell fastest, and which was best without overfitting.
+
+    The first has the lowest training loss, averaged over a round, halfway through the shortest training; the
+    second the lowest validation loss at the end. Empty where fewer than two rates were trained whole.
+    """
+    trained = [one for one in trials if _LEARNING_RATE in one.params and smooth(one) and not one.is_pruned]
+    if len({one.params[_LEARNING_RATE] for one in trained}) < 2:
+        return ""
+    half = min(smooth(one)[-1][0] for one in trained) / 2
+
+    def loss_at_half(one: Trial) -> float:
+        return min((step, loss) for step, loss in smooth(one) if step >= half)[1]
+
+    fastest = min(trained, key=loss_at_half)
+    said = f"By step {count(ceil(half))} training loss fell fastest with {_params_text(fastest.params)}"
+    said += f", to {plain(loss_at_half(fastest))}"
+    ends = [(known[-1][1], one) for one in trained if (known := numeric_points(one.validation_loss))]
+    if not ends:
+        return f"{said}; there is no validation loss, so nothing says which overfits."
+    sound = [(loss, one) for loss, one in ends if not _overfits(one)]
+    if not sound:
+        return f"{said}; all of them overfit: fewer epochs, a lower rate or more rows may help."
+    loss, best = min(sound, key=lambda pair: pair[0])
+    n_overfit = len(ends) - len(sound)
+    said += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
+    return f"{said}; {count(n_overfit)} of {count(len(ends))} overfit."
+
+
+def _overfits(one: Trial) -> bool:
+    found = diagnose(TrainingRecord(loss=one.loss, validation_loss=one.validation_loss))
+    return found is not None and found.kind == "overfits"
 
 
 def trial_line(one: TrialRun) -> str:

@@ -45,6 +45,19 @@ from harness.training.job import (
     threads_of,
     write_job,
 )
+from harness.training.live_trackers import (
+    LIVE_ID,
+    LiveRun,
+    Seen,
+    begin_wandb_run,
+    clean_metric_name,
+    find_mlflow_experiment,
+    find_mlflow_run,
+    make_live_id,
+    open_mlflow,
+    open_trackers,
+    read_seen,
+)
 from harness.training.low_rank_adapters import (
     LoraParams,
     LowRankParams,

@@ -193,8 +193,8 @@ def _remove(folder: Path, steps: Collection[int]) -> None:
             shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))
 
 
-def make_pausing_callback(folder: Path, points: int) -> "TrainerCallback":
-    """Return a callback that stops a training once so many points of it are kept in a folder.
+def make_pausing_callback(folder: Path, points: int, n_kept: int) -> "TrainerCallback":
+    """Return a callback that stops a training once so many of its planned `points` are kept in a folder.
 
     It stops before the next step, when the checkpoint of the last one is whole.
     """
@@ -202,7 +202,8 @@ def make_pausing_callback(folder: Path, points: int) -> "TrainerCallback":
 
     class PauseCallback(TrainerCallback):
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if sum(kept <= state.global_step for kept in map_tracked_folders(folder)) >= points:
+            made = [kept for kept in map_tracked_folders(folder) if kept <= state.global_step]
+            if len(spread_steps(made, points, state.max_steps)) >= n_kept:
                 raise TrainingPaused
 
     return PauseCallback()

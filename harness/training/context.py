@@ -22,6 +22,7 @@ from harness.progress import Advance
 from harness.records import Curve, Example, TrainingRecord
 from harness.regularizers import Regularize
 from harness.spec import Task
+from harness.training.live_trackers import Send
 from harness.training.parallel import most
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ class FitContext:
     rewarded by; `path` is where weights made elsewhere lie. `prepare` changes the loaded base before it is
     trained, for example by freezing a part of it. `regularize` are the regularisers of the training, and
     `general` the rows that penalties read, by name. The weights of `track` checkpoints are kept; where
-    `pause_at` of them are, training stops for now.
+    `pause_at` of them are, training stops for now, and likewise at `show_at` of those planned. `send` takes
+    what is logged to trackers; None where there are none.
     """
 
     source: ModelSource
@@ -84,6 +86,8 @@ class FitContext:
     merges: tuple[Path, ...] = ()
     track: int = 0
     pause_at: int = 0
+    show_at: int = 0
+    send: Send | None = None
 
 
 class TrainingPaused(Exception):

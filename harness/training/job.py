@@ -27,6 +27,7 @@ from harness.provenance import versions_of
 from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
+from harness.training.live_trackers import LiveRun, open_trackers
 from harness.training.parallel import LAUNCH, is_first, join, name_sharding, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
@@ -45,7 +46,7 @@ class TrainingJob:
     those that torch computes with, 0 where it does not; `processes` share them and the rows, and
     the weights where `shards` says how (see `AcceleratePolicy`). The weights of `track` checkpoints are kept,
     and where `pause_at` of them are, training stops for now. `code` holds the versions of the code that the
-    weights depend on.
+    weights depend on. `live` says which trackers see it while it runs.
     """
 
     method: str
@@ -65,6 +66,7 @@ class TrainingJob:
     shards: str = ""
     track: int = 0
     pause_at: int = 0
+    live: LiveRun | None = None
     code: tuple[Any, ...]
 
 
@@ -162,6 +164,8 @@ def run_job(folder: Path, advance: Advance) -> None:
 
 
 def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]], advance: Advance) -> None:
+    from harness.training.checkpoints import find_last_checkpoint
+
     if is_first():
         remove_all_but(folder, _INPUT)
     wait_for_all()
@@ -171,13 +175,15 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
         torch.set_num_threads(max(1, job.threads // job.processes))
     same = ("source", "machine", "chat_template", "seed", "init", "path", "reward", "regularize", "merges")
     given: dict[str, Any] = {name: getattr(job, name) for name in (*same, "track", "pause_at")}
-    given |= {split: rows[split] for split in _SPLITS}
+    given |= {split: rows[split] for split in _SPLITS} | {"show_at": job.live.pause_at if job.live else 0}
     given["general"] = {n.removeprefix(_GENERAL): r for n, r in rows.items() if n.startswith(_GENERAL)}
     prepare_model = partial(prepare, job.regularize)
     context = FitContext(folder=folder, advance=advance, prepare=prepare_model, **given)
-    method = plugins.method(job.method)
-    start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
-    with suppress(TrainingPaused):
+    method, live = plugins.method(job.method), job.live if is_first() else None
+    last = find_last_checkpoint(folder / CHECKPOINTS)
+    with open_trackers(live, last.step if last else None) as send, suppress(TrainingPaused):
+        context = replace(context, send=send if live else None)
+        start, is_own_peak = hardware.load(), hardware.reset_peak() or job.machine.device == "cuda"
         made = method.fit(context, method.params(**job.params))
         if is_first():
             _save_made(folder, job, made, start, is_own_peak=is_own_peak)

@@ -168,7 +168,8 @@ def _fine_tune(
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
-    loop.track(trainer, context, save_to, family.save)
+    show_at = 0 if family.begins_anew else context.show_at  # it would be trained again up to each point
+    loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
     n_packs = len(read) if params.packing else None

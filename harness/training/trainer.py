@@ -25,6 +25,7 @@ from harness.records import Example, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints, parallel
 from harness.training.context import TRACKED, FitContext, figures, scale_callback
+from harness.training.live_trackers import live_callback
 from harness.training.tokenized import tokenize
 
 if TYPE_CHECKING:
@@ -337,6 +338,7 @@ def make_trainer(
                 args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
             regularized = add_regularizers(kind, context, tokenizer, params.max_length)
             called = [*callbacks, progress_callback(context.advance)]
+            called += [live_callback(context.send)] if context.send else []
             return regularized(args=args, callbacks=called, **options)
         except ValueError as error:
             found = f"the training cannot be set up ({one_line(error)})"
@@ -357,8 +359,8 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
         ends = stopping and not context.pause_at
         weights = context.track, save_to.name, base_digest, save
         trainer.add_callback(checkpoints.make_tracking_callback(kept, *weights, ends=ends))
-        if context.pause_at:
-            trainer.add_callback(checkpoints.make_pausing_callback(kept, context.pause_at))
+        if n_points := context.pause_at or context.show_at:
+            trainer.add_callback(checkpoints.make_pausing_callback(kept, context.track, n_points))
 
 
 def run(

@@ -107,6 +107,7 @@ def _prepare_without_judges(
         folds=folds,
         dry_run=scope.dry_run,
         more_targets=tuple(m for m in others if m.role == "target"),
+        trackers=loaded.folder / "reports" / "trackers",
     )
     return cut_special_tokens(session)
 

@@ -7,7 +7,7 @@ Source: as `models.memory`.
 
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -125,7 +125,10 @@ class BaseUse(NamedTuple):
 
 
 class BaseFit(NamedTuple):
-    """Result of the look at a base: its size and shape, each way to use it, and what to know of its files."""
+    """Result of the look at a base: its size and shape, each way to use it, and what to know of its files.
+
+    `proposed` are the trainings to choose among on this card, each with the reason.
+    """
 
     name: str
     n_parameters: int
@@ -134,6 +137,14 @@ class BaseFit(NamedTuple):
     asked: FitQuery
     ways: tuple[BaseUse, ...]
     notes: tuple[str, ...] = ()
+    proposed: tuple[str, ...] = ()
+
+    @property
+    def on_one_card(self) -> list[str]:
+        """The names of trainings that several cards cannot share."""
+        trained = dict.fromkeys(way.name for way in self.ways if way.checkpointing is not None)
+        is_shared = [one for one in trained if any(by and one.endswith(by) for by in _SHARED.values())]
+        return [one for one in trained if not any(s.startswith(one) or s == one for s in is_shared)]
 
 
 def examine_base(name: str, query: FitQuery) -> BaseFit:
@@ -161,9 +172,9 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = shapes.quantization_method(config)
     notes = tuple(_notes(quantized, is_rough=shapes.has_other_layers(config)))
-    return BaseFit(
-        name, sum(counted.values()), shape.active, shape, query, ways(shape, query, quantized), notes
-    )
+    found = ways(shape, query, quantized)
+    proposed = tuple(propose_trainings(found, query))
+    return BaseFit(name, sum(counted.values()), shape.active, shape, query, found, notes, proposed)
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
@@ -216,23 +227,50 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
     return tuple(found)
 
 
+def propose_trainings(found: Sequence[BaseUse], query: FitQuery) -> Iterator[str]:
+    """Yield the trainings to choose among on a card, each with the reason: QLoRA where LoRA does not fit."""
+    least = {way.name: way for way in sorted(found, key=lambda way: -way.peak.total)}
+    fits = {way.name: way for way in least.values() if any(w.fits for w in found if w.name == way.name)}
+    lora = next((way for name, way in fits.items() if name.startswith("LoRA")), None)
+    if lora:
+        yield f"{lora.name}: from {lora.peak.total:.1f} GB, and merged it answers as fast as the base"
+    elif qlora := fits.get("QLoRA"):
+        more = f"LoRA on the base in 16 bits takes {least['LoRA'].peak.total:.1f} GB of {query.gpu_gb:.4g}"
+        yield f"QLoRA: {more}, on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
+    for name, reason in _alternatives().items():
+        if way := next((way for one, way in fits.items() if one.startswith(name)), None):
+            yield f"{way.name}: {reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
+
+
+def _alternatives() -> dict[str, str]:
+    """Map the methods that are an alternative to LoRA to their reason."""
+    declared = {name: plugins.method(name).alternative for name in plugins.names("methods")}
+    return {name: one.reason for name, one in declared.items() if one}
+
+
 class _Training(NamedTuple):
-    """A way to train a base, which we may quantise first; shards are those as of this stage of ZeRO."""
+    """A way to train a base, which we may quantise first; shards are those as of this stage of ZeRO.
+
+    `n_part` are the parameters that a method beside LoRA trains; 0 of the others.
+    """
 
     name: str
     shape: Shape
     quantization: str = ""
     checkpointing: bool = False
     stage: int = 0
+    n_part: int = 0
 
     def cards(self, query: FitQuery) -> int:
-        """Return how many cards share it: one where its base is quantised by us."""
-        return 1 if self.quantization else query.gpus
+        """Return how many cards share it: one where its base is quantised by us, or its method cannot."""
+        able = not self.n_part or plugins.method(self.name.split()[0]).data_parallel
+        return query.gpus if able and not self.quantization else 1
 
     @property
     def n_adapter(self) -> float:
         """Parameters of its adapter; 0 where the whole model is trained."""
-        return 0 if self.name.startswith(_WHOLE) else memory.lora_parameters(self.shape, RANK)
+        whole = self.name.startswith(_WHOLE)
+        return 0 if whole else self.n_part or memory.lora_parameters(self.shape, RANK)
 
 
 def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape]]:
@@ -253,6 +291,10 @@ def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Train
         yield _Training(_WHOLE, shape)
         if query.precision != "fp16":
             yield _Training(_WHOLE_IN_BF16, shape)
+        for name in _alternatives():
+            method, given = plugins.method(name), plugins.method(name).alternative.params
+            n_part = method.adapter.n_parameters(shape, method.params(**given))
+            yield _Training(" ".join([name, *given.values()]), shape, n_part=n_part)
 
 
 def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:

@@ -23,6 +23,7 @@ from harness.errors import CandidateFailed, Problem, UserError, as_argument, did
 from harness.evaluation import costs, wrap_prompt
 from harness.experiment.scaffold.method_choice import (
     Resources,
+    describe_alternatives,
     describe_base,
     describe_unreadable,
     propose_candidates,
@@ -109,7 +110,9 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     choice, candidates = propose_candidates(seen.kind, items, task, base, here, instructions)
     gate = propose_gate(load_proposal(request, task, candidates).experiment)
     of_base = describe_base(request.base_model, items, base, here)
-    remarks, late = [of_base, f"{choice.name}: {choice.why}"], [choice.warning]
+    is_whole = plugins.method(choice.name).makes_whole_model
+    others = "" if is_whole else describe_alternatives(items, base, here)
+    remarks, late = [of_base, *filter(None, [f"{choice.name}: {choice.why}", others])], [choice.warning]
     if request.minutes is not None and base is not None:
         bounded = bound_time(request, task, candidates, here.machine, request.minutes)
         task, candidates, items = bounded.task, bounded.candidates, load_task(bounded.task, 0)

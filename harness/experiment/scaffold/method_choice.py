@@ -162,6 +162,27 @@ def _explain(
     return f"trains {trained} in {fits}; merged, it answers as fast as the base{otherwise}"
 
 
+def describe_alternatives(items: TaskItems, base: ModelSource | None, here: Resources) -> str:
+    """Name the other methods whose training fits here, which all answer as fast as the base, with reasons.
+
+    Empty where none fits, or nothing is known of the base.
+    """
+    shape, found = None if base is None else hub.shape(base), []
+    longest = max(_count_tokens(items.train, base))
+    for name, method in ((name, plugins.method(name)) for name in plugins.names("methods")):
+        if shape is None or (other := method.alternative) is None:
+            continue
+        need = _need(name, {"params": other.params}, shape, here, longest)
+        if _fits(need, here.room):
+            cards = ", shared by several GPUs where there are some" if method.data_parallel else ""
+            found.append(f"{_name_recipe(name, other.params)} {other.reason}, in about {need}{cards}")
+    return f"other methods that fit, without added latency: {'; '.join(found)}" if found else ""
+
+
+def _name_recipe(name: str, params: Mapping[str, Any]) -> str:
+    return name + "".join(f" ({key}: {value})" for key, value in params.items())
+
+
 def _free(room: Memory) -> str:
     return f"{size(room.free_gib * _GIB * 1e9)} of {room.of} are free"
 
