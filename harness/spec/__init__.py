@@ -78,8 +78,9 @@ class Experiment(Spec):
     `chat_template` is the template for bases without their own: `chatml`, `alpaca` or a Jinja file.
     `report_to` names trackers that see trainings while they run, and receive results. `datasets_dir` has
     copies of hub data. `more_targets` are written like `target`: every candidate answers them too, but no
-    training, choice or decision depends on them; rescues keep gains on them, and nights watch them. `concurrency` is how many requests are timed
-    together: 8 by default; for an endpoint, where each request has its price, only if written.
+    training, choice or decision depends on them; rescues keep gains on them, and nights watch them.
+    `concurrency` is how many requests are timed together: 8 by default; for an endpoint, where each
+    request has its price, only if written.
     """
 
     name: Name

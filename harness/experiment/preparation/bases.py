@@ -31,6 +31,7 @@ from harness.models.weight_files import (
     read_config,
     refuse_damaged,
 )
+from harness.plugins import MethodAlternative
 from harness.records import Run, read_object
 from harness.spec import HUB, Experiment
 
@@ -237,15 +238,15 @@ def propose_trainings(found: Sequence[BaseUse], query: FitQuery) -> Iterator[str
     elif qlora := fits.get("QLoRA"):
         more = f"LoRA on the base in 16 bits takes {least['LoRA'].peak.total:.1f} GB of {query.gpu_gb:.4g}"
         yield f"QLoRA: {more}, on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
-    for name, reason in _alternatives().items():
+    for name, other in _alternatives().items():
         if way := next((way for one, way in fits.items() if one.startswith(name)), None):
-            yield f"{way.name}: {reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
+            yield f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
 
 
-def _alternatives() -> dict[str, str]:
-    """Map the methods that are an alternative to LoRA to their reason."""
+def _alternatives() -> dict[str, MethodAlternative]:
+    """Map methods that are an alternative to LoRA to what they declare of that."""
     declared = {name: plugins.method(name).alternative for name in plugins.names("methods")}
-    return {name: one.reason for name, one in declared.items() if one}
+    return {name: one for name, one in declared.items() if one}
 
 
 class _Training(NamedTuple):
@@ -291,10 +292,10 @@ def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Train
         yield _Training(_WHOLE, shape)
         if query.precision != "fp16":
             yield _Training(_WHOLE_IN_BF16, shape)
-        for name in _alternatives():
-            method, given = plugins.method(name), plugins.method(name).alternative.params
-            n_part = method.adapter.n_parameters(shape, method.params(**given))
-            yield _Training(" ".join([name, *given.values()]), shape, n_part=n_part)
+        for name, other in _alternatives().items():
+            method = plugins.method(name)
+            n_part = method.adapter.n_parameters(shape, method.params(**other.params))
+            yield _Training(" ".join([name, *other.params.values()]), shape, n_part=n_part)
 
 
 def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
