@@ -143,9 +143,8 @@ class BaseFit(NamedTuple):
     @property
     def on_one_card(self) -> list[str]:
         """The names of trainings that several cards cannot share."""
-        trained = dict.fromkeys(way.name for way in self.ways if way.checkpointing is not None)
-        is_shared = [one for one in trained if any(by and one.endswith(by) for by in _SHARED.values())]
-        return [one for one in trained if not any(s.startswith(one) or s == one for s in is_shared)]
+        names = {way.name for way in self.ways if way.checkpointing is not None}
+        return sorted(one for one in names if " by " not in one and one + _SHARED[2] not in names)
 
 
 def examine_base(name: str, query: FitQuery) -> BaseFit:
