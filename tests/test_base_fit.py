@@ -44,7 +44,7 @@ def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
         assert states == pytest.approx(18 * 6.738, abs=0.01)
         assert not way.fits
     fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
-    assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True)}
+    assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True), ("peft IA3", True)}
     (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
     assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
 
@@ -105,7 +105,7 @@ def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
     done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
     found = json.loads(done.stdout)
     assert found["n_parameters"] == 6_738_415_616
-    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA"}
+    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA", "peft IA3"}
     assert found["ways"][1]["peak"]["optimizer"] > 0
     words = ["doctor", "--base", str(llama), "--gpu", "80GB", "--gpus", "4"]
     said = CliRunner().invoke(app, words).output

@@ -263,7 +263,7 @@ def test_of_a_sweep_of_rates_a_sentence_says_which_falls_fastest_and_which_is_be
     ]
     said = trials_section(trials, "", "exact_match", RATE, "lora").lead
     assert said == (
-        "By step 40 training loss fell fastest with learning_rate 0.003, to 1.09; best without overfitting is "
+        "By step 40 training loss fell fastest with learning_rate 0.003, to 1.110; best without overfitting is "
         "learning_rate 0.0003, validation loss 0.900; 1 of 3 overfit."
     )
     assert trials_section(trials[:1], "", "exact_match", RATE, "lora").lead == ""

@@ -172,9 +172,9 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = shapes.quantization_method(config)
     notes = tuple(_notes(quantized, is_rough=shapes.has_other_layers(config)))
-    found = ways(shape, query, quantized)
-    proposed = tuple(propose_trainings(found, query))
-    return BaseFit(name, sum(counted.values()), shape.active, shape, query, found, notes, proposed)
+    uses = ways(shape, query, quantized)
+    proposed = tuple(propose_trainings(uses, query))
+    return BaseFit(name, sum(counted.values()), shape.active, shape, query, uses, notes, proposed)
 
 
 def _unusable(query: FitQuery) -> Iterator[Problem]:
