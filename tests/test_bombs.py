@@ -12,7 +12,7 @@ from conftest import EXPERIMENT
 from harness import config, release, report
 from harness.data import readers
 from harness.errors import UserError
-from harness.records import parse_json
+from harness.records import digest, parse_json
 from harness.rescue.result import read as read_rescue
 from harness.spec import GatePolicy
 from harness.store import champion_file, read_champion
@@ -142,6 +142,10 @@ def test_what_is_nested_too_deep_is_no_json(depth, opening, closing):
     for given in (text, text.encode()):
         with pytest.raises(json.JSONDecodeError, match="more than 100 deep"):
             parse_json(given)
+
+
+def test_half_a_character_of_yaml_or_json_has_a_digest():
+    assert digest({"label": "\ud83d"}) != digest({"label": "\ud83e"})
 
 
 @pytest.mark.e2e

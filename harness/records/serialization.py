@@ -52,7 +52,7 @@ def canonical_json(value: Any) -> str:
 
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of the sha256 of the value's canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(value).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def drop_defaults(record: Any) -> dict[str, Any]:
