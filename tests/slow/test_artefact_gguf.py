@@ -11,7 +11,7 @@ from harness.models.embedded_model import find_packaged_gguf
 from harness.store import Store
 
 
-@pytest.mark.slow
+@pytest.mark.weekly
 def test_a_gguf_file_scores_as_its_weights_do_and_another_template_in_it_is_refused(tmp_path):
     packed, changed = find_packaged_gguf(), tmp_path / "changed.gguf"
     try:
