@@ -135,6 +135,11 @@ def test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started(m
             short = json.loads(ask(url, "/chat/completions", KEY, sent))
             assert short["usage"]["completion_tokens"] <= 4  # the limit of the target
             assert "llamacpp:prompt_tokens_total" in ask(url.removesuffix("/v1"), "/metrics", KEY)
+            page = Request(
+                f"{url}/models", headers={"Authorization": f"Bearer {KEY}", "Origin": "http://evil"}
+            )
+            with urlopen(page, timeout=30) as answer:
+                assert answer.headers.get("Access-Control-Allow-Origin", "") == ""
         if way != "merged":
             with pytest.raises(HTTPError, match="401"):
                 ask(url, "/chat/completions", "wrong", sent)
