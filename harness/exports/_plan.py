@@ -16,9 +16,14 @@ from uuid import uuid4
 from harness import __version__, plugins, provenance, store
 from harness.cache import sync
 from harness.errors import Problem, UserError, did_you_mean, refuse
-from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
+from harness.evaluation.candidates import (
+    ResolvedCandidate,
+    base_weights,
+    merge_weights,
+    read_weights,
+    refuse_damaged,
+)
 from harness.evaluation.session import Session
-from harness.experiment import find_stored_weights
 from harness.exports._passages import add_passages
 from harness.exports._record import RECORD, Export, ExportedFile, list_files, verify_export
 from harness.models import hub
@@ -163,7 +168,11 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
     if candidate.makes not in plugins.LANGUAGE_MODELS or candidate.is_remote:
         found = f"the method {run.method}, whose weights are those of {_describe_kind(candidate)}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
-    weights = find_stored_weights(session, candidate, run.seed)
+    # By the run's own key, as today's data, precision or recipe of what it borrows may name others.
+    key = run.training.fit_key
+    weights = base_weights(candidate.given) if candidate.given else None
+    if weights is None and key:
+        weights = read_weights(candidate, session.store.weights(key))
     if weights is None:
         raise UserError(Problem(where, "no stored weights", "those that it answered with", again))
     if weights.kind not in _KINDS:
@@ -173,8 +182,9 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     refuse_damaged(weights)
     refuse_changed_files(weights.source or session.source)
-    if weights.digest != run.weights_digest:
-        found = f"weights {weights.digest} by its recipe now, where it answered with {run.weights_digest}"
+    as_served = merge_weights(weights) if recipe.serve_merged else weights
+    if run.weights_digest not in (weights.digest, as_served.digest):
+        found = f"weights {weights.digest}, where it answered with {run.weights_digest}"
         raise UserError(Problem(where, found, "the weights that it was judged with", again))
     return candidate, weights
 

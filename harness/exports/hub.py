@@ -91,7 +91,7 @@ def _weights(plan: ExportPlan, license_name: str | None) -> Section:
         ("run", run.run_id),
     ]
     notes = [*plan.notes, *([] if license_name else [_UNKNOWN_LICENSE])]
-    return Section("weights", "Weights", (), rows, notes=notes)
+    return Section("weights", "Weights", ("made of", ""), rows, notes=notes)
 
 
 def _rows(job: ExportJob) -> Section:
@@ -118,7 +118,7 @@ def _prompts(job: ExportJob) -> Section:
     ]
     rows.append(("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"))
     where = "What is said below holds for prompts and items like those of these tasks, and for no others."
-    return Section("prompts", "Prompts and limits", (), rows, notes=[limit, where])
+    return Section("prompts", "Prompts and limits", ("prompt", ""), rows, notes=[limit, where])
 
 
 def _measured(report: ExperimentReport, fact: CandidateFacts) -> Iterator[Section]:

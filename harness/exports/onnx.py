@@ -8,6 +8,8 @@ Source: transformers' `OnnxExporter`, and its `decompose_for_generation` with `m
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,15 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
         yield Problem("--to onnx", found, expected, "pip install 'harness-evals[onnx]'")
 
 
+@contextmanager
+def _explain_unknown() -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+        found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
+        raise CandidateFailed(found, "--to merged or gguf") from error
+
+
 def write(job: ExportJob, folder: Path) -> Written:
     """Write the graph with its weights, and the tokenizer.
 
@@ -44,12 +55,9 @@ def write(job: ExportJob, folder: Path) -> Written:
         model: Any = whole.model
         ids = torch.arange(1, 9)[None].repeat(2, 1)
         asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        try:
+        with _explain_unknown(), redirect_stdout(StringIO()):  # torch prints its progress there
             decode: Any = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
             exported = OnnxExporter().export(decode[0], decode[1], OnnxConfig(dynamic=True))
-        except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
-            found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
-            raise CandidateFailed(found, "--to merged or gguf") from error
         OnnxExporter.save_program(exported.program, folder / _FILE)
         save_beside(whole, folder, limits_of(job.session, plan.candidate))
         types = Counter(str(one.dtype) for one in exported.program.graph.initializers.values() if one.dtype)

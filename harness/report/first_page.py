@@ -274,6 +274,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     awaits_ratings = any(w.lacking or (w.rate is None and w.by == PEOPLE) for w in wins)
     if decision is not None and decision.candidate:
         yield _promotion(report, decision.candidate)
+        yield from _exports(report, decision.candidate)
     elif decision is not None and awaits_ratings:
         line = report.typed.command("rate", "export", "pairs.csv", "--pairs")
         yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
@@ -317,6 +318,14 @@ def _promotion(report: ExperimentReport, name: str) -> Command:
         return Command(report.typed.command("promote", name), purpose)
     line = report.typed.command("promote", name, "--force", "--reason", "REASON")
     return Command(line, f"{purpose}; no gate has judged it")
+
+
+def _exports(report: ExperimentReport, name: str) -> Iterator[Command]:
+    """Say how a fine-tune leaves for other programs; nothing of what is a base or behind an endpoint."""
+    methods = [plugins.find_method(f.method) for f in report.facts if f.name == name]
+    if all(method.tunes and not method.is_remote for method in methods):
+        line = report.typed.command("export", name, "--to", "merged")
+        yield Command(line, "writes one model for transformers and vLLM; --to gguf for llama.cpp and Ollama")
 
 
 def _ask_open_question(report: ExperimentReport) -> Command:
