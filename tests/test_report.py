@@ -424,7 +424,7 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     assert notes[1].startswith(" - gain: lora reaches 81.0 [75, 86] exact_match")
     assert len(notes) == 6
     assert re.fullmatch(r" - \d+ more notes: see the report, or --verbose", notes[-1])
-    assert all(cell_len(line) <= 100 for line in lines[:-3]), "but for the decision and the next commands"
+    assert all(cell_len(line) <= 100 for line in lines[:-4]), "but for the decision and the next commands"
     assert not any("remark 8" in line for line in lines)
     assert any("remark 8" in line for line in print_report(of))
 
