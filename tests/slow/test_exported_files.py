@@ -14,13 +14,13 @@ from harness.spec import ExportPolicy
 
 THEIRS = "  theirs: {method: adapter, path: ./theirs}\n"
 ANSWER = """
-import json, sys, llama_cpp
+import json, sys, jinja2, llama_cpp
 file, prompts = sys.argv[1], json.loads(sys.argv[2])
 model = llama_cpp.Llama(file, n_ctx=512, verbose=False)
-template = model.metadata["tokenizer.chat_template"]
-render = llama_cpp.llama_chat_format.Jinja2ChatFormatter(template, "<|im_end|>", "").environment
+template = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(
+    model.metadata["tokenizer.chat_template"])
 def answer(messages):
-    text = render.render(messages=messages, add_generation_prompt=True)
+    text = template.render(messages=messages, add_generation_prompt=True)
     ids = model.tokenize(text.encode(), add_bos=False, special=True)
     made = model.create_completion(ids, max_tokens=4, temperature=0.0)
     return [len(ids), made["choices"][0]["text"]]
