@@ -99,7 +99,7 @@ def test_the_verbs_are_these():
     verbs += [["nightly", name] for name in names(nightly_app)]
     verbs += [["rate", name] for name in names(rate_app)]
     assert [v[-1] for v in verbs] == (
-        "init doctor compare train worker eval ask report decide gate promote export dashboard rescue monitor ls reindex score schema sql "
+        "init doctor compare train worker eval ask report decide gate promote export serve dashboard rescue monitor ls reindex score schema sql "
         "list show diff rm add confirm check clean dedup split mix sample augment distill propose-prompts run status ack install "
         "export import".split()
     )

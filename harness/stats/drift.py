@@ -24,10 +24,13 @@ Weights = NDArray[np.float32]
 def split_weights(n_before: int, n_after: int, n_splits: int = N_SPLITS, seed: int = 0) -> Weights:
     """Return the weights (1 + splits, n) by which a row's sum is the mean after less the mean before.
 
-    The first split is the observed one: `n_before` rows, then `n_after`. The others are drawn at random.
+    The first split is the observed one: `n_before` rows, then `n_after`. The others are drawn at random. Not
+    for rows that share a cluster, which move together.
 
     Raises:
         ValueError: a sample is empty.
+
+    Source: Good 2005, Permutation, Parametric and Bootstrap Tests of Hypotheses, chapter 3.
     """
     if min(n_before, n_after) < 1:
         raise ValueError(f"expected rows of both samples, found {n_before} and {n_after}")
@@ -38,6 +41,8 @@ def split_weights(n_before: int, n_after: int, n_splits: int = N_SPLITS, seed: i
 
 def permutation_p(distances: ArrayLike) -> float:
     """Return the share of splits (1 + splits,) that lie at least as far apart as the first, itself included.
+
+    Not below 1 / (1 + splits).
 
     Raises:
         ValueError: a distance is NaN or infinite.
@@ -51,9 +56,14 @@ def permutation_p(distances: ArrayLike) -> float:
 def gaussian_kernel(vectors: ArrayLike) -> Weights:
     """Return exp(−d²/m) of the distances d of vectors (n, k), m the median of d² over pairs that differ.
 
+    Not for many thousand vectors: all pairs are held.
+
+    Raises:
+        ValueError: there is no vector, or a number is NaN or infinite.
+
     Source: the median heuristic of Gretton et al. 2012.
     """
-    x = np.asarray(vectors, np.float32)
+    x = finite(vectors, "vectors").astype(np.float32)
     squares = (x * x).sum(1)
     d2 = np.maximum(squares[:, None] + squares - 2 * x @ x.T, 0)  # (n, n)
     np.fill_diagonal(d2, 0)
@@ -65,14 +75,28 @@ def gaussian_kernel(vectors: ArrayLike) -> Weights:
 def kernel_distances(weights: Weights, kernel: Weights) -> Array:
     """Return MMD² of each split (splits,) by a kernel (n, n): its V-statistic w'Kw.
 
+    Not for the size of a difference, which depends on the kernel.
+
+    Raises:
+        ValueError: a number of the kernel is NaN or infinite.
+
     Source: Gretton et al. 2012, equation 5.
     """
+    finite(kernel, "kernel")
     found: Array = np.einsum("sn,sn->s", weights @ kernel, weights).astype(float)
     return found
 
 
 def rank_distances(weights: Weights, values: ArrayLike) -> Array:
-    """Return the Kolmogorov-Smirnov distance of each split (splits,) of values (n,)."""
+    """Return the Kolmogorov-Smirnov distance of each split (splits,) of values (n,).
+
+    Not for categories, which have no order.
+
+    Raises:
+        ValueError: there is no value, or one is NaN or infinite.
+
+    Source: Smirnov 1939.
+    """
     x = finite(values)
     order = np.argsort(x, kind="stable")
     last = np.flatnonzero(np.diff(x[order], append=np.inf) > 0)  # of tied values
@@ -83,8 +107,15 @@ def rank_distances(weights: Weights, values: ArrayLike) -> Array:
 def category_distances(weights: Weights, categories: Sequence[str]) -> Array:
     """Return the total variation distance of each split (splits,) of categories (n,), in [0, 1].
 
-    Of two categories it is the difference of their rates.
+    Of two categories it is the difference of their rates. Not for numbers, whose order it ignores.
+
+    Raises:
+        ValueError: there is no category.
+
+    Source: Levin & Peres 2017, Markov Chains and Mixing Times, proposition 4.2.
     """
+    if not len(categories):
+        raise ValueError("categories: found 0, at least 1 is needed")
     _, codes = np.unique(np.asarray(categories), return_inverse=True)
     one_hot = np.eye(codes.max() + 1)[codes]  # (n, categories)
     found: Array = np.abs(weights.astype(float) @ one_hot).sum(axis=1) / 2
@@ -97,10 +128,12 @@ def topic_power(
     """Simulate the power of the MMD test at each share of `SHARES` of later rows that turn to one topic.
 
     `kernel` (n, n) is of rows as they were before; both samples are drawn from them with replacement. A topic
-    is a random row and the twentieth of rows nearest to it.
+    is a random row and the twentieth of rows nearest to it. Not for requests of a topic that the rows lack.
 
     Raises:
         ValueError: a sample is empty.
+
+    Source: simulation of the test of Gretton et al. 2012 at its own level.
     """
     if min(n_before, n_after, len(kernel)) < 1:
         raise ValueError(f"expected rows of both samples, found {n_before} and {n_after}")
