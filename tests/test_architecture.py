@@ -73,7 +73,7 @@ OFFERED = {
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
         "artefact_prompts candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
-        "row_sets runner sampling session timing"
+        "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (

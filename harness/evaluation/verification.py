@@ -7,12 +7,11 @@ must be the one that was promoted.
 from collections.abc import Iterator
 
 from harness import store
-from harness.errors import CandidateFailed, Problem, refuse
+from harness.errors import CandidateFailed, Problem, gather, refuse
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.session import Session
-from harness.models.hub import ModelSource, source_files
-from harness.models.weight_files import file_checksum
-from harness.records import Run, checksum
+from harness.models.hub import ModelSource, refuse_changed_files
+from harness.records import Run
 from harness.training import Weights
 
 _AGAIN = "harness compare makes the weights again where their folder was deleted"
@@ -25,16 +24,10 @@ def verify_weights(session: Session, weights: Weights, run: Run) -> None:
         UserError: names each file that changed, is missing or was added, or the weights are not the run's.
     """
     source = weights.source or session.source
-    unlike_run = _find_unlike_run(weights, source, run)
-    refuse([*_find_changed(source), *unlike_run, *_find_unlike_promoted(session.store, run)])
-
-
-def _find_changed(source: ModelSource) -> Iterator[Problem]:
-    """Yield the files of a base whose content is not what its digest was made of."""
-    for file in source_files(source.path):
-        if checksum(file) != file_checksum(file):
-            step = f"copy or download {source.name} again"
-            yield Problem(str(file), "another content than when it was measured", "an unchanged file", step)
+    problems: list[Problem] = []
+    with gather(problems):
+        refuse_changed_files(source)
+    refuse([*problems, *_find_unlike_run(weights, source, run), *_find_unlike_promoted(session.store, run)])
 
 
 def _find_unlike_run(weights: Weights, source: ModelSource, run: Run) -> Iterator[Problem]:

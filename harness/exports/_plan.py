@@ -21,13 +21,13 @@ from harness.evaluation.candidates import (
     base_weights,
     merge_weights,
     read_weights,
-    refuse_damaged,
 )
 from harness.evaluation.session import Session
+from harness.evaluation.verification import verify_weights
 from harness.exports._passages import add_passages
 from harness.exports._record import RECORD, Export, ExportedFile, list_files, verify_export
 from harness.models import hub
-from harness.models.hub import ModelSource, refuse_changed_files
+from harness.models.hub import ModelSource
 from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
 from harness.progress import Advance
 from harness.records import Limits, Run, checksum
@@ -180,12 +180,8 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, found, _ONE, _OTHER))
     if (reason := unmergeable(weights.kind, weights.folder)) is not None:
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
-    refuse_damaged(weights)
-    refuse_changed_files(weights.source or session.source)
     as_served = merge_weights(weights) if recipe.serve_merged else weights
-    if run.weights_digest not in (weights.digest, as_served.digest):
-        found = f"weights {weights.digest}, where it answered with {run.weights_digest}"
-        raise UserError(Problem(where, found, "the weights that it was judged with", again))
+    verify_weights(session, weights if weights.digest == run.weights_digest else as_served, run)
     return candidate, weights
 
 

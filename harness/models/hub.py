@@ -204,11 +204,6 @@ def tokenizer_files(path: Path) -> list[Path]:
     return find_matching(path, _TOKENIZER_FILES)
 
 
-def source_files(path: Path) -> list[Path]:
-    """List the files of a model's folder that its digests are made of: weights, configuration, tokenizer."""
-    return [*weights_files(path), *find_matching(path, _CONFIG_FILES), *tokenizer_files(path)]
-
-
 def has_tokenizer(path: Path) -> bool:
     """Tell whether a tokenizer lies in a model's folder."""
     return bool(tokenizer_files(path))

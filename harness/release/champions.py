@@ -7,7 +7,7 @@ one holds the champions from reading who is the champion until the entry is writ
 from dataclasses import replace
 from pathlib import Path
 
-from harness import comparison, config, provenance, store
+from harness import comparison, config, exports, provenance, store
 from harness.comparison import Estimate
 from harness.errors import Problem, UserError
 from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
@@ -77,7 +77,7 @@ def promote(
         keep=stored.experiment.champions.keep,
         code={name: run.provenance.get(name) for name in ("harness", "git_sha", "git_dirty")},
         data={key: store.read_identity(at, rows).task_version for key, rows in champion.rows.items()},
-        exports=store.export_digests(at, run.run_id),
+        exports=_hash_exports(at, run.run_id),
     )
     return store.record_champion(at, entry), champion
 
@@ -149,7 +149,15 @@ def _repeat(stored: Study, history: History, entry: ChampionEntry, by: str) -> C
         when=provenance.timestamp(),
         who=by or provenance.git_user(stored.folder),
         keep=stored.experiment.champions.keep,
-        exports=store.export_digests(stored.store, entry.champion.run_id),
+        exports=_hash_exports(stored.store, entry.champion.run_id),
     )
     store.record_champion(stored.store, entry)
     return entry
+
+
+def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
+    """Map each export of a run, by its folder's name, to the SHA-256 that it says of each file."""
+    return {
+        folder.name: {name: file.sha256 for name, file in made.files.items()}
+        for folder, made in exports.exports_of(at, run_id).items()
+    }

@@ -39,7 +39,7 @@ content, so everything that was computed once is reused.
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
-from harness.store.champion_files import Champion, champion_file, export_digests, hash_weights
+from harness.store.champion_files import Champion, champion_file, hash_weights
 from harness.store.champion_history import (
     ChampionEntry,
     History,

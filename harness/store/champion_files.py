@@ -52,17 +52,6 @@ def champion_file(folder: Path, target: str) -> Path:
     return folder / "baselines" / "champions" / f"{target}.json"
 
 
-def export_digests(store: Store, run_id: str) -> dict[str, dict[str, str]]:
-    """Map each export of a run, below `runs/exports/<run_id>/`, to the SHA-256 that it says of each file."""
-    made = sorted(store.place("exports", run_id).glob("*/export.json"))
-    files = {path.parent.name: read_object(path).get("files") for path in made}
-    return {
-        name: {file: str(facts.get("sha256")) for file, facts in of.items() if isinstance(facts, dict)}
-        for name, of in files.items()
-        if isinstance(of, dict)
-    }
-
-
 def hash_weights(store: Store, fit_key: str) -> dict[str, str]:
     """Map each file of trained weights, below their folder, to the SHA-256 of its content as it is now.
 
