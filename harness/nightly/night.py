@@ -176,7 +176,7 @@ class _NightRun:
         try:
             rows = store.read_feedback(self.session.store, added_since=since)
             return production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
-        except HarnessError as error:  # must not end the night
+        except Exception as error:  # noqa: BLE001 (it must not end the night)
             return (f"production was not compared: {one_line(error)}",)
 
     def _evaluate_safely(self, label: str, target: Target | HarnessError) -> files.NightCandidate:

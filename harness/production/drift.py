@@ -106,13 +106,13 @@ class _Texts(NamedTuple):
 
 def embed_parts_of_words(texts: Sequence[str]) -> tuple[Array, str]:
     """Return vectors (n, k) of length 1 by the letters of the texts, and what they are called."""
-    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.utils.extmath import randomized_svd
 
     parts = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 4), sublinear_tf=True, max_features=20_000)
     found = parts.fit_transform([f"{text} ..." for text in texts])  # a text without words has one part
-    k = min(_FEATURES, found.shape[1] - 1, len(texts) - 1)
-    x = TruncatedSVD(k, random_state=0).fit_transform(found) if k > 0 else found.toarray()
+    left, values, _ = randomized_svd(found, min(_FEATURES, *found.shape), random_state=0)
+    x = left * values  # (n, k)
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return x / np.where(length > 0, length, 1), "parts of words (TF-IDF of 3 and 4 letters)"
 
@@ -194,7 +194,7 @@ def compare_samples(
     ]
     answered, of_model = _answered(rows) if answers else ([], [])
     tests = _adjust([*of_requests, *_test_answers(answers, answered, labels, seed)])
-    known, alpha = kernel[:n_before, :n_before], ALPHA / sum(test.can_move for test in tests)
+    known, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(known, n_before, n_after, alpha, seed)
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
@@ -341,8 +341,8 @@ def _conclude(tests: Sequence[DriftTest], power: Mapping[float, float], n: int, 
         return f"{said}, while requests did not: measure what is served anew: {measure}"
     share = next((share for share, seen in power.items() if seen >= _POWER), None)
     if share is None or share > 0.5:
-        few = f"{pluralize(n, 'request')} are too few to see even half of them turn to one topic"
-        return f"nothing is shown to have moved, and {few}; collect more before you rely on it"
+        few = f"among {pluralize(n, 'request')} even half that turn to one topic would be missed"
+        return f"nothing is shown to have moved, but {few}: collect more before you rely on it"
     seen = f"{percent(share)} % of requests that turn to one topic would be seen ({percent(_POWER)} % power)"
     return f"nothing is shown to have moved: {seen}; no need to measure the champion anew"
 
