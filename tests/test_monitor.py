@@ -10,7 +10,6 @@ import pytest
 import tiny_experiment
 from conftest import find_shared_data
 from fake_rows import rows as fake_rows
-from reports.studies.production_drift import Condition, alarms, draw
 from scipy.stats import ks_2samp
 
 from harness import stats, store
@@ -19,6 +18,7 @@ from harness.errors import UserError
 from harness.production import compare_samples, monitor
 from harness.records import Example, FeedbackRow
 from harness.store import Store
+from reports.studies.production_drift import Condition, alarms, draw
 
 WORDS = {
     "parcel": "parcel depot letter lamp courier delivery package post van driver door street".split(),
