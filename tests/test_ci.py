@@ -32,7 +32,8 @@ def write_executable(path, text):
 @pytest.fixture
 def project(tmp_path):
     """Return a function that lays out a project whose steps print so, and runs the script in it."""
-    write_executable(tmp_path / "bin/chromium", "#!/bin/sh\n")
+    for program in ("chromium", "g++"):
+        write_executable(tmp_path / "bin" / program, "#!/bin/sh\n")
     (tmp_path / ".ci").mkdir()
     shutil.copy(ROOT / ".ci" / "run", tmp_path / ".ci" / "run")
 
