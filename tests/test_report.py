@@ -118,10 +118,11 @@ def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
 
 def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal():
     of = report()
-    assert print_report(of, width=40)[-4:] == [
+    assert print_report(of, width=40)[-5:] == [
         of.decision.sentence,
         "next: harness promote lora makes lora the champion, which later gates compare with",
         "next: harness export lora --to merged writes one model for transformers and vLLM; --to gguf for llama.cpp and Ollama",
+        "next: harness serve lora serves it here by OpenAI's protocol, once it gives the stored answers",
         "next: harness compare 'seeds=[0,1,2]' trains lora with 3 seeds in all, which shows by how much its trainings differ",
     ]
 
@@ -142,15 +143,15 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     )
     assert not any("rescue" in line for line in commands(report([*alternatives(), useless])))
     seeds = "harness compare -c 'my project/harness.yaml' 'seeds=[0,1,2]'"
-    export = f"harness export lora --to merged {tail}"
-    assert commands(report(typed=typed)) == [f"harness promote lora {tail}", export, seeds]
+    into_use = [f"harness {words} {tail}" for words in ("export lora --to merged", "serve lora")]
+    assert commands(report(typed=typed)) == [f"harness promote lora {tail}", *into_use, seeds]
     assert commands(report(decision=None, typed=typed)) == [f"harness compare {tail}"]
     of_grid = report([*alternatives(), make_fine_tune("lora[r=8]", 0.81, 0.07)])
     assert commands(of_grid)[0] == "harness promote 'lora[r=8]'"
     workers = CommandLine("", ("execution.executor=ray", "seeds=[0]"))  # only a comparison goes there again
     seeds = "harness compare execution.executor=ray 'seeds=[0,1,2]'"
-    export = "harness export lora --to merged 'seeds=[0]'"
-    assert commands(report(typed=workers)) == ["harness promote lora 'seeds=[0]'", export, seeds]
+    into_use = [f"harness {words} 'seeds=[0]'" for words in ("export lora --to merged", "serve lora")]
+    assert commands(report(typed=workers)) == ["harness promote lora 'seeds=[0]'", *into_use, seeds]
     again = ["harness compare execution.executor=ray 'seeds=[0]'"]
     assert commands(report(decision=None, typed=workers)) == again
     of_two = CommandLine("a.yaml", (), ("lora", "knn"))
@@ -424,7 +425,7 @@ def test_the_terminal_shows_five_notes_and_all_where_it_is_asked():
     assert notes[1].startswith(" - gain: lora reaches 81.0 [75, 86] exact_match")
     assert len(notes) == 6
     assert re.fullmatch(r" - \d+ more notes: see the report, or --verbose", notes[-1])
-    assert all(cell_len(line) <= 100 for line in lines[:-4]), "but for the decision and the next commands"
+    assert all(cell_len(line) <= 100 for line in lines[:-5]), "but for the decision and the next commands"
     assert not any("remark 8" in line for line in lines)
     assert any("remark 8" in line for line in print_report(of))
 
