@@ -121,8 +121,8 @@ def test_the_decision_and_what_to_do_next_come_last_however_narrow_the_terminal(
     assert print_report(of, width=40)[-5:] == [
         of.decision.sentence,
         "next: harness promote lora makes lora the champion, which later gates compare with",
-        "next: harness export lora --to merged writes one model for transformers and vLLM; --to gguf for llama.cpp and Ollama",
-        "next: harness serve lora serves it here by OpenAI's protocol, once it gives the stored answers",
+        "next: harness export lora --to merged writes one model; --to gguf for llama.cpp and Ollama",
+        "next: harness serve lora serves it here by OpenAI's protocol",
         "next: harness compare 'seeds=[0,1,2]' trains lora with 3 seeds in all, which shows by how much its trainings differ",
     ]
 

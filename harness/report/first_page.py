@@ -325,10 +325,10 @@ def _exports(report: ExperimentReport, name: str) -> Iterator[Command]:
     methods = [plugins.find_method(f.method) for f in report.facts if f.name == name]
     if all(method.tunes and not method.is_remote for method in methods):
         line = report.typed.command("export", name, "--to", "merged")
-        yield Command(line, "writes one model for transformers and vLLM; --to gguf for llama.cpp and Ollama")
+        yield Command(line, "writes one model; --to gguf for llama.cpp and Ollama")
         if all(f.answer == "generate" for f in report.facts if f.name == name):
             line = report.typed.command("serve", name)
-            yield Command(line, "serves it here by OpenAI's protocol, once it gives the stored answers")
+            yield Command(line, "serves it here by OpenAI's protocol")
 
 
 def _ask_open_question(report: ExperimentReport) -> Command:
