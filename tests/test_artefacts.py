@@ -90,6 +90,29 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
+@pytest.mark.parametrize(
+    ("opened", "further"),
+    [
+        ("m-00001-of-00002.gguf", "m-00002-of-00002.gguf"),
+        ("m.onnx", "m.onnx_data_1"),
+        ("m.onnx", "m.onnx.data"),
+    ],
+)
+@pytest.mark.parametrize("named", [True, False])
+def test_each_file_of_an_artefact_in_parts_belongs_to_its_digest_and_size(tmp_path, opened, further, named):
+    (tmp_path / "record").mkdir()
+    folder, record = tmp_path / "served", tmp_path / "record" / artefacts.FILE
+    folder.mkdir()
+    path = folder / opened if named else folder
+    record.write_text(json.dumps({"path": str(path)}))
+    (folder / opened).write_bytes(b"first")
+    (folder / further).write_bytes(b"second")
+    before = artefacts.artefact_digest(record, "")
+    assert (artefacts.main_file(path).name, artefacts.count_bytes(path)) == (opened, 11)
+    (folder / further).write_bytes(b"changed")
+    assert artefacts.artefact_digest(record, "") != before
+
+
 @pytest.mark.e2e
 def test_an_onnx_file_gives_the_log_likelihoods_of_its_own_logits_and_names_its_engine(file_and_report, tiny):
     path, found = file_and_report

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
@@ -25,6 +26,7 @@ from harness import exports, store
 from harness.cli import app
 from harness.errors import HarnessError, UserError
 from harness.exports import ExportedFile
+from harness.models import serving_programs
 from harness.records import checksum
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
@@ -239,6 +241,25 @@ def test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone
     assert service["environment"] == {"LLAMA_API_KEY": "${SERVE_KEY:?}"}
     assert service["ports"] == ["0.0.0.0:8000:8000"]
     assert service["volumes"][0].endswith("/gguf-f32:/model:ro")
+
+
+def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
+    monkeypatch.setenv("SERVE_KEY", " ")
+    command = [
+        sys.executable,
+        "-P",
+        str(Path(serving_programs.__file__).with_name("llama_server.py")),
+        "m.gguf",
+        "--alias",
+        "m",
+    ]
+    done = subprocess.run([*command, "--api-key-env", "SERVE_KEY"], capture_output=True, text=True)
+    assert (done.returncode, "no key in the variable SERVE_KEY" in done.stderr) == (2, True)
+    own = {"VLLM_API_KEY": "$SERVE_KEY", "VLLM_NO_USAGE_STATS": "1"}
+    program = serving_programs.ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
+    assert program.as_shell() == (
+        'cd \'/a  b\' && VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
+    )
 
 
 def test_a_prompt_with_shots_is_sent_whole_and_named_as_not_served(made):

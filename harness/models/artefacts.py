@@ -7,6 +7,7 @@ base's tokenizer and template; that the artefact's own give the same is checked 
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -16,6 +17,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -43,6 +45,7 @@ ADDS_BOS = "tokenizer.ggml.add_bos_token"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _WORKER = Path(__file__).with_name("artefact_worker.py")
 _GGUF_PYTHON = ".venv-gguf/bin/python"
+_PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
@@ -68,7 +71,9 @@ def format_of(path: Path) -> Format | None:
 
 
 def _list_graphs(path: Path) -> list[Path]:
-    return find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
+    """List the GGUF and ONNX files of an artefact; of one in parts the first, which names the others."""
+    found = find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
+    return [file for file in found if (part := _PART.search(file.name)) is None or int(part[1]) == 1]
 
 
 def main_file(path: Path) -> Path:
@@ -79,7 +84,8 @@ def main_file(path: Path) -> Path:
 def _list_weights(path: Path) -> list[Path]:
     """List the file of a GGUF or ONNX artefact and what lies in further files of it."""
     graph = main_file(path)
-    return [graph, *find_matching(graph.parent, (f"{graph.name}.data", f"{graph.name}_data"))]
+    name, parts = escape(graph.name), _PART.sub("-?????-of-", escape(graph.name))
+    return sorted({graph, *find_matching(graph.parent, (parts, f"{name}[._]data*"))})
 
 
 def artefact_files(path: Path) -> list[Path]:
@@ -100,11 +106,15 @@ def find_tokenizer_folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
+def digest_files(path: Path) -> str:
+    """Digest the files of a GGUF or ONNX artefact, as they are now."""
+    return content_digest(artefact_files(path))
+
+
 def artefact_digest(record: Path, base_digest: str) -> str:
     """Digest the files that the record of an artefact names, as they are now."""
     del base_digest
-    named = Path(json.loads(record.read_text("utf-8"))["path"])
-    return content_digest(artefact_files(named))
+    return digest_files(read_path(record.parent))
 
 
 def read_path(folder: Path) -> Path:

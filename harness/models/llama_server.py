@@ -33,7 +33,9 @@ def main() -> None:
     params.kv_unified = True  # requests share the model's context; each may fill it
     params.endpoint_metrics, params.ui, params.offline, params.cors_origins = True, False, True, ""
     if given.api_key_env:
-        params.api_keys = [os.environ[given.api_key_env]]
+        if not (key := os.environ.get(given.api_key_env, "").strip()):
+            parser.error(f"no key in the variable {given.api_key_env}")
+        params.api_keys = [key]
     server = xllamacpp.Server(params)
     sys.stdout.write(f"listening on {server.listening_address}\n")
     sys.stdout.flush()

@@ -67,8 +67,13 @@ class ServingProgram(NamedTuple):
 
     def as_shell(self) -> str:
         """Write the command as a shell reads it."""
-        given = " ".join(f'{name}="{value}"' for name, value in self.environment.items())
-        return f"cd {shlex.quote(str(self.folder))} && {given} {shlex.join(self.command)}".replace("  ", " ")
+        # With an empty key a server would ask for none.
+        values = {
+            name: f"${{{value[1:]}:?}}" if value[:1] == "$" else value
+            for name, value in self.environment.items()
+        }
+        given = [f'{name}="{value}"' for name, value in values.items()]
+        return " ".join(["cd", shlex.quote(str(self.folder)), "&&", *given, shlex.join(self.command)])
 
     def as_compose(self) -> str:
         """Write the compose file, as JSON, which is YAML too."""
