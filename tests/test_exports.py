@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 
@@ -142,16 +143,29 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(made, tmp_path, wor
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_dry_run_writes_nothing_and_another_folder_is_not_touched(made, tmp_path):
+@pytest.mark.parametrize("now", ["max_new_tokens: 9", "max_new_tokens: 4\n    system: Be brief."])
+def test_limits_and_prompts_other_than_those_of_the_run_are_not_exported(made, tmp_path, now):
+    folder = shutil.copytree(made.parent, tmp_path / "copy")
+    suite = folder / "suites" / "letters.yaml"
+    suite.write_text(suite.read_text().replace("max_new_tokens: 4", now))
+    done = export(folder / "harness.yaml", "lora", "--to", "merged", "--out", tmp_path / "out")
+    assert "another task_version of letters/validation" in str(done.exception), done.output
+
+
+def test_a_dry_run_writes_nothing_and_another_folder_is_not_touched(made, tmp_path, monkeypatch):
     out = tmp_path / "out"
     done = export(made, "lora", "--to", "merged", "--dry-run", "--json", "--out", out)
     planned = json.loads(done.stdout)
     assert not out.exists()
     out.mkdir()
     (out / "mine.txt").write_text("mine")
-    assert isinstance(export(made, "lora", "--to", "merged", "--out", out).exception, UserError)
+    refused = export(made, "lora", "--to", "merged", "--out", out).exception
+    assert "a new or empty folder; next: name another folder with --out" in str(refused)
     assert [file.name for file in out.iterdir()] == ["mine.txt"]
-    _, record = export_to(made, tmp_path / "other", "lora", "--to", "merged")
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert export(made, "lora", "--to", "merged", "--out", ".").exit_code == 0
+    record = exports.verify_export(tmp_path / "empty")
     weights = record.files["model.safetensors"].bytes
     assert planned["n_bytes"] == pytest.approx(weights, rel=0.1)
 

@@ -22,6 +22,7 @@ from harness.evaluation.candidates import (
     merge_weights,
     read_weights,
 )
+from harness.evaluation.row_sets import target_sets
 from harness.evaluation.session import Session
 from harness.evaluation.verification import verify_weights
 from harness.exports._passages import add_passages
@@ -149,7 +150,7 @@ def plan_export(
         source,
         format,
         wanted,
-        out or default,
+        out.absolute() if out else default,
         policy,
         plugin.estimate_bytes(source, wanted),
         at_first + by_size * source.n_parameters / 1e9,
@@ -182,7 +183,22 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     as_served = merge_weights(weights) if recipe.serve_merged else weights
     verify_weights(session, weights if weights.digest == run.weights_digest else as_served, run)
+    _refuse_other_prompts(session, candidate, weights, run)
     return candidate, weights
+
+
+def _refuse_other_prompts(session: Session, candidate: ResolvedCandidate, weights: Weights, run: Run) -> None:
+    """Refuse to write template and limits of today's files beside weights that answered by others."""
+    validation = target_sets(session, candidate.recipe, weights, run.seed)[0]
+    # A run of another experiment (a limited one, named by its id) answered other items on purpose.
+    if run.experiment != session.experiment.name or validation.name not in run.rows:
+        return
+    then, now = store.read_identity(session.store, run.rows[validation.name]), validation.identity
+    names = ("task_version", "template_digest", "prompting_digest")
+    if changed := [name for name in names if getattr(then, name) != getattr(now, name)]:
+        found = f"another {', another '.join(changed)} of {validation.name} by today's files"
+        step = f"put them back; or harness compare --candidates {run.candidate}, then export its run"
+        raise UserError(Problem(f"run {run.run_id}", found, "prompts and limits that it answered by", step))
 
 
 def _describe_kind(candidate: ResolvedCandidate) -> str:
@@ -233,6 +249,9 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
 
 
 def _read_same(plan: ExportPlan) -> Export:
+    if not (plan.folder / RECORD).is_file():
+        found, step = "files, and no export.json among them", "name another folder with --out"
+        raise UserError(Problem(str(plan.folder), found, "a new or empty folder", step))
     export = verify_export(plan.folder)
     same = (export.format, export.quantization, export.run_id, export.weights_digest)
     if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
