@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -277,3 +278,9 @@ def test_an_artefact_is_served_from_its_own_export(made):
     assert "serve merged-fp32 --host 127.0.0.1" in done.stdout
     refused = invoke(made, "file", "--to", "gguf", "--print").exception
     assert "an artefact in the format merged" in str(refused)
+    at, run = store.Store(made.parent / "runs"), runs_of(made)["file"]
+    elsewhere = shutil.copytree(folder, made.parent / "elsewhere")
+    (elsewhere / "export.json").unlink()
+    for path, said in ((folder.with_name("gguf-f32"), "another content than"), (elsewhere, "no export.json")):
+        store.save_run(at, replace(run, run_id="other", recipe=run.recipe | {"path": str(path)}))
+        assert f"{path}: found {said}" in str(invoke(made, "other", "--print").exception)

@@ -21,7 +21,7 @@ from harness.evaluation.session import Session
 from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports import Export
 from harness.formatting import pluralize
-from harness.models import openai_api, vllm
+from harness.models import artefacts, openai_api, vllm
 from harness.models.server_process import ServerProcess, start_server
 from harness.models.serving_programs import (
     AT_ONCE,
@@ -90,9 +90,22 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
 
 
 def _read_artefact(run: Run) -> dict[Path, Export]:
-    """Read the export that a run of an artefact answered with."""
+    """Read the export that a run of an artefact answered with.
+
+    Raises:
+        UserError: it is no export, or another one than answered.
+    """
     path = Path(run.recipe["path"])
-    folder = path if path.is_dir() else path.parent
+    folder, found = artefacts.find_tokenizer_folder(path), ""
+    if not (folder / exports.RECORD).is_file():
+        found, step = "no export.json", "harness export of the run that it was made from, then serve that"
+    elif artefacts.format_of(path) == "gguf" and artefacts.digest_files(path) != run.weights_digest:
+        found, step = (
+            f"another content than {run.run_id} answered with",
+            f"harness compare --candidates {run.candidate}",
+        )
+    if found:
+        raise UserError(Problem(str(path), found, "the export that was measured", step))
     return {folder: exports.read_export(folder)}
 
 
