@@ -77,6 +77,10 @@ SECRETS = {
     "DE89370400440532013000": "IBANs",
     "+44 20 7946 0018": "phone numbers",
     "030 / 901820": "phone numbers",
+    "ann@пример.рф": "e-mail addresses",
+    "de89-3704-0044-0532-0130-00": "IBANs",
+    "4111\u00a01111\u20091111\u20111111": "credit card numbers",
+    "::ffff:89.160.20.112": "IP addresses",
 }
 NO_SECRETS = [
     "version 1.2.3 of 2024-11-03 at 12:30:45",
@@ -150,6 +154,11 @@ def test_each_kind_of_personal_data_is_masked_and_counted(secret):
     assert redact(masked, "DE") == (masked, {})
 
 
+@pytest.mark.parametrize("text", ["(415) 555-2671", "＋４９ １７１ ２３４５６７８"])
+def test_a_number_of_the_us_and_one_of_full_width_are_masked_without_a_region(text):
+    assert not {*"1234567890１２３４５６７８９０"} & {*redact(f"call {text}")[0][6:]}
+
+
 @pytest.mark.parametrize("text", NO_SECRETS)
 def test_what_only_looks_like_personal_data_stays(text):
     assert redact(text, "DE") == (text, {})
@@ -176,11 +185,12 @@ def test_a_log_is_added_once_and_equal_rows_in_it_all_count(tmp_path, desk):
 
 def test_what_is_left_out_and_not_read_is_named(tmp_path, desk):
     image = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:"}}]}
-    rows = [{"messages": [USER, SAID], "stars": 4}, {"messages": [image, SAID]}, {"request": "Where?"}]
+    rows = [{"messages": [USER, SAID], "stars": 4, "AKIAABCDEFGHIJKLMNOP": 1}]
+    rows += [{"messages": [image, SAID]}, {"request": "Where?"}]
     said = desk("feedback", "add", log(tmp_path, rows), check=0).stdout
     assert "1 row, a turn that is not text, such as an image, or has no known role (log.jsonl:2)" in said
     assert "1 row, no answer (log.jsonl:3)" in said
-    assert "columns that are not read: stars" in said
+    assert "columns that are not read: stars, …" in said
 
 
 REFUSED = [
@@ -188,6 +198,7 @@ REFUSED = [
     ({"time": "yesterday"}, "log.jsonl:2: found another value in 'time'"),
     ({"preference": 1}, "log.jsonl:2: found a number, and one answer in 'preference'"),
     ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found what is no name, or looks like personal data"),
+    ({"time": "0001-01-01T00:00:00+05:00"}, "log.jsonl:2: found another value in 'time'"),
     ({"thumb": "-1"}, "log.jsonl:1: found thumbs of 0, and of -1 at log.jsonl:2"),
 ]
 
@@ -199,6 +210,22 @@ def test_a_value_that_is_not_understood_refuses_the_log_and_stores_nothing(tmp_p
     assert words in done.stderr
     assert "ann.lee" not in done.stderr
     assert stored(tmp_path) == []
+
+
+def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line(tmp_path, desk):
+    line = f"Päckchen, {' ' * 20}030 901820, ann.lee@mail.example.org;late"
+    (tmp_path / "log.csv").write_text(f"request;answer\n{line}\n", "latin-1")
+    told = desk("feedback", "add", "log.csv", check=2).stderr
+    assert "as the first: iconv -f WINDOWS-1252 -t UTF-8 log.csv" in told
+    assert "ann.lee" not in told
+    assert "901820" not in told
+
+
+@pytest.mark.parametrize(("thumb", "is_up"), [("👍🏽", True), ("👎\ufe0f", False), (-1.0, False)])
+def test_a_thumb_is_read_in_each_skin_and_form(tmp_path, thumb, is_up):
+    row = {"request": "Where?", "answer": "late", "thumb": thumb, "model": "C:\\models\\desk (1).gguf"}
+    (found,) = read_log(str(log(tmp_path, [row])), LogNotes())
+    assert (found.thumb, found.model) == (is_up, row["model"])
 
 
 LEAVES = (

@@ -142,12 +142,15 @@ def _guess_encodings(file: Path, line: bytes, shown: str) -> str:
     """Say how a line reads in the encodings that the file is likeliest in, and the command for the first."""
     from charset_normalizer import from_bytes
 
+    from harness.data.check.personal_data import excerpt
+
     with open_bytes(file, shown) as raw:
         matches = list(from_bytes(raw.read(_GUESSED), cp_exclusion=[*_UNKNOWN_TO_ICONV]))
     # Those that read all alike are one match; of these the usual one is named.
     alike = [min(match.could_be_from_charset, key=lambda name: name != "cp1252") for match in matches]
     likely = sorted(alike, key=lambda name: name != "cp1252")[:_SHOWN_ENCODINGS] or ["cp1252"]
-    read = [f"{_name_encoding(name)} {line.decode(name, 'replace').strip()[:60]!r}" for name in likely]
+    lines = {name: excerpt(line.decode(name, "replace").strip(), 60) for name in likely}
+    read = [f"{_name_encoding(name)} {beginning!r}" for name, beginning in lines.items()]
     command = _recode_command(shown, _name_encoding(likely[0]))
     return f"this line reads in {', in '.join(read)}; as the first: {command}"
 
@@ -441,4 +444,6 @@ def _is_sentence(cell: str) -> bool:
 
 
 def _excerpt(cell: str) -> str:
-    return cell if len(cell) <= 60 else f"{cell[:59]}…"
+    from harness.data.check.personal_data import excerpt
+
+    return excerpt(cell, 60) if len(cell) <= 60 else f"{excerpt(cell, 59)}…"

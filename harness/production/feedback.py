@@ -53,7 +53,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
     """
     region = check_region(region)
     notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
-    models, n_rows, total = Counter[str](), 0, count_rows(path)
+    models, n_rows, total = Counter[str](), 0, count_rows(path, region)
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
         known = list_feedback_ids(store)
@@ -61,7 +61,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         def rows() -> Iterator[FeedbackRow]:
             nonlocal n_rows
             seen = Counter[str]()
-            for logged in read_log(path, notes):
+            for logged in read_log(path, notes, region):
                 n_rows += 1
                 if n_rows % _EVERY == 0:
                     advance(n_rows, total, f"{count(n_rows)} of {count(total)} rows")

@@ -9,7 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
@@ -33,7 +33,8 @@ _THUMBS = {
     **dict.fromkeys(("down", "thumbs_down", "👎", "-1", "0", "false", "negative"), False),
 }
 _NO_THUMB = ("", "none", "null", "neutral")
-_NAME = re.compile(r"[\w.:/@+ -]{1,200}")
+_LONGEST_NAME = 200  # characters of a model's name
+_LOOKS_OF_EMOJI = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")  # variation selectors and skin tones
 _COLUMN = re.compile(r"[A-Za-z][\w.-]{0,39}")
 _SECONDS, _MILLISECONDS = 1e8, 1e11  # least Unix times that are read as such
 
@@ -67,15 +68,15 @@ class _Unusable(Exception):
     """A request without what makes a row of feedback."""
 
 
-def read_log(path: str, notes: LogNotes) -> Iterator[LoggedRow]:
-    """Yield the answered requests of a log, and note what is not read.
+def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow]:
+    """Yield the answered requests of a log, and note what is not read; errors are masked as of a region.
 
     Raises:
         UserError: the file is malformed, or a value of a known column is not understood; all are listed.
     """
     problems: list[Problem] = []
     shown = readers.display_path(path)
-    for row in _stream_masked(path):
+    for row in _stream_masked(path, region):
         try:
             yield _read_row(row, notes)
         except _Unusable as reason:
@@ -89,17 +90,21 @@ def read_log(path: str, notes: LogNotes) -> Iterator[LoggedRow]:
         raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
 
 
-def count_rows(path: str) -> int:
+def count_rows(path: str, region: str = "") -> int:
     """Count the rows of a log; errors are those of `read_log`."""
-    return sum(1 for _ in _stream_masked(path))
+    return sum(1 for _ in _stream_masked(path, region))
 
 
-def _stream_masked(path: str) -> Iterator[Row]:
+def _stream_masked(path: str, region: str) -> Iterator[Row]:
     """Stream the rows of a file; its errors may quote cells, so they are masked."""
+
+    def mask(text: str) -> str:
+        return redact(text, region)[0]
+
     try:
         yield from readers.stream(path, "train")
     except UserError as error:
-        masked = [Problem(p.where, redact(p.found)[0], p.expected, p.next_step) for p in error.problems]
+        masked = [replace(p, found=mask(p.found), next_step=mask(p.next_step)) for p in error.problems]
         raise UserError(masked) from None
 
 
@@ -141,7 +146,9 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
         text(*_SENDERS),
         _check_name(text("assignment"), "assignment", row.where),
     )
-    notes.unread.update(name if _COLUMN.fullmatch(name) else "…" for name in fields.keys() - read)
+    notes.unread.update(
+        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read
+    )
     return logged
 
 
@@ -211,7 +218,8 @@ def _choose(answers: list[str], preferred: Any, preferences: list[str], where: s
 
 
 def _read_thumb(value: Any, where: str, notes: LogNotes) -> bool | None:
-    spelt = str(value if value is not None else "").strip().lower().removesuffix(".0")
+    spelt = _LOOKS_OF_EMOJI.sub("", str(value if value is not None else "")).strip().lower()
+    spelt = spelt.removesuffix(".0")
     if spelt in _NO_THUMB:
         return None
     if spelt not in _THUMBS:
@@ -224,22 +232,25 @@ def _read_time(value: Any, where: str) -> str:
     """Write a time as ISO 8601 in UTC; one without a zone is taken for UTC."""
     if value is None:
         return ""
-    moment = None
-    with suppress(ValueError, OverflowError, OSError):
-        moment = _parse_time(str(value).strip())
-    if moment is None:
+    try:
+        moment = _parse_time(str(value).strip()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
         expected = "ISO 8601, or seconds since 1970"
-        raise UserError(_misread(where, "time", "another value", expected))
-    moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+        raise UserError(_misread(where, "time", "another value", expected)) from None
     return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _parse_time(text: str) -> datetime | None:
-    with suppress(ValueError):
+def _parse_time(text: str) -> datetime:
+    """Read a time; the ValueError of one that is not understood is the caller's."""
+    try:
         seconds = float(text)
-        seconds = seconds / 1000 if seconds >= _MILLISECONDS else seconds
-        return datetime.fromtimestamp(seconds, UTC) if seconds >= _SECONDS else None
-    return datetime.fromisoformat(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    seconds = seconds / 1000 if seconds >= _MILLISECONDS else seconds
+    if seconds < _SECONDS:
+        raise ValueError
+    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _check_name(name: str, column: str, where: str) -> str:
@@ -252,7 +263,7 @@ def _check_name(name: str, column: str, where: str) -> str:
 
 @lru_cache(4096)
 def _is_name(name: str) -> bool:
-    return bool(_NAME.fullmatch(name)) and not redact(name)[1]
+    return len(name) <= _LONGEST_NAME and name.isprintable() and not redact(name)[1]
 
 
 def _misread(where: str, column: str, found: str, expected: str) -> Problem:

@@ -36,5 +36,5 @@ class FeedbackRow:
 
     @property
     def request(self) -> str:
-        """Content of the last message: what was asked."""
-        return self.conversation[-1]["content"]
+        """The last user message's text, as of a test item; what a tool returned was not asked."""
+        return next((m["content"] for m in reversed(self.conversation) if m["role"] == "user"), "")

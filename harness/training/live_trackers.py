@@ -17,7 +17,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
@@ -119,7 +119,8 @@ def _write_seen(run: LiveRun, seen: Mapping[str, Seen]) -> None:
         part.write_text(json.dumps(seen), "utf-8")
         part.replace(file)
     except OSError:  # the report then sends everything
-        file.unlink(missing_ok=True)
+        with suppress(OSError):
+            file.unlink(missing_ok=True)
 
 
 class _Feed(Thread):

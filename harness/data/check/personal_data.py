@@ -15,15 +15,21 @@ from harness.errors import Problem, UserError
 from harness.masking import find_tokens, mask_secrets
 
 KEYS = "keys and tokens"
-_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]+(?:\.[\w-]+)*\.[A-Za-z]{2,}")
+# Full-width signs, and the spaces and dashes that word processors write, as those of ASCII; lengths stay.
+_PLAIN = {
+    **dict.fromkeys([0xA0, *range(0x2000, 0x200B), 0x202F, 0x3000], " "),
+    **dict.fromkeys([*range(0x2010, 0x2016), 0x2212], "-"),
+    **{code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)},
+}
+_EMAIL = re.compile(r"(?<![\w.+'-])[\w.+'-]{1,64}@[\w-]+(?:\.[\w-]+)*\.(?:xn--[\w-]+|[^\W\d_]{2,})")
 _CARD = re.compile(r"\b[3-6](?:[ -]?\d){12,18}\b")
-_IBAN = re.compile(r"\b(?=([A-Z]{2}\d{2}(?: ?[A-Z0-9]){11,30}))")  # and what stands behind it
+_IBAN = re.compile(r"(?i)\b(?=([A-Z]{2}\d{2}(?:[ -]?[A-Z0-9]){11,30}))")  # and what stands behind it
 _SSN = re.compile(r"(?<![\w-])\d{3}([- ])\d{2}\1\d{4}(?![\w-])")
 _IP = re.compile(
     r"(?<![\w.:])(?:\d{1,3}(?:\.\d{1,3}){3}(?!\.?\w)"
     r"|(?=[A-Fa-f:]{0,35}\d)(?:[0-9A-Fa-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{0,4})(?![\w:]))"
 )
-_DIALLED = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|\b\d{3}[ .-]\d{3,4}[ .-]\d{4}\b")
+_DIALLED = re.compile(r"(?:\+|\b00|\(0)[\d ()/.-]{7,20}\d|(?:\(\d{3}\) ?|\b\d{3}[ .-])\d{3,4}[ .-]\d{4}\b")
 _SEVEN_DIGITS = re.compile(r"\d(?:[^\w\n]{0,4}\d){6,}")
 _BEFORE, _BEHIND = 8, 24  # characters around digits that tell a phone number: signs before, an extension
 _REGION = "US"  # of numbers without a country code
@@ -41,6 +47,8 @@ def find_personal_data(text: str, region: str = "") -> Iterator[tuple[str, str]]
 
 
 def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
+    """Yield the pieces as the plain form of the text has them."""
+    text = text.translate(_PLAIN)
     if "@" in text:
         yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
     if "::" in text or re.search(r"\d", text):
@@ -53,6 +61,7 @@ def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
 def _is_of_a_machine(address: str) -> bool:
     with suppress(ValueError):
         ip = ip_address(address)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
         return not (ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved)
     return False
 
@@ -124,11 +133,11 @@ def mask_value(value: str) -> str:
 
 def _hide(text: str, found: Iterable[tuple[str, str]]) -> str:
     """Mask every occurrence of the pieces, which may overlap."""
-    signs = list(text)
-    for value in {value for _, value in found}:
-        hidden, start = mask_value(value), text.find(value)
+    signs, plain = list(text), text.translate(_PLAIN)
+    for value in {value.translate(_PLAIN) for _, value in found}:
+        hidden, start = mask_value(value), plain.find(value)
         while start >= 0:
             for i, sign in enumerate(hidden[1:], start + 1):
                 signs[i] = "•" if sign == "•" else signs[i]
-            start = text.find(value, start + 1)
+            start = plain.find(value, start + 1)
     return "".join(signs)
