@@ -196,6 +196,9 @@ def compare_samples(
     tests = _adjust([*of_requests, *_test_answers(answers, answered, labels, seed)])
     known, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(known, n_before, n_after, alpha, seed)
+    if n_unknown := sum(not row.sender for row in rows):
+        alone = f"{pluralize(n_unknown, 'request')} without a sender: each counts, whoever wrote it"
+        of_model = [*of_model, alone]
     has_moved = any(test.has_moved for test in tests if test.of == "requests")
     return Drift(
         n_requests=len(rows),
@@ -242,15 +245,19 @@ def _draw(keys: Sequence[tuple[str, ...]], seed: int) -> list[int]:
 
 
 def _without_template(before: Sequence[str], after: Sequence[str]) -> _Texts:
-    """Join two samples, each without the lines in which all its texts begin and end."""
-    texts: list[str] = []
-    for sample in (before, after):
-        if len(sample) > 1:  # of one text all lines are shared
-            head = os.path.commonprefix([*sample]).rfind("\n") + 1  # noqa: RUF071 (of letters)
-            tail = os.path.commonprefix([text[:head:-1] for text in sample]).rfind("\n") + 1  # noqa: RUF071
-            sample = [text[head : len(text) - tail] for text in sample]
-        texts += sample
+    """Join two samples without the words in which all texts of a sample begin or end: its template."""
+    texts = [*before, *after]
+    for direction in (1, -1):
+        turned = [text[::direction] for text in texts]
+        shared = _find_shared(turned[: len(before)]), _find_shared(turned[len(before) :])
+        texts = [text.removeprefix(shared[0]).removeprefix(shared[1])[::direction] for text in turned]
     return _Texts(texts, len(before))
+
+
+def _find_shared(texts: Sequence[str]) -> str:
+    """Return the whole words that all texts begin with; of one text, none."""
+    shared = os.path.commonprefix([*texts]) if len(texts) > 1 else ""  # noqa: RUF071 (of letters)
+    return shared[: max(map(shared.rfind, " \n\t")) + 1]
 
 
 def _test_kernel(weights: stats.Weights, kernel: stats.Weights, of: _Texts) -> DriftTest:
