@@ -316,6 +316,21 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
 
 
 @pytest.mark.e2e
+def test_a_masked_request_is_known_as_the_test_item_that_holds_the_address(tmp_path, answered):
+    question, test = (
+        "Please write to ann.lee@example.org about my parcel.",
+        tmp_path / "suites/letters/test.jsonl",
+    )
+    item = json.loads(test.read_text().splitlines()[0]) | {"id": "mail", "prompt": question}
+    test.write_text(test.read_text() + json.dumps(item) + "\n")
+    answered(
+        "feedback", "add", log(tmp_path, corrections(1, request=question, sender="z"), "mail.jsonl"), check=0
+    )
+    done = answered("feedback", "rows", "--out", "rows.jsonl", check=0)
+    assert "2 dropped: asks what is evaluated" in done.stdout
+
+
+@pytest.mark.e2e
 def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answered):
     ids = {row.source: row.row_id for row in stored(tmp_path)}
     first, second = ids["log.jsonl:5"], ids["log.jsonl:6"]

@@ -18,6 +18,7 @@ from harness.errors import Problem, UserError, refuse
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.metrics import normalize
+from harness.production.feedback import mask_example
 from harness.records import Example, FeedbackRow, checksum
 from harness.spec import Fields
 from harness.store import feedback_files
@@ -81,7 +82,8 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[what]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
-    asked = find_contaminated_rows([_sourced(row) for row in rows], writers.list_evaluated(session))
+    evaluated = _mask_rows(session, writers.list_evaluated(session))
+    asked = find_contaminated_rows([_sourced(row) for row in rows], evaluated)
     leaks = {leak.training.example.id: leak.evaluated.where for leak in asked}
     n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # the newest first
@@ -112,6 +114,12 @@ def _make(
     return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
 
 
+def _mask_rows(session: Session, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
+    """Mask what rows ask, so that stored feedback that asks the same is found."""
+    region = session.experiment.feedback.region
+    return [row._replace(example=mask_example(row.example, region)) for row in rows]
+
+
 def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -> FeedbackEdit:
     """Make test items of the stored rows that a person marked in a file with columns id and marked_by.
 
@@ -137,9 +145,8 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
         else:
             chosen.append((row, text, redact(cells["marked_by"])[0]))
     refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
-    asked = find_contaminated_rows(
-        session.target.items.list_sourced("train"), [_sourced(row) for row, _, _ in chosen]
-    )
+    trained_rows = _mask_rows(session, session.target.items.list_sourced("train"))
+    asked = find_contaminated_rows(trained_rows, [_sourced(row) for row, _, _ in chosen])
     trained = {leak.evaluated.example.id: leak.training.where for leak in asked}
     outcomes = []
     for row, text, marked_by in chosen:

@@ -24,6 +24,7 @@ from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError
 from harness.evaluation import answer_status
 from harness.formatting import count, p_value, percent, plain, pluralize, points, quote
+from harness.production.feedback import mask_example
 from harness.records import Example, FeedbackRow, SampleResult
 from harness.report import ResultDocument, Section
 from harness.stats import Array
@@ -155,7 +156,8 @@ def find_drift(loaded: LoadedExperiment, rows: Sequence[FeedbackRow], notes: Seq
         HarnessError: the champion's rows are missing or damaged.
     """
     target = loaded.experiment.target
-    items = [one.example for one in data.load_task(target, loaded.experiment.seeds[0]).evaluated["test"]]
+    rows_of_test = data.load_task(target, loaded.experiment.seeds[0]).evaluated["test"]
+    items = [mask_example(row.example, loaded.experiment.feedback.region) for row in rows_of_test]
     champion = store.read_champion(loaded.folder, target.name)
     answers: list[SampleResult] = []
     if champion is not None:

@@ -7,7 +7,7 @@ added whole or not at all.
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from typing import NamedTuple
 
 from harness.data import readers
@@ -17,7 +17,7 @@ from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
 from harness.production.logs import COLUMNS, LoggedRow, LogNotes, count_rows, read_log
 from harness.progress import Advance
-from harness.records import FeedbackRow, canonical_json
+from harness.records import Example, FeedbackRow, canonical_json
 from harness.store import Store, claim, feedback_key, list_feedback_ids, save_feedback
 
 _EVERY = 500  # rows between two reports of progress
@@ -137,6 +137,12 @@ def _mask(row_id: str, logged: LoggedRow, region: str, key: bytes, masked: Count
         assignment=logged.assignment,
         source=logged.where,
     )
+
+
+def mask_example(example: Example, region: str) -> Example:
+    """Return an example with its messages masked, as a log of its request is stored."""
+    masked = ({**turn, "content": redact(turn["content"], region)[0]} for turn in example.messages)
+    return replace(example, messages=tuple(masked))
 
 
 def _digest(key: bytes, text: str) -> str:
