@@ -54,9 +54,9 @@ def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(
         pytest.skip("needs .venv-gguf: make gguf-tools")
     session = tiny_experiment.session(made)
     run = release.find_run(load_study(config.load(made)), "theirs")
-    plans = [exports.plan_export(session, run, "gguf", of, tmp_path / of) for of in ("q8_0", "q4_k_m")]
+    plans = [exports.plan_export(session, run, "gguf", of, tmp_path / of) for of in ("f32", "q4_k_m")]
     first, second = (exports.export_run(session, plan) for plan in plans)
-    assert {"Q8_0", "F32"} == set(first.export.types)
+    assert {"F32"} == set(first.export.types)  # as the run computed, so that no answer hangs on rounding
     assert {"Q4_K", "Q5_0", "F32"} < set(second.export.types)  # rows of 576 are not divisible by 256
     for plan, export in ((plans[0], first.export), (plans[1], second.export)):
         assert plan.n_bytes == pytest.approx(export.n_bytes, rel=0.1)
