@@ -164,8 +164,12 @@ def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
 
 @pytest.mark.e2e
 def test_a_night_says_what_moved_in_the_feedback_stored_since_the_last_one(path):
-    at, german = Store(path.parent / "runs"), "Wo ist denn heute mein Paket Nummer {} geblieben?"
-    asked = [json.dumps([{"content": german.format(i), "role": "user"}]) for i in range(60)]
+    at = Store(path.parent / "runs")
+    german = (
+        "Wo ist denn heute mein Paket Nummer {} geblieben?",
+        "Warum kam die Sendung {} noch nicht bei mir an?",
+    )
+    asked = [json.dumps([{"content": german[i % 2].format(i), "role": "user"}]) for i in range(60)]
     save_feedback(at, "log", [FeedbackRow(str(i), turns, "gimlet") for i, turns in enumerate(asked)])
     calendar = Calendar(path)
     first, second = (calendar.night(n, STILL) for n in (1, 2))
