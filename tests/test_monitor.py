@@ -156,7 +156,9 @@ def test_too_few_rows_say_what_would_not_have_been_seen_instead_of_that_nothing_
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("template", ["Sort this letter.\n\n{}\n\nThe heap:", "Letter: {} Which of two heaps?"])
+@pytest.mark.parametrize(
+    "template", ["Sort this letter.\n\n{}\n\nThe heap:", "Letter: {} Which of two heaps?"]
+)
 def test_a_template_that_all_requests_share_is_no_drift(template):
     texts = [template.format(text) for text in ask(100, seed=1)]
     found = compare_samples(items(ask(100)), [], feedback(texts))

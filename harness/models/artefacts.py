@@ -44,7 +44,7 @@ TEMPLATE = "tokenizer.chat_template"
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _WORKER = Path(__file__).with_name("artefact_worker.py")
-_GGUF_PYTHON = ".venv-gguf/bin/python"
+GGUF_ENVIRONMENT = ".venv-gguf"
 _PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
@@ -152,9 +152,20 @@ def _python(kind: Format | None, gguf_command: str) -> str:
         return sys.executable
     program = shutil.which(Path(gguf_command).expanduser()) if gguf_command else None
     beside = [Path(program).parent / "python"] if program else []
-    roots = (Path(sys.prefix).parent, Path(__file__).parents[2])
-    known = (*beside, *(root / _GGUF_PYTHON for root in roots))
+    known = (*beside, *(folder / "python" for folder in gguf_folders()))
     return str(next((path for path in known if path.exists()), sys.executable))
+
+
+def gguf_folders() -> tuple[Path, Path]:
+    """Return where `make gguf-tools` puts programs: next to this environment, and in a checkout."""
+    roots = Path(sys.prefix).parent, Path(__file__).parents[2]
+    first, second = (root / GGUF_ENVIRONMENT / "bin" for root in roots)
+    return first, second
+
+
+def environment_of_others() -> dict[str, str]:
+    """Return this process's variables but for those that would lead another Python to our packages."""
+    return {name: value for name, value in os.environ.items() if name not in _PYTHON_OF_OTHERS}
 
 
 @cache
@@ -191,7 +202,7 @@ def _environment(python: str) -> dict[str, str]:
     """Return the environment of a worker, without what would lead another Python to our packages."""
     if python == sys.executable:
         return dict(os.environ)
-    return {name: value for name, value in os.environ.items() if name not in _PYTHON_OF_OTHERS}
+    return environment_of_others()
 
 
 class Worker:
