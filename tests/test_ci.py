@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 MAKEFILE = """\
 .venv/.installed: ; @echo made
 test: ; @echo '7 passed in 1.20s'
-e2e: ; @echo '4 passed in 3.00s'
+e2e: ; @echo 'e2e tests $(ARGS)'; echo '4 passed in 3.00s'
 docs: ; @echo built
 gguf-tools: ; @echo compiled
 slow: ; @echo 'slow tests $(ARGS)'; cat slow.txt
@@ -40,6 +40,7 @@ def project(tmp_path):
     def run(*words, slow="3 passed in 5.00s", compare="echo ship", minutes="", gflops=890):
         write_executable(tmp_path / ".venv/bin/python", PYTHON.format(gflops=gflops))
         write_executable(tmp_path / "tests/slow/test_a.py", "pytestmark = pytest.mark.slow")
+        write_executable(tmp_path / "tests/test_b.py", "@pytest.mark.e2e")
         (tmp_path / "Makefile").write_text(MAKEFILE.format(compare=compare))
         (tmp_path / "slow.txt").write_text(slow + "\n")
         environment = {"PATH": f"{tmp_path}/bin:/usr/bin:/bin", "CI_MINUTES": minutes}
@@ -110,13 +111,14 @@ def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project
     assert len(lines[-3]) == 200
 
 
-def test_a_slow_machine_runs_a_part_of_the_slow_tier_and_a_smoke_run_and_says_so(project):
+def test_a_slow_machine_runs_a_part_of_the_longer_tiers_and_a_smoke_run_and_says_so(project):
     done = project(slow="3 passed, 80 not run in 5.00s", gflops=68)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "slow tests --minutes=10 tests/slow/test_a.py" in done.stdout
+    assert "slow tests --no-loadscope-reorder --minutes=8 tests/slow/test_a.py" in done.stdout
+    assert "e2e tests --no-loadscope-reorder --minutes=27 tests/test_b.py" in done.stdout
     assert "compare --quick" in done.stdout
     assert "== tests-quickstart" not in done.stdout
-    assert "a slow machine: 80 slow tests not run" in done.stdout
+    assert "a slow machine: 80 e2e and slow tests not run" in done.stdout
     assert done.stdout.splitlines()[-1] == "14 passed, 0 failed, 0 skipped"
 
 
