@@ -27,8 +27,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data import check
-from harness.data.check import ALPHA, Tokenizer
-from harness.data.check._table import read_table
+from harness.data.check import ALPHA, Tokenizer, read_table
 from harness.data.check.labels import mix_p
 from harness.data.check.personal_data import find_personal_data
 from harness.data.edit.clean import clean_text

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.data import check
-from harness.data.check._table import read_table
+from harness.data.check import read_table
 from harness.experiment.check_rows import RowCheck, detectable, examine_rows
 
 

@@ -14,8 +14,7 @@ from conftest import find_shared_data
 from ruamel.yaml import YAML
 
 from harness import config
-from harness.metrics import load_metrics
-from harness.metrics._refusals import is_refusal
+from harness.metrics import is_refusal, load_metrics
 from harness.records import Example, Output
 from harness.regularizers import general_prompts
 from harness.spec import Suite, Task, TaskData

@@ -15,6 +15,14 @@ import pytest
 
 from harness.data import load_task
 from harness.data import near_duplicates as found
+from harness.data.contamination import (
+    EMBEDDINGS,
+    WORDS_IN_COMMON,
+    Overlap,
+    open_encoder,
+    overlap_notes,
+    overlaps,
+)
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import (
     DuplicateGroup,
@@ -24,7 +32,6 @@ from harness.data.near_duplicates import (
     nearest,
     similarity,
 )
-from harness.data.overlap import EMBEDDINGS, WORDS_IN_COMMON, Overlap, open_encoder, overlap_notes, overlaps
 from harness.evaluation.candidate_rows import refuse_or_note
 from harness.records import Example
 from harness.regularizers import general_prompts

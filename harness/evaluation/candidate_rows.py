@@ -19,8 +19,8 @@ from math import ceil
 from harness import plugins
 from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
 from harness.data.columns import option_text
+from harness.data.contamination import Encode, ReadBy, overlap_notes
 from harness.data.edit import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
-from harness.data.overlap import Encode, ReadBy, overlap_notes
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
 from harness.data.training_rows import load_training_rows

@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 
 from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
+from harness.data.contamination import overlaps
 from harness.data.edit import Change, EditedRow, draw
 from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
 from harness.data.examples import read_example
-from harness.data.overlap import overlaps
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of

@@ -24,8 +24,8 @@ from harness.data.check import (
     read_table,
 )
 from harness.data.columns import columns_of, option_text
+from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
-from harness.data.overlap import open_encoder
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub

@@ -3,8 +3,7 @@
 Invariant: an empty answer is no refusal.
 """
 
-from harness.metrics import Metric, mean_metric
-from harness.metrics._refusals import is_refusal
+from harness.metrics import Metric, is_refusal, mean_metric
 from harness.spec import Task
 
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from harness import config, data, stats, store
 from harness.config import LoadedExperiment
-from harness.data.overlap import open_encoder
+from harness.data.contamination import open_encoder
 from harness.errors import Problem, UserError
 from harness.evaluation import answer_status
 from harness.formatting import count, p_value, percent, plain, pluralize, points, quote

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from harness.data.overlap import load_encoder
+from harness.data.contamination import load_encoder
 from harness.errors import Problem, UserError
 from harness.prompting import IndexSize, Mark, PromptingContext, Step, fold_widths, with_context
 from harness.provenance import source_digest as source_digest

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.data.check import MODULES, Finding
-from harness.data.overlap import EMBEDDINGS, Encode, open_encoder, overlaps
+from harness.data.contamination import EMBEDDINGS, Encode, open_encoder, overlaps
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import fold_text
 from reports.studies.data_check_page import page

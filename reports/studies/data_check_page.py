@@ -7,7 +7,7 @@ from statsmodels.stats.proportion import proportion_confint
 
 from harness import formatting
 from harness.data.near_duplicates import THRESHOLD
-from harness.data.overlap import EIGHT_GRAMS, EMBEDDINGS, WORDS_IN_COMMON
+from harness.data.contamination import EIGHT_GRAMS, EMBEDDINGS, WORDS_IN_COMMON
 
 KINDS = {
     "paraphrase": "paraphrases by hand",

@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.data.overlap import open_encoder
+from harness.data.contamination import open_encoder
 from harness.formatting import interval, percent
 from harness.production.drift import ALPHA, Drift, compare_samples, embed_parts_of_words
 from harness.records import Example, FeedbackRow, SampleResult

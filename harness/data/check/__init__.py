@@ -4,18 +4,332 @@ Invariant: nothing is changed and nothing is trained that is kept; the same file
 the same findings. A check NAME is a function `check_NAME(table, given)` that yields findings, and its
 docstring states how often clean rows raise an alarm. What an alarm tests against chance is tested at `ALPHA`
 for the whole file of rows, by Bonferroni over all that the check looks at.
+
+Files are read once, in bounded memory, each row as a question and an answer: of every row its place, the
+digests of its question and answer and what its columns lack are kept, some 40 bytes; its texts are kept as
+long as all of them take about `HELD` bytes, and from there on those of a uniform draw. The same files give
+the same draw.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import hashlib
+import random
+from array import array
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from harness.data.check._table import ReadingOptions, RowTable, TableEntry, read_table
+import numpy as np
+from numpy.typing import NDArray
+
+from harness.data import cells, columns, examples, formats, readers
+from harness.data.cells import ColumnCells
+from harness.data.columns import (
+    PAIRS,
+    QuestionAndAnswers,
+    Roles,
+    find_reading_roles,
+    read_question_and_answers,
+)
+from harness.data.contamination import Encode
+from harness.data.edit.changes import list_written_answers
+from harness.data.edit.dedup import fold_row
+from harness.data.examples import FIELD
+from harness.data.formats import Layout
+from harness.data.guessed_columns import LONGEST_LABEL, label_set
+from harness.data.text_files import Row, cap_problems
+from harness.data.unused import Unused, UnusedCounter
+from harness.errors import Problem, UserError, did_you_mean, gather, refuse
+from harness.records import Example
+from harness.spec import Fields, Task
 
 if TYPE_CHECKING:
-    from harness.data.overlap import Encode
     from harness.progress import Advance
+
+HELD = 1_000_000_000  # bytes of texts in memory
+_FIRST = 2_000  # rows that say whether the answers are lists of objects
+_A_ROW = 1_500  # bytes of a row beside its characters
+_NO_SOURCE = "(empty)"
+
+
+class ReadingOptions(NamedTuple):
+    """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
+
+    `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
+    `date_format` is the form of dates that are not written in a usual one;
+    `usual_source` is a column of that name, by which rows are told apart where no source was named.
+    """
+
+    task: Task
+    layout: Layout | None = None
+    source: str | None = None
+    date: str | None = None
+    prompt: str | None = None
+    reference: str | None = None
+    usual_source: str | None = None
+    date_format: str | None = None
+
+    @property
+    def options(self) -> list[str]:
+        """The options by which another command reads the rows as these were read."""
+        return columns.column_options(self.prompt, self.reference)
+
+    @property
+    def columns(self) -> list[str]:
+        """The same options, also where the columns were guessed: beside another column the guess may fail."""
+        fields, default = self.task.fields, Fields()
+        prompt = columns.option_text(fields.prompt, default.prompt)
+        reference = columns.option_text(fields.reference, default.reference)
+        return self.options or columns.column_options(prompt, reference)
+
+
+class TableEntry(NamedTuple):
+    """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
+
+    `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
+    `spaced` are the answers with white space at an end, as the file has them.
+    """
+
+    where: str
+    example: Example
+    question: str
+    answer: str
+    qa: QuestionAndAnswers
+    source: str
+    date: datetime | None
+    draw: float
+    spaced: tuple[str, ...] = ()
+
+
+class Unusable(NamedTuple):
+    """A row that no comparison could read, and why; `layout` is its own where most rows have another."""
+
+    where: str
+    why: str
+    layout: str = ""
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Rows of one or several files.
+
+    `entries` are the usable rows whose texts are held, `digests` (n, 2) of question (with its setting) and
+    answer of all usable rows; `place(i)` names the i-th of these. `labels_in_rows` says whether `data clean`
+    can write answers that are labels in another spelling: a label within a transcript it cannot.
+    """
+
+    files: tuple[str, ...]
+    n: int
+    per_file: Mapping[str, int]
+    entries: Sequence[TableEntry]
+    unusable: Sequence[Unusable]
+    columns: Mapping[str, ColumnCells]
+    digests: NDArray[np.uint64]
+    places: "_Places"
+    reading: ReadingOptions
+    labels_in_rows: bool
+    unused: Unused
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether the texts of some rows are not held."""
+        return len(self.entries) < len(self.digests)
+
+    @property
+    def answer_column(self) -> str | None:
+        """The one column that holds the answers, or the turns that end with them; None where several do."""
+        return columns.answer_column(self.reading.task, self.reading.layout, self.columns)
+
+    @cached_property
+    def labels(self) -> tuple[str, ...]:
+        """The labels, where the answers are a closed set of few and short ones; else nothing."""
+        questions = [entry.question for entry in self.entries]
+        answers = (entry.answer for entry in self.entries)
+        return label_set(answers, self.answer_column or "", questions) if any(questions) else ()
+
+    def files_emptied_by(self, dropped: Iterable[str]) -> list[str]:
+        """List the files of which no usable row is left without the rows at these places."""
+        n_dropped = Counter(map(readers.file_of, dropped))
+        n_unusable = Counter(readers.file_of(row.where) for row in self.unusable)
+        return [file for file, n in self.per_file.items() if 0 < n_dropped[file] == n - n_unusable[file]]
+
+    def draw(self, most: int) -> list[TableEntry]:
+        """Draw at most so many entries, every class (or source) by its share, in the order of the files."""
+        if len(self.entries) <= most:
+            return list(self.entries)
+        of: dict[str, list[int]] = {}
+        for i, entry in enumerate(self.entries):
+            of.setdefault(entry.answer if self.labels else entry.source, []).append(i)
+        rng, chosen = random.Random("check"), []
+        for _, members in sorted(of.items()):
+            rng.shuffle(members)
+            chosen += members[: max(1, int(len(members) * most / len(self.entries)))]
+        return [self.entries[i] for i in sorted(chosen)[:most]]
+
+
+class _Places:
+    """Places of rows in few bytes: the line of each, and how the place begins and where that changes."""
+
+    def __init__(self) -> None:
+        self._lines, self._heads = array("Q"), list[tuple[int, str]]()
+
+    def append(self, where: str) -> None:
+        head = where.rstrip("0123456789")
+        if not self._heads or self._heads[-1][1] != head:
+            self._heads.append((len(self._lines), head))
+        self._lines.append(int(where[len(head) :] or 0))
+
+    def __call__(self, index: int) -> str:
+        """Name the place of a row by its index."""
+        head = next(head for first, head in reversed(self._heads) if first <= index)
+        return f"{head}{self._lines[index]}"
+
+
+def read_table(
+    paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
+) -> RowTable:
+    """Read files, in one pass."""
+    maker = _Maker(reading, held)
+    problems: list[Problem] = []
+    for path in paths:
+        with gather(problems):
+            maker.add_file(path, split)
+    problems += maker.problems()
+    refuse(problems)
+    return maker.table()
+
+
+class _Maker:
+    """A table in the making."""
+
+    def __init__(self, reading: ReadingOptions, held: int) -> None:
+        self.reading, self.held = reading, held
+        self.entries: list[TableEntry] = []
+        self.unusable: list[Unusable] = []
+        self.columns: dict[str, ColumnCells] = {}
+        self.per_file: Counter[str] = Counter()
+        self.digests, self.places = array("Q"), _Places()
+        self.no_dates: list[Problem] = []
+        self.in_rows = True
+        self.roles: dict[tuple[str, ...], Roles] = {}
+        self.unused = UnusedCounter(reading.task, reading.layout)
+        self.rng, self.share, self.size = random.Random("table"), 1.0, 0
+
+    def add_file(self, path: str, split: str) -> None:
+        shown, n = readers.display_path(path), 0
+        answer = FIELD.fullmatch(self.reading.task.fields.reference)
+        rows = map(self._count, readers.stream(path, split))
+        for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
+            n += 1
+            self._add(row, shown)
+        self.per_file[shown] = n
+        if not n:
+            step = "add rows, or leave the file out"
+            raise UserError(readers.phrase_no_rows(path, "at least one row", step))
+
+    def _count(self, row: Row) -> Row:
+        cells.count_cells(self.columns, row)
+        return row
+
+    def _add(self, row: Row, shown: str) -> None:
+        try:
+            example = examples.read_example(self.reading.task, self.reading.layout, row)
+        except UserError as error:
+            self.unused.add(row, None)
+            other = formats.find_other_layout(row, self.reading.layout)
+            self.unusable.append(Unusable(row.where, error.problems[0].found, other))
+            return
+        self.unused.add(row, example)
+        question, answer = _texts(example)
+        roles = self._roles(row)
+        said = _read_qa(row, roles, question)
+        folded = fold_row(said)
+        compared = (*folded.setting, folded.question), folded.answers
+        for texts in compared:
+            digest = hashlib.blake2b("\n".join(texts).encode(), digest_size=8).digest()
+            self.digests.append(int.from_bytes(digest, "big"))
+        self.places.append(row.where)
+        draw = self.rng.random()
+        if draw >= self.share:
+            return
+        column = self.reading.source or self.reading.usual_source
+        source = row.fields.get(column) if column else shown
+        source = _NO_SOURCE if source in (None, "") else source
+        when = self._date(row)
+        written = list_written_answers(row.fields, roles)
+        # An answer stands in its row by itself, or is made of columns that stand there so.
+        stands = any(of.text.strip() == answer.strip() for of in written)
+        is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
+        self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
+        spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
+        self.entries.append(
+            TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
+        )
+        self.size += _size(self.entries[-1])
+        while self.size > self.held:
+            self.share /= 2
+            self.entries = [entry for entry in self.entries if entry.draw < self.share]
+            self.size = sum(map(_size, self.entries))
+
+    def _roles(self, row: Row) -> Roles:
+        names = tuple(row.fields)
+        if names not in self.roles:
+            self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
+        return self.roles[names]
+
+    def _date(self, row: Row) -> datetime | None:
+        value = row.fields.get(self.reading.date) if self.reading.date else None
+        if value in (None, ""):
+            return None
+        try:
+            return cells.read_date(value, self.reading.date_format)
+        except (ValueError, OSError, OverflowError):
+            found = f"{str(value)[:40]!r} in {self.reading.date!r}"
+            expected = f"a date: {self.reading.date_format or cells.FORMS}"
+            step = "name its form, such as --date-format %d.%m.%Y, or leave --date out"
+            self.no_dates.append(Problem(row.where, found, expected, step))
+            return None
+
+    def problems(self) -> list[Problem]:
+        """List what forbids to go on, beside files that cannot be read."""
+        problems = []
+        for name, column in (("source", self.reading.source), ("date", self.reading.date)):
+            if column and self.columns and column not in self.columns:
+                found, step = f"the column {column!r}", did_you_mean(column, self.columns)
+                problems.append(Problem(f"--{name}", found, "a column of the rows", step))
+        no_dates = cap_problems(self.no_dates, ", ".join(self.per_file), "dates that cannot be read")
+        return [*problems, *cells.find_mixed_columns(self.columns), *no_dates]
+
+    def table(self) -> RowTable:
+        n = sum(self.per_file.values())
+        if not self.entries:
+            step = "name the columns: --prompt COLUMN --reference COLUMN"
+            shown = [Problem(row.where, row.why, "a question and an answer", step) for row in self.unusable]
+            raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
+        digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
+        found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
+        return RowTable(*found, self.places, self.reading, self.in_rows, self.unused.find())
+
+
+def _read_qa(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
+    """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
+    found = read_question_and_answers(row, roles)
+    return found._replace(question=question) if found.question == question else found
+
+
+def _size(entry: TableEntry) -> int:
+    texts = entry.question, entry.answer, entry.qa.question, *entry.qa.answers, *entry.spaced
+    return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
+
+
+def _texts(example: Example) -> tuple[str, str]:
+    """Return what an example asks, without the system's turn, and its first answer; a text asks itself."""
+    turns = [m["content"] for m in example.messages if m["role"] != "system"]
+    answer = example.references[0] if example.references else ""
+    return ("\n".join(turns), answer) if turns else (answer, "")
 
 
 Severity = Literal["error", "warning", "note"]
@@ -86,15 +400,15 @@ class CheckContext:
     `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
     """
 
-    test: "RowTable | None" = None
+    test: RowTable | None = None
     tokenizer: Tokenizer | None = None
     detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
-    encode: "Encode | None" = None
+    encode: Encode | None = None
 
 
 def check_rows(
-    table: "RowTable",
+    table: RowTable,
     given: CheckContext,
     only: Iterable[str] | None = None,
     advance: "Advance | None" = None,

@@ -9,8 +9,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from harness.data.check import ALPHA, CheckContext, Finding, Severity, Tokenizer
-from harness.data.check._table import HELD, RowTable, TableEntry
+from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry, Tokenizer
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.row_files import find_grouping_column
 from harness.data.formats import THUMB_DOWN

@@ -12,8 +12,7 @@ from collections.abc import Iterator, Sequence
 from math import exp, log
 from typing import NamedTuple
 
-from harness.data.check import ALPHA, DECIDE, CheckContext, Finding
-from harness.data.check._table import RowTable, TableEntry
+from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.changes import unify_spellings
 

@@ -10,14 +10,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding
-from harness.data.check._table import RowTable, TableEntry
+from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.contamination import ContaminatedRow, find_contaminated_rows
+from harness.data.contamination import (
+    EMBEDDINGS,
+    ContaminatedRow,
+    Encode,
+    Overlap,
+    find_contaminated_rows,
+    overlaps,
+    repeats_by_sense,
+)
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD
-from harness.data.overlap import EMBEDDINGS, Encode, Overlap, overlaps, repeats_by_sense
 from harness.data.readers import file_of
 from harness.errors import as_argument
 from harness.formatting import pluralize

@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.data.columns import QuestionAndAnswers, Roles, read_question_and_answers
+from harness.data.contamination import overlaps
 from harness.data.edit.changes import Change, EditedRow, Kind, drop
 from harness.data.near_duplicates import THRESHOLD, DuplicateGroup, are_alike, near_duplicates
-from harness.data.overlap import overlaps
 from harness.data.splits import origins
 from harness.data.text_files import Row
 from harness.records import fold_text

@@ -9,7 +9,7 @@ from functools import partial
 
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
-from harness.data.overlap import open_encoder
+from harness.data.contamination import open_encoder
 from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
