@@ -30,8 +30,8 @@ from harness.data import check
 from harness.data.check import ALPHA, Tokenizer, read_table
 from harness.data.check.labels import mix_p
 from harness.data.check.personal_data import find_personal_data
+from harness.data.edit.changes import RowDecision, keep_decision
 from harness.data.edit.clean import clean_text
-from harness.data.edit.decisions import RowDecision, keep_decision
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import checksum

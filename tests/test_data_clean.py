@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 from harness.cli import app
 from harness.data import readers
 from harness.data.columns import find_roles
+from harness.data.edit.changes import RowDecision, keep_decision, read_decisions
 from harness.data.edit.clean import clean, clean_text
-from harness.data.edit.decisions import RowDecision, keep_decision, read_decisions
 from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.records import checksum

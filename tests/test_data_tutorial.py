@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import harness.experiment as experiment
 from harness.cli import app, main
-from harness.data.edit.decisions import RowDecision, keep_decision
+from harness.data.edit.changes import RowDecision, keep_decision
 from harness.records import checksum
 from reports.studies import data_check_page, mended_rows
 from reports.studies.data_check import READ

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+from typing import Any, Literal, NamedTuple
 
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
@@ -21,7 +21,7 @@ from harness.data.contamination import find_contaminated_rows, suite_contaminati
 from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import assign_folds
 from harness.data.unused import note_unused
-from harness.errors import Problem, UserError, refuse
+from harness.errors import Problem, UserError, gather, refuse
 from harness.formatting import pluralize
 from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults
@@ -36,9 +36,6 @@ SCORING = ("metrics", "primary", "truncated_scores", "chance", "margin", "bounds
 
 # Metrics of steps on a scale: a fold without one of the steps shows how far answers are off all the same.
 OF_RATINGS = ("mean_absolute_error", "within_one", "weighted_kappa")
-
-_Given = ParamSpec("_Given")
-_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +115,20 @@ def load_task(task: Task, seed: int) -> TaskItems:
         UserError: with the problems of all files and the contamination between them at once.
     """
     problems: list[Problem] = []
-    read = _read(task, problems)
-    files = _drop_contamination(task, read, problems)
+    files = _read(task, problems)
+    # Training rows and pairs that are evaluated are left out, or refused.
+    kept = {"train": files.train, "pairs": files.pairs}
+    tested, choice = [*files.validation, *files.test], task.kind == "choice"
+    for part, rows in kept.items():
+        shown = readers.display_path(task.data.source(part) or "")
+        given = task, rows, tested, shown, files.notes, choice and part == "train"
+        with gather(problems):
+            kept[part] = contamination.drop_contaminated(*given)
+    if files.train and not kept["train"]:
+        shown = readers.display_path(task.data.source("train") or "")
+        problems.append(contamination.phrase_only_evaluated(shown, "rows"))
     refuse(problems)
-    files = _split_up(task, files, seed)
+    files = _split_up(task, files._replace(**kept), seed)
     # Evaluated rows that ask the same make one cluster.
     evaluated = {"validation": files.validation, "test": files.test}
     for part, rows in evaluated.items():
@@ -198,41 +205,30 @@ def _rng(task: Task, seed: int, purpose: str) -> random.Random:
 
 def _read(task: Task, problems: list[Problem]) -> _Files:
     """Read what can be used of every file, so that all problems come at once."""
-    notes = Notes([], [])
-    documents = _try(problems, [], _documents, task)
-    paths = dict(zip(SPLITS, (task.data.source("train"), task.data.validation, task.data.test), strict=True))
-    contents = {part: _try(problems, None, readers.read, path, part) for part, path in paths.items() if path}
-    rows = [row for content in contents.values() if content for row in content.rows]
-    empty = SplitExamples([], [])
-    train, validation, test = (
-        _try(problems, empty, read_split, task, contents.get(split), split, notes, documents, problems, rows)
-        for split in SPLITS
-    )
+    data, notes = task.data, Notes([], [])
+    documents, pairs = list[Document](), list[SourcedExample]()
+    with gather(problems):
+        documents = items.documents(readers.read(data.documents, "train")) if data.documents else []
+    contents: dict[Split, readers.Rows] = {}
+    for split, path in zip(SPLITS, (data.source("train"), data.validation, data.test), strict=True):
+        with gather(problems):
+            contents |= {split: readers.read(path, split)} if path else {}
+    rows = [row for content in contents.values() for row in content.rows]
+    read = dict.fromkeys(SPLITS, SplitExamples([], []))
+    for split, content in contents.items():
+        with gather(problems):
+            read[split] = read_split(task, content, split, notes, documents, problems, rows)
     problems[:] = dict.fromkeys(problems)
-    pairs = _try(problems, [], _pairs, task, notes)
-    problems += [] if problems else items.refuse_unused_labels(task, (train, validation, test))
-    problems += items.unknown_documents((train, validation, test), documents) if documents else []
-    return _Files(train.examples, validation.examples, test.examples, pairs, documents, notes)
-
-
-def _try(
-    problems: list[Problem],
-    otherwise: _Made,
-    make: Callable[_Given, _Made],
-    *args: _Given.args,
-    **kwargs: _Given.kwargs,
-) -> _Made:
-    """Return what `make` returns; where it refuses, keep its problems and go on."""
-    try:
-        return make(*args, **kwargs)
-    except UserError as error:
-        problems.extend(error.problems)
-        return otherwise
+    with gather(problems):
+        pairs = items.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
+    problems += [] if problems else items.refuse_unused_labels(task, list(read.values()))
+    problems += items.unknown_documents(list(read.values()), documents) if documents else []
+    return _Files(*(read[split].examples for split in SPLITS), pairs, documents, notes)
 
 
 def read_split(
     task: Task,
-    content: readers.Rows | None,
+    content: readers.Rows,
     split: Split,
     notes: Notes,
     documents: Sequence[Document],
@@ -244,8 +240,6 @@ def read_split(
     Raises:
         UserError: rows of the test or validation split are augmented.
     """
-    if not content:
-        return SplitExamples([], [])
     made = splits.origins(content.rows)
     if made and split != "train":
         # What a model made up is no evidence.
@@ -258,27 +252,6 @@ def read_split(
     read = items.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
     return read._replace(examples=[row._replace(origin=made.get(row.where)) for row in read.examples])
-
-
-def _documents(task: Task) -> list[Document]:
-    return items.documents(readers.read(task.data.documents, "train")) if task.data.documents else []
-
-
-def _pairs(task: Task, notes: Notes) -> list[SourcedExample]:
-    return items.pairs(task, readers.read(task.data.pairs, "train"), notes) if task.data.pairs else []
-
-
-def _drop_contamination(task: Task, files: _Files, problems: list[Problem]) -> _Files:
-    """Leave out training rows and pairs that are evaluated, and say so; or add them to `problems`."""
-    evaluated, kept = [*files.validation, *files.test], dict[str, list[SourcedExample]]()
-    for part, rows, choice in (("train", files.train, task.kind == "choice"), ("pairs", files.pairs, False)):
-        shown = readers.display_path(task.data.source(part) or "")
-        given = task, rows, evaluated, shown, files.notes, choice
-        kept[part] = _try(problems, rows, contamination.drop_contaminated, *given)
-    if files.train and not kept["train"]:
-        shown = readers.display_path(task.data.source("train") or "")
-        problems.append(contamination.phrase_only_evaluated(shown, "rows"))
-    return files._replace(train=kept["train"], pairs=kept["pairs"])
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:

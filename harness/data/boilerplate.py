@@ -147,7 +147,6 @@ def differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
 
 
 def _frames(text: str) -> NDArray[np.uint64]:
-    """Number the frames of a text, one for each place of a word."""
     numbers = word_numbers(text)
     n = len(numbers)
     if n > _LONGEST:

@@ -210,16 +210,11 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     )
     if own := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
         of = of._replace(system="\n".join(filter(None, (own, of.system))))
-    return of._replace(tools=_digest_tools(row, roles))
-
-
-def _digest_tools(row: Row, roles: Roles) -> str:
-    """Digest the tools that a row defines; empty where it has none, or what defines them cannot be read."""
     try:
         tools = list_tools(row._replace(fields=_pair(row)) if roles == PAIRS else row)
-    except UserError:
-        return ""
-    return digest(tools) if tools else ""
+    except UserError:  # what defines them cannot be read
+        tools = []
+    return of._replace(tools=digest(tools) if tools else "")
 
 
 def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
@@ -232,24 +227,27 @@ def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
         if isinstance(turns, dict):  # a message with its replies
             return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
-        system, said = ([turn for turn in turns if _is_system(turn) == of] for of in (True, False))
+        are_system = [
+            isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for turn in turns
+        ]
+        system = [turn for turn, is_system in zip(turns, are_system, strict=True) if is_system]
+        said = [turn for turn, is_system in zip(turns, are_system, strict=True) if not is_system]
         texts = join_texts(said[:-1]), (join_texts(said[-1:]),), join_texts(beside)
         return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)
+    answers = (fields.get(name) for name in roles.answers)
     return QuestionAndAnswers(
         "\n".join(part for part in parts if part.strip()),
-        tuple(_join_accepted(fields.get(name)) for name in roles.answers),
+        # The order of accepted answers says nothing.
+        tuple(
+            "\n".join(sorted(map(join_texts, of))) if isinstance(of, list) else join_texts(of)
+            for of in answers
+        ),
         join_texts(fields.get(CONTEXT)) if CONTEXT in roles.questions else "",
     )
 
 
-def _join_accepted(value: Any) -> str:
-    """Join accepted answers, whose order says nothing."""
-    return "\n".join(sorted(map(join_texts, value))) if isinstance(value, list) else join_texts(value)
-
-
 def _tree_text(replies: Any) -> str:
-    """Join the texts of all replies, and of the replies to them."""
     if not isinstance(replies, list):
         return join_texts(replies)
     each = ([join_texts(of), _tree_text(of.get("replies"))] for of in replies if isinstance(of, dict))
@@ -342,10 +340,6 @@ def _pair(row: Row) -> dict[str, Any]:
         return read_pair(row).fields
     except UserError:
         return row.fields
-
-
-def _is_system(turn: Any) -> bool:
-    return isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
 
 
 def find_answer(columns: set[str]) -> str | None:

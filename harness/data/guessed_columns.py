@@ -273,7 +273,6 @@ NAME_THEM = "name them: "
 
 
 def _are_lists(values: Sequence[Any]) -> bool:
-    """Tell whether values are lists of texts or numbers, not all of them empty."""
     are_lists = all(isinstance(value, list) for value in values)
     return are_lists and any(values) and all(text_of_cell(entry) is not None for v in values for entry in v)
 
@@ -328,7 +327,6 @@ def _advise_columns(
 
 
 def _list_mixed(content: Rows) -> list[Problem]:
-    """List columns that ask or answer by their name and hold lists in some rows and texts in others."""
     cells: dict[str, ColumnCells] = {}
     for row in content.rows:
         count_cells(cells, row)

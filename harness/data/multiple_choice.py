@@ -191,7 +191,6 @@ def _texts(row: Row) -> list[str]:
 
 
 def _read_answer(row: Row, column: str = "") -> _Answer:
-    """Read an answer, that of a column where it is named, in each form that it may have."""
     texts, column = _texts(row), column or find_column(row.fields, RIGHT) or ""
     labels, written = list_choices(row.fields)[0], row.fields[column]
     said = (str(written).lower() if isinstance(written, bool) else str(written)).strip()

@@ -269,7 +269,6 @@ class _Search:
 
 
 def _are_opposites(left: str, right: str) -> bool:
-    """Return whether a word of one text is the opposite of a word of the other, which has it not."""
     one, other = set(left.split()), set(right.split())
     return any(
         f"{prefix}{word}" in more
@@ -318,6 +317,8 @@ def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]
 
 def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_NormalizedText] = ()) -> _Index:
     """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band."""
+    from scipy import stats
+
     # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
     if not 0 < threshold <= 1:
         raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
@@ -344,15 +345,9 @@ def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_Norm
     whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
     numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
     signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
-    agreeing = map(_least_agreeing, (enough, threshold))
-    return _Index(texts, signs, telling, of_bands, signatures, whole, *agreeing)
-
-
-def _least_agreeing(threshold: float) -> float:
-    """Return the share of a signature that seldom fewer permutations agree in, of a pair at the threshold."""
-    from scipy import stats
-
-    return float(stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, threshold)) / PERMUTATIONS
+    # The share of a signature that seldom fewer permutations agree in, of a pair at each threshold.
+    agreeing = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (enough, threshold)) / PERMUTATIONS
+    return _Index(texts, signs, telling, of_bands, signatures, whole, *map(float, agreeing))
 
 
 def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.uint32]:

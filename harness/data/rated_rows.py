@@ -248,7 +248,6 @@ def _name_question(row: Row) -> Row:
 
 
 def _check_pair(pair: Row) -> Row:
-    """Refuse a pair that says nothing of what is preferred."""
     chosen, rejected = (" ".join(str(pair.fields[name]).split()) for name in ("chosen", "rejected"))
     if chosen == rejected:
         raise misfit(pair, "two equal answers", "a chosen answer and another rejected one")

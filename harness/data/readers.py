@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import count
 from pathlib import Path
@@ -109,7 +109,6 @@ def _list_squad(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _describe_no_rows(value: Any, shown: str) -> tuple[str, str, str]:
-    """Say what stands in the place of rows, what is expected, and the command that makes rows of it."""
     expected, source = "[{…}, {…}]", f"json.load(open({shown!r}))"
     parts = [key for key, of in value.items() if isinstance(of, list)] if isinstance(value, dict) else []
     if len(parts) > 1:
@@ -252,16 +251,12 @@ def read_parquet(file: Path, shown: str) -> Iterator[Row]:
                 yield Row(f"{shown} row {next(places)}", replace_nan(fields))
 
 
-def replace_nan(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a row in which NaN, as some tools write a cell without a value, is none; within cells too."""
-    return {name: _without_nan(value) for name, value in fields.items()}
-
-
-def _without_nan(value: Any) -> Any:
+def replace_nan(value: Any) -> Any:
+    """Return a value in which NaN, as some tools write a cell without a value, is None; within rows too."""
     if isinstance(value, dict):
-        return {name: _without_nan(of) for name, of in value.items()}
+        return {name: replace_nan(of) for name, of in value.items()}
     if isinstance(value, list):
-        return [_without_nan(of) for of in value]
+        return [replace_nan(of) for of in value]
     return None if isinstance(value, float | Decimal) and math.isnan(value) else value
 
 

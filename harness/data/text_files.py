@@ -124,7 +124,6 @@ def _recode_command(shown: str, encoding: str) -> str:
 
 
 def _find_not_utf8(file: Path, shown: str) -> Problem:
-    """Find the first byte that is not UTF-8."""
     offset = 0
     with open_bytes(file, shown) as raw:
         for number, line in enumerate(raw, start=1):

@@ -65,7 +65,6 @@ def defines_tools_alone(system: str) -> bool:
 
 
 def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
-    """List the functions that a field defines; none where the column is only named so."""
     tools = [tool for tool in _list(row, field) if _drop_nulls(tool)]
     read = [[*_functions(tool)] for tool in tools]
     if not any(read):

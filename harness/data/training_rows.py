@@ -73,7 +73,6 @@ def load_training_rows(
 def _drop_contaminated(
     task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
 ) -> list[SourcedExample]:
-    """Refuse rows that the task's evaluated or set-aside files ask too, or leave them out."""
     shown, choice = readers.display_path(path), task.kind == "choice"
     aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
     written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]

@@ -7,7 +7,7 @@ that reads it, by what it holds and not by its name.
 import json
 import shlex
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
@@ -154,7 +154,10 @@ class UnusedCounter:
     def find(self) -> Unused:
         """Return what is not read of the rows."""
         hidden = {name: n for name, n in self.filled.items() if not self.shown[name]}
-        used = self._list_bookkeeping(hidden)
+        own = self.task.fields
+        templates = (own.id or "{id}", own.cluster or "{cluster}", own.slice or "{slice}")
+        used = {column for template in templates for column in columns_of(template, hidden)}
+        used |= {AUGMENTED, ORIGIN, "outdated", "constraints"} | ({"category"} if self.layout else set())
         columns = {name: n for name, n in hidden.items() if name not in used and not is_id(name)}
         tested = [name for name in hidden if name not in ("id", "slice") and not is_id(name)]
         media = [name for name in hidden if any(_is_media(name, row.fields.get(name)) for row in self.first)]
@@ -182,14 +185,6 @@ class UnusedCounter:
             read = sorted((c for c in taken if c in self.filled), key=lambda c: find_head(c) in QUESTIONS)
             if names and read:
                 yield OtherColumns(option, read[-1], names)
-
-    def _list_bookkeeping(self, hidden: Collection[str]) -> set[str]:
-        fields, names = self.task.fields, [*hidden]
-        templates = (fields.id or "{id}", fields.cluster or "{cluster}", fields.slice or "{slice}")
-        used = {column for template in templates for column in columns_of(template, names)}
-        return (
-            used | {AUGMENTED, ORIGIN, "outdated", "constraints"} | ({"category"} if self.layout else set())
-        )
 
 
 def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Unused:
@@ -271,7 +266,6 @@ def _of(n: int, n_rows: int) -> str:
 
 
 def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
-    """List the columns of a row that its prompt or its answer shows."""
     names, fields = row.fields, task.fields
     roles = find_reading_roles(task, layout, names)
     asking, answering = {*roles.questions}, {*roles.answers}
@@ -293,7 +287,6 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
 
 
 def _list_pair_questions(names: Mapping[str, object]) -> set[str]:
-    """List the columns from which a preference pair takes its question."""
     whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
     parts = {"question" if names.get("question") else "instruction", "input"}
     return (
@@ -392,7 +385,6 @@ def _shows_question(texts: Sequence[str], rows: Sequence[_Read]) -> bool:
 
 
 def _is_media(name: str, value: object) -> bool:
-    """Tell whether a cell holds a picture or a sound, by its bytes or the name of its column."""
     cells = value.values() if isinstance(value, dict) else [value]
     holds_bytes = any(isinstance(cell, bytes) for cell in cells)
     return holds_bytes or (name.lower() in MEDIA and value not in (None, "", [], {}))

@@ -249,7 +249,6 @@ def _build(written: str, task: spec.Task) -> Metric:
 
 
 def _read_params(module: ModuleType, written: str, task: spec.Task) -> tuple[Any, ...]:
-    """Return the parameters of a metric that takes some, in a tuple."""
     given, taken = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
     if taken is None and given:

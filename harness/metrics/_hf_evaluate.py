@@ -39,13 +39,12 @@ def metric(task: Task, written: str) -> Metric:
     built = mean_metric(metric_name(written), score, not is_error, bounds)
     worst = (1.0 if is_error else 0.0,)
     signature = f"mean of single answers|key:{key}|evaluate:{version('evaluate')}"
-    reads = _is_ascii if short == "rouge" else built.reads
+
+    def is_ascii(example: Example) -> bool:  # the library's ROUGE keeps Latin letters without accents alone
+        return all(sign.isascii() for text in example.references for sign in list_words(text))
+
+    reads = is_ascii if short == "rouge" else built.reads
     return replace(built, worst=lambda _: worst, signature=signature, reads=reads)
-
-
-def _is_ascii(example: Example) -> bool:
-    """Tell whether the library's ROUGE reads an item: it keeps Latin letters without accents alone."""
-    return all(sign.isascii() for text in example.references for sign in list_words(text))
 
 
 def _compute(name: str, where: str) -> Compute:

@@ -18,15 +18,7 @@ SHORT = "bits/byte"
 
 def metric(task: Task) -> Metric:
     """Build bits per byte of UTF-8; the worst is the text uncompressed, 8 bits a byte."""
-    return Metric(
-        name="bits_per_byte",
-        higher_is_better=False,
-        bounds=(0.0, math.inf),
-        parts=("bits", "bytes"),
-        score=_score,
-        aggregate=_aggregate,
-        worst=_worst,
-    )
+    return Metric("bits_per_byte", False, (0.0, math.inf), ("bits", "bytes"), _score, _aggregate, _worst)
 
 
 def _score(output: Output, example: Example) -> Parts | None:

@@ -8,10 +8,12 @@ and here.
 Source: Post 2018, arXiv:1804.08771; smoothing: Chen & Cherry 2014, method 3.
 """
 
+from functools import partial
+
 import numpy as np
 
 from harness.metrics import Array, Metric, Parts, ratio
-from harness.records import Example, compose_letters, is_unspaced, split_into_letters
+from harness.records import Example, Output, compose_letters, is_unspaced, split_into_letters
 from harness.spec import Task
 
 _ORDERS = (1, 2, 3, 4)
@@ -36,16 +38,12 @@ def metric(task: Task) -> Metric:
         found = scorer.sentence_score(texts[0], texts[1:])
         return tuple(map(float, (found.sys_len, found.ref_len, *found.counts, *found.totals)))
 
-    return Metric(
-        name="bleu",
-        higher_is_better=True,
-        bounds=(0.0, 1.0),
-        parts=_NAMES,
-        score=lambda output, example: statistics(output.text, example),
-        aggregate=_aggregate,
-        worst=lambda example: statistics("", example),
-        signature=f"case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}",
-    )
+    def score(output: Output, example: Example) -> Parts:
+        return statistics(output.text, example)
+
+    signature = f"case:mixed|eff:no|tok:13a|smooth:exp|version:{sacrebleu.__version__}"
+    worst = partial(statistics, "")
+    return Metric("bleu", True, (0.0, 1.0), _NAMES, score, _aggregate, worst, signature)
 
 
 def _aggregate(parts: Array, weights: Array) -> Array:

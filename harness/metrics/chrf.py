@@ -23,22 +23,18 @@ def metric(task: Task) -> Metric:
     """Build chrF in [0, 1]; the parts are the n-gram counts of one item and its nearest reference."""
     from importlib.metadata import version
 
-    return Metric(
-        name="chrf",
-        higher_is_better=True,
-        bounds=(0.0, 1.0),
-        parts=_NAMES,
-        score=_score,
-        aggregate=_aggregate,
-        worst=lambda example: _counts("", example.references[0]),
-        signature=f"case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version('sacrebleu')}",
-    )
+    signature = f"case:mixed|eff:yes|nc:6|nw:0|space:no|version:{version('sacrebleu')}"
+    return Metric("chrf", True, (0.0, 1.0), _NAMES, _score, _aggregate, _worst, signature)
 
 
 def _score(output: Output, example: Example) -> Parts:
     counted = [_counts(output.text, reference) for reference in example.references]
     scores = [float(_aggregate(np.array([parts]), np.ones(1))) for parts in counted]
     return counted[scores.index(max(scores))]
+
+
+def _worst(example: Example) -> Parts:
+    return _counts("", example.references[0])
 
 
 def _counts(said: str, expected: str) -> Parts:

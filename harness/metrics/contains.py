@@ -23,16 +23,13 @@ def _contains(output: Output, example: Example) -> float:
     phrases, answer = [normalize(reference) for reference in example.references], fold_text(output.text)
     if is_unspaced(phrases):
         answer, *phrases = (" ".join(split_into_letters(text).split()) for text in (answer, *phrases))
-    return float(any(_occurs(phrase, answer) for phrase in filter(None, phrases)))
-
-
-def _occurs(phrase: str, text: str) -> bool:
-    at = text.find(phrase)
-    while at >= 0:
-        if not (_is_of_word(text[max(at - 1, 0) : at]) or _is_of_word(text[at + len(phrase) :][:1])):
-            return True
-        at = text.find(phrase, at + 1)
-    return False
+    for phrase in filter(None, phrases):
+        at = answer.find(phrase)
+        while at >= 0:
+            if not (_is_of_word(answer[max(at - 1, 0) : at]) or _is_of_word(answer[at + len(phrase) :][:1])):
+                return 1.0
+            at = answer.find(phrase, at + 1)
+    return 0.0
 
 
 def _is_of_word(sign: str) -> bool:

@@ -31,7 +31,7 @@ _EDGES = " \t\n\"'\u201c\u201d\u2018\u2019.!?:;,*"
 
 def metric(task: Task) -> Metric:
     """Build the share of answers in [0, 1] that keep all their constraints."""
-    return mean_metric("follows", lambda output, example: _score(output, example))
+    return mean_metric("follows", _score)
 
 
 def _score(output: Output, example: Example) -> float | None:
@@ -98,19 +98,13 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
     validator = validator_for(schema, default=Draft202012Validator)
     try:
         validator.check_schema(schema)
-        return value is not _NO_JSON and _is_valid(validator(schema, registry=Registry()), value)
+        with _limit_time():
+            return value is not _NO_JSON and validator(schema, registry=Registry()).is_valid(value)
+    except (RecursionError, OverflowError):  # too deep or too large to be checked
+        return False
     except (SchemaError, Unresolvable) as error:
         where = f"constraint {dict(constraint)}"
         raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "fix schema")) from None
-
-
-def _is_valid(validator: Any, value: Any) -> bool:
-    """Tell whether a value keeps a schema; one too deep or too large to be checked does not."""
-    try:
-        with _limit_time():
-            return bool(validator.is_valid(value))
-    except (RecursionError, OverflowError):
-        return False
 
 
 @contextmanager

@@ -19,15 +19,7 @@ _LARGEST = 700.0  # nats a token, above which a float64 has no exponential
 
 def metric(task: Task) -> Metric:
     """Build the perplexity of whole texts; the worst is a guess among all bytes, each byte being a token."""
-    return Metric(
-        name="perplexity",
-        higher_is_better=False,
-        bounds=(1.0, math.inf),
-        parts=("nats", "tokens"),
-        score=_score,
-        aggregate=_aggregate,
-        worst=_worst,
-    )
+    return Metric("perplexity", False, (1.0, math.inf), ("nats", "tokens"), _score, _aggregate, _worst)
 
 
 def _score(output: Output, example: Example) -> Parts | None:

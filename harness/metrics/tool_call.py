@@ -70,7 +70,6 @@ def _read_call(call: ast.expr) -> dict[str, Any]:
 
 
 def _json_within(part: str) -> Iterator[Any]:
-    """Yield the JSON objects of a text, and the lists of such, from left to right."""
     decoder, at = json.JSONDecoder(), 0
     while found := _JSON.search(part, at):
         try:

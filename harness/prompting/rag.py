@@ -76,7 +76,8 @@ def build(context: PromptingContext, params: Params) -> Step:
         found, expected = "prompting rag without documents", "documents to retrieve from"
         step = "give the task `data: {documents: …}`, or leave rag out"
         raise UserError(Problem(f"task {context.task.name}", found, expected, step))
-    chunks, texts = _chunks_and_texts(context, params)
+    chunks = passages(context, params)
+    texts = list(map(_text, chunks))
     where, reranker = f"task {context.task.name}", None
     scores: Scores = lambda query: [0.0] * len(texts)  # noqa: E731  (a dry run takes the first passages)
     if params.model is None:
@@ -100,8 +101,8 @@ def build(context: PromptingContext, params: Params) -> Step:
 
 def index_size(context: PromptingContext, params: Params) -> IndexSize:
     """Count what is indexed, without a model."""
-    _, texts = _chunks_and_texts(context, params)
-    return IndexSize(len(context.documents), len(texts), sum(len(text.encode()) for text in texts))
+    sizes = [len(_text(chunk).encode()) for chunk in passages(context, params)]
+    return IndexSize(len(context.documents), len(sizes), sum(sizes))
 
 
 def passages(context: PromptingContext, params: Params) -> list[Document]:
@@ -109,10 +110,8 @@ def passages(context: PromptingContext, params: Params) -> list[Document]:
     return [chunk for document in context.documents for chunk in _chunks(document, params)]
 
 
-def _chunks_and_texts(context: PromptingContext, params: Params) -> tuple[list[Document], list[str]]:
-    """Return the passages and the texts to index."""
-    chunks = passages(context, params)
-    return chunks, [f"{chunk.title} {chunk.text}" for chunk in chunks]
+def _text(chunk: Document) -> str:
+    return f"{chunk.title} {chunk.text}"
 
 
 def _best_first(scores: Sequence[float], places: Sequence[int]) -> list[int]:

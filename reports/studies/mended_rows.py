@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import harness.experiment as experiment
 from harness import formatting
 from harness.cli import app
-from harness.data.edit.decisions import RowDecision, keep_decision
+from harness.data.edit.changes import RowDecision, keep_decision
 from harness.records import checksum, fold_text
 from reports.studies.data_check import FAULTS, LABELLED, ROOT, SETS, Row, plant
 

@@ -183,7 +183,6 @@ class _Places:
         self._lines.append(int(where[len(head) :] or 0))
 
     def __call__(self, index: int) -> str:
-        """Name the place of a row by its index."""
         head = next(head for first, head in reversed(self._heads) if first <= index)
         return f"{head}{self._lines[index]}"
 

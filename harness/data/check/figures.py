@@ -80,7 +80,6 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
 
 
 def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
-    """List the rows whose id stands earlier in their file."""
     first: dict[tuple[str, str], TableEntry] = {}
     again: list[tuple[TableEntry, TableEntry]] = []
     for entry in table.entries:
@@ -115,7 +114,6 @@ def _list_empty_cells(table: RowTable) -> Iterator[Finding]:
 
 
 def _list_unused(table: RowTable) -> Iterator[Finding]:
-    """List columns that may be the context of questions, the other unread ones, and unused keys of turns."""
     unused = table.unused
     if unused.contexts:
         command = f"harness data check {' '.join(map(as_argument, table.files))} {unused.options()}"

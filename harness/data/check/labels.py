@@ -224,7 +224,6 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
 def _report_suspects(
     suspects: Sequence[Suspect], n_sure: int, n: int, n_all: int, *, is_alarm: bool
 ) -> Iterator[Finding]:
-    """Give the label accuracy, and the suspects if there are some."""
     doubted = 100 * len(suspects) / n
     said = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)" if n < n_all else ""
     yield Finding(

@@ -67,7 +67,6 @@ def _is_of_a_machine(address: str) -> bool:
 
 
 def _find_numbers(text: str) -> Iterator[tuple[str, str]]:
-    """Yield the numbers that have check digits or rules of their own."""
     from stdnum import iban, luhn
     from stdnum.us import ssn
 

@@ -76,7 +76,6 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
 def _find_by_sense(
     table: RowTable, encode: Encode, rows: Sequence[TableEntry], most: int
 ) -> Iterator[Finding]:
-    """List rows that repeat an earlier question in other words, among at most so many drawn rows."""
     drawn = sorted(random.Random("sense").sample(range(len(rows)), min(most, len(rows))))
     left = [rows[i] for i in drawn]
 

@@ -90,7 +90,6 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
 
 
 def _find_special_tokens(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the rows whose answers, and those whose prompts, hold special tokens."""
     own = given.tokenizer.special if given.tokenizer else ()
     answers, prompts = dict[str, str](), dict[str, str]()
     for entry in table.entries:
@@ -113,7 +112,6 @@ def _find_special_tokens(table: RowTable, given: CheckContext) -> Iterator[Findi
 
 
 def _find(table: RowTable, is_damaged: Callable[[str], bool]) -> dict[str, str]:
-    """Map the places of the rows that hold damaged text to the first such text of each."""
     found: dict[str, str] = {}
     for entry in table.entries:
         of = entry.qa
@@ -174,7 +172,6 @@ def _outer_spaces(table: RowTable) -> Iterator[Finding]:
 
 
 def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Finding]:
-    """List the rarer spellings of labels, with the commonest one of each."""
     several = several_spellings(entry.answer for entry in answered)
     commonest = commonest_spellings(several)
     if commonest:
@@ -194,7 +191,6 @@ def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Find
 
 
 def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
-    """Test for each source and form whether it goes with the source, and list its rows that differ."""
     from scipy import stats
 
     sources = [source for source, _ in Counter(entry.source for entry in answered).most_common(_MOST_SOURCES)]

@@ -6,16 +6,18 @@ and seed give the same bytes.
 """
 
 from harness.data.cells import cut_special, find_special
-from harness.data.edit.changes import Change, EditedRow, drop
-from harness.data.edit.clean import CleaningOptions, clean, spellings_in
-from harness.data.edit.decisions import (
+from harness.data.edit.changes import (
+    Change,
+    EditedRow,
     RowDecision,
     decisions_by_line,
     decisions_file,
+    drop,
     keep_decision,
     open_decisions,
     read_decisions,
 )
+from harness.data.edit.clean import CleaningOptions, clean, spellings_in
 from harness.data.edit.mix import RowIds, RowMixture, draw, mix, refuse_no_rows, refuse_other_layouts, sample
 from harness.data.edit.row_files import (
     OutputNames,

@@ -16,7 +16,6 @@ from harness.data import formats
 from harness.data.cells import find_objects, remove_special
 from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
-from harness.data.edit.decisions import RowDecision, line_of
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
@@ -60,7 +59,7 @@ _NOTHING_MORE = CleaningOptions()
 def clean(
     rows: Iterable[Row],
     roles: Roles,
-    decisions: Mapping[int, RowDecision] | None = None,
+    decisions: Mapping[int, changes.RowDecision] | None = None,
     *,
     layout: Layout | None = None,
     drop_lost: bool = False,
@@ -73,7 +72,7 @@ def clean(
     """
     objects, rows = find_objects(() if layout else roles.answers, rows, _FIRST)
     for row in rows:
-        decision = (decisions or {}).get(line_of(row))
+        decision = (decisions or {}).get(changes.line_of(row))
         if decision and decision.decision == "drop":
             yield changes.drop(row, "decided")
             continue
@@ -145,7 +144,6 @@ def _labels(row: Row, roles: Roles) -> Iterator[str]:
 def _relabel(
     row: Row, fields: dict[str, Any], keys: tuple[str | int, ...], label: str, reasons: dict[str, None]
 ) -> dict[str, Any]:
-    """Put a label where an answer stands, as a whole number where it is one."""
     column = keys[0]
     value = changes.answer_at(fields, keys)
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)

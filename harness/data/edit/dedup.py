@@ -163,7 +163,6 @@ def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry])
 
 
 def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:
-    """Drop rows that ask and answer what an earlier one does, letter case and spaces aside."""
     first: dict[NormalizedRow, DedupEntry] = {}
     changes: _Changes = {}
     for i, entry in left.items():
@@ -178,7 +177,6 @@ def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:
 
 
 def _report_conflicts(left: Mapping[int, DedupEntry], *, drop_them: bool) -> _Changes:
-    """Report, or drop, all rows of a question that has different answers."""
     by_question: dict[tuple[Any, str], list[int]] = defaultdict(list)
     for i, entry in left.items():
         by_question[entry.folded.setting, entry.folded.question].append(i)

@@ -186,7 +186,6 @@ def _write_parquet(file: Path, rows: Iterable[Row], sources: Sequence[str]) -> N
 
 
 def _column_type(rows: Sequence[Row], name: str) -> "pyarrow.DataType":
-    """Find a column's type from all of its values."""
     import pyarrow
 
     values = [row.fields.get(name) for row in rows]
@@ -320,7 +319,6 @@ def find_grouping_column(path: str) -> str | None:
 
 
 def _part_of(file: Path, found: dict[str, Any]) -> _SplitPart | None:
-    """Return what a manifest says of a file that it names, or whose content it names."""
     parts = _parts(found)
     named = next((part for part in parts if part.file == file.name), None)
     if named is None and file.is_file():

@@ -302,7 +302,6 @@ def _tally(outcomes: Iterable[EditedRow], changes: list[Change], counts: Counter
 
 
 def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
-    """Pass rows on, and count those whose texts hold personal data, by kind."""
     from harness.data.check.personal_data import find_personal_data
 
     for row in rows:
@@ -318,7 +317,6 @@ def _is_same(out: Path, path: Path) -> bool:
 
 
 def _input(path: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Name a file with the digest of its content, and that of its manifest where it has one."""
     shown = readers.display_path(path)
     made = {"manifest": hashlib.sha256(canonical_json(before).encode()).hexdigest()} if before else {}
     return {"file": shown, "sha256": digest_of(path), **made}

@@ -108,10 +108,9 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
             changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
     rows = [row for row in content.rows if splits.is_augmented(row)]
     others = [row for name, part in found.parts.items() if name != "train" for row in part]
-    texts = [
+    augmented, known, every = (
         [read_question_and_answers(row, roles).whole for row in of] for of in (rows, others, content.rows)
-    ]
-    augmented, known, every = texts
+    )
     for row, near in zip(rows, _nearest(augmented, known, way.alike, every), strict=True):
         if near:
             reason = "alike to a question of another part"
@@ -187,7 +186,13 @@ def _kinds(questions: Sequence[str], alike: float) -> list[int]:
 
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
     """Return the indices of every part; rows of one kind or of one group stay together."""
-    rows = [_make_source(i, row, kinds[i], way) for i, row in enumerate(content.rows)]
+    # What is set aside: a question that stands for its kind, its group, and its class as the slice.
+    rows = list[SourcedExample]()
+    for i, row in enumerate(content.rows):
+        cluster = f"group {group}" if (group := _group(row, way)) else f"row {i}"
+        stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
+        question = ({"role": "user", "content": str(kinds[i])},)
+        rows.append(SourcedExample(Example(str(i), question, cluster=cluster, slice=stratum), row.where))
     n_groups, named = len(splits.groups_of([row.example for row in rows])), list(way.parts)
     if n_groups < len(named):
         found = f"{pluralize(n_groups, 'group')} of rows that belong together or are alike"
@@ -242,15 +247,6 @@ def _class_problems(
         )
         expected = "groups that can be parted so"
         yield Problem(where, found, expected, step.replace("of it", "of one"))
-
-
-def _make_source(index: int, row: Row, kind: int, way: SplitOptions) -> SourcedExample:
-    """Make what is set aside: a question that stands for its kind, its group, and its class as the slice."""
-    group = _group(row, way)
-    cluster = f"group {group}" if group else f"row {index}"
-    stratum = str(row.fields.get(way.stratify)) if way.stratify else ""
-    question = ({"role": "user", "content": str(kind)},)
-    return SourcedExample(Example(str(index), question, cluster=cluster, slice=stratum), row.where)
 
 
 def _group(row: Row, way: SplitOptions) -> str:
@@ -335,7 +331,6 @@ def _times(content: Rows, way: SplitOptions) -> list[float]:
 
 
 def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Problem]:
-    """Phrase a part without rows, and a class that a part by time lacks."""
     parts, reasons = split_up.parts, Counter(change.reason for change in split_up.changes)
     left_out = "; ".join(f"{pluralize(n, 'row')} {reason}" for reason, n in reasons.items())
     step = "add rows, or fewer parts"
