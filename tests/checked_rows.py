@@ -43,6 +43,13 @@ def write(path: Path, rows) -> str:
     return str(path)
 
 
+def list_refused(section: str) -> list[list[str]]:
+    """List the cases of a section of refused_rows.txt, each in its parts."""
+    written = Path(__file__).with_name("refused_rows.txt").read_text("utf-8")
+    lines = written.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
+    return [line.split(" => ") for line in lines if line]
+
+
 def run_command(command: str) -> str:
     """Run what a check printed, each part of which has to end well; returns what was printed."""
     printed = ""

@@ -273,35 +273,6 @@ def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_
     assert caught.value.problems[0].next_step == "did you mean 'refund'?"
 
 
-@pytest.mark.parametrize(
-    ("rows", "where", "found"),
-    [
-        ([row("a", reference="c", choices=["a", "b"])], "test.jsonl:1", "reference 'c'"),
-        ([row("a"), {"prompt": "x"}], "test.jsonl:2", "no field 'reference'"),
-        ([{"reference": "x"}], "test.jsonl:1", "no field 'prompt'"),
-        ([row("a", reference=None)], "test.jsonl:1", "no value in 'reference'"),
-        (
-            [{"prompt": "prompt", "reference": "reference"}],
-            "test.jsonl:1",
-            "the names of the columns once more",
-        ),
-        ([row("a", prompt="  ")], "test.jsonl:1", "an empty prompt"),
-        ([row("a", prompt=["x"])], "test.jsonl:1", "a list in 'prompt'"),
-        ([row("a", choices=[1])], "test.jsonl:1", "'choices' of another form"),
-        ([{"prompt": "x", "references": []}], "test.jsonl:1", "no entry in 'references'"),
-        ([{"messages": [], "reference": "x"}], "test.jsonl:1", "messages of another form"),
-        (
-            [{"messages": [{"role": "assistant", "content": "x"}], "reference": "x"}],
-            "test.jsonl:1",
-            "messages that end with the assistant",
-        ),
-        ([], "test.jsonl", "an empty file"),
-    ],
-)
-def test_a_row_that_cannot_be_an_item_is_refused_at_its_line(task, rows, where, found):
-    assert list_problems(task(rows)) == [(where, found)]
-
-
 def test_documents_that_are_missing_or_empty_are_refused(task):
     documents = [{"id": "opening-hours", "text": "Nine to five."}]
     found = list_problems(task([row("a", documents=["opening-hour"])], documents=documents))
@@ -309,30 +280,6 @@ def test_documents_that_are_missing_or_empty_are_refused(task):
     blank = {"id": "b", "text": " \u3000\n"}
     found = list_problems(task([row("a")], documents=[{"id": "a", "text": "ay"}, blank]))
     assert found == [("documents.jsonl:2", "an empty document")]
-
-
-@pytest.mark.parametrize(
-    ("content", "where", "found"),
-    [
-        (
-            b'{"prompt": "a", "reference": "b"}\n{"prompt": \n',
-            "test.jsonl:2",
-            "malformed JSON (Expecting value at column 12)",
-        ),
-        (b"[1]\n", "test.jsonl:1", "malformed JSON (a list, not an object)"),
-        (b'{"prompt": NaN}\n', "test.jsonl:1", "malformed JSON (NaN is no JSON number)"),
-        (b'{}\n{"prompt": "caf\xe9"}\n', "test.jsonl:2", "byte 0xe9 at offset 18, which is not UTF-8"),
-        (
-            b'{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud83d"}\n',
-            "test.jsonl:2",
-            "malformed JSON (\\ud83d is half of a sign, which no encoding can write)",
-        ),
-        (b"\n\n", "test.jsonl", "an empty file"),
-    ],
-)
-def test_a_malformed_file_is_refused_at_its_line(tmp_path, content, where, found):
-    (tmp_path / "test.jsonl").write_bytes(content)
-    assert list_problems(Task(name="t", data={"test": str(tmp_path / "test.jsonl")})) == [(where, found)]
 
 
 @pytest.mark.parametrize(
@@ -396,30 +343,6 @@ def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_a
     with pytest.raises(UserError) as caught:
         readers.read(str(file), "train")
     assert caught.value.problems[0].found == found
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "where", "found"),
-    [
-        ("test.csv", b"prompt,reference\na,b\nc\n", "test.csv:3", "another number of fields"),
-        ("test.csv", b"prompt;reference\na;b, c\nd\n", "test.csv:3", "another number of fields"),
-        ("test.csv", b"sep=;\nprompt;reference\nd\n", "test.csv:3", "another number of fields"),
-        (
-            "test.csv",
-            b"Rows\na,b\nc,d\n",
-            "test.csv:1",
-            "1 field in the first line and 2 in 2 of those behind it",
-        ),
-        ("test.parquet", b"no parquet", "test.parquet", None),
-        ("test.jsonl.gz", b"no gzip", "test.jsonl.gz", None),
-        ("test.xml", b"<a/>", "test.xml", "a file of the kind '.xml'"),
-    ],
-)
-def test_a_file_of_another_kind_than_its_name_says_is_refused(tmp_path, name, content, where, found):
-    (tmp_path / name).write_bytes(content)
-    place, what = list_problems(Task(name="t", data={"test": str(tmp_path / name)}))[0]
-    assert place == where
-    assert found in (None, what)
 
 
 @pytest.mark.parametrize(

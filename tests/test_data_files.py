@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from checked_rows import list_refused
 from edited_rows import ASKED, jsonl, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
 from forking import terminal_signals
 
@@ -145,33 +146,10 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
     assert said in read_refusal(data, "clean", "r.jsonl", *words)
 
 
-@pytest.mark.parametrize(
-    ("name", "content", "said"),
-    [
-        ("r.jsonl", b"", "an empty file"),
-        ("r.csv", b"text,label\n", "a header line alone"),
-        ("r.csv", b"\n\n", "an empty file"),
-        ("r.jsonl", b'{"prompt": "a", "reference": "x"}\n{"prompt": \n', "r.jsonl:2: found malformed JSON"),
-        ("r.csv", b"text,label\na,x\nb\n", "r.csv:3: found another number of fields"),
-        (
-            "r.jsonl.gz",
-            gzip.compress(b'{"prompt": "a", "reference": "x"}\n' * 99, mtime=0)[:-9],
-            "r.jsonl.gz:100: found a broken gzip file",
-        ),
-        ("r.csv", b"text,label\na,\xff\n", "r.csv:2: found byte 0xff"),
-        ("r.xlsx", b"PK", "soffice --headless --convert-to csv r.xlsx"),
-        ("r.jsonl", b'{"a": 1, "b": 2, "c": 3}\n', "--prompt '{a}' --reference c"),
-        ("r.jsonl", b'{"prompt": "a", "reference": ""}\n', "all of them dropped"),
-        ("r.jsonl", b'{"prompt": "a", "reference": "x", "n": 1e999}\n', "JSON cannot hold"),
-        (
-            "r.jsonl",
-            b'{"prompt": "a", "reference": "x", "prompt": "b"}\n',
-            "r.jsonl:1: found malformed JSON (the field 'prompt' twice)",
-        ),
-    ],
-)
-def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, name, content, said):
-    Path(name).write_bytes(content)
+@pytest.mark.parametrize(("file", "said"), list_refused("files"))
+def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, file, said):
+    name, _, content = file.partition(" ")
+    Path(name).write_bytes(json.loads(content).encode("latin-1"))
     assert said in read_refusal(data, "clean", name, "--out", "n.jsonl")
 
 

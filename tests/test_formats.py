@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from checked_rows import write
+from checked_rows import list_refused, write
 from conftest import find_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -323,76 +323,13 @@ def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_wher
     assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
-@pytest.mark.parametrize(
-    ("rows", "where", "found"),
-    [
-        ([ROWS["Alpaca"]] * 2 + [{"instruction": "x"}], "test.jsonl:3", "fields instruction"),
-        ([{**ROWS["Alpaca"], "output": ""}], "test.jsonl:1", "an empty 'output'"),
-        ([{**ROWS["Alpaca"], "instruction": " "}], "test.jsonl:1", "an empty question"),
-        ([{"messages": [ASKED]}], "test.jsonl:1", "messages that end with the user"),
-        (
-            [{"messages": [ASKED, {**SAID, "content": ""}]}],
-            "test.jsonl:1",
-            "messages whose last turn is empty",
-        ),
-        ([{"conversations": ["Who?"]}], "test.jsonl:1", "'conversations' of another form"),
-        (
-            [{"messages": [ASKED, SAID]}] * 2 + [{"messages": "Who?"}],
-            "test.jsonl:3",
-            "'messages' of another form",
-        ),
-        ([{"messages": json.dumps([ASKED, SAID])}], "test.jsonl:1", "a list within a text in 'messages'"),
-        ([{"conversations": [{"from": "cat", "value": "x"}]}], "test.jsonl:1", "a turn of 'cat'"),
-        ([{"inputs": "Who?", "targets": ""}], "test.jsonl:1", "an empty 'targets'"),
-        (
-            [{"messages": [ASKED, {**SAID, "weight": 0}]}],
-            "test.jsonl:1",
-            "a last answer that is not to be trained on",
-        ),
-        (
-            [{"messages": [ASKED, {**SAID, "content": [{"type": "image_url"}]}]}],
-            "test.jsonl:1",
-            "an image part (image_url) in a turn of 'assistant'",
-        ),
-        (
-            [{"prompt": "Who?", "completion": "No.", "label": False}],
-            "test.jsonl:1",
-            "an answer with a thumb down",
-        ),
-        ([{"instruction": "Who?", "completions": []}], "test.jsonl:1", "no answer"),
-        (
-            [{"instruction": "Who?", "completions": [{"response": "Me.", "overall_score": "good"}]}],
-            "test.jsonl:1",
-            "the rating 'good'",
-        ),
-        (
-            [{"message_tree_id": "t", "prompt": {"text": "Who?", "role": "prompter"}}],
-            "test.jsonl:1",
-            "a tree without an answer",
-        ),
-        ([{"message_tree_id": "t", "prompt": "Who?"}], "test.jsonl:1", "a message of another form"),
-        (
-            [{"message_id": "m", "parent_id": "p", "text": "Me.", "role": "assistant"}],
-            "test.jsonl:1",
-            "single messages of OASST",
-        ),
-        (
-            [{"doc_id": 0, "doc": {"q": "Who?"}, "target": "Me.", "resps": [["Me."]], "arguments": {}}],
-            "test.jsonl:1",
-            "lm-eval's log of a model's answers",
-        ),
-        ([{"question": "Who?", "answers": []}], "test.jsonl:1", "no answer in 'answers'"),
-        ([{"prompt": "Who?", "reference": ""}], "test.jsonl:1", "an empty reference"),
-        (
-            [{"question": "Who?", "choices": ["Me.", "You.", "Me. "], "answer": "B"}],
-            "test.jsonl:1",
-            "the choice 'Me.' twice",
-        ),
-    ],
-)
-def test_a_row_that_does_not_fit_its_layout_is_refused_at_its_line(load, rows, where, found):
+@pytest.mark.parametrize(("rows", "line", "found"), list_refused("rows"))
+def test_a_row_that_cannot_be_an_item_or_does_not_fit_its_layout_is_refused_at_its_line(
+    load, rows, line, found
+):
+    rows, where = json.loads(rows), f"test.jsonl:{line}" if line != "0" else "test.jsonl"
     assert list_problems(load, test=rows)[0][:2] == (where, found)
-    if len(rows) == 1 and where == "test.jsonl:1":
+    if len(rows) == 1:
         with pytest.raises(UserError, match=re.escape(found)):  # not one usable row is left
             load(test=rows, data={"invalid_rows": "drop"})
 
@@ -434,31 +371,10 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
     assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
 
 
-@pytest.mark.parametrize(
-    ("pair", "found"),
-    [
-        ({"prompt": "Q", "chosen": "same", "rejected": " same"}, "two equal answers"),
-        ({"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}, "two equal answers"),
-        ({"prompt": "Q", "chosen": "", "rejected": "x"}, "an empty chosen answer"),
-        (
-            {"chosen": "\n\nHuman: Who?\n\nAssistant:", "rejected": "\n\nHuman: Who?\n\nAssistant: No."},
-            "an empty chosen answer",
-        ),
-        (
-            {"chosen": [ASKED, SAID], "rejected": [BRIEF, ASKED, SAID]},
-            "two conversations that part before the last answer",
-        ),
-        ({"chosen": "x", "rejected": "y"}, "no field 'prompt'"),
-        ({"prompt": "Q", "chosen": "x"}, "no field 'rejected'"),
-        ({"chosen": [], "rejected": []}, "an empty conversation"),
-        (
-            {"instruction": "Q", "completions": [{"response": t, "overall_score": 7} for t in "xy"]},
-            "no two answers of different ratings",
-        ),
-    ],
-)
-def test_a_pair_that_prefers_nothing_is_refused(load, pair, found):
-    assert list_problems(load, test=[ROWS["chat"]], pairs=[pair])[0][:2] == ("pairs.jsonl:1", found)
+@pytest.mark.parametrize(("rows", "line", "found"), list_refused("pairs"))
+def test_a_pair_that_prefers_nothing_is_refused(load, rows, line, found):
+    problems = list_problems(load, test=[ROWS["chat"]], pairs=json.loads(rows))
+    assert problems[0][:2] == (f"pairs.jsonl:{line}", found)
 
 
 def articles(n=12, per_article=5):
@@ -655,24 +571,6 @@ def test_rows_of_xlam_and_openais_preferences_ask_for_calls_of_their_tools(load)
     (item,) = load(test=[row]).test
     assert pair.messages == item.messages
     assert pair.messages[0]["content"].endswith(json.dumps(WEATHER))
-
-
-@pytest.mark.parametrize(
-    ("columns", "found"),
-    [
-        ({"messages": [ASKED, CALL], "tools": text}, "definitions that are not JSON in 'tools'")
-        for text in (str([WEATHER]), json.dumps([WEATHER])[:-1])
-    ]
-    + [
-        (
-            {"messages": [ASKED, CALL], "tools": [WEATHER, {"type": "web_search"}]},
-            '{"type": "web_search"} among the tools in \'tools\'',
-        ),
-        ({"query": "Who?", "tools": json.dumps([WEATHER]), "answers": 7}, "answers of another form"),
-    ],
-)
-def test_tools_and_calls_of_another_form_are_refused(load, columns, found):
-    assert list_problems(load, test=[columns])[0][:2] == ("test.jsonl:1", found)
 
 
 def test_tools_stand_in_the_system_message_of_a_row_once_and_behind_what_it_says(load):
