@@ -46,7 +46,7 @@ def write(path: Path, rows) -> str:
 def list_refused(section: str) -> list[list[str]]:
     """List the cases of a section of refused_rows.txt, each in its parts."""
     written = Path(__file__).with_name("refused_rows.txt").read_text("utf-8")
-    lines = written.partition(f"## {section}\n")[2].partition("\n## ")[0].splitlines()
+    lines = written.partition(f"## {section}\n")[2].partition("\n## ")[0].split("\n")
     return [line.split(" => ") for line in lines if line]
 
 

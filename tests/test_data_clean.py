@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from checked_rows import LABELS, alarms, make_clean_rows, run_command, write
+from checked_rows import LABELS, alarms, fill_layout, make_clean_rows, run_command, write
 from edited_rows import (
     ASKED,
     draw_rows,
@@ -18,6 +18,7 @@ from edited_rows import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from test_formats import ROWS as LAYOUT_ROWS
 from typer.testing import CliRunner
 
 from harness.cli import app
@@ -307,81 +308,39 @@ def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, co
     assert read("n.jsonl") == [{**asks, column: after}]
 
 
-SPELT = {
-    "chat": lambda asks, label: {
-        "messages": [
-            {"role": "user", "content": f"Hello, {asks}"},
-            {"role": "assistant", "content": "Refund"},
-            {"role": "user", "content": asks},
-            {"role": "assistant", "content": label},
-        ]
-    },
-    "chat of parts": lambda asks, label: {
-        "messages": [
-            {"role": "user", "content": asks},
-            {"role": "assistant", "content": [{"type": "text", "text": label}]},
-        ]
-    },
-    "ShareGPT": lambda asks, label: {
-        "conversations": [{"from": "human", "value": asks}, {"from": "gpt", "value": label}]
-    },
-    "turns and completion": lambda asks, label: {
-        "prompt": [{"role": "user", "content": asks}],
-        "completion": [{"role": "assistant", "content": label}],
-    },
-    "answers": lambda asks, label: {"question": asks, "answers": [label]},
-    "SQuAD": lambda asks, label: {"question": asks, "answers": {"text": [label], "answer_start": [0]}},
-    "references": lambda asks, label: {"prompt": asks, "references": [label]},
-    "Alpaca": lambda asks, label: {"instruction": asks, "input": "", "output": label},
-    "Dolly": lambda asks, label: {"instruction": asks, "context": "", "response": label},
-    "FLAN": lambda asks, label: {"inputs": asks, "targets": label},
-    "several answers": lambda asks, label: {"question": asks, "answers": [label, f"the {asks}"]},
-    "several references": lambda asks, label: {"prompt": asks, "references": [label, f"the {asks}"]},
-    "two columns": lambda asks, label: {"prompt": asks, "reference": label, "references": [label]},
-    "pair": lambda asks, label: {"prompt": asks, "chosen": label, "rejected": "none"},
-    "pair of turns": lambda asks, label: {
-        "chosen": [{"role": "user", "content": asks}, {"role": "assistant", "content": label}],
-        "rejected": [{"role": "user", "content": asks}, {"role": "assistant", "content": "none"}],
-    },
-    "OpenAI preference": lambda asks, label: {
-        "input": {"messages": [{"role": "user", "content": asks}]},
-        "preferred_output": [{"role": "assistant", "content": label}],
-        "non_preferred_output": [{"role": "assistant", "content": "none"}],
-    },
-    "rated": lambda asks, label: {
-        "instruction": asks,
-        "completions": [
-            {"response": label, "overall_score": 5},
-            {"response": "none", "overall_score": 1},
-        ],
-    },
-    "tree": lambda asks, label: {
-        "message_tree_id": asks,
-        "prompt": {
-            "text": asks,
-            "role": "prompter",
-            "replies": [{"text": label, "role": "assistant", "replies": []}],
-        },
-    },
+TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Refund"}]
+ASKS, SAYS = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
+RATED = {
+    "instruction": "Who?",
+    "completions": [{"response": "Me.", "overall_score": 5}, {"response": "none", "overall_score": 1}],
+}
+REPLY = {"text": "Me.", "role": "assistant", "replies": []}
+SPELT = LAYOUT_ROWS | {
+    "UltraFeedback": RATED,
+    "OASST": {"message_tree_id": "1", "prompt": {"text": "Who?", "role": "prompter", "replies": [REPLY]}},
+    "chat of several turns": {"messages": [*TALK, ASKS, SAYS]},
+    "chat of parts": {"messages": [ASKS, {**SAYS, "content": [{"type": "text", "text": "Me."}]}]},
+    "references": {"prompt": "Who?", "references": ["Me."]},
+    "two columns": {"prompt": "Who?", "reference": "Me.", "references": ["Me."]},
 }
 
 
-@pytest.mark.parametrize("layout", SPELT)
+@pytest.mark.parametrize("layout", sorted(SPELT.keys() - {"transcript"}))
 def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, layout):
     rows = make_clean_rows(40)
     for i in (0, 4, 8):
         rows[i]["label"] = ("Refund", "REFUND", "refund.")[i // 4]
-    found = find([SPELT[layout](*row.values()) for row in rows], "answer_formats")
+    found = find([fill_layout(SPELT[layout], *row.values()) for row in rows], "answer_formats")
     (found,) = (f for f in alarms(found) if "spellings" in f.title)
     assert (found.count, found.command.endswith("rows.clean.jsonl --spellings")) == (3, True)
     run_command(found.command)
     mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
-    assert mended == [SPELT[layout](row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
+    assert mended == [fill_layout(SPELT[layout], row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
 
 
 def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["rated"]("a", "Refund")])))
+    digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["UltraFeedback"]])))
     keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
     words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
     with pytest.raises(
