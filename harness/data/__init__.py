@@ -128,7 +128,7 @@ def load_task(task: Task, seed: int) -> TaskItems:
         shown = readers.display_path(task.data.source("train") or "")
         problems.append(contamination.phrase_only_evaluated(shown, "rows"))
     refuse(problems)
-    files = _split_up(task, files._replace(**kept), seed)
+    files = _split_up(task, files._replace(train=kept["train"], pairs=kept["pairs"]), seed)
     # Evaluated rows that ask the same make one cluster.
     evaluated = {"validation": files.validation, "test": files.test}
     for part, rows in evaluated.items():
@@ -223,7 +223,8 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
         pairs = items.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
     problems += [] if problems else items.refuse_unused_labels(task, list(read.values()))
     problems += items.unknown_documents(list(read.values()), documents) if documents else []
-    return _Files(*(read[split].examples for split in SPLITS), pairs, documents, notes)
+    train, validation, test = (read[split].examples for split in SPLITS)
+    return _Files(train, validation, test, pairs, documents, notes)
 
 
 def read_split(

@@ -114,7 +114,23 @@ def find_roles(content: Rows, prompt: str | None = None, reference: str | None =
     for option, columns in given.items():
         for column in columns:
             require_column(content.shown, names, column, f"--{option}")
-    found = _roles(content, {option: next(iter(columns), None) for option, columns in given.items()})
+    if all(given.values()):
+        return Roles(given["prompt"], given["reference"])
+    filled = find_filled_columns(content.rows)
+    questions = {"prompt", "messages"} & {*names}
+    answers = {"reference", "references", "constraints"} & {*names}
+    if layout is not None:
+        found = _layout_roles(layout, filled)
+    elif questions and answers:
+        found = Roles(tuple(sorted(questions)), tuple(sorted(answers)))
+    elif filled <= _DOCUMENT and "text" in filled:
+        found = Roles(("text",), ())
+    else:
+        from harness.data.guessed_columns import guess_columns
+
+        known = {option: f"{{{columns[0]}}}" for option, columns in given.items() if columns}
+        guessed = guess_columns(content, filled, known)
+        found = Roles(*(columns_of(guessed[option], names) for option in given))
     return Roles(given["prompt"] or found.questions, given["reference"] or found.answers)
 
 
@@ -293,25 +309,6 @@ def find_missing_header(content: Rows, *, is_named: bool) -> Problem | None:
         expected = "a header line that names the columns, such as text,label"
         return Problem(f"{content.shown}:1", found, expected, f"delete the lines above it{step}")
     return probable_row(f"{content.shown}:1", names, [row.fields for row in content.rows], step)
-
-
-def _roles(content: Rows, given: dict[str, str | None]) -> Roles:
-    columns, layout = find_filled_columns(content.rows), formats.recognise(content.rows)
-    if all(given.values()):
-        return Roles((), ())
-    if layout is not None:
-        return _layout_roles(layout, columns)
-    names = content.names
-    questions, answers = names & {"prompt", "messages"}, names & {"reference", "references", "constraints"}
-    if questions and answers:
-        return Roles(tuple(sorted(questions)), tuple(sorted(answers)))
-    if columns <= _DOCUMENT and "text" in columns:
-        return Roles(("text",), ())
-    from harness.data.guessed_columns import guess_columns
-
-    known = {key: f"{{{column}}}" for key, column in given.items() if column}
-    guessed = guess_columns(content, columns, known)
-    return Roles(*(columns_of(guessed[key], names) for key in ("prompt", "reference")))
 
 
 def name_in(template: str | None) -> str:

@@ -125,7 +125,9 @@ def problems(rows: Sequence[ContaminatedRow], where: str, next_step: str) -> lis
     """Phrase contaminated rows as problems, at most ten of them shown."""
     expected, found = "no training row that is evaluated", list[Problem]()
     for row in rows:
-        said = f"{_excerpt(row)}, the question of {row.evaluated.where} too"
+        prompt = " ".join(row.training.example.prompt.split())
+        shown = repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
+        said = f"{shown}, the question of {row.evaluated.where} too"
         found.append(Problem(row.training.where, said, expected, next_step))
     return cap_problems(found, where, "training rows that are evaluated")
 
@@ -134,11 +136,6 @@ def phrase_only_evaluated(shown: str, what: str) -> Problem:
     """Phrase training `what`, rows or pairs, of which none is left beside what is evaluated."""
     step = "train on another file, or test on another"
     return Problem(shown, f"only {what} that are evaluated too", f"other training {what}", step)
-
-
-def _excerpt(row: ContaminatedRow) -> str:
-    prompt = " ".join(row.training.example.prompt.split())
-    return repr(prompt if len(prompt) <= 60 else f"{prompt[:59]}…")
 
 
 Measure = Literal["words in common", "8-grams", "words in a part", "embeddings"]

@@ -165,7 +165,9 @@ def read_pair(row: Row) -> Row:
         return _check_pair(_name_question(row))
     if not chosen or not rejected:
         raise misfit(row, "an empty conversation", "turns")
-    n = _n_shared(chosen, rejected)
+    pairs = enumerate(zip(chosen, rejected, strict=False))
+    n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
+    n -= n == len(chosen) == len(rejected)  # equal to the end: the last turn is the answer, twice
     answers = chosen[n:], rejected[n:]
     if any(len(rest) > 1 or rest[0]["role"] != "assistant" for rest in answers if rest):
         expected = "chosen and rejected with the same turns up to one last answer each"
@@ -219,13 +221,6 @@ def _conversation(row: Row, field: str) -> Turns | None:
         {"role": speakers[speaker], "content": text.strip()}
         for speaker, text in zip(parts[::2], parts[1::2], strict=True)
     ]
-
-
-def _n_shared(chosen: Turns, rejected: Turns) -> int:
-    pairs = enumerate(zip(chosen, rejected, strict=False))
-    n = next((i for i, (a, b) in pairs if a != b), min(len(chosen), len(rejected)))
-    # Equal to the end: the last turn is the answer, twice.
-    return n - 1 if n == len(chosen) == len(rejected) else n
 
 
 def _name_question(row: Row) -> Row:

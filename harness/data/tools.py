@@ -65,7 +65,9 @@ def defines_tools_alone(system: str) -> bool:
 
 
 def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
-    tools = [tool for tool in _list(row, field) if _drop_nulls(tool)]
+    value = _parse(row, field, row.fields.get(field))
+    entries = (_parse(row, field, entry) for entry in (value if isinstance(value, list) else [value]))
+    tools = [tool for tool in entries if _drop_nulls(tool)]
     read = [[*_functions(tool)] for tool in tools]
     if not any(read):
         return []
@@ -76,13 +78,6 @@ def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
             raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
         out += functions or [_drop_nulls(tool)]
     return out
-
-
-def _list(row: Row, field: str) -> list[Any]:
-    """Return what a field lists, also as JSON within a text, whole or entry by entry."""
-    value = _parse(row, field, row.fields.get(field))
-    entries = value if isinstance(value, list) else [value]
-    return [_parse(row, field, entry) for entry in entries]
 
 
 def _parse(row: Row, field: str, value: Any) -> Any:

@@ -39,7 +39,9 @@ def _best(output: Output, example: Example) -> float | None:
     if not wanted:
         return None
     given = _fields(output.text)
-    return 0.0 if given is None else max(_f1(given, reference) for reference in wanted)
+    if given is None:
+        return 0.0
+    return max(2 * (given & of).total() / (given.total() + of.total()) for of in wanted)
 
 
 def _fields(text: str) -> Counter[str] | None:
@@ -59,7 +61,3 @@ def _leaves(value: Any, path: tuple[str | int, ...]) -> Iterator[tuple[Any, ...]
             yield from _leaves(of, (*path, compose_letters(key) if isinstance(key, str) else key))
     else:
         yield (*path, fold_leaf(value))
-
-
-def _f1(given: Counter[str], wanted: Counter[str]) -> float:
-    return 2 * (given & wanted).total() / (given.total() + wanted.total())

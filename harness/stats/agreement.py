@@ -108,17 +108,10 @@ def _pair(first: ArrayLike, second: ArrayLike) -> tuple[Array, Array]:
     return x, y
 
 
-def _estimate_by_chance(means: Array) -> Array:
-    """Return the mean squared difference of labels assigned by chance; means (d, 5) → (d,)."""
-    x, y, xx, yy, _ = means.T
-    chance: Array = (xx - x * x) + (yy - y * y) + (x - y) ** 2
-    return chance
-
-
 def _kappa(means: Array) -> Array:
     """Return kappa from the means of x, y, x², y² and xy, (d, 5) → (d,); 0 if all labels are the same."""
-    _, _, xx, yy, xy = means.T
-    chance = _estimate_by_chance(means)
+    x, y, xx, yy, xy = means.T
+    chance = (xx - x * x) + (yy - y * y) + (x - y) ** 2  # of labels that are assigned by chance
     kappa: Array = 1 - (xx + yy - 2 * xy) / np.maximum(chance, TIE)
     return np.asarray(np.where(chance > TIE, kappa, 0.0))
 

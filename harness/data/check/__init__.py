@@ -15,7 +15,7 @@ import hashlib
 import random
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
@@ -187,20 +187,6 @@ class _Places:
         return f"{head}{self._lines[index]}"
 
 
-def read_table(
-    paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
-) -> RowTable:
-    """Read files, in one pass."""
-    maker = _Maker(reading, held)
-    problems: list[Problem] = []
-    for path in paths:
-        with gather(problems):
-            maker.add_file(path, split)
-    problems += maker.problems()
-    refuse(problems)
-    return maker.table()
-
-
 class _Maker:
     """A table in the making."""
 
@@ -217,21 +203,40 @@ class _Maker:
         self.unused = UnusedCounter(reading.task, reading.layout)
         self.rng, self.share, self.size = random.Random("table"), 1.0, 0
 
-    def add_file(self, path: str, split: str) -> None:
-        shown, n = readers.display_path(path), 0
+    def read(self, paths: Sequence[str], split: str) -> RowTable:
+        problems: list[Problem] = []
         answer = FIELD.fullmatch(self.reading.task.fields.reference)
-        rows = map(self._count, readers.stream(path, split))
-        for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
-            n += 1
-            self._add(row, shown)
-        self.per_file[shown] = n
-        if not n:
-            step = "add rows, or leave the file out"
-            raise UserError(readers.phrase_no_rows(path, "at least one row", step))
+        for path in paths:
+            shown, n = readers.display_path(path), 0
+            with gather(problems):
+                rows = self._count_cells(readers.stream(path, split))
+                for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
+                    n += 1
+                    self._add(row, shown)
+                self.per_file[shown] = n
+                if not n:
+                    step = "add rows, or leave the file out"
+                    raise UserError(readers.phrase_no_rows(path, "at least one row", step))
+        for name, column in (("source", self.reading.source), ("date", self.reading.date)):
+            if column and self.columns and column not in self.columns:
+                found, step = f"the column {column!r}", did_you_mean(column, self.columns)
+                problems.append(Problem(f"--{name}", found, "a column of the rows", step))
+        files = ", ".join(self.per_file)
+        problems += cells.find_mixed_columns(self.columns)
+        problems += cap_problems(self.no_dates, files, "dates that cannot be read")
+        refuse(problems)
+        if not self.entries:
+            step = "name the columns: --prompt COLUMN --reference COLUMN"
+            unused = [Problem(row.where, row.why, "a question and an answer", step) for row in self.unusable]
+            raise UserError(cap_problems(unused, files, "rows that cannot be used"))
+        digests, n = np.frombuffer(self.digests, np.uint64).reshape(-1, 2), self.per_file.total()
+        held = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
+        return RowTable(*held, self.places, self.reading, self.in_rows, self.unused.find())
 
-    def _count(self, row: Row) -> Row:
-        cells.count_cells(self.columns, row)
-        return row
+    def _count_cells(self, rows: Iterable[Row]) -> Iterator[Row]:
+        for row in rows:
+            cells.count_cells(self.columns, row)
+            yield row
 
     def _add(self, row: Row, shown: str) -> None:
         try:
@@ -242,9 +247,16 @@ class _Maker:
             self.unusable.append(Unusable(row.where, error.problems[0].found, other))
             return
         self.unused.add(row, example)
-        question, answer = _texts(example)
-        roles = self._roles(row)
-        said = _read_qa(row, roles, question)
+        turns = [m["content"] for m in example.messages if m["role"] != "system"]
+        answer = example.references[0] if example.references else ""
+        question, answer = ("\n".join(turns), answer) if turns else (answer, "")  # a text asks itself
+        names = tuple(row.fields)
+        if names not in self.roles:
+            self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
+        roles = self.roles[names]
+        said = read_question_and_answers(row, roles)
+        if said.question == question:  # an equal text is kept once
+            said = said._replace(question=question)
         folded = fold_row(said)
         compared = (*folded.setting, folded.question), folded.answers
         for texts in compared:
@@ -273,12 +285,6 @@ class _Maker:
             self.entries = [entry for entry in self.entries if entry.draw < self.share]
             self.size = sum(map(_size, self.entries))
 
-    def _roles(self, row: Row) -> Roles:
-        names = tuple(row.fields)
-        if names not in self.roles:
-            self.roles[names] = find_reading_roles(self.reading.task, self.reading.layout, names)
-        return self.roles[names]
-
     def _date(self, row: Row) -> datetime | None:
         value = row.fields.get(self.reading.date) if self.reading.date else None
         if value in (None, ""):
@@ -292,43 +298,21 @@ class _Maker:
             self.no_dates.append(Problem(row.where, found, expected, step))
             return None
 
-    def problems(self) -> list[Problem]:
-        """List what forbids to go on, beside files that cannot be read."""
-        problems = []
-        for name, column in (("source", self.reading.source), ("date", self.reading.date)):
-            if column and self.columns and column not in self.columns:
-                found, step = f"the column {column!r}", did_you_mean(column, self.columns)
-                problems.append(Problem(f"--{name}", found, "a column of the rows", step))
-        no_dates = cap_problems(self.no_dates, ", ".join(self.per_file), "dates that cannot be read")
-        return [*problems, *cells.find_mixed_columns(self.columns), *no_dates]
 
-    def table(self) -> RowTable:
-        n = sum(self.per_file.values())
-        if not self.entries:
-            step = "name the columns: --prompt COLUMN --reference COLUMN"
-            shown = [Problem(row.where, row.why, "a question and an answer", step) for row in self.unusable]
-            raise UserError(cap_problems(shown, ", ".join(self.per_file), "rows that cannot be used"))
-        digests = np.frombuffer(self.digests, np.uint64).reshape(-1, 2)
-        found = tuple(self.per_file), n, self.per_file, self.entries, self.unusable, self.columns, digests
-        return RowTable(*found, self.places, self.reading, self.in_rows, self.unused.find())
+def read_table(
+    paths: Sequence[str], reading: ReadingOptions, split: str = "train", held: int = HELD
+) -> RowTable:
+    """Read files, in one pass.
 
-
-def _read_qa(row: Row, roles: Roles, question: str) -> QuestionAndAnswers:
-    """Read what a row asks and answers as `data dedup` does; an equal text is kept once."""
-    found = read_question_and_answers(row, roles)
-    return found._replace(question=question) if found.question == question else found
+    Raises:
+        UserError: with the problems of all files at once, or no row can be used.
+    """
+    return _Maker(reading, held).read(paths, split)
 
 
 def _size(entry: TableEntry) -> int:
     texts = entry.question, entry.answer, entry.qa.question, *entry.qa.answers, *entry.spaced
     return 2 * sum({id(text): len(text) for text in texts}.values()) + _A_ROW
-
-
-def _texts(example: Example) -> tuple[str, str]:
-    """Return what an example asks, without the system's turn, and its first answer; a text asks itself."""
-    turns = [m["content"] for m in example.messages if m["role"] != "system"]
-    answer = example.references[0] if example.references else ""
-    return ("\n".join(turns), answer) if turns else (answer, "")
 
 
 Severity = Literal["error", "warning", "note"]

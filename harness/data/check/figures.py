@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
-from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry, Tokenizer
+from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.row_files import find_grouping_column
 from harness.data.formats import THUMB_DOWN
@@ -158,10 +158,23 @@ def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if given.tokenizer:
         lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
         yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
-        yield from _find_beyond(table, given.tokenizer)
     else:
         words = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
         yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
+    if given.tokenizer is None or (context := given.tokenizer.context) is None:
+        return
+    texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
+    long = [(entry, text) for entry, text in texts if len(text.encode()) > context]
+    counts = given.tokenizer.lengths([text for _, text in long])
+    if beyond := [entry for (entry, _), n in zip(long, counts, strict=True) if n > context]:
+        yield Finding(
+            "error",
+            f"longer than the {context:,} tokens of {given.tokenizer.name}'s context",
+            "a training leaves such rows out or cuts them, and the model cannot read them",
+            tuple(entry.where for entry in beyond),
+            f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
+            "shorten the rows, or take a base with a longer context",
+        )
 
 
 def _lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
@@ -182,24 +195,6 @@ def histogram(ordered: Sequence[int]) -> str:
         counts[min(_BINS - 1, (length - low) * _BINS // (high - low))] += 1
     bars = "".join(_BARS[-(-7 * n // max(counts))] if n else " " for n in counts)
     return f"{low:,} {bars} {high:,}"
-
-
-def _find_beyond(table: RowTable, tokenizer: Tokenizer) -> Iterator[Finding]:
-    if tokenizer.context is None:
-        return
-    texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
-    long = [(entry, text) for entry, text in texts if len(text.encode()) > tokenizer.context]
-    counts = tokenizer.lengths([text for _, text in long])
-    beyond = [entry for (entry, _), n in zip(long, counts, strict=True) if n > tokenizer.context]
-    if beyond:
-        yield Finding(
-            "error",
-            f"longer than the {tokenizer.context:,} tokens of {tokenizer.name}'s context",
-            "a training leaves such rows out or cuts them, and the model cannot read them",
-            tuple(entry.where for entry in beyond),
-            f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
-            "shorten the rows, or take a base with a longer context",
-        )
 
 
 def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:

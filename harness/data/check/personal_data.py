@@ -55,7 +55,12 @@ def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
         yield from (("IP addresses", match) for match in _IP.findall(text) if _is_of_a_machine(match))
         yield from _find_numbers(text)
         if region or _DIALLED.search(text):
-            yield from (("phone numbers", number) for number in _find_phones(text, region or _REGION))
+            import phonenumbers
+
+            for run in _SEVEN_DIGITS.finditer(text):  # libphonenumber is slow on whole texts
+                around = text[max(0, run.start() - _BEFORE) : run.end() + _BEHIND]
+                matches = phonenumbers.PhoneNumberMatcher(around, region or _REGION)
+                yield from (("phone numbers", match.raw_string) for match in matches)
 
 
 def _is_of_a_machine(address: str) -> bool:
@@ -81,15 +86,6 @@ def _find_numbers(text: str) -> Iterator[tuple[str, str]]:
         ends = (found.end() for found in re.finditer(r"\w\b", match))
         if number := next((match[:end] for end in ends if iban.is_valid(match[:end])), ""):
             yield "IBANs", number
-
-
-def _find_phones(text: str, region: str) -> Iterator[str]:
-    """Yield phone numbers, found around seven digits or more: libphonenumber is slow on whole texts."""
-    import phonenumbers
-
-    for run in _SEVEN_DIGITS.finditer(text):
-        around = text[max(0, run.start() - _BEFORE) : run.end() + _BEHIND]
-        yield from (match.raw_string for match in phonenumbers.PhoneNumberMatcher(around, region))
 
 
 def check_region(region: str) -> str:

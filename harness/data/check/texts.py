@@ -146,20 +146,12 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
     Fisher's exact test of each source against the others, at `ALPHA` over all sources and formats by
     Bonferroni, so sources of one format raise an alarm in fewer than 1 file in 1,000.
     """
-    answered = [entry for entry in table.entries if entry.answer]
-    yield from _outer_spaces(table)
-    yield from _spellings(answered, table) if table.labels else _test_by_source(answered)
-
-
-def _outer_spaces(table: RowTable) -> Iterator[Finding]:
-    """List answers with white space at an end, as the file has them: known layouts are read without it."""
     clean = "harness data clean FILE --out OUT"
     cut = f"{clean} --leading-spaces  # unless it is the indentation of code"
-    ends = (("behind", str.rstrip, clean), ("in front of", str.lstrip, cut))
-    for where, strip, command in ends:
+    # As the file has them: known layouts are read without white space at an end.
+    for where, strip, command in (("behind", str.rstrip, clean), ("in front of", str.lstrip, cut)):
         first_of = ((e, next((t for t in e.spaced if t != strip(t)), "")) for e in table.entries)
-        spaced = [(entry, text) for entry, text in first_of if text]
-        if spaced:
+        if spaced := [(entry, text) for entry, text in first_of if text]:
             masked = mask_text(spaced[0][1])
             yield Finding(
                 "warning",
@@ -169,6 +161,8 @@ def _outer_spaces(table: RowTable) -> Iterator[Finding]:
                 repr(masked[-60:] if where == "behind" else masked[:60]),
                 command,
             )
+    answered = [entry for entry in table.entries if entry.answer]
+    yield from _spellings(answered, table) if table.labels else _test_by_source(answered)
 
 
 def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Finding]:

@@ -149,13 +149,6 @@ def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]
     return [of for of in list_written_answers(fields, roles) if not is_earlier_turn(of.keys)]
 
 
-def answer_at(fields: Any, keys: Keys) -> Any:
-    """Return what the keys lead to; None where the row has no such field."""
-    for key in keys:
-        fields = fields.get(key) if isinstance(fields, dict) else fields[key]
-    return fields
-
-
 def put_answer(fields: Any, keys: Keys, answer: str | int) -> Any:
     """Return the fields with another answer where the keys lead to."""
     if not keys:
@@ -384,11 +377,8 @@ def _problems(kept: Decisions, lines: set[int], roles: Roles) -> Iterator[Proble
             yield Problem(where, "relabel without a label", "a label", "name the label, or drop the row")
         else:
             relabels |= of["decision"] == "relabel"
-    if relabels:
-        yield from _column_problems(kept, roles)
-
-
-def _column_problems(kept: Decisions, roles: Roles) -> Iterator[Problem]:
+    if not relabels:
+        return
     if not roles.answers or roles.answers == PAIRS.answers:
         found = "relabel, where rows have no label" if roles.answers else "relabel, where no column answers"
         yield Problem(kept.shown, found, "drop or keep", "drop the row, or fix it by hand")

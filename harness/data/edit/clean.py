@@ -100,8 +100,7 @@ def clean(
             continue
         empty = [name for name in roles.answers if cleaned.fields.get(name) == [] and layout is None]
         finds_nothing = any(name in objects or names_labels(name) for name in empty)
-        unusable = _unusable(cleaned, roles, drop_lost=drop_lost, may_be_empty=finds_nothing)
-        if unusable := unusable or _find_unreadable(cleaned, layout):
+        if unusable := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=finds_nothing):
             yield changes.drop(row, unusable)
             continue
         ident = cleaned.fields.get("id")
@@ -145,7 +144,9 @@ def _relabel(
     row: Row, fields: dict[str, Any], keys: tuple[str | int, ...], label: str, reasons: dict[str, None]
 ) -> dict[str, Any]:
     column = keys[0]
-    value = changes.answer_at(fields, keys)
+    value: Any = fields
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else value[key]
     is_number = type(value) is int and re.fullmatch(r"-?\d+", label)
     if not is_number and not isinstance(value, str | None):
         found, expected = f"a {type(value).__name__} in {column!r}, to be relabelled {label!r}", "a text"
@@ -156,8 +157,11 @@ def _relabel(
     return fields
 
 
-def _unusable(row: Row, roles: Roles, *, drop_lost: bool, may_be_empty: bool) -> str:
-    """Say which part of a row is empty or lost; a preference pair needs two answers, and unlike ones."""
+def _unusable(row: Row, roles: Roles, layout: Layout | None, *, drop_lost: bool, may_be_empty: bool) -> str:
+    """Say which part of a row is empty or lost, or why it cannot be read as the others are.
+
+    A preference pair needs two answers, and unlike ones; a row with a thumb down can be learned from.
+    """
     question, answers, *_ = read_question_and_answers(row, roles)
     if roles.questions and not question.strip():
         return "an empty question"
@@ -166,11 +170,8 @@ def _unusable(row: Row, roles: Roles, *, drop_lost: bool, may_be_empty: bool) ->
         return "an empty answer"
     if roles.answers == ("chosen", "rejected") and len({" ".join(answer.split()) for answer in answers}) == 1:
         return "two equal answers"
-    return "lost signs (U+FFFD)" if drop_lost and _LOST in join_texts([question, *answers]) else ""
-
-
-def _find_unreadable(row: Row, layout: Layout | None) -> str:
-    """Say why a row cannot be read as the others are; one with a thumb down can be learned from."""
+    if drop_lost and _LOST in join_texts([question, *answers]):
+        return "lost signs (U+FFFD)"
     try:
         formats.read(row, layout)
     except UserError as error:

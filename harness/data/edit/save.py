@@ -13,7 +13,7 @@ import threading
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
@@ -31,7 +31,6 @@ from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument
 from harness.provenance import versions_of
 from harness.records import canonical_json, checksum
-from harness.spec import HUB
 
 _BESIDE = (row_files.MANIFEST, ".decisions.json")
 _LIBRARIES = ("datasketch", "ftfy", "pyarrow")  # those whose version may change what is written
@@ -69,7 +68,7 @@ def refuse_output(out: Path, inputs: Sequence[str], *, folder: bool = False) -> 
             is missing.
     """
     shown = readers.display_path(str(out))
-    same = (path for path in inputs if not path.startswith(HUB) and _is_same(out, Path(path)))
+    same = (path for path in inputs if out.exists() and Path(path).exists() and out.samefile(path))
     if (path := next(same, None)) is not None:
         found = "the file that is read" if str(out) == path else f"the file that is read, {path},"
         expected = "a new file: rows are never changed in place"
@@ -241,6 +240,11 @@ def manifest(
         UserError: the manifest of an input cannot be read.
     """
     before = {path: row_files.manifest_of(path) for path in edit.inputs}
+    inputs = []  # each with the digest of its content, and that of its manifest where it has one
+    for path in edit.inputs:
+        found = before[path]
+        told = {"manifest": hashlib.sha256(canonical_json(found).encode()).hexdigest()} if found else {}
+        inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **told})
     # A row that was not drawn leaves its part of what was paid to others.
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
     paid_before = (
@@ -258,7 +262,7 @@ def manifest(
         "command": edit.command or f"harness data {edit.verb}",
         "parameters": dict(edit.parameters),
         "versions": {"harness": __version__, **versions_of("data", "edit"), "libraries": libraries},
-        "inputs": [_input(path, before[path]) for path in edit.inputs],
+        "inputs": inputs,
         "outputs": list(outputs),
         "counts": dict(counts),
         "reasons": dict(Counter(f"{c.kind}: {reason}" for c in changes for reason in c.reasons)),
@@ -308,18 +312,6 @@ def _count_persons(rows: Iterable[Row], persons: Counter[str]) -> Iterator[Row]:
         text = join_texts([value for value in row.fields.values() if isinstance(value, str | list | dict)])
         persons.update({kind for kind, _ in find_personal_data(text)})
         yield row
-
-
-def _is_same(out: Path, path: Path) -> bool:
-    with suppress(OSError):
-        return out.samefile(path)
-    return False
-
-
-def _input(path: str, before: Mapping[str, Any] | None) -> dict[str, Any]:
-    shown = readers.display_path(path)
-    made = {"manifest": hashlib.sha256(canonical_json(before).encode()).hexdigest()} if before else {}
-    return {"file": shown, "sha256": digest_of(path), **made}
 
 
 def digest_of(path: str) -> str:

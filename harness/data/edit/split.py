@@ -156,7 +156,13 @@ def odd_shares(found: SplitRows, way: SplitOptions) -> Iterator[str]:
 
 def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> SplitRows:
     """Draw test and validation by whole groups; questions that are alike by a chain of others are joined."""
-    kinds = _kinds(questions, way.alike)
+    # The kind of a question is the first row that it is equal or alike to.
+    kinds, equal = list(range(len(questions))), dict[str, int]()
+    for kept, others in near_duplicates(questions, threshold=way.alike) if way.alike < 1 else ():
+        for other in others:
+            kinds[other.row] = kept
+    folded = map(fold_text, questions)
+    kinds = [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
     while True:
         parts = _draw_parts(content, kinds, way)
         joined = list(_alike_across(parts, questions, way.alike))
@@ -172,16 +178,6 @@ def _split_at_random(content: Rows, questions: list[str], way: SplitOptions) -> 
             first = min(kinds[i] for i in group)
             for i in group:
                 kinds[i] = first
-
-
-def _kinds(questions: Sequence[str], alike: float) -> list[int]:
-    """Name the kind of every question by its first row: those that are equal or alike to that one."""
-    kinds, equal = list(range(len(questions))), dict[str, int]()
-    for group in near_duplicates(questions, threshold=alike) if alike < 1 else ():
-        for other in group.others:
-            kinds[other.row] = group.kept
-    folded = map(fold_text, questions)
-    return [equal.setdefault(of, kinds[i]) if of else kinds[i] for i, of in enumerate(folded)]
 
 
 def _draw_parts(content: Rows, kinds: Sequence[int], way: SplitOptions) -> dict[str, list[int]]:
