@@ -465,17 +465,7 @@ def source_examples(rows):
 
 
 @given(families, st.integers(0, 5))
-def test_no_cluster_and_no_question_is_on_both_sides_of_a_split(rows, seed):
-    try:
-        train, validation = set_aside(source_examples(rows), random.Random(seed))
-    except UserError:
-        return
-    for of in (lambda row: row.example.cluster, lambda row: key(row.example)):
-        assert not {of(row) for row in train} & {of(row) for row in validation}
-
-
-@given(families, st.integers(0, 5))
-def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
+def test_a_split_keeps_every_row_empties_no_side_and_parts_no_cluster_and_no_question(rows, seed):
     whole = source_examples(rows)
     try:
         train, validation = set_aside(whole, random.Random(seed))
@@ -484,6 +474,8 @@ def test_a_split_loses_no_row_and_empties_no_side(rows, seed):
     assert sorted(map(str, train + validation)) == sorted(map(str, whole))
     assert train
     assert validation
+    for of in (lambda row: row.example.cluster, lambda row: key(row.example)):
+        assert not {of(row) for row in train} & {of(row) for row in validation}
 
 
 def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
@@ -498,23 +490,17 @@ def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
     assert found == [("train.jsonl:1", "training rows of one cluster only")]
 
 
-@given(families, st.integers(0, 70), st.integers(0, 5))
-def test_a_draw_has_the_size_of_its_limit(rows, limit, seed):
-    assert len(draw(source_examples(rows), limit, random.Random(seed))) == min(limit, len(rows))
-
-
-@given(families, st.integers(0, 60), st.integers(0, 60), st.integers(0, 5))
-def test_a_smaller_draw_is_part_of_a_larger_one(rows, one, other, seed):
-    small, large = (draw(source_examples(rows), n, random.Random(seed)) for n in sorted((one, other)))
+@given(families, st.integers(0, 70), st.integers(0, 70), st.integers(0, 5))
+def test_a_draw_has_its_size_every_label_by_its_share_and_each_smaller_draw(rows, one, other, seed):
+    whole, limits = source_examples(rows), sorted((one, other))
+    small, large = (draw(whole, limit, random.Random(seed)) for limit in limits)
+    assert [len(small), len(large)] == [min(limit, len(rows)) for limit in limits]
     assert set(ids(small)) <= set(ids(large))
-
-
-@given(families, st.integers(1, 60), st.integers(0, 5))
-def test_a_draw_holds_every_label_by_its_share(rows, limit, seed):
-    drawn = Counter(e.references[0] for e in draw(source_examples(rows), limit, random.Random(seed)))
-    share = min(limit, len(rows)) / len(rows)
+    drawn = Counter(e.references[0] for e in large)
     for label, n in Counter(label for *_, label in rows).items():
-        assert abs(drawn[label] - share * n) < 2  # of three labels, each rounded by less than 1
+        assert (
+            abs(drawn[label] - len(large) / len(rows) * n) < 2
+        )  # of three labels, each rounded by less than 1
 
 
 @given(families, families)

@@ -304,16 +304,6 @@ def test_the_commands_name_the_columns_that_were_named(find):
     assert " --prompt '{text}' --reference queue --out " in found.command
 
 
-def test_a_file_whose_name_begins_with_a_dash_is_no_option_of_the_command_that_is_named(
-    tmp_path, monkeypatch
-):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "-rows.jsonl", [*make_clean_rows(40), *make_clean_rows(1)])
-    found = examine_rows(RowCheck([str(tmp_path / "-rows.jsonl")], only=["repeated_rows"])).findings
-    run_command(alarms(found)[0].command)
-    assert (tmp_path / "-rows.dedup.jsonl").exists()
-
-
 def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find, tmp_path):
     rows = [{"id": i // 2, **row} for i, row in enumerate(make_clean_rows(40))]
     (found,) = alarms(find(rows, "missing_values"))

@@ -133,21 +133,6 @@ def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find)
     assert not [f for f in find(rows, "suspect_labels") if f.rows]
 
 
-def test_the_command_that_is_named_spells_labels_as_most_rows_do(find, tmp_path):
-    rows = [{"text": row["text"], "queue": row["label"]} for row in make_clean_rows(80)]
-    for i in (0, 4, 8):
-        rows[i]["queue"] = ("Refund", "REFUND ", "refund.")[i // 4]
-    named = {"prompt": "text", "reference": "queue"}
-    (found,) = (f for f in find(rows, "answer_formats", **named) if "spellings" in f.title)
-    run_command(found.command)
-    mended = [json.loads(line) for line in (tmp_path / "rows.clean.jsonl").read_text().splitlines()]
-    assert {row["queue"] for row in mended} == set(LABELS)
-    told = json.loads((tmp_path / "rows.clean.jsonl.manifest.json").read_text())
-    assert told["parameters"]["spellings"] == {"Refund": "refund", "REFUND": "refund", "refund.": "refund"}
-    cleaned = RowCheck([str(tmp_path / "rows.clean.jsonl")], only=["answer_formats"], **named)
-    assert alarms(examine_rows(cleaned).findings) == []
-
-
 def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "r.jsonl", texts(30, 1))
@@ -491,20 +476,3 @@ def test_thumbs_are_a_layout_and_no_fault(find, thumbs):
     found = find(rows)
     assert alarms(found) == []
     assert [f.count for f in found if f.title == "answers with a thumb down"] == [20]
-
-
-def test_calls_of_tools_are_read_as_openai_writes_them(find):
-    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 40, "b": 2}'}}
-    rows = [
-        {
-            "messages": [
-                {"role": "user", "content": f"{row['text']}?"},
-                {"role": "assistant", "content": None, "tool_calls": [call]},
-                {"role": "tool", "tool_call_id": "1", "content": "42"},
-                {"role": "assistant", "content": f"It is {row['text']}"},
-            ],
-            "tools": [{"type": "function", "function": {"name": "add"}}],
-        }
-        for row in make_clean_rows(40)
-    ]
-    assert alarms(find(rows)) == []

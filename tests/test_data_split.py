@@ -401,6 +401,7 @@ def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data)
         (("--weights", "0.99,0.01", "--rows", "5"), "b.jsonl: found a share that draws no row"),
         (("--rows", "0"), "at least 1"),
         (("--column", "label"), "a.jsonl:1: found the column 'label'"),
+        *((("--column", column), "--column: found") for column in ("id", "augmented_from", "", "prompt")),
     ],
 )
 def test_a_mixture_that_cannot_be_made_is_refused(data, words, said):
@@ -440,11 +441,3 @@ def test_what_is_not_drawn_stands_in_the_manifest(data):
     assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
     said = read_refusal(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")
     assert "expected at least 10" in said
-
-
-@pytest.mark.parametrize("column", ["id", "augmented_from", "", "prompt"])
-def test_a_mixture_names_its_files_in_no_column_that_has_a_meaning(data, column):
-    for name in "ab":
-        jsonl(Path(f"{name}.jsonl"), [{"text": f"{name} q{i}w", "label": "x"} for i in range(4)])
-    said = read_refusal(data, "mix", "a.jsonl", "b.jsonl", "--column", column, "--out", "m.jsonl")
-    assert "--column: found" in said

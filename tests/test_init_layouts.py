@@ -51,12 +51,6 @@ LAYOUTS = {
         lambda row: (row["dialogue"], row["summary"]),
         "Summarize the dialogue in one sentence. Reply with the summary and nothing else.",
     ),
-    "XSum": (
-        lambda i: {"document": say(i, 40), "summary": f"{say(i + 50)}.", "id": str(i)},
-        "document → question; summary → answer; id → id",
-        lambda row: (row["document"], row["summary"]),
-        "Summarize the document in one sentence. Reply with the summary and nothing else.",
-    ),
     "CNN/DM": (
         lambda i: {"article": say(i, 40), "highlights": f"{say(i + 50)}.\n{say(i + 90)}.", "id": f"{i:040x}"},
         "article → question; highlights → answer; id → id",
@@ -78,34 +72,10 @@ LAYOUTS = {
         lambda row: (row["nl"], row["query"]),
         "Write one SQL query that answers the question. Reply with the query and nothing else.",
     ),
-    "SQL with a context": (
-        lambda i: {
-            "question": f"Who is over {i}?",
-            "context": f"CREATE TABLE t{i} (age INT)",
-            "answer": sql(i),
-        },
-        "question → question; context → context; answer → answer",
-        lambda row: (f"Context:\n{row['context']}\n\n{row['question']}", row["answer"]),
-        (
-            "Write one SQL query on the tables of the context that answers the question. Reply with the query and "
-            "nothing else."
-        ),
-    ),
     "reviews": (
         lambda i: {"title": say(i, 3), "text": say(i, 20), "rating": i % 5 + 1},
         "title, text → question; rating → label",
         lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])),
-        RATE_REVIEW,
-    ),
-    "stars": (
-        lambda i: {
-            "review_id": f"r{i}",
-            "product_id": f"p{i % 9}",
-            "stars": i % 5 + 1,
-            "review_body": say(i),
-        },
-        "review_id, product_id → id; stars → label; review_body → question",
-        lambda row: (row["review_body"], str(row["stars"])),
         RATE_REVIEW,
     ),
     "PubMedQA": (
@@ -121,16 +91,6 @@ LAYOUTS = {
             "final_decision → label"
         ),
         lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
-        "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
-    ),
-    "lists of contexts": (
-        lambda i: {
-            "question": f"Do hens help {i}?",
-            "context": [say(i, 20), say(i + 50, 20)],
-            "final_decision": pick(("yes", "no", "maybe"), i),
-        },
-        "question → question; context → context; final_decision → label",
-        lambda row: ("\n".join(row["context"]) + f"\n\n{row['question']}", row["final_decision"]),
         "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
     ),
     "titles": (
@@ -339,21 +299,6 @@ LAYOUTS = {
             json.dumps([{"text": "Ann Lee", "type": "PER"}, {"text": row["tokens"][3], "type": "LOC"}]),
         ),
         EXTRACT_ENTITIES,
-    ),
-    "words and their entities": (
-        lambda i: {"words": ["Ann", "saw", f"Rome{i}"], "ner": ["B-PER", "O", "B-LOC"]},
-        "words → question; ner → answer",
-        lambda row: (
-            " ".join(row["words"]),
-            json.dumps([{"text": "Ann", "type": "PER"}, {"text": row["words"][2], "type": "LOC"}]),
-        ),
-        EXTRACT_ENTITIES,
-    ),
-    "several labels under the name of one": (
-        lambda i: {"text": say(i), "label": [[3], [7], [3, 7]][i % 3]},
-        "text → question; label → answer",
-        lambda row: (row["text"], "; ".join(map(str, row["label"]))),
-        "Classify the text. Reply with all that apply of: 3, 7. Write ';' between them.",
     ),
     "turns of a prompter": (
         lambda i: {
