@@ -15,7 +15,7 @@ from scipy import stats as scipy_stats
 from harness.data.check.personal_data import redact
 from harness.errors import UserError
 from harness.production import compare_thumbs, describe_thumbs
-from harness.production.logs import LogNotes, read_log
+from harness.production.feedback import LogNotes, read_log
 from harness.records import FeedbackRow
 from harness.store import Store, read_feedback, save_feedback
 

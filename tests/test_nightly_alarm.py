@@ -7,7 +7,7 @@ import pytest
 from years import Year, draw_year, find_first_alarm, median_night
 
 from harness.nightly.alarm import DRIFT_E, build_report, drift_e
-from harness.nightly.evidence import NightChanges, Seeds, judge, pass_alpha
+from harness.nightly.changes import NightChanges, Seeds, judge, pass_alpha
 from harness.nightly.reevaluate import build_pool, choose_next_items, ids_by_task
 from harness.nightly.state import Night, NightCandidate, SeriesNight, State
 from harness.records import Example

@@ -14,7 +14,7 @@ import numpy as np
 
 from harness.config import is_judged
 from harness.errors import Problem, Unscored, UserError
-from harness.evaluation.sampled_answers import ItemPrompt, draw_answers, seed_of, settle
+from harness.evaluation.sampled_answers import ItemPrompt, draw_answers, limits_of, seed_of, settle
 from harness.metrics import Metric, Parts, extremes, is_refusal, normalize
 from harness.models import Candidate
 from harness.prompting import recall
@@ -239,8 +239,8 @@ def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
     if job.decoding is not None:
         prompts = [ItemPrompt(examples[i], items[i].context) for i in left]
         return dict(zip(left, draw_answers(candidate, job.task, job.decoding, prompts), strict=True))
-    limits = Limits(job.task.max_new_tokens, job.task.stop)
-    answers = candidate.generate([items[i].context.context for i in left], limits) if left else []
+    prompts_left = [items[i].context.context for i in left]
+    answers = candidate.generate(prompts_left, limits_of(job.task)) if left else []
     return dict(zip(left, answers, strict=True))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from copy import copy
 from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation import prompt_text
@@ -24,14 +24,8 @@ from harness.training import Weights
 _N = 50  # prompts of each task
 _STEP = "an export with the template and tokenizer of its run: harness export"
 _Ids = Sequence[tuple[int, ...]]
+_ChatPrompts = tuple[str, list[PromptText]]  # a task that is asked in chat, and its first prompts
 _Tokenizer = Any  # of transformers
-
-
-class _ChatPrompts(NamedTuple):
-    """The first prompts of a task that are asked in chat."""
-
-    task: str
-    prompts: list[PromptText]
 
 
 def refuse_other_prompts(
@@ -66,7 +60,7 @@ def _list_chat_prompts(sets: Iterable[RowSet], special: Sequence[str]) -> Iterat
                 for one in prompts
                 if not any(token in m["content"] for m in one.messages for token in special)
             ]
-            yield _ChatPrompts(task.name, plain)
+            yield task.name, plain
 
 
 def _encode_by_files(

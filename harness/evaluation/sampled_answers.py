@@ -53,11 +53,17 @@ def seed_of(*drawn: str | int) -> int:
     return int(digest(list(drawn)), 16) % _SEEDS
 
 
+def limits_of(task: Task, drawn: Decoding | None = None) -> Limits:
+    """Return the limits of a candidate's answers to a task, greedy ones unless they are drawn."""
+    limits = Limits(task.max_new_tokens, task.stop)
+    return limits._replace(temperature=drawn.temperature, top_p=drawn.top_p) if drawn else limits
+
+
 def draw_answers(
     candidate: Candidate, task: Task, decoding: Decoding, prompts: Sequence[ItemPrompt]
 ) -> list[Output]:
     """Sample the answers to each item; the first of each has all of them attached, and their total cost."""
-    limits = Limits(task.max_new_tokens, task.stop, decoding.temperature, decoding.top_p)
+    limits = limits_of(task, decoding)
     n = decoding.samples
     repeated = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed_of(prompt.example.id, index) for prompt in prompts for index in range(n)]

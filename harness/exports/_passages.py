@@ -80,15 +80,10 @@ def add_passages(session: Session, candidate: ResolvedCandidate, seed: int, fold
     for settings, passages in prompting.list_passages(candidate.recipe.prompting, context):
         lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
         (folder / FILE).write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        page = _PAGE.format(
-            n=len(passages), top_k=settings["top_k"], but=_exception(settings), lines=_lines(settings)
-        )
+        but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
+        page = _PAGE.format(n=len(passages), top_k=settings["top_k"], but=but, lines=_lines(settings))
         with (folder / "README.md").open("a", encoding="utf-8") as file:
             file.write(page)
-
-
-def _exception(settings: dict[str, Any]) -> str:
-    return ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
 
 
 def _lines(settings: dict[str, Any]) -> str:

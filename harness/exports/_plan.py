@@ -1,21 +1,22 @@
 """Plan and making of one export: the weights of a stored run, what refuses them, and a whole folder.
 
 Invariant: a folder appears with all its files or not at all. Weights are hashed anew before they are read,
-and the run's own digest has to be theirs.
+and the run's own digest has to be theirs. The record, `export.json`, names no path of a machine; whether a
+folder is still whole, is asked of its content alone, never of a remembered checksum.
 """
 
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from harness import __version__, plugins, provenance, store
 from harness.cache import sync
-from harness.errors import Problem, UserError, did_you_mean, refuse
+from harness.errors import Problem, UserError, did_you_mean, refuse, refuse_unreadable
+from harness.evaluation import limits_of
 from harness.evaluation.candidates import (
     ResolvedCandidate,
     base_weights,
@@ -26,18 +27,21 @@ from harness.evaluation.row_sets import target_sets
 from harness.evaluation.session import Session
 from harness.evaluation.verification import verify_weights
 from harness.exports._passages import add_passages
-from harness.exports._record import RECORD, Export, ExportedFile, list_files, verify_export
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
 from harness.progress import Advance
-from harness.records import Limits, Run, checksum
+from harness.records import Run, StoredName, checksum, load
 from harness.spec import ExportPolicy, Recipe
+from harness.store import Store
 from harness.training import Weights
 
+RECORD = "export.json"
+_AGAIN = "delete the folder and export again"
 _KINDS = ("base", "adapter", "delta", "model")
 _TOOLS = ("torch", "transformers", "peft", "tokenizers")
 _ONE, _OTHER = "weights of one language model", "export a candidate of another method"
+_OTHERS = {"classifier": "a text classifier", "head": "a classification head"}
 
 
 class ExportPlan(NamedTuple):
@@ -84,21 +88,6 @@ class Format(NamedTuple):
     default: str = ""
     problems: Callable[[ExportPolicy, str], Iterable[Problem]] = lambda policy, quantization: ()
 
-    def estimate_bytes(self, source: ModelSource, quantization: str) -> float:
-        """Estimate the bytes of a model's weights in a type."""
-        bits, shape = self.bits[quantization], hub.shape(source)
-        embedded = min(shape.in_embeddings if shape else 0.0, source.n_parameters)
-        by_rows = bits.others if shape and shape.hidden % 256 else bits.divided
-        return (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8
-
-
-class Exported(NamedTuple):
-    """An export with its folder; not `is_new` where it had been made before."""
-
-    folder: Path
-    export: Export
-    is_new: bool
-
 
 class ExportJob(NamedTuple):
     """Input of a format's plugin: the session, what to export, and its progress."""
@@ -114,6 +103,111 @@ class Written(NamedTuple):
     types: Mapping[str, int]
     versions: Mapping[str, str]
     gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file of an export: the sha256 of its content in hex, and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One run's weights in a format of other programs; `files` maps relative names to their content.
+
+    `types` counts the tensors of each type that was really written. `limits` are those of the target's
+    answers (`max_new_tokens`, `stop`, `temperature`, `top_p`), `chat` says that the chat template wrote its
+    prompts, `prompt` what else did (`system`, `template`, `prompting`, `answer`). `chat_template` is the
+    sha256 of the template's text, empty without one. `merge_gap` is the largest change of a logit by merging
+    in fp32.
+    """
+
+    format: str
+    quantization: str
+    run_id: StoredName
+    candidate: str
+    seed: int
+    experiment: str
+    target: str
+    base_model: str
+    base_digest: str
+    weights_digest: str
+    files: dict[str, ExportedFile]
+    types: dict[str, int]
+    versions: dict[str, str]
+    limits: dict[str, Any]
+    chat: bool
+    prompt: dict[str, Any]
+    chat_template: str
+    merge_gap: float
+    created: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+class Exported(NamedTuple):
+    """An export with its folder; not `is_new` where it had been made before."""
+
+    folder: Path
+    export: Export
+    is_new: bool
+
+
+def read_export(folder: Path) -> Export:
+    """Read the record of an export.
+
+    Raises:
+        UserError: the folder holds none, or one that cannot be read.
+    """
+    with refuse_unreadable(folder / RECORD, "what harness export wrote", _AGAIN):
+        return load(Export, (folder / RECORD).read_bytes())
+
+
+def verify_export(folder: Path) -> Export:
+    """Read an export whose files are those that were written, each hashed anew.
+
+    Raises:
+        UserError: a file is missing, has changed, or was added.
+    """
+    export, there, problems = read_export(folder), _list_files(folder), list[Problem]()
+    expected = f"the file that was exported from {export.run_id}"
+    for name, file in export.files.items():
+        if name not in there:
+            problems.append(Problem(str(folder / name), "no such file", expected, _AGAIN))
+        elif there[name].stat().st_size != file.bytes or checksum(there[name]) != file.sha256:
+            problems.append(Problem(str(folder / name), "another content", expected, _AGAIN))
+    for name in sorted(there.keys() - export.files.keys() - {RECORD}):
+        found, step = "a file that was added", "move it elsewhere"
+        problems.append(Problem(str(folder / name), found, "what export.json lists", step))
+    refuse(problems)
+    return export
+
+
+def _list_files(folder: Path) -> dict[str, Path]:
+    """List the files below a folder by their relative names, without hidden ones."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in sorted(files.items()) if not f"/{name}".count("/.")}
+
+
+def main_file(folder: Path, export: Export) -> Path:
+    """Return what a program opens: the `.gguf` or `.onnx` file, or the folder."""
+    return folder / next((name for name in export.files if name.endswith((".gguf", ".onnx"))), "")
+
+
+def exports_of(at: Store, run_id: str) -> dict[Path, Export]:
+    """Map the folders of a run's exports in the store to their records; unfinished ones are left out.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    found = sorted(at.place("exports", run_id).glob(f"[!.]*/{RECORD}"))
+    return {file.parent: read_export(file.parent) for file in found}
 
 
 def plan_export(
@@ -143,6 +237,9 @@ def plan_export(
     refuse(plugin.problems(policy, wanted))
     default = session.store.place("exports", run.run_id) / f"{format}-{wanted}"
     at_first, by_size = plugin.seconds
+    bits, shape = plugin.bits[wanted], hub.shape(source)
+    embedded = min(shape.in_embeddings if shape else 0.0, source.n_parameters)
+    by_rows = bits.others if shape and shape.hidden % 256 else bits.divided
     return ExportPlan(
         run,
         candidate,
@@ -152,7 +249,7 @@ def plan_export(
         wanted,
         out.absolute() if out else default,
         policy,
-        plugin.estimate_bytes(source, wanted),
+        (embedded * bits.embedded + (source.n_parameters - embedded) * by_rows) / 8,
         at_first + by_size * source.n_parameters / 1e9,
         tuple(_notes(run, candidate, source)),
     )
@@ -167,7 +264,9 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, found, "candidates as they were", "write it into the file again"))
     candidate = session.resolve(run.candidate, recipe)
     if candidate.makes not in plugins.LANGUAGE_MODELS or candidate.is_remote:
-        found = f"the method {run.method}, whose weights are those of {_describe_kind(candidate)}"
+        kind = _OTHERS.get(candidate.makes, f"the kind {candidate.makes}")
+        kind = "a model behind an endpoint, which are not here" if candidate.is_remote else kind
+        found = f"the method {run.method}, whose weights are those of {kind}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
     # By the run's own key, as today's data, precision or recipe of what it borrows may name others.
     key = run.training.fit_key
@@ -201,14 +300,6 @@ def _refuse_other_prompts(session: Session, candidate: ResolvedCandidate, weight
         raise UserError(Problem(f"run {run.run_id}", found, "prompts and limits that it answered by", step))
 
 
-def _describe_kind(candidate: ResolvedCandidate) -> str:
-    if candidate.is_remote:
-        return "a model behind an endpoint, which are not here"
-    return {"classifier": "a text classifier", "head": "a classification head"}.get(
-        candidate.makes, f"the kind {candidate.makes}"
-    )
-
-
 def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Iterator[str]:
     """Yield what made the run's answers besides weights, template and limits."""
     recipe = candidate.recipe
@@ -231,20 +322,26 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         CandidateFailed: the weights cannot be merged, or a program that writes the format failed.
         HarnessError: the disk is full; nothing is left behind.
     """
-    folder = plan.folder
+    folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         return Exported(folder, _read_same(plan), False)
     label = f"export {plan.run.candidate} to {plan.format} {plan.quantization}"
-    with (
-        session.progress.stage(label, plan.seconds) as advance,
-        store.clear_errors(session.store, str(folder), store.AGAIN),
-        _new_folder(folder) as part,
-    ):
-        written = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-        add_passages(session, plan.candidate, plan.run.seed, part)
-        export = _describe(session, plan, written, part)
-        text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
-        (part / RECORD).write_text(f"{text}\n", "utf-8")
+    errors = store.clear_errors(session.store, str(folder), store.AGAIN)
+    with session.progress.stage(label, plan.seconds) as advance, errors:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        part.mkdir(mode=0o700)
+        try:
+            made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
+            add_passages(session, plan.candidate, plan.run.seed, part)
+            export = _describe(session, plan, made, part)
+            text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
+            (part / RECORD).write_text(f"{text}\n", "utf-8")
+            for path in (*_list_files(part).values(), part):
+                sync(path)
+            part.rename(folder)  # an empty folder is replaced
+            sync(folder.parent)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, export, True)
 
 
@@ -260,25 +357,9 @@ def _read_same(plan: ExportPlan) -> Export:
     return export
 
 
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yield a folder beside the wanted one, which gets its name once it is filled and on the disk."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    part = folder.with_name(f".{folder.name}.{uuid4().hex}")
-    part.mkdir(mode=0o700)
-    try:
-        yield part
-        for path in (*list_files(part).values(), part):
-            sync(path)
-        part.rename(folder)  # an empty folder is replaced
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-
-
 def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path) -> Export:
     run, recipe, task = plan.run, plan.candidate.recipe, session.target.task
-    limits = limits_of(session, plan.candidate)
+    limits = limits_of(task, recipe.sampling)
     template = folder / "chat_template.jinja"
     known = provenance.package_versions()
     packages = {name: version for name in _TOOLS if (version := known.get(name))}
@@ -295,7 +376,7 @@ def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path
         weights_digest=run.weights_digest,
         files={
             name: ExportedFile(checksum(path), path.stat().st_size)
-            for name, path in list_files(folder).items()
+            for name, path in _list_files(folder).items()
         },
         types=dict(written.types),
         versions={"harness": __version__, **packages, **written.versions},
@@ -315,17 +396,10 @@ def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path
     )
 
 
-def limits_of(session: Session, candidate: ResolvedCandidate) -> Limits:
-    """Return the limits of a candidate's answers to the target."""
-    task, sampled = session.target.task, candidate.recipe.sampling
-    if sampled is None:
-        return Limits(task.max_new_tokens, task.stop)
-    return Limits(task.max_new_tokens, task.stop, sampled.temperature, sampled.top_p)
-
-
 def write_whole(job: ExportJob, folder: Path, precision: str) -> float:
     """Write the run's weights as one model in safetensors, with its tokenizer; return the merge's gap."""
     plan = job.plan
     with open_whole(plan.source, plan.weights.kind, plan.weights.folder) as whole:
-        save_whole(whole, folder, precision, limits_of(job.session, plan.candidate))
+        limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
+        save_whole(whole, folder, precision, limits)
         return whole.gap

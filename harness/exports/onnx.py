@@ -8,13 +8,14 @@ Source: transformers' `OnnxExporter`, and its `decompose_for_generation` with `m
 import importlib.util
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import Any
 
 from harness.errors import CandidateFailed, Problem, one_line
-from harness.exports import PRECISIONS, ExportJob, Format, Written, limits_of
+from harness.evaluation import limits_of
+from harness.exports import PRECISIONS, ExportJob, Format, Written
 from harness.models.whole_model import open_whole, save_beside
 from harness.spec import ExportPolicy
 
@@ -27,15 +28,6 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
     if missing := [name for name in (*_PACKAGES, "onnxruntime") if not importlib.util.find_spec(name)]:
         found, expected = f"no package {', '.join(missing)}", "the packages of the extra onnx"
         yield Problem("--to onnx", found, expected, "pip install 'harness-evals[onnx]'")
-
-
-@contextmanager
-def _explain_unknown() -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
-        found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
-        raise CandidateFailed(found, "--to merged or gguf") from error
 
 
 def write(job: ExportJob, folder: Path) -> Written:
@@ -55,11 +47,16 @@ def write(job: ExportJob, folder: Path) -> Written:
         model: Any = whole.model
         ids = torch.arange(1, 9)[None].repeat(2, 1)
         asked = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        with _explain_unknown(), redirect_stdout(StringIO()):  # torch prints its progress there
-            decode: Any = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
-            exported = OnnxExporter().export(decode[0], decode[1], OnnxConfig(dynamic=True))
+        try:
+            with redirect_stdout(StringIO()):  # torch prints its progress there
+                decode: Any = decompose_for_generation(model, asked, multi_token_decode=True)["decode"]
+                exported = OnnxExporter().export(decode[0], decode[1], OnnxConfig(dynamic=True))
+        except (RuntimeError, ValueError, KeyError, NotImplementedError, TypeError) as error:
+            found = f"an architecture that transformers does not export to ONNX ({one_line(error)})"
+            raise CandidateFailed(found, "--to merged or gguf") from error
         OnnxExporter.save_program(exported.program, folder / _FILE)
-        save_beside(whole, folder, limits_of(job.session, plan.candidate))
+        limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
+        save_beside(whole, folder, limits)
         types = Counter(str(one.dtype) for one in exported.program.graph.initializers.values() if one.dtype)
         return Written(types, {name: version(name) for name in _PACKAGES}, whole.gap)
 

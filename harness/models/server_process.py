@@ -3,11 +3,9 @@
 Invariant: the server ends with this process, however that ends (see `supervision`).
 """
 
-import json
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 from urllib.error import URLError
@@ -30,7 +28,7 @@ class ServerProcess(NamedTuple):
     supervisor: "subprocess.Popen[bytes]"
     address: str
     log: Path
-    said: list[str]  # by its supervisor at its end, which can be read once
+    codes: list[int]  # of its exit, known once it is ended
 
     def is_well(self) -> bool:
         """Tell whether it runs and answers."""
@@ -65,24 +63,17 @@ class ServerProcess(NamedTuple):
     def describe_end(self) -> str:
         """Say with which exit code it ended, and its last lines."""
         self.stop()
-        how = f"with exit code {json.loads(self.said[0])[0]}" if self.said else "with its supervisor"
+        how = f"with exit code {self.codes[0]}" if self.codes else "with its supervisor"
         return f"{self.name} ended {how}; {self.last_words()}"
 
     def last_words(self) -> str:
         """Return the last lines of its log, and where that lies."""
-        lines = " / ".join(supervision.read_last_lines(self.log, 3)) or "it wrote nothing"
-        return f"its last lines: {lines}; its log: {self.log}"
+        return f"{supervision.last_words(self.log)}; its log: {self.log}"
 
     def stop(self) -> None:
-        """End the server with all that it started, wait for that, and keep what its supervisor says."""
-        assert self.supervisor.stdin is not None
-        assert self.supervisor.stdout is not None
-        with suppress(OSError):
-            self.supervisor.stdin.close()
-        with suppress(subprocess.TimeoutExpired):
-            self.supervisor.wait(_END_S)
-        if not self.supervisor.stdout.closed and (written := self.supervisor.stdout.read().decode()):
-            self.said.append(written)
+        """End the server with all that it started, wait for that, and keep its exit code."""
+        if (code := supervision.end(self.supervisor, _END_S)) is not None:
+            self.codes.append(code)
 
 
 def start_server(

@@ -97,6 +97,24 @@ def read_last_lines(log: Path, n: int) -> list[str]:
     return [line.strip() for line in _LINES.split(text) if line.strip()][-n:]
 
 
+def last_words(log: Path) -> str:
+    """Say what the last three lines of a log are."""
+    return f"its last lines: {' / '.join(read_last_lines(log, 3)) or 'it wrote nothing'}"
+
+
+def end(supervisor: "subprocess.Popen[bytes]", timeout_s: float) -> int | None:
+    """End a command that `start` started; returns its exit code, None where it is unknown or was read."""
+    assert supervisor.stdin is not None
+    assert supervisor.stdout is not None
+    with suppress(OSError):
+        supervisor.stdin.close()
+    with suppress(subprocess.TimeoutExpired):
+        supervisor.wait(timeout_s)
+    written = b"" if supervisor.stdout.closed else supervisor.stdout.read()
+    supervisor.stdout.close()
+    return int(json.loads(written)[0]) if written else None
+
+
 def steps(line: str) -> tuple[float, float]:
     """Read how much is done, and of how much, of a line such as `40%|████ | 12/30 [00:10<00:15]`."""
     found = [(int(done), int(of)) for done, of in _STEPS.findall(line)]

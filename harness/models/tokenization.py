@@ -7,6 +7,7 @@ ends with a token that ends generation. A special token in a user's text is read
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from harness.errors import CandidateFailed, Problem, UserError
@@ -164,6 +165,18 @@ def end_ids(tokenizer: "PreTrainedTokenizerBase", config: "GenerationConfig") ->
         raise _phrase_no_end()
     first = int(pad if pad is not None else eos if eos is not None else min(ends))
     return [first, *sorted(ends - {first})]
+
+
+def stored_end_ids(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> list[int]:
+    """List the tokens that end an answer of a model in a folder; errors are those of `end_ids`."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = GenerationConfig.from_pretrained(folder)
+    except OSError:  # a model without this file
+        model = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = GenerationConfig.from_model_config(model)
+    return end_ids(tokenizer, config)
 
 
 def _phrase_no_end() -> UserError:

@@ -29,7 +29,7 @@ from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.server_process import OPENER, ServerProcess, start_server
-from harness.models.tokenization import end_ids
+from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
 from harness.records import Likelihood, Limits, Output, digest
@@ -165,16 +165,9 @@ class VllmServer:
     def __init__(
         self, source: ModelSource, machine: Machine, policy: VllmPolicy, log: Path, advance: Advance
     ) -> None:
-        from transformers import AutoConfig, GenerationConfig
-
         self.source, self.machine, self.policy = source, machine, policy
         self.identity = identity(policy)
-        try:
-            config = GenerationConfig.from_pretrained(source.path)
-        except OSError:  # a model without this file
-            model = AutoConfig.from_pretrained(source.path, trust_remote_code=False)
-            config = GenerationConfig.from_model_config(model)
-        self.ends = end_ids(load_tokenizer(source), config)
+        self.ends = stored_end_ids(load_tokenizer(source), source.path)
         self._log = log
         self._running = self._start(advance)
 

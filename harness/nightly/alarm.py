@@ -3,7 +3,7 @@
 Invariant: a night in which the harness drifted, in which more answers failed than the policy allows, or that
 earlier code wrote is no evidence on a candidate, and that is said. What names or models chose is escaped; an
 alarm is sent once, and again the next night where the sending failed.
-Source: the e-processes of `evidence`; the e-detector of Shin, Ramdas & Rinaldo 2022
+Source: the e-processes of `changes`; the e-detector of Shin, Ramdas & Rinaldo 2022
 """
 
 import json
@@ -23,7 +23,7 @@ from harness import formatting, gating, report
 from harness.cache import make_private_folder
 from harness.config import CommandLine, LoadedExperiment
 from harness.errors import Problem, UserError
-from harness.nightly.evidence import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
+from harness.nightly.changes import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.nightly.state import (
     Alarm,
     BaseNight,

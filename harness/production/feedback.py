@@ -1,24 +1,276 @@
-"""Feedback of users, from a log into the store: masked, digested by the store's key, and each row once.
+"""Feedback of users, from logs of served models into the store: masked, keyed, and each row once.
 
-Invariant: what is written holds no raw text: masking comes first, and who asked is a keyed digest. A file is
-added whole or not at all.
+Read are OpenAI's JSON Lines, our own, and tables with the same columns. Invariant: what is written holds no
+raw text, and no message does: masking comes first, and who asked is a keyed digest. A row that cannot be used
+is left out and named by file and line; a value of a known column that is not understood refuses the file;
+columns that are not read are named. A file is added whole or not at all.
+Source: OpenAI's API reference, chat completions and preference data
 """
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import astuple, replace
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import astuple, dataclass, field, replace
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from harness.data import readers
 from harness.data.check.personal_data import check_region, redact
 from harness.data.edit import digest_of
+from harness.data.text_files import Row
+from harness.data.turns import read_turn
 from harness.errors import Problem, UserError
 from harness.formatting import count, pluralize
-from harness.production.logs import COLUMNS, LoggedRow, LogNotes, count_rows, read_log
 from harness.progress import Advance
-from harness.records import Example, FeedbackRow, canonical_json
+from harness.records import Example, FeedbackRow, Message, canonical_json, parse_json
 from harness.store import Store, claim, feedback_key, list_feedback_ids, save_feedback
+
+COLUMNS = "request, answer, thumb, correction, preference, model, time, sender and assignment"
+# Objects within a row whose keys count as columns of the row, the first before the later ones.
+_WITHIN = ("feedback", "metadata", "response", "body", "request", "input")
+_REQUESTS = ("messages", "request", "prompt", "input")
+_ANSWERS = ("answer", "choices", "non_preferred_output", "response", "completion", "output")
+_TIMES = ("time", "timestamp", "created_at", "created")
+_SENDERS = ("sender", "user", "user_id", "safety_identifier")
+_THUMBS = {
+    **dict.fromkeys(("up", "thumbs_up", "👍", "+1", "1", "true", "positive"), True),
+    **dict.fromkeys(("down", "thumbs_down", "👎", "-1", "0", "false", "negative"), False),
+}
+_NO_THUMB = ("", "none", "null", "neutral")
+_LONGEST_NAME = 200  # characters of a model's name
+_LOOKS_OF_EMOJI = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")  # variation selectors and skin tones
+_COLUMN = re.compile(r"[A-Za-z][\w.-]{0,39}")
+_SECONDS, _MILLISECONDS = 1e8, 1e11  # least Unix times that are read as such
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedRow:
+    """One answered request as it was logged, raw; the fields are those of `FeedbackRow`."""
+
+    where: str
+    messages: tuple[Message, ...]
+    answer: str
+    thumb: bool | None
+    correction: str
+    preference: str
+    model: str
+    time: str
+    sender: str
+    assignment: str
+
+
+@dataclass
+class LogNotes:
+    """Remarks on a log: columns that were not read, and the places of rows left out, by reason."""
+
+    unread: Counter[str] = field(default_factory=Counter)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    thumbs: dict[str, str] = field(default_factory=dict)  # each spelling, and where it is first
+
+
+class _Unusable(Exception):
+    """A request without what makes a row of feedback."""
+
+
+def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow]:
+    """Yield the answered requests of a log, and note what is not read; errors are masked as of a region.
+
+    Raises:
+        UserError: the file is malformed, or a value of a known column is not understood; all are listed.
+    """
+    problems: list[Problem] = []
+    shown = readers.display_path(path)
+    for row in _stream_masked(path, region):
+        try:
+            yield _read_row(row, notes)
+        except _Unusable as reason:
+            notes.left_out.setdefault(str(reason), []).append(row.where)
+        except UserError as error:
+            problems += error.problems
+    if {"0", "-1"} <= notes.thumbs.keys():
+        found = f"thumbs of 0, and of -1 at {notes.thumbs['-1']}: whether 0 is down or none is unknown"
+        problems.append(Problem(notes.thumbs["0"], found, "up, down or nothing", "write these words"))
+    if problems:
+        raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
+
+
+def _stream_masked(path: str, region: str) -> Iterator[Row]:
+    """Stream the rows of a file; its errors may quote cells, so they are masked."""
+
+    def mask(text: str) -> str:
+        return redact(text, region)[0]
+
+    try:
+        yield from readers.stream(path, "train")
+    except UserError as error:
+        masked = [replace(p, found=mask(p.found), next_step=mask(p.next_step)) for p in error.problems]
+        raise UserError(masked) from None
+
+
+def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
+    fields, read = _flatten(row.fields), set[str]()
+
+    def take(*names: str) -> Any:
+        read.update(name for name in names if name in fields)
+        return next((fields[name] for name in names if name in fields), None)
+
+    def text(*names: str) -> str:
+        value = take(*names)
+        if isinstance(value, Mapping | list):
+            raise UserError(_misread(row.where, names[0], "an object or a list", "a text"))
+        return "" if value is None else str(value).strip()
+
+    answers = _read_answers(take(*_ANSWERS), row.where)
+    messages = _read_messages(take(*_REQUESTS), row.where)
+    preferred, corrected = take("preference"), _read_answers(take("correction"), row.where)
+    preferences = _read_answers(take("preferred_output"), row.where)
+    if messages and messages[-1]["role"] == "assistant":
+        if answers and answers[0] != messages[-1]["content"]:
+            raise _Unusable("a request that ends with a turn of the assistant")
+        answers = answers or [messages[-1]["content"]]
+        messages = messages[:-1]
+    if not messages:
+        raise _Unusable("no request")
+    answer, preference = _choose(answers, preferred, preferences, row.where)
+    thumb, when = take("thumb"), take(*_TIMES)
+    logged = LoggedRow(
+        row.where,
+        messages,
+        answer,
+        _read_thumb(thumb, row.where, notes),
+        next(iter(corrected), "").strip(),
+        preference,
+        _check_name(text("model"), "model", row.where),
+        _read_time(when, row.where),
+        text(*_SENDERS),
+        _check_name(text("assignment"), "assignment", row.where),
+    )
+    notes.unread.update(
+        name if _COLUMN.fullmatch(name) and _is_name(name) else "…" for name in fields.keys() - read
+    )
+    return logged
+
+
+def _flatten(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Bring the keys of objects within a row to its top; what stands further out, or earlier, counts."""
+    known = {name: _parse(name, value) for name, value in fields.items()}
+    known = {name: value for name, value in known.items() if value is not None and value != ""}
+    flat = {
+        name: value for name, value in known.items() if not (name in _WITHIN and isinstance(value, Mapping))
+    }
+    for name in _WITHIN:
+        if isinstance(value := known.get(name), Mapping):
+            flat = {**({"answer": value} if "role" in value else _flatten(value)), **flat}
+    return flat
+
+
+def _parse(name: str, value: Any) -> Any:
+    """Read JSON within the text of a column that may hold it, as CSV files have it."""
+    if isinstance(value, str) and name in (*_WITHIN, *_REQUESTS, *_ANSWERS) and value.lstrip()[:1] in "[{":
+        with suppress(ValueError):
+            parsed = parse_json(value)
+            first = parsed[0] if isinstance(parsed, list) and parsed else parsed
+            if isinstance(first, Mapping) and {"role", "message", "messages", "choices"} & first.keys():
+                return parsed
+    return value
+
+
+def _read_messages(value: Any, where: str) -> tuple[Message, ...]:
+    if value is None or isinstance(value, str):
+        return ({"role": "user", "content": value},) if value and value.strip() else ()
+    turns = (_read_turn(entry, where) for entry in (value if isinstance(value, list) else [value]))
+    return tuple({"role": role, "content": text} for role, text in turns)
+
+
+def _read_turn(entry: Any, where: str) -> tuple[str, str]:
+    if not isinstance(entry, Mapping):
+        raise _Unusable("a turn without a role")
+    try:
+        turn = read_turn(entry, where)
+    except UserError:
+        raise _Unusable("a turn that is not text, such as an image, or has no known role") from None
+    return turn.role, turn.text
+
+
+def _read_answers(value: Any, where: str) -> list[str]:
+    """List the answers of a text, a message, or a list of choices or messages."""
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        return [] if value is None or not str(value).strip() else [str(value)]
+    texts = [one.get("message", one.get("text", one)) if isinstance(one, Mapping) else one for one in value]
+    return [one if isinstance(one, str) else _read_turn(one, where)[1] for one in texts]
+
+
+def _choose(answers: list[str], preferred: Any, preferences: list[str], where: str) -> tuple[str, str]:
+    """Return the answer that was not preferred, or the only one, and the answer that was."""
+    if not answers or not answers[0].strip():
+        raise _Unusable("no answer")
+    if len(answers) == 1:
+        if isinstance(preferred, int | float):
+            raise UserError(_misread(where, "preference", "a number, and one answer", "the text preferred"))
+        better = [*_read_answers(preferred, where), *preferences, ""]
+        return answers[0], better[0].strip()
+    if len(answers) > 2 or str(preferred) not in ("0", "1"):
+        raise _Unusable("several answers, and no preference of 0 or 1 between two of them")
+    return answers[1 - int(preferred)], answers[int(preferred)]
+
+
+def _read_thumb(value: Any, where: str, notes: LogNotes) -> bool | None:
+    spelt = _LOOKS_OF_EMOJI.sub("", str(value if value is not None else "")).strip().lower()
+    spelt = spelt.removesuffix(".0")
+    if spelt in _NO_THUMB:
+        return None
+    if spelt not in _THUMBS:
+        raise UserError(_misread(where, "thumb", "another value", "up, down, 1, 0, true, false or nothing"))
+    notes.thumbs.setdefault(spelt, where)
+    return _THUMBS[spelt]
+
+
+def _read_time(value: Any, where: str) -> str:
+    """Write a time as ISO 8601 in UTC; one without a zone is taken for UTC."""
+    if value is None:
+        return ""
+    try:
+        moment = _parse_time(str(value).strip()).astimezone(UTC)
+    except (ValueError, OverflowError, OSError):
+        expected = "ISO 8601, or seconds since 1970"
+        raise UserError(_misread(where, "time", "another value", expected)) from None
+    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _parse_time(text: str) -> datetime:
+    """Read a time; the ValueError of one that is not understood is the caller's."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        moment = datetime.fromisoformat(text)
+        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+    seconds = seconds / 1000 if seconds >= _MILLISECONDS else seconds
+    if seconds < _SECONDS:
+        raise ValueError
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _check_name(name: str, column: str, where: str) -> str:
+    """Refuse a name of a model or an assignment that may be personal data: masked, two might become one."""
+    if name and not _is_name(name):
+        found = "what is no name, or looks like personal data or a key"
+        raise UserError(_misread(where, column, found, "a short name"))
+    return name
+
+
+@lru_cache(4096)
+def _is_name(name: str) -> bool:
+    return len(name) <= _LONGEST_NAME and name.isprintable() and not redact(name)[1]
+
+
+def _misread(where: str, column: str, found: str, expected: str) -> Problem:
+    return Problem(where, f"{found} in {column!r}", expected, "fix the row, or leave it out")
+
 
 _EVERY = 500  # rows between two reports of progress
 _SHOWN = 3  # places of rows that were left out, by reason
@@ -53,7 +305,7 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
     """
     region = check_region(region)
     notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
-    models, n_rows, total = Counter[str](), 0, count_rows(path, region)
+    models, n_rows = Counter[str](), 0
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
         known = list_feedback_ids(store)
@@ -64,8 +316,13 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
             for logged in read_log(path, notes, region):
                 n_rows += 1
                 if n_rows % _EVERY == 0:
-                    advance(n_rows, total, f"{count(n_rows)} of {count(total)} rows")
-                if (row_id := _identify(logged, key, seen)) not in known:
+                    advance(0, 1, f"{count(n_rows)} rows")
+                # A raw row is known again under other masks, by its number among equal rows of its log.
+                row_id = _digest(key, canonical_json(astuple(logged)[1:]))
+                seen[row_id] += 1
+                if (number := seen[row_id]) > 1:
+                    row_id = _digest(key, f"{row_id}/{number}")
+                if row_id not in known:
                     row = _mask(row_id, logged, region, key, masked)
                     held.update(thumb=row.thumb is not None, correction=bool(row.correction))
                     held.update(preference=bool(row.preference), no_sender=not row.sender)
@@ -79,10 +336,9 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         found = f"no row that can be used: {reasons or 'the file is empty'}"
         step = "name its columns so, or see docs/howto/feedback.md for the forms that are read"
         raise UserError(Problem(shown, found, f"requests with answers, in the columns {COLUMNS}", step))
-    kept = (held["thumb"], held["correction"], held["preference"])
     return AddedFeedback(
         *(shown, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
-        *(*kept, dict(models), held["no_sender"]),
+        *(held["thumb"], held["correction"], held["preference"], dict(models), held["no_sender"]),
     )
 
 
@@ -110,15 +366,7 @@ def describe_added(result: AddedFeedback) -> list[str]:
     return lines
 
 
-def _identify(logged: LoggedRow, key: bytes, seen: Counter[str]) -> str:
-    """Digest a raw row, so that other masks know it again, and its number among equal rows of its log."""
-    content = _digest(key, canonical_json(astuple(logged)[1:]))
-    seen[content] += 1
-    return content if seen[content] == 1 else _digest(key, f"{content}/{seen[content]}")
-
-
 def _mask(row_id: str, logged: LoggedRow, region: str, key: bytes, masked: Counter[str]) -> FeedbackRow:
-
     def hide(text: str) -> str:
         hidden, kinds = redact(text, region)
         masked.update(kinds)

@@ -26,8 +26,15 @@ from harness.experiment import (
 from harness.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
 from harness.progress import Progress, SilentProgress
 from harness.records import Run
-from harness.release.champions import missing_files, promote, retire, roll_back
-from harness.release.cleanup import list_unreferenced, remove_run, remove_unreferenced
+from harness.release.champions import (
+    list_unreferenced,
+    missing_files,
+    promote,
+    remove_run,
+    remove_unreferenced,
+    retire,
+    roll_back,
+)
 from harness.release.external import gate_folders
 from harness.release.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
 from harness.release.stored import (

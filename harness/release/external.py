@@ -16,7 +16,6 @@ from harness.release import inspect_logs, lm_eval_logs
 from harness.release.eval_logs import (
     HIGHER,
     Arm,
-    Evaluation,
     differences,
     is_lower_better,
     is_named,
@@ -94,7 +93,18 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
     arms = []
     for option, path, other in (("--base", base, candidate), ("--candidate", candidate, base)):
         with gather(problems):
-            arms.append(read_arm(option, path, _find_evaluations(path), other, wanted))
+            samples = lm_eval_logs.find_evaluations(path)
+            logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
+            if samples and logs:
+                found = "samples of lm-eval and logs of inspect"
+                raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
+            if not samples and not logs:
+                found = "neither" if path.exists() else "no such file or folder"
+                found += "".join(f"; {link} is a link, which is not followed" for link in _list_links(path))
+                expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
+                step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
+                raise UserError(Problem(str(path), found, expected, step))
+            arms.append(read_arm(option, path, samples or logs, other, wanted))
     refuse(problems)
     old, new = arms
     return old, new
@@ -143,19 +153,3 @@ def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str])
         yield f"worse and not compared, as the first rate of a task decides: {', '.join(worse)}"
     if guessed:
         yield f"whether higher or lower is better is not logged and told by the name: {', '.join(guessed)}"
-
-
-def _find_evaluations(path: Path) -> list[Evaluation]:
-    """List what is logged below a folder or named by a file; tell by the files who wrote it."""
-    samples = lm_eval_logs.find_evaluations(path)
-    logs = inspect_logs.find_evaluations(path) if path.is_dir() or not samples else []
-    if samples and logs:
-        found = "samples of lm-eval and logs of inspect"
-        raise UserError(Problem(str(path), found, "one of them", "give each a folder of its own"))
-    if not samples and not logs:
-        found = "neither" if path.exists() else "no such file or folder"
-        found += "".join(f"; {link} is a link, which is not followed" for link in _list_links(path))
-        expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
-        step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
-        raise UserError(Problem(str(path), found, expected, step))
-    return samples or logs

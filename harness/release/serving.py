@@ -32,6 +32,7 @@ from harness.models.serving_programs import (
     describe_program,
     refuse_server,
 )
+from harness.models.weight_files import content_digest
 from harness.records import Limits, Output, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe
 from harness.stats import binomial_p
@@ -69,7 +70,17 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
         UserError: the run's answers cannot be asked of a server, its export cannot be made or has changed,
             or the server or a key is missing.
     """
-    _refuse_unasked(session, run)
+    # Refuse a run whose stored answers no server can give again by OpenAI's protocol.
+    recipe, task = Recipe.model_validate(run.recipe), session.target.task
+    found = ""
+    if recipe.answer == "rank" or task.kind != "generate":
+        found = "answers that are chosen by their log-probabilities, which no chat gives"
+    elif recipe.sampling or task.lm_eval or not task.chat_template:
+        how = "drawn at a temperature" if recipe.sampling else "written without a chat template"
+        found = f"answers that were {how}, which a chat does not give again"
+    if found:
+        step = "harness export writes its weights for a server of your own"
+        raise UserError(Problem(f"run {run.run_id}", found, "greedy answers to messages", step))
     is_artefact, policy = plugins.find_method(run.method).makes_artefact, session.experiment.vllm
     known = _read_artefact(run) if is_artefact else exports.exports_of(session.store, run.run_id)
     way = _choose(session.experiment, to, list(known.values()))
@@ -99,11 +110,11 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
     folder, found = artefacts.find_tokenizer_folder(path), ""
     if not (folder / exports.RECORD).is_file():
         found, step = "no export.json", "harness export of the run that it was made from, then serve that"
-    elif artefacts.format_of(path) == "gguf" and artefacts.digest_files(path) != run.weights_digest:
-        found, step = (
-            f"another content than {run.run_id} answered with",
-            f"harness compare --candidates {run.candidate}",
-        )
+    elif artefacts.format_of(path) == "gguf" and run.weights_digest != content_digest(
+        artefacts.artefact_files(path)
+    ):
+        found = f"another content than {run.run_id} answered with"
+        step = f"harness compare --candidates {run.candidate}"
     if found:
         raise UserError(Problem(str(path), found, "the export that was measured", step))
     return {folder: exports.read_export(folder)}
@@ -117,20 +128,6 @@ def _refuse_unnoted(session: Session, run: Run, folder: Path, export: Export) ->
     if known and known != {name: file.sha256 for name, file in export.files.items()}:
         step = f"delete it, then harness export {run.run_id} --to {export.format}"
         raise UserError(Problem(str(folder), "other files than at the promotion", "those files", step))
-
-
-def _refuse_unasked(session: Session, run: Run) -> None:
-    """Refuse a run whose stored answers no server can give again by OpenAI's protocol."""
-    recipe, task = Recipe.model_validate(run.recipe), session.target.task
-    found = ""
-    if recipe.answer == "rank" or task.kind != "generate":
-        found = "answers that are chosen by their log-probabilities, which no chat gives"
-    elif recipe.sampling or task.lm_eval or not task.chat_template:
-        how = "drawn at a temperature" if recipe.sampling else "written without a chat template"
-        found = f"answers that were {how}, which a chat does not give again"
-    if found:
-        step = "harness export writes its weights for a server of your own"
-        raise UserError(Problem(f"run {run.run_id}", found, "greedy answers to messages", step))
 
 
 def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> Way:

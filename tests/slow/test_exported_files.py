@@ -9,7 +9,7 @@ import tiny_experiment
 
 from harness import config, exports, release, store
 from harness.experiment import load_study
-from harness.exports.gguf import find_converter
+from harness.models.artefacts import find_converter
 from harness.spec import ExportPolicy
 
 THEIRS = "  theirs: {method: adapter, path: ./theirs}\n"
