@@ -116,7 +116,10 @@ def retrieval_use(
             continue
         example = examples[row.example_id]
         context = context_of(row.prompt, example.prompt)
-        references = _list_standing_references(example, texts, everything)
+        references = [words for text in example.references if (words := _words(normalize(text)))]
+        needed = [texts[i] for i in example.documents if i in texts] or [everything]
+        if not any(one in text for one in references for text in needed):
+            references = []  # none of them stands in a document
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
         found = _is_found(references, _words(context), example, row)
@@ -149,13 +152,6 @@ def _class(found: bool | None, right: bool, supported: bool) -> str:
     if not right:
         return "unused"
     return "used" if supported else "ungrounded"
-
-
-def _list_standing_references(example: Example, texts: Mapping[str, str], everything: str) -> list[str]:
-    """List the words of the references, where one stands in a needed document; else none of them."""
-    references = [words for reference in example.references if (words := _words(normalize(reference)))]
-    needed = [texts[i] for i in example.documents if i in texts] or [everything]
-    return references if any(one in text for one in references for text in needed) else []
 
 
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:

@@ -263,10 +263,9 @@ def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
         IncompatibleRuns: the arms were answered in other folds.
     """
     found, folds = _difference(metric, arms, seed), match_folds(arms)
-    return found if folds is None else _difference_in_folds(found, metric, arms, folds)
+    if folds is None:
+        return found
 
-
-def _difference_in_folds(found: Difference, metric: Metric, arms: Arms, folds: Folds) -> Difference:
     def change(mask: NDArray[np.bool_]) -> float:
         weights = arms.weights[mask]
         return float(metric.aggregate(arms.new[mask], weights) - metric.aggregate(arms.base[mask], weights))
@@ -304,11 +303,9 @@ def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
         few = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
         why = f"too few clusters for an interval: {few}; expected at least {stats.MIN_CLUSTERS}"
         return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
-    return _stratify_difference(found, arms) if is_stratified_sample(metric, arms) else found
-
-
-def _stratify_difference(found: Difference, arms: Arms) -> Difference:
-    """Give a delta of 0/1 scores the interval of strata; items of one weight were drawn from one stratum."""
+    if not is_stratified_sample(metric, arms):
+        return found
+    # Items of one weight were drawn from one stratum.
     changes = (arms.new - arms.base)[:, 0]
     parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
     strata = [

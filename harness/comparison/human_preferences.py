@@ -218,7 +218,15 @@ def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) ->
     n_rated = int((~np.isnan(labels)).sum())
     if items and not n_rated:
         return Wins(over, PEOPLE, None, 0, unrated=len(items))
-    ends = _people_rate(labels, _codes(pairs.clusters, items)) if items else (_TIE, 0.0, 1.0)
+    ends = (_TIE, 0.0, 1.0)
+    if items:
+        known, clusters = labels[~np.isnan(labels)], _codes(pairs.clusters, items)
+        if len(np.unique(clusters)) == len(clusters):  # items by themselves have Wilson's interval
+            ends = stats.win_rate(*(int((known == share).sum()) for share in (1, 0, _TIE)))[:3]
+        elif (found := correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)) is None:
+            ends = float(known.mean()), 0.0, 1.0
+        else:
+            ends = found.score, found.low, found.high
     return Wins(over, PEOPLE, _spread_over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
 
 
@@ -271,18 +279,6 @@ def _labels(items: Sequence[str], votes: Mapping[str, float]) -> Array:
 
 def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp]:
     return np.unique([clusters[item] for item in items], return_inverse=True)[1]
-
-
-def _people_rate(labels: Array, clusters: NDArray[np.intp]) -> tuple[float, float, float]:
-    """Return the rate of labels with its interval: Wilson's of items by themselves, else by clusters on t."""
-    known = labels[~np.isnan(labels)]
-    if len(np.unique(clusters)) == len(clusters):
-        found = stats.win_rate(int((known == 1).sum()), int((known == 0).sum()), int((known == _TIE).sum()))
-        return found.rate, found.low, found.high
-    corrected = correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)
-    if corrected is None:
-        return float(known.mean()), 0.0, 1.0
-    return corrected.score, corrected.low, corrected.high
 
 
 def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:

@@ -182,17 +182,15 @@ def error_interval(
     """
     plain = stats.t_interval(mean)
     most = max(most, *(float(np.abs(x).max()) for x in groups))
-    guards = [_few_distances(x / most, codes) for x, codes in zip(groups, clusters, strict=True)]
+    guards = [
+        _tango_distances(x / most, codes, 0.05)
+        if stats.count_differing_clusters(x / most, codes) < FEW
+        else (0.0, 0.0)
+        for x, codes in zip(groups, clusters, strict=True)
+    ]
     low, high = (most / len(groups) * stats.quadrature(side) for side in zip(*guards, strict=True))
     ends = min(plain.low, mean.mean - low), max(plain.high, mean.mean + high)
     return Interval(max(ends[0], -most), min(ends[1], most))
-
-
-def _few_distances(errors: Array, clusters: NDArray[np.intp]) -> tuple[float, float]:
-    """Return how far a mean of errors in [−1, 1] may lie below and above; nothing where enough differ."""
-    if stats.count_differing_clusters(errors, clusters) >= FEW:
-        return 0.0, 0.0
-    return _tango_distances(errors, clusters, 0.05)
 
 
 class LengthFavour(NamedTuple):

@@ -282,22 +282,17 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     as_served = merge_weights(weights) if recipe.serve_merged else weights
     verify_weights(session, weights if weights.digest == run.weights_digest else as_served, run)
-    _refuse_other_prompts(session, candidate, weights, run)
-    return candidate, weights
-
-
-def _refuse_other_prompts(session: Session, candidate: ResolvedCandidate, weights: Weights, run: Run) -> None:
-    """Refuse to write template and limits of today's files beside weights that answered by others."""
     validation = target_sets(session, candidate.recipe, weights, run.seed)[0]
     # A run of another experiment (a limited one, named by its id) answered other items on purpose.
-    if run.experiment != session.experiment.name or validation.name not in run.rows:
-        return
-    then, now = store.read_identity(session.store, run.rows[validation.name]), validation.identity
-    names = ("task_version", "template_digest", "prompting_digest")
-    if changed := [name for name in names if getattr(then, name) != getattr(now, name)]:
-        found = f"another {', another '.join(changed)} of {validation.name} by today's files"
-        step = f"put them back; or harness compare --candidates {run.candidate}, then export its run"
-        raise UserError(Problem(f"run {run.run_id}", found, "prompts and limits that it answered by", step))
+    if run.experiment == session.experiment.name and validation.name in run.rows:
+        then, now = store.read_identity(session.store, run.rows[validation.name]), validation.identity
+        names = ("task_version", "template_digest", "prompting_digest")
+        if changed := [name for name in names if getattr(then, name) != getattr(now, name)]:
+            found = f"another {', another '.join(changed)} of {validation.name} by today's files"
+            raise UserError(
+                Problem(where, found, "prompts and limits that it answered by", f"put them back; or {again}")
+            )
+    return candidate, weights
 
 
 def _notes(run: Run, candidate: ResolvedCandidate, source: ModelSource) -> Iterator[str]:

@@ -4,21 +4,19 @@ The card holds numbers, names and digests, and no text of the data.
 Source: the model cards of huggingface_hub
 """
 
-from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from harness.data import Split
-from harness.decision import CandidateFacts
 from harness.errors import Problem, UserError
 from harness.evaluation.session import MeasuredTask
 from harness.experiment import report_stored_so_far
 from harness.exports import PRECISIONS, ExportJob, ExportPlan, Format, Written, write_whole
 from harness.models.embedded_model import HUB_ID, LICENSE, NAMES
 from harness.models.weight_files import count_types
-from harness.report import ExperimentReport, ResultDocument, Section, experiment_document, markdown
+from harness.report import ResultDocument, Section, experiment_document, markdown
 from harness.spec import HUB
 
 _SHOWN = ("scores", "heat")  # kinds of sections beside the gate's on this run
@@ -29,12 +27,14 @@ _UNKNOWN_LICENSE = (
 
 
 def write(job: ExportJob, folder: Path) -> Written:
-    """Write the merged model and its card.
+    """Write the merged model and its card: a head for the hub, then sections for people.
 
     Raises:
         UserError: the report is of another run of the candidate.
         CandidateFailed: the weights cannot be merged.
     """
+    from huggingface_hub import ModelCard, ModelCardData
+
     plan, session = job.plan, job.session
     report = report_stored_so_far(session, [*session.candidates], plan.run.candidate)
     fact = next((one for one in report.facts if one.run_id == plan.run.run_id), None)
@@ -43,23 +43,23 @@ def write(job: ExportJob, folder: Path) -> Written:
         step = f"harness export {plan.run.candidate} --to hub, or {plan.run.run_id} --to merged"
         raise UserError(Problem(f"run {plan.run.run_id}", found, expected, step))
     gap = write_whole(job, folder, plan.quantization)
-    (folder / "README.md").write_text(_card(job, report, fact), "utf-8")
-    return Written(count_types(folder), {}, gap)
-
-
-def _card(job: ExportJob, report: ExperimentReport, fact: CandidateFacts) -> str:
-    """Write the card: its head for the hub, then sections for people."""
-    from huggingface_hub import ModelCard, ModelCardData
-
-    plan = job.plan
     base, license_name = _origin(plan)
-    data = ModelCardData(
+    head = ModelCardData(
         base_model=base, license=license_name, library_name="transformers", pipeline_tag="text-generation"
     )
-    sections = [_weights(plan, license_name), _rows(job), _prompts(job), *_measured(report, fact)]
+    whole: Any = experiment_document(report)
+    table, sections = whole.first.table, [_weights(plan, license_name), _rows(job), _prompts(job)]
+    sections.append(Section("scores", "Scores", table.columns, table.rows, notes=table.notes))
+    sections += [
+        replace(section, appendix=False)
+        for section in whole.sections
+        if section.kind in _SHOWN or (section.kind == "gate" and section.label == fact.label)
+    ]
     verdict = fact.verdict.sentence if fact.verdict else "No verdict of the gate: it was not judged."
     document = ResultDocument(f"{report.experiment}: {plan.run.candidate}", sections, verdict)
-    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{markdown(document)}"))
+    card = ModelCard(f"---\n{head.to_yaml()}\n---\n\n{markdown(document)}")
+    (folder / "README.md").write_text(str(card), "utf-8")
+    return Written(count_types(folder), {}, gap)
 
 
 def _origin(plan: ExportPlan) -> tuple[str | None, str | None]:
@@ -119,15 +119,6 @@ def _prompts(job: ExportJob) -> Section:
     rows.append(("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"))
     where = "What is said below holds for prompts and items like those of these tasks, and for no others."
     return Section("prompts", "Prompts and limits", ("prompt", ""), rows, notes=[limit, where])
-
-
-def _measured(report: ExperimentReport, fact: CandidateFacts) -> Iterator[Section]:
-    document: Any = experiment_document(report)
-    table = document.first.table
-    yield Section("scores", "Scores", table.columns, table.rows, notes=table.notes)
-    for section in document.sections:
-        if section.kind in _SHOWN or (section.kind == "gate" and section.label == fact.label):
-            yield replace(section, appendix=False)
 
 
 FORMAT = Format(bits=PRECISIONS, write=write, seconds=(10.0, 15.0))

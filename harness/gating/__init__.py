@@ -176,6 +176,13 @@ def judge(
     tasks = _keep_primary(compared.tasks, judged)
     there = {t.task.name for t in tasks}
     unanswered = [m.task.name for m in judged if m.task.name not in there and may_be_judged(m, policy)]
+    commonest: dict[str, Sequence[Comparison]] = {}
+    if policy.mode_collapse is not None and not identical:
+        for m in judged:
+            if m.role == "capability" and m.task.kind == "generate":
+                found = comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
+                commonest[m.task.name] = found
+        commonest |= {"the target": target.commonest} if target else {}
     verdict = apply_rules(
         tasks,
         policy,
@@ -189,21 +196,9 @@ def judge(
         level=level,
         cumulative=cumulative,
         export=export,
-        commonest={} if identical else _compare_commonest_answers(judged, target, policy),
+        commonest=commonest,
     )
     return GateResult(tuple(compared.tasks), verdict, policy)
-
-
-def _compare_commonest_answers(
-    measured: Sequence[Measurement], target: TargetFacts | None, policy: GatePolicy
-) -> dict[str, Sequence[Comparison]]:
-    if policy.mode_collapse is None:
-        return {}
-    found: dict[str, Sequence[Comparison]] = {}
-    for m in measured:
-        if m.role == "capability" and m.task.kind == "generate":
-            found[m.task.name] = comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
-    return found | ({"the target": target.commonest} if target else {})
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:

@@ -21,7 +21,6 @@ from harness.gating.significance import chance_to_pass, se_at, stops
 from harness.gating.verdict import (
     ItemsNeeded,
     MissRate,
-    Rule,
     TaskComparison,
     Verdict,
     find_own_margin,
@@ -283,7 +282,13 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     # An open rule judges by the items of these tasks.
     usable = {s.task: s for s in spare if s.task in by_task or (needed.of_answers > 0 and s.is_generated)}
     sizes = _choose_sizes(needed, by_task, usable)
-    margin = "" if sizes else _find_wider_margin(rules, relative)
+    # The least margin of the macro that shows it, unless other rules are open too.
+    open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
+    lowers = (float(x) for rule in open_rules if isinstance(x := rule.numbers.get("lower"), float))
+    least, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
+    margin = ""
+    if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
+        margin = f"gate.{names.pop()}={100 * least:g}%" if relative else f"gate.{names.pop()}={least:g}"
     return Settling(needed.total, sum(one.left for one in usable.values()), sizes, margin)
 
 
@@ -299,15 +304,3 @@ def _choose_sizes(
         return {}
     is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
     return {one: one.n + by_task[task] if is_exact and one.keys else one.held for task, one in usable.items()}
-
-
-def _find_wider_margin(rules: Iterable[Rule], relative: bool) -> str:
-    """Return the setting of the least margin of the macro that shows it; empty where others are open too."""
-    open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
-    lowest = min(
-        (float(x) for rule in open_rules if isinstance(x := rule.numbers.get("lower"), float)), default=-1.0
-    )
-    margin, names = (floor(-lowest * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
-    if names not in ({"macro"}, {"cumulative"}) or margin > WIDEST_MARGIN:
-        return ""
-    return f"gate.{names.pop()}={100 * margin:g}%" if relative else f"gate.{names.pop()}={margin:g}"

@@ -103,8 +103,8 @@ class Stop(NamedTuple):
 def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> list[Stop]:
     """Work out of each task, at a true delta, the chance that it stops `each`, by a veto or a doubt."""
     alpha = policy.alpha / len(admitted)
-    # Each task's share of differing items is shrunk to that of all, by how far the tasks differ in truth, with
-    # one more item that differs and one that does not: what was never seen is not taken for impossible.
+    # Each task's share of differing items is shrunk to that of all, by how far the tasks differ in truth.
+    # One item is added that differs, and one that does not: what was never seen is not taken for impossible.
     comparisons = [t.counted for t in admitted]
     n = np.array([c.n / c.design_effect for c in comparisons])
     found = np.array([c.disagreement for c in comparisons])

@@ -126,11 +126,14 @@ def build_report(
     known = open_alarms(state)
     told = {(a.about, a.verdict) for a in known}
     new = tuple(a for a in raised if (a.about, a.verdict) not in told)
+    named = ", ".join(line.name for line in lines if line.verdict == verdict)
+    who = f" ({named})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
+    who = f": {harness}" if verdict == "harness-drift" else who
     return NightReport(
         experiment=experiment,
         night=last.night,
         verdict=verdict,
-        sentence=_sentence(experiment, last, verdict, lines, harness),
+        sentence=f"{experiment}, night of {last.night}: {verdict}{who}",
         harness=harness or "the base answers as in the reference",
         lines=lines,
         new=new,
@@ -266,16 +269,6 @@ def _strength(e_value: float) -> str:
     return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
 
 
-def _sentence(
-    experiment: str, last: Night, verdict: Verdict, lines: Sequence[CandidateVerdict], harness: str
-) -> str:
-    if verdict == "harness-drift":
-        return f"{experiment}, night of {last.night}: harness-drift: {harness}"
-    named = [line.name for line in lines if line.verdict == verdict]
-    who = f" ({', '.join(named)})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
-    return f"{experiment}, night of {last.night}: {verdict}{who}"
-
-
 def _pool(night: Night) -> Iterable[str]:
     for key, left in night.left.items():
         taken = formatting.count(night.taken[key])
@@ -354,10 +347,19 @@ def night_document(found: NightReport) -> ResultDocument:
         f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
         for a in found.open
     ]
+    commit = f"commit {found.commit[:10]}, " if found.commit else ""
+    facts = [
+        *(f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests),
+        f"{commit}environment {found.environment}, {found.precision}",
+        f"control arm: {found.harness}",
+        *found.pool,
+        *([f"missed: {', '.join(found.missed)}"] if found.missed else []),
+        _NO_GATE,
+        *(line.sentence for line in found.lines),
+    ]
+    columns = ("candidate", "verdict", "fixed items, pp")
     sections = [
-        Section(
-            "candidates", columns=("candidate", "verdict", "fixed items, pp"), rows=rows, notes=_facts(found)
-        ),
+        Section("candidates", columns=columns, rows=rows, notes=facts),
         Section("lost", notes=lost, detail=True),
         Section("alarms", notes=[*new, *known]),
         Section("production", notes=found.production),
@@ -430,18 +432,3 @@ def write(found: NightReport, folder: Path) -> list[Path]:
     for path, text in wanted.items():
         path.write_text(text, "utf-8")
     return list(wanted)
-
-
-def _facts(found: NightReport) -> list[str]:
-    tests = [f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests]
-    commit = f"commit {found.commit[:10]}, " if found.commit else ""
-    missed = [f"missed: {', '.join(found.missed)}"] if found.missed else []
-    return [
-        *tests,
-        f"{commit}environment {found.environment}, {found.precision}",
-        f"control arm: {found.harness}",
-        *found.pool,
-        *missed,
-        _NO_GATE,
-        *(line.sentence for line in found.lines),
-    ]

@@ -6,7 +6,7 @@ night run again evaluates only what is missing, and a finished one nothing.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from harness.experiment import Scope, ensure_weights, judge_labels, prepare_sess
 from harness.models.openai_api import PROTOCOLS
 from harness.nightly import state as files
 from harness.nightly import watchlist
-from harness.nightly.alarm import HARNESS, NightReport, report_nights
+from harness.nightly.alarm import HARNESS, NightReport, list_missed_nights, report_nights, tell
 from harness.nightly.changes import NightArms, compare_base, compare_judged_answers, compare_series, has_moved
 from harness.nightly.reevaluate import (
     ItemBatch,
@@ -39,6 +39,7 @@ from harness.nightly.reevaluate import (
 from harness.nightly.watchlist import Target
 from harness.progress import Progress, SilentProgress
 from harness.records import digest
+from harness.store import Store
 
 Publish = Callable[[NightReport], object]
 
@@ -338,3 +339,78 @@ def _tasks(session: Session) -> dict[str, list[MeasuredTask]]:
     general = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
     more = {f"target {m.task.name}": [m] for m in session.more_targets}
     return {"target": [session.target], **more, **({"general": general} if general else {})}
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """State between two nights: the report of the last one, and what is missing since."""
+
+    last: NightReport | None
+    n_nights: int
+    missed: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    open: tuple[files.Alarm, ...]
+
+
+def status(path: Path, today: str) -> Status:
+    """Report where the nights of an experiment stand; loads no model.
+
+    Raises:
+        UserError: with every problem of the file at once.
+        UserError: a night's file cannot be read.
+    """
+    loaded = config.load(path)
+    folder = files.home(Store(loaded.folder / "runs"), loaded.experiment.name)
+    state, nights = files.read_state(folder), files.read_nights(folder)
+    last = report_nights(loaded, nights, state) if nights else None
+    # Nights that began and were ended before they finished.
+    begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
+    missed = tuple(list_missed_nights(nights, today))
+    return Status(last, len(nights), missed, tuple(begun), tuple(files.open_alarms(state)))
+
+
+def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[files.Alarm]:
+    """Close the open alarms about a candidate, `harness`, or all; evidence is then collected afresh.
+
+    With `new_reference` the next night compares with the newest stored run.
+
+    Raises:
+        UserError: there is nothing to close.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = files.home(at, loaded.experiment.name)
+    with night_lock(folder):
+        state, nights = files.read_state(folder), files.read_nights(folder)
+        state, closed = files.acknowledge_alarms(state, about, nights[-1].night if nights else "")
+        if new_reference:
+            kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
+            state = replace(state, references=kept)
+        if not closed and not new_reference:
+            known = files.open_alarms(state)
+            found = f"no open alarm about {about}" if about else "no open alarm"
+            step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
+            raise UserError(
+                Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
+            )
+        files.write_state(at, folder, state)
+    return closed
+
+
+def send(path: Path, webhook: str, night: str) -> str:
+    """Send open alarms that were not sent yet to a webhook; returns what went wrong, or nothing.
+
+    Raises:
+        UserError: the address is none of the web.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = files.home(at, loaded.experiment.name)
+    with night_lock(folder):
+        before = files.read_state(folder)
+        state, error = tell(before, loaded.experiment.name, webhook, night)
+        if state != before:
+            files.write_state(at, folder, state)
+    return error

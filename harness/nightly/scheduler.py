@@ -83,7 +83,9 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     Raises:
         UserError: the time is none, or the experiment's file is not there or cannot be used.
     """
-    hour, minute = _time(at)
+    hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
+    if hour > 23 or minute > 59:
+        raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
     name = config.load(path).experiment.name
     folder, unit = path.absolute().parent, f"harness-nightly-{name}"
     if scheduler == "github":
@@ -155,13 +157,6 @@ def write(files: dict[Path, str]) -> list[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, "utf-8")
     return list(files)
-
-
-def _time(at: str) -> tuple[int, int]:
-    hour, _, minute = at.partition(":")
-    if hour.isdigit() and minute.isdigit() and int(hour) < 24 and int(minute) < 60:
-        return int(hour), int(minute)
-    raise UserError(Problem("--at", repr(at), "a time of day", "write 02:30"))
 
 
 def _escape(text: str) -> str:

@@ -184,18 +184,26 @@ def compare_samples(
     Raises:
         UserError: there is no test item, or no row of production.
     """
-    requests = _draw_requests(items, rows, seed)
-    n_before, n_after = requests.n_before, len(requests.texts) - requests.n_before
+    before = _draw([(item.prompt, item.cluster) for item in items], seed)
+    after = _draw([(row.request, row.sender) for row in rows], seed)
+    n_before, n_after = len(before), len(after)
+    if not before or not after:
+        found = f"{pluralize(n_before, 'test item')} and {pluralize(n_after, 'request')}"
+        raise UserError(Problem("monitor", found, "some of both", "add rows to the one that has none"))
+    requests = _without_template([items[i].prompt for i in before], [rows[i].request for i in after])
     weights = stats.split_weights(n_before, n_after, seed=seed)
     vectors, embedding = embed([text[:_READ] for text in requests.texts])
     kernel = stats.gaussian_kernel(vectors)
-    of_requests = [
+    answered, of_model = _answered(rows) if answers else ([], [])
+    plain = [
         _test_kernel(weights, kernel, requests),
         _test_lengths("requests", weights, requests),
         _test_languages(weights, requests),
+        *_test_answers(answers, answered, labels, seed),
     ]
-    answered, of_model = _answered(rows) if answers else ([], [])
-    tests = _adjust([*of_requests, *_test_answers(answers, answered, labels, seed)])
+    # By Holm over those that can move, which the pooled rows tell without their order.
+    adjusted = iter(stats.holm([test.p for test in plain if test.can_move]))
+    tests = tuple(replace(test, p_adjusted=next(adjusted)) if test.can_move else test for test in plain)
     known, alpha = kernel[:n_before, :n_before], ALPHA / max(sum(test.can_move for test in tests), 1)
     power = stats.topic_power(known, n_before, n_after, alpha, seed)
     if n_unknown := sum(not row.sender for row in rows):
@@ -213,21 +221,6 @@ def compare_samples(
         notes=(*notes, *of_model),
         sentence=_conclude(tests, power, n_after, measure),
     )
-
-
-def _draw_requests(items: Sequence[Example], rows: Sequence[FeedbackRow], seed: int) -> _Texts:
-    before = _draw([(item.prompt, item.cluster) for item in items], seed)
-    after = _draw([(row.request, row.sender) for row in rows], seed)
-    if not before or not after:
-        found = f"{pluralize(len(before), 'test item')} and {pluralize(len(after), 'request')}"
-        raise UserError(Problem("monitor", found, "some of both", "add rows to the one that has none"))
-    return _without_template([items[i].prompt for i in before], [rows[i].request for i in after])
-
-
-def _adjust(tests: Sequence[DriftTest]) -> tuple[DriftTest, ...]:
-    """Add its p by Holm to each test that can move, which the pooled rows tell without their order."""
-    adjusted = iter(stats.holm([test.p for test in tests if test.can_move]))
-    return tuple(replace(test, p_adjusted=next(adjusted)) if test.can_move else test for test in tests)
 
 
 def _test(of: Kind, trait: str, effect: str, distances: Array) -> DriftTest:

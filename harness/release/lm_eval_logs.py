@@ -99,23 +99,18 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
     names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
     model = next((str(name) for name in names if name), "")
     identity = {key: results[key] for key in _WHO if key in results} | configuration
-    if results_file and results_file != path:
-        _refuse_other_folder(results_file, model)
+    own = folder.absolute().name  # lm-eval names it after the model
+    has_name = bool(results_file and results_file.name.startswith("results_") and model and "__" in own)
+    if has_name and results_file != path and own != _NOT_IN_FOLDERS.sub("__", model):
+        found = f"results of {model} in the folder {own}"
+        step = f"name {as_argument(str(results_file))} itself to take it as {model}"
+        expected = "those of the model that the folder is named after"
+        raise UserError(Problem(str(results_file), found, expected, step))
     tasks = {task: partial(_parse_task, task, file, results) for task, file in sorted(samples.items())}
     (first, *more) = samples.values()
     unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
     file = results_file or (folder if more else first)
     return Evaluation(file, model, identity if model else None, tasks, unfinished)
-
-
-def _refuse_other_folder(file: Path, model: str) -> None:
-    """Refuse results of one model in the folder that lm-eval names after another one."""
-    folder = file.absolute().parent.name
-    has_model_name = file.name.startswith("results_") and model and "__" in folder
-    if has_model_name and folder != _NOT_IN_FOLDERS.sub("__", model):
-        found = f"results of {model} in the folder {folder}"
-        step = f"name {as_argument(str(file))} itself to take it as {model}"
-        raise UserError(Problem(str(file), found, "those of the model that the folder is named after", step))
 
 
 def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:

@@ -155,7 +155,11 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
         notes.append(f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}")
     gated_against = champion if champion and answers_suites(champion.recipe) else None
     if champion and not gated_against:
-        notes.append(champion_note(study, run, champion))
+        notes.append(
+            f"the champion {champion.candidate} ({champion.run_id}) answers no task of the suites: those are"
+            f" judged against the base, and {study.target.name} against the champion:"
+            f" {_gain_text(study, run, champion)}"
+        )
     result = judge(study, run, gated_against)
     digest, against = run.base_digest, "the base"
     if gated_against:
@@ -291,15 +295,6 @@ def answers_suites(recipe: Mapping[str, Any]) -> bool:
     """Tell whether a candidate of this recipe answers the suites: a language model that is not a baseline."""
     method = recipe["method"]
     return plugins.find_method(method).makes_language_model and not is_target_only(method, recipe)
-
-
-def champion_note(study: Study, run: Run, champion: Champion) -> str:
-    """Say that only the target is compared with a champion, and what the run reaches there over it."""
-    return (
-        f"the champion {champion.candidate} ({champion.run_id}) answers no task of the suites: those are"
-        f" judged against the base, and {study.target.name} against the champion:"
-        f" {_gain_text(study, run, champion)}"
-    )
 
 
 def _gain_text(study: Study, run: Run, champion: Champion) -> str:

@@ -13,12 +13,13 @@ from typing import NamedTuple, NoReturn
 from harness import decision, experiment, formatting, plugins, store
 from harness.decision import CandidateFacts, TargetScore, gain
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import MeasuredTask, Session
 from harness.gating.halves import HALVES, Half
 from harness.records import FEWER, Run
 from harness.report import ExperimentReport, live_line
 from harness.rescue.result import HalfVerdict, Rescue, TrialResult
-from harness.rescue.trials import RescueTrial, TrialSchedule
+from harness.rescue.trials import RescueTrial, TrialCost, TrialSchedule, estimate_trials, schedule_for_run
 
 _RETENTION = ("macro", "each", "safety", "critical", "regressions", "validity", "mode collapse", "drift")
 _AGAIN = "fix that, then harness compare"
@@ -200,13 +201,59 @@ class _Context(NamedTuple):
     others: tuple[OtherTarget, ...]
 
 
-def search(session: Session, case: RescueCase, found: TrialSchedule) -> Rescue:
-    """Try the trials of a schedule for one run, on a session that knows their recipes.
+class PreparedRescue(NamedTuple):
+    """A run to rescue, what will be tried, and a session that knows the recipes."""
+
+    session: Session
+    case: RescueCase
+    schedule: TrialSchedule
+
+    @property
+    def plan(self) -> list[TrialCost]:
+        """Work and time of each trial."""
+        return estimate_trials(self.session, self.schedule, self.case.run.seed)
+
+
+def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedRescue:
+    """Find the run that a candidate's name or a run's id means, and list what to try.
+
+    Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
+
+    Raises:
+        UserError: nobody has this name, there is nothing to rescue, or the target is tested in folds; says
+            which.
+        IncompatibleRuns: there is no run of it as written now.
+    """
+    experiment.refuse_folds(
+        session, "harness rescue", "where every trial would have to be made again in each"
+    )
+    return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
+
+
+def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRescue | None:
+    """Choose what to rescue of a finished experiment; None where there is nothing."""
+    if session.folds:
+        return None  # every trial would have to be made again in each fold
+    case = select_case(found, store.list_runs(session.store, session.experiment.name))
+    return _prepare(session, case) if case else None
+
+
+def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
+    found = schedule_for_run(session, case.run)
+    if problems := [p for trial in found.trials for p in regularization_problems(session, trial.source)]:
+        raise UserError(dict.fromkeys(problems))
+    recipes = {name: recipe for trial in found.trials for name, recipe in trial.recipes.items()}
+    return PreparedRescue(session.with_candidates(recipes), case, found)
+
+
+def run(prepared: PreparedRescue) -> Rescue:
+    """Try one recipe after the other, as far as that is not done.
 
     Raises:
         UserError: a trial cannot be run as things are, for example for want of room on the disk.
         HarnessError: another process is working in the same runs folder.
     """
+    session, case, found = prepared.session, prepared.case, prepared.schedule
     names = [trial.name for trial in found.trials]
     noted = store.StoredProgress(session.progress, session.store, "A rescue", names)
     session = replace(session, progress=noted)

@@ -7,7 +7,7 @@ that, so that flipped answers alone never speak against an artefact. `records.PA
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -46,8 +46,14 @@ def measure_parity(
     if own is None or test.name not in own.rows:
         return found | ({"own_run": run_id} if run_id else {})
     found |= {"own_run": run_id, "n_answers": len(rows)} | _count_changes(session, own, test, rows)
-    exact = _open_exact(session, own)
-    return found | (_compare_in_fp32(*exact, session, own, weights, test) if exact else {})
+    # The run's weights as its recipe is written now, if they are those of the run.
+    of_run = session.candidates.get(own.candidate)
+    if of_run is None or not of_run.method.makes_language_model or of_run.is_remote:
+        return found
+    own_weights = find_stored_weights(session, of_run, own.seed)
+    if own_weights is None or own_weights.digest != own.weights_digest:
+        return found
+    return found | _compare_in_fp32(session, own, own_weights, weights, test)
 
 
 def _bits_per_byte(session: Session, sets: Sequence[RowSet]) -> dict[str, float]:
@@ -73,30 +79,12 @@ def _count_changes(session: Session, own: Run, test: RowSet, rows: Sequence[Samp
     return {"flipped": changed, "lost": len(c.lost), "won": len(c.gained)}
 
 
-class _Exact(NamedTuple):
-    """The weights of a run, and a session that computes in fp32."""
-
-    session: Session
-    weights: Weights
-
-
-def _open_exact(session: Session, own: Run) -> _Exact | None:
-    """Find the weights of a run as its recipe is written now; None where they are not those of the run."""
-    candidate = session.candidates.get(own.candidate)
-    if candidate is None or not candidate.method.makes_language_model or candidate.is_remote:
-        return None
-    weights = find_stored_weights(session, candidate, own.seed)
-    if weights is None or weights.digest != own.weights_digest:
-        return None
-    session.unload()
-    machine = session.machine._replace(precision="fp32")
-    return _Exact(replace(session, machine=machine, slot=EngineSlot()), weights)
-
-
 def _compare_in_fp32(
-    exact: Session, own_weights: Weights, session: Session, own: Run, weights: Weights, test: RowSet
+    session: Session, own: Run, own_weights: Weights, weights: Weights, test: RowSet
 ) -> dict[str, Any]:
     """Compare logits with those of the run in fp32, and count which of its own answers differ there."""
+    session.unload()
+    exact = replace(session, machine=session.machine._replace(precision="fp32"), slot=EngineSlot())
     recipe = session.candidates[own.candidate].recipe
     own_test = target_sets(exact, recipe, own_weights, own.seed)[1]
     texts: list[tuple[int, ...]] = []
