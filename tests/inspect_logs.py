@@ -1,21 +1,17 @@
-"""Logs as inspect writes them, as JSON or zipped; and the script that made the real ones in `fixtures/inspect`.
+"""Logs as inspect writes them, as JSON or zipped.
 
-Invariant: the fields and names are those of inspect_ai 0.3's log format, version 2; texts are ours.
-
-The real logs were written once by inspect itself, with its mock model, in an environment of their own:
-
-    pip install inspect-ai && python tests/inspect_logs.py tests/fixtures/inspect
+Invariant: the fields and names are those of inspect_ai 0.3's log format, version 2; texts are ours. The real logs
+in `fixtures/inspect` were written by inspect itself: its mock model answers twelve questions of four choices, as
+a base with the fifth wrong, and tuned with the third, sixth and eighth wrong as well.
 """
 
 import json
-import sys
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 REAL = Path(__file__).parent / "fixtures" / "inspect"
-TEMPLATE = "{question}\n{choices}\nWrite ANSWER: and one of {letters}."
 CREATED = "2026-03-04T10:11:12+00:00"
 
 
@@ -92,51 +88,3 @@ def zip_log(path: Path, log: Mapping[str, Any], method: int = zipfile.ZIP_DEFLAT
         for one in log["samples"]:
             archive.writestr(f"samples/{one['id']}_epoch_{one['epoch']}.json", json.dumps(one))
         archive.writestr("header.json", json.dumps(header))
-
-
-def make_real(folder: Path) -> None:
-    """Let inspect's mock model answer twelve questions twice: as a base, and with three answers lost."""
-    import inspect_ai
-    from inspect_ai.dataset import Sample
-    from inspect_ai.log import read_eval_log, write_eval_log
-    from inspect_ai.model import ModelOutput, ModelUsage, get_model
-    from inspect_ai.scorer import choice
-    from inspect_ai.solver import multiple_choice
-
-    @inspect_ai.task
-    def letters() -> Any:
-        samples = [
-            Sample(
-                input=f"Which letter stands at place {i}?", choices=list("abcd"), target="ABCD"[i % 4], id=i
-            )
-            for i in range(12)
-        ]
-        return inspect_ai.Task(dataset=samples, solver=multiple_choice(template=TEMPLATE), scorer=choice())
-
-    def script_answers(wrong: set[int]) -> Any:
-        letter = iter(
-            "A" if i in wrong and i % 4 else "B" if i in wrong else "ABCD"[i % 4] for i in range(12)
-        )
-
-        def answer(*_: Any, **__: Any) -> Any:
-            output = ModelOutput.from_content("mockllm/model", f"ANSWER: {next(letter)}")
-            output.usage = ModelUsage(input_tokens=9, output_tokens=3, total_tokens=12)
-            return output
-
-        return get_model("mockllm/model", custom_outputs=answer)
-
-    for arm, wrong in (("base", {5}), ("tuned", {3, 5, 6, 8})):
-        options = {"display": "none", "log_format": "eval", "max_samples": 1, "log_model_api": False}
-        (log,) = inspect_ai.eval(letters(), model=script_answers(wrong), log_dir=str(folder / arm), **options)
-        kept = read_eval_log(log.location)
-        kept.eval.task_file, kept.eval.revision = "inspect_logs.py", None
-        for one in kept.samples or []:
-            one.events, one.attachments = [], {}  # some 5 kB a sample that nobody reads here
-            one.events_data = None
-        Path(log.location).unlink()
-        write_eval_log(kept, str(folder / arm / "letters.eval"))
-    write_eval_log(kept, str(folder / "tuned.json"))
-
-
-if __name__ == "__main__":
-    make_real(Path(sys.argv[1]))

@@ -1,7 +1,7 @@
 """What a store takes on the disk and what of it is nobody's, and that removing it takes nothing else."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import tiny_experiment
@@ -206,23 +206,10 @@ def measure_disk_use(store):
 
 def write_champion(store, run_id, **changes):
     """Write a champion's file beside the runs folder, as `promote` does."""
-    values = {
-        "target": "desk",
-        "run_id": run_id,
-        "candidate": "lora",
-        "seed": 0,
-        "experiment": "desk",
-        "base_model": "m",
-        "weights_digest": "w",
-        "base_digest": "b",
-        "created": "2025",
-        "rows": {},
-        "scores": {},
-        "recipe": {},
-    }
+    champion = stores.Champion("desk", run_id, "lora", 0, "desk", "m", "w", "b", "2025", {}, {}, {})
     path = store.folder.parent / "baselines" / "champions" / "desk.json"
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps(values | changes))
+    path.write_text(json.dumps(asdict(replace(champion, **changes))))
 
 
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):

@@ -85,30 +85,21 @@ def repeated_night(desk, drift_night):
     return desk.run("--night", "2026-03-02")
 
 
-def test_a_quiet_night_ends_with_its_verdict_and_exit_code_0(quiet_night):
+def test_a_quiet_night_ends_with_its_verdict_and_writes_page_and_json_and_no_issue(desk, quiet_night):
     assert quiet_night.code == 0, quiet_night.stderr
     assert quiet_night.stdout.splitlines()[-1] == "tiny, night of 2026-03-01: ok, 1 watched"
-
-
-def test_a_quiet_night_writes_page_and_json_beside_the_experiment_and_no_issue(desk, quiet_night):
     assert set(quiet_night.reports) == PAGES
     assert json.loads(quiet_night.reports["tiny.nightly.json"])["night"] == "2026-03-01"
     assert f"wrote {desk.folder / 'reports' / 'tiny.nightly.md'}" in quiet_night.stderr
 
 
-def test_another_chat_template_ends_as_harness_drift_with_exit_code_4(drift_night):
+def test_another_chat_template_is_harness_drift_and_told_as_issue_and_to_the_webhook(drift_night):
     assert drift_night.code == 4, drift_night.stderr
     found = json.loads(drift_night.stdout)
     assert (found["verdict"], found["exit_code"]) == ("harness-drift", 4)
-
-
-def test_a_new_alarm_is_written_as_an_issue(drift_night):
     assert set(drift_night.reports) == PAGES | {"tiny.nightly.issue.md"}
     title = drift_night.reports["tiny.nightly.issue.md"].splitlines()[0]
     assert title == "Nightly tiny, 2026-03-02: harness: harness-drift"
-
-
-def test_a_new_alarm_goes_to_the_webhook_that_the_environment_names(drift_night):
     (message,) = drift_night.received
     assert message["text"].startswith("harness nightly, tiny: harness-drift (2026-03-02): ")
 

@@ -278,13 +278,6 @@ def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, 
     assert "no rows of the champion" in done.stderr or "precision 'bf16' and 'fp32'" in done.stderr
 
 
-def test_a_damaged_champion_is_refused(copy):
-    path, _ = release.promote_named(copy, "lora", despite="a test")
-    path.write_text("{}")
-    with pytest.raises(UserError, match="promote again"):
-        release.gate(copy, "lora")
-
-
 # Pinned items
 
 

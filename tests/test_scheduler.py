@@ -1,4 +1,4 @@
-"""The units for cron, systemd and GitHub, and the verbs of the night on the command line."""
+"""The units for cron, systemd and GitHub, and what `nightly status` says of an unfinished night."""
 
 import os
 import shlex
@@ -13,8 +13,6 @@ from ruamel.yaml import YAML
 from harness.errors import UserError
 from harness.nightly import scheduler as install
 from harness.nightly.alarm import EXIT
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -154,22 +152,7 @@ def test_a_time_that_is_none_is_refused(config, at):
         install.units("cron", config, at)
 
 
-# The command line
-
-
-def harness(*words, cwd, **env):
-    return subprocess.run(
-        [sys.executable, "-c", "from harness.cli import main; main()", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), **env},
-    )
-
-
 @pytest.mark.e2e
-def test_status_names_a_night_that_was_begun_and_not_finished(folder):
+def test_status_names_a_night_that_was_begun_and_not_finished(folder, harness):
     (folder / "runs" / "nightly" / "tiny" / "2026-03-01" / "rows").mkdir(parents=True)
-    done = harness("nightly", "status", cwd=folder)
-    assert done.stdout.startswith("begun and not finished: 2026-03-01; ")
+    assert harness("nightly", "status", cwd=folder).stdout.startswith("begun and not finished: 2026-03-01; ")

@@ -5,6 +5,6 @@ with a chance of at most `nightly.alpha`, however many nights are evaluated.
 """
 
 from harness.nightly import scheduler
-from harness.nightly.alarm import NightReport, build_report, night_document, refuse_webhook, to_json, write
-from harness.nightly.night import Status, acknowledge, run_night, run_prepared, send, status
+from harness.nightly.alarm import NightReport, night_document, refuse_webhook, to_json, write
+from harness.nightly.night import acknowledge, run_night, run_prepared, send, status
 from harness.nightly.state import Alarm, Night, State, home, read_nights, read_state, references

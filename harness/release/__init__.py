@@ -180,31 +180,23 @@ def promote_named(
         _judge_or_explain(stored, run, None, despite)
         run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
     with store.hold_champions(stored.store):
-        return _promote(path, load_study(loaded), run, overrides, despite, by)
-
-
-def _promote(
-    path: Path, stored: Study, run: Run, overrides: Sequence[str], despite: str, by: str
-) -> tuple[Path, Champion]:
-    """Promote a run of whole tasks if the gate passes it, while nobody else promotes."""
-    before = store.read_champion(stored.folder, stored.experiment.target.name)
-    first_base = (before.first_base or before.base_digest) if before else run.base_digest
-    judged = _judge_or_explain(stored, run, before, despite)
-    if isinstance(judged, str):
-        return promote(stored, run, judged, despite, first_base, by=by)
-    rule = cumulative_of(judged.verdict)
-    if rule and rule.outcome == "skipped" and not despite:
-        step = "--force --reason REASON, which keeps the reason"
-        if rule.numbers.get("items_needed"):
-            undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
-            words = ["promote", run.candidate]
-            more = advise_more_items(
-                path, [replace(judged, verdict=undecided)], overrides, stored.typed, words
-            )
-            step = f"{more.text}; or {step}"
-        loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
-        raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
-    return promote(stored, run, judged.verdict, despite, first_base, by=by)
+        stored = load_study(loaded)
+        before = store.read_champion(stored.folder, stored.experiment.target.name)
+        first_base = (before.first_base or before.base_digest) if before else run.base_digest
+        judged = _judge_or_explain(stored, run, before, despite)
+        if isinstance(judged, str):
+            return promote(stored, run, judged, despite, first_base, by=by)
+        rule = cumulative_of(judged.verdict)
+        if rule and rule.outcome == "skipped" and not despite:
+            step = "--force --reason REASON, which keeps the reason"
+            if rule.numbers.get("items_needed"):
+                undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
+                open_ = [replace(judged, verdict=undecided)]
+                words = ["promote", run.candidate]
+                step = f"{advise_more_items(path, open_, overrides, stored.typed, words).text}; or {step}"
+            loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
+            raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
+        return promote(stored, run, judged.verdict, despite, first_base, by=by)
 
 
 def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:

@@ -378,7 +378,7 @@ def _read(
     problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
     metrics, begins = set[str](), set[str]()
     for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
-        where, keys = f"{file}:{line}", _keys(key)
+        where, (begin, keys) = f"{file}:{line}", _split_key(key)
         if not written:
             n_blank += 1
         elif any(one not in known for one in keys):
@@ -393,7 +393,7 @@ def _read(
         else:
             seen |= dict.fromkeys(keys, line)
             metrics |= {known[one][0] for one in keys}
-            begins.add(_begin_of(key))
+            begins.add(begin)
             labels += [AnswerLabel(one.removeprefix(_KEY), known[one][1], label) for one in keys]
     if len(metrics) > 1:
         found = f"answers exported for {', '.join(sorted(metrics))}"
@@ -409,15 +409,12 @@ def _read(
     return metrics.pop(), labels, len({*seen.values()}), n_blank
 
 
-def _keys(key: str) -> list[str]:
-    begin = _begin_of(key)
-    return [_KEY + one for one in key.removeprefix(begin).split(_JOIN)] if begin else [key]
-
-
-def _begin_of(key: str) -> str:
-    """Return what a key of an export begins with before the digests of answers; empty of another one."""
-    above, question, _ = key.removeprefix(_KEY).rpartition(_KEY_END)
-    return f"{_KEY}{above}{question}" if key.startswith(_KEY) else ""
+def _split_key(key: str) -> tuple[str, list[str]]:
+    """Return what a key of an export begins with, empty of another one, and the keys of its answers."""
+    if not key.startswith(_KEY):
+        return "", [key]
+    question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
+    return f"{_KEY}{question}{end}", [_KEY + one for one in answers.split(_JOIN)]
 
 
 def _number(written: str, scale: tuple[float, float]) -> float | None:

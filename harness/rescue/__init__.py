@@ -9,7 +9,6 @@ from harness.rescue.result import (
     Rescue,
     TrialResult,
     exit_code,
-    front_file,
     read,
     report_files,
     rescue_document,
@@ -17,4 +16,4 @@ from harness.rescue.result import (
     write,
 )
 from harness.rescue.search import PreparedRescue, prepare, prepare_from_report, run
-from harness.rescue.trials import TrialCost, largest_work, plan_document
+from harness.rescue.trials import largest_work, plan_document

@@ -264,9 +264,9 @@ def run(prepared: PreparedRescue) -> Rescue:
         original = TrialResult(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
         tried: list[TrialResult] = []
         for trial in found.trials:
-            one, run = _run_trial(context, trial, case.run.seed)
+            one, made = _run_trial(context, trial, case.run.seed)
             passes = one.search is not None and one.search.passes
-            tried.append(_confirm(context, one, run) if passes else one)
+            tried.append(_confirm(context, one, made) if passes else one)
             if passes:
                 break
     rest = [f"{t.says}: an earlier one passed on the search half" for t in found.trials[len(tried) :]]
