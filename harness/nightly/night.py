@@ -58,7 +58,7 @@ def run_night(
     where it fails or is killed, the same night raises them again.
 
     Raises:
-        UserError: with every problem of the files at once, or nobody is watched.
+        UserError: with every problem of the files at once, or there is no candidate to watch.
         HarnessError: another night or compare is at work in the same runs folder.
     """
     loaded = config.load(Path(path), overrides)
@@ -279,7 +279,7 @@ class _NightRun:
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
     ) -> str:
         """Return the night since when an endpoint's anchors are as now; empty where as the reference."""
-        # Nobody sees its weights, so answers that moved are what shows another model.
+        # Its weights cannot be seen, so only answers that moved show another model.
         fixed = [batch for batch in batches if batch.kind == "anchors"]
         before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
         since = next((w.since for w in reversed(before) if not w.error), "")

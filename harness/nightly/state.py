@@ -74,7 +74,7 @@ class NightCandidate:
     answers them as in the reference. `fit_keys` names the folders of the weights that answered and of
     those that they stand on. `making` digests weights that are others than the reference's, which then is
     the mean of `n_references` makings. `judged` says what people's labels make of a judge's grades.
-    `unwatched` names targets of which the reference holds no rows.
+    `unwatched` names targets without rows in the reference.
     """
 
     name: str

@@ -50,7 +50,7 @@ def targets(
     Of whom a reference is pinned no stored run is needed: the recipe may have changed since.
 
     Raises:
-        UserError: nobody is watched.
+        UserError: there is no candidate to watch.
     """
     known, named = session.candidates, session.experiment.nightly.candidates
     champion = store.read_champion(loaded.folder, session.experiment.target.name)
@@ -208,7 +208,7 @@ def describe_tested(
 ) -> tuple[str, ...]:
     """Say in words what is another than in the reference; the harness itself always is tested.
 
-    `served` says how an endpoint answers, whose weights nobody sees. `more` maps more targets to the
+    `served` says how an endpoint answers, whose weights cannot be seen. `more` maps more targets to the
     prompting of tonight.
     """
     same_data = reference.data == data_digest(session)

@@ -170,7 +170,7 @@ def promote_named(
     tasks, by `progress`; the run of these is judged again, and that is the champion.
 
     Raises:
-        UserError: nobody has this name, or the gate does not pass the run and no reason is given.
+        UserError: there is no such run or candidate, or the gate does not pass it and no reason is given.
         IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
     """
     loaded = config.load(path, overrides)

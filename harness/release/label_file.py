@@ -233,7 +233,7 @@ def import_labels(
     Without one they are from 0 to 1, or yes and no.
 
     Raises:
-        UserError: with every problem of the file at once, of which nothing is then stored.
+        UserError: with every problem of the file at once; nothing is stored then.
     """
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target

@@ -158,7 +158,7 @@ def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater
     """Read which answers people prefer, and store them as the Rate page does.
 
     Raises:
-        UserError: with every problem of the file at once, of which nothing is then stored.
+        UserError: with every problem of the file at once; nothing is stored then.
     """
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target

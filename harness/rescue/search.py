@@ -220,8 +220,7 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
     Computes nothing, except that the weights of a run of `--sequential` answer whole tasks first.
 
     Raises:
-        UserError: nobody has this name, there is nothing to rescue, or the target is tested in folds; says
-            which.
+        UserError: there is no such candidate or run, nothing to rescue, or the target is tested in folds.
         IncompatibleRuns: there is no run of it as written now.
     """
     experiment.refuse_folds(
