@@ -22,7 +22,6 @@ from harness.records import (
     BLOCK,
     Encoded,
     Example,
-    Limits,
     Message,
     Output,
     PromptText,

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -50,15 +50,6 @@ _OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 Format = Literal["gguf", "onnx", "model"]
-
-
-class Engine(NamedTuple):
-    """An engine as its environment has it: name, version, the build of its kernels, what it says of them."""
-
-    engine: str
-    version: str
-    build: Any
-    system: str
 
 
 def format_of(path: Path) -> Format | None:
@@ -137,7 +128,8 @@ def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
     """
     kind = format_of(path)
     found = _describe(kind or "", gguf_python(gguf_command) if kind == "gguf" else sys.executable)
-    return f"{ENGINE}/{found.engine}-{found.version}", digest([versions_of("artefact"), *found])
+    name = f"{ENGINE}/{found['engine']}-{found['version']}"
+    return name, digest([versions_of("artefact"), *found.values()])
 
 
 def find_converter(command: str | None) -> str | None:
@@ -164,7 +156,8 @@ def environment_of(python: str) -> dict[str, str]:
 
 
 @cache
-def _describe(kind: str, python: str) -> Engine:
+def _describe(kind: str, python: str) -> dict[str, Any]:
+    """Return the name, version and build of an engine in its environment, and what it says of them."""
     try:
         said = subprocess.run(
             [python, str(_WORKER), "--describe", kind],
@@ -175,7 +168,8 @@ def _describe(kind: str, python: str) -> Engine:
             timeout=_DESCRIBE_S,
             check=True,
         )
-        return Engine(**json.loads(said.stdout.splitlines()[-1]))
+        engine: dict[str, Any] = json.loads(said.stdout.splitlines()[-1])
+        return engine
     except subprocess.CalledProcessError as error:
         last = (error.stderr.strip().splitlines() or ["it wrote nothing"])[-1]
         raise CandidateFailed(
