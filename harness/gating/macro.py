@@ -7,7 +7,7 @@ Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from math import sqrt
 from typing import NamedTuple
@@ -111,7 +111,21 @@ def find_shared_items(
     linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
     together = dict.fromkeys(name for pair in linked for name in pair)
     moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
-    groups = _copies(n_shared, sizes)
+    # Copies are tasks that share at least nine in ten of their items, by those of the larger.
+    group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
+    for (a, b), n in n_shared.items():
+        if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
+            joined = tuple(sorted(group_of[a] + group_of[b]))
+            group_of |= dict.fromkeys(joined, joined)
+    groups = sorted({group for group in group_of.values() if len(group) > 1})
+    n_items = n_clusters = 0  # clusters of nothing else, and items, that an earlier task holds
+    seen: set[str] = set()
+    for m in moves.values():
+        old = m.cluster_of.keys() & seen
+        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
+        n_items += len(old)
+        n_clusters += len({m.cluster_of[document] for document in old} - new)
+        seen |= m.cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
     said = [
         f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
@@ -121,34 +135,12 @@ def find_shared_items(
     alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
     partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
     return SharedItems(
-        {name: tuple(group) for group in groups for name in group},
+        {name: group for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
         tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
-        *_count_repeated(moves.values()),
+        n_items,
+        n_clusters,
     )
-
-
-def _count_repeated(moves: Iterable[_Moves]) -> tuple[int, int]:
-    """Count items, and clusters of nothing else, that stand in a task before."""
-    seen: set[str] = set()
-    items = clusters = 0
-    for m in moves:
-        old = m.cluster_of.keys() & seen
-        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
-        items, clusters = items + len(old), clusters + len({m.cluster_of[document] for document in old} - new)
-        seen |= m.cluster_of.keys()
-    return items, clusters
-
-
-def _copies(n_shared: Mapping[tuple[str, str], int], sizes: Mapping[str, int]) -> list[list[str]]:
-    """Group the tasks that share at least nine in ten of their items, by those of the larger."""
-    group_of = {name: [name] for name in sizes}
-    for (a, b), n in n_shared.items():
-        if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
-            joined = sorted(group_of[a] + group_of[b])
-            group_of |= dict.fromkeys(joined, joined)
-    groups = {tuple(group) for group in group_of.values() if len(group) > 1}
-    return [list(group) for group in sorted(groups)]
 
 
 def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:

@@ -92,31 +92,23 @@ def miss_rates(
         missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
         rates.append(MissRate(d, missed, "macro"))
     rates += [MissRate(d, chance_to_pass(admitted, d, policy), "each") for d in _TASK_LOSSES]
-    passes = _macro_and_each(admitted, macro, policy)
+    margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
+    passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
+    if isfinite(macro.se):  # else too few clusters to show anything
+        # Where a task stops `each`, what is found on it takes the macro down with it.
+        kept, stopped, both = 1.0, 0.0, 0.0
+        for t, stop, factor in zip(admitted, stops(admitted, 0.0, policy), macro.factors, strict=True):
+            own = factor * lower_se(t.counted)
+            rest = sqrt(max(macro.se**2 - own**2, 0.0))
+            room = margin + factor * stop.delta - z * macro.se
+            passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
+            kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
+            both += stop.chance * passes_then
+        passes = max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
     if validity is not None and lower_se(comparison.orient(validity)) > 0:
         se = lower_se(comparison.orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
-
-
-def _macro_and_each(admitted: Sequence[TaskComparison], macro: Macro, policy: GatePolicy) -> float:
-    """Return the chance that an equal model passes both rules: the macro's, less what `each` stops of it.
-
-    Where a task stops `each`, what is found on it takes the macro down with it.
-    """
-    margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
-    passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
-    if not isfinite(macro.se):  # too few clusters to show anything
-        return passes
-    kept, stopped, both = 1.0, 0.0, 0.0
-    for t, stop, factor in zip(admitted, stops(admitted, 0.0, policy), macro.factors, strict=True):
-        own = factor * lower_se(t.counted)
-        rest = sqrt(max(macro.se**2 - own**2, 0.0))
-        room = margin + factor * stop.delta - z * macro.se
-        passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
-        kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
-        both += stop.chance * passes_then
-    return max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
 
 
 def _times(n: int, factor: float) -> float:
@@ -281,7 +273,20 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     by_task |= {task: max(n, by_task.get(task, 0)) for task, n in needed.of_task.items()}
     # An open rule judges by the items of these tasks.
     usable = {s.task: s for s in spare if s.task in by_task or (needed.of_answers > 0 and s.is_generated)}
-    sizes = _choose_sizes(needed, by_task, usable)
+    # So many items in all that every open rule has its own; none where the tasks lack them.
+    left = {task: one.left for task, one in usable.items()}
+    of_macro = sum(left[task] for task in left if task in by_task)
+    is_enough = (
+        all(left.get(task, 0) >= n for task, n in needed.of_task.items())
+        and of_macro >= sum(needed.of_macro.values())
+        and sum(left.values()) >= needed.of_answers
+    )
+    is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
+    sizes = {
+        one: one.n + by_task[task] if is_exact and one.keys else one.held
+        for task, one in usable.items()
+        if is_enough
+    }
     # The least margin of the macro that shows it, unless other rules are open too.
     open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
     lowers = (float(x) for rule in open_rules if isinstance(x := rule.numbers.get("lower"), float))
@@ -289,18 +294,4 @@ def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, r
     margin = ""
     if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
         margin = f"gate.{names.pop()}={100 * least:g}%" if relative else f"gate.{names.pop()}={least:g}"
-    return Settling(needed.total, sum(one.left for one in usable.values()), sizes, margin)
-
-
-def _choose_sizes(
-    needed: ItemsNeeded, by_task: Mapping[str, int], usable: Mapping[str, SpareItems]
-) -> dict[SpareItems, int]:
-    """Choose how many items tasks ask in all, so that every open rule has its own; empty where they lack."""
-    left = {task: one.left for task, one in usable.items()}
-    if any(left.get(task, 0) < n for task, n in needed.of_task.items()):
-        return {}
-    of_macro = sum(left[task] for task in left if task in by_task)
-    if of_macro < sum(needed.of_macro.values()) or sum(left.values()) < needed.of_answers:
-        return {}
-    is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
-    return {one: one.n + by_task[task] if is_exact and one.keys else one.held for task, one in usable.items()}
+    return Settling(needed.total, sum(left.values()), sizes, margin)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness import comparison, formatting, stats
-from harness.comparison import Comparison, Estimate, Wins, is_judge
+from harness.comparison import Comparison, Wins, is_judge
 from harness.gating.significance import target_p
 from harness.gating.verdict import (
     Number,
@@ -65,15 +65,26 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         return Rule("target", "inconclusive", said, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
-    if wanted.min is not None:
-        judged.append(_level(target.score, wanted.min))
+    if wanted.min is not None:  # a maximum if lower is better
+        score, unit, percent = target.score, target.score.unit, " %" if target.score.unit.is_rate else ""
+        low, high = sorted((unit.sign * score.low, unit.sign * score.high))
+        most = "least" if unit.higher_is_better else "most"
+        limit = f"at {most} {formatting.score(unit, wanted.min)}{percent}"
+        reached = f"{formatting.score(unit, *score[:3])}{percent} against {limit}"
+        judged.append((_target_outcome(low, high, unit.sign * wanted.min), reached))
         facts["min"] = wanted.min
     if wanted.gain is not None:
         judged.append(_gain(target.gain, wanted.gain))
         facts["gain"] = wanted.gain
-    if wanted.win_rate is not None and target.wins and target.wins.rate:
-        judged.append(_win_rate(target.wins, target.wins.rate, wanted.win_rate))
-        facts |= {"win_rate": wanted.win_rate, "n_ratings": target.wins.n_ratings}
+    if wanted.win_rate is not None and (wins := target.wins) and (rate := wins.rate):
+        own = "" if wins.corrected else " (not corrected)"
+        if wins.corrected and wins.uncorrected is not None:
+            own = f" ({formatting.percent(wins.uncorrected)} % before correction)"
+        shown = f"{formatting.score(rate.unit, *rate[:3])} % of items{own}"
+        least = f"against at least {formatting.percent(wanted.win_rate)} %"
+        reached = f"preferred to {wins.over} by {wins.by} on {shown} {least}"
+        judged.append((_target_outcome(rate.low, rate.high, wanted.win_rate), reached))
+        facts |= {"win_rate": wanted.win_rate, "n_ratings": wins.n_ratings}
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
     said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
     outcome = worst_outcome([outcome for outcome, _ in judged])
@@ -101,24 +112,6 @@ def _describe_unrated(wins: Wins | None, wanted: float) -> str:
         more = formatting.pluralize(wins.lacking, "more rating")
         return f"target: {required} rests on {rated} of people; it takes {more} (harness dashboard, Rate)"
     return "" if wins.rate else f"target: {required}, and {wins.by} graded no pairs yet (harness compare)"
-
-
-def _win_rate(wins: Wins, measured: Estimate, wanted: float) -> tuple[Outcome, str]:
-    own = "" if wins.uncorrected is None else f" ({formatting.percent(wins.uncorrected)} % before correction)"
-    own = own if wins.corrected else " (not corrected)"
-    rate = formatting.score(measured.unit, *measured[:3])
-    sentence = f"preferred to {wins.over} by {wins.by} on {rate} % of items{own}"
-    outcome = _target_outcome(measured.low, measured.high, wanted)
-    return outcome, f"{sentence} against at least {formatting.percent(wanted)} %"
-
-
-def _level(score: Estimate, wanted: float) -> tuple[Outcome, str]:
-    """Judge the score against a level: a minimum, or a maximum if lower is better."""
-    unit, percent = score.unit, " %" if score.unit.is_rate else ""
-    low, high = sorted((unit.sign * score.low, unit.sign * score.high))
-    limit = f"at {'least' if unit.higher_is_better else 'most'} {formatting.score(unit, wanted)}{percent}"
-    sentence = f"{formatting.score(unit, *score[:3])}{percent} against {limit}"
-    return _target_outcome(low, high, unit.sign * wanted), sentence
 
 
 def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
