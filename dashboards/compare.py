@@ -3,17 +3,14 @@
 Invariant: the first candidate is what the others are compared with; `?compare=a,b` opens the page so.
 """
 
-from collections.abc import Mapping
 from typing import Any
 
 import streamlit as st
 
 from harness.comparison import Comparison, orient
 from harness.formatting import count
-from harness.report import ExperimentReport
 from harness.report.columns import COMPARISON_COLUMNS, heading
 from parts import charts, controls, project, safe_text, scores
-from parts.scores import Pair
 
 _SHOWN = ("task", "metric", "base", "score", "delta", "lost", "gained", "n")
 _HEADINGS = {"base": "reference"}  # the first of the candidates
@@ -42,15 +39,6 @@ def page() -> None:
         safe_text.say(f"Not shown, as at most {count(_MOST + 1)} candidates fit: {', '.join(unseen)}")
     base, others = by_label[chosen[0]], {name: by_label[name] for name in chosen[1 : _MOST + 1]}
     found = {name: scores.compare_on_every_task(base, run, report) for name, run in others.items()}
-    _differences(chosen[0], found, report)
-    controls.offer_answers(chosen[: _MOST + 1])
-
-
-def _differences(
-    base: str,
-    found: Mapping[str, Mapping[str, tuple[Pair, Comparison | str]]],
-    report: ExperimentReport | None,
-) -> None:
     rows: list[dict[str, Any]] = []
     series: dict[str, list[charts.Bar]] = {}
     margins = report.margins if report else {}
@@ -66,13 +54,14 @@ def _differences(
                 bar = charts.Bar(task, *ends, said, 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
     if series:
-        title = f"change against {charts.plain(base)}, points; above 0 is better"
+        title = f"change against {charts.plain(chosen[0])}, points; above 0 is better"
         charts.draw(charts.forest(series, title), "compare")
         st.caption("Shaded: beyond the margin of the gate. An interval that holds 0 shows no difference.")
     if rows:
         wide = {name: st.column_config.TextColumn(width=150) for name in ("reference", "new", "change")}
         controls.show_rows(rows, "compare", 560, column_config=wide)
     safe_text.say_all(dict.fromkeys(c for of in found.values() for _, c in of.values() if isinstance(c, str)))
+    controls.offer_answers(chosen[: _MOST + 1])
 
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from harness.data.check import Finding, TableEntry
+from harness.data.check import TableEntry
 from harness.data.edit import RowDecision, decisions_file, keep_decision, read_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
@@ -50,7 +50,11 @@ def page() -> None:
     safe_text.say(summary(checked.findings), "lead")
     for finding in checked.findings:
         if finding.severity != "note":
-            _alarm(finding)
+            said = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
+            with st.expander(safe_text.label(said), expanded=finding.severity == "error"):
+                shown = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
+                safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
+                safe_text.command(finding.command, "")
     _decisions(checked)
     _rows(checked)
     st.subheader("Figures", anchor=False)
@@ -63,14 +67,6 @@ def page() -> None:
 def _check_rows(task: str, files: tuple[tuple[str, int], ...], encoder: str) -> CheckReport:
     """Check the rows, again only when a file or the model of sentences has changed."""
     return examine_target(Task.model_validate_json(task), embeddings=encoder or None)
-
-
-def _alarm(finding: Finding) -> None:
-    said = " ".join(filter(None, (f"{finding.severity}: {finding.title}", share_text(finding))))
-    with st.expander(safe_text.label(said), expanded=finding.severity == "error"):
-        shown = {"rows": places(finding, 20), "example": finding.example, "means": finding.meaning}
-        safe_text.say_all(f"{name}: {text}" for name, text in shown.items() if text)
-        safe_text.command(finding.command, "")
 
 
 def _rows(checked: CheckReport) -> None:

@@ -26,7 +26,7 @@ ANSWERS = {
     "harness init": ("experiment/scaffold/__init__.py", "propose"),
     "estimate of cost": ("evaluation/costs.py", ""),
     "estimate of memory": ("models/memory.py", ""),
-    "champions": ("store/champion_files.py", ""),
+    "champions": ("store/champions.py", ""),
     "contamination of training data": ("data/contamination.py", ""),
     "control arm": ("evaluation/control_arm.py", ""),
     "hyper-parameter search": ("experiment/trials.py", "proposals"),

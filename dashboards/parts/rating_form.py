@@ -7,7 +7,6 @@ is a file of its own before the next answer is shown.
 
 import time
 import uuid
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -125,7 +124,9 @@ def label_answers(pair: Pair, metric: str, rater: str) -> None:
     if following is None:
         st.success("You have labelled every answer of this pair.")
         return
-    _say_criteria(pair.task, metric)
+    with suppress(HarnessError):
+        if written is not None and (rubric := rubric_of(written, metric)):
+            safe_text.block("criteria", rubric.criteria.strip())
     safe_text.block("question", following[0])
     safe_text.block("answer", following[1].text)
     choices = _TWO if is_binary else _FIVE
@@ -152,21 +153,11 @@ def _answers(
     for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
-        found |= {answer: (question, row) for answer, row in _sort_by_digest(metric, rows)}
+        # By digest, which tells nobody whose an answer is.
+        by_answer = sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
+        found |= {answer: (question, row) for answer, row in by_answer}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}
     return list(found.items()), grades <= {(0.0,), (1.0,)}
-
-
-def _say_criteria(task: str, metric: str) -> None:
-    written = project.task(task)
-    with suppress(HarnessError):
-        if written is not None and (rubric := rubric_of(written, metric)):
-            safe_text.block("criteria", rubric.criteria.strip())
-
-
-def _sort_by_digest(metric: str, rows: Sequence[SampleResult]) -> list[tuple[str, SampleResult]]:
-    """Sort both answers of an item by their digest, which tells nobody whose one is."""
-    return sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
 
 
 def _save_label(metric: str, rater: str, row: SampleResult, label: float) -> None:

@@ -126,18 +126,6 @@ def whole(name: str, text: str, key: str) -> None:
 
 def difference(name: str, old: str, new: str) -> None:
     """Show the words of two texts: struck out what only the old has, marked what only the new has."""
-    _show_named(name, diff_html(old, new))
-
-
-def _show_named(name: str, html: str) -> None:
-    st.html(f'<div class="name">{escape(clean(name))}</div><div class="quoted">{html or "&nbsp;"}</div>')
-
-
-def diff_html(old: str, new: str) -> str:
-    """Compare two texts word by word; what comes out holds no markup but ours.
-
-    Between what is struck out and what stands there instead is a space, which neither text has.
-    """
     before, after = (re.findall(r"\s+|\w+|[^\w\s]", clean_and_cut(text))[:_MOST_WORDS] for text in (old, new))
     out = []
     for what, a0, a1, b0, b1 in SequenceMatcher(None, before, after, autojunk=False).get_opcodes():
@@ -147,7 +135,11 @@ def diff_html(old: str, new: str) -> str:
             continue
         marked = (("del", gone), ("ins", come))
         out.append(" ".join(f"<{tag}>{words}</{tag}>" for tag, words in marked if words))
-    return "".join(out)
+    _show_named(name, "".join(out))
+
+
+def _show_named(name: str, html: str) -> None:
+    st.html(f'<div class="name">{escape(clean(name))}</div><div class="quoted">{html or "&nbsp;"}</div>')
 
 
 def badge(word: str) -> str:

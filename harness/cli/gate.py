@@ -1,10 +1,9 @@
-"""Commands that judge stored runs: report, decide, gate, promote, regressions.
+"""Commands that judge stored runs: report, decide, gate.
 
-Invariant: only `regressions confirm` loads a model, and `promote` of a run of sampled items.
+Invariant: none of them loads a model.
 """
 
 import os
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,31 +14,16 @@ from harness.cli.app import (
     EXPERIMENT,
     RELEASE,
     app,
-    format_score,
     print_document,
     print_json,
     print_lines,
     print_report,
-    print_value,
-    regressions_app,
     say,
     write_report,
 )
-from harness.cli.champions import By, say_registered
-from harness.cli.options import (
-    CONFIG,
-    Argument,
-    Candidates,
-    Config,
-    ExperimentFile,
-    Json,
-    Option,
-    Verbose,
-    config_option,
-    verb,
-)
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError
-from harness.formatting import RATE, count, points
+from harness.cli.options import Candidates, ExperimentFile, Json, Option, Verbose, verb
+from harness.errors import HarnessError, UserError
+from harness.formatting import points
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -151,92 +135,3 @@ def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile
         words = ["gate", "--candidate", candidate]
         return release.advise_more_items(at.config, judged, at.settings, typed, words).text
     return f"{typed.command('decide')} says what to ship instead, or what to measure next"
-
-
-_SHOWN = ("run_id", "target", "verdict", "despite", "first_base", "cumulative", "scores")
-
-
-@verb(app, "harness promote lora", 'harness promote lora --force --reason "tested by hand"', heading=RELEASE)
-def promote(
-    run: Annotated[str, Argument("A run's id, or a candidate (its best seed on validation).")],
-    at: ExperimentFile,
-    force: Annotated[bool, Option("Promote a run that does not pass; needs --reason.")] = False,
-    reason: Annotated[str, Option("Why it is forced; kept in the champion's file.", metavar="TEXT")] = "",
-    by: By = "",
-    as_json: Json = False,
-) -> None:
-    """Make a run that passes the gate the champion.
-
-    Gates compare with the champion from then on, no longer with the base.
-    """
-    from harness import release
-    from harness.cli.progress_bar import TerminalProgress
-
-    if force != bool(reason):
-        given, missing = ("--force", "--reason") if force else ("--reason", "--force")
-        raise UserError(Problem(given, f"no {missing}", "both of them", "add --force --reason REASON"))
-    progress = TerminalProgress()
-    path, champion = release.promote_named(
-        at.config, run, at.settings, despite=reason, by=by, progress=progress
-    )
-    say(f"wrote {path}")
-    if champion.verdict != "pass":
-        say(f"forced: {champion.sentence}")
-    elif said := release.family_note(at.config, champion, at.settings):
-        say(said)
-    say_registered(at)
-    for failed in release.list_failed_exports(at.config, champion.run_id, at.settings):
-        say(failed)
-    shown = {name: getattr(champion, name) for name in _SHOWN}
-    if not as_json:
-        named = champion.scores.items()
-        loss = champion.cumulative
-        shown["cumulative"] = (
-            f"{points(*loss[:3])} pp against the first base, n = {count(loss[3])}" if loss else ""
-        )
-        shown["scores"] = {
-            key: format_score(champion.units.get(key, RATE), *numbers) for key, numbers in named
-        }
-    print_value({name: value for name, value in shown.items() if value}, as_json)
-
-
-@verb(regressions_app, "harness regressions add lora chat_facts/capital-austria", name="add")
-def regressions_add(
-    run: Annotated[str, Argument("The run that lost the items, or its candidate.")],
-    items: Annotated[list[str], Argument("Items, each as task/item.")],
-    config: Config = CONFIG,
-) -> None:
-    """Pin items that a run lost.
-
-    From then on the gate fails every candidate that loses one of them.
-    """
-    from harness import release
-
-    path, added, listed = release.pin(config, run, items)
-    say(f"{path}: {added} new, {len(items) - added} were pinned already")
-    if not listed:
-        step = f"harness compare{config_option(config)}"
-        say(f"add {path.stem} to suites: in {config}, then {step} measures the base on it")
-
-
-@verb(regressions_app, "harness regressions confirm lora", name="confirm")
-def regressions_confirm(
-    run: Annotated[str, Argument("The run whose lost pinned items are in doubt.")], config: Config = CONFIG
-) -> None:
-    """Score a run's pinned items again in fp32.
-
-    So the gate can tell a loss from rounding.
-    """
-    from harness import release
-    from harness.release import rescore_pinned
-
-    session, loaded = ExperimentFile(config=config).open_session()
-    stored = release.load_study(loaded)
-    for found in release.candidate_runs(stored, run):
-        if tasks := rescore_pinned(session, found):
-            say(f"{found.run_id}: {', '.join(tasks)} in fp32")
-            with suppress(IncompatibleRuns):  # the base has not answered the pinned items yet
-                say(f"{found.run_id}: {release.judge_run(stored, found, None).verdict.sentence}")
-        else:
-            step = f"harness regressions add {run} TASK/ITEM{config_option(config)}"
-            say(f"{found.run_id}: no suite pins items; next: {step}")

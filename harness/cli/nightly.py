@@ -1,6 +1,6 @@
-"""Commands of the nightly regression test, and of the search for a version that forgets less.
+"""Commands after a release: nightly tests, the rescue of a fine-tune, and the monitor of production.
 
-Invariant: of the nightly commands only `run` loads a model.
+Invariant: of the nightly commands only `run` loads a model; `monitor` loads none and writes nothing.
 """
 
 import os
@@ -173,3 +173,23 @@ def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     for path in rescuing.write(found, folder):
         say(f"wrote {path}")
     return found
+
+
+@verb(app, "harness monitor", "harness monitor --since 2026-11-01 --json", heading=RELEASE)
+def monitor(
+    at: ExperimentFile,
+    since: Annotated[
+        datetime | None,
+        Option("Only requests from this date on.", formats=("%Y-%m-%d",), metavar="YYYY-MM-DD"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what moved in production since the model was measured.
+
+    Stored feedback is compared with the test items, and its answers with the champion's.
+    """
+    from harness import production
+    from harness.report import to_plain
+
+    found = production.monitor(at.config, at.settings, since=f"{since:%Y-%m-%d}" if since else "")
+    print_result(to_plain(found), production.drift_document(found), as_json)

@@ -33,7 +33,14 @@ from harness.spec import PEOPLE
 
 def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[str]:
     """Say which of several bases is the smallest that meets the goal; empty with one base or no goal."""
-    bases = _sort_by_size(case)
+    passing = {run.run_id for run in list_passing_runs(case.facts)}
+    groups: dict[BaseSize, list[CandidateFacts]] = {}
+    for run in list_within_budgets(case.facts):
+        allowed = run.run_id in passing or not is_fine_tuned(run)
+        if run.base and run.state == "done" and run.target and allowed:
+            groups.setdefault(run.base, []).append(run)
+    best_by_base = [(base, best_run) for base, runs in groups.items() if (best_run := best(runs))]
+    bases = sorted(best_by_base, key=lambda pair: (pair[0].n_parameters, pair[0].weights_gb or 0.0))
     if goal is None or len(bases) < 2:
         return []
     unit = case.unit
@@ -57,18 +64,6 @@ def size_sentences(case: Case, goal: float | None, shipped: str | None) -> list[
     is_larger = chosen is not None and chosen.n_parameters > base.n_parameters
     also = f" {shipped} on {chosen.name} is chosen, which is larger." if chosen and is_larger else ""
     return [f"{text}, {with_it}; compared with {', '.join(larger)}.{also}"]
-
-
-def _sort_by_size(case: Case) -> list[tuple[BaseSize, CandidateFacts]]:
-    """List the bases from small to large, each with its best candidate on validation."""
-    passing = {run.run_id for run in list_passing_runs(case.facts)}
-    groups: dict[BaseSize, list[CandidateFacts]] = {}
-    for run in list_within_budgets(case.facts):
-        allowed = run.run_id in passing or not is_fine_tuned(run)
-        if run.base and run.state == "done" and run.target and allowed:
-            groups.setdefault(run.base, []).append(run)
-    best_by_base = [(base, chosen) for base, runs in groups.items() if (chosen := best(runs))]
-    return sorted(best_by_base, key=lambda pair: (pair[0].n_parameters, pair[0].weights_gb or 0.0))
 
 
 def _millions(base: BaseSize) -> str:

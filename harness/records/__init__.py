@@ -1,6 +1,5 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
-from harness.records.feedback_rows import FeedbackRow
 from harness.records.repeated_measurements import (
     Anchor,
     AnchorCheck,
@@ -35,6 +34,7 @@ from harness.records.sample_results import (
     Document,
     Encoded,
     Example,
+    FeedbackRow,
     Likelihood,
     Limits,
     Message,

@@ -182,7 +182,11 @@ def label_sections(calibrations: Sequence[MetricCalibration]) -> Iterator[Sectio
 
 def label_sentences(c: MetricCalibration) -> Iterator[str]:
     """Say how far a metric agrees with people, where its errors lie, and what more labels would do."""
-    yield _agreement(c)
+    who = f"labels of {', '.join(c.raters)} count for"
+    each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
+    kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
+    alpha = f"; of the raters with each other {plain(c.raters_alpha)} (alpha)"
+    yield f"{who} {each}{kappa}{'' if c.raters_alpha is None else alpha}"
     if c.raters_alpha is not None and c.raters_alpha < _LEAST_ALPHA:
         yield (
             f"the raters agree too little with each other (alpha < {_LEAST_ALPHA:g}, Krippendorff 2004) to"
@@ -239,14 +243,6 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
     said = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
     also = "" if of.is_length else "; what else sets the two candidates apart may be the cause as well"
     return f"{said} ({share}){also}"
-
-
-def _agreement(c: MetricCalibration) -> str:
-    who = f"labels of {', '.join(c.raters)} count for"
-    each = "; ".join(f"{count(arm.n_labels)} answers of {arm.name}" for arm in c.arms)
-    kappa = f"; kappa of {c.metric} with people {plain(*c.kappa[:3])}" if c.kappa else ""
-    alpha = f"; of the raters with each other {plain(c.raters_alpha)} (alpha)"
-    return f"{who} {each}{kappa}{'' if c.raters_alpha is None else alpha}"
 
 
 def _confusion(metric: str, arm: ArmCalibration) -> str:

@@ -139,7 +139,15 @@ def list_tracked_runs(
         run_id = make_live_id(f.name, f.seed, key) if key else f.run_id
         files = _list_files(weights(key)) if key and weights else ()
         seen = read_seen(folder, run_id)
-        runs.append(TrackedRun(f.label, run_id, params, tags, _metrics(report, f), _curves(f), seen, files))
+        found = {name: getattr(f.training, field) for field, name in _CURVES.items()}
+        points = f.training.tracked
+        found["training/target"] = tuple((p.step, p.target) for p in points)
+        found["training/forgetting"] = tuple((p.step, p.capability) for p in points)
+        kept = {}
+        for name, curve in found.items():
+            if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
+                kept[name] = known
+        runs.append(TrackedRun(f.label, run_id, params, tags, _metrics(report, f), kept, seen, files))
     return runs
 
 
@@ -174,18 +182,6 @@ def _interval(name: str, e: Estimate | None) -> dict[str, float | None]:
 
 def _delta(name: str, c: Comparison | None) -> dict[str, float | None]:
     return {name: c.delta, f"{name}/low": c.low, f"{name}/high": c.high} if c else {}
-
-
-def _curves(f: CandidateFacts) -> dict[str, tuple[Point, ...]]:
-    found = {name: getattr(f.training, field) for field, name in _CURVES.items()}
-    points = f.training.tracked
-    found["training/target"] = tuple((p.step, p.target) for p in points)
-    found["training/forgetting"] = tuple((p.step, p.capability) for p in points)
-    kept = {}
-    for name, curve in found.items():
-        if known := tuple((int(step), float(v)) for step, v in curve if v is not None and isfinite(v)):
-            kept[name] = known
-    return kept
 
 
 _AT_ONCE = 1_000  # metrics that a request may hold

@@ -39,19 +39,20 @@ content, so everything that was computed once is reused.
     runs/.progress.json                        progress of the running comparison, night or rescue
 """
 
-from harness.store.champion_files import Champion, champion_file, hash_weights
-from harness.store.champion_history import (
+from harness.store.champions import (
+    Champion,
     ChampionEntry,
     History,
+    champion_file,
     champions,
     find_first_base,
+    hash_weights,
     hold_champions,
     kept_champions,
     read_champion,
     read_history,
     record_champion,
 )
-from harness.store.feedback import feedback_key, list_feedback_ids, read_feedback, save_feedback
 from harness.store.garbage import (
     Leftover,
     References,
@@ -87,6 +88,7 @@ from harness.store.layout import (
 from harness.store.measurements import (
     control_file,
     controls,
+    feedback_key,
     find_grades,
     flip_rates,
     keep_anchors,
@@ -95,6 +97,7 @@ from harness.store.measurements import (
     keep_environment,
     keep_grades,
     keep_origin,
+    list_feedback_ids,
     list_grades,
     list_labels,
     list_ratings,
@@ -105,10 +108,12 @@ from harness.store.measurements import (
     read_asked_again,
     read_checks,
     read_environment,
+    read_feedback,
     read_grades,
     read_identities,
     read_measured,
     save_control,
+    save_feedback,
     save_labels,
     save_noise,
     save_rating,

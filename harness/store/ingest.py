@@ -94,7 +94,28 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     index is behind and the next writer goes on.
     """
     with transaction(db):
-        skipped = _sync_files(db, store)
+        gone, new = _find_changed_files(db, store)
+        for kind, path in gone:
+            db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
+            if kind == "run":
+                db.execute("DELETE FROM stored.run_rows WHERE run_id = ?", [Path(path).parent.name])
+        skipped: list[str] = []
+        records: list[tuple[Any, ...]] = []
+        rows: list[tuple[str, ...]] = []
+        for (kind, name), modified in sorted(new.items()):
+            try:
+                text = (store.folder / name).read_text("utf-8")
+                record: object = load(_KINDS[kind][1], text)
+                if isinstance(record, Run):
+                    in_own_folder(record, store.folder / name)
+            except (OSError, ValueError, TypeError) as error:
+                skipped.append(f"{store.folder / name}: {first_line(error)}")
+                continue
+            records.append((kind, name, modified, text))
+            if isinstance(record, Run):
+                rows += _run_rows(store, record)
+        _insert(db, "files", records)
+        _insert(db, "run_rows", rows, f"::JSON::{_UNITS}")
     gone, new = _find_changed_rows(db, store)
     with transaction(db):
         for table in ("rowsets", "scores") if gone else ():
@@ -153,32 +174,6 @@ def _find_changed_rows(db: "DuckDBPyConnection", store: Store) -> tuple[list[str
     indexed = dict(db.execute("SELECT rowset, modified_ns FROM stored.rowsets").fetchall())
     gone = [digest for digest, modified in indexed.items() if on_disk.get(digest) != modified]
     return gone, {digest: modified for digest, modified in on_disk.items() if indexed.get(digest) != modified}
-
-
-def _sync_files(db: "DuckDBPyConnection", store: Store) -> list[str]:
-    gone, new = _find_changed_files(db, store)
-    for kind, path in gone:
-        db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
-        if kind == "run":
-            db.execute("DELETE FROM stored.run_rows WHERE run_id = ?", [Path(path).parent.name])
-    skipped: list[str] = []
-    records: list[tuple[Any, ...]] = []
-    rows: list[tuple[str, ...]] = []
-    for (kind, name), modified in sorted(new.items()):
-        try:
-            text = (store.folder / name).read_text("utf-8")
-            record: object = load(_KINDS[kind][1], text)
-            if isinstance(record, Run):
-                in_own_folder(record, store.folder / name)
-        except (OSError, ValueError, TypeError) as error:
-            skipped.append(f"{store.folder / name}: {first_line(error)}")
-            continue
-        records.append((kind, name, modified, text))
-        if isinstance(record, Run):
-            rows += _run_rows(store, record)
-    _insert(db, "files", records)
-    _insert(db, "run_rows", rows, f"::JSON::{_UNITS}")
-    return skipped
 
 
 def _run_rows(store: Store, run: Run) -> Iterator[tuple[str, ...]]:

@@ -1,25 +1,33 @@
-"""Small records besides the rows: origins, environments, control arm, noise, ratings, labels, judges' grades.
+"""Small records beside the rows: origins, control arm, noise, ratings, labels, grades, feedback.
 
 Invariant: nothing here changes a stored row; a record is written once, atomically, before the index is
 updated. The newest measurement of a precision counts, the latest rating of one rater, pair and item, and the
 latest label of one rater and answer. A grade is appended, never overwritten; a line that a kill cut short is
-ignored.
+ignored. Feedback from production is one Parquet file for each file that was added: it appears whole or not at
+all, holds masked texts alone, and no row twice. Its folder and its key, with which rows and senders are
+digested, can be read by their owner alone.
 """
 
 import json
+import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from datetime import datetime
 from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from harness.errors import HarnessError
+from harness.cache import make_private_folder
+from harness.errors import HarnessError, Problem, UserError, as_argument
 from harness.records import (
     Anchor,
     AnchorCheck,
     Control,
     ControlBlock,
+    FeedbackRow,
     Grade,
     LabelSet,
     Noise,
@@ -32,7 +40,8 @@ from harness.records import (
     parse_json,
 )
 from harness.store import index, layout
-from harness.store.layout import Store
+from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_whole
+from harness.store.row_files import FEEDBACK_COLUMNS, note_checksum, whole_feedback_files
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -40,7 +49,7 @@ def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> N
     by_block = {block: list(known) for block, known in origins(store, rows_digest).items()}
     by_block[index] = list(origin)
     content = {f"{block:05d}": known for block, known in sorted(by_block.items())}
-    layout.write_whole(store, _origins_file(store, rows_digest), json.dumps(content) + "\n")
+    write_whole(store, _origins_file(store, rows_digest), json.dumps(content) + "\n")
 
 
 def origins(store: Store, rows_digest: str) -> dict[int, Origin]:
@@ -276,3 +285,95 @@ def _count_grades(path: Path, attempts: int, *_version: int) -> Mapping[str, Gra
 
 def _grades_file(store: Store, book: str) -> Path:
     return store.place("grades", book, "grades.jsonl")
+
+
+_FEEDBACK = "feedback"
+_FEEDBACK_BATCH = 10_000
+_FEEDBACK_TEXTS = ("messages", "answer", "correction", "preference", "source")
+
+
+def feedback_key(store: Store) -> str:
+    """Return the key that rows and senders of feedback are digested with; the first call makes it.
+
+    Raises:
+        UserError: rows are stored and their key is lost, so that repeated rows would not be recognised.
+    """
+    folder = store.folder / _FEEDBACK
+    make_private_folder(store.folder)
+    make_private_folder(folder)
+    path = folder / "key"
+    with suppress(FileNotFoundError):
+        return path.read_text("utf-8").strip()
+    if any(folder.glob("*/rows.parquet")):
+        step = f"restore it, or remove all feedback and add it again: rm -r {as_argument(str(folder))}"
+        raise UserError(Problem(str(path), "no key, but rows digested with it", "the key", step))
+    write_whole(store, path, secrets.token_hex(16) + "\n")
+    return path.read_text("utf-8").strip()
+
+
+def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> int:
+    """Write the rows of one added file, all of them or none, and return their number; none write no file.
+
+    Raises:
+        HarnessError: the disk is full; nothing is left behind.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    n_earlier = len(list((store.folder / _FEEDBACK).glob(f"{file_id}-*")))
+    path = store.place(_FEEDBACK, f"{file_id}-{n_earlier}") / "rows.parquet"
+    kinds = {"VARCHAR": pyarrow.string(), "BOOLEAN": pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds[kind]) for name, kind in FEEDBACK_COLUMNS.items()])
+    rows = iter(rows)
+    batches = iter(lambda: list(islice(rows, _FEEDBACK_BATCH)), [])
+    first, n_rows = next(batches, []), 0
+    if not first:
+        return 0
+
+    def write(part: Path) -> None:
+        nonlocal n_rows
+        with pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer:
+            for batch in chain([first], batches):
+                writer.write_table(pyarrow.Table.from_pylist(list(map(asdict, batch)), schema))
+                n_rows += len(batch)
+        note_checksum(store, path, part)
+
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, write)
+    if store.index.exists():
+        index.update(store)
+    return n_rows
+
+
+def list_feedback_ids(store: Store) -> set[str]:
+    """List the ids of all stored rows of feedback; errors are those of `read_feedback`."""
+    return {row["row_id"] for row in _read_feedback_rows(store, ["row_id"])}
+
+
+def read_feedback(
+    store: Store, *, texts: bool = True, added_since: datetime | None = None
+) -> list[FeedbackRow]:
+    """Read the rows of feedback, by time; rows without a time come first. Without `texts` these are empty.
+
+    Those of all files, or of the files that were added at a time or later.
+
+    Raises:
+        NotStored: a file is damaged.
+    """
+    columns = None if texts else [name for name in FEEDBACK_COLUMNS if name not in _FEEDBACK_TEXTS]
+    found = _read_feedback_rows(store, columns, added_since)
+    rows = (FeedbackRow(**{"messages": "[]", "answer": "", **row}) for row in found)
+    return sorted(rows, key=lambda row: (row.time, row.row_id))
+
+
+def _read_feedback_rows(
+    store: Store, columns: list[str] | None = None, added_since: datetime | None = None
+) -> Iterator[dict[str, Any]]:
+    import pyarrow.parquet
+
+    for path in whole_feedback_files(store):
+        if added_since and path.stat().st_mtime < added_since.timestamp():
+            continue
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=columns):
+                yield from batch.to_pylist()
