@@ -1,25 +1,177 @@
 """Rate: which of two answers is better, or how good one is, without knowing whose they are.
 
 Invariant: names stay hidden while somebody rates; order and sides depend on rater and pair; every
-choice is written by the store's own writer before the next item is shown.
+choice has its own file, by the store's own writer, before the next item is shown, also where the index is
+held. Items come in the order in which `harness rate export` draws them, so that labels of both are one random
+sample.
 """
 
 import time
+import uuid
+from contextlib import suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import streamlit as st
 
 from harness import store
-from harness.comparison import human_preferences
-from harness.formatting import count
-from harness.records import Rating, Run
+from harness.comparison import answer_digest, draw_items, human_preferences, is_correctable, select_scored
+from harness.comparison.human_preferences import PreferenceResult, Turn
+from harness.config import current_labels, digest_question, rubric_of
+from harness.errors import HarnessError
+from harness.formatting import count, interval, p_value, plain, points
+from harness.records import AnswerLabel, LabelSet, Rating, Run, SampleResult
+from harness.report.escape import clean
+from harness.stats import Strength
 from harness.store import Store
-from parts import controls, project, rating_form, safe_text
+from parts import controls, project, safe_text
 from parts.scores import Pair
 
 _SHORTCUTS = {"left": "1", "tie": "2", "right": "3", "skip": "4"}
 _KINDS = ("which of two answers is better", "how good one answer is")
 _TITLES = {"left": "Left is better", "tie": "Equally good", "right": "Right is better", "skip": "Skip"}
+
+
+def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -> None:
+    """Write the choice of a side, `tie` or `skip`."""
+    other: Any = "b" if turn.left == "a" else "a"
+    choice: Any = {"left": turn.left, "right": other}.get(side, side)
+    rating = Rating(
+        rating_id=uuid.uuid4().hex,
+        rater=rater,
+        created=datetime.now(UTC).isoformat(timespec="milliseconds"),
+        task=pair.task,
+        split="test",
+        example_id=turn.example_id,
+        run_a=runs[0].run_id,
+        run_b=runs[1].run_id,
+        rows_a=pair.base,
+        rows_b=pair.new,
+        left=turn.left,
+        choice=choice,
+        seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
+    )
+    try:
+        store.save_rating(project.project().store, rating)
+    except HarnessError as error:  # the rating's own file is written first
+        st.session_state["rating_note"] = str(error)
+
+
+def show(pair: Pair, names: tuple[str, str], done: list[Rating]) -> None:
+    """Say what all ratings of the pair show, and of all pairs where more candidates were rated."""
+    stamp = tuple(r.rating_id for r in done)
+    found = _outcome(stamp, pair.base, pair.new, done)
+    with st.expander(f"What the ratings of this pair show ({count(found.n_ratings)})"):
+        if found.rate is None or found.strength is None:
+            st.text("Nothing yet.")
+            return
+        r, s = found.rate, found.strength
+        share = interval(r.rate, r.low, r.high)
+        n = count(found.n_items)
+        safe_text.say(f"{names[1]} is preferred to {names[0]} on {share} % of {n} items", "lead")
+        alpha = f"{plain(found.agreement)} (Krippendorff's alpha; 0 is chance, 1 is all)"
+        counted = {"raters": len(found.raters), "won": r.wins, "lost": r.losses, "equal": r.ties}
+        counted["skipped"] = found.n_skipped
+        safe_text.say_all(
+            [
+                ", ".join(f"{word} {count(n)}" for word, n in counted.items()),
+                f"sign test: p = {p_value(r.p)}",
+                f"strength: {elo(s)} Elo points (Bradley-Terry, interval over items)",
+                f"agreement of raters: {alpha}",
+            ]
+        )
+        strengths = _strengths(stamp, done)
+        if len(strengths) > 2:
+            labels = {run.run_id: run.label for run in project.runs()}
+            first = min(strengths)
+            safe_text.say(f"All rated candidates of this task, compared with {labels.get(first, first)}:")
+            strongest_first = sorted(strengths.items(), key=lambda one: -(one[1].elo or 0.0))
+            rows = [(clean(labels.get(run_id, run_id)), elo(s)) for run_id, s in strongest_first]
+            st.dataframe([{"candidate": name, "Elo points": s} for name, s in rows], hide_index=True)
+        controls.offer_csv(lambda: [asdict(rating) for rating in done], "ratings")
+
+
+def elo(s: Strength) -> str:
+    """Print a strength with its interval; `points` prints hundredths, and Elo points are no rates."""
+    return points(*(None if x is None else x / 100 for x in (s.elo, s.low, s.high)))
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _outcome(stamp: tuple[str, ...], rows_a: str, rows_b: str, _done: list[Rating]) -> PreferenceResult:
+    return human_preferences.outcome(_done, rows_a, rows_b)
+
+
+@st.cache_data(show_spinner=False, max_entries=32)
+def _strengths(stamp: tuple[str, ...], _done: list[Rating]) -> dict[str, Strength]:
+    return human_preferences.strengths(_done)
+
+
+_TWO = {"Bad": 0.0, "Good": 1.0}
+_FIVE = {"Bad": 0.0, "Rather bad": 0.25, "In between": 0.5, "Rather good": 0.75, "Good": 1.0}
+
+
+def label_answers(pair: Pair, metric: str, rater: str) -> None:
+    """Show the next answer that the rater has not labelled, with its question, and take the label."""
+    if not is_correctable(project.metric(pair.task, metric)):
+        controls.show_empty(f"Labels can correct metrics that are means in [0, 1], and {metric} is not one.")
+        return
+    order, is_binary = _answers(
+        str(project.project().store.folder), metric, pair, project.row_set_times(pair.base, pair.new)
+    )
+    written, given = project.task(pair.task), store.list_labels(project.project().store, pair.task)
+    given = current_labels(given, written) if written is not None else given
+    done = {one.answer for of in given if (of.rater, of.metric) == (rater, metric) for one in of.labels}
+    n_done = sum(answer in done for answer, _ in order)
+    st.progress(n_done / max(1, len(order)), f"{count(n_done)} of {count(len(order))} answers")
+    following = next((row for answer, row in order if answer not in done), None)
+    if following is None:
+        st.success("You have labelled every answer of this pair.")
+        return
+    with suppress(HarnessError):
+        if written is not None and (rubric := rubric_of(written, metric)):
+            safe_text.block("criteria", rubric.criteria.strip())
+    safe_text.block("question", following[0])
+    safe_text.block("answer", following[1].text)
+    choices = _TWO if is_binary else _FIVE
+    for at, (column, (title, label)) in enumerate(
+        zip(st.columns(len(choices)), choices.items(), strict=True), 1
+    ):
+        column.button(
+            f"{title} ({plain(label).rstrip('0').rstrip('.')})", key=f"label_{at}", shortcut=str(at),
+            width="stretch", on_click=_save_label, args=(metric, rater, following[1], label),
+        )  # fmt: skip
+    if following[1].references:
+        with st.expander("Reference"):
+            safe_text.block("reference", " | ".join(following[1].references[:5]))
+
+
+@st.cache_data(show_spinner=False, max_entries=8)
+def _answers(
+    folder: str, metric: str, pair: Pair, changed: tuple[int, ...]
+) -> tuple[list[tuple[str, tuple[str, SampleResult]]], bool]:
+    """List the answers by digest with their question, in the order of items; and whether all are 0 or 1."""
+    at = Store(Path(folder))
+    arms = [select_scored(metric, store.read_rows(at, digest)) for digest in (pair.base, pair.new)]
+    found: dict[str, tuple[str, SampleResult]] = {}
+    for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
+        rows = [arm[item] for arm in arms if item in arm]
+        question = min((row.prompt for row in rows), key=len)
+        # By digest, which tells nobody whose an answer is.
+        by_answer = sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
+        found |= {answer: (question, row) for answer, row in by_answer}
+    grades = {row.parts[metric] for arm in arms for row in arm.values()}
+    return list(found.items()), grades <= {(0.0,), (1.0,)}
+
+
+def _save_label(metric: str, rater: str, row: SampleResult, label: float) -> None:
+    now = datetime.now(UTC).isoformat(timespec="microseconds")
+    one = AnswerLabel(answer_digest(metric, row), row.example_id, label)
+    written = project.task(row.task)
+    rubric = digest_question(written, metric) if written is not None else ""
+    given = LabelSet(uuid.uuid4().hex, now, row.task, row.split, metric, rater, (one,), rubric)
+    store.save_labels(project.project().store, given)
 
 
 def page() -> None:
@@ -51,11 +203,11 @@ def page() -> None:
     old, new = (run.rows[f"{target}/test"] for run in runs_of_pair)
     pair = Pair(target, "", old, new)
     if one:
-        rating_form.label_answers(pair, _metric(), rater)
+        label_answers(pair, _metric(), rater)
         return
     done = store.list_ratings(project.project().store, target)
     _turn(pair, (runs_of_pair[0], runs_of_pair[1]), rater, done)
-    rating_form.show(pair, (runs_of_pair[0].label, runs_of_pair[1].label), done)
+    show(pair, (runs_of_pair[0].label, runs_of_pair[1].label), done)
 
 
 def _metric() -> str:
@@ -101,7 +253,7 @@ def _turn(pair: Pair, runs: tuple[Run, Run], rater: str, done: list[Rating]) -> 
         column.button(
             title, key=f"choose_{side}", shortcut=_SHORTCUTS[side], width="stretch",
             type="primary" if side in ("left", "right") else "secondary",
-            on_click=rating_form.save, args=(pair, runs, rater, turn, side),
+            on_click=save, args=(pair, runs, rater, turn, side),
         )  # fmt: skip
     if rows[0].references:
         with st.expander("Reference"):

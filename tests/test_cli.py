@@ -17,12 +17,10 @@ from fake_facts import candidate, make_fine_tune, verdict
 from harness import store
 from harness.cache import cache_dir
 from harness.cli import app
-from harness.cli.app import data_app, regressions_app, runs_app
+from harness.cli.app import data_app, nightly_app, rate_app, regressions_app, runs_app
 from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
-from harness.cli.nightly import nightly_app
 from harness.cli.options import ExperimentFile
-from harness.cli.rate import rate_app
 from harness.config.overrides import CommandLine
 from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
@@ -36,7 +34,6 @@ from harness.store import Store
 
 MAIN = "from harness.cli import main; main()"
 FORMS = ("md", "json", "html", "csv", "junit.xml")
-HEAVY = "torch transformers trl peft pandas duckdb sklearn scipy.stats datasets rich.progress".split()
 
 
 def start_process(cwd, *arguments, code=MAIN):
@@ -58,14 +55,6 @@ def copy(finished_run, tmp_path):
 
 def names(typer_app):
     return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
-
-
-def test_help_loads_nothing_heavy(tmp_path):
-    code = (
-        "import sys, atexit; atexit.register(lambda: print([m for m in "
-        f"{HEAVY} if m in sys.modules])); {MAIN}"
-    )
-    assert start_process(tmp_path, "--help", code=code).communicate()[0].endswith("[]\n")
 
 
 @pytest.fixture(scope="module")
@@ -632,20 +621,6 @@ def test_two_runs_are_shown_side_by_side_with_what_differs(harness, copy):
     assert "harness report" in found["scores"]["letters/test"]["macro_f1"]["why_not"]
     said = harness("runs", "diff", prompt, shots, cwd=copy, check=0).stdout
     assert "  candidate: prompt → shots\n" in said
-
-
-def test_reindex_counts_and_names_what_it_could_not_read(harness, copy):
-    (copy / "runs" / "broken").mkdir()
-    (copy / "runs" / "broken" / "run.json").write_text("{")
-    (copy / "runs" / "harness.duckdb").unlink()
-    shown = json.loads(harness("reindex", "--json", cwd=copy, check=0).stdout)
-    assert shown["runs"] == 6
-    assert shown["rows"] > 100
-    assert len(shown["skipped"]) == 1
-    assert "broken" in shown["skipped"][0]
-    assert "broken" in harness("reindex", cwd=copy, check=0).stdout
-    shutil.rmtree(copy / "runs" / "broken")
-    assert "skipped: none\n" in harness("reindex", cwd=copy, check=0).stdout
 
 
 CSV = "text,label\n" + "".join(

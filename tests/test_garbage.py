@@ -5,13 +5,11 @@ from dataclasses import asdict, replace
 
 import pytest
 import tiny_experiment
-from test_run import session
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, save_two_runs
 
 from harness import release
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.experiment.runs import run_candidate
 from harness.nightly import state
 from harness.progress import SilentProgress
 from harness.store import References, Store
@@ -186,18 +184,6 @@ class TestAnExperiment:
         assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny", "tiny-prompt-s0"]
         tiny_experiment.run(path)
         assert stores.list_begun(Store(tmp_path / "runs")) == []
-
-    @pytest.mark.e2e
-    def test_a_run_that_is_ended_leaves_its_name_until_it_is_made(self, tiny, tmp_path):
-        made = session(tiny_experiment.write(tmp_path, tiny))
-        candidate = made.candidates["prompt"]
-        quiet, made.progress = made.progress, InterruptAtStage("prompt: ")
-        with pytest.raises(KeyboardInterrupt):
-            run_candidate.make_run(made, candidate, 0)
-        assert stores.list_begun(made.store) == ["tiny-prompt-s0"]
-        made.progress = quiet
-        run_candidate.make_run(made, candidate, 0)
-        assert stores.list_begun(made.store) == []
 
 
 def measure_disk_use(store):

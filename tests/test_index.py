@@ -15,7 +15,6 @@ from harness import report
 from harness import store as stores
 from harness.errors import UserError
 from harness.store import TABLES, Store, ingest
-from harness.store.row_files import FileMemo
 
 
 @pytest.fixture
@@ -111,28 +110,6 @@ def write(store, identity, n):
 
 def ids(n):
     return [row(i).example_id for i in range(n)]
-
-
-def test_the_files_of_several_sets_are_read_at_once_and_each_is_read_again_only_when_it_changes(store):
-    alone, together = [], []
-
-    def read(path):
-        alone.append(path.parent.name)
-        return path.stat().st_size
-
-    def read_all(paths):
-        together.append(set(paths))
-        return {name: path.stat().st_size for name, path in paths.items()}
-
-    memo = FileMemo(read, read_all)
-    digests = [IDENTITY.digest, OTHER.digest, "missing"]
-    memo.prepare(store, digests)
-    memo.prepare(store, digests)
-    sizes = [memo.get(store.parquet(digest)) for digest in digests[:2]]
-    assert (together, alone) == ([set(digests[:2])], [])
-    write(store, IDENTITY, 7)
-    assert memo.get(store.parquet(IDENTITY.digest)) > sizes[0]
-    assert alone == [IDENTITY.digest]
 
 
 def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_seen_to(store):

@@ -20,7 +20,7 @@ from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.comparison import Estimate
 from harness.config.overrides import CommandLine
-from harness.decision import UnreadAnswers, summarize_seeds
+from harness.decision import UnreadAnswers
 from harness.formatting import Unit
 from harness.gating import Rule, SpareItems
 from harness.records import TrainingRecord
@@ -156,16 +156,6 @@ def test_next_commands_name_the_file_and_the_overrides_as_a_shell_reads_them():
     assert commands(report(decision=None, typed=workers)) == again
     of_two = CommandLine("a.yaml", (), ("lora", "knn"))
     assert commands(report(smoke=True, typed=of_two)) == ["harness compare --candidates lora,knn -c a.yaml"]
-
-
-def test_the_gain_of_several_seeds_is_that_of_the_decision():
-    runs = [
-        make_fine_tune("lora", 0.80 + s / 100, 0.06 + s / 100, seed=s, run_id=f"lora-{s}") for s in range(3)
-    ]
-    facts = [*alternatives(), *runs]
-    gain, _, sure = experiment_document(report(facts, seeds=summarize_seeds(facts))).first.reasons
-    assert gain.sentence.endswith("without training: over 3 seeds +7.0 [+2, +12] points.")
-    assert "3 training seeds, and the gain's interval includes their spread" in sure.sentence
 
 
 def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
@@ -368,12 +358,6 @@ def test_a_line_says_what_a_candidate_reached_as_soon_as_it_is_done():
     assert live_line(candidate("dpo", 0, state="failed", error="out of memory"), "exact_match") == (
         "dpo failed: out of memory"
     )
-
-
-@pytest.mark.parametrize("seed", [0, 2])
-def test_seeds_are_told_apart(seed):
-    of = report([*alternatives(), make_fine_tune("lora", 0.81, 0.07, seed=seed)])
-    assert any(line.startswith("lora (seed 2)") for line in print_report(of)) == (seed == 2)
 
 
 GOLDEN = (Path(__file__).parent / "golden_report.md").read_text(encoding="utf-8")

@@ -38,7 +38,7 @@ from harness.report import (
 from harness.report.escape import clean, clean_lines
 from harness.report.experiment_report import ShownAnswer
 from harness.report.pareto_front import front
-from harness.report.pictures import chances, forest, heat
+from harness.report.pictures import forest, heat
 from harness.report.result_tables import arithmetic_rows, provenance_tables
 from harness.report.training_tables import curves, gap, smooth
 from harness.spec import DecidePolicy
@@ -352,16 +352,13 @@ def test_long_names_stay_apart_in_pictures(names):
     assert max(map(cell_len, beside)) <= 30
 
 
-def words_of(of):
-    return dict(arithmetic_rows(of.decision, of.unit))
-
-
 def test_every_number_of_a_decision_is_named_in_words_with_its_unit():
     tokens = {"tokens": TokenCounts(500.0, 100.0, 9.0)}
     policy = DecidePolicy(usd_per_million_tokens={"input": 0.1, "output": 0.4})
     facts = [replace(f, **tokens) for f in (*alternatives(), lora(verdict=verdict("pass")))]
     decision = make_decision(facts, policy)
-    shown = words_of(report(decision=decision))
+    of = report(decision=decision)
+    shown = dict(arithmetic_rows(of.decision, of.unit))
     as_fields = {name.replace("_", " ") for name in decision.arithmetic} & shown.keys()
     assert as_fields == {"next best spend", "more test items", "more training rows"}
     assert shown["gain over the best untrained, points"] == "+7.0 [+2, +12]"
@@ -424,15 +421,6 @@ def test_the_report_prints_the_loss_of_a_round_and_the_gap():
     row = dict(zip(head.split(" | "), page[page.index(head) :].splitlines()[2].split(" | "), strict=True))
     assert row["loss"] == "1.000 → 0.305"
     assert row["overfitting gap |"] == "0.445 |"
-
-
-def test_the_chances_of_the_gate_are_those_of_the_verdict():
-    assert list_titles(chances("lora", lora().verdict)) == [
-        "a real loss of 3 points on every task would pass: 12 %",
-        "a real loss of 5 points on a single task would pass: 94 %",
-        "a fine-tune that lost nothing would not pass: 80 %",
-    ]
-    assert chances("prompt", verdict("pass", missed=())) == ""
 
 
 def test_the_heat_map_holds_rates_only_and_marks_what_is_shown():

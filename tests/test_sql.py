@@ -290,12 +290,6 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
     assert dict(stores.query(store, query).rows) == {True: True, False: False}
 
 
-def test_the_verdicts_of_a_run_go_with_it(store):
-    store_verdict(store, "lora")
-    stores.remove_run(store, "lora")
-    assert column(store, "SELECT count(*) FROM verdicts") == [0]
-
-
 # The verb
 
 
@@ -374,12 +368,6 @@ def test_a_query_reads_and_writes_no_file_but_the_stored_rows(tmp_path, store, c
         code, out, said = command("sql", written, "--runs", store.folder, form)
         assert (code, out, "expected" in said, SECRET in said) == (2, "", True, False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["runs", "safe.csv"]
-
-
-@pytest.mark.parametrize("name", ["r[1]", "it's", "a*b"])
-def test_samples_are_read_in_a_folder_of_any_name(tmp_path, store, name):
-    store.folder.rename(tmp_path / name)
-    assert column(Store(tmp_path / name), "SELECT count(text) FROM samples") == [18]
 
 
 @pytest.mark.e2e

@@ -3,7 +3,6 @@
 import gc
 import json
 import os
-import pickle
 import shutil
 import subprocess
 import sys
@@ -391,14 +390,6 @@ def test_a_block_behind_a_gap_waits_for_the_gap_to_be_filled(store):
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
-def damage(path, column):
-    with duckdb.connect() as db:
-        query = "SELECT min(data_page_offset), sum(total_compressed_size) FROM parquet_metadata(?) "
-        ((start, size),) = db.execute(query + "WHERE path_in_schema = ?", [str(path), column]).fetchall()
-    held = path.read_bytes()
-    path.write_bytes(held[: start + 30] + b"\xff" * (size - 30) + held[start + size :])
-
-
 @pytest.mark.parametrize("noted", [True, False], ids=["", "written before checksums were kept"])
 def test_a_file_whose_answers_are_damaged_inside_is_not_had_and_computed_again(store, noted):
     sample = [row(n, text=f"{n:x}" * 40) for n in range(300)]
@@ -408,7 +399,11 @@ def test_a_file_whose_answers_are_damaged_inside_is_not_had_and_computed_again(s
         path.with_name("checksums.json").unlink()
     ids = [one.example_id for one in sample]
     assert stores.has_rows(store, IDENTITY, ids)
-    damage(path, "text")
+    with duckdb.connect() as db:
+        query = "SELECT min(data_page_offset), sum(total_compressed_size) FROM parquet_metadata(?) "
+        ((start, size),) = db.execute(query + "WHERE path_in_schema = ?", [str(path), "text"]).fetchall()
+    held = path.read_bytes()
+    path.write_bytes(held[: start + 30] + b"\xff" * (size - 30) + held[start + size :])
     assert not stores.has_rows(store, IDENTITY, ids)
     assert stores.list_stored_blocks(store, IDENTITY) == set()
     complete(store, IDENTITY, sample)
@@ -608,14 +603,6 @@ def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
     with pytest.raises(HarnessError, match="newer harness"):
         stores.save_run(store, make_run("a", []))
     assert store.index.read_bytes() == before
-
-
-def test_a_file_without_tables_is_built_by_its_first_reader(store):
-    stores.save_run(store, make_run("a", []))
-    store.index.unlink()
-    duckdb.connect(str(store.index)).close()
-    assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
-    assert list_indexed_runs(store) == ["a"]
 
 
 KILLED_WHILE_BUILDING = """
@@ -896,13 +883,3 @@ try:
 except HarnessError as error:
     print(error)
 """
-
-
-@pytest.mark.e2e
-def test_a_file_that_may_not_grow_is_said_like_a_full_disk(store):
-    command = [sys.executable, "-c", LIMITED, str(store.folder)]
-    sample = pickle.dumps((IDENTITY, make_rows(BLOCK, text="x" * 1000)))
-    done = subprocess.run(command, cwd=ROOT, input=sample, capture_output=True, check=False)
-    assert b"no room to write" in done.stdout, done.stderr.decode()
-    assert leftovers(store) == []
-    assert stores.list_stored_blocks(store, IDENTITY) == set()

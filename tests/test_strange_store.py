@@ -36,12 +36,6 @@ def project(tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
-def edit(file, change):
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
 def name_rows(run, name):
     run["rows"]["support/test"] = name
 
@@ -77,7 +71,10 @@ PLACES = [name_rows, name_weights, name_weights_behind, name_run, name_candidate
 )
 def test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it(project, command, place, name):
     name = str(project.parent / "precious") if name == "ABSOLUTE" else name
-    edit(project / "runs" / "lora-0" / "run.json", lambda run: place(run, name))
+    file = project / "runs" / "lora-0" / "run.json"
+    content = json.loads(file.read_text())
+    (lambda run: place(run, name))(content)
+    file.write_text(json.dumps(content))
     code, _, said = command("runs", "rm", "lora-0", "--runs", project / "runs")
     assert (code, (project / "runs" / "rows").is_dir()) == (2, True)
     assert "lora-0/run.json: found" in said

@@ -13,7 +13,7 @@ from io import TextIOWrapper
 # isort: off
 # ruff: noqa: F401
 from harness.cli import setup, compare, evaluate, gate, release, dashboard, nightly
-from harness.cli import rate, runs, data_check, data, synthetic_rows, feedback
+from harness.cli import people, runs, data, synthetic_rows
 
 # isort: on
 from harness.cli.app import app, say

@@ -81,6 +81,10 @@ runs_app = group("runs", STORED, "List, show, compare or remove stored runs.")
 champions_app = group("champions", RELEASE, "List the champions of a target, go back to one, retire one.")
 regressions_app = group("regressions", RELEASE, "Pin lost items that must never be lost again.")
 data_app = group("data", ROWS, "Check, clean, split and rewrite rows of data.", HeadedGroup)
+nightly_app = group("nightly", RELEASE, "Evaluate the champion again every night.")
+rate_app = group("rate", ROWS, "Let people label or compare answers, blind, in CSV files.")
+pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
+feedback_app = group("feedback", ROWS, "Store what users say of answers; make rows and pairs of it.")
 
 EXIT_CODES = {
     0: "all is computed, whatever the verdicts; `gate`, `compare --gate`: pass; `rescue`: a trial passes",

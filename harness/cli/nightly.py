@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from harness.cli.app import RELEASE, app, group, print_result, print_value, say
+from harness.cli.app import RELEASE, app, nightly_app, print_result, print_value, say
 from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, Option, config_option, verb
 from harness.errors import Problem, UserError
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from harness.nightly.scheduler import Scheduler
     from harness.rescue import PreparedRescue, Rescue
 
-nightly_app = group("nightly", RELEASE, "Evaluate the champion again every night.")
 _AT = "02:30"
 
 

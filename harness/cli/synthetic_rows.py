@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
-from harness.cli.app import BY_A_MODEL, ROWS, data_app, group, print_json, print_lines, say
+from harness.cli.app import BY_A_MODEL, data_app, pairs_app, print_json, print_lines, say
 from harness.cli.data import (
     File,
     Out,
@@ -268,7 +268,6 @@ def _gather_evaluated(
 
 
 _DISTILL, _MAKE, _PROPOSE = "harness data distill", "harness pairs make", "harness data propose-prompts"
-pairs_app = group("pairs", ROWS, "Make preference pairs, such as DPO trains on.")
 
 
 @verb(

@@ -24,14 +24,6 @@ def failures(page) -> int:
     return page.locator("[data-testid=stException], [data-testid=stAlertContentError]").count()
 
 
-def cells(page, place=0) -> tuple[list[str], list[list[str]]]:
-    """Read a table of Streamlit, which keeps its cells for screen readers inside the canvas."""
-    table = page.locator("[data-testid=data-grid-canvas]").nth(place).locator("table")
-    table.wait_for(state="attached")
-    read = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
-    return table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(read)
-
-
 def pick(page, box: str, option: str) -> None:
     """Choose an option; a part that is drawn anew meanwhile closes the list, which is then opened again."""
     from playwright.sync_api import TimeoutError as NotYet
@@ -48,5 +40,8 @@ def pick(page, box: str, option: str) -> None:
 
 
 def grid(page, place=0) -> list[dict[str, str]]:
-    heads, rows = cells(page, place)
+    table = page.locator("[data-testid=data-grid-canvas]").nth(place).locator("table")
+    table.wait_for(state="attached")
+    read = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
+    heads, rows = table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(read)
     return [dict(zip(heads, row, strict=False)) for row in rows]

@@ -102,22 +102,18 @@ def shoot_data(page: Page, out: Path) -> None:
             shoot(page, f"{address}/data", out, 1500)
 
 
-def run_nights(file: Path) -> None:
-    """Run some nights up to today, unless there are any."""
-    today = datetime.now().astimezone().date()
-    if nightly.status(file, today.isoformat()).n_nights == 0:
-        for ago in range(N_NIGHTS - 1, -1, -1):
-            night = today - timedelta(days=ago)
-            nightly.run_night(file, WATCHED, night=night, progress=TerminalProgress())
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("out", type=Path, nargs="?", default=ROOT / "dashboards" / "screenshots")
     parser.add_argument("--dark", action="store_true")
     asked = parser.parse_args()
-    run_nights(asked.folder / "harness.yaml")
+    file = asked.folder / "harness.yaml"
+    today = datetime.now().astimezone().date()
+    if nightly.status(file, today.isoformat()).n_nights == 0:
+        for ago in range(N_NIGHTS - 1, -1, -1):
+            night = today - timedelta(days=ago)
+            nightly.run_night(file, WATCHED, night=night, progress=TerminalProgress())
     asked.out.mkdir(parents=True, exist_ok=True)
     with serve_pages(asked.folder) as address, chromium() as browser:
         page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()

@@ -183,15 +183,6 @@ def test_a_cell_of_the_matrix_opens_what_was_answered_and_a_selection_is_taken_a
     assert [line.split(",")[0] for line in lines] == ["item", "chat-020"]
 
 
-def test_the_sliders_of_the_decision_change_its_arithmetic(visit, large_address):
-    page = visit[0](large_address, "/decide")
-    shown = {row["input"]: row["value"] for row in grid(page)}
-    assert shown["requests over the horizon"] == "600,000"
-    page.get_by_role("slider", name="requests a month").press("ArrowLeft")
-    page.get_by_text("60,000", exact=True).first.wait_for(state="attached")
-    assert {row["input"]: row["value"] for row in grid(page)}["requests over the horizon"] == "60,000"
-
-
 def test_sliders_go_back_to_what_is_written_and_stay_there(visit, large_address):
     page = visit[0](large_address, "/decide")
     for slider in ("requests a month", "horizon, months"):

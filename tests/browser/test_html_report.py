@@ -77,10 +77,6 @@ def table(page, kind: str) -> list[dict[str, str]]:
     return [dict(zip(heads, row, strict=True)) for row in rows]
 
 
-def map_by_name(rows: list[dict[str, str]]) -> dict[str, dict[str, str]]:
-    return {next(iter(row.values())): row for row in rows}
-
-
 @pytest.fixture
 def page_json(folder):
     """Read the JSON beside the page."""
@@ -88,7 +84,7 @@ def page_json(folder):
 
 
 def test_scores_costs_and_latencies_are_those_of_the_json(page_and_log, page_json):
-    shown = map_by_name(table(page_and_log[0], "candidates"))
+    shown = {next(iter(row.values())): row for row in table(page_and_log[0], "candidates")}
     assert shown.keys() == {f["name"] for f in page_json["facts"]}
     for f in page_json["facts"]:
         row, target = shown[f["name"]], f["target"]
@@ -116,17 +112,6 @@ def scale_to_unit(values) -> list[float]:
     """Place values between the least and the largest of them, which are 0 and 1."""
     least, largest = min(values), max(values)
     return [(value - least) / (largest - least) for value in values]
-
-
-def test_the_pictures_and_the_decision_are_those_of_the_json(page_and_log, page_json):
-    page = page_and_log[0]
-    assert page_json["decision"]["sentence"] in page.locator("main").inner_text()
-    drawn = page.locator("svg.picture title").all_text_contents()
-    changes = [c for c in page_json["comparisons"]["lora"] if c["unit"]["scale"] == 100]
-    assert changes
-    for c in changes:
-        expected = f"{c['task']}: {formatting.points(c['delta'], c['low'], c['high'])} points"
-        assert any(said.startswith(expected) for said in drawn)
 
 
 def unfold(page) -> None:
