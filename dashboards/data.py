@@ -85,7 +85,7 @@ def _rows(checked: CheckReport) -> None:
 
 
 def _decisions(checked: CheckReport) -> None:
-    """Show rows that nobody has decided on, each under the first finding that names it, with buttons."""
+    """Show rows without a decision, each under the first finding that names it, with buttons."""
     found = [f for f in checked.findings if f.labels]
     alarms = [f for f in checked.findings if f.severity != "note" and not f.labels]
     found += [f for f in alarms if f.beside or "--decisions" in f.command]  # decided by hand

@@ -158,7 +158,7 @@ def _answers(
     for item in draw_items(set(arms[0]) | set(arms[1]), pair.task, metric):
         rows = [arm[item] for arm in arms if item in arm]
         question = min((row.prompt for row in rows), key=len)
-        # By digest, which tells nobody whose an answer is.
+        # The order by digest does not reveal whose an answer is.
         by_answer = sorted(((answer_digest(metric, row), row) for row in rows), key=lambda pair: pair[0])
         found |= {answer: (question, row) for answer, row in by_answer}
     grades = {row.parts[metric] for arm in arms for row in arm.values()}

@@ -83,42 +83,23 @@ def _run(at: Store, name: str, method: str, n_right: int, n_chat: int, text: str
     steps = [[i, 2.0 / i] for i in range(1, 25)]
     training = {"wall_s": 36.0, "loss": steps, "validation_loss": [[24, 0.5]], "tokens_per_s": 250.0}
     run = Run(
-        run_id=f"{name}-0",
-        experiment="desk",
-        candidate=name,
-        method=method,
-        prompting="zero_shot",
-        answer="generate",
-        seed=0,
-        base_model="tiny",
-        weights_digest=weights,
-        base_digest="base",
-        state="done",
-        created="2026-01-01T00:00:00+00:00",
-        rows=digests,
-        recipe={"method": method},
+        run_id=f"{name}-0", experiment="desk", candidate=name, method=method, prompting="zero_shot",
+        answer="generate", seed=0, base_model="tiny", weights_digest=weights, base_digest="base",
+        state="done", created="2026-01-01T00:00:00+00:00", rows=digests, recipe={"method": method},
         training=read_training_record({} if method == "base" else training),
         latency={"p50_s": 0.5 if name == "knn" else 0.25},
-    )
+    )  # fmt: skip
     store.save_run(at, run)
     return run
 
 
 def row_of(task: str, i: int, score: float, text: str) -> SampleResult:
     return SampleResult(
-        task=task,
-        split="test",
-        example_id=f"{task}-{i:03d}",
-        position=i,
-        status="truncated" if i == 0 else "ok",
-        text=text,
-        prompt=f"Question {i} of {task}?",
-        references=(f"reference {i}",),
-        parts={"exact_match": (score,)},
-        slice=("knowledge", "behaviour")[i % 2],
-        cluster=f"family {i // 2}",
-        output_digest=str(hash(text)),
-    )
+        task=task, split="test", example_id=f"{task}-{i:03d}", position=i,
+        status="truncated" if i == 0 else "ok", text=text, prompt=f"Question {i} of {task}?",
+        references=(f"reference {i}",), parts={"exact_match": (score,)},
+        slice=("knowledge", "behaviour")[i % 2], cluster=f"family {i // 2}", output_digest=str(hash(text)),
+    )  # fmt: skip
 
 
 def report_of(
@@ -148,17 +129,9 @@ def report_of(
         facts, policy, closed_labels=False, has_documents=False, metric_name="exact_match"
     )
     return ExperimentReport(
-        name,
-        "tiny",
-        "exact_match",
-        tuple(facts),
-        on_general,
-        decision,
-        task=target,
-        margins={general: 0.05},
-        macro_margin=0.02,
-        policy=policy,
-    )
+        name, "tiny", "exact_match", tuple(facts), on_general, decision, task=target,
+        margins={general: 0.05}, macro_margin=0.02, policy=policy,
+    )  # fmt: skip
 
 
 def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
@@ -168,23 +141,11 @@ def _facts(run: Run, rows: list[SampleResult]) -> CandidateFacts:
         kept = replace(kept, macro=Estimate(0.0, 0.0, 0.0, 60))
     score = comparison.estimate(EXACT, rows)
     return CandidateFacts(
-        name=run.candidate,
-        run_id=run.run_id,
-        method=run.method,
-        prompting=run.prompting,
-        answer=run.answer,
-        seed=run.seed,
-        trained=trained,
-        state="done",
-        target=score,
-        validation=score.score,
-        verdict=kept,
-        cost_per_1k_usd=0.1 if trained else 0.2,
-        latency_p50_s=run.latency["p50_s"],
-        training_cost_usd=0.001 if trained else 0.0,
-        n_train=100 if trained else 0,
-        training=run.training,
-    )
+        name=run.candidate, run_id=run.run_id, method=run.method, prompting=run.prompting, answer=run.answer,
+        seed=run.seed, trained=trained, state="done", target=score, validation=score.score, verdict=kept,
+        cost_per_1k_usd=0.1 if trained else 0.2, latency_p50_s=run.latency["p50_s"],
+        training_cost_usd=0.001 if trained else 0.0, n_train=100 if trained else 0, training=run.training,
+    )  # fmt: skip
 
 
 def nights(folder: Path, n: int = 24, name: str = "desk") -> None:
@@ -215,17 +176,10 @@ def _nights(n: int, name: str) -> Path:
             files.NightCandidate("lora", "lora-0", "t2", ("the harness",), {"target": series(i, lost)}),
         )
         night = files.Night(
-            night=day,
-            started=day + "T02:00",
-            finished=day + "T02:20",
-            commit=f"abc{i // 8:04d}",
-            precision="bf16",
-            environment=libraries[i // 15 % 2],
-            bases={"base": files.BaseNight(moved)},
-            candidates=watched,
-            taken={"target": 30 * i},
-            left={"target": 200},
-        )
+            night=day, started=day + "T02:00", finished=day + "T02:20", commit=f"abc{i // 8:04d}",
+            precision="bf16", environment=libraries[i // 15 % 2], bases={"base": files.BaseNight(moved)},
+            candidates=watched, taken={"target": 30 * i}, left={"target": 200},
+        )  # fmt: skip
         files.write_night(at, home, night)
         kept.append(night)
         found = alarm.build_report(name, NightlyPolicy(), kept, state)
@@ -245,19 +199,11 @@ def rate(at: Store, runs: tuple[Run, Run], won: int, lost: int, rater: str = "bo
     folder.mkdir(exist_ok=True)
     for i in range(won + lost):
         rating = Rating(
-            rating_id=f"{rater}-{a.candidate}-{b.candidate}-{i}",
-            rater=rater,
-            created=f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}+00:00",
-            task=TASKS[0],
-            split="test",
-            example_id=f"item-{i}",
-            run_a=a.run_id,
-            run_b=b.run_id,
-            rows_a=a.rows[f"{TASKS[0]}/test"],
-            rows_b=b.rows[f"{TASKS[0]}/test"],
-            left="a",
-            choice="a" if i < won else "b",
-        )
+            rating_id=f"{rater}-{a.candidate}-{b.candidate}-{i}", rater=rater,
+            created=f"2026-01-01T00:{i // 60:02d}:{i % 60:02d}+00:00", task=TASKS[0], split="test",
+            example_id=f"item-{i}", run_a=a.run_id, run_b=b.run_id, rows_a=a.rows[f"{TASKS[0]}/test"],
+            rows_b=b.rows[f"{TASKS[0]}/test"], left="a", choice="a" if i < won else "b",
+        )  # fmt: skip
         (folder / f"{rating.rating_id}.json").write_text(json.dumps(asdict(rating)))
 
 

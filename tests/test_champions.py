@@ -43,17 +43,11 @@ def write(folder: Path, events: str) -> tuple[Path, Path]:
 @pytest.mark.parametrize(
     ("events", "present", "way_back", "kept"),
     [
-        ("p1", 1, [], [1]),
-        ("p1 p2", 2, [1], [2, 1]),
-        ("p1 p2 b1", 1, [], [1, 2]),
-        ("p1 p2 b1 p4", 4, [1], [4, 1]),
-        ("p1 p2 b1 b2", 2, [1], [2, 1]),
-        ("p1 p2 p3", 3, [2, 1], [3, 2]),
-        ("p1 p2 r2", None, [1], [1]),
-        ("p1 p2 r1", 2, [], [2]),
-        ("p1 p2 r2 b1 r1", None, [], []),
+        ("p1", 1, [], [1]), ("p1 p2", 2, [1], [2, 1]), ("p1 p2 b1", 1, [], [1, 2]),
+        ("p1 p2 b1 p4", 4, [1], [4, 1]), ("p1 p2 b1 b2", 2, [1], [2, 1]), ("p1 p2 p3", 3, [2, 1], [3, 2]),
+        ("p1 p2 r2", None, [1], [1]), ("p1 p2 r1", 2, [], [2]), ("p1 p2 r2 b1 r1", None, [], []),
     ],
-)
+)  # fmt: skip
 def test_the_history_alone_says_who_is_the_champion_where_a_rollback_goes_and_what_is_kept(
     tmp_path, events, present, way_back, kept
 ):

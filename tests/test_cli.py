@@ -39,13 +39,9 @@ FORMS = ("md", "json", "html", "csv", "junit.xml")
 def start_process(cwd, *arguments, code=MAIN):
     """Start the command in a process of its own."""
     return subprocess.Popen(
-        [sys.executable, "-c", code, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+        [sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
 
 
 @pytest.fixture
@@ -377,28 +373,19 @@ def test_a_report_on_runs_of_other_items_names_what_differs(harness, copy):
 
 
 @pytest.mark.parametrize(
-    ("outcome", "policy", "code"),
+    ("outcome", "policy", "changes", "codes"),
     [
-        ("pass", {}, 0), ("fail", {}, 3), ("inconclusive", {}, 4),
-        ("inconclusive", {"on_inconclusive": "warn"}, 0), (None, {}, 0),
+        ("pass", {}, {}, (0, 0)), ("fail", {}, {}, (3, 0)), ("inconclusive", {}, {}, (4, 0)),
+        ("inconclusive", {"on_inconclusive": "warn"}, {}, (0, 0)), (None, {}, {}, (0, 0)),
+        ("pass", {}, {"recommended": None}, (4, 0)), ("pass", {}, {"state": "failed"}, (1, 1)),
     ],
 )  # fmt: skip
-def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, code):
-    found = make_report(candidate("a", 0.2), make_fine_tune("b", 0.8, 0.1, outcome), recommended="b")
-    assert exit_code(found, GatePolicy(**policy), by_verdict=True) == code
-    assert exit_code(found, GatePolicy(**policy), by_verdict=False) == 0
-
-
-def test_with_gate_no_recommendation_is_undecided_and_a_failed_candidate_goes_before_any_verdict():
-    found = make_report(candidate("a", 0.2), recommended=None)
-    assert exit_code(found, GatePolicy(), by_verdict=True) == 4
-    found = make_report(candidate("a", 0.2, state="failed"), make_fine_tune("b", 0.8, 0.1), recommended="b")
-    assert exit_code(found, GatePolicy(), by_verdict=True) == 1
-
-
-def make_report(*facts, recommended):
-    decision = Decision("undecided", recommended, "sentence", (), {}, ())
-    return ExperimentReport("e", "m", "exact_match", facts, decision=decision)
+def test_with_gate_the_verdict_of_the_recommended_candidate_decides(outcome, policy, changes, codes):
+    """No recommendation is undecided, and a failed candidate goes before any verdict."""
+    facts = (candidate("a", 0.2, state=changes.get("state", "done")), make_fine_tune("b", 0.8, 0.1, outcome))
+    decision = Decision("undecided", changes.get("recommended", "b"), "sentence", (), {}, ())
+    found = ExperimentReport("e", "m", "exact_match", facts, decision=decision)
+    assert tuple(exit_code(found, GatePolicy(**policy), by_verdict=by) for by in (True, False)) == codes
 
 
 def test_train_says_where_the_weights_are(harness, copy):
@@ -548,32 +535,27 @@ def test_commands_that_say_their_options_and_words_that_are_no_next_step_stay_as
     assert second.endswith("next: harness compare -c a.yaml 'seeds=[7]'")
 
 
-def test_the_list_of_runs_says_what_each_takes_and_all_together(harness, copy):
+def test_runs_are_listed_with_what_each_takes_shown_and_removed(harness, copy):
     done = harness("runs", "list", cwd=copy, check=0)
-    lora = next(line for line in done.stdout.splitlines() if line.startswith("tiny-lora"))
-    assert lora.endswith(" kB")
-    listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
-    facts = listed[lora.partition(":")[0]]
-    assert (facts["method"], facts["seed"], facts["state"], facts["error"]) == ("lora", 0, "done", "")
-    assert facts["frees_bytes"] > 1000
+    assert next(line for line in done.stdout.splitlines() if line.startswith("tiny-lora")).endswith(" kB")
     assert done.stderr.startswith("runs: ")
     assert " on the disk: rows " in done.stderr
-
-
-def test_runs_are_listed_shown_and_removed(harness, copy):
     listed = json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
     lora, prompt = (
         next(run for run in listed if run.startswith(f"tiny-{name}")) for name in ("lora", "prompt")
     )
+    facts = listed[lora]
+    assert (facts["method"], facts["seed"], facts["state"], facts["error"]) == ("lora", 0, "done", "")
+    assert facts["frees_bytes"] > 1000
     shown = json.loads(harness("runs", "show", lora, "--json", cwd=copy, check=0).stdout)
     assert (shown["run_id"], shown["method"]) == (lora, "lora")
     assert (copy / shown["weights_folder"] / "adapter_model.safetensors").is_file()
-    base = json.loads(harness("runs", "show", prompt, "--json", cwd=copy, check=0).stdout)
-    assert "weights_folder" not in base
+    assert "weights_folder" not in json.loads(
+        harness("runs", "show", prompt, "--json", cwd=copy, check=0).stdout
+    )
     removed = harness("runs", "rm", lora, cwd=copy, check=0)
     assert (removed.stdout, lora in removed.stderr) == ("", True)
     assert lora not in json.loads(harness("runs", "list", "--json", cwd=copy, check=0).stdout)
-    assert lora in "".join(listed)
 
 
 def test_what_is_unused_is_listed_and_removed_only_with_yes(harness, copy):

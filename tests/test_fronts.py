@@ -70,13 +70,9 @@ def make_row(candidate, goal, kept=0.0, machine="a CPU"):
 
 
 ROWS = [
-    make_row("prompt", 0.2),
-    make_row("plain-1", 0.6, -0.2),
-    make_row("a-1", 0.58, -0.1),
-    make_row("a-2", 0.57, -0.05),
-    make_row("b-1", 0.7, -0.15),
-    make_row("c-2", 0.4, 0.0),
-]
+    make_row("prompt", 0.2), make_row("plain-1", 0.6, -0.2), make_row("a-1", 0.58, -0.1),
+    make_row("a-2", 0.57, -0.05), make_row("b-1", 0.7, -0.15), make_row("c-2", 0.4, 0.0),
+]  # fmt: skip
 
 
 @pytest.mark.usefixtures("own_cache")

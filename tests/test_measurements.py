@@ -14,20 +14,9 @@ from harness.records import Rating, SampleResult
 from harness.store import index
 
 RATING = Rating(
-    rating_id="r1",
-    rater="ann",
-    created="2026-01-01T10:00:00+00:00",
-    task="support",
-    split="test",
-    example_id="item-00001",
-    run_a="prompt-0",
-    run_b="lora-0",
-    rows_a="aaa",
-    rows_b="bbb",
-    left="b",
-    choice="a",
-    seconds=4.5,
-)
+    "r1", "ann", "2026-01-01T10:00:00+00:00", "support", "test", "item-00001",
+    run_a="prompt-0", run_b="lora-0", rows_a="aaa", rows_b="bbb", left="b", choice="a", seconds=4.5,
+)  # fmt: skip
 
 
 def list_indexed_ratings(store):

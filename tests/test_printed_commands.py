@@ -222,15 +222,11 @@ def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        ("compare --workers x", "--workers"),
-        ("data check x --fail-on warnin", "warning"),
-        ("runs list --jsn", "--json"),
-        ("compar", "compare"),
-        ("runs show", "RUN"),
-        ("compare --workers", "--workers"),
-        ("compare --json=x", "--json"),
+        ("compare --workers x", "--workers"), ("data check x --fail-on warnin", "warning"),
+        ("runs list --jsn", "--json"), ("compar", "compare"), ("runs show", "RUN"),
+        ("compare --workers", "--workers"), ("compare --json=x", "--json"),
     ],
-)
+)  # fmt: skip
 def test_what_the_parser_refuses_is_named_and_ends_with_2(words, named):
     done = CliRunner().invoke(app, words.split(), prog_name="harness")
     assert done.exit_code == 2

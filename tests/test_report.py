@@ -42,18 +42,9 @@ CHAT = comparison(
     -0.03, 0.04, task="chat", lost=tuple(f"chat-{i}" for i in range(12)), gained=("chat-90",), n_valid=190
 )
 CODE = comparison(
-    0.042,
-    0.01,
-    task="code",
-    metric="bits_per_byte",
-    base=1.088,
-    base_low=1.06,
-    base_high=1.11,
-    new=1.13,
-    new_low=1.10,
-    new_high=1.16,
-    unit=BITS,
-)
+    0.042, 0.01, task="code", metric="bits_per_byte", base=1.088, base_low=1.06, base_high=1.11, new=1.13,
+    new_low=1.10, new_high=1.16, unit=BITS,
+)  # fmt: skip
 LORA = make_fine_tune(
     "lora",
     0.81,
@@ -76,14 +67,10 @@ COLUMNS = ["candidate", "target", "vs best", "other", "lost/", "$/1k", "p50", "v
 def report(facts=None, **changes) -> ExperimentReport:
     facts = tuple(facts or [*alternatives(), LORA])
     fields = {
-        "experiment": "support",
-        "base_model": "smollm2-135m",
-        "metric": "exact_match",
-        "facts": facts,
-        "comparisons": {"lora": (CHAT, CODE)},
-        "decision": make_decision(facts),
+        "experiment": "support", "base_model": "smollm2-135m", "metric": "exact_match", "facts": facts,
+        "comparisons": {"lora": (CHAT, CODE)}, "decision": make_decision(facts),
         "header": {"device": "cpu", "precision": "bf16", "wall_s": 600.0},
-    }
+    }  # fmt: skip
     return ExperimentReport(**(fields | changes))
 
 
@@ -203,15 +190,9 @@ def make_widest_row(name: str) -> object:
     """Make the widest row there is: one-decimal intervals everywhere."""
     macro = verdict("inconclusive", macro=Estimate(-0.123, -0.142, -0.104, 9000), lost=1310, gained=1270)
     return make_fine_tune(
-        name,
-        0.99,
-        0,
-        verdict=macro,
-        target=Estimate(0.999, 0.981, 1.0, 9000),
-        vs_untrained=comparison(-0.123, 0.019),
-        cost_per_1k_usd=0.00041,
-        latency_p50_s=0.034,
-    )
+        name, 0.99, 0, verdict=macro, target=Estimate(0.999, 0.981, 1.0, 9000),
+        vs_untrained=comparison(-0.123, 0.019), cost_per_1k_usd=0.00041, latency_p50_s=0.034,
+    )  # fmt: skip
 
 
 def make_disturbed_row(name: str) -> object:

@@ -90,19 +90,12 @@ def report(*more, **changes) -> ExperimentReport:
     code = comparison(0.042, 0.01, task="code", metric="bits_per_byte", unit=BITS)
     safe = comparison(-0.1, 0.2, task="safe", metric="no_refusal")
     fields = {
-        "experiment": "support",
-        "base_model": "smollm2-135m",
-        "metric": "exact_match",
-        "facts": facts,
-        "comparisons": {"lora": (chat, code, safe)},
-        "decision": make_decision(facts),
-        "header": {"device": "cpu", "precision": "bf16"},
-        "task": "support",
-        "margins": {"chat": 0.05},
-        "macro_margin": 0.02,
-        "answers": (shown_item(), shown_item(item="chat-90")),
+        "experiment": "support", "base_model": "smollm2-135m", "metric": "exact_match", "facts": facts,
+        "comparisons": {"lora": (chat, code, safe)}, "decision": make_decision(facts),
+        "header": {"device": "cpu", "precision": "bf16"}, "task": "support", "margins": {"chat": 0.05},
+        "macro_margin": 0.02, "answers": (shown_item(), shown_item(item="chat-90")),
         "origins": {"lora": {"run": "lora-0", "weights": "94a4", "git_sha": "abc", "torch": "2.13"}},
-    }
+    }  # fmt: skip
     return ExperimentReport(**(fields | changes))
 
 
@@ -166,14 +159,10 @@ def make_hostile_report() -> ExperimentReport:
     evil = comparison(-0.353, 0.1, task=EVIL, lost=(EVIL,))
     shown = shown_item(EVIL, EVIL, EVIL, EVIL)
     return replace(
-        of,
-        facts=(*of.facts, failed),
-        notes=(EVIL,),
-        header={"device": EVIL},
-        comparisons={"lora": (*of.comparisons["lora"], evil)},
-        answers=(*of.answers, shown),
+        of, facts=(*of.facts, failed), notes=(EVIL,), header={"device": EVIL},
+        comparisons={"lora": (*of.comparisons["lora"], evil)}, answers=(*of.answers, shown),
         origins={"lora": {"run": EVIL, EVIL: EVIL}},
-    )
+    )  # fmt: skip
 
 
 def test_text_of_models_and_files_is_text_on_the_page():

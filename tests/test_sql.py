@@ -248,15 +248,6 @@ def query_stale(store):
     return dict(stores.query(store, "SELECT run_id, bool_and(stale) FROM verdicts GROUP BY ALL").rows)
 
 
-def test_a_verdict_stands_in_sql_with_its_numbers_and_is_not_stale(store):
-    store_verdict(store, "lora")
-    said = verdict("fail")
-    query = "SELECT run_id, outcome, sentence, delta, low, high, n, lost, gained, stale FROM verdicts"
-    assert stores.query(store, query).rows == [
-        ("lora", "fail", said.sentence, *said.macro[:4], said.lost, said.gained, False)
-    ]
-
-
 def edit_verdict(store, **changes):
     path = next((store.folder / "verdicts" / "lora").glob("*.json"))
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | changes), "utf-8")
@@ -317,15 +308,12 @@ def test_the_tables_are_listed_with_every_column_without_a_store(tmp_path):
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ("SELECT * FROM score", "did you mean 'scores'"),
-        ("SELECT skore FROM scores", "score"),
-        ("SELEC 1", "syntax error"),
-        ("", "no statement"),
-        ("DELETE FROM stored.files", "expected one SELECT"),
-        ("SELECT 1; SELECT 2", "expected one SELECT"),
+        ("SELECT * FROM score", "did you mean 'scores'"), ("SELECT skore FROM scores", "score"),
+        ("SELEC 1", "syntax error"), ("", "no statement"),
+        ("DELETE FROM stored.files", "expected one SELECT"), ("SELECT 1; SELECT 2", "expected one SELECT"),
         ("COPY runs TO 'runs.csv'", "expected one SELECT"),
     ],
-)
+)  # fmt: skip
 def test_a_query_that_cannot_be_answered_is_refused_with_a_next_step(store, query, said):
     with pytest.raises(UserError, match=r"found .*; expected .*; next: ") as refused:
         stores.query(store, query)

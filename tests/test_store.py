@@ -26,34 +26,16 @@ from harness.store.layout import Store, clear_errors, rename_when_whole
 from harness.store.row_files import COLUMNS, SAMPLE_COLUMNS, note_checksum
 
 ROOT = Path(__file__).parents[1]
-IDENTITY = RowsIdentity(
-    weights_digest="w",
-    template_digest="t",
-    task="support",
-    task_version="v",
-    split="test",
-    prompting_digest="p",
-    answer="generate",
-    precision="fp32",
-    engine="hf",
-    layout_digest="l",
-    device_class="cpu",
-)
+IDENTITY = RowsIdentity("w", "t", "support", "v", "test", "p", "generate", "fp32", "hf", "l", "cpu")
 OTHER = replace(IDENTITY, weights_digest="other")
 
 
 def row(position, **changes):
     values = {
-        "task": "support",
-        "split": "test",
-        "example_id": f"item-{position:05d}",
-        "position": position,
-        "status": "ok",
-        "text": f"answer {position}",
-        "prompt": "question",
-        "references": ("answer",),
+        "task": "support", "split": "test", "example_id": f"item-{position:05d}", "position": position,
+        "status": "ok", "text": f"answer {position}", "prompt": "question", "references": ("answer",),
         "parts": {"exact_match": (float(position % 2),)},
-    }
+    }  # fmt: skip
     return SampleResult(**values | changes)
 
 
@@ -73,24 +55,15 @@ def complete(store, identity, sample):
 
 def make_run(run_id, digests, **changes):
     values = {
-        "run_id": run_id,
-        "experiment": "desk",
-        "candidate": "lora",
-        "method": "lora",
-        "prompting": "zero_shot",
-        "answer": "generate",
-        "seed": 0,
-        "base_model": "smollm2-135m",
-        "weights_digest": f"weights of {run_id}",
-        "base_digest": "b",
-        "state": "done",
+        "run_id": run_id, "experiment": "desk", "candidate": "lora", "method": "lora",
+        "prompting": "zero_shot", "answer": "generate", "seed": 0, "base_model": "smollm2-135m",
+        "weights_digest": f"weights of {run_id}", "base_digest": "b", "state": "done",
         "created": "2025-01-01T00:00:00+00:00",
         "rows": {f"task-{i}/test": digest for i, digest in enumerate(digests)},
         "recipe": {"method": "lora", "params": {"r": 8, "rate": 2e-4, "modules": ["q", "v"]}},
-        "training": {"loss": [[1, 2.5], [2, None]], "fit_key": f"fit-{run_id}"},
-        "latency": {"p50_s": 0.25},
+        "training": {"loss": [[1, 2.5], [2, None]], "fit_key": f"fit-{run_id}"}, "latency": {"p50_s": 0.25},
         "provenance": {"git_sha": None},
-    }
+    }  # fmt: skip
     return run_record(values | changes)
 
 
@@ -148,13 +121,9 @@ COUNT = st.integers(0, 2**40)
 STRINGS = st.lists(TEXT, max_size=3).map(tuple)
 PARTS = st.dictionaries(TEXT, st.none() | st.lists(NUMBER, max_size=3).map(tuple), max_size=3)
 BY_COLUMN = {
-    "VARCHAR": TEXT,
-    "VARCHAR[]": STRINGS,
-    "DOUBLE": NUMBER,
-    "BIGINT": COUNT,
-    "BOOLEAN": st.booleans(),
+    "VARCHAR": TEXT, "VARCHAR[]": STRINGS, "DOUBLE": NUMBER, "BIGINT": COUNT, "BOOLEAN": st.booleans(),
     "MAP(VARCHAR, DOUBLE[])": PARTS,
-}
+}  # fmt: skip
 UNKNOWN = {f.name for f in fields(SampleResult) if f.default is None}
 SAMPLES = st.fixed_dictionaries(
     {

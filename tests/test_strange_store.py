@@ -12,19 +12,8 @@ from harness import store as stores
 from harness.store import Store
 
 HOSTILE_NAMES = [
-    "../../../precious",
-    "..",
-    ".",
-    "",
-    "/",
-    "a/b",
-    "a\\b",
-    "C:\\x",
-    "~",
-    "~root",
-    "a\0b",
-    "x" * 300,
-]
+    "../../../precious", "..", ".", "", "/", "a/b", "a\\b", "C:\\x", "~", "~root", "a\0b", "x" * 300,
+]  # fmt: skip
 
 
 @pytest.fixture

@@ -26,13 +26,9 @@ LORA = make_fine_tune(
 )
 FACTS = (candidate("prompt", 0.70), LORA, replace(LORA, name="worse", run_id="worse-0", state="failed"))
 REPORT = ExperimentReport(
-    "desk",
-    "tiny",
-    "exact_match",
-    FACTS,
-    comparisons={"lora": (comparison(-0.03, 0.04, task="chat"),)},
+    "desk", "tiny", "exact_match", FACTS, comparisons={"lora": (comparison(-0.03, 0.04, task="chat"),)},
     decision=make_decision(FACTS[:2], closed_labels=False),
-)
+)  # fmt: skip
 
 
 def note_of(name: str, folder: Path, report: ExperimentReport = REPORT) -> str:

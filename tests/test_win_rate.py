@@ -32,7 +32,6 @@ from harness.gating.significance import target_p
 from harness.gating.target_rules import target_rule
 from harness.progress import SilentProgress
 from harness.report import ExperimentReport, experiment_document, markdown
-from harness.report.terminal import terminal_html
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy
 from harness.stats import wilson, win_rate
 
@@ -454,7 +453,7 @@ def write_decision(wins, **changes):
 def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
     report = write_decision(PEOPLE_RATED)
     assert "Win rates" in markdown(experiment_document(report))
-    for text in (markdown(experiment_document(report)), terminal_html(report)):
+    for text in (markdown(experiment_document(report)), report._repr_html_()):
         assert "70.0 [62, 78]" in text
         assert "preferred to knn on" in " ".join(text.split())
     table = next(s for s in experiment_document(report).sections if s.kind == "wins")
@@ -470,10 +469,10 @@ def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_tab
     facts = tuple(alternatives())
     found = ExperimentReport("desk", "base", "judge:helpful", facts)
     assert "grades of a judge; too few answers have labels of people to correct them" in " ".join(
-        terminal_html(found).split()
+        found._repr_html_().split()
     )
     plain = ExperimentReport("desk", "base", "token_f1", facts)
-    assert "labels of people" not in terminal_html(plain)
+    assert "labels of people" not in plain._repr_html_()
 
 
 def test_the_next_step_draws_pairs_where_ratings_of_them_lack():

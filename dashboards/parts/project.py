@@ -1,7 +1,7 @@
 """What there is to show: runs, reports, the experiment as written, and the command at work.
 
 Invariant: reads files only, each once until it changes, and takes no lock but to see whether somebody
-works; so whoever writes never waits for a page.
+works; so a writer never waits for a page.
 """
 
 import os

@@ -1,7 +1,7 @@
 """The server of the dashboard: Streamlit's, behind a guard of what a browser may ask it.
 
 Invariant: no page of another site reaches it, by whatever name that site calls this machine (DNS rebinding):
-Host is this machine, or whoever asks has the token; an Origin is the address that was asked.
+Host is this machine, or the request has the token; an Origin is the address that was asked.
 """
 
 import hmac

@@ -63,7 +63,7 @@ def dashboard(
 
 
 def refuse_address(host: str, port: int) -> None:
-    """Refuse an address at which nobody can listen here."""
+    """Refuse an address that no server can listen on here."""
     try:
         family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind) as tried:

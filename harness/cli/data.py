@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from harness.data.columns import Roles
     from harness.data.edit import Edit, EditedRow, SavedEdit
     from harness.data.text_files import Rows
+    from harness.experiment.distilled_rows import DistilledRows
+    from harness.experiment.preference_pairs import MadePairs
+    from harness.production import FeedbackEdit
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
 
@@ -398,6 +401,16 @@ def _save(
     print_saved(saved, as_json)
     if dry_run:
         say("nothing is written in a dry run")
+
+
+def save_made(made: "DistilledRows | FeedbackEdit | MadePairs", out: Path, as_json: bool) -> None:
+    """Write rows that were made, print what became of them, and say what is to be known of them."""
+    from harness.data.edit import refuse_output, save
+
+    refuse_output(out, made.edit.inputs)
+    print_saved(save(made.edit, made.outcomes, out), as_json)
+    for note in made.notes:
+        say(note)
 
 
 def print_saved(saved: "SavedEdit", as_json: bool) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from harness.cli.app import feedback_app, print_lines, rate_app, say
+from harness.cli.data import save_made
 from harness.cli.options import (
     Argument,
     Candidates,
@@ -23,7 +24,6 @@ from harness.formatting import count
 
 if TYPE_CHECKING:
     from harness.evaluation.session import Session
-    from harness.production import FeedbackEdit
     from harness.records import FeedbackRow
 
 File = Annotated[Path, Argument("The file of answers and labels.", "FILE.csv")]
@@ -203,10 +203,10 @@ def feedback_rows(
     out = require_out(out, "harness feedback rows", "corrections.jsonl")
     session, stored = _open(at, out)
     if test_items:
-        _save(make_test_items(session, stored, str(test_items)), out, as_json)
+        save_made(make_test_items(session, stored, str(test_items)), out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
         return
-    _save(make_rows(session, stored, per_sender, str(out)), out, as_json)
+    save_made(make_rows(session, stored, per_sender, str(out)), out, as_json)
     check = f"harness data check {as_operand(str(out))}"
     say(f"next: {check}, then train: {name_beside(at.config, out)} on a candidate in {at.config}")
 
@@ -223,7 +223,7 @@ def feedback_pairs(
 
     out = require_out(out, "harness feedback pairs", "preferences.jsonl")
     session, stored = _open(at, out)
-    _save(make_pairs(session, stored, per_sender, str(out)), out, as_json)
+    save_made(make_pairs(session, stored, per_sender, str(out)), out, as_json)
     say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")
 
 
@@ -234,12 +234,3 @@ def _open(at: ExperimentFile, out: Path) -> "tuple[Session, list[FeedbackRow]]":
     refuse_output(out, [])
     session, _ = at.open_session(dry_run=True)
     return session, read_feedback(session.store)
-
-
-def _save(made: "FeedbackEdit", out: Path, as_json: bool) -> None:
-    from harness.cli.data import print_saved
-    from harness.data.edit import save
-
-    print_saved(save(made.edit, made.outcomes, out), as_json)
-    for note in made.notes:
-        say(note)

@@ -162,13 +162,13 @@ class TerminalProgress:
     def _print(self, line: str, *items: str) -> None:
         """Print a line, and below it items that are wanted, each cut to the width."""
         self._last_line = self._clock()
-        # A line of a log is one line, however long: nobody knows how wide it will be read.
+        # A line of a log is one line, however long: its reader may have any width.
         self._console.print(escape(line), soft_wrap=not self._console.is_terminal)
         for item in items if self._shows_items else ():
             self._console.print(Text(f"  {item}"), no_wrap=True, overflow="ellipsis")
 
     def _estimate_left_s(self, stage: _Stage) -> float:
-        """Return the seconds left of the plan, else of the stage by its own pace; 0 where nobody knows."""
+        """Return the seconds left of the plan, else of the stage by its own pace; 0 if unknown."""
         if not self._left and not stage.share:
             return max(0.0, stage.expected_s - (self._clock() - stage.began))
         if self._left or not stage.share:

@@ -126,7 +126,7 @@ def runs_rm(
     look = release.remove_unreferenced if yes else release.list_unreferenced
     found = look(at, references(at), unfinished=unfinished)
     listed = {str(one.path.relative_to(at.folder)): size(one.n_bytes) for one in found.removable}
-    if shared.n_bytes:  # whoever needs them again computes them again
+    if shared.n_bytes:  # they are computed again when needed
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"
     print_value(listed, as_json=False)
     if yes:

@@ -22,6 +22,7 @@ from harness.cli.data import (
     refuse_out,
     roles_of,
     roles_of_test,
+    save_made,
 )
 from harness.cli.options import (
     CONFIG,
@@ -301,8 +302,7 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.cli.data import print_saved
-    from harness.data.edit import refuse_output, save
+    from harness.data.edit import refuse_output
     from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
@@ -319,10 +319,7 @@ def data_distill(
         return
     say(str(plan))
     made = distill_rows(session, teacher, request, str(out))
-    refuse_output(out, made.edit.inputs)
-    print_saved(save(made.edit, made.outcomes, out), as_json)
-    for note in made.notes:
-        say(note)
+    save_made(made, out, as_json)
     if made.agreement is not None:
         metric = session.target.primary
         said = f"{metric.name} of the answers against the rows' own"
@@ -368,8 +365,7 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.cli.data import print_saved
-    from harness.data.edit import refuse_output, save
+    from harness.data.edit import refuse_output
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
@@ -378,10 +374,7 @@ def pairs_make(
     session = _open_session(at, candidate, _MAKE)
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))
-    refuse_output(out, made.edit.inputs)
-    print_saved(save(made.edit, made.outcomes, out), as_json)
-    for note in made.notes:
-        say(note)
+    save_made(made, out, as_json)
     answers, ranking = map(price, (made.spent.cost_usd, made.ranking_usd))
     say(f"the answers took {made.spent.n_output_tokens:,} tokens and {answers}, ranking them {ranking}")
     train = f"train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}"

@@ -53,7 +53,7 @@ def failure_sentences(case: Case) -> list[str]:
         scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in shown)
         n = formatting.count(shown[0].slices[name].n)
         sentences.append(f"On {name} (n = {n}): {', '.join(scores)}.")
-    return [*sentences, _REMEDIES[list_mended_slices(case)]]
+    return [*sentences, _REMEDIES[list_fixed_slices(case)]]
 
 
 def list_measured_slices(case: Case) -> tuple[str, ...]:
@@ -62,18 +62,18 @@ def list_measured_slices(case: Case) -> tuple[str, ...]:
     return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
 
 
-def list_mended_slices(case: Case) -> tuple[str, ...]:
+def list_fixed_slices(case: Case) -> tuple[str, ...]:
     """List the slices where their remedy, retrieval or a fine-tune, is above the prompt by its interval."""
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
-    mended = []
+    fixed = []
     for name in list_measured_slices(case):
         remedy = remedies[name]
         if prompt and remedy and name in remedy.slices:
             before, after = prompt.slices[name], remedy.slices[name]
             if after.low > before.high if after.unit.higher_is_better else after.high < before.low:
-                mended.append(name)
-    return tuple(mended)
+                fixed.append(name)
+    return tuple(fixed)
 
 
 def best_of(case: Case, action: str) -> CandidateFacts | None:
@@ -342,7 +342,11 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         return open_text if named else ""
     if action == "collect more data" or chosen is None:
         return _write_scenario([_DATA], _describe_gain(case, case.judged))
-    if gaining := _find_gain(case):
+    gaining = case.judged
+    if gaining is None or not is_gain_shown(gaining):
+        done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+        gaining = best(f for f in done if is_gain_shown(f))
+    if gaining:
         gained = _describe_gain(case, gaining)
         if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, gaining)):
             return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
@@ -350,9 +354,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
         if action_of(gaining) == "hybrid":
             scenarios, why = _parts(case, gaining)
             return _write_scenario(scenarios, f"{gained}{why}{kept}")
-        told = (
-            "" if "behaviour" in list_mended_slices(case) else "; on the slice behaviour it is not shown to"
-        )
+        told = "" if "behaviour" in list_fixed_slices(case) else "; on the slice behaviour it is not shown to"
         if not list_measured_slices(case):
             told = "; no slices knowledge and behaviour tell a behaviour from facts here"
         return _write_scenario([_BEHAVIOUR], f"{gained}{told}{kept}")
@@ -377,13 +379,6 @@ def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) 
     if g := gain(case.judged.vs_untrained):
         reached += f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
     return _write_scenario([scenario], reached)
-
-
-def _find_gain(case: Case) -> CandidateFacts | None:
-    if case.judged is not None and is_gain_shown(case.judged):
-        return case.judged
-    done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
-    return best(f for f in done if is_gain_shown(f))
 
 
 def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:

@@ -14,7 +14,7 @@ from harness.comparison import Comparison
 from harness.decision import economics, next_step
 from harness.decision.economics import PerUsd
 from harness.decision.next_step import RowsNeeded, Spend
-from harness.decision.results import CandidateFacts, Case, gain
+from harness.decision.results import Case, gain
 from harness.decision.seeds import gain_label
 from harness.evaluation.costs import TokenCounts
 
@@ -160,14 +160,11 @@ def economics_of(case: Case) -> Economics:
         tau_points_per_usd=case.policy.tau,
         forecast_requests=economics.forecast_requests(case.policy),
     )
-    return known if run is None or other is None else _weigh(case, run, other, known)
-
-
-def _weigh(case: Case, run: CandidateFacts, other: CandidateFacts, known: Economics) -> Economics:
+    if run is None or other is None:
+        return known
     policy, over = case.policy, gain(run.vs_untrained)
     prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
-
     by_token = policy.usd_per_million_tokens is not None
     paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
     rows_needed = next_step.find_rows_needed(case, run, over) if over else None

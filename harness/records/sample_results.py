@@ -14,7 +14,7 @@ from harness.records.serialization import digest, drop_defaults
 BLOCK = 160  # items that are answered together, and whose rows are written together
 
 Message = dict[str, str]
-# "incomplete" is a row of several answers of which some failed.
+# "incomplete" is a row of several answers, some of which failed.
 Status = Literal["ok", "unparsable", "truncated", "refused", "incomplete", "error"]
 
 

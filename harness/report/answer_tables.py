@@ -85,7 +85,7 @@ _SEVERAL_NOTE = (
 
 
 def several_section(facts: Sequence[CandidateFacts]) -> Section:
-    """Lay out one row a candidate of which several answers were drawn, with a pass@k for each k of any."""
+    """Lay out one row for each candidate with several answers to an item, and a column for each pass@k."""
     known = [(f.label, f.several) for f in facts if f.several]
     ks = sorted({one.k for _, of in known for one in of.passes})
     columns = [*_SEVERAL_COLUMNS, *(f"pass@{k}" for k in ks)]

@@ -29,7 +29,7 @@ STYLES = {word: _COLOURS[class_] for word, class_ in CLASSES.items()}  # on the 
 class Section:
     """A table and what is said of it below: `lead`, then `notes`.
 
-    Without `columns` the table has no head. `kind` says what it shows and `label` of which run; a `detail`
+    Without `columns` the table has no head. `kind` says what it shows, `label` names the run; a `detail`
     is left out on the terminal, and what stands in the appendix comes after everything else.
     """
 

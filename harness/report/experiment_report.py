@@ -4,6 +4,7 @@ Invariant: it holds numbers and names alone; the words for them are those of `wo
 shows are spread over all, and a text is cut where it is too long to read.
 """
 
+import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -117,7 +118,7 @@ class ExperimentReport:
     by `label`, the target's first. `origins` says what each run's numbers depend on. `policy` is
     what the decision went by, `closed_labels` and `has_documents` which alternatives the target allows,
     `trivial` what a rule reaches that reads no item, `family` the fine-tunes over which what is shipped was
-    corrected. `spans` maps tasks to the range of their metric, of which the gate takes a change as a share;
+    corrected. `spans` maps tasks to the range of their metric; the gate counts a change as a share of it;
     `sampled` says that items of some tasks were drawn. `labels` puts metrics of the target beside people's
     labels of its answers. `declared` is the goal on the target. `typed` is what the next commands repeat,
     `spare` the items that limits of the tasks leave out; `can_fold` says that the target could be tested in
@@ -190,9 +191,13 @@ class ExperimentReport:
 
     def _repr_html_(self) -> str:
         """Return what a terminal shows, for notebooks."""
-        from harness.report.terminal import terminal_html
+        from rich.console import Console
 
-        return terminal_html(self)
+        from harness.report.terminal import WIDTH, terminal
+
+        console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=False)
+        terminal(self, console)
+        return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 _REFERENCES_SHOWN = 3

@@ -74,7 +74,7 @@ def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Cha
 
 
 def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
-    """Draw each training once, whoever serves its weights."""
+    """Draw each training once, also if several candidates use its weights."""
     trainings: list[TrainingRecord] = []
     labels: list[str] = []
     for f in facts:

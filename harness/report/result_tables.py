@@ -75,7 +75,7 @@ def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
 
 
 def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
-    """Say what is known over seeds, and of which recipes nothing is."""
+    """Say what is known over seeds, and name the recipes about which nothing is known."""
     said, unknown = [], []
     for s in seeds:
         n_seeds = formatting.pluralize(len(s.seeds), "seed")

@@ -4,7 +4,6 @@ Invariant: the table takes at most 100 columns, and different candidates have di
 wraps only where none that fits would tell it apart. Nothing that a model or a file chose is read as markup.
 """
 
-import io
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -104,13 +103,6 @@ def list_notes(report: ExperimentReport) -> list[str]:
     rest = [(f.label, point) for f in about for point in said[f.label] if point not in stopping[f.label]]
     notes += [f"{label}: {point}" for label, point in rest]
     return [*dict.fromkeys([*notes, *filter(None, [labels_note(report)]), *list_other_notes(report)])]
-
-
-def terminal_html(report: ExperimentReport) -> str:
-    """Return what `terminal` prints as HTML."""
-    console = Console(width=WIDTH, record=True, file=io.StringIO(), force_terminal=False)
-    terminal(report, console)
-    return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
 
 
 def print_last(report: ExperimentReport, console: Console) -> None:

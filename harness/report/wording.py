@@ -112,7 +112,7 @@ def miss_text(m: MissRate) -> str:
 
 
 def miss_what(m: MissRate) -> str:
-    """Say of which error a line of the operating characteristic is; `what` names the rule that would err."""
+    """Name the error that a line of the operating characteristic is about; `what` names the rule."""
     if m.what == "equal":
         return "a fine-tune that lost nothing would not pass"
     where = " on every task" if m.what == "macro" else " on a single task"
@@ -200,12 +200,12 @@ _FEW_UNREAD = 0.05  # the share of cut or unparsable answers from which it stand
 
 
 def unread_mark(f: CandidateFacts) -> str:
-    """Mark a score of which `describe_unread` says something."""
+    """Mark a score that `describe_unread` explains."""
     return " *" if f.unread and max(f.unread.cut, f.unread.unparsable) > _FEW_UNREAD else ""
 
 
 def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
-    """Say of which candidates many answers were cut or could not be read, and what to do about that."""
+    """Name candidates whose answers were often cut or unreadable, and say what to do about that."""
     cut: dict[int, list[str]] = {}
     unparsable = []
     for f in facts:

@@ -38,18 +38,12 @@ N_REPORTED = 8  # of which the first is the base
 N_NIGHTS = 120
 N_STEPS = 500
 PATHS = {
-    "report": "/",
-    "answers": "/answers?compare=prompt,lora-1,lora-2&outcome=disagreement",
-    "leaderboard": "/leaderboard",
-    "leaderboard, all runs": "/leaderboard?all_runs=true",
-    "compare": "/compare?compare=prompt,lora-1,lora-2",
-    "forgetting": "/forgetting",
-    "pareto": "/pareto",
-    "training": "/training",
-    "decide": "/decide",
-    "nightly": "/nightly",
+    "report": "/", "answers": "/answers?compare=prompt,lora-1,lora-2&outcome=disagreement",
+    "leaderboard": "/leaderboard", "leaderboard, all runs": "/leaderboard?all_runs=true",
+    "compare": "/compare?compare=prompt,lora-1,lora-2", "forgetting": "/forgetting", "pareto": "/pareto",
+    "training": "/training", "decide": "/decide", "nightly": "/nightly",
     "rate": "/rate?rate=prompt,lora-1&rater=ann",
-}
+}  # fmt: skip
 BOUND = {
     "leaderboard": "ranking the reported runs on the items of all",
     "leaderboard, all runs": "scoring the 20 newest runs that no report holds, and ranking the 20 best, from their rows",

@@ -83,23 +83,15 @@ def row_set(db: duckdb.DuckDBPyConnection, at: Store, number: int) -> str:
     path.parent.mkdir(parents=True)
     (path.parent / "identity.json").write_text(json.dumps(asdict(one)))
     values = {
-        "task": f"'{one.task}'",
-        "split": "'test'",
-        "example_id": "'item-' || i",
-        "position": "i",
+        "task": f"'{one.task}'", "split": "'test'", "example_id": "'item-' || i", "position": "i",
         "status": "'ok'",
         "text": f"CASE WHEN i % 3 = 0 THEN repeat('answer {number} ', 6) || i ELSE 'answer ' || i % 50 END",
-        "prompt": f"repeat('{one.task} asks ', {WORDS}) || i",
-        "references": "['answer ' || i % 50]",
+        "prompt": f"repeat('{one.task} asks ', {WORDS}) || i", "references": "['answer ' || i % 50]",
         "parts": f"MAP {{'exact_match': [((i * 7919 + {number} * 104729) % 3 > 0)::DOUBLE]}}",
-        "n_prompt_tokens": "80 + i % 40",
-        "n_output_tokens": "5 + i % 20",
-        "compute_s": "0.01",
-        "prompt_digest": "md5('p' || i)[:16]",
-        "output_digest": f"md5('{number}' || i)[:16]",
-        "attempt": "1",
+        "n_prompt_tokens": "80 + i % 40", "n_output_tokens": "5 + i % 20", "compute_s": "0.01",
+        "prompt_digest": "md5('p' || i)[:16]", "output_digest": f"md5('{number}' || i)[:16]", "attempt": "1",
         "weight": "1.0",
-    }
+    }  # fmt: skip
     empty = {"VARCHAR": "''", "VARCHAR[]": "[]", "BOOLEAN": "false"}
     columns = ", ".join(
         f'({values.get(name, empty.get(kind, "NULL"))})::{kind} AS "{name}"' for name, kind in COLUMNS.items()
@@ -110,21 +102,12 @@ def row_set(db: duckdb.DuckDBPyConnection, at: Store, number: int) -> str:
 
 def run_of(number: int, digests: list[str]) -> Run:
     return Run(
-        run_id=f"run-{number:05d}",
-        experiment="bench",
-        candidate="lora",
-        method="lora",
-        prompting="zero_shot",
-        answer="generate",
-        seed=number,
-        base_model="m",
-        weights_digest=f"weights-{number}",
-        base_digest="b",
-        state="done",
+        run_id=f"run-{number:05d}", experiment="bench", candidate="lora", method="lora",
+        prompting="zero_shot", answer="generate", seed=number, base_model="m",
+        weights_digest=f"weights-{number}", base_digest="b", state="done",
         created=f"2025-01-01T00:00:{number:05d}",
-        rows={f"task-{i}/test": digest for i, digest in enumerate(digests)},
-        recipe={"method": "lora"},
-    )
+        rows={f"task-{i}/test": digest for i, digest in enumerate(digests)}, recipe={"method": "lora"},
+    )  # fmt: skip
 
 
 def fill(at: Store, n_rows: int) -> int:

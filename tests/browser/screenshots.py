@@ -27,15 +27,10 @@ from harness.cli.progress_bar import TerminalProgress
 
 PATHS = {
     "answers": "/answers?compare=ranked,prompt,lora,hybrid&outcome=disagreement&item=test-133&of=hybrid",
-    "leaderboard": "/leaderboard",
-    "compare": "/compare?compare=ranked,hybrid",
-    "forgetting": "/forgetting",
-    "pareto": "/pareto",
-    "training": "/training",
-    "decide": "/decide",
-    "nightly": "/nightly",
+    "leaderboard": "/leaderboard", "compare": "/compare?compare=ranked,hybrid", "forgetting": "/forgetting",
+    "pareto": "/pareto", "training": "/training", "decide": "/decide", "nightly": "/nightly",
     "rate": "/rate?rate=ranked,hybrid&rater=ann",
-}
+}  # fmt: skip
 FIRST_PAGE = {"width": 1280, "height": 800}  # what a reader of the report sees before scrolling
 WATCHED = ("nightly.candidates=[lora]", "nightly.items=40")
 N_NIGHTS = 8
