@@ -94,15 +94,15 @@ def sync(db: "DuckDBPyConnection", store: Store) -> list[str]:
     index is behind and the next writer goes on.
     """
     with transaction(db):
-        gone, new = _find_changed_files(db, store)
-        for kind, path in gone:
+        gone_files, new_files = _find_changed_files(db, store)
+        for kind, path in gone_files:
             db.execute("DELETE FROM stored.files WHERE kind = ? AND path = ?", [kind, path])
             if kind == "run":
                 db.execute("DELETE FROM stored.run_rows WHERE run_id = ?", [Path(path).parent.name])
         skipped: list[str] = []
         records: list[tuple[Any, ...]] = []
         rows: list[tuple[str, ...]] = []
-        for (kind, name), modified in sorted(new.items()):
+        for (kind, name), modified in sorted(new_files.items()):
             try:
                 text = (store.folder / name).read_text("utf-8")
                 record: object = load(_KINDS[kind][1], text)
