@@ -41,7 +41,18 @@ def html(report: ExperimentReport) -> str:
     environment.filters |= {"lines": lambda text: escape(clean_lines(text)), "drawn": Markup}
     environment.filters["brief"] = lambda text: shorten(clean(" ".join(text[:400].split())), _BRIEF)
     shown = experiment_document(report)
-    chapters = _chapters(report, shown.sections)
+    facts = {f.label: f for f in best_first(report)}
+    chapters = []
+    for i, section in enumerate(shown.sections):
+        f = facts.get(section.label)
+        above: list[str] = []
+        if section.kind == "forgetting" and f:
+            above = [pictures.forest(report, f)]
+        elif section.kind == "gate" and f and f.verdict:
+            above = [pictures.chances(f.label, f.verdict)]
+        elif section.kind == "training":
+            above = _curves(facts.values())
+        chapters.append(Chapter(f"s{i}", section, list(filter(None, above))))
     return environment.get_template("page.html").render(
         report=report,
         document=shown,
@@ -55,22 +66,6 @@ def html(report: ExperimentReport) -> str:
         verdict_words=WORDS,
         colours=Markup((_FOLDER / "page.css").read_text(encoding="utf-8") + pictures.rules()),
     )
-
-
-def _chapters(report: ExperimentReport, sections: Sequence[Section]) -> list[Chapter]:
-    facts = {f.label: f for f in best_first(report)}
-    chapters = []
-    for i, section in enumerate(sections):
-        f = facts.get(section.label)
-        above: list[str] = []
-        if section.kind == "forgetting" and f:
-            above = [pictures.forest(report, f)]
-        elif section.kind == "gate" and f and f.verdict:
-            above = [pictures.chances(f.label, f.verdict)]
-        elif section.kind == "training":
-            above = _curves(facts.values())
-        chapters.append(Chapter(f"s{i}", section, list(filter(None, above))))
-    return chapters
 
 
 def _curves(facts: Iterable[CandidateFacts]) -> list[str]:
