@@ -232,7 +232,15 @@ def fill_errors(
     `base_extremes`. Without a worst value all of them do.
     """
     old, now = ({row.example_id: row for row in rows} for rows in (base, new))
-    failed, incomplete = _find_failed(metric, old, now), _incomplete(metric, old, now)
+    name, shared = metric.name, old.keys() & now.keys()
+    # What neither arm could score without an error is no part of the metric.
+    none_old, none_new = ({i for i in shared if arm[i].parts[name] is None} for arm in (old, now))
+    in_both = {i for i in none_old & none_new if "error" in (old[i].status, now[i].status)}
+    failed = _FailedItems(sorted(none_old - none_new), sorted(none_new - none_old), sorted(in_both))
+    # Both arms scored these, and some of their answers failed.
+    scored = {i for i in shared if old[i].parts[name] and now[i].parts[name]}
+    few_old, few_new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
+    incomplete = _FailedItems(sorted(few_old - few_new), sorted(few_new - few_old), sorted(few_old & few_new))
     ids = [i for group in (*failed, *incomplete) for i in group]
     if not ids:
         return FilledArms(base, new, Errors(len(old)))
@@ -255,25 +263,6 @@ def fill_errors(
         _set_parts(metric, new, failed.new + failed.both, worst),
         errors,
     )
-
-
-def _find_failed(
-    metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]
-) -> _FailedItems:
-    """Find the failed answers; what neither arm could score without an error is no part of the metric."""
-    name, shared = metric.name, old.keys() & now.keys()
-    without = [{i for i in shared if arm[i].parts[name] is None} for arm in (old, now)]
-    both = {i for i in without[0] & without[1] if "error" in (old[i].status, now[i].status)}
-    return _FailedItems(sorted(without[0] - without[1]), sorted(without[1] - without[0]), sorted(both))
-
-
-def _incomplete(
-    metric: Metric, old: Mapping[str, SampleResult], now: Mapping[str, SampleResult]
-) -> _FailedItems:
-    """Find the items that both arms scored, of which some answers failed."""
-    scored = {i for i in old.keys() & now.keys() if old[i].parts[metric.name] and now[i].parts[metric.name]}
-    base, new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
-    return _FailedItems(sorted(base - new), sorted(new - base), sorted(base & new))
 
 
 def _set_parts(

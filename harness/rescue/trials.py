@@ -97,7 +97,19 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
     if mending := plugins.list_mending_methods(step):
         kind = case.makes or method.makes
         able = [one for one in mending if kind in plugins.method(one).makes.split(plugins.OR)]
-        return _mend(able[0], name, source, case) if able else "it fixes weights of another kind"
+        declared = plugins.method(able[0]).rescue if able else None
+        if declared is None:
+            return "it fixes weights of another kind"
+        settings = declared.settings(case)
+        if isinstance(settings, str):
+            return settings
+        prompting = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
+        made = []
+        for setting in settings:  # what a method makes of the candidate's weights, without training
+            start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
+            recipe = Recipe(method=able[0], params=setting.params, **start, **prompting)
+            made.append(_TrialChange(declared.name, setting.mark, recipe, False, setting.says))
+        return made
     if not method.trains:
         return "the weights were not trained here"
     if step in plugins.TRAINING_STEPS:
@@ -113,22 +125,6 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
             _change_params(step, source, f"lr={rate:g}", f"learning rate {rate:g}", {"learning_rate": rate})
         ]
     return _add_regularizer(step, source, method, case)
-
-
-def _mend(by: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
-    """List the recipes that a method makes of the weights of a candidate, without training."""
-    declared = plugins.method(by).rescue
-    assert declared is not None
-    settings = declared.settings(case)
-    if isinstance(settings, str):
-        return settings
-    prompting = source.model_dump(include={"prompting", "answer", "system", "template", "serve_on"})
-    made = []
-    for setting in settings:
-        start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
-        recipe = Recipe(method=by, params=setting.params, **start, **prompting)
-        made.append(_TrialChange(declared.name, setting.mark, recipe, False, setting.says))
-    return made
 
 
 def _add_regularizer(
