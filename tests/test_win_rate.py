@@ -159,7 +159,9 @@ def test_a_judges_score_that_needs_labels_does_not_hold_up_a_win_rate_by_people(
     facts = TargetFacts(Estimate(0.5, 0.4, 0.6, 200), None, labels_missing=100, wins=wins)
     assert target_rule(facts, GatePolicy(target=TargetPolicy(win_rate=0.55))).outcome == "pass"
     both = GatePolicy(target=TargetPolicy(win_rate=0.55, min=0.2))
-    assert target_rule(facts, both).outcome == "inconclusive"
+    refused = target_rule(facts, both)
+    assert refused.outcome == "inconclusive"
+    assert "100 more labels" in refused.sentence
 
 
 # ---- a whole experiment

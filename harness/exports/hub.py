@@ -115,8 +115,8 @@ def _prompts(job: ExportJob) -> Section:
     rows = [
         ("system message", system or "none"),
         ("template", recipe.template or "none"),
+        ("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"),
     ]
-    rows.append(("chat template", "that of the tokenizer" if task.chat_template else "none: plain text"))
     where = "What is said below holds for prompts and items like those of these tasks, and for no others."
     return Section("prompts", "Prompts and limits", ("prompt", ""), rows, notes=[limit, where])
 

@@ -217,7 +217,9 @@ class _NightRun:
         makings = [reference.rows, *(reference.makings if making else ())]
         then = [self._reference_rows(sets, rows) for rows in makings]
         self.references[target.name] = reference
-        prompting, more = own[0].identity.prompting_digest, watchlist.map_more_promptings(session, sets)
+        prompting, further = own[0].identity.prompting_digest, {m.task.name for m in session.more_targets}
+        more = {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in further}
+        unwatched = [s.measured.task.name for s in own if s.name not in reference.rows]
         since = served = ""
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
@@ -241,7 +243,7 @@ class _NightRun:
             making=making,
             n_references=1 + len(reference.makings),
             judged=self._judge_change(now, then[0]),
-            unwatched=watchlist.name_unwatched_targets(session, own, reference),
+            unwatched=tuple(name for name in unwatched if name in further),
             series=self._compare_series(sets, now, then, control),
         )
 

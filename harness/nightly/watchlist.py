@@ -175,19 +175,6 @@ def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) ->
     return [target_sets(session, recipe, weights, seed)[1], *tests]
 
 
-def name_unwatched_targets(session: Session, own: Sequence[RowSet], reference: Reference) -> tuple[str, ...]:
-    """Name the targets that a candidate answers now and of which its reference holds no rows."""
-    more = {m.task.name for m in session.more_targets}
-    lacking = (rows for rows in own if rows.name not in reference.rows)
-    return tuple(name for rows in lacking if (name := rows.measured.task.name) in more)
-
-
-def map_more_promptings(session: Session, sets: Sequence[RowSet]) -> dict[str, str]:
-    """Map more targets, as a candidate is prompted now, to the digests of its prompting."""
-    more = {m.task.name for m in session.more_targets}
-    return {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in more}
-
-
 def data_digest(session: Session) -> str:
     """Digest the rows that are trained on and retrieved from."""
     versions = session.target.versions

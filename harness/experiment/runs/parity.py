@@ -40,7 +40,13 @@ def measure_parity(
     found: dict[str, Any] = {"size_bytes": artefacts.count_bytes(path)}
     if busy_s:
         found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
-    found |= _bits_per_byte(session, sets)
+    texts = [row for s in sets if s.measured.task.kind == "bits_per_byte" for row in s.read(session.store)]
+    scored = [
+        (row.gold_logprob, row.gold_bytes) for row in texts if row.gold_bytes and row.gold_logprob is not None
+    ]
+    if scored:
+        nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
+        found["bits_per_byte"] = round(-nats / np.log(2) / n_bytes, 5)
     run_id = str(artefacts.read_export(path).get("run_id") or "")
     own = store.read_written_runs(session.store, [run_id]).get(run_id) if run_id else None
     if own is None or test.name not in own.rows:
@@ -54,18 +60,6 @@ def measure_parity(
     if own_weights is None or own_weights.digest != own.weights_digest:
         return found
     return found | _compare_in_fp32(session, own, own_weights, weights, test)
-
-
-def _bits_per_byte(session: Session, sets: Sequence[RowSet]) -> dict[str, float]:
-    """Average the bits per byte of the artefact over the texts of the suites."""
-    texts = [row for s in sets if s.measured.task.kind == "bits_per_byte" for row in s.read(session.store)]
-    scored = [
-        (row.gold_logprob, row.gold_bytes) for row in texts if row.gold_bytes and row.gold_logprob is not None
-    ]
-    if not scored:
-        return {}
-    nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
-    return {"bits_per_byte": round(-nats / np.log(2) / n_bytes, 5)}
 
 
 def _count_changes(session: Session, own: Run, test: RowSet, rows: Sequence[SampleResult]) -> dict[str, int]:
