@@ -36,7 +36,6 @@ EQUAL = {
     "variation": ("\u2764\ufe0f love", "\u2764 love"),
     "ellipsis": ("so\u2026 what", "so... what"),
 }
-UNEQUAL = [("x²", "x2"), ("résumé", "resume"), ("½", "1/2"), ("a-b", "ab"), ("C", "C++"), ("1.0", "1")]
 SIGNS = st.text(
     st.characters() | st.sampled_from("\u0301\u0323\u200b\u2019\u00a0.\"'`İßﬀͅ" + "ｶﾞ한가"), max_size=12
 )
@@ -53,11 +52,6 @@ def test_equal_texts_are_right_by_every_metric_of_texts(name, one_form, other):
             write({"a": text}) if name == "json_fields" else text for text in (answer, reference)
         )
         assert one(name, answer, reference) == 1
-
-
-@pytest.mark.parametrize(("one_form", "other"), UNEQUAL)
-def test_what_is_not_folded_stays_wrong(one_form, other):
-    assert one("exact_match", one_form, other) == 0
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])
@@ -79,17 +73,6 @@ def test_the_forms_of_unicode_and_the_order_of_steps_do_not_matter(text):
     assert normalize(unicodedata.normalize("NFD", text)) == normalize(unicodedata.normalize("NFC", text))
     assert normalize(fold_text(text)) == normalize(compose_letters(text)) == folded
     assert normalize(f" {text}\u200b\u00a0") == folded
-
-
-@pytest.mark.parametrize(
-    ("answer", "reference", "score"),
-    [
-        ("يوسف، نعم؟", "يوسف نعم", 1), ("राम।", "राम", 1), ("¿Qué?", "qué", 1), ("«да» — нет", "да нет", 1),
-        ("東京。", "東京", 1),
-    ],
-)  # fmt: skip
-def test_token_f1_drops_punctuation_of_every_script(answer, reference, score):
-    assert one("token_f1", answer, reference) == score
 
 
 def test_scripts_without_blanks_or_with_vowel_signs_are_scored_by_their_words():
@@ -124,35 +107,11 @@ def test_rows_and_labels_in_two_forms_are_duplicates_to_the_commands(data):
         assert {label for label, _ in found} == {*pair}
 
 
-SCRIPTS = {
-    "Russian": ("Новый iPhone дорогой", "Старый iPhone сломан", 1 / 3),
-    "Vietnamese": ("Hà Nội đẹp", "hà nội đẹp lắm", 6 / 7),
-    "French": ("Élève naïf à Orléans", "élève naïf à Orléans", 1),
-    "Hindi": ("राम घर गया", "राम घर आया", 2 / 3),
-    "Arabic": ("ذهب الولد", "ذهب الولد إلى البيت", 2 / 3),
-    "Korean": ("서울에 갔다", "부산에 갔다", 1 / 2),
-    "Chinese": ("我爱北京", "我爱上海", 1 / 2),
-    "Japanese": ("東京タワー", "東京駅", 1 / 2),
-    "Thai": ("ปลาดี", "ปลาดี", 1),
-}
-
-
-@pytest.mark.parametrize(("answer", "reference", "score"), SCRIPTS.values(), ids=SCRIPTS)
-@pytest.mark.parametrize("name", ["rouge", "rouge(kind=rougeLsum)"])
-def test_rouge_reads_words_of_every_script(name, answer, reference, score):
-    assert one(name, answer, reference) == pytest.approx(score)
-
-
 @given(st.text("abcXYZ019 .,'-_()\n", max_size=30), st.text("abcXYZ019 .,'-_()\n", max_size=30))
 def test_rouge_of_english_is_that_of_the_package(said, gold):
     for kind in ("rougeL", "rougeLsum", "rouge1", "rouge2"):
         published = RougeScorer([kind]).score(gold, said)[kind].fmeasure
         assert one(f"rouge(kind={kind})", said, gold) == pytest.approx(published)
-
-
-@pytest.mark.parametrize(("answer", "taken_up"), [("我来帮你写这封信", 1), ("是", 0)])
-def test_an_answer_without_blanks_takes_up_a_request(answer, taken_up):
-    assert one("no_refusal", answer, "-") == taken_up
 
 
 LABELS = {

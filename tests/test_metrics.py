@@ -211,12 +211,12 @@ def test_no_weight_at_all_gives_nan_and_no_warning(recwarn):
 
 
 def read_scores():
-    """Yield metric, score, references, choices and answer of each case, one of which is too long for a line."""
+    """Yield metric, score, references, choices and answer of each case, and of an answer too long for a line."""
     for line in Path(__file__).with_name("scored_answers.txt").read_text("utf-8").splitlines()[1:]:
         name, score, *lists = line.split(" => ")
         references, choices, answers = map(json.loads, lists)
         yield from ((name, Fraction(score), references, choices, text) for text in answers)
-    yield "json_valid", 0, [""], [], "[" * 100_000
+    yield from ((name, 0, ['{"a": 1}'], [], "[" * 100_000) for name in ("json_valid", "json_fields"))
 
 
 @pytest.mark.parametrize(("name", "score", "references", "choices", "text"), list(read_scores()))

@@ -16,7 +16,6 @@ from harness import plugins
 from harness.comparison.answers import is_supported
 from harness.evaluation.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
-from harness.metrics import load_metrics
 from harness.models.candidate import classifier
 from harness.prompting import PromptingContext, compose, question
 from harness.provenance import versions_of
@@ -24,7 +23,6 @@ from harness.records import (
     Document,
     Example,
     Limits,
-    Output,
     digest,
     is_unspaced,
     pieces,
@@ -149,32 +147,6 @@ def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blank
             chinese[:0] + english, mixed
         )
         assert digest_prompts(english, mixed, split=split) != digest_plainly(english)
-
-
-@pytest.mark.parametrize(
-    ("name", "answer", "reference", "expected"),
-    [
-        ("token_f1", "他们卖灯和帐篷。", "帐篷", 2 * 2 / (7 + 2)),
-        ("token_f1", "灯、帐篷", "灯，帐篷！", 1.0),
-        (
-            "token_f1",
-            "an iPhone手机",
-            "iPhone",
-            0.0,
-        ),  # the reference has words, and iPhone手机 is none of them
-        ("token_f1", "iPhone 12手机", "iPhone手机", 2 * 3 / (4 + 3)),
-        ("token_f1", "ปลาดี", "ปลา", 2 * 3 / (5 + 3)),
-        ("contains", "他们卖灯和帐篷。", "帐篷", 1.0),
-        ("contains", "他们卖 iPhone 手机", "iPhone手机。", 1.0),
-        ("contains", "他们卖iPhones手机", "iPhone手机", 0.0),
-        ("contains", "ร้านขายปลาดีมาก", "ปลาดี", 1.0),
-        ("contains", "他们卖灯", "帐篷", 0.0),
-    ],
-)
-def test_metrics_of_words_take_letters_of_scripts_without_blanks_for_words(name, answer, reference, expected):
-    metric = load_metrics(Task(name="t", data=TaskData(), metrics=(name,)))[name]
-    (score,) = metric.score(Output(answer), ask("?", reference=reference))
-    assert score == pytest.approx(expected)
 
 
 def test_a_score_is_named_by_how_letters_are_cut_only_where_a_metric_of_words_reads_such_references():
