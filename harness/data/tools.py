@@ -54,30 +54,26 @@ def list_tools(row: Row) -> list[Mapping[str, Any]]:
     Raises:
         UserError: they cannot be read, or some are no definitions.
     """
-    named = [field for field in TOOL_FIELDS if row.fields.get(field) is not None]
-    found = [tool for field in named for tool in _definitions(row, field)]
+    found: list[Mapping[str, Any]] = []
+    for field in TOOL_FIELDS:
+        value = _parse(row, field, row.fields.get(field))
+        entries = (_parse(row, field, entry) for entry in (value if isinstance(value, list) else [value]))
+        tools = [tool for tool in entries if _drop_nulls(tool)]
+        read = [[*_functions(tool)] for tool in tools]
+        for tool, functions in zip(tools, read, strict=True) if any(read) else ():
+            # A function without arguments, of which nothing but this is said, is one too.
+            known = _drop_nulls(tool)
+            is_named = isinstance(known, Mapping) and isinstance(known.get("name"), str)
+            if not functions and not (is_named and known.keys() <= {"name", "description"}):
+                shown = json.dumps(tool, ensure_ascii=False)[:80]
+                raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
+            found += functions or [known]
     return [tool for i, tool in enumerate(found) if tool not in found[:i]]
 
 
 def defines_tools_alone(system: str) -> bool:
     """Tell whether a system message was made of a row's tools, and says nothing else."""
     return system.startswith(_HOW)
-
-
-def _definitions(row: Row, field: str) -> list[Mapping[str, Any]]:
-    value = _parse(row, field, row.fields.get(field))
-    entries = (_parse(row, field, entry) for entry in (value if isinstance(value, list) else [value]))
-    tools = [tool for tool in entries if _drop_nulls(tool)]
-    read = [[*_functions(tool)] for tool in tools]
-    if not any(read):
-        return []
-    out: list[Mapping[str, Any]] = []
-    for tool, functions in zip(tools, read, strict=True):
-        if not functions and not _is_bare(tool):
-            shown = json.dumps(tool, ensure_ascii=False)[:80]
-            raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
-        out += functions or [_drop_nulls(tool)]
-    return out
 
 
 def _parse(row: Row, field: str, value: Any) -> Any:
@@ -110,12 +106,6 @@ def _functions(tool: Any) -> Iterator[Mapping[str, Any]]:
             for key, value in _drop_nulls(function).items()
             if is_nested or key != "type"
         }
-
-
-def _is_bare(tool: Any) -> bool:
-    """Tell whether a tool is a function without arguments, of which nothing but this is said."""
-    known = _drop_nulls(tool) if isinstance(tool, Mapping) else {}
-    return isinstance(known.get("name"), str) and known.keys() <= {"name", "description"}
 
 
 def _drop_nulls(value: Any) -> Any:

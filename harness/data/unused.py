@@ -324,16 +324,12 @@ def _find_contexts(
         texts, of = [text for text, _ in read], [row for _, row in read]
         if _is_derived(texts, of) or _shows_question(texts, of):
             continue
+        is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
+        are_words = 2 * sum(" " in text.strip() or not text.isascii() for text in texts) > len(texts)
         explained = _describe_explained(texts, of)
-        reasons = [_describe_length(texts), explained, _describe_held(texts, of)]
+        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, of)]
         if why := ", ".join(filter(None, reasons)):
             yield ContextColumn(name, filled[name], why, bool(explained))
-
-
-def _describe_length(texts: Sequence[str]) -> str:
-    is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
-    are_words = sum(" " in text.strip() or not text.isascii() for text in texts)
-    return "long texts" if is_long and 2 * are_words > len(texts) else ""
 
 
 def _describe_explained(texts: Sequence[str], rows: Sequence[_Read]) -> str:

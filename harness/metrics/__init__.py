@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -244,25 +243,19 @@ def _build(written: str, task: spec.Task) -> Metric:
 
         return _entailment.metric(task, written)
     module = plugins.load("metrics", spec.metric_plugin(written), f"task {task.name}")
-    built: Metric = module.metric(task, *_read_params(module, written, task))
-    return replace(built, name=spec.metric_name(written)) if spec.metric_params(written) else built
-
-
-def _read_params(module: ModuleType, written: str, task: spec.Task) -> tuple[Any, ...]:
     given, taken = spec.metric_params(written), getattr(module, "Params", None)
     where = f"task {task.name}: metric {written}"
     if taken is None and given:
         raise UserError(Problem(where, "parameters", "none, as this metric has no Params", "leave them out"))
-    if taken is None:
-        return ()
     try:
-        return (taken(**given),)
+        params = (taken(**given),) if taken else ()
     except ValidationError as error:
         first = error.errors()[0]
         found, expected = f"{first['loc'][0]}={first['input']}", first["msg"].removeprefix("Input should be ")
-        raise UserError(
-            Problem(where, found, expected, f"the parameters are {', '.join(taken.model_fields)}")
-        ) from None
+        step = f"the parameters are {', '.join(taken.model_fields if taken else ())}"
+        raise UserError(Problem(where, found, expected, step)) from None
+    built: Metric = module.metric(task, *params)
+    return replace(built, name=spec.metric_name(written)) if given else built
 
 
 def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metric:

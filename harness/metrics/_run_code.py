@@ -98,19 +98,19 @@ def run_isolated(driver: str, given: bytes, limits: ProgramLimits) -> tuple[byte
 
     Returns what it told us, and what its start said of errors.
     """
+    n_bytes = limits.memory_mib * 2**20
+    prlimit = (
+        f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "
+        "--nofile=64 --core=0"
+    )
+    python = os.path.realpath(sys.executable)
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             _command(),
             stdin=subprocess.PIPE,
             stdout=said,
             stderr=errors,
-            env={
-                **_ENVIRONMENT,
-                "PYTHON": os.path.realpath(sys.executable),
-                "LEAVE": _LEAVE,
-                "DRIVER": driver,
-                "LIMITS": _limits(limits),
-            },
+            env={**_ENVIRONMENT, "PYTHON": python, "LEAVE": _LEAVE, "DRIVER": driver, "LIMITS": prlimit},
             cwd="/",
             start_new_session=True,
         )
@@ -138,14 +138,6 @@ def _command() -> list[str]:
         return [*own, "sh", "-c", _BUILD + _ENTER, "sh", *places]
     drop = f'exec setpriv --reuid={_NOBODY} --regid={_NOBODY} --clear-groups {" ".join(own)} sh -c "$ENTER"\n'
     return ["env", f"ENTER={_ENTER}", "unshare", "--mount", "sh", "-c", _BUILD + drop, "sh", *places]
-
-
-def _limits(limits: ProgramLimits) -> str:
-    n_bytes = limits.memory_mib * 2**20
-    return (
-        f"--cpu={limits.cpu_s} --as={n_bytes} --nproc={limits.processes} --fsize={16 * 2**20} "
-        "--nofile=64 --core=0"
-    )
 
 
 # The nonce is read only once the tests have ended; code that looks for the pipe in `__main__` can read it.

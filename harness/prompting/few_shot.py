@@ -49,7 +49,8 @@ def build(context: PromptingContext, params: Params) -> Step:
     ranked = _random_ranking(context.train, context.seed) if is_fixed else _nearest(context.train)
 
     def show(example: Example) -> Example:
-        shots = list(islice(_others(ranked(example), example), params.shots))
+        asked, others = fold_text(_dialogue(example)), (s for s in ranked(example) if s.id != example.id)
+        shots = list(islice((s for s in others if fold_text(_dialogue(s)) != asked), params.shots))
         system = tuple(takewhile(lambda message: message["role"] == "system", example.messages))
         turns: list[Message] = []
         for shot in shots[::-1]:
@@ -77,11 +78,6 @@ def remarks(context: PromptingContext, params: Params, items: Sequence[Example])
         why = f"{context.task.name} has {pluralize(len(context.train), 'training row')}"
         same = f", and the item itself, up to {max(n_same)} of them, is not a shot" if any(n_same) else ""
         yield f"{shown} {missing}: {why}{same}"
-
-
-def _others(ranked: Iterable[Example], example: Example) -> Iterator[Example]:
-    question = fold_text(_dialogue(example))
-    return (shot for shot in ranked if shot.id != example.id and fold_text(_dialogue(shot)) != question)
 
 
 def _dialogue(example: Example) -> str:

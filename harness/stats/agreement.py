@@ -154,7 +154,10 @@ def prediction_powered_mean(
     rest_grades = finite(rest, "grades without a label", 0)
     if len(y) != len(f):
         raise ValueError(f"labels and grades must be as many: {len(y)} and {len(f)}")
-    weight = _best_power(y, f, rest_grades) if power is None else power
+    spread = float(np.concatenate([f, rest_grades]).var())
+    weight = 0.0 if power is None else power
+    if power is None and spread > TIE and len(rest_grades):
+        weight = min(max(_covariance(y, f) / ((1 + len(y) / len(rest_grades)) * spread), 0.0), 1.0)
     if not len(rest_grades):
         weight = 0.0
     errors = y - weight * f
@@ -192,14 +195,6 @@ def labels_needed(labels: ArrayLike, grades: ArrayLike, n_items: int, se: float)
     if remaining_variance <= 0 or (needed := ceil((spread - explained) / remaining_variance - TIE)) > n_items:
         return None
     return max(needed, _FEWEST)
-
-
-def _best_power(labels: Array, grades: Array, rest: Array) -> float:
-    spread = float(np.concatenate([grades, rest]).var())
-    if spread <= TIE or not len(rest):
-        return 0.0
-    best = _covariance(labels, grades) / ((1 + len(labels) / len(rest)) * spread)
-    return float(min(max(best, 0.0), 1.0))
 
 
 def _covariance(x: Array, y: Array) -> float:
@@ -291,7 +286,8 @@ def bradley_terry(
     if not len(a) == len(b) == len(y) == len(items) or not len(a) or y.min() < 0 or y.max() > 1:
         raise ValueError(f"expected results in [0, 1] of as many pairs, found {len(a)}, {len(b)}, {len(y)}")
     k = int(max(a.max(), b.max())) + 1
-    codes = _number_items(items)
+    numbers: dict[Hashable, int] = {}
+    codes = np.array([numbers.setdefault(item, len(numbers)) for item in items])
     n_items = int(codes.max()) + 1
     times = np.random.default_rng(seed).multinomial(n_items, np.full(n_items, 1 / n_items), draws)
     observed_wins = _table(a, b, y, np.ones((1, len(a))), k)  # (1, k, k)
@@ -335,11 +331,6 @@ def krippendorff_alpha(units: Iterable[Mapping[Any, Any]], *, graded: bool = Fal
         return None
     observed = sum(count * distance(left, right) for (left, right), count in pairs.items())
     return 1 - (n - 1) * observed / expected
-
-
-def _number_items(items: Sequence[Hashable]) -> np.ndarray:
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(item, len(numbers)) for item in items])
 
 
 def _table(a: np.ndarray, b: np.ndarray, won: Array, weights: Array, k: int) -> Array:
