@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from test_formats import ROWS as LAYOUT_ROWS
 
 from harness.data import readers
-from harness.data.columns import find_roles, read_question_and_answers
-from harness.data.edit.clean import clean
+from harness.data.columns import find_roles
 from harness.data.edit.dedup import dedup
 from harness.data.multiple_choice import has_choices
 from harness.data.text_files import Rows
@@ -141,15 +140,6 @@ def test_rows_too_like_a_test_file_are_dropped(data):
     assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
     shown = read_refusal(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv")
     assert "never changed in place" in shown
-
-
-@pytest.mark.parametrize("name", LAYOUT_ROWS)
-def test_rows_of_every_layout_are_cleaned_and_deduplicated(name):
-    rows = rows_of(LAYOUT_ROWS[name], LAYOUT_ROWS[name])
-    roles = find_roles(Rows("r.jsonl", "r", rows))
-    assert list_written_rows(clean(rows, roles)) == rows
-    assert [outcome.row is None for outcome in dedup(rows, roles)] == [False, True]
-    assert read_question_and_answers(rows[0], roles)._replace(choices="").whole == "Who?"
 
 
 def test_trees_that_go_on_otherwise_are_no_duplicates_and_answers_in_another_order_are():

@@ -396,14 +396,3 @@ def test_pictures_in_a_column_are_named_and_refused_where_the_text_refers_to_the
     (tmp_path / "rows.jsonl").write_text(json.dumps({"messages": turns, "images": ["a.png"]}))
     with pytest.raises(UserError, match="images in a column, which the text refers to"):
         load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
-
-
-def test_ids_that_stand_twice_are_refused_with_the_command_that_gives_others(tmp_path):
-    rows = [{"id": "a", **row} for row in ROWS]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    with pytest.raises(UserError) as refusal:
-        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "rows.jsonl")}}), 0)
-    file = tmp_path / "rows"
-    assert refusal.value.problems[0].next_step.endswith(
-        f": harness data clean {file}.jsonl --out {file}.clean.jsonl --new-ids"
-    )

@@ -468,26 +468,6 @@ def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypa
         load_task(Task.model_validate({"name": "t", "data": {"test": "hub:baber/piqa"}}), 0)
 
 
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ("[{]", "malformed JSON"),
-        ('{"a": 1}', "JSON that is not a list of objects"),
-        ("[NaN]", "malformed JSON"),
-    ],
-)
-def test_a_json_file_of_another_form_is_refused(tmp_path, content, found):
-    (tmp_path / "test.json").write_text(content)
-    with pytest.raises(UserError, match=found):
-        load_task(Task.model_validate({"name": "t", "data": {"test": str(tmp_path / "test.json")}}), 0)
-
-
-def test_a_list_that_is_named_json_lines_is_told_to_be_renamed(load, tmp_path):
-    (tmp_path / "rows.jsonl").write_text('[{"prompt": "a", "reference": "b"}]')
-    with pytest.raises(UserError, match=r"rows\.jsonl:1: .*where the file is one list, name it \.json"):
-        load({"test": str(tmp_path / "rows.jsonl")})
-
-
 def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
     calls = [{"function": {"name": name, "arguments": '{"a": 1}'}} for name in ("add", "sub")]
     turns = [

@@ -464,12 +464,7 @@ def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_so
         csv.writer(file).writerows([("text", "tags"), *((f"text {i}", kinds[i % 4]) for i in range(N))])
     found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
     items = load_task(found.task, 0)
-    wanted = {
-        ("red",),
-        ("it's",),
-        ("red; it's",),
-        ("none",),
-    }
+    wanted = {("red",), ("it's",), ("red; it's",), ("none",)}
     assert {e.references for e in [*items.validation, *items.test]} == wanted
 
     printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
@@ -554,10 +549,7 @@ MAIL = ("refund", "delivery", "other") * 4
 # Few rows, and what the line on screen calls the task.
 SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
-    "ratings with decimals": (
-        label_rows("rating", (5.0, 4.0, 5.0, 1.0, 4.0, 2.0, 5.0, 1.0)),
-        "ratings in 4",
-    ),
+    "ratings with decimals": (label_rows("rating", (5.0, 4.0, 5.0, 1.0, 4.0, 2.0, 5.0, 1.0)), "ratings in 4"),
     "yes, no, maybe": (
         answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")),
         "a closed set of 3",

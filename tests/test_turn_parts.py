@@ -189,28 +189,6 @@ def test_the_history_of_an_instruction_is_asked_before_it(load):
     assert [m["content"] for m in load(row).test[0].messages] == ["Where?", "At sea.", "And now?"]
 
 
-def test_answers_that_differ_in_their_calls_are_no_duplicates(tmp_path):
-    rows = [
-        talk(
-            {
-                "role": "assistant",
-                "content": "",
-                "tool_calls": [{"name": "track", "arguments": {"order": i // 2}}],
-            }
-        )
-        for i in range(2)
-    ]
-    rows += [talk({"role": "assistant", "content": "", "tool_calls": [{"name": "stop", "arguments": {}}]})]
-    path = tmp_path / "rows.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    table = examine_rows(RowCheck([str(path)])).table
-    assert [entry.qa.answers[0] for entry in table.entries] == [
-        '{"name": "track", "arguments": {"order": 0}}',
-        '{"name": "track", "arguments": {"order": 0}}',
-        '{"name": "stop", "arguments": {}}',
-    ]
-
-
 BETA = 0.3
 
 

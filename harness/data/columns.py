@@ -169,10 +169,7 @@ def find_reading_roles(task: Task, layout: Layout | None, names: Collection[str]
     questions = found.questions
     if fields.prompt != default.prompt:
         questions = _put_in_whole(columns_of(fields.prompt, names), found.questions if layout else ())
-    return Roles(
-        questions,
-        columns_of(fields.reference, names) if is_named else found.answers,
-    )
+    return Roles(questions, columns_of(fields.reference, names) if is_named else found.answers)
 
 
 def _put_in_whole(shown: tuple[str, ...], of_layout: tuple[str, ...]) -> tuple[str, ...]:

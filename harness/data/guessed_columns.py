@@ -278,11 +278,7 @@ def _are_lists(values: Sequence[Any]) -> bool:
 
 
 def _advise_columns(
-    content: Rows,
-    prompt: str | None,
-    answers: str | None,
-    names: Iterable[str],
-    places: Mapping[str, str],
+    content: Rows, prompt: str | None, answers: str | None, names: Iterable[str], places: Mapping[str, str]
 ) -> str:
     """Write the options that read a file: texts ask, a column of few values or the last text answers.
 

@@ -391,10 +391,7 @@ class CheckContext:
 
 
 def check_rows(
-    table: RowTable,
-    given: CheckContext,
-    only: Iterable[str] | None = None,
-    advance: "Advance | None" = None,
+    table: RowTable, given: CheckContext, only: Iterable[str] | None = None, advance: "Advance | None" = None
 ) -> list[Finding]:
     """Run the checks, all or those that are named, and return their findings, the worst first."""
     from harness.data.check.personal_data import mask_text
