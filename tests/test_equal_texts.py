@@ -153,20 +153,6 @@ def test_a_suite_of_labels_that_are_one_is_refused(labels):
 
 
 def test_labels_in_yaml_keep_their_text():
-    written = [
-        "007",
-        "on",
-        "off",
-        "yes",
-        "no",
-        "null",
-        "~",
-        "1e3",
-        "1_000",
-        "0x1F",
-        "2024-01-02",
-        "true",
-        "1.50",
-    ]
+    written = "007 on off yes no null ~ 1e3 1_000 0x1F 2024-01-02 true 1.50".split()
     read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
     assert read == {"labels": written, "stop": ["007"], "limit": 31}

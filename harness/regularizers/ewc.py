@@ -80,23 +80,15 @@ def fisher_diagonal(
     model.zero_grad()
     for row in rows:
         with _square_gradients(model, squares):
-            _draw_logprob(model, row, generator).backward()
+            ids = torch.tensor([row.ids], device=model.device)
+            keep = len(row.ids) - row.start + 1
+            logits = model(input_ids=ids, logits_to_keep=keep, use_cache=False).logits[0, :-1]  # (n, v)
+            logprobs = logits.float().log_softmax(-1)
+            drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)
+            logprobs.gather(1, drawn.to(logprobs.device)).sum().backward()
     model.zero_grad()
     model.train(training)
     return {name: square / n_tokens for name, square in squares.items()}
-
-
-def _draw_logprob(model: Any, row: regularizers.GeneralRow, generator: "torch.Generator") -> "torch.Tensor":
-    """Return the joint log-probability of answer tokens drawn from the model at each position of the row."""
-    import torch
-
-    n = len(row.ids) - row.start
-    ids = torch.tensor([row.ids], device=model.device)
-    logits = model(input_ids=ids, logits_to_keep=n + 1, use_cache=False).logits[0, :-1]  # (n, v)
-    logprobs = logits.float().log_softmax(-1)
-    drawn = torch.multinomial(logprobs.detach().exp().cpu(), 1, generator=generator)
-    joint: torch.Tensor = logprobs.gather(1, drawn.to(logprobs.device)).sum()
-    return joint
 
 
 @contextmanager

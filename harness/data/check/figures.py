@@ -206,7 +206,12 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST_COMPARED:
         yield _diversity(drawn)
-    yield from _freshness(table, given.test)
+    if dates := sorted(entry.date for entry in table.entries if entry.date):
+        tested = given.test.entries if given.test else ()
+        newest = max([dates[-1], *(entry.date for entry in tested if entry.date)])
+        age = median((newest - date).days for date in dates)
+        title = f"freshness: half of the rows are {age:,.0f} days or older at {newest:%Y-%m-%d}, the newest"
+        yield Finding("note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since")
     if given.test is None:
         return
     test = given.test.draw(_MOST)
@@ -290,13 +295,3 @@ def _representativeness(
         )
         return Finding("warning", title, meaning, command="harness data split FILE --out OUT")
     return Finding("note", title, "0.5 is alike: test items look like training rows")
-
-
-def _freshness(table: RowTable, test: RowTable | None) -> Iterator[Finding]:
-    dates = sorted(entry.date for entry in table.entries if entry.date)
-    if not dates:
-        return
-    newest = max([dates[-1], *(entry.date for entry in (test.entries if test else ()) if entry.date)])
-    age = median((newest - date).days for date in dates)
-    title = f"freshness: half of the rows are {age:,.0f} days or older at {newest:%Y-%m-%d}, the newest"
-    yield Finding("note", title, f"from {dates[0]:%Y-%m-%d} on; old rows teach what has changed since")

@@ -217,21 +217,16 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
             "too weak to tell a wrong label from its own errors: few rows of a label, or no matter of words",
         )
         return
-    p = float(stats.binomtest(n_sure, len(drawn), _EXPECTED, alternative="greater").pvalue)
-    yield from _report_suspects(suspects, n_sure, len(drawn), len(table.digests), is_alarm=p < ALPHA)
-
-
-def _report_suspects(
-    suspects: Sequence[Suspect], n_sure: int, n: int, n_all: int, *, is_alarm: bool
-) -> Iterator[Finding]:
-    doubted = 100 * len(suspects) / n
-    said = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)" if n < n_all else ""
+    n = len(drawn)
+    is_alarm = stats.binomtest(n_sure, n, _EXPECTED, alternative="greater").pvalue < ALPHA
+    doubted, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
+    sampled = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)"
+    said = sampled if n < len(table.digests) else ""
     yield Finding(
         "note",
         f"label accuracy: about {100 - doubted:.1f} %{said}"
         if is_alarm
-        else f"label accuracy: {doubted:.1f} % of the labels are suspect, "
-        f"hardly more than where all are right{said}",
+        else f"label accuracy: {doubted:.1f} % of the labels are suspect, {hardly}{said}",
         f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
         f"where all labels are right in up to {100 * _EXPECTED:.1f} %",
     )
@@ -239,7 +234,7 @@ def _report_suspects(
         worst = suspects[0]
         yield Finding(
             "warning" if is_alarm else "note",
-            f"suspect labels{said}" + ("" if is_alarm else ", hardly more than where all are right"),
+            f"suspect labels{said}" + ("" if is_alarm else f", {hardly}"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
             tuple(suspect.entry.where for suspect in suspects),
             f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "

@@ -14,7 +14,6 @@ from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, R
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import (
     EMBEDDINGS,
-    ContaminatedRow,
     Encode,
     Overlap,
     find_contaminated_rows,
@@ -188,7 +187,21 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     dropped = [*(row.training.where for row in exact), *(pair.row.where for pair in in_words)]
     emptied = table.files_emptied_by(dropped)
     if emptied:
-        yield _say_emptied(table, emptied, dropped, exact)
+        # Without these no row is left to train on.
+        contaminated = tuple(where for where in dropped if file_of(where) in emptied)
+        are = "are" if exact_places.issuperset(contaminated) else "are or may be"
+        files = ", ".join(emptied)
+        split = "harness data split FILE --out OUT  # and test on its part, or on another file"
+        yield Finding(
+            "error" if exact else "warning",
+            f"all {len(contaminated):,} rows of {files} {are} in the test",
+            "the score on test counts what was learned by heart, and without these rows none is left to "
+            "train on",
+            contaminated,
+            command=split
+            if len(emptied) == len(table.files)
+            else f"train without {files}, or test on another file",
+        )
     exact = [row for row in exact if file_of(row.training.where) not in emptied]
     in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
     against = " ".join(f"--against {as_argument(file)}" for file in given.test.files)
@@ -210,25 +223,6 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if by_sense:
         decided = f"page, where the target's `test:` is {', '.join(given.test.files)},"
         yield _say_alike(by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
-
-
-def _say_emptied(
-    table: RowTable, emptied: Sequence[str], dropped: Sequence[str], exact: Sequence[ContaminatedRow]
-) -> Finding:
-    """Say of files that all their rows are contaminated: without these no row is left to train on."""
-    rows = [where for where in dropped if file_of(where) in emptied]
-    is_exact = {row.training.where for row in exact}.issuperset(rows)
-    shown = ", ".join(emptied)
-    split = "harness data split FILE --out OUT  # and test on its part, or on another file"
-    return Finding(
-        "error" if exact else "warning",
-        f"all {len(rows):,} rows of {shown} {'are' if is_exact else 'are or may be'} in the test",
-        "the score on test counts what was learned by heart, and without these rows none is left to train on",
-        tuple(rows),
-        command=split
-        if len(emptied) == len(table.files)
-        else f"train without {shown}, or test on another file",
-    )
 
 
 def _say_alike(pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
