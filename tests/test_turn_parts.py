@@ -119,38 +119,6 @@ def test_thoughts_and_names_are_named_as_not_used_with_their_turns(load, tmp_pat
     assert [f.severity for f in found if "keys of turns" in f.title] == ["warning"]
 
 
-@pytest.mark.parametrize(
-    ("turn", "found"),
-    [
-        ({"tool_calls": "look it up"}, "'tool_calls' of another form"),
-        ({"tool_calls": [{"tool": "track"}]}, "'tool_calls' of another form"),
-        (
-            {"content": "", "reasoning_content": "Hm."},
-            "a turn of 'assistant' without text, but with reasoning_content",
-        ),
-        ({"content": ""}, "a turn of 'assistant' without text, and turns behind it"),
-        ({"content": "See.", "images": ["a.png"]}, "images in a turn of 'assistant'"),
-        (
-            {"content": [{"image": "a.png"}, {"text": "See."}]},
-            "an image part (image) in a turn of 'assistant'",
-        ),
-        (
-            {"content": [{"type": "document", "source": {}}]},
-            "a part that is not text (document) in a turn of 'assistant'",
-        ),
-    ],
-)
-def test_a_turn_that_cannot_be_shown_whole_is_refused(load, turn, found):
-    row = talk(
-        {"role": "assistant", **turn},
-        {"role": "user", "content": "And?"},
-        {"role": "assistant", "content": "x"},
-    )
-    with pytest.raises(UserError) as refusal:
-        load(row)
-    assert refusal.value.problems[0].found == found
-
-
 @pytest.mark.parametrize("flag", [{"weight": 0}, {"train": False}, {"loss": False}, {"training": "false"}])
 def test_a_turn_that_is_not_to_be_trained_on_is_only_read(load, flag):
     first, last = ({"role": "assistant", "content": text} for text in ("No.", "Yes."))
@@ -228,19 +196,6 @@ def test_thumbs_are_read_as_trl_writes_them_beside_pairs(tmp_path):
     assert (down.prompt, down.references, down.rejected) == ("Where was it?", (), "money")
     assert (chat.prompt, chat.references) == ("When?", ("noon",))
     assert (pair.references, pair.rejected) == (("me",), "you")
-
-
-@pytest.mark.parametrize(
-    ("row", "said"),
-    [
-        ({"prompt": "a", "completion": "b", "label": "up"}, "the label 'up'"),
-        ({"prompt": "a", "completion": " ", "label": True}, "an empty 'completion'"),
-        ({"prompt": "a", "completion": [{"role": "user", "content": "b"}], "label": True}, "another form"),
-    ],
-)
-def test_a_row_whose_thumb_cannot_be_read_is_refused(tmp_path, row, said):
-    with pytest.raises(UserError, match=said):
-        rows_of(tmp_path, [row])
 
 
 def log_sum(model, prompt, answer):
