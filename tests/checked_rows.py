@@ -43,9 +43,9 @@ def write(path: Path, rows) -> str:
     return str(path)
 
 
-def list_refused(section: str) -> list[list[str]]:
-    """List the cases of a section of refused_rows.txt, each in its parts."""
-    written = Path(__file__).with_name("refused_rows.txt").read_text("utf-8")
+def list_cases(file: str, section: str) -> list[list[str]]:
+    """List the cases of a section of a table beside the tests, each in its parts."""
+    written = Path(__file__).with_name(file).read_text("utf-8")
     lines = written.partition(f"## {section}\n")[2].partition("\n## ")[0].split("\n")
     return [line.split(" => ") for line in lines if line]
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import tiny_experiment
 import torch
+from checked_rows import list_cases
 from openai_server import Rule, serve_model
 
 from harness import store
@@ -33,44 +34,15 @@ def make_item(mark="number", documents=("lamp",), found=(LAMP, SHIP, BULB), ques
     return with_context(item, list(found), mark) if found else item
 
 
+def read_forms(section):
+    return [json.loads(form) for (form,) in list_cases("citation_forms.txt", section)]
+
+
 def scores(answer, example):
     return tuple(metric.score(Output(answer), example)[0] for metric in METRICS.values())
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "40 euros 【1】, in three days 【2】.",
-        "40 euros 【1†source】, in three days 【2†source】.",
-        "40 euros［1］，three days［２］。",
-        "40 euros [^1], three days [^2].",
-        "40 euros [Passage 1], three days [doc 2].",
-        "40 euros in three days [1 and 2].",
-        "40 euros in three days [1-2].",
-        "40 euros in three days [1 to 2].",
-        "40 euros in three days [1]–[2].",
-        "40 euros in three days [Sources 1 to 2].",
-        "40 euros [Quelle 1], in three days 【来源：2】.",
-        "40 euros [Source: 1], in three days [Source: 2].",
-        '40 euros [Doc 1: Lamp, its price], in three days [passage 2: "three days"].',
-        "40 euros [citation:1], in three days [[cite:2]].",
-        "40 euros in three days [cite: 1, 2] in all.",
-        "40 euros [^1^], in three days [^2^].",
-        "40 euros¹ in three days².",
-        "40 euros in three days.¹²",
-        "40 euros<sup>1</sup> in three days<sup>2</sup>",
-        "40 euros (1), in three days (2).",
-        "40 euros in three days (1, 2).",
-        "40 euros in three days (1-2).",
-        "40 euros in three days (1–2)",
-        "40 euros in three days (passages 1 to 2) at most.",
-        "40 euros (Source 1) in three days (Doc. 2) at most.",
-        "40 euros in three days. Source: 1, 2",
-        "40 euros in three days (Sources: passages 1 and 2).",
-        "40 euros in three days.\nQuellen: [1], [2].",
-        "40 euros in three days 出典：１、２",
-    ],
-)
+@pytest.mark.parametrize("answer", read_forms("read"))
 def test_each_usual_form_of_a_citation_is_read(answer):
     both = ("lamp", "ship")
     assert scores(answer, make_item(documents=both)) == (1.0, 1.0)
@@ -78,17 +50,7 @@ def test_each_usual_form_of_a_citation_is_read(answer):
     assert not cites_nothing(answer, make_item())
 
 
-@pytest.mark.parametrize(
-    "answer",
-    [
-        "40 euros (Smith, 2020).", "40 euros, in (1) three days", "It takes 1-2 days",
-        "It takes a while (1-2 days).", "A week, [1-2 days] more", "They won (2-1).",
-        "In (1-2) weeks of three", "One of [1:2] parts", "As passage 1 says",
-        "40 euros [Source: our price list]", "(1) Look at the price.\n(2) Pay it.",
-        "It takes 5 m² and 10² tiles", "It takes 12 metres², or 40 square feet¹", "40 euros (40).",
-        "[20-40] euros", "Source: our price list", "[1](http://host.example)", "40 euros",
-    ],
-)  # fmt: skip
+@pytest.mark.parametrize("answer", read_forms("not read"))
 def test_what_is_in_no_form_that_is_read_counts_for_no_citation(answer):
     assert scores(answer, make_item()) == (0.0, 0.0)
     assert cites_nothing(answer, make_item())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from checked_rows import list_refused
+from checked_rows import list_cases
 from edited_rows import ASKED, jsonl, make_distinct_rows, manifest, read, read_refusal, rows_of, run_data
 from forking import terminal_signals
 
@@ -148,7 +148,7 @@ def test_an_option_that_cannot_be_used_is_refused_with_the_next_step(data, words
     assert said in read_refusal(data, "clean", "r.jsonl", *words)
 
 
-@pytest.mark.parametrize(("file", "said"), list_refused("files"))
+@pytest.mark.parametrize(("file", "said"), list_cases("refused_rows.txt", "files"))
 def test_a_file_that_cannot_be_used_is_refused_at_its_line_and_leaves_nothing(data, file, said):
     name, _, content = file.partition(" ")
     Path(name).write_bytes(json.loads(content).encode("latin-1"))

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from checked_rows import list_refused, write
+from checked_rows import list_cases, write
 from conftest import find_shared_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -323,7 +323,7 @@ def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_wher
     assert "2 of 3 rows dropped, invalid: fields instruction (1), an empty 'output' (1)" in items.removed[0]
 
 
-@pytest.mark.parametrize(("rows", "line", "found"), list_refused("rows"))
+@pytest.mark.parametrize(("rows", "line", "found"), list_cases("refused_rows.txt", "rows"))
 def test_a_row_that_cannot_be_an_item_or_does_not_fit_its_layout_is_refused_at_its_line(
     load, rows, line, found
 ):
@@ -371,7 +371,7 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
     assert found[0][:2] == ("train.jsonl", "turns: all, and Alpaca rows")
 
 
-@pytest.mark.parametrize(("rows", "line", "found"), list_refused("pairs"))
+@pytest.mark.parametrize(("rows", "line", "found"), list_cases("refused_rows.txt", "pairs"))
 def test_a_pair_that_prefers_nothing_is_refused(load, rows, line, found):
     problems = list_problems(load, test=[ROWS["chat"]], pairs=json.loads(rows))
     assert problems[0][:2] == (f"pairs.jsonl:{line}", found)
