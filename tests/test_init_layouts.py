@@ -61,10 +61,7 @@ LAYOUTS = {
         lambda i: {"question": f"Who is over {i}?", "schema": f"CREATE TABLE t{i} (age INT)", "sql": sql(i)},
         "question → question; schema → context; sql → answer",
         lambda row: (f"{row['schema']}\n\n{row['question']}", row["sql"]),
-        (
-            "Write one SQL query on the tables of the schema that answers the question. Reply with the query and "
-            "nothing else."
-        ),
+        "Write one SQL query on the tables of the schema that answers the question. Reply with the query and nothing else.",
     ),
     "SQL called a query": (
         lambda i: {"nl": f"Who is over {i}?", "query": sql(i)},
@@ -86,10 +83,7 @@ LAYOUTS = {
             "long_answer": say(i + 90, 20),
             "final_decision": pick(("yes", "no", "maybe"), i),
         },
-        (
-            "pubid, long_answer, context.labels → not used; question → question; context → context; "
-            "final_decision → label"
-        ),
+        "pubid, long_answer, context.labels → not used; question → question; context → context; final_decision → label",
         lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
         "Answer the question from the context. Reply with one of these labels and nothing else: maybe, no, yes.",
     ),
@@ -124,10 +118,7 @@ LAYOUTS = {
         },
         "text → question; entities → answer",
         lambda row: (row["text"], json.dumps(row["entities"])),
-        (
-            "Extract the entities from the text as a JSON list of objects with the keys text, type; an empty list "
-            "where there are none. Reply with the JSON and nothing else."
-        ),
+        "Extract the entities from the text as a JSON list of objects with the keys text, type; an empty list where there are none. Reply with the JSON and nothing else.",
     ),
     "entities": (
         lambda i: {
@@ -156,10 +147,7 @@ LAYOUTS = {
             "yesnos": [2, 2],
             "answers": {"texts": [[f"Ann {i}"], [f"in {i}", f"{i}"]], "answer_starts": [[1], [2, 3]]},
         },
-        (
-            "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; "
-            "answers → answer"
-        ),
+        "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; answers → answer",
         lambda row: (row["questions"][1], row["answers"]["texts"][1][0]),
         "Answer the question from the context in a few words. Reply with the answer and nothing else.",
     ),
@@ -191,10 +179,7 @@ LAYOUTS = {
         lambda i: {"premise": say(i), "hypothesis": say(i + 50, 4), "label": pick(("no", "open", "yes"), i)},
         "premise → context; hypothesis → question; label → label",
         lambda row: (f"Premise: {row['premise']}\nHypothesis: {row['hypothesis']}", row["label"]),
-        (
-            "Decide whether the hypothesis follows from the premise. Reply with one of these labels and nothing "
-            "else: no, open, yes."
-        ),
+        "Decide whether the hypothesis follows from the premise. Reply with one of these labels and nothing else: no, open, yes.",
     ),
     "MATH": (
         lambda i: {
@@ -227,10 +212,7 @@ LAYOUTS = {
             "exp": say(i, 20),
             "topic_name": None,
         },
-        (
-            "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; "
-            "topic_name → empty"
-        ),
+        "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; topic_name → empty",
         lambda row: (row["question"], row["op" + "abcd"[row["cop"]]]),
         "Answer the question.",
     ),
@@ -241,10 +223,7 @@ LAYOUTS = {
             "correct_answer": f"right {i}",
             "support": say(i, 30),
         },
-        (
-            "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; "
-            "support → context"
-        ),
+        "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; support → context",
         lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
         "Answer the question from the context.",
     ),
@@ -255,10 +234,7 @@ LAYOUTS = {
             "Correct Answer": f"right {i}",
             **{f"Incorrect Answer {k}": f"wrong {k} {i}" for k in (1, 2, 3)},
         },
-        (
-            "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, "
-            "Incorrect Answer 3 → choice"
-        ),
+        "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3 → choice",
         lambda row: (row["Question"], row["Correct Answer"]),
         "Answer the question.",
     ),
@@ -327,10 +303,7 @@ LAYOUTS = {
         lambda i: {"sentence": f"Ann met Omar on day {i}.", "entities": [["Ann", "PER"], ["Omar", "PER"]]},
         "sentence → question; entities → answer",
         lambda row: (row["sentence"], json.dumps(row["entities"])),
-        (
-            "Extract the entities from the sentence as a JSON list; an empty list where there are none. "
-            "Reply with the JSON and nothing else."
-        ),
+        "Extract the entities from the sentence as a JSON list; an empty list where there are none. Reply with the JSON and nothing else.",
     ),
     "Alpaca with objects": (
         lambda i: {
@@ -340,19 +313,13 @@ LAYOUTS = {
         },
         "instruction, input → question; output → answer",
         lambda row: (f"Sort it.\n\n{row['input']}", json.dumps(row["output"])),
-        (
-            "Extract the data from the instruction as one JSON object with the keys queue (one of a | b), place. "
-            "Reply with the JSON and nothing else."
-        ),
+        "Extract the data from the instruction as one JSON object with the keys queue (one of a | b), place. Reply with the JSON and nothing else.",
     ),
     "half stars": (
         lambda i: {"review": say(i, 20), "rating": pick((0.5, 1.0, 2.5, 4.0, 5.0), i)},
         "review → question; rating → label",
         lambda row: (row["review"], f"{row['rating']:g}"),
-        (
-            "Rate the review on a scale from 0.5 (lowest) to 5 (highest) in steps of a half, as its author did. "
-            "Reply with the number and nothing else."
-        ),
+        "Rate the review on a scale from 0.5 (lowest) to 5 (highest) in steps of a half, as its author did. Reply with the number and nothing else.",
     ),
     "WinoGrande": (
         lambda i: {
