@@ -20,6 +20,7 @@ from harness.stats import Variance
 from harness.store import Store
 from reports.studies import k_fold as study
 
+pytestmark = pytest.mark.usefixtures("own_cache")
 METRIC = mean_metric("right", lambda output, example: None)
 LABELS = ("late", "money")
 
@@ -260,19 +261,14 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
-@pytest.mark.usefixtures("own_cache")
-def test_rows(path, name):
+def read_test_rows(path, name):
     at = Store(path.parent / "runs")
     return store.read_rows(at, runs_of(path)[name].rows["letters/test"])
 
 
-test_rows.__test__ = False
-
-
-@pytest.mark.usefixtures("own_cache")
 def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
     path, _ = file_and_report
-    tested = {name: test_rows(path, name) for name in NAMES}
+    tested = {name: read_test_rows(path, name) for name in NAMES}
     n = len(tested["lora"])
     assert n > len(letters(slice(0, 8))) // 2
     for name in ("shots", "bag", "lora"):
@@ -282,10 +278,9 @@ def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
     assert {row.fold for row in tested["prompt"]} == {0}  # one model that saw nothing answers all
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file_and_report):
     path, _ = file_and_report
-    tested = test_rows(path, "shots")
+    tested = read_test_rows(path, "shots")
     of_word = {row.cluster: row.fold for row in tested}
     assert all(of_word[row.cluster] == row.fold for row in tested)
     for row in tested:
@@ -295,7 +290,6 @@ def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file
         assert row.fold not in others
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_rows(file_and_report):
     path, _ = file_and_report
     run = runs_of(path)["lora"]
@@ -304,20 +298,17 @@ def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_ro
     assert len(behind) == 3
     assert len({run.weights_digest, *behind.values()}) == 4
     assert all((at.weights(key) / "fit.json").exists() for key in (run.training.fit_key, *behind))
-    assert not store.list_unreferenced(at, store.References()) or True
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_measured(file_and_report):
     _, found = file_and_report
     compared = {f.name: f.vs_prompt or f.vs_untrained for f in found.facts}
     assert compared["lora"].estimator == "folds"
-    text = report.to_markdown(found) if hasattr(report, "to_markdown") else json.dumps(report.to_json(found))
+    text = json.dumps(report.to_json(found))
     assert "3 folds of" in text
     assert "made without it" in text
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_second_compare_computes_nothing(file_and_report):
     path, found = file_and_report
     runs = path.parent / "runs"
@@ -329,7 +320,6 @@ def test_a_second_compare_computes_nothing(file_and_report):
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(
     file_and_report, command
 ):
@@ -346,7 +336,6 @@ def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_witho
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(file_and_report):
     path, _ = file_and_report
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
@@ -356,14 +345,12 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     assert note.startswith("given: made elsewhere")
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_learning_curve_is_refused(file_and_report):
     path, _ = file_and_report
     with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
         tiny_experiment.run(path, learning_curve=True)
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("verb", [("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")])
 def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command, verb):
     path, _ = file_and_report

@@ -19,7 +19,7 @@ from harness.models.hub import ModelSource
 from harness.records import Example
 from harness.spec import TaskData
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 WORDS = "the lamp is on the table and the hen is in the garden"
 
@@ -204,7 +204,6 @@ def find_time_line(found):
     return line
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_quick_machine_is_asked_all_that_limits_allow(propose_on):
     found = propose_on(gflops=1000.0)
     assert found.task.data.limits.train is None
@@ -212,7 +211,6 @@ def test_a_quick_machine_is_asked_all_that_limits_allow(propose_on):
     assert "sweep" in found.candidates["full"]
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
     found = propose_on(gflops=0.12)
     limits = found.task.data.limits
@@ -226,7 +224,6 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
     assert found.warnings == ()
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
     path = tmp_path / "few.jsonl"
     content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
@@ -244,7 +241,6 @@ def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_s
     assert "not set: that takes about" in line
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
     found = propose_on(gflops=0.001)
     assert found.task.data.limits.train == STEPS[-1].train
@@ -255,7 +251,6 @@ def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
     assert full["params"]["learning_rate"] == 1e-4
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_base_that_is_not_here_is_not_fetched(large_file, tmp_path):
     found = scaffold.propose(
         Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
@@ -290,7 +285,6 @@ def llama(tmp_path):
     return make_source
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("billions", "free_gib", "device", "chosen", "said"),
     [
@@ -306,7 +300,6 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
     assert said in choice.why
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(("free_gib", "named"), [(80, ["peft (peft_type: IA3)", "spectrum"]), (8, [])])
 def test_methods_without_added_latency_are_named_where_they_fit(llama, free_gib, named):
     row = Example("a", ({"role": "user", "content": "Where?"},), ("late",))
@@ -317,7 +310,6 @@ def test_methods_without_added_latency_are_named_where_they_fit(llama, free_gib,
     assert ("without added latency" in said) is bool(named)
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_training_takes_fewer_rows_at_a_time_where_memory_asks_for_it(llama):
     def fit_into(free_gib):
         return fit_batches(RECIPES, llama(1.0), resources(free_gib), longest=4096)
