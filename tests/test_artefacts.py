@@ -231,3 +231,9 @@ def test_the_gate_compares_an_export_with_its_own_run_and_promote_names_those_th
         one for one in release.list_failed_exports(path, run_id) if one.startswith("its export other: ")
     )
     assert said.startswith(("its export other: FAIL", "its export other: UNDECIDED"))
+
+
+@pytest.mark.e2e
+def test_an_artefact_of_another_engine_is_compared_alone_beside_what_is_stored(exported, harness):
+    done = harness("compare", "--candidates", "other", "-c", exported[0])
+    assert done.returncode == 0, done.stderr

@@ -246,8 +246,9 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     outcome = margin_outcome(c.lower, c.upper, share)
     words = {"pass": "a larger loss is ruled out", "fail": "a loss beyond it is shown"}
     judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
-    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", " points [")
-    said = f"export: {task.name} fell {fell} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
+    change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
+    moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
+    said = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
     facts |= {"lost": len(c.lost), "won": len(c.gained)}
     return Rule("export", outcome, f"{said}margin {margin_text(margin)}: {judged}", facts)
