@@ -72,7 +72,7 @@ OFFERED = {
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "artefact_prompts candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
         "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
@@ -82,7 +82,7 @@ OFFERED = {
     # Its `split` is of a suite's items.
     "gating": "halves",
     # A group: engines, weights and devices, of which each package needs a few.
-    "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs server_process serving_programs shapes supervision two_layer_copy vllm weight_files whole_model",
+    "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory oom openai_api pass_costs serving_programs shapes supervision two_layer_copy vllm weight_files whole_model",
     # Its `write` is of files for cron and systemd.
     "nightly": "scheduler",
     # A module a kind of file, of which a command loads one.

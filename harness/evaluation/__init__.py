@@ -245,7 +245,11 @@ def _generate(block: _ItemBlock, left: Sequence[int]) -> _Outputs:
 
 def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResult:
     job, example, item = block.job, block.examples[i], block.items[i]
-    is_ranked = output.finish_reason == "ranked" and _is_ranked(job, example)
+    is_ranked, margin = output.finish_reason == "ranked" and _is_ranked(job, example), None
+    if len(output.choice_logprobs) > 1:  # log p(gold) − log p(best other choice), in nats
+        gold = example.choices.index(example.references[0])
+        others = (x for i, x in enumerate(output.choice_logprobs) if i != gold)
+        margin = output.choice_logprobs[gold] - max(others)
     return SampleResult(
         task=job.task.name,
         split=job.split,
@@ -257,7 +261,7 @@ def _row(block: _ItemBlock, i: int, position: int, output: Output) -> SampleResu
         slice=example.slice,
         gold_logprob=output.gold_logprob,
         gold_bytes=output.gold_bytes,
-        margin=_margin(example, output),
+        margin=margin,
         n_prompt_tokens=output.n_prompt_tokens,
         n_output_tokens=output.n_output_tokens,
         compute_s=output.compute_s,
@@ -336,9 +340,16 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
             scores[name], unscored[name] = None, f"metric {name}: item {example.id}: {error}"
     not_finite = [n for n, parts in scores.items() if parts is not None and not np.isfinite(parts).all()]
     parts = {n: None if n in not_finite else parts for n, parts in scores.items()}
-    for name, score in parts.items():
-        if score is not None:
-            _refuse_out_of_bounds(job, name, score, example)
+    for name, known in parts.items():
+        if known is None:
+            continue
+        low, high = job.metrics[name].bounds  # on which every test and interval depends
+        score = float(job.metrics[name].aggregate(np.array([known], float), np.ones(1)))
+        room = _ROUNDING * max(1.0, abs(score))
+        if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
+            where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
+            step = "fix the metric, or declare bounds that hold"
+            raise UserError(Problem(where, found, f"{low:g} to {high:g}", step))
     if status == "error":
         return AnswerScore(status, parts, output.error)
     reasons = [*unscored.values()]
@@ -349,19 +360,6 @@ def score_output(job: EvaluationJob, example: Example, output: Output) -> Answer
         )
     failed = bool(unscored) and job.task.primary_metric in unscored
     return AnswerScore("error" if failed else status, parts, "; ".join(reasons))
-
-
-def _refuse_out_of_bounds(job: EvaluationJob, name: str, parts: Parts, example: Example) -> None:
-    """Refuse a score beyond its metric's bounds, on which every test and interval depends."""
-    metric = job.metrics[name]
-    low, high = metric.bounds
-    score = float(metric.aggregate(np.array([parts], float), np.ones(1)))
-    room = _ROUNDING * max(1.0, abs(score))
-    if score < low - room or score > high + room:  # an item may have no score of its own, which is NaN
-        where, found = f"task {job.task.name}: metric {name}", f"a score of {score:g} (item {example.id})"
-        raise UserError(
-            Problem(where, found, f"{low:g} to {high:g}", "fix the metric, or declare bounds that hold")
-        )
 
 
 def _status(job: EvaluationJob, example: Example, output: Output) -> Status:
@@ -395,11 +393,3 @@ def _parts(job: EvaluationJob, metric: str, status: Status, output: Output, exam
     is_cut = status == "truncated" and job.task.truncated_scores
     counts = status == "ok" or is_read or is_cut or (scores.reads_any and status == "unparsable")
     return scores.score(output, example) if counts else scores.worst(example)
-
-
-def _margin(example: Example, output: Output) -> float | None:
-    """Return log p(gold) − log p(best other choice) in nats, if choices were ranked."""
-    if len(output.choice_logprobs) < 2:
-        return None
-    gold = example.choices.index(example.references[0])
-    return output.choice_logprobs[gold] - max(x for i, x in enumerate(output.choice_logprobs) if i != gold)

@@ -85,7 +85,13 @@ def read_training_rows(
         if not key or key in tasks_by_key or recipe.method not in plugins.names("methods"):
             continue
         try:
-            task_items = _read(experiment, recipe, items, catalogue, n_pairs, encode)
+            target, seed = experiment.target, experiment.seeds[0]
+            own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
+            own = own.without_test() if own.folds else own  # the released weights train on every row
+            own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
+            own = replace(own, pairs=own.pairs[:n_pairs])
+            files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_shown_paths(recipe))}
+            task_items = refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
         except UserError as error:
             problems += error.problems
         else:
@@ -113,23 +119,6 @@ def read_folds(
         training = read_training_rows(experiment, {**items, target.name: held}, catalogue, n_pairs)
         folds.append(Fold(join_items(target, "target", target.name, held), training))
     return tuple(folds)
-
-
-def _read(
-    experiment: Experiment,
-    recipe: Recipe,
-    items: Mapping[str, TaskItems],
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
-    n_pairs: int | None,
-    encode: Encode | None,
-) -> TaskItems:
-    target, seed = experiment.target, experiment.seeds[0]
-    own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
-    own = own.without_test() if own.folds else own  # the released weights train on every row
-    own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
-    own = replace(own, pairs=own.pairs[:n_pairs])
-    files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_shown_paths(recipe))}
-    return refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
 
 
 def describe_training_rows(session: Session, selected: Iterable[str]) -> list[str]:

@@ -296,7 +296,8 @@ def estimate_answering(
 
     When answers are generated, messages shared by the beginning of all examples are read once per block.
     """
-    n_shared = _n_shared(examples)
+    columns = zip(*(e.messages for e in examples), strict=False)
+    n_shared = next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
     n_read = n_generated = 0
     for number, example in enumerate(examples):
         closed = ranked and example.choices
@@ -306,11 +307,6 @@ def estimate_answering(
         n_read += 0 if example.messages else sum(map(tokens, example.references[:1]))
         n_generated += 0 if closed or not example.messages else max_new_tokens
     return Work(read=n_read, generated=n_generated)
-
-
-def _n_shared(examples: Sequence[Example]) -> int:
-    columns = zip(*(e.messages for e in examples), strict=False)
-    return next((i for i, column in enumerate(columns) if any(m != column[0] for m in column)), 0)
 
 
 def times(work: Work, n: int) -> Work:

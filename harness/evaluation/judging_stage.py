@@ -117,7 +117,12 @@ def _remark_of(
 ) -> str:
     """Say how much a judge graded, at which price, and what its unreadable grades `become`."""
     done, name = words
-    paid = _price(judged, judge) if judge.settings else ""
+    paid = ""
+    if judge.settings and judge.prices is not None:
+        cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
+        paid = (
+            f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
+        )
     lost = [grade for grade in known.values() if grade.value is None]
     errors = [grade.error for grade in lost if grade.status == "error"]
     unread = f"{count(len(lost) - len(errors))} of these {name} could not be read"
@@ -136,26 +141,12 @@ def _remark_of(
     if checks := read_checks(judged.store, judge.book):
         last, n = checks[-1], len(checks[-1].grades)
         extra += f"; of {count(n)} answers graded again {count(last.n_moved)} got another grade"
-    did = f"{count(len(known))} {done} by {judge.name}{paid}"
-    return f"{judged.metric}: {did}{extra}{_describe_unchecked_grades(judged, judge)}"
-
-
-def _describe_unchecked_grades(judged: JudgedMetric, judge: Judge) -> str:
-    """Say how many grades are older than a book's anchors, and so not checked for drift."""
     anchors = {anchor.key for anchor in read_anchors(judged.store, judge.book)}
     older = list(takewhile(lambda grade: grade.key not in anchors, list_grades(judged.store, judge.book)))
-    if not (judge.settings and anchors and older):
-        return ""
-    text = f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
-    return f"{text} (version: in the rubric grades them again)"
-
-
-def _price(judged: JudgedMetric, judge: Judge) -> str:
-    """Say what grades cost by the judge's prices; empty without prices."""
-    if judge.prices is None:
-        return ""
-    cost = cost_usd(list_paid_grades(judged, judge), judge.prices)
-    return f" for {usd(cost)} USD" if cost is not None else " at an unknown cost, the server sends no usage"
+    if judge.settings and anchors and older:  # not checked for drift
+        extra += f"; {count(len(older))} of its grades are older than its anchors, and unchecked"
+        extra += " (version: in the rubric grades them again)"
+    return f"{judged.metric}: {count(len(known))} {done} by {judge.name}{paid}{extra}"
 
 
 _ORDERS: tuple[Order, ...] = ("first", "second")

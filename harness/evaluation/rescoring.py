@@ -69,47 +69,38 @@ def _rescore(
     if same and wanted.scoring_digest:
         job = rows.job(grades)
         for other in same:
-            _rescore_blocks(session, rows, job, grades, other, done)
+            origins = store.origins(session.store, other.digest)
+            for index, block in store.read_blocks(session.store, other, rows.ids).items():
+                if index in done:
+                    continue
+                rewards: Rewards = {}
+                if rows.chooser and other.choice == wanted.choice:
+                    name = rows.chooser.metric
+                    rewards = {
+                        (row.example_id, s.text): {name: s.parts.get(name)}
+                        for row in block
+                        for s in row.samples
+                    }
+                elif rows.chooser:
+                    rewards = _score_rewards(session, rows, rows.chooser, block)
+                n_ungraded = len(grades.ungraded)
+                examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
+                scored = [
+                    _row(job, example, row, grades, rewards)
+                    for example, row in zip(examples, block, strict=True)
+                ]
+                if len(grades.ungraded) > n_ungraded:  # a block that lacks a grade
+                    continue
+                if index in origins:
+                    store.keep_origin(session.store, wanted.digest, index, origins[index])
+                store.append_block(session.store, wanted, index, scored)
+                done.add(index)
     if ungraded is not None:
         ungraded += grades.ungraded
     if len(done) < rows.n_blocks:
         return False
     store.complete_rows(session.store, wanted, len(rows.ids))
     return True
-
-
-def _rescore_blocks(
-    session: Session,
-    rows: RowSet,
-    job: EvaluationJob,
-    grades: GradeReader,
-    other: RowsIdentity,
-    done: set[int],
-) -> None:
-    """Score stored blocks of other rows that are not `done`, except those that lack a grade."""
-    wanted, origins = rows.identity, store.origins(session.store, other.digest)
-    for index, block in store.read_blocks(session.store, other, rows.ids).items():
-        if index in done:
-            continue
-        n_ungraded = len(grades.ungraded)
-        rewards: Rewards = {}
-        if rows.chooser and other.choice == wanted.choice:
-            name = rows.chooser.metric
-            rewards = {
-                (row.example_id, s.text): {name: s.parts.get(name)} for row in block for s in row.samples
-            }
-        elif rows.chooser:
-            rewards = _score_rewards(session, rows, rows.chooser, block)
-        examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
-        scored = [
-            _row(job, example, row, grades, rewards) for example, row in zip(examples, block, strict=True)
-        ]
-        if len(grades.ungraded) > n_ungraded:
-            continue
-        if index in origins:
-            store.keep_origin(session.store, wanted.digest, index, origins[index])
-        store.append_block(session.store, wanted, index, scored)
-        done.add(index)
 
 
 def _score_rewards(

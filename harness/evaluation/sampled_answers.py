@@ -118,7 +118,8 @@ def settle(
     valid = [sample for sample in answered if sample.status == "ok"] or answered
     name = _score_name(decoding)
     if decoding.choose == "majority":
-        settled = _majority(valid, same)
+        votes = Counter(same(sample.text) for sample in valid)
+        settled = max(valid, key=lambda sample: (votes[same(sample.text)], -sample.index))
     elif decoding.choose == "best" and decoding.by == MEAN_LOGPROB:
         logprobs = [-inf if sample.mean_logprob is None else sample.mean_logprob for sample in valid]
         settled = valid[logprobs.index(max(logprobs))]
@@ -131,12 +132,6 @@ def settle(
         return settled
     why = f"{len(failed)} of {len(samples)} answers failed: {failed[0].error}"
     return replace(settled, status="incomplete", error=why)
-
-
-def _majority(samples: Sequence[Sample], same: Callable[[str], object]) -> Sample:
-    """Return the first of the most frequent answers; of a tie the earliest."""
-    votes = Counter(same(sample.text) for sample in samples)
-    return max(samples, key=lambda sample: (votes[same(sample.text)], -sample.index))
 
 
 def reward_name(candidate: str) -> str:

@@ -1,17 +1,28 @@
-"""Verification of weights before they are exported or served: each file is hashed anew.
+"""Weights before they are exported, served or scored: each file is hashed anew, each prompt written twice.
 
 Invariant: a checksum that was remembered counts only if it is the file's own today. Of a champion each file
-must be the one that was promoted.
+must be the one that was promoted. An artefact is refused, before anything is scored, where a server of it
+would send its model other token ids than the run's. Prompts that hold a special token as text are left out,
+as servers read the token.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from copy import copy
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
 
 from harness import store
-from harness.errors import CandidateFailed, Problem, gather, refuse
-from harness.evaluation.candidates import refuse_damaged
+from harness.errors import CandidateFailed, Problem, UserError, gather, refuse
+from harness.evaluation import prompt_text
+from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
+from harness.evaluation.row_sets import RowSet
+from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
-from harness.models.hub import ModelSource, refuse_changed_files
-from harness.records import Run
+from harness.models import artefacts, encode_all, hub, render_chat
+from harness.models.chat_templates import special_tokens_of
+from harness.models.hub import refuse_changed_files
+from harness.records import PromptText, Run
 from harness.training import Weights
 
 _AGAIN = "harness compare makes the weights again where their folder was deleted"
@@ -27,21 +38,19 @@ def verify_weights(session: Session, weights: Weights, run: Run) -> None:
     problems: list[Problem] = []
     with gather(problems):
         refuse_changed_files(source)
-    refuse([*problems, *_find_unlike_run(weights, source, run), *_find_unlike_promoted(session.store, run)])
-
-
-def _find_unlike_run(weights: Weights, source: ModelSource, run: Run) -> Iterator[Problem]:
-    """Yield that trained weights are damaged, or that weights or base are not those of the run."""
     try:
         refuse_damaged(weights)
     except CandidateFailed as error:
-        yield Problem(str(weights.folder), error.reason, "the weights that were trained", error.knob)
+        expected = "the weights that were trained"
+        problems.append(Problem(str(weights.folder), error.reason, expected, error.knob))
     if weights.digest != run.weights_digest:
         found, expected = f"weights with the digest {weights.digest}", f"{run.weights_digest}, the run's"
-        yield Problem(run.run_id, found, expected, _AGAIN)
+        problems.append(Problem(run.run_id, found, expected, _AGAIN))
     if source.weights_digest not in (run.base_digest, run.served_digest, run.weights_digest):
         found, expected = f"a base with the digest {source.weights_digest}", f"{run.base_digest}, the run's"
-        yield Problem(run.run_id, found, expected, "name the base_model that it was trained on")
+        step = "name the base_model that it was trained on"
+        problems.append(Problem(run.run_id, found, expected, step))
+    refuse([*problems, *_find_unlike_promoted(session.store, run)])
 
 
 def _find_unlike_promoted(at: store.Store, run: Run) -> Iterator[Problem]:
@@ -55,3 +64,84 @@ def _find_unlike_promoted(at: store.Store, run: Run) -> Iterator[Problem]:
                     where = str(at.weights(champion.fit_key) / name)
                     found = f"a file that is {change} since its promotion"
                     yield Problem(where, found, "the files that were promoted", _AGAIN)
+
+
+_N = 50  # prompts of each task that is asked in chat
+_STEP = "an export with the template and tokenizer of its run: harness export"
+_Ids = Sequence[tuple[int, ...]]
+_Tokenizer = Any  # of transformers
+
+
+def refuse_other_prompts(
+    session: Session, candidate: ResolvedCandidate, weights: Weights, sets: Iterable[RowSet]
+) -> None:
+    """Refuse an artefact whose own template and tokenizer write prompts otherwise than they were answered.
+
+    Raises:
+        CandidateFailed: it has no template, or gives other token ids; names the first difference.
+    """
+    base = hub.load_tokenizer(candidate.base)
+    special = special_tokens_of(base)
+    asked: dict[str, list[PromptText]] = {}
+    for rows in sets:
+        task = rows.measured.task
+        if rows.split == "test" and task.chat_template and not task.lm_eval and task.kind != "bits_per_byte":
+            prompts = [prompt_text(task, e) for e in rows.job().examples[:_N]]
+            texts = [[m["content"] for m in prompt.messages] for prompt in prompts]
+            plain = [not any(token in text for text in each for token in special) for each in texts]
+            asked[task.name] = [prompt for prompt, kept in zip(prompts, plain, strict=True) if kept]
+    if not asked:
+        return
+    path = Path(candidate.source.path or "")
+    if artefacts.format_of(path) == "gguf":
+        encoded = _encode_as_gguf(session, weights, base, asked.values())
+    else:  # by the tokenizer beside an ONNX file, or in a whole model's folder
+        folder = artefacts.find_tokenizer_folder(path)
+        source = candidate.base._replace(path=folder, switches="", template="")
+        tokenizer = hub.load_tokenizer(source)
+        tokenizer.chat_template = hub.chat_template(source) or None  # as others read it
+        try:
+            encoded = [[one.context for one in encode_all(tokenizer, p)] for p in asked.values()]
+        except UserError as error:
+            raise CandidateFailed(f"{folder}: {error.problems[0].found}", _STEP) from None
+    for (name, prompts), ids in zip(asked.items(), encoded, strict=True):
+        wanted = [one.context for one in encode_all(base, prompts)]
+        _refuse_difference(base, name, wanted, ids)
+
+
+def _encode_as_gguf(
+    session: Session, weights: Weights, base: _Tokenizer, asked: Iterable[Sequence[PromptText]]
+) -> Sequence[_Ids]:
+    """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
+    with open_weights(session, weights) as model:
+        assert isinstance(model, artefacts.ArtefactCandidate)
+        template = model.metadata[artefacts.TEMPLATE]
+        if not template:
+            raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
+        own = copy(base)
+        own.chat_template = template
+        for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
+            if model.metadata[key].isdecimal():
+                setattr(own, name, base.convert_ids_to_tokens(int(model.metadata[key])))
+        begins = model.metadata[artefacts.ADDS_BOS] == "true" and own.bos_token
+        encoded = []
+        for prompts in asked:
+            texts = [render_chat(own, one.messages).text for one in prompts]
+            # The server writes the token itself, and takes away the template's.
+            texts = [text.removeprefix(begins) if begins else text for text in texts]
+            encoded.append(model.tokenize(texts))
+        return encoded
+
+
+def _refuse_difference(base: _Tokenizer, task: str, wanted: _Ids, own: _Ids) -> None:
+    for number, (run, artefact) in enumerate(zip(wanted, own, strict=True), start=1):
+        if run == artefact:
+            continue
+        place = next(i for i, (a, b) in enumerate(zip_longest(run, artefact)) if a != b)
+        there, here = (_show(base, ids[place : place + 1]) for ids in (artefact, run))
+        found = f"{task}, prompt {number}, token {place + 1}: {there} by its own template and tokenizer"
+        raise CandidateFailed(f"{found}, and {here} in the run", _STEP)
+
+
+def _show(base: _Tokenizer, ids: Sequence[int]) -> str:
+    return f"{ids[0]} ({base.decode(list(ids))!r})" if ids else "nothing"

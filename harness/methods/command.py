@@ -26,7 +26,7 @@ from harness.methods._shared import PICKLED, model_problems
 from harness.models import join_to_plain_text
 from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.supervision import CommandResult, read_first_line, read_last_lines, run
+from harness.models.supervision import read_first_line, read_last_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method, MethodChecks
 from harness.provenance import digest_code
@@ -126,7 +126,14 @@ def fit(context: FitContext, params: Params) -> Weights:
     for file in (log, *(context.folder / "config").rglob("*"), context.folder / "config"):
         mask_file(file)
     if ended.code or ended.timed_out:
-        raise _describe_failure(ended, params, log)
+        said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
+        how = f"ended with exit code {ended.code}"
+        if ended.code < 0:
+            how = f"was ended by signal {-ended.code}"
+        if ended.timed_out:
+            how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
+        program = params.run.split()[0]
+        raise CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
     version = arguments(params.version, values, shell=params.shell) if params.version else None
     out = Path(values["out"])
     if not out.is_dir():
@@ -181,15 +188,6 @@ def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool)
             else:
                 line = {"prompt": join_to_plain_text(prompt), "completion": answer}
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
-
-
-def _describe_failure(ended: CommandResult, params: Params, log: Path) -> CandidateFailed:
-    said = " / ".join(line[:200] for line in read_last_lines(log, _SAID)) or "it wrote nothing"
-    how = f"ended with exit code {ended.code}" if ended.code >= 0 else f"was ended by signal {-ended.code}"
-    if ended.timed_out:
-        how = f"had not finished after {params.timeout_s:g} s (timeout_s) and was ended"
-    program = params.run.split()[0]
-    return CandidateFailed(f"{program} {how}; its last lines: {said}", f"fixing it by its log, {log}")
 
 
 def _curves(out: Path) -> dict[str, Any]:

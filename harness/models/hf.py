@@ -201,6 +201,9 @@ class ModelHost:
 
     def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
         """Put an adapter on the base; what `stack` closes takes merged layers off again."""
+        import torch
+        from peft.tuners.shira.layer import ShiraLayer
+
         for problem in adapter_problems(folder, self.source, ""):
             raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
         engine = self.base.engine.partition("/")[2]
@@ -209,7 +212,11 @@ class ModelHost:
             self.model, folder, autocast_adapter_dtype=merged, torch_device=self.machine.device
         )
         model.eval()
-        compute_in_normal_mode(model)
+        # Layers that add sparse updates leave inference mode, in which their threads may not write.
+        for layer in model.modules():
+            if isinstance(layer, ShiraLayer):
+                forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
+                setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
         if model.active_peft_config.is_prompt_learning and not merged:
             soft = soft_prompt(model, engine)
             return HFCandidate(self.model, self.tokenizer, weights_digest, engine, self.costs, soft)
@@ -322,17 +329,6 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
     )
     n_bytes = sum(2 * layer.base_layer.weight.nbytes for _, _, layer in places) if plain else 0
     return places if plain and n_bytes / 2**30 < memory(model.device.type).free_gib else []
-
-
-def compute_in_normal_mode(model: Any) -> None:
-    """Let layers that add sparse updates leave inference mode, in which their threads may not write."""
-    import torch
-    from peft.tuners.shira.layer import ShiraLayer
-
-    for layer in model.modules():
-        if isinstance(layer, ShiraLayer):
-            forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
-            setattr(layer, "forward", forward)  # noqa: B010  (mypy refuses to assign a method)
 
 
 def soft_prompt(model: Any, engine: str) -> "Cache":

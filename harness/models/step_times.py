@@ -71,7 +71,30 @@ def _build(shape: Shape, depth: int, precision: str) -> "LlamaForCausalLM":
 
 def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float, float, float]:
     """Return a model's parameters, and its seconds of a token read, generated at most, and trained."""
-    trained_s = _time_training(model, precision) / (_ROWS * _LENGTH)
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    layers: Any = model.model.layers
+    adapted = [name for name, module in layers.named_modules() if type(module) is torch.nn.Linear][::2]
+    made: Any = get_peft_model(model, LoraConfig(r=16, target_modules=[f"layers.{name}" for name in adapted]))
+    made.train()
+    model.set_attn_implementation("eager")
+    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, fused=True)
+    rows = torch.tensor(_draw_texts(model, _ROWS, _LENGTH))
+    kept = torch.arange(_LENGTH - _ANSWER, _LENGTH)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            logits = made(input_ids=rows, logits_to_keep=kept, use_cache=False).logits
+        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, kept].flatten()).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    took_s = time_quickest(step)
+    made.unload().eval().set_attn_implementation("sdpa")
+    trained_s = took_s / (_ROWS * _LENGTH)
     prepack(model)
     executor = Executor(model, 1024, "packed")
     n_texts, length = _TEXTS
@@ -113,31 +136,3 @@ def _draw_texts(model: "LlamaForCausalLM", n: int, length: int) -> list[Tokens]:
     """Return texts of tokens that share no beginning."""
     draws = ((7919 * number) % model.config.vocab_size for number in range(n * length))
     return list(zip(*[draws] * length, strict=True))
-
-
-def _time_training(model: "LlamaForCausalLM", precision: str) -> float:
-    """Return the seconds of a step that trains a LoRA on a model, which is itself again afterwards."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    layers: Any = model.model.layers
-    adapted = [name for name, module in layers.named_modules() if type(module) is torch.nn.Linear][::2]
-    made: Any = get_peft_model(model, LoraConfig(r=16, target_modules=[f"layers.{name}" for name in adapted]))
-    made.train()
-    model.set_attn_implementation("eager")
-    trained = [parameter for parameter in made.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, fused=True)
-    rows = torch.tensor(_draw_texts(model, _ROWS, _LENGTH))
-    kept = torch.arange(_LENGTH - _ANSWER, _LENGTH)
-
-    def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-            logits = made(input_ids=rows, logits_to_keep=kept, use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), rows[:, kept].flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    took_s = time_quickest(step)
-    made.unload().eval().set_attn_implementation("sdpa")
-    return took_s

@@ -28,7 +28,7 @@ from harness.models import openai_api
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.server_process import OPENER, ServerProcess, start_server
+from harness.models.supervision import OPENER, ServerProcess, start_server
 from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance

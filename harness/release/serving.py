@@ -22,7 +22,6 @@ from harness.experiment import SentPrompt, find_sent_prompts
 from harness.exports import Export
 from harness.formatting import pluralize
 from harness.models import artefacts, openai_api, vllm
-from harness.models.server_process import ServerProcess, start_server
 from harness.models.serving_programs import (
     AT_ONCE,
     FORMATS,
@@ -32,6 +31,7 @@ from harness.models.serving_programs import (
     describe_program,
     refuse_server,
 )
+from harness.models.supervision import ServerProcess, start_server
 from harness.models.weight_files import content_digest
 from harness.records import Limits, Output, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe

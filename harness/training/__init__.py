@@ -29,6 +29,7 @@ from harness.training.heads import (
     embedder,
     encoder_digest,
     encoder_of,
+    encoder_problems,
     head_digest,
     label_texts,
     open_embedding,

@@ -18,7 +18,7 @@ from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, 
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
-from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
+from harness.training.low_rank_adapters import load_policy, make_policy_trainer, train_policy
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -88,19 +88,6 @@ def distill(
         width = policy.model.config.get_text_config().vocab_size
         if taught_by.config.get_text_config().vocab_size > width:  # what it has more is of no token
             taught_by.resize_token_embeddings(width, mean_resizing=False)
-    trainer = _trainer(policy, params, taught_by, (rows, measured))
-    made = train_policy(policy, trainer, n_dropped)
-    losses = curve(trainer.state.log_history, "eval_loss")
-    return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
-
-
-def _row(_: Example, start: int, ids: list[int]) -> Row:
-    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
-
-
-def _trainer(
-    policy: Policy, params: DistilledParams, teacher: Any, rows: tuple[list[Row], list[Row]]
-) -> "Trainer":
     from datasets import Dataset
     from trl.experimental.gkd import GKDConfig, GKDTrainer
 
@@ -119,7 +106,13 @@ def _trainer(
         "prediction_loss_only": True,
         "include_num_input_tokens_seen": "no",
     }
-    train, apart = map(Dataset.from_list, rows)
-    given = {"teacher_model": teacher, "train_dataset": train, "eval_dataset": apart}
-    made: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)
-    return made
+    train, apart = map(Dataset.from_list, (rows, measured))
+    given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
+    trainer: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)
+    made = train_policy(policy, trainer, n_dropped)
+    losses = curve(trainer.state.log_history, "eval_loss")
+    return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
+
+
+def _row(_: Example, start: int, ids: list[int]) -> Row:
+    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}

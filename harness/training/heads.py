@@ -7,14 +7,14 @@ SEQ_CLS.
 """
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import Field
 
-from harness.errors import CandidateFailed, one_line
+from harness.errors import CandidateFailed, Problem, UserError, one_line
 from harness.models import TextCandidate, TextTable, oom
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
@@ -93,6 +93,14 @@ def encoder_digest(params: Any) -> str:
         return ""
     found = resolve(params.encoder, where="params.encoder")
     return digest([found.weights_digest, found.template_digest])
+
+
+def encoder_problems(params: Any) -> Iterator[Problem]:
+    """Yield what forbids reading with the model that `encoder` names."""
+    try:
+        encoder_digest(params)
+    except UserError as error:
+        yield from error.problems
 
 
 def encoder_of(encoder: str | None, base: ModelSource) -> ModelSource:

@@ -138,7 +138,16 @@ def _trainer(policy: Policy, params: ReinforcedParams, algorithm: Algorithm, row
     import trl
     from datasets import Dataset
 
-    assert policy.context.reward is not None
+    context, reward = policy.context, policy.context.reward
+    assert reward is not None
+    scored = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
+
+    def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
+        # TRL gives an answer as a text, or as a list of one turn; `index` are places among the examples.
+        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
+        return scored([context.train[i] for i in index], [str(text).strip() for text in texts])
+
+    score_rows.__name__ = metric_name(reward.written)  # the name that TRL logs
     plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
     made: Trainer = make_policy_trainer(
         policy,
@@ -147,7 +156,7 @@ def _trainer(policy: Policy, params: ReinforcedParams, algorithm: Algorithm, row
         params,
         {"include_num_input_tokens_seen": "no"},  # TRL counts them itself
         own=["max_length"],
-        reward_funcs=[_open_reward(policy.context.reward, policy.context)],
+        reward_funcs=[score_rows],
         train_dataset=Dataset.from_list(rows),
     )
     return made
@@ -190,19 +199,6 @@ def _make_resumable(plain: Any) -> Any:
 Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
 _MEND = "fix the function"
-
-
-def _open_reward(reward: Reward, context: FitContext) -> Callable[..., list[float | None]]:
-    """Return the function that TRL asks for rewards; a row's `index` says which of the examples it is."""
-    scored = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
-
-    def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
-        # TRL gives an answer as a text, or as a list of one turn.
-        texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return scored([context.train[i] for i in index], [str(text).strip() for text in texts])
-
-    score_rows.__name__ = metric_name(reward.written)
-    return score_rows
 
 
 def _reward_by_model(reward: Reward, context: FitContext) -> Rewards:

@@ -172,11 +172,6 @@ def _fine_tune(
     loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
-    n_packs = len(read) if params.packing else None
-    return replace(_add_curves(measured, trainer, params), not_packed=against, n_packs=n_packs)
-
-
-def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: SupervisedParams) -> TrainingRecord:
     losses, n_processes = curve(trainer.state.log_history, "eval_loss"), parallel.process_count()
     is_parted = params.auto_find_batch_size or n_processes > 1
     return replace(
@@ -188,6 +183,8 @@ def _add_curves(measured: TrainingRecord, trainer: "SFTTrainer", params: Supervi
         n_processes=n_processes if n_processes > 1 else None,
         batch_size=params.per_device_train_batch_size if is_parted else None,
         accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
+        not_packed=against,
+        n_packs=len(read) if params.packing else None,
     )
 
 

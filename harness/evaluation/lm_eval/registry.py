@@ -57,8 +57,10 @@ def members(name: str, where: str) -> list[RegisteredTask]:
     """
     if name not in _entries():
         found = f"unknown lm-eval task {name!r}"
-        hint = _nearest(name) + "; `harness ls lm-eval` lists them all"
-        raise UserError(Problem(where, found, "the name of a task, group or tag of lm-eval", hint))
+        nearest = did_you_mean(name, _entries())
+        hint = nearest if nearest.startswith("did you mean") else "check the spelling"
+        step = f"{hint}; `harness ls lm-eval` lists them all"
+        raise UserError(Problem(where, found, "the name of a task, group or tag of lm-eval", step))
     return list({member.name: member for member in _walk(name, {}, where)}.values())
 
 
@@ -73,11 +75,6 @@ def data_state(folder: Path) -> str:
     """Digest the names, sizes and times of the files of a local copy."""
     files = (p for p in folder.rglob("*") if p.is_file())
     return digest(sorted([str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns] for p in files))
-
-
-def _nearest(name: str) -> str:
-    hint = did_you_mean(name, _entries())
-    return hint if hint.startswith("did you mean") else "check the spelling"
 
 
 def _walk(name: str, overrides: Mapping[str, Any], where: str) -> Iterator[RegisteredTask]:
@@ -112,20 +109,18 @@ def _scan() -> dict[str, dict[str, Any]]:
     quiet_environment()
     from lm_eval.tasks import TaskManager
 
-    task_index = TaskManager().task_index
-    return {name: _entry(entry) for name, entry in task_index.items()}
-
-
-def _entry(entry: Any) -> dict[str, Any]:
-    config = entry.cfg or {}
-    kind = entry.kind.name.lower().replace("py_task", "task")
-    if kind == "task":
-        dataset = {key: config.get(key) for key in ("dataset_path", "dataset_name")}
-        return {"kind": kind, "path": str(entry.yaml_path), **dataset}
-    children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
-    listed = children if isinstance(children, list) else [children]
-    overrides = {} if kind == "tag" else {k: v for k, v in config.items() if k not in _GROUP_KEYS}
-    return {"kind": kind, "members": listed, "overrides": overrides}
+    entries = {}
+    for name, entry in TaskManager().task_index.items():
+        config, kind = entry.cfg or {}, entry.kind.name.lower().replace("py_task", "task")
+        if kind == "task":
+            dataset = {key: config.get(key) for key in ("dataset_path", "dataset_name")}
+            entries[name] = {"kind": kind, "path": str(entry.yaml_path), **dataset}
+            continue
+        children = sorted(entry.tags) if kind == "tag" else config.get("task") or []
+        listed = children if isinstance(children, list) else [children]
+        overrides = {} if kind == "tag" else {k: v for k, v in config.items() if k not in _GROUP_KEYS}
+        entries[name] = {"kind": kind, "members": listed, "overrides": overrides}
+    return entries
 
 
 def datasets_folder(written: str | None) -> Path | None:

@@ -21,6 +21,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,19 @@ def load(
             task = TaskManager(include_defaults=False).load(str(path))["tasks"][member.name]
         except (OSError, ValueError, KeyError, ImportError, RuntimeError, LookupError) as error:
             raise UserError(_describe_load_error(member, folder, datasets_dir, error, where)) from error
-    _refuse_kind(task, member, where)
+    if getattr(task, "MULTIMODAL", False):
+        found = f"{member.name}, which shows images or sound"
+        raise UserError(Problem(where, found, "a task of text alone", "leave it out"))
+    if getattr(task, "UNSAFE_CODE", False):
+        found = f"{member.name}, which runs the code that the model writes"
+        raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
+    settings = task.get_config("generation_kwargs") or {}
+    if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
+        named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
+        found = f"{member.name}, whose answers are sampled ({named})"
+        raise UserError(
+            Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")
+        )
     if task.get_config("num_fewshot") != 0 and num_fewshot is not None:
         task.set_config("num_fewshot", num_fewshot)
     elif task.get_config("num_fewshot") is None:
@@ -141,17 +154,6 @@ def requests(task: Any, indices: Collection[int], expected: Sequence[str]) -> di
     return dict(requests_by_document)
 
 
-class _Replay:
-    """Replaces a task's sampler and returns previously drawn shots, in order."""
-
-    def __init__(self, drawn: Sequence[Any]) -> None:
-        self._drawn = iter(drawn)
-
-    def sample(self, *_: Any, **__: Any) -> Any:
-        """Return the next document's shots."""
-        return next(self._drawn)
-
-
 @contextmanager
 def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
     """Give every document the shots that it would get in a run over the whole split."""
@@ -167,7 +169,8 @@ def _shots_of_a_whole_run(task: Any, wanted: Collection[int]) -> Iterator[None]:
         shots = sampler.sample(n=n, eval_doc=doc if from_evaluated else None)
         if index in kept:
             drawn.append(shots)
-    task.sampler = _Replay(drawn)
+    replayed = iter(drawn)
+    task.sampler = SimpleNamespace(sample=lambda *_, **__: next(replayed))
     try:
         yield
     finally:
@@ -213,22 +216,6 @@ def _refuse_remote_code(member: RegisteredTask, path: Path, trusted: bool, where
         found = f"{member.name}, whose data set brings code of its own to run"
         expected = "data without code, or your word that this code may run"
         raise UserError(Problem(where, found, expected, "write trust_remote_code: true at this task"))
-
-
-def _refuse_kind(task: Any, member: RegisteredTask, where: str) -> None:
-    if getattr(task, "MULTIMODAL", False):
-        found = f"{member.name}, which shows images or sound"
-        raise UserError(Problem(where, found, "a task of text alone", "leave it out"))
-    if getattr(task, "UNSAFE_CODE", False):
-        found = f"{member.name}, which runs the code that the model writes"
-        raise UserError(Problem(where, found, "a task that runs no generated code", "use lm-eval itself"))
-    settings = task.get_config("generation_kwargs") or {}
-    if task.OUTPUT_TYPE == "generate_until" and is_sampled(settings):
-        named = ", ".join(f"{k}: {v}" for k, v in settings.items() if k in ("do_sample", "temperature"))
-        found = f"{member.name}, whose answers are sampled ({named})"
-        raise UserError(
-            Problem(where, found, "greedy answers: a second run has to give the same", "leave it out")
-        )
 
 
 def _refuse_without_nltk_data(member: RegisteredTask, where: str) -> None:

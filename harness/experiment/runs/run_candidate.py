@@ -11,7 +11,6 @@ from typing import NamedTuple
 from harness import provenance, store
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation import timing
-from harness.evaluation.artefact_prompts import refuse_other_prompts
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.judging_stage import score_answered
@@ -33,6 +32,7 @@ from harness.evaluation.row_sets import (
 )
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
 from harness.evaluation.session import Session
+from harness.evaluation.verification import refuse_other_prompts
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.experiment.runs.parity import measure_parity
 from harness.experiment.runs.stored_rows import (
