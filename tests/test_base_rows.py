@@ -43,28 +43,28 @@ tasks:
 """
 
 
-class Stages:
-    """Progress that remembers the names of the stages."""
+class ProgressLog:
+    """Progress that remembers stages and lines in their order."""
 
     def __init__(self):
-        self.seen = []
+        self.lines, self.items = [], []
 
     @contextmanager
     def stage(self, label, expected_s=0.0):
-        self.seen.append(label)
+        self.lines.append(label)
         yield lambda done, total, note="": None
 
     def show(self, candidate, line, *items):
-        self.seen.append(line)
+        self.lines.append(line)
+        self.items += items
 
-    def finish(self, candidate, line, *items):
-        pass
+    finish = show
 
 
 def stages(path, *overrides, candidates=("prompt",)):
-    progress = Stages()
+    progress = ProgressLog()
     report = tiny_experiment.run(path, *overrides, candidates=candidates, progress=progress)
-    return report, progress.seen
+    return report, progress.lines
 
 
 def select_base_labels(seen):
@@ -248,24 +248,6 @@ def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
 
 
 ASKS_THE_BASE = ["base: sums/test", "base: facts/test", "base: prose/test"]
-
-
-class ProgressLog:
-    """Progress that remembers stages and lines in their order."""
-
-    def __init__(self):
-        self.lines, self.items = [], []
-
-    @contextmanager
-    def stage(self, label, expected_s=0.0):
-        self.lines.append(label)
-        yield lambda done, total, note="": None
-
-    def show(self, candidate, line, *items):
-        self.lines.append(line)
-        self.items += items
-
-    finish = show
 
 
 def lines(path, *overrides, candidates=("prompt", "bag"), seen=None):

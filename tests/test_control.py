@@ -76,13 +76,9 @@ def open_store(path):
     return Store(path.parent / "runs")
 
 
-def rows_files(path):
-    return {p: p.read_bytes() for p in path.parent.glob("runs/rows/*/rows.parquet")}
-
-
 @pytest.mark.e2e
 def test_a_base_that_answers_as_stored_passes_and_its_stored_rows_stay(path):
-    before = rows_files(path)
+    before = {p: p.read_bytes() for p in path.parent.glob("runs/rows/*/rows.parquet")}
     found = run_further(path)
     assert rule(found).outcome == "pass"
     measured = store.controls(open_store(path))[-1]

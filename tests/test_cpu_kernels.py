@@ -21,7 +21,8 @@ from harness.models.shapes import Shape
 from harness.models.weight_files import tensors_of
 from harness.records import PromptText
 
-ROWS = [1, 3, 64, 160]
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 N = 300  # two whole parts and a rest
 
 
@@ -33,30 +34,25 @@ def layers(bias, dtype):
 
 
 @pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n_rows", ROWS)
-def test_a_product_stays_the_same_to_the_last_bit(bias, n_rows):
+@pytest.mark.parametrize("n_rows", [1, 3, 64, 160])
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_a_product_stays_the_same_to_the_last_bit_and_in_full_precision_but_for_rounding(
+    bias, n_rows, precision
+):
     import torch
 
-    plain = layers(bias, torch.bfloat16)
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    plain = layers(bias, dtype)
     packed = copy.deepcopy(plain)
     prepack(packed)
-    x = torch.randn(2, n_rows, 96).bfloat16()
+    x = torch.randn(2, n_rows, 96).to(dtype)
     with torch.inference_mode():
-        assert torch.equal(packed(x), plain(x))
+        found, expected = packed(x), plain(x)
+    if precision == "fp32":
+        assert torch.allclose(found, expected, rtol=1e-5, atol=1e-6)
+        return
+    assert torch.equal(found, expected)
     assert ("forward" in vars(packed[0])) == multiplies_bf16()
-
-
-@pytest.mark.parametrize("bias", [False, True])
-@pytest.mark.parametrize("n_rows", ROWS)
-def test_a_product_in_full_precision_stays_the_same_but_for_rounding(bias, n_rows):
-    import torch
-
-    plain = layers(bias, torch.float32)
-    laid_out = copy.deepcopy(plain)
-    prepack(laid_out)
-    x = torch.randn(2, n_rows, 96)
-    with torch.inference_mode():
-        assert torch.allclose(laid_out(x), plain(x), rtol=1e-5, atol=1e-6)
 
 
 def test_a_low_rank_adapter_works_on_a_layer_laid_out(tmp_path):
@@ -156,7 +152,6 @@ def source(tiny):
     return quantize(resolve(str(tiny)), "int8")
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_layer_multiplies_integers_of_eight_bits(source, precision):
     """Rows of inputs and of weights are scaled to 127 and rounded, written out here (Dettmers et al. 2022)."""
@@ -179,7 +174,6 @@ def test_a_layer_multiplies_integers_of_eight_bits(source, precision):
         assert not found.float().allclose((rows @ weight.T).float(), atol=1e-3)
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny, source):
     plain = resolve(str(tiny))
     digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
@@ -190,7 +184,6 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
     assert weights_gb(shape, "bf16") == 1000 * BYTES["bf16"] / 1e9
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
     context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
@@ -204,7 +197,6 @@ def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     assert host.base.loglikelihood([encoded[:2]])[0].logprob == before
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_candidate_asks_for_it_by_a_key(tiny, tmp_path):
     params = "params: {r: 2, max_steps: 1, max_length: 200}"
@@ -228,7 +220,6 @@ def host(tiny):
     return ModelHost(resolve(str(tiny)), FP16)
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(host, tiny):
     found = [one.logprob for one in host.base.loglikelihood(PAIRS)]
     assert host.model.dtype.itemsize == 2
@@ -251,7 +242,6 @@ def train_steps(tiny, folder, method, machine):
     return [loss for _, loss in made.training.loss], kinds
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, dpo])
 def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_path, method):
@@ -262,7 +252,6 @@ def test_an_adapter_learns_on_a_base_in_fp16_about_as_on_one_in_fp32(tiny, tmp_p
     assert losses == pytest.approx(whole, abs=0.05)
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, tmp_path):
     losses, kinds = train_steps(tiny, tmp_path, full, FP16)
     assert kinds == [{"torch.float32"}]
@@ -276,7 +265,6 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
         )
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
     candidates = (
@@ -302,7 +290,6 @@ def scaler(monkeypatch):
     monkeypatch.setattr(transformers.trainer, "Accelerator", ScalingAccelerator)
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, full])
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):

@@ -250,8 +250,7 @@ def test_a_stop_string_ends_an_answer_and_is_not_part_of_it_however_many_tokens_
 LAYOUTS = {9: ("e6c50453b29cf003", "de2fede52833aa1e")}
 
 
-def compute_together():
-    """Lay out a hundred items of four choices, and as many prompts, as an engine on a CPU does."""
+def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
     rng = random.Random(0)
 
     def ids(longest):
@@ -262,11 +261,9 @@ def compute_together():
     shared = count_shared_prefix(contexts)
     trees = grow(pairs, 1024, shared)
     read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
-    return [shared, trees, read, plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)]
-
-
-def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
-    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, digest(compute_together()))
+    answered = plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)
+    computed = digest([shared, trees, read, answered])
+    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, computed)
 
 
 # Adapters

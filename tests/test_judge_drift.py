@@ -332,12 +332,6 @@ def label(watched, rows, value):
     store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
 
 
-def make_new_answers(watched):
-    """Return the rows that a night answered, with the prompts of the reference."""
-    stored = {row.example_id: row for row in watched.rows()}
-    return [replace(row, text="test ") for row in stored.values()]
-
-
 def test_without_labels_a_night_says_that_nothing_corrects_what_the_judge_graded(judged_desk):
     judged_desk.candidates.model = Rule(reply_shorter)
     said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
@@ -357,7 +351,8 @@ def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judge
 
 def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: 0.0)
-    label(judged_desk, make_new_answers(judged_desk), lambda row: float(row.position % 4 > 0))
+    tonight = [replace(row, text="test ") for row in judged_desk.rows()]
+    label(judged_desk, tonight, lambda row: float(row.position % 4 > 0))
     judged_desk.candidates.model = Rule(reply_shorter)
     said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
     assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said

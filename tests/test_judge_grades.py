@@ -25,6 +25,8 @@ from harness.release.stored import refuse_regraded
 from harness.spec import GatePolicy
 from harness.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 PRICES = "usd_per_million_tokens: {input: 90000, output: 100000}\n"  # a USD for each request
 
 
@@ -45,7 +47,6 @@ def list_unread(d):
     return [number(row.prompt) for row in d.rows() if row.parts["judge:helpful"] is None]
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=1))
@@ -66,7 +67,6 @@ def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk): 
     assert sum(grade.value is None for grade in book.values()) == 2 * thirds, "what it said first is kept"
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=2), rubric=RUBRIC + "attempts: 4\n")
@@ -75,7 +75,6 @@ def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):
     assert list_unread(d) == []
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 2\n")
@@ -87,7 +86,6 @@ def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: 
     assert len(d.judge.asked) == n_asked
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 3\nmax_cost: 40\n" + PRICES)
@@ -97,7 +95,6 @@ def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(d
     assert max(d.judge.model.times.values()) == 3
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_gate_until_they_are(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=1))
@@ -114,7 +111,6 @@ def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_g
     assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"])[1]["replies"]
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"))
@@ -125,7 +121,6 @@ def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  
     assert f"; {2 * (N + 2)} of its grades are older than its anchors, and unchecked" in said
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_book_that_began_with_its_anchors_says_nothing_of_that(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
@@ -147,7 +142,6 @@ class Weigher(Grader):
         return super().chat(messages, body)._replace(tokens=self.tokens)
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_the_mean_of_the_grades_counts_by_the_probabilities_of_the_first_token(desk):  # noqa: F811
     tokens = ({"4": log(0.6), "2": log(0.2), " 4": log(0.1), "The": log(0.1)},)
@@ -160,7 +154,6 @@ def test_the_mean_of_the_grades_counts_by_the_probabilities_of_the_first_token(d
     assert {(body["logprobs"], body["top_logprobs"]) for _, body in d.judge.model.prompts} == {(True, 20)}
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(desk):  # noqa: F811
     d = desk(rubric=WEIGHED)
@@ -172,7 +165,6 @@ def test_a_server_without_log_probabilities_ends_the_grading_with_the_way_on(des
     assert {f.state for f in d.compare().facts} == {"done"}
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_mean_that_moves_within_its_grade_is_no_drift_and_one_beyond_is(desk):  # noqa: F811
     def tokens(p):
@@ -191,7 +183,6 @@ def test_a_mean_that_moves_within_its_grade_is_no_drift_and_one_beyond_is(desk):
     assert "grades otherwise than before" in failed.error
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_grades_that_do_not_differ_in_their_first_token_are_refused(tmp_path):
     file = tmp_path / "helpful.yaml"
     url = "http://127.0.0.1:9/v1"
@@ -200,7 +191,6 @@ def test_grades_that_do_not_differ_in_their_first_token_are_refused(tmp_path):
         read_rubric(file)
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_weights_are_those_of_g_eval():
     """The expected grade of section 2: the sum of grades by their probabilities, on a scale from 1 to 5."""
     rubric = Rubric(criteria="x", judge="any")
@@ -216,7 +206,6 @@ def test_weights_are_those_of_g_eval():
     assert token_weights(rubric, [("six", 0.0)]) is None
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(desk):  # noqa: F811
     d = desk(extra="gate: {uncalibrated_judge: allow, target: {min: 0.4}}\n")
@@ -234,7 +223,6 @@ def test_the_gate_refuses_grades_by_another_rubric_or_judge_than_the_files_name(
 ABROAD = "http://judge.example.com/v1"
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_read(desk):  # noqa: F811
     d = desk(extra="decide: {needs: [sensitive_data]}\n")
     config.load(d.path)
@@ -246,7 +234,6 @@ def test_a_judge_abroad_is_refused_where_data_are_sensitive_when_the_file_is_rea
     config.load(d.path, ["decide.needs=[]"])
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_candidate_abroad_is_sent_nothing_where_data_are_sensitive(desk):  # noqa: F811
     d = desk(extra="decide: {needs: [sensitive_data]}\n")
     d.path.write_text(d.path.read_text().replace(d.candidates.url, "http://big.example.com/v1"))
@@ -262,7 +249,6 @@ class NoUsageGrader(Grader):
         return super().chat(messages, body)._replace(n_prompt=None)
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(desk):  # noqa: F811
     prices = RUBRIC + "usd_per_million_tokens: {input: 90000, output: 100000}\n"
@@ -275,7 +261,6 @@ def test_a_server_that_counts_no_tokens_has_no_known_cost_and_no_limit_of_it(des
     assert "at an unknown cost, the server sends no usage" in remark
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize("critical", [(), ("facts",)])
 def test_a_judge_in_a_suite_shows_no_forgetting_unless_the_policy_allows_it(critical):
     facts = compare_task("facts", 600, 0, 0)

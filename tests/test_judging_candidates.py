@@ -21,6 +21,8 @@ from harness.models.hub import resolve
 from harness.records import Example
 from harness.store import Store
 
+pytestmark = pytest.mark.usefixtures("own_cache")
+
 LORA = "{method: lora, params: {r: 2, max_steps: 4, learning_rate: 0.05, max_length: 200}}"
 HARNESS = """\
 name: {name}
@@ -67,7 +69,6 @@ def grader(wide_model, tmp_path_factory):
     return path, train
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_to_grade_itself(
     wide_model, tmp_path
@@ -86,7 +87,6 @@ def test_a_candidate_of_the_experiment_is_trained_before_it_judges_and_is_said_t
     assert grades(path) == {book: kept}
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trained(
     grader, wide_model, tmp_path
@@ -118,7 +118,6 @@ def test_a_candidate_of_another_experiment_judges_by_its_adapter_once_it_is_trai
     assert abs(row.parts["judge:helpful"][0] - p_yes(host.base)) > 1e-3
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_a_judge_is_pinned_by_the_beginning_of_its_weights_digest(grader, wide_model, tmp_path):
     file, train = grader
     digest = train().digest
@@ -139,7 +138,6 @@ MORE = """\
 """
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.parametrize(
     ("judge", "said"),
     [
@@ -158,7 +156,6 @@ def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide_model,
     assert not (path.parent / "runs").exists()
 
 
-@pytest.mark.usefixtures("own_cache")
 def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     file = path.parent / "helpful.yaml"
@@ -167,7 +164,6 @@ def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_pat
         config.load(path)
 
 
-@pytest.mark.usefixtures("own_cache")
 @pytest.mark.e2e
 def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")

@@ -29,13 +29,9 @@ QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0
 
 def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
     context = tiny_methods.context(tiny, folder, prepare=prepare)
-    return method.METHOD.fit(replace_advance(context, advance), method.Params(**{**QUICK, **params}))
-
-
-def replace_advance(context, advance):
     from dataclasses import replace
 
-    return replace(context, advance=advance)
+    return method.METHOD.fit(replace(context, advance=advance), method.Params(**{**QUICK, **params}))
 
 
 @pytest.mark.e2e

@@ -104,10 +104,6 @@ def map_by_document(rows):
     return {int(row.example_id.partition("-")[0]): row for row in rows}
 
 
-def name_of(metric, sample, row):
-    return metric if metric in row.parts else f"{metric},{sample['filter']}"
-
-
 @pytest.mark.parametrize("task", TASKS)
 def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_results, task):
     rows = map_by_document(our_results.rows[task])
@@ -116,9 +112,8 @@ def test_every_answer_and_score_is_that_of_lm_eval_itself(our_results, their_res
         row = rows[sample["doc_id"]]
         assert row.example_id.endswith(sample["doc_hash"][:12])
         for metric in sample["metrics"]:
-            assert row.parts[name_of(metric, sample, row)] == pytest.approx(
-                np.atleast_1d(sample[metric]), abs=2e-3
-            )
+            name = metric if metric in row.parts else f"{metric},{sample['filter']}"
+            assert row.parts[name] == pytest.approx(np.atleast_1d(sample[metric]), abs=2e-3)
     assert len(rows) == 6
     results = {k: v for k, v in their_results["results"][task].items() if "," in k and "stderr" not in k}
     mine = {s.metric: s.estimate.score for s in our_results.scores if s.task == task}

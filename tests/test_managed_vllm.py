@@ -121,11 +121,8 @@ def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_starte
     assert not any(map(is_alive, numbers))
 
 
-@pytest.mark.parametrize("fault", ["no-memory"])
-def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(
-    tiny, program, tmp_path, monkeypatch, fault
-):
-    monkeypatch.setenv("FAKE_VLLM", fault)
+def test_a_server_that_does_not_start_says_why_and_where_its_log_lies(tiny, program, tmp_path, monkeypatch):
+    monkeypatch.setenv("FAKE_VLLM", "no-memory")
     with pytest.raises(CandidateFailed) as failure:
         make_server(tiny, program, tmp_path)
     assert "ended with exit code 1" in failure.value.reason
@@ -319,20 +316,23 @@ def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_h
 
 @pytest.mark.parametrize(
     ("command", "found"),
-    [("/no/such/vllm", "which is not a program here"), ("ls", "which does not say its version")],
+    [
+        ("/no/such/vllm", "which is not a program here; .*pip install vllm"),
+        ("ls", "which does not say its version"),
+    ],
 )
 def test_a_program_that_is_not_vllm_is_refused_before_anything_runs(tiny, tmp_path, command, found):
     extra = f"engine: vllm\nvllm: {{command: {command}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=rf"vllm.command: found {command}, {found}.*vllm"):
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        open_session(path)
 
 
 def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_path):
     extra = f"engine: vllm\nvllm: {{command: {program}, enable_lora: false}}\n"
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES, extra=extra)
     with pytest.raises(UserError, match=r"candidate lora: found an adapter, and vllm.enable_lora: false"):
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        open_session(path, candidates=())
 
 
 @pytest.mark.e2e
@@ -375,25 +375,11 @@ def experiment_file(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, REFUSED_CANDIDATES)
 
 
-def list_refusals(path, program, *candidates):
-    with pytest.raises(UserError) as refusal:
-        open_session(path, "engine=vllm", f"vllm.command={program}", candidates=candidates)
-    return {(p.where.rpartition(": ")[2], p.found) for p in refusal.value.problems}
-
-
 def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program):
-    found = list_refusals(
-        experiment_file,
-        program,
-        "prompt",
-        "quantised",
-        "plain",
-        "decomposed",
-        "wide",
-        "theirs",
-        "scaled",
-        "soft",
-    )
+    named = ("prompt", "quantised", "plain", "decomposed", "wide", "theirs", "scaled", "soft")
+    with pytest.raises(UserError) as refusal:
+        open_session(experiment_file, "engine=vllm", f"vllm.command={program}", candidates=named)
+    found = {(p.where.rpartition(": ")[2], p.found) for p in refusal.value.problems}
     assert found >= {
         ("candidate quantised", "a quantised base, and engine: vllm"),
         ("candidate decomposed", "DoRA, and engine: vllm"),
@@ -403,11 +389,6 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program)
         ("candidate soft", "an adapter of the family PROMPT_TUNING, and engine: vllm"),
     }
     assert not {where for where, _ in found} & {"engine", "candidate prompt", "candidate plain"}
-
-
-def test_an_engine_that_is_not_installed_is_refused_before_anything_runs(experiment_file):
-    with pytest.raises(UserError, match=r"found /no/vllm, which is not a program here; .*pip install vllm"):
-        open_session(experiment_file, "engine=vllm", "vllm.command=/no/vllm")
 
 
 def test_rows_of_two_engines_are_never_compared(experiment_file, program):

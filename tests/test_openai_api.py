@@ -289,22 +289,17 @@ def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candida
     assert words in failure(open_candidate(server, timeout=0.3 if fault.after_s else 60))
 
 
-def ask_chat(server, opened, message, usage=None):
-    choice = {"index": 0, "finish_reason": "stop", "message": message}
-    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
-    server.faults = [Fault(200, body if usage is None else body | {"usage": usage})]
-    candidate = opened(server, protocol="chat")
-    (output,) = candidate.generate([candidate.encode(turns("Hello?")).context], Limits(4))
-    return output
-
-
 @pytest.mark.parametrize("read", [None, -5, "many"])
 def test_an_answer_in_parts_is_one_text_and_tokens_that_are_no_number_count_as_none(
     server, open_candidate, read
 ):
     usage = {"prompt_tokens": read, "completion_tokens": 3, "total_tokens": 3}
     parts = [{"type": "text", "text": "fi"}, {"type": "text", "text": "ve"}]
-    output = ask_chat(server, open_candidate, {"role": "assistant", "content": parts}, usage)
+    choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": parts}}
+    body = {"id": "1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
+    server.faults = [Fault(200, body | {"usage": usage})]
+    candidate = open_candidate(server, protocol="chat")
+    (output,) = candidate.generate([candidate.encode(turns("Hello?")).context], Limits(4))
     assert (output.text, output.n_prompt_tokens, output.n_output_tokens) == ("five", 0, 0)
 
 

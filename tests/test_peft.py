@@ -371,18 +371,15 @@ def values_of(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
-def make_noisy_matrix(shape, scale, spikes, seed=0):
-    rng = np.random.default_rng(seed)
-    left = np.linalg.qr(rng.normal(size=(shape[0], len(spikes))))[0]
-    right = np.linalg.qr(rng.normal(size=(shape[1], len(spikes))))[0]
-    return rng.normal(scale=scale, size=shape) + left * np.array(spikes) @ right.T
-
-
 @pytest.mark.parametrize("shape", [(400, 400), (200, 600), (600, 200), (120, 130)])
 @pytest.mark.parametrize("scale", [0.02, 3.0])
 def test_what_is_above_the_bound_are_the_spikes_that_were_put_in(shape, scale):
     edge = scale * (np.sqrt(shape[0]) + np.sqrt(shape[1]))  # where noise of this scale ends
-    values = values_of(make_noisy_matrix(shape, scale, [2 * edge, 3 * edge, 5 * edge]))
+    spikes = [2 * edge, 3 * edge, 5 * edge]
+    rng = np.random.default_rng(0)
+    left = np.linalg.qr(rng.normal(size=(shape[0], len(spikes))))[0]
+    right = np.linalg.qr(rng.normal(size=(shape[1], len(spikes))))[0]
+    values = values_of(rng.normal(scale=scale, size=shape) + left * np.array(spikes) @ right.T)
     bound = noise_bound(values, shape)
     assert bound == pytest.approx(edge, rel=0.06)
     assert (values > 1.06 * bound).sum() == 3

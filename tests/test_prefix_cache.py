@@ -31,10 +31,6 @@ def make_pairs(prefix, start=100):
     return [((*prefix, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
 
 
-def bytes_of(model, ids):
-    return sum(x.nbytes for layer in PrefixCache(model).read(ids).layers for x in (layer.keys, layer.values))
-
-
 def test_a_beginning_is_read_once_for_several_calls(model, read):
     executor = Executor(model, 512, "packed")
     executor.loglikelihoods(make_pairs(ONE))
@@ -59,7 +55,9 @@ def test_answering_after_a_beginning_leaves_it_untouched(model):
 
 
 def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
-    prefixes = PrefixCache(model, kept_bytes=2 * bytes_of(model, ONE))
+    layers = PrefixCache(model).read(ONE).layers
+    n_bytes = sum(x.nbytes for layer in layers for x in (layer.keys, layer.values))
+    prefixes = PrefixCache(model, kept_bytes=2 * n_bytes)
     read.clear()
     for ids in (ONE, OTHER, ONE, THIRD, ONE, OTHER):
         prefixes.read(ids)

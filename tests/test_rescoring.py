@@ -185,13 +185,6 @@ def test_a_run_of_other_items_cannot_be_scored_again_and_one_scored_so_stays_as_
 # Never reused
 
 
-def edit_row(path, name, change):
-    file = path.parent / "suites" / name
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    lines[0] |= change
-    tiny_experiment.rows(file, lines)
-
-
 @pytest.mark.parametrize(
     ("name", "change", "tasks"),
     [
@@ -203,7 +196,10 @@ def edit_row(path, name, change):
 )
 def test_rows_of_an_edited_item_are_not_reused(path, name, change, tasks):
     answer_all(session(path))
-    edit_row(path, name, change)
+    file = path.parent / "suites" / name
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    lines[0] |= change
+    tiny_experiment.rows(file, lines)
     assert list_lacking(session(path)) == tasks
 
 

@@ -285,26 +285,24 @@ def logprob(tiny, made):
         return candidate.loglikelihood(asked)[0].logprob
 
 
-def score_by_peft(tiny, tuned, scale):
+@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
+def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_path, scale):
     import torch
     from peft import PeftModel
     from peft.helpers import rescale_adapter_scale
     from transformers import AutoModelForCausalLM
 
+    made = fit_scale(tiny, tuned_weights, tmp_path, scale)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
-    model = PeftModel.from_pretrained(model, str(tuned.folder / "adapter")).eval()
+    model = PeftModel.from_pretrained(model, str(tuned_weights.folder / "adapter")).eval()
     context, continuation, _ = ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED, "late")
     ids = torch.tensor([[*context, *continuation]])
     with torch.inference_mode(), rescale_adapter_scale(model, scale):
         logprobs = model(input_ids=ids).logits.log_softmax(-1)[0]
     places = range(len(context) - 1, ids.shape[1] - 1)
-    return sum(float(logprobs[place, ids[0, place + 1]]) for place in places)
-
-
-@pytest.mark.parametrize("scale", [0.25, 0.5, 1.0])
-def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_path, scale):
-    made = fit_scale(tiny, tuned_weights, tmp_path, scale)
-    assert logprob(tiny, made) == pytest.approx(score_by_peft(tiny, tuned_weights, scale), abs=1e-4)
+    assert logprob(tiny, made) == pytest.approx(
+        sum(float(logprobs[place, ids[0, place + 1]]) for place in places), abs=1e-4
+    )
 
 
 def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_own(

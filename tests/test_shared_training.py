@@ -41,22 +41,25 @@ def ignore(done, total, note=""):
     pass
 
 
-def write_job(tiny, folder, processes, **params):
+def write_job(tiny, folder, policy, method="lora", **params):
+    """Write a job for the processes of a policy, or for so many that share rows on a CPU."""
+    policy = AcceleratePolicy(num_processes=policy) if isinstance(policy, int) else policy
     job = training.TrainingJob(
-        method="lora",
-        params=LORA | params,
+        method=method,
+        params=params,
         source=resolve(str(tiny)),
         machine=tiny_methods.CPU,
         seed=0,
         regularize={},
         threads=1,
-        processes=processes,
-        code=training.code_of("lora", ()),
+        processes=policy.num_processes,
+        shards=policy.shards,
+        code=training.code_of(method, ()),
     )
     rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
     training.write_job(folder, job, **rows, pairs=())
-    if processes > 1:
-        write_launch(folder, AcceleratePolicy(num_processes=processes), "cpu")
+    if policy.num_processes > 1:
+        write_launch(folder, policy, "cuda" if policy.shards else "cpu")
     return folder
 
 
@@ -66,7 +69,7 @@ def read_fit(folder):
 
 @pytest.mark.slow
 def test_two_processes_make_the_weights_of_one_with_half_of_the_rows_each(tiny, tmp_path):
-    whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
+    whole = LORA | {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
     alone, shared = (
         write_job(tiny, tmp_path / name, n, **whole) for name, n in (("alone", 1), ("shared", 2))
     )
@@ -101,7 +104,9 @@ def process_of(folder, rank):
 def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(
     tiny, tmp_path, step, checkpoint
 ):
-    undisturbed, folder = (write_job(tiny, tmp_path / name, 2, lora_dropout=0.2) for name in ("one", "two"))
+    undisturbed, folder = (
+        write_job(tiny, tmp_path / name, 2, **LORA, lora_dropout=0.2) for name in ("one", "two")
+    )
     worker.launch(undisturbed, ignore)
 
     def kill(done, total, note=""):
@@ -139,7 +144,7 @@ def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, process
 
 
 def test_a_job_for_several_processes_is_refused_by_one_with_the_command_for_all(tiny, tmp_path):
-    folder = write_job(tiny, tmp_path, 2)
+    folder = write_job(tiny, tmp_path, 2, **LORA)
     with pytest.raises(UserError, match="found 1 processes at work; expected 2") as refused:
         training.run_job(folder, ignore)
     assert f"accelerate launch --config_file {folder / LAUNCH} -m harness.training.worker" in str(
@@ -215,27 +220,6 @@ ZERO_2, ZERO_3 = (
 )
 
 
-def write_sharded_job(tiny, folder, policy, method="lora", **params):
-    rank = {"r": 2} if method == "lora" else {}
-    job = training.TrainingJob(
-        method=method,
-        params={"max_length": 200, **rank, **params},
-        source=resolve(str(tiny)),
-        machine=tiny_methods.CPU,
-        seed=0,
-        regularize={},
-        threads=1,
-        processes=policy.num_processes,
-        shards=policy.shards,
-        code=training.code_of(method, ()),
-    )
-    rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
-    training.write_job(folder, job, **rows, pairs=())
-    if policy.num_processes > 1:
-        write_launch(folder, policy, "cuda" if policy.shards else "cpu")
-    return folder
-
-
 # accelerate's own reading of what is written
 
 
@@ -282,8 +266,9 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 
 
 def train_both(tiny, folder, policy, method="lora", **params):
-    alone = write_sharded_job(tiny, folder / "alone", AcceleratePolicy(), method, **params)
-    shared = write_sharded_job(tiny, folder / "shared", policy, method, **params)
+    params = {"max_length": 200, **({"r": 2} if method == "lora" else {}), **params}
+    alone = write_job(tiny, folder / "alone", 1, method, **params)
+    shared = write_job(tiny, folder / "shared", policy, method, **params)
     training.run_job(alone, ignore)
     launcher = (sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file")
     here = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))

@@ -560,11 +560,8 @@ def test_what_is_proposed_can_end_in_a_fine_tune(propose_rows, kind):
 def test_what_is_proposed_can_end_without_a_fine_tune(propose_rows, kind, fine_tune):
     decision = decision_on(propose_rows(KINDS[kind]), **fine_tune)
     assert decision.action != "fine-tune"
-    assert decision.candidate in list_proposed_names(kind)
-
-
-def list_proposed_names(kind):
-    return {"prompt", "fixed", "knn"} | ({"ranked", "classifier"} if kind == "labels" else {"rag"})
+    others = {"ranked", "classifier"} if kind == "labels" else {"rag"}
+    assert decision.candidate in {"prompt", "fixed", "knn"} | others
 
 
 def test_a_fine_tune_is_proposed_with_a_sweep_and_replay(propose_rows):

@@ -177,14 +177,10 @@ def test_tokens_of_the_same_rows_are_remembered_and_those_of_others_made_anew(ti
     assert (first.n > 0, second.n) == (True, 0)
     tokenizer = CountingTokenizer(tiny)
     before = tokens(tokenizer)
-    assert tokens(tokenizer, edit_first_row(ROWS)) != before
+    assert tokens(tokenizer, (replace(ROWS[0], references=("money",)), *ROWS[1:])) != before
     assert tokens(tokenizer) != tokens(tokenizer, chat=False)
     started = tiny_model.build(tmp_path / "started", template=tiny_model.STARTED)
     assert tokens(CountingTokenizer(tiny)) != tokens(CountingTokenizer(started))
-
-
-def edit_first_row(rows):
-    return (replace(rows[0], references=("money",)), *rows[1:])
 
 
 @pytest.mark.parametrize("chat", [True, False])

@@ -249,16 +249,12 @@ CANDIDATES = """\
 """
 
 
-def list_refusals(tiny, tmp_path, rows, candidates):
-    path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=rows)
-    with pytest.raises(UserError) as error:
-        tiny_experiment.run(path)
-    return str(error.value)
-
-
 def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(tiny, tmp_path):
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": True} for i in range(4)]
-    said = list_refusals(tiny, tmp_path, rows, "  dpo: {method: dpo}\n" + CANDIDATES)
+    path = tiny_experiment.write(tmp_path, tiny, "  dpo: {method: dpo}\n" + CANDIDATES, pairs=rows)
+    with pytest.raises(UserError) as error:
+        tiny_experiment.run(path)
+    said = str(error.value)
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said
