@@ -15,7 +15,6 @@ from tiny_model import logits
 
 from harness import store
 from harness.errors import CandidateFailed, UserError
-from harness.evaluation.runner import OPENERS
 from harness.experiment.preflight.candidate_costs import estimate_costs
 from harness.experiment.training_fit import fit_work
 from harness.methods import bottleneck, embedding, gkd, head
@@ -151,18 +150,6 @@ def test_a_base_without_such_layers_is_refused():
         deltas.new_bottlenecks(OddLayer(), deltas.Bottleneck("pfeiffer", 2, "relu"))
 
 
-@pytest.mark.e2e
-def test_it_is_a_candidate_like_any_other(tiny, tmp_path):
-    own = "{method: bottleneck, params: {style: houlsby, max_steps: 2}, sweep: {bottleneck_size: [2, 4]}}"
-    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  own: {own}\n")
-    report = tiny_experiment.run(path)
-    assert {fact.name: fact.state for fact in report.facts} == dict.fromkeys(("prompt", "own"), "done")
-    run = runs_of(path)["own"]
-    assert run.weights_digest != run.base_digest
-    assert {trial.params["bottleneck_size"] for trial in run.training.sweep} == {2, 4}
-    assert "delta" in OPENERS
-
-
 OPENS = {head: open_head, embedding: open_embedding}
 
 
@@ -234,19 +221,21 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
 
 
 CANDIDATES = """\
+  prompt: {method: base}
+  own: {method: bottleneck, params: {style: houlsby, max_steps: 2}, sweep: {bottleneck_size: [2, 4]}}
   head: {method: head, params: {r: 2, num_train_epochs: 1, max_length: 200}}
   embedding: {method: embedding}
 """
 
 
 @pytest.mark.e2e
-def test_heads_and_embeddings_stand_in_a_comparison_with_their_latency(tiny, tmp_path):
-    report = tiny_experiment.run(
-        tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + CANDIDATES)
-    )
+def test_bottlenecks_heads_and_embeddings_stand_in_a_comparison_with_their_latency(tiny, tmp_path):
+    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, CANDIDATES))
     by_name = {facts.name: facts for facts in report.facts}
     runs = tiny_experiment.runs_of(tmp_path / "harness.yaml")
-    for name in ("head", "embedding"):
+    assert runs["own"].weights_digest != runs["own"].base_digest
+    assert {trial.params["bottleneck_size"] for trial in runs["own"].training.sweep} == {2, 4}
+    for name in ("own", "head", "embedding"):
         assert by_name[name].state == "done", by_name[name].error
         assert by_name[name].target.n == by_name["prompt"].target.n
         assert runs[name].latency["p50_s"] > 0

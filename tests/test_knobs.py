@@ -29,8 +29,6 @@ QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0
 
 def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
     context = tiny_methods.context(tiny, folder, prepare=prepare)
-    from dataclasses import replace
-
     return method.METHOD.fit(replace(context, advance=advance), method.Params(**{**QUICK, **params}))
 
 

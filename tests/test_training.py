@@ -337,35 +337,17 @@ def test_steps_that_no_other_beats_in_target_and_capability_are_named_with_the_r
     assert front_sentence("lora", TrainingRecord(tracked=(TrackedPoint(step=5, target=0.5),))) == ""
 
 
-BEFORE = {  # as fit.json and run.json held it when it was a plain dict
+TRIAL = {"params": {"r": 4}, "validation": 0.5, "wall_s": 36.5, "loss": [[1, 2.5]], "chosen": True}
+BEFORE = {  # as fit.json and run.json hold it
     "wall_s": 36.5,
-    "train_loop_s": 30.25,
-    "n_tokens": 4_096,
-    "tokens_per_s": 135.4,
     "n_steps": 24,
-    "n_dropped_too_long": 0,
-    "n_trainable": 512,
-    "peak_memory_gib": 1.5,
+    "fit_key": "0123456789abcdef",
+    "init_wall_s": 12.0,
     "loss": [[1, 2.5], [2, 1.25]],
     "validation_loss": [[2, 1.5]],
     "best_validation_loss": 1.5,
-    "n_packs": 7,
-    "n_replayed": 3,
-    "fit_key": "0123456789abcdef",
-    "init_wall_s": 12.0,
     "stands_on": {"fedcba9876543210": "d"},
-    "sweep": [
-        {"params": {"r": 2}, "validation": None, "wall_s": 0.0, "chosen": False},
-        {
-            "params": {"r": 4},
-            "validation": 0.5,
-            "best_validation_loss": 1.5,
-            "wall_s": 36.5,
-            "loss": [[1, 2.5]],
-            "validation_loss": [[1, 1.5]],
-            "chosen": True,
-        },
-    ],
+    "sweep": [{"params": {"r": 2}, "validation": None, "wall_s": 0.0, "chosen": False}, TRIAL],
 }
 
 

@@ -124,10 +124,7 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
     refuse_damaged(weights)
     start = load()
     with OPENERS[weights.kind](session, weights) as candidate:
-        passed = load().since(start)
-        if source := session.base_in_memory(candidate.engine):
-            alone = not (session.is_worker or passed.is_contended())
-            session.learn_pace("opened", Work(opened=1), passed.wall_s, source, teaches=alone)
+        session.learn_load("opened", Work(opened=1), load().since(start), candidate.engine)
         yield candidate
 
 

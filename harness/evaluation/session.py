@@ -23,7 +23,7 @@ from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
 from harness.models import Candidate, hub, oom, vllm
-from harness.models.hardware import Machine
+from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
@@ -210,6 +210,12 @@ class Session:
             "training": (costs.Work(trained=work.trained), work.steps),
         }.get(kind, (costs.Work(), getattr(work, kind, 0)))
         return tokens.seconds(hub.active_parameters(source), self.machine), n
+
+    def learn_load(self, kind: Kind, work: costs.Work, passed: Load, engine: str) -> None:
+        """Record how long an engine's work took; only undisturbed work of a base in memory here teaches."""
+        if source := self.base_in_memory(engine):
+            alone = not (self.is_worker or passed.is_contended())
+            self.learn_pace(kind, work, passed.wall_s, source, teaches=alone)
 
     def learn_pace(
         self, kind: Kind, work: costs.Work, took_s: float, source: ModelSource, *, teaches: bool = True

@@ -191,12 +191,8 @@ def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[d
     """
     start, figures = load(), dict[str, float]()
     yield figures
-    passed = load().since(start)
-    if "p50_s" not in figures:
-        return
-    if source := session.base_in_memory(candidate.engine):
-        alone = not (session.is_worker or passed.is_contended())
-        session.learn_pace("requests", Work(requests=n), passed.wall_s, source, teaches=alone)
+    if "p50_s" in figures:
+        session.learn_load("requests", Work(requests=n), load().since(start), candidate.engine)
 
 
 def measure_prompting(rows: RowSet, n: int) -> float:

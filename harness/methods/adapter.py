@@ -17,7 +17,7 @@ from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_weights
+from harness.training import FitContext, Weights, made_weights
 
 
 class Params(Spec):
@@ -61,7 +61,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         _convert(context.path / PICKLED, folder / WEIGHTS)
     copying_s = round(time.perf_counter() - start, 3)
     made = TrainingRecord(copying_s=copying_s, named_base=read_named_base(folder))
-    return adapter_weights(context, made)
+    return made_weights(context, "adapter", made)
 
 
 def _convert(pickled: Path, to: Path) -> None:

@@ -15,7 +15,7 @@ from harness.models import deltas
 from harness.models.deltas import save_delta
 from harness.models.shapes import Shape
 from harness.plugins import AdapterShape, Method
-from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
 
 
 class Params(SupervisedParams):
@@ -47,7 +47,6 @@ def fit(context: FitContext, params: Params) -> Weights:
     Raises:
         CandidateFailed: out of memory, no row fits, the loss was not a number, or a base without such layers.
     """
-    folder = context.folder / "delta"
     activation = params.non_linearity or deltas.NON_LINEARITY[params.style]
 
     def form_for(model: Any) -> deltas.Bottleneck:
@@ -69,8 +68,8 @@ def fit(context: FitContext, params: Params) -> Weights:
             getattr(model, deltas.BOTTLENECK_LAYERS).state_dict(),
         )
 
-    training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
-    return Weights("delta", delta_digest(folder, context.source.weights_digest), context.folder, training)
+    prepared = replace(context, prepare=prepare)
+    return made_weights(context, "delta", fine_tune(prepared, params, None, context.folder / "delta", save))
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:

@@ -8,7 +8,6 @@ Source: Goodfellow, Bengio and Courville 2016, *Deep Learning*, section 7.8, on 
 import shutil
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from pydantic import Field
 
@@ -17,7 +16,7 @@ from harness.methods._shared import requires_init
 from harness.plugins import InitWeights, Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord
 from harness.spec import Spec
-from harness.training import DIGESTS, TRACKED, FitContext, Weights, map_tracked_folders
+from harness.training import TRACKED, FitContext, Weights, made_weights, map_tracked_folders
 
 
 class Params(Spec):
@@ -49,12 +48,10 @@ def fit(context: FitContext, params: Params) -> Weights:
         there = f"those of the steps {', '.join(map(str, kept))}" if kept else "none"
         knob = "params.step, one of these" if kept else "track: {points: 4} on the recipe of init_from"
         raise CandidateFailed(f"no weights were kept of step {params.step}, but {there}", knob)
-    kind: Any = context.init.name  # of the weights, which lie in a folder of that name
-    folder = context.folder / kind
-    shutil.copytree(kept[params.step] / kind, folder)
+    kind = context.init.name  # of the weights, which lie in a folder of that name
+    shutil.copytree(kept[params.step] / kind, context.folder / kind)
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
-    own = DIGESTS[kind](folder, context.source.weights_digest)
-    return Weights(kind, own, context.folder, made)
+    return made_weights(context, kind, made)
 
 
 def _list_settings(at: RescueSituation) -> list[TrialSetting] | str:

@@ -32,7 +32,7 @@ from harness.plugins import Method, MethodChecks
 from harness.provenance import digest_code
 from harness.records import Curve, Example, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
-from harness.training import CHECKPOINTS, FitContext, Weights, adapter_weights, model_digest
+from harness.training import CHECKPOINTS, FitContext, Weights, made_weights
 
 NAMES = ("data", "validation", "data_dir", "base", "out", "seed", "config")
 _ONE = re.compile(r"(?<!\{)\{([a-z_]+)\}(?!\})")
@@ -237,10 +237,10 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
     made = replace(made, n_trainable=n_trainable)
     if folder.name == "adapter":
-        return adapter_weights(context, replace(made, named_base=read_named_base(folder)))
-    if not has_tokenizer(folder):
+        made = replace(made, named_base=read_named_base(folder))
+    elif not has_tokenizer(folder):
         load_tokenizer(context.source).save_pretrained(folder)
-    return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, made)
+    return made_weights(context, folder.name, made)
 
 
 def _refuse(found: Iterable[Problem], out: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from harness.methods._shared import propose_all_parameters
 from harness.plugins import Method
-from harness.training import FitContext, SupervisedParams, Weights, fine_tune, model_digest
+from harness.training import FitContext, SupervisedParams, Weights, fine_tune, made_weights
 
 
 class Params(SupervisedParams):
@@ -31,9 +31,7 @@ class Params(SupervisedParams):
 
 def fit(context: FitContext, params: Params) -> Weights:
     """Train the model and save it under `model/`."""
-    folder = context.folder / "model"
-    training = fine_tune(context, params, None, folder)
-    return Weights("model", model_digest(folder, context.source.weights_digest), context.folder, training)
+    return made_weights(context, "model", fine_tune(context, params, None, context.folder / "model"))
 
 
 METHOD = Method(

@@ -16,7 +16,7 @@ from harness.methods._shared import RESCUE, requires_init
 from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Spec
-from harness.training import FitContext, Weights, model_digest
+from harness.training import FitContext, Weights, made_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +53,8 @@ def fit(context: FitContext, params: Params) -> Weights:
                 raise CandidateFailed(f"{name} of the shape {shapes}", step)
             mixed[name] = known.float().lerp(tuned.float(), params.scale).to(tuned.dtype)
         save_file(mixed, file, {"format": "pt"})
-    own = model_digest(folder, context.source.weights_digest)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
-    return Weights("model", own, context.folder, made)
+    return made_weights(context, "model", made)
 
 
 METHOD = Method(

@@ -18,7 +18,7 @@ from harness.models.weight_files import CONFIG, CONVERTED, describe_beside_low_r
 from harness.plugins import Method, MethodChecks, RescueSituation, RescueStep, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Recipe, Spec
-from harness.training import FitContext, Weights, adapter_weights
+from harness.training import FitContext, Weights, made_weights
 
 _OF_ONE_RANK = ("linear", "ties", "dare_linear", "dare_ties", "magnitude_prune")
 _AVERAGED = ("ties", "dare_ties", "ties_svd", "dare_ties_svd")  # means of the adapters that agree on a value
@@ -111,7 +111,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         refuse_moved_base(config)
     _merge(context, params, weights)
     made = TrainingRecord(mixing_s=round(time.perf_counter() - start, 3))
-    return adapter_weights(context, made)
+    return made_weights(context, "adapter", made)
 
 
 def _merge(context: FitContext, params: Params, weights: list[float]) -> None:

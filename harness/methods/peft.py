@@ -62,7 +62,7 @@ def fit(context: training.FitContext, params: Params) -> training.Weights:
     config = training.peft_config(params.peft_type, params.of_peft)
     training.exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
     made = training.fine_tune(context, params, config, folder)
-    return training.adapter_weights(context, made)
+    return training.made_weights(context, "adapter", made)
 
 
 def adapter_parameters(shape: Shape, params: Params) -> int:

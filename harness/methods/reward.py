@@ -20,8 +20,7 @@ def fit(context: training.FitContext, params: Params) -> training.Weights:
     """
     folder = context.folder / "reward"
     made = training.train_reward_model(context, params, training.lora_config(params, "SEQ_CLS"), folder)
-    own = training.adapter_digest(folder, context.source.weights_digest)
-    return training.Weights("reward", own, context.folder, made)
+    return training.made_weights(context, "reward", made)
 
 
 METHOD = Method(

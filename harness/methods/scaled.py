@@ -20,7 +20,7 @@ from harness.models.weight_files import CONFIG, WEIGHTS, describe_beside_low_ran
 from harness.plugins import InitWeights, Method, MethodChecks, RescueSituation, TrialSetting
 from harness.records import TrainingRecord, parse_json
 from harness.spec import Spec
-from harness.training import FitContext, Weights, adapter_weights
+from harness.training import FitContext, Weights, made_weights
 
 
 class Params(Spec):
@@ -56,7 +56,7 @@ def fit(context: FitContext, params: Params) -> Weights:
     (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True), "utf-8")
     shutil.copy(context.init / WEIGHTS, folder / WEIGHTS)
     made = TrainingRecord(copying_s=round(time.perf_counter() - start, 3))
-    return adapter_weights(context, made)
+    return made_weights(context, "adapter", made)
 
 
 def _describe_beside_scale(config: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from harness.models.shapes import Shape
 from harness.plugins import AdapterShape, Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
-from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, delta_digest, fine_tune
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
 
 SCAN = "signal_to_noise.json"
 _GRID = 20_001  # points at which the law's distribution is added up
@@ -50,7 +50,6 @@ def fit(context: FitContext, params: Params) -> Weights:
         CandidateFailed: out of memory, no row fits, the loss was not a number, or the base's layers are
             not `torch.nn.Linear` (GPT-2's are transposed convolutions).
     """
-    folder = context.folder / "delta"
     chosen: list[str] = []
     found: list[MatrixScan] = []
 
@@ -72,9 +71,9 @@ def fit(context: FitContext, params: Params) -> Weights:
         trained = {name: model.get_submodule(name).weight.to(kept) for name in chosen}
         save_delta(to, deltas.MATRICES, {}, trained)
 
-    training = fine_tune(replace(context, prepare=prepare), params, None, folder, save)
-    own = delta_digest(folder, context.source.weights_digest)
-    return Weights("delta", own, context.folder, replace(training, scan=tuple(found)))
+    prepared = replace(context, prepare=prepare)
+    training = fine_tune(prepared, params, None, context.folder / "delta", save)
+    return made_weights(context, "delta", replace(training, scan=tuple(found)))
 
 
 def estimate_trained_parameters(shape: Shape, params: Params) -> int:

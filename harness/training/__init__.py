@@ -14,7 +14,7 @@ from harness.training.context import (
     FitContext,
     Reward,
     Weights,
-    adapter_weights,
+    made_weights,
 )
 from harness.training.distillation import (
     DistilledParams,

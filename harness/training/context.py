@@ -132,10 +132,10 @@ class Weights(NamedTuple):
         return self.kind in _LANGUAGE_MODELS
 
 
-def adapter_weights(context: FitContext, training: TrainingRecord) -> Weights:
-    """Return the weights of the adapter that lies under `adapter/` of a context's folder."""
-    own = adapter_digest(context.folder / "adapter", context.source.weights_digest)
-    return Weights("adapter", own, context.folder, training)
+def made_weights(context: FitContext, kind: Any, training: TrainingRecord) -> Weights:
+    """Return the weights of a kind in `DIGESTS` that lie under its name in a context's folder."""
+    own = DIGESTS[kind](context.folder / kind, context.source.weights_digest)
+    return Weights(kind, own, context.folder, training)
 
 
 Row = Mapping[str, Any]

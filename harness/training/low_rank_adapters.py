@@ -24,7 +24,7 @@ from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
 from harness.training import trainer as loop
-from harness.training.context import CHECKPOINTS, FitContext, Weights, adapter_weights
+from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
 from harness.training.peft_families import is_soft_prompt, sort_names
 from harness.training.refused_families import (
     ADAPTED_HEAD,
@@ -92,7 +92,7 @@ def low_rank_method(
     def fit(context: FitContext, given: LoraParams) -> Weights:
         config = lora_config(given)
         exclude_unadapted(config, read_config(context.source.path).get("model_type", ""))
-        return adapter_weights(context, train(context, given, config, context.folder / "adapter"))
+        return made_weights(context, "adapter", train(context, given, config, context.folder / "adapter"))
 
     shared_checks: dict[str, Any] = {"problems": low_rank_problems, "of_init": _init_problems}
     fields: dict[str, Any] = {"trains": True, "seeded": True} | own
