@@ -68,19 +68,20 @@ def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk): 
 
 
 @pytest.mark.e2e
-def test_an_answer_is_asked_about_until_its_grade_can_be_read_and_no_more(desk):  # noqa: F811
-    d = desk(judge=Mumbler(silent=2), rubric=RUBRIC + "attempts: 4\n")
+@pytest.mark.parametrize(
+    ("silent", "attempts", "times", "n_unread"), [(2, 4, {1, 3}, 0), (9, 2, {1, 2}, N // 3)]
+)
+def test_an_answer_is_asked_about_until_its_grade_can_be_read_or_as_often_as_the_rubric_says(
+    desk,  # noqa: F811
+    silent,
+    attempts,
+    times,
+    n_unread,
+):
+    d = desk(judge=Mumbler(silent), rubric=f"{RUBRIC}attempts: {attempts}\n")
     d.compare()
-    assert set(d.judge.model.times.values()) == {1, 3}
-    assert list_unread(d) == []
-
-
-@pytest.mark.e2e
-def test_a_grade_that_no_attempt_makes_readable_fails_as_before(desk):  # noqa: F811
-    d = desk(judge=Mumbler(silent=9), rubric=RUBRIC + "attempts: 2\n")
-    d.compare()
-    assert set(d.judge.model.times.values()) == {1, 2}
-    assert len(list_unread(d)) == N // 3
+    assert set(d.judge.model.times.values()) == times
+    assert len(list_unread(d)) == n_unread
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked
