@@ -85,7 +85,15 @@ def describe_program(
 ) -> ServingProgram:
     """Describe the server of an exported file or folder."""
     if way == "gguf":
-        return _llama_cpp(file, name, limits, address)
+        shared = ["--alias", name, "--parallel", str(AT_ONCE)]
+        key = ["--api-key-env", address.api_key_env] if address.api_key_env else []
+        most = str(limits.max_new_tokens)
+        own = ["--max-tokens", most, *_listens(address.host, address), *key]
+        command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *own]
+        theirs = ["--n-predict", most, "--temp", "0", "--metrics", *_listens(_ANY, address)]
+        in_image = ["--model", f"/model/{file.name}", *shared, *theirs]
+        compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
+        return ServingProgram("llama.cpp's server", name, command, file.parent, {}, compose)
     return _vllm(file, name, limits, address, policy) if way == "vllm" else _transformers(file, address)
 
 
@@ -110,18 +118,6 @@ def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
         if find_spec(package) is None:
             step = "pip install 'harness-evals[serve]'"
             raise UserError(Problem(f"--to {way}", f"no package {package}", "the server's packages", step))
-
-
-def _llama_cpp(file: Path, name: str, limits: Limits, address: Address) -> ServingProgram:
-    shared = ["--alias", name, "--parallel", str(AT_ONCE)]
-    key = ["--api-key-env", address.api_key_env] if address.api_key_env else []
-    most = str(limits.max_new_tokens)
-    own = ["--max-tokens", most, *_listens(address.host, address), *key]
-    command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *own]
-    theirs = ["--n-predict", most, "--temp", "0", "--metrics", *_listens(_ANY, address)]
-    in_image = ["--model", f"/model/{file.name}", *shared, *theirs]
-    compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
-    return ServingProgram("llama.cpp's server", name, command, file.parent, {}, compose)
 
 
 def _vllm(folder: Path, name: str, limits: Limits, address: Address, policy: VllmPolicy) -> ServingProgram:
