@@ -4,7 +4,6 @@ Invariant: training loads its own fresh base and leaves finished weights behind,
 what is evaluated later is what was saved.
 """
 
-from harness.models.deltas import delta_digest
 from harness.models.weight_files import adapter_digest, model_digest
 from harness.training.checkpoints import map_tracked_folders, read_log_until
 from harness.training.context import (
