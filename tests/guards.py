@@ -68,7 +68,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_run_in_a_folder_of_something_else_is_no_run", "harness/store/layout.py", "if run.run_id != folder or", "if False and"),
     ("test_strange_store.py::test_a_link_in_a_store_is_named_before_anything_is_removed", "harness/store/layout.py", "if (parent := below.joinpath(*names[:end])).is_symlink():", "if (parent := below) is None:"),
-    ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/values.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
+    ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/task.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
     ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if known is None else actual in known", "return True"),
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/production/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),

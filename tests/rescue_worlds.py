@@ -23,7 +23,7 @@ from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is
 from harness import config, experiment, plugins, rescue
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.runs.stored_rows import fold_sessions
+from harness.experiment.stored_rows import fold_sessions
 from harness.experiment.training_fit import folder_of
 from harness.gating.halves import split
 from harness.models.hub import ModelSource

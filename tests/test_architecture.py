@@ -77,7 +77,7 @@ OFFERED = {
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
-        "augmentation check_rows distilled_rows executors preference_pairs preflight runs.run_candidate scaffold standalone writers"
+        "augmentation check_rows distilled_rows preference_pairs preflight run_candidate scaffold standalone worker writers"
     ),
     # Its `split` is of a suite's items.
     "gating": "halves",

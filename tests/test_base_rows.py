@@ -19,7 +19,7 @@ from harness import store as stores
 from harness.cache import cache_dir
 from harness.cli.progress_bar import TerminalProgress
 from harness.config.files import SHIPPED_SUITES, suite_files
-from harness.experiment.runs.stored_rows import StoredRows
+from harness.experiment.stored_rows import StoredRows
 from harness.records import Origin
 from harness.store import Store
 from harness.store.garbage import find_base_rows, keep_base_rows

@@ -14,8 +14,8 @@ from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare
 from harness.experiment.analysis.run_remarks import _note_unswept, note_unmoved
-from harness.experiment.capability_on_validation import mean_score
 from harness.experiment.report_runs import refuse_many
+from harness.experiment.validation_scores import mean_score
 from harness.records import TrainingRecord
 from harness.spec import Recipe
 from harness.store import Store

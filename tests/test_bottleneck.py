@@ -15,7 +15,7 @@ from tiny_model import logits
 
 from harness import store
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.preflight.candidate_costs import estimate_costs
+from harness.experiment.candidate_costs import estimate_costs
 from harness.experiment.training_fit import fit_work
 from harness.methods import bottleneck, embedding, gkd, head
 from harness.models import deltas

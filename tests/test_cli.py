@@ -24,7 +24,7 @@ from harness.cli.options import ExperimentFile
 from harness.config.overrides import CommandLine
 from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
-from harness.experiment.preflight.candidate_costs import estimate_costs
+from harness.experiment.candidate_costs import estimate_costs
 from harness.formatting import seconds
 from harness.gating import GateResult
 from harness.models.hardware import Memory

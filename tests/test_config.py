@@ -1,6 +1,7 @@
 """harness.yaml becomes an experiment: references, overrides, grids, selection, and one message for what is wrong."""
 
 import json
+import re
 import time
 from pathlib import Path
 
@@ -205,87 +206,27 @@ def find_only_problem(where, *args, **kwargs):
     return found[0]
 
 
-NEEDS_ANOTHER = "write another value, or leave {} out: it is {} then"
+def read_cases():
+    """Yield what each line of the table adds to which file, and the place, finding and next step of the refusal."""
+    for line in Path(__file__).with_name("refused_settings.txt").read_text("utf-8").splitlines():
+        if line.startswith("## "):
+            file = line.removeprefix("## ")
+        elif " =>" in line:
+            added, *said = (part.replace("\\n", "\n") for part in re.split(r" => ?", line))
+            yield pytest.param(file, added, [*said, "", ""][:3], id=f"{file}: {line}")
 
 
-@pytest.mark.parametrize(
-    ("candidate", "found", "next_step"),
-    [
-        ("x: {promting: zero_shot}", "unknown key 'promting'", "did you mean 'prompting'?"),
-        ("a/b: {}", "candidate 'a/b'", None),
-        ("x: {method: lora, replay: true}", "share: true", None),
-        ("x: {method: lora, regularize: {ewc: {strength: true}}}", "strength: true", None),
-        ("x: {method: lora, params: {r: true, use_dora: true}}", "r: true", None),
-        ("x: {method: lora, sweep: {learning_rate: [true, 1.0e-3]}}", "learning_rate: true", None),
-        ("x: {method: lorra}", "unknown method 'lorra'", "did you mean 'lora'?"),
-        ("x: {prompting: fewshot}", "unknown prompting 'fewshot'", "did you mean 'few_shot'?"),
-        ("x: {method: lora, params: {lora_rank: 8}}", "unknown key 'lora_rank'", None),
-        ("x: {method: lora, params: {r: 0}}", "r: 0", NEEDS_ANOTHER.format("r", 16)),
-        ("x: {method: lora, params: {r: [8, big]}}", "r: 'big'", NEEDS_ANOTHER.format("r", 16)),
-        (
-            "x: {method: lora, params: {r: []}}",
-            "an empty grid for r",
-            "write values between the brackets, or remove r",
-        ),
-        (
-            "x: {prompting: {few_shot: {select: nearest}}}",
-            "select: 'nearest'",
-            NEEDS_ANOTHER.format("select", "fixed"),
-        ),
-        ("x: {prompting: {zero_shot: {shots: 1}}}", "key 'shots'", "remove it"),
-        ("x: {template: 'Answer:'}", "template 'Answer:'", "add {prompt}"),
-        ("x: lorra", "unknown recipe 'lorra'", "did you mean 'lora'?"),
-        (
-            "x: {prompting: rag}",
-            "rag without documents rows",
-            "add documents: documents.jsonl, or leave rag out",
-        ),
-        ("x: {weights_of: x}", "x taking its own weights", "one of: prompt, shots"),
-        ("x: {weights_of: promt}", "unknown candidate 'promt'", "did you mean 'prompt'?"),
-    ],
-)
-def test_a_candidate_that_cannot_be_made_is_refused_at_its_line(folder, candidate, found, next_step):
-    where, what, then = find_only_problem(folder, text=f"{EXPERIMENT}  {candidate}\n")
-    assert (where, what) == ("harness.yaml:9", found)
-    assert next_step in (None, then)
-
-
-@pytest.mark.parametrize(
-    ("added", "line", "found", "next_step"),
-    [
-        ("    metric: [exact_match]", 5, "unknown key 'metric'", "did you mean 'metrics'?"),
-        ("rol: target", 5, "unknown key 'rol'", "did you mean 'role'?"),
-        (
-            "    metrics:\n      - exact_match\n      - exact_mach",
-            7,
-            "unknown metric 'exact_mach'",
-            "did you mean 'exact_match'?",
-        ),
-    ],
-)
-def test_what_is_wrong_in_a_suite_is_shown_at_its_line(folder, added, line, found, next_step):
-    problem = find_only_problem(folder, target=f"{TARGET}{added}\n")
-    assert problem == (f"suites/tiny.yaml:{line}", found, next_step)
-
-
-@pytest.mark.parametrize(
-    ("line", "found", "next_step"),
-    [
-        ("seeds: 0", "seeds: 0", "write [0]"),
-        ("seeds: [one]", "seeds[0]: 'one'", "write another value"),
-        ("seeds: [-1]", "seeds[0]: -1", "write another value"),
-        ("seeds: [4294967296]", "seeds[0]: 4294967296", "write another value"),
-        ("gate: 3", "gate: 3", "write another value, or leave gate out"),
-        ("gate: {macro: true}", "macro: true", "write another value, or leave macro out: it is 0.02 then"),
-        ("gate: {macro: 2}", "macro: 2", "write another value, or leave macro out: it is 0.02 then"),
-        ("precision: bf17", "precision: 'bf17'", "did you mean 'bf16'?"),
-        ("base_model: 7", "base_model: 7", 'write "7" in quotes'),
-        ("base_model: true", "base_model: true", "write it in quotes, as it stands there"),
-        ("seeds: []", "seeds: []", "write another value, or leave seeds out"),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_shown_as_written(folder, line, found, next_step):
-    assert find_only_problem(folder, text=EXPERIMENT + line + "\n") == ("harness.yaml:9", found, next_step)
+@pytest.mark.parametrize(("file", "added", "said"), list(read_cases()))
+def test_what_cannot_be_meant_is_refused_at_its_line(folder, file, added, said):
+    texts = {"harness.yaml": EXPERIMENT, "suites/tiny.yaml": TARGET}
+    name = "harness.yaml" if file == "candidates" else file
+    texts[name] = f"{texts.get(name, '')}{'  ' * (file == 'candidates')}{added}\n"
+    overrides = [added] if file == "override" else []
+    written = {"text": texts["harness.yaml"], "target": texts["suites/tiny.yaml"]}
+    where, found, next_step = find_only_problem(folder, *overrides, **written)
+    assert where == (f"override {added}" if overrides else f"{name}:{said[0]}")
+    assert said[1] in ("", found.replace(str(folder), "{}"))
+    assert said[2] in ("", next_step)
 
 
 @pytest.mark.parametrize(
@@ -307,39 +248,6 @@ def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line,
     assert place == f"harness.yaml:{line}"
     assert found in (None, what)
     assert not then.endswith(": ")  # no empty list is offered
-
-
-@pytest.mark.parametrize(
-    ("override", "found", "next_step"),
-    [
-        (
-            "seeds",
-            "'seeds'",
-            "such as candidates.lora.params.r=8; a candidate is chosen by --candidates, or --candidate of gate",
-        ),
-        ("gate.macro=[", "no YAML: '['", "quote the value"),
-        ("gat.macro=0.1", "unknown key 'gat'", "did you mean 'gate'?"),
-        ("gate.macr=0.1", "unknown key 'macr'", "did you mean 'macro'?"),
-        ("name.first=x", "name: 'tiny', which has no keys", "set it as a whole"),
-        ("suites.othr.role=safety", "no entry 'othr'", "did you mean 'other'?"),
-        ("candidates.shot.answer=rank", "unknown candidate 'shot'", "did you mean 'shots'?"),
-        ("target.limit=none", "limit: 'none'", "write another value, or leave limit out"),
-        ("name=a b", "name: 'a b'", None),
-        ("candidates.x={weights_of: prompt, method: lora}", None, None),
-        ("target=suites/tny.yaml", "no file {}/suites/tny.yaml", "did you mean 'suites/tiny.yaml'?"),
-        ("target=nowhere/tiny.yaml", "no folder {}/nowhere", None),
-        ("suites=[generl]", "unknown suite 'generl'", "did you mean 'general'?"),
-        ("suites=[tiny.yaml]", None, "did you mean 'suites/tiny.yaml'?"),
-        ("suites=[suite/other.yml]", None, "did you mean 'suites/other.yaml'?"),
-        ("suites=[suites/generl.yaml]", None, "did you mean 'general'?"),
-        ("suites=[suites/xyz.yaml]", None, "create it, or correct the path"),
-    ],
-)
-def test_an_override_that_does_not_fit_is_shown_as_written(folder, override, found, next_step):
-    where, what, then = find_only_problem(folder, override)
-    assert where == f"override {override}"
-    assert found is None or what == found.format(folder)
-    assert next_step in (None, then)
 
 
 @pytest.mark.parametrize(
@@ -412,18 +320,6 @@ def test_a_suite_that_does_not_fit_beside_the_target_is_refused(folder, other, w
     assert all(
         asked in (None, shown) for asked, shown in zip((where, found, next_step), problem, strict=True)
     )
-
-
-@pytest.mark.parametrize(
-    ("policy", "found", "next_step"),
-    [
-        ("nightly:\n  candidates: [prompt, shot]", "unknown candidate 'shot'", "did you mean 'shots'?"),
-        ("gate:\n  critical: [othr]", "unknown task or suite 'othr'", "did you mean 'other'?"),
-    ],
-)
-def test_a_policy_names_what_is_there(folder, policy, found, next_step):
-    problem = find_only_problem(folder, text=f"{EXPERIMENT}{policy}\n")
-    assert problem == ("harness.yaml:10", found, next_step)
 
 
 @pytest.mark.parametrize("name", ["other", "sums"])

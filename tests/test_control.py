@@ -12,7 +12,7 @@ from harness import config, experiment, release, stats, store
 from harness.cli.compare import exit_code
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session
-from harness.experiment.runs.stored_rows import StoredRows
+from harness.experiment.stored_rows import StoredRows
 from harness.gating import ControlFacts, has_drifted
 from harness.gating.target_rules import control_rule
 from harness.models.hf import ModelHost

@@ -31,11 +31,11 @@ from harness.experiment import (
     look_up,
     prepare_session,
 )
-from harness.experiment.preflight import _disk_problems, compiler_problems, examine
-from harness.experiment.preflight.candidate_costs import (
+from harness.experiment.candidate_costs import (
     checkpoints_gb,
     estimate_costs,
 )
+from harness.experiment.preflight import _disk_problems, compiler_problems, examine
 from harness.experiment.preparation.plan import BASE_ARM as ARM
 from harness.formatting import seconds
 from harness.models import hub

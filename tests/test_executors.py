@@ -15,10 +15,9 @@ from harness import config, store
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
-from harness.experiment import Scope, executors, prepare_session
-from harness.experiment.executors import worker
-from harness.experiment.executors.journal import TRIES, Journal, Outcome, append, wait_for_files
-from harness.experiment.executors.starters import StartedWorker, Starter, open_starter
+from harness.experiment import Scope, executors, prepare_session, worker
+from harness.experiment.executors import StartedWorker, Starter, open_starter
+from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
 from harness.experiment.preparation.plan import Step, make_plan
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
@@ -400,7 +399,8 @@ def test_what_a_step_needs_is_waited_for_where_it_is_made(finished_session):
     with write_plan(session, loaded, "lora") as file:
         plan = worker._read_assignment(file).plan
         place = list(plan.needs).index(Step("fit", "lora"))
-        left = str(worker._MAKE["fit"](session, Step("fit", "lora")).files[0])
+        maker = worker._Worker(session, open_journal(file, plan), file)
+        left = str(maker.make_weights(Step("fit", "lora")).files[0])
         append(file.with_name(worker.JOURNAL), "ended", place, "", None, [left])
         assert left.startswith("weights/")
         hide(runs / left, 0.2)

@@ -6,10 +6,9 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
 from harness.evaluation.row_sets import RunRequest
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, worker
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.executors import worker
-from harness.experiment.executors.journal import TRIES, Journal
+from harness.experiment.journal import TRIES, Journal
 from harness.experiment.preparation.plan import Step, make_plan
 from harness.experiment.trials import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress

@@ -14,7 +14,7 @@ from harness.decision.results import FamilyRank
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
-from harness.experiment.runs.stored_rows import base_arm
+from harness.experiment.stored_rows import base_arm
 from harness.gating import Rule, Verdict
 from harness.progress import SilentProgress
 

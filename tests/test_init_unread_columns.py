@@ -13,7 +13,7 @@ from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
 from harness.experiment.scaffold.method_choice import choose_method, describe_alternatives, fit_batches
-from harness.experiment.scaffold.time_bound import STEPS
+from harness.experiment.scaffold.proposal_files import STEPS
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
 from harness.records import Example

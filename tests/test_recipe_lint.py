@@ -7,7 +7,7 @@ import pytest
 import tiny_experiment
 
 from harness import config, experiment, plugins
-from harness.config.recipe_lint import BATCH, Range, lint, ranges
+from harness.config.recipe_checks import BATCH, Range, lint, ranges
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 

@@ -1,6 +1,7 @@
 """A rubric says what is wrong with it by file and line; texts stay between their marks; a grade survives a kill."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,6 @@ from harness.records import Example, Grade
 from harness.store import Store
 from tests.test_readme import example_file, reference
 
-PRICED = "{base_url: http://h/v1, model: m, usd_per_million_tokens: {input: 1, output: 2}}"
 GOOD = "criteria: It helps.\njudge: {base_url: http://localhost:1/v1, model: big}\n"
 
 
@@ -39,59 +39,15 @@ def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_pat
     assert not rubric.reference
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", ["helpful.yaml:1: found an empty file"]),
-        ("judge: smollm2-135m\n", ["no key 'criteria'"]),
-        ("criteria: x\n", ["found judge and panel;", "next: write one of the two"]),
-        (GOOD + "panel: [a, b]\n", ["found judge and panel;", "next: write one of the two"]),
-        ("criteria: x\npanel: [a]\n", ["found a panel of one judge;", "next: list two judges or more"]),
-        ("criteria: x\npanel: [a, b, a]\n", ["helpful.yaml:2: found judge 3 of the panel, which is judge 1"]),
-        (
-            GOOD + "scales: {min: 1, max: 5}\n",
-            ["helpful.yaml:3: found unknown key 'scales'", "did you mean 'scale'"],
-        ),
-        (GOOD + "scale: {min: 5, max: 1}\n", ["helpful.yaml:3: found a scale from 5 to 1; max lies"]),
-        (GOOD + "scale: ten\n", ["helpful.yaml:3", "'yes/no'"]),
-        (GOOD + "max_cost: 3\n", ["max_cost without usd_per_million_tokens"]),
-        (
-            f"criteria: x\nmax_cost: 3\npanel:\n  - {PRICED}\n  - {{base_url: http://h/v1, model: n}}\n",
-            ["max_cost without usd_per_million_tokens"],
-        ),
-        (
-            GOOD + "examples: [{answer: a, grade: 9}]\n",
-            ["an example with grade 9, which is none of 1, 2, 3, 4, 5"],
-        ),
-        (GOOD + "examples: [{answer: a, grade: yes}]\n", ["an example with grade yes"]),
-        (
-            "criteria: x\nscale: {min: 1, max: 10}\njudge: smollm2-135m\n",
-            ["helpful.yaml:3", "grades of one digit"],
-        ),
-        (GOOD + "mode: pairwise\nscale: yes/no\nreference: true\n", ["mode: pairwise with reference, scale"]),
-        (GOOD + "mode: pairs\n", ["helpful.yaml:3", "one of 'grade' or 'pairwise'"]),
-        (
-            "criteria: x\njudge: {base_url: nowhere, model: m}\n",
-            ["helpful.yaml:2", "base_url is not an address"],
-        ),
-        ("criteria: x\njudge:\n  base_url: http://h/v1\n", ["helpful.yaml:2", "no key 'model'"]),
-        (
-            "criteria: x\njudge: {base_model: smollm2-135m}\n",
-            ["found base_model: smollm2-135m within a judge", "next: judge: smollm2-135m"],
-        ),
-        (
-            "criteria: x\njudge:\n  base_url: http://h/v1\n  model: m\n  protocol: completions\n",
-            ["helpful.yaml:5: found a judge with protocol: completions"],
-        ),
-        (
-            "criteria: x\npanel:\n  - a\n  - {base_url: http://h/v1, modell: m}\n",
-            ["helpful.yaml:4", "'modell'"],
-        ),
-    ],
-)
+def read_refused():
+    lines = Path(__file__).with_name("refused_rubrics.txt").read_text("utf-8").splitlines()
+    return [tuple(line.split(" => ")) for line in lines if " => " in line]
+
+
+@pytest.mark.parametrize(("text", "said"), read_refused())
 def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
-    found = "\n".join(problems(tmp_path, text))
-    assert [part for part in said if part not in found] == [], found
+    found = "\n".join(problems(tmp_path, text.replace("GOOD ", GOOD).replace("\\n", "\n")))
+    assert [part for part in said.split(" ‥ ") if part not in found] == [], found
 
 
 def test_all_that_is_wrong_with_a_rubric_is_said_at_once_and_each_once(tmp_path):

@@ -17,10 +17,9 @@ from harness.config import load
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, run_candidate
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.preparation.scope import SMOKE_ITEMS, SMOKE_LIMITS, narrow
-from harness.experiment.runs import run_candidate
+from harness.experiment.preparation import SMOKE_ITEMS, SMOKE_LIMITS, narrow
 from harness.progress import SilentProgress
 from harness.records import BLOCK, Document
 from harness.store import Store
@@ -188,7 +187,7 @@ def identity_by(folder):
     ],
 )
 def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
-    package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
     table = package / "code_versions.toml"
     table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
@@ -198,7 +197,7 @@ def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, fi
 
 @pytest.mark.e2e
 def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
-    package = shutil.copytree(Path(run_candidate.__file__).parents[2], tmp_path / "harness")
+    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
     with (package / "evaluate.py").open("a") as code:
         code.write("\n\nMORE = 1\n")

@@ -20,7 +20,7 @@ from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources
 from harness.experiment.scaffold.method_choice import propose_candidates
-from harness.experiment.scaffold.yaml_text import experiment_text
+from harness.experiment.scaffold.proposal_files import experiment_text
 from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
 from harness.records import has_closed_labels

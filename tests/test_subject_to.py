@@ -13,8 +13,8 @@ from worlds import Sizes
 from harness import config, experiment
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
-from harness.experiment.capability_on_validation import general_items
 from harness.experiment.trials import proposals
+from harness.experiment.validation_scores import general_items
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Trial

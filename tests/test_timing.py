@@ -14,7 +14,7 @@ from harness.evaluation.runner import open_weights
 from harness.evaluation.timing import batch_time, describe_timing, time_requests
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.runs.run_candidate import row_sets, time_again
+from harness.experiment.run_candidate import row_sets, time_again
 from harness.methods import lora
 from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine

@@ -14,8 +14,8 @@ from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
 from harness.experiment import estimate_work
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.tracking import estimate_tracking, read_tracked_weights
 from harness.experiment.training_fit import folder_of
+from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
 from harness.gating.halves import cluster_name, split
 from harness.methods import checkpoint, full, lora
 from harness.records import TrainingRecord, read_training_record

@@ -31,8 +31,8 @@ ANSWERS = {
     "control arm": ("evaluation/control_arm.py", ""),
     "hyper-parameter search": ("experiment/trials.py", "proposals"),
     "stratified item sampling": ("evaluation/sampling.py", ""),
-    "preflight check": ("experiment/preflight/__init__.py", "examine"),
-    "A/A noise": ("experiment/preflight/__init__.py", "measure_noise"),
+    "preflight check": ("experiment/preflight.py", "examine"),
+    "A/A noise": ("experiment/preflight.py", "measure_noise"),
 }
 
 

@@ -26,7 +26,7 @@ from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.study import study_session
 from harness.experiment.analysis.target_facts import judge_pairs, open_where_failed, wins_of
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.stored_rows import Reader
 from harness.gating import TargetFacts
 from harness.gating.significance import target_p
 from harness.gating.target_rules import target_rule

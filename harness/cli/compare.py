@@ -235,7 +235,7 @@ def train(
 ) -> None:
     """Train one candidate, or find its weights."""
     from harness.experiment import ensure_weights
-    from harness.experiment.runs.run_candidate import begin
+    from harness.experiment.run_candidate import begin
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
     candidates, seed = session.candidates, session.first_seed
@@ -261,14 +261,14 @@ def worker(
 
     `harness compare --executor …` starts workers itself; others can join where the folder is seen.
     """
-    from harness.experiment import executors
+    from harness.experiment import worker as steps
 
     if until_input_ends:
         threading.Thread(target=_end_with_input, daemon=True).start()
-    if runs.name == executors.ASSIGNMENT:  # of the command that started this worker
-        executors.work(runs)
+    if runs.name == steps.ASSIGNMENT:  # of the command that started this worker
+        steps.work(runs)
     else:
-        executors.work(executors.find_assignment(runs), reports=False)
+        steps.work(steps.find_assignment(runs), reports=False)
 
 
 def _end_with_input() -> None:

@@ -136,7 +136,7 @@ def _answer_lines(found: "OneAnswer") -> Iterator[str]:
 
 def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> None:
     from harness.experiment import Reader
-    from harness.experiment.runs.run_candidate import make_run
+    from harness.experiment.run_candidate import make_run
 
     try:
         session, loaded = at.open_session(candidate)

@@ -16,7 +16,7 @@ from harness.config import checks, files, grids, weight_sources
 from harness.config import overrides as overriding
 from harness.config.files import is_shipped
 from harness.config.overrides import CommandLine
-from harness.config.recipe_lint import lint
+from harness.config.recipe_checks import lint
 from harness.config.rubrics import (
     YES_NO,
     Rubric,

@@ -173,7 +173,9 @@ def _inline_file(tree: Tree, keys: Keys, relative: str, what: str) -> None:
     # A recipe as a whole keeps the place where its name is written; so does all that stands in one that the
     # package ships, because that file is not the user's to fix.
     where = tree.where(keys)
-    path = _locate(tree.folder, relative)
+    names = (relative, f"suites/{relative}.yaml") if _is_bare(relative) else (relative,)
+    tried = (root / Path(name).expanduser() for root in (tree.folder, *_SHIPPED) for name in names)
+    path = next((path.resolve() for path in tried if path.is_file()), None)
     if path is None:
         tree.failed.add(keys)
         tree.problems.append(_unknown_file(tree.folder, relative, what, where))
@@ -278,13 +280,6 @@ def _resolve_file(around: dict[str, Any], key: str, folder: Path) -> None:
 
 def _absolute(path: str, folder: Path) -> str:
     return str((folder / Path(path).expanduser()).resolve())
-
-
-def _locate(folder: Path, relative: str) -> Path | None:
-    """Find a file by its path beside harness.yaml or in the package; a suite by its bare name as well."""
-    names = (relative, f"suites/{relative}.yaml") if _is_bare(relative) else (relative,)
-    tried = (root / Path(name).expanduser() for root in (folder, *_SHIPPED) for name in names)
-    return next((path.resolve() for path in tried if path.is_file()), None)
 
 
 def _is_bare(name: str) -> bool:

@@ -301,7 +301,6 @@ def pair_judge_problems(written: str, folder: Path, where: str) -> Iterator[Prob
 
 
 def _try_to_read(written: str, folder: Path, where: str) -> Generator[Problem, None, Rubric | None]:
-    """Read the rubric of a judged metric, or yield why it cannot be read."""
     path = Path(metric_parts(written)[1])
     if not path.is_file():
         yield describe_missing_file(path, where, "a rubric")

@@ -52,6 +52,7 @@ from harness.experiment.analysis.verdict_records import (
     renew_verdicts,
     verdict_change,
 )
+from harness.experiment.candidate_result import attempt, describe_items, facts_of, show_first_result
 from harness.experiment.candidate_weights import (
     choose_prompts,
     ensure_weights,
@@ -62,14 +63,14 @@ from harness.experiment.catalog import map_purposes
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
-from harness.experiment.preparation import find_lm_eval_tasks, prepare_session
+from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
+from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
 from harness.experiment.preparation.bases import BaseFit, FitQuery, examine_base
 from harness.experiment.preparation.candidate_problems import (
     find_adapter_config,
     key_problems,
     sensitive_endpoints,
 )
-from harness.experiment.preparation.judge_weights import train_judges
 from harness.experiment.preparation.plan import (
     arm_label,
     estimate_seconds,
@@ -77,7 +78,6 @@ from harness.experiment.preparation.plan import (
     list_answered_sets,
     list_measured_bases,
 )
-from harness.experiment.preparation.scope import Scope
 from harness.experiment.report_runs import (
     advise_before,
     are_all_done,
@@ -96,10 +96,8 @@ from harness.experiment.report_runs import (
     warnings_before,
     workers_sentence,
 )
-from harness.experiment.runs.candidate_result import attempt, describe_items, facts_of, show_first_result
-from harness.experiment.runs.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.runs.run_candidate import find_stored_runs, time_again
-from harness.experiment.runs.stored_rows import (
+from harness.experiment.run_candidate import find_stored_runs, time_again
+from harness.experiment.stored_rows import (
     Reader,
     Runs,
     StoredRows,
@@ -107,8 +105,8 @@ from harness.experiment.runs.stored_rows import (
     refuse_folds,
     suite_arm,
 )
-from harness.experiment.tracking import estimate_tracking
 from harness.experiment.training_fit import fit_work
+from harness.experiment.validation_scores import estimate_tracking
 from harness.formatting import pluralize
 from harness.models.hardware import load
 from harness.models.hub import ModelSource
@@ -302,7 +300,6 @@ def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunReques
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
-    """Measure a base on the capability suite as far as that is not done yet; returns each task's row set."""
     label, rows = arm_label(session, source), base_arm(session, source)
     if rows:
         session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")

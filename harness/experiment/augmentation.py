@@ -52,26 +52,6 @@ class Rewriting(NamedTuple):
     max_cost: float | None = None
 
 
-def reword(
-    writer: writers.Writer, texts: Sequence[str], how: Rewriting, progress: Progress
-) -> tuple[list[tuple[Rewording, ...]], writers.WriterUsage]:
-    """Reword each text so many times, in their order; the model is opened only where it has to be asked.
-
-    Returns what was spent beside it.
-    """
-    budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    wanted = [(text, i) for text in texts for i in range(how.variants)]
-    latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
-    for step, prompt in enumerate(how.prompts, start=1):
-        able = [k for k, one in enumerate(latest) if not one.failure]
-        requests = [_write_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
-        label = f"{how.by} by {writer.name}"
-        label += f", step {step} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        for k, output in zip(able, budgeted.answers(requests, label), strict=True):
-            latest[k] = _read(output)
-    return [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)], budgeted.usage
-
-
 def _write_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> writers.PromptRequest:
     message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
     drawn = how.temperature > 0
@@ -174,7 +154,19 @@ def make_rows(
         CandidateFailed: the model cannot be asked, or has cost what it may.
         UserError: none of the rewordings can be used.
     """
-    made, spent = reword(writer, [one.text for one in of.texts.values()], how, progress)
+    texts = [one.text for one in of.texts.values()]
+    budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
+    wanted = [(text, i) for text in texts for i in range(how.variants)]
+    latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
+    for number, prompt in enumerate(how.prompts, start=1):
+        able = [k for k, one in enumerate(latest) if not one.failure]
+        requests = [_write_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
+        label = f"{how.by} by {writer.name}"
+        label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
+        for k, output in zip(able, budgeted.answers(requests, label), strict=True):
+            latest[k] = _read(output)
+    made = [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)]
+    spent = budgeted.usage
     rewordings = _mark_contaminated(of, made)
     outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]

@@ -6,7 +6,7 @@ stored answers, and whoever reads them chooses the same. A folder of weights is 
 depend on, and exists only when they are complete.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from functools import partial
@@ -18,10 +18,15 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, NotStored, U
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment import trials
-from harness.experiment.capability_on_validation import score_forgetting, validate
-from harness.experiment.live_points import describe_live_run, show_point
-from harness.experiment.tracking import measure_point
-from harness.experiment.training_fit import FitInputs, find_regularizer_rows, fit, folder_of
+from harness.experiment.training_fit import (
+    FitInputs,
+    describe_live_run,
+    find_regularizer_rows,
+    fit,
+    folder_of,
+    show_point,
+)
+from harness.experiment.validation_scores import measure_point, score_forgetting, validate
 from harness.plugins import OR
 from harness.records import Trial
 from harness.spec import SubjectTo
@@ -30,7 +35,7 @@ from harness.training import Weights
 
 def ensure_weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
     """Return the weights of a candidate, made now or before."""
-    weights = _weights(session, candidate, seed)
+    weights = _Maker(session, candidate, seed).weights()
     # Weights as the candidate answers with them: in fp32 every adapter answers merged.
     rounds = candidate.recipe.serve_merged and session.machine.precision != "fp32"
     return merge_weights(weights) if rounds else weights
@@ -44,100 +49,286 @@ def find_stored_weights(session: Session, candidate: ResolvedCandidate, seed: in
         return None
 
 
-def _weights(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    """Find or make weights as they were trained."""
-    if candidate.prompt_trials:
-        found = _weights(session, replace(candidate, prompt_trials=()), seed)
-        sweep, by = candidate.prompt_trials, candidate.prompts_proposed_by
-        return found._replace(training=replace(found.training, sweep=sweep, searched_by=by))
-    if candidate.given:
-        return _add_choosers(session, candidate, seed, base_weights(candidate.given))
-    if candidate.source.tried and candidate.method.trains:
-        return _choose_trial(session, candidate, seed)
-    return _single(session, candidate, seed)
+class Tried(NamedTuple):
+    """A trial with its weights, or the error that it failed by, now or before."""
+
+    trial: Trial
+    weights: Weights | None = None
+    error: Exception | None = None
 
 
-def _begin(session: Session, candidate: ResolvedCandidate, seed: int) -> FitInputs:
-    init, reward = (
-        _weights(session, one, seed) if one else None for one in (candidate.init, candidate.reward)
-    )
-    merges = [_weights(session, one, seed) for one in candidate.merges]
-    # What they start from or merge may have turned out to be of another kind than the method takes.
-    wanted = {"init_from": candidate.method.init_from, "merges": candidate.method.makes}
-    for key, given in (("init_from", [init] if init else []), ("merges", merges)):
-        for start in given:
-            kind = start.kind if start.folder else "model"
-            if kind not in wanted[key].split(OR):
-                found = f"{key}: weights that turned out to be of the kind {kind}"
-                raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
-    return FitInputs(init, reward, merges, folder_of(session, candidate, seed, init, reward, merges))
+class _Maker(NamedTuple):
+    """Makes the weights of a candidate and seed, or finds them."""
 
+    session: Session
+    candidate: ResolvedCandidate
+    seed: int
 
-def _single(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    return _find_or_fit(session, candidate, seed, _begin(session, candidate, seed), shows_points=True)
+    @property
+    def keeper(self) -> trials.TrialKeeper:
+        return trials.TrialKeeper(self.session, self.candidate)
 
+    def weights(self) -> Weights:
+        if self.candidate.prompt_trials:
+            found = self._replace(candidate=replace(self.candidate, prompt_trials=())).weights()
+            sweep, by = self.candidate.prompt_trials, self.candidate.prompts_proposed_by
+            return found._replace(training=replace(found.training, sweep=sweep, searched_by=by))
+        if self.candidate.given:
+            return self.add_choosers(base_weights(self.candidate.given))
+        if self.candidate.source.tried and self.candidate.method.trains:
+            return self.choose_trial()
+        return self.single()
 
-def _find_or_fit(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, *, shows_points: bool = False
-) -> Weights:
-    found = read_weights(candidate, begun.folder)
-    if found is None:
-        session.refuse_if_reading(f"weights {begun.folder.name}")
-        with session.claim(begun.folder.name):
-            found = read_weights(candidate, begun.folder)
-            if found is None and shows_points:
-                _fit_and_show_points(session, candidate, seed, begun)
-                found = read_weights(candidate, begun.folder)
-            if found is None:
-                _fit_anew(session, candidate, seed, begun)
-                found = read_weights(candidate, begun.folder)
-    assert found is not None
-    known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
-    if not known:
-        return _add_choosers(session, candidate, seed, found)
-    before_s = round(sum(weights.training.total_s for weights in known), 3)
-    began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
-    if begun.reward:
-        curve = begun.reward.training.heldout_accuracy
-        began_with = replace(began_with, reward_model_accuracy=curve[-1][1] if curve else None)
-    return _add_choosers(session, candidate, seed, found._replace(training=began_with))
+    def begin(self) -> FitInputs:
+        init, reward = (
+            self._replace(candidate=one).weights() if one else None
+            for one in (self.candidate.init, self.candidate.reward)
+        )
+        merges = [self._replace(candidate=one).weights() for one in self.candidate.merges]
+        # What they start from or merge may have turned out to be of another kind than the method takes.
+        wanted = {"init_from": self.candidate.method.init_from, "merges": self.candidate.method.makes}
+        for key, given in (("init_from", [init] if init else []), ("merges", merges)):
+            for start in given:
+                kind = start.kind if start.folder else "model"
+                if kind not in wanted[key].split(OR):
+                    found = f"{key}: weights that turned out to be of the kind {kind}"
+                    raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
+        return FitInputs(init, reward, merges, folder_of(*self, init, reward, merges))
 
+    def single(self) -> Weights:
+        return self.find_or_fit(self.begin(), shows_points=True)
 
-def _add_choosers(session: Session, candidate: ResolvedCandidate, seed: int, weights: Weights) -> Weights:
-    if not candidate.choosers:
-        return weights
-    choosers = tuple((one.name, _weights(session, one, seed)) for one in candidate.choosers)
-    training = weights.training
-    made = [one for _, one in choosers]
-    before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
-    training = replace(training, init_wall_s=before_s, stands_on={**training.stands_on, **stands_on(*made)})
-    return weights._replace(training=training, choosers=choosers)
+    def find_or_fit(self, begun: FitInputs, *, shows_points: bool = False) -> Weights:
+        found = read_weights(self.candidate, begun.folder)
+        if found is None:
+            self.session.refuse_if_reading(f"weights {begun.folder.name}")
+            with self.session.claim(begun.folder.name):
+                found = read_weights(self.candidate, begun.folder)
+                if found is None and shows_points:
+                    self.fit_and_show_points(begun)
+                    found = read_weights(self.candidate, begun.folder)
+                if found is None:
+                    self.fit_anew(begun)
+                    found = read_weights(self.candidate, begun.folder)
+        assert found is not None
+        known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
+        if not known:
+            return self.add_choosers(found)
+        before_s = round(sum(weights.training.total_s for weights in known), 3)
+        began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
+        if begun.reward:
+            curve = begun.reward.training.heldout_accuracy
+            began_with = replace(began_with, reward_model_accuracy=curve[-1][1] if curve else None)
+        return self.add_choosers(found._replace(training=began_with))
 
+    def add_choosers(self, weights: Weights) -> Weights:
+        if not self.candidate.choosers:
+            return weights
+        choosers = tuple(
+            (one.name, self._replace(candidate=one).weights()) for one in self.candidate.choosers
+        )
+        training = weights.training
+        made = [one for _, one in choosers]
+        before_s = round((training.init_wall_s or 0.0) + sum(one.training.total_s for one in made), 3)
+        training = replace(
+            training, init_wall_s=before_s, stands_on={**training.stands_on, **stands_on(*made)}
+        )
+        return weights._replace(training=training, choosers=choosers)
 
-def _fit_and_show_points(session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs) -> None:
-    """Train up to each planned point along a training, and show trackers the target's score there."""
-    track = candidate.source.track
-    if track is None or describe_live_run(session, candidate, seed, begun.folder) is None:
-        return
-    for place in range(1, track.points + 1):
-        _fit_anew(session, candidate, seed, begun._replace(show_at=place))
-        kept = trials.read_kept_points(candidate, begun.folder)
-        for step, weights in list(kept.items())[-1:]:
-            point = measure_point(session, candidate, step, weights, seed)
-            show_point(session, candidate, seed, begun.folder, point)
-        if begun.folder.exists():
+    def fit_and_show_points(self, begun: FitInputs) -> None:
+        """Train up to each planned point along a training, and show trackers the target's score there."""
+        track = self.candidate.source.track
+        if track is None or describe_live_run(*self, begun.folder) is None:
             return
+        for place in range(1, track.points + 1):
+            self.fit_anew(begun._replace(show_at=place))
+            kept = trials.read_kept_points(self.candidate, begun.folder)
+            for step, weights in list(kept.items())[-1:]:
+                point = measure_point(self.session, self.candidate, step, weights, self.seed)
+                show_point(*self, begun.folder, point)
+            if begun.folder.exists():
+                return
 
+    def fit_anew(self, begun: FitInputs, pause_at: int = 0) -> None:
+        """Make weights that are not there, on the rows of the target and those of the regularisers."""
+        # With `pause_at` only until so many points along the training are kept.
+        mixed, general = find_regularizer_rows(*self)
+        if self.session.experiment.engine == "vllm" or self.session.machine.device == "cuda":
+            self.session.unload()  # training has a base of its own, and a GPU rarely room for two
+        fit(*self, begun._replace(mixed=mixed, general=general), pause_at)
 
-def _fit_anew(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
-) -> None:
-    """Make weights that are not there, on the rows of the target and those of the regularisers."""
-    # With `pause_at` only until so many points along the training are kept.
-    mixed, general = find_regularizer_rows(session, candidate, seed)
-    if session.experiment.engine == "vllm" or session.machine.device == "cuda":
-        session.unload()  # training has a base of its own, and a GPU rarely room for two
-    fit(session, candidate, seed, begun._replace(mixed=mixed, general=general), pause_at)
+    def choose_trial(self) -> Weights:
+        """Return the weights of the trial that is best on validation with the first seed."""
+        first, sign = self.session.first_seed, self.session.target.primary.unit.sign
+        tried = self.find_or_try_all()
+        best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
+        if not _is_whole(best):
+            self.session.refuse_if_reading(f"finished trial of {self.candidate.source_name}")
+            raise trials.phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
+        found = self._replace(candidate=self.candidate.at(best.params)).single()
+        again = 0.0 if self.seed == first else found.training.wall_s or 0.0
+        training = replace(
+            found.training,
+            wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
+            sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
+            searched_by=trials.searcher(self.candidate.source) if self.candidate.source.search else "",
+            stands_on=stands_on(*(one.weights for one in tried if one.weights)),
+        )
+        return found._replace(training=training)
+
+    def find_or_try_all(self) -> list[Tried]:
+        # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that
+        # failed is a trial as well, and is made again only by a search that has not chosen yet, once a
+        # session.
+        if not self.session.reads_only:
+            with suppress(NotStored):
+                tried = self._replace(session=self.session.reading()).try_all()
+                if self.candidate.source_name in self.session.searched or any(
+                    _is_whole(one.trial) for one in tried
+                ):
+                    return tried
+        tried = self.try_all()
+        if not self.session.reads_only:
+            self.session.searched.add(self.candidate.source_name)
+        return tried
+
+    def try_all(self) -> list[Tried]:
+        tried: list[Tried] = []
+        made: list[Trial] = []
+        for proposal in self.propose(made):
+            one = self.attempt(proposal)
+            is_again = any(one.trial.params == before.params for before in made)
+            counted = (
+                replace(one.trial, wall_s=0.0) if is_again else one.trial
+            )  # its training is counted once
+            tried.append(one._replace(trial=counted))
+            made.append(one.trial)
+        return tried
+
+    def propose(self, made: Sequence[Trial]) -> Iterator[trials.TrialProposal]:
+        """Yield the points of a sweep or search, each by what the trials of those before it found."""
+        sign = self.session.target.primary.unit.sign
+        return trials.proposals(self.candidate, self.session.first_seed, sign, made)
+
+    def at(self, params: Mapping[str, Any]) -> "_Maker":
+        """Return what makes the trial at a point: with the first seed."""
+        return self._replace(candidate=self.candidate.at(params), seed=self.session.first_seed)
+
+    def attempt(self, proposal: trials.TrialProposal) -> Tried:
+        session, trial = self.session, self.at(proposal.params)
+        begun = trial.begin()
+        key = begun.folder.name
+        is_again = not session.reads_only and self.candidate.source_name in session.searched
+        if is_again and (failed := trial.recall(key, proposal)):
+            return failed
+        is_made_here = session.is_worker and not session.reads_only
+        with self.keeper.note_under_way(key) if is_made_here else nullcontext():
+            try:
+                found = trial.train_and_score(proposal, begun, self.candidate.source.subject_to)
+            except NotStored:
+                if known := trial.recall(key, proposal):
+                    return known
+                raise
+            except Exception as error:
+                if not trials.fails_alone(error):
+                    raise
+                failed_trial = trial.keeper.record_failed(proposal.params, key, error)
+                return Tried(failed_trial, error=error)
+            if found.weights and not session.reads_only:
+                trial.keeper.record(found.trial, found.weights)
+            return found
+
+    def recall(self, key: str, proposal: trials.TrialProposal) -> Tried | None:
+        """Return a trial that failed before, as its record keeps it: the reason, and what to turn."""
+        known = self.keeper.find_failed(key)
+        if known is None:
+            return None
+        reason, _, knob = known.error.partition("; try: ")
+        return Tried(replace(known, params=proposal.params), error=CandidateFailed(reason, knob))
+
+    def train_and_score(
+        self, proposal: trials.TrialProposal, begun: FitInputs, bound: SubjectTo | None
+    ) -> Tried:
+        session, candidate, folder = self.session, self.candidate, begun.folder
+        watched = trials.TrialScores()
+        if proposal.should_prune:
+
+            def train(n_points: int) -> None:
+                with session.claim(folder.name):
+                    if read_weights(candidate, folder) is None:
+                        self.fit_anew(begun, n_points)
+
+            watched = self.keeper.train_until_pruned(folder, train, proposal.should_prune)
+        found = watched.pruned or self.find_or_fit(begun)
+        of = found.training
+        made = Trial(
+            params=proposal.params,
+            validation=None,
+            best_validation_loss=of.best_validation_loss,
+            wall_s=of.wall_s or 0.0,
+            loss=of.loss,
+            validation_loss=of.validation_loss,
+            points=watched.scores,
+            most_forgetting=bound.forgetting if bound else None,
+            fit_key=of.fit_key,
+        )
+        if watched.pruned:
+            return Tried(replace(made, validation=watched.scores[-1][1], pruned_at=of.n_steps), found)
+        scored = validate(session, candidate, found)
+        forgetting = score_forgetting(session, candidate, found, bound) if bound else None
+        made = replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting)
+        return Tried(made, found)
+
+    def find_point_under_way(self) -> dict[str, Any] | None:
+        """Find the point of the trial that a search is at: what it proposes behind those that are known."""
+        key, made = self.keeper.find_under_way(), list[Trial]()
+        stored = self._replace(session=self.session.reading())
+        with suppress(NotStored):
+            for proposal in self.propose(made) if key else ():
+                if stored.at(proposal.params).begin().folder.name == key:
+                    return proposal.params
+                made.append(stored.attempt(proposal).trial)
+        return None
+
+    def choose_prompt(self) -> ResolvedCandidate | None:
+        """Try every prompt on validation; None where answers are missing, or asking for them failed."""
+        try:
+            tried = self.try_prompts()
+        except UserError:
+            raise
+        except Exception as error:
+            if self.session.reads_only:
+                if isinstance(error, HarnessError):
+                    return None
+                raise
+            # It must not stop the others.
+            self.session.failures[self.candidate.name, self.session.first_seed] = error
+            return None
+        best = max(tried, key=partial(rank_trial, sign=self.session.target.primary.unit.sign))
+        chosen = tuple(replace(one, chosen=one is best) for one in tried)
+        by = trials.searcher(self.candidate.source) if self.candidate.source.search else ""
+        return replace(self.candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
+
+    def try_prompts(self) -> list[Trial]:
+        tried: list[Trial] = []
+        for proposal in self.propose(tried):
+            trial = self.at(proposal.params)
+            weights = ensure_weights(*trial)
+            found = validate(self.session, trial.candidate, weights)
+            tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
+            if not self.session.reads_only:
+                trial.keeper.record(tried[-1], weights)
+        prompts: list[Trial] = []
+        for one in tried:
+            # Trials that sent the same prompts are one try, however their recipes write them; of these the
+            # first stays.
+            key = "asked" if one.asked else "params"
+            same = next((i for i, k in enumerate(prompts) if getattr(k, key) == getattr(one, key)), None)
+            if same is None:
+                prompts.append(one)
+            elif one.params not in ((known := prompts[same]).params, *known.alike):
+                prompts[same] = replace(known, alike=(*known.alike, one.params))
+        return prompts
 
 
 def stands_on(*weights: Weights) -> dict[str, str]:
@@ -149,152 +340,10 @@ def stands_on(*weights: Weights) -> dict[str, str]:
     return behind
 
 
-class Tried(NamedTuple):
-    """A trial with its weights, or the error that it failed by, now or before."""
-
-    trial: Trial
-    weights: Weights | None = None
-    error: Exception | None = None
-
-
-def _choose_trial(session: Session, candidate: ResolvedCandidate, seed: int) -> Weights:
-    """Return the weights of the trial of a sweep or search that is best on validation with the first seed."""
-    first, sign = session.first_seed, session.target.primary.unit.sign
-    tried = _find_or_try_all(session, candidate)
-    best = max((one.trial for one in tried), key=partial(rank_trial, sign=sign))
-    if not _is_whole(best):
-        session.refuse_if_reading(f"finished trial of {candidate.source_name}")
-        raise trials.phrase_no_trial([(one.trial.params, one.error) for one in tried if one.error])
-    found = _single(session, candidate.at(best.params), seed)
-    again = 0.0 if seed == first else found.training.wall_s or 0.0
-    training = replace(
-        found.training,
-        wall_s=round(sum(one.trial.wall_s for one in tried) + again, 3),
-        sweep=tuple(replace(one.trial, chosen=one.trial is best) for one in tried),
-        searched_by=trials.searcher(candidate.source) if candidate.source.search else "",
-        stands_on=stands_on(*(one.weights for one in tried if one.weights)),
-    )
-    return found._replace(training=training)
-
-
-def _find_or_try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
-    # Every trial has the same budget, unless it is pruned; those that lose stay in the store. One that failed
-    # is a trial as well, and is made again only by a search that has not chosen yet, once a session.
-    if not session.reads_only:
-        with suppress(NotStored):
-            tried = _try_all(session.reading(), candidate)
-            if candidate.source_name in session.searched or any(_is_whole(one.trial) for one in tried):
-                return tried
-    tried = _try_all(session, candidate)
-    if not session.reads_only:
-        session.searched.add(candidate.source_name)
-    return tried
-
-
-def _try_all(session: Session, candidate: ResolvedCandidate) -> list[Tried]:
-    tried: list[Tried] = []
-    made: list[Trial] = []
-    for proposal in _propose(session, candidate, made):
-        one = _try(session, candidate, proposal)
-        is_again = any(one.trial.params == before.params for before in made)
-        counted = replace(one.trial, wall_s=0.0) if is_again else one.trial  # its training is counted once
-        tried.append(one._replace(trial=counted))
-        made.append(one.trial)
-    return tried
-
-
-def _propose(
-    session: Session, candidate: ResolvedCandidate, made: Sequence[Trial]
-) -> Iterator[trials.TrialProposal]:
-    """Yield the points of a sweep or search, each by what the trials of those before it found."""
-    return trials.proposals(candidate, session.first_seed, session.target.primary.unit.sign, made)
-
-
-class _Attempt(NamedTuple):
-    """A trial to make: a candidate at one point, the inputs of its fit, and what may be forgotten."""
-
-    trial: ResolvedCandidate
-    proposal: trials.TrialProposal
-    begun: FitInputs
-    bound: SubjectTo | None
-
-    @property
-    def key(self) -> str:
-        """The key of its weights."""
-        return self.begun.folder.name
-
-
-def _try(session: Session, candidate: ResolvedCandidate, proposal: trials.TrialProposal) -> Tried:
-    trial = candidate.at(proposal.params)
-    begun = _begin(session, trial, session.first_seed)
-    attempt = _Attempt(trial, proposal, begun, candidate.source.subject_to)
-    is_again = not session.reads_only and candidate.source_name in session.searched
-    if is_again and (failed := _recall(session, attempt)):
-        return failed
-    is_made_here = session.is_worker and not session.reads_only
-    with trials.note_under_way(session, candidate, attempt.key) if is_made_here else nullcontext():
-        try:
-            found = _train_and_score(session, attempt)
-        except NotStored:
-            if known := _recall(session, attempt):
-                return known
-            raise
-        except Exception as error:
-            if not trials.fails_alone(error):
-                raise
-            return Tried(
-                trials.record_failed_trial(session, trial, proposal.params, attempt.key, error), error=error
-            )
-        if found.weights and not session.reads_only:
-            trials.record_trial(session, trial, found.trial, found.weights)
-        return found
-
-
-def _recall(session: Session, attempt: _Attempt) -> Tried | None:
-    """Return a trial that failed before, as its record keeps it: the reason, and what to turn."""
-    known = trials.find_failed_trial(session, attempt.trial, attempt.key)
-    if known is None:
-        return None
-    reason, _, knob = known.error.partition("; try: ")
-    return Tried(replace(known, params=attempt.proposal.params), error=CandidateFailed(reason, knob))
-
-
-def _train_and_score(session: Session, attempt: _Attempt) -> Tried:
-    trial, proposal, begun, bound = attempt
-    watched = trials.TrialScores()
-    if proposal.should_prune:
-
-        def train(n_points: int) -> None:
-            with session.claim(attempt.key):
-                if read_weights(trial, begun.folder) is None:
-                    _fit_anew(session, trial, session.first_seed, begun, n_points)
-
-        watched = trials.train_until_pruned(session, trial, begun.folder, train, proposal.should_prune)
-    found = watched.pruned or _find_or_fit(session, trial, session.first_seed, begun)
-    of = found.training
-    made = Trial(
-        params=proposal.params,
-        validation=None,
-        best_validation_loss=of.best_validation_loss,
-        wall_s=of.wall_s or 0.0,
-        loss=of.loss,
-        validation_loss=of.validation_loss,
-        points=watched.scores,
-        most_forgetting=bound.forgetting if bound else None,
-        fit_key=of.fit_key,
-    )
-    if watched.pruned:
-        return Tried(replace(made, validation=watched.scores[-1][1], pruned_at=of.n_steps), found)
-    scored = validate(session, trial, found)
-    forgetting = score_forgetting(session, trial, found, bound) if bound else None
-    return Tried(
-        replace(made, validation=scored.score, asked=scored.prompts_digest, forgetting=forgetting), found
-    )
-
-
 def make_trial(session: Session, candidate: ResolvedCandidate, place: int) -> Weights | None:
     """Make and validate the trial at one point of its sweep; None where it failed, as is noted."""
-    return _try(session, candidate, trials.TrialProposal(candidate.points[place])).weights
+    maker = _Maker(session, candidate, session.first_seed)
+    return maker.attempt(trials.TrialProposal(candidate.points[place])).weights
 
 
 def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int, error: Exception) -> bool:
@@ -302,29 +351,17 @@ def note_failed_trial(session: Session, candidate: ResolvedCandidate, place: int
 
     False where what it starts from is missing, or a search is at no trial.
     """
-    point = candidate.points[place] if candidate.source.sweep else _find_point_under_way(session, candidate)
+    maker = _Maker(session, candidate, session.first_seed)
+    point = candidate.points[place] if candidate.source.sweep else maker.find_point_under_way()
     if point is None:
         return False
-    trial = candidate.at(point)
     try:
-        begun = _begin(session.reading(), trial, session.first_seed)
+        begun = maker._replace(session=session.reading()).at(point).begin()
     except NotStored:
         return False
-    trials.record_failed_trial(session, trial, point, begun.folder.name, error)
-    trials.forget_under_way(session, candidate)
+    maker.at(point).keeper.record_failed(point, begun.folder.name, error)
+    maker.keeper.forget_under_way()
     return True
-
-
-def _find_point_under_way(session: Session, candidate: ResolvedCandidate) -> dict[str, Any] | None:
-    """Find the point of the trial that a search is at: what it proposes behind those that are known."""
-    key, made, stored = trials.find_under_way(session, candidate), list[Trial](), session.reading()
-    with suppress(NotStored):
-        for proposal in _propose(session, candidate, made) if key else ():
-            begun = _begin(stored, candidate.at(proposal.params), session.first_seed)
-            if begun.folder.name == key:
-                return proposal.params
-            made.append(_try(stored, candidate, proposal).trial)
-    return None
 
 
 def rank_trial(trial: Trial, sign: int) -> tuple[bool, bool, float, float]:
@@ -355,44 +392,5 @@ def choose_prompts(session: Session, names: Iterable[str]) -> dict[str, Resolved
         UserError: things are such that nothing could be evaluated, for example without room on the disk.
     """
     searching = [one for name in names if (one := session.candidates[name]).searches_prompts]
-    return {one.name: chosen for one in searching if (chosen := _choose_prompt(session, one))}
-
-
-def _choose_prompt(session: Session, candidate: ResolvedCandidate) -> ResolvedCandidate | None:
-    """Try every prompt on validation; None where answers are missing, or asking for them failed."""
-    try:
-        tried = _try_prompts(session, candidate)
-    except UserError:
-        raise
-    except Exception as error:
-        if session.reads_only:
-            if isinstance(error, HarnessError):
-                return None
-            raise
-        session.failures[candidate.name, session.first_seed] = error  # it must not stop the others
-        return None
-    best = max(tried, key=partial(rank_trial, sign=session.target.primary.unit.sign))
-    chosen = tuple(replace(one, chosen=one is best) for one in tried)
-    by = trials.searcher(candidate.source) if candidate.source.search else ""
-    return replace(candidate.at(best.params), prompt_trials=chosen, prompts_proposed_by=by)
-
-
-def _try_prompts(session: Session, candidate: ResolvedCandidate) -> list[Trial]:
-    tried: list[Trial] = []
-    for proposal in _propose(session, candidate, tried):
-        trial = candidate.at(proposal.params)
-        weights = ensure_weights(session, trial, session.first_seed)
-        found = validate(session, trial, weights)
-        tried.append(Trial(params=proposal.params, validation=found.score, asked=found.prompts_digest))
-        if not session.reads_only:
-            trials.record_trial(session, trial, tried[-1], weights)
-    prompts: list[Trial] = []
-    for one in tried:
-        # Trials that sent the same prompts are one try, however their recipes write them; the first stays.
-        alike = (one.asked == known.asked if one.asked else one.params == known.params for known in prompts)
-        same = next((at for at, is_alike in enumerate(alike) if is_alike), None)
-        if same is None:
-            prompts.append(one)
-        elif one.params not in ((known := prompts[same]).params, *known.alike):
-            prompts[same] = replace(known, alike=(*known.alike, one.params))
-    return prompts
+    chosen = ((one.name, _Maker(session, one, session.first_seed).choose_prompt()) for one in searching)
+    return {name: one for name, one in chosen if one}

@@ -100,7 +100,6 @@ def models_in(annotation: Any) -> "Iterator[type[Spec]]":
 
 
 def _section(annotation: Any) -> "type[Spec] | None":
-    """Return what a key holds keys of; a suite has a file of its own."""
     from harness.spec import Suite
 
     return next((one for one in models_in(annotation) if one is not Suite), None)

@@ -80,24 +80,21 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
         found, step = "a file that is named twice", "leave out all but one of them"
         raise UserError(Problem(", ".join(twice), found, "every file once", step))
     reading = recognise(options, _read_first_rows([absolute(path) for path in options.files]))
-    return examine_table(options, reading, _read_test_options(options, reading), progress)
-
-
-def _read_test_options(options: RowCheck, reading: ReadingOptions) -> ReadingOptions:
-    """Read test rows as the others, but by their own layout or columns where these are others."""
     if not options.test:
-        return reading
-    first = _read_first_rows([absolute(path) for path in options.test])
-    names = first.names
-    fields = reading.task.fields
-    needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
-    is_alike = formats.layout_of(reading.task, first) is reading.layout
-    if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
-        own = reading
+        of_test = reading
     else:
-        own = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
-    source, date = (column if column in names else None for column in (reading.source, reading.date))
-    return own._replace(source=source, date=date)
+        first = _read_first_rows([absolute(path) for path in options.test])
+        names = first.names
+        fields = reading.task.fields
+        needed = {c for template in (fields.prompt, fields.reference) for c in columns_of(template, names)}
+        is_alike = formats.layout_of(reading.task, first) is reading.layout
+        if reading.task.kind == "bits_per_byte" or (is_alike and (reading.layout or needed <= names)):
+            own = reading
+        else:
+            own = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
+        source, date = (column if column in names else None for column in (reading.source, reading.date))
+        of_test = own._replace(source=source, date=date)
+    return examine_table(options, reading, of_test, progress)
 
 
 def examine_table(

@@ -27,7 +27,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.session import Session
 from harness.experiment import writers
-from harness.experiment.runs.stored_rows import refuse_folds
+from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import pluralize
 from harness.metrics import Metric, normalize
 from harness.prompting import Step
@@ -77,13 +77,76 @@ class DistilledRows(NamedTuple):
     notes: tuple[str, ...]
 
 
+class _Teacher(NamedTuple):
+    """A candidate with the work that is asked of it."""
+
+    session: Session
+    candidate: ResolvedCandidate
+    request: Distillation
+
+    def refuse_unusable(self) -> None:
+        session, candidate, request = self
+        writers.refuse_without_text(session, candidate)
+        refuse_folds(session, "harness data distill", "in which every training row is tested too")
+        if request.prompts and (request.rewrite or request.min_score is not None):
+            option = "--rewrite" if request.rewrite else "--min-score"
+            found = "rows whose own answers are not read, by --prompts"
+            raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
+        metric = session.target.primary
+        if request.min_score is not None and (session.target.judged or not metric.higher_is_better):
+            found = f"{metric.name}, whose higher scores are not always better answers"
+            raise UserError(
+                Problem("--min-score", found, "a metric that grows with the answer", "leave it out")
+            )
+        reference = session.target.task.fields.reference
+        if session.target.task.fields != Fields() and not FIELD.fullmatch(reference):
+            found = f"fields: reference: {reference!r}, which an answer cannot be taken apart into"
+            step = "make one column of it, or name the columns prompt and reference"
+            raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
+
+    def rows(self) -> list[SourcedExample]:
+        """Return the rows to answer: those of a file or the training rows, as many as are wanted."""
+        session, _, request = self
+        task = session.target.task
+        if request.prompts:
+            rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
+        else:
+            rows = session.target.items.list_sourced("train")
+        if not rows:
+            step = "name a file of prompts: --prompts FILE"
+            raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
+        kept = splits.draw(rows, request.n_rows, random.Random(f"{request.seed}/prompts"))
+        ids = {example.id for example in kept}
+        return [row for row in rows if row.example.id in ids]
+
+    @property
+    def limits(self) -> Limits:
+        request, task = self.request, self.session.target.task
+        return Limits(
+            request.max_new_tokens or task.max_new_tokens, task.stop, request.temperature, request.top_p
+        )
+
+    def prompts(self, rows: Sequence[SourcedExample]) -> list[writers.PromptRequest]:
+        session, candidate, request = self
+        step = prompting_step(session, candidate.recipe, session.first_seed)
+        drawn, limits = request.temperature > 0, self.limits
+        return [
+            writers.PromptRequest(
+                _prompt(row.example, request.rewrite, step).messages,
+                limits,
+                seed_of(request.seed, row.example.id, 0) if drawn else None,
+            )
+            for row in rows
+        ]
+
+
 def plan_distillation(session: Session, name: str, request: Distillation) -> writers.WriterPlan:
     """Count the requests to a teacher, without sending one."""
-    candidate = session.candidates[name]
-    _refuse_unusable(session, candidate, request)
-    writer, rows = writers.candidate_writer(session, name), _rows(session, request)
-    writers.refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
-    return writers.plan_requests(writer, _prompts(session, candidate, rows, request))
+    teacher = _Teacher(session, session.candidates[name], request)
+    teacher.refuse_unusable()
+    writer, rows = writers.candidate_writer(session, name), teacher.rows()
+    writers.refuse_unpriced(teacher.candidate, writer.planned(1, 1), request.max_cost)
+    return writers.plan_requests(writer, teacher.prompts(rows))
 
 
 def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
@@ -96,12 +159,13 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
     """
     candidate, seed = session.candidates[name], session.first_seed
-    _refuse_unusable(session, candidate, request)
-    rows = _rows(session, request)
+    teacher = _Teacher(session, candidate, request)
+    teacher.refuse_unusable()
+    rows = teacher.rows()
     notes = writers.check_contamination(session, rows, "train", request.prompts or out)
     writer = writers.candidate_writer(session, name)
     writers.refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
-    prompts = _prompts(session, candidate, rows, request)
+    prompts = teacher.prompts(rows)
     budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
     answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
     once = {prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}
@@ -133,7 +197,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         "prompting": "" if request.rewrite else prompting_digest(session, candidate.recipe, seed),
         "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
         **request._asdict(),
-        "max_new_tokens": _limits(session, request).max_new_tokens,
+        "max_new_tokens": teacher.limits.max_new_tokens,
         "spent": spent._asdict(),
         "leak_check": writers.record_contamination(session, notes),
     }
@@ -142,61 +206,6 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     scored = [score for score in scores if score is not None]
     agreement = float(np.mean(scored)) if scored else None
     return DistilledRows(edit, outcomes, spent, agreement, notes)
-
-
-def _refuse_unusable(session: Session, candidate: ResolvedCandidate, request: Distillation) -> None:
-    writers.refuse_without_text(session, candidate)
-    refuse_folds(session, "harness data distill", "in which every training row is tested too")
-    if request.prompts and (request.rewrite or request.min_score is not None):
-        option = "--rewrite" if request.rewrite else "--min-score"
-        found = "rows whose own answers are not read, by --prompts"
-        raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
-    metric = session.target.primary
-    if request.min_score is not None and (session.target.judged or not metric.higher_is_better):
-        found = f"{metric.name}, whose higher scores are not always better answers"
-        raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
-    reference = session.target.task.fields.reference
-    if session.target.task.fields != Fields() and not FIELD.fullmatch(reference):
-        found = f"fields: reference: {reference!r}, which an answer cannot be taken apart into"
-        step = "make one column of it, or name the columns prompt and reference"
-        raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
-
-
-def _rows(session: Session, request: Distillation) -> list[SourcedExample]:
-    """Return the rows to answer: those of a file, or the target's training rows, as many as are wanted."""
-    task = session.target.task
-    if request.prompts:
-        rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
-    else:
-        rows = session.target.items.list_sourced("train")
-    if not rows:
-        step = "name a file of prompts: --prompts FILE"
-        raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
-    kept = splits.draw(rows, request.n_rows, random.Random(f"{request.seed}/prompts"))
-    ids = {example.id for example in kept}
-    return [row for row in rows if row.example.id in ids]
-
-
-def _limits(session: Session, request: Distillation) -> Limits:
-    task = session.target.task
-    return Limits(
-        request.max_new_tokens or task.max_new_tokens, task.stop, request.temperature, request.top_p
-    )
-
-
-def _prompts(
-    session: Session, candidate: ResolvedCandidate, rows: Sequence[SourcedExample], request: Distillation
-) -> list[writers.PromptRequest]:
-    step = prompting_step(session, candidate.recipe, session.first_seed)
-    drawn, limits = request.temperature > 0, _limits(session, request)
-    return [
-        writers.PromptRequest(
-            _prompt(row.example, request.rewrite, step).messages,
-            limits,
-            seed_of(request.seed, row.example.id, 0) if drawn else None,
-        )
-        for row in rows
-    ]
 
 
 def _prompt(example: Example, instruction: str, step: Step) -> Example:

@@ -20,8 +20,8 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.analysis import InterimVerdict, judge_runs
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.preparation.plan import list_measured_bases
-from harness.experiment.runs.run_candidate import make_run
-from harness.experiment.runs.stored_rows import Reader, Runs, base_arm
+from harness.experiment.run_candidate import make_run
+from harness.experiment.stored_rows import Reader, Runs, base_arm
 from harness.formatting import count
 from harness.gating import Verdict, is_relative, margin_share
 from harness.progress import PrefixedProgress
@@ -145,7 +145,6 @@ def _is_settled(verdict: Verdict) -> bool:
 
 
 def _counts(m: MeasuredTask) -> bool:
-    """Tell whether a task may count in the macro."""
     reported = m.task.kind == "bits_per_byte" or not m.primary.higher_is_better
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 

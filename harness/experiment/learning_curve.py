@@ -17,9 +17,9 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
-from harness.experiment.runs.candidate_result import facts_of
-from harness.experiment.runs.run_candidate import find_stored_runs, make_run
-from harness.experiment.runs.stored_rows import Facts, Reader, Runs, refuse_folds
+from harness.experiment.candidate_result import facts_of
+from harness.experiment.run_candidate import find_stored_runs, make_run
+from harness.experiment.stored_rows import Facts, Reader, Runs, refuse_folds
 from harness.experiment.training_fit import fit_work
 from harness.records import Run
 from harness.spec import Recipe

@@ -31,7 +31,7 @@ from harness.evaluation.row_sets import prompting_digest, prompting_step
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.runs.stored_rows import refuse_folds
+from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import count, pluralize
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
@@ -193,7 +193,12 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     candidate = session.candidates[name]
     writers.refuse_without_text(session, candidate)
     refuse_folds(session, "harness pairs make", "in which every training row is tested too")
-    rows = _prompts(session, candidate, drawing)
+    draws_pairs = candidate.method.draws_from == "pairs"
+    items = (session.target if draws_pairs else training_data(session, candidate.source)).items
+    rows = items.list_sourced("train")
+    kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
+    ids = {example.id for example in kept}
+    rows = [row for row in rows if row.example.id in ids]
     writer = writers.candidate_writer(session, name)
     writers.refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
     budgeted = writers.BudgetedWriter(
@@ -245,15 +250,6 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     return MadePairs(edit, outcomes, spent, ranking_usd, notes)
 
 
-def _prompts(session: Session, candidate: ResolvedCandidate, drawing: Drawing) -> list[SourcedExample]:
-    draws_pairs = candidate.method.draws_from == "pairs"
-    items = (session.target if draws_pairs else training_data(session, candidate.source)).items
-    rows = items.list_sourced("train")
-    kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
-    ids = {example.id for example in kept}
-    return [row for row in rows if row.example.id in ids]
-
-
 def _draw(
     session: Session,
     candidate: ResolvedCandidate,
@@ -298,14 +294,12 @@ def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) 
     best, worst = max(scored, key=itemgetter(0)), min(scored, key=itemgetter(0))
     if best[0] - worst[0] <= gap:
         return _none(row, "a tie")
-    return EditedRow(Row(row.where, _fields(row.example, best, worst)))
+    question, groups = writers.write_question(row.example)
+    scores = {"chosen_score": best[0], "rejected_score": worst[0]}
+    return EditedRow(
+        Row(row.where, {**question, "chosen": best[1], "rejected": worst[1], **scores, **groups})
+    )
 
 
 def _none(row: SourcedExample, reason: str) -> EditedRow:
     return EditedRow(None, Change(row.where, "dropped", (f"no pair: {reason}",)))
-
-
-def _fields(example: Example, best: tuple[float, str], worst: tuple[float, str]) -> dict[str, Any]:
-    question, groups = writers.write_question(example)
-    scores = {"chosen_score": best[0], "rejected_score": worst[0]}
-    return {**question, "chosen": best[1], "rejected": worst[1], **scores, **groups}

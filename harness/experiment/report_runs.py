@@ -22,16 +22,15 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import judge_and_decide
 from harness.experiment.analysis.run_remarks import describe_prompting, describe_trainings, list_remarks
-from harness.experiment.analysis.study import Study, study_session
+from harness.experiment.analysis.study import study_session
 from harness.experiment.analysis.target_facts import judge_of_pairs
 from harness.experiment.analysis.verdict_records import report_changes
+from harness.experiment.candidate_result import outcome
 from harness.experiment.executors import plan_of
 from harness.experiment.learning_curve import fit_stored_curve
-from harness.experiment.preparation import bases
-from harness.experiment.preparation.scope import Scope
-from harness.experiment.runs.candidate_result import outcome
-from harness.experiment.runs.run_candidate import describe_outdated, find_stored_runs
-from harness.experiment.runs.stored_rows import Reader, Runs
+from harness.experiment.preparation import Scope, bases
+from harness.experiment.run_candidate import describe_outdated, find_stored_runs
+from harness.experiment.stored_rows import Reader, Runs
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import probe_notes
 from harness.progress import spins_briefly
@@ -113,24 +112,12 @@ def report_finished(
 
     `wall_s` is what making them took.
     """
-    header = _header(session) | ({} if wall_s is None else {"wall_s": wall_s})
-    study = study_session(session, reader)
-    notes, curve_of = [*said, *_notes(session, study, runs)], partial(fit_stored_curve, session, reader, runs)
-    report = judge_and_decide(
-        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
-    )
-    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))
-
-
-def _header(session: Session) -> dict[str, object]:
-    """Say what all of it ran on; a base that cannot be read has no engine, and its candidates say why."""
     header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
     with suppress(CandidateFailed):
         header["engine"] = session.engine(session.source)[0]
-    return header
-
-
-def _notes(session: Session, study: Study, runs: Runs) -> list[str]:
+    if wall_s is not None:
+        header["wall_s"] = wall_s
+    study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
     of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
     of_rows += describe_prompting(session, names)
@@ -142,9 +129,15 @@ def _notes(session: Session, study: Study, runs: Runs) -> list[str]:
     of_bases = bases.sentences(session.sources)
     of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
     of_runs = [*of_weights, *list_remarks(session, runs)]
-    others = [n for n, one in session.candidates.items() if n not in names and one.method.answers]
-    unreported = f"not in this report, of the candidates that are written: {', '.join(others)}"
-    return [*([unreported] if others else []), *of_rows, *of_bases, *of_runs, *of_judges]
+    notes = list(said)
+    if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
+        notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
+    notes += [*of_rows, *of_bases, *of_runs, *of_judges]
+    curve_of = partial(fit_stored_curve, session, reader, runs)
+    report = judge_and_decide(
+        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
+    )
+    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))
 
 
 MANY = 64  # candidates
@@ -283,7 +276,6 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
 
 
 def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:
-    """Say how many rows are probably longer than a training takes."""
     if (most := params.get("max_length")) is None:
         return []
     limit = f"max_length, {count(most)} tokens"

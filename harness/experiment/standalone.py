@@ -20,8 +20,8 @@ from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import join_lm_eval_task
-from harness.experiment.runs.run_candidate import begin
-from harness.experiment.runs.stored_rows import suite_arm
+from harness.experiment.run_candidate import begin
+from harness.experiment.stored_rows import suite_arm
 from harness.formatting import pluralize, seconds
 from harness.metrics import Metric
 from harness.models import vllm

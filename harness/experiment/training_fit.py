@@ -1,6 +1,7 @@
 """One fit: its job is written with the rows of its regularisers, run, and its folder renamed when complete.
 
-Invariant: whatever ends a training, the next call goes on from its checkpoints.
+Invariant: whatever ends a training, the next call goes on from its checkpoints. A score that is sent to
+trackers is that of a point whose weights are kept.
 """
 
 import json
@@ -21,21 +22,51 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import prompting_digest, prompting_step, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
-from harness.experiment.live_points import describe_live_run
-from harness.experiment.trials import unset_pruned
+from harness.masking import mask_values
 from harness.metrics import version as metric_version
 from harness.models.artefacts import artefact_files
 from harness.models.hardware import MOST_WAITED, ignores_load
 from harness.models.hub import ModelSource
 from harness.models.weight_files import content_digest
-from harness.plugins import Method
 from harness.provenance import digest_code, versions_of
-from harness.records import Example, digest, drop_defaults, is_unspaced, parse_json
+from harness.records import Example, TrackedPoint, digest, drop_defaults, is_unspaced, parse_json
 from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
 from harness.spec import Recipe, Task, TaskData, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
+from harness.training import LiveRun, make_live_id, open_trackers
 from harness.training.worker import launch
 
+
+def describe_live_run(
+    session: Session, candidate: ResolvedCandidate, seed: int, folder: Path, show_at: int = 0
+) -> LiveRun | None:
+    """Return what trackers call the training whose weights get a folder; None where none sees it."""
+    names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
+    if not (names and session.trackers and candidate.method.trains):
+        return None
+    params = {"method": source.method, "seed": seed, "base_model": session.experiment.base_model}
+    return LiveRun(
+        make_live_id(name, seed, folder.name),
+        name,
+        session.experiment.name + ("-smoke" if session.store.folder.name == "smoke" else ""),
+        session.trackers.absolute(),
+        names,
+        {key: str(value) for key, value in mask_values(params | source.params).items()},
+        show_at,
+    )
+
+
+def show_point(
+    session: Session, candidate: ResolvedCandidate, seed: int, folder: Path, point: TrackedPoint
+) -> None:
+    """Send the target's score on validation at a point along a training to the trackers that see it."""
+    run = describe_live_run(session, candidate, seed, folder)
+    if run and point.target is not None:
+        with open_trackers(run, point.step) as send:
+            send({"training/target": point.target}, point.step)
+
+
+PRUNED = "pruned.json"  # in the folder of a trial that was pruned
 _ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
 
 
@@ -73,7 +104,9 @@ def fit(
     part = folder.with_name(folder.name + ".part")
     processes = processes_of(session, source)
     own_process = method.trains and (processes > 1 or has_own_process(session))
-    unset_pruned(folder, part)
+    if (folder / PRUNED).exists():
+        (folder / PRUNED).unlink()
+        folder.rename(part)
     work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
     expected_s = session.seconds(work, candidate.trained_base)
     shared = f", {processes} processes" if processes > 1 else ""
@@ -241,17 +274,38 @@ def folder_of(
 ) -> Path:
     """Name the folder of weights by everything that they depend on, and nothing else."""
     source, method, base = candidate.source, candidate.method, candidate.trained_base
+    if source.reward is None or reward:
+        rewarded_by = reward.digest if reward else ""
+    elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
+        rewarded_by = digest_code(Path(source.reward))
+    else:
+        task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
+        unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+        rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
+    if not method.draws_from:
+        trained_on = ""
+    else:
+        target = training_data(session, source)
+        pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+        rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+        drawn = [seed] if method.seeded else []
+        computed = [session.machine.precision, session.machine.device]
+        known: list[Any] = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
+        if pairs:  # the task's own part of their prompts, which no version of the pairs holds
+            own = {"chat_template"} | ({"system"} if source.system is None else set())
+            known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
+        trained_on = digest(known)
     identity = {
         "method": source.method,
         "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
         "params": method.params(**source.params).identity(),
         "base": [base.weights_digest, base.template_digest],
         "init": init.digest if init else "",
-        "reward": _reward_digest(session, source, reward),
+        "reward": rewarded_by,
         "reads": method.reads(method.params(**source.params)),
         "merges": [one.digest for one in merges],
         "path": content_digest(_list_given_files(source)) if source.path else "",
-        "training": _training_digest(session, method, source, seed),
+        "training": trained_on,
         "track": source.track.points if source.track else 0,
         "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
         "shards": shards_of(session, source),
@@ -261,7 +315,6 @@ def folder_of(
 
 
 def _list_given_files(source: Recipe) -> list[Path]:
-    """List the files of weights made elsewhere: of an adapter, or of an artefact."""
     path = Path(source.path or "")
     is_artefact = plugins.method(source.method).makes_artefact
     return artefact_files(path) if is_artefact else sorted(path.glob("adapter_*"))
@@ -277,30 +330,3 @@ def processes_of(session: Session, source: Recipe) -> int:
 def shards_of(session: Session, source: Recipe) -> str:
     """Name how the processes of a training shard its weights; empty where each holds all of them."""
     return session.experiment.training.accelerate.shards if processes_of(session, source) > 1 else ""
-
-
-def _reward_digest(session: Session, source: Recipe, reward: training.Weights | None) -> str:
-    """Digest what the answers of a training are rewarded by; empty of one without rewards."""
-    if source.reward is None or reward:
-        return reward.digest if reward else ""
-    if is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
-        return digest_code(Path(source.reward))
-    task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
-    unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
-    return digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
-
-
-def _training_digest(session: Session, method: Method, source: Recipe, seed: int) -> str:
-    """Digest the rows that a method trains on, and how it computes; empty for one that needs none."""
-    if not method.draws_from:
-        return ""
-    target = training_data(session, source)
-    pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
-    rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
-    drawn = [seed] if method.seeded else []
-    computed = [session.machine.precision, session.machine.device]
-    known: list[Any] = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
-    if pairs:  # the task's own part of their prompts, which no version of the pairs holds
-        own = {"chat_template"} | ({"system"} if source.system is None else set())
-        known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
-    return digest(known)

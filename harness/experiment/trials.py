@@ -28,8 +28,8 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, Sha
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
 from harness.evaluation.session import Session
-from harness.experiment.capability_on_validation import validate
-from harness.experiment.live_points import show_point
+from harness.experiment.training_fit import PRUNED, show_point
+from harness.experiment.validation_scores import validate
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import Recipe, is_span, span_of
 from harness.store import CLAIMS, TrialRun, write_whole
@@ -42,79 +42,151 @@ if TYPE_CHECKING:
 _KEY_DIGITS = 8
 
 
-def record_trial(
-    session: Session, candidate: ResolvedCandidate, made: Trial, weights: training.Weights
-) -> None:
-    """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
-    seed = session.first_seed
-    rows = target_sets(session, candidate.source, weights, seed)[0]
-    run = describe_run(
-        session,
-        _maker_of(candidate),
-        seed,
-        run_id=_run_id(session, candidate, made.fit_key or rows.identity.digest),
-        weights_digest=weights.digest,
-        state="done",
-        rows={rows.name: rows.identity.digest},
-        training=weights.training,
-        provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
-        metrics=metric_ranges([rows]),
-    )
-    _save(session, TrialRun(run, made, session.target.primary.name))
+class TrialScores(NamedTuple):
+    """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
+
+    scores: Curve = ()
+    pruned: training.Weights | None = None
 
 
-def record_failed_trial(
-    session: Session, candidate: ResolvedCandidate, params: dict[str, Any], fit_key: str, error: Exception
-) -> Trial:
-    """Return a trial that could not be trained or evaluated, and keep it with its reason."""
-    # That it diverged, its folder of weights says.
-    reason = "" if isinstance(error, Diverged) else one_line(error)
-    made = Trial(params=params, validation=None, fit_key=fit_key, error=reason)
-    if session.reads_only:
+class TrialKeeper(NamedTuple):
+    """Keeps the trials of a candidate, each as a run of its own, and knows which one is under way."""
+
+    session: Session
+    candidate: ResolvedCandidate
+
+    def record(self, made: Trial, weights: training.Weights) -> None:
+        """Keep a trial that was trained, whole or until it was pruned, with its answers on validation."""
+        session = self.session
+        rows = target_sets(session, self.candidate.source, weights, session.first_seed)[0]
+        self._save(
+            made,
+            made.fit_key or rows.identity.digest,
+            weights_digest=weights.digest,
+            state="done",
+            rows={rows.name: rows.identity.digest},
+            training=weights.training,
+            provenance=provenance.collect(session.machine.name) | {"precision": session.machine.precision},
+            metrics=metric_ranges([rows]),
+        )
+
+    def record_failed(self, params: Mapping[str, Any], fit_key: str, error: Exception) -> Trial:
+        """Return a trial that could not be trained or evaluated, and keep it with its reason."""
+        # That it diverged, its folder of weights says.
+        reason = "" if isinstance(error, Diverged) else one_line(error)
+        made = Trial(params=dict(params), validation=None, fit_key=fit_key, error=reason)
+        if not self.session.reads_only:
+            self._save(made, fit_key, weights_digest="", state="failed", rows={}, error=one_line(error))
         return made
-    run = describe_run(
-        session,
-        _maker_of(candidate),
-        session.first_seed,
-        run_id=_run_id(session, candidate, made.fit_key),
-        weights_digest="",
-        state="failed",
-        rows={},
-        error=one_line(error),
-    )
-    _save(session, TrialRun(run, made, session.target.primary.name))
-    return made
 
+    def _save(self, made: Trial, key: str, **of_run: Any) -> None:
+        # The candidate that makes the weights, also where another one takes them.
+        maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
+        seed = self.session.first_seed
+        run = describe_run(self.session, maker, seed, run_id=self._run_id(key), **of_run)
+        curveless = replace(made, loss=(), validation_loss=())  # the run's training has them
+        store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
 
-def find_failed_trial(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Trial | None:
-    """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
-    known = store.find_trial(session.store, _run_id(session, candidate, fit_key))
-    return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
+    def _run_id(self, fit_key: str) -> str:
+        named = name_begun_run(self.session, self.candidate.source_name, self.session.first_seed)
+        return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
 
+    def find_failed(self, fit_key: str) -> Trial | None:
+        """Find a trial that failed otherwise than by divergence, which its folder of weights remembers."""
+        known = store.find_trial(self.session.store, self._run_id(fit_key))
+        return known.trial if known and known.trial.error and known.trial.fit_key == fit_key else None
 
-@contextmanager
-def note_under_way(session: Session, candidate: ResolvedCandidate, fit_key: str) -> Iterator[None]:
-    """Note which trial a search is at: a worker that is killed leaves no other trace of it."""
-    file = _file_under_way(session, candidate)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(fit_key, "utf-8")
-    yield
-    forget_under_way(session, candidate)
+    @contextmanager
+    def note_under_way(self, fit_key: str) -> Iterator[None]:
+        """Note which trial a search is at: a worker that is killed leaves no other trace of it."""
+        file = self._file_under_way
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(fit_key, "utf-8")
+        yield
+        self.forget_under_way()
 
+    def forget_under_way(self) -> None:
+        """Forget which trial a search is at: what became of it is known."""
+        self._file_under_way.unlink(missing_ok=True)
 
-def forget_under_way(session: Session, candidate: ResolvedCandidate) -> None:
-    """Forget which trial a search is at: what became of it is known."""
-    _file_under_way(session, candidate).unlink(missing_ok=True)
+    def find_under_way(self) -> str:
+        """Return the key of the trial that a search is at; empty where it is at none."""
+        file = self._file_under_way
+        return file.read_text("utf-8") if file.exists() else ""
 
+    @property
+    def _file_under_way(self) -> Path:
+        return self.session.store.folder / CLAIMS / f"{self.candidate.source_name}.trial"
 
-def find_under_way(session: Session, candidate: ResolvedCandidate) -> str:
-    """Return the key of the trial that a search is at; empty where it is at none."""
-    file = _file_under_way(session, candidate)
-    return file.read_text("utf-8") if file.exists() else ""
+    def train_until_pruned(
+        self,
+        folder: Path,
+        train: Callable[[int], None],
+        should_prune: Callable[[int, float], bool],
+    ) -> TrialScores:
+        """Train a trial as far as its pruner lets it, and score it at each point on validation.
 
+        `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
+        number of a point and its score.
 
-def _file_under_way(session: Session, candidate: ResolvedCandidate) -> Path:
-    return session.store.folder / CLAIMS / f"{candidate.source_name}.trial"
+        Raises:
+            NotStored: something is missing, and the session only reads.
+        """
+        assert self.candidate.source.track
+        scores: list[tuple[float, float | None]] = []
+        n_points = self.candidate.source.track.points
+        for place in range(1, n_points + 1):
+            kept = read_kept_points(self.candidate, folder)
+            if len(kept) < place and read_weights(self.candidate, folder) is None:
+                self.session.refuse_if_reading(f"point {place} of {folder.name}")
+                train(place)
+                kept = read_kept_points(self.candidate, folder)
+            if len(kept) < place:  # it has fewer checkpoints than points were requested
+                break
+            step, weights = list(kept.items())[place - 1]
+            score = validate(self.session, self.candidate, weights).score
+            scores.append((step, score))
+            if not self.session.reads_only:
+                point = TrackedPoint(step=step, target=score)
+                show_point(self.session, self.candidate, self.session.first_seed, folder, point)
+            if should_prune(place, score) and place < n_points:
+                return TrialScores(tuple(scores), self._set_pruned(folder, step, weights))
+        return TrialScores(tuple(scores))
+
+    def _set_pruned(self, folder: Path, step: int, weights: training.Weights) -> training.Weights:
+        """Give a trial's folder its name with what it has; returns its last weights with their record."""
+        part = _part(folder)
+        if part.exists() and not (part / PRUNED).exists():
+            elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
+            logged = TrainingRecord(
+                wall_s=elapsed_s,
+                n_steps=step,
+                loss=loss,
+                validation_loss=validation_loss,
+                fit_key=folder.name,
+            )
+            content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
+            write_whole(self.session.store, part / PRUNED, content)
+        if part.exists():
+            training.remove_all_but(part, (training.TRACKED, PRUNED))
+            part.rename(folder)
+        if (folder / PRUNED).exists():
+            made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
+        else:  # it was trained whole before its search had this pruner
+            whole = read_weights(self.candidate, folder)
+            assert whole is not None
+            made = whole.training
+        losses = (made.loss, made.validation_loss)
+        kept_loss, kept_validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)
+        return weights._replace(
+            training=TrainingRecord(
+                wall_s=made.wall_s,
+                n_steps=step,
+                loss=kept_loss,
+                validation_loss=kept_validation_loss,
+                fit_key=folder.name,
+            )
+        )
 
 
 def fails_alone(error: Exception) -> bool:
@@ -139,68 +211,6 @@ def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> Ca
     return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
 
 
-def _save(session: Session, found: TrialRun) -> None:
-    curveless = replace(found.trial, loss=(), validation_loss=())  # the run's training has them
-    store.save_trial(session.store, replace(found, trial=curveless))
-
-
-def _maker_of(candidate: ResolvedCandidate) -> ResolvedCandidate:
-    """Return the candidate that makes the weights, also where another one takes them."""
-    return replace(candidate, name=candidate.source_name, recipe=candidate.source)
-
-
-def _run_id(session: Session, candidate: ResolvedCandidate, fit_key: str) -> str:
-    named = name_begun_run(session, candidate.source_name, session.first_seed)
-    return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
-
-
-PRUNED = "pruned.json"
-
-
-class TrialScores(NamedTuple):
-    """Scores of a trial at its points, by step; its last weights with their record where it was pruned."""
-
-    scores: Curve = ()
-    pruned: training.Weights | None = None
-
-
-def train_until_pruned(
-    session: Session,
-    trial: ResolvedCandidate,
-    folder: Path,
-    train: Callable[[int], None],
-    should_prune: Callable[[int, float], bool],
-) -> TrialScores:
-    """Train a trial as far as its pruner lets it, and score it at each point on validation.
-
-    `train(n)` trains until `n` points are kept, the last of which is the end; `should_prune` is told the
-    number of a point and its score.
-
-    Raises:
-        NotStored: something is missing, and the session only reads.
-    """
-    assert trial.source.track
-    scores: list[tuple[float, float | None]] = []
-    n_points = trial.source.track.points
-    for place in range(1, n_points + 1):
-        kept = read_kept_points(trial, folder)
-        if len(kept) < place and read_weights(trial, folder) is None:
-            session.refuse_if_reading(f"point {place} of {folder.name}")
-            train(place)
-            kept = read_kept_points(trial, folder)
-        if len(kept) < place:  # it has fewer checkpoints than points were requested
-            break
-        step, weights = list(kept.items())[place - 1]
-        score = validate(session, trial, weights).score
-        scores.append((step, score))
-        if not session.reads_only:
-            point = TrackedPoint(step=step, target=score)
-            show_point(session, trial, session.first_seed, folder, point)
-        if should_prune(place, score) and place < n_points:
-            return TrialScores(tuple(scores), _set_pruned(session, trial, folder, step, weights))
-    return TrialScores(tuple(scores))
-
-
 def read_kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, training.Weights]:
     """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
     at = folder if folder.exists() else _part(folder)
@@ -209,47 +219,6 @@ def read_kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, traini
         for step, point in training.map_tracked_folders(at / training.TRACKED).items()
     }
     return {step: weights for step, weights in found.items() if weights}
-
-
-def unset_pruned(folder: Path, part: Path) -> None:
-    """Let a trial that was pruned be trained again, whole."""
-    if (folder / PRUNED).exists():
-        (folder / PRUNED).unlink()
-        folder.rename(part)
-
-
-def _set_pruned(
-    session: Session, trial: ResolvedCandidate, folder: Path, step: int, weights: training.Weights
-) -> training.Weights:
-    """Give the folder of a trial its name with what it has, and return its last weights with their record."""
-    part = _part(folder)
-    if part.exists() and not (part / PRUNED).exists():
-        elapsed_s, loss, validation_loss = training.read_log_until(part / training.CHECKPOINTS, step)
-        logged = TrainingRecord(
-            wall_s=elapsed_s, n_steps=step, loss=loss, validation_loss=validation_loss, fit_key=folder.name
-        )
-        content = json.dumps({"digest": weights.digest, "training": logged.to_plain()})
-        write_whole(session.store, part / PRUNED, content)
-    if part.exists():
-        training.remove_all_but(part, (training.TRACKED, PRUNED))
-        part.rename(folder)
-    if (folder / PRUNED).exists():
-        made = read_training_record(json.loads((folder / PRUNED).read_text("utf-8"))["training"])
-    else:  # it was trained whole before its search had this pruner
-        whole = read_weights(trial, folder)
-        assert whole is not None
-        made = whole.training
-    losses = (made.loss, made.validation_loss)
-    kept_loss, kept_validation_loss = (tuple(at for at in curve if at[0] <= step) for curve in losses)
-    return weights._replace(
-        training=TrainingRecord(
-            wall_s=made.wall_s,
-            n_steps=step,
-            loss=kept_loss,
-            validation_loss=kept_validation_loss,
-            fit_key=folder.name,
-        )
-    )
 
 
 def _part(folder: Path) -> Path:

@@ -20,8 +20,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import EngineSlot, Session
-from harness.experiment import Reader, Study, ensure_weights, suite_arm
-from harness.experiment.runs import run_candidate
+from harness.experiment import Reader, Study, ensure_weights, run_candidate, suite_arm
 from harness.records import Example, Run, parse_json
 from harness.spec import Recipe, Task, TaskData, is_path, metric_parts
 

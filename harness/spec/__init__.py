@@ -38,9 +38,9 @@ from harness.spec.recipe import (
     span_of,
     spell_out,
 )
-from harness.spec.task import DATA_FILES, Fields, ItemLimits, Suite, Task, TaskData
-from harness.spec.values import (
+from harness.spec.task import (
     BASE,
+    DATA_FILES,
     ENTAILMENT,
     EVALUATE,
     HUB,
@@ -48,6 +48,8 @@ from harness.spec.values import (
     NAME,
     Disagreements,
     Engine,
+    Fields,
+    ItemLimits,
     Kind,
     Margin,
     Name,
@@ -56,6 +58,9 @@ from harness.spec.values import (
     Role,
     Seed,
     Spec,
+    Suite,
+    Task,
+    TaskData,
     is_path,
     metric_name,
     metric_params,

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from harness.spec.values import JUDGE, Fraction, Margin, Need, Spec, rule
+from harness.spec.task import JUDGE, Fraction, Margin, Need, Spec, rule
 
 # Arguments that harness sets itself on the servers that it starts.
 _OURS = ("host", "port", "uds", "served-model-name", "api-key", "ssl-keyfile", "ssl-certfile", "root-path")

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field, field_validator, model_validator
 
 from harness.masking import mask_values
-from harness.spec.values import BASE, JUDGE, Spec, rule
+from harness.spec.task import BASE, JUDGE, Spec, rule
 
 MEAN_LOGPROB = "mean_logprob"
 

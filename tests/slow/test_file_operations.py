@@ -14,8 +14,8 @@ from tiny_experiment import read_all_rows
 from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
-from harness.experiment.executors import worker as workers
-from harness.experiment.executors.journal import Outcome
+from harness.experiment import worker as workers
+from harness.experiment.journal import Outcome
 from harness.experiment.preparation.plan import make_plan
 from harness.progress import SilentProgress
 

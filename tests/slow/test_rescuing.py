@@ -5,7 +5,7 @@ import pytest
 
 from harness import config, gating, rescue, store
 from harness.experiment import Scope, measure, prepare_session, study_session
-from harness.experiment.runs.stored_rows import Reader
+from harness.experiment.stored_rows import Reader
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly

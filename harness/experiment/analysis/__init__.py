@@ -25,7 +25,7 @@ from harness.experiment.analysis.study import (
 )
 from harness.experiment.analysis.target_comparisons import add_more_targets
 from harness.experiment.analysis.target_facts import add_wins, answers_on_target
-from harness.experiment.runs.stored_rows import (
+from harness.experiment.stored_rows import (
     Facts,
     Reader,
     Rows,
@@ -92,11 +92,6 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         for f in facts
     )
     placed = decide.place_in_family(judged, decide.family_of(session.experiment))
-    return RunVerdicts(_judge_family_again(study, runs, placed), results, study)
-
-
-def _judge_family_again(study: Study, runs: Runs, facts: Facts) -> tuple[CandidateFacts, ...]:
-    """Judge the fine-tunes of a family once more, each at the level that is left to it."""
 
     def correct(f: CandidateFacts, run: Run) -> CandidateFacts:
         if run.run_id in study.settled:
@@ -105,7 +100,7 @@ def _judge_family_again(study: Study, runs: Runs, facts: Facts) -> tuple[Candida
             return f
         return replace(f, corrected=judge(study, run, level=f.standing.level).verdict)
 
-    return tuple(correct(f, run) for f, run in zip(facts, runs, strict=True))
+    return RunVerdicts(tuple(correct(f, run) for f, run in zip(placed, runs, strict=True)), results, study)
 
 
 _SHOWN, _SHOWN_OF_SUITE = 40, 8  # items whose answers the report holds
@@ -197,7 +192,6 @@ def judge_and_decide(
 
 
 def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AttributionStep, ...]]:
-    """Split the changes of fine-tunes that went over a quantised base or another run."""
     study, tasks = judged.study, judged.tasks
     unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
     done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
@@ -227,7 +221,6 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
 
 
 def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
-    """Map the tasks that the gate may veto to the loss that it takes for a regression."""
     return {
         t.task.name: gating.margin_of(t, policy)
         for tasks in runs

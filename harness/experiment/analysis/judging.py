@@ -12,7 +12,7 @@ from harness import comparison, gating, store
 from harness.errors import IncompatibleRuns
 from harness.experiment.analysis.study import ArmsOfPair, Study, SuiteTask
 from harness.experiment.analysis.target_facts import compare_on, target_facts
-from harness.experiment.runs.stored_rows import Rows, documents_of, has_documents
+from harness.experiment.stored_rows import Rows, documents_of, has_documents
 from harness.formatting import count
 from harness.gating import GateResult, Measurement, Rule
 from harness.gating.halves import Half

@@ -15,7 +15,7 @@ from harness.evaluation.session import Session
 from harness.evaluation.timing import describe_timing
 from harness.experiment.analysis.study import Study
 from harness.experiment.preparation.bases import base_remarks
-from harness.experiment.runs.stored_rows import Reader, Runs, fold_sessions
+from harness.experiment.stored_rows import Reader, Runs, fold_sessions
 from harness.formatting import count, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models import artefacts
@@ -29,14 +29,7 @@ from harness.spec import Task
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
     """Yield what is counted of the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
     done = [run for run in runs if run.state == "done"]
-    yield from _count_unanswered(study, done)
-    for count_of in (_count_uncited, _count_ungraded, _count_noteworthy, _note_merged):
-        yield from count_of(session, reader, done)
-
-
-def _count_unanswered(study: Study, runs: Iterable[Run]) -> Iterator[str]:
-    """Count the test rows that could not be evaluated or scored, with the first one's reason."""
-    for run in runs:
+    for run in done:
         rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
             is_scored = comparison.fill_errors(study.primary(study.target), rows, rows).errors.is_scored
@@ -45,6 +38,8 @@ def _count_unanswered(study: Study, runs: Iterable[Run]) -> Iterator[str]:
             also = f"; to {some} others some of several answers failed" if some else ""
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
+    for count_of in (_count_uncited, _count_ungraded, _count_noteworthy, _note_merged):
+        yield from count_of(session, reader, done)
 
 
 def _count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
@@ -318,7 +313,6 @@ def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def _cut_to_last_name(name: str) -> str:
-    """Return a model's own name, without its owner or folder."""
     return name.rstrip("/").rpartition("/")[2]
 
 

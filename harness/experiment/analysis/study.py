@@ -27,9 +27,9 @@ from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.session import Session
+from harness.experiment.candidate_result import facts_of
 from harness.experiment.preparation import find_lm_eval_tasks
-from harness.experiment.runs.candidate_result import facts_of
-from harness.experiment.runs.stored_rows import Facts, Reader, Runs, StoredRows, find_measured_arm
+from harness.experiment.stored_rows import Facts, Reader, Runs, StoredRows, find_measured_arm
 from harness.gating import AdmittedTasks, ComparedArms, Measurement
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS

@@ -16,7 +16,7 @@ from harness.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.experiment.analysis.judging import measure, measure_over
 from harness.experiment.analysis.study import Study, correct_reached, judge_labels
 from harness.experiment.analysis.target_facts import compare_on, find_prompt, is_answered
-from harness.experiment.runs.stored_rows import Facts, Rows, Runs
+from harness.experiment.stored_rows import Facts, Rows, Runs
 from harness.gating import Measurement, TaskComparison, is_in_macro
 from harness.records import Run
 from harness.report import AttributionStep
@@ -79,7 +79,6 @@ def compare_training_sets(
 
 
 def _sort_by_file(study: Study, facts: Facts) -> list[CandidateFacts]:
-    """Sort facts by the order of the file."""
     in_file = {name: at for at, name in enumerate(study.experiment.candidates)}
     return sorted(facts, key=lambda f: in_file[f.name])
 
@@ -122,7 +121,11 @@ def steps_of(
             step("quantisation", served_as, "base", before),
             step("training", run.candidate, served_as, over),
         ]
-    if parent := parent_of(study, run, runs):
+    recipes = study.experiment.candidates
+    recipe = recipes[run.candidate]
+    init = recipes[recipe.weights_of or run.candidate].init_from
+    made = [r for r in runs if r.candidate == init and r.state == "done"]
+    if parent := next((r for r in made if r.seed == run.seed), made[0] if made else None):
         old = {m.task.name: m.new for m in measure(study, parent)}
         both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
         target = compare_on(study, run, parent)
@@ -131,22 +134,12 @@ def steps_of(
 
 
 def _change(run: Run) -> str:
-    """Name what a run did to the adapter that it started from."""
     method = plugins.method(run.method)
     if run.training.n_pairs is not None:
         return "training on pairs"
     return (
         "scaling" if method.interpolates else "more training" if method.trains else "a change of the adapter"
     )
-
-
-def parent_of(study: Study, run: Run, runs: Iterable[Run]) -> Run | None:
-    """Find the run whose adapter was trained further or scaled: of the same seed, where there is one."""
-    recipes = study.experiment.candidates
-    recipe = recipes[run.candidate]
-    init = recipes[recipe.weights_of or run.candidate].init_from
-    made = [r for r in runs if r.candidate == init and r.state == "done"]
-    return next((r for r in made if r.seed == run.seed), made[0] if made else None)
 
 
 def _step(

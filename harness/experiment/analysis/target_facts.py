@@ -4,7 +4,7 @@ Invariant: read from the store, without the model or the data; the best untraine
 the decision takes, by validation, among the stored runs of the file's candidates as they are written now.
 """
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
@@ -15,7 +15,6 @@ from harness.comparison import (
     Comparison,
     Estimate,
     JudgedPair,
-    PairBias,
     Wins,
     bias_of,
     compare_on_target,
@@ -30,7 +29,6 @@ from harness.decision import CandidateFacts
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades
 from harness.evaluation.judging_stage import (
-    Preferences,
     answers_differ,
     grade_all,
     list_ungraded_pairs,
@@ -46,8 +44,8 @@ from harness.experiment.analysis.study import (
     is_of_recipe,
     judge_labels,
 )
-from harness.experiment.runs.candidate_result import facts_on_target, mark_recipe
-from harness.experiment.runs.stored_rows import Facts, Reader, Rows, Runs
+from harness.experiment.candidate_result import facts_on_target, mark_recipe
+from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
 from harness.gating import TargetFacts
 from harness.metrics import Metric
 from harness.records import Run
@@ -137,7 +135,16 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
     They are all that were drawn to an item, where both were drawn in the same way.
     """
     task, rows = study.experiment.target, study.rows
-    key, plain = f"{task.name}/test", _find_base_on_target(study, run)
+    settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
+    stored = [
+        other
+        for other in reversed(store.list_runs(study.store, study.experiment.name))
+        if other.state == "done"
+        and other.weights_digest == other.base_digest == run.base_digest
+        and _scored_by(study, other)[0] == version
+    ]
+    alike = [other for other in stored if settings(other) == settings(run)]
+    key, plain = f"{task.name}/test", next(iter([*alike, *filter(is_prompt, stored)]), None)
     are_drawn = bool(run.decoding) and (plain is None or plain.decoding == run.decoding)
 
     def answers(of: Run) -> Rows:
@@ -145,20 +152,6 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
         return (comparison.list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
 
     return answers(plain) if plain else None, answers(run)
-
-
-def _find_base_on_target(study: Study, run: Run) -> Run | None:
-    """Find the newest run of a fine-tune's base on its items: prompted as it is, else by the plain prompt."""
-    settings, version = attrgetter("prompting", "answer", "decoding"), _scored_by(study, run)[0]
-    own = [
-        other
-        for other in reversed(store.list_runs(study.store, study.experiment.name))
-        if other.state == "done"
-        and other.weights_digest == other.base_digest == run.base_digest
-        and _scored_by(study, other)[0] == version
-    ]
-    alike = [other for other in own if settings(other) == settings(run)]
-    return next(iter([*alike, *filter(is_prompt, own)]), None)
 
 
 def is_prompt(run: Run) -> bool:
@@ -174,7 +167,18 @@ def find_best_untrained(study: Study, run: Run) -> Run | None:
     """
     own = _scored_by(study, run)
     if own not in study.untrained:
-        study.untrained[own] = _choose_untrained(study, own)
+        experiment, task = study.experiment, study.experiment.target
+        runs = [one for one in list_untrained(study) if _scored_by(study, one) == own]
+        study.rows.prepare(
+            one.rows[f"{task.name}/{split}"] for one in runs for split in ("test", "validation")
+        )
+        facts = list[CandidateFacts]()
+        for one in runs:
+            refuse_lost_folds(study, one)
+            with suppress(CandidateFailed):
+                facts.append(reached_on_target(study, one))
+        best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
+        study.untrained[own] = {one.candidate: one for one in runs}.get(best or "")
     found = study.untrained[own]
     return found if found and found.run_id != run.run_id else None
 
@@ -186,19 +190,6 @@ def _scored_by(study: Study, run: Run) -> tuple[str, str]:
         return "", ""
     of = store.read_identity(study.store, rows_digest)
     return of.task_version, of.scoring_digest
-
-
-def _choose_untrained(study: Study, scored_by: tuple[str, str]) -> Run | None:
-    experiment, task = study.experiment, study.experiment.target
-    runs = [one for one in list_untrained(study) if _scored_by(study, one) == scored_by]
-    study.rows.prepare(one.rows[f"{task.name}/{split}"] for one in runs for split in ("test", "validation"))
-    facts = list[CandidateFacts]()
-    for one in runs:
-        refuse_lost_folds(study, one)
-        with suppress(CandidateFailed):
-            facts.append(reached_on_target(study, one))
-    best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
-    return {one.candidate: one for one in runs}.get(best or "")
 
 
 def reached_on_target(study: Study, run: Run, metric: Metric | None = None) -> CandidateFacts:
@@ -296,25 +287,22 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
     preferred = preferences(read_stored_grades(by, at), *rows)
     found = wins_by_judge(runs[0].candidate, metric_name(by), pairs, preferred.won, votes)
     found = open_where_failed(found, rows[0], policy.max_errors, preferred.unread)
-    found = found._replace(bias=_bias(preferred, rows, votes))
-    return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
-
-
-def _bias(preferred: Preferences, rows: tuple[Rows, Rows], votes: Mapping[str, float]) -> PairBias:
-    """Say what a judge prefers, of the items whose preferences could be read."""
-    return bias_of(
-        {
-            now.example_id: JudgedPair(
-                preferred.won[now.example_id],
-                preferred.first[now.example_id],
-                (len(old.text), len(now.text)),
-                now.cluster or now.example_id,
-                votes.get(now.example_id),
-            )
-            for old, now in pair_rows(*rows)
-            if now.example_id in preferred.first
-        }
+    found = found._replace(
+        bias=bias_of(
+            {
+                now.example_id: JudgedPair(
+                    preferred.won[now.example_id],
+                    preferred.first[now.example_id],
+                    (len(old.text), len(now.text)),
+                    now.cluster or now.example_id,
+                    votes.get(now.example_id),
+                )
+                for old, now in pair_rows(*rows)
+                if now.example_id in preferred.first
+            }
+        )
     )
+    return found._replace(missing=0) if policy.uncalibrated_judge == "allow" else found
 
 
 def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[str] = ()) -> Wins:

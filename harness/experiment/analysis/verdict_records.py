@@ -164,7 +164,6 @@ def verdict_change(at: Store, judgement: Judgement) -> str:
 
 
 def _errors_then(before: VerdictRecord) -> store.RuleRecord | None:
-    """Return the stored rule on failed answers; None where none failed."""
     return next((rule for rule in before.rules if rule.name == "errors"), None)
 
 

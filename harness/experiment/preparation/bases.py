@@ -243,7 +243,6 @@ def propose_trainings(found: Sequence[BaseUse], query: FitQuery) -> Iterator[str
 
 
 def _alternatives() -> dict[str, MethodAlternative]:
-    """Map methods that are an alternative to LoRA to what they declare of that."""
     declared = {name: plugins.method(name).alternative for name in plugins.names("methods")}
     return {name: one for name, one in declared.items() if one}
 
@@ -283,7 +282,6 @@ def _forms(name: str, shape: Shape, quantized: str) -> Iterator[tuple[str, Shape
 
 
 def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Training]:
-    """Yield the trainings of a base."""
     for name, of in _forms("LoRA", shape, quantized):
         yield _Training(name, of)
     if not quantized:

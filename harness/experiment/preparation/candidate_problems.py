@@ -19,11 +19,10 @@ from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import Session
 from harness.experiment import trials
-from harness.experiment.capability_on_validation import constraint_problems
 from harness.experiment.preparation.bases import marker_problems, quantization_problems
 from harness.experiment.preparation.written_rows import find_unwritable_rows
-from harness.experiment.tracking import check_tracking, plan_tracked_steps
 from harness.experiment.training_fit import processes_of, shards_of
+from harness.experiment.validation_scores import check_tracking, constraint_problems, plan_tracked_steps
 from harness.models import hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
 from harness.models.hub import architecture_difference, is_packed
@@ -115,7 +114,6 @@ def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[P
 
 
 def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that regularisers ask for more layers than the model has that is trained, where that is known."""
     source = candidate.source
     if not source.regularize or candidate.recipe.weights_of:
         return
@@ -157,7 +155,6 @@ def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Ite
 
 
 def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids training a candidate on the reward that it names."""
     written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
     if written is None:
         return
@@ -230,7 +227,6 @@ def engine_problems(
 
 
 def _check_merging(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids to serve an adapter merged into the weights of its base."""
     if not candidate.recipe.serve_merged:
         return
     where = f"candidate {candidate.name}"

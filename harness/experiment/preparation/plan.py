@@ -22,9 +22,9 @@ from harness.evaluation.row_sets import (
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.runs.stored_rows import fold_sessions, is_cross_validated, is_measured
-from harness.experiment.tracking import estimate_tracking
+from harness.experiment.stored_rows import fold_sessions, is_cross_validated, is_measured
 from harness.experiment.training_fit import fit_work
+from harness.experiment.validation_scores import estimate_tracking
 from harness.formatting import count
 from harness.models.hub import ModelSource
 from harness.records import Run
@@ -67,92 +67,26 @@ def make_plan(
     That is what an endpoint answers, what is made in folds, and what a judge has to grade before a sweep can
     choose. Without `answers` only weights are made that no answer decides on.
     """
+    needs_judge = session.target.task.primary_metric in session.target.judged
+    shared = []
+    for one in requests:
+        chooses = any(recipe.tried for recipe in one.candidate.lineage.values())
+        apart = one.candidate.is_remote or bool(one.candidate.choosers)
+        apart = apart or is_cross_validated(session, one.candidate)
+        if not (apart or (chooses and (needs_judge or not answers))):
+            shared.append(one)
     plan = Plan({}, {})
-    shared = [one for one in requests if _is_for_workers(session, one.candidate, answers)]
+    planner = _Planner(session, plan.needs, n_workers)
     if answers:
         compared = [one.candidate for one in shared if one.candidate.method.makes_language_model]
         for source in list_measured_bases(compared):
-            _base_steps(session, plan, source, n_workers)
+            planner.base_steps(source)
     for one in shared:
-        made = _weights_step(session, plan, one.candidate, one.seed, n_workers)
+        made = planner.weights_step(one.candidate, one.seed)
         plan.rests_on[one.candidate.name, one.seed] = (made,) if made else ()
-    if answers:
-        _answer_steps(session, plan, shared, n_workers)
-    return plan
-
-
-def _is_for_workers(session: Session, candidate: ResolvedCandidate, answers: bool) -> bool:
-    chooses = any(recipe.tried for recipe in candidate.lineage.values())
-    needs_judge = session.target.task.primary_metric in session.target.judged
-    apart = candidate.is_remote or candidate.choosers or is_cross_validated(session, candidate)
-    return not (apart or (chooses and (needs_judge or not answers)))
-
-
-def _base_steps(session: Session, plan: Plan, source: ModelSource, n_workers: int) -> tuple[Step, ...]:
-    """Add the answers of a base to the suites."""
-    parts = min(n_workers, len(session.suites))
-    steps = tuple(Step("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
-    plan.needs.update(dict.fromkeys(steps, ()))
-    return steps
-
-
-def _control_steps(
-    session: Session, plan: Plan, candidate: ResolvedCandidate, n_workers: int
-) -> tuple[Step, ...]:
-    """Add the control arm of a candidate's base, which answers some stored items of the suites again."""
-    if not session.suites or not candidate.method.makes_language_model:
-        return ()
-    step = Step("control", candidate.base.weights_digest)
-    if step not in plan.needs:
-        plan.needs[step] = _base_steps(session, plan, candidate.base, n_workers)
-    return (step,)
-
-
-def _weights_step(
-    session: Session, plan: Plan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> Step | None:
-    """Add what makes a candidate's weights, after all that they start from; None where they are given."""
-    if candidate.given:
-        return None
-    step = Step("fit", candidate.source_name, seed)
-    if step in plan.needs:
-        return step
-    needs = _steps_before(session, plan, candidate, seed, n_workers)
-    if candidate.source.tried and candidate.method.trains:
-        needs += _steps_of_trials(session, plan, candidate, n_workers)
-        first = session.first_seed
-        if candidate.source.search and seed != first:  # whose step is the search
-            needs += tuple(filter(None, [_weights_step(session, plan, candidate, first, n_workers)]))
-    plan.needs[step] = needs
-    return step
-
-
-def _steps_of_trials(
-    session: Session, plan: Plan, candidate: ResolvedCandidate, n_workers: int
-) -> tuple[Step, ...]:
-    """Add what a choice waits for: the trials of a sweep; those of a search are one step, in turn."""
-    first = session.first_seed
-    before = _steps_before(session, plan, candidate, first, n_workers)
-    before += _control_steps(session, plan, candidate, n_workers)
-    if candidate.source.search:
-        return before
-    n = len(candidate.points)
-    trials = tuple(Step("trial", candidate.source_name, first, part, n) for part in range(n))
-    plan.needs.update(dict.fromkeys(trials, before))
-    return trials
-
-
-def _steps_before(
-    session: Session, plan: Plan, candidate: ResolvedCandidate, seed: int, n_workers: int
-) -> tuple[Step, ...]:
-    """Add the steps of the candidates that weights start from, are rewarded by, or merge."""
-    behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
-    made = (_weights_step(session, plan, one, seed, n_workers) for one in behind)
-    return tuple(step for step in made if step)
-
-
-def _answer_steps(session: Session, plan: Plan, shared: Sequence[RunRequest], n_workers: int) -> None:
-    """Add the answers of runs, in as many parts that no worker is idle; the suites once for each weights."""
+    if not answers:
+        return plan
+    # Answers come in as many parts that no worker is idle, the suites once for each weights.
     parts = -(-n_workers // max(1, len(shared)))
     answered: dict[tuple[str, int, str], tuple[Step, ...]] = {}
     for candidate, seed in shared:
@@ -162,11 +96,65 @@ def _answer_steps(session: Session, plan: Plan, shared: Sequence[RunRequest], n_
         suites = gated and candidate.given != candidate.base and weights not in answered
         n = min(parts, 2 + suites * len(session.suites))
         steps = tuple(Step("answer", *run, part, n, suites) for part in range(n))
-        controls = _control_steps(session, plan, candidate, n_workers)
-        plan.needs.update(dict.fromkeys(steps, (*plan.rests_on[run], *controls)))
+        plan.needs.update(dict.fromkeys(steps, (*plan.rests_on[run], *planner.control_steps(candidate))))
         plan.rests_on[run] += (*steps, *(answered.get(weights, ()) if gated else ()))
         if suites:
             answered[weights] = steps
+    return plan
+
+
+class _Planner(NamedTuple):
+    """Adds steps of a session to `needs`, in parts for so many workers."""
+
+    session: Session
+    needs: dict[Step, tuple[Step, ...]]
+    n_workers: int
+
+    def base_steps(self, source: ModelSource) -> tuple[Step, ...]:
+        """Add the answers of a base to the suites."""
+        parts = min(self.n_workers, len(self.session.suites))
+        steps = tuple(Step("base", source.weights_digest, part=part, parts=parts) for part in range(parts))
+        self.needs.update(dict.fromkeys(steps, ()))
+        return steps
+
+    def control_steps(self, candidate: ResolvedCandidate) -> tuple[Step, ...]:
+        """Add the control arm of a candidate's base, which answers some stored items of the suites again."""
+        if not self.session.suites or not candidate.method.makes_language_model:
+            return ()
+        step = Step("control", candidate.base.weights_digest)
+        if step not in self.needs:
+            self.needs[step] = self.base_steps(candidate.base)
+        return (step,)
+
+    def weights_step(self, candidate: ResolvedCandidate, seed: int) -> Step | None:
+        """Add what makes a candidate's weights, after all that they start from; None where they are given."""
+        if candidate.given:
+            return None
+        step = Step("fit", candidate.source_name, seed)
+        if step in self.needs:
+            return step
+        needs = self.steps_before(candidate, seed)
+        if candidate.source.tried and candidate.method.trains:
+            # A choice waits for the trials of a sweep; those of a search are one step, in turn.
+            first = self.session.first_seed
+            before = (*self.steps_before(candidate, first), *self.control_steps(candidate))
+            if candidate.source.search:
+                needs += before
+                if seed != first:  # whose step is the search
+                    needs += tuple(filter(None, [self.weights_step(candidate, first)]))
+            else:
+                n = len(candidate.points)
+                trials = tuple(Step("trial", candidate.source_name, first, part, n) for part in range(n))
+                self.needs.update(dict.fromkeys(trials, before))
+                needs += trials
+        self.needs[step] = needs
+        return step
+
+    def steps_before(self, candidate: ResolvedCandidate, seed: int) -> tuple[Step, ...]:
+        """Add the steps of the candidates that weights start from, are rewarded by, or merge."""
+        behind = filter(None, (candidate.init, candidate.reward, *candidate.merges))
+        made = (self.weights_step(one, seed) for one in behind)
+        return tuple(step for step in made if step)
 
 
 BASE_ARM = "capability suite of the base"

@@ -28,6 +28,16 @@ from harness.experiment.scaffold.method_choice import (
     describe_unreadable,
     propose_candidates,
 )
+from harness.experiment.scaffold.proposal_files import (
+    SCHEMA,
+    SUITES,
+    bound_time,
+    experiment_text,
+    load_proposal,
+    propose_gate,
+    suite_text,
+    time_sentence,
+)
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     AnswerForm,
@@ -37,10 +47,15 @@ from harness.experiment.scaffold.recognition import (
     absolute,
     look,
 )
-from harness.experiment.scaffold.task_proposal import FOLDS, check_task, fold_few, propose_task
-from harness.experiment.scaffold.time_bound import bound_time, load_proposal, time_sentence
-from harness.experiment.scaffold.unread_columns import describe_columns, list_unused, warn_of_unread
-from harness.experiment.scaffold.yaml_text import SCHEMA, SUITES, experiment_text, propose_gate, suite_text
+from harness.experiment.scaffold.task_proposal import (
+    FOLDS,
+    check_task,
+    describe_columns,
+    fold_few,
+    list_unused,
+    propose_task,
+    warn_of_unread,
+)
 from harness.formatting import count, pluralize, seconds
 from harness.models import hardware, hub
 from harness.models.chat_templates import render_chat
@@ -100,7 +115,8 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
         UserError: with every problem of the files, the base model and the folder at once.
     """
     seen, name = _recognise(request), _name_of(request)
-    base = _base(request.base_model)
+    there = request.base_model in EMBEDDED or Path(request.base_model).expanduser().is_dir()
+    base = hub.resolve(request.base_model, unpacks=False, where="--base-model") if there else None
     if here is None:
         machine = hardware.probe(shape=hub.shape(base) if base else None)
         here = Resources(machine, hardware.memory(machine.device))
@@ -176,12 +192,6 @@ def _recognise(request: Request) -> RecognizedRows:
 
 def _paths(request: Request, name: str) -> tuple[Path, Path]:
     return request.folder / "harness.yaml", request.folder / "suites" / f"{name}.yaml"
-
-
-def _base(name: str) -> ModelSource | None:
-    """Find the base where it is on this machine; what would have to be fetched first is not known."""
-    there = name in EMBEDDED or Path(name).expanduser().is_dir()
-    return hub.resolve(name, unpacks=False, where="--base-model") if there else None
 
 
 def write(proposal: SetupProposal) -> list[Path]:

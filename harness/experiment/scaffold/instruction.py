@@ -80,7 +80,18 @@ def draft_instruction(answers: Answers, columns: PromptColumns, examples: Sequen
     """Write what a practitioner would ask with."""
     references = [max(example.references, key=len) for example in examples if example.references]
     if answers.form == "labels":
-        return _ask_for_label(columns, answers.labels)
+        if is_rating(columns, answers.labels):
+            steps = sorted(answers.labels, key=float)
+            is_review = columns.noun == "review" or find_head(columns.answer) in RATINGS[:4]
+            noun = "review" if is_review and columns.noun in ("text", "message") else columns.noun
+            halves = " in steps of a half" if any(float(step) % 1 for step in steps) else ""
+            scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest){halves}"
+            scale += ", as its author did" if is_review else ""
+            return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
+        listed = ", ".join(answers.labels)
+        if len(listed) > _MOST_LISTED:
+            return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
+        return f"{_classify(columns)} Reply with one of these labels {_LISTED} {listed}."
     if answers.form == "joined labels":
         several = f"{_classify(columns)} Reply with all that apply of: {', '.join(answers.labels)}."
         return f"{several} Write {answers.separator!r} between them."
@@ -149,21 +160,6 @@ def is_rating(columns: PromptColumns, labels: Sequence[str]) -> bool:
     return are_steps and (
         find_head(columns.answer) in RATINGS or (columns.noun == "review" and "0" not in labels)
     )
-
-
-def _ask_for_label(columns: PromptColumns, labels: Sequence[str]) -> str:
-    if is_rating(columns, labels):
-        steps = sorted(labels, key=float)
-        is_review = columns.noun == "review" or find_head(columns.answer) in RATINGS[:4]
-        noun = "review" if is_review and columns.noun in ("text", "message") else columns.noun
-        halves = " in steps of a half" if any(float(step) % 1 for step in steps) else ""
-        scale = f"on a scale from {steps[0]} (lowest) to {steps[-1]} (highest){halves}"
-        scale += ", as its author did" if is_review else ""
-        return f"Rate the {noun} {scale}. Reply with the number {_NOTHING_ELSE}."
-    listed = ", ".join(labels)
-    if len(listed) > _MOST_LISTED:
-        return f"{_classify(columns)} Reply with the name of the category {_NOTHING_ELSE}."
-    return f"{_classify(columns)} Reply with one of these labels {_LISTED} {listed}."
 
 
 def _classify(columns: PromptColumns) -> str:

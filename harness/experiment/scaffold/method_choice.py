@@ -233,7 +233,15 @@ def propose_candidates(
 
     The plain prompt is the best on validation of the task's instruction and of others.
     """
-    n_shots = _count_shots(items, task, base)
+    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in items.train)
+    wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
+    if (context := _find_context(base)) is None:
+        n_shots = wanted
+    else:
+        whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
+        prompts = [replace(e, references=()) for e in whole]
+        room = context - task.max_new_tokens - max(_count_tokens(prompts, base))
+        n_shots = min(wanted, max(0, room // max(_most(sorted(_count_tokens(items.train, base))), 1)))
     fixed, nearest = ({"few_shot": {"select": select, "shots": n_shots}} for select in ("fixed", "knn"))
     size = base.n_parameters if base else None
     is_whole = all(pair.references and pair.rejected for pair in items.pairs)
@@ -298,18 +306,6 @@ def describe_unreadable(items: TaskItems, task: Task, base: ModelSource | None) 
         f"of {count(len(evaluated))}, which no candidate on it can answer; next: shorter rows, or a "
         "--base-model that reads more"
     )
-
-
-def _count_shots(items: TaskItems, task: Task, base: ModelSource | None) -> int:
-    """Count the shots, up to eight, that fit a prompt of some thousand tokens and a base's context."""
-    lengths = sorted(len(e.prompt) + max(map(len, e.references), default=0) for e in items.train)
-    wanted = max(1, min(MOST_SHOTS, LONGEST_SHOTS // max(_most(lengths), 1)))
-    if (context := _find_context(base)) is None:
-        return wanted
-    whole = (wrap_prompt(e, task.system, None) for e in (*items.train, *items.validation, *items.test))
-    prompts = [replace(e, references=()) for e in whole]
-    room = context - task.max_new_tokens - max(_count_tokens(prompts, base))
-    return min(wanted, max(0, room // max(_most(sorted(_count_tokens(items.train, base))), 1)))
 
 
 def _most(lengths: Sequence[int]) -> int:

@@ -148,7 +148,6 @@ def examples_of(task: Task, content: readers.Rows) -> list[Any]:
 
 
 def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> dict[str, str]:
-    """Choose templates for the question, the answer and the cluster, as far as they are needed."""
     given = {
         key: text.replace("\\n", "\n") if text else None
         for key, text in (("prompt", request.prompt), ("reference", request.reference))
@@ -270,17 +269,12 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
         return joined
     if references and all(map(SQL.match, references)):
         return Answers("sql")
-    short = _are_short(references)
+    n_words = sorted(len(pieces(reference)) for reference in references)
+    is_one_line = not any("\n" in reference.strip() for reference in references)
+    short = bool(n_words) and n_words[int(0.9 * (len(n_words) - 1))] <= 8 and is_one_line
     return Answers(
         "number" if kind == "text" and short and _are_numbers(references) else "short" if short else "long"
     )
-
-
-def _are_short(references: Sequence[str]) -> bool:
-    """Tell whether nine of ten answers have a few words, and none has several lines."""
-    n_words = sorted(len(pieces(reference)) for reference in references)
-    is_one_line = not any("\n" in reference.strip() for reference in references)
-    return bool(n_words) and n_words[int(0.9 * (len(n_words) - 1))] <= 8 and is_one_line
 
 
 def are_calls(texts: Sequence[str]) -> bool:
@@ -290,7 +284,6 @@ def are_calls(texts: Sequence[str]) -> bool:
 
 
 def _are_json(texts: Sequence[str]) -> bool:
-    """Tell whether each text is a JSON object or list."""
     return all(isinstance(_read_json(text), dict | list) for text in texts)
 
 
@@ -318,12 +311,10 @@ def _is_span(value: object, text: str) -> bool:
 
 
 def _are_reasoned(texts: Sequence[str]) -> bool:
-    """Tell whether each text marks its final answer, as GSM8K and MATH do."""
     return all(map(_FINAL.search, texts))
 
 
 def _are_numbers(texts: Sequence[str]) -> bool:
-    """Tell whether each text begins with a number, which may have a unit."""
     return all(map(_BEGINS_WITH_NUMBER.match, texts))
 
 
@@ -346,7 +337,6 @@ def _has_calls(values: Sequence[object]) -> bool:
 
 
 def _read_json(text: str) -> object:
-    """Read a text as JSON; None where it is none."""
     try:
         return parse_json(text)
     except ValueError:

@@ -1,17 +1,33 @@
-"""Proposal of a task: its fields, metrics and limits, read once as a comparison will read it."""
+"""Proposal of a task: its fields, metrics and limits, read once as a comparison will read it.
 
+It also names the columns, and parts of a set, that nothing reads though the task may depend on them. Only
+columns outside the templates count; nothing is refused but choices that nobody is shown.
+"""
+
+import json
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 from harness.data import OF_RATINGS, SPLITS, Notes, TaskItems, load_task, readers
-from harness.data.columns import column_options, find_reading_roles, option_text
+from harness.data.columns import (
+    CONTEXTS,
+    column_options,
+    columns_of,
+    find_head,
+    find_reading_roles,
+    is_id,
+    option_text,
+)
 from harness.data.edit import new_name
-from harness.data.examples import FIELD, pairs
+from harness.data.examples import FIELD, examples, pairs
+from harness.data.multiple_choice import list_choice_columns
 from harness.data.tools import defines_tools_alone
+from harness.data.unused import Unused, find_unused
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.experiment.scaffold.instruction import (
     PromptColumns,
@@ -19,6 +35,7 @@ from harness.experiment.scaffold.instruction import (
     is_rating,
     vary_instruction,
 )
+from harness.experiment.scaffold.proposal_files import STEPS
 from harness.experiment.scaffold.recognition import (
     AnswerForm,
     Answers,
@@ -27,10 +44,10 @@ from harness.experiment.scaffold.recognition import (
     absolute,
     examples_of,
 )
-from harness.experiment.scaffold.time_bound import STEPS
+from harness.formatting import count, pluralize
 from harness.models.hub import ModelSource
 from harness.records import Example
-from harness.spec import Fields, Task
+from harness.spec import HUB, Fields, Task
 
 FEW, FOLDS = 300, 5  # rows that are tested in folds
 _UNUSABLE_SHARE = 0.05
@@ -45,7 +62,15 @@ def propose_task(
     Answers may be as long as the base's tokenizer says.
     """
     task: dict[str, Any] = {"name": name, "description": f"the rows of {Path(request.data).name}"}
-    task["data"] = _data(request, seen)
+    data: dict[str, Any] = {"all": absolute(request.data)}
+    has_pairs = seen.kind == "preference" or seen.thumbs_down
+    pairs = request.pairs or (request.data if has_pairs else None)
+    documents = request.documents or (request.data if seen.kind == "question" else None)
+    data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
+    data |= {"invalid_rows": "drop"} if seen.thumbs_down else {}  # they are no right answers
+    most = STEPS[0]
+    limits = {split: getattr(most, split) for split in SPLITS}
+    task["data"] = data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
     if seen.fields:
         task["fields"] = seen.fields
     content = readers.Rows(seen.shown, "row", seen.rows)
@@ -78,7 +103,6 @@ def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
 def _propose_answers(
     answers: Answers, columns: PromptColumns, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    """Propose what all answers have in common: kind, metrics, labels and length."""
     metrics = choose_metrics(answers, columns, examples)
     if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
@@ -119,18 +143,6 @@ def choose_metrics(answers: Answers, columns: PromptColumns, examples: Sequence[
     letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
     is_latin = 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
     return ["chrf"] if is_text and not is_latin else _METRICS[answers.form]
-
-
-def _data(request: Request, seen: RecognizedRows) -> dict[str, Any]:
-    data: dict[str, Any] = {"all": absolute(request.data)}
-    has_pairs = seen.kind == "preference" or seen.thumbs_down
-    pairs = request.pairs or (request.data if has_pairs else None)
-    documents = request.documents or (request.data if seen.kind == "question" else None)
-    data |= {key: absolute(path) for key, path in (("pairs", pairs), ("documents", documents)) if path}
-    data |= {"invalid_rows": "drop"} if seen.thumbs_down else {}  # they are no right answers
-    most = STEPS[0]
-    limits = {split: getattr(most, split) for split in SPLITS}
-    return data | ({"limits": limits} if len(seen.rows) > sum(limits.values()) else {})
 
 
 def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:
@@ -188,7 +200,21 @@ def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskIte
         usable |= {one.where for one in pairs(read_as, content, Notes([], []))} if has_thumbs else set()
         n_rows, n_unusable = len(content.rows), len(content.rows) - len(usable)
         if n_unusable > _UNUSABLE_SHARE * n_rows:
-            raise UserError([*problems, _many_unusable(read_as, n_unusable, n_rows)])
+            shown = readers.display_path(read_as.data.source("train") or "")
+            new = as_argument(new_name(shown, "clean"))
+            named, usual = read_as.fields, Fields()
+            columns = option_text(named.prompt, usual.prompt), option_text(named.reference, usual.reference)
+            words = shlex.join(column_options(*columns))
+            command = " ".join(
+                filter(None, (f"harness data clean {as_argument(shown)}", words, f"--out {new}"))
+            )
+            found = f"{n_unusable:,} of {n_rows:,} rows that cannot be used"
+            raise UserError(
+                [
+                    *problems,
+                    Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}"),
+                ]
+            )
     return read_as, items
 
 
@@ -203,13 +229,117 @@ def fold_few(task: Task, items: TaskItems) -> tuple[Task, TaskItems, str]:
         return task, items, error.problems[0].found
 
 
-def _many_unusable(task: Task, n: int, n_rows: int) -> Problem:
-    """Phrase rows that cannot be used, more than a few, with the command that leaves them out."""
-    shown = readers.display_path(task.data.source("train") or "")
-    new = as_argument(new_name(shown, "clean"))
-    named, usual = task.fields, Fields()
-    columns = option_text(named.prompt, usual.prompt), option_text(named.reference, usual.reference)
-    words = shlex.join(column_options(*columns))
-    command = " ".join(filter(None, (f"harness data clean {as_argument(shown)}", words, f"--out {new}")))
-    found = f"{n:,} of {n_rows:,} rows that cannot be used"
-    return Problem(shown, found, "fewer than one in twenty", f"{command}, then --data {new}")
+_SPLITS = ("split", "subset", "partition", "set", "dataset_split")
+_PARTS = {"train", "training", "validation", "valid", "val", "dev", "test", "testing", "eval"}
+_THUMBS = ("kto_tag", "label", "thumb", "thumbs_up")
+
+
+def list_unused(task: Task, seen: RecognizedRows) -> Unused:
+    """Find what a proposed task does not read of the rows."""
+    content = readers.Rows(seen.shown, "row", seen.rows)
+    return find_unused(task, content, examples(task, content, Notes([], []), problems=[]).examples)
+
+
+def describe_columns(task: Task, seen: RecognizedRows, unused: Unused) -> str:
+    """Name every column with what becomes of it."""
+    names = list(dict.fromkeys(name for row in seen.rows for name in row.fields))
+    roles = find_reading_roles(task, seen.layout, names)
+    has_choices = seen.layout is not None and seen.layout.name == "multiple choice"
+    choices = (
+        {name for row in seen.rows for name in list_choice_columns(row.fields)} if has_choices else set()
+    )
+    groups = columns_of(task.fields.cluster or "{cluster}", names)
+    asks_more = len({*roles.questions} & {*names}) > 1
+    unread = {*unused.columns, *unused.media, *(context.name for context in unused.contexts)}
+    tells: dict[str, Callable[[str], bool]] = {
+        "question and answer": lambda name: name in roles.answers and name in roles.questions,
+        "label" if seen.answers.form == "labels" else "answer": lambda name: name in roles.answers,
+        "choice": lambda name: name in choices,
+        "context": lambda name: name in roles.questions and asks_more and find_head(name) in CONTEXTS,
+        "question": lambda name: name in roles.questions,
+        "group, for the split": lambda name: name in groups,
+        "not used": lambda name: name in unread,
+        "id": is_id,
+        "empty": lambda name: all(row.fields.get(name) in (None, "", [], {}) for row in seen.rows),
+    }
+    found: dict[str, list[str]] = {}
+    for name in names:
+        role = next((role for role, tells_so in tells.items() if tells_so(name)), "read as the layout says")
+        found.setdefault(role, []).append(name)
+    named = FIELD.findall(f"{task.fields.prompt} {task.fields.reference}")
+    columns = dict.fromkeys(name.partition(".")[0] for name in named if "." in name)
+    held = [(c, value) for c in columns for row in seen.rows if isinstance(value := row.fields.get(c), dict)]
+    parts = dict.fromkeys(f"{column}.{part}" for column, value in held for part in value)
+    found.setdefault("not used", []).extend([part for part in parts if part not in named])
+    found = {role: of for role, of in found.items() if of}
+    return "columns: " + "; ".join(f"{', '.join(of)} → {role}" for role, of in found.items())
+
+
+def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: Unused) -> Iterator[str]:
+    """Warn of columns that may ask or answer too, names of labels, thumbs, or the parts of a split."""
+    unread = list(unused.columns)
+    is_guessed = seen.layout is None and "reference" in seen.fields and request.reference is None
+    named = _names_of_labels(seen, task, unread) if is_guessed and not request.instruction else ()
+    others = (other for other in unused.others if getattr(request, other.option) is None)
+    yield from [*named] or (f"{other.said}; next: where it does, {other.options}" for other in others)
+    for column in unread if not seen.thumbs_down else ():
+        values = [str(value).lower() for value in _read_column(seen, column)]
+        if column.lower() in _THUMBS and {*values} == {"true", "false"}:
+            n = f"{count(values.count('false'))} of {pluralize(len(values), 'row')}"
+            yield (
+                f"{column!r} is false in {n}, whose answers are taken for right ones; next: where these are "
+                "thumbs, name the columns prompt, completion and label"
+            )
+    for column in unread:
+        values = _read_column(seen, column)
+        parts = list(dict.fromkeys(map(str, values)))
+        if column.lower() in _SPLITS and len(parts) > 1 and {part.lower() for part in parts} <= _PARTS:
+            counted = ", ".join(f"{part} ({count(values.count(part))})" for part in parts)
+            yield (
+                f"the column {column!r} parts the rows into {counted}, and is not read: they are split "
+                "again; next: to keep these parts, write each to a file, and name these as train, validation "
+                "and test under data: of the suite"
+            )
+    yield from _parts_of_set(request)
+
+
+def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
+    values = [row.fields.get(column) for row in seen.rows]
+    return [] if any(value in (None, "") for value in values) else values
+
+
+def _names_of_labels(seen: RecognizedRows, task: Task, unread: Sequence[str]) -> Iterator[str]:
+    """Warn of labels that are numbers and no known rating, or signs, which tell a prompt nothing."""
+    values = [str(value) for value in _read_column(seen, seen.answer_column)]
+    for sign in (label for label in seen.answers.labels if not any(map(str.isalnum, label))):
+        yield (
+            f"the label {sign!r} of {pluralize(values.count(sign), 'row')} means nothing; next: "
+            "delete these rows where it stands for no label, or say what it means: --instruction TEXT"
+        )
+    labels = {*seen.answers.labels} - {"none"}
+    are_numbers = all(re.fullmatch(r"-?\d+(\.\d+)?", label) for label in labels)
+    if not labels or not are_numbers or "within_one" in task.metrics:
+        return
+    named = (
+        "the labels are numbers, codes or steps of a rating, which tell a prompt nothing of what they mean"
+    )
+    for column in unread:
+        texts = [str(value) for value in _read_column(seen, column)]
+        is_one_to_one = len({*zip(values, texts, strict=False)}) == len(labels) == len({*texts})
+        if is_one_to_one and not any(map(str.isdecimal, texts)):
+            yield f"{named}; next: --reference {shlex.quote(column)}, which names them"
+            return
+    yield f"{named}; next: write names in their place, or say what they mean: --instruction TEXT"
+
+
+def _parts_of_set(request: Request) -> Iterator[str]:
+    """Warn of the parts of a folder or of a hub set beside the one that is split."""
+    if not (request.data.startswith(HUB) or Path(request.data).expanduser().is_dir()):
+        return
+    others = [part for part in readers.list_parts(absolute(request.data)) if part in ("validation", "test")]
+    if others:
+        named = ", ".join(f"{part}: {json.dumps(absolute(request.data))}" for part in ("train", *others))
+        yield (
+            f"{request.data}: its {' and '.join(others)} rows are not read, train is split again; next: to "
+            f"keep these parts, write data: {{{named}}} in the suite"
+        )

@@ -22,8 +22,8 @@ from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
+from harness.experiment.candidate_costs import Cost, checkpoints_gb, estimate_costs
 from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.preflight.candidate_costs import Cost, checkpoints_gb, estimate_costs
 from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.report_runs import recipe_warnings, short_judges
 from harness.formatting import count, pluralize
@@ -34,7 +34,6 @@ from harness.models.hf import HFCandidate, ModelHost
 from harness.models.loglikelihood import Executor
 from harness.progress import Progress
 from harness.records import Noise, SampleResult, TaskNoise
-from harness.spec import Experiment
 
 # What is optional, and the extra that brings it.
 _EXTRAS = {
@@ -125,7 +124,6 @@ def _disk_problems(
 def _open_experiment(
     path: Path, overrides: list[str], scope: Scope, progress: Progress, problems: list[Problem]
 ) -> tuple[Session | None, tuple[str, ...]]:
-    """Open the experiment with its data and models; what forbids that goes to the problems."""
     try:
         loaded = config.load(path, overrides)
         session = prepare_session(loaded, scope, progress)
@@ -208,7 +206,10 @@ def measure_noise(session: Session) -> Noise:
         raise UserError(Problem("harness doctor --noise", found, "general tasks", "name some under suites:"))
     host = session.host(session.source)
     assert isinstance(host, ModelHost)
-    arms = _arms(host)
+    engine = host.base.engine.partition("/")[2]
+    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
+    if engine != "plain":
+        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
     again = reevaluate(session, blocks, candidates, "noise: the base again")
     tasks = tuple(
@@ -229,15 +230,6 @@ def measure_noise(session: Session) -> Noise:
     )
     store.save_noise(session.store, noise)
     return noise
-
-
-def _arms(host: ModelHost) -> dict[str, Candidate]:
-    """Return the other ways to ask: one sequence an answer where choices were packed, and small batches."""
-    engine = host.base.engine.partition("/")[2]
-    arms: dict[str, Candidate] = {BATCH: _SmallerBatches(host, engine)}
-    if engine != "plain":
-        arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
-    return arms
 
 
 def task_noise(

@@ -24,7 +24,7 @@ from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.gating import ControlFacts
 from harness.models.hub import ModelSource
-from harness.records import BLOCK, Control, Origin, Run, Sample, SampleResult, digest
+from harness.records import BLOCK, Origin, Run, Sample, SampleResult, digest
 from harness.spec import Role, Task
 from harness.store import Store
 from harness.training import Weights
@@ -116,7 +116,6 @@ def _part(fold: Session, candidate: ResolvedCandidate, weights: Weights, seed: i
 
 
 def _find_stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
-    """Find the folds whose weights were made before."""
     made = ((fold, find_stored_weights(fold, candidate, seed)) for fold in fold_sessions(session))
     return [_part(fold, candidate, weights, seed) for fold, weights in made if weights]
 
@@ -250,32 +249,28 @@ def judge_controls(at: Store) -> dict[str, ControlFacts]:
     environment = cache(lambda key: store.read_environment(at, key))
     for control in store.controls(at):
         flips, n = rates.get(control.precision, gating.AA_FLIPS["bf16"])
-        facts = facts_of_control(control, flips, n, environment(control.environment), environment)
+        now = environment(control.environment)
+        same = [b for b in control.blocks if b.environment == control.environment]
+        other = [b for b in control.blocks if b.environment != control.environment]
+        changed = [
+            provenance.changes(environment(key), now) for key in dict.fromkeys(b.environment for b in other)
+        ]
+        facts = ControlFacts(
+            id=control.id,
+            n_blocks=len(control.blocks),
+            n_same=sum(b.n for b in same),
+            n_other=sum(b.n for b in other),
+            reworded=tuple(item for b in control.blocks for item in b.reworded),
+            differing=tuple(item for b in same for item in b.differing),
+            flipped=tuple(item for b in other for item in b.flipped),
+            aa_flips=flips,
+            aa_n=n,
+            changed="; ".join(dict.fromkeys(changed)),
+        )
         found[control.id] = facts
         if not gating.has_drifted(facts):
             rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
     return found
-
-
-def facts_of_control(
-    control: Control, aa_flips: float, aa_n: float, now: Mapping[str, str], then_of: Described
-) -> ControlFacts:
-    """Put the blocks of a measurement together, those of the same environment apart from the others."""
-    same = [b for b in control.blocks if b.environment == control.environment]
-    other = [b for b in control.blocks if b.environment != control.environment]
-    changed = [provenance.changes(then_of(key), now) for key in dict.fromkeys(b.environment for b in other)]
-    return ControlFacts(
-        id=control.id,
-        n_blocks=len(control.blocks),
-        n_same=sum(b.n for b in same),
-        n_other=sum(b.n for b in other),
-        reworded=tuple(item for b in control.blocks for item in b.reworded),
-        differing=tuple(item for b in same for item in b.differing),
-        flipped=tuple(item for b in other for item in b.flipped),
-        aa_flips=aa_flips,
-        aa_n=aa_n,
-        changed="; ".join(dict.fromkeys(changed)),
-    )
 
 
 def has_documents(task: Task, role: Role) -> bool:

@@ -27,11 +27,10 @@ from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_set
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
-from harness.experiment.executors.journal import TRIES, Journal, Outcome, append, wait_for_files
-from harness.experiment.preparation import prepare_session
+from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
+from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.preparation.plan import Plan, Step
-from harness.experiment.preparation.scope import Scope
-from harness.experiment.runs.run_candidate import row_sets
+from harness.experiment.run_candidate import row_sets
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource
 from harness.models.pass_costs import learn_costs, list_known_costs
@@ -40,7 +39,7 @@ from harness.records import digest
 from harness.training import FIT, MEMORY_KNOBS
 from harness.training.worker import encode_error
 
-PACKAGE = Path(__file__).parents[2]
+PACKAGE = Path(__file__).parents[1]
 WORKERS, ASSIGNMENT, JOURNAL = ".workers", "plan.pickle", "journal"  # a folder of the store, and files in it
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.05, 1.0
 
@@ -125,7 +124,9 @@ def pull(session: Session, journal: Journal, file: Path) -> None:
         if claimed := journal.claim(session.store.folder / store.CLAIMS):
             step, lock = claimed
             try:
-                _make(session, journal, step, file)
+                _Worker(session, journal, file).make(
+                    step,
+                )
             finally:
                 lock.release()
             pause = _FIRST_WAIT_S
@@ -137,41 +138,112 @@ def pull(session: Session, journal: Journal, file: Path) -> None:
         journal.read()
 
 
-def _make(session: Session, journal: Journal, step: Step, file: Path) -> None:
-    """Make a step as far as it is not stored, and note its outcome."""
-    if journal.n_begun[step] >= TRIES and not _pass_over(session, journal, step):
-        return
-    journal.begin(step)
-    session.controls.update(journal.controls)
-    candidate = session.candidates.get(step.name)
-    # The trials of a sweep were steps before this one; of a search that goes on, the lost one is noted.
-    if step.kind == "fit" and candidate and (candidate.source.sweep or step in journal.passed_over):
-        session.searched.add(candidate.source_name)
-    try:
-        needed = (name for need in journal.plan.needs[step] for name in journal.files[need])
-        wait_for_files(session.store.folder, tuple(needed))
-        outcome = _MAKE[step.kind](session, step)
-    except UserError as error:
-        append(file.with_name(JOURNAL), "refused", *encode_error(error))
-        raise
-    except Exception as error:  # noqa: BLE001 (the command hears of it, and the other steps go on)
-        outcome = Outcome(error=encode_error(error))
-    journal.end(step, outcome)
+class _Worker(NamedTuple):
+    """Makes the steps of the assignment in a file, and notes what became of them."""
+
+    session: Session
+    journal: Journal
+    file: Path
+
+    def make(self, step: Step) -> None:
+        """Make a step as far as it is not stored, and note its outcome."""
+        if self.journal.n_begun[step] >= TRIES and not self.pass_over(step):
+            return
+        self.journal.begin(step)
+        self.session.controls.update(self.journal.controls)
+        candidate = self.session.candidates.get(step.name)
+        # The trials of a sweep were steps before this one; of a search that goes on, the lost one is noted.
+        if step.kind == "fit" and candidate and (candidate.source.sweep or step in self.journal.passed_over):
+            self.session.searched.add(candidate.source_name)
+        try:
+            needed = (name for need in self.journal.plan.needs[step] for name in self.journal.files[need])
+            wait_for_files(self.session.store.folder, tuple(needed))
+            outcome = _MAKE[step.kind](self, step)
+        except UserError as error:
+            append(self.file.with_name(JOURNAL), "refused", *encode_error(error))
+            raise
+        except Exception as error:  # noqa: BLE001 (the command hears of it, and the other steps go on)
+            outcome = Outcome(error=encode_error(error))
+        self.journal.end(step, outcome)
+
+    def pass_over(self, step: Step) -> bool:
+        """Fail a step whose workers were lost; a trial alone fails as one, and a search goes on behind it."""
+        found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
+        lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
+        session, is_noted = self.session, False
+        if step.kind in ("trial", "fit"):
+            is_noted = note_failed_trial(session, session.candidates[step.name], step.part, lost)
+        if is_noted and step.kind == "fit":
+            self.journal.pass_over(step)
+            self.journal.read()
+            return True
+        self.journal.end(step, Outcome() if is_noted else Outcome(error=encode_error(lost)))
+        return False
+
+    def make_weights(self, step: Step) -> Outcome:
+        candidate = self.session.candidates[step.name]
+        if step.kind == "trial":
+            weights = make_trial(self.session, candidate, step.part)
+        else:
+            weights = ensure_weights(self.session, candidate, step.seed)
+        return Outcome(files=self.there([weights.folder / FIT] if weights and weights.folder else []))
+
+    def measure_control(self, step: Step) -> Outcome:
+        measured = measure_once(self.session, self.base(step.name))
+        written = [store.control_file(self.session.store, measured)] if measured else []
+        return Outcome(measured, files=self.there(written))
+
+    def answer_as_base(self, step: Step) -> Outcome:
+        weights = base_weights(self.base(step.name))
+        sets = suite_sets(self.session, weights)[step.part :: step.parts]
+        if lacking := find_base_rows(self.session, self.find_unanswered(sets)):
+            with open_weights(self.session, weights) as model:
+                fill(self.session, model, lacking, "base", shared=True)
+        return self.rows_outcome(sets)
+
+    def answer(self, step: Step) -> Outcome:
+        session, candidate = self.session, self.session.candidates[step.name]
+        weights = ensure_weights(session, candidate, step.seed)
+        if step.suites:
+            sets = row_sets(session, candidate, weights, step.seed)
+        else:
+            sets = target_sets(session, candidate.recipe, weights, step.seed)
+        own = sets[step.part :: step.parts]
+        if lacking := self.find_unanswered(own):
+            answer(session, weights, lacking, "", candidate.base)
+        return self.rows_outcome(own)
+
+    def rows_outcome(self, sets: Sequence[RowSet]) -> Outcome:
+        """Name the files of complete sets; what a worker that was killed at their completion left goes."""
+        digests = [rows.answers.identity.digest for rows in sets]
+        for one in digests:
+            if (self.session.store.rows(one) / "blocks").exists():
+                with self.session.claim(one):
+                    store.remove_merged_blocks(self.session.store, one)
+        return Outcome(files=self.there(map(self.session.store.parquet, digests)))
+
+    def there(self, files: Iterable[Path]) -> tuple[str, ...]:
+        own = self.session.store.folder
+        there = (file for file in files if file.is_relative_to(own) and file.exists())
+        return tuple(str(file.relative_to(own)) for file in there)
+
+    def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
+        """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
+        lacking = rescore_stored(self.session, sets)
+        return [rows for rows in lacking if not is_there(self.session, rows.answers)]
+
+    def base(self, weights_digest: str) -> ModelSource:
+        known = (source for one in self.session.candidates.values() for source in one.bases)
+        return next(source for source in known if source.weights_digest == weights_digest)
 
 
-def _pass_over(session: Session, journal: Journal, step: Step) -> bool:
-    """Fail a step whose workers were lost; a trial alone fails as one, and a search goes on behind it."""
-    found = f"its worker ended {TRIES} times without a result at {step.kind} {step.name}"
-    lost = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
-    is_noted = step.kind in ("trial", "fit") and note_failed_trial(
-        session, session.candidates[step.name], step.part, lost
-    )
-    if is_noted and step.kind == "fit":
-        journal.pass_over(step)
-        journal.read()
-        return True
-    journal.end(step, Outcome() if is_noted else Outcome(error=encode_error(lost)))
-    return False
+_MAKE = {
+    "base": _Worker.answer_as_base,
+    "control": _Worker.measure_control,
+    "trial": _Worker.make_weights,
+    "fit": _Worker.make_weights,
+    "answer": _Worker.answer,
+}
 
 
 def _read_assignment(file: Path) -> Assignment:
@@ -228,79 +300,5 @@ def _worker_name() -> str:
 
 
 def _code_digest() -> str:
-    """Digest the files of this package."""
     files = sorted((*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.toml")))
     return digest([(str(file.relative_to(PACKAGE)), file.read_text("utf-8")) for file in files])
-
-
-def _make_weights(session: Session, step: Step) -> Outcome:
-    candidate = session.candidates[step.name]
-    if step.kind == "trial":
-        weights = make_trial(session, candidate, step.part)
-    else:
-        weights = ensure_weights(session, candidate, step.seed)
-    return Outcome(files=_there(session, [weights.folder / FIT] if weights and weights.folder else []))
-
-
-def _measure_control(session: Session, step: Step) -> Outcome:
-    measured = measure_once(session, _base(session, step.name))
-    written = [store.control_file(session.store, measured)] if measured else []
-    return Outcome(measured, files=_there(session, written))
-
-
-def _answer_as_base(session: Session, step: Step) -> Outcome:
-    weights = base_weights(_base(session, step.name))
-    sets = suite_sets(session, weights)[step.part :: step.parts]
-    if lacking := find_base_rows(session, _find_unanswered(session, sets)):
-        with open_weights(session, weights) as model:
-            fill(session, model, lacking, "base", shared=True)
-    return _rows_outcome(session, sets)
-
-
-def _answer(session: Session, step: Step) -> Outcome:
-    candidate = session.candidates[step.name]
-    weights = ensure_weights(session, candidate, step.seed)
-    sets = (
-        row_sets(session, candidate, weights, step.seed)
-        if step.suites
-        else target_sets(session, candidate.recipe, weights, step.seed)
-    )
-    own = sets[step.part :: step.parts]
-    if lacking := _find_unanswered(session, own):
-        answer(session, weights, lacking, "", candidate.base)
-    return _rows_outcome(session, own)
-
-
-def _rows_outcome(session: Session, sets: Sequence[RowSet]) -> Outcome:
-    """Name the files of complete sets; what a worker that was killed at their completion left goes."""
-    digests = [rows.answers.identity.digest for rows in sets]
-    for one in digests:
-        if (session.store.rows(one) / "blocks").exists():
-            with session.claim(one):
-                store.remove_merged_blocks(session.store, one)
-    return Outcome(files=_there(session, map(session.store.parquet, digests)))
-
-
-def _there(session: Session, files: Iterable[Path]) -> tuple[str, ...]:
-    """Name the files that are in the store."""
-    own = session.store.folder
-    return tuple(str(file.relative_to(own)) for file in files if file.is_relative_to(own) and file.exists())
-
-
-def _find_unanswered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
-    """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
-    return [rows for rows in rescore_stored(session, sets) if not is_there(session, rows.answers)]
-
-
-def _base(session: Session, weights_digest: str) -> ModelSource:
-    known = (source for one in session.candidates.values() for source in one.bases)
-    return next(source for source in known if source.weights_digest == weights_digest)
-
-
-_MAKE = {
-    "base": _answer_as_base,
-    "control": _measure_control,
-    "trial": _make_weights,
-    "fit": _make_weights,
-    "answer": _answer,
-}

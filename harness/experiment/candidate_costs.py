@@ -90,20 +90,32 @@ def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], 
     shape = hub.shape(candidate.base)
     start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
     seconds = start_s + session.seconds(training + answering, candidate.base)
-    evaluation = own | suites
-    peak_gb = None if shape is None else _peak_gb(session, candidate, shape, evaluation)
-    fits = None if peak_gb is None else peak_gb / _GIB <= room.free_gib
+    needs = _Needs(session, candidate, shape, own | suites) if shape else None
+    peak_gib = needs.peak_gb() / _GIB if needs else None
+    fits = None if peak_gib is None else peak_gib <= room.free_gib
+    n = shape.active if shape else candidate.base.n_parameters
+    read = training.read + answering.read + answering.generated
+    items = session.target.items
+    context = answering.read / max(1, len(items.validation) + len(items.test))
+    attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
+    once = memory.inference_flops(n, read) + attention
+    if not training.trained:
+        flops = once
+    else:
+        n_adapter = _n_adapter(candidate, shape) if shape else 0
+        on_gpu = session.machine.device == "cuda"
+        flops = once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
     return Cost(
         candidate=name,
-        memory_gib=None if peak_gb is None else peak_gb / _GIB,
+        memory_gib=peak_gib,
         memory_measured_gib=memory_s,
         time_s=seconds,
         time_measured_s=time_s,
-        flops=_flops(session, candidate, shape, training, answering),
+        flops=flops,
         cost_usd=costs.price_usd(seconds, device, hour),
         cost_measured_usd=spent,
         fits=fits,
-        knob=_knob(session, candidate, shape, evaluation, room) if shape and fits is False else "",
+        knob=needs.find_knob(room) if needs and fits is False else "",
     )
 
 
@@ -131,57 +143,89 @@ def _params(candidate: ResolvedCandidate) -> Any:
 
 
 def _trains(candidate: ResolvedCandidate) -> bool:
-    """Tell whether a candidate trains a language model of its own."""
     return not candidate.recipe.weights_of and candidate.method.trains
 
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
-    """Count the parameters of a candidate's own adapter; 0 where it makes none."""
     return candidate.method.adapter.n_parameters(shape, _params(candidate))
 
 
-def _peak_gb(
-    session: Session,
-    candidate: ResolvedCandidate,
-    shape: Shape,
-    evaluation: EvalTokens,
-    batch: int | None = None,
-    quantization: str = "",
-) -> float:
-    """Estimate the larger of the peaks of training and of answering."""
-    on_gpu = session.machine.device == "cuda"
-    served = quantization or (candidate.served_base.quantization if on_gpu else "")
-    precision, read = (
-        session.machine.precision,
-        min(evaluation.cached, READING[session.machine.device].tokens),
-    )
-    peak = memory.inference_peak(shape, evaluation.cached, precision, quantization=served, read=read)
-    answering = peak.total + memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
-    if not _trains(candidate):
-        return answering
-    n_adapter = _n_adapter(candidate, shape)
-    # A CPU keeps quantised weights unpacked, and has no checkpointing.
-    trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
-    cards = processes_of(session, candidate.source) if on_gpu else 1
-    rows = ceil((batch or _params(candidate).per_device_train_batch_size) / cards)
-    tokens, stage = rows * _longest(session, candidate), session.experiment.training.accelerate.sharded_stage
-    teacher = candidate.method.teaching.model(_params(candidate))
-    training = memory.training_peak(
-        shape,
-        n_adapter or shape.n_parameters,
-        tokens,
-        session.machine.precision,
-        quantization=trained,
-        checkpointing=on_gpu,
-        in_tiles=on_gpu and teacher is None,
-        optim=_params(candidate).optim,
-        trained_in=_params(candidate).trained_in,
-        shards=cards if stage else 1,
-        zero_stage=stage,
-    ).total
-    if teacher and (known := hub.shape(teacher)):
-        training += memory.taught_gb(shape, known, tokens, session.machine.precision)
-    return max(training, answering)
+class _Needs(NamedTuple):
+    """A candidate whose model's shape is known, and what its evaluation holds in memory."""
+
+    session: Session
+    candidate: ResolvedCandidate
+    shape: Shape
+    evaluation: EvalTokens
+
+    def peak_gb(self, batch: int | None = None, quantization: str = "") -> float:
+        """Estimate the peak in GB, of training with so many rows and on a base quantised so."""
+        session, candidate, shape, evaluation = self
+        on_gpu, precision = session.machine.device == "cuda", session.machine.precision
+        served = quantization or (candidate.served_base.quantization if on_gpu else "")
+        read = min(evaluation.cached, READING[session.machine.device].tokens)
+        peak = memory.inference_peak(shape, evaluation.cached, precision, quantization=served, read=read)
+        answering = peak.total + memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
+        if not _trains(candidate):
+            return answering
+        params = _params(candidate)
+        # A CPU keeps quantised weights unpacked, and has no checkpointing.
+        trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
+        cards = processes_of(session, candidate.source) if on_gpu else 1
+        tokens = ceil((batch or params.per_device_train_batch_size) / cards) * self.longest_row()
+        teacher, stage = (
+            candidate.method.teaching.model(params),
+            session.experiment.training.accelerate.sharded_stage,
+        )
+        training = memory.training_peak(
+            shape,
+            _n_adapter(candidate, shape) or shape.n_parameters,
+            tokens,
+            precision,
+            quantization=trained,
+            checkpointing=on_gpu,
+            in_tiles=on_gpu and teacher is None,
+            optim=params.optim,
+            trained_in=params.trained_in,
+            shards=cards if stage else 1,
+            zero_stage=stage,
+        ).total
+        if teacher and (known := hub.shape(teacher)):
+            training += memory.taught_gb(shape, known, tokens, precision)
+        return max(training, answering)
+
+    def longest_row(self) -> int:
+        """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
+        candidate = self.candidate
+        step = prompting_step(self.session, candidate.source, self.session.first_seed)
+        items = training_data(self.session, candidate.source).items
+        in_pairs = candidate.method.draws_from == "pairs"
+        work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
+        longest = max((work([step(e)], 1).trained for e in rows), default=1)
+        return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
+
+    def find_knob(self, room: Memory) -> str:
+        """Find the first change that lets the candidate fit: a smaller batch, NF4, else a smaller model."""
+        candidate, method = self.candidate, self.candidate.method
+
+        def fits(batch: int | None, quantization: str = "") -> bool:
+            return self.peak_gb(batch, quantization) / _GIB <= room.free_gib
+
+        if _trains(candidate):
+            written = _params(candidate).per_device_train_batch_size
+            smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
+            if size := next(filter(fits, smaller), 0):
+                steps = written // size
+                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
+            like_it = {"trains": True, "draws_from": method.draws_from}
+            on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
+            plain = not candidate.trained_base.quantization and self.session.machine.device == "cuda"
+            if on_nf4 and plain and fits(1, "nf4"):
+                return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
+            adapters = plugins.methods(makes="adapter", quantization="", **like_it)
+            if adapters and method.makes_whole_model:
+                return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
+        return "a smaller base_model"
 
 
 _CHECKPOINTS = 3  # the newest, the best, and the one being written
@@ -195,59 +239,6 @@ def checkpoints_gb(candidate: ResolvedCandidate) -> float:
     params = _params(candidate)
     each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
     return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
-
-
-def _longest(session: Session, candidate: ResolvedCandidate) -> int:
-    """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-    step = prompting_step(session, candidate.source, session.first_seed)
-    items = training_data(session, candidate.source).items
-    in_pairs = candidate.method.draws_from == "pairs"
-    work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
-    longest = max((work([step(e)], 1).trained for e in rows), default=1)
-    return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
-
-
-def _flops(
-    session: Session, candidate: ResolvedCandidate, shape: Shape | None, training: Work, answering: Work
-) -> float:
-    n = shape.active if shape else candidate.base.n_parameters
-    read = training.read + answering.read + answering.generated
-    items = session.target.items
-    context = answering.read / max(1, len(items.validation) + len(items.test))
-    attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
-    once = memory.inference_flops(n, read) + attention
-    if not training.trained:
-        return once
-    n_adapter = _n_adapter(candidate, shape) if shape else 0
-    on_gpu = session.machine.device == "cuda"
-    return once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
-
-
-def _knob(
-    session: Session, candidate: ResolvedCandidate, shape: Shape, evaluation: EvalTokens, room: Memory
-) -> str:
-    """Find the first change that lets a candidate fit: a smaller batch, NF4, else a smaller model."""
-
-    def fits(batch: int | None, quantization: str = "") -> bool:
-        return _peak_gb(session, candidate, shape, evaluation, batch, quantization) / _GIB <= room.free_gib
-
-    if _trains(candidate):
-        written = _params(candidate).per_device_train_batch_size
-        smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
-        for size in smaller:
-            if fits(size):
-                steps = written // size
-                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-        method = candidate.method
-        like_it = {"trains": True, "draws_from": method.draws_from}
-        on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
-        plain = not candidate.trained_base.quantization and session.machine.device == "cuda"
-        if on_nf4 and plain and fits(1, "nf4"):
-            return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
-        adapters = plugins.methods(makes="adapter", quantization="", **like_it)
-        if adapters and method.makes_whole_model:
-            return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
-    return "a smaller base_model"
 
 
 def _find_measured(

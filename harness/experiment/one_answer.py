@@ -18,7 +18,7 @@ from harness.evaluation.row_sets import RowSet, prompting_step
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.runs.run_candidate import row_sets
+from harness.experiment.run_candidate import row_sets
 from harness.models import encode_all
 from harness.models.hub import load_tokenizer
 from harness.prompting import Step

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import NamedTuple
 
 import numpy as np
 
 from harness import comparison, plugins
 from harness.comparison import estimate
+from harness.data import Split
 from harness.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
 from harness.errors import CandidateFailed, UserError, one_line
 from harness.evaluation import costs, has_instruction
@@ -24,9 +26,9 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.capability_on_validation import digest_prompts
-from harness.experiment.runs.run_candidate import begin, make_run, record_failed_run
-from harness.experiment.runs.stored_rows import Reader, Rows, is_cross_validated, is_measured, sets_of_target
+from harness.experiment.run_candidate import begin, make_run, record_failed_run
+from harness.experiment.stored_rows import Reader, Rows, is_cross_validated, is_measured, sets_of_target
+from harness.experiment.validation_scores import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
 from harness.models import is_private
@@ -155,46 +157,152 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     """
     known, facts = reader.facts.get(run.run_id, (None, None))
     if facts is None or known is not run:
-        facts = _facts_of_record(run) if run.state == "failed" else _facts_of_rows(session, reader, run)
+        facts = _facts_of_record(run) if run.state == "failed" else _Measured(session, reader, run).facts()
         reader.facts[run.run_id] = run, facts
     return facts
 
 
-def _facts_of_rows(session: Session, reader: Reader, run: Run) -> CandidateFacts:
-    metric, test = session.target.primary, reader.read(run, session.target)
-    facts = facts_on_target(run, metric, test, reader.read(run, session.target, "validation"))
-    hour = session.experiment.decide.device_hour_usd
-    cost = _cost_per_1k_usd(session, run, test, facts.tokens)
-    recalls = [r.recall for r in test if r.recall is not None]
-    recipe = session.candidates[run.candidate].recipe
-    retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in recipe.prompting)
-    return replace(
-        mark_recipe(facts, recipe, session.experiment.candidates),
-        slices={
-            s: comparison.estimate(metric, [r for r in test if r.slice == s])
-            for s in sorted({r.slice for r in test if r.slice})
-        },
-        cost_per_1k_usd=cost,
-        index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
-        disturbed=facts.disturbed | (_compute_disturbed_cost(session, run) if cost is None else {}),
-        measured_on="its server, over HTTP"
-        if plugins.method(run.method).is_remote
-        else run.provenance.get("device") or "",
-        training_cost_usd=costs.price_usd(run.training.total_s, session.machine.device, hour),
-        rows_cost_usd=rows_cost_usd(session, session.candidates[run.candidate]),
-        n_train=_n_train(session, run),
-        n_taught=_n_taught(session, run),
-        base=_base_size(session, session.candidates[run.candidate]),
-        recall=fmean(recalls) if recalls else None,
-        retrieval=_retrieval_use(session, reader, run),
-        settings=_settings(session, reader, run),
-        several=comparison.several_answers(metric, test, reader.read_drawn(run, session.target)),
-        training=run.training,
-        parity=run.parity,
-        is_instructed=has_instruction(
-            session.target.task, recipe, [*session.target.items.validation, *session.target.items.test]
-        ),
-    )
+class _Measured(NamedTuple):
+    """A finished run, and what reads its rows."""
+
+    session: Session
+    reader: Reader
+    run: Run
+
+    @property
+    def candidate(self) -> ResolvedCandidate:
+        """What was run, as it is written now."""
+        return self.session.candidates[self.run.candidate]
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a server answered, whose device is not this one."""
+        return plugins.method(self.run.method).is_remote
+
+    def rows(self, split: Split = "test") -> Rows:
+        return self.reader.read(self.run, self.session.target, split)
+
+    def price(self, device_s: float) -> float:
+        """Price time on this machine's device, in USD."""
+        hour = self.session.experiment.decide.device_hour_usd
+        return costs.price_usd(device_s, self.session.machine.device, hour)
+
+    def facts(self) -> CandidateFacts:
+        session, run, recipe, items = self.session, self.run, self.candidate.recipe, self.session.target.items
+        metric, test = session.target.primary, self.rows()
+        facts = facts_on_target(run, metric, test, self.rows("validation"))
+        cost, disturbed = self.cost_per_1k_usd(test, facts.tokens), facts.disturbed
+        if cost is None and run.latency.get("compute_contended") and not self.is_remote:
+            by_time = self.price(1000 * run.latency.get("compute_s", 0.0))
+            disturbed = disturbed | {"cost_per_1k_usd": by_time}  # other work disturbed the time
+        recalls = [r.recall for r in test if r.recall is not None]
+        retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in recipe.prompting)
+        return replace(
+            mark_recipe(facts, recipe, session.experiment.candidates),
+            slices={
+                s: comparison.estimate(metric, [r for r in test if r.slice == s])
+                for s in sorted({r.slice for r in test if r.slice})
+            },
+            cost_per_1k_usd=cost,
+            index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
+            disturbed=disturbed,
+            measured_on="its server, over HTTP" if self.is_remote else run.provenance.get("device") or "",
+            training_cost_usd=self.price(run.training.total_s),
+            rows_cost_usd=rows_cost_usd(session, self.candidate),
+            n_train=self.n_train(),
+            n_taught=self.n_taught(),
+            base=self.base_size(),
+            recall=fmean(recalls) if recalls else None,
+            retrieval=self.retrieval_use(),
+            settings=self.settings(),
+            several=comparison.several_answers(metric, test, self.reader.read_drawn(run, session.target)),
+            training=run.training,
+            parity=run.parity,
+            is_instructed=has_instruction(session.target.task, recipe, [*items.validation, *items.test]),
+        )
+
+    def settings(self) -> tuple[str, ...]:
+        """Name what validation chose the setting among: trials of the run's sweep or search, else itself."""
+        # Weights that another candidate's sweep has chosen are no trials of this one.
+        run, recipe = self.run, self.candidate.recipe
+        if run.training.sweep and not recipe.weights_of:
+            how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
+            trials = enumerate(run.training.sweep)
+            return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
+        prompts = digest_prompts(run.weights_digest, recipe, self.rows("validation"))
+        return (prompts or run.candidate,)
+
+    def base_size(self) -> BaseSize | None:
+        """Return the size of the model that answers; None of an endpoint or what is no language model."""
+        candidate = self.candidate
+        if candidate.is_remote or not candidate.method.makes_language_model:
+            return None
+        source = candidate.given or candidate.served_base
+        quantization = candidate.served_base.quantization
+        gb: float | None = None
+        if candidate.method.makes_artefact and not candidate.given:
+            gb = count_bytes(Path(candidate.source.path or "")) / 1e9
+        elif known := shape(source):
+            gb = weights_gb(known, self.session.machine.precision, quantization=quantization)
+        return BaseSize(Path(source.name).name, source.n_parameters, gb)
+
+    def retrieval_use(self) -> comparison.RetrievalUse | None:
+        """Say what became of the passages of a run that retrieves, where the metric is a rate."""
+        target, test = self.session.target, self.rows()
+        metric = target.primary
+        if not metric.unit.is_rate or not any(row.passages for row in test):
+            return None
+        examples = {e.id: e for e in target.items.test}
+        # The mean over several answers to an item is its score only where none of them is chosen.
+        decoding = self.candidate.recipe.sampling
+        is_mean = decoding is not None and decoding.choose == "first"
+        drawn = self.reader.read_drawn(self.run, target) if is_mean else {}
+        if drawn:
+            test = comparison.list_each_answer(test, drawn)
+            examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
+        parts = {row.example_id: row.parts[metric.name] for row in test}
+        scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
+        scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
+        right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
+        found = comparison.retrieval_use(test, right, examples, target.items.documents)
+        return found._replace(by_answer=bool(drawn)) if found else None
+
+    def cost_per_1k_usd(self, test: Rows, tokens: costs.TokenCounts | None) -> float | None:
+        """Price 1,000 requests by tokens where the provider or the policy sets prices, else by time."""
+        # What chooses shots or passages takes device time in either case: who sells tokens does not retrieve.
+        # None of an endpoint without prices, and where other work disturbed the time.
+        own = self.candidate.source.params.get("usd_per_million_tokens")
+        policy = self.session.experiment.decide
+        prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
+        if tokens is not None and prices is not None:
+            zero_shot = self.run.prompting == "zero_shot"
+            prompting_s = 0.0 if zero_shot else self.run.latency.get("prompting_s", 0.0)
+            return 1000 * costs.request_usd(tokens, prices) + self.price(1000 * prompting_s)
+        busy_s = _compute_s(self.run, test)
+        return None if self.is_remote or busy_s is None else self.price(1000 * busy_s)
+
+    def n_train(self) -> int:
+        """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
+        # A row that a mixture drew several times is one: it was labelled once.
+        # 0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
+        candidate, training = self.candidate, self.run.training
+        if self.is_remote or plugins.method(self.run.method).made_elsewhere:
+            return 0
+        if training.n_pairs is None:
+            return n_rows(self.session, candidate.source)
+        if training.init_wall_s is None or (candidate.choosers and candidate.init is None):
+            return training.n_pairs
+        behind = candidate.init.source if candidate.init else Recipe()
+        return training.n_pairs + n_rows(self.session, behind)
+
+    def n_taught(self) -> int:
+        """Count the rows of what was trained on that a teacher labelled, and no person."""
+        candidate = self.candidate
+        if self.is_remote or plugins.method(self.run.method).made_elsewhere:
+            return 0
+        own = self.run.training.n_pairs is None
+        made_by = candidate.source if own else candidate.init.source if candidate.init else None
+        return n_taught_rows(self.session, made_by) if made_by else 0
 
 
 def _refuse_unanswered(test: Rows) -> None:
@@ -204,33 +312,6 @@ def _refuse_unanswered(test: Rows) -> None:
         raise CandidateFailed(f"no answer could be graded: {test[0].error}", "another judge, or rubric")
     knob = "fewer shots or passages, or a longer context"
     raise CandidateFailed(f"no test row could be answered: {test[0].error}", knob)
-
-
-def _settings(session: Session, reader: Reader, run: Run) -> tuple[str, ...]:
-    """Name what validation chose a run's setting among: trials of its own sweep or search, else itself."""
-    # Weights that another candidate's sweep has chosen are no trials of this one.
-    recipe = session.candidates[run.candidate].recipe
-    if run.training.sweep and not recipe.weights_of:
-        how = [recipe.answer, recipe.prompting, recipe.system, recipe.template]
-        trials = enumerate(run.training.sweep)
-        return tuple(t.asked or digest([t.fit_key or [run.candidate, i], *how]) for i, t in trials)
-    prompts = digest_prompts(run.weights_digest, recipe, reader.read(run, session.target, "validation"))
-    return (prompts or run.candidate,)
-
-
-def _base_size(session: Session, candidate: ResolvedCandidate) -> BaseSize | None:
-    """Return the size of the model that answers; None of an endpoint, and of what is not a language model."""
-    if candidate.is_remote or not candidate.method.makes_language_model:
-        return None
-    source = candidate.given or candidate.served_base
-    quantization = candidate.served_base.quantization
-    if candidate.method.makes_artefact and not candidate.given:
-        n_bytes = count_bytes(Path(candidate.source.path or ""))
-        return BaseSize(Path(source.name).name, source.n_parameters, n_bytes / 1e9)
-    known = shape(source)
-    precision = session.machine.precision
-    size = weights_gb(known, precision, quantization=quantization) if known else None
-    return BaseSize(Path(source.name).name, source.n_parameters, size)
 
 
 def mark_recipe(facts: CandidateFacts, recipe: Recipe, recipes: Mapping[str, Recipe]) -> CandidateFacts:
@@ -279,35 +360,6 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     )
 
 
-def _retrieval_use(session: Session, reader: Reader, run: Run) -> comparison.RetrievalUse | None:
-    """Say what became of the passages of a run that retrieves, where the metric is a rate."""
-    metric, test = session.target.primary, reader.read(run, session.target)
-    if not metric.unit.is_rate or not any(row.passages for row in test):
-        return None
-    examples = {e.id: e for e in session.target.items.test}
-    # The mean over several answers to an item is its score only where none of them is chosen.
-    decoding = session.candidates[run.candidate].recipe.sampling
-    is_mean = decoding is not None and decoding.choose == "first"
-    drawn = reader.read_drawn(run, session.target) if is_mean else {}
-    if drawn:
-        test = comparison.list_each_answer(test, drawn)
-        examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
-    parts = {row.example_id: row.parts[metric.name] for row in test}
-    scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
-    scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
-    right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
-    found = comparison.retrieval_use(test, right, examples, session.target.items.documents)
-    return found._replace(by_answer=bool(drawn)) if found else None
-
-
-def _compute_disturbed_cost(session: Session, run: Run) -> dict[str, float]:
-    """Return what 1,000 requests cost by a time that other work disturbed; of an endpoint nothing."""
-    if not run.latency.get("compute_contended") or plugins.method(run.method).is_remote:
-        return {}
-    hour, busy_s = session.experiment.decide.device_hour_usd, run.latency.get("compute_s", 0.0)
-    return {"cost_per_1k_usd": costs.price_usd(1000 * busy_s, session.machine.device, hour)}
-
-
 def _compute_s(run: Run, test: Rows) -> float | None:
     """Return the seconds of a request in a batch with its prompting; None where other work disturbed that."""
     # Of runs before that was noticed it is the mean of all rows.
@@ -339,49 +391,3 @@ def _tokens(run: Run, test: Rows) -> costs.TokenCounts | None:
         return None
     shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
     return costs.TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
-
-
-def _cost_per_1k_usd(
-    session: Session, run: Run, test: Rows, tokens: costs.TokenCounts | None
-) -> float | None:
-    """Price 1,000 requests by tokens where its provider or the policy sets prices, else by device time."""
-    # What chooses shots or passages takes device time in either case: whoever sells tokens does not retrieve.
-    # None of an endpoint without prices, whose device is not this one, and where other work disturbed the
-    # time.
-    policy = session.experiment.decide
-    own = session.candidates[run.candidate].source.params.get("usd_per_million_tokens")
-    prices = TokenPrices.model_validate(own) if own else policy.usd_per_million_tokens
-    if tokens is not None and prices is not None:
-        prompting_s = 0.0 if run.prompting == "zero_shot" else run.latency.get("prompting_s", 0.0)
-        chosen_usd = costs.price_usd(1000 * prompting_s, session.machine.device, policy.device_hour_usd)
-        return 1000 * costs.request_usd(tokens, prices) + chosen_usd
-    busy_s = _compute_s(run, test)
-    if plugins.method(run.method).is_remote or busy_s is None:
-        return None
-    return costs.price_usd(1000 * busy_s, session.machine.device, policy.device_hour_usd)
-
-
-def _n_train(session: Session, run: Run) -> int:
-    """Count what was trained on: rows, or pairs, or both where training on pairs went on from rows."""
-    # A row that a mixture drew several times is one: it was labelled once.
-    # 0 of an adapter made elsewhere and of an endpoint, whose data nobody knows.
-    method = plugins.method(run.method)
-    if method.made_elsewhere or method.is_remote:
-        return 0
-    candidate = session.candidates[run.candidate]
-    if run.training.n_pairs is None:
-        return n_rows(session, candidate.source)
-    if run.training.init_wall_s is None or (candidate.choosers and candidate.init is None):
-        return run.training.n_pairs
-    behind = candidate.init.source if candidate.init else Recipe()
-    return run.training.n_pairs + n_rows(session, behind)
-
-
-def _n_taught(session: Session, run: Run) -> int:
-    """Count the rows of what was trained on that a teacher labelled, and no person."""
-    method, candidate = plugins.method(run.method), session.candidates[run.candidate]
-    if method.made_elsewhere or method.is_remote:
-        return 0
-    own = run.training.n_pairs is None
-    made_by = candidate.source if own else candidate.init.source if candidate.init else None
-    return n_taught_rows(session, made_by) if made_by else 0

@@ -1,0 +1,289 @@
+"""Files of a proposal as YAML, with the gate's margins, and the bound of the time that a comparison takes.
+
+Invariant: what is written loads as what was proposed, whatever signs a label holds. With these margins
+nothing is warned of before a run; a model that lost nothing passes the mean in 90 % of cases as one of the
+fine-tunes, so that the other rules, which stop it in 5 % each, leave it 80 %. The time is that of `harness
+compare --dry-run`, from nothing on this machine; rows to train on go first, then the sweep, and test items,
+on which every verdict rests, last.
+"""
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+from harness import config, gating
+from harness.config import LoadedExperiment
+from harness.data import SPLITS, TaskItems, load_task
+from harness.decision import family_of
+from harness.evaluation.session import join_items
+from harness.experiment.preparation import Scope, prepare_session
+from harness.experiment.preparation.plan import estimate_seconds, estimate_work
+from harness.experiment.scaffold.recognition import Request
+from harness.formatting import seconds
+from harness.models.hardware import Machine
+from harness.progress import SilentProgress
+from harness.spec import HUB, Experiment, GatePolicy, ItemLimits, Recipe, Task
+
+_PASSES = 0.9
+_MEANS = (0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1)
+_TASKS = (0.05, 0.1, 0.15, 0.2, 0.3)
+
+
+@cache
+def _count_items(task: str) -> int:
+    return len(load_task(Task.model_validate_json(task), 0).test)
+
+
+def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
+    """Choose the margins of the mean, of each task and of each safety task; return what they let pass too."""
+    gate, members = GatePolicy(), max(family_of(experiment).size, 1)
+    n = {task.name: _count_items(task.model_dump_json()) for s in experiment.suites for task in s.tasks}
+    capability = [suite for suite in experiment.suites if suite.role == "capability"]
+    chance: float | None = None
+    for macro in _MEANS:
+        gate = gate.model_copy(update={"macro": macro})
+        chance = gating.chance_of_an_equal_model(capability, n, gate, members)
+        if chance is None or chance >= _PASSES:
+            break
+    for key, suites in (("each", capability), ("safety", experiment.suites)):
+        for margin in _TASKS:
+            gate = gate.model_copy(update={key: margin})
+            if not gating.power_warnings(suites, n, gate, n_members=members):
+                break
+    points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
+    if chance is None:
+        return (gate, "margins: nothing is judged of forgetting: no suite has a task that counts")
+    among = f", as one of {members}," if members > 1 else ""
+    passes = (
+        f"; one that lost nothing{among} passes the average in {100 * chance:.0f} % of cases, if the"
+        " base is above chance on all of their tasks (others do not count)"
+    )
+    lost = (
+        "margins: a fine-tune may lose {} points on average over the suites, {} on one task and {} on one of"
+    )
+    return (gate, f"{lost.format(*points)} safety, the smallest that their items can show{passes}")
+
+
+SCHEMA = "harness.schema.json"
+SUITES = ("general", "safety")
+
+
+def experiment_text(
+    request: Request,
+    name: str,
+    candidates: Mapping[str, Any],
+    gate: tuple[GatePolicy, str] | None = None,
+    remarks: Sequence[str] = (),
+) -> str:
+    """Write harness.yaml; each remark becomes a comment above the candidates."""
+    base = (
+        str(Path(request.base_model).resolve()) if Path(request.base_model).is_dir() else request.base_model
+    )
+    margins = gate[0].model_dump(include={"macro", "each", "safety"}) if gate else {}
+    lines = [
+        f"# yaml-language-server: $schema={SCHEMA}",
+        f"# Proposed by harness init for {Path(request.data).name}; change what you know better.",
+        f"name: {_flow(name)}",
+        f"base_model: {_flow(base)}",
+        f"target: {_flow(f'suites/{name}.yaml')}",
+        f"suites: {_flow(list(SUITES))}            # what a fine-tune might forget",
+        *(f"# {remark}" for remark in remarks),
+        "candidates:                          # what is compared; `harness ls methods` lists more",
+        *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
+        *((f"# {gate[1]}", f"gate: {_flow(margins)}") if gate else ()),
+        "# Your volume: cost and break-even depend on it.",
+        "decide: {requests_per_month: 100000, horizon_months: 6}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def suite_text(request: Request, task: Task, folder: Path) -> str:
+    """Write the suite; files near the folder are named relative to it."""
+    written = task.model_dump(exclude_defaults=True, mode="json")
+    data = {
+        key: os.path.relpath(value, folder.resolve())
+        if key in _FILES
+        and isinstance(value, str)
+        and not value.startswith(HUB)
+        and Path(value).is_relative_to(request.folder.resolve().parent)
+        else value
+        for key, value in written["data"].items()
+    }
+    lines = [f"name: {_flow(task.name)}", "role: target", "tasks:"]
+    for i, (key, value) in enumerate({**written, "data": data}.items()):
+        lines.append(f"{'  - ' if i == 0 else '    '}{key}: {_flow(value, width=100)}")
+    return "\n".join(lines) + "\n"
+
+
+_FILES = ("all", "pairs", "documents")
+
+
+def _write_entry(key: str, value: Any, indent: str) -> list[str]:
+    """Write an entry in one line where it fits, else a part below the other."""
+    if len(line := f"{indent}{key}: {_flow(value)}") <= _WIDTH or not isinstance(value, dict | list):
+        return [line]
+    if isinstance(value, list):
+        return [f"{indent}{key}:", *(f"{indent}  - {_flow(entry)}" for entry in value)]
+    inner = (_write_entry(name, part, f"{indent}  ") for name, part in value.items())
+    return [f"{indent}{key}:", *(line for lines in inner for line in lines)]
+
+
+_WIDTH = 200  # of a line; longer are lists of texts
+_BARE = re.compile(r"[A-Za-z][\w./-]*(?: [\w./-]+)*")
+_MEANS_SOMETHING = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+
+
+def _flow(value: Any, width: int = 0) -> str:
+    """Write a value as YAML in one line; a long list is broken between its entries."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        lines: list[str] = []
+        for entry in map(_flow, value):
+            if lines and (not width or len(lines[-1]) + len(entry) + 2 <= width):
+                lines[-1] += f", {entry}"
+            else:
+                lines.append(entry)
+        return "[" + ",\n             ".join(lines) + "]"
+    if isinstance(value, str) and _BARE.fullmatch(value) and value.lower() not in _MEANS_SOMETHING:
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
+Candidates = Mapping[str, Mapping[str, Any]]
+
+
+class BoundStep(NamedTuple):
+    """Rows of each split at most, and whether sweeps keep all their values, and prompts all their texts."""
+
+    train: int
+    validation: int
+    test: int
+    sweeps: bool
+    prompts: bool = True
+
+    def keeps(self, key: str) -> bool:
+        """Tell whether all values of a swept key are tried."""
+        return self.prompts if key == "system" else self.sweeps
+
+
+STEPS = (
+    BoundStep(2000, 200, 400, sweeps=True),
+    BoundStep(1000, 200, 400, sweeps=True),
+    BoundStep(500, 200, 400, sweeps=True),
+    BoundStep(500, 100, 400, sweeps=False),
+    BoundStep(250, 100, 400, sweeps=False),
+    BoundStep(250, 50, 200, sweeps=False),
+    BoundStep(120, 40, 100, sweeps=False, prompts=False),
+)
+
+
+class BoundedSetup(NamedTuple):
+    """A task and its candidates within a bound, their estimated time, and what was left out.
+
+    `cuts` says each part with how much of how much it is; empty where all is kept. `folds_s` is the time that
+    folds would take, where they were left out for it.
+    """
+
+    task: Task
+    candidates: dict[str, dict[str, Any]]
+    time_s: float
+    cuts: tuple[str, ...]
+    folds_s: float = 0.0
+
+
+def bound_time(
+    request: Request, task: Task, candidates: Candidates, machine: Machine, minutes: float
+) -> BoundedSetup:
+    """Take the first step whose estimate is within the bound, or the last one.
+
+    Folds, which test on all of a few rows, stay as long as one value of each sweep keeps them in the bound.
+
+    Raises:
+        UserError: `compare` could not run this proposal.
+    """
+    steps = (STEPS[0], STEPS[0]._replace(sweeps=False)) if task.data.folds else STEPS
+    loaded = load_proposal(request, task, candidates)
+    session = replace(prepare_session(loaded, Scope(dry_run=True), SilentProgress()), machine=machine)
+    whole = load_task(_limit_task(task, {}), session.first_seed)
+    for step in steps:
+        limits: dict[str, int] = {
+            split: getattr(step, split)
+            for split in SPLITS
+            if getattr(step, split) < len(getattr(whole, split))
+        }
+        narrow = _limit_task(task, limits)
+        kept = {name: _keep_swept(recipe, step) for name, recipe in candidates.items()}
+        rows = [f"{n:,} of {len(getattr(whole, split)):,} {_ROWS[split]}" for split, n in limits.items()]
+        swept = [item for recipe in candidates.values() for item in recipe.get("sweep", {}).items()]
+        tried = [
+            f"one system text instead of {len(values)}"
+            if key == "system"
+            else f"{key} {values[0]:g} alone instead of {' and '.join(f'{value:g}' for value in values)}"
+            for key, values in swept
+            if not step.keeps(key)
+        ]
+        recipes = {name: Recipe.model_validate(recipe) for name, recipe in kept.items()}
+        experiment = session.experiment.model_copy(update={"target": narrow})
+        target = join_items(narrow, "target", narrow.name, _spread(whole, limits))
+        bounded = replace(session, experiment=experiment, target=target).with_candidates(recipes)
+        time_s = sum(estimate_seconds(bounded, estimate_work(bounded, list(recipes))).values())
+        found = BoundedSetup(narrow, kept, time_s, (*rows, *tried))
+        if found.time_s <= 60 * minutes:
+            return found
+    if not task.data.folds:
+        return found
+    once = task.model_copy(update={"data": task.data.model_copy(update={"folds": None})})
+    return bound_time(request, once, candidates, machine, minutes)._replace(folds_s=found.time_s)
+
+
+def load_proposal(request: Request, task: Task, candidates: Candidates) -> LoadedExperiment:
+    """Load a proposal as a comparison does, from files that are gone afterwards."""
+    with TemporaryDirectory() as name:
+        folder, at = Path(name), request._replace(folder=Path(name))
+        (folder / "suites").mkdir()
+        (folder / "suites" / f"{task.name}.yaml").write_text(suite_text(at, task, folder / "suites"), "utf-8")
+        (folder / "harness.yaml").write_text(experiment_text(at, task.name, candidates), "utf-8")
+        return config.load(folder / "harness.yaml")
+
+
+_ROWS = {"train": "rows to train on", "validation": "for validation", "test": "for test"}
+
+
+def _spread(whole: TaskItems, limits: Mapping[str, int]) -> TaskItems:
+    """Take as many rows of each split as its limit allows, from all over the file: as long as those drawn."""
+    rows = {split: getattr(whole, split) for split in limits}
+    return replace(whole, **{split: rows[split][:: -(-len(rows[split]) // n)] for split, n in limits.items()})
+
+
+def _limit_task(task: Task, limits: Mapping[str, int]) -> Task:
+    data = task.data.model_copy(update={"limits": ItemLimits(**limits)})
+    return task.model_copy(update={"data": data})
+
+
+def _keep_swept(recipe: Mapping[str, Any], step: BoundStep) -> dict[str, Any]:
+    """Keep what a step sweeps; of the rest the first value, or the task's prompt."""
+    sweep = recipe.get("sweep", {})
+    kept = {key: values for key, values in sweep.items() if step.keeps(key)}
+    first = {key: values[0] for key, values in sweep.items() if key not in kept and key != "system"}
+    whole = {key: value for key, value in recipe.items() if key != "sweep"}
+    params = {"params": {**recipe.get("params", {}), **first}} if first else {}
+    return {**whole, **params, **({"sweep": kept} if kept else {})}
+
+
+def time_sentence(bounded: BoundedSetup, minutes: float) -> str:
+    """Say how long a comparison takes here, and what was left out for it."""
+    if not bounded.cuts:
+        return f"about {seconds(bounded.time_s)} on this machine"
+    within = bounded.time_s <= 60 * minutes
+    bound = f"bounded to {minutes:g} min" if within else "as short as these rows allow"
+    return (
+        f"about {seconds(bounded.time_s)} on this machine, {bound} by {', '.join(bounded.cuts)}; "
+        "--minutes sets another bound"
+    )
