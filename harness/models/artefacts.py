@@ -136,17 +136,21 @@ def find_converter(command: str | None) -> str | None:
     """Return the path of llama.cpp's converter: as written, else in `.venv-gguf`, else on the path."""
     if command:
         return shutil.which(Path(command).expanduser())
-    # The environment lies next to this one, or in a checkout.
-    roots = (Path(sys.prefix).parent, Path(__file__).parents[2])
-    places = [str(root / GGUF_ENVIRONMENT / "bin" / GGUF_CONVERTER) for root in roots]
+    places = [str(folder / GGUF_CONVERTER) for folder in _gguf_folders()]
     return next(filter(None, map(shutil.which, [*places, GGUF_CONVERTER])), None)
 
 
-def gguf_python(command: str | None) -> str:
-    """Return the Python next to llama.cpp's converter, where that is there, else this one."""
-    program = find_converter(command) or find_converter(None)
-    python = Path(program).with_name("python") if program else None
-    return str(python) if python and python.exists() else sys.executable
+def gguf_python(command: str) -> str:
+    """Return the Python of llama.cpp: next to a converter as written, else in `.venv-gguf`, else this one."""
+    program = find_converter(command) if command else None
+    folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
+    return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
+
+
+def _gguf_folders() -> list[Path]:
+    """List where `make gguf-tools` puts programs: next to this environment, and in a checkout."""
+    roots = Path(sys.prefix).parent, Path(__file__).parents[2]
+    return [root / GGUF_ENVIRONMENT / "bin" for root in roots]
 
 
 def environment_of(python: str) -> dict[str, str]:

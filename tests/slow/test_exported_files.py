@@ -10,7 +10,6 @@ import tiny_experiment
 from harness import config, exports, release, store
 from harness.experiment import load_study
 from harness.models.artefacts import find_converter
-from harness.spec import ExportPolicy
 
 THEIRS = "  theirs: {method: adapter, path: ./theirs}\n"
 ANSWER = """
@@ -49,7 +48,7 @@ def made(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_file_of_llama_cpp_reads_the_same_tokens_and_gives_the_same_answers(made, tmp_path):
-    program = find_converter(ExportPolicy())
+    program = find_converter(None)
     if program is None:
         pytest.skip("needs .venv-gguf: make gguf-tools")
     session = tiny_experiment.session(made)
