@@ -424,6 +424,16 @@ def test_tags_that_are_numbers_are_refused_and_no_command_is_offered(tmp_path):
         scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
 
 
+@pytest.mark.parametrize("share", [1, 2], ids=["all rows", "every other row"])
+def test_rows_that_constraints_judge_and_no_reference_answers_are_refused(tmp_path, share):
+    judged = {"constraints": [{"kind": "json_keys", "keys": ["queue"]}]}
+    path, _ = write_rows(
+        tmp_path, lambda i: {"prompt": say(i)} | ({"reference": say(i + 1)} if (i + 1) % share else judged)
+    )
+    with pytest.raises(UserError, match="constraints and no reference"):
+        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+
+
 def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_somebody_says(tmp_path):
     kinds = (["red"], ["it's"], ["red", "it's"], [])
     path = tmp_path / "tagged.csv"

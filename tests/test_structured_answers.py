@@ -2,6 +2,7 @@
 
 import socket
 import threading
+from functools import reduce
 
 import pytest
 
@@ -81,6 +82,12 @@ def test_a_schema_that_is_none_or_would_be_fetched_is_refused():
         with socket.create_connection(server.getsockname()) as own:  # the first that is heard of
             thread.join()
             assert asked == [own.getsockname()]
+
+
+def test_a_schema_too_deep_to_be_checked_is_refused_and_not_counted_as_wrong_answers():
+    schema = reduce(lambda inner, _: {"type": "array", "items": inner}, range(200), {"type": "string"})
+    with pytest.raises(UserError, match="a schema that is too deep; expected a JSON Schema"):
+        score_answer("follows", "[]", constraints=({"kind": "json_schema", "schema": schema},))
 
 
 @pytest.mark.e2e

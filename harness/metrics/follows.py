@@ -95,16 +95,19 @@ def _json_schema(text: str, constraint: Constraint) -> bool:
     from referencing.exceptions import Unresolvable
 
     schema, value = constraint["schema"], _json(text)
-    validator = validator_for(schema, default=Draft202012Validator)
+    validator, is_schema = validator_for(schema, default=Draft202012Validator), False
     try:
         validator.check_schema(schema)
+        is_schema = True
         with _limit_time():
             return value is not _NO_JSON and validator(schema, registry=Registry()).is_valid(value)
-    except (RecursionError, OverflowError):  # too deep or too large to be checked
-        return False
-    except (SchemaError, Unresolvable) as error:
+    except (SchemaError, Unresolvable, RecursionError, OverflowError) as error:
+        is_deep = isinstance(error, RecursionError | OverflowError)
+        if is_schema and is_deep:  # an answer that is too deep or too large to be checked
+            return False
+        found = "a schema that is too deep" if is_deep else str(error).splitlines()[0]
         where = f"constraint {dict(constraint)}"
-        raise UserError(Problem(where, str(error).splitlines()[0], "a JSON Schema", "fix schema")) from None
+        raise UserError(Problem(where, found, "a JSON Schema", "fix schema")) from None
 
 
 @contextmanager

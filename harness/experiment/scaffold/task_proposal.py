@@ -75,7 +75,12 @@ def propose_task(
         task["fields"] = seen.fields
     content = readers.Rows(seen.shown, "row", seen.rows)
     reading = Task.model_validate({**task, "data": {"invalid_rows": "drop"}})
-    examples = [sourced.example for sourced in examples_of(reading, content)]
+    sourced = examples_of(reading, content)
+    if where := next((one.where for one in sourced if not one.example.references), ""):
+        found, expected = "constraints and no reference", "an answer to show and to train on"
+        step = "add references, or write a suite with metrics: [follows], on which nothing is trained"
+        raise UserError(Problem(where, found, expected, step))
+    examples = [one.example for one in sourced]
     columns = _find_columns(reading, seen)
     task |= _propose_answers(seen.answers, columns, examples, base)
     said = (m["content"] for example in examples for m in example.messages if m["role"] == "system")
