@@ -192,8 +192,8 @@ _TIME = re.compile(
 )  # and what it costs
 _TIMED = re.compile(r"TIME \| TIME|^\| \S+ \| 8 \||\bgit ")  # rows of tables that hold what was measured
 _MEASURED = re.compile(
-    "created|wall_s|harness|device|git_|record$|latency|compute_s|per_s$|first_token|under_load|timed"
-    "|cost|_usd|break_even"
+    "created|wall_s|copying_s|harness|device|git_|record$|latency|compute_s|per_s$|first_token|under_load|timed"
+    "|cost|_usd|break_even|^precision$|weights_gb"  # the last two are the machine's choice
 )
 
 
