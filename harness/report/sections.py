@@ -241,7 +241,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
         ),
         Section(
             "missed",
-            lead=f"{basis}:" if (basis := miss_basis(v)) else "",
+            lead=miss_basis(v),
             notes=[*map(miss_text, v.missed), *filter(None, [among])],
         ),
         Section("lost", notes=lost, detail=True),
