@@ -35,6 +35,7 @@ from harness.gating.verdict import (
     margin_text,
     margin_verdict,
     may_decide,
+    ruled_out,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -151,7 +152,11 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         f"validity: unparsable, truncated or refused{failed} answers {formatting.percent(c.base)} → "
         f"{formatting.percent(c.new)} %, {rise} pp, "
         + margin_verdict(
-            outcome, margin_text(policy.validity), advice, "a format regression beyond it is shown"
+            outcome,
+            margin_text(policy.validity),
+            ruled_out(c.low, c.lower, policy.validity, policy),
+            advice,
+            "a format regression beyond it is shown",
         )
     )
     return Rule("validity", outcome, text, add_items_needed(facts, outcome, advice.items))

@@ -64,6 +64,7 @@ from harness.gating.verdict import (
     margin_share,
     margin_text,
     margin_verdict,
+    ruled_out,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -185,7 +186,12 @@ def macro_rule(
     sentence = (
         f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
         f"{of_skill if is_relative(policy.macro) else ''}, "
-        + margin_verdict(outcome, margin_text(policy.macro), advice)
+        + margin_verdict(
+            outcome,
+            margin_text(policy.macro),
+            ruled_out(estimate.low, macro.lower, margin, policy),
+            advice,
+        )
     )
     if outcome == "inconclusive" and advice.by_task:
         facts["items_needed_by_task"] = list(advice.by_task)

@@ -27,6 +27,7 @@ from harness.gating.verdict import (
     margin_outcome,
     margin_share,
     margin_text,
+    ruled_out,
     worst_outcome,
 )
 from harness.spec import PEOPLE, GatePolicy, Task
@@ -244,7 +245,7 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     margin = policy.export or find_own_margin(task, policy)
     share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
     outcome = margin_outcome(c.lower, c.upper, share)
-    words = {"pass": "a larger loss is ruled out", "fail": "a loss beyond it is shown"}
+    words = {"pass": ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
     moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"

@@ -319,12 +319,18 @@ def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
     return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
 
 
+def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> str:
+    """Say that a loss is ruled out, with the one-sided bound where the printed interval still holds it."""
+    bound = f"{formatting.percent(-lower)} pp is the one-sided {100 * (1 - policy.alpha):g} % bound"
+    return "a larger loss is ruled out" + (f" ({bound})" if low <= -margin else "")
+
+
 def margin_verdict(
-    outcome: Outcome, margin: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
+    outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
     """Say how a margin was judged, and for an open one what would settle it."""
     words = {
-        "pass": "a larger loss is ruled out",
+        "pass": excluded,
         "fail": broken,
         "inconclusive": f"not shown; {advice.sentence}",
     }
