@@ -118,6 +118,7 @@ def test_a_process_that_shares_its_processor_waits(tmp_path):
         ([890], [220], "bf16", ""),
         ([276], [276], "bf16", ""),
         ([69], [276], "fp32", "69 GFLOP/s in a product against 276"),
+        ([0.153], [67, 60, 50, 40], "fp32", "0.15 GFLOP/s in a product against 67"),
         ([69], [276, 300, 300, 300], "fp32", "69 GFLOP/s in a product against 276"),
         ([1000, 800, 300, 200], [250, 250, 200, 210], "bf16", ""),
         ([1000, 200, 100, 70], [250, 240, 200, 180], "fp32", "112 GFLOP/s in short steps against 205"),
@@ -162,6 +163,9 @@ def test_a_precision_that_is_asked_for_is_taken_fp16_on_a_cpu_with_a_word(empty_
     assert machine.precision == precision
     assert machine.gflops > 0
     assert ("fp16 on a CPU is for tests" in probe_notes(machine)) is (precision == "fp16")
+    fast, plain = (machine.speeds[one][0] for one in ("bf16", "fp32"))
+    is_timed = {"bf16": 2 * fast > plain, "fp32": True, "fp16": False}[precision]
+    assert bool(machine.step_speeds) is is_timed, "emulated bf16 would take minutes"
 
 
 def test_a_gpu_that_is_not_there_is_refused(empty_cache, monkeypatch):

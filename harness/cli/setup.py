@@ -170,7 +170,7 @@ def doctor(
         return
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment.preflight import examine
-    from harness.models.hardware import probe_notes
+    from harness.models.hardware import describe_speed, probe_notes
     from harness.report import ResultDocument, Section, to_plain
 
     found = examine(at.config, at.settings, TerminalProgress(), embeddings)
@@ -178,7 +178,7 @@ def doctor(
     versions = ", ".join(f"{name} {v or 'missing'}" for name, v in found.packages.items())
     slow = f"; {said}" if (said := probe_notes(machine)) else ""
     rows = [
-        ("machine", f"{machine.name}; {machine.precision}, {machine.gflops:,.0f} GFLOP/s{slow}"),
+        ("machine", f"{machine.name}; {machine.precision}, {describe_speed(machine.gflops)}{slow}"),
         ("memory", f"{room.free_gib:.1f} of {room.total_gib:.1f} GiB free ({room.of})"),
         ("disk", f"{found.disk_free_gb:,.0f} GB free"),
         ("packages", versions),

@@ -32,7 +32,7 @@ from harness.experiment.preparation import Scope, bases
 from harness.experiment.run_candidate import describe_outdated, find_stored_runs
 from harness.experiment.stored_rows import Reader, Runs
 from harness.formatting import count, pluralize, seconds
-from harness.models.hardware import probe_notes
+from harness.models.hardware import describe_speed, probe_notes
 from harness.progress import spins_briefly
 from harness.records import Example, Run
 from harness.report import Command, ExperimentReport, advise_on_power
@@ -205,8 +205,8 @@ def first_line(session: Session, n_candidates: int, whole_s: float | None, missi
         took = f"{rest}about {seconds(whole_s)} from nothing"
     return (
         f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
-        f"{session.machine.name}, {session.machine.precision}{said}, {session.machine.gflops:,.0f} GFLOP/s; "
-        + took
+        f"{session.machine.name}, {session.machine.precision}{said}, "
+        f"{describe_speed(session.machine.gflops)}; " + took
     )
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, recall, remember
 from harness.errors import Problem, UserError
-from harness.formatting import pluralize
+from harness.formatting import figure, pluralize
 from harness.models.embedded_model import SHAPE
 from harness.models.shapes import Shape
 from harness.models.step_times import measure_speeds
@@ -174,7 +174,8 @@ def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machin
     rounds = [{one: _gflops("cpu", one) for one in ("bf16", "fp32")} for _ in range(_ROUNDS)]
     products = {one: max(speeds[one] for speeds in rounds) for one in rounds[0]}
     least = _HOPELESS_BELOW * max(products.values())
-    wanted = [one for one in products if precision == one or (precision == "auto" and products[one] > least)]
+    asked = products if precision == "auto" else [one for one in products if precision == one]
+    wanted = [one for one in asked if products[one] > least or precision == "fp32"]
     steps = {one: measure_speeds(shape, one) for one in wanted}
     contended = load().since(start).is_contended()
     if precision == "fp16":
@@ -335,7 +336,12 @@ def slow_bf16(machine: Machine) -> str:
     if fast >= _SLOW_BELOW * plain:
         return ""
     by = "in short steps" if pairs[1:] else "in a product"
-    return f"bf16 is slower here: {fast:,.0f} GFLOP/s {by} against {plain:,.0f} in fp32"
+    return f"bf16 is slower here: {describe_speed(fast)} {by} against {plain:,.0f} in fp32"
+
+
+def describe_speed(gflops: float) -> str:
+    """Write a speed in 1e9 operations a second: `67 GFLOP/s`, `0.15 GFLOP/s`."""
+    return f"{figure(round(gflops, 2 if gflops < 1 else None))} GFLOP/s"
 
 
 def _gflops(device: str, precision: str) -> float:
