@@ -91,6 +91,9 @@ def test_what_a_prompting_needs_and_does_not_have_is_refused():
         apply({"few_shots": {}})
     with pytest.raises(UserError, match="few_shot without training"):
         apply({"few_shot": {}}, context=replace(CONTEXT, train=()))
+    bare = replace(CONTEXT, train=(*TRAIN, replace(TRAIN[0], references=())))
+    with pytest.raises(UserError, match="1 of 21 training rows without a reference"):
+        apply({"few_shot": {}}, context=bare)
     with pytest.raises(UserError, match="rag without documents"):
         apply({"rag": {}}, context=replace(CONTEXT, documents=()))
 

@@ -39,12 +39,17 @@ def build(context: PromptingContext, params: Params) -> Step:
     """Rank the training examples once and return the prompting.
 
     Raises:
-        UserError: the task has no training examples.
+        UserError: the task has no training examples, or some without the answer that a shot shows.
     """
+    where = f"task {context.task.name}"
     if not context.train:
         found, expected = "prompting few_shot without training examples", "training rows to take shots from"
         step = "give the task `data: {train: …}`, or use zero_shot"
-        raise UserError(Problem(f"task {context.task.name}", found, expected, step))
+        raise UserError(Problem(where, found, expected, step))
+    if n_bare := sum(not example.references for example in context.train):
+        found = f"prompting few_shot, and {count(n_bare)} of {pluralize(len(context.train), 'training row')}"
+        step = "add their references, leave these rows out, or use zero_shot"
+        raise UserError(Problem(where, f"{found} without a reference", "in each the answer to show", step))
     is_fixed = params.select == "fixed"
     ranked = _random_ranking(context.train, context.seed) if is_fixed else _nearest(context.train)
 
