@@ -1,7 +1,7 @@
 """Hashes of what `make` installs: `python -m tests.hashes` (or `make hashes`) writes requirements.txt after a pin changed.
 
 Invariant: a line is a pin of constraints.txt that `.[dev]` needs, with the hashes of all files of its release. torch is
-left out, as its build, for CPUs or a GPU, is the machine's choice: by hashes pip would take that of the index.
+left out: by the hashes of PyPI, pip would take the build for CUDA where the machine's index has one for CPUs.
 """
 
 import re
