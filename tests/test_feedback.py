@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from harness.data.check.personal_data import redact
 from harness.errors import UserError
-from harness.production import compare_thumbs, describe_thumbs
+from harness.production import add_feedback, compare_thumbs, describe_thumbs
 from harness.production.feedback import LogNotes, read_log
 from harness.records import FeedbackRow
 from harness.store import Store, read_feedback, save_feedback
@@ -209,7 +209,7 @@ def test_a_value_that_is_not_understood_refuses_the_log_and_stores_nothing(tmp_p
     done = desk("feedback", "add", log(tmp_path, [row, {**row, **changed}]), check=2)
     assert words in done.stderr
     assert "ann.lee" not in done.stderr
-    assert stored(tmp_path) == []
+    assert not (tmp_path / "runs" / "feedback").exists()
 
 
 def test_a_log_that_is_not_utf8_is_refused_without_the_personal_data_of_its_line(tmp_path, desk):
@@ -280,6 +280,12 @@ def corrections(n, **changed):
         for i in range(n)
     ]
     return [{**row, **changed} for row in rows]
+
+
+def test_masking_says_how_many_of_all_rows_are_done(tmp_path):
+    said, path = [], str(log(tmp_path, corrections(501)))
+    add_feedback(Store(tmp_path / "runs"), path, "", lambda *of: said.append(of))
+    assert said == [(0, 501, "0 of 501 rows"), (500, 501, "500 of 501 rows")]
 
 
 @pytest.fixture

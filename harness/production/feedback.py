@@ -304,19 +304,23 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
         HarnessError: the disk is full; nothing is left behind.
     """
     region = check_region(region)
-    notes, masked, held = LogNotes(), Counter[str](), Counter[str]()
-    models, n_rows = Counter[str](), 0
+    notes, masked, held, models = LogNotes(), Counter[str](), Counter[str](), Counter[str]()
+    shown = readers.display_path(path)
+    n_rows = sum(1 for _ in read_log(path, notes, region))
+    if not n_rows:
+        reasons = ", ".join(f"{reason} ({count(len(w))})" for reason, w in notes.left_out.items())
+        found = f"no row that can be used: {reasons or 'the file is empty'}"
+        step = "name its columns so, or see docs/howto/feedback.md for the forms that are read"
+        raise UserError(Problem(shown, found, f"requests with answers, in the columns {COLUMNS}", step))
     with claim(store, "feedback"):
         key = bytes.fromhex(feedback_key(store))
         known = list_feedback_ids(store)
 
         def rows() -> Iterator[FeedbackRow]:
-            nonlocal n_rows
             seen = Counter[str]()
-            for logged in read_log(path, notes, region):
-                n_rows += 1
-                if n_rows % _EVERY == 0:
-                    advance(0, 1, f"{count(n_rows)} rows")
+            for done, logged in enumerate(read_log(path, LogNotes(), region)):
+                if done % _EVERY == 0:
+                    advance(done, n_rows, f"{count(done)} of {pluralize(n_rows, 'row')}")
                 # A raw row is known again under other masks, by its number among equal rows of its log.
                 row_id = _digest(key, canonical_json(astuple(logged)[1:]))
                 seen[row_id] += 1
@@ -330,12 +334,6 @@ def add_feedback(store: Store, path: str, region: str, advance: Advance) -> Adde
                     yield row
 
         added = save_feedback(store, digest_of(path)[:16], rows())
-    shown = readers.display_path(path)
-    if not n_rows:
-        reasons = ", ".join(f"{reason} ({count(len(w))})" for reason, w in notes.left_out.items())
-        found = f"no row that can be used: {reasons or 'the file is empty'}"
-        step = "name its columns so, or see docs/howto/feedback.md for the forms that are read"
-        raise UserError(Problem(shown, found, f"requests with answers, in the columns {COLUMNS}", step))
     return AddedFeedback(
         *(shown, added, n_rows - added, notes.left_out, dict(notes.unread), dict(masked)),
         *(held["thumb"], held["correction"], held["preference"], dict(models), held["no_sender"]),
