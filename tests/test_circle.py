@@ -52,7 +52,8 @@ def test_corrections_of_a_served_champion_train_its_successor_and_a_rollback_bri
     assert sorted(row["reference"] for row in corrected) == sorted(ASKED.values())
 
     copy.write_text(copy.read_text() + AGAIN)
-    harness("compare", "--candidates", "again", "-c", copy, check=0)
+    done = harness("compare", "--candidates", "again", "-c", copy, check=0)
+    assert "not read" not in done.stderr + done.stdout, "columns of a file that the harness wrote"
     harness("promote", "again", *FORCED, "-c", copy, check=0)
     second = store.read_champion(folder, "letters")
     assert second.candidate == "again"

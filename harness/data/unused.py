@@ -43,7 +43,7 @@ from harness.data.turns import (
     text_of,
 )
 from harness.formatting import count, percent, pluralize
-from harness.records import Example
+from harness.records import FEEDBACK_ORIGIN, Example
 from harness.spec import Fields, Task
 
 THOUGHTS = frozenset(
@@ -283,7 +283,8 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
     if layout is None or layout.name == "multiple choice":
         answering |= {*list_choice_columns(names)} if layout else {"choices"}
     documents = {"documents"} if task.data.documents else set()
-    return asking | answering | documents | {*TOOL_FIELDS}
+    of_feedback = {*FEEDBACK_ORIGIN, "marked_by"} if names.keys() >= {*FEEDBACK_ORIGIN} else set()
+    return asking | answering | documents | {*TOOL_FIELDS} | of_feedback
 
 
 def _list_pair_questions(names: Mapping[str, object]) -> set[str]:

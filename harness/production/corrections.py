@@ -19,7 +19,7 @@ from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.metrics import normalize
 from harness.production.feedback import mask_example
-from harness.records import Example, FeedbackRow, checksum
+from harness.records import FEEDBACK_ORIGIN, Example, FeedbackRow, checksum
 from harness.spec import Fields
 from harness.store import feedback_files
 
@@ -190,4 +190,4 @@ def _fields(row: FeedbackRow, prompt: str, answers: _Answers) -> dict[str, Any] 
         if "prompt" not in question:
             return None
         question = {"id": question["id"], prompt: question["prompt"]}
-    return {**question, **answers, **groups, "source": row.source, "model": row.model, "time": row.time}
+    return {**question, **answers, **groups, **{name: getattr(row, name) for name in FEEDBACK_ORIGIN}}

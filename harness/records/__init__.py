@@ -31,6 +31,7 @@ from harness.records.run_records import (
 )
 from harness.records.sample_results import (
     BLOCK,
+    FEEDBACK_ORIGIN,
     Document,
     Encoded,
     Example,

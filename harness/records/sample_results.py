@@ -235,6 +235,11 @@ class RowsIdentity:
         """The identity without its scoring: rows that share it hold the same answers."""
         return replace(self, scoring_digest="", choice="")
 
+    @property
+    def computes_apart(self) -> bool:
+        """Whether the engine belongs to the candidate: a server's, or that of an artefact."""
+        return self.engine.startswith(("endpoint/", "artefact/"))
+
 
 class Origin(NamedTuple):
     """Origin of a block of rows: the digest of its environment, and the control arm measured with it.
@@ -246,6 +251,9 @@ class Origin(NamedTuple):
     environment: str = ""
     control: str = ""
     contended: bool = False
+
+
+FEEDBACK_ORIGIN = ("source", "model", "time")  # of a row that is made of feedback, by the same columns
 
 
 @dataclass(frozen=True, slots=True)
