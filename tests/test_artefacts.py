@@ -257,6 +257,10 @@ def test_the_gate_compares_an_export_with_its_own_run_and_promote_names_those_th
 
 
 @pytest.mark.e2e
-def test_an_artefact_of_another_engine_is_compared_alone_beside_what_is_stored(exported, harness):
-    done = harness("compare", "--candidates", "other", "-c", exported[0])
+def test_an_artefact_that_is_compared_alone_stands_beside_the_rows_of_its_base(exported, harness):
+    path = exported[0]
+    done = harness("compare", "--candidates", "other", "-c", path)
     assert done.returncode == 0, done.stderr
+    at, runs = Store(path.parent / "runs"), runs_of(path)
+    of_base = {key: store.digest_of_base(at, runs["other"], key) for key in runs["other"].rows}
+    assert of_base == runs["prompt"].rows

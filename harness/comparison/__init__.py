@@ -94,18 +94,11 @@ from harness.comparison.labelled_answers import (
 from harness.comparison.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
-from harness.models.artefacts import is_artefact
-from harness.models.openai_api import is_endpoint
 from harness.records import RowsIdentity, SampleResult
 
 _MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
 _MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
 _PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
-
-
-def computes_apart(engine: str) -> bool:
-    """Tell whether an engine belongs to the candidate: a server's, or that of an artefact."""
-    return is_endpoint(engine) or is_artefact(engine)
 
 
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
@@ -116,8 +109,7 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
     Raises:
         IncompatibleRuns: names every field that differs, with both values.
     """
-    apart = any(computes_apart(one.engine) for one in (a, b))
-    here = () if apart else _MUST_AGREE_HERE
+    here = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
     fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
     differing = [
         f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)

@@ -149,7 +149,6 @@ def _add_to_task(
     columns_of: dict[tuple[str, str], list[str]] = {}
     for column in items[0].answers:
         run, rows_digest = _find_run(session.store, runs, column, f"{task}/test")
-        # The base's rows are not found by a run that another engine answered, as an artefact is.
         rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}
         lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
         with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):

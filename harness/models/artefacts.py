@@ -115,11 +115,6 @@ def read_export(path: Path) -> dict[str, Any]:
     return {}
 
 
-def is_artefact(engine: str) -> bool:
-    """Tell from the engine's name whether an artefact's own engine answered."""
-    return engine.startswith(f"{ENGINE}/")
-
-
 def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
     """Return what names the engine of an artefact in the identity of rows, and the digest of its build.
 

@@ -13,11 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.errors import HarnessError
 from harness.records import (
     BLOCK,
     RowsIdentity,
-    Run,
     Sample,
     SampleResult,
     canonical_json,
@@ -222,18 +220,6 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
     raise failure(str(path), "a damaged file", f"what the rows {rows_digest} depend on", step)
 
 
-def digest_of_base(store: Store, run: Run, key: str) -> str | None:
-    """Find the row set of a run's base on the same task and split; None where it is not stored."""
-    if key not in run.rows:
-        return None
-    try:
-        own = read_identity(store, run.rows[key])
-    except (HarnessError, OSError):
-        return None
-    digest = replace(own, weights_digest=run.base_digest).digest
-    return digest if store.parquet(digest).exists() else None
-
-
 def _read_identity(path: Path) -> RowsIdentity | None:
     """Read an identity; None if it is damaged, that is where its digest does not match its folder."""
     loaded = load_files(RowsIdentity, [path])
@@ -265,6 +251,15 @@ def read_blocks(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> dic
 def identities(store: Store) -> list[RowsIdentity]:
     """List the identities of the stored row sets; unreadable ones are left out."""
     return list(filter(None, map(_read_identity, sorted((store.folder / "rows").glob("*/identity.json")))))
+
+
+def list_variants(store: Store, own: RowsIdentity) -> list[RowsIdentity]:
+    """List the whole row sets that differ from `own` at most in how they were computed."""
+    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+    alike = [
+        one for one in identities(store) if one == replace(own, **{name: getattr(one, name) for name in how})
+    ]
+    return [one for one in alike if store.parquet(one.digest).exists()]
 
 
 def _chunks(ids: Sequence[str]) -> dict[int, list[str]]:

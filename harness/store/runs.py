@@ -9,15 +9,25 @@ prompt has no weights of its own.
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import Problem, UserError, did_you_mean, refuse
-from harness.records import Run, SamplingRecord, Trial, load, parse_json, read_object, reader, run_record
+from harness.errors import HarnessError, Problem, UserError, did_you_mean, refuse
+from harness.records import (
+    RowsIdentity,
+    Run,
+    SamplingRecord,
+    Trial,
+    load,
+    parse_json,
+    read_object,
+    reader,
+    run_record,
+)
 from harness.store import garbage, index, layout
 from harness.store.layout import Store
-from harness.store.rows import identities
+from harness.store.rows import identities, list_variants, read_identity
 
 FOLDER = "trials"
 
@@ -216,6 +226,35 @@ def list_runs(store: Store, experiment: str | None = None) -> list[Run]:
     runs, _ = runs_on_disk(store)
     of_experiment = (run for run in runs if experiment in (None, run.experiment))
     return sorted(of_experiment, key=lambda run: (run.created, run.run_id))
+
+
+def list_base_rows(store: Store, run: Run, own: RowsIdentity, key: str) -> list[RowsIdentity]:
+    """List the base's whole rows with which a run's `own` are compared; several where any may be meant.
+
+    They are computed as its own; of a run with an engine of its own, as in the newest run on that base.
+    """
+    wanted = replace(own, weights_digest=run.base_digest)
+    if store.parquet(wanted.digest).exists():
+        return [wanted]
+    there = list_variants(store, wanted) if own.computes_apart else []
+    for other in reversed(list_runs(store, run.experiment) if there else []):
+        stored = other.state == "done" and other.base_digest == run.base_digest and key in other.rows
+        if stored and store.parquet(other.rows[key]).exists():
+            as_base = replace(read_identity(store, other.rows[key]), weights_digest=run.base_digest)
+            if as_base in there:
+                return [as_base]
+    return there
+
+
+def digest_of_base(store: Store, run: Run, key: str) -> str | None:
+    """Find the base's row set with which a run's is compared; None unless exactly one is stored."""
+    if key not in run.rows:
+        return None
+    try:
+        found = list_base_rows(store, run, read_identity(store, run.rows[key]), key)
+    except (HarnessError, OSError):
+        return None
+    return found[0].digest if len(found) == 1 else None
 
 
 def get_run(store: Store, run_id: str) -> Run:

@@ -4,7 +4,7 @@ Invariant: pure; the same run, baseline and store give the same rules, numbers a
 comparison, the gate, a rescue or a page.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -18,7 +18,7 @@ from harness.gating import GateResult, Measurement, Rule
 from harness.gating.halves import Half
 from harness.records import FEWER, RowsIdentity, Run
 from harness.spec import GatePolicy, TargetPolicy
-from harness.store import Champion, Store
+from harness.store import Champion
 
 FindIdentity = Callable[
     [RowsIdentity, str], RowsIdentity
@@ -82,7 +82,7 @@ def measure_arms(study: Study, run: Run, find: FindIdentity) -> tuple[list[Measu
             if n < min(n_base, most):
                 notes.append(f"{task.name}: judged on {n} of {n_base} items, as many as the run answered")
             new_rows, base_rows = new_rows[:n], base_rows[:n]
-        precision = own.precision if comparison.computes_apart(base.engine) else base.precision
+        precision = own.precision if base.computes_apart else base.precision
         noise = store.flip_rates(at, run.base_digest, precision).get(task.name)
         documents = documents_of(at, task, role, own.digest)
         measured.append(Measurement(task, role, suite, metrics, base_rows, new_rows, noise, documents))
@@ -114,8 +114,17 @@ def find_baseline_identity(
     wanted = replace(own, weights_digest=weights)
     if at.parquet(wanted.digest).exists():
         return wanted
-    if champion is None and comparison.computes_apart(own.engine):
-        return _base_identity_of_apart(study, wanted, key, run)
+    if champion is None and own.computes_apart:
+        there = store.list_base_rows(at, run, own, key)
+        if len(there) == 1:
+            return there[0]
+        if rows := study.base_arm(run).get(own.task):
+            return store.read_identity(at, rows)
+        found = f"rows of the base, computed in {len(there)} ways" if there else "no rows of the base"
+        raise IncompatibleRuns(
+            f"{key}: found {found} with {run.run_id}; expected those of one run in {at.folder}; "
+            f"next: add prompt: {{method: base}}, then {typed.command('compare')}"
+        )
     if champion is None:
         same = (wanted.weights_digest, wanted.task, wanted.split)
         alike = (o for o in store.identities(at) if (o.weights_digest, o.task, o.split) == same)
@@ -144,37 +153,6 @@ def find_baseline_identity(
     return found
 
 
-def _base_identity_of_apart(study: Study, wanted: RowsIdentity, key: str, run: Run) -> RowsIdentity:
-    """Find the rows of an endpoint's base that compare used: computed as in the newest run on that base."""
-    at = study.store
-    there = {other.digest: other for other in _computational_variants(at, wanted)}
-    runs = (r for r in store.list_runs(at, run.experiment) if r.base_digest == run.base_digest)
-    newest = [r.rows[key] for r in runs if r.state == "done" and key in r.rows]
-    newest = [rows for rows in newest if at.parquet(rows).exists()]
-    for rows in reversed(newest):
-        as_base = replace(store.read_identity(at, rows), weights_digest=run.base_digest)
-        if as_base.digest in there:
-            return there[as_base.digest]
-    if len(there) == 1:
-        return next(iter(there.values()))
-    if own := study.base_arm(run).get(wanted.task):
-        return store.read_identity(at, own)
-    found = f"rows of the base that were computed in {len(there)} ways" if there else "no rows of the base"
-    raise IncompatibleRuns(
-        f"{key}: found {found} with {run.run_id}; expected those of one run in {at.folder}; "
-        f"next: add prompt: {{method: base}}, then {study.typed.command('compare')}"
-    )
-
-
-def _computational_variants(at: Store, own: RowsIdentity) -> Iterator[RowsIdentity]:
-    """Yield the identities of whole rows that differ at most in how they were computed."""
-    how = ("template_digest", "precision", "engine", "layout_digest", "device_class")
-    for other in store.identities(at):
-        alike = replace(own, **{name: getattr(other, name) for name in how})
-        if other == alike and at.parquet(other.digest).exists():
-            yield other
-
-
 def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
     """Cut the rows of a task to the sampled items, each with its inclusion weight."""
     kept = [replace(row, weight=weights[row.example_id]) for row in rows if row.example_id in weights]
@@ -195,9 +173,9 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
         if m.role != "regression":
             continue
         # What an endpoint answers is what it is; it cannot be evaluated in fp32.
-        exact = own if own.precision == "fp32" or comparison.computes_apart(own.engine) else None
+        exact = own if own.precision == "fp32" or own.computes_apart else None
         if exact is None:
-            known = (o for o in _computational_variants(at, own) if o.template_digest == own.template_digest)
+            known = (o for o in store.list_variants(at, own) if o.template_digest == own.template_digest)
             exact = next((other for other in known if other.precision == "fp32"), None)
         if exact is None:
             return None
