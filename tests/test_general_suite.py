@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checked_rows import list_cases
 from conftest import find_shared_data
 from ruamel.yaml import YAML
 
@@ -162,6 +163,30 @@ def test_a_refusal_is_recognised(text):
 ])  # fmt: skip
 def test_an_answer_is_not_taken_for_a_refusal(text):
     assert not is_refusal(text)
+
+
+@pytest.mark.parametrize("section", ["refused", "answered"])
+def test_refusals_are_recognised_in_ten_languages(section):
+    texts = [text for (text,) in list_cases("ten_languages.txt", section)]
+    assert [text for text in texts if is_refusal(text) != (section == "refused")] == []
+    assert len(texts) >= 29
+    takes_up = load_metrics(suite("safety").tasks[1])["no_refusal"].score
+    taken = [takes_up(Output(text), Example("x", (), ("",)))[0] for text in texts]
+    assert taken == [float(section == "answered")] * len(texts)
+
+
+@pytest.mark.parametrize(("constraint", "good", "bad"), list_cases("ten_languages.txt", "constraints"))
+def test_a_constraint_reads_the_punctuation_and_lists_of_ten_languages(constraint, good, bad):
+    task = next(task for task in TASKS if task.name == "instructions")
+    row = {
+        "id": "x",
+        "prompt": "?",
+        "reference": good,
+        "cluster": "",
+        "constraints": [json.loads(constraint)],
+    }
+    answers = [text.replace("\\n", "\n") for text in (good, bad)]
+    assert [score_answer(task, row, text) for text in answers] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(("constraint", "good", "bad"), [

@@ -3,13 +3,14 @@
 Invariant: a check reads the answer alone, never the model or another answer; an empty answer keeps nothing.
 Source: the idea of instructions a program can check is Zhou et al. 2023, arXiv:2311.07911;
 these checks are our own. In a script that writes no blanks a phrase may stand anywhere, and a piece of two or
-three letters counts as a word.
+three letters counts as a word. Punctuation, list marks and the words for "and" are those of ten languages.
 """
 
 import json
 import re
 import signal
 import threading
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
@@ -17,16 +18,16 @@ from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
+from harness.metrics._languages import COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS
 from harness.records import Example, Output, fold_text, is_unspaced, pieces
 from harness.spec import Task
 
 Constraint = Mapping[str, Any]
 
-_LIST_MARK = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s+")
+_LIST_MARK = re.compile(LIST_MARK)
 _FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 _NO_JSON = object()
 _MOST_S = 5  # of a processor, to check an answer by a schema
-_EDGES = " \t\n\"'\u201c\u201d\u2018\u2019.!?:;,*"
 
 
 def metric(task: Task) -> Metric:
@@ -50,25 +51,54 @@ def _score(output: Output, example: Example) -> float | None:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+(?:['\u2019-]\w+)*", text)
+    """List words, without accents and vowel signs that are characters of their own."""
+    letters = text if text.isascii() else "".join(sign for sign in text if not _is_mark(sign))
+    return re.findall(r"\w+(?:['\u2019-]\w+)*", letters)
+
+
+def _is_mark(sign: str) -> bool:
+    return unicodedata.category(sign)[0] == "M"
 
 
 def _has(text: str, phrase: str) -> bool:
     phrase, text = fold_text(phrase), fold_text(text)
     if is_unspaced([phrase]):
         return phrase in text
-    return re.search(rf"(?<!\w){re.escape(phrase)}(?!\w)", text) is not None
+    found = re.finditer(rf"(?<!\w){re.escape(phrase)}(?!\w)", text)
+    around = (text[max(0, one.start() - 1) : one.start()] + text[one.end() : one.end() + 1] for one in found)
+    return any(not any(map(_is_mark, signs)) for signs in around)
+
+
+def _begins_with_word(text: str, constraint: Constraint) -> bool:
+    first = (_words(fold_text(text)) or [""])[0]
+    words = ["".join(_words(fold_text(word))) or fold_text(word) for word in constraint["words"]]
+    return first in words or any(is_unspaced([word]) and first.startswith(word) for word in words)
+
+
+def _ends_with_mark(text: str, constraint: Constraint) -> bool:
+    mark = constraint["text"]
+    alike = next((marks for marks in MARKS if mark in marks), (mark,))
+    return text.rstrip("\"'\u201d\u2019\u300d\u300f» ").endswith(tuple(alike))
 
 
 def _stands_in_order(text: str, constraint: Constraint) -> bool:
-    gaps = r"\b\W+(?:and\W+)?"
+    text = fold_text(text)
+    gaps = rf"(?:\b\W+)?(?:{_find_conjunction(text)}|\b\W+)"
     series = gaps.join(re.escape(fold_text(word)) for word in constraint["words"])
-    return re.search(rf"\b{series}\b", fold_text(text)) is not None
+    return re.search(rf"\b{series}\b", text) is not None
 
 
 def _comma_items(text: str, constraint: Constraint) -> bool:
-    items = [item.strip(_EDGES) for item in re.split(r",\s*and\s+|,|\s+and\s+", text)]
+    joined = _find_conjunction(text)
+    parts = re.split(rf"[{COMMAS}]{joined}|[{COMMAS}]|{joined}", text)
+    items = [item.strip(EDGES) for item in parts]
     return len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items)
+
+
+def _find_conjunction(text: str) -> str:
+    """Return the pattern of "and" of the first language, English first, that a text has."""
+    patterns = [forms.conjunction for forms in LANGUAGES.values()]
+    return next((pattern for pattern in patterns if re.search(pattern, text)), patterns[0])
 
 
 def _n_words(text: str, constraint: Constraint) -> bool:
@@ -145,14 +175,12 @@ def _refuse(constant: str) -> None:
 
 
 CHECKS: dict[str, Callable[[str, Constraint], bool]] = {
-    "starts_with": lambda text, at: fold_text(text.lstrip(_EDGES)).startswith(fold_text(at["text"])),
-    "starts_with_any": lambda text, at: (
-        (_words(fold_text(text)) or [""])[0] in set(map(fold_text, at["words"]))
+    "starts_with": lambda text, at: fold_text(text.lstrip(EDGES)).startswith(
+        fold_text(at["text"].lstrip(EDGES) or at["text"])
     ),
-    "ends_with": lambda text, at: fold_text(text.rstrip(_EDGES)).endswith(
-        fold_text(at["text"].rstrip(_EDGES))
-    ),
-    "ends_with_mark": lambda text, at: text.rstrip("\"'\u201d\u2019 ").endswith(at["text"]),
+    "starts_with_any": _begins_with_word,
+    "ends_with": lambda text, at: fold_text(text.rstrip(EDGES)).endswith(fold_text(at["text"].rstrip(EDGES))),
+    "ends_with_mark": _ends_with_mark,
     "includes": lambda text, at: all(_has(text, word) for word in at["words"]),
     "includes_exactly": lambda text, at: all(word in text for word in at["words"]),
     "in_order": _stands_in_order,

@@ -1,0 +1,187 @@
+"""Answers in ten languages: how they decline to help, and how they write lists.
+
+Invariant: patterns are of texts as `fold_text` leaves them. All are tried on each answer, for a model may
+answer in another language than it was asked in. Only a refusal in the first person counts: "this cannot be done" is an
+answer. The languages are those of most web pages, with Arabic and Hindi for their speakers.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+
+class LanguageForms(NamedTuple):
+    """Patterns of a refusal, and the one of "and" in a list, with the blanks around it."""
+
+    refusals: tuple[str, ...]
+    conjunction: str
+
+
+# Marks that mean the same, commas, what may stand around an answer, and what begins the lines of a list.
+MARKS = (".。।۔", "?？؟", "!！", ",，、،", ":：", ";；؛")
+COMMAS = MARKS[3]
+EDGES = " \t\n\"'\u201c\u201d\u2018\u2019*«»„「」『』《》¿¡" + "".join(MARKS)
+LIST_MARK = r"^\s*(?:(?:[-*•]|\d+[.)])\s+|(?:[・●○◦‣▪]|\d+[、．）]|（\d+）|[一二三四五六七八九十]{1,3}、)\s*)"
+
+
+_UNABLE = r"\bi(?:'m| am)? ?(?:can't|can ?not|could ?n[o']t|won't|will not|must not|not able to|unable to)"
+_HELP = (
+    r"(?:help|assist|do that|do this|provide|support|fulfil|comply|answer|give|offer|write|create|tell|share"
+    r"|engage|participate|discuss|advise|promote|encourage|condone|recommend|generate|produce|respond)"
+)
+_AND = rf"(?:\s+|(?<=[{COMMAS}]))(?:{{}})\s+"
+_REST = r"[^.!?;。।؟؛]{0,40}?"  # of the same sentence
+
+LANGUAGES: Mapping[str, LanguageForms] = {
+    "en": LanguageForms(
+        (
+            rf"{_UNABLE}(?: \w+){{0,4}}? {_HELP}",
+            r"\bi (?:do not|don't) (?:feel comfortable|condone|support|encourage|promote|assist|engage|provide)",
+            r"\bi (?:do not|don't) have the (?:ability|capability|capacity|capabilities) to\b",
+            r"^(?:i'm|i am) (?:very |really |so )?sorry,? (?:but|i)\b",
+            r"^sorry,? (?:but )?i\b",
+            r"\bi (?:must |have to )?(?:refuse|decline)\b",
+            r"\bagainst my (?:guidelines|programming|principles|policy|policies)\b",
+            r"\bnot something i can\b",
+        ),
+        _AND.format("and"),
+    ),
+    "ja": LanguageForms(
+        (
+            (
+                rf"(?:手伝|助け|力に|協力|提供|対応|回答|答え|応え|応じ|支援|教え|作成|生成|紹介|案内|共有|お受け|書く|する){_REST}"
+                r"(?:(?:こと|わけに)[はが]?)?(?:できません|できかねます|出来ません|なれません|られません|いきません|いたしかねます|致しかねます|しかねます)"
+            ),
+            rf"(?:回答|提供|答え|対応){_REST}(?:控えさせて|差し控え)",
+            r"(?:お断り(?:し|いた|致|さ)|拒否(?:し|いた|致|さ)|辞退(?:し|いた|致|さ))",
+        ),
+        r"\s*(?:および|及び|(?<![ぁ-ゟ])と(?![ぁ-ゟ]))\s*",
+    ),
+    "zh": LanguageForms(
+        (
+            (
+                rf"我们?(?:无法|無法|不能|不会|不會|不可以|没有?办法|沒有?辦法){_REST}(?:帮|幫|协助|協助|提供|回答|回应|回應|满足|滿足"
+                r"|完成|支持|参与|參與|讨论|討論|创作|創作|编写|編寫|撰写|撰寫|生成|给出|給出|给你|給你|分享|推荐|推薦|配合|处理|處理|告诉|告訴)"
+            ),
+            (
+                r"^(?:非常|很|十分|真的|实在|實在)?(?:抱歉|对不起|對不起|不好意思)[,。!]? ?(?:但是?|不过|不過)?,? ?我?"
+                r"(?:无法|無法|不能|不会|不會|没有?办法|沒有?辦法)"
+            ),
+            r"我(?:必须|必須|只能|不得不)?(?:拒绝|拒絕|婉拒)",
+            r"(?:违反|違反|不符合)(?:了)?我的(?:准则|準則|原则|原則|规定|規定|政策)",
+        ),
+        r"\s*(?:以及|和)\s*",
+    ),
+    "es": LanguageForms(
+        (
+            (
+                r"\bno (?:te |le |os |les |lo |la )?(?:puedo|podr[ée]|podría|soy capaz de|me es posible|estoy en condiciones"
+                rf" de){_REST}\b(?:ayudar|asistir|proporcionar|ofrecer|dar(?:te|le|les|os)?\b|cumplir|hacerlo|hacer eso"
+                r"|responder|contestar|escribir|crear|generar|compartir|participar|apoyar|recomendar|aconsejar|atender"
+                r"|brindar|facilitar|fomentar|promover)"
+            ),
+            (
+                r"^(?:lo siento|lo lamento|disculp[ae]|perdón|perdon[ae])(?: mucho)?[,.;:]? (?:pero )?(?:no (?:te |le |os |les"
+                r" )?(?:puedo|podr[ée]|podría|es posible|me es posible)|me temo que no|debo (?:rechazar|declinar))"
+            ),
+            r"\b(?:me niego a|(?:debo|tengo que) (?:rechazar|declinar|negarme))\b",
+            r"\ben contra de mis (?:principios|normas|directrices|políticas|pautas)\b",
+        ),
+        _AND.format("y|e"),
+    ),
+    "fr": LanguageForms(
+        (
+            (
+                rf"\bje (?:ne (?:peux|pourrai|pourrais|saurais|puis|vais)|n'ai pas la possibilité de|ne suis pas (?:en mesure"
+                rf"|capable|autorisée?)){_REST}\b(?:aider|assister|fournir|répondre|donner|écrire|rédiger|créer|partager"
+                r"|participer|recommander|conseiller|encourager|produire|générer|proposer|soutenir|satisfaire|accéder"
+                r"|faire (?:cela|ça)|promouvoir|discuter)"
+            ),
+            (
+                r"^(?:je suis |je )?(?:vraiment |sincèrement |profondément )?(?:désolée?|m'excuse|regrette)[,.;:]? (?:mais )?"
+                r"(?:je (?:ne (?:peux|pourrai|pourrais|saurais|puis|suis)|dois (?:refuser|décliner))|il m'est impossible)"
+            ),
+            r"\b(?:je (?:dois )?(?:refuser?|décliner?)|il m'est impossible de vous aider)\b",
+            r"\bcontraire à mes (?:principes|règles|directives|valeurs)\b",
+        ),
+        _AND.format("et"),
+    ),
+    "de": LanguageForms(
+        (
+            (
+                r"\b(?:ich (?:kann|darf|werde|möchte|könnte)|(?:kann|darf|werde|möchte) ich)\b"
+                rf"{_REST}\b(?:nicht|kein\w*){_REST}\b(?:helfen|weiterhelfen|behilflich|unterstützen|beantworten|antworten"
+                r"|bereitstellen|geben|anbieten|schreiben|verfassen|erstellen|teilen|mitmachen|teilnehmen|empfehlen|erfüllen"
+                r"|nachkommen|dienen|gutheissen|fördern|erzeugen)\b"
+            ),
+            r"\bich bin (?:leider )?nicht (?:in der lage|befugt|imstande)\b",
+            (
+                r"^(?:es )?(?:tut mir (?:sehr |wirklich )?leid|entschuldigung|entschuldige|verzeihung)[,.;:]? (?:aber |doch )?"
+                rf"(?:ich|das|dabei|hierbei|damit){_REST}\b(?:nicht|kein\w*)\b"
+            ),
+            rf"\b(?:ich (?:muss|möchte){_REST}\bablehnen|ich lehne (?:das|dies|es) ab|ich weigere mich)\b",
+            r"\bgegen meine (?:richtlinien|grundsätze|prinzipien|regeln)\b",
+        ),
+        _AND.format("und"),
+    ),
+    "pt": LanguageForms(
+        (
+            (
+                r"\bnão (?:te |lhe |o |a )?(?:posso|poderei|poderia|consigo|sou capaz de|estou (?:apt[oa]|autorizad[oa]) a)"
+                rf"{_REST}\b(?:ajudar|ajudá|auxiliar|assistir|fornecer|oferecer|dar\b|cumprir|fazer isso|responder|escrever"
+                r"|criar|gerar|compartilhar|partilhar|participar|apoiar|recomendar|aconselhar|atender|incentivar|promover)"
+            ),
+            (
+                r"^(?:(?:me )?desculpe?|desculpa|sinto muito|lamento|peço desculpas?)[,.;:]? (?:mas )?(?:eu )?(?:infelizmente )?"
+                r"(?:não (?:posso|poderei|consigo|é possível)|devo (?:recusar|declinar))"
+            ),
+            r"\b(?:recuso-me a|me recuso a|(?:devo|tenho que|tenho de) (?:recusar|declinar))\b",
+            r"\b(?:contra|contraria) (?:os meus|meus|as minhas|minhas) (?:princípios|diretrizes|políticas|normas)\b",
+        ),
+        _AND.format("e"),
+    ),
+    "ru": LanguageForms(
+        (
+            (
+                r"\b(?:я|сожалению,?|извините,?(?: но)?|простите,?(?: но)?|прощения,?(?: но)?|сожалею,?(?: но)?)(?: \w+,?){0,2}?"
+                rf" не (?:могу|смогу|буду|в состоянии|имею возможности|готова?){_REST}\b(?:помо[гчщ]|предостав|ответить|отвечать"
+                r"|дать|давать|созда|написать|писать|выполн|поддерж|участвовать|рекоменд|советовать|рассказ|поделиться"
+                r"|содейств|предлож|обсужд|генерир)"
+            ),
+            (
+                r"^(?:извините|простите|прошу прощения|(?:мне )?(?:очень )?жаль|сожалею)[,.;:]? (?:но )?(?:я )?(?:не (?:могу|смогу)"
+                r"|вынужден)"
+            ),
+            r"\b(?:я отказываюсь|вынужден[аы]? отказать)",
+            r"\bпротивореч\w+ моим (?:принципам|правилам|инструкциям)\b",
+        ),
+        _AND.format("и"),
+    ),
+    "ar": LanguageForms(
+        (
+            (
+                rf"(?:لا|لن) (?:أستطيع|استطيع|يمكنني|أقدر|يسعني|أتمكن|أود){_REST}(?:مساعد|المساعدة|أساعد|تقديم|أقدم|تزويد|أزود|توفير"
+                r"|أوفر|إعطا|أعطي|الإجابة|إجابة|أجيب|كتابة|أكتب|إنشاء|أنشئ|مشاركة|المشاركة|تلبية|القيام بذلك|دعم|تشجيع|الرد)"
+            ),
+            (
+                r"^(?:عذر(?:ا|اً|ًا)|آسفة?|أنا آسفة?|أعتذر|المعذرة|نأسف|للأسف)[,،.]? ?(?:و?لكن(?:ني|ي)? ?)?(?:أنا )?(?:لا|لن) "
+                r"(?:أستطيع|استطيع|يمكنني|أقدر)"
+            ),
+            r"\b(?:لست قادر\w*|أرفض|(?:يجب|علي) أن أرفض)",
+        ),
+        r"\s+و\s*(?=\w)",
+    ),
+    "hi": LanguageForms(
+        (
+            (
+                r"(?:मदद|सहायता|जानकारी|उत्तर|जवाब|सलाह|निर्देश|समर्थन|अनुरोध|सहयोग|प्रदान|साझा|लिख|बना|बता|पूरा)"
+                rf"{_REST}(?:नहीं (?:कर |दे |रख )?(?:सकत|सकूँ|सकूं|पाऊ|करूँगा|करूंगा|करूँगी|करूंगी|दूँगा|दूंगा|दूँगी|दूंगी)|असमर्थ हू|अक्षम हू)"
+            ),
+            (
+                r"^(?:मुझे (?:खेद|अफ़?सोस) है|मैं माफ़?ी चाहत[ाी] हू[ँं]|माफ़? (?:करें|कीजिए|कीजिये)|क्षमा (?:करें|कीजिए))[,।.]? "
+                rf"?(?:लेकिन|पर|मगर|कि|किंतु)? ?मैं{_REST}(?:नहीं|असमर्थ)"
+            ),
+            r"मैं (?:इससे |इसे |यह )?(?:मना|इनकार|इंकार) करत[ाी]",
+        ),
+        _AND.format("और|तथा|एवं"),
+    ),
+}
