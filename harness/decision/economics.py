@@ -52,13 +52,12 @@ def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> floa
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
     """Add up the extra costs of the fine-tune that do not depend on the number of requests.
 
-    Training, labels, a teacher for its rows, evaluation and hosting are the fine-tune's own; either side may
+    Training, labels, a teacher for its rows and hosting are the fine-tune's own; either side may
     need an index for retrieval.
     """
     hosting = policy.hosting_usd_per_month * policy.horizon_months
     made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
-    own_usd = made + policy.evaluation_usd + hosting
-    return own_usd + _index_usd(run, policy) - _index_usd(alternative, policy)
+    return made + hosting + _index_usd(run, policy) - _index_usd(alternative, policy)
 
 
 def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:

@@ -181,7 +181,6 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
     spent = formatting.usd(numbers.spent_once_usd)
     priced = {
         "the teacher of its rows": run.rows_cost_usd,
-        "evaluation": case.policy.evaluation_usd,
         "hosting": case.policy.hosting_usd_per_month,
         "the index of documents": case.policy.index_usd_per_month,
     }

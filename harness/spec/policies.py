@@ -168,9 +168,9 @@ class TokenPrices(Spec):
 class DecidePolicy(Spec):
     """Prices, volumes and needs of the decision.
 
-    A request costs its device time, or its tokens if `usd_per_million_tokens` is set. `evaluation_usd` and
-    `hosting_usd_per_month` are the costs of a fine-tune besides training and labels; `index_usd_per_month` is
-    the cost of an index of documents for any candidate that retrieves. `max_latency_s` is the longest median
+    A request costs its device time, or its tokens if `usd_per_million_tokens` is set. A fine-tune costs
+    `hosting_usd_per_month` besides training and labels; `index_usd_per_month` is the cost of an index of
+    documents for any candidate that retrieves. `max_latency_s` is the longest median
     time of a request sent alone, `min_requests_per_s` the required throughput in batches: slower candidates
     are excluded. `tau` is how many points of the target metric a USD of training has to bring. `point_usd` is
     the value of one point of the target metric over the horizon, by default that of the additional right
@@ -185,7 +185,6 @@ class DecidePolicy(Spec):
     device_hour_usd: float | None = Field(None, ge=0)
     usd_per_million_tokens: TokenPrices | None = None
     label_cost_usd: float = Field(0.0, ge=0)
-    evaluation_usd: float = Field(0.0, ge=0)
     hosting_usd_per_month: float = Field(0.0, ge=0)
     index_usd_per_month: float = Field(0.0, ge=0)
     max_latency_s: float | None = Field(None, gt=0)
@@ -227,15 +226,12 @@ class AcceleratePolicy(Spec):
     `accelerate launch` starts `num_processes` on this machine, each with its part of a step's rows. Each
     holds all weights (`distributed_type: MULTI_GPU`), or on GPUs a shard of them: `FSDP` shards weights,
     gradients and optimiser states with PyTorch's FSDP2, `DEEPSPEED` with DeepSpeed's ZeRO, whose `zero_stage`
-    3 shards all of these and 2 all but the weights. `gpu_ids` are the GPUs they use, such as `0,1`.
-    `main_process_port` is the port on which they meet; 0 is a free one.
+    3 shards all of these and 2 all but the weights.
     """
 
     num_processes: int = Field(1, ge=1)
     distributed_type: Literal["MULTI_GPU", "FSDP", "DEEPSPEED"] = "MULTI_GPU"
     zero_stage: Literal[2, 3] = 2
-    gpu_ids: str = Field("all", pattern=r"^(all|\d+(,\d+)*)$")
-    main_process_port: int = Field(0, ge=0, le=65_535)
 
     @rule
     def _shards_of_several(self) -> Iterator[str]:

@@ -164,7 +164,9 @@ def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
         "use_cpu": device == "cpu",  # which makes a MULTI_GPU launch one on CPUs
         "mixed_precision": "no",  # what the job says is computed in
         "num_machines": 1,
-        **policy.model_dump(exclude={"distributed_type", "zero_stage"}),
+        "num_processes": policy.num_processes,
+        "gpu_ids": "all",
+        "main_process_port": 0,  # a free one
         "distributed_type": kind,
         **own.get(kind, {}),
     }
