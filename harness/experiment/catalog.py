@@ -57,13 +57,17 @@ def _purpose(path: Path) -> str:
 
 
 def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield every key that may be written, with what holds where it is not and what it means."""
+    """Yield every key that may be written, with its default and its meaning; keys of one section once."""
+    listed: dict[type[Spec], str] = {}
     meanings = map_meanings(model).of_keys
     for name, field in model.model_fields.items():
         key, inner = f"{prefix}{name}", _section(field.annotation)
         if inner is None:
             yield key, f"{_default(field)}. {meanings[name]}".rstrip(" .") + "."
+        elif inner in listed:
+            yield key, f"A list with the keys of {listed[inner]} for each."
         else:
+            listed[inner] = key
             yield key, (getdoc(inner) or "").partition("\n")[0]
             yield from _keys(inner, f"{key}.NAME." if get_origin(field.annotation) is dict else f"{key}.")
 
