@@ -1,11 +1,14 @@
-"""CI's own script on a project of stand-ins: the budget fits, and what it prints at the end is what happened."""
+"""CI's script and the time limit on stand-ins; pinned hashes are pinned versions; what libraries read at import."""
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from hashes import CONSTRAINTS, HASHED, MODELS, pins, wanted_pins
 
 ROOT = Path(__file__).parents[1]
 MAKEFILE = """\
@@ -146,3 +149,109 @@ def test_a_run_inside_a_step_of_another_run_ends_none_of_that_runs_processes(pro
     done = project(compare="inner/.ci/run >/dev/null; echo the outer step goes on")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "\nthe outer step goes on\n" in done.stdout
+
+
+QUICK = "def test_quick(): pass\n"
+LONG = """
+import time
+
+import pytest
+
+{fixture}
+def test_long({argument}):
+    {body}
+
+def test_later():
+    pass
+"""
+FAILING = "try:\n        time.sleep(60)\n    except BaseException:\n        raise KeyError from None"
+
+
+def run_session(folder, text, *arguments):
+    (folder / "test_it.py").write_text(text)
+    plugins = ["-p", "time_limit", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", *plugins, "-q", *arguments, folder]
+    environment = {"PYTHONPATH": str(Path(__file__).parent), "PATH": "/usr/bin:/bin"}
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    ("text", "limit", "code", "said"),
+    [
+        (QUICK, (), 0, "1 passed in"),
+        (QUICK, ("--minutes", "0"), 0, "1 not run in"),
+        ("def test_it(): assert False\n", ("--minutes", "5"), 1, "1 failed in"),
+    ],
+    ids=["no limit", "over", "a failure within"],
+)
+def test_no_test_starts_when_the_time_is_over_and_within_it_each_ends_as_it_does(
+    tmp_path, text, limit, code, said
+):
+    done = run_session(tmp_path, text, *limit)
+    assert done.returncode == code, done.stdout
+    assert said in done.stdout
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("processes", [(), ("-n", "1")])
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"fixture": "", "argument": "", "body": "time.sleep(60)"},
+        {"fixture": "@pytest.fixture\ndef slow(): time.sleep(60)", "argument": "slow", "body": "pass"},
+        {"fixture": "", "argument": "", "body": FAILING},
+    ],
+    ids=["test", "fixture", "interrupted into a failure"],
+)
+def test_a_test_under_way_when_the_time_is_over_ends_and_counts_as_not_run(tmp_path, parts, processes):
+    done = run_session(tmp_path, LONG.format(**parts), "--minutes", "0.05", *processes)
+    assert done.returncode == 0, done.stdout
+    assert "2 not run in" in done.stdout
+    assert "failed" not in done.stdout
+
+
+def test_every_pin_that_is_installed_has_a_hash_and_the_version_of_the_constraints():
+    blocks = re.split(r"\n(?=\w)", HASHED.read_text())[1:]
+    assert {name: version for block in blocks for name, version in pins(block).items()} == wanted_pins()
+    assert [block for block in blocks if not re.search(r"--hash=sha256:[0-9a-f]{64}", block)] == []
+    assert {*wanted_pins()} - {*pins("\n".join(MODELS))} == {*pins(CONSTRAINTS.read_text())} - {"torch"}
+
+
+CODE = """
+import os, sys
+from harness.progress import spins_briefly
+readings = iter([100.0, 100.0 + float(sys.argv[1])]) if len(sys.argv) > 1 else None
+print(spins_briefly(readings and readings.__next__, 0.2), os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+def settle(*busy_s, **given):
+    """Settle it in a process of its own, where processors were busy for so many of 0.2 seconds."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    own = {name: value for name, value in os.environ.items() if name not in names} | given
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *map(str, busy_s)], env=own, capture_output=True, text=True, check=True
+    )
+    return done.stdout.split()
+
+
+N_PROCESSORS = len(os.sched_getaffinity(0))
+
+
+@pytest.mark.parametrize(
+    ("busy_s", "given", "settled"),
+    [
+        (0.0, {}, ["False", "20000"]),
+        (0.04, {}, ["False", "20000"]),
+        (0.2, {}, ["True", "1000"]),
+        ("nan", {}, ["True", "1000"]),
+        (0.2, {"OMP_NUM_THREADS": str(N_PROCESSORS)}, ["True", "1000"]),
+        (0.2 * N_PROCESSORS, {"OMP_NUM_THREADS": "1"}, ["False", "None"]),  # which waits for no other
+        (0.2, {"OMP_NUM_THREADS": "many"}, ["True", "1000"]),
+        (0.2, {"GOMP_SPINCOUNT": "7"}, ["False", "7"]),
+        (0.2, {"OMP_WAIT_POLICY": "ACTIVE"}, ["False", "None"]),
+    ],
+)
+def test_threads_spin_briefly_where_other_work_wants_their_processors(busy_s, given, settled):
+    assert settle(busy_s, **given) == settled

@@ -1,12 +1,15 @@
-"""Cleaning of rows, and decisions on them: what is mended, dropped and why, and that nothing is invented."""
+"""Cleaning and removal of duplicates: what is changed, dropped and why; equal texts are equal everywhere."""
 
 import json
+import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
-from checked_rows import LABELS, alarms, fill_layout, make_clean_rows, run_command, write
+from checked_rows import LABELS, WORDS, alarms, fill_layout, lines, make_clean_rows, run_command, write
 from edited_rows import (
     ASKED,
+    LONG,
     draw_rows,
     jsonl,
     list_written_rows,
@@ -16,19 +19,28 @@ from edited_rows import (
     rows_of,
     run_data,
 )
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
+from sacrebleu import corpus_bleu
 from test_formats import ROWS as LAYOUT_ROWS
+from test_metrics import one
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.data import readers
+from harness.config import load
+from harness.config.yaml_values import parse
+from harness.data import load_task, readers
 from harness.data.columns import find_roles
-from harness.data.edit.changes import RowDecision, keep_decision, read_decisions
+from harness.data.edit.changes import RowDecision, keep_decision, read_decisions, several_spellings
 from harness.data.edit.clean import clean, clean_text
+from harness.data.edit.dedup import dedup
+from harness.data.multiple_choice import has_choices
 from harness.data.text_files import Rows
 from harness.errors import UserError
-from harness.records import checksum
+from harness.metrics import load_metrics
+from harness.records import Example, Output, checksum, compose_letters, fold_text, normalize
+from harness.spec import Task
 
 
 @pytest.mark.parametrize(
@@ -347,3 +359,364 @@ def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
         UserError, match="relabel, where a row has several rated answers; expected drop or keep"
     ):
         CliRunner().invoke(app, words.split(), catch_exceptions=False)
+
+
+def dedup_texts(*rows, **options):
+    """Return what is written, by number, and the changes."""
+    made = rows_of(*({"text": text, "label": label} for text, label in rows))
+    outcomes = dedup(made, ASKED, **options)
+    return [int(row.where[8:]) for row in list_written_rows(outcomes)], [
+        str(o.change) for o in outcomes if o.change
+    ]
+
+
+def test_equal_and_nearly_equal_rows_are_dropped_and_name_the_one_that_stays():
+    expected = ([1, 2], ["r.jsonl:3: dropped, a duplicate of r.jsonl:1"])
+    assert dedup_texts(("Hi there", "x"), ("other", "x"), ("hi  THERE", "X")) == expected
+    kept, changes = dedup_texts((LONG, "x"), (LONG + " now", "x"), ("Where is my card?", "x"))
+    assert kept == [1, 3]
+    assert changes[0].startswith("r.jsonl:2: dropped, a near duplicate of r.jsonl:1 (0.9")
+
+    rows = (LONG, "x"), (f"{LONG} now", "x"), (f"{LONG} NOW", "x")
+    kept, changes = dedup_texts(*rows)
+    assert kept == [1]
+    assert all("of r.jsonl:1 (0.9" in change for change in changes)
+
+    rows = (LONG, "parcel"), (f"{LONG} now", "address"), (f"{LONG} ok", "address")
+    kept, changes = dedup_texts(*rows)
+    assert kept == [1, 2]
+    assert "r.jsonl:3: dropped, a near duplicate of r.jsonl:2" in changes[0]
+    assert dedup_texts(*rows, alike=1)[0] == [1, 2, 3]
+
+
+def test_questions_in_another_context_or_beside_other_tools_are_no_duplicates():
+    said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    for name in ("French", "German"):
+        system = {"role": "system", "content": f"Answer politely and in {name}"}
+        chats = rows_of({"messages": [system, *said]}, {"messages": said})
+        assert len(list_written_rows(dedup(chats, find_roles(Rows("r", "r", chats))))) == 2
+    choices = rows_of(
+        *({"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab"))
+    )
+    assert (
+        list_written_rows(dedup(choices, find_roles(Rows("r", "r", choices)), conflicts="drop"))
+        == choices[:2]
+    )
+
+    asked = {"role": "user", "content": "What is the weather in Paris?"}
+    weather, refund = ({"name": name, "parameters": {}} for name in ("weather", "refund"))
+    chats = rows_of(
+        *(
+            {"messages": [asked, {"role": "assistant", "content": answer}], "tools": tools}
+            for answer, tools in (("Rain", [weather]), ("Rain", [weather, refund]), ("Unknown", [refund]))
+        )
+    )
+    roles = find_roles(Rows("r", "r", chats))
+    assert list_written_rows(dedup(chats, roles, conflicts="drop")) == chats
+
+    passages = " ".join(f"a{i}" for i in range(30)), " ".join(f"b{i}" for i in range(30))
+    rows = rows_of(
+        *({"question": "When was it built?", "context": passage, "answer": "1912"} for passage in passages),
+        *(
+            {"question": q, "context": passages[0], "answer": "1912"}
+            for q in ("Who built it?", "when was it built")
+        ),
+    )
+    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
+    assert [outcome.row is None for outcome in outcomes] == [False, False, False, True]
+
+
+def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
+    rows = rows_of(*({"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False, True)))
+    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
+    assert [o.change.kind for o in outcomes] == ["reported", "reported", "dropped"]
+
+
+def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
+    rows = ("Where?", "here"), ("other", "x"), ("where?", "there")
+    assert dedup_texts(*rows) == (
+        [1, 2, 3],
+        [
+            "r.jsonl:1: reported, another answer to the question of r.jsonl:3",
+            "r.jsonl:3: reported, another answer to the question of r.jsonl:1",
+        ],
+    )
+    assert dedup_texts(*rows, conflicts="drop")[0] == [2]
+
+
+@settings(max_examples=50)
+@given(draw_rows("text", "label"), st.sampled_from(["keep", "drop"]))
+def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
+    outcomes = dedup(rows, ASKED, conflicts=conflicts)
+    assert [(o.row or o.change).where for o in outcomes] == [row.where for row in rows]
+    kept = list_written_rows(outcomes)
+    assert [row for row in rows if row in kept] == kept
+    places = {row.where for row in kept}
+    assert all(o.change.of in places for o in outcomes if o.change and "duplicate" in o.change.reason)
+    assert list_written_rows(dedup(kept, ASKED, conflicts=conflicts)) == kept
+
+
+def test_rows_too_like_a_test_file_are_dropped(data):
+    asked = [
+        {"text": LONG, "label": "x"},
+        {"text": "Where is my card?", "label": "x"},
+        {"text": "Fees", "label": "x"},
+    ]
+    jsonl(Path("r.jsonl"), asked)
+    Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
+    said = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
+    assert said.startswith("3 read, 1 written, 2 dropped")
+    assert [(row["reason"], row["of"]) for row in manifest("n.jsonl")["rows"]] == [
+        ("in the test file by words in common", "t.csv:3"),
+        ("a question of the test file", "t.csv:2"),
+    ]
+    run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
+    assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
+    shown = read_refusal(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv")
+    assert "never changed in place" in shown
+
+
+def test_trees_that_go_on_otherwise_are_no_duplicates_and_answers_in_another_order_are():
+    def tree(end):
+        said = {"role": "prompter", "text": "And?", "replies": [{"role": "assistant", "text": end}]}
+        first = {"role": "assistant", "text": "Me", "replies": [said]}
+        return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
+
+    rows = rows_of(tree("yes"), tree("no"), tree("yes"))
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
+    rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
+    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
+
+
+def test_ids_in_front_do_not_hide_equal_texts(data):
+    said = [
+        f"{text} {text[::-1]} q{i}w" for i, text in enumerate(("one two", "my card", "a fee", "old pin") * 3)
+    ]
+    rows = [{"text": f"Ticket {100 + i * 7}: {text}", "label": "x"} for i, text in enumerate((*said, *said))]
+    jsonl(Path("r.jsonl"), rows)
+    assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("24 read, 12 written")
+    run_data(data, "split", "r.jsonl", "--shares", "0.5,0,0.5", "--out", "parts")
+    train, test = (
+        {row["text"].partition(": ")[2] for row in read(f"parts/{n}.jsonl")} for n in ("train", "test")
+    )
+    assert not train & test
+
+
+def test_templates_and_names_with_braces_say_which_columns_ask(data):
+    rows = [{"subject": f"s{i} q{i * i}w", "body": f"b{i} v{i}u", "label": "ab"[i % 2]} for i in range(20)]
+    jsonl(Path("train.jsonl"), rows)
+    jsonl(Path("test.jsonl"), rows[:6])
+    named = ("--prompt", "{subject}: {body}", "--reference", "label")
+    said = run_data(data, "dedup", "train.jsonl", *named, "--against", "test.jsonl", "--out", "n.jsonl")
+    assert said.startswith("20 read, 14 written")
+    rows = [{"{{ticket}}": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2]} for i in range(20)]
+    jsonl(Path("r.jsonl"), [*rows, rows[3]])
+    assert run_data(data, "dedup", "r.jsonl", "--out", "m.jsonl").startswith("21 read, 20 written")
+
+
+OTHERS = [f"{WORDS[i]} {WORDS[2 * i]} {WORDS[-i]} {WORDS[-2 * i]}?" for i in range(1, 30)]
+PRIMARY = "Name a primary colour of light."
+
+
+def list_dropped_rows(path, **named):
+    content = readers.read(path, "train")
+    outcomes = dedup(content.rows, find_roles(content, **named))
+    return [i for i, outcome in enumerate(outcomes, start=1) if outcome.row is None]
+
+
+def list_repeated_rows(find, rows, **named):
+    return sorted(line for f in alarms(find(rows, "repeated_rows", **named)) for line in lines(f))
+
+
+@pytest.mark.parametrize("layout", LAYOUT_ROWS)
+def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
+    """An equal row and a near one repeat; the same question with another answer repeats nothing."""
+    asked = [(question, f"It is {question[:9]}") for question in OTHERS]
+    asked += [
+        (LONG, "Blue."),
+        (PRIMARY, "red"),
+        (PRIMARY, "blue"),
+        (LONG.upper(), "blue."),
+        (f"{LONG} now", "Blue."),
+    ]
+    asked += [
+        (f"{LONG} now", "Green."),
+        (f"{LONG} ok", f"{LONG} {WORDS[3]}"),
+        (f"{LONG} so", f"{LONG} {WORDS[4]}"),
+    ]
+    rows = [fill_layout(LAYOUT_ROWS[layout], *of) for of in asked]
+    n = len(OTHERS)
+    # Of questions with choices a rarer answer stands among others, which make another question of it.
+    repeats = [n + 5] if has_choices({*LAYOUT_ROWS[layout]}) else [n + 4, n + 5, n + 8]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
+
+
+def test_pairs_with_another_rejected_answer_repeat_nothing(find, tmp_path):
+    rows = [{"prompt": q, "chosen": "Yes, of course.", "rejected": "No."} for q in OTHERS]
+    rows += [{**rows[0], "rejected": "Never."}, {**rows[1], "rejected": "no."}]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
+
+
+def test_labels_that_are_nearly_equal_are_two_answers(find, tmp_path):
+    rows = [{**row, "label": f"card {row['label']} not received"} for row in make_clean_rows(60)]
+    rows += [
+        {"text": LONG, "label": "card refund not received"},
+        {"text": f"{LONG} now", "label": "card refunds not received"},
+    ]
+    rows += [{"text": f"{LONG} ok", "label": "Card refund not received."}]
+    assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [63]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("for i in values:\n    print(i)", "for i in values:\nprint(i)"),
+        ("if found:\n    stop()\n    tell(all_of_them)", "if found:\n    stop()\ntell(all_of_them)"),
+        ("ls -L", "ls -l"),
+        ("tar --create --file x.tar folder", "tar --Create --file x.tar folder"),
+    ],
+)
+def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_path, one, other):
+    asked = [(question, "Yes") for question in OTHERS] + [(one, "Yes"), (other, "Yes")]
+    for flipped in (False, True):
+        rows = [
+            dict(zip(("prompt", "completion"), of[::-1] if flipped else of, strict=True)) for of in asked[-2:]
+        ]
+        rows = [*({"prompt": question, "completion": question[:6]} for question in OTHERS), *rows]
+        assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == []
+
+
+EQUAL = {
+    "composed": ("Tra\u0302n o\u031b\u0309 Hue\u0302\u0301", "Tr\u00e2n \u1edf Hu\u1ebf"),
+    "zero width": ("new\u200b York\u2060\ufeff", "New York"),
+    "directions": ("\u200f\u202bשלום\u202c\u200e", "שלום"),
+    "soft hyphen": ("Donau\u00addampfer", "donaudampfer"),
+    "apostrophe": ("it\u2019s Kya\u02bcs", "it's kya's"),
+    "quotes": ("«oui» said „ja“", '"oui" said "ja"'),
+    "dashes": ("1939\u20131945 \u2212 5", "1939-1945 - 5"),
+    "non-breaking": ("10\u00a0km\u202fout\u3000now", "10 km out now"),
+    "widths": ("ＡＢＣ－１２３ ｶﾞ", "abc-123 ガ"),
+    "sharp s": ("STRASSE", "straße"),
+    "variation": ("\u2764\ufe0f love", "\u2764 love"),
+    "ellipsis": ("so\u2026 what", "so... what"),
+}
+SIGNS = st.text(
+    st.characters() | st.sampled_from("\u0301\u0323\u200b\u2019\u00a0.\"'`İßﬀͅ" + "ｶﾞ한가"), max_size=12
+)
+
+
+@pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
+@pytest.mark.parametrize(
+    "name", ["exact_match", "token_f1", "contains", "rouge", "final_answer", "json_fields"]
+)
+def test_equal_texts_are_right_by_every_metric_of_texts(name, one_form, other):
+    write = json.dumps if name == "json_fields" else str
+    for answer, reference in ((one_form, other), (other, one_form)):
+        answer, reference = (
+            write({"a": text}) if name == "json_fields" else text for text in (answer, reference)
+        )
+        assert one(name, answer, reference) == 1
+
+
+@pytest.mark.parametrize("name", ["bleu", "chrf"])
+def test_letters_are_composed_for_metrics_that_count_case(name):
+    said, gold = "Tra\u0302n thi\u0323 o\u031b\u0309 Hue\u0302\u0301 ne\u0300", "Trân thị ở Huế nè"
+    assert one(name, said, gold) == pytest.approx(1)
+    assert one(name, said.lower(), gold) < 0.9
+
+
+@given(SIGNS)
+def test_the_normalisation_changes_nothing_in_what_it_returned(text):
+    for fold in (compose_letters, fold_text, normalize):
+        assert fold(fold(text)) == fold(text)
+
+
+@given(SIGNS)
+def test_the_forms_of_unicode_and_the_order_of_steps_do_not_matter(text):
+    folded = normalize(text)
+    assert normalize(unicodedata.normalize("NFD", text)) == normalize(unicodedata.normalize("NFC", text))
+    assert normalize(fold_text(text)) == normalize(compose_letters(text)) == folded
+    assert normalize(f" {text}\u200b\u00a0") == folded
+
+
+def test_scripts_without_blanks_or_with_vowel_signs_are_scored_by_their_words():
+    assert one("contains", "रामा आया", "राम") == 0
+    assert one("contains", "राम आया", "राम") == 1
+    metric = load_metrics(Task(name="t", data={}, metrics=("rouge",)))["rouge"]
+    assert not metric.reads(Example("e", (), ("🙂 !!",)))
+    assert metric.reads(Example("e", (), ("да",)))
+    said, gold = "我们在北京大学学习，2024 年。", "我们在北京大学读书，2024 年。"
+    assert one("bleu", said, gold) == pytest.approx(corpus_bleu([said], [[gold]], tokenize="zh").score / 100)
+    assert one("bleu", "ฉันรักเมืองไทย", "ฉันรักเมืองจีน") > 0.5
+
+
+@pytest.mark.parametrize(("one_form", "other"), EQUAL.values(), ids=EQUAL)
+def test_contamination_between_two_forms_is_the_error_that_it_is_between_equal_texts(
+    tmp_path, one_form, other
+):
+    for name, texts in (("train", [one_form, "b", "c"]), ("test", [other, "d"])):
+        jsonl(tmp_path / f"{name}.jsonl", [{"prompt": f"Say {t}", "reference": "x"} for t in texts])
+    files = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test")}
+    with pytest.raises(UserError, match=r"the question of .*test\.jsonl:1 too"):
+        load_task(Task(name="t", data=files), 0)
+
+
+def test_rows_and_labels_in_two_forms_are_duplicates_to_the_commands(data):
+    jsonl(Path("r.jsonl"), [{"text": f"What is {t}?", "label": t} for pair in EQUAL.values() for t in pair])
+    said = run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl")
+    assert said.startswith(f"{2 * len(EQUAL)} read, {len(EQUAL)} written, {len(EQUAL)} dropped")
+    assert "exact duplicates of an earlier row 50.0 % (12 of 24)" in run_data(data, "check", "r.jsonl")
+    for pair in EQUAL.values():
+        (found,) = several_spellings(pair)
+        assert {label for label, _ in found} == {*pair}
+
+
+@given(st.text("abcXYZ019 .,'-_()\n", max_size=30), st.text("abcXYZ019 .,'-_()\n", max_size=30))
+def test_rouge_of_english_is_that_of_the_package(said, gold):
+    for kind in ("rougeL", "rougeLsum", "rouge1", "rouge2"):
+        published = RougeScorer([kind]).score(gold, said)[kind].fmeasure
+        assert one(f"rouge(kind={kind})", said, gold) == pytest.approx(published)
+
+
+SPELLINGS = {
+    "case": (["US", "us", "US", "de"], ["US", "de"]),
+    "numbers": ([1, 1.0, "1", "1.0", 0, 2], ["0", "1", "2"]),
+    "floats of a column with gaps": ([1.0, 0.0, "1", 0.0], ["0", "1"]),
+    "truth values": ([True, 1, "1", "false", 0, "TRUE"], ["0", "1"]),
+    "true and false": ([True, "True", True, "false", False], ["false", "true"]),
+    "leading zeros": (["007", "7", 7, "07"], ["007", "07", "7"]),
+    "forms": (["Hue\u0301", "Hué", "caf\u200be", "Cafe."], None),
+    "words of YAML": (["on", "off", "null", "1e3", "0x1F", "2024-01-02", "~", "1_000"], None),
+}
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(("answers", "labels"), SPELLINGS.values(), ids=SPELLINGS)
+def test_init_writes_labels_that_metrics_tell_apart_and_all_rows_are_read_as_them(command, answers, labels):
+    rows = [{"text": f"Question {i} {j}?", "label": a} for i in range(15) for j, a in enumerate(answers)]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, said = command("init", "new", "--data", "r.jsonl", "--task", "labels")
+    assert code == 0, said
+    task = load(Path("new/harness.yaml")).experiment.target
+    assert labels is None or sorted(task.labels) == labels
+    items = load_task(task, 0)
+    metric = load_metrics(task)["macro_f1"]
+    for example in (*items.train, *items.validation, *items.test):
+        assert example.references[0] in task.labels
+        parts = np.array([metric.score(Output(example.references[0].upper()), example)])
+        assert metric.aggregate(parts, np.ones(1)) == 1
+        assert metric.aggregate(np.array([metric.worst(example)]), np.ones(1)) == 0
+
+
+@pytest.mark.parametrize(
+    "labels", [("US", "us"), ("1", "1.0"), ("true", "1"), ("Hue\u0301", "Hué"), ("a", "A.")]
+)
+def test_a_suite_of_labels_that_are_one_is_refused(labels):
+    with pytest.raises(ValueError, match="are one to metrics: keep one of them"):
+        Task(name="t", data={}, labels=labels)
+
+
+def test_labels_in_yaml_keep_their_text():
+    written = "007 on off yes no null ~ 1e3 1_000 0x1F 2024-01-02 true 1.50".split()
+    read, _ = parse(f"labels: [{', '.join(written)}]\nstop:\n- 007\nlimit: 0x1F\n", "suite.yaml")
+    assert read == {"labels": written, "stop": ["007"], "limit": 31}

@@ -1,4 +1,4 @@
-"""Many candidates on the same items, and chains of champions: what is shipped is corrected for both."""
+"""Many candidates on the same items, chains of champions, A/A noise, and answers that collapse to one."""
 
 import json
 import shutil
@@ -9,18 +9,40 @@ from math import sqrt
 import fake_facts
 import numpy as np
 import pytest
+import tiny_experiment
 from fake_facts import alternatives, make_fine_tune
 from fake_rows import EXACT, flips, rows
+from typer.testing import CliRunner
 
-from harness import config, gating, release, store
-from harness.comparison import Comparison, at_level, compare_rows
+from harness import config, gating, release, report, store
+from harness.cli import app
+from harness.comparison import (
+    AnswerCounts,
+    AnswerDiversity,
+    Comparison,
+    Estimate,
+    answer_diversity,
+    at_level,
+    compare_commonest_answers,
+    compare_rows,
+)
 from harness.decision import Decision, Family, family_of, place_in_family
 from harness.errors import IncompatibleRuns, UserError
-from harness.gating import GateResult, Measurement, Rule, TaskComparison, Verdict
+from harness.evaluation import EvaluationJob
+from harness.experiment import Scope, prepare_session, study_session
+from harness.experiment import measure as measure_run
+from harness.experiment.analysis import Reader
+from harness.experiment.preflight import measure_noise, task_noise
+from harness.gating import GateResult, Measurement, Rule, TargetFacts, TaskComparison, Verdict, admit
+from harness.gating.answer_rules import mode_collapse_rule
 from harness.gating.rules import apply_rules
-from harness.report import gate_document, gate_json
+from harness.metrics import mean_metric
+from harness.progress import SilentProgress
+from harness.records import Noise, RowsIdentity, SampleResult, TaskNoise
+from harness.report import ExperimentReport, gate_document, gate_json
 from harness.report.wording import miss_text
 from harness.spec import GatePolicy, Task
+from harness.stats import tango_interval
 from harness.store import Store
 
 POLICY = GatePolicy()
@@ -311,3 +333,286 @@ def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
     assert "found no rows of the first base eeee" in rule.sentence
     with pytest.raises(UserError, match="loss against the first base that is not ruled out"):
         release.promote_named(copy, "lora")
+
+
+OPEN = [f"text {n}" for n in range(100)]
+LABELS = ["late", "money"] * 50
+
+
+def text_rows(texts, references=None, cluster_size=1, **changes):
+    return [
+        SampleResult(
+            task="chat",
+            split="test",
+            example_id=f"item-{i:03d}",
+            position=i,
+            status="ok",
+            text=text,
+            prompt="",
+            references=(references[i],) if references else (),
+            parts={},
+            cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
+            finish_reason="stop",
+            **changes,
+        )
+        for i, text in enumerate(texts)
+    ]
+
+
+def find_collapse(new, base, references=None, **changes):
+    found = answer_diversity(text_rows(new, references, **changes), text_rows(base, references, **changes))
+    return found.collapsed
+
+
+def test_answers_are_counted_beside_the_bases_with_a_paired_interval_of_the_commonest():
+    found = answer_diversity(text_rows(["yes", " yes", "no", "yes\n"]), text_rows(["a", "b", "b", "c"]))
+    assert found.new == AnswerCounts("yes", 0.75, 2, 0.5)
+    assert found.base == AnswerCounts("b", 0.5, 3, 0.75)
+    assert (found.task, found.n, found.reference_share) == ("chat", 4, None)
+    # "yes" stands where the base's "b" stood once, and in two more places; one "b" is lost to "no".
+    found = answer_diversity(text_rows(["yes", "yes", "no", "yes"]), text_rows(["a", "b", "b", "c"]))
+    assert (found.low, found.high) == pytest.approx(tango_interval(2, 1, 4))
+    found = answer_diversity(text_rows(["yes"] * 10))
+    assert (found.new.share, found.base, found.collapsed) == (1.0, None, False)
+    answer_diversity(text_rows(["\ud83d"] * 5)).new.commonest.encode("utf-8")
+
+
+def test_items_that_share_clusters_say_less():
+    many, few = ["same"] * 20 + OPEN[20:], OPEN
+    alone = answer_diversity(text_rows(many), text_rows(few))
+    together = answer_diversity(text_rows(many, cluster_size=10), text_rows(few, cluster_size=10))
+    assert together.high - together.low > alone.high - alone.low
+
+
+def test_one_answer_to_open_questions_is_a_collapse():
+    assert find_collapse(["I do not know."] * 60 + OPEN[60:], OPEN)
+    assert find_collapse([""] * 100, OPEN)
+    lopsided = ["late"] * 60 + ["money"] * 40
+    assert find_collapse(["late"] * 100, lopsided, LABELS)
+
+
+def test_right_labels_a_base_that_gave_one_answer_and_a_rise_by_chance_are_no_collapse():
+    assert not find_collapse(LABELS, OPEN, LABELS)
+    assert not find_collapse(["I do not know."] * 100, ["I do not know."] * 100)
+    assert not find_collapse(["yes", "yes", *OPEN[2:]], OPEN)
+    before, after = ["yes"] * 40 + OPEN[40:], ["yes"] * 60 + OPEN[60:]
+    found = answer_diversity(text_rows(after), text_rows(before))
+    assert found.low > 0
+    assert not found.collapsed
+
+
+COLLAPSED = AnswerDiversity(
+    "chat",
+    100,
+    AnswerCounts("I | do not\nknow.", 0.83, 18, 0.18),
+    AnswerCounts("yes", 0.04, 96, 0.96),
+    0.7,
+    0.86,
+    0.02,
+    collapsed=True,
+)
+VARIED = replace(COLLAPSED, task="facts", collapsed=False)
+
+
+def make_report(*found):
+    return ExperimentReport(
+        "support",
+        "smollm2-135m",
+        "exact_match",
+        (*alternatives(), make_fine_tune("lora", 0.8, 0.06)),
+        diversity={"lora": found},
+    )
+
+
+def test_markdown_html_and_json_show_base_beside_new(tmp_path):
+    shown = report.markdown(report.experiment_document(make_report(VARIED)))
+    assert "How varied the answers of lora are" in shown
+    assert "lora: mode collapse" not in shown
+    for shown in (
+        report.markdown(report.experiment_document(make_report(COLLAPSED))),
+        report.html(make_report(COLLAPSED)),
+    ):
+        assert "How varied the answers of lora are" in shown
+        for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
+            assert cell in shown, cell
+    report.write(make_report(COLLAPSED), tmp_path)
+    assert report.read(tmp_path / "support.json").diversity == {"lora": (COLLAPSED,)}
+
+
+def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished_run):
+    found = finished_run[1].diversity
+    assert set(found) == {"lora", "hybrid"}
+    assert [d.task for d in found["lora"]] == ["letters", "facts"]
+    assert all(d.base is not None and d.n in (6, 12) for of in found.values() for d in of)
+
+
+@pytest.mark.e2e
+def test_a_base_asked_in_the_same_way_stands_beside_a_fine_tune(tiny, own_cache, tmp_path):
+    shots = "  fixed: {prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, tiny_experiment.CANDIDATES + shots)
+    made = tiny_experiment.run(path, candidates=("prompt", "fixed", "lora", "hybrid"))
+    runs = tiny_experiment.runs_of(path)
+
+    def count_answers(name):
+        answered = store.read_rows(Store(tmp_path / "runs"), runs[name].rows["letters/test"])
+        return answer_diversity(answered).new
+
+    assert made.diversity["lora"][0].base == count_answers("prompt")
+    assert made.diversity["hybrid"][0].base == count_answers("fixed")
+    assert count_answers("prompt") != count_answers("fixed")
+
+
+LIMITED = GatePolicy(mode_collapse=0.1)
+SCORE = mean_metric("score", lambda output, example: None)
+
+
+def judge_task(new, base=OPEN, references=None, policy=LIMITED, **changes):
+    old = None if base is None else text_rows(base, references, **changes)
+    found = compare_commonest_answers(old, text_rows(new, references, **changes))
+    return mode_collapse_rule({"chat": found}, policy, identical=False)
+
+
+def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():
+    rule = judge_task(["I do not know."] * 60 + OPEN[60:])
+    assert rule.outcome == "fail"
+    assert rule.sentence.startswith("mode collapse: the commonest answer to chat 1.0 → 60.0 %, +59.0 [")
+    assert rule.sentence.endswith("limit 10.0 pp: more is shown")
+    assert (rule.numbers["base"], rule.numbers["new"], rule.numbers["limit"]) == (0.01, 0.6, 0.1)
+    rule = judge_task([f"another {n}" for n in range(100)])
+    assert rule.outcome == "pass"
+    assert 0 < rule.numbers["p"] < LIMITED.alpha
+    rule = judge_task(["yes"] * 12 + OPEN[12:])
+    assert rule.outcome == "inconclusive"
+    assert "neither less nor more is shown" in rule.sentence
+
+
+def test_references_count_as_the_base_that_may_repeat_answers():
+    assert judge_task(LABELS, OPEN, LABELS).outcome == "pass"
+    assert judge_task(["late"] * 100, OPEN, LABELS).outcome == "fail"
+    assert judge_task(["late"] * 100, None, LABELS).outcome == "fail"
+    assert judge_task(["late"] * 100, None).outcome == "skipped"
+
+
+def test_a_failed_answer_counts_as_the_commonest_and_a_ranked_one_not_at_all():
+    new = [replace(row, status="error", parts={}) if i < 30 else row for i, row in enumerate(text_rows(OPEN))]
+    (found,) = compare_commonest_answers(text_rows(OPEN), new)
+    assert found.new == pytest.approx((30 + 1) / 100)
+    ranked = [replace(row, finish_reason="ranked") for row in text_rows(["yes"] * 100)]
+    assert compare_commonest_answers(text_rows(OPEN), ranked) == ()
+
+
+def test_of_several_tasks_the_one_that_collapsed_decides_and_no_limit_is_no_rule():
+    fine = compare_commonest_answers(text_rows(OPEN), text_rows(OPEN))
+    collapsed = compare_commonest_answers(text_rows(OPEN), text_rows(["yes"] * 80 + OPEN[80:]))
+    rule = mode_collapse_rule({"facts": fine, "chat": collapsed}, LIMITED, identical=False)
+    assert (rule.outcome, rule.numbers["task"]) == ("fail", "chat")
+    assert mode_collapse_rule({}, LIMITED, identical=True).outcome == "pass"
+    assert mode_collapse_rule({}, GatePolicy(), identical=False) is None
+
+
+def _measurement(new, role="capability"):
+    task = Task(name="chat", data={}, metrics=("score",))
+    arms = [[replace(row, parts={"score": (1.0,)}) for row in text_rows(texts)] for texts in (OPEN, new)]
+    return Measurement(task, role, "", {"score": SCORE}, *arms)
+
+
+def _outcome(measured, target=None):
+    found = gating.judge([measured], LIMITED, target=target, identical=False)
+    return next(rule.outcome for rule in found.verdict.rules if rule.name == "mode collapse")
+
+
+def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
+    assert _outcome(_measurement(["yes"] * 100)) == "fail"
+    assert _outcome(_measurement(["yes"] * 100, role="safety")) == "skipped"
+    score = Estimate(0.5, 0.4, 0.6, 100)
+    commonest = compare_commonest_answers(text_rows(OPEN), text_rows(["yes"] * 100))
+    target = TargetFacts(score, None, commonest=commonest)
+    assert _outcome(_measurement(OPEN), target) == "fail"
+
+
+@pytest.mark.e2e
+def test_compare_and_the_stored_gate_say_the_same_of_a_trained_candidate(tiny, own_cache, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, extra="gate: {mode_collapse: 0.3}\n")
+    made = tiny_experiment.run(path, candidates=("prompt", "lora"))
+    verdict = next(f.verdict for f in made.facts if f.name == "lora")
+    rule = next(rule for rule in verdict.rules if rule.name == "mode collapse")
+    (stored,) = release.gate(path, "lora")
+    assert next(r for r in stored.verdict.rules if r.name == "mode collapse") == rule
+    assert rule.numbers["task"] in ("the target", "facts")
+
+
+TASK = Task(name="task", data={})
+JOB = EvaluationJob(
+    TASK,
+    "capability",
+    "test",
+    (),
+    {"exact_match": EXACT},
+    "generate",
+    RowsIdentity(*("w", "t", "task", "v", "test", "p", "generate", "bf16", "e", "l", "cpu")),
+)
+
+
+def set_logprobs(scores, logprobs):
+    return [replace(row, gold_logprob=x) for row, x in zip(rows(scores), logprobs, strict=True)]
+
+
+def measurement(flips, n, *, precision="bf16", created="1"):
+    task = TaskNoise("task", n, {"layout": flips}, 0.5)
+    return Noise(created, created, "m", "base", precision, "cpu", "e", "l", (task,))
+
+
+def test_flips_are_counted_for_each_arm_and_what_one_layout_alone_could_score_has_flipped():
+    usual = set_logprobs([1, 0, 1, 1], [-1.0, -2.0, -3.0, None])
+    arms = {"layout": set_logprobs([1, 1, 0, 1], [-1.0, -1.5, -3.7, None]), "batch": usual}
+    found = task_noise(JOB, usual, arms)
+    assert (found.n, found.flips) == (4, {"layout": 2, "batch": 0})
+    assert found.largest_nats == pytest.approx(0.7)
+    assert found.rate == 2 / 8
+    assert task_noise(JOB, rows([1, None]), {"layout": rows([1, 0])}).flips == {"layout": 1}
+
+
+def test_the_newest_measurement_of_a_precision_counts(tmp_path):
+    at = Store(tmp_path)
+    for one in (measurement(9, 100), measurement(2, 100, created="2"), measurement(0, 50, precision="fp32")):
+        store.save_noise(at, one)
+    (tmp_path / "noise" / "3.json").write_text("{")
+    assert store.noise_rates(at) == {"bf16": (2.0, 100.0), "fp32": (0.5, 50.0)}
+    assert store.flip_rates(at, "base", "bf16") == {"task": 0.02}
+    assert store.flip_rates(at, "another", "bf16") == {}
+
+
+@pytest.mark.parametrize(("rate", "admitted"), [(None, True), (0.02, True), (0.9, False)])
+def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
+    chance = Task(name="task", data={}, chance=0.25)
+    ok, why = admit(chance, EXACT, rows([1] * 45 + [0] * 55), rate)
+    assert ok is admitted
+    assert ("its layout alone" in why) is not admitted
+
+
+def test_a_comparison_judges_with_the_noise_of_its_base(copy):
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    run = tiny_experiment.runs_of(copy)["lora"]
+    of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
+    measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
+    store.save_noise(session.store, measured)
+    found = measure_run(study_session(session, Reader(session)), run)
+    assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
+
+
+def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    found = measure_noise(session)
+    assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
+    assert (found.flips, found.n) == (0, 32)
+    assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
+    assert store.noises(session.store) == [found]
+
+
+@pytest.mark.e2e
+def test_the_doctor_prints_what_flipped(copy, monkeypatch):
+    monkeypatch.chdir(copy.parent)
+    shown = CliRunner().invoke(app, ["doctor", "--noise"])
+    assert "0 of 32 answers flipped (0.0 %), fp32" in shown.stdout
+    raw = json.loads(CliRunner().invoke(app, ["doctor", "--noise", "--json"]).stdout)
+    assert (raw["flips"], raw["n"]) == (0, 32)

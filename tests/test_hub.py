@@ -1,24 +1,41 @@
-"""From a name to a folder: what is half-written is never used, and digests follow the content."""
+"""From a name to a folder: what is half-written is never used; models through transformers, with adapters."""
 
 import hashlib
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
 import threading
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
+import tiny_experiment
 import tiny_model
+from hypothesis import example, given
+from hypothesis import strategies as st
+from tiny_model import QUESTIONS, adapter_on
 
-from harness.errors import UserError
+from harness.errors import CandidateFailed, UserError
+from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
+from harness.models.candidate import classifier
+from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
+from harness.models.hardware import Machine
+from harness.models.hf import ANSWERING, HFCandidate, ModelHost
 from harness.models.hub import load_tokenizer, resolve, set_switches
-from harness.models.tokenization import encode_all
+from harness.models.tokenization import encode_all, end_ids
 from harness.models.weight_files import Tensor, parameters_of
-from harness.records import PromptText
+from harness.progress import Advance, SilentProgress
+from harness.provenance import code_versions
+from harness.records import Limits, PromptText, digest
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture
@@ -218,3 +235,398 @@ def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path, ke
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"model\.safetensors: found a damaged file.*download it again"):
         resolve(str(folder))
+
+
+CPU = Machine("cpu", "CPU", "fp32", 1.0)
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
+
+
+def host_of(folder, precision="fp32"):
+    return ModelHost(resolve(str(folder)), CPU._replace(precision=precision))
+
+
+@pytest.fixture(scope="module")
+def host(tiny, own_cache):
+    return host_of(tiny)
+
+
+def prompts(candidate):
+    return [candidate.encode([{"role": "user", "content": text}]).context for text in QUESTIONS]
+
+
+def tokens(host, written):
+    return tuple(host.tokenizer(written, add_special_tokens=False)["input_ids"])
+
+
+def apply_template(host, messages):
+    return host.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+
+def text(candidate, ids):
+    return candidate.tokenizer.decode(ids)
+
+
+def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answered(host):
+    import torch
+
+    held = []
+
+    class SmallMemoryCandidate(HFCandidate):
+        def _answer_together(self, prompts, limits, seeds):
+            assert [ballast() for ballast in held] == [None] * len(held)
+            ballast = torch.zeros(1)
+            if len(prompts) > 1:
+                held.append(weakref.ref(ballast))
+                raise torch.OutOfMemoryError("no room")
+            return super()._answer_together(prompts, limits, seeds)
+
+    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
+    asked, limits = prompts(crowded), Limits(4)
+    assert [o.text for o in crowded.generate(asked, limits)] == [
+        o.text for o in host.base.generate(asked, limits)
+    ]
+    assert held
+
+
+@pytest.mark.parametrize("n", [1, 4])
+def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
+    import torch
+
+    kept = []
+
+    class SmallMemoryCandidate(HFCandidate):
+        def _answer_together(self, prompts, limits, seeds):
+            if not kept:
+                kept.append(weakref.ref(self._executor.prefixes.read(prompts[0])))
+                raise torch.OutOfMemoryError("no room")
+            assert kept[0]() is None
+            return super()._answer_together(prompts, limits, seeds)
+
+    crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
+    assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n
+
+
+def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
+    ids = host.base.encode(ASKED).context
+    assert text(host.base, ids) == "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n"
+    encoded = host.base.encode(ASKED, " late")
+    assert encoded.context == host.base.encode(ASKED).context
+    assert text(host.base, encoded.continuation) == " late"
+    assert not encoded.merged
+
+
+def test_a_token_across_the_boundary_is_flagged_an_empty_context_is_one_token_and_none_is_doubled(
+    host, tiny, own_cache, tmp_path
+):
+    bos = host.tokenizer.bos_token_id
+    assert host.base.encode((), chat_template=False).context == (bos,)
+    encoded = host.base.encode((), "A red fox", chat_template=False)
+    assert encoded.context == (bos,)
+    assert text(host.base, encoded.continuation) == "A red fox"
+    base = host_of(tiny).base
+    base.tokenizer.bos_token = None
+    assert base.encode((), chat_template=False).context == (base.tokenizer.eos_token_id,)
+
+    asked = [{"role": "user", "content": "Where is my par"}]
+    encoded = host.base.encode(asked, "cel", chat_template=False)
+    assert encoded.merged
+    assert text(host.base, encoded.context) == "Where is my par"
+    assert text(host.base, encoded.continuation) == "cel"
+    base = host_of(tiny_model.build(tmp_path / "m", adds_bos=True)).base
+    found = base.encode([{"role": "user", "content": "<s>A red fox"}], chat_template=False)
+    assert found.context.count(base.tokenizer.bos_token_id) == 1
+
+    base = host_of(tiny_model.build(tmp_path / "plain", template=None)).base
+    with pytest.raises(UserError, match=r"without a chat template.*chat_template: false"):
+        base.encode(ASKED)
+    assert text(base, base.encode(ASKED, chat_template=False).context) == "Where is my parcel?"
+
+
+PIECES = ("par", "cel", "mon", "ey", "the", "t", "h", "e", " ", "  ", "\n", ".", "7", "é", "Where", " is")
+WORDS = st.lists(st.sampled_from(PIECES), min_size=1, max_size=6).map("".join)
+
+
+@example(before="Where is my par", after="cel", chat=False)  # one token of both
+@example(before="the", after=" the", chat=False)
+@given(before=WORDS, after=WORDS, chat=st.booleans())
+def test_a_boundary_is_flagged_where_the_tokens_of_both_do_not_begin_with_those_of_the_context(
+    host, before, after, chat
+):
+    asked = [{"role": "user", "content": before}]
+    found = host.base.encode(asked, after, chat_template=chat)
+    context = tokens(host, apply_template(host, asked) if chat else before)
+    whole = tokens(host, (apply_template(host, asked) if chat else before) + after)
+    assert found.merged == (whole[: len(context)] != context)
+
+
+@example(before="Where is my par", after="cel")
+@given(before=WORDS, after=WORDS)
+def test_a_token_of_both_sides_is_always_flagged(host, before, after):
+    spans = host.tokenizer(before + after, return_offsets_mapping=True)["offset_mapping"]
+    if any(start < len(before) < end for start, end in spans):
+        assert host.base.encode([{"role": "user", "content": before}], after, chat_template=False).merged
+
+
+@example(before="Where is my par", after="cel", chat=False)
+@given(before=WORDS, after=WORDS, chat=st.booleans())
+def test_no_text_is_lost_at_the_boundary(host, before, after, chat):
+    asked = [{"role": "user", "content": before}]
+    found = host.base.encode(asked, after, chat_template=chat)
+    assert text(host.base, found.context) == (apply_template(host, asked) if chat else before)
+    assert text(host.base, found.continuation) == after
+
+
+@pytest.mark.parametrize("template", [tiny_model.CHATML, tiny_model.STARTED])
+@pytest.mark.parametrize("adds_bos", [True, False])
+@pytest.mark.parametrize("chat", [True, False])
+def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos, chat):
+    base = host_of(tiny_model.build(tmp_path / "m", template=template, adds_bos=adds_bos)).base
+    bos = base.tokenizer.bos_token_id
+    expected = (template == tiny_model.STARTED) if chat else adds_bos
+    for encoded in (base.encode(ASKED, chat_template=chat), base.encode(ASKED, " late", chat_template=chat)):
+        assert encoded.context.count(bos) == expected
+        assert encoded.continuation.count(bos) == 0
+
+
+def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
+    asked = prompts(host.base)
+    together = host.base.generate(asked, Limits(6))
+    backwards = host.base.generate(asked[::-1], Limits(6))
+    assert [o.text for o in together] == [o.text for o in backwards[::-1]]
+    assert [o.n_prompt_tokens for o in together] == list(map(len, asked))
+    alone = [host.base.generate([prompt], Limits(8))[0].text for prompt in asked]
+    assert [o.text for o in host.base.generate(asked, Limits(8))] == alone
+    assert len(set(alone)) > 1
+    assert host.base.generate([], Limits(4)) == []
+    assert host.base.loglikelihood([]) == []
+
+
+def test_generation_is_greedy_by_the_likelihood_of_the_model_itself(host):
+    prompt = prompts(host.base)[0]
+    answer = host.model.generate(
+        input_ids=_tensor([prompt]), max_new_tokens=4, do_sample=False, eos_token_id=-1
+    )[0, len(prompt) :]
+    assert host.base.loglikelihood([(prompt, tuple(answer.tolist()))])[0].greedy
+
+
+def _tensor(rows):
+    import torch
+
+    return torch.tensor(rows)
+
+
+def test_an_answer_ends_at_the_models_own_end_token_also_at_the_limit(host, tiny, own_cache):
+    found = host.base.generate(prompts(host.base)[:1], Limits(3))[0]
+    assert (found.finish_reason, found.n_output_tokens) == ("length", 3)
+    host = host_of(tiny)
+    prompt = prompts(host.base)[0]
+    before = host.base.generate([prompt], Limits(6))[0]
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(6))[0]
+    assert (found.finish_reason, found.n_output_tokens) == ("stop", 1)
+    assert before.text.startswith(found.text)
+    assert len(found.text) < len(before.text)
+    found = set_end_token(host, find_second_token(host, prompt)).base.generate([prompt], Limits(2))[0]
+    assert found.finish_reason == "stop"
+
+
+def set_end_token(host, token_id):
+    """Return a host whose model regards one token as the end of an answer."""
+    host.model.generation_config.eos_token_id = [token_id, host.tokenizer.eos_token_id]
+    return host
+
+
+def find_second_token(host, prompt):
+    answer = host.model.generate(input_ids=_tensor([prompt]), max_new_tokens=2, do_sample=False)
+    return answer[0, -1].item()
+
+
+def test_a_stop_string_ends_an_answer_and_is_not_part_of_it_however_many_tokens_it_has(host):
+    prompt = prompts(host.base)[0]
+    whole = host.base.generate([prompt], Limits(8))[0].text
+    stop = whole[len(whole) // 2]
+    found = host.base.generate([prompt], Limits(8, (stop,)))[0]
+    assert found.text == whole[: whole.index(stop)]
+    assert found.finish_reason == "stop"
+    made = host.base.generate([prompt], Limits(24))[0]
+    stop = made.text[: len(made.text) // 2]
+    found = host.base.generate([prompt], Limits(24, (stop,)))[0]
+    assert len(host.tokenizer(stop).input_ids) > 8
+    assert found.text == ""
+    assert found.n_output_tokens < made.n_output_tokens
+
+
+# By version: the digest that rows are stored under, and one of what is computed together for some tokens.
+LAYOUTS = {9: ("e6c50453b29cf003", "de2fede52833aa1e")}
+
+
+def test_what_is_computed_otherwise_has_another_version_and_is_stored_elsewhere(host):
+    rng = random.Random(0)
+
+    def ids(longest):
+        return tuple(rng.choices(range(9), k=rng.randint(1, longest)))
+
+    contexts = [(*range(9), *ids(60)) for _ in range(100)]
+    pairs = [(context, ids(9)) for context in contexts for _ in range(4)]
+    shared = count_shared_prefix(contexts)
+    trees = grow(pairs, 1024, shared)
+    read = plan([tree.n_tokens for tree in trees], Size(1024, 1024), CPU_COSTS.reading)
+    answered = plan(list(map(len, contexts)), ANSWERING["cpu"], CPU_COSTS.answering)
+    computed = digest([shared, trees, read, answered])
+    assert LAYOUTS[code_versions()["layout"].version] == (host.base.layout_digest, computed)
+
+
+# Adapters
+
+PRECISIONS = ["fp32", "bf16"]  # in bf16 a CPU's layers are laid out beforehand
+
+
+@pytest.fixture(scope="module")
+def adapters(tiny, tmp_path_factory):
+    """Save two adapters with random weights, as training would leave them."""
+    settings = {"r": 4, "target_modules": "all-linear", "init_lora_weights": "gaussian"}
+    return [adapter_on(tiny, tmp_path_factory.mktemp("adapter"), seed=seed, **settings) for seed in (1, 2)]
+
+
+def scores(candidate):
+    """Score tokens after prompts that begin alike, whose keys are then kept."""
+    first, *asked = prompts(candidate)
+    return [x.logprob for x in candidate.loglikelihood([(first + p, p[3:6]) for p in asked])]
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters, precision):
+    fresh = host_of(tiny, precision)
+    with fresh.use_adapter(adapters[1], "two") as candidate:
+        alone = scores(candidate)
+    host = host_of(tiny, precision)
+    with host.use_adapter(adapters[0], "one") as candidate:
+        first = scores(candidate)
+    with host.use_adapter(adapters[1], "two") as candidate:
+        assert scores(candidate) == alone
+        assert candidate.weights_digest == "two"
+    assert first != alone
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters, precision):
+    host = host_of(tiny, precision)
+    before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
+    with host.use_adapter(adapters[0], "one") as candidate:
+        assert scores(candidate) != before
+    assert scores(host.base) == before
+    assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
+
+
+def test_the_base_is_exactly_itself_after_an_adapter_that_failed_in_use_and_layers_are_laid_out_below_one(
+    tiny, own_cache, adapters
+):
+    # Else the cases above would say nothing of such layers.
+    host = host_of(tiny, "bf16")
+    packed = {id(module) for module in host.model.modules() if "forward" in vars(module)}
+    with host.use_adapter(adapters[0], "one") as candidate:
+        below = {id(m.base_layer) for m in candidate.model.modules() if hasattr(m, "base_layer")}
+    assert below
+    assert below <= packed or not multiplies_bf16()
+
+    host = host_of(tiny)
+    before = scores(host.base)
+    with pytest.raises(ZeroDivisionError), host.use_adapter(adapters[0], "one"):
+        raise ZeroDivisionError
+    assert scores(host.base) == before
+
+
+@pytest.fixture
+def bag(tmp_path):
+    content = {
+        "texts": ["late parcel", "parcel not here", "money back", "wrong invoice sum"],
+        "labels": ["delivery", "delivery", "payment", "payment"],
+        "params": {"ngram_range": [1, 2], "min_df": 1, "C": 10.0},
+    }
+    (tmp_path / "classifier.json").write_text(json.dumps(content))
+    return tmp_path
+
+
+def encode_text(candidate, text, choice=""):
+    return candidate.encode([{"role": "system", "content": "x"}, {"role": "user", "content": text}], choice)
+
+
+def test_the_classifier_answers_and_ranks_by_probability_and_is_the_same_when_opened_again(bag):
+    candidate = classifier(bag, "bag")
+    contexts = [encode_text(candidate, t).context for t in ("where is the parcel", "the invoice is wrong")]
+    assert [o.text for o in candidate.generate(contexts, Limits(4))] == ["delivery", "payment"]
+    encoded = [encode_text(candidate, "my parcel", label) for label in ("delivery", "payment", "weather")]
+    found = candidate.loglikelihood([(e.context, e.continuation) for e in encoded])
+    assert found[0].logprob > found[1].logprob > found[2].logprob
+    assert [x.greedy for x in found] == [True, False, False]
+    first, second = classifier(bag, "bag"), classifier(bag, "bag")
+    pair = encode_text(first, "the parcel and the money", "payment")
+    assert first.loglikelihood([pair[:2]]) == second.loglikelihood([pair[:2]])
+
+
+def test_an_adapter_whose_weights_are_no_numbers_is_refused_and_leaves_the_base_alone(host, tiny, tmp_path):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    before = host.base.loglikelihood([((5, 6, 7), (8,))])
+    model = get_peft_model(
+        AutoModelForCausalLM.from_pretrained(tiny), LoraConfig(r=2, target_modules=["q_proj"])
+    )
+    with torch.no_grad():
+        next(p for n, p in model.named_parameters() if "lora_B" in n).fill_(float("nan"))
+    model.save_pretrained(tmp_path)
+    with (
+        pytest.raises(CandidateFailed, match=r"weights are not numbers .*lora_B"),
+        host.use_adapter(tmp_path, "d"),
+    ):
+        pass
+    assert host.base.loglikelihood([((5, 6, 7), (8,))]) == before
+    assert not hasattr(host.model, "peft_config")
+
+
+def test_a_tokenizer_that_names_no_token_to_end_with_is_answered_with_a_sentence(host):
+    from transformers import GenerationConfig
+
+    bare = tiny_model.tokenizer()
+    bare.pad_token = bare.eos_token = bare.bos_token = None
+    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
+        end_ids(bare, GenerationConfig())
+    with pytest.raises(UserError, match="neither a pad nor an end-of-sequence token"):
+        encode_all(bare, [PromptText((), "text", chat_template=False)])
+    assert end_ids(bare, GenerationConfig(eos_token_id=[7, 5])) == [5, 7]
+
+
+PARAMS = "r: 2, max_steps: 1, max_length: 250"
+CANDIDATES = f"""\
+  prompt: {{method: base}}
+  plain: {{method: lora, params: {{{PARAMS}}}}}
+  pissa: {{method: peft, params: {{peft_type: LORA, init_lora_weights: pissa, {PARAMS}}}}}
+  moved: {{method: spectrum, params: {{max_steps: 1, max_length: 250}}}}
+  halved: {{method: scaled, init_from: plain, params: {{scale: 0.5}}}}
+  shots: {{weights_of: plain, prompting: {{few_shot: {{select: fixed, shots: 1}}}}}}
+"""
+
+
+class Stages(SilentProgress):
+    """Progress that keeps the names of its stages."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    @contextmanager
+    def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
+        self.names.append(label)
+        with super().stage(label, expected_s) as advance:
+            yield advance
+
+
+@pytest.mark.e2e
+def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(tmp_path, tiny):
+    """PiSSA moves the base's own weights, and is put on as a low-rank adapter of the base as published."""
+    path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()
+    report = tiny_experiment.run(path, "suites=[]", progress=stages)
+    assert {f.name: f.state for f in report.facts} == dict.fromkeys(
+        ("prompt", "plain", "pissa", "moved", "halved", "shots"), "done"
+    )
+    assert sum(name.startswith("training") for name in stages.names) == 4
+    assert stages.names.count("loading the base model") == 1

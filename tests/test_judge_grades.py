@@ -1,18 +1,33 @@
-"""Grades of judges: asked again, by probabilities, on passages, and what a judge may not do."""
+"""Grades of judges: asked again, by probabilities, on passages, corrected by people's labels."""
 
+import gzip
+import json
 import re
+from collections import Counter
 from dataclasses import replace
-from math import log
+from math import log, log10
 
 import numpy as np
 import pytest
 import tiny_experiment
+from conftest import find_shared_data
+from hypothesis import given
+from hypothesis import strategies as st
 from openai_server import Rule, ServerAnswer, serve_model
 from test_gating import compare_task, verdict
 from test_judge_drift import LATER, reply
 from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (the fixture)
+from test_measurements import RATING
 
-from harness import config, release, store
+from harness import config, release, stats, store
+from harness.comparison import human_preferences
+from harness.comparison.human_preferences import Turn
+from harness.comparison.judge_correction import (
+    GradedArm,
+    correct_difference,
+    correct_score,
+    count_more_labels,
+)
 from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.grade_costs import plan_grades
@@ -24,6 +39,8 @@ from harness.records import Example
 from harness.release.stored import refuse_regraded
 from harness.spec import GatePolicy
 from harness.store import Store
+from reports.studies import judge_correction as study
+from tests.golden import golden
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -367,3 +384,287 @@ def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp
     asked = [body["messages"][-1]["content"] for _, body in judging.asked]
     assert planned.grades >= len(asked)
     assert planned.read >= sum(len(text) for text in asked) / 5, "the passages are counted in the plan"
+
+
+LABELS, GRADES = [1.0] * 6 + [0.0] * 4, [1.0] * 5 + [0.0, 1.0] + [0.0] * 3
+REST = [1.0] * 60 + [0.0] * 40
+
+
+@pytest.mark.parametrize(("name", "power"), [("classical", 0.0), ("ppi", 1.0), ("ppipp", None)])
+def test_prediction_powered_means_are_the_published_ones(name, power):
+    expected, tolerance = golden("ppi")
+    found = stats.prediction_powered_mean(LABELS, GRADES, REST, power=power)
+    wanted = expected[name]
+    normal = stats.t_interval(found.mean._replace(df=np.inf))
+    assert found.power == pytest.approx(wanted["lam"], abs=tolerance)
+    assert (found.mean.mean, found.mean.se) == pytest.approx((wanted["theta"], wanted["se"]), abs=tolerance)
+    assert normal == pytest.approx(wanted["ci95"], abs=tolerance)
+
+
+def test_rogan_and_gladens_rate_and_alpaca_evals_win_rates_are_the_published_ones():
+    expected, tolerance = golden("rogan_gladen")
+    wanted = expected["p.4 q0.7 q1.9 n1000 m200/200"]
+    found = stats.rogan_gladen(0.4, 1000, 0.7, 200, 0.9, 200)
+    assert found == pytest.approx((wanted["theta"], *wanted["ci"]), abs=tolerance)
+    assert stats.rogan_gladen(0.4, 1000, 0.5, 200, 0.5, 200) is None
+
+    find_shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
+    for annotator, n in zip(study.ALPACA, (59, 52), strict=True):
+        found = study.win_rates(find_shared_data("README.md").parent, annotator)
+        assert found.n_models == n
+        assert max(found.win_rate_off, found.error_off) < 0.001
+
+    find_shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
+    found = study.length_bias(find_shared_data("README.md").parent)
+    assert found.n_models >= 58
+    assert found.share_longer > 0.95
+    assert found.share_alike > 0.95
+    assert found.rank > 0.7
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("n50c10k1", (50, 10, 1)),
+        ("n50c10k5", (50, 10, 5)),
+        ("n50c10k10", (50, 10, 10)),
+        ("n10c3k5", (10, 3, 5)),
+    ],
+)
+def test_pass_at_k_is_the_published_one(name, counts):
+    expected, tolerance = golden("passk")
+    assert stats.pass_at_k(*counts) == pytest.approx(expected[name], abs=tolerance)
+
+
+def test_kappa_is_that_of_statsmodels_or_of_sklearn_with_quadratic_weights_and_unknown_of_equal_labels():
+    from statsmodels.stats.inter_rater import cohens_kappa, to_table
+
+    draw = np.random.default_rng(5)
+    people = (draw.random(300) < 0.6).astype(float)
+    judge = np.where(draw.random(300) < 0.2, 1 - people, people)
+    expected = cohens_kappa(to_table(np.column_stack([people, judge]).astype(int))[0])
+    found = stats.cohen_kappa(people, judge)
+    assert found.kappa == pytest.approx(expected.kappa)
+    assert (found.low, found.high) == pytest.approx((expected.kappa_low, expected.kappa_upp), abs=0.02)
+
+    from sklearn.metrics import cohen_kappa_score
+
+    draw = np.random.default_rng(6)
+    people = draw.integers(0, 5, 200)
+    judge = np.clip(people + draw.integers(-1, 2, 200), 0, 4)
+    found = stats.cohen_kappa(people / 4, judge / 4)
+    assert found.kappa == pytest.approx(cohen_kappa_score(people, judge, weights="quadratic"))
+    assert stats.cohen_kappa([1, 1, 1], [1, 1, 1]) is None
+    assert stats.cohen_kappa([1, 1, 1], [0, 1, 1]) is None
+    assert stats.cohen_kappa([0, 1, 1], [0.5, 0.5, 0.5]) is None
+
+
+def test_the_best_power_has_the_smallest_error():
+    draw = np.random.default_rng(7)
+    labels = (draw.random(80) < 0.5).astype(float)
+    grades = np.where(draw.random(80) < 0.25, 1 - labels, labels)
+    rest = (draw.random(400) < 0.5).astype(float)
+    best = stats.prediction_powered_mean(labels, grades, rest)
+    others = [stats.prediction_powered_mean(labels, grades, rest, power=p) for p in np.linspace(0, 1, 21)]
+    # The spread of the grades is taken over all of them, so the best is that up to this sample's own.
+    assert best.mean.se <= min(o.mean.se for o in others) * 1.01
+    assert 0 < best.power < 1
+
+
+@given(st.lists(st.booleans(), min_size=20, max_size=40), st.integers(0, 2**32 - 1))
+def test_swapping_the_arms_turns_the_sign_of_a_corrected_difference_and_nothing_else(labels, seed):
+    draw, n = np.random.default_rng(seed), len(labels)
+
+    def arm(people):
+        of = np.asarray(people, float)
+        of[n // 2 :] = np.nan
+        return GradedArm(draw.integers(0, 2, n).astype(float), of, np.arange(n))
+
+    base, new = arm(labels), arm(labels[::-1])
+    there, back = correct_difference(base, new), correct_difference(new, base)
+    assert (there.score, there.low, there.high) == pytest.approx((-back.score, -back.high, -back.low))
+
+
+@pytest.mark.parametrize(("n_clusters", "size", "n_labels"), [(100, 4, 100), (25, 16, 100), (40, 10, 200)])
+def test_corrected_intervals_hold_the_truth_where_items_share_clusters(n_clusters, size, n_labels):
+    draw, n, draws = np.random.default_rng(13), n_clusters * size, 300
+    clusters = np.repeat(np.arange(n_clusters), size)
+
+    def arm(rate, has):
+        people = (draw.random(n) < draw.beta(rate, 1 - rate, n_clusters)[clusters]).astype(float)
+        passes = draw.random(n) < draw.beta(0.15, 0.85, n_clusters)[clusters]  # whatever people say
+        return GradedArm(np.where(passes, 1.0, people), np.where(has, people, np.nan), clusters)
+
+    hits = np.zeros(2)
+    for _ in range(draws):
+        has = draw.permutation(n) < n_labels
+        base, new = arm(0.4, has), arm(0.55, has)
+        score, change = correct_score(new), correct_difference(base, new)
+        hits += score.low <= 0.55 <= score.high, change.low <= 0.15 <= change.high
+    assert (hits / draws > 0.95 - 3 * (0.95 * 0.05 / draws) ** 0.5).all()
+
+
+def test_a_judge_that_guesses_gives_no_more_than_the_labels_alone():
+    draw = np.random.default_rng(9)
+    people = (draw.random(1000) < 0.6).astype(float)
+    labels = np.where(np.arange(1000) < 100, people, np.nan)
+    arm = GradedArm((draw.random(1000) < 0.6).astype(float), labels, np.arange(1000))
+    corrected, alone = correct_score(arm), correct_score(arm, power=0.0)
+    assert corrected.power < 0.15
+    assert corrected.high - corrected.low > 0.97 * (alone.high - alone.low)
+
+
+def test_so_many_more_labels_settle_a_difference_four_times_in_five():
+    draw = np.random.default_rng(10)
+
+    def arms(n_labels, seed):
+        draw = np.random.default_rng(seed)
+        base = (draw.random(2000) < 0.5).astype(float)
+        new = np.where(draw.random(2000) < 0.3, (draw.random(2000) < 0.75).astype(float), base)
+        judged = [np.where(draw.random(2000) < 0.15, 1 - y, y) for y in (base, new)]
+        has = np.arange(2000) < n_labels
+        return [
+            GradedArm(f, np.where(has, y, np.nan), np.arange(2000))
+            for f, y in zip(judged, (base, new), strict=True)
+        ]
+
+    asked = []
+    for seed in draw.integers(0, 10**6, 40):
+        old, now = arms(60, seed)
+        found = correct_difference(old, now)
+        asked.append(count_more_labels(old, now, found._replace(score=0.075, low=-0.1)))
+    n = 60 + round(np.median([a for a in asked if a]))
+    settled = [correct_difference(*arms(n, seed)).low > 0 for seed in range(300)]
+    assert 0.7 < np.mean(settled) < 0.9
+
+
+def test_no_number_of_labels_settles_a_difference_that_the_items_cannot_show():
+    draw = np.random.default_rng(11)
+    old, now = (
+        GradedArm(y := (draw.random(200) < 0.5).astype(float), y.copy(), np.arange(200)) for _ in range(2)
+    )
+    found = correct_difference(old, now)
+    assert count_more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None
+
+
+@pytest.fixture(scope="module")
+def answers():
+    find_shared_data("rows/xstest_results/all.jsonl.gz")
+    return study.read_answers(find_shared_data("README.md").parent)
+
+
+@pytest.mark.parametrize("judge", study.JUDGES)
+def test_uncorrected_judges_miss_what_people_say_of_most_models(answers, judge):
+    for missed in study.count_uncorrected(answers, judge, 300, study.pairs(answers)):
+        assert missed.mean < 0.4
+        assert missed.least == 0
+
+
+@pytest.mark.parametrize("judge", study.JUDGES)
+@pytest.mark.parametrize("n_labels", study.SIZES)
+def test_corrected_rates_and_differences_hold_what_people_say(answers, judge, n_labels):
+    draws = 150
+    for found in study.coverage(answers, judge, n_labels, draws, study.pairs(answers)[:2]):
+        error = (0.95 * 0.05 / draws) ** 0.5
+        assert found.least > 0.95 - 4 * error
+        assert found.mean > 0.95 - 2.5 * error
+
+
+def test_a_slope_is_that_of_statsmodels_with_errors_by_cluster():
+    from statsmodels.api import OLS, add_constant
+
+    draw = np.random.default_rng(12)
+    groups = np.repeat(np.arange(150), 2)
+    x = draw.normal(size=300)
+    y = 0.3 * x + draw.normal(size=150)[groups] + draw.normal(size=300)
+    fit = OLS(y, add_constant(x)).fit(cov_type="cluster", cov_kwds={"groups": groups})
+    found = stats.clustered_slope(x, y, groups)
+    assert found.mean == pytest.approx(fit.params[1])
+    assert found.se == pytest.approx(fit.bse[1], rel=0.02)
+    with pytest.raises(ValueError, match="varies"):
+        stats.clustered_slope(np.ones(4), np.arange(4), np.arange(4))
+
+
+IDS = [f"item-{i}" for i in range(40)]
+
+
+def make_rating(item, choice, rater="ann", **changes):
+    return replace(
+        RATING, rating_id=f"{rater}-{item}-{choice}", rater=rater, example_id=item, choice=choice, **changes
+    )
+
+
+def votes(n_a, n_b, n_tie=0, rater="ann"):
+    choices = ["a"] * n_a + ["b"] * n_b + ["tie"] * n_tie
+    return [make_rating(f"item-{i}", choice, rater) for i, choice in enumerate(choices)]
+
+
+def test_a_rater_finds_the_same_order_again_and_the_first_turn_that_is_not_done():
+    mine = human_preferences.turns(IDS, "ann", "aaa", "bbb")
+    assert human_preferences.turns(IDS[::-1], "ann", "aaa", "bbb") == mine
+    assert sorted(turn.example_id for turn in mine) == sorted(IDS)
+    assert human_preferences.turns(IDS, "bob", "aaa", "bbb") != mine
+    assert 8 < Counter(turn.left for turn in mine)["a"] < 32
+
+    first, second, *_ = human_preferences.turns(IDS, "ann", "aaa", "bbb")
+    assert human_preferences.find_next_turn(IDS, [], "ann", "aaa", "bbb") == first
+    for rating, turn in ((("skip",), second), (("a", "bob"), first)):
+        rated = [make_rating(first.example_id, *rating)]
+        assert human_preferences.find_next_turn(IDS, rated, "ann", "aaa", "bbb") == turn
+    assert human_preferences.find_next_turn([], [], "ann", "aaa", "bbb") is None
+    assert isinstance(first, Turn)
+
+
+def test_ratings_count_once_an_item_by_the_last_of_each_rater_on_these_rows():
+    found = human_preferences.outcome(
+        [make_rating("x", "a"), make_rating("x", "b"), make_rating("y", "skip")], "aaa", "bbb"
+    )
+    assert (found.rate.wins, found.rate.losses, found.n_skipped) == (1, 0, 1)
+    turned = make_rating("x", "a", run_a="lora-0", run_b="prompt-0", rows_a="bbb", rows_b="aaa")
+    assert human_preferences.outcome([turned], "aaa", "bbb").rate.wins == 1
+    assert human_preferences.outcome([make_rating("x", "a", rows_a="old")], "aaa", "bbb").rate is None
+    found = human_preferences.outcome(
+        [make_rating("x", "b", r) for r in ("ann", "bob", "cy")] + votes(1, 0, rater="di"), "aaa", "bbb"
+    )
+    assert (found.rate.wins, found.rate.losses, found.n_items, found.n_ratings) == (1, 1, 2, 4)
+    assert found.raters == ("ann", "bob", "cy", "di")
+
+
+def test_raters_who_agree_are_said_to():
+    both = votes(10, 10) + votes(10, 10, rater="bob")
+    assert human_preferences.outcome(both, "aaa", "bbb").agreement == 1.0
+    against = votes(10, 10) + [make_rating(f"item-{i}", "b" if i < 10 else "a", "bob") for i in range(20)]
+    assert human_preferences.outcome(against, "aaa", "bbb").agreement < 0
+
+
+def test_published_human_labels_come_out_as_published_whatever_the_sides():
+    with gzip.open(find_shared_data("rows/llmbar/llmbar.jsonl.gz"), "rt") as file:
+        rows = [json.loads(line) for line in file]
+    items = {f"{row['subset']}/{row['idx']}": int(row["label"]) for row in rows}
+    given = []
+    for turn in human_preferences.turns(list(items), "people", "aaa", "bbb"):
+        # Whoever prefers output 1 points at the side on which it stands.
+        side = "left" if (items[turn.example_id] == 1) == (turn.left == "a") else "right"
+        other = "b" if turn.left == "a" else "a"
+        choice = turn.left if side == "left" else other
+        given.append(make_rating(turn.example_id, choice, "people", left=turn.left))
+    found = human_preferences.outcome(given, "aaa", "bbb")
+    n_second = sum(label == 2 for label in items.values())
+    assert (found.n_items, found.rate.wins) == (419, n_second)
+    assert found.rate[:3] == (n_second / 419, *stats.wilson(n_second, 419))
+    assert found.strength.elo == pytest.approx(400 * log10(n_second / (419 - n_second)))
+
+
+def test_ratings_count_up_to_where_nearly_all_of_the_drawn_pairs_have_one():
+    order = [turn.example_id for turn in human_preferences.turns(IDS, "", "aaa", "bbb")]
+
+    def count_ratings(items, rater="ann", **changes):
+        ratings = [make_rating(item, "b", rater, **{"seconds": None} | changes) for item in items]
+        return set(human_preferences.map_counted_shares(ratings, IDS, "aaa", "bbb"))
+
+    assert count_ratings(order[:25]) == set(order[:25])
+    assert count_ratings([*order[:19], order[20]]) == {*order[:19], order[20]}  # 20 of 21 have one
+    assert count_ratings([*order[:10], *order[12:16]]) == set(order[:10])
+    assert count_ratings(order[25:]) == set()
+    own = [turn.example_id for turn in human_preferences.turns(IDS, "ann", "bbb", "aaa")]
+    assert count_ratings(own[:12], rows_a="bbb", rows_b="aaa", seconds=2.0) == set(own[:12])  # the Rate page

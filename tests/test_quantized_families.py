@@ -1,5 +1,6 @@
-"""NF4 on a CPU is what bitsandbytes computes; families of PEFT that cannot be on it are refused beforehand."""
+"""NF4 on a CPU, families that PEFT cannot adapt on it, and what shapes tell of a model's size."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -8,14 +9,20 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_methods
+from model_headers import decoder, write_headers
 from tiny_methods import CPU
 from tiny_model import logits
 
+from harness.cache import recall
+from harness.errors import UserError
+from harness.experiment.preparation.bases import FitQuery, examine_base
 from harness.methods import qlora
+from harness.models import hub, memory
 from harness.models.devices import load_base
 from harness.models.hardware import dtype
 from harness.models.hf import ModelHost
 from harness.models.hub import quantize, resolve
+from harness.models.shapes import shape_of
 from harness.records import PromptText
 from harness.spec import Recipe
 from harness.training.peft_families import families, peft_config
@@ -205,3 +212,271 @@ def test_penalties_are_on_what_an_adapter_adds_to_the_quantised_base(source, tmp
         ).digest
 
     assert digest("held", held) != digest("free", {})
+
+
+LLAMA_3_8B = {
+    "model_type": "llama", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "vocab_size": 128256, "tie_word_embeddings": False,
+}  # fmt: skip
+LLAMA_3_SIZES = {
+    "layers": 32, "hidden": 4096, "inner": 14336, "heads": 32, "kv_heads": 8, "head_dim": 128, "vocabulary": 128256,
+    "tied": False,
+}  # fmt: skip
+# google/gemma-3-4b-pt: heads, their width and the vocabulary are left at the family's default.
+GEMMA_3_4B = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "text_config": {
+        "hidden_size": 2560, "intermediate_size": 10240, "model_type": "gemma3_text", "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"}, "sliding_window": 1024,
+    },
+}  # fmt: skip
+# google/gemma-2-2b, without the tie, which is the family's default.
+GEMMA_2_2B = {
+    "model_type": "gemma2", "num_hidden_layers": 26, "hidden_size": 2304, "intermediate_size": 9216,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "vocab_size": 256000,
+}  # fmt: skip
+FALCON_7B = {
+    "model_type": "falcon", "num_hidden_layers": 32, "hidden_size": 4544, "num_attention_heads": 71,
+    "multi_query": True, "new_decoder_architecture": False, "vocab_size": 65024,
+}  # fmt: skip
+DEEPSEEK_V2_LITE = {
+    "model_type": "deepseek_v2", "num_hidden_layers": 27, "hidden_size": 2048, "intermediate_size": 10944,
+    "moe_intermediate_size": 1408, "n_routed_experts": 64, "n_shared_experts": 2, "num_experts_per_tok": 6,
+    "first_k_dense_replace": 1, "num_attention_heads": 16, "num_key_value_heads": 16, "kv_lora_rank": 512,
+    "q_lora_rank": None, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128, "vocab_size": 102400,
+}  # fmt: skip
+MAMBA_130M = {"model_type": "mamba", "num_hidden_layers": 24, "hidden_size": 768, "vocab_size": 50280}
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        pytest.param(LLAMA_3_8B, 32 * 2 * 8 * 128, id="Llama-3-8B (arXiv:2407.21783, table 3)"),
+        pytest.param(GEMMA_3_4B, 34 * 2 * 4 * 256, id="Gemma-3-4B (arXiv:2503.19786)"),
+        pytest.param(GEMMA_2_2B, 26 * 2 * 4 * 256, id="Gemma-2-2B (arXiv:2408.00118, table 1)"),
+        pytest.param(FALCON_7B, 32 * 2 * 1 * 64, id="Falcon-7B, one head of keys (arXiv:2311.16867)"),
+        pytest.param(DEEPSEEK_V2_LITE, 27 * (512 + 64), id="DeepSeek-V2-Lite, latent (arXiv:2405.04434)"),
+        pytest.param(MAMBA_130M, 0, id="Mamba, which keeps no keys (arXiv:2312.00752)"),
+    ],
+)
+def test_of_a_token_is_kept_what_the_family_keeps(config, numbers):
+    assert memory.kv_cache_bytes(shape_of(config, 1e9), 1, "bf16") == 2 * numbers
+
+
+_SMALL = {
+    "num_hidden_layers": 2, "hidden_size": 32, "vocab_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "intermediate_size": 16, "head_dim": 8, "num_experts_per_tok": 2, "pad_token_id": 0,
+}  # fmt: skip
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
+_KEEPING = {
+    "latent attention": (
+        "DeepseekV2Config",
+        {**DEEPSEEK_V2_LITE, **_SMALL, "n_routed_experts": 4, "num_key_value_heads": 4},
+    ),
+    "heads of two widths": (
+        "Gemma4TextConfig",
+        {
+            "layer_types": ["sliding_attention", "full_attention"],
+            "per_layer_config": {"1": {"head_dim": 16, "num_key_value_heads": 1}},
+            "vocab_size_per_layer_input": 64,
+        },
+    ),
+    "layers without keys": ("Qwen3NextConfig", {**_LINEAR, "num_experts": 4}),
+    "layers that share keys": (
+        "Gemma3nTextConfig",
+        {
+            "num_hidden_layers": 4,
+            "num_kv_shared_layers": 2,
+            "layer_types": 2 * ["sliding_attention", "full_attention"],
+            "vocab_size_per_layer_input": 64,
+            "intermediate_size": 4 * [16],
+            "activation_sparsity_pattern": 4 * [0.0],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", _KEEPING)
+def test_what_transformers_keeps_of_a_token_is_what_is_counted(name):
+    import torch
+    import transformers
+    from transformers import AutoModelForCausalLM, DynamicCache
+
+    kind, own = _KEEPING[name]
+    config = getattr(transformers, kind)(**{**_SMALL, **own})
+    model = AutoModelForCausalLM.from_config(config)
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(input_ids=torch.arange(7)[None], past_key_values=cache)
+    layers = [layer for layer in cache.layers if getattr(layer, "keys", None) is not None]
+    kept = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+    assert kept == memory.kv_cache_bytes(shape_of(json.loads(config.to_json_string()), 1e6), 7, "fp32")
+
+
+@pytest.mark.parametrize(
+    ("config", "sizes", "millions"),
+    [
+        # arXiv:2408.00118, table 2: 590 million in embeddings, which output layer shares, and 2,024 others.
+        (GEMMA_2_2B, (26, 2304, 9216, 8, 4, 256, 256000), (590, 2024)),
+        # arXiv:2503.19786, table 1: 675 and 3,209; the part that sees lies beside.
+        (GEMMA_3_4B, (34, 2560, 10240, 8, 4, 256, 262208), (675, 3209)),
+    ],
+)
+def test_embeddings_that_are_tied_by_default_count_once(tmp_path, config, sizes, millions):
+    names = ("layers", "hidden", "inner", "heads", "kv_heads", "head_dim", "vocabulary")
+    folder = write_headers(
+        tmp_path / "base", config, decoder(**dict(zip(names, sizes, strict=True)), tied=True)
+    )
+    found = examine_base(str(folder), FitQuery(24.0))
+    assert found.shape.in_embeddings / 1e6 == pytest.approx(millions[0], abs=4)
+    assert (found.n_parameters - found.shape.in_embeddings) / 1e6 == pytest.approx(millions[1], abs=1)
+
+
+def gptq(name, d_out, d_in):
+    groups = d_in // 128
+    return {
+        f"{name}.qweight": ("I32", (d_in // 8, d_out)),
+        f"{name}.qzeros": ("I32", (groups, d_out // 8)),
+        f"{name}.scales": ("F16", (groups, d_out)),
+    }
+
+
+def make_compressed_layer(name, d_out, d_in):
+    return {
+        f"{name}.weight_packed": ("I32", (d_out, d_in // 8)),
+        f"{name}.weight_scale": ("BF16", (d_out, d_in // 128)),
+        f"{name}.weight_shape": ("I32", (2,)),
+    }
+
+
+def fp8(name, d_out, d_in):
+    return {
+        f"{name}.weight": ("F8_E4M3", (d_out, d_in)),
+        f"{name}.weight_scale_inv": ("F32", (d_out // 128, d_in // 128)),
+    }
+
+
+IN_LAYERS = 32 * (2 * 4096**2 + 2 * 4096 * 1024 + 3 * 4096 * 14336)
+BESIDE = 2 * 2 * 128256 * 4096 + 2 * 65 * 4096  # bytes of embeddings, output layer and norms
+QUANTISED = {
+    "gptq": (gptq, {"quant_method": "gptq", "bits": 4, "group_size": 128}, 4 + 16 / 128 + 4 / 128),
+    "awq": (gptq, {"quant_method": "awq", "bits": 4, "group_size": 128}, 4 + 16 / 128 + 4 / 128),
+    "compressed-tensors": (
+        make_compressed_layer,
+        {"quant_method": "compressed-tensors", "config_groups": {"group_0": {"weights": {"num_bits": 4}}}},
+        4 + 16 / 128,
+    ),
+    "fp8": (fp8, {"quant_method": "fp8", "weight_block_size": [128, 128]}, 8 + 32 / 128**2),
+}
+
+
+def write_quantised_llama(folder, name):
+    layer, said, _ = QUANTISED[name]
+    return write_headers(
+        folder, {**LLAMA_3_8B, "quantization_config": said}, decoder(**LLAMA_3_SIZES, quantised=layer)
+    )
+
+
+@pytest.mark.parametrize("name", QUANTISED)
+def test_files_that_are_quantised_take_the_memory_of_their_headers(tmp_path, name):
+    found = examine_base(str(write_quantised_llama(tmp_path / "base", name)), FitQuery(12.0))
+    assert found.n_parameters == 8_030_261_248
+    stored = (IN_LAYERS * QUANTISED[name][2] / 8 + BESIDE) / 1e9
+    ways = {way.name: way for way in found.ways}
+    assert ways["prompting"].peak.weights == pytest.approx(stored, abs=0.001)
+    assert {"QLoRA", "full fine-tuning"}.isdisjoint(ways)
+    assert f"quantised ({name})" in found.notes[0]
+
+
+def test_a_7b_in_4_bits_trains_adapters_on_a_card_that_its_16_bits_would_not_fit(tmp_path):
+    found = examine_base(str(write_quantised_llama(tmp_path / "base", "gptq")), FitQuery(16.0))
+    assert {way.name for way in found.ways if way.fits} == {"prompting", "LoRA"}
+
+
+def test_gpt_oss_20b_is_read_as_its_card_has_it_packed_and_unpacked(tmp_path):
+    """20.9 billion parameters in a checkpoint of 12.8 GiB (arXiv:2508.10925, table 1)."""
+    config = {
+        "model_type": "gpt_oss", "num_hidden_layers": 24, "hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64,
+        "num_local_experts": 32, "num_experts_per_tok": 4, "num_attention_heads": 64, "num_key_value_heads": 8,
+        "vocab_size": 201088, "tie_word_embeddings": False, "quantization_config": {"quant_method": "mxfp4"},
+    }  # fmt: skip
+    tensors = {f"{name}.weight": ("BF16", (201088, 2880)) for name in ("model.embed_tokens", "lm_head")}
+    for i in range(24):
+        at = f"model.layers.{i}"
+        for name, d_out, d_in in (("q", 4096, 2880), ("k", 512, 2880), ("v", 512, 2880), ("o", 2880, 4096)):
+            tensors[f"{at}.self_attn.{name}_proj.weight"] = ("BF16", (d_out, d_in))
+        for name, d_out in (("gate_up_proj", 5760), ("down_proj", 2880)):
+            tensors[f"{at}.mlp.experts.{name}_blocks"] = ("U8", (32, d_out, 90, 16))
+            tensors[f"{at}.mlp.experts.{name}_scales"] = ("U8", (32, d_out, 90))
+    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
+    assert found.n_parameters / 1e9 == pytest.approx(20.9, abs=0.05)
+    prompting, unpacked, lora, _ = found.ways
+    assert prompting.peak.weights / (2**30 / 1e9) == pytest.approx(12.8, abs=0.05)
+    assert (prompting.fits, unpacked.fits) == (True, False)
+    assert (unpacked.name, lora.name) == ("prompting (unpacked)", "LoRA (unpacked)")
+    assert unpacked.peak.weights == pytest.approx(2 * 20.9, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ([], "config.json: []"),
+        ({**LLAMA_3_8B, "num_attention_heads": 0}, "num_attention_heads: 0"),
+        ({**LLAMA_3_8B, "num_hidden_layers": -32}, "num_hidden_layers: -32"),
+        ({**LLAMA_3_8B, "hidden_size": "4096"}, "hidden_size: '4096'"),
+        ({**LLAMA_3_8B, "quantization_config": {"bits": "four"}}, "bits: 'four'"),
+        ({**LLAMA_3_8B, "quantization_config": "gptq"}, "quantization_config: 'gptq'"),
+        ({"model_type": "t5", "vocab_size": 32128}, "an encoder with a decoder"),
+    ],
+)
+def test_a_configuration_that_no_model_has_is_refused_with_what_is_wrong_in_it(tmp_path, config, said):
+    write_headers(tmp_path, config, {"w": ("BF16", (4,))})
+    with pytest.raises(UserError, match=said.replace("[", r"\[")):
+        examine_base(str(tmp_path), FitQuery(24.0))
+    if "encoder" not in said:
+        with pytest.raises(UserError, match=said.replace("[", r"\[")):
+            hub.resolve(str(tmp_path))
+
+
+def test_that_transformers_does_not_know_a_family_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path))
+    own = LLAMA_3_8B | {"model_type": "of_ones_own"}
+    first = shape_of(own, 8e9)
+    (memory,) = (tmp_path / "shapes").iterdir()
+    assert recall(memory) == {}
+    assert shape_of(own, 8e9) == first
+
+
+def test_a_shard_that_the_index_names_and_that_is_missing_is_said(tmp_path):
+    tensors = {"w": ("BF16", (4,))}
+    write_headers(tmp_path, LLAMA_3_8B, tensors)
+    (tmp_path / "model.safetensors").rename(tmp_path / "model-00001-of-00002.safetensors")
+    shards = {"w": "model-00001-of-00002.safetensors", "v": "model-00002-of-00002.safetensors"}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": shards}))
+    for refuse in (lambda: examine_base(str(tmp_path), FitQuery(24.0)), lambda: hub.resolve(str(tmp_path))):
+        with pytest.raises(UserError, match=r"no model-00002-of-00002\.safetensors, which"):
+            refuse()
+    (tmp_path / "model.safetensors.index.json").write_text("{")
+    with pytest.raises(UserError, match="an index of weights"):
+        hub.resolve(str(tmp_path))
+
+
+def test_a_family_with_experts_in_some_layers_is_read_by_the_headers_of_its_files(tmp_path):
+    """Jamba has them in every second layer; 16 of them, of which a token passes two (arXiv:2403.19887)."""
+    config = {
+        "model_type": "jamba", "num_hidden_layers": 32, "hidden_size": 4096, "intermediate_size": 14336,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "num_experts": 16, "num_experts_per_tok": 2,
+        "expert_layer_period": 2, "expert_layer_offset": 1, "attn_layer_period": 8, "attn_layer_offset": 4,
+        "vocab_size": 65536,
+    }  # fmt: skip
+    tensors = {f"{name}.weight": ("BF16", (65536, 4096)) for name in ("model.embed_tokens", "lm_head")}
+    for i in range(32):
+        experts = [f"experts.{n}." for n in range(16)] if i % 2 else [""]
+        for at in (f"model.layers.{i}.feed_forward.{one}" for one in experts):
+            tensors |= {f"{at}{name}_proj.weight": ("BF16", (14336, 4096)) for name in ("gate", "up", "down")}
+    found = examine_base(str(write_headers(tmp_path / "base", config, tensors)), FitQuery(24.0))
+    in_experts = 16 * 16 * 3 * 14336 * 4096
+    assert found.shape.in_experts == in_experts
+    assert found.active == found.n_parameters - in_experts * 14 / 16
+    assert found.shape.kept == 2 * 8 * 128 / 8  # of eight layers one keeps keys

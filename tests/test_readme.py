@@ -7,11 +7,14 @@ children are shown shows all of them. Commands are the lines of ```sh blocks, an
 """
 
 import ast
+import contextlib
+import html
 import importlib.util
 import inspect
 import io
 import json
 import os
+import random
 import re
 import shlex
 import shutil
@@ -20,27 +23,36 @@ import sys
 import textwrap
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
+import tiny_experiment
+from checked_rows import LABELS, make_clean_rows, write
 from rich.console import Console
 from ruamel.yaml import YAML
 from test_architecture import ORDER
 from typer.main import get_command
+from typer.testing import CliRunner
 
+import harness.experiment as experiment
 from harness import cli, config, data, errors, plugins, records, report, spec
+from harness.cli import app, main
 from harness.cli.options import example_commands
+from harness.data.edit.changes import RowDecision, keep_decision
 from harness.experiment.catalog import map_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.prompting import PromptingContext
-from harness.records import Example, Output
+from harness.records import Example, Output, checksum
 from harness.regularizers import Start
 from harness.report import ExperimentReport
 from harness.report.columns import CANDIDATE_COLUMNS, result_headings
 from harness.report.wording import last_line
 from harness.training import FitContext
+from reports.studies import data_check_page, mended_rows
+from reports.studies.data_check import READ
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -558,3 +570,219 @@ def test_contributing_shows_the_order_of_the_modules_that_there_are():
     order = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     there = [name for name in ORDER if {Path("harness", name), Path("harness", f"{name}.py")} & set(tree())]
     assert re.findall(r"\w+", order) == there
+
+
+NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
+CELLS = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
+
+
+def run(source: str, names: dict[str, object]) -> object:
+    lines = [line for line in source.splitlines() if not line.startswith("%")]
+    tree = ast.parse("\n".join(lines))
+    last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+    exec(compile(tree, str(NOTEBOOK), "exec"), names)
+    return eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names) if last else None
+
+
+@pytest.fixture(scope="module")
+def values(tiny, own_cache, tmp_path_factory):
+    """Run the notebook beside a tiny experiment; return the value of each cell."""
+    folder = tmp_path_factory.mktemp("notebook")
+    tiny_experiment.write(folder, tiny, "  prompt: {method: base}\n  bag: {method: classifier}\n")
+    names: dict[str, object] = {}
+    with pytest.MonkeyPatch.context() as here:
+        here.chdir(folder)
+        return [run("".join(cell["source"]), names) for cell in CELLS]
+
+
+def test_a_cell_of_the_notebook_shows_scores_and_intervals_as_a_frame(values):
+    frame = values[-2]
+    assert sorted(frame["candidate"]) == ["bag", "prompt"]
+    assert (frame["low"] <= frame["score"]).all()
+    assert list(frame["score"]) == sorted(frame["score"], reverse=True)
+
+
+def test_the_notebook_ends_in_what_a_terminal_shows(values):
+    shown = io.StringIO()
+    report.terminal(values[-1], Console(file=shown, width=100))
+    page = html.unescape(re.sub(r"<[^>]+>", "", values[-1]._repr_html_()))
+    assert page.split() == shown.getvalue().split()
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "edit_data.md").read_text("utf-8")
+TUTORIAL = PAGE.split("## From a messy file to a comparison\n")[1].split("\n## ")[0]
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
+
+
+class CommandResult(NamedTuple):
+    command: str
+    code: int
+    printed: str
+    expected: str
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory):
+    """Write the files of the tutorial and run its commands, one after the other, in one folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder := tmp_path_factory.mktemp("tutorial"))
+        yield folder, [ran for i in range(len(BLOCKS)) for ran in step(i, patch)]
+
+
+def step(i, patch):
+    language, text = BLOCKS[i]
+    if language in ("csv", "yaml"):
+        Path({"csv": "tickets.csv", "yaml": "harness.yaml"}[language]).write_text(text, encoding="utf-8")
+    for line in text.splitlines() if language == "sh" else ():
+        following = BLOCKS[i + 1] if i + 1 < len(BLOCKS) else ("", "")
+        expected = following[1] if following[0] == "text" else ""
+        out = io.StringIO()
+        patch.setattr(sys, "argv", shlex.split(line))
+        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
+            main()
+        yield CommandResult(line, ended.value.code or 0, out.getvalue(), expected)
+
+
+def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_nothing_in_place(tutorial):
+    assert {ran.command: ran.code for ran in tutorial[1] if ran.code} == {}
+    expected = ["check", "clean", "dedup", "split", "--dry-run", "augment"]
+    assert [ran.command.split()[2] for ran in tutorial[1]] == expected
+    for ran in tutorial[1]:
+        printed = iter(ran.printed.splitlines())
+        assert [line for line in ran.expected.splitlines() if line not in printed] == [], ran.printed
+    (ran,) = [ran for ran in tutorial[1] if ran.command == "harness compare --dry-run"]
+    lines = [line.split("  ")[0] for line in ran.printed.splitlines()]
+    assert {"prompt", "ranked", "lora"} <= set(lines)
+
+    assert (tutorial[0] / "tickets.csv").read_text("utf-8") == next(
+        text for kind, text in BLOCKS if kind == "csv"
+    )
+    assert not (tutorial[0] / "runs").exists()
+
+
+N, N_TEST, N_AGAIN = 400, 300, 20
+EXPERIMENT = """\
+name: mended
+target:
+  name: tickets
+  data: {train: messy.jsonl, validation: parts/validation.jsonl, test: parts/test.jsonl}
+  fields: {prompt: "{text}", reference: "{label}"}
+  labels: [refund, delivery, account, invoice]
+candidates:
+  messy: {method: classifier, params: {ngram_range: [1, 1]}}
+  relabelled: {method: classifier, train: relabelled.jsonl, params: {ngram_range: [1, 1]}}
+  unique: {method: classifier, train: unique.jsonl, params: {ngram_range: [1, 1]}}
+"""
+
+
+def harness(*words):
+    done = CliRunner().invoke(app, ["data", *words])
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def change_labels(rows):
+    """Give one row of five another label."""
+    rng = random.Random(1)
+    return [
+        {**row, "label": rng.choice([label for label in LABELS if label != row["label"]])}
+        if rng.random() < 0.2
+        else row
+        for row in rows
+    ]
+
+
+@pytest.fixture
+def training_sets(tmp_path, monkeypatch):
+    """Check, clean, deduplicate and split rows, and compare a classifier on each file."""
+    monkeypatch.chdir(tmp_path)
+    rows = make_clean_rows(N + N_TEST)
+    messy = change_labels(rows[:N])
+    write(Path("messy.jsonl"), [*messy, *messy[:N_AGAIN]])
+    write(Path("held.jsonl"), rows[N:])
+    found = json.loads(harness("check", "messy.jsonl", "--json"))["findings"]
+    (suspects,) = (f for f in found if f["check"] == "suspect_labels" and f["labels"])
+    digest = checksum(Path("messy.jsonl"))
+    for place, label in zip(suspects["rows"], suspects["labels"], strict=True):
+        line = int(place.rpartition(":")[2])
+        keep_decision("messy.jsonl", line, RowDecision("relabel", label), digest, "label")
+    decided = ("--decisions", "messy.jsonl.decisions.json")
+    harness("clean", "messy.jsonl", "--out", "relabelled.jsonl", *decided)
+    harness("dedup", "relabelled.jsonl", "--out", "unique.jsonl")
+    harness("split", "held.jsonl", "--shares", "0.1,0.1,0.8", "--stratify", "label", "--out", "parts")
+    Path("harness.yaml").write_text(EXPERIMENT)
+    (table,) = experiment.compare(tmp_path / "harness.yaml").training_sets
+    return {one.candidate: one for one in table.sets}
+
+
+def test_mended_labels_raise_the_score_and_dropped_duplicates_leave_it(training_sets):
+    assert training_sets["relabelled"].difference.low > 0
+    again = training_sets["unique"].difference
+    assert again.low > 0
+    assert Path("unique.jsonl").read_bytes().count(b"\n") == N
+    assert abs(training_sets["unique"].score - training_sets["relabelled"].score) < 0.05
+
+
+REPORTS = Path(__file__).parents[1] / "reports"
+
+
+def data_check(figures):
+    return data_check_page.page(figures, json.loads(READ.read_text("utf-8")))
+
+
+@pytest.mark.parametrize(("name", "page"), [("data_check", data_check), ("mended_rows", mended_rows.page)])
+def test_a_page_is_what_its_figures_give(name, page):
+    figures = json.loads((REPORTS / f"{name}.json").read_text("utf-8"))
+    assert (REPORTS / f"{name}.md").read_text("utf-8") == page(figures)
+
+
+def test_at_least_fifty_findings_that_nobody_planted_were_read():
+    read = json.loads(READ.read_text("utf-8"))
+    assert sum(len(lines) for checks in read.values() for lines in checks.values()) >= 50
+
+
+PACKAGE = Path(__file__).parents[1] / "harness"
+# What somebody who knows the field looks for, the path that holds it, and a name that is defined there.
+ANSWERS = {
+    "rules of the release gate": ("gating/rules.py", "macro_rule"),
+    "SQL": ("store/index.py", ""),
+    "loading harness.yaml": ("config/__init__.py", "load"),
+    "LoRA": ("training/low_rank_adapters.py", "low_rank_method"),
+    "metrics": ("metrics/exact_match.py", "metric"),
+    "paired statistics": ("stats/paired.py", "mcnemar"),
+    "nightly evaluation": ("nightly/night.py", "run_night"),
+    "HTML report": ("report/html.py", ""),
+    "vLLM": ("models/vllm.py", "VllmServer"),
+    "lm-eval adapter": ("evaluation/lm_eval/engine_for_lm_eval.py", ""),
+    "prefix KV cache": ("models/prefix_cache.py", ""),
+    "chat template and tokenizer": ("models/tokenization.py", "encode_all"),
+    "out of memory": ("models/oom.py", ""),
+    "batch packing": ("models/batching.py", "pack"),
+    "model download and resolution": ("models/hub.py", "resolve"),
+    "harness init": ("experiment/scaffold/__init__.py", "propose"),
+    "estimate of cost": ("evaluation/costs.py", ""),
+    "estimate of memory": ("models/memory.py", ""),
+    "champions": ("store/champions.py", ""),
+    "contamination of training data": ("data/contamination.py", ""),
+    "control arm": ("evaluation/control_arm.py", ""),
+    "hyper-parameter search": ("experiment/trials.py", "proposals"),
+    "stratified item sampling": ("evaluation/sampling.py", ""),
+    "preflight check": ("experiment/preflight.py", "examine"),
+    "A/A noise": ("experiment/preflight.py", "measure_noise"),
+}
+
+
+def list_defined_names(path: Path) -> set[str]:
+    nodes = ast.parse(path.read_text("utf-8")).body
+    assigned = (target for node in nodes if isinstance(node, ast.Assign) for target in node.targets)
+    names = {target.id for target in assigned if isinstance(target, ast.Name)}
+    return names | {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+
+
+@pytest.mark.parametrize("question", ANSWERS)
+def test_one_listing_says_where_something_is(question):
+    path, name = ANSWERS[question]
+    assert (PACKAGE / path).is_file()
+    assert not name or name in list_defined_names(PACKAGE / path)
+    tops = {part.stem for part in PACKAGE.iterdir()}
+    assert Path(path).parts[0].removesuffix(".py") in tops

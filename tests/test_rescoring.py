@@ -1,17 +1,24 @@
-"""A changed metric scores stored answers again; rows that answer something else are never reused."""
+"""Changed metrics score stored answers again; rows before a run: templates, special tokens, all problems."""
 
 import json
+import shlex
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_experiment
 import tiny_model
+from checked_rows import write
 from fake_rows import script_candidate
 
 from harness import config, experiment, metrics, plugins, release, store
 from harness.cli import main
-from harness.errors import IncompatibleRuns
+from harness.config import load
+from harness.config.rubrics import read_rubric
+from harness.data import load_task
+from harness.data.training_rows import load_training_rows
+from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
@@ -19,6 +26,7 @@ from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 from harness.records import BLOCK
+from harness.spec import Task
 
 PROMPT = "  prompt: {method: base}\n"
 STARTS = '''"""Whether an answer starts as it should."""
@@ -235,3 +243,285 @@ def test_every_shipped_metric_is_scored_from_what_a_row_keeps(path):
         == set(named)
         == set(metrics.load_metrics(again.target.task))
     )
+
+
+_EACH, _, _TURN = tiny_model.CHATML.partition("%}")
+ALTERNATES = (
+    _EACH
+    + "%}{% if (message['role'] == 'user') != (loop.index0 % 2 == 0) %}"
+    + "{{ raise_exception('roles must alternate') }}{% endif %}"
+    + _TURN
+)
+TWICE = [{"role": "user", "content": "Where is"}, {"role": "user", "content": "my lamp box?"}]
+CANDIDATES = "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2}}\n"
+
+
+def write_free_answers(folder, base, *, extra="", pairs=()):
+    path = tiny_experiment.write(folder, base, CANDIDATES + extra, pairs=pairs)
+    target = folder / "suites" / "letters.yaml"
+    target.write_text(target.read_text().replace("    labels: [late, money]\n", "").replace(", macro_f1", ""))
+    return path
+
+
+def change(path, file, line, **fields):
+    file = path.parent / "suites" / file
+    rows = [json.loads(row) for row in file.read_text().splitlines()]
+    rows[line - 1] = {name: v for name, v in {**rows[line - 1], **fields}.items() if v is not None}
+    tiny_experiment.rows(file, rows)
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """A base whose template refuses turns that do not alternate."""
+    return tiny_model.build(tmp_path_factory.mktemp("strict"), template=ALTERNATES)
+
+
+@pytest.mark.parametrize("dry", [True, False])
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("letters/test.jsonl", 2),
+        ("letters/train.jsonl", 30),
+        ("letters/validation.jsonl", 1),
+        ("general/facts.jsonl", 6),
+    ],
+)
+def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(
+    command, tmp_path, strict, file, line, dry
+):
+    path = write_free_answers(tmp_path, strict)
+    change(path, file, line, prompt=None, messages=TWICE)
+    code, _, said = command("compare", "-c", path, *(["--dry-run"] if dry else []))
+    assert code == 2
+    assert f"{file}:{line}: found a conversation that the chat template does not write" in said
+    assert "(roles must alternate)" in said
+    assert "next: change its turns to such as the template takes, remove the row" in said
+    assert not (tmp_path / "runs" / "rows").exists()
+
+
+def test_a_turn_that_the_template_leaves_out_is_named(command, tmp_path):
+    alone = "{% set messages = messages[-1:] %}" + tiny_model.CHATML
+    path = write_free_answers(tmp_path, tiny_model.build(tmp_path / "base", template=alone))
+    said = [
+        {"role": "user", "content": "Its number is 7."},
+        {"role": "assistant", "content": "Yes."},
+        TWICE[1],
+    ]
+    change(path, "letters/test.jsonl", 2, prompt=None, messages=said)
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "test.jsonl:2: found a turn of 'user' that the chat template leaves out" in said) == (
+        2,
+        True,
+    )
+
+
+def test_pairs_are_written_too(command, tmp_path, strict):
+    pair = {"messages": TWICE, "chosen": "late", "rejected": "money"}
+    path = write_free_answers(tmp_path, strict, pairs=[pair])
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "pairs.jsonl:1: found a conversation" in said) == (2, True)
+
+
+def test_a_system_text_of_a_candidate_that_the_template_refuses_is_named(command, tmp_path):
+    refuses = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
+    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
+    path = write_free_answers(tmp_path, base, extra="  told: {method: base, system: Be short.}\n")
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "candidate told: the prompt of item " in said) == (2, True)
+
+
+def test_shots_that_a_template_refuses_are_named(command, tmp_path):
+    refuses = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
+    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
+    path = write_free_answers(
+        tmp_path, base, extra="  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n"
+    )
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert (code, "candidate shown: the prompt of item " in said) == (2, True)
+
+
+BOMB = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+
+
+def test_a_template_that_never_ends_is_a_problem_of_the_base_with_the_bound(command, tmp_path):
+    path = write_free_answers(
+        tmp_path, tiny_model.build(tmp_path / "base", template=BOMB + tiny_model.CHATML)
+    )
+    code, _, said = command("compare", "-c", path, "--dry-run")
+    assert code == 2
+    (line,) = [line for line in said.splitlines() if "chat template" in line]
+    assert (
+        f"base_model {tmp_path / 'base'}: found a chat template that takes more than 1,000,000 steps" in line
+    )
+
+
+@pytest.mark.parametrize(
+    "written", ["late<|im_end|>", "late</s>", "<|im_start|>assistant\nlate<|im_end|>\n", "late<pad>"]
+)
+def test_answers_are_compared_and_trained_without_special_tokens_around_them(data, tmp_path, tiny, written):
+    path = write_free_answers(tmp_path, tiny)
+    for line in (1, 2):
+        change(path, "letters/test.jsonl", line, reference=written)
+        change(path, "letters/train.jsonl", line, reference=written)
+    items = prepare_session(load(path), Scope(), SilentProgress()).target.items
+    assert {e.references for e in (*items.test, *items.train)} == {("late",), ("money",)}
+    (note,) = [note for note in items.overlap if "special tokens" in note]
+    assert note.startswith("4 rows with special tokens in answers, such as ")
+    for command in note.partition("next: ")[2].split(" && "):
+        words = shlex.split(command)
+        code, out, err = data(*words[2:])
+        assert (code, "2 changed: special tokens removed in 'reference'" in out) == (0, True), err
+
+
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|eot_id|>", "<end_of_turn>", "[/INST]", "<s>"])
+def test_special_tokens_in_prompts_and_documents_are_told(tmp_path, tiny, token):
+    path = write_free_answers(tmp_path, tiny)
+    change(path, "letters/test.jsonl", 3, prompt=f"{token} Where is my lamp box?")
+    change(path, "general/facts.jsonl", 1, prompt=f"{token} What follows?")
+    items = prepare_session(load(path), Scope(), SilentProgress()).target.items
+    assert [note.partition(", such")[0] for note in items.overlap] == [
+        "1 row with special tokens in prompts"
+    ] * 2
+    assert items.overlap[1].count("letters/test.jsonl:3") == 1
+
+
+LABELS = ("refund", "card")
+TEST = [{"prompt": f"t{i} v{i * 3}", "reference": LABELS[i % 2]} for i in range(6)]
+GOOD = [{"prompt": f"q{i} w{i * 7}", "reference": LABELS[i % 2]} for i in range(20)]
+FAULTY = [
+    *GOOD,
+    {"prompt": "a b c", "reference": "refnd"},
+    {"prompt": "", "reference": "card"},
+    {"prompt": "x y", "reference": ""},
+    TEST[3],
+]
+LINES = {
+    21: "reference 'refnd'",
+    22: "an empty prompt",
+    23: "an empty reference",
+    24: "'t3 v9', the question of",
+}
+
+
+def problems(read):
+    with pytest.raises(UserError) as error:
+        read()
+    return error.value.problems
+
+
+def map_by_line(found):
+    return {int(p.where.rpartition(":")[2]): p.found for p in found}
+
+
+def assert_all_lines(found):
+    said = map_by_line(found)
+    assert said.keys() == LINES.keys()
+    assert all(said[line].startswith(begins) for line, begins in LINES.items())
+
+
+def task(tmp_path, train):
+    data = {"train": write(tmp_path / "a.jsonl", train), "test": write(tmp_path / "b.jsonl", TEST)}
+    return Task(name="rows", data=data, labels=LABELS)
+
+
+def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
+    assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
+
+
+def test_so_do_those_of_a_candidates_own_rows(tmp_path):
+    asked = task(tmp_path, GOOD)
+    own = write(tmp_path / "own.jsonl", FAULTY)
+    items = load_task(asked, 0)
+    assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
+
+
+def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
+    asked = task(tmp_path, GOOD)
+    own = write(tmp_path / "own.jsonl", [{"chosen": "a", "rejected": "b"}] * 3)
+    items = load_task(asked, 0)
+    found = problems(lambda: load_training_rows(asked, items, [own], None, 0))
+    assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
+
+
+def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
+    empty = [{"prompt": "", "reference": "card"}] * 30
+    found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
+    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
+    assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in found)
+
+
+def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):
+    asked = task(tmp_path, GOOD)
+    made = [
+        {"prompt": f"in other words {i}", "reference": "card", "augmented_from": TEST[i]["prompt"]}
+        for i in range(3)
+    ]
+    own = write(tmp_path / "own.jsonl", made)
+    (said,) = problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0))
+    assert said.where == f"{own}:1"
+    assert said.found == "only rows made from rows that are evaluated (this is the first of 3)"
+
+
+def test_training_rows_in_folds_need_no_test_rows(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("{}\n")
+    file = tmp_path / "harness.yaml"
+    file.write_text(
+        "name: x\ntarget:\n  name: x\n  data: {train: rows.jsonl, folds: 5}\ncandidates:\n  prompt: prompt\n"
+    )
+    assert config.load(file).experiment.target.data.folds == 5
+
+
+def test_a_key_that_may_be_a_misspelt_one_is_not_missed_besides(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("harness.yaml").write_text("target:\n  name: x\n  data:\n    al: a.jsonl\n    folds: 5\n")
+    said = [p.found for p in problems(lambda: config.load(Path("harness.yaml")))]
+    assert not [found for found in said if "no rows to deal" in found]
+
+
+@pytest.mark.parametrize(
+    ("data", "recipe", "found"),
+    [
+        (
+            "{documents: rows.jsonl, test: rows.jsonl, folds: 5}",
+            "prompt",
+            ["folds: 5, and a test file", "folds: 5, and no rows to deal"],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{method: lora, mix: {files: {rows.jsonl: 0.5}, temperature: 2, replacement: true}}",
+            [
+                "a mixture needs two files or more",
+                "replacement without rows",
+                "shares of files and a temperature",
+                "shares that add up to 0.5",
+            ],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{decoding: {samples: 3, top_p: 0.5, choose: best}}",
+            ["3 samples at temperature 0", "choose: best and by", "top_p at temperature 0"],
+        ),
+        (
+            "{all: rows.jsonl}",
+            "{method: lora, train: rows.jsonl, mix: {rows.jsonl: 0.5, b.jsonl: 0.5}, subject_to: {forgetting: 0}}",
+            ["subject_to bounds", "train and mix both"],
+        ),
+    ],
+)
+def test_all_that_the_keys_of_one_mapping_disagree_on_is_said_at_once(tmp_path, data, recipe, found):
+    for name in ("rows.jsonl", "b.jsonl"):
+        (tmp_path / name).write_text("{}\n")
+    file = tmp_path / "harness.yaml"
+    file.write_text(f"name: x\ntarget:\n  name: x\n  data: {data}\ncandidates:\n  lora: {recipe}\n")
+    said = problems(lambda: config.load(file))
+    texts = sorted(p.found for p in said)
+    assert len(texts) == len(found), texts
+    assert all(text.startswith(begins) for text, begins in zip(texts, found, strict=True)), texts
+    assert {p.expected for p in said} == {"keys that agree with each other"}
+
+
+def test_all_that_a_rubric_disagrees_on_is_said_at_once(tmp_path):
+    file = tmp_path / "rubric.yaml"
+    file.write_text("criteria: Is it right?\npanel: [smollm2-135m]\nmax_cost: 1\n")
+    texts = sorted(p.found for p in problems(lambda: read_rubric(file)))
+    assert [text.partition(" ")[0] for text in texts] == ["a", "max_cost"]

@@ -1,15 +1,22 @@
-"""A runs folder that somebody else wrote: no name in its files leads out of it, and removing follows no link."""
+"""A runs folder that somebody else wrote, and garbage: no name leads out of it, and nothing used is removed."""
 
 import json
 import os
+from dataclasses import asdict, replace
 
 import fake_project
 import pytest
+import tiny_experiment
 from busy_store import keep_busy
-from test_store import IDENTITY, complete, make_rows, make_run
+from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, save_two_runs
 
+from harness import release
 from harness import store as stores
-from harness.store import Store
+from harness.errors import HarnessError, UserError
+from harness.nightly import state
+from harness.progress import SilentProgress
+from harness.store import References, Store
+from harness.store.garbage import size
 
 HOSTILE_NAMES = [
     "../../../precious", "..", ".", "", "/", "a/b", "a\\b", "C:\\x", "~", "~root", "a\0b", "x" * 300,
@@ -197,3 +204,246 @@ def test_eight_writers_lose_no_run_while_two_read(tmp_path):
     assert {run.run_id for run in stores.list_runs(store)} == {"first", *found.saved}
     assert len(found.saved) >= 8
     assert all(found.took_s.values())
+
+
+SWEPT = """\
+  prompt: {method: base}
+  lora: {method: lora, sweep: {learning_rate: [0.01, 0.001]}, params: {r: 2, num_train_epochs: 1, max_length: 200}}
+  half: {method: scaled, init_from: lora, params: {scale: 0.5}}
+"""
+
+
+def list_unused(store, **options):
+    found = release.list_unreferenced(store, state.references(store), **options)
+    return {str(one.path.relative_to(store.folder)) for one in found.removable}
+
+
+def folders(*identities):
+    return {f"rows/{one.digest}" for one in identities}
+
+
+def write_fit(store, fit_key, digest):
+    """Write finished weights."""
+    stores.write_whole(store, store.weights(fit_key) / "fit.json", json.dumps({"digest": digest}))
+
+
+@pytest.fixture
+def run_store(store):
+    """Save a run of weights w on a base b."""
+    complete(store, IDENTITY, make_rows(3))
+    training = {"fit_key": "own", "stands_on": {"lost": "l"}}
+    stores.save_run(
+        store, make_run("a", [IDENTITY.digest], weights_digest="w", base_digest="b", training=training)
+    )
+    return store
+
+
+def test_rows_and_weights_of_no_run_are_unused(run_store):
+    complete(run_store, OTHER, make_rows(3))
+    write_fit(run_store, "own", "w")
+    write_fit(run_store, "nobody's", "n")
+    assert list_unused(run_store) == {*folders(OTHER), "weights/nobody's"}
+
+
+def test_the_trials_that_a_run_is_found_by_way_of_are_wanted_with_their_rows(run_store):
+    complete(run_store, replace(IDENTITY, weights_digest="l"), make_rows(3))
+    write_fit(run_store, "lost", "l")
+    assert list_unused(run_store) == set()
+
+
+@pytest.mark.parametrize("changes", [{"weights_digest": "b"}, {"precision": "bf16"}], ids=str)
+def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(run_store, changes):
+    complete(run_store, replace(IDENTITY, **changes), make_rows(3))
+    assert list_unused(run_store) == set()
+
+
+def test_rows_and_weights_of_a_champion_are_wanted(store):
+    complete(store, OTHER, make_rows(3))
+    write_fit(store, "best", "w")
+    assert list_unused(store) == {*folders(OTHER), "weights/best"}
+    write_champion(store, "a run that is gone", rows={"facts/test": OTHER.digest})
+    assert list_unused(store) == set()
+
+
+def test_what_nights_refer_to_is_wanted(store):
+    complete(store, OTHER, make_rows(3))
+    complete(store, IDENTITY, make_rows(3))
+    for fit_key in ("tonight", "before"):
+        write_fit(store, fit_key, fit_key)
+    folder = state.home(store, "desk")
+    reference = state.Reference(
+        "r", {"a/test": OTHER.digest}, {"a/test": IDENTITY.digest}, "w", "p", "d", "e"
+    )
+    state.write_state(store, folder, state.State({"lora": reference}))
+    for day, fit_key in (("2025-01-01", "before"), ("2025-01-02", "tonight")):
+        watched = state.NightCandidate("lora", "r", "t", (), fit_keys=(fit_key,))
+        night = state.Night(day, "", "", "", "fp32", "e", {}, (watched,), {}, {})
+        state.write_night(store, folder, night)
+    assert list_unused(store) == {"weights/before"}
+
+
+@pytest.mark.e2e
+def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(store):
+    complete(store, OTHER, make_rows(3))
+    names = ("tonight", "pinned", "own")
+    for name in names:
+        write_fit(store, name, f"weights of {name}")
+        stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
+    nights = References(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
+    for name in names:
+        release.remove_run(store, name, nights)
+    assert [store.weights(name).exists() for name in names] == [True, True, False]
+    assert store.parquet(OTHER.digest).exists()
+
+
+def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
+    append(store, IDENTITY, make_rows(64))
+    write_fit(store, "fit.part", "w")
+    assert list_unused(store) == set()
+    assert list_unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
+        {".unfinished"} if (store.folder / ".unfinished").exists() else set()
+    )
+
+
+def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
+    complete(store, OTHER, make_rows(3))
+    stores.begin(store, "desk-lora-s0")
+    found = release.remove_unreferenced(store, References())
+    assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
+    assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
+    release.remove_unreferenced(store, References(), unfinished=True)
+    assert not store.rows(OTHER.digest).exists()
+    assert stores.list_begun(store) == []
+
+
+def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
+    stores.save_run(store, make_run("a", [], training={"fit_key": "own", "init_wall_s": 1.0}))
+    write_fit(store, "trial", "t")
+    assert release.list_unreferenced(store, References()).wanted_by == ("a",)
+    assert list_unused(store) == set()
+
+
+def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_another_outlive_theirs(run_store):
+    write_fit(run_store, "lost", "l")
+    stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
+    release.remove_run(run_store, "b", References())
+    assert run_store.weights("lost").exists()
+
+    (run_store.folder / "torn").mkdir()
+    (run_store.folder / "torn" / "run.json").write_text("{")
+    with pytest.raises(HarnessError, match="readable run files"):
+        release.remove_unreferenced(run_store, References())
+
+
+@pytest.mark.usefixtures("own_cache")
+class InterruptAtStage(SilentProgress):
+    """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
+
+    def __init__(self, label):
+        self.label = label
+
+    def stage(self, label, expected_s=0.0):
+        if label.startswith(self.label):
+            raise KeyboardInterrupt
+        return super().stage(label, expected_s)
+
+
+class TestAnExperiment:
+    """A compare with a sweep, and an adapter that stands on its winner."""
+
+    @pytest.fixture
+    def path(self, tiny, tmp_path):
+        path = tiny_experiment.write(tmp_path, tiny, SWEPT)
+        tiny_experiment.run(path)
+        return path
+
+    def test_nothing_of_it_is_unused_and_all_is_once_its_runs_are_gone(self, path):
+        store = Store(path.parent / "runs")
+        assert len(list((store.folder / "weights").iterdir())) == 3
+        found = release.list_unreferenced(store, References())
+        assert (found.removable, found.wanted_by) == ((), ())
+        for one in stores.list_runs(store):
+            release.remove_run(store, one.run_id, References())
+        release.remove_unreferenced(store, References())
+        assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
+
+    @pytest.mark.e2e
+    def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
+        path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+        with pytest.raises(KeyboardInterrupt):
+            tiny_experiment.run(path, progress=InterruptAtStage("base: "))
+        assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny", "tiny-prompt-s0"]
+        tiny_experiment.run(path)
+        assert stores.list_begun(Store(tmp_path / "runs")) == []
+
+
+def measure_disk_use(store):
+    return stores.disk_use(store, stores.list_runs(store))
+
+
+def write_champion(store, run_id, **changes):
+    """Write a champion's file beside the runs folder, as `promote` does."""
+    champion = stores.Champion("desk", run_id, "lora", 0, "desk", "m", "w", "b", "2025", {}, {}, {})
+    path = store.folder.parent / "baselines" / "champions" / "desk.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(asdict(replace(champion, **changes))))
+
+
+def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
+    save_two_runs(store)
+    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x" * 10_000)
+    before = measure_disk_use(store)
+    assert before.weights == 10_000
+    stores.remove_run(store, "b")
+    after = measure_disk_use(store)
+    files = [use.rows + use.weights + use.unfinished for use in (before, after)]
+    assert before.freed["b"] == files[0] - files[1] > 10_000
+
+
+def test_rows_and_weights_that_are_not_complete_are_named_apart(store):
+    complete(store, OTHER, make_rows(3))
+    append(store, IDENTITY, make_rows(64))
+    stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoint-1" / "x", "x" * 500)
+    assert measure_disk_use(store).rows == size(store.rows(OTHER.digest))
+    assert measure_disk_use(store).unfinished == size(store.rows(IDENTITY.digest)) + 500
+
+
+def test_the_champion_is_not_removed(store):
+    save_two_runs(store)
+    write_champion(store, "b")
+    with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
+        release.remove_run(store, "b", References())
+    release.remove_run(store, "a", References())
+    assert [run.run_id for run in stores.list_runs(store)] == ["b"]
+
+
+def test_rows_and_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
+    save_two_runs(store)
+    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
+    kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
+    write_champion(store, "a run of another folder", **kept)
+    release.remove_run(store, "b", References())
+    assert store.parquet(OTHER.digest).exists()
+    assert (store.weights("fit-b") / "adapter.bin").exists()
+
+
+@pytest.mark.e2e
+def test_nothing_is_removed_while_a_compare_is_at_work(store):
+    save_two_runs(store)
+    complete(store, OTHER, make_rows(3))
+    for remove in (
+        lambda: release.remove_run(store, "b", References()),
+        lambda: release.remove_unreferenced(store, References()),
+    ):
+        with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
+            remove()
+    assert [run.run_id for run in stores.list_runs(store)] == ["a", "b"]
+    assert store.parquet(OTHER.digest).exists()
+
+
+def test_checkpoints_of_a_training_that_is_not_finished_outlive_every_removal(store):
+    stores.write_whole(store, store.folder / "weights" / "fit-a.part" / "checkpoints" / "x", "x")
+    stores.save_run(store, make_run("a", []))
+    release.remove_run(store, "a", References())
+    stores.reindex(store)
+    assert (store.folder / "weights" / "fit-a.part" / "checkpoints" / "x").exists()

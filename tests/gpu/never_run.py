@@ -32,7 +32,7 @@ _LINES = (
     (
         "a process of its own for each training on one GPU (`training: {process: auto}`)",
         "the default there; an H200 ran one for LoRA, QLoRA and DPO in the quickstart (`reports/full_h200.md`), and for Spectrum, by `make claims`",
-        "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_job.py`)",
+        "the same process on a CPU, where it is asked for, and which device has it unasked (`tests/test_training.py`)",
     ),
     (
         "the next block's prompts, tokenised in a thread while a GPU computes a block",
@@ -122,7 +122,7 @@ _LINES = (
         "loaded by transformers, whose kernels for them need a GPU; never run",
         (
             "their parameters, bits and bytes, read from the headers of the files, packed and unpacked "
-            "(`tests/test_hub.py`, `tests/test_model_shapes.py`)"
+            "(`tests/test_hub.py`, `tests/test_quantized_families.py`)"
         ),
     ),
     (
@@ -157,7 +157,7 @@ _LINES = (
         "offered; held to no card",
         (
             "the arithmetic, also of the textbook's 7B (`tests/test_base_fit.py`), and sizes of published models "
-            "(`tests/test_model_shapes.py`)"
+            "(`tests/test_quantized_families.py`)"
         ),
     ),
 )
