@@ -71,14 +71,12 @@ def test_a_member_that_failed_counts_as_no_look_and_a_failed_reference_compares_
     assert (found.reference, found.n_tests) == ("lora[r=4]", 0)
 
 
-def test_the_winner_named_is_that_of_validation():
+def test_the_winner_of_a_grid_is_that_of_validation_and_one_seed_leaves_its_variance_unknown():
     facts = grid(0)
     facts[1] = make_fine_tune("lora[r=8]", 0.7, 0.05, validation=0.9)
     assert table(facts).chosen == "lora[r=8]"
     assert "best on validation: r=8" in " ".join(print_report(report(facts)).split())
 
-
-def test_one_seed_leaves_the_variance_of_training_unknown_and_an_untrained_grid_has_none():
     shots = [candidate(f"few-shot[shots={k}]", 0.5) for k in (4, 8)]
     (untrained,) = ablations(shots, lambda base, new: comparison(0.01), means)
     assert (table(grid(0)).seed_variance_known, untrained.seed_variance_known) == (False, True)

@@ -90,22 +90,24 @@ def samples(folder, gains, losses):
     return {"base": "base", "candidate": "tuned", "install": ""}
 
 
-def test_a_candidate_that_passes_lets_the_job_go_on_with_its_report(tmp_path):
+def test_a_candidate_that_passes_lets_the_job_go_on_and_one_that_fails_stops_it(tmp_path):
     code, out = run_action(tmp_path, **samples(tmp_path, 20, 20))
     assert (code, out) == (0, {"verdict": "pass", "exit-code": "0"})
     assert ET.parse(tmp_path / "harness-gate.xml").getroot().find("testsuite").get("failures") == "0"
     assert "## PASS" in (tmp_path / "summary.md").read_text()
 
-
-def test_a_candidate_that_fails_stops_the_job_and_says_so(tmp_path):
     code, out = run_action(tmp_path, **samples(tmp_path, 0, 150))
     assert (code, out) == (3, {"verdict": "fail", "exit-code": "3"})
 
 
-def test_settings_reach_the_gate_one_a_line_with_spaces_kept(tmp_path):
+def test_settings_and_the_baseline_reach_the_gate(tmp_path):
     given = samples(tmp_path, 0, 150)
     code, _ = run_action(tmp_path, **given, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
     assert code == 0
+
+    script = f"""printf '%s\\n' "$@" > {tmp_path / "words"}; echo '[]'; exit 5"""
+    run_action(tmp_path, script, candidate="lora", baseline="base", install="")
+    assert (tmp_path / "words").read_text().split() == ["gate", "--json", "--baseline", "base"]
 
 
 def test_what_cannot_be_judged_is_an_error_and_no_verdict(tmp_path):
@@ -119,12 +121,6 @@ def test_the_worst_of_several_verdicts_is_given_out(tmp_path):
     found = json.dumps([{"outcome": outcome} for outcome in ("pass", "fail", "inconclusive")])
     code, out = run_action(tmp_path, f"echo '{found}'; exit 3", candidate="lora", install="")
     assert (code, out) == (3, {"verdict": "fail", "exit-code": "3"})
-
-
-def test_the_baseline_that_is_asked_for_reaches_the_gate(tmp_path):
-    script = f"""printf '%s\\n' "$@" > {tmp_path / "words"}; echo '[]'; exit 5"""
-    run_action(tmp_path, script, candidate="lora", baseline="base", install="")
-    assert (tmp_path / "words").read_text().split() == ["gate", "--json", "--baseline", "base"]
 
 
 def test_what_is_to_be_installed_reaches_pip_word_by_word(tmp_path):

@@ -167,10 +167,7 @@ UNFIT = {
     "another rank of a pattern": (edit_config(rank_pattern={"q_proj": 8}), r"make \(8, 32\)"),
     "no family": (edit_config(peft_type=None), "peft_type: None"),
     "an unknown family": (edit_config(peft_type="BONE"), "peft_type: BONE in .*a family that PEFT"),
-    "a mixture of adapters": (
-        edit_config(peft_type="XLORA"),
-        "peft_type: XLORA, which needs more than a row",
-    ),
+    "a mixture of adapters": (edit_config(peft_type="XLORA"), "peft_type: XLORA, which needs more than a row"),
     "another family": (edit_config(peft_type="LOHA"), "lora_alpha: 8.* keys that PEFT"),
     "a classifier": (edit_config(task_type="SEQ_CLS"), "task_type: SEQ_CLS, an adapter with another head"),
     "a part of a row": (edit_config(alora_invocation_tokens=[5]), "an adapter for a part of a row"),
@@ -206,11 +203,10 @@ UNFIT = {
         "score.weight, which would be ignored",
     ),
     "rows of tokens that the base does not have": (
-        edit_config(trainable_token_indices=[5, 999]),
-        "trained rows of the tokens 999, and the base has",
+        edit_config(trainable_token_indices=[5, 999]), "trained rows of the tokens 999, and the base has",
     ),
     "magnitudes of DoRA that are not there": (edit_config(use_dora=True), "lora_magnitude_vector"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("unfit", UNFIT)
@@ -340,12 +336,8 @@ def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_pa
 
 
 UNCHECKED = {
-    "BOFT": {"boft_block_size": 4},
-    "SHIRA": {"r": 2},
-    "UNILORA": {"r": 2},
-    "ADAMSS": {},
-    "TINYLORA": {"u": 4},
-}
+    "BOFT": {"boft_block_size": 4}, "SHIRA": {"r": 2}, "UNILORA": {"r": 2}, "ADAMSS": {}, "TINYLORA": {"u": 4},
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", UNCHECKED)

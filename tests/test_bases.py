@@ -84,7 +84,7 @@ def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees
     assert "plain" not in found.steps
 
 
-def test_what_starts_from_another_candidate_is_compared_with_it_too(file_and_report):
+def test_each_is_measured_against_its_own_base_and_what_it_starts_from(file_and_report):
     path, found = file_and_report
     (step,) = found.steps["dpo"]
     assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
@@ -95,9 +95,6 @@ def test_what_starts_from_another_candidate_is_compared_with_it_too(file_and_rep
     assert runs["dpo"].training.init_wall_s == runs["lora"].training.wall_s
     assert fact_of(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
 
-
-def test_each_is_measured_against_its_own_base(file_and_report):
-    path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["other"].weights_digest != runs["prompt"].weights_digest
     whole = next(c for c in found.comparisons["theirs"] if c.metric == "bits_per_byte")
@@ -127,7 +124,7 @@ def test_the_best_trial_on_validation_is_the_candidate_and_the_report_says_which
     assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
 
 
-def test_a_training_that_was_all_warm_up_is_said_to_be_none():
+def test_a_training_of_warm_up_or_at_another_familys_rate_is_no_sweep():
     def run(name, *rates):
         curve = tuple(enumerate(rates, start=1))
         return SimpleNamespace(candidate=name, training=TrainingRecord(learning_rate=curve))
@@ -136,8 +133,6 @@ def test_a_training_that_was_all_warm_up_is_said_to_be_none():
     said = "dpo: not trained, as the learning rate of its 1 step was 0"
     assert [note.partition(";")[0] for note in note_unmoved(runs)] == [said]
 
-
-def test_a_rate_that_another_family_of_adapters_was_trained_at_is_no_sweep():
     def recipe(family, rate):
         return Recipe(method="peft", params={"peft_type": family, "learning_rate": rate})
 

@@ -170,15 +170,12 @@ def test_rows(tmp_path, name, text):
         readers.read(str(tmp_path / name), "train")
 
 
-def test_samples_of_lm_eval(tmp_path):
+def test_deep_nesting_in_logs_of_lm_eval_is_refused(tmp_path):
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": [1.0] * 9}) for name in ("a", "b"))
     next(new.rglob("samples_*")).write_text(f'{{"doc_id": 0, "doc": {DEEP}}}')
     with pytest.raises(UserError, match="a line that is not a sample"):
         release.gate_folders(old, new, GatePolicy())
 
-
-def test_results_of_lm_eval(tmp_path):
-    old, new = (lmeval_folder.write(tmp_path / name, {"arc": [1.0] * 9}) for name in ("a", "b"))
     next(new.rglob("results_*")).write_text(DEEP)
     with pytest.raises(UserError, match=r"results_.*: found no results that can be read"):
         release.gate_folders(old, new, GatePolicy())
@@ -199,15 +196,13 @@ def test_a_log_of_inspect(tmp_path, zipped):
         release.gate_folders(old, new, GatePolicy())
 
 
-def test_a_champion(tmp_path):
+def test_deep_nesting_in_a_champion_or_a_report_is_refused(tmp_path):
     file = champion_file(tmp_path, "support")
     file.parent.mkdir(parents=True)
     file.write_text(DEEP)
     with pytest.raises(UserError, match="promote again"):
         read_champion(tmp_path, "support")
 
-
-def test_a_report(tmp_path):
     (tmp_path / "report.json").write_text(f'{{"experiment": {DEEP}}}')
     with pytest.raises(UserError, match="no report"):
         report.read(tmp_path / "report.json")

@@ -65,7 +65,7 @@ def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, pre
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("style", STYLES)
-def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, style):
+def test_an_adapter_opened_again_gives_the_same_logits_and_scores_packed_rows_as_alone(tiny, tmp_path, style):
     made, trained = train(tiny, tmp_path, style=style, reduction_factor=4)
     host = ModelHost(resolve(str(tiny)), CPU)
     ids = host.base.encode(ASKED).context
@@ -78,13 +78,6 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
     assert before.keys() == after.keys()
     assert all(before[key].equal(after[key]) for key in before)
 
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("style", STYLES)
-def test_packed_rows_are_scored_as_each_alone(tiny, tmp_path, style):
-    made, _ = train(tiny, tmp_path, style=style)
-    host = ModelHost(resolve(str(tiny)), CPU)
-    ids = host.base.encode(ASKED).context
     pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
     with apply_delta(host.model, made.folder / "delta"):
         packed = HFCandidate(host.model, host.tokenizer, made.digest, "packed").loglikelihood(pairs)
@@ -186,14 +179,6 @@ def test_a_head_knows_the_letters_it_was_trained_on_when_it_is_opened_anew(tiny,
     assert open_weights(head, made, resolve(str(tiny))).weights_digest == made.digest
 
 
-def test_the_logprobs_of_a_table_are_those_of_all_labels(tiny, tmp_path):
-    made = embedding.fit(context(tiny, tmp_path), embedding.Params())
-    candidate = open_weights(embedding, made, resolve(str(tiny)))
-    asked = candidate.encode(tiny_methods.examples(slice(0, 1))[0].messages).context
-    found = candidate.loglikelihood([(asked, b"late"), (asked, b"money")])
-    assert np.exp([one.logprob for one in found]).sum() == pytest.approx(1, abs=1e-5)
-
-
 def test_the_base_embeds_a_text_as_the_mean_of_its_tokens_whatever_stands_beside_it(tiny):
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -218,6 +203,14 @@ def test_embeddings_of_the_base_are_sorted_as_scikit_learn_sorts_them(tiny, tmp_
     )
     expected = fitted.predict(embed([e.prompt for e in test]).numpy()).tolist()
     assert answers(open_weights(embedding, made, resolve(str(tiny))), test) == expected
+
+
+def test_the_logprobs_of_a_table_are_those_of_all_labels(tiny, tmp_path):
+    made = embedding.fit(context(tiny, tmp_path), embedding.Params())
+    candidate = open_weights(embedding, made, resolve(str(tiny)))
+    asked = candidate.encode(tiny_methods.examples(slice(0, 1))[0].messages).context
+    found = candidate.loglikelihood([(asked, b"late"), (asked, b"money")])
+    assert np.exp([one.logprob for one in found]).sum() == pytest.approx(1, abs=1e-5)
 
 
 CANDIDATES = """\

@@ -90,7 +90,7 @@ def test_the_verbs_are_these():
     )
 
 
-def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, copy):
+def test_compare_prints_the_table_of_what_is_selected_and_progress_apart(harness, copy):
     done = harness("compare", cwd=copy, check=0)
     table, told = done.stdout, done.stderr
     assert table.startswith("candidate")
@@ -102,8 +102,6 @@ def test_compare_prints_the_table_on_stdout_and_the_progress_on_stderr(harness, 
         f"tiny.{form}" for form in (*FORMS, "front.svg")
     }
 
-
-def test_compare_computes_what_is_selected_and_prints_the_written_report(harness, copy):
     shown = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     assert shown == json.loads((copy / "reports" / "tiny.json").read_text())
     assert shown["evidence"] == "measured"
@@ -122,7 +120,7 @@ def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_tabl
 
 
 @pytest.mark.e2e
-def test_a_report_names_the_candidates_that_were_not_selected_and_says_what_compare_said(harness, copy):
+def test_a_report_names_what_it_leaves_out_shows_prompts_as_sent_and_says_what_compare_said(harness, copy):
     shown = json.loads(harness("report", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
     left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
     assert left_out in shown["notes"]
@@ -131,6 +129,12 @@ def test_a_report_names_the_candidates_that_were_not_selected_and_says_what_comp
     compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
     reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
     assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
+
+    shown = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)["answers"]
+    assert all(prompt["was_sent"] for item in shown for prompt in item["prompts"])
+    first = next(item for item in shown if item["task"] == "letters")
+    assert {column for prompt in first["prompts"] for column in prompt["columns"]} == set(first["answers"])
+    assert any("<|im_start|>assistant" in prompt["text"] for prompt in first["prompts"])
 
 
 def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
@@ -166,7 +170,7 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
 
 
 @pytest.mark.e2e
-def test_a_dry_run_says_which_steps_workers_would_get_and_that_workers_need_an_executor(
+def test_a_dry_run_says_which_steps_workers_get_and_counts_the_training_of_every_seed(
     harness, tiny, tmp_path
 ):
     tiny_experiment.write(tmp_path, tiny)
@@ -176,11 +180,6 @@ def test_a_dry_run_says_which_steps_workers_would_get_and_that_workers_need_an_e
     )
     said = harness("compare", "--dry-run", "--workers", "3", check=0).stderr
     assert "workers: 3, and no executor: one process does it all; try --executor local" in said
-
-
-@pytest.mark.e2e
-def test_a_dry_run_counts_the_training_of_every_seed_and_of_whose_weights_are_taken(harness, tiny, tmp_path):
-    tiny_experiment.write(tmp_path, tiny)
 
     def count_trainings(*arguments):
         shown = json.loads(harness("compare", "--dry-run", "--json", *arguments, check=0).stdout)
@@ -421,14 +420,6 @@ def test_an_item_is_answered_again_as_it_is_stored(harness, copy, candidate, ite
     assert len(found["prompt"]["messages"]) == turns
 
 
-def test_a_report_shows_the_prompts_as_they_were_sent(harness, copy):
-    shown = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)["answers"]
-    assert all(prompt["was_sent"] for item in shown for prompt in item["prompts"])
-    first = next(item for item in shown if item["task"] == "letters")
-    assert {column for prompt in first["prompts"] for column in prompt["columns"]} == set(first["answers"])
-    assert any("<|im_start|>assistant" in prompt["text"] for prompt in first["prompts"])
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("candidate", ["shots", "ranked", "bag"])
 def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy, candidate):
@@ -446,17 +437,11 @@ def test_a_text_is_answered_and_shown_with_its_prompt(harness, copy, candidate):
     [
         (("lora",), "found neither a text nor --item; expected one of the two; next: harness ask lora"),
         (("lora", "x", "--item", "y"), "found a text and --item"),
-        (
-            ("prompt", "--item", "nope"),
-            "found 0 such items; expected one of an evaluated task; next: such as --item",
-        ),
-        (
-            ("lora", "x"),
-            "found no stored weights; expected what an answer needs; next: harness compare --candidates lora",
-        ),
+        (("prompt", "--item", "nope"), "found 0 such items; expected one of an evaluated task; next: such as --item"),
+        (("lora", "x"), "found no stored weights; expected what an answer needs; next: harness compare --candidates lora"),
         (("nobody", "x"), "nobody"),
     ],
-)
+)  # fmt: skip
 def test_a_question_that_cannot_be_answered_is_refused_with_the_next_step(harness, copy, words, expected):
     shutil.rmtree(copy / "runs" / "weights")
     assert expected in harness("ask", *words, cwd=copy, check=2).stderr

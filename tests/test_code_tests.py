@@ -203,30 +203,24 @@ HELD = UNITTEST.replace("for made in make(): self.assertEqual(made, 1)", "self.a
     [
         ("make = lambda: [ANY, ANY]", "assert make() == [1, 2]"),
         ("make = lambda: {'a': (ANY,)}", "assert make()['a'][0] == 1"),
-        (HOLDS_ANY, "assert make().value == 1"),
-        ("def make(): yield ANY", UNITTEST),
+        (HOLDS_ANY, "assert make().value == 1"), ("def make(): yield ANY", UNITTEST),
         (SORTS, "assert 1 < make() < 3"),
         (ANY_OF.format("int", "Any()"), "assert make() == 3"),
         (ANY_OF.format("int", "Any()"), "assert not 3 != make()"),
         (ANY_OF.format("str", "[Any()]"), "assert make() == ['late']"),
         (ANY_OF.format("bool", "{'a': (1, Any())}"), "assert make() == {'a': (1, True)}"),
         (ANY_OF.format("list", "Any()"), "assert make() == [1, 2]"),
-        (ANY_OF.format("int", "Any()"), ONE_MADE),
-        (HOLDS, "assert 3 in make()"),
-        (HOLDS, "assert make().__contains__(3) and 'a' in make()"),
-        (HOLDS, HELD),
+        (ANY_OF.format("int", "Any()"), ONE_MADE), (HOLDS, "assert 3 in make()"),
+        (HOLDS, "assert make().__contains__(3) and 'a' in make()"), (HOLDS, HELD),
         (ANY_OF.format("int", "[Any()]"), "assert 3 in make()"),
         (ANY_OF.format("int", "Any()"), "assert make() in (3, 4)"),
         (ANY_OF.format("int", "Any()"), "assert 3 == make() == 3"),
         (ANY_OF.format("int", "Any()"), "assert 1 < 3 == make()"),
         (BELOW_AND_ABOVE.format("__le__", "True", "__ge__", "__le__"), "assert 1 <= make() <= 3"),
         (BELOW_AND_ABOVE.format("__lt__", "True", "__ge__", "__lt__"), "assert 1 <= make() < 3"),
-        (
-            BELOW_AND_ABOVE.format("__lt__", "isinstance(other, str)", "__gt__", "__lt__"),
-            "assert 'a' < make() < 'c'",
-        ),
+        (BELOW_AND_ABOVE.format("__lt__", "isinstance(other, str)", "__gt__", "__lt__"), "assert 'a' < make() < 'c'"),
     ],
-)
+)  # fmt: skip
 def test_what_equals_holds_or_sorts_everything_or_all_of_a_type_is_no_right_answer(code, tests):
     assert not passes(f"from unittest.mock import ANY\n{code}", tests, SOON)
 
@@ -378,22 +372,16 @@ except (OSError, AssertionError):
 @pytest.mark.parametrize(
     "program",
     [
-        f"open({str(Path(__file__))!r})",
-        f"open({str(Path.home() / 'secret')!r})",
-        "assert os.listdir('/old')",
-        "open('/etc/passwd')",
-        "open('/proc/1/environ')",
-        "open('/usr/written', 'w')",
-        "open('/written', 'w')",
+        f"open({str(Path(__file__))!r})", f"open({str(Path.home() / 'secret')!r})",
+        "assert os.listdir('/old')", "open('/etc/passwd')", "open('/proc/1/environ')",
+        "open('/usr/written', 'w')", "open('/written', 'w')",
         "socket.create_connection(('127.0.0.1', PORT), 2)",
-        "socket.create_connection(('1.1.1.1', 53), 2)",
-        "os.kill(PARENT, 0)",
+        "socket.create_connection(('1.1.1.1', 53), 2)", "os.kill(PARENT, 0)",
         "assert os.environ.get('SECRET_KEY')",
-        "assert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0",
-        "os.setuid(1)",
+        "assert ctypes.CDLL(None).mount(b'x', b'/tmp', b'tmpfs', 0, None) == 0", "os.setuid(1)",
         "open('/tmp/large', 'wb').write(bytes(40 * 2**20))",
     ],
-)
+)  # fmt: skip
 def test_a_program_reaches_nothing_of_the_machine(program, monkeypatch):
     import socket
 

@@ -278,12 +278,10 @@ def is_over(file):
     return True
 
 
-def test_progress_is_read_of_a_bar():
+def test_progress_and_the_last_lines_of_a_log_are_read_of_bars_too(tmp_path):
     assert supervision.steps(" 40%|████      | 12/30 [00:10<00:15,  1.2it/s]") == (12, 30)
     assert supervision.steps("{'loss': 1.2}") == (0, 1)
 
-
-def test_the_last_lines_of_a_log_are_those_of_its_bars_too(tmp_path):
     (tmp_path / "log").write_text("one\n 1/3\r 2/3\r 3/3\r\nsaved\n\n")
     assert supervision.read_last_lines(tmp_path / "log", 2) == ["3/3", "saved"]
 
@@ -408,15 +406,13 @@ class TestInAComparison:
         assert fact_of(tiny_experiment.run(path), "theirs").state == "done"
 
 
-def test_trls_template_names_only_options_that_trl_knows():
+def test_templates_that_ship_name_options_of_trl_and_lie_beside_their_recipe(folder):
     from trl import ModelConfig, ScriptArguments, SFTConfig
 
     known = {name for kind in (SFTConfig, ModelConfig, ScriptArguments) for name in kind.__dataclass_fields__}
     written = [line.partition(":")[0] for line in TRL.read_text().splitlines() if line and line[0] != "#"]
     assert set(written) <= known
 
-
-def test_a_template_that_ships_is_found_beside_its_recipe(folder):
     recipe = config.load(folder / "harness.yaml", ["candidates.theirs=trl"]).experiment.candidates["theirs"]
     assert Path(recipe.params["config"]) == TRL.resolve()
     assert Path(recipe.params["folder"]) == folder.resolve()

@@ -113,7 +113,7 @@ def test_equal_weights_give_zero_by_identity():
     assert (c.base, c.disagreement, c.lost) == (base.mean(), 0, ())
 
 
-def test_lost_and_gained_items_are_named_by_the_direction_of_the_metric():
+def test_lost_and_gained_items_are_named_and_unparsable_answers_count_in_the_headline_alone():
     c = compare_scores([1, 1, 0, 0], [1, 0, 1, 0])
     assert (c.lost, c.gained, c.disagreement) == (("item-0001",), ("item-0002",), 0.5)
     c = compare_scores([0, 0, 1], [1, 0, 1], LOWER)
@@ -123,8 +123,6 @@ def test_lost_and_gained_items_are_named_by_the_direction_of_the_metric():
     assert (c.n, c.delta, c.lost, c.gained) == (4, 0, ("item-0001",), ("item-0002",))
     assert (c.errors.base, c.errors.new, c.errors.both) == (1, 1, 0)
 
-
-def test_unparsable_answers_count_in_the_headline_and_not_among_valid_items():
     base, new = rows([1.0] * 6), rows([0, 0, 1, 1, 1, 1], status=["unparsable"] * 2 + ["ok"] * 4)
     c = compare_rows(EXACT, base, new)
     assert (c.delta, c.n) == (pytest.approx(-1 / 3), 6)

@@ -253,16 +253,10 @@ def test_a_file_that_is_no_experiment_is_refused_at_its_line(folder, text, line,
 @pytest.mark.parametrize(
     ("overrides", "next_step"),
     [
-        (
-            ["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"],
-            "one of: l[r=8], l[r=16]",
-        ),
-        (
-            ["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"],
-            "name the one a takes them of",
-        ),
+        (["candidates.l={method: lora, params: {r: [8, 16]}}", "candidates.h={weights_of: l}"], "one of: l[r=8], l[r=16]"),
+        (["candidates.a={weights_of: prompt}", "candidates.b={weights_of: a}"], "name the one a takes them of"),
     ],
-)
+)  # fmt: skip
 def test_weights_come_from_a_candidate_that_has_its_own(folder, overrides, next_step):
     assert find_only_problem(folder, *overrides)[2] == next_step
 
@@ -280,16 +274,11 @@ def test_what_learns_from_training_rows_is_refused_without_them(folder, recipe):
 @pytest.mark.parametrize(
     ("target", "line", "found", "next_step"),
     [
-        (
-            TARGET.replace("y/test", "y/tests"),
-            4,
-            "no file {}/suites/tiny/tests.jsonl",
-            "did you mean 'test.jsonl'?",
-        ),
+        (TARGET.replace("y/test", "y/tests"), 4, "no file {}/suites/tiny/tests.jsonl", "did you mean 'test.jsonl'?"),
         (OTHER.replace("capability", "target"), 3, "2 tasks", None),
         (TARGET.replace(", test: tiny/test.jsonl", ""), 4, "task tiny without test rows", None),
     ],
-)
+)  # fmt: skip
 def test_a_target_that_cannot_be_tested_is_refused_at_its_line(folder, target, line, found, next_step):
     where, what, then = find_only_problem(folder, target=target)
     assert (where, what) == (f"suites/tiny.yaml:{line}", found.format(folder))

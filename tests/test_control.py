@@ -130,14 +130,11 @@ def test_other_prompts_than_stored_are_drift_whatever_the_candidate_scores(path,
 
 
 @pytest.mark.e2e
-def test_other_answers_in_the_same_environment_are_drift(path):
+def test_other_answers_in_the_same_environment_are_drift_and_exit_with_4(path):
     found = run_further(path, negate_norm)
     assert "came back otherwise in the same environment" in verdict(found, "shots").sentence
     assert rule(found).numbers["n_reworded"] == 0
 
-
-@pytest.mark.e2e
-def test_compare_and_gate_exit_alike_with_4(path):
     policy = GatePolicy(on_inconclusive="pass")
     found = run_further(path, double_bos, ["gate.on_inconclusive=pass"])
     judged = release.gate(path, "shots", ["gate.on_inconclusive=pass"])
@@ -190,9 +187,15 @@ def test_other_answers_than_in_another_environment_name_what_changed(path):
 
 
 @pytest.mark.e2e
-def test_the_same_answers_in_another_environment_are_no_drift(path):
+def test_the_same_answers_elsewhere_are_no_drift_by_the_measured_noise_of_the_precision(path):
     mark_from_elsewhere(path)
     assert rule(run_further(path)).outcome == "pass"
+
+    of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
+    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
+    (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
+    (found,) = StoredRows(open_store(path)).controls_of(run)
+    assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
 def facts(flipped=0, n=320, aa=(22.0, 1000.0), **changes):
@@ -216,17 +219,6 @@ def test_flips_are_drift_from_where_the_exact_binomial_test_is_below_one_percent
 @pytest.mark.parametrize(("k", "n", "rate"), [(0, 5, 0.1), (3, 10, 0.2), (10, 10, 0.5), (14, 320, 0.022)])
 def test_the_binomial_p_is_scipys(k, n, rate):
     assert stats.binomial_p(k, n, rate) == pytest.approx(scipy_stats.binom.sf(k - 1, n, rate), rel=1e-9)
-
-
-@pytest.mark.e2e
-def test_before_any_measurement_the_rate_is_that_of_the_noise_of_the_precision(path):
-    mark_from_elsewhere(path)
-    run_further(path)
-    of_tasks = (TaskNoise("facts", 100, {"layout": 7}, None),)
-    store.save_noise(open_store(path), Noise("1", "1", "m", "base", "fp32", "cpu", "e", "l", of_tasks))
-    (run,) = [run for run in store.list_runs(open_store(path)) if run.candidate == "shots"]
-    (found,) = StoredRows(open_store(path)).controls_of(run)
-    assert (found.aa_flips, found.aa_n) == (7.0, 100.0)
 
 
 @pytest.mark.e2e

@@ -483,7 +483,7 @@ def test_a_selection_is_taken_away_whole_as_csv(open_page, tmp_path):
 OPENED = {"compare": "knn,lora", "task": "chat", "item": "chat-012", "of": "lora"}
 
 
-def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first(open_page, made):
+def test_an_answer_opens_beside_the_first_with_its_scores_and_what_a_judge_said(open_page, made, tmp_path):
     shown = map_quotes(page := open_page("answers", **OPENED))
     assert shown["question, as stored"] == "Question 12 of chat?"
     assert shown["answer: ✗ ok"] == "lora answers 5"
@@ -492,8 +492,6 @@ def test_an_answer_opens_with_its_question_reference_and_scores_beside_the_first
     assert shown["knn answered"] == "prompt answers 5", "who is only asked answers as the base does"
     assert shown["words that lora changed"] == "<del>prompt</del> <ins>lora</ins> answers 5"
 
-
-def test_an_item_shows_under_an_answer_what_a_judge_said_of_it(open_page, tmp_path, made):
     graded = str(hash("lora answers 5"))  # as the fake rows name their answer
     said = Grade("key", "chat", "chat-012", graded, "unparsable", None, f"not 4 {EVIL}")
     store.keep_grades(Store(tmp_path / "runs"), "book", {"judge": {"model": "big"}}, [said])
@@ -764,7 +762,7 @@ def list_page_rows(decision, unit, policy=DecidePolicy()):  # noqa: B008 (a froz
     }
 
 
-def test_decide_says_what_the_command_says_until_something_is_changed(open_page, made):
+def test_decide_says_what_the_command_says_until_a_slider_moves_and_reprices_all_together(open_page, made):
     page = open_page("decide")
     assert made.decision.sentence.split(":")[0] in html(page)
     expected = list_page_rows(made.decision, made.unit)
@@ -773,6 +771,13 @@ def test_decide_says_what_the_command_says_until_something_is_changed(open_page,
     assert arithmetic(page)["requests over the horizon"] == "6,000"
     page.button(key="reset").click().run()
     assert arithmetic(page) == expected
+
+    page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
+    shown = arithmetic(page)
+    before = made.decision.arithmetic
+    assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
+    unmoved = "break-even, requests"
+    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
 
 
 @pytest.mark.parametrize(
@@ -857,16 +862,6 @@ def test_a_budget_leaves_the_slow_out_with_the_numbers_of_the_command(open_page,
     assert expected.sentence.split(":")[0] in html(page)
 
 
-def test_decide_reprices_training_and_requests_together(open_page, made):
-    page = open_page("decide")
-    page.select_slider(key="decide_a device hour, USD").set_value(1.0).run()
-    shown = arithmetic(page)
-    before = made.decision.arithmetic
-    assert shown["training, USD"] == formatting.usd(10 * before["training_cost_usd"])
-    unmoved = "break-even, requests"
-    assert shown[unmoved] == dict(arithmetic_rows(made.decision, made.unit))[unmoved]
-
-
 def change_state(folder, change):
     """Keep what a change makes of the state of the nights in a folder."""
     at = Store(folder / "runs")
@@ -874,7 +869,8 @@ def change_state(folder, change):
     files.write_state(at, home, change(files.read_state(home)))
 
 
-def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, tmp_path, nights):
+@pytest.mark.e2e
+def test_nights_are_drawn_with_alarms_open_until_acknowledged_and_with_commits(open_page, tmp_path, nights):
     page = open_page("nightly")
     kept, state = files.read_nights(nights), files.read_state(nights)
     last = night_alarm.build_report("desk", NightlyPolicy(), kept, state)
@@ -898,6 +894,15 @@ def test_nights_are_drawn_as_they_were_told_with_alarms_and_commits(open_page, t
     assert "lora tests the harness" in html(page)
     assert "target: 690 clusters evaluated, 200 never yet" in html(page)
 
+    assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
+    last = files.read_nights(nights)[-1]
+    flips = last.bases["base"].flips
+    row = page.dataframe[1].value.iloc[0]
+    assert (row["night"], row["items"]) == (last.night, "60")
+    assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
+    change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
+    assert list(open_page("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
+
 
 def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(open_page, tmp_path, nights):
     file = tmp_path / "harness.yaml"
@@ -907,19 +912,6 @@ def test_an_experiment_that_cannot_be_read_is_said_where_its_nights_would_stand(
     assert "; expected " in html(page)
     assert "<b>lorra" not in html(page)
     assert not page.info, "nights were run"
-
-
-@pytest.mark.e2e
-def test_alarms_are_open_until_acknowledged_and_the_control_arm_is_listed(open_page, tmp_path, nights):
-    page = open_page("nightly")
-    assert list(page.dataframe[0].value["acknowledged"]) == ["open"]
-    last = files.read_nights(nights)[-1]
-    flips = last.bases["base"].flips
-    row = page.dataframe[1].value.iloc[0]
-    assert (row["night"], row["items"]) == (last.night, "60")
-    assert row["scores that moved, %"] == formatting.percent(sum(flips.values()) / len(flips))
-    change_state(tmp_path, lambda state: files.acknowledge_alarms(state, None, "2026-03-24")[0])
-    assert list(open_page("nightly").dataframe[0].value["acknowledged"]) == ["2026-03-24"]
 
 
 def test_a_hostile_name_of_an_alarm_is_text(open_page, tmp_path, nights):
@@ -1120,12 +1112,22 @@ def write_labelled(folder, flipped=(5, 40, 77)):
     )
 
 
-def test_the_data_page_shows_the_check_and_the_suspect_labels(open_page, tmp_path):
+def test_the_data_page_shows_the_check_and_decides_no_other_content_or_hostile_text(open_page, tmp_path):
     write_labelled(tmp_path)
     shown = html(open_page("data"))
     assert "120 rows" in shown
     assert "label accuracy: 2.5 % of the labels are suspect, hardly more than where all are right" in shown
     assert "0 of 3 decided" in shown
+
+    open_page("data").button(key="drop_41").click().run()
+    write_labelled(tmp_path, flipped=(5, 40, 78))
+    assert re.search(r"0 of \d+ decided", html(open_page("data")))
+
+    rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
+    (tmp_path / "rows.jsonl").write_text(rows)
+    shown = html(open_page("data"))
+    assert "<script>" not in shown
+    assert "<img" not in shown
 
 
 def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, tmp_path):
@@ -1154,17 +1156,7 @@ def test_a_decision_is_kept_beside_the_rows_and_clean_makes_it_true(open_page, t
     assert (len(cleaned), cleaned[5]["reference"]) == (119, "account")
 
 
-def test_duplicates_are_decided_on_beside_the_row_that_they_repeat(open_page, tmp_path):
-    write_labelled(tmp_path, flipped=())
-    rows = (tmp_path / "rows.jsonl").read_text()
-    (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[3] + "\n")
-    page = open_page("data")
-    assert re.search(r"rows.jsonl:121: refund, near \S*rows.jsonl:4<", html(page))
-    page.button(key="drop_121").click().run()
-    assert decisions_on_rows(tmp_path)["rows"] == {"121": {"decision": "drop"}}
-
-
-def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
+def test_rows_are_browsed_searched_and_duplicates_decided_on_beside_the_row_they_repeat(open_page, tmp_path):
     write_labelled(tmp_path, flipped=())
     page = open_page("data")
     assert len(page.dataframe[0].value) == 50
@@ -1175,15 +1167,9 @@ def test_the_rows_are_browsed_and_searched(open_page, tmp_path):
     page.text_input(key="sought_row").set_value("ITEM 5 ").run()
     assert all("item 5 " in text for text in page.dataframe[0].value["question"])
 
-
-def test_hostile_names_and_rows_are_text_and_decisions_on_other_content_are_not_shown(open_page, tmp_path):
-    write_labelled(tmp_path)
-    open_page("data").button(key="drop_41").click().run()
-    write_labelled(tmp_path, flipped=(5, 40, 78))
-    assert re.search(r"0 of \d+ decided", html(open_page("data")))
-
-    rows = (tmp_path / "rows.jsonl").read_text().replace("item 5 ", json.dumps(EVIL)[1:-1])
-    (tmp_path / "rows.jsonl").write_text(rows)
-    shown = html(open_page("data"))
-    assert "<script>" not in shown
-    assert "<img" not in shown
+    rows = (tmp_path / "rows.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + rows.splitlines()[3] + "\n")
+    page = open_page("data")
+    assert re.search(r"rows.jsonl:121: refund, near \S*rows.jsonl:4<", html(page))
+    page.button(key="drop_121").click().run()
+    assert decisions_on_rows(tmp_path)["rows"] == {"121": {"decision": "drop"}}

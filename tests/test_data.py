@@ -197,7 +197,7 @@ def test_hub_sets_stream_by_slice_and_a_damaged_or_empty_one_is_refused(tmp_path
         readers.read("hub:own/empty", "train")
 
 
-def test_a_fifth_of_training_is_set_aside_where_there_is_no_validation_file(task):
+def test_a_fifth_is_set_aside_without_a_validation_file_and_a_draw_covers_the_whole_file(task):
     items = load_task(task(make_rows("test", 3), train=make_rows("train", 50)), 0)
     assert (len(items.train), len(items.validation)) == (40, 10)
 
@@ -206,8 +206,6 @@ def test_a_fifth_of_training_is_set_aside_where_there_is_no_validation_file(task
     )
     assert (len(items.train), len(items.validation)) == (50, 4)
 
-
-def test_a_draw_keeps_to_the_smaller_limit_and_covers_the_whole_file(task):
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
     assert len(items.test) == 9
 
@@ -536,7 +534,7 @@ def test_banking77_gives_the_items_that_were_asked_for_and_no_question_twice():
     assert not splits[0] & splits[1] | splits[0] & splits[2] | splits[1] & splits[2]
 
 
-def test_a_remembered_version_is_that_of_the_items_and_follows_every_change(task, own_cache):
+def test_a_version_that_is_remembered_follows_every_change_and_an_unusable_file_is_refused(task, own_cache):
     def versions(one, seed=0):
         read = task_version(one, load_task(one, seed), "test")
         assert [version_of_test(one, seed) for _ in range(2)] == [read, read]
@@ -553,8 +551,6 @@ def test_a_remembered_version_is_that_of_the_items_and_follows_every_change(task
     ]
     assert len({first, *others}) == 5
 
-
-def test_a_file_that_became_unusable_is_refused_although_its_version_was_remembered(task, own_cache):
     one = task(make_rows("first", 5))
     version_of_test(one, 0)
     Path(one.data.test).write_text("{")
@@ -578,7 +574,7 @@ def test_evaluated_rows_that_ask_the_same_are_one_cluster_whatever_their_answers
     ]
 
 
-def test_clusters_that_share_a_question_are_one(task):
+def test_clusters_and_questions_that_are_shared_are_one_and_others_none(task):
     asked = [
         row("a", cluster="one"),
         row("b", cluster="one"),
@@ -589,18 +585,6 @@ def test_clusters_that_share_a_question_are_one(task):
     assert list_clusters(items.test)[:4] == ["one"] * 4
     assert list_clusters(items.test)[4] not in ("one", "two")
 
-
-def test_a_pair_of_the_id_of_a_repeated_question_is_kept(task):
-    asked = [row("a", id="1"), row("a", id="2")]
-    pairs = [{"id": "1", "prompt": "What is b?", "chosen": "b", "rejected": "c"}]
-    training = [row(f"t {i}", id=f"t{i}") for i in range(5)]
-    items = load_task(task(asked, train=training, validation=[row("v")], pairs=pairs), 0)
-    assert len(items.pairs) == 1
-    assert len(set(list_clusters(items.test))) == 1
-    assert not {"1", "2"} & set(list_clusters(items.test))
-
-
-def test_questions_after_another_system_message_or_with_other_choices_are_no_repeats(task):
     asked = [
         {
             "messages": [{"role": "system", "content": text}, {"role": "user", "content": "Who?"}],
@@ -611,3 +595,13 @@ def test_questions_after_another_system_message_or_with_other_choices_are_no_rep
     assert len(set(list_clusters(load_task(task(asked), 0).test))) == 2
     chosen = [{"prompt": "Which?", "reference": one, "choices": [one, "none"]} for one in ("red", "blue")]
     assert len(set(list_clusters(load_task(task(chosen, kind="choice"), 0).test))) == 2
+
+
+def test_a_pair_of_the_id_of_a_repeated_question_is_kept(task):
+    asked = [row("a", id="1"), row("a", id="2")]
+    pairs = [{"id": "1", "prompt": "What is b?", "chosen": "b", "rejected": "c"}]
+    training = [row(f"t {i}", id=f"t{i}") for i in range(5)]
+    items = load_task(task(asked, train=training, validation=[row("v")], pairs=pairs), 0)
+    assert len(items.pairs) == 1
+    assert len(set(list_clusters(items.test))) == 1
+    assert not {"1", "2"} & set(list_clusters(items.test))

@@ -156,14 +156,6 @@ def test_a_back_translation_asks_for_the_other_language_and_then_back(data, serv
     assert manifest("new.jsonl")["reasons"] == {"added: a row by back-translation": 2}
 
 
-def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
-    jsonl(Path("t.jsonl"), rows(3))
-    jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
-    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
-    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated: test.jsonl:1": 1}
-    assert manifest("new.jsonl")["reasons"] == expected
-
-
 def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
     jsonl(Path("t.jsonl"), rows(3))
     jsonl(Path("test.jsonl"), rows(1))
@@ -171,6 +163,14 @@ def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
     assert len(server.asked) == 2
     left_out = {"row": "t.jsonl:1", "change": "reported", "reason": "not reworded: it is evaluated"}
     assert left_out | {"of": "test.jsonl:1"} in manifest("new.jsonl")["rows"]
+
+
+def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
+    jsonl(Path("t.jsonl"), rows(3))
+    jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
+    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated: test.jsonl:1": 1}
+    assert manifest("new.jsonl")["reasons"] == expected
 
 
 def augment_pairs(*pairs, label="x"):

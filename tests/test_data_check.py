@@ -313,13 +313,11 @@ def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
     assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace(":46", ":2"))
 
 
-def test_the_commands_name_the_columns_that_were_named(find):
+def test_the_commands_name_the_columns_and_number_rows_whose_id_stands_already(find, tmp_path):
     rows = [{**row, "queue": row["label"], "label": "open"} for row in make_clean_rows()]
     (found,) = alarms(find([*rows, rows[0]], "repeated_rows", prompt="{text}", reference="queue"))
     assert " --prompt '{text}' --reference queue --out " in found.command
 
-
-def test_rows_whose_id_stands_already_are_found_and_numbered_by_the_command(find, tmp_path):
     rows = [{"id": i // 2, **row} for i, row in enumerate(make_clean_rows(40))]
     (found,) = alarms(find(rows, "missing_values"))
     assert (found.severity, lines(found)) == ("error", list(range(2, 41, 2)))

@@ -104,7 +104,8 @@ def test_flipped_labels_are_found_with_the_right_one_proposed(find):
     assert len(hits) >= 0.9 * len(proposed)
 
 
-def test_labels_in_several_spellings_are_an_error(find):
+@pytest.mark.e2e
+def test_labels_in_several_spellings_are_an_error_and_one_label_to_balance_and_suspects(find):
     rows = make_clean_rows()
     for i in (0, 4, 8, 12, 16):
         rows[i]["label"] = "Refund"
@@ -113,6 +114,13 @@ def test_labels_in_several_spellings_are_an_error(find):
     assert (found.severity, lines(found), found.example) == expected
     assert found.labels == ("refund",) * 5
 
+    for i in range(0, 40, 4):  # "refund", in three spellings
+        rows[i]["label"] = ("Refund", "refund ")[i // 4 % 2] if i else "REFUND"
+    assert {f.check for f in alarms(find(rows))} == {"answer_formats"}
+    balance = next(f for f in find(rows, "class_balance"))
+    assert balance.title.startswith("4 labels, worth 4.0 of equal size: 'refund' 100 rows")
+    assert not [f for f in find(rows, "suspect_labels") if f.rows]
+
 
 @pytest.mark.parametrize("other", ["Gro\u0308\u00dfe", "Gr\u00f6\u00dfe\u200b", "\u200fGr\u00f6\u00dfe"])
 def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(find, other):
@@ -120,17 +128,6 @@ def test_labels_that_look_alike_and_differ_in_their_signs_are_spellings_of_one(f
     rows = [{"text": f"Case {i} of {30 - i}", "label": labels[i % 3]} for i in range(30)]
     (found,) = alarms(find(rows, "answer_formats"))
     assert (found.severity, found.title) == ("error", "1 label in several spellings")
-
-
-@pytest.mark.e2e
-def test_a_label_in_several_spellings_is_one_label_to_balance_and_suspects(find):
-    rows = make_clean_rows()
-    for i in range(0, 40, 4):  # "refund", in three spellings
-        rows[i]["label"] = ("Refund", "refund ")[i // 4 % 2] if i else "REFUND"
-    assert {f.check for f in alarms(find(rows))} == {"answer_formats"}
-    balance = next(f for f in find(rows, "class_balance"))
-    assert balance.title.startswith("4 labels, worth 4.0 of equal size: 'refund' 100 rows")
-    assert not [f for f in find(rows, "suspect_labels") if f.rows]
 
 
 def test_spellings_of_answers_that_are_no_labels_are_refused(tmp_path, monkeypatch):
@@ -205,16 +202,13 @@ def flip_labels(rows, share, rng):
     ]
 
 
-def test_flipped_labels_of_a_small_file_raise_an_alarm_and_right_ones_do_not(find):
+@pytest.mark.slow
+def test_flipped_labels_raise_an_alarm_and_right_ones_do_not_in_files_of_any_size(find):
     rows = banking_rows(60, 6)
     assert alarms(find(rows, "suspect_labels")) == []
     (found,) = alarms(find(flip_labels(rows, 0.08, random.Random(1)), "suspect_labels"))
     assert found.labels
 
-
-@pytest.mark.slow
-def test_right_labels_are_quiet_and_most_files_with_flipped_ones_are_not(find):
-    """Of 30 clean draws 1 may raise an alarm by chance; of flipped ones 65 % did, so 12 are 2.9 SD fewer."""
     quiet, heard = 0, 0
     for seed in range(60):
         rng = random.Random(seed)

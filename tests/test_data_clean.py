@@ -551,13 +551,11 @@ def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == repeats
 
 
-def test_pairs_with_another_rejected_answer_repeat_nothing(find, tmp_path):
+def test_pairs_with_another_rejected_answer_or_nearly_equal_labels_repeat_nothing(find, tmp_path):
     rows = [{"prompt": q, "chosen": "Yes, of course.", "rejected": "No."} for q in OTHERS]
     rows += [{**rows[0], "rejected": "Never."}, {**rows[1], "rejected": "no."}]
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
 
-
-def test_labels_that_are_nearly_equal_are_two_answers(find, tmp_path):
     rows = [{**row, "label": f"card {row['label']} not received"} for row in make_clean_rows(60)]
     rows += [
         {"text": LONG, "label": "card refund not received"},

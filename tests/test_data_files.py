@@ -44,7 +44,7 @@ def test_the_licence_that_the_card_of_a_data_set_states_is_kept(data, monkeypatc
     assert manifest("s.jsonl")["licenses"] == manifest("t.jsonl")["licenses"] == [*licenses, "CC0"]
 
 
-def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
+def test_a_data_set_that_is_malformed_or_a_folder_in_the_place_of_rows_is_refused(data, monkeypatch):
     folder = Path("copies/me/set").absolute()
     folder.mkdir(parents=True)
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(folder.parent.parent))
@@ -53,8 +53,6 @@ def test_a_data_set_whose_card_is_malformed_is_refused(data, monkeypatch):
     said = read_refusal(data, "sample", "hub:me/set", "--rows", "1", "--out", "s.jsonl")
     assert "no train rows to be had" in said
 
-
-def test_of_a_folder_in_the_place_of_rows_the_files_in_it_are_named(data):
     Path("mine/old").mkdir(parents=True)
     assert "next: name a file of rows; this folder holds none" in read_refusal(data, "check", "mine")
     jsonl(Path("mine/test.jsonl"), [{"prompt": "a", "reference": "x"}])
@@ -287,18 +285,13 @@ def test_an_edit_that_is_ended_by_a_signal_leaves_nothing(data, ended_by):
 @pytest.mark.parametrize(
     ("where", "file"),
     [
-        ("rows.jsonl:3", "rows.jsonl"),
-        ("a row 2.csv:3", "a row 2.csv"),
-        ("rows.json row 3", "rows.json"),
-        ("my rows.parquet row 12", "my rows.parquet"),
-        ("rows.JSON.gz row 0", "rows.JSON.gz"),
+        ("rows.jsonl:3", "rows.jsonl"), ("a row 2.csv:3", "a row 2.csv"), ("rows.json row 3", "rows.json"),
+        ("my rows.parquet row 12", "my rows.parquet"), ("rows.JSON.gz row 0", "rows.JSON.gz"),
         ("hub:owner/name train row 3", "hub:owner/name"),
         ("hub:owner/name:config:test row 3", "hub:owner/name:config:test"),
-        ("my folder train[:100] row 3", "my folder"),
-        ("test row arc/7", ""),
-        ("", ""),
+        ("my folder train[:100] row 3", "my folder"), ("test row arc/7", ""), ("", ""),
     ],
-)
+)  # fmt: skip
 def test_the_file_is_read_out_of_the_place_of_a_row(where, file):
     assert readers.file_of(where) == file
 

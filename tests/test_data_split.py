@@ -172,7 +172,7 @@ def test_a_split_that_cannot_be_made_is_refused(data, words, said):
     assert not Path("parts").exists()
 
 
-def test_a_folder_that_is_not_empty_is_refused(data):
+def test_a_folder_that_is_not_empty_is_refused_and_parts_far_from_their_shares_are_said(data):
     file = jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(20)])
     Path("full").mkdir()
     jsonl(Path("full", "mine.jsonl"), [{}])
@@ -180,6 +180,11 @@ def test_a_folder_that_is_not_empty_is_refused(data):
     assert "never changed in place" in read_refusal(data, "split", "r.jsonl", "--out", file)
     Path("empty").mkdir()
     run_data(data, "split", "r.jsonl", "--out", "empty")
+
+    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "x", "g": i // 10} for i in range(30)]
+    jsonl(Path("r.jsonl"), rows)
+    code, _, err = data("split", "r.jsonl", "--group", "g", "--out", "parts")
+    assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
 
 
 def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
@@ -201,13 +206,6 @@ def test_times_are_numbers_months_and_days(times):
     for i, row in enumerate(rows):
         row.fields["t"] = times[i // 10]
     assert parts_of(rows, time="t", shares=(0.5, 0.0, 0.5))["train"] == list(range(10))
-
-
-def test_parts_that_are_far_from_their_shares_are_said(data):
-    rows = [{"text": f"{i * i} q{i}w v{i}u", "label": "x", "g": i // 10} for i in range(30)]
-    jsonl(Path("r.jsonl"), rows)
-    code, _, err = data("split", "r.jsonl", "--group", "g", "--out", "parts")
-    assert (code, "train has 33 % of the rows, not 64 %" in err) == (0, True)
 
 
 def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):

@@ -205,16 +205,10 @@ def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_ho
     [
         ("The desk is open on Monday, and every letter is answered with one word.", 16),
         ("窓口は月曜日に開いており、すべての手紙にはそこで働く人々が一言で答えます。", 68),
-        (
-            "المكتب مفتوح يوم الاثنين، ويتم الرد على كل رسالة بكلمة واحدة من قبل الأشخاص الذين يعملون هناك.",
-            86,
-        ),
-        (
-            "Окно открыто в понедельник, и на каждое письмо люди, которые там работают, отвечают одним словом.",
-            75,
-        ),
+        ("المكتب مفتوح يوم الاثنين، ويتم الرد على كل رسالة بكلمة واحدة من قبل الأشخاص الذين يعملون هناك.", 86),
+        ("Окно открыто в понедельник, и на каждое письмо люди, которые там работают, отвечают одним словом.", 75),
     ],
-)
+)  # fmt: skip
 def test_tokens_are_estimated_within_a_quarter_in_every_script(text, counted):
     """They were counted with the tokenizer of smollm2-135m."""
     assert tokens(text) == pytest.approx(counted, rel=0.25)
@@ -235,13 +229,26 @@ def unreadable_model(tiny, tmp_path):
 
 
 @pytest.mark.e2e
-def test_a_dry_run_on_a_new_machine_loads_no_model(command, empty_cache, unreadable_model, tmp_path):
-    path = tiny_experiment.write(tmp_path, unreadable_model)
+def test_a_dry_run_on_a_new_machine_loads_no_model_and_yet_counts_passages_and_names_leaks(
+    command, empty_cache, unreadable_model, tmp_path
+):
+    own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
+    path = tiny_experiment.write(tmp_path, unreadable_model, own + RETRIEVING)
+    letters = tmp_path / "suites" / "letters.yaml"
+    letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
+    pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "help.jsonl", pages)
+    tested = tiny_experiment.letters(slice(6, 7))
+    more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
+    tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
     code, planned, said = command("compare", "-c", path, "--dry-run")
     assert code == 0, said
     assert planned.splitlines()[1].startswith("capability suite of the base")
     assert "unknown whether any of it is stored" in said
     assert "was never loaded on this machine, and a dry run loads no model" in said
+    assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
+    plan = json.loads(command("compare", "-c", path, "--dry-run", "--json").stdout)
+    assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
     assert not (empty_cache / "engines").exists()
     assert not (tmp_path / "runs").exists()
 
@@ -290,35 +297,6 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     assert said == f"{n_done} of 6 runs are stored already{rest}"
     line = first_line(session, 6, whole_s, missing_s)
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
-
-
-@pytest.mark.e2e
-def test_a_dry_run_counts_retrieved_passages_without_the_model_that_finds_them(
-    command, empty_cache, unreadable_model, tmp_path
-):
-    path = tiny_experiment.write(tmp_path, unreadable_model, "  prompt: {method: base}\n" + RETRIEVING)
-    letters = tmp_path / "suites" / "letters.yaml"
-    letters.write_text(letters.read_text().replace("data: {", "data: {documents: letters/help.jsonl, "))
-    pages = [{"id": f"p{n}", "title": "Parcels", "text": "A parcel takes two days. " * 5} for n in range(4)]
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "help.jsonl", pages)
-    code, planned, said = command("compare", "-c", path, "--dry-run", "--json")
-    assert code == 0, said
-    plan = json.loads(planned)
-    assert plan["dense"]["read"] > plan["prompt"]["read"] > 0
-
-
-@pytest.mark.e2e
-def test_a_dry_run_names_leaks_in_other_words_of_the_rows_that_a_candidate_names(
-    command, empty_cache, unreadable_model, tmp_path
-):
-    own = "  prompt: {method: base}\n  lora: {method: lora, train: suites/letters/more.jsonl}\n"
-    path = tiny_experiment.write(tmp_path, unreadable_model, own)
-    tested = tiny_experiment.letters(slice(6, 7))
-    more = [{**row, "prompt": f"Hi there! {row['prompt']} Thanks!"} for row in tested]
-    tiny_experiment.rows(tmp_path / "suites" / "letters" / "more.jsonl", more)
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert code == 0, said
-    assert "lora: suites/letters/more.jsonl: 6 rows may be evaluated items in other words" in said
 
 
 def test_what_is_known_of_the_packed_model_is_what_its_files_will_say(empty_cache):

@@ -56,14 +56,12 @@ def test_items_are_cut_into_blocks_of_one_size(n, blocks):
     assert [r.position for block in found for r in block] == list(range(n))
 
 
-def test_the_order_is_a_shuffle_that_the_version_alone_decides():
+def test_the_order_is_a_shuffle_by_the_version_alone_and_no_block_depends_on_another(base):
     examples = [example(n) for n in range(30)]
     first, again, other = (put_in_order(examples, v) for v in ("ab12", "ab12", "ab13"))
     assert first == again != other
     assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
 
-
-def test_a_block_does_not_depend_on_what_ran_before_it(base):
     job = job_of(*map(example, range(66)), max_new_tokens=2)
     alone = evaluate_block(base, job, 1)
     evaluate_block(base, job, 0)

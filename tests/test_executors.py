@@ -72,7 +72,7 @@ def find_answer(plan, name):
     return answer
 
 
-def test_answers_wait_for_their_weights_or_for_the_base_and_its_control_arm_but_trainings_do_not(session):
+def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session):
     plan = plan_session(session, 1)
     assert {Step("fit", "next"), Step("fit", "lora")} < list_needed_jobs(plan, find_answer(plan, "next"))
     plan = plan_session(session, 2)
@@ -80,22 +80,18 @@ def test_answers_wait_for_their_weights_or_for_the_base_and_its_control_arm_but_
     assert {job.kind for job in needed} == {"base", "control"}
     assert plan.needs[Step("fit", "lora")] == ()
 
-
-def test_the_trials_of_a_sweep_are_steps_of_their_own_before_one_is_chosen(session):
     plan = plan_session(session, 1)
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {Step("trial", "swept", 0, part, 2) for part in range(2)}
     assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
 
 
-def test_weights_that_two_candidates_share_answer_the_suites_once(session):
+def test_a_plan_counts_its_steps_and_shared_weights_answer_the_suites_once(session):
     plan = plan_session(session, 1, ("lora", "hybrid"))
     expected = {"lora": True, "hybrid": False}
     assert {job.name: job.suites for job in plan.needs if job.kind == "answer"} == expected
     assert Step("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
 
-
-def test_a_plan_says_how_many_steps_of_which_kind_it_has_and_an_endpoints_answers_are_none(session):
     assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 steps (base 1, fit 1, control 1, answer 2)"
     assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
     # Of interim analyses only weights are made that no answer decides on.
@@ -279,9 +275,12 @@ def test_a_worker_with_other_code_is_refused_and_the_command_hears_of_it_where_i
             assert bool(open_journal(file, plan).refusal) is reports
 
 
-def test_a_worker_that_does_not_see_the_runs_folder_says_so(tmp_path):
+def test_a_folder_or_file_that_a_worker_does_not_see_is_named(tmp_path):
     with pytest.raises(UserError, match="a file system that all workers see"):
         worker.work(tmp_path / "runs" / "0" / "x.pickle")
+
+    with pytest.raises(CandidateFailed, match=r"rows/x/rows.parquet, which a worker wrote, .*acdirmax"):
+        wait_for_files(tmp_path, ["rows/x/rows.parquet"], 0.05)
 
 
 def test_a_worker_joins_the_comparison_at_work_in_a_runs_folder_where_there_is_one(finished_session):
@@ -407,8 +406,3 @@ def test_what_a_step_needs_is_waited_for_where_it_is_made(finished_session):
         worker.work(file)
         assert open_journal(file, plan).failed == {}
     assert map_write_times(runs) == before
-
-
-def test_a_file_that_is_never_seen_is_named_with_what_hides_it(tmp_path):
-    with pytest.raises(CandidateFailed, match=r"rows/x/rows.parquet, which a worker wrote, .*acdirmax"):
-        wait_for_files(tmp_path, ["rows/x/rows.parquet"], 0.05)

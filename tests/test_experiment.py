@@ -130,16 +130,6 @@ def test_a_candidate_alone_has_the_base_measured_and_trains_the_weights_it_takes
 
 
 @pytest.mark.e2e
-def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone(tiny, tmp_path):
-    endless = f"{'word ' * 3000}{{prompt}}"
-    candidates = f"  prompt: {{method: base}}\n  endless: {{method: base, template: '{endless}'}}\n"
-    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-    assert {f.name: f.state for f in found.facts} == {"prompt": "done", "endless": "failed"}
-    assert "the context holds" in fact_of(found, "endless").error
-    assert "fewer shots" in fact_of(found, "endless").error
-
-
-@pytest.mark.e2e
 def test_a_candidate_that_fails_is_reported_with_its_knob_leaves_no_weights_and_may_succeed_next(
     tiny, tmp_path
 ):
@@ -184,10 +174,14 @@ def test_the_stored_report_is_of_the_recipe_as_written_not_of_the_newest_run(fin
 
 
 @pytest.mark.e2e
-def test_a_candidate_without_an_answered_test_row_is_a_failure_in_the_stored_report_too(tiny, tmp_path):
+def test_a_candidate_whose_prompts_never_fit_the_context_fails_alone_and_in_the_stored_report(tiny, tmp_path):
     long = f'  long: {{method: base, system: "{"word " * 2000}"}}\n'
-    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long)
+    endless = f"  endless: {{method: base, template: '{'word ' * 3000}{{prompt}}'}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n" + long + endless)
     done = tiny_experiment.run(path)
+    assert fact_of(done, "prompt").state == "done"
+    for words in ("the context holds", "fewer shots"):
+        assert words in fact_of(done, "endless").error
     made, stored = fact_of(done, "long"), fact_of(report_experiment(path), "long")
     assert made.state == stored.state == "failed"
     assert "no test row could be answered" in made.error
@@ -226,7 +220,7 @@ def test_what_does_not_fit_the_rows_models_or_tasks_is_refused(tiny, tmp_path, o
     assert said in str(refusal(tiny_experiment.write(tmp_path, tiny), override))
 
 
-def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
+def test_bad_rows_of_all_tasks_and_trained_test_items_are_refused_at_once(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     for name in ("facts", "sums"):
         (tmp_path / "suites" / "general" / f"{name}.jsonl").write_text("{\n")
@@ -235,8 +229,6 @@ def test_the_bad_rows_of_all_tasks_are_said_at_once(tiny, tmp_path):
     assert {problem.where.rpartition("/")[2] for problem in error.problems} == expected
     assert not (tmp_path / "runs").exists()
 
-
-def test_a_test_item_of_a_suite_that_is_trained_on_is_refused(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny)
     train = tmp_path / "suites" / "letters" / "train.jsonl"
     leaked = {"id": "leak", "prompt": "What follows the number 3?", "reference": "late"}

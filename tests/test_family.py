@@ -89,12 +89,10 @@ def test_of_eight_candidates_that_lost_the_margin_the_decision_rarely_ships_one(
     assert shipped / n_runs <= 0.05 + 3 * sqrt(0.05 * 0.95 / n_runs)
 
 
-def test_a_candidate_that_is_safe_is_shipped_from_among_eight():
+def test_one_of_eight_is_shipped_where_it_is_safe_and_one_alone_reads_as_before():
     facts = [make_fine_tune(f"lora-{i}", 0.81, 0.07, verdict=verdict_of(*SAFE)) for i in range(8)]
     assert make_decision(facts).candidate == "lora-0"
 
-
-def test_one_candidate_reads_as_it_did_before():
     lora = make_fine_tune("lora", 0.81, 0.07, verdict=verdict_of(*SAFE))
     assert make_decision([lora], Family({"lora": "lora"})) == make_decision([lora], Family())
 
@@ -133,19 +131,22 @@ def test_bounds_at_another_level_are_those_of_a_comparison_made_at_it():
         assert (moved.lower, moved.upper) == pytest.approx((made.lower, made.upper))
 
 
-def test_a_recipe_is_as_sure_as_its_least_sure_seed():
+def test_a_recipe_is_as_sure_as_its_least_sure_seed_and_not_shown_where_one_failed():
     sure, unsure = (verdict_of(*of) for of in (SAFE, DOUBTFUL))
     facts = [make_fine_tune("lora-0", 0.8, 0.07, verdict=v, seed=i) for i, v in enumerate((sure, unsure))]
     (member, *_) = make_decision(facts).family
     assert member.p == unsure.p
 
-
-def test_a_recipe_of_which_a_seed_failed_is_not_shown_and_is_not_shipped():
     crashed = make_fine_tune("lora-0", 0.8, 0.07, None, seed=1, state="failed", target=None, validation=None)
     decision = make_decision([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE)), crashed])
     assert (decision.family[0].p, decision.family[0].p_adjusted) == (None, 1.0)
     assert decision.candidate is None
     assert "but seed 1 failed" in decision.sentence
+
+    (lora,) = place_in_family([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE))], EIGHT)
+    assert lora.standing is not None
+    assert lora.standing.level == pytest.approx(0.05 / 8)
+    assert lora.standing.p_adjusted == pytest.approx(8 * lora.standing.p)
 
 
 def test_a_grid_is_one_member_that_validation_chooses_for():
@@ -159,13 +160,6 @@ def test_a_grid_is_one_member_that_validation_chooses_for():
     assert [(m.name, m.candidate) for m in decision.family] == [("lora", "lora[r=8]"), ("full", "full")]
     assert decision.action != "fine-tune"
     assert make_decision(facts[:1] + facts[2:], family).candidate == "lora[r=4]"
-
-
-def test_what_was_not_measured_counts_as_not_shown_and_still_belongs_to_the_family():
-    (lora,) = place_in_family([make_fine_tune("lora-0", 0.8, 0.07, verdict=verdict_of(*SAFE))], EIGHT)
-    assert lora.standing is not None
-    assert lora.standing.level == pytest.approx(0.05 / 8)
-    assert lora.standing.p_adjusted == pytest.approx(8 * lora.standing.p)
 
 
 def test_the_family_is_what_the_file_names_whatever_is_selected(tmp_path):
@@ -384,14 +378,12 @@ def test_items_that_share_clusters_say_less():
     assert together.high - together.low > alone.high - alone.low
 
 
-def test_one_answer_to_open_questions_is_a_collapse():
+def test_one_answer_to_open_questions_is_a_collapse_and_right_labels_or_chance_are_none():
     assert find_collapse(["I do not know."] * 60 + OPEN[60:], OPEN)
     assert find_collapse([""] * 100, OPEN)
     lopsided = ["late"] * 60 + ["money"] * 40
     assert find_collapse(["late"] * 100, lopsided, LABELS)
 
-
-def test_right_labels_a_base_that_gave_one_answer_and_a_rise_by_chance_are_no_collapse():
     assert not find_collapse(LABELS, OPEN, LABELS)
     assert not find_collapse(["I do not know."] * 100, ["I do not know."] * 100)
     assert not find_collapse(["yes", "yes", *OPEN[2:]], OPEN)
@@ -486,14 +478,12 @@ def test_a_rise_passes_is_open_or_fails_by_what_is_shown_of_the_limit():
     assert "neither less nor more is shown" in rule.sentence
 
 
-def test_references_count_as_the_base_that_may_repeat_answers():
+def test_references_failed_and_ranked_answers_count_for_a_collapse_as_they_are():
     assert judge_task(LABELS, OPEN, LABELS).outcome == "pass"
     assert judge_task(["late"] * 100, OPEN, LABELS).outcome == "fail"
     assert judge_task(["late"] * 100, None, LABELS).outcome == "fail"
     assert judge_task(["late"] * 100, None).outcome == "skipped"
 
-
-def test_a_failed_answer_counts_as_the_commonest_and_a_ranked_one_not_at_all():
     new = [replace(row, status="error", parts={}) if i < 30 else row for i, row in enumerate(text_rows(OPEN))]
     (found,) = compare_commonest_answers(text_rows(OPEN), new)
     assert found.new == pytest.approx((30 + 1) / 100)

@@ -91,13 +91,20 @@ def test_a_large_task_is_asked_in_part_the_same_items_for_all_and_its_delta_is_w
     assert found.scores["letters/test"]["exact_match"].difference is not None
 
 
-def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
+def test_a_second_call_asks_nothing_and_what_was_not_planned_for_is_refused(folder_and_report):
     folder, first = folder_and_report
     files = sorted((folder / "runs" / "rows").rglob("*.parquet"))
     before = {path: path.stat().st_mtime_ns for path in files}
     again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
     assert {path: path.stat().st_mtime_ns for path in files} == before
     assert [f.verdict for f in again.facts] == [f.verdict for f in first.facts]
+
+    config_file = str(folder_and_report[0] / "harness.yaml")
+    shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
+    assert isinstance(shown.exception, UserError)
+    assert "--all-items" in str(shown.exception)
+    with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
+        release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
 @pytest.mark.parametrize(
@@ -111,15 +118,6 @@ def test_a_second_call_asks_nothing_and_says_the_same(folder_and_report):
 def test_another_cut_of_the_items_is_refused(folder_and_report, options, named):
     with pytest.raises(UserError, match=named):
         tiny_experiment.run(folder_and_report[0] / "harness.yaml", fewer_items=True, **options)
-
-
-def test_what_the_analyses_were_not_planned_for_is_refused(folder_and_report):
-    config_file = str(folder_and_report[0] / "harness.yaml")
-    shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
-    assert isinstance(shown.exception, UserError)
-    assert "--all-items" in str(shown.exception)
-    with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
-        release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
 def copy_experiment(folder, to):
@@ -171,7 +169,7 @@ def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_i
     assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == n["broken"]
 
 
-def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it(folder_and_report, tmp_path):
+def test_a_run_without_its_sampling_or_whose_items_changed_is_refused(folder_and_report, tmp_path):
     path = copy_experiment(folder_and_report[0], tmp_path)
     at, runs = runs_of(path.parent)
     at.run_file(runs["lora"].run_id).with_name("sampling.json").unlink()
@@ -180,16 +178,15 @@ def test_a_run_without_a_record_of_its_sampling_is_refused_and_compare_writes_it
     tiny_experiment.run(path, fewer_items=True)
     assert release.gate(path, "lora")
 
-
-def test_items_that_changed_since_they_were_sampled_are_refused(folder_and_report, tmp_path):
-    path = copy_experiment(folder_and_report[0], tmp_path)
     file = path.parent / "suites" / "general" / "sums.jsonl"
     file.write_text(file.read_text().replace('"9 and 2 make"', '"9 and 2 give"'))
     with pytest.raises(IncompatibleRuns, match=r"sums/test \(task_version"):
         release.gate(path, "lora")
 
 
-def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(folder_and_report, own_cache, tmp_path):
+def test_promoting_answers_whole_tasks_by_which_a_sampled_run_is_gated_and_trains_nothing_anew(
+    folder_and_report, own_cache, tmp_path
+):
     path = copy_experiment(folder_and_report[0], tmp_path)
     at, runs = runs_of(path.parent)
     _, champion = release.promote_named(path, runs["prompt"].run_id)
@@ -197,13 +194,6 @@ def test_promoting_answers_whole_tasks_and_the_champion_is_their_run(folder_and_
     assert len(store.read_rows(at, champion.rows["sums/test"])) == N
     assert champion.scores["sums accuracy"][3] == N
 
-
-def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_not(
-    folder_and_report, own_cache, tmp_path
-):
-    path = copy_experiment(folder_and_report[0], tmp_path)
-    at, runs = runs_of(path.parent)
-    release.promote_named(path, "prompt")
     run_id, reported = runs["lora"].run_id, next(f for f in folder_and_report[1].facts if f.name == "lora")
     (judged,) = release.gate(path, run_id)
     assert judged.baseline.startswith("the champion prompt (tiny-prompt")
@@ -213,6 +203,10 @@ def test_a_sampled_run_is_gated_by_the_champions_answers_to_the_same_items_or_no
         IncompatibleRuns, match=r"whole task of the champion.*harness promote tiny-fewer-lora"
     ):
         release.gate(path, run_id)
+
+    shutil.rmtree(path.parent / "runs" / "weights")
+    with pytest.raises(IncompatibleRuns, match="found no weights"):
+        release.promote_named(path, runs["lora"].run_id, despite="a test")
 
 
 def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settled_early, own_cache, tmp_path):
@@ -226,14 +220,6 @@ def test_a_sampled_run_that_does_not_pass_is_promoted_with_a_reason_alone(settle
     assert len(store.read_rows(at, champion.rows["sums/test"])) == N
     with pytest.raises(IncompatibleRuns, match=r"to \d+ of the 800 sampled items"):
         release.gate(path, "gentle")  # which was asked more of them than the champion
-
-
-def test_weights_that_are_gone_are_not_trained_anew_to_promote_them(folder_and_report, own_cache, tmp_path):
-    path = copy_experiment(folder_and_report[0], tmp_path)
-    _, runs = runs_of(path.parent)
-    shutil.rmtree(path.parent / "runs" / "weights")
-    with pytest.raises(IncompatibleRuns, match="found no weights"):
-        release.promote_named(path, runs["lora"].run_id, despite="a test")
 
 
 def test_a_rescue_of_a_sampled_run_begins_on_whole_tasks(settled_early, own_cache, tmp_path):

@@ -266,7 +266,7 @@ def read_test_rows(path, name):
     return store.read_rows(at, runs_of(path)[name].rows["letters/test"])
 
 
-def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
+def test_every_row_is_tested_once_by_a_model_that_saw_no_row_of_its_fold_or_cluster(file_and_report):
     path, _ = file_and_report
     tested = {name: read_test_rows(path, name) for name in NAMES}
     n = len(tested["lora"])
@@ -277,9 +277,6 @@ def test_every_row_is_tested_once_by_a_model_of_its_fold(file_and_report):
         assert [row.position for row in tested[name]] == list(range(n))
     assert {row.fold for row in tested["prompt"]} == {0}  # one model that saw nothing answers all
 
-
-def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file_and_report):
-    path, _ = file_and_report
     tested = read_test_rows(path, "shots")
     of_word = {row.cluster: row.fold for row in tested}
     assert all(of_word[row.cluster] == row.fold for row in tested)
@@ -289,9 +286,6 @@ def test_no_fold_has_a_cluster_of_another_and_no_shot_is_of_the_item_s_fold(file
         others = {of_word[word] for word in asked if word != row.cluster}
         assert row.fold not in others
 
-
-def test_a_run_stands_on_the_weights_of_its_folds_and_is_of_those_made_of_all_rows(file_and_report):
-    path, _ = file_and_report
     run = runs_of(path)["lora"]
     at = Store(path.parent / "runs")
     behind = run.training.stands_on
@@ -336,7 +330,7 @@ def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_witho
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
 
 
-def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_tested(file_and_report):
+def test_weights_made_elsewhere_are_named_and_a_learning_curve_is_refused(file_and_report):
     path, _ = file_and_report
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
@@ -344,9 +338,6 @@ def test_of_weights_made_elsewhere_it_is_said_that_they_may_have_seen_what_is_te
     (note,) = describe_training_rows(tiny_experiment.session(given), ["given"])
     assert note.startswith("given: made elsewhere")
 
-
-def test_a_learning_curve_is_refused(file_and_report):
-    path, _ = file_and_report
     with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):
         tiny_experiment.run(path, learning_curve=True)
 

@@ -46,18 +46,14 @@ ROWS = {
     "preference as texts": {"prompt": "Who?", "chosen": "Me.", "rejected": "No."},
     "preference of questions": {"question": "Who?", "chosen": "Me.", "rejected": "No."},
     "preference as turns": {"chosen": [ASKED, SAID], "rejected": [ASKED, {**SAID, "content": "No."}]},
-    "preference as last turns": {
-        "prompt": [ASKED],
-        "chosen": [SAID],
-        "rejected": [{**SAID, "content": "No."}],
-    },
+    "preference as last turns": {"prompt": [ASKED], "chosen": [SAID], "rejected": [{**SAID, "content": "No."}]},
     "OpenAI preference": {
         "input": {"messages": [ASKED], "tools": [], "parallel_tool_calls": True},
         "preferred_output": [SAID],
         "non_preferred_output": [{**SAID, "content": "No."}],
     },
     "OpenAI with parts": {
-        "messages": [{**ASKED, "content": [{"type": "text", "text": "Who?"}]}, {**SAID, "weight": 1}]
+        "messages": [{**ASKED, "content": [{"type": "text", "text": "Who?"}]}, {**SAID, "weight": 1}],
     },
     "FLAN": {"inputs": "Who?", "targets": "Me.", "task": "qa"},
     "MMLU": {"question": "Who?", "choices": ["Me.", "You."], "answer": 0},
@@ -69,9 +65,7 @@ ROWS = {
     "C-Eval": {"question": "Who?", "A": "You.", "B": "Me.", "C": None, "answer": "B"},
     "choices and a text": {"question": "Who?", "choices": ["You.", "Me."], "answer": "Me."},
     "UltraFeedback": {
-        "source": "evol_instruct",
-        "instruction": "Who?",
-        "models": ["a", "b", "c"],
+        "source": "evol_instruct", "instruction": "Who?", "models": ["a", "b", "c"],
         "completions": [
             {"model": "a", "response": "You.", "overall_score": 10, "fine-grained_score": 2.5},
             {"model": "b", "response": "Me.", "overall_score": 8, "fine-grained_score": 4.75},
@@ -79,20 +73,16 @@ ROWS = {
         ],
     },
     "OASST": {
-        "message_tree_id": "t",
-        "tree_state": "ready_for_export",
-        "prompt": tree("Who?", "You.", "Me.", "No."),
+        "message_tree_id": "t", "tree_state": "ready_for_export", "prompt": tree("Who?", "You.", "Me.", "No."),
     },
     "preference of LLaMA-Factory": {
         "conversations": [{"from": "human", "value": "Who?"}],
-        "chosen": {"from": "gpt", "value": "Me."},
-        "rejected": {"from": "gpt", "value": "No."},
+        "chosen": {"from": "gpt", "value": "Me."}, "rejected": {"from": "gpt", "value": "No."},
     },
     "transcript": {
-        "chosen": "\n\nHuman: Who?\n\nAssistant: Me.",
-        "rejected": "\n\nHuman: Who?\n\nAssistant: No.",
+        "chosen": "\n\nHuman: Who?\n\nAssistant: Me.", "rejected": "\n\nHuman: Who?\n\nAssistant: No.",
     },
-}
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -161,39 +151,39 @@ def test_what_a_row_holds_besides_is_asked_in_its_place(load, row, fields, messa
     assert ([*item.messages], item.references) == (messages, references)
 
 
-def test_the_layout_is_said(load):
+def test_the_layout_is_said_and_places_count_alike_in_all_files(load):
     said = "read as Dolly rows (instruction, context (may be empty), response)"
     assert load(test=[ROWS["Dolly"]]).read_as[0].endswith(said)
+
+    rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in range(1, 5)]
+    items = load(train=rows[:3], test=rows[3:], validation=[{**rows[0], "question": "5?"}])
+    assert [e.references[0] for e in (*items.train, *items.validation, *items.test)] == [*"wxyw", "z"]
+    assert all("numbers are places from 1" in note for note in items.read_as)
 
 
 WORDS = ("w", "x", "y", "z")
 PLACES = {
-    "from 1": (WORDS, [1, 2, 4], "wxz"),
-    "from 0": (WORDS, [0, 2, 3], "wyz"),
+    "from 1": (WORDS, [1, 2, 4], "wxz"), "from 0": (WORDS, [0, 2, 3], "wyz"),
     "texts and floats": (WORDS, ["0", "2.0", 3.0], "wyz"),
     "numbers and labels": (WORDS, [4, "B", "c", "(D)", "x", 1], "zxyzxw"),
     "the choices themselves": (("2", "4", "6"), [2, 4, "6"], "246"),
     "labels that are choices in some rows": (("B", "A", "O"), ["A", "C"], "BO"),
     "true and false": (("True", "False"), [True, "false", "TRUE"], ["True", "False", "True"]),
     "undecided": (
-        WORDS,
-        [1, 2, 3],
+        WORDS, [1, 2, 3],
         "which is 'x' if answers are places from 0 and 'w' if they are places from 1",
     ),
     "one more than a choice": (
-        ("2", "4", "6"),
-        [2, 2],
+        ("2", "4", "6"), [2, 2],
         "which is '2' if answers are choices and '6' if they are",
     ),
     "a label or a choice": (
-        ("B", "A"),
-        ["A"],
+        ("B", "A"), ["A"],
         "which is 'A' if answers are choices and 'B' if they are labels",
     ),
     "both": (WORDS, [0, 4, 2], "which is not a place from 1, and 4 in "),
-    "negative": (WORDS, [0, -1], "-1 in 'answer'"),
-    "too large": (WORDS, [0, 9], "9 in 'answer'"),
-}
+    "negative": (WORDS, [0, -1], "-1 in 'answer'"), "too large": (WORDS, [0, 9], "9 in 'answer'"),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("choices", "answers", "right"), PLACES.values(), ids=PLACES)
@@ -224,13 +214,6 @@ def test_two_columns_that_name_other_choices_are_refused(load, columns, is_refus
         assert "is 'x'" in list_problems(load, test=[row])[0][1]
     else:
         assert load(test=[row]).test[0].references == ("x",)
-
-
-def test_places_count_alike_in_all_files_of_a_task(load):
-    rows = [{"question": f"{i}?", "choices": WORDS, "answer": i} for i in range(1, 5)]
-    items = load(train=rows[:3], test=rows[3:], validation=[{**rows[0], "question": "5?"}])
-    assert [e.references[0] for e in (*items.train, *items.validation, *items.test)] == [*"wxyw", "z"]
-    assert all("numbers are places from 1" in note for note in items.read_as)
 
 
 @pytest.mark.parametrize(("told", "right"), [("places from 0", "xyz"), ("places from 1", "wxy")])
@@ -275,14 +258,6 @@ def test_init_and_clean_keep_from_where_places_count_and_such_rows_are_not_mixed
 def test_a_preference_row_becomes_a_pair(load, name):
     pair = load(test=[{"prompt": "x", "reference": "y"}], pairs=[ROWS[name]]).pairs[0]
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
-
-
-def test_the_shared_beginning_of_two_transcripts_is_the_prompt(load):
-    begin = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Sure?\n\nAssistant:"
-    pair = {"chosen": f"{begin} Yes, quite.", "rejected": f"{begin} Yes, no."}
-    found = load(test=[ROWS["chat"]], pairs=[pair]).pairs[0]
-    assert found.messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
-    assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
 
 
 def mask_speakers(text):
@@ -340,7 +315,7 @@ def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
     assert list_problems(load, test=[row])[0][0] == "test.jsonl:1"
 
 
-def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_the_pair(load):
+def test_trees_and_transcripts_are_read_along_what_they_share(load):
     replies = [{"text": "Yes.", "role": "assistant"}]
     root = tree("Who?", "You.", "Me.", "No.")
     root["replies"][1]["replies"] = [
@@ -351,6 +326,12 @@ def test_a_tree_is_read_along_its_best_replies_and_its_first_judged_answer_is_th
     assert loaded.test[0].messages == (ASKED, SAID, AGAIN)
     assert loaded.test[0].references == ("Yes.",)
     assert (loaded.pairs[0].references, loaded.pairs[0].rejected) == (("There.",), "No.")
+
+    begin = "\n\nHuman: Who?\n\nAssistant: Me.\n\nHuman: Sure?\n\nAssistant:"
+    pair = {"chosen": f"{begin} Yes, quite.", "rejected": f"{begin} Yes, no."}
+    found = load(test=[ROWS["chat"]], pairs=[pair]).pairs[0]
+    assert found.messages == (ASKED, SAID, {"role": "user", "content": "Sure?"})
+    assert (found.references, found.rejected) == (("Yes, quite.",), "Yes, no.")
 
 
 def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
@@ -450,7 +431,7 @@ def test_the_articles_of_xquad_are_in_one_split_each():
 
 
 @pytest.mark.e2e
-def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
+def test_hub_sets_are_read_from_their_copy_and_a_lacking_split_is_refused(monkeypatch):
     monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     data = {"train": "hub:openai/gsm8k:main", "test": "hub:baber/piqa:default:validation"}
     fields = {"prompt": "{goal}", "reference": "{sol1}"}
@@ -459,9 +440,6 @@ def test_a_hub_set_with_configs_and_splits_is_read_from_its_copy(monkeypatch):
     assert train.read_as[0].startswith("hub:openai/gsm8k:main: read as question rows")
     assert len(test.test) > 1000
 
-
-def test_a_split_that_a_copy_lacks_is_refused_with_those_that_there_are(monkeypatch):
-    monkeypatch.setenv("HARNESS_DATASETS_DIR", str(find_shared_data("hub")))
     with pytest.raises(
         UserError, match=r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
     ):

@@ -123,15 +123,13 @@ def find_large(found):
     return next(f for f in found.facts if f.name == "large")
 
 
-def test_a_baseline_is_compared_with_fine_tunes_and_is_no_alternative_on_the_base():
+def test_a_baseline_is_no_alternative_on_the_base_and_sensitive_data_leave_out_one_elsewhere():
     decision = make_decision([*alternatives(), LARGE, make_fine_tune("lora", 0.81, -0.09)])
     assert (decision.action, decision.candidate) == ("prompt", "large")
     decision = make_decision([LARGE, make_fine_tune("lora", 0.97, 0.07)])
     assert decision.candidate is None
     assert "prompt only (prompting: zero_shot)" in decision.missing
 
-
-def test_sensitive_data_leave_out_a_baseline_on_somebody_elses_server_alone():
     facts = [*alternatives(), LARGE, make_fine_tune("lora", 0.81, 0.07)]
     decision = make_decision(facts, needs=("sensitive_data",))
     assert decision.candidate == "lora"
@@ -157,7 +155,7 @@ def test_an_address_of_a_private_network_is_told_from_a_public_one(url, own):
     assert is_private(url) is own
 
 
-def test_a_baseline_is_measured_on_the_target_at_its_own_price_and_not_judged(file_and_report):
+def test_a_baseline_is_compared_at_its_own_price_by_report_and_gate_and_never_judged(file_and_report):
     path, found = file_and_report
     assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
     assert find_large(found).verdict is None
@@ -165,8 +163,6 @@ def test_a_baseline_is_measured_on_the_target_at_its_own_price_and_not_judged(fi
     facts = find_large(file_and_report[1])
     assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
 
-
-def test_the_gate_measures_the_gain_over_a_baseline_and_judges_none(file_and_report):
     path, _ = file_and_report
     (judged,) = gate(path, "tuned", ["gate.target.gain=0.05"])
     (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]

@@ -407,7 +407,7 @@ def test_lists_in_a_csv_column_of_labels_are_labels(tmp_path, cells, expected):
     assert {e.references for e in [*items.validation, *items.test]} == {(text,) for text in expected}
 
 
-def test_labels_that_are_numbers_alone_are_said_to_mean_nothing_unless_an_instruction_says_what(tmp_path):
+def test_labels_and_tags_that_are_numbers_are_said_to_mean_nothing_or_refused(tmp_path):
     path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick((-1, 1), i)})
     request = Request(tmp_path / "new", str(path), **ELSEWHERE)
     (said,) = (line for line in scaffold.propose(request, HERE).warnings if line.startswith("the labels"))
@@ -415,8 +415,6 @@ def test_labels_that_are_numbers_alone_are_said_to_mean_nothing_unless_an_instru
     told = request._replace(instruction="Is it good (1) or bad (-1)? Reply with the number.")
     assert not any("are numbers" in line for line in scaffold.propose(told, HERE).warnings)
 
-
-def test_tags_that_are_numbers_are_refused_and_no_command_is_offered(tmp_path):
     path, _ = write_rows(
         tmp_path, lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())}
     )

@@ -59,13 +59,11 @@ def test_choices_in_columns_of_their_own_are_choices(tmp_path, columns, answer, 
     assert chosen.items() <= of_row.items()
 
 
-def test_lettered_columns_are_choices_only_where_answers_name_them(tmp_path):
+def test_lettered_columns_are_choices_where_answers_name_them_and_an_answer_goes_before_a_category(tmp_path):
     assert propose(tmp_path, make_choices("ABC", "answer", lambda i, texts: "ABC"[i])).kind == "choice"
     found = propose(tmp_path, make_choices("abc", "answer", lambda i, texts: f"it is {i}"))
     assert not any("nobody" in line for line in found.warnings)
 
-
-def test_an_answer_goes_before_a_category_and_the_other_is_named(tmp_path):
     content = [
         {"prompt": f"Say {i}.", "category": "ab"[i % 2], "response": f"{i} {WORDS}"} for i in range(40)
     ]
@@ -204,11 +202,19 @@ def find_time_line(found):
     return line
 
 
-def test_a_quick_machine_is_asked_all_that_limits_allow(propose_on):
+def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched(
+    propose_on, large_file, tmp_path
+):
     found = propose_on(gflops=1000.0)
     assert found.task.data.limits.train is None
     assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
     assert "sweep" in found.candidates["full"]
+
+    found = scaffold.propose(
+        Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
+    )
+    assert "the base is not here yet" in find_time_line(found)
+    assert "lora" in found.candidates
 
 
 def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
@@ -249,14 +255,6 @@ def test_what_no_rows_can_bring_below_the_bound_is_warned_of(propose_on):
     full = found.candidates["full"]
     assert "sweep" not in full
     assert full["params"]["learning_rate"] == 1e-4
-
-
-def test_a_base_that_is_not_here_is_not_fetched(large_file, tmp_path):
-    found = scaffold.propose(
-        Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
-    )
-    assert "the base is not here yet" in find_time_line(found)
-    assert "lora" in found.candidates
 
 
 RECIPES = {name: {"params": {}} for name in ("full", "lora", "qlora")}

@@ -44,7 +44,7 @@ def gate(old, new):
     return release.gate_folders(old, new, GatePolicy())
 
 
-def test_real_logs_of_inspect_are_read():
+def test_real_logs_of_inspect_are_read_and_both_forms_say_the_same():
     """Twelve questions of the mock model: one wrong in the base, three more in the other (see inspect_logs.py)."""
     judged = gate(REAL / "base", REAL / "tuned")
     (task,) = judged.tasks
@@ -53,8 +53,6 @@ def test_real_logs_of_inspect_are_read():
     assert task.comparison.gained == ()
     assert judged.verdict.macro.score == pytest.approx(-0.25)
 
-
-def test_both_forms_of_a_log_say_the_same():
     zipped, plain = (read_tasks(path)["letters"] for path in (REAL / "tuned", REAL / "tuned.json"))
     assert zipped == plain
     expected = ("3", "6", "8")
@@ -117,6 +115,13 @@ def test_what_did_not_finish_never_counts(tmp_path):
     assert {item.score for item in read_tasks(tmp_path)["quiz"].items.values()} == {0.0}
 
 
+def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.eval", "w") as archive:
+        archive.writestr("_journal/start.json", json.dumps({"version": 2, "eval": {"task": "quiz"}}))
+    with pytest.raises(UserError, match=r"no finished log \(a.eval: started\)"):
+        read_tasks(tmp_path)
+
+
 @pytest.mark.e2e
 def test_a_task_that_neither_model_finished_leaves_the_verdict_open(tmp_path):
     old, new = arms(tmp_path, n=1000, tasks=6, gains=20, losses=20)
@@ -154,10 +159,15 @@ def test_another_version_decoding_or_scorer_is_refused_by_its_name(tmp_path, cha
         gate(*arms(tmp_path, n=9, tasks=1, **changes))
 
 
-def test_another_precision_is_refused_where_both_name_theirs(tmp_path):
+def test_logs_of_another_precision_or_grader_are_not_compared(tmp_path):
     old = inspect_logs.write(tmp_path / "a", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "bfloat16"})
     new = inspect_logs.write(tmp_path / "b", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "float32"})
     with pytest.raises(IncompatibleRuns, match="torch_dtype: 'bfloat16' and 'float32'"):
+        gate(old, new)
+
+    old, new = arms(tmp_path, n=9, tasks=1, model_roles={"grader": {"model": "openai/other"}})
+    inspect_logs.write(old, {"task_0": ["C"] * 9}, model_roles={"grader": {"model": "openai/one"}})
+    with pytest.raises(IncompatibleRuns, match="differ in model_roles"):
         gate(old, new)
 
 
@@ -209,21 +219,11 @@ def test_tasks_of_one_model_that_was_served_at_two_addresses_are_one_arm_and_tha
     assert f"--candidate: {served}" in judged.notes
 
 
-def test_one_log_given_as_both_arms_is_refused_in_whatever_form(tmp_path):
+def test_a_log_as_both_arms_or_with_an_item_twice_is_refused(tmp_path):
     for other in (REAL / "tuned", REAL / "tuned.json"):
         with pytest.raises(UserError, match=r"answers of --base .* again, the same in all of 12 items"):
             gate(REAL / "tuned" / "letters.eval", other)
 
-
-def test_answers_marked_by_different_graders_are_not_compared(tmp_path):
-    old, new = arms(tmp_path, n=9, tasks=1, model_roles={"grader": {"model": "openai/other"}})
-    inspect_logs.write(old, {"task_0": ["C"] * 9}, model_roles={"grader": {"model": "openai/one"}})
-    with pytest.raises(IncompatibleRuns, match="differ in model_roles"):
-        gate(old, new)
-
-
-def test_a_log_that_holds_an_item_twice_in_one_epoch_is_refused(tmp_path):
-    """It was averaged as if it were another epoch."""
     log = inspect_logs.log_of("quiz", ["C"] * 9)
     base = inspect_logs.write(tmp_path / "base", {"quiz": ["C"] * 9})
     twice = inspect_logs.write(
@@ -231,13 +231,6 @@ def test_a_log_that_holds_an_item_twice_in_one_epoch_is_refused(tmp_path):
     )
     with pytest.raises(UserError, match=r"9 of 9 items twice in one epoch \(id quiz-0, .*once an epoch"):
         release.gate_folders(base, twice, GatePolicy())
-
-
-def test_a_zipped_log_that_was_cut_short_is_refused_as_not_finished(tmp_path):
-    with zipfile.ZipFile(tmp_path / "a.eval", "w") as archive:
-        archive.writestr("_journal/start.json", json.dumps({"version": 2, "eval": {"task": "quiz"}}))
-    with pytest.raises(UserError, match=r"no finished log \(a.eval: started\)"):
-        read_tasks(tmp_path)
 
 
 @pytest.mark.parametrize("score", [float("nan"), None, "unknown"])

@@ -43,16 +43,24 @@ def reply(messages):
 
 
 @pytest.mark.e2e
-def test_anchors_are_asked_again_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    d.compare()
+def test_anchors_are_asked_and_paid_when_a_book_begins_and_before_each_candidate_with_new_answers(desk):  # noqa: F811
+    prices = "usd_per_million_tokens: {input: 90000, output: 100000}\n"
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
+    notes = d.compare().notes
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20
+    grades = [g for book in d.grades() for g in book.values()]
+    (book,) = (d.folder / "runs" / "grades").iterdir()
+    again = [g for check in store.read_checks(d.store, book.name) for g in check.grades]
+    assert len(again) == 2 * 20
+    cost = sum(0.09 * g.n_prompt_tokens + 0.1 * g.n_output_tokens for g in (*grades, *again))
+    assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)
     d.compare()
     assert len(d.judge.asked) == 2 * (N + 2) + 2 * 20, "nothing new to grade, nothing to check"
     found = d.compare(LATER)
     assert fact_of(found, "later").state == "done"
     assert len(d.judge.asked) == 3 * (N + 2) + 3 * 20
     assert any("of 20 answers graded again 0 got another grade" in note for note in found.notes)
+    assert not any("unchecked" in note for note in found.notes)
 
 
 @pytest.mark.e2e
@@ -91,20 +99,6 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
     checks = store.read_checks(d.store, book.name)
     assert len(checks) == 3
     assert checks[0].n_moved > 0
-
-
-@pytest.mark.e2e
-def test_what_anchors_cost_counts_against_the_most_that_may_be_spent(desk):  # noqa: F811
-    prices = "usd_per_million_tokens: {input: 90000, output: 100000}\n"
-    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
-    notes = d.compare().notes
-    grades = [g for book in d.grades() for g in book.values()]
-    (book,) = (d.folder / "runs" / "grades").iterdir()
-    again = [g for check in store.read_checks(d.store, book.name) for g in check.grades]
-    assert len(again) == 2 * 20
-    tokens = [(g.n_prompt_tokens, g.n_output_tokens) for g in (*grades, *again)]
-    cost = sum(0.09 * read + 0.1 * written for read, written in tokens)
-    assert any(f"for {usd(cost)} USD" in note for note in notes), (cost, notes)
 
 
 @pytest.mark.e2e
@@ -301,19 +295,21 @@ def line_of(report, name):
     return next(one for one in report.lines if one.name == name)
 
 
-def test_answers_as_in_the_reference_are_graded_by_the_grades_there_are(judged_desk):
+def test_a_night_of_unchanged_answers_asks_the_anchors_alone_and_says_nothing_of_labels(judged_desk):
     n_asked = len(judged_desk.judge.asked)
     quiet = run_night(judged_desk.path, night=make_date(1))
     assert quiet.verdict == "ok"
+    assert "label" not in line_of(quiet, "plain").sentence
     assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors alone"
 
 
-def test_new_answers_are_graded_once_and_what_got_worse_is_named(judged_desk):
+def test_new_answers_are_graded_once_uncorrected_and_what_got_worse_is_named(judged_desk):
     n_asked = len(judged_desk.judge.asked)
     judged_desk.candidates.model = Rule(reply_shorter)
     line = line_of(run_night(judged_desk.path, night=make_date(1)), "plain")
     assert line.verdict in ("suspect", "regression")
     assert line.lost
+    assert "grades it, uncorrected: 30 answers of the reference lack people's labels" in line.sentence
     assert {answer for _, answer in judged_desk.judge.model.seen[-10:]} == {"test "}
     n_new = len(judged_desk.judge.asked) - n_asked - 20
     assert 10 <= n_new <= 15
@@ -330,12 +326,6 @@ def label(watched, rows, value):
         "", "2026-03-01", task.name, "test", metric, "ann", labels, digest_question(task, metric)
     )
     store.save_labels(watched.store, replace(given, id=f"labels-{len(labels)}-{labels[0].answer}"))
-
-
-def test_without_labels_a_night_says_that_nothing_corrects_what_the_judge_graded(judged_desk):
-    judged_desk.candidates.model = Rule(reply_shorter)
-    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
-    assert "judge:helpful grades it, uncorrected: 30 answers of the reference lack people's labels" in said
 
 
 def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
@@ -356,10 +346,6 @@ def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_de
     judged_desk.candidates.model = Rule(reply_shorter)
     said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
     assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
-
-
-def test_a_night_in_which_no_answer_changed_says_nothing_of_labels(judged_desk):
-    assert "label" not in line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
 
 
 def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk):

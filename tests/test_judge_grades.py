@@ -65,7 +65,7 @@ def list_unread(d):
 
 
 @pytest.mark.e2e
-def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk):  # noqa: F811
+def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_waits_for_them(desk):  # noqa: F811
     d = desk(judge=Mumbler(silent=1))
     found = d.compare()
     thirds = sum(i % 3 == 0 for i in range(N)) + 1  # of test, and of two validation items
@@ -73,10 +73,17 @@ def test_attempts_that_are_added_later_ask_about_unreadable_grades_alone(desk): 
     assert any("attempts: 2 in the rubric asks about them again" in note for note in found.notes)
     n_asked, n_answered = len(d.judge.asked), len(d.candidates.asked)
     d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    loaded = config.load(d.path)
+    stored = release.load_study(loaded)
+    with pytest.raises(IncompatibleRuns, match="next: harness compare"):
+        refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
     d.compare()
     assert len(d.judge.asked) - n_asked == 2 * thirds
     assert len(d.candidates.asked) == n_answered
     assert list_unread(d) == []
+    refuse_regraded(stored, run := tiny_experiment.runs_of(d.path)["plain"])
+    session = prepare_session(loaded, Scope(), SilentProgress())
+    assert release.rescore_run(session, run)[1]["replies"]
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked
@@ -114,22 +121,6 @@ def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(d
 
 
 @pytest.mark.e2e
-def test_a_run_whose_unreadable_grades_are_to_be_asked_again_is_refused_by_the_gate_until_they_are(desk):  # noqa: F811
-    d = desk(judge=Mumbler(silent=1))
-    d.compare()
-    d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
-    loaded = config.load(d.path)
-    stored = release.load_study(loaded)
-    run = tiny_experiment.runs_of(d.path)["plain"]
-    with pytest.raises(IncompatibleRuns, match="next: harness compare"):
-        refuse_regraded(stored, run)
-    d.compare()
-    refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    assert release.rescore_run(session, tiny_experiment.runs_of(d.path)["plain"])[1]["replies"]
-
-
-@pytest.mark.e2e
 def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  # noqa: F811
     d = desk(reply, judge=Grader(lambda q, a: "3"))
     assert not any("unchecked" in note for note in d.compare().notes)
@@ -137,13 +128,6 @@ def test_grades_from_before_there_were_anchors_are_said_to_be_unchecked(desk):  
     found = d.compare(LATER)
     said = next(note for note in found.notes if "unchecked" in note)
     assert f"; {2 * (N + 2)} of its grades are older than its anchors, and unchecked" in said
-
-
-@pytest.mark.e2e
-def test_a_book_that_began_with_its_anchors_says_nothing_of_that(desk):  # noqa: F811
-    d = desk(reply, judge=Grader(lambda q, a: "3"), rubric="criteria: The reply helps.\n")
-    d.compare()
-    assert not any("unchecked" in note for note in d.compare(LATER).notes)
 
 
 WEIGHED = RUBRIC + "logprobs: true\n"

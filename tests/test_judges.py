@@ -140,16 +140,9 @@ def test_grades_score_the_answers_and_a_second_compare_asks_nobody(desk):
     again = d.compare()
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
     assert again.facts[0].target == first.facts[0].target
-
-
-@pytest.mark.e2e
-def test_a_judge_is_asked_at_temperature_0_for_few_tokens_and_sees_no_prompting_of_the_candidate(desk):
-    judge = Grader()
-    desk(judge=judge).compare()
-    assert {body["temperature"] for _, body in judge.prompts} == {0.0}
-    assert {body["max_tokens"] for _, body in judge.prompts} == {16}
-    assert not any("Be kind." in json.dumps(messages) for messages, _ in judge.prompts)
-    assert not any("right 3<" in json.dumps(messages) for messages, _ in judge.prompts)
+    prompts = d.judge.model.prompts
+    assert {(body["temperature"], body["max_tokens"]) for _, body in prompts} == {(0.0, 16)}
+    assert not any(re.search(r"Be kind\.|right 3<", json.dumps(messages)) for messages, _ in prompts)
 
 
 @pytest.mark.e2e
@@ -193,21 +186,7 @@ def test_answers_that_no_judge_is_asked_about_are_counted_with_the_reason(desk):
 
 
 @pytest.mark.e2e
-def test_another_rubric_means_new_grades_of_the_stored_answers(desk):
-    d = desk()
-    d.compare()
-    n_answered, n_graded = len(d.candidates.asked), len(d.judge.asked)
-    d.judge.model = Grader(lambda q, a: "5")
-    d.rubric("criteria: The reply is short.\nanchors: 0\n" + JUDGE.format(url=d.judge.url, timeout=5))
-    d.compare()
-    assert len(d.judge.asked) == 2 * n_graded
-    assert len(d.candidates.asked) == n_answered
-    assert {row.parts["judge:helpful"] for row in d.rows()} == {(1.0,)}
-    assert len(d.grades()) == 2
-
-
-@pytest.mark.e2e
-def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
+def test_another_rubric_means_new_grades_and_scoring_again_prices_and_limits_none(desk):
     d = desk()
     d.compare()
     n_graded = len(d.judge.asked)
@@ -226,6 +205,15 @@ def test_scoring_again_and_prices_and_limits_of_a_rubric_change_no_grade(desk):
     assert scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
+    n_answered, n_graded = len(d.candidates.asked), len(d.judge.asked)
+    d.judge.model = Grader(lambda q, a: "5")
+    d.rubric("criteria: The reply is short.\nanchors: 0\n" + JUDGE.format(url=d.judge.url, timeout=5))
+    d.compare()
+    assert len(d.judge.asked) == 2 * n_graded
+    assert len(d.candidates.asked) == n_answered
+    assert {row.parts["judge:helpful"] for row in d.rows()} == {(1.0,)}
+    assert len(d.grades()) == 2
+
 
 @pytest.mark.e2e
 def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
@@ -235,17 +223,6 @@ def test_a_judge_reads_refusals_that_other_metrics_score_as_nothing(desk):
     d.compare()
     expected = {("refused", (1.0,), (0.0,))}
     assert {(row.status, row.parts["judge:helpful"], row.parts["token_f1"]) for row in d.rows()} == expected
-
-
-@pytest.mark.e2e
-def test_a_panel_counts_by_its_mean(desk):
-    d = desk(judge=Grader(lambda q, a: "5"))
-    with serve_model(Grader(lambda q, a: "2")) as second:
-        one = "{{base_url: {}, model: tiny, max_retries: 0}}"
-        d.rubric(f"{RUBRIC}panel:\n  - {one.format(d.judge.url)}\n  - {one.format(second.url)}\n")
-        d.compare()
-        assert len(second.asked) == len(d.judge.asked) == 2 * (N + 2)
-    assert {row.parts["judge:helpful"] for row in d.rows()} == {((1.0 + 0.25) / 2,)}
 
 
 class Chooser:
@@ -276,20 +253,15 @@ def test_a_pair_is_asked_in_both_orders_and_the_score_is_the_share_of_wins(desk)
 
 
 @pytest.mark.e2e
-def test_a_judge_that_prefers_a_place_gives_ties_and_is_named(desk):
-    d = desk(judge=Chooser(lambda a, b: "A"), rubric=PAIRWISE)
-    found = d.compare()
-    assert {row.parts["judge:helpful"] for row in d.rows("plain")} == {(0.5,)}
-    assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
-
-
-@pytest.mark.e2e
-def test_a_pair_that_was_readable_in_one_order_alone_has_no_score(desk):
+def test_a_judge_that_prefers_a_place_gives_ties_and_no_score_where_one_order_was_unreadable(desk):
     d = desk(judge=Chooser(lambda a, b: "neither" if b.startswith("right 3 of") else "A"), rubric=PAIRWISE)
-    d.compare()
-    row = next(row for row in d.rows() if row.text.startswith("right 3 of"))
-    assert (row.parts["judge:helpful"], row.status) == (None, "error")
-    assert "said 'neither'" in row.error
+    found = d.compare()
+    assert any("the answer shown first won 100.0 % of comparisons" in note for note in found.notes)
+    scores = {number(row.prompt): row for row in d.rows()}
+    unread = scores.pop(3)
+    assert {row.parts["judge:helpful"] for row in scores.values()} == {(0.5,)}
+    assert (unread.parts["judge:helpful"], unread.status) == (None, "error")
+    assert "said 'neither'" in unread.error
 
 
 def test_a_judge_that_is_shown_references_refuses_items_without_one(desk):
@@ -430,31 +402,23 @@ def write_labels(d, label):
 
 
 @pytest.mark.e2e
-def test_labels_that_could_be_of_two_scales_are_refused_without_one(desk):
+def test_labels_by_other_criteria_are_refused_and_those_of_two_possible_scales_without_one(desk):
     d = desk()
     file = write_labels(d, 1)
+    judge = JUDGE.format(url=d.judge.url, timeout=5)
+    for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
+        d.rubric(f"{other}anchors: 0\n{judge}")
+        with pytest.raises(UserError, match="labels for judge:helpful by other criteria or another scale"):
+            import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
+    d.rubric(RUBRIC + judge)
     with pytest.raises(UserError) as refused:
         import_labels(d.path, file, rater="ann")
     assert "no label but 1, for a rubric from 1 to 5" in str(refused.value)
     assert "--scale 1,5 where they are the rubric's grades, else --scale 0,1" in str(refused.value)
     assert store.list_labels(d.store) == []
     for scale, meant in (((1.0, 5.0), 0.0), ((0.0, 1.0), 1.0)):
-        import_labels(d.path, file, rater="ann", scale=scale)
+        assert import_labels(d.path, file, rater="ann", scale=scale).n_labels == N
         assert {one.label for one in store.list_labels(d.store)[-1].labels} == {meant}
-
-
-@pytest.mark.e2e
-def test_labels_by_other_criteria_than_the_rubric_has_now_are_refused_also_from_an_earlier_file(desk):
-    d = desk()
-    file = write_labels(d, 5)
-    judge = JUDGE.format(url=d.judge.url, timeout=5)
-    for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
-        d.rubric(f"{other}anchors: 0\n{judge}")
-        with pytest.raises(UserError, match="labels for judge:helpful by other criteria or another scale"):
-            import_labels(d.path, file, rater="ann", scale=(1.0, 5.0))
-    assert store.list_labels(d.store) == []
-    d.rubric(RUBRIC + judge)
-    assert import_labels(d.path, file, rater="ann", scale=(1.0, 5.0)).n_labels == N
 
 
 @pytest.mark.e2e
@@ -522,20 +486,7 @@ def test_a_judge_that_times_out_says_so_and_what_was_graded_stays(desk):
 
 
 @pytest.mark.e2e
-def test_grading_ends_where_it_has_cost_what_the_rubric_allows(desk):
-    prices = (
-        "usd_per_million_tokens: {input: 0, output: 1000000}\nmax_cost: 20\n"  # 1 USD a request, 16 at most
-    )
-    d = desk(rubric=RUBRIC + prices)
-    said = d.compare().facts[0].error
-    assert "judge:helpful: 5 grades have cost 5.00 USD, the next may cost 16.00, and max_cost is 20" in said
-    (kept,) = d.grades()
-    rubric = tiny_experiment.session(d.path).target.judged["judge:helpful"].rubric
-    assert cost_usd(list(kept.values()), rubric.usd_per_million_tokens) == pytest.approx(5)
-
-
-@pytest.mark.e2e
-def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
+def test_a_panel_counts_by_its_mean_and_each_judge_has_its_own_price_in_one_budget(desk):
     d = desk()
     one = "{{base_url: {}, model: tiny, num_concurrent: 1, usd_per_million_tokens: {{input: 0, output: {}}}}}"
     with serve_model(Grader()) as second:  # 1 USD a request and half of one, 16 and 8 at most
@@ -546,6 +497,7 @@ def test_each_judge_of_a_panel_has_its_own_price_and_all_have_one_budget(desk):
     assert "64 grades have cost 48.00 USD, the next may cost 16.00" in found.facts[1].error
     graded = [note for note in found.notes if "answers graded by" in note]
     assert [note.split(" for ")[1].split(" USD")[0] for note in graded] == ["32.00", "16.00"]
+    assert all(row.parts["judge:helpful"] == ((number(row.prompt) % 5 / 4 + 0.25) / 2,) for row in d.rows())
 
 
 @pytest.mark.e2e

@@ -156,21 +156,18 @@ def test_a_candidate_that_cannot_judge_is_refused_with_the_next_step(wide_model,
     assert not (path.parent / "runs").exists()
 
 
-def test_grades_of_two_digits_are_refused_of_a_candidate_too(wide_model, tmp_path):
-    path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
-    file = path.parent / "helpful.yaml"
-    file.write_text(file.read_text().replace("yes/no", "{min: 1, max: 10}"))
-    with pytest.raises(UserError, match="lora, a model that runs here, and grades up to 10"):
-        config.load(path)
-
-
 @pytest.mark.e2e
-def test_a_judge_that_cannot_be_trained_fails_whom_it_would_grade_with_the_reason(wide_model, tmp_path):
+def test_a_candidate_that_cannot_judge_is_refused_or_fails_whom_it_would_grade(wide_model, tmp_path):
     path = write(tmp_path / "desk", wide_model, judge="{candidate: lora}")
     path.write_text(path.read_text().replace("max_length: 200", "max_length: 16"))
     found = compare(path)
     assert {f.state for f in found.facts} == {"failed"}
     assert "lora, which judges, cannot be trained" in found.facts[0].error
+
+    file = path.parent / "helpful.yaml"
+    file.write_text(file.read_text().replace("yes/no", "{min: 1, max: 10}"))
+    with pytest.raises(UserError, match="lora, a model that runs here, and grades up to 10"):
+        config.load(path)
 
 
 RUNS_HERE = (
@@ -232,7 +229,7 @@ def hold(desk, n_tokens):
 
 
 @pytest.mark.e2e
-def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(harness, desk):
+def test_a_judge_that_cannot_read_the_longest_or_any_item_is_named_before_it_is_asked(harness, desk):
     hold(desk, 256)
     for command in ("compare", "doctor"):
         refused = harness(command, cwd=desk, check=2)
@@ -244,10 +241,6 @@ def test_a_judge_that_can_read_no_item_is_refused_before_anything_is_answered(ha
     assert "the context of judge holds" not in harness("compare", cwd=desk, check=2).stderr
     assert not list((desk / "runs").glob("rows/*"))
 
-
-@pytest.mark.e2e
-def test_a_judge_that_may_not_read_the_longest_answers_is_named_beforehand(harness, desk):
-    hold(desk, 256)
     said = harness("compare", "--dry-run", cwd=desk).stderr
     shortest = int(re.search(r"up to (\d+) tokens", " ".join(said.split()))[1]) - 8
     hold(desk, shortest)

@@ -253,7 +253,7 @@ def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(store
 
 
 @pytest.mark.slow
-def test_rows_say_which_vllm_answered_and_its_log_is_kept(stores_and_report):
+def test_rows_say_which_vllm_answered_and_stored_ones_start_no_server_again(stores_and_report):
     path = stores_and_report[1][0]
     rows = tiny_experiment.runs_of(path)["lora"].rows
     identities = [
@@ -264,11 +264,6 @@ def test_rows_say_which_vllm_answered_and_its_log_is_kept(stores_and_report):
     (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
     assert "serve" in log.read_text()
 
-
-@pytest.mark.slow
-def test_nothing_is_asked_again_and_no_server_started_where_all_is_stored(stores_and_report):
-    path = stores_and_report[1][0]
-    (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
     before = log.stat().st_mtime_ns
     compare(path)
     assert log.stat().st_mtime_ns == before

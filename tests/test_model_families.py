@@ -33,15 +33,9 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 _SMALL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.3,
-}
+    "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 512, "initializer_range": 0.3,
+}  # fmt: skip
 _EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
 _LAYERS = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]}
 _GEMMA_4 = {"vocab_size_per_layer_input": 400, "per_layer_config": {"1": {"head_dim": 16}}}
@@ -106,17 +100,8 @@ FAMILIES = {
 }
 # The others take the same ways through our code as one of these.
 FAST = (
-    "Llama",
-    "Mistral with a window",
-    "Gemma-3",
-    "Gemma-4",
-    "gpt-oss",
-    "GPT-2",
-    "Bloom",
-    "MPT",
-    "GIT",
-    "Mamba",
-)
+    "Llama", "Mistral with a window", "Gemma-3", "Gemma-4", "gpt-oss", "GPT-2", "Bloom", "MPT", "GIT", "Mamba",
+)  # fmt: skip
 EACH = [pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in FAMILIES]
 
 
@@ -302,14 +287,9 @@ def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path,
 
 
 _JAMBA = {
-    "num_hidden_layers": 8,
-    "num_experts": 4,
-    "num_experts_per_tok": 2,
-    "attn_layer_period": 4,
-    "attn_layer_offset": 2,
-    "mamba_d_state": 4,
-    "mamba_dt_rank": 6,
-}
+    "num_hidden_layers": 8, "num_experts": 4, "num_experts_per_tok": 2, "attn_layer_period": 4,
+    "attn_layer_offset": 2, "mamba_d_state": 4, "mamba_dt_rank": 6,
+}  # fmt: skip
 _LAGUNA = {"num_hidden_layers": 4, "num_experts": 4, "shared_expert_intermediate_size": 24, **_EXPERTS}
 
 
@@ -374,20 +354,14 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
 @pytest.mark.parametrize(
     ("said", "found"),
     [
-        (
-            {"intermediate_size": 128},
-            r"mlp.\w+.weight is \[\d+, \d+\] in its files, and .* by its config.json",
-        ),
+        ({"intermediate_size": 128}, r"mlp.\w+.weight is \[\d+, \d+\] in its files, and .* by its config.json"),
         ({"num_hidden_layers": 3}, r"lack 9 of \d+ tensors of LlamaForCausalLM, such as model.layers.2"),
-        (
-            {"num_hidden_layers": 1},
-            r"num_hidden_layers: 1 by its config.json, and model\.layers\.1\..* in its files",
-        ),
+        ({"num_hidden_layers": 1}, r"num_hidden_layers: 1 by its config.json, and model\.layers\.1\..* in its files"),
         ({"num_attention_heads": 3}, "cannot be loaded .*not a multiple of the number of attention heads"),
         ({"is_encoder_decoder": True}, "is an encoder with a decoder"),
         ({"model_type": "own", "auto_map": {"AutoModelForCausalLM": "own.Own"}}, "brings its own code"),
     ],
-)
+)  # fmt: skip
 def test_a_configuration_that_is_not_that_of_the_weights_is_refused_with_a_sentence(tmp_path, said, found):
     folder = build(tmp_path, "Llama")
     config = json.loads((folder / "config.json").read_text())

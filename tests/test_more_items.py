@@ -192,18 +192,10 @@ def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdict
     ("verdict", "spare", "said"),
     [
         (need(90, "a 90"), [A], "some 90 more items would settle it, and the tasks hold them"),
-        (
-            need(1_975, "a 1,975"),
-            [A],
-            "but the tasks hold only 113 unused items (gate.macro=0.032 can be shown)",
-        ),
-        (
-            need(90, "a 90", lower=-0.4),
-            [],
-            "some 90 more items would settle it, but the tasks hold no unused items",
-        ),
+        (need(1_975, "a 1,975"), [A], "but the tasks hold only 113 unused items (gate.macro=0.032 can be shown)"),
+        (need(90, "a 90", lower=-0.4), [], "some 90 more items would settle it, but the tasks hold no unused items"),
     ],
-)
+)  # fmt: skip
 def test_what_would_settle_a_verdict_says_whether_it_exists(verdict, spare, said):
     assert find_settling([verdict], spare, relative=False).text.endswith(said)
 

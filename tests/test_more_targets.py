@@ -86,7 +86,7 @@ def scores(report):
     return {f.name: {one.task: one for one in f.more_targets} for f in report.facts}
 
 
-def test_one_training_is_measured_on_two_targets(file_and_reports):
+def test_one_training_is_measured_on_two_targets_and_a_target_added_leaves_the_first(file_and_reports):
     _, ((_, one, weights), (report, two, after), _) = file_and_reports
     found = scores(report)["lora"]["moods"]
     assert (found.metric, found.score.n, found.vs_untrained.n) == ("exact_match", 6, 6)
@@ -94,8 +94,6 @@ def test_one_training_is_measured_on_two_targets(file_and_reports):
     assert len(weights) == 2  # those of the classifier and of the LoRA
     assert one["lora"].weights_digest == two["lora"].weights_digest
 
-
-def test_a_target_that_is_added_leaves_the_first_and_the_decision_and_is_found_again(file_and_reports):
     _, ((before, one, _), (report, two, _), (_, again, _)) = file_and_reports
     assert {name: run.run_id for name, run in two.items()} == {n: run.run_id for n, run in again.items()}
     assert one["lora"].rows.items() <= two["lora"].rows.items()
@@ -104,7 +102,9 @@ def test_a_target_that_is_added_leaves_the_first_and_the_decision_and_is_found_a
     assert [f.verdict for f in report.facts] == [f.verdict for f in before.facts]
 
 
-def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_nothing(file_and_reports):
+def test_each_candidate_is_compared_with_the_best_on_a_further_target_which_decides_nothing(
+    file_and_reports, tmp_path
+):
     report = file_and_reports[1][1][0]
     found = {name: of["moods"] for name, of in scores(report).items() if of}
     (best,) = {one.untrained for one in found.values()}
@@ -114,8 +114,15 @@ def test_each_candidate_is_compared_with_what_is_best_on_that_target_and_trains_
         found["lora"].score.score - found[best].score.score
     )
 
+    text = markdown(experiment_document(report))
+    section = text.split("More targets")[1].split("\n## ")[0]
+    assert "neither the gate nor the decision looks at them" in section
+    assert "| moods (exact_match) | lora |" in section.replace("\\_", "_")
+    (tmp_path / "one.json").write_text(json.dumps(to_json(report)))
+    assert scores(read(tmp_path / "one.json")) == scores(report)
 
-def test_who_lacks_what_a_target_has_not_is_left_out_of_it(file_and_reports):
+
+def test_each_target_has_its_own_shots_and_leaves_out_who_lacks_what_it_has(file_and_reports):
     """It has neither documents nor a closed set of labels, and no classifier was trained on it."""
     assert {name for name, of in scores(file_and_reports[1][1][0]).items() if not of} == {
         "reader",
@@ -123,24 +130,12 @@ def test_who_lacks_what_a_target_has_not_is_left_out_of_it(file_and_reports):
         "bag",
     }
 
-
-def test_shots_and_the_system_message_of_a_target_are_its_own(file_and_reports):
     session = prepare_session(load(file_and_reports[0], ["suites=[]"]), Scope(), SilentProgress())
     candidate = session.candidates["shots"]
     _, test = list_further_sets(session, candidate.recipe, base_weights(candidate.base), 0)
     system, *shots, _ = test.examples()[0].messages
     assert system["content"] == "Say whether the writer is glad or cross."
     assert {turn["content"].split()[0] for turn in shots if turn["role"] == "user"} <= {"Ada", "Bo"}
-
-
-def test_the_report_shows_both_and_says_that_one_decides_nothing(file_and_reports, tmp_path):
-    report = file_and_reports[1][1][0]
-    text = markdown(experiment_document(report))
-    section = text.split("More targets")[1].split("\n## ")[0]
-    assert "neither the gate nor the decision looks at them" in section
-    assert "| moods (exact_match) | lora |" in section.replace("\\_", "_")
-    (tmp_path / "one.json").write_text(json.dumps(to_json(report)))
-    assert scores(read(tmp_path / "one.json")) == scores(report)
 
 
 @pytest.mark.parametrize(

@@ -154,12 +154,18 @@ def test_answers_against_another_reference_are_no_evidence(path):
     assert line(found).series["general"].n_nights == 1
 
 
-def test_what_is_lost_is_named_and_the_target_is_judged_apart(path):
+def test_what_is_lost_is_named_apart_from_the_target_in_a_text_that_stays_until_somebody_opens_it(
+    path, tmp_path
+):
     found = Calendar(path).night(1, Rates(general_lost=0.4, lost=0.0, gained=0.0))
     assert line(found).series["general"].verdict == "regression"
     assert line(found).series["target"].verdict == "ok"
     assert all(item.split("/")[0] in ("chat", "sums", "facts", "reading") for item in line(found).lost)
     assert "lora: regression: target 0.0 [" in line(found).sentence
+
+    *_, issue = nightly.write(found, tmp_path)
+    assert issue not in nightly.write(replace(found, new=()), tmp_path)
+    assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
 @pytest.mark.e2e
@@ -294,34 +300,6 @@ def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
 # Kills, collisions, failures
 
 
-def interrupt_after(n):
-    seen = []
-
-    def hears(prompt):
-        if len(seen) == n:
-            raise KeyboardInterrupt
-        seen.append(prompt)
-
-    return hears
-
-
-@pytest.mark.e2e
-def test_a_killed_night_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
-    shutil.copytree(path.parent, tmp_path / "other")
-    whole = Calendar(tmp_path / "other" / "harness.yaml")
-    whole.night(1)
-    calendar = Calendar(path)
-    with pytest.raises(KeyboardInterrupt):
-        calendar.night(1, asked=interrupt_after(120))
-    assert read_nights(folder_of(path)) == []
-    assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
-    calendar.night(1)
-    assert 0 < len(calendar.asked) < len(whole.asked)
-    (one,), (other,) = (read_nights(folder_of(p)) for p in (path, tmp_path / "other" / "harness.yaml"))
-    assert one.candidates == other.candidates
-    assert one.bases == other.bases
-
-
 # A fork of a process with threads may wait for ever on what one of them had locked.
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -346,16 +324,22 @@ def run_and_wait(path, begun, refused):
 
 
 @pytest.mark.e2e
-def test_a_night_whose_process_is_killed_goes_on_where_it_was(path):
+def test_a_night_whose_process_is_killed_goes_on_where_it_was_and_ends_as_an_undisturbed_one(path, tmp_path):
+    shutil.copytree(path.parent, tmp_path / "other")
+    whole = Calendar(tmp_path / "other" / "harness.yaml")
+    whole.night(1)
     process = SPAWN.Process(target=run_and_die, args=(path,))
     process.start()
     process.join(PATIENCE_S)
     assert process.exitcode == -signal.SIGKILL
+    assert read_nights(folder_of(path)) == []
     assert nightly.status(path, "2026-03-01").unfinished == ("2026-03-01",)
     calendar = Calendar(path)
     assert calendar.night(1).verdict == "ok"
-    assert len(calendar.asked) > 0
+    assert 0 < len(calendar.asked) < len(whole.asked)
     assert nightly.status(path, "2026-03-01").unfinished == ()
+    (one,), (other,) = (read_nights(folder_of(p)) for p in (path, tmp_path / "other" / "harness.yaml"))
+    assert (one.candidates, one.bases) == (other.candidates, other.bases)
 
 
 @pytest.mark.e2e
@@ -375,10 +359,20 @@ def test_two_processes_that_run_one_night_do_not_collide(path):
     assert calendar.asked == [], "the night of the other process is found"
 
 
-def test_nothing_is_acknowledged_while_a_night_is_at_work(path):
+@pytest.mark.e2e
+def test_nothing_is_acknowledged_while_a_night_is_at_work_and_a_webhook_hears_of_an_alarm_once(path):
     Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
     with FileLock(folder_of(path) / ".lock"), pytest.raises(HarnessError, match="another nightly run"):
         nightly.acknowledge(path, "lora")
+
+    assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
+    with inbox.open_inbox() as (address, received):
+        assert nightly.send(path, address, "2026-03-01") == ""
+        assert nightly.send(path, address, "2026-03-02") == ""
+    (message,) = received
+    assert set(message) == {"text"}
+    assert message["text"].startswith("harness nightly, world: regression (2026-03-01): lora: regression")
+    assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
 
 
 def test_a_finished_night_asks_nobody_again(path):
@@ -444,19 +438,6 @@ def test_the_champion_is_watched_against_its_own_rows(path):
 # What is told
 
 
-@pytest.mark.e2e
-def test_a_webhook_hears_of_an_alarm_once_and_again_only_where_it_did_not_listen(path):
-    Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
-    assert "did not take it" in nightly.send(path, "http://127.0.0.1:9/hook", "2026-03-01")
-    with inbox.open_inbox() as (address, received):
-        assert nightly.send(path, address, "2026-03-01") == ""
-        assert nightly.send(path, address, "2026-03-02") == ""
-    (message,) = received
-    assert set(message) == {"text"}
-    assert message["text"].startswith("harness nightly, world: regression (2026-03-01): lora: regression")
-    assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
-
-
 def test_hostile_text_is_text_in_every_form_of_a_night(path):
     evil = "<b>x</b> | \x1b[31mred \u202egnp.exe"
     found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
@@ -469,13 +450,6 @@ def test_hostile_text_is_text_in_every_form_of_a_night(path):
     assert "<b>" not in page
     assert not re.search("[<>]", message)
     assert "| x" not in page.replace("\\|", "")
-
-
-def test_the_text_of_an_issue_stays_until_somebody_opens_it(path, tmp_path):
-    found = Calendar(path).night(1, Rates(general_lost=0.4, gained=0.0))
-    *_, issue = nightly.write(found, tmp_path)
-    assert issue not in nightly.write(replace(found, new=()), tmp_path)
-    assert issue.read_text().startswith("Nightly world, 2026-03-01: lora: regression\n")
 
 
 def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(path):

@@ -49,14 +49,12 @@ def test_a_year_made_anew_every_night_is_quiet_though_the_pool_goes_round_60_tim
     assert not any(alarmed)
 
 
-def test_a_gain_is_no_alarm_and_no_suspicion():
+def test_a_gain_is_no_alarm_and_a_suspicion_says_how_many_nights_would_settle_it():
     rng = np.random.default_rng(7)
     assert judge(draw_nights(NIGHTS, rng, 0.20, 0.02), ALPHA, SERIES).verdict == "ok"
     skewed = [night(rng.choice([0.6, -0.02], ITEMS, p=[0.1, 0.9]), at=k) for k in range(NIGHTS)]
     assert judge(skewed, ALPHA, SERIES).verdict == "ok"
 
-
-def test_what_is_suspected_says_how_many_more_nights_would_settle_it():
     nights = draw_nights(NIGHTS, np.random.default_rng(8), 0.025, 0.075)
     looks = [judge(nights[: k + 1], ALPHA, SERIES) for k in range(find_first_alarm(nights, Seeds()))]
     suspected = [one for one in looks if one.verdict == "suspect"]
@@ -111,14 +109,12 @@ def test_what_has_no_bounds_is_suspected_and_never_a_regression():
     assert judge(same, ALPHA).verdict == "ok"
 
 
-def test_the_mean_change_lies_in_its_ends_which_narrow():
+def test_the_mean_change_lies_in_its_ends_which_exclude_none_where_the_evidence_suffices():
     nights = draw_nights(NIGHTS, np.random.default_rng(10), 0.02, 0.08)
     few, many = judge(nights[:5], ALPHA), judge(nights, ALPHA)
     assert many.low < -0.06 < many.high
     assert many.high - many.low < few.high - few.low
 
-
-def test_the_interval_excludes_no_change_where_the_evidence_reaches_what_is_needed():
     nights = draw_nights(NIGHTS, np.random.default_rng(11), 0.025, 0.075)
     looks = [judge(nights[: k + 1], ALPHA) for k in range(NIGHTS)]
     assert all((one.e_value >= one.needed) == (one.high < 0) for one in looks)
@@ -192,7 +188,7 @@ def test_what_weights_are_compared_with_is_named(watched, reference):
 # The harness
 
 
-def test_the_base_moves_at_the_a_a_rate_without_an_alarm():
+def test_the_base_moves_at_the_a_a_rate_without_an_alarm_and_more_often_with_one():
     rng = np.random.default_rng(11)
 
     def month():
@@ -201,8 +197,6 @@ def test_the_base_moves_at_the_a_a_rate_without_an_alarm():
 
     assert np.mean([month() for _ in range(200)]) <= 0.05
 
-
-def test_a_base_that_moves_more_often_is_found_though_it_was_quiet_for_long():
     quiet = [(2, 120)] * 200
     assert drift_e(quiet, 0.022) < DRIFT_E
     assert drift_e([*quiet, (20, 120), (20, 120)], 0.022) >= DRIFT_E

@@ -104,13 +104,11 @@ def test_another_chat_template_is_harness_drift_and_told_as_issue_and_to_the_web
     assert message["text"].startswith("harness nightly, tiny: harness-drift (2026-03-02): ")
 
 
-def test_the_same_night_again_tells_nobody_twice_and_keeps_its_verdict(drift_night, repeated_night):
+def test_a_night_again_tells_nobody_twice_and_adds_its_page_to_the_summary(drift_night, repeated_night, desk):
     assert repeated_night.code == 4
     assert "known alarm since 2026-03-02: harness: harness-drift" in repeated_night.stdout
     assert repeated_night.received == drift_night.received
 
-
-def test_every_night_adds_its_page_to_the_summary_of_the_job(desk, repeated_night):
     titles = [row for row in (desk.folder / "summary.md").read_text().splitlines() if row.startswith("# ")]
     assert titles == [
         "# tiny: night of 2026-03-01: ok",

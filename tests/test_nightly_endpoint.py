@@ -61,7 +61,7 @@ def line(found, name="served"):
     return next(one for one in found.lines if one.name == name)
 
 
-def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(server_and_file):
+def test_a_model_that_is_swapped_after_all_items_were_asked_quietly_is_found_too(server_and_file):
     server, path = server_and_file
     found = [night(path, n) for n in range(1, 6)]
     assert {one.verdict for one in found} == {"ok"}
@@ -69,6 +69,12 @@ def test_an_endpoint_that_stays_as_it_is_is_ok_and_tells_nothing_new_twice(serve
     assert line(found[-1]).tests[0] == (
         f"the endpoint (tiny at {server.url}), which answers its anchors as in the reference"
     )
+
+    assert line(night(path, 6)).series["general"].n_pass == 1, "the same answers again are no second pass"
+    server.model = rule(WORSE)
+    found = [night(path, n) for n in range(7, 11)]
+    assert line(found[-1]).series["general"].n_pass == 2
+    assert found[-1].verdict == "regression"
 
 
 def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_endpoint(server_and_file):
@@ -86,17 +92,6 @@ def test_a_worse_model_behind_the_same_address_is_a_regression_and_named_as_the_
     assert "served tests the endpoint (tiny at" in "\n".join(
         map(str, report.terminal_lines(nightly.night_document(found[-1])))
     )
-
-
-def test_a_model_that_is_swapped_when_all_items_were_asked_is_found_too(server_and_file):
-    server, path = server_and_file
-    for n in range(1, 6):
-        night(path, n)
-    assert line(night(path, 6)).series["general"].n_pass == 1, "the same answers again are no second pass"
-    server.model = rule(WORSE)
-    found = [night(path, n) for n in range(7, 11)]
-    assert line(found[-1]).series["general"].n_pass == 2
-    assert found[-1].verdict == "regression"
 
 
 def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared_with_the_reference(

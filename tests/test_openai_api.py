@@ -121,7 +121,9 @@ def test_chat_is_what_the_model_in_memory_answers_to_the_same_messages(local_bas
     assert server.asked[-1][0] == "/v1/chat/completions"
 
 
-def test_an_answer_ends_before_a_stop_string(local_base, server, open_candidate):
+def test_an_answer_ends_before_a_stop_string_also_of_those_a_server_was_not_told(
+    local_base, server, open_candidate
+):
     text = local_base.generate(encode_questions(local_base)[:1], Limits(12))[0].text
     limits = Limits(12, (text[4:6], "never said"))
     found = open_candidate(server).generate(encode_questions(local_base), limits)
@@ -130,8 +132,6 @@ def test_an_answer_ends_before_a_stop_string(local_base, server, open_candidate)
     )
     assert found[0].text == text[: text.index(text[4:6])]
 
-
-def test_an_answer_is_cut_at_a_stop_string_that_the_server_was_not_told(open_candidate):
     with serve_model(Rule(lambda messages: "late.Or not")) as rule:
         found = open_candidate(rule, protocol="chat").generate(
             [encode_as_json()], Limits(9, ("!", "?", ";", ":", "."))
@@ -268,22 +268,12 @@ def test_what_went_wrong_is_kept_as_it_is_but_for_the_key(server, open_candidate
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (
-            Fault(429),
-            "status 429, busy; expected an answer; try: a smaller num_concurrent, or more max_retries",
-        ),
-        (
-            Fault(500),
-            "status 500, busy; expected an answer; try: ask again later, or look at the server's log",
-        ),
-        (
-            Fault(200, {"answer": 1}),
-            "a response without choices; expected an answer; try: a base_url that ends",
-        ),
+        (Fault(429), "status 429, busy; expected an answer; try: a smaller num_concurrent, or more max_retries"),
+        (Fault(500), "status 500, busy; expected an answer; try: ask again later, or look at the server's log"),
+        (Fault(200, {"answer": 1}), "a response without choices; expected an answer; try: a base_url that ends"),
         (Fault(200, after_s=0.6), "nothing within 0.3 s; expected an answer; try: a longer timeout"),
-    ],
-    ids=["busy", "broken", "another protocol", "slow"],
-)
+    ], ids=["busy", "broken", "another protocol", "slow"],
+)  # fmt: skip
 def test_what_a_server_says_instead_of_an_answer_has_a_name(server, open_candidate, fault, words):
     server.faults = [fault]
     assert words in failure(open_candidate(server, timeout=0.3 if fault.after_s else 60))
@@ -370,7 +360,7 @@ def find_facts(found, name):
     return next(f for f in found.facts if f.name == name)
 
 
-def test_the_base_behind_an_address_scores_as_in_memory(file_and_report):
+def test_the_base_behind_an_address_scores_as_in_memory_and_so_judges_the_gate(file_and_report):
     path, _, found = file_and_report
     assert {(f.name, f.seed, f.state, f.error) for f in found.facts} == {
         (name, 0, "done", "") for name in ("prompt", "served", "shots", "ranked", "chatty")
@@ -387,8 +377,16 @@ def test_the_base_behind_an_address_scores_as_in_memory(file_and_report):
     assert [row.prompt_digest for row in other] == [row.prompt_digest for row in one]
     assert [c.delta for c in found.comparisons["served"]] == pytest.approx([0] * 3, abs=1e-4)
 
+    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
+    assert judged.verdict.outcome == find_facts(found, "served").verdict.outcome
+    (chatty,) = release.gate(path, "chatty", ["seeds=[0,1]"])
+    # Not the texts in bits per byte, which chat cannot be asked either: no rule judges them.
+    assert "1 task not answered by both (sums)" in chatty.verdict.sentence
+    (facts,) = release.gate(path, "chatty", ["seeds=[0,1]", "gate.tasks=[facts]"])
+    assert "tasks" not in [rule.name for rule in facts.verdict.rules]
 
-def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(file_and_report):
+
+def test_an_endpoint_is_judged_on_what_it_was_asked_and_has_no_cost_without_prices(file_and_report):
     *_, found = file_and_report
     notes = " ".join(found.notes)
     assert "chatty: not evaluated on sums, prose, which need token ids or their log-probabilities" in notes
@@ -396,9 +394,6 @@ def test_what_an_endpoint_forgot_is_judged_and_what_chat_was_not_asked_is_said(f
     assert find_facts(found, "served").verdict is not None
     assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
 
-
-def test_without_prices_an_endpoint_has_no_cost_and_neither_training_nor_seeds(file_and_report):
-    *_, found = file_and_report
     assert find_facts(found, "served").cost_per_1k_usd is None
     assert find_facts(found, "served").training_cost_usd == 0
     assert "its requests have no price here without usd_per_million_tokens" in " ".join(found.notes)
@@ -446,17 +441,6 @@ def test_the_key_stands_in_no_file_and_a_second_comparison_asks_nobody(file_and_
     assert len(server.asked) == n_asked
 
 
-def test_the_gate_judges_a_stored_endpoint_against_the_base_in_memory(file_and_report):
-    path, _, found = file_and_report
-    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
-    assert judged.verdict.outcome == find_facts(found, "served").verdict.outcome
-    (chatty,) = release.gate(path, "chatty", ["seeds=[0,1]"])
-    # Not the texts in bits per byte, which chat cannot be asked either: no rule judges them.
-    assert "1 task not answered by both (sums)" in chatty.verdict.sentence
-    (facts,) = release.gate(path, "chatty", ["seeds=[0,1]", "gate.tasks=[facts]"])
-    assert "tasks" not in [rule.name for rule in facts.verdict.rules]
-
-
 def store_two_ways(compared, folder):
     """Copy the store and put rows of the same base beside its own, computed otherwise: all of them wrong."""
     shutil.copytree(compared[0].parent, folder)
@@ -473,16 +457,13 @@ def store_two_ways(compared, folder):
     return path, store
 
 
-def test_the_gate_takes_those_rows_of_the_base_that_compare_took(file_and_report, tmp_path):
-    path, _ = store_two_ways(file_and_report, tmp_path / "copy")
-    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
-    assert [t.comparison.delta for t in judged.tasks] == pytest.approx([0] * len(judged.tasks), abs=1e-4)
-
-
-def test_the_gate_refuses_an_endpoint_where_nothing_says_which_rows_of_the_base_are_meant(
+def test_the_gate_takes_the_bases_rows_that_compare_took_or_refuses_where_nothing_says_which(
     file_and_report, tmp_path
 ):
     path, store = store_two_ways(file_and_report, tmp_path / "copy")
+    (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
+    assert [t.comparison.delta for t in judged.tasks] == pytest.approx([0] * len(judged.tasks), abs=1e-4)
+
     shutil.rmtree(store.rows(tiny_experiment.runs_of(path)["prompt"].rows["facts/test"]))
     with pytest.raises(IncompatibleRuns, match=r"computed in 8 ways.*harness compare"):
         release.gate(path, "served", ["seeds=[0,1]"])
@@ -580,7 +561,7 @@ def test_sensitive_rows_are_sent_to_nobody_elses_server(
     assert words[0] == "eval" or "next: --candidates without it, or remove it or sensitive_data" in said
 
 
-def test_chat_is_refused_where_a_candidate_or_a_search_of_prompts_ranks(experiment_file, monkeypatch):
+def test_an_endpoint_that_cannot_rank_be_swept_or_replayed_is_refused(experiment_file, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
     given = "candidates.ranked.weights_of=chatty"
     (where, found), *_ = list_refusals(experiment_file, given, candidates=["ranked"])
@@ -590,8 +571,6 @@ def test_chat_is_refused_where_a_candidate_or_a_search_of_prompts_ranks(experime
     ((_, found),) = list_refusals(experiment_file, tried, candidates=["chatty"])
     assert found.startswith("chatty, asked by chat, and a target that needs")
 
-
-def test_an_endpoint_is_neither_swept_nor_replayed_nor_started_from(experiment_file):
     with pytest.raises(UserError) as refusal:
         config.load(experiment_file, ["candidates.served.sweep={timeout: [1, 2]}"])
     assert "a sweep with the method endpoint, which trains no language model" in str(refusal.value)

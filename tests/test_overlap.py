@@ -65,12 +65,15 @@ def test_pairs_of_both_kinds_choose_the_threshold_of_words_in_common():
     assert find_lowest_threshold([similarity(p["a"], p["b"]) for p in NEGATIVES]) == WORDS_IN_COMMON
 
 
-def test_a_lightly_edited_question_is_found_with_its_item():
+def test_a_lightly_edited_question_is_found_and_one_that_differs_behind_a_comma_is_no_leak():
     training = ["What is the fee for a top up?", "How do I open an account for my business in Germany"]
     items = ["Why is my card blocked?", "How do I open an account for my business in Germany, please?"]
     [found] = overlaps(training, items)
     assert found[:3] == (1, 1, "words in common")
     assert found.similarity == pytest.approx(similarity(training[1], items[1]))
+
+    items = ["Which car manufacturer is French or American: Aixam, Buick"]
+    assert overlaps(["Which car manufacturer is French or American: Renault, RAM"], items) == []
 
 
 def test_an_item_inside_a_longer_row_or_answer_is_found_by_its_8_grams():
@@ -105,11 +108,6 @@ def test_an_item_inside_a_longer_row_or_answer_is_found_by_its_8_grams():
 def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
     found = overlaps([row], ["How do I pay?", "Where is my parcel?"])
     assert found == [Overlap(0, 1, "words in a part", 1.0)]
-
-
-def test_rows_that_differ_behind_a_comma_are_no_leaks():
-    items = ["Which car manufacturer is French or American: Aixam, Buick"]
-    assert overlaps(["Which car manufacturer is French or American: Renault, RAM"], items) == []
 
 
 def test_what_many_items_share_is_boilerplate():
@@ -190,7 +188,7 @@ def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(minil
     assert find_lowest_threshold((left * right).sum(axis=1).tolist()) == EMBEDDINGS
 
 
-def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_by_a_split():
+def test_notes_name_the_split_that_keeps_alike_rows_together_and_no_file_twice():
     ask = "How do I open an account for my business in Germany"
     train, test = (
         SourcedExample(Example(str(i), ({"role": "user", "content": text},)), f"rows.jsonl:{i}")
@@ -204,8 +202,6 @@ def test_rows_alike_in_a_file_that_test_items_are_drawn_from_are_kept_together_b
     assert "--against" not in note
     assert "`harness data split rows.jsonl --out rows.split`" in note
 
-
-def test_no_two_commands_write_one_file():
     texts = (
         "How do I open an account for my business in Germany",
         "Where is the parcel that I ordered in May",
@@ -306,27 +302,23 @@ def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
     assert nearest(asked, reference, threshold=threshold) == expected
 
 
-def test_case_punctuation_space_and_width_do_not_count():
+def test_case_and_signs_do_not_count_and_a_repeat_joins_the_first():
     texts = ["Where is my card?", "where  is my CARD", "ｗｈｅｒｅ is my card!"]
     assert near_duplicates(texts) == [DuplicateGroup(0, (TextMatch(1, 1.0), TextMatch(2, 1.0)))]
     assert nearest(texts[1:], texts[:1]) == [TextMatch(0, 1.0), TextMatch(0, 1.0)]
 
-
-def test_texts_without_a_word_are_like_nothing():
-    assert near_duplicates(["?!", "?!", "", ""]) == []
-    assert nearest(["", "?"], ["", "?"]) == [None, None]
-
-
-def test_texts_without_spaces_are_compared_by_letters():
-    a, b = "私の銀行カードを今すぐ止めてください", "私の銀行カードを今すぐに止めてください"
-    assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].row == 1
-
-
-def test_a_repeated_text_joins_the_group_of_its_first_appearance():
     kept = "one two three four five six seven eight nine ten"
     near = f"{kept} eleven"
     groups = near_duplicates([kept, near, near, kept], threshold=0.7)
     assert [[other.row for other in group.others] for group in groups] == [[1, 2, 3]]
+
+
+def test_texts_without_words_are_like_nothing_and_those_without_spaces_compared_by_letters():
+    assert near_duplicates(["?!", "?!", "", ""]) == []
+    assert nearest(["", "?"], ["", "?"]) == [None, None]
+
+    a, b = "私の銀行カードを今すぐ止めてください", "私の銀行カードを今すぐに止めてください"
+    assert near_duplicates([a, b, "明日の天気はどうですか"], threshold=0.6)[0].others[0].row == 1
 
 
 @pytest.mark.parametrize(
@@ -354,13 +346,11 @@ INSTRUCTION = (
 )
 
 
-def test_what_many_texts_share_does_not_make_them_alike(texts):
+def test_what_many_share_makes_none_alike_and_a_slip_beside_it_is_found(texts):
     behind = [f"{INSTRUCTION} {' '.join(text.split()[:6])}" for text in texts[:60]]
     assert near_duplicates(behind[:5])
     assert [group for group in near_duplicates(behind, threshold=0.8) if len(group.others) > 3] == []
 
-
-def test_a_slip_within_and_beside_boilerplate_is_still_a_near_duplicate():
     rng = random.Random(2)
     words = [" ".join("".join(rng.choices(ascii_lowercase, k=9)) for _ in range(3)) for _ in range(12)]
     behind = [f"{INSTRUCTION} {of}" for of in words]
@@ -388,7 +378,7 @@ def test_texts_behind_one_instruction_are_not_all_compared_with_one_another():
     assert (index.buckets >= 0).mean() < 0.01  # a text alone in its bucket is compared with nothing
 
 
-def test_numbers_in_front_of_many_texts_tell_nothing():
+def test_numbers_in_front_tell_nothing_and_those_asked_for_tell_apart():
     rng = random.Random(3)
     said = [" ".join(rng.sample(WORDS, 9)) for _ in range(20)]
     tickets = [f"Ticket {4821 + 7 * i}: {text}" for i, text in enumerate((*said, *said))]
@@ -397,8 +387,6 @@ def test_numbers_in_front_of_many_texts_tell_nothing():
     ]
     assert nearest(tickets[20:], tickets[:20]) == [TextMatch(i, 1.0) for i in range(20)]
 
-
-def test_numbers_that_are_asked_for_tell_texts_apart():
     sums = [f"What is the sum of the numbers {i} and {j} then?" for i in range(5) for j in range(5)]
     years = [f"Year {1930 + 4 * i}: who won the {of} of the world?" for i in range(5) for of in "abcd"]
     assert near_duplicates(sums) == near_duplicates(years) == []

@@ -77,13 +77,11 @@ def metric_folder(folder):
     return folder
 
 
-def test_a_metric_of_ones_own_is_a_file_beside_the_suite(metric_folder):
+def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(metric_folder):
     target = config.load(metric_folder / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
     task = target.experiment.target
     assert list(metrics.load_metrics(task)) == ["exact_match", "starts"]
 
-
-def test_a_path_in_a_suite_is_relative_to_it(metric_folder):
     text = (
         metric_folder / "suites" / "tiny.yaml"
     ).read_text() + "    metrics: [./starts.py]\n    primary: starts\n"
@@ -181,15 +179,13 @@ def test_a_script_of_evaluate_scores_each_answer_by_its_nearest_reference(tmp_pa
     assert math.isinf(metric.bounds[1])
 
 
-def test_of_several_numbers_one_is_named(tmp_path):
+def test_of_evaluates_numbers_one_is_named_and_errors_are_better_when_fewer(tmp_path):
     path = script(tmp_path, "two", returned='{"first": best, "second": 2.0}')
     with pytest.raises(UserError, match=r"a metric that gives first, second.*evaluate:two:first"):
         load_written(f"evaluate:{path}")
     assert score_answer(f"evaluate:{path}:second", "a", "a") == 2
     assert score_answer(f"evaluate:{path}:first", "a", "a") == 1
 
-
-def test_errors_are_better_when_they_are_fewer(tmp_path):
     path = script(tmp_path, "wer", returned='{"wer": 1 - best[0]}')
     (metric,) = load_written(f"evaluate:{path}").values()
     assert not metric.higher_is_better
@@ -201,15 +197,13 @@ def make_bounded_task(path, **bounds):
     return Task(name="t", data=TaskData(), metrics=(f"evaluate:{path}",), bounds=bounds["bounds"])
 
 
-def test_bounds_may_be_declared_for_a_metric_of_evaluate(tmp_path):
+def test_bounds_may_be_declared_for_evaluate_and_a_score_outside_of_them_is_refused(tmp_path):
     task = make_bounded_task(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
     (metric,) = metrics.load_metrics(task).values()
     assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
     assert metric.worst(Example("e", ())) == (0.0,)
     assert metric.signature.endswith("|bounds:0,1")
 
-
-def test_a_score_outside_of_the_declared_bounds_is_refused_with_its_item(tmp_path):
     path = script(tmp_path, "many", returned='{"n": 3.0}')
     (metric,) = metrics.load_metrics(make_bounded_task(path, bounds={"evaluate:many": (0, 2)})).values()
     with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
@@ -532,11 +526,9 @@ def _size(file):
 SILENT = {"reward"}  # answers nothing, so nothing opens it as a candidate
 
 
-def test_every_kind_of_weights_is_opened_by_its_entry():
+def test_every_kind_of_weights_that_a_method_makes_can_be_opened():
     assert set(get_args(get_type_hints(Weights)["kind"])) - SILENT == set(OPENERS)
 
-
-def test_what_a_method_makes_can_be_opened():
     written = get_args(get_type_hints(Method)["makes"])
     made = {kind for one in written for kind in one.split(" or ")}
     assert (made - {"endpoint"} - SILENT) | set(PROTOCOLS) == set(OPENERS)

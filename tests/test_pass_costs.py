@@ -57,16 +57,13 @@ def test_costs_are_what_a_pass_takes_and_a_card_a_fifth_slower_gives_the_same_la
     assert solve(quick) == solve(slow)
 
 
-def test_a_cpu_lays_out_as_ever_and_measures_nothing(tiny, empty_cache):
+def test_a_cpu_measures_nothing_and_other_costs_lay_out_other_batches_that_answer_alike(tiny, empty_cache):
     host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
     assert host.costs == costs_of(host.model, host.source, tiny_methods.CPU) == CPU_COSTS
     plain = HFCandidate(host.model, host.tokenizer, "w", "packed")
     assert host.base.layout_digest == plain.layout_digest
     assert not (empty_cache / "pass_costs").exists()
 
-
-def test_other_costs_lay_out_other_batches_under_another_name_and_answer_alike(tiny):
-    host = ModelHost(resolve(str(tiny)), tiny_methods.CPU)
     costs = PassCosts(reading=512, answering=1024, attention=4096, keys=64)
     on_card = HFCandidate(host.model, host.tokenizer, "w", "packed", costs)
     assert on_card.layout_digest != host.base.layout_digest
@@ -137,7 +134,7 @@ def test_work_that_took_twice_as_long_doubles_the_estimates_of_its_kind_and_size
     assert read_pace(CPU, 2 * SIZE) == read_pace(CPU._replace(precision="fp32"), SIZE) == Pace()
 
 
-def test_what_tokens_take_and_what_each_block_takes_are_told_apart():
+def test_the_pace_is_learnt_by_tokens_and_blocks_apart_and_work_of_few_tokens_leaves_the_ratio():
     """Four measurements of known rates: 1.5 seconds for each estimated one, and 0.7 for each block."""
     for estimated_s, n in ((100.0, 3), (2.0, 40), (30.0, 200), (400.0, 10)):
         record_pace(CPU, SIZE, "answering", estimated_s, n, 1.5 * estimated_s + 0.7 * n)
@@ -145,8 +142,6 @@ def test_what_tokens_take_and_what_each_block_takes_are_told_apart():
     assert learnt.ratio == pytest.approx(1.5, rel=0.02)
     assert learnt.each_s == pytest.approx(0.7, rel=0.05)
 
-
-def test_work_of_next_to_no_tokens_teaches_what_each_thing_takes_and_leaves_the_ratio():
     for _ in range(10):
         record_pace(CPU, SIZE, "training", 0.01, 20, 20.0)
     learnt = read_pace(CPU, SIZE).training

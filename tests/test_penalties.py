@@ -68,7 +68,7 @@ def test_l2_sp_is_half_the_squared_distance_and_its_gradient_the_distance(whole_
         assert parameter.grad.allclose(3.0 * moved[name], atol=1e-6)
 
 
-def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole_model):
+def test_l2_sp_of_a_lora_is_that_of_its_product_however_it_is_factored(whole_model):
     model = add_adapter(whole_model, r=2, lora_alpha=6)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=3.0))
     assert measure_penalty(penalty, model) == 0
@@ -82,8 +82,6 @@ def test_l2_sp_of_a_lora_is_that_of_its_product_and_not_of_its_factors(whole_mod
         assert b.grad.allclose(9 * delta @ a.T, atol=1e-5)
     assert found == pytest.approx(expected, rel=1e-5)
 
-
-def test_factors_of_the_same_product_are_penalised_alike(whole_model):
     model = add_adapter(whole_model, r=2)
     penalty = l2_sp.penalty(Start(model, 0), l2_sp.Params(strength=1.0))
     move(model)
@@ -257,15 +255,13 @@ def test_kl_is_that_of_whole_distributions_and_so_is_its_gradient(whole_model, k
         assert gradients[name].allclose(parameter.grad, rtol=1e-2, atol=1e-4)
 
 
-def test_the_rows_of_a_step_are_drawn_by_the_seed_and_the_step(whole_model):
+def test_the_kl_of_drawn_rows_and_of_chunks_is_that_of_all_tokens(whole_model):
     penalty = kl.penalty(Start(whole_model, 0, ROWS), kl.Params(rows_per_step=1))
     move(whole_model)
     by_step = [measure_penalty(penalty, whole_model, step) for step in range(6)]
     assert by_step == [measure_penalty(penalty, whole_model, step) for step in range(6)]
     assert len({round(value, 6) for value in by_step}) == 2
 
-
-def test_chunks_give_the_kl_of_all_tokens(whole_model):
     generator = torch.Generator().manual_seed(0)
     known, states = (torch.randn(150, 8, generator=generator) for _ in range(2))
     matrices = tuple(torch.randn(20, 8, generator=generator) for _ in range(2))

@@ -89,7 +89,7 @@ def long_winded():
     return arms, truth, labels
 
 
-def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
+def test_a_judge_that_likes_long_answers_is_unmasked_and_what_its_own_model_made_is_named(long_winded):
     (short, long), _, labels = long_winded
     found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
     assert found.length.low > 0
@@ -101,6 +101,14 @@ def test_a_judge_that_likes_long_answers_is_unmasked(long_winded):
     assert "overrates longer answers" in said
     assert "favours the longer one by" in said
     assert "favours long over short" in said
+
+    favour = found.pairs[0].favour
+    for own, sign in (("long", 1), ("short", -1)):
+        (said,) = [one for one in label_sentences(replace(found, own=(own,))) if "made from" in one]
+        assert f"overrates {own} against" in said
+        ends = sorted((sign * favour.low, sign * favour.high))
+        assert formatting.points(sign * favour.score, *ends) in said
+    assert "no pair with another model" in " ".join(label_sentences(replace(found, own=("long", "short"))))
 
 
 def test_a_judge_that_likes_one_candidate_is_not_said_to_like_its_length():
@@ -176,19 +184,7 @@ def test_such_a_judge_is_corrected(long_winded):
     assert score.low <= truth[1].mean() <= score.high
 
 
-def test_what_is_made_from_the_judges_own_model_is_named_with_how_much_it_is_overrated(long_winded):
-    (short, long), _, labels = long_winded
-    found = calibrate(JUDGE, {"short": short, "long": long}, [("long", "short")], [labels])
-    favour = found.pairs[0].favour
-    for own, sign in (("long", 1), ("short", -1)):
-        (said,) = [one for one in label_sentences(replace(found, own=(own,))) if "made from" in one]
-        assert f"overrates {own} against" in said
-        ends = sorted((sign * favour.low, sign * favour.high))
-        assert formatting.points(sign * favour.score, *ends) in said
-    assert "no pair with another model" in " ".join(label_sentences(replace(found, own=("long", "short"))))
-
-
-def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no_judges(long_winded):
+def test_nothing_is_corrected_below_a_hundred_labels_of_both_answers_nor_without_a_judge(long_winded):
     (short, long), truth, _ = long_winded
     labels = latest_labels([label_arms((short, long), truth, 99)], JUDGE.name)
     own = comparison.compare_rows(JUDGE, short, long)
@@ -196,6 +192,12 @@ def test_nothing_is_corrected_below_a_hundred_labels_nor_for_a_metric_that_is_no
     assert labels_missing(JUDGE.name, labels, long) == 1
     exact = mean_metric("exact_match", lambda output, example: None)
     assert labels_missing(exact.name, {}, rows(np.ones(5))) == 0
+
+    pick = draw_places(short, 105)
+    own = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
+    labels = latest_labels([label_set(JUDGE, own)], JUDGE.name)
+    assert labels_missing(JUDGE.name, labels, short) == 0
+    assert labels_missing(JUDGE.name, labels, short, long) == 1
 
 
 def test_failed_answers_are_drawn_items_whose_worst_score_is_known(long_winded):
@@ -257,7 +259,7 @@ def test_no_label_counts_by_another_rubric_than_it_was_given_by(tmp_path):
         assert current_labels([before, given, other], task) == [other]
 
 
-def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candidates(long_winded):
+def test_labels_of_unchanged_answers_or_of_folds_correct_nothing(long_winded):
     (short, long), _, labels = long_winded
     # Nonsense that the judge likes on six items in ten, the labelled answer on the others: 60 have a label.
     second = [row if i % 5 < 2 else replace(row, text=f"nonsense {i}") for i, row in enumerate(short)]
@@ -268,10 +270,6 @@ def test_labels_of_the_answers_that_did_not_change_are_no_sample_of_a_new_candid
     assert correct_comparison(JUDGE, own, long, second, latest) == own
     assert correct_estimate(JUDGE, estimate := comparison.estimate(JUDGE, second), second, latest) == estimate
 
-
-def test_labels_correct_no_answers_of_folds(long_winded):
-    (short, long), _, labels = long_winded
-    latest = latest_labels([labels], JUDGE.name)
     dealt = [replace(row, fold=i % 5 + 1) for i, row in enumerate(long)]
     own = comparison.compare_rows(JUDGE, short, dealt)
     assert correct_comparison(JUDGE, own, short, dealt, latest) == own
@@ -303,16 +301,7 @@ def test_only_means_in_0_to_1_are_corrected_and_a_score_beyond_one_chooses_as_it
     assert correct_reached(LOWER, facts, arm, {}).validation == 2.1
 
 
-def test_a_difference_needs_labels_of_both_answers_to_an_item(long_winded):
-    (short, long), truth, _ = long_winded
-    pick = draw_places(short, 105)
-    own = [(short[i], truth[0][i]) for i in pick] + [(long[i], truth[1][i]) for i in pick[:99]]
-    labels = latest_labels([label_set(JUDGE, own)], JUDGE.name)
-    assert labels_missing(JUDGE.name, labels, short) == 0
-    assert labels_missing(JUDGE.name, labels, short, long) == 1
-
-
-def test_a_difference_whose_labels_lie_in_two_clusters_shows_nothing(long_winded):
+def test_a_difference_whose_labels_or_answers_are_too_few_shows_nothing(long_winded):
     (short, long), _, labels = long_winded
     old, now = ([replace(row, cluster=f"c{i % 2}") for i, row in enumerate(arm)] for arm in (short, long))
     own = comparison.compare_rows(JUDGE, short, long)
@@ -320,9 +309,6 @@ def test_a_difference_whose_labels_lie_in_two_clusters_shows_nothing(long_winded
     assert (found.low, found.high) == (-1, 1)
     assert "too few clusters" in found.refused
 
-
-def test_nothing_is_shown_of_a_gain_over_answers_that_a_judge_could_not_grade(long_winded):
-    (short, long), *_ = long_winded
     failed = [
         replace(row, status="error", parts={JUDGE.name: None}) if i % 3 else row
         for i, row in enumerate(short)

@@ -31,14 +31,12 @@ def make_pairs(prefix, start=100):
     return [((*prefix, start + i), (j, 7)) for i in range(6) for j in (5, 6)]
 
 
-def test_a_beginning_is_read_once_for_several_calls(model, read):
+def test_a_beginning_is_read_once_for_several_calls_and_changes_no_number(model, read):
     executor = Executor(model, 512, "packed")
     executor.loglikelihoods(make_pairs(ONE))
     executor.loglikelihoods(make_pairs(ONE, 200))
     assert list(map(math.prod, read)) == [50, 18, 18]
 
-
-def test_what_was_asked_before_changes_no_number(model):
     fresh, used = (Executor(model, 512, "packed") for _ in range(2))
     used.loglikelihoods(make_pairs(OTHER))
     used.loglikelihoods(make_pairs(ONE[:30]))

@@ -112,7 +112,7 @@ def test_a_second_compare_asks_nobody_and_says_the_same(sweep_results):
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
 
 
-def test_the_report_shows_every_try(sweep_results):
+def test_every_try_is_shown_and_a_choice_is_read_from_stored_answers_until_the_sweep_changes(sweep_results):
     path, *_ = sweep_results
     session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     page = markdown(experiment_document(report_stored(session, loaded.selected)))
@@ -120,10 +120,6 @@ def test_the_report_shows_every_try(sweep_results):
     assert page.count("| Whisper. |") == 4
     assert "few_shot(shots=2) was the best of 12 trials on validation" in page
 
-
-def test_what_was_chosen_is_read_from_stored_answers_and_a_changed_sweep_is_not_done(sweep_results):
-    path, *_ = sweep_results
-    session = prepare_session(loaded := config.load(path), Scope(), SilentProgress())
     assert session.candidates["best"].recipe.system == "Whisper."
     assert all(find_stored_runs(session, in_order(session, loaded.selected)))
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])

@@ -133,7 +133,7 @@ def folders(path):
 
 @pytest.mark.e2e
 class TestAPrunedSearch:
-    def test_ends_trials_at_points_and_chooses_a_whole_one(self, file_and_report):
+    def test_ends_trials_at_points_shows_and_lists_them_and_chooses_a_whole_one(self, file_and_report):
         tried = the(file_and_report[1]).training.sweep
         early = [trial for trial in tried if trial.is_pruned]
         assert early
@@ -145,7 +145,6 @@ class TestAPrunedSearch:
         assert len(chosen.points) == POINTS
         assert chosen.validation == max(t.validation for t in tried if not t.is_pruned)
 
-    def test_trains_a_pruned_trial_no_further(self, file_and_report):
         for trial in (t for t in the(file_and_report[1]).training.sweep if t.is_pruned):
             folder = file_and_report[0].parent / "runs" / "weights" / trial.fit_key
             assert sorted(p.name for p in folder.iterdir()) == ["pruned.json", "tracked"]
@@ -153,14 +152,12 @@ class TestAPrunedSearch:
             assert trial.loss[-1][0] == trial.pruned_at
             assert trial.wall_s > 0
 
-    def test_is_shown_with_the_step_at_which_each_trial_was_pruned(self, file_and_report):
         text = markdown(experiment_document(file_and_report[1]))
         trial = next(t for t in the(file_and_report[1]).training.sweep if t.is_pruned)
         assert "pruned by its SuccessiveHalvingPruner" in text
         assert f"pruned at step {trial.pruned_at}" in text
         assert "With pruned ones they take as much training as " in text
 
-    def test_lists_each_trial_as_a_run_with_its_state(self, file_and_report):
         trials = store.list_trials(store.Store(file_and_report[0].parent / "runs"))
         states = {
             trial.fit_key: "pruned" if trial.is_pruned else "done"
@@ -338,13 +335,17 @@ def distance(point):
 
 
 class TestProposals:
-    def test_are_as_many_as_trials_within_the_space(self, searching):
+    def test_are_as_many_as_trials_within_the_space_and_whole_where_it_is(self, searching):
         points = walk_whole(searching, lambda point: 0.5)
         assert len(points) == 12
         for point in points:
             assert 1e-4 <= point["learning_rate"] <= 1e-1
             assert point["r"] in (2, 4, 8)
             assert 0 <= point["lora_dropout"] <= 0.2
+
+        recipe = searching.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
+        points = walk_whole(replace(searching, source=recipe), lambda point: 0.5)
+        assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
 
     def test_are_the_same_of_the_same_seed_and_findings_alone(self, searching):
         first = walk_whole(searching, lambda point: -distance(point))
@@ -366,11 +367,6 @@ class TestProposals:
         for sign in (1, -1):
             found = walk_whole(many, lambda point, sign=sign: -sign * distance(point), sign=sign)
             assert fmean(map(distance, found[-20:])) < 0.5 * fmean(map(distance, found[:10]))
-
-    def test_of_a_range_of_whole_numbers_are_whole(self, searching):
-        recipe = searching.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
-        points = walk_whole(replace(searching, source=recipe), lambda point: 0.5)
-        assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +392,9 @@ def fit_times(path):
 
 
 class TestASearch:
-    def test_keeps_the_trial_that_is_best_on_validation_and_says_who_proposed_them(self, searched):
+    def test_keeps_the_trial_that_is_best_on_validation_shows_every_one_and_counts_their_number(
+        self, searched
+    ):
         fact = next(f for f in searched[1].facts if f.name == "found")
         tried = fact.training.sweep
         assert (fact.state, len(tried)) == ("done", 3)
@@ -404,11 +402,13 @@ class TestASearch:
         assert chosen.validation == max(t.validation for t in tried)
         assert fact.training.searched_by.startswith("TPE of Optuna 5.")
 
-    def test_is_shown_with_every_trial(self, searched):
         text = markdown(experiment_document(searched[1]))
         assert "Search: found" in text
         assert "3 trials on validation rows, proposed by TPE of Optuna" in text
         assert "was the best of 3 trials on validation" in text
+
+        said = " ".join(map(str, searched[1].decision.reasons))
+        assert "and 3 with" in said
 
     @pytest.mark.e2e
     def test_is_not_trained_again_and_goes_on_with_more_trials(self, searched):
@@ -434,7 +434,3 @@ class TestASearch:
         session = prepare_session(config.load(path, ["candidates.found.trials=3"]), Scope(), SilentProgress())
         shown = report_stored(session, ["prompt", "found"])
         assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
-
-    def test_counts_as_so_many_tries_of_its_side(self, searched):
-        said = " ".join(map(str, searched[1].decision.reasons))
-        assert "and 3 with" in said

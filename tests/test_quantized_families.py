@@ -33,25 +33,14 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 # What a family needs on a model of 32 units; the others take `r: 2`.
 PARAMS = {
-    "ADALORA": {"init_r": 6, "target_r": 2},
-    "ADAMSS": {"r": 8, "num_subspaces": 2},
-    "BEFT": {"target_modules": ["v_proj"]},
-    "BOFT": {},
-    "C3A": {"block_size": 8},
-    "FOURIERFT": {"n_frequency": 20},
-    "FROD": {"progressbar": False},
-    "GRALORA": {"r": 4},
-    "IA3": {},
-    "LN_TUNING": {},
-    "OFT": {"oft_block_size": 4},
-    "OSF": {},
-    "ROAD": {"group_size": 4},
-    "SUPERTUNING": {"sparsity": 0.9},
-    "TINYLORA": {"u": 4},
-    "UNILORA": {"r": 2, "theta_d_length": 32},
+    "ADALORA": {"init_r": 6, "target_r": 2}, "ADAMSS": {"r": 8, "num_subspaces": 2},
+    "BEFT": {"target_modules": ["v_proj"]}, "BOFT": {}, "C3A": {"block_size": 8},
+    "FOURIERFT": {"n_frequency": 20}, "FROD": {"progressbar": False}, "GRALORA": {"r": 4}, "IA3": {},
+    "LN_TUNING": {}, "OFT": {"oft_block_size": 4}, "OSF": {}, "ROAD": {"group_size": 4},
+    "SUPERTUNING": {"sparsity": 0.9}, "TINYLORA": {"u": 4}, "UNILORA": {"r": 2, "theta_d_length": 32},
     "VBLORA": {"r": 2, "vector_length": 4, "num_vectors": 8},
     "WAVEFT": {"n_frequency": 20},
-}
+}  # fmt: skip
 # No adapters of linear layers: soft prompts, an adapter of attention, and embeddings.
 ELSEWHERE = ("ADAPTION_PROMPT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "TRAINABLE_TOKENS")
 # New ones that change what the base computes.

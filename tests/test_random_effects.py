@@ -96,7 +96,7 @@ def test_expected_values_of_information_agree_with_integrals_over_the_t():
 # The decision
 
 
-def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
+def test_three_agreeing_seeds_ship_what_one_ships_and_none_over_a_base_that_failed():
     one, three = seeds(0.05), seeds(0.05, 0.0525, 0.0525)
     g = pool_facts(three)
     assert (g.delta, g.low, g.high) == pytest.approx((0.0517, 0.011, 0.093), abs=0.001)
@@ -105,8 +105,6 @@ def test_three_agreeing_seeds_ship_the_fine_tune_that_one_ships():
     told = decision(three).arithmetic["probability_above_tau"]
     assert told == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, g.df))
 
-
-def test_three_seeds_over_a_base_that_failed_show_no_more_than_one():
     runs = seeds(0.05, 0.0525, 0.0525)
     refused = [replace(f, vs_untrained=refuse(f.vs_untrained, 1.0, "20 of 100 answers failed")) for f in runs]
     found = pool_facts(refused)
@@ -169,13 +167,11 @@ def test_a_gain_without_an_interval_is_decided_on_from_a_stored_report_too():
 # Two seeds
 
 
-def test_two_seeds_of_one_recipe_judge_the_checkpoint():
+def test_two_seeds_judge_the_checkpoint_or_pool_what_varies_beside_others():
     runs = seeds(0.05, 0.07)
     assert pool_seeds(runs) == runs
     assert any("how much the recipe varies between seeds is unknown" in r for r in decision(runs).reasons)
 
-
-def test_two_seeds_of_two_recipes_pool_what_varies_between_them_and_say_so():
     runs = [*seeds(0.05, 0.07), *seeds(0.06, 0.09, name="qlora")]
     g = pool_facts(runs)
     assert g.components.seeds == (pytest.approx((0.01**2 * 2 + 0.015**2 * 2) / 2 / 2), 2)

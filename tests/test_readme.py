@@ -363,15 +363,6 @@ def test_the_experiment_that_gates_an_adapter_made_elsewhere_loads_with_its_rows
     assert (len(items.train), len(items.validation), len(items.test)) == (4, 1, 1)
 
 
-def test_the_endpoints_of_readme_load(readme_experiment):
-    block = next(block for block in blocks("yaml") if any("method: endpoint" in line for line in block))
-    written = [line.strip().partition(":") for line in block if line.startswith("  ")]
-    loaded = config.load(
-        readme_experiment / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written]
-    )
-    assert {name for name, *_ in written} <= set(loaded.selected)
-
-
 def test_the_data_of_readme_is_read_as_it_says(readme_experiment):
     items = data.load_task(config.load(readme_experiment / "harness.yaml").experiment.target, 0)
     assert len(items.test) == 5
@@ -391,7 +382,7 @@ def test_the_row_of_readme_is_an_item(tmp_path):
     )
 
 
-def test_the_suite_of_readme_loads(readme_experiment):
+def test_the_suites_of_readme_load_and_its_endpoints(readme_experiment):
     (readme_experiment / "suites" / "house").mkdir(parents=True)
     (readme_experiment / "suites" / "house" / "style.jsonl").write_text(
         '{"prompt": "Greet", "reference": "Ahoy"}\n'
@@ -399,6 +390,13 @@ def test_the_suite_of_readme_loads(readme_experiment):
     (readme_experiment / "suites" / "house.yaml").write_text(example_file("suites/house.yaml"))
     loaded = config.load(readme_experiment / "harness.yaml", ["suites=[suites/house.yaml]"])
     assert loaded.experiment.suites[0].tasks[0].margin == 0.05
+
+    block = next(block for block in blocks("yaml") if any("method: endpoint" in line for line in block))
+    written = [line.strip().partition(":") for line in block if line.startswith("  ")]
+    loaded = config.load(
+        readme_experiment / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written]
+    )
+    assert {name for name, *_ in written} <= set(loaded.selected)
 
 
 def test_the_suite_of_lm_eval_in_readme_loads(readme_experiment):
@@ -420,15 +418,13 @@ def plugin(path: str, folder: Path):
 ASKED = Example("e", ({"role": "user", "content": "Which queue?"},), references=("billing",))
 
 
-def test_the_metric_of_readme_scores_an_answer(tmp_path):
+def test_the_metric_and_prompting_of_readme_score_and_ask(tmp_path):
     task = spec.Task(name="t", data=spec.TaskData())
     metric = plugin("harness/metrics/starts_right.py", tmp_path).metric(task)
     assert metric.name == "starts_right"
     assert metric.score(Output("Billing, I think"), ASKED) == (1.0,)
     assert metric.score(Output("no billing"), ASKED) == (0.0,)
 
-
-def test_the_prompting_of_readme_changes_the_question_alone(tmp_path):
     module = plugin("harness/prompting/reminder.py", tmp_path)
     context = PromptingContext(spec.Task(name="t", data=spec.TaskData()), (), (), 0)
     asked = module.build(context, module.Params(text="One word."))(ASKED)
@@ -451,7 +447,7 @@ def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, 
         assert candidate.loglikelihood([asked[:2]])[0].logprob > before
 
 
-def test_the_regularizer_of_the_docs_freezes_the_embeddings_alone(tmp_path, tiny):
+def test_the_regularizers_of_the_docs_freeze_and_hold_what_they_say(tmp_path, tiny):
     from transformers import AutoModelForCausalLM
 
     module = plugin("harness/regularizers/frozen_embeddings.py", tmp_path)
@@ -460,8 +456,6 @@ def test_the_regularizer_of_the_docs_freezes_the_embeddings_alone(tmp_path, tiny
     embeddings = {id(parameter) for parameter in model.get_input_embeddings().parameters()}
     assert {id(p) for p in model.parameters() if not p.requires_grad} == embeddings
 
-
-def test_the_penalty_of_the_docs_is_the_sum_of_what_is_trained(tmp_path):
     from torch import nn
 
     module = plugin("harness/regularizers/l1.py", tmp_path)
@@ -543,12 +537,10 @@ def test_the_item_that_readme_pins_was_lost_in_the_kept_run(kept_run):
     assert item in lost[0]
 
 
-def test_the_picture_of_readme_is_drawn_from_the_kept_run(kept_run):
+def test_the_pictures_of_readme_and_docs_are_those_of_the_kept_run_and_of_every_page(kept_run):
     assert "](reports/support.front.svg)" in README
     assert read_staged_report("support.front.svg") == report.front_file(kept_run)
 
-
-def test_the_docs_show_the_picture_of_every_page():
     pages = {path.stem for path in (ROOT / "dashboards").glob("*.py")} - {"app"}
     shown = re.findall(r"\[!\[[^]]+\]\((.+?)\)\]\((.+?)\)", PAGES["docs/howto/reports.md"])
     assert {picture for picture, _ in shown} == {f"../../dashboards/screenshots/{name}.png" for name in pages}
@@ -560,13 +552,11 @@ def test_every_form_of_a_report_is_explained(finished_run, tmp_path):
     assert sorted(row[0].strip("`") for row in table("file")) == sorted(written)
 
 
-def test_every_file_of_slow_tests_has_its_line_of_minutes():
+def test_contributing_lists_every_slow_file_and_the_order_of_the_modules():
     contributing = (ROOT / "CONTRIBUTING.md").read_text()
     listed = set(re.findall(r"^\| `(test_\w+\.py)` \|", contributing, re.MULTILINE))
     assert listed == {file.name for file in (ROOT / "tests" / "slow").glob("test_*.py")}
 
-
-def test_contributing_shows_the_order_of_the_modules_that_there_are():
     order = (ROOT / "CONTRIBUTING.md").read_text().split("```")[1]
     there = [name for name in ORDER if {Path("harness", name), Path("harness", f"{name}.py")} & set(tree())]
     assert re.findall(r"\w+", order) == there
@@ -595,14 +585,12 @@ def values(tiny, own_cache, tmp_path_factory):
         return [run("".join(cell["source"]), names) for cell in CELLS]
 
 
-def test_a_cell_of_the_notebook_shows_scores_and_intervals_as_a_frame(values):
+def test_the_notebook_shows_scores_as_a_frame_and_ends_in_what_a_terminal_shows(values):
     frame = values[-2]
     assert sorted(frame["candidate"]) == ["bag", "prompt"]
     assert (frame["low"] <= frame["score"]).all()
     assert list(frame["score"]) == sorted(frame["score"], reverse=True)
 
-
-def test_the_notebook_ends_in_what_a_terminal_shows(values):
     shown = io.StringIO()
     report.terminal(values[-1], Console(file=shown, width=100))
     page = html.unescape(re.sub(r"<[^>]+>", "", values[-1]._repr_html_()))

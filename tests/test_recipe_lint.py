@@ -86,18 +86,14 @@ def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
         ("lora", {"r": 1024}, "r 1024 is above"),
         ("lora", {"num_train_epochs": 40}, "num_train_epochs 40 is above"),
         ("lora", {"num_train_epochs": 0.5}, "num_train_epochs 0.5 is below"),
-        (
-            "lora",
-            {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8},
-            "rows of a step 512 is above",
-        ),
+        ("lora", {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}, "rows of a step 512 is above"),
         ("full", {"learning_rate": 1e-2}, "learning_rate 0.01 is above"),
         ("dpo", {"beta": 5.0}, "beta 5 is above"),
         ("dpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
         ("kto", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
         ("grpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),
     ],
-)
+)  # fmt: skip
 def test_each_kind_of_setting_is_judged(method, params, start):
     assert any(line.startswith(start) for line in lint_recipe(method, SMALL, **params))
 

@@ -56,19 +56,16 @@ def test_the_gate_needs_no_torch(copy):
     assert done.stdout.splitlines()[-1].startswith("lora: ")
 
 
-def test_a_level_of_the_target_is_judged_on_stored_rows(copy):
+def test_a_changed_level_is_judged_and_changed_training_rows_need_no_new_verdict(copy):
     (judged,) = release.gate(copy, "prompt", ["gate.target={min: 0.99}"])
     assert judged.verdict.outcome == "fail"
     (judged,) = release.gate(copy, "lora", ["gate.target={gain: 0.5}"])
     rule = next(r for r in judged.verdict.rules if r.name == "target")
     assert "over the best untrained candidate" in rule.sentence
 
-
-def test_a_candidate_without_a_run_as_written_now_is_missing(copy):
-    with pytest.raises(IncompatibleRuns, match="only runs of another recipe") as refused:
-        release.gate(copy, "lora", ["candidates.lora.params.r=4"])
-    step = f"next: harness compare --candidates lora -c {copy} candidates.lora.params.r=4"
-    assert str(refused.value).endswith(step)
+    file = copy.parent / "suites" / "letters" / "train.jsonl"
+    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
+    assert release.gate(copy, "lora")[0].verdict.sentence
 
 
 def test_a_run_that_has_not_answered_the_suites_yet_is_missing_and_the_next_step_names_the_file(copy):
@@ -110,12 +107,6 @@ def test_a_task_that_changed_since_the_run_is_refused_by_the_name_of_its_digest(
     assert done.returncode == 5
     assert f"{task}/test (task_version '" in done.stderr
     assert "sums/test" not in done.stderr
-
-
-def test_training_rows_may_change_without_a_new_verdict(copy):
-    file = copy.parent / "suites" / "letters" / "train.jsonl"
-    file.write_text("".join(file.read_text().splitlines(keepends=True)[:-1]))
-    assert release.gate(copy, "lora")[0].verdict.sentence
 
 
 @pytest.mark.parametrize(
@@ -191,7 +182,7 @@ def test_of_several_seeds_the_worst_verdict_is_the_one_that_the_exit_code_tells(
     assert worst_result(several[:2]).candidate == "inconclusive"
 
 
-def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(copy):
+def test_a_run_is_promoted_without_a_pass_or_suites_only_for_a_reason_that_is_kept(copy):
     with pytest.raises(UserError, match=r"not a pass against the base.*--force"):
         release.promote_named(copy, "lora")
     assert not (copy.parent / "baselines").exists()
@@ -200,8 +191,6 @@ def test_a_run_that_does_not_pass_is_promoted_only_for_a_reason_that_is_kept(cop
     assert champion.sentence.startswith(("FAIL: ", "UNDECIDED: "))
     assert json.loads(path.read_text())["despite"] == "the customer accepts it"
 
-
-def test_what_has_nothing_to_lose_is_promoted_only_for_a_reason(copy):
     with pytest.raises(UserError, match="answers no task of the suites"):
         release.promote_named(copy, "bag")
     _, champion = release.promote_named(copy, "bag", despite="it is enough")
@@ -221,7 +210,9 @@ def test_against_a_champion_that_answers_no_suites_these_are_judged_against_the_
     assert champion.verdict == "pass"
 
 
-def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_said(finished_run, copy):
+def test_against_a_champion_without_suites_the_base_judges_and_the_change_on_the_target_is_said_if_known(
+    finished_run, copy
+):
     reached = {f.name: f.target.score for f in finished_run[1].facts}
     _, champion = release.promote_named(copy, "bag", despite="it is enough")
     for name in ("lora", "ranked"):
@@ -232,8 +223,6 @@ def test_against_a_champion_that_answers_no_suites_the_change_on_the_target_is_s
         delta = float(change[1].replace("−", "-")) / 100
         assert delta == pytest.approx(reached[name] - reached["bag"], abs=0.001)
 
-
-def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown(copy):
     path, champion = release.promote_named(copy, "bag", despite="it is enough")
     path.with_suffix(".history.jsonl").unlink()
     path.write_text(path.read_text().replace(champion.run_id, "tiny-bag-elsewhere"))
@@ -241,10 +230,15 @@ def test_a_champion_without_a_stored_run_leaves_the_change_on_the_target_unknown
     assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
 
 
-def test_asking_for_a_champion_where_there_is_none_is_refused(command, copy):
+def test_a_missing_champion_or_run_is_refused_with_the_command(command, copy):
     with pytest.raises(IncompatibleRuns, match="harness promote"):
         release.gate(copy, "lora", baseline="champion")
     assert command("gate", "--candidate", "lora", "--baseline", "champion", "-c", str(copy)).returncode == 5
+
+    with pytest.raises(IncompatibleRuns, match="only runs of another recipe") as refused:
+        release.gate(copy, "lora", ["candidates.lora.params.r=4"])
+    step = f"next: harness compare --candidates lora -c {copy} candidates.lora.params.r=4"
+    assert str(refused.value).endswith(step)
 
 
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
@@ -353,16 +347,15 @@ def test_junit_has_a_test_case_for_every_rule(command, copy, tmp_path):
     assert (root.find("testsuite").get("failures") != "0") == (done.returncode != 0)
 
 
-def test_an_inconclusive_rule_is_skipped_in_junit_where_the_policy_lets_it_through(tmp_path):
-    old, new = arms(tmp_path, n=40, gains=1, losses=1)
-    for policy, found in (("fail", "failure"), ("warn", "skipped")):
-        file = tmp_path / f"{policy}.xml"
-        judged = release.gate_folders(old, new, GatePolicy(on_inconclusive=policy))
-        release.write([judged], file, None)
-        assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
+def test_json_holds_the_rules_and_the_summary_page_of_ci_gets_the_verdict(
+    command, copy, tmp_path, monkeypatch
+):
+    done = command("gate", "--candidate", "lora", "-c", str(copy), "--json")
+    (found,) = json.loads(done.stdout)
+    assert found["exit_code"] == done.returncode
+    assert {r["name"] for r in found["rules"]} >= {"macro", "each", "validity"}
+    assert {c["task"] for c in found["comparisons"]} == {"sums", "facts", "prose"}
 
-
-def test_the_summary_page_of_ci_gets_the_verdict_appended(command, copy, tmp_path, monkeypatch):
     page = tmp_path / "summary.md"
     page.write_text("before\n")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(page))
@@ -370,14 +363,6 @@ def test_the_summary_page_of_ci_gets_the_verdict_appended(command, copy, tmp_pat
     text = page.read_text()
     assert text.startswith("before\n## PASS: prompt against the base")
     assert "| macro | PASS |" in text
-
-
-def test_json_holds_the_rules_the_comparisons_and_the_exit_code(command, copy):
-    done = command("gate", "--candidate", "lora", "-c", str(copy), "--json")
-    (found,) = json.loads(done.stdout)
-    assert found["exit_code"] == done.returncode
-    assert {r["name"] for r in found["rules"]} >= {"macro", "each", "validity"}
-    assert {c["task"] for c in found["comparisons"]} == {"sums", "facts", "prose"}
 
 
 # Results made elsewhere
@@ -431,12 +416,18 @@ def test_a_model_that_lost_is_failed_with_its_items(tmp_path):
     assert "FAIL: macro over 4 tasks: −17." in done.stdout
 
 
-def test_few_samples_are_undecided_and_the_policy_may_be_set(command, tmp_path):
+def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(command, tmp_path):
     old, new = arms(tmp_path, n=40, gains=1, losses=1)
     assert command("gate", "--base", str(old), "--candidate", str(new)).returncode == 4
     loose = ("gate.on_inconclusive=pass", "gate.macro=0.03")
     assert command("gate", "--base", str(old), "--candidate", str(new), *loose).returncode == 0
     assert command("gate", "--base", str(old), "--candidate", str(new), "gate.macr=0.03").returncode == 2
+
+    for policy, found in (("fail", "failure"), ("warn", "skipped")):
+        file = tmp_path / f"{policy}.xml"
+        judged = release.gate_folders(old, new, GatePolicy(on_inconclusive=policy))
+        release.write([judged], file, None)
+        assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
 
 
 def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
@@ -606,12 +597,19 @@ def test_samples_that_were_cut_are_refused_by_the_number_that_the_results_count(
         release.gate_folders(old, new, GatePolicy())
 
 
-def test_tasks_of_one_folder_alone_are_named_and_no_shared_task_is_refused(tmp_path):
+def test_tasks_of_one_arm_alone_are_named_and_none_in_both_is_refused(tmp_path):
     old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30), "piqa": np.ones(30)})
     new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(30)})
     assert "left out: piqa" in release.gate_folders(old, new, GatePolicy()).notes[0]
     with pytest.raises(IncompatibleRuns, match="no task in both"):
         release.gate_folders(old, lmeval_folder.write(tmp_path / "c", {"boolq": np.ones(9)}), GatePolicy())
+
+    for arm in ("a", "b"):
+        arc = (np.arange(9) % (2 + (arm == "a"))).astype(float)
+        lmeval_folder.write(tmp_path / arm, {"arc": arc, "wmt": np.ones(9)})
+    write_corpus_metric(tmp_path / "b")
+    with pytest.raises(UserError, match=r"b/.*samples_wmt.*without one number an item"):
+        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
 
 
 @pytest.mark.parametrize(
@@ -820,15 +818,6 @@ def test_a_task_without_a_number_of_each_item_is_named_and_the_others_are_judged
     next((tmp_path / "b").rglob("samples_wmt*")).write_text("damaged")
     again = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy(tasks=["arc"]))
     assert (again.verdict.outcome, again.notes[0]) == ("fail", "not named by gate.tasks, left out: wmt")
-
-
-def test_a_task_that_one_arm_alone_scores_is_refused(tmp_path):
-    for arm in ("a", "b"):
-        arc = (np.arange(9) % (2 + (arm == "a"))).astype(float)
-        lmeval_folder.write(tmp_path / arm, {"arc": arc, "wmt": np.ones(9)})
-    write_corpus_metric(tmp_path / "b")
-    with pytest.raises(UserError, match=r"b/.*samples_wmt.*without one number an item"):
-        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
 
 
 def test_a_link_to_a_folder_of_logs_is_named_as_not_followed(tmp_path):

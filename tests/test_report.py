@@ -88,13 +88,11 @@ def cells_of(lines: list[str], name: str) -> list[str]:
     return [line[start:end].strip() for start, end in zip(starts, [*starts[1:], None], strict=True)]
 
 
-def test_the_best_on_test_comes_first_and_the_failed_last():
+def test_the_best_on_test_comes_first_and_the_failed_last_with_its_reason():
     failed = candidate("dpo", 0.99, state="failed", target=None, validation=None, error="out of memory")
     names = [line.split()[0] for line in print_report(report([failed, *alternatives(), LORA]))[1:8]]
     assert names == ["lora", "knn", "bag", "fixed", "ranked", "prompt", "dpo"]
 
-
-def test_a_failed_candidate_has_a_line_and_its_reason_with_the_knob():
     failed = candidate(
         "dpo", 0, state="failed", target=None, validation=None, error="out of memory; try: batch_size=1"
     )
@@ -162,15 +160,13 @@ def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
     ]
 
 
-def test_where_items_lack_the_next_comparison_asks_those_that_tasks_hold():
+def test_the_next_comparison_asks_the_items_that_the_decisions_fine_tune_needs():
     short = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     held = SpareItems("chat", ("suites.general.tasks.chat.limit",), 300, 2300)
     (step,) = experiment_document(report([short], decision=undecided, spare=(held,))).first.next_steps
     assert step.line == "harness compare suites.general.tasks.chat.limit=2300"
 
-
-def test_the_items_that_the_next_comparison_needs_are_those_of_the_fine_tune_that_the_decision_is_about():
     about = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     other = make_fine_tune("weaker", 0.76, 0.02, corrected=verdict("inconclusive", items_needed=321))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
@@ -362,7 +358,7 @@ def test_a_long_name_of_a_metric_cuts_no_verdict(metric):
     assert any(line.endswith("UNDECIDED") for line in table)
 
 
-def test_a_report_of_selected_candidates_leaves_that_of_all_alone(tmp_path):
+def test_a_report_of_a_part_leaves_that_of_all_alone_and_one_without_work_keeps_its_time(tmp_path):
     at = ExperimentFile([], tmp_path / "harness.yaml")
     write_report(report(), at)
     write_report(report([*alternatives()]), at, ["prompt", "few-shot[shots=4]"])
@@ -370,10 +366,6 @@ def test_a_report_of_selected_candidates_leaves_that_of_all_alone(tmp_path):
     assert names == {"support.json", "support-of-prompt-few-shot-shots-4-.json"}
     assert len(read(tmp_path / "reports" / "support.json").facts) == 6
 
-
-def test_a_report_for_which_nothing_ran_keeps_the_time_of_its_run(tmp_path):
-    at = ExperimentFile([], tmp_path / "harness.yaml")
-    write_report(report(), at)
     again = write_report(report(header={"device": "cpu"}), at)
     assert again.header["wall_s"] == 600.0
     assert read(tmp_path / "reports" / "support.json").header["wall_s"] == 600.0

@@ -121,7 +121,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.said).split())
 
 
-def test_the_page_needs_nothing_but_itself_and_runs_nothing():
+def test_the_page_needs_nothing_but_itself_and_its_links_lead_to_its_sections():
     page = Page(html(report()))
     assert not {"script", "link", "img", "iframe", "object", "form", "base"} & set(page.tags)
     assert [a for a in page.attributes if a[1].startswith("on") or a[1] in ("src", "srcset", "action")] == []
@@ -130,9 +130,6 @@ def test_the_page_needs_nothing_but_itself_and_runs_nothing():
     assert policy == "default-src 'none'; style-src 'unsafe-inline'"
     assert re.findall(r"url\(|@import", html(report())) == []
 
-
-def test_every_link_of_the_page_leads_to_a_section_of_it():
-    page = Page(html(report()))
     ids = [value for _, name, value in page.attributes if name == "id"]
     assert len(set(ids)) == len(ids)
     assert {value[1:] for _, name, value in page.attributes if name == "href"} <= set(ids)
@@ -196,14 +193,12 @@ def test_no_control_or_direction_character_reaches_the_terminal():
 EXACT = mean_metric("exact_match", lambda output, example: None)
 
 
-def test_an_answer_of_a_megabyte_is_cut_and_says_so():
+def test_an_answer_is_cleaned_keeps_its_lines_and_is_cut_at_a_megabyte():
     row = SampleResult("chat", "test", "x", 0, "ok", "a" * 1_000_000, "q", ("r",), {})
     page = html(replace(report(), answers=tuple(show_items(EXACT, {"base": [row]}, 1))))
     assert "(cut: 1,000,000 characters)" in page
     assert len(page) < 100_000
 
-
-def test_the_terminal_and_the_page_clean_an_answer_but_keep_its_lines():
     assert clean_lines("a\x1b[31m b\r\n\n\tc\x00\u202ed\x0bé") == "a b\n\n    cd\né"
     assert clean(EVIL) == clean(clean_lines(EVIL))
 
@@ -373,24 +368,22 @@ def test_an_experiment_in_a_unit_of_its_own_is_drawn_in_that_unit():
     assert any("target 0.810 [0.750, 0.860]" in text for text in list_titles(front(of)))
 
 
-def test_the_curve_shows_every_step_and_validation():
+def test_the_curve_shows_every_step_and_its_mean_looks_back_a_quarter_of_an_epoch():
     picture = curves("lora", lora().training, "lora")
     points = [e.get("points").split() for e in parse_svg(picture).iter() if e.tag.endswith("}polyline")]
     assert [len(p) for p in points] == [3, 3, 1]
     assert list_titles(picture) == ["step 3: validation loss 0.759"]
     assert curves("bag", TrainingRecord(wall_s=0.1), "bag") == ""
 
+    training = make_training_log(float)
+    assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
+    assert smooth(training)[-1] == (80, 69.5)
+
 
 def make_training_log(of, noise=0.0, n_steps=80):
     """Log a training of one epoch; the noise is that of batches, which run from long rows to short ones."""
     loss = tuple((i + 1, of(i) + noise * (9.5 - i % 20)) for i in range(n_steps))
     return TrainingRecord(loss=loss, validation_loss=((n_steps, 0.75),))
-
-
-def test_a_mean_of_the_loss_looks_back_over_a_quarter_of_an_epoch():
-    training = make_training_log(float)
-    assert smooth(training)[:3] == [(1, 0.0), (2, 0.5), (3, 1.0)]
-    assert smooth(training)[-1] == (80, 69.5)
 
 
 @pytest.mark.parametrize("last", [120, 127, 133, 160])

@@ -424,8 +424,13 @@ def task(tmp_path, train):
     return Task(name="rows", data=data, labels=LABELS)
 
 
-def test_unknown_labels_empty_cells_and_leaks_come_in_one_round(tmp_path):
+def test_all_problems_of_rows_come_in_one_round_and_none_hides_another(tmp_path):
     assert_all_lines(problems(lambda: load_task(task(tmp_path, FAULTY), 0)))
+
+    empty = [{"prompt": "", "reference": "card"}] * 30
+    found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
+    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
+    assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in found)
 
 
 def test_so_do_those_of_a_candidates_own_rows(tmp_path):
@@ -441,13 +446,6 @@ def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
     items = load_task(asked, 0)
     found = problems(lambda: load_training_rows(asked, items, [own], None, 0))
     assert [int(p.where.rpartition(":")[2]) for p in found] == [1, 2, 3]
-
-
-def test_many_rows_of_one_fault_hide_no_other_fault(tmp_path):
-    empty = [{"prompt": "", "reference": "card"}] * 30
-    found = problems(lambda: load_task(task(tmp_path, [*FAULTY, *empty]), 0))
-    assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
-    assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in found)
 
 
 def test_rows_made_from_test_items_alone_are_refused_by_what_they_are(tmp_path):

@@ -55,21 +55,10 @@ def hopeless_world(module_cache, tmp_path_factory):
     return made, made.rescue()
 
 
-def test_a_rescue_read_back_is_the_same(rescued_world, tmp_path):
-    _, found = rescued_world
-    rescue.write(found, tmp_path)
-    (path,) = rescue.report_files(tmp_path, found.experiment)
-    again = rescue.read(path)
-    assert rescue.to_json(again) == rescue.to_json(found)
-    assert [(scale, t.name) for scale, t in again.path] == [
-        (0.5, "lora+scale=0.5"),
-        (0.75, "lora+scale=0.75"),
-        (1.0, "lora"),
-    ]
-
-
-def test_the_first_scale_that_passes_on_both_halves_which_share_no_item_is_the_rescued_one(rescued_world):
-    _, found = rescued_world
+def test_the_first_scale_that_passes_on_both_halves_is_rescued_and_found_again_without_an_answer(
+    rescued_world, tmp_path
+):
+    made, found = rescued_world
     assert names(found) == ["lora+scale=0.75", "lora+scale=0.5"]
     assert found.rescued_trial == "lora+scale=0.5"
     assert [t.search.verdict.outcome for t in found.tried] == ["fail", "pass"]
@@ -82,16 +71,20 @@ def test_the_first_scale_that_passes_on_both_halves_which_share_no_item_is_the_r
     assert search.sentence.startswith(f"on the search half ({search.n_items} of 800 items) PASS: ")
     assert confirm.sentence.startswith(f"on the other half ({confirm.n_items} of 800 items) PASS: ")
 
+    rescue.write(found, tmp_path)
+    (path,) = rescue.report_files(tmp_path, found.experiment)
+    again = rescue.read(path)
+    assert rescue.to_json(again) == rescue.to_json(found)
+    assert [(scale, t.name) for scale, t in again.path] == [
+        (0.5, "lora+scale=0.5"),
+        (0.75, "lora+scale=0.75"),
+        (1.0, "lora"),
+    ]
 
-def test_a_second_call_finds_everything_and_answers_nothing(rescued_world):
-    made, found = rescued_world
     again = rescue_worlds.open_world(made.path, {})
     assert again.rescue() == found
     assert again.host.opened == []
 
-
-def test_a_trial_is_a_stored_run_that_the_gate_judges_by_its_id(rescued_world):
-    made, found = rescued_world
     run_id = found.tried[1].facts.run_id
     assert store.get_run(made.session.store, run_id).recipe == found.tried[1].recipes["lora+scale=0.5"]
     (judged,) = gate(made.path, run_id)
@@ -120,7 +113,7 @@ def test_a_trial_that_loses_on_the_other_half_alone_is_not_confirmed_and_nothing
     assert exit_code(found, POLICY) == 3
 
 
-def test_nothing_passes_and_that_is_said_with_the_front(hopeless_world):
+def test_where_nothing_passes_all_trials_are_tried_by_cost_and_the_front_is_said(hopeless_world):
     _, found = hopeless_world
     assert found.rescued_trial is None
     assert found.sentence.startswith("Nothing is rescued: none of 7 trials of lora passes on the search half")
@@ -132,9 +125,6 @@ def test_nothing_passes_and_that_is_said_with_the_front(hopeless_world):
         f"lora+{mark}" for mark in TRAINED[1:]
     }
 
-
-def test_trials_are_tried_in_order_of_cost_and_no_more_trainings_than_allowed(hopeless_world):
-    _, found = hopeless_world
     assert names(found) == [f"lora+{mark}" for mark in (*FREE, *TRAINED)]
     left = [reason.rpartition(": ")[0] for reason in found.left_out]
     assert left[:2] == ["earlier: nothing was measured along its training", "merge"]
@@ -236,9 +226,19 @@ def test_a_run_without_gain_or_that_only_misses_its_target_is_refused(tmp_path, 
     assert said in read_refusal(made, "lora")
 
 
-def test_what_trains_nothing_or_is_unknown_is_refused(rescued_world):
+def test_what_trains_nothing_is_unknown_or_of_another_recipe_is_refused(rescued_world):
     assert "fine-tunes nothing" in read_refusal(rescued_world[0], "prompt")
     assert "did you mean 'lora'?" in read_refusal(rescued_world[0], "lore")
+
+    made, _ = rescued_world
+    (run,) = [r for r in store.list_runs(made.session.store) if r.candidate == "lora"]
+    path = made.path.with_name("changed.yaml")
+    path.write_text(
+        made.path.read_text().replace("lora: {method: lora}", "lora: {method: lora, params: {r: 2}}")
+    )
+    result = CliRunner().invoke(cli.app, ["rescue", run.run_id, "-c", str(path)])
+    assert isinstance(result.exception, IncompatibleRuns)
+    assert "a run of a recipe that the file does not have now" in str(result.exception)
 
 
 def test_a_candidate_that_was_never_run_is_a_missing_run(tmp_path):
@@ -268,18 +268,6 @@ def test_a_run_that_failed_is_refused_with_its_reason(tmp_path):
     assert "found a run that failed: RuntimeError" in read_refusal(made, "world-two-s0-failed")
 
 
-def test_a_run_of_another_recipe_than_the_file_has_now_is_refused(rescued_world):
-    made, _ = rescued_world
-    (run,) = [r for r in store.list_runs(made.session.store) if r.candidate == "lora"]
-    path = made.path.with_name("changed.yaml")
-    path.write_text(
-        made.path.read_text().replace("lora: {method: lora}", "lora: {method: lora, params: {r: 2}}")
-    )
-    result = CliRunner().invoke(cli.app, ["rescue", run.run_id, "-c", str(path)])
-    assert isinstance(result.exception, IncompatibleRuns)
-    assert "a run of a recipe that the file does not have now" in str(result.exception)
-
-
 def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(rescued_world):
     made, found = rescued_world
     result = CliRunner().invoke(cli.app, ["rescue", "lora", "-c", str(made.path)], env={"COLUMNS": "140"})
@@ -298,7 +286,7 @@ def test_the_command_prints_the_table_writes_its_files_and_exits_by_the_outcome(
     assert all(name in picture for name in ("lora+scale=0.5 (recommended)", "lora+scale=0.75"))
 
 
-def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(rescued_world):
+def test_a_dry_run_says_what_would_be_tried_and_compare_what_that_takes_at_most(rescued_world):
     made, _ = rescued_world
     command = ["rescue", "lora", "-c", str(made.path), "--dry-run"]
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
@@ -307,6 +295,9 @@ def test_a_dry_run_says_what_would_be_tried_and_what_is_there_already(rescued_wo
     trained = {t["step"]: t["work"]["trained"] for t in read["trials"]}
     assert trained["scale"] == 0 < trained["kl"] < trained["replay"]
     assert "the first that passes ends it" in CliRunner().invoke(cli.app, command).stdout
+
+    result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
+    assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0
 
 
 def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(rescued_world):
@@ -318,12 +309,6 @@ def test_compare_rescues_the_best_fine_tune_that_forgets_too_much(rescued_world)
     read = json.loads(CliRunner().invoke(cli.app, [*command, "--json"]).stdout)
     assert read["rescue"]["rescued"] == found.rescued_trial
     assert read["decision"]["candidate"] == "fixed"
-
-
-def test_compare_says_before_it_runs_what_a_rescue_would_take_at_most(rescued_world):
-    made, _ = rescued_world
-    result = CliRunner().invoke(cli.app, ["compare", "-c", str(made.path), "--rescue", "--dry-run", "--json"])
-    assert json.loads(result.stdout)["rescue, at most"]["trained"] > 0
 
 
 SPLITS = {"train": range(300, 340), "validation": range(200, 300), "test": range(200)}
@@ -373,7 +358,9 @@ def rescue_result(target_world):
     return target_world.rescue()
 
 
-def test_a_trial_that_gives_up_the_gain_on_another_target_is_no_rescue(rescue_result):
+def test_a_trial_on_several_targets_is_scored_planned_and_no_rescue_where_it_gives_one_up(
+    rescue_result, target_world
+):
     first, second = rescue_result.tried
     assert (first.search.verdict.outcome, first.search.gains, first.search.passes) == ("pass", True, False)
     assert first.search.lost_on == ("counter",)
@@ -381,8 +368,6 @@ def test_a_trial_that_gives_up_the_gain_on_another_target_is_no_rescue(rescue_re
     assert rescue_result.rescued_trial == second.name == "lora+scale=0.5"
     assert (second.search.lost_on, second.confirm.lost_on) == ((), ())
 
-
-def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(rescue_result):
     for one, right in zip((rescue_result.original, *rescue_result.tried), (0.9, 0.2, 0.75), strict=True):
         scores = {score.task: score for score in one.facts.more_targets}
         assert set(scores) == set(TARGETS)
@@ -391,6 +376,10 @@ def test_a_trial_is_scored_on_every_target_beside_what_trains_nothing_there(resc
         assert scores["counter"].vs_untrained.delta == pytest.approx(right - 0.4)
         assert (scores["till"].untrained, scores["till"].vs_untrained) == (None, None)
         assert scores["till"].vs_prompt.delta == pytest.approx(scores["till"].score.score - 0.2)
+
+    prepared = rescue.prepare(target_world.session, target_world.loaded.selected, "lora")
+    alone = estimate_trials(replace(prepared.session, more_targets=()), prepared.schedule, 0)
+    assert all(one.work.read > other.work.read for one, other in zip(prepared.plan, alone, strict=True))
 
 
 def test_a_gain_that_validation_promises_and_test_does_not_show_rescues_nothing(tmp_path, targets):
@@ -410,9 +399,3 @@ def test_a_target_of_test_rows_alone_is_judged_of_the_confirmed_trial_against_th
     (one,) = found.tried
     assert (one.search.lost_on, one.confirm.lost_on) == ((), ("till",))
     assert any(note.startswith("till: no validation rows") for note in found.notes)
-
-
-def test_a_plan_counts_what_each_trial_answers_of_more_targets(target_world, rescue_result):
-    prepared = rescue.prepare(target_world.session, target_world.loaded.selected, "lora")
-    alone = estimate_trials(replace(prepared.session, more_targets=()), prepared.schedule, 0)
-    assert all(one.work.read > other.work.read for one, other in zip(prepared.plan, alone, strict=True))

@@ -148,15 +148,6 @@ def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that
     assert again.digest == whole.digest
 
 
-@pytest.mark.e2e
-def test_a_policy_is_rewarded_by_a_trained_reward_model(tiny, tmp_path, reward_weights):
-    by_model = Reward(model=reward_weights.folder / "reward", source=resolve(str(tiny)))
-    context = tiny_methods.context(tiny, tmp_path, reward=by_model)
-    made = rloo.METHOD.fit(context, rloo.Params(r=2, max_completion_length=4, max_steps=2))
-    assert len(made.training.reward) == 2
-    assert all(math.isfinite(value) for _, value in made.training.reward)
-
-
 def example(reference):
     return Example("1", ({"role": "user", "content": "Where?"},), (reference,), ("late", "money"))
 
@@ -241,18 +232,11 @@ def reward(prompts, completions, references):
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
-        (
-            {"reward": ((1, None), (2, None)), "equal_rewards": ((1, 0.0), (2, 0.0))},
-            "no answer of its 2 steps",
-        ),
-        (
-            {"reward": ((1, 1.0), (2, 1.0)), "equal_rewards": ((1, 1.0), (2, 0.5))},
-            "75 % of the prompts had one",
-        ),
-        ({"reward": ((1, 1.0), (2, 0.5)), "equal_rewards": ((1, 0.5), (2, 0.25))}, None),
-        ({}, None),
+        ({"reward": ((1, None), (2, None)), "equal_rewards": ((1, 0.0), (2, 0.0))}, "no answer of its 2 steps"),
+        ({"reward": ((1, 1.0), (2, 1.0)), "equal_rewards": ((1, 1.0), (2, 0.5))}, "75 % of the prompts had one"),
+        ({"reward": ((1, 1.0), (2, 0.5)), "equal_rewards": ((1, 0.5), (2, 0.25))}, None), ({}, None),
     ],
-)
+)  # fmt: skip
 def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, said):
     run = SimpleNamespace(candidate="policy", training=TrainingRecord(**figures))
     remarks = list(note_rewards([run]))
@@ -377,7 +361,7 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     assert any(len({one.text for one in of}) > 1 for of in drawn.values())
 
 
-def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_model(file_and_report):
+def test_what_a_reward_model_chooses_is_drawn_as_without_a_choice_and_refused_at_night(file_and_report):
     path, _ = file_and_report
     plain, chosen = read_drawn_answers(path, "first")[1], read_drawn_answers(path, "best")[1]
     assert {k: [one.text for one in of] for k, of in plain.items()} == {
@@ -387,9 +371,6 @@ def test_what_is_chosen_is_drawn_as_without_a_choice_and_rests_on_the_reward_mod
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0
 
-
-def test_a_night_refuses_a_choice_that_it_does_not_make(file_and_report):
-    path, _ = file_and_report
     loaded = config.load(path, (*OVERRIDES, "nightly={candidates: [best, first]}"))
     session = prepare_session(loaded, Scope(), SilentProgress())
     found = dict(targets(loaded, session, {}))

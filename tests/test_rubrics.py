@@ -31,12 +31,17 @@ def example(question="Where is it?", *references):
 # The file
 
 
-def test_a_rubric_has_the_scale_1_to_5_and_shows_no_reference_by_default(tmp_path):
+def test_a_rubric_has_its_defaults_and_all_that_is_wrong_with_one_is_said_at_once(tmp_path):
     (tmp_path / "helpful.yaml").write_text(GOOD)
     rubric = read_rubric(tmp_path / "helpful.yaml")
     assert rubric.grades == ("1", "2", "3", "4", "5")
     assert [rubric.value(grade) for grade in rubric.grades] == [0, 0.25, 0.5, 0.75, 1]
     assert not rubric.reference
+
+    (said,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
+    assert said.startswith("helpful.yaml:3: found a scale from 5 to 1;")
+    text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
+    assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
 def read_refused():
@@ -48,13 +53,6 @@ def read_refused():
 def test_what_is_wrong_with_a_rubric_is_said_with_its_line(tmp_path, text, said):
     found = "\n".join(problems(tmp_path, text.replace("GOOD ", GOOD).replace("\\n", "\n")))
     assert [part for part in said.split(" ‥ ") if part not in found] == [], found
-
-
-def test_all_that_is_wrong_with_a_rubric_is_said_at_once_and_each_once(tmp_path):
-    (said,) = problems(tmp_path, "criteria: x\njudge: some-model\nscale: {min: 5, max: 1}\n")
-    assert said.startswith("helpful.yaml:3: found a scale from 5 to 1;")
-    text = "criteria: ''\nscale: {min: 5, max: 1}\njudge: {base_url: nowhere}\nkind: x\n"
-    assert {re.match(r"helpful.yaml:(\d)", p)[1] for p in problems(tmp_path, text)} == {"1", "2", "3", "4"}
 
 
 HERE = ("127.0.0.1", "127.1", "[::1]", "LOCALHOST", "0x7f.0.0.1", "judge.localhost")
@@ -107,7 +105,7 @@ def test_a_metric_is_called_by_the_rubrics_file_and_its_path_is_relative_to_the_
     assert task.primary_metric == "judge:helpful"
 
 
-def test_the_example_of_the_docs_loads(tmp_path):
+def test_the_example_of_a_rubric_in_the_docs_loads_and_every_key_stands_there(tmp_path):
     (tmp_path / "desk").mkdir()
     for name in ("harness.yaml", "helpful.yaml"):
         (tmp_path / "desk" / name).write_text(example_file(f"desk/{name}") + "\n")
@@ -116,8 +114,6 @@ def test_the_example_of_the_docs_loads(tmp_path):
     loaded = config.load(tmp_path / "desk" / "harness.yaml")
     assert loaded.experiment.target.primary_metric == "judge:helpful"
 
-
-def test_every_key_of_a_rubric_stands_in_the_reference_with_its_meaning():
     page = reference("rubric")
     for model in (Rubric, Scale, GradedExample):
         section = page.split(f"{{ #{model.__name__.lower()} }}")[1].split("\n## ")[0]

@@ -60,7 +60,7 @@ def interrupt_after(n, asked):
     return script_candidate(answer)
 
 
-def test_a_kill_loses_only_the_block_in_flight(long_session):
+def test_a_kill_loses_only_the_block_in_flight_and_what_is_there_is_not_asked_again(long_session):
     rows, asked = rows_of(long_session, "facts"), []
     with pytest.raises(KeyboardInterrupt):
         fill(long_session, interrupt_after(2 * BLOCK + 12, asked), [rows], "base")
@@ -73,10 +73,6 @@ def test_a_kill_loses_only_the_block_in_flight(long_session):
     stored = store.read_rows(long_session.store, rows.identity.digest)
     assert [(r.example_id, r.text) for r in stored] == [(e.id, e.prompt) for e in rows.job().examples]
 
-
-def test_rows_that_are_there_are_not_asked_for_again(long_session):
-    rows, asked = rows_of(long_session, "facts"), []
-    fill(long_session, interrupt_after(None, asked), [rows], "base")
     asked.clear()
     fill(long_session, interrupt_after(0, asked), [rows], "base")
     assert asked == []
@@ -127,24 +123,19 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
 @pytest.mark.parametrize(
     ("override", "tasks"),
     [
-        ("gate.macro=0.01", set()),
-        ("decide.tau=1", set()),
-        ("name=other", set()),
+        ("gate.macro=0.01", set()), ("decide.tau=1", set()), ("name=other", set()),
         ("candidates.prompt.system=Be brief.", TARGET),
-        ("candidates.prompt.template=Q {prompt}", TARGET),
-        ("candidates.prompt.answer=rank", TARGET),
-        ("candidates.lora.params.r=4", set()),
-        ("target.max_new_tokens=5", TARGET),
-        ("target.system=Be brief.", TARGET),
-        ("target.limit=5", {"letters/test"}),
+        ("candidates.prompt.template=Q {prompt}", TARGET), ("candidates.prompt.answer=rank", TARGET),
+        ("candidates.lora.params.r=4", set()), ("target.max_new_tokens=5", TARGET),
+        ("target.system=Be brief.", TARGET), ("target.limit=5", {"letters/test"}),
         ("precision=bf16", TARGET | SUITES),
     ],
-)
+)  # fmt: skip
 def test_a_setting_changes_just_the_rows_that_depend_on_it(path, override, tasks):
     assert changed(path, override) == tasks
 
 
-def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
+def test_rows_and_weights_are_found_by_what_they_depend_on_and_rows_by_the_class_of_device(path):
     made = session(path)
     candidate = made.candidates["bag"]
     weights = ensure_weights(made, candidate, 0)
@@ -152,6 +143,11 @@ def test_rows_of_another_class_of_device_are_stored_elsewhere(path):
     here, there = (target_sets(one, candidate.recipe, weights, 0)[1].identity for one in (made, elsewhere))
     assert replace(there, device_class="cpu") == here
     assert there.digest != here.digest
+
+    first = ensure_weights(made, candidate, 0)
+    (first.folder / "fit.json").touch()
+    assert ensure_weights(session(path), candidate, 0) == first
+    assert ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest != first.digest
 
 
 IDENTITY = """
@@ -252,15 +248,6 @@ def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
     assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
     assert asked[0]["content"].startswith("Shot")
     assert asked[-1]["content"].startswith("What follows")
-
-
-def test_weights_are_found_again_by_what_they_depend_on(path):
-    made = session(path)
-    candidate = made.candidates["bag"]
-    first = ensure_weights(made, candidate, 0)
-    (first.folder / "fit.json").touch()
-    assert ensure_weights(session(path), candidate, 0) == first
-    assert ensure_weights(session(path, "target.data.limits.train=20"), candidate, 0).digest != first.digest
 
 
 def test_weights_that_were_left_half_made_are_made_anew(path):

@@ -65,7 +65,7 @@ def test_a_per_cent_sign_stays_one_in_every_unit(config, tmp_path):
     assert "-c 90%%.yaml\n" in service
 
 
-def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, monkeypatch):
+def test_a_github_workflow_has_no_secret_in_it_and_is_written_once_never_over_another(config, monkeypatch):
     monkeypatch.chdir(config.parent)
     ((path, text),) = install.units("github", Path("harness.yaml"), "04:00").items()
     found = YAML(typ="safe").load(text)
@@ -77,6 +77,14 @@ def test_a_github_workflow_is_yaml_with_a_schedule_and_no_secret_in_it(config, m
     assert steps[2]["if"] == "always()", "issues are opened whatever became of the night"
     assert steps[1]["run"] == "harness nightly run -c harness.yaml"
     assert steps[1]["env"] == {"HARNESS_WEBHOOK": "${{ secrets.HARNESS_WEBHOOK }}"}
+
+    files = install.units("github", Path("harness.yaml"), "04:00")
+    (path,) = install.write(files)
+    assert install.write(files) == [path]
+    path.write_text("theirs")
+    with pytest.raises(UserError, match="another content"):
+        install.write(files)
+    assert path.read_text() == "theirs"
 
 
 def open_issues(folder, gh):
@@ -133,17 +141,6 @@ def test_the_next_step_starts_the_timer_of_the_experiment_or_asks_for_the_same_u
     files = install.units("cron", config, "03:15")
     said = install.next_step("cron", files, ["--at", "03:15", "-c", "a b.yaml"])
     assert "; harness nightly install --cron --at 03:15 -c 'a b.yaml') | crontab -" in said
-
-
-def test_files_are_written_once_and_never_over_others(config, monkeypatch):
-    monkeypatch.chdir(config.parent)
-    files = install.units("github", Path("harness.yaml"), "04:00")
-    (path,) = install.write(files)
-    assert install.write(files) == [path]
-    path.write_text("theirs")
-    with pytest.raises(UserError, match="another content"):
-        install.write(files)
-    assert path.read_text() == "theirs"
 
 
 @pytest.mark.parametrize("at", ["25:00", "2", "02:60", "two"])

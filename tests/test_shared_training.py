@@ -126,14 +126,10 @@ def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undistur
 @pytest.mark.parametrize(
     ("batch", "accumulation", "processes", "expected"),
     [
-        (8, 1, 2, (4, 1)),
-        (8, 1, 8, (1, 1)),
-        (1, 8, 4, (1, 2)),
-        (3, 4, 2, (3, 2)),
-        (4, 3, 2, (3, 2)),
+        (8, 1, 2, (4, 1)), (8, 1, 8, (1, 1)), (1, 8, 4, (1, 2)), (3, 4, 2, (3, 2)), (4, 3, 2, (3, 2)),
         (4, 1, 1, (4, 1)),
     ],
-)
+)  # fmt: skip
 def test_a_step_has_as_many_rows_as_without_sharing(batch, accumulation, processes, expected):
     params = SupervisedParams(per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation)
     own = training.rows_of_each(params, processes)

@@ -91,12 +91,10 @@ def test_a_query_of_the_docs_is_answered(store, query):
     assert stores.query(store, query).columns
 
 
-def test_readme_and_docs_name_the_same_items_that_every_fine_tune_lost(store):
+def test_a_delta_is_the_score_less_the_bases_and_names_what_docs_say_was_lost(store):
     lost = stores.query(store, OF_README.partition(";")[0]).rows
     assert lost == [row[:3] for row in stores.query(store, QUERIES[0]).rows]
 
-
-def test_a_delta_is_the_score_less_that_of_the_base_on_the_same_item(store):
     deltas = column(store, "SELECT delta FROM deltas WHERE run_id = 'lora' ORDER BY example_id")
     assert deltas == [0, -1, 0, 0, 1, 0]
     assert column(store, "SELECT count(*) FROM deltas WHERE run_id = 'prompt'") == [0]
@@ -137,15 +135,13 @@ def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
     assert compared.delta == pytest.approx(0.75 * (worst - best))
 
 
-def test_a_failed_answer_has_no_delta_where_the_metric_has_no_worst_value(store):
+def test_failed_answers_without_a_worst_value_or_of_several_parts_have_no_delta(store):
     store_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [None, 0.25])
     found = stores.query(
         store, "SELECT delta, failed FROM deltas WHERE run_id = 'bad' ORDER BY example_id"
     ).rows
     assert found == [(None, "run"), (-0.25, "")]
 
-
-def test_an_answer_of_several_parts_that_failed_is_no_row_as_the_others_are_none(store):
     several = replace(BASE, task_version="several")
     complete(store, several, [row(0, parts={"f1": (1.0, 0.0)}), row(1, parts={"f1": (1.0, 0.0)})])
     failed = replace(several, weights_digest="weights of several")

@@ -202,7 +202,7 @@ def test_rows_of_one_customer_stay_together(propose_rows, column):
 
 
 @pytest.mark.e2e
-def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
+def test_joined_labels_are_scored_by_overlap_unless_no_part_stands_alone(propose_rows):
     joined = ("billing", "delivery", "billing; delivery", "delivery; billing", "praise; billing", "praise")
     found = propose_rows([{"text": f"Letter {i}.", "label": joined[i % 6]} for i in range(60)])
     assert (found.kind, found.task.metrics, found.task.labels) == ("text", ("token_f1", "exact_match"), ())
@@ -211,9 +211,6 @@ def test_labels_that_answers_join_are_scored_by_their_overlap(propose_rows):
         "Write ';' between them."
     )
 
-
-@pytest.mark.e2e
-def test_labels_with_a_comma_are_labels_where_none_of_its_parts_stands_alone(propose_rows):
     mood = [f"{one}, {other}" for one in ("good", "bad", "odd") for other in ("weak", "strong", "mild")]
     found = propose_rows([{"text": f"Letter {i}.", "label": mood[i % 9]} for i in range(90)])
     assert found.task.labels == tuple(sorted(mood))
@@ -236,13 +233,6 @@ def test_long_answers_that_repeat_are_warned_of_and_can_be_made_labels(propose_r
     found = propose_rows(content)
     assert any(line.startswith("only 3 different answers in ") for line in found.warnings)
     assert len(propose_rows(content, kind="labels").task.labels) == 3
-
-
-@pytest.mark.e2e
-def test_a_numbered_column_is_no_part_of_the_question(propose_rows):
-    content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
-    fields = propose_rows(content).task.fields
-    assert (fields.prompt, fields.reference) == ("{Subject}\n\n{Body}", "{Category}")
 
 
 @pytest.mark.e2e
@@ -315,14 +305,11 @@ def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_p
 
 
 @pytest.mark.e2e
-def test_many_rows_are_drawn_from_and_it_is_said(propose_rows):
+def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose_rows):
     found = propose_rows([{"prompt": f"{i}?", "reference": f"{WORDS} {i}"} for i in range(2700)])
     assert found.task.data.limits.test == 400
     assert any("drawn" in line for line in found.said)
 
-
-@pytest.mark.e2e
-def test_a_few_unusable_rows_are_left_out_and_said(propose_rows):
     found = propose_rows([*FREE, {**FREE[0], "output": ""}])
     assert found.task.data.invalid_rows == "drop"
     assert any("1 of 41 rows dropped, invalid" in line for line in found.said)
@@ -445,10 +432,14 @@ def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path, name
 
 
 @pytest.mark.e2e
-def test_columns_that_were_named_are_taken(propose_rows):
+def test_columns_that_are_named_are_taken_and_numbered_ones_are_no_part_of_the_question(propose_rows):
     content = [{"a": f"Say {i}", "b": str(i), "c": "y"} for i in range(20)]
     task = propose_rows(content, prompt="a", reference="<{b}>").task
     assert (task.fields.prompt, task.fields.reference) == ("{a}", "<{b}>")
+
+    content = [{"ID": i, "Subject": f"S {i}", "Body": f"B {i}", "Category": "ab"[i % 2]} for i in range(40)]
+    fields = propose_rows(content).task.fields
+    assert (fields.prompt, fields.reference) == ("{Subject}\n\n{Body}", "{Category}")
 
 
 def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
@@ -626,12 +617,18 @@ def test_no_more_shots_are_proposed_than_fit_the_context_of_the_base(
 
 
 @pytest.mark.e2e
-def test_a_training_takes_the_longest_row(propose_rows, own_cache):
+def test_a_training_takes_the_longest_row_and_rows_longer_than_any_are_warned_of(propose_rows, own_cache):
     def room(n_letters):
         content = [{"prompt": f"{i} " + "word " * (n_letters // 5), "reference": f"{i}"} for i in range(30)]
         return propose_rows(content).candidates["lora"]["params"].get("max_length")
 
     assert (room(1000), room(8000), room(40_000)) == (None, 2560, 4096)
+
+    content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
+    (warning,) = propose_rows(content).warnings
+    n_train, n_long = len(load_task(propose_rows(content).task, 0).train), warning.split()[1]
+    assert warning.startswith(f"about {n_long} of {n_train} rows to train on are longer than 4,096 tokens")
+    assert 0 < int(n_long) < n_train
 
 
 @pytest.mark.e2e
@@ -645,20 +642,16 @@ def test_the_longest_row_is_that_of_the_base_where_its_tokenizer_is_here(
 
 
 @pytest.mark.e2e
-def test_rows_that_are_longer_than_any_training_takes_are_warned_of(propose_rows):
-    content = [{"prompt": f"{i} " + "word " * 8000 * (i % 2), "reference": f"{i}"} for i in range(30)]
-    (warning,) = propose_rows(content).warnings
-    n_train, n_long = len(load_task(propose_rows(content).task, 0).train), warning.split()[1]
-    assert warning.startswith(f"about {n_long} of {n_train} rows to train on are longer than 4,096 tokens")
-    assert 0 < int(n_long) < n_train
-
-
-@pytest.mark.e2e
-def test_the_kind_of_task_can_be_named(propose_rows):
+def test_a_kind_of_task_can_be_named_and_an_example_to_edit_is_one_of_labels(propose_rows, tmp_path):
     assert propose_rows(LABELLED, kind="text").task.labels == ()
     many = [{"text": f"Row {i}", "answer": f"class {i % 15}"} for i in range(30)]
     assert propose_rows(many).kind == "text"
     assert len(propose_rows(many, kind="labels").task.labels) == 15
+
+    path = scaffold.write_example(tmp_path / "new")
+    found = scaffold.propose(Request(tmp_path / "new", str(path)), HERE)
+    assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
+    assert found.warnings == ()
 
 
 @pytest.mark.parametrize(
@@ -673,10 +666,3 @@ def test_the_kind_of_task_can_be_named(propose_rows):
 def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
     request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), kind=kind)
     assert said in " ".join(list_problems(request))
-
-
-def test_an_example_to_edit_is_a_task_of_labels(tmp_path):
-    path = scaffold.write_example(tmp_path / "new")
-    found = scaffold.propose(Request(tmp_path / "new", str(path)), HERE)
-    assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
-    assert found.warnings == ()

@@ -189,11 +189,15 @@ def test_the_paired_t_interval_agrees_with_scipy():
     assert found == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_bca_agrees_with_scipys_bootstrap():
+def test_bca_agrees_with_scipy_and_falls_back_to_percentiles():
     x = np.random.default_rng(2).exponential(size=120)
     (boot,) = stats.bootstrap(lambda w: w @ x / w.sum(axis=-1), np.arange(120), seed=3)
     second = scipy_stats.bootstrap((x,), np.mean, n_resamples=10_000, rng=np.random.default_rng(4))
     assert stats.bca_interval(boot) == pytest.approx(tuple(second.confidence_interval), abs=0.02)
+
+    draws = np.linspace(0, 1, 10_001)
+    boot = stats.Bootstrap(0.4, draws, np.full(20, 0.4))
+    assert stats.bca_interval(boot) == pytest.approx((0.025, 0.975))
 
 
 def test_mover_of_symmetric_intervals_is_the_mean_with_its_plain_standard_error():
@@ -217,12 +221,6 @@ def test_noninferiority_power_is_near_the_simulated_table(n, equal, at_margin):
 
 def test_a_veto_at_its_own_margin_fires_at_its_level():
     assert stats.regression_power(-0.05, 0.05, 0.02, alpha=0.01) == pytest.approx(0.01)
-
-
-def test_bca_falls_back_to_percentiles_where_the_jackknife_does_not_vary():
-    draws = np.linspace(0, 1, 10_001)
-    boot = stats.Bootstrap(0.4, draws, np.full(20, 0.4))
-    assert stats.bca_interval(boot) == pytest.approx((0.025, 0.975))
 
 
 @given(counts)
@@ -340,7 +338,7 @@ def test_a_statistic_says_what_it_refuses(name):
 SIXTY_TO_FORTY = golden("bt_2p_60_40")[0]["elo"]
 
 
-def test_sixty_to_forty_is_seventy_elo():
+def test_ratings_are_wins_with_ties_as_halves_and_elo():
     expected, tolerance = golden("bt_2p_60_40")
     base, other = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 60 + [0.0] * 40, range(100))
     assert base == (0.0, 0.0, 0.0)
@@ -348,13 +346,13 @@ def test_sixty_to_forty_is_seventy_elo():
     assert other.elo * log(10) / 400 == pytest.approx(expected["logit"], abs=tolerance)
     assert 0 <= other.low < other.elo < other.high < 150
 
-
-def test_ties_are_half_a_win_for_each_side():
     rate = stats.win_rate(50, 30, 20)
     assert rate.rate == 0.6
     assert (rate.low, rate.high) == stats.wilson(60, 100)
     strength = stats.bradley_terry([1] * 100, [0] * 100, [1.0] * 50 + [0.0] * 30 + [0.5] * 20, range(100))[1]
     assert strength.elo == pytest.approx(SIXTY_TO_FORTY)
+
+    assert stats.bradley_terry([1, 1, 1], [0, 0, 0], [1, 1, 1], "abc")[1] == (None, None, None)
 
 
 def test_the_interval_of_a_rate_is_that_of_statsmodels():
@@ -377,10 +375,6 @@ def test_strengths_are_those_of_a_logistic_regression():
     expected = Logit(won, design[:, 1:]).fit(disp=0).params * 400 / np.log(10)
     found = stats.bradley_terry(first, second, won, range(len(first)), draws=50)
     assert [s.elo for s in found[1:]] == pytest.approx(list(expected), abs=1e-5)
-
-
-def test_a_side_that_wins_everything_has_no_finite_strength():
-    assert stats.bradley_terry([1, 1, 1], [0, 0, 0], [1, 1, 1], "abc")[1] == (None, None, None)
 
 
 def test_items_rated_by_many_are_resampled_as_one():
@@ -420,13 +414,11 @@ def test_agreement_is_that_of_krippendorffs_examples(raters, expected):
     assert stats.krippendorff_alpha(columns(*raters)) == pytest.approx(expected, abs=5e-4)
 
 
-def test_agreement_on_graded_labels_is_that_of_krippendorffs_interval_data():
+def test_agreement_on_graded_labels_is_krippendorffs():
     raters = ("123321412...", "1233224125.3", ".3332342251.", "12332441251.")
     units = [{who: int(label) for who, label in unit.items()} for unit in columns(*raters)]
     assert stats.krippendorff_alpha(units, graded=True) == pytest.approx(0.849, abs=5e-4)
 
-
-def test_raters_who_differ_by_one_grade_agree_on_graded_labels_alone():
     units = [{"a": grade, "b": grade + 1} for grade in (1, 2, 3, 4) for _ in range(10)]
     assert stats.krippendorff_alpha(units, graded=True) > 0.6
     assert stats.krippendorff_alpha(units) < 0

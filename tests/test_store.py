@@ -174,7 +174,7 @@ def test_a_folder_may_have_a_name_that_duckdb_takes_for_a_pattern(tmp_path, name
     assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
-def test_completing_leaves_one_file_and_removes_the_blocks_of_its_set_alone(store):
+def test_complete_blocks_of_a_set_are_removed_and_no_others(store):
     complete(store, IDENTITY, make_rows(2 * BLOCK + 2))
     names = {"checksums.json", "identity.json", "rows.parquet"}
     assert {p.name for p in store.rows(IDENTITY.digest).iterdir()} == names
@@ -190,8 +190,6 @@ def test_completing_leaves_one_file_and_removes_the_blocks_of_its_set_alone(stor
     assert (store.rows(IDENTITY.digest) / "blocks").exists()
     assert not (store.rows(OTHER.digest) / "blocks").exists()
 
-
-def test_blocks_that_are_in_a_complete_set_are_removed_and_no_others(store):
     complete(store, IDENTITY, make_rows(BLOCK + 3))
     append(store, IDENTITY, make_rows(2 * BLOCK))  # by another process, which was ended: the second is longer
     append(store, OTHER, make_rows(BLOCK))
@@ -307,7 +305,7 @@ def test_complete_rows_are_had_for_their_items_and_for_a_prefix_of_them(store):
     assert not stores.has_rows(store, OTHER, ids)
 
 
-def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
+def test_a_lower_limit_reads_fewer_rows_and_a_lifted_one_keeps_those_there_but_a_block_cut_short(store):
     first = make_rows(2 * BLOCK, text="first")
     complete(store, IDENTITY, first)
     ids = [r.example_id for r in make_rows(3 * BLOCK + 8)]
@@ -316,6 +314,14 @@ def test_rows_of_a_limited_run_are_kept_when_the_limit_is_lifted(store):
     append(store, IDENTITY, later, blocks=[2, 3])
     stores.complete_rows(store, IDENTITY, 200)
     assert stores.read_rows(store, IDENTITY.digest) == first + later[2 * BLOCK :]
+
+    sample = make_rows(2 * BLOCK + 2)
+    complete(store, IDENTITY, sample)
+    ids = [r.example_id for r in sample[: BLOCK + 36]]
+    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
+    stores.complete_rows(store, IDENTITY, 100)
+    assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
+    assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
 def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
@@ -327,16 +333,6 @@ def test_a_block_that_a_limit_cut_short_is_computed_again_in_full(store):
     assert [r.text for r in stores.read_rows(store, IDENTITY.digest)] == ["cut"] * BLOCK + ["full"] * (
         BLOCK + 2
     )
-
-
-def test_a_lower_limit_reads_fewer_rows_and_removes_none(store):
-    sample = make_rows(2 * BLOCK + 2)
-    complete(store, IDENTITY, sample)
-    ids = [r.example_id for r in sample[: BLOCK + 36]]
-    assert stores.list_stored_blocks(store, IDENTITY, ids) == {0, 1}
-    stores.complete_rows(store, IDENTITY, 100)
-    assert stores.read_rows(store, IDENTITY.digest, 100) == sample[:100]
-    assert stores.read_rows(store, IDENTITY.digest) == sample
 
 
 def test_rows_in_another_order_replace_those_that_were_there(store):
@@ -553,12 +549,16 @@ def test_a_corrupt_index_says_to_reindex_and_reindex_mends_it(store, size):
     assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
-def test_an_index_that_a_writer_changes_while_it_is_read_is_read_again(store):
+def test_a_moved_store_is_queried_where_it_is_also_while_a_writer_changes_its_index(store):
     save_two_runs(store)
     whole = store.index.read_bytes()
     store.index.write_bytes(whole[: len(whole) // 2])
     threading.Timer(0.1, store.index.write_bytes, [whole]).start()
     assert stores.query(store, "SELECT run_id FROM runs ORDER BY ALL").rows == [("a",), ("b",)]
+
+    moved = Store(store.folder.parent / "elsewhere")
+    store.folder.rename(moved.folder)
+    assert stores.query(moved, "SELECT count(*) FROM samples WHERE run_id = 'b'").rows == [(75,)]
 
 
 def test_an_index_of_a_newer_harness_is_refused_and_left_alone(store):
@@ -689,6 +689,16 @@ def test_reindex_replaces_an_index_that_somebody_keeps_open(store):
 
 
 @pytest.mark.e2e
+def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(store):
+    save_two_runs(store)
+    with hold_index(store, "read"):
+        stores.remove_run(store, "b")
+        assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
+    assert index.update(store)
+    assert list_indexed_runs(store) == ["a"]
+
+
+@pytest.mark.e2e
 def test_readers_of_an_index_do_not_hold_each_other_up(store):
     stores.save_run(store, make_run("a", []))
     with hold_index(store, "read"):
@@ -711,27 +721,10 @@ def test_an_index_that_another_writes_takes_a_run_later_and_says_so_when_it_is_r
         stores.reindex(replace(store, wait_s=0.1))
 
 
-@pytest.mark.e2e
-def test_a_run_that_was_removed_while_the_index_is_held_is_forgotten_afterwards(store):
-    save_two_runs(store)
-    with hold_index(store, "read"):
-        stores.remove_run(store, "b")
-        assert stores.query(store, "SELECT run_id FROM runs").rows == [("a",)]
-    assert index.update(store)
-    assert list_indexed_runs(store) == ["a"]
-
-
-def test_a_store_that_was_moved_is_queried_where_it_is(store):
-    save_two_runs(store)
-    moved = Store(store.folder.parent / "elsewhere")
-    store.folder.rename(moved.folder)
-    assert stores.query(moved, "SELECT count(*) FROM samples WHERE run_id = 'b'").rows == [(75,)]
-
-
 # Removing
 
 
-def test_removing_a_run_keeps_the_rows_that_another_refers_to(store):
+def test_removed_runs_are_forgotten_and_shared_rows_stay_unless_it_is_unknown_what_is_shared(store):
     save_two_runs(store)
     stores.remove_run(store, "b")
     assert not (store.folder / "b").exists()
@@ -742,8 +735,6 @@ def test_removing_a_run_keeps_the_rows_that_another_refers_to(store):
     stores.reindex(store)
     assert contents(store) == before
 
-
-def test_nothing_is_removed_while_it_is_unknown_what_is_shared(store):
     save_two_runs(store)
     (store.folder / "a" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match=r"a/run\.json.*next: repair or delete"):

@@ -63,12 +63,20 @@ def bound(module_cache, tmp_path_factory):
     return run(tmp_path_factory.mktemp("bound"), TRIALS)
 
 
-def test_the_best_of_those_that_keep_the_bound_is_chosen(bound):
+def test_the_best_of_those_that_keep_the_bound_is_chosen_on_items_that_no_test_asks(bound):
     tried = bound[2]
     assert [t.chosen for t in tried] == [False, True, False]
     gentle, chosen, harsh = (t.forgetting for t in tried)
     assert gentle == 0
     assert 0.02 < chosen <= 0.1 < harsh
+
+    session = bound[0]
+    asked = general_items(session, 160)
+    assert [len(m.items.test) for m in asked] == [40, 40, 40, 40]
+    tests = {e.id for m in session.suites for e in m.items.test}
+    assert len(tests) == 4 * LIMIT
+    assert tests.isdisjoint(e.id for m in asked for e in m.items.test)
+    assert [len(m.items.test) for m in general_items(session, 80)] == [20] * 4
 
 
 @pytest.mark.e2e
@@ -84,16 +92,6 @@ def test_where_all_forget_more_the_one_that_forgot_least_is_chosen_and_that_is_s
     _, report, tried = run(tmp_path, versions)
     assert [t.chosen for t in tried] == [True, False, False]
     assert "The one that forgot least was chosen" in markdown(experiment_document(report))
-
-
-def test_it_is_measured_on_items_that_no_test_asks(bound):
-    session = bound[0]
-    asked = general_items(session, 160)
-    assert [len(m.items.test) for m in asked] == [40, 40, 40, 40]
-    tests = {e.id for m in session.suites for e in m.items.test}
-    assert len(tests) == 4 * LIMIT
-    assert tests.isdisjoint(e.id for m in asked for e in m.items.test)
-    assert [len(m.items.test) for m in general_items(session, 80)] == [20] * 4
 
 
 def test_a_task_of_which_few_items_are_left_does_not_count_like_the_others(tmp_path):

@@ -131,15 +131,7 @@ def test_a_log_says_each_minute_how_long_it_still_takes_also_where_no_stage_is_o
             now[0] = 100.0
 
 
-def test_the_note_of_a_process_that_was_killed_is_nobodys(tmp_path):
-    at = Store(tmp_path / "runs")
-    with store.hold(at):
-        StoredProgress(SilentProgress(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
-    with store.hold(at):
-        assert store.current_activity(at) == {}
-
-
-def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
+def test_a_stage_is_noted_while_the_store_is_held_and_a_killed_process_leaves_no_note(tmp_path):
     at = Store(tmp_path / "runs")
     with store.hold(at):
         assert store.current_activity(at) == {}
@@ -156,6 +148,11 @@ def test_a_stage_is_noted_while_the_store_is_held(tmp_path):
             }
             advance(1, 4)
     assert store.current_activity(at) is None
+
+    with store.hold(at):
+        StoredProgress(SilentProgress(), at, "A comparison", ["prompt"]).finish("prompt", "prompt: done")
+    with store.hold(at):
+        assert store.current_activity(at) == {}
 
 
 class Lines(SilentProgress):

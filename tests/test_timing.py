@@ -43,7 +43,7 @@ class FakeMachine:
         return Load(self.now, self.now, self.waited)
 
 
-def test_requests_are_timed_alone_after_one_to_warm_up_and_slow_ones_five_times_at_least():
+def test_requests_are_timed_alone_and_again_beside_other_work():
     machine = FakeMachine(lambda i: 0.1 + i / 100)
     found = time_requests(machine.ask, 10, read=machine.read)
     assert machine.asked == [0, *range(10), 0]
@@ -53,8 +53,6 @@ def test_requests_are_timed_alone_after_one_to_warm_up_and_slow_ones_five_times_
     machine = FakeMachine(lambda i: 3.0)
     assert len(time_requests(machine.ask, 30, read=machine.read).times_s) == 5
 
-
-def test_requests_beside_other_work_are_timed_again_and_marked_where_it_goes_on():
     machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5 if turn < 7 else 0.0)
     found = time_requests(machine.ask, 5, read=machine.read)
     assert len(machine.asked) == 14

@@ -140,20 +140,18 @@ def wandb_records(path: Path):
             whole = b""
 
 
-def test_a_tracker_that_takes_nothing_costs_a_note_and_no_result(tmp_path):
+def test_a_tracker_that_takes_nothing_costs_a_note_and_one_not_installed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "trackers").write_text("a file where the folder would be")
     said = note_of("tensorboard", tmp_path)
     assert "the results were not sent" in said
     assert "next: harness report" in said
 
-
-def test_a_password_in_a_servers_address_is_not_printed(tmp_path, monkeypatch):
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://me:secret@host/path")
-    assert "secret" not in note_of("mlflow", tmp_path)
-
-
-def test_a_tracker_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     (problem,) = trackers.problems(["tensorboard", "wandb"])
     assert "no package wandb" in str(problem)
     assert "harness-evals[tracking]" in str(problem)
+
+
+def test_a_password_in_a_servers_address_is_not_printed(tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://me:secret@host/path")
+    assert "secret" not in note_of("mlflow", tmp_path)

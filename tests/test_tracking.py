@@ -198,7 +198,7 @@ def test_points_say_what_target_and_capability_were_then_and_are_stored_so(track
     assert "tracked" not in TrainingRecord().to_plain()
 
 
-def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(tracked_world):
+def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_the_points(tracked_world):
     session = tracked_world.session
     made = read_tracked_weights(
         session.candidates["held"], find_stored_weights(session, session.candidates["held"], 0)
@@ -211,21 +211,6 @@ def test_no_test_row_of_the_target_and_no_item_of_the_confirming_half_is_read(tr
     assert len(general) == 2 * 160
     assert {half_of[cluster_name(row)] for row in general} == {"search"}
 
-
-def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(tracked_world):
-    again = rescue_worlds.open_world(tracked_world.path, {})
-    assert again.host.opened == []
-    before = run_of(tracked_world)
-    store.remove_run(tracked_world.session.store, before.run_id)
-    with_answers = rescue_worlds.open_world(
-        tracked_world.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
-    )
-    assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
-    assert run_of(tracked_world).training.tracked == before.training.tracked
-
-
-def test_the_estimate_and_the_folder_know_of_the_points(tracked_world):
-    session = tracked_world.session
     work = estimate_tracking(session, session.candidates["held"].source)
     twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
@@ -238,6 +223,18 @@ def test_the_estimate_and_the_folder_know_of_the_points(tracked_world):
     assert (
         folder_of(alike, alike.candidates["held"], 0, None) == tracked
     )  # how many items are asked is no part
+
+
+def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(tracked_world):
+    again = rescue_worlds.open_world(tracked_world.path, {})
+    assert again.host.opened == []
+    before = run_of(tracked_world)
+    store.remove_run(tracked_world.session.store, before.run_id)
+    with_answers = rescue_worlds.open_world(
+        tracked_world.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
+    )
+    assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
+    assert run_of(tracked_world).training.tracked == before.training.tracked
 
 
 # A checkpoint as a candidate

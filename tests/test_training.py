@@ -250,7 +250,7 @@ def record(loss, validation=(), **more):
     return TrainingRecord(loss=loss, validation_loss=validation, **more)
 
 
-def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
+def test_losses_say_whether_a_training_fits_or_overfits_and_from_which_step():
     found = diagnose(record(make_falling_loss(0.5), ((EPOCH, 0.6),)))
     assert found.kind == "fits"
     assert "levelled off at 0.500, validation loss 0.600" in found.sentence
@@ -259,8 +259,6 @@ def test_a_loss_that_levels_off_is_neither_underfitting_nor_overfitting():
     loss = make_falling_loss(0.5, n=2 * EPOCH, level_from=0.4)
     assert diagnose(record(loss, ((EPOCH, 0.60), (2 * EPOCH, 0.62)))).kind == "fits"
 
-
-def test_validation_that_rises_while_training_falls_is_overfitting_from_the_best_step_on():
     loss = make_falling_loss(0.2, n=4 * EPOCH, level_from=1.0)
     validation = tuple((EPOCH * (i + 1), value) for i, value in enumerate((1.2, 0.9, 1.1, 1.4)))
     found = diagnose(record(loss, validation))
@@ -661,16 +659,12 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
 @pytest.mark.parametrize(
     ("script", "error", "told"),
     [
-        (
-            "kill -KILL $$",
-            CandidateFailed,
-            rf"SIGKILL\), as the system does when memory runs out; try: {KNOBS}",
-        ),
+        ("kill -KILL $$", CandidateFailed, rf"SIGKILL\), as the system does when memory runs out; try: {KNOBS}"),
         ("kill -TERM $$", CandidateFailed, "ended with SIGTERM; try: the same command again"),
         ("kill -INT $$; sleep 5", KeyboardInterrupt, "^$"),
         ("echo no such module >&2; exit 7", CandidateFailed, "ended with exit code 7: no such module"),
     ],
-)
+)  # fmt: skip
 @terminal_signals()
 def test_a_worker_that_ends_without_a_word_says_why_by_its_exit_code(tmp_path, script, error, told):
     expected = told.replace("(with gradient_accumulation_steps)", r"\(with gradient_accumulation_steps\)")

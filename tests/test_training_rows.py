@@ -67,7 +67,7 @@ def task(folder, **data):
     return Task(name="letters", data=data, metrics=("exact_match",), labels=("late", "money"))
 
 
-def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(file_and_report, tmp_path):
+def test_candidates_on_other_rows_are_compared_in_every_form_of_the_report(file_and_report, tmp_path):
     _, report = file_and_report
     tuned, plain = report.training_sets
     assert (tuned.method, tuned.reference) == ("lora", "lora")
@@ -83,6 +83,13 @@ def test_candidates_on_other_rows_are_compared_with_the_one_on_the_targets_rows(
     assert "curated.jsonl: 10 rows" in report.origins["curated"]["training_rows"]
     assert "training_rows" not in report.origins["lora"]
 
+    console = Console(width=200, record=True, file=io.StringIO())
+    terminal(report, console, verbose=True)
+    for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
+        assert "quality against quantity: lora" in text
+    assert re.search(r"curated \| .*curated\.jsonl \| 10 \|", markdown(experiment_document(report)))
+    assert "25.0 % " in markdown(experiment_document(report))
+
 
 def test_all_candidates_answer_the_same_test_items_and_a_second_compare_computes_nothing(file_and_report):
     path, report = file_and_report
@@ -92,16 +99,6 @@ def test_all_candidates_answer_the_same_test_items_and_a_second_compare_computes
         assert runs[one].weights_digest != runs[other].weights_digest
     again = tiny_experiment.run(path, "suites=[]")
     assert [f.run_id for f in again.facts] == [f.run_id for f in report.facts]
-
-
-def test_every_form_of_the_report_shows_the_tables(file_and_report):
-    _, report = file_and_report
-    console = Console(width=200, record=True, file=io.StringIO())
-    terminal(report, console, verbose=True)
-    for text in (console.export_text(), markdown(experiment_document(report)), html(report)):
-        assert "quality against quantity: lora" in text
-    assert re.search(r"curated \| .*curated\.jsonl \| 10 \|", markdown(experiment_document(report)))
-    assert "25.0 % " in markdown(experiment_document(report))
 
 
 @pytest.mark.e2e
@@ -219,7 +216,7 @@ def cost(*files):
     return total_usd(payment for file in files for payment in payments_for(file))
 
 
-def test_rows_that_were_dropped_were_paid_for_too(taught_data):
+def test_dropped_split_sampled_and_mixed_rows_are_paid_for_as_they_were_taught(taught_data):
     rows = [EditedRow(row) for row in (*make_distinct_rows(11), make_distinct_rows(1)[0])]
     save(Edit("distill", {}, ("own.jsonl",), cost_usd=PAID), rows, Path("repeated.jsonl"))
     run_data(taught_data, "dedup", "repeated.jsonl", "--out", "unique.jsonl")
@@ -227,8 +224,6 @@ def test_rows_that_were_dropped_were_paid_for_too(taught_data):
     assert len(Path("clean.jsonl").read_text().splitlines()) == 11
     assert cost("clean.jsonl") == PAID
 
-
-def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taught_data):
     run_data(taught_data, "split", "taught.jsonl", "--out", "parts")
     parts = ("train", "validation", "test")
     alone = {name: cost(f"parts/{name}.jsonl") for name in parts}
@@ -236,6 +231,11 @@ def test_the_parts_of_a_split_cost_the_whole_together_and_their_share_alone(taug
     assert alone == {name: pytest.approx(PAID * n / 12) for name, n in n_rows.items()}
     assert cost(*(f"parts/{name}.jsonl" for name in parts)) == pytest.approx(PAID)
     assert is_taught("parts/train.jsonl")
+
+    rows = [EditedRow(row) for row in make_distinct_rows(12)][:6]
+    save(Edit("distill", {}, ("taught.jsonl",), cost_usd=1.0), rows, Path("rewritten.jsonl"))
+    assert cost("rewritten.jsonl") == PAID + 1.0
+    assert cost("rewritten.jsonl", "taught.jsonl") == PAID + 1.0
 
 
 def test_a_sample_and_a_mixture_cost_what_they_drew(taught_data):
@@ -247,13 +247,6 @@ def test_a_sample_and_a_mixture_cost_what_they_drew(taught_data):
     assert not is_taught("mixed.jsonl")
     assert cost("mixed.jsonl", "few.jsonl") == pytest.approx(PAID * 3 / 4)
     assert cost("mixed.jsonl", "few.jsonl", "taught.jsonl") == PAID
-
-
-def test_two_teachers_are_both_paid(taught_data):
-    rows = [EditedRow(row) for row in make_distinct_rows(12)][:6]
-    save(Edit("distill", {}, ("taught.jsonl",), cost_usd=1.0), rows, Path("rewritten.jsonl"))
-    assert cost("rewritten.jsonl") == PAID + 1.0
-    assert cost("rewritten.jsonl", "taught.jsonl") == PAID + 1.0
 
 
 def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):

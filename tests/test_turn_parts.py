@@ -135,15 +135,11 @@ def test_a_turn_that_is_not_to_be_trained_on_is_only_read(load, flag):
     [
         {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}]},
         {"conversations": [{"from": "Human", "value": "Who?"}, {"from": "gpt", "value": "Me."}]},
-        {
-            "prompt": [{"role": "user", "content": "Who?"}],
-            "completion": [{"role": "assistant", "content": "Me."}],
-        },
-        {"prompt": "Who?", "chosen": "Me.", "rejected": "No."},
-        {"instruction": "Who?", "output": "Me."},
+        {"prompt": [{"role": "user", "content": "Who?"}], "completion": [{"role": "assistant", "content": "Me."}]},
+        {"prompt": "Who?", "chosen": "Me.", "rejected": "No."}, {"instruction": "Who?", "output": "Me."},
         {"messages": [{"role": "user", "content": "Who?"}], "reference": "Me."},
     ],
-)
+)  # fmt: skip
 @pytest.mark.parametrize(
     "system", [{"system": "Be brief."}, {"system_prompt": [{"type": "text", "text": "Be brief."}]}]
 )

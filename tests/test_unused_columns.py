@@ -261,17 +261,12 @@ def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
 @pytest.mark.parametrize(
     ("asks", "answers", "more"),
     [
-        ("question_text", "answer_text", ()),
-        ("question_text", "reply", ()),
-        ("customer_question", "reply", ()),
-        ("user_text", "bot_reply", ()),
-        ("query", "response_text", ()),
-        ("body", "answer_text", ()),
-        ("Customer question", "class label", ()),
-        ("body", "team", ("question_id",)),
-        ("query", "answers", ("query_id",)),
+        ("question_text", "answer_text", ()), ("question_text", "reply", ()),
+        ("customer_question", "reply", ()), ("user_text", "bot_reply", ()), ("query", "response_text", ()),
+        ("body", "answer_text", ()), ("Customer question", "class label", ()),
+        ("body", "team", ("question_id",)), ("query", "answers", ("query_id",)),
     ],
-)
+)  # fmt: skip
 def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answers, more):
     rows = [
         {**dict.fromkeys(more, i), asks: row["prompt"], answers: row["reference"][:9]}
@@ -285,15 +280,13 @@ def test_columns_are_found_by_the_last_word_of_their_names(tmp_path, asks, answe
     assert roles == ((asks,), (answers,))
 
 
-def test_a_source_of_a_story_does_not_answer(tmp_path):
+def test_a_source_does_not_answer_and_advised_templates_show_no_solution(tmp_path):
     row = {"story": "A crate.", "source": "wiki", "answers": {"input_text": ["yes"]}, "questions": ["Is it?"]}
     roles = find_roles(read(write(tmp_path / "rows.jsonl", [row] * 30), "train"))
     assert roles.answers == ("answers",)
     assert {"story", "questions"} <= {*roles.questions}
     assert "source" not in roles.questions
 
-
-def test_a_template_that_is_advised_shows_no_solution(tmp_path):
     rows = [
         {"hint": f"By {i}.", "solution": f"It is {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)
     ]

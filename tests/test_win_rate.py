@@ -104,13 +104,11 @@ def test_the_interval_of_a_win_rate_holds_the_truth_as_often_as_it_says(n, n_clu
     assert min(held.values()) >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5, held
 
 
-def test_an_item_goes_to_the_side_that_most_of_its_raters_prefer():
+def test_an_item_goes_to_what_most_raters_prefer_and_people_correct_a_judge_that_always_prefers_one():
     votes = dict.fromkeys(ITEMS, 2 / 3)
     assert wins_by_people("prompt", PAIRS, votes).rate.score == 1.0
     assert wins_by_judge("prompt", "judge:better", PAIRS, dict.fromkeys(ITEMS, 1.0), votes).rate.score == 1.0
 
-
-def test_a_judge_that_always_prefers_the_new_answer_is_corrected_by_people():
     won = dict.fromkeys(ITEMS, 1.0)
     votes = {item: float(i % 2) for i, item in enumerate(ITEMS[:120])}
     found = wins_by_judge("prompt", "judge:better", PAIRS, won, votes)
@@ -207,7 +205,7 @@ def rate(path, choice_of):
 
 
 @pytest.mark.e2e
-def test_a_judge_compares_with_the_best_untrained_candidate_in_both_orders_and_once(desk):
+def test_people_correct_the_judge_on_stored_pairs_and_the_gate_says_the_same(desk):
     path, judge = desk
     wins, rule = rule_of(tiny_experiment.run(path))
     n = len(wins_items(path))
@@ -222,16 +220,6 @@ def test_a_judge_compares_with_the_best_untrained_candidate_in_both_orders_and_o
     assert allowed.missing == 0
     assert "(not corrected)" in rule.sentence
 
-
-def wins_items(path):
-    runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
-    return store.list_differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
-
-
-@pytest.mark.e2e
-def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
-    path, _ = desk
-    tiny_experiment.run(path)
     rate(path, lambda i: "a")  # people prefer the base's answers, and the judge the longer ones
     wins, rule = rule_of(tiny_experiment.run(path))
     n = len(wins_items(path))
@@ -241,6 +229,11 @@ def test_people_correct_the_judge_and_the_stored_gate_says_the_same(desk):
     assert wins.rate.score == pytest.approx(0.0)
     (stored,) = release.gate(path, "mine")
     assert next(r for r in stored.verdict.rules if r.name == "target").sentence == rule.sentence
+
+
+def wins_items(path):
+    runs, at = tiny_experiment.runs_of(path), store.Store(path.parent / "runs")
+    return store.list_differing_items(at, *(runs[name].rows["letters/test"] for name in ("base", "mine")))
 
 
 @pytest.mark.e2e
@@ -376,18 +369,12 @@ def test_a_fine_tune_that_is_not_preferred_is_not_shipped_for_its_metric():
     ("wins", "why"),
     [
         (JUDGED, "judge:better compared the answers of lora against those of knn, and needs 80 more ratings"),
-        (
-            PEOPLE_RATED._replace(rate=None),
-            "there are no ratings of the answers of lora against those of knn",
-        ),
+        (PEOPLE_RATED._replace(rate=None), "there are no ratings of the answers of lora against those of knn"),
         (JUDGED._replace(rate=None, missing=0), "judge:better has not compared the answers of lora"),
-        (
-            PEOPLE_RATED._replace(over="fixed"),
-            "there is no comparison of the answers of lora against those of knn",
-        ),
+        (PEOPLE_RATED._replace(over="fixed"), "there is no comparison of the answers of lora against those of knn"),
         (None, "there is no comparison of the answers of lora"),
     ],
-)
+)  # fmt: skip
 def test_a_win_rate_that_may_not_decide_leaves_the_decision_open(wins, why):
     open_gate = verdict("inconclusive")
     decision = make_decision(make_fine_tune("lora", 0.40, -0.34, wins=wins, verdict=open_gate))
@@ -452,7 +439,7 @@ def write_decision(wins, **changes):
     )
 
 
-def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
+def test_what_a_report_says_of_a_judges_win_rate_and_of_what_it_prefers():
     report = write_decision(PEOPLE_RATED)
     assert "Win rates" in markdown(experiment_document(report))
     for text in (markdown(experiment_document(report)), report._repr_html_()):
@@ -465,6 +452,19 @@ def test_a_report_shows_win_rates_in_its_table_its_gain_and_on_the_terminal():
     assert "a judge that too few ratings of people check yet" in markdown(
         experiment_document(write_decision(JUDGED))
     )
+
+    bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
+    text = markdown(
+        experiment_document(write_decision(JUDGED._replace(missing=0, corrected=True, bias=bias)))
+    )
+    for words in (
+        "the answer shown first won 90.0",
+        "the longer answer won 100.0",
+        "it favours lora by +50.0",
+        "it favours the longer answer by +50.0",
+        "what else sets the two apart may be the cause as well",
+    ):
+        assert words in text
 
 
 def test_the_terminal_calls_the_scores_of_an_unlabelled_judge_that_below_its_table():
@@ -517,21 +517,6 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
     assert long_new.favour.low < 0 < long_new.favour.high
 
 
-def test_a_report_says_what_a_judge_of_pairs_prefers():
-    bias = bias_of(pairs(60, lambda i: 1.0, lambda i: 0.9, lambda i: (50, 90), lambda i: float(i % 2)))
-    text = markdown(
-        experiment_document(write_decision(JUDGED._replace(missing=0, corrected=True, bias=bias)))
-    )
-    for words in (
-        "the answer shown first won 90.0",
-        "the longer answer won 100.0",
-        "it favours lora by +50.0",
-        "it favours the longer answer by +50.0",
-        "what else sets the two apart may be the cause as well",
-    ):
-        assert words in text
-
-
 def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend():
     few = Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1, unrated=59)
     decision = make_decision(make_fine_tune("lora", 0.9, 0.16, wins=few))
@@ -545,15 +530,13 @@ def test_a_few_ratings_of_people_leave_the_decision_open_and_are_the_next_spend(
     )
 
 
-def test_a_win_rate_of_which_too_much_is_unreadable_decides_nothing():
+def test_a_win_rate_with_too_much_unreadable_decides_nothing_and_at_the_border_is_as_sure_as_its_wider_side():
     unread = Wins("knn", "judge:better", Estimate(0.9, 0.0, 1.0, 60), 60, 0.9, is_open=True)
     assert (
         "too many items tell nothing"
         in make_decision(make_fine_tune("lora", 0.9, 0.16, wins=unread)).sentence
     )
 
-
-def test_a_rate_at_the_border_is_as_sure_as_the_wider_side_of_its_interval():
     won = preference_gain(Wins("knn", "people", Estimate(1.0, 0.21, 1.0, 60), 1))
     assert won.se == pytest.approx(0.79 / 1.96, abs=0.001)
 
