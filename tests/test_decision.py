@@ -125,11 +125,15 @@ def test_what_the_gate_does_not_pass_is_not_recommended_whatever_it_gains():
     assert "what it forgot was not measured; add suites:" in decision.sentence
 
 
-def test_a_hybrid_that_is_best_is_called_one():
+def test_a_hybrid_that_is_best_is_called_one_and_the_task_says_which_alternatives_it_needs():
     rag = candidate("rag", 0.60, prompting="rag(top_k=2)")
     hybrid = make_fine_tune("hybrid", 0.88, 0.14, prompting="rag(top_k=2)")
     decision = beside(rag, make_fine_tune("lora", 0.80, 0.06), hybrid, has_documents=True)
     assert (decision.action, decision.candidate) == ("hybrid", "hybrid")
+
+    decision = beside(LORA, has_documents=True)
+    assert decision.missing == ("retrieval (prompting: rag)",)
+    assert make_decision([*alternatives()[:3], LORA], closed_labels=False).action == "fine-tune"
 
 
 def test_a_gain_over_prompts_that_say_nothing_of_what_to_do_is_no_evidence_for_a_fine_tune():
@@ -182,12 +186,6 @@ def test_without_a_fair_alternative_no_fine_tune_is_recommended(left_out, expect
     assert expected in decision.missing[0]
 
 
-def test_the_alternatives_needed_depend_on_the_task():
-    decision = beside(LORA, has_documents=True)
-    assert decision.missing == ("retrieval (prompting: rag)",)
-    assert make_decision([*alternatives()[:3], LORA], closed_labels=False).action == "fine-tune"
-
-
 def test_what_failed_is_to_be_fixed_and_what_is_missing_to_be_added():
     facts = [replace(f, state="failed", target=None, validation=None) for f in alternatives()]
     decision = make_decision([*facts, LORA])
@@ -234,13 +232,11 @@ def test_without_a_measured_fine_tune_the_best_untrained_is_shipped_if_anything(
     assert "not compared with knn on the same items" in said
 
 
-def test_the_choice_is_made_on_validation_and_of_a_tie_the_first_listed_wins():
+def test_the_choice_is_made_on_validation_and_of_a_tie_by_tokens_or_order():
     lucky = candidate("lucky", 0.50, target=Estimate(0.99, 0.95, 1.0, 200))
     assert best_untrained([*alternatives(), lucky]) == "knn"
     assert best_untrained([candidate("b", 0.5), candidate("a", 0.5)]) == "b"
 
-
-def test_of_a_tie_the_fewest_tokens_are_chosen_and_unknown_ones_last():
     shots, ranked = (
         candidate(name, 0.5, tokens=TokenCounts(*of))
         for name, of in (("shots", (420, 0, 6)), ("ranked", (420, 390, 6)))
@@ -286,7 +282,7 @@ def decide_beside_trivial(facts, trivial=NO):
     return decide(facts, DecidePolicy(), trivial=trivial, **given)
 
 
-def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
+def test_what_is_worse_than_the_majority_class_is_not_shipped_and_what_may_be_is_said():
     decision = decide_beside_trivial([*alternatives(), make_fine_tune("lora", 0.74, 0.0)])
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert decision.sentence == (
@@ -296,8 +292,6 @@ def test_what_is_shown_to_be_worse_than_the_majority_class_is_not_shipped():
     decision = decide_beside_trivial([*alternatives(), LORA], TrivialBaseline("always answering “no”", 0.9))
     assert decision.sentence.startswith("Undecided: lora would be it, but 81.0 [76, 86] exact_match is less")
 
-
-def test_what_ships_is_said_not_to_beat_the_majority_class_where_that_is_not_shown():
     decision = decide_beside_trivial([*alternatives(0.78), make_fine_tune("lora", 0.78, 0.0)])
     assert decision.candidate == "knn"
     assert decision.sentence.endswith(
@@ -306,6 +300,13 @@ def test_what_ships_is_said_not_to_beat_the_majority_class_where_that_is_not_sho
     assert "always answering" not in decide_beside_trivial([*alternatives(0.90)]).sentence
     assert decide_beside_trivial([*alternatives()], None).candidate == "knn"
 
+    facts = [
+        make_fine_tune("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
+        make_fine_tune("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
+    ]
+    decision = decide_beside_trivial([*alternatives(), *facts])
+    assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
+
 
 @pytest.mark.parametrize(("score", "unit"), [(0.0, Unit()), (1.0, Unit(higher_is_better=False))])
 def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
@@ -313,15 +314,6 @@ def test_what_has_the_worst_score_there_is_is_not_shipped(score, unit):
     decision = decide_beside_trivial([replace(fact, target=reached) for fact in alternatives()], None)
     assert (decision.action, decision.candidate) == ("undecided", None)
     assert "exact_match is the worst score there is; check the questions" in decision.sentence
-
-
-def test_of_several_seeds_the_one_that_ships_is_held_to_the_majority_class():
-    facts = [
-        make_fine_tune("lora", 0.81, 0.07, validation=0.7, target=Estimate(0.5, 0.45, 0.55, 200)),
-        make_fine_tune("lora", 0.95, 0.07, seed=1, target=Estimate(0.95, 0.90, 0.97, 200)),
-    ]
-    decision = decide_beside_trivial([*alternatives(), *facts])
-    assert (decision.candidate, "always answering" in decision.sentence) == ("lora", False)
 
 
 def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
@@ -422,7 +414,7 @@ def test_the_sentence_names_the_seeds_that_keep_a_recipe_back(outcomes, action, 
     assert (decision.action, words in decision.sentence) == (action, True)
 
 
-def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
+def test_where_to_spend_hangs_on_the_seed_that_keeps_a_recipe_back_and_on_items_only_where_they_settle():
     fails, open_ = (beside(*lora_seeds("pass", "pass", o)) for o in ("fail", "inconclusive"))
     assert "while lora (seed 2) fails its gate; harness rescue lora" in find_reason(fails, "Next best spend")
     before = find_reason(open_, "Before either")
@@ -430,8 +422,6 @@ def test_where_to_spend_next_hangs_on_the_seed_that_keeps_a_recipe_back():
         "Before either: the gate of lora (seed 2) is open (some 240 more items would settle it"
     )
 
-
-def test_a_gate_that_no_number_of_items_settles_is_not_said_to_need_more():
     invalid = verdict("inconclusive", "UNDECIDED: invalid: 3 of 100 answers failed", items_needed=None)
     decision = beside(make_fine_tune("lora", 0.95, 0.21, verdict=invalid))
     said = decision.sentence
@@ -468,7 +458,7 @@ def test_tau_decides_by_the_interval_of_the_gain_per_dollar(tau, action):
     assert beside(LORA, tau=tau).action == action
 
 
-def test_break_even_counts_training_and_labels_against_the_saving_per_request():
+def test_break_even_of_tokens_and_of_no_saving_is_said():
     decision = beside(LORA, label_cost_usd=0.5)
     # (0.50 + 360 × 0.5) / ((0.20 − 0.11) / 1000) = 180.5 / 0.00009
     assert decision.arithmetic["break_even_requests"] == pytest.approx(2_005_555.6, abs=0.1)
@@ -476,6 +466,13 @@ def test_break_even_counts_training_and_labels_against_the_saving_per_request():
         "Break-even after 2,005,556 requests (1,671,297 to 2,506,945 with a saving ±20 %), beyond the"
         " 600,000 requests assumed (decide.requests_per_month): 180 USD for training and labels, 0.11 USD per 1,000 requests against 0.20 with knn."
     )
+
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30))
+    assert decision.arithmetic["break_even_requests"] == "∞"
+    assert "∞ requests: lora is not cheaper, 0.30 USD" in find_reason(decision, "Break-even")
+    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None))
+    assert decision.arithmetic["break_even_requests"] is None
+    assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
 
 def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
@@ -491,15 +488,6 @@ def test_at_token_prices_the_break_even_says_what_is_cached_of_each_prompt():
     by_time = make_decision([*others, shots, lora])
     assert "token" not in find_reason(by_time, "Break-even")
     assert "cached_tokens_alternative" not in by_time.arithmetic
-
-
-def test_break_even_is_infinite_or_unknown_where_the_saving_is():
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=0.30))
-    assert decision.arithmetic["break_even_requests"] == "∞"
-    assert "∞ requests: lora is not cheaper, 0.30 USD" in find_reason(decision, "Break-even")
-    decision = beside(make_fine_tune("lora", 0.81, 0.07, cost_per_1k_usd=None))
-    assert decision.arithmetic["break_even_requests"] is None
-    assert find_reason(decision, "Break-even") == "Break-even is unknown, because a cost per request is."
 
 
 SLICES = {"low": Estimate(0.10, 0.05, 0.18, 100), "high": Estimate(0.80, 0.71, 0.87, 100)}
@@ -564,17 +552,6 @@ def set_latencies(p50_s: dict[str, float], facts=None):
     return [replace(f, latency_p50_s=p50_s.get(f.name, f.latency_p50_s)) for f in facts]
 
 
-def test_where_everything_is_too_slow_nothing_is_shipped_and_everybody_is_named():
-    decision = make_decision(set_latencies({}), max_latency_s=0.1)
-    assert (decision.action, decision.candidate) == ("undecided", None)
-    assert decision.sentence.startswith(
-        "Undecided: every candidate is left out, knn because its median request"
-    )
-    left_out = find_reason(decision, "Left out before the choice")
-    assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
-    assert all(f"{f.name} (" in left_out for f in alternatives())
-
-
 def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune_is_shipped():
     facts = set_latencies({"prompt": 0.1, "fixed": 0.1, "knn": 0.3, "ranked": 0.1, "bag": 0.001})
     facts = [replace(f, vs_untrained=comparison(-0.02)) if f.name == "lora" else f for f in facts]
@@ -589,7 +566,7 @@ def test_a_slow_alternative_is_left_out_before_the_choice_and_the_fast_fine_tune
     assert best_untrained(apply_budgets(facts, DecidePolicy(max_latency_s=0.25))) == "bag"
 
 
-def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_shipped():
+def test_slow_candidates_are_left_out_before_the_choice_and_named():
     slow, fast = make_fine_tune("lora", 0.90, 0.16), make_fine_tune("small", 0.81, 0.07)
     facts = set_latencies({"lora": 2.0}, [*alternatives(), slow, fast])
     assert make_decision(facts).candidate == "lora"
@@ -597,6 +574,15 @@ def test_a_slow_fine_tune_is_left_out_and_a_faster_one_or_the_best_untrained_is_
     without = make_decision([f for f in facts if f.name != "small"], max_latency_s=1.0)
     assert without.candidate == "knn"
     assert "no fine-tune keeps the budgets" in without.sentence
+
+    decision = make_decision(set_latencies({}), max_latency_s=0.1)
+    assert (decision.action, decision.candidate) == ("undecided", None)
+    assert decision.sentence.startswith(
+        "Undecided: every candidate is left out, knn because its median request"
+    )
+    left_out = find_reason(decision, "Left out before the choice")
+    assert "lora (its median request takes 0.2 s, and the budget is 0.1 s)" in left_out
+    assert all(f"{f.name} (" in left_out for f in alternatives())
 
 
 def test_where_no_untrained_candidate_is_fast_enough_the_fine_tune_has_to_beat_the_prompt():
