@@ -71,7 +71,7 @@ SPOILT = {
     "merged": (reverse_merges, "by its own template and tokenizer, and"),
     "cut": (
         lambda folder: os.truncate(folder / "m.onnx", 1000),
-        "the worker of m.onnx ended with exit code 1",
+        "the worker of m.onnx ended with exit code 1; its last lines: InvalidProtobuf: ",
     ),
 }
 
@@ -264,3 +264,7 @@ def test_an_artefact_that_is_compared_alone_stands_beside_the_rows_of_its_base(e
     at, runs = Store(path.parent / "runs"), runs_of(path)
     of_base = {key: store.digest_of_base(at, runs["other"], key) for key in runs["other"].rows}
     assert of_base == runs["prompt"].rows
+    shown = json.loads((path.parent / "reports" / "tiny-of-other.json").read_text())["answers"]
+    for item in shown:
+        assert {column for sent in item["prompts"] for column in sent["columns"]} == {*item["answers"]}
+    assert {len(item["answers"]) for item in shown} == {1, 2}, "the base answered the suites"

@@ -295,7 +295,10 @@ def main() -> None:
     if sys.argv[1] == "--describe":
         sys.stdout.write(json.dumps(_describe(sys.argv[2])) + "\n")
         return
-    engine: Engine = Gguf(sys.argv[1]) if sys.argv[1].endswith(".gguf") else Onnx(sys.argv[1])
+    try:
+        engine: Engine = Gguf(sys.argv[1]) if sys.argv[1].endswith(".gguf") else Onnx(sys.argv[1])
+    except Exception as error:  # noqa: BLE001 (which each engine has of its own)
+        sys.exit(f"{type(error).__name__}: {error}")
     with socket.socket(fileno=os.dup(0)) as channel, channel.makefile("rwb") as stream:
 
         def send(said: dict[str, Any], raw: bytes = b"") -> None:
