@@ -32,7 +32,7 @@ BOUND_S, WAIT_S = 20, 200  # of one draw: of the processor, and by the clock on 
 ROOT, _MEMORY = Path(__file__).parents[1], Path("/dev/shm")
 _SCORING = ("report", "gate", "decide", "compare")
 # Of all draws, those of each reader.
-SHARES = {"rows": 0.27, "sets": 0.04, "store": 0.29, "experiment": 0.17, "people": 0.04, "feedback": 0.05, "logs": 0.07, "base": 0.05, "cache": 0.02}  # fmt: skip
+SHARES = {"rows": 0.26, "sets": 0.04, "store": 0.29, "experiment": 0.17, "people": 0.04, "feedback": 0.05, "logs": 0.07, "base": 0.05, "cache": 0.02, "artefact": 0.01}  # fmt: skip
 
 
 class TooSlow(BaseException):
@@ -318,9 +318,22 @@ def write_base(finished: Path, model: Path, folder: Path) -> Reader:
     return Reader(folder, ("model/*", "adapter/*", "whole/*"), commands)
 
 
+def write_artefact(base: Reader) -> Reader:
+    """Let a GGUF file of a base answer, in a process of its own."""
+    import tiny_gguf
+
+    folder = base.folder.with_name("artefact")
+    shutil.copytree(base.folder, folder)
+    tiny_gguf.write(folder / "model", folder / "model.gguf")
+    with (folder / "harness.yaml").open("a") as file:
+        file.write("  served: {method: artefact, path: ./model.gguf}\n")
+    return Reader(folder, ("*.gguf",), ("compare --candidates served",))
+
+
 def write_seeds(folder: Path, finished: Path, model: Path) -> dict[str, Reader]:
     """Write valid seeds of every reader; `finished` is a tiny experiment that was run."""
     stored = write_store(finished, folder / "store")
+    based = write_base(finished, model, folder / "base")
     return {
         "rows": write_rows(folder / "rows"),
         "sets": write_sets(folder / "sets"),
@@ -330,7 +343,8 @@ def write_seeds(folder: Path, finished: Path, model: Path) -> dict[str, Reader]:
         "feedback": write_feedback(stored),
         "cache": write_cache(finished, folder / "cache"),
         "logs": write_logs(folder / "logs"),
-        "base": write_base(finished, model, folder / "base"),
+        "base": based,
+        "artefact": write_artefact(based),
     }
 
 

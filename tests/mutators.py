@@ -237,10 +237,15 @@ def _change_table(draw: random.Random, data: bytes) -> bytes:
     return out.getvalue()
 
 
+def _change_gguf(draw: random.Random, data: bytes) -> bytes:
+    """Change what names and describes the tensors, the first ten thousand bytes of a tiny file."""
+    return draw.choice(_OF_BYTES)(draw, data[:10_000]) + data[10_000:]
+
+
 _OF_KIND: dict[str, Callable[[random.Random, bytes], bytes]] = {
     ".json": _change_json, ".jsonl": _change_lines, ".yaml": _change_yaml, ".csv": _change_cells,
     ".tsv": _change_cells, ".gz": _change_packed, ".eval": _change_zipped, ".parquet": _change_table,
-    ".safetensors": _change_header, ".jinja": _change_template,
+    ".safetensors": _change_header, ".jinja": _change_template, ".gguf": _change_gguf,
 }  # fmt: skip
 
 
