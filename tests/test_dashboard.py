@@ -152,6 +152,14 @@ def test_an_empty_store_in_which_somebody_works_says_to_wait(open_page, tmp_path
 
 
 @pytest.mark.e2e
+def test_a_report_that_cannot_be_read_is_named_with_what_makes_it_anew(open_page, tmp_path, made):
+    written = next((tmp_path / "reports").glob("*.json"))
+    written.write_text(written.read_text().replace('"policy": {', '"policy": {"of_old": 1,', 1))
+    (said,) = re.findall(r"[^<>]*of_old[^<>]*", html(open_page("forgetting")))
+    assert written.name in said
+    assert "next: harness report" in said
+
+
 def test_a_smoke_report_comes_last_and_says_what_it_is(open_page, tmp_path):
     report.write(replace(fake_project.write(tmp_path), smoke=True), tmp_path / "reports")
     page = open_page("pareto")

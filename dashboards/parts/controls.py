@@ -34,13 +34,16 @@ def heading(title: str, purpose: str) -> None:
         remember("experiment", [name])
     named = names[0] if len(names) == 1 else loaded.experiment.name if loaded and not names else ""
     st.caption(f"**{safe_text.label(named)}** · {purpose}" if named else purpose)
+    safe_text.say_all(project.unreadable_reports())
 
 
 def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     at = project.find_at_work()
     wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
-    st.info(f"{what} {wait or 'Next: `harness compare` in the folder of harness.yaml.'}")
+    config = project.project().file.name
+    command = "harness compare" if config == "harness.yaml" else f"harness compare -c {config}"
+    st.info(f"{what} {wait or f'Next: `{command}` in the folder of {config}.'}")
 
 
 def shown_report() -> ExperimentReport | None:

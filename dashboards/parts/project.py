@@ -5,7 +5,7 @@ works; so a writer never waits for a page.
 """
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +87,17 @@ def _runs(folder: str) -> list[dict[Path, tuple[int, Run | None]]]:
 def reports() -> dict[str, ExperimentReport]:
     """Read the kept reports by name, the latest first; a smoke report is one of its own."""
     return {name: _renew_verdicts(*one) for name, one in _kept_reports().items()}
+
+
+def unreadable_reports() -> Iterator[str]:
+    """Yield why a file that looks like a report is not shown, and what to do."""
+    for path in report.kept_reports(project().file.parent / "reports"):
+        try:
+            _report(str(path), path.stat().st_mtime_ns)
+        except HarnessError as error:
+            yield str(error)
+        except OSError:
+            continue  # it was replaced just now
 
 
 def _kept_reports() -> dict[str, tuple[ExperimentReport, int]]:

@@ -124,7 +124,8 @@ def read(path: Path) -> ExperimentReport:
     try:
         found = restore(ExperimentReport, parse_json(path.read_text("utf-8")))
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        problem = Problem(str(path), f"no report ({error})", "what harness compare wrote", "harness report")
+        why = " ".join(str(error).partition(" [type=")[0].split())
+        problem = Problem(str(path), f"no report ({why})", "what harness compare wrote", "harness report")
         raise UserError(problem) from error
     if isinstance(found, ExperimentReport):
         return found
