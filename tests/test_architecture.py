@@ -42,7 +42,7 @@ HOMES = {
     "bm25s": {"prompting"},
     "sentence_transformers": {"data", "prompting", "metrics", "training", "methods"},
     "evaluate": {"metrics"},
-    "py3langid": {"production"},
+    "py3langid": {"evaluation"},
     "optuna": {"experiment"},
     **{name: {"report", "training"} for name in ("mlflow", "tensorboard", "wandb")},
     **{
@@ -72,7 +72,7 @@ OFFERED = {
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage lm_eval rescoring "
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval rescoring "
         "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.

@@ -186,6 +186,7 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
         *session.target.items.notes,
         *experiment.describe_training_rows(session, selected),
         *experiment.describe_prompting(session, selected),
+        *experiment.describe_unspoken(session),
         *experiment.recipe_warnings(session, selected),
         *experiment.idle_workers(session),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused

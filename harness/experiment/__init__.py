@@ -16,6 +16,7 @@ from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.costs import Work
+from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer

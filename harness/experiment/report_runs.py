@@ -18,6 +18,7 @@ from harness.evaluation.candidate_rows import describe_training_rows, training_d
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
+from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.analysis import judge_and_decide
@@ -120,7 +121,7 @@ def report_finished(
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
     of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
-    of_rows += describe_prompting(session, names)
+    of_rows += [*describe_prompting(session, names), *describe_unspoken(session)]
     of_pairs = [*filter(None, [judge_of_pairs(session)])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]

@@ -23,6 +23,7 @@ from harness.config import LoadedExperiment
 from harness.data.contamination import open_encoder
 from harness.errors import Problem, UserError
 from harness.evaluation import answer_status
+from harness.evaluation.languages import classify
 from harness.formatting import count, p_value, percent, plain, pluralize, points, quote
 from harness.production.feedback import mask_example
 from harness.records import Example, FeedbackRow, SampleResult
@@ -277,9 +278,7 @@ def _test_lengths(about: Kind, weights: stats.Weights, of: _Texts) -> DriftTest:
 
 
 def _test_languages(weights: stats.Weights, of: _Texts) -> DriftTest:
-    import py3langid
-
-    named = [py3langid.classify(text[:_READ])[0] for text in of.texts]
+    named = [classify(text[:_READ]) for text in of.texts]
     common = {language for language, n in Counter(named).items() if n >= _RARE * len(named)}
     languages = [language if language in common else "other" for language in named]
     shares = {name: of.shares([language == name for language in languages]) for name in set(languages)}

@@ -1,0 +1,91 @@
+"""Languages of texts, and the tasks of lm-eval's catalogue that are in them.
+
+Invariant: a language is named only where nearly all of many texts are in it; of few or short ones none is.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import NamedTuple
+
+from harness.cache import memo
+from harness.evaluation.session import MeasuredTask, Session
+from harness.records import Example, digest
+
+
+class Spoken(NamedTuple):
+    """Name of a language, and the multiple-choice tasks of lm-eval in it, each with the chance of a guess."""
+
+    name: str
+    tasks: Mapping[str, float] = {}
+
+
+def _tasks(suffix: str, reading: str, *others: str) -> dict[str, float]:
+    """Name tasks: reading, general knowledge, and those others that exist in a language."""
+    chances = {"arc": 0.25, "hellaswag": 0.25, "xnli": 1 / 3, "xstorycloze": 0.5, "paws": 0.5}
+    named = {f"{other}_{suffix}": chances[other] for other in others}
+    return {f"belebele_{reading}": 0.25, f"m_mmlu_{suffix}": 0.25} | named
+
+
+SPOKEN: Mapping[str, Spoken] = {
+    "en": Spoken("English"),
+    "zh": Spoken("Chinese", _tasks("zh", "zho_Hans", "arc", "xnli", "xstorycloze")),
+    "es": Spoken("Spanish", _tasks("es", "spa_Latn", "arc", "hellaswag", "xnli", "xstorycloze")),
+    "fr": Spoken("French", _tasks("fr", "fra_Latn", "arc", "hellaswag", "xnli")),
+    "de": Spoken("German", _tasks("de", "deu_Latn", "arc", "hellaswag", "xnli")),
+    "pt": Spoken("Portuguese", _tasks("pt", "por_Latn", "arc", "hellaswag")),
+    "ru": Spoken("Russian", _tasks("ru", "rus_Cyrl", "arc", "hellaswag", "xnli", "xstorycloze")),
+    "ja": Spoken("Japanese", {"belebele_jpn_Jpan": 0.25, "global_mmlu_ja": 0.25, "paws_ja": 0.5}),
+    "ar": Spoken("Arabic", _tasks("ar", "arb_Arab", "arc", "hellaswag", "xnli", "xstorycloze")),
+    "hi": Spoken("Hindi", _tasks("hi", "hin_Deva", "arc", "hellaswag", "xnli", "xstorycloze")),
+}
+_MOST_TEXTS, _FEWEST_TEXTS, _READ = 40, 10, 400  # the last in characters of a text
+_FEWEST_LETTERS, _SHARE = 20, 0.8
+
+
+def classify(text: str) -> str:
+    """Return the code of the language that a text is most likely in."""
+    import py3langid
+
+    return str(py3langid.classify(text)[0])
+
+
+def find_language(texts: Iterable[str]) -> str:
+    """Return the code of the language of nearly all texts that are long enough to tell, or an empty text."""
+    distinct = list(
+        dict.fromkeys(text[:_READ] for text in texts if sum(map(str.isalpha, text)) >= _FEWEST_LETTERS)
+    )
+    read = distinct[:: -(-len(distinct) // _MOST_TEXTS) or 1]
+    if len(read) < _FEWEST_TEXTS:
+        return ""
+    language, n = Counter(map(classify, read)).most_common(1)[0]
+    return language if n >= _SHARE * len(read) else ""
+
+
+def describe_unspoken(session: Session) -> Iterator[str]:
+    """Say that no task of the capability suites is in a language of the target, where that is known."""
+    capability = [m for m in session.suites if m.role == "capability"]
+    measured = [session.target, *capability]
+    limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE]
+    key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured)])
+    target, *suites = memo("languages", key, lambda: [_languages_of(m) for m in measured])
+    spoken = dict.fromkeys(language for languages in suites for language in languages)
+    for language in [one for one in target if spoken and one not in spoken]:
+        known = SPOKEN.get(language, Spoken(f"the language “{language}”"))
+        others = " and ".join(SPOKEN.get(one, Spoken(one)).name for one in spoken)
+        examples = ", ".join([*known.tasks][:3])
+        step = f"tasks of lm-eval such as {examples} in a suite" if examples else "a suite in that language"
+        yield (
+            f"language: the target is in {known.name}, the capability suites are in {others}: what is"
+            f" forgotten of {known.name} is not measured; next: {step}"
+        )
+
+
+def _languages_of(measured: MeasuredTask) -> list[str]:
+    """List the languages of a task's prompts and answers."""
+    items = measured.items.test
+    found = [find_language(texts) for texts in (map(_asked, items), (r for e in items for r in e.references))]
+    return [*dict.fromkeys(filter(None, found))]
+
+
+def _asked(example: Example) -> str:
+    return "\n".join([example.prompt, *example.choices[:1]])
