@@ -47,10 +47,16 @@ def project() -> Project:
 
 
 def shown() -> str:
-    """Name the report that is shown: the one that the address names, else the latest, a smoke run's last."""
-    found = _kept_reports()
+    """Name the report that is shown: that of the address, else the latest of the experiment's file.
+
+    Reports of other experiments come after its own, and smoke runs after whole ones.
+    """
+    found, loaded = _kept_reports(), experiment()
     wanted = str(st.query_params.get("experiment", ""))
-    return wanted if wanted in found else min(found, key=lambda name: found[name][0].smoke, default="")
+    if wanted in found:
+        return wanted
+    own = loaded.experiment.name if loaded else ""
+    return min(found, key=lambda name: (found[name][0].experiment != own, found[name][0].smoke), default="")
 
 
 def is_smoke() -> bool:
