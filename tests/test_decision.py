@@ -779,8 +779,9 @@ def test_a_gain_ships_where_it_is_worth_more_than_it_costs():
         ("new_domain", "lora gains +61.0 [+57, +65] points over the prompt"),
         ("general_purpose", "the other abilities of lora changed by"),
         ("low_resource_language", "lora gains +61.0 [+57, +65] points over the prompt"),
-        ("missing_capability", "lora gains +61.0 [+57, +65] points over the prompt"),
-        ("cheaper_than_a_larger_model", "1,000 requests cost 0.10 USD with lora and 0.20 with knn, after 12.00 USD"),
+        ("missing_capability", ("the base reaches 20.0 [15, 25] exact_match with prompt and 74.0 [69, 79] exact_match"
+         " with knn and 30.0 [25, 35] exact_match with ranked, which is more than no right answer at all: it has the"
+         " capability at least in part; lora gains +61.0 [+57, +65] points over the prompt")),
     ],
 )  # fmt: skip
 def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
@@ -788,6 +789,51 @@ def test_a_need_that_was_measured_is_answered_by_what_was_found(need, measured):
     slices = {name: Estimate(0.5, 0.4, 0.6, 50) for name in ("knowledge", "behaviour") if "slice" in measured}
     facts = [replace(f, slices=slices) for f in (*alternatives(), make_fine_tune("lora", 0.81, 0.07, **own))]
     assert f": {measured}" in find_reason(make_decision(facts, needs=(need,)), "Measured (")
+
+
+def test_a_capability_is_missing_where_the_base_is_not_above_a_rule_that_reads_nothing():
+    guess = TrivialBaseline("always answering “no”", 0.5)
+    runs = [candidate("prompt", 0.48), candidate("knn", 0.52, prompting="few_shot(select=knn, shots=8)")]
+    policy = DecidePolicy(needs=("missing_capability",))
+    said = find_reason(fake_facts.make_decision(runs, policy, trivial=guess), "(missing capability)")
+    assert (
+        "not shown to be more than always answering “no”, which reaches 50.0 %: it lacks the capability"
+        in said
+    )
+    alone = find_reason(fake_facts.make_decision(runs[:1], policy, trivial=guess), "(missing capability)")
+    assert "it lacks the capability, though shots were not tried" in alone
+
+
+def test_answers_with_sources_are_judged_by_the_citations_of_what_retrieves():
+    rag = candidate("rag", 0.6, prompting="rag(retriever=bm25, top_k=2)", recall=0.9)
+    needs = ("answers_with_sources",)
+    said = find_reason(make_decision([rag], needs=needs), "(answers with sources)")
+    assert "its citations were not scored (metrics: [citation_precision, citation_recall] score them)" in said
+    cited = {
+        "citation_precision": Estimate(0.5, 0.4, 0.6, 50),
+        "citation_recall": Estimate(0.25, 0.2, 0.3, 50),
+    }
+    said = find_reason(make_decision([replace(rag, citations=cited)], needs=needs), "(answers with sources)")
+    assert (
+        "the citations of rag reach 50.0 [40, 60] citation_precision and 25.0 [20, 30] citation_recall"
+        in said
+    )
+
+
+def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
+    own = {"cost_per_1k_usd": 0.1, "rows_cost_usd": 12.0}
+    lora = make_fine_tune("lora", 0.81, 0.07, **own)
+    needs = {"needs": ("cheaper_than_a_larger_model",)}
+    assert "(cheaper than a larger model)" in find_reason(beside(lora, **needs), "Declared, not measured")
+    large = candidate("large", 0.9, method="endpoint", trained=True, baseline=True, cost_per_1k_usd=2.6)
+    said = find_reason(make_decision([*alternatives(), lora, large], **needs), "Measured (cheaper")
+    assert (
+        "large, the larger model, reaches 90.0 [85, 95] exact_match and lora 81.0 [76, 86] exact_match; 1,000 requests"
+        " cost 2.60 and 0.10 USD; its teacher and its training cost 12.00 and 0.50 USD, paid back after 5,000 requests"
+    ) in said
+    dear = replace(large, cost_per_1k_usd=None)
+    said = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
+    assert "what large costs is not known" in said
 
 
 def test_every_need_has_advice_that_is_held_against_what_is_chosen():

@@ -12,7 +12,7 @@ Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta e
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from harness import formatting
+from harness import formatting, plugins
 from harness.decision.next_step import too_few
 from harness.decision.results import (
     FEW,
@@ -232,10 +232,7 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
         run = best(f for f in own if action_of(f) in _RETRIEVES)
-        if run is None or run.recall is None:
-            return ""
-        recall_text = f"retrieval found {formatting.percent(run.recall)} % of the documents needed"
-        return f"{recall_text}, and {run.name} reaches {score_text(case, run)} with them"
+        return _describe_retrieval(case, need, run) if run else ""
     if need == "sensitive_data":
         leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
         if not leaving:
@@ -246,7 +243,73 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
         scores = ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs)
         return scores if len(runs) > 1 else ""
+    if need == "missing_capability":
+        return _describe_lack(case)
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
+
+
+def _describe_retrieval(case: Case, need: Need, run: CandidateFacts) -> str:
+    said = (
+        []
+        if run.recall is None
+        else [
+            f"retrieval found {formatting.percent(run.recall)} % of the documents needed",
+            f"{run.name} reaches {score_text(case, run)} with them",
+        ]
+    )
+    if need != "answers_with_sources":
+        return ", and ".join(said)
+    cited = [f"{formatting.score(of.unit, *of[:3])} {name}" for name, of in run.citations.items()]
+    unmeasured = "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
+    said.append(f"the citations of {run.name} reach {' and '.join(cited)}" if cited else unmeasured)
+    return ", and ".join(said) if cited or len(said) > 1 else ""
+
+
+def _describe_lack(case: Case) -> str:
+    """Say whether the base, prompted and shown examples, is above what no skill reaches."""
+    kinds: tuple[Action, ...] = ("prompt", "few-shot", "rank")
+    runs = [run for kind in kinds if (run := best_of(case, kind)) and run.target]
+    if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
+        return ""
+    scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
+    nothing = case.trivial.text if case.trivial else "no right answer at all"
+    share = case.trivial.share if case.trivial else 0.0
+    above = any(run.target and run.target.low > share for run in runs)
+    shots = "" if any(action_of(run) == "few-shot" for run in runs) else ", though shots were not tried"
+    found = (
+        f"more than {nothing}: it has the capability at least in part"
+        if above
+        else f"not shown to be more than {nothing}: it lacks the capability{shots}"
+    )
+    run = case.judged
+    gained = ""
+    if run and run.vs_prompt:
+        gained = f"; {run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    return f"the base reaches {scores}, which is {found}{gained}"
+
+
+def _describe_larger(case: Case, run: CandidateFacts) -> str:
+    """Compare a fine-tune with the best larger model: score, cost, and the requests that pay for it."""
+
+    def is_larger(f: CandidateFacts) -> bool:
+        has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
+        return f.name != run.name and (has_more or plugins.find_method(f.method).is_remote)
+
+    larger = best(filter(is_larger, case.facts))
+    if larger is None:
+        return ""
+    scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
+    said = f"{larger.name}, the larger model, {scores}"
+    prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
+    if prices[0] is None or prices[1] is None:
+        return f"{said}; what {larger.name if prices[0] is None else run.label} costs is not known"
+    once, less = run.rows_cost_usd + run.training_cost_usd, prices[0] - prices[1]
+    n_requests = formatting.round_up(1000 * once / less) if less > 0 else ""
+    pays = f"paid back after {n_requests} requests" if n_requests else "never paid back"
+    costs, spent = (
+        " and ".join(map(formatting.usd, one)) for one in (prices, (run.rows_cost_usd, run.training_cost_usd))
+    )
+    return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
@@ -263,17 +326,9 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
         held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
         where = f" on {run.measured_on}" if run.measured_on else ""
         return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
-    if (
-        need == "cheaper_than_a_larger_model"
-        and other
-        and None not in (run.cost_per_1k_usd, other.cost_per_1k_usd)
-    ):
-        own, its = formatting.usd(run.cost_per_1k_usd), formatting.usd(other.cost_per_1k_usd)
-        taught = (
-            f", after {formatting.usd(run.rows_cost_usd)} USD for its teacher" if run.rows_cost_usd else ""
-        )
-        return f"1,000 requests cost {own} USD with {run.label} and {its} with {other.name}{taught}"
-    if need in ("new_domain", "low_resource_language", "missing_capability") and run.vs_prompt:
+    if need == "cheaper_than_a_larger_model":
+        return _describe_larger(case, run)
+    if need in ("new_domain", "low_resource_language") and run.vs_prompt:
         return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
     return ""
 

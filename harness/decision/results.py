@@ -98,10 +98,11 @@ class CandidateFacts:
     their parameters, to tell `knn` shots from fixed ones. `target` is the primary metric's estimate on test,
     `validation` its value there. The comparisons are paired on test: `new` is this run, `base` the best
     untrained candidate or the prompt. `recall` is the share of needed documents that retrieval found,
-    `retrieval` how its passages were used, `several` describes the answers where several were sampled per
-    item. Costs are in USD; `index_per_1k_usd` is that of the retrieval index and is not included in the
-    others. `tokens` of a request (None for a classifier), `latency_p50_s` and `latency_p95_s` in seconds,
-    `requests_per_s` in batches and `under_load` for concurrent requests were all timed on the machine
+    `retrieval` how its passages were used, `citations` the scores of its citations by metric, `several`
+    describes the answers where several were sampled per item. Costs are in USD; `index_per_1k_usd` is that of
+    the retrieval index and is not included in the others. `tokens` of a request (None for a classifier),
+    `latency_p50_s` and `latency_p95_s` in seconds, `requests_per_s` in batches and `under_load` for
+    concurrent requests were all timed on the machine
     `measured_on`; `disturbed` holds, by the names of these fields, figures disturbed by other work on the
     machine: the fields themselves are then None, and nothing is decided by them. `over_budget` says which
     budget or need is broken. `baseline` marks a model to beat, `leaves_machine` one whose requests go to an
@@ -150,6 +151,7 @@ class CandidateFacts:
     n_train: int = 0
     recall: float | None = None
     retrieval: RetrievalUse | None = None
+    citations: dict[str, Estimate] = field(default_factory=dict)
     several: SeveralAnswers | None = None
     over_items: ItemVariances | None = None
     training: TrainingRecord = field(default_factory=TrainingRecord)

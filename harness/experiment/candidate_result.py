@@ -214,6 +214,11 @@ class _Measured(NamedTuple):
             base=self.base_size(),
             recall=fmean(recalls) if recalls else None,
             retrieval=self.retrieval_use(),
+            citations={
+                name: comparison.estimate(of, test)
+                for name, of in session.target.metrics.items()
+                if name.startswith("citation_")
+            },
             settings=self.settings(),
             several=comparison.several_answers(metric, test, self.reader.read_drawn(run, session.target)),
             training=run.training,
