@@ -57,7 +57,9 @@ class Nightly(worlds.Oracle):
         share = (self.truth.general if general else self._target(messages)) / 100
         lost, gained = (self.rates.base_moves / 2,) * 2
         if self.tuned:
-            on_target = self.rates.counter_lost if _is_counter(messages) else self.rates.lost
+            on_target = (
+                self.rates.counter_lost if "What is counter " in messages[-1]["content"] else self.rates.lost
+            )
             lost = self.rates.general_lost if general else on_target
             gained = self.rates.gained
         moves = _draw_uniform(self.day, messages[-1]["content"], self.tuned) < (
@@ -69,10 +71,6 @@ class Nightly(worlds.Oracle):
 
     def _target(self, messages):
         return self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
-
-
-def _is_counter(messages) -> bool:
-    return "What is counter " in messages[-1]["content"]
 
 
 def _draw_uniform(*what) -> float:

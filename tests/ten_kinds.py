@@ -124,10 +124,6 @@ def japanese(rng: random.Random) -> bytes:
     return lines(rows)
 
 
-def make_few(rng: random.Random) -> bytes:
-    return labels(rng, 40)
-
-
 def spreadsheet(rng: random.Random) -> bytes:
     """Make an export: BOM, semicolons, odd headers, empty cells and lines, and rows that stand twice."""
     out = io.StringIO()
@@ -149,7 +145,7 @@ KINDS = {
     "JSON output": Kind("boxes.jsonl", json_answers, "text"),
     "long documents": Kind("reports.jsonl", make_long_documents, "labels", truth="classifier"),
     "another language": Kind("japanese.jsonl", japanese, "text"),
-    "40 rows": Kind("few.jsonl", make_few, "labels", never=True),
+    "40 rows": Kind("few.jsonl", lambda rng: labels(rng, 40), "labels", never=True),
     "20,000 rows": Kind("many.jsonl", make_random_labels, "labels", never=True),
     "messy spreadsheet": Kind("Export 2026 (final).csv", spreadsheet, "labels", truth="classifier"),
 }

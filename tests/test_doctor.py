@@ -163,10 +163,6 @@ COUNTS = st.integers(0, 10**9)
 WORK = st.builds(Work, COUNTS, COUNTS, COUNTS)
 
 
-def make_example(text, choices=(), reference="late"):
-    return Example("x", ({"role": "user", "content": text},), (reference,), choices)
-
-
 @PURE
 @given(WORK)
 def test_a_model_twice_as_large_takes_twice_as_long_and_a_machine_twice_as_fast_half(work):
@@ -184,7 +180,8 @@ def test_estimates_grow_with_what_is_read_and_generated_and_are_priced_by_the_ho
     assert tokens("") == 1
     assert tokens("x" * 400) == 100
 
-    example = make_example("Where is it?", choices=("late", "money"))
+    asked = ({"role": "user", "content": "Where is it?"},)
+    example = Example("x", asked, ("late",), ("late", "money"))
     ranked, generated = (estimate_answering([example], ranked=r, max_new_tokens=5) for r in (True, False))
     assert ranked.generated == 0
     assert ranked.read == generated.read + tokens("late") + tokens("money")

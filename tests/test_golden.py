@@ -85,7 +85,7 @@ FROZEN = Path(__file__).parent / "golden_worlds"
 
 
 @pytest.mark.e2e
-@pytest.mark.usefixtures("module_cache")
+@pytest.mark.usefixtures("rule_cache")
 @pytest.mark.parametrize("world", stored.WORLDS, ids=lambda world: world.__name__)
 def test_what_is_said_of_a_stored_world_is_what_was_said(world, tmp_path, request):
     file = FROZEN / f"{world.__name__}.json"

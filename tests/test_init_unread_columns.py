@@ -22,13 +22,14 @@ from harness.spec import TaskData
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 WORDS = "the lamp is on the table and the hen is in the garden"
+ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here: nothing is loaded
 
 
 def propose(tmp_path, content, **given):
     """Propose an experiment for rows."""
     path = tmp_path / "mine.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
-    return scaffold.propose(Request(tmp_path / "new", str(path), **given), HERE)
+    return scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE | given), HERE)
 
 
 def make_choices(columns, answer, right, ask="question"):
@@ -146,7 +147,7 @@ def test_a_question_and_an_answer_are_read_in_capitals_and_beside_columns_withou
     path = tmp_path / "spam.csv"
     lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
     path.write_text("\n".join(["v1,v2,,,", *lines]))
-    fields = scaffold.propose(Request(tmp_path / "new", str(path)), HERE).task.fields
+    fields = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE).task.fields
     assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
 
 
@@ -156,7 +157,7 @@ def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     for part, n in (("train", 60), ("validation", 10), ("test", 10)):
         content = [{"text": f"Say {part} {i}.", "label": "ab"[i % 2]} for i in range(n)]
         (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
-    found = scaffold.propose(Request(tmp_path / "new", str(folder)), HERE)
+    found = scaffold.propose(Request(tmp_path / "new", str(folder), **ELSEWHERE), HERE)
     (said,) = found.warnings
     assert "its validation and test rows are not read" in said
     data = YAML(typ="safe").load(said.partition("write data: ")[2].removesuffix(" in the suite"))

@@ -1,25 +1,42 @@
-"""Requests to a server: how many at once, what was timed, and what they may cost."""
+"""Requests are timed alone and at once, again where other work disturbed them, and cost what was said."""
 
+import json
+import re
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import count
 from threading import Lock
 
 import pytest
 import tiny_experiment
+import tiny_methods
 from fake_facts import candidate
 from hypothesis import given
 from hypothesis import strategies as st
 from openai_server import Fault, Rule, serve_model
 from test_prompt_search import HARNESS
 
+from harness import config, store
 from harness.decision import UnderLoad
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Budget, Words
-from harness.experiment import compare
+from harness.evaluation.runner import open_weights
+from harness.evaluation.timing import batch_time, describe_timing, time_requests
+from harness.experiment import Scope, compare, prepare_session
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.run_candidate import row_sets, time_again
+from harness.methods import lora
+from harness.models.devices import load_base
+from harness.models.hardware import Load, Machine
+from harness.models.hf import HFCandidate, ModelHost, merge_adapter
+from harness.models.hub import resolve
+from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown
 from harness.report.result_tables import load_section
+
+pytestmark = pytest.mark.usefixtures("watched_load")
 
 POLICY = "concurrency: 4\n"
 
@@ -159,3 +176,212 @@ def test_a_request_that_fails_gives_back_what_was_set_aside_and_one_without_usag
         spend(None, 0, 0)
     with pytest.raises(CandidateFailed, match="what they cost is unknown"):
         ask(budget, read=1, written=1, took=(1, 1))
+
+
+class FakeMachine:
+    """A clock on which each request takes the next of some times, and waits for a processor a share of it."""
+
+    def __init__(self, seconds, waited_share=lambda turn: 0.0):
+        self.seconds, self.waited_share = seconds, waited_share
+        self.turn, self.now, self.waited, self.asked = count(), 0.0, 0.0, []
+
+    def ask(self, i):
+        took, turn = self.seconds(i), next(self.turn)
+        self.now += took
+        self.waited += took * self.waited_share(turn)
+        self.asked.append(i)
+
+    def read(self):
+        return Load(self.now, self.now, self.waited)
+
+
+def test_requests_are_timed_alone_and_again_beside_other_work():
+    machine = FakeMachine(lambda i: 0.1 + i / 100)
+    found = time_requests(machine.ask, 10, read=machine.read)
+    assert machine.asked == [0, *range(10), 0]
+    assert found.times_s == pytest.approx([0.1 + i / 100 for i in range(10)])
+    assert (found.p50_s, found.p95_s) == (pytest.approx(0.145), pytest.approx(0.19))
+    assert not found.contended
+    machine = FakeMachine(lambda i: 3.0)
+    assert len(time_requests(machine.ask, 30, read=machine.read).times_s) == 5
+
+    machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5 if turn < 7 else 0.0)
+    found = time_requests(machine.ask, 5, read=machine.read)
+    assert len(machine.asked) == 14
+    assert not found.contended
+    machine = FakeMachine(lambda i: 0.1, lambda turn: 0.5)
+    found = time_requests(machine.ask, 5, read=machine.read)
+    assert len(machine.asked) == 14
+    assert found.contended
+
+
+def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system_does_not_count():
+    turn = count()
+    machine = FakeMachine(lambda i: 0.1 if next(turn) % 7 < 6 else 0.4)
+    assert time_requests(machine.ask, 5, read=machine.read).contended
+    quick = FakeMachine(lambda i: 0.001 if next(turn) % 7 < 6 else 0.004)
+    assert not time_requests(quick.ask, 5, read=quick.read).contended, "of milliseconds nobody notices that"
+
+
+# Of stored runs
+
+
+@pytest.fixture
+def session_and_run(copy):
+    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
+    return session, run
+
+
+def test_a_run_holds_both_times_with_their_marks(session_and_run):
+    _, run = session_and_run
+    assert 0 < run.latency["p50_s"] <= run.latency["p95_s"]
+    assert {"contended", "compute_s", "compute_contended"} <= run.latency.keys()
+
+
+def weights_and_test(session, run):
+    candidate = session.candidates["lora"]
+    weights = find_stored_weights(session, candidate, run.seed)
+    return weights, row_sets(session, candidate, weights, run.seed)[1]
+
+
+def mark_blocks(session, run, contended):
+    """Note of every block of the test rows that other work disturbed it, or not."""
+    digest = run.rows[f"{session.target.task.name}/test"]
+    for index, origin in store.origins(session.store, digest).items():
+        store.keep_origin(session.store, digest, index, origin._replace(contended=contended))
+    return [row.compute_s for row in store.read_rows(session.store, digest)]
+
+
+@pytest.mark.e2e
+def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without_one(
+    session_and_run, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")  # the second measurement is to be a quiet one
+    session, run = session_and_run
+    weights, test = weights_and_test(session, run)
+    times = mark_blocks(session, run, contended=False)
+    with open_weights(session, weights) as model:
+        assert batch_time(session, model, test) == (pytest.approx(sum(times) / len(times)), False)
+        mark_blocks(session, run, contended=True)
+        again = batch_time(session, model, test)
+    assert again.compute_s > 0
+    assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
+
+
+@pytest.mark.parametrize(("took_s", "n_asked"), [(0.06, 4), (0.3, 1)])
+def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measured(
+    session_and_run, took_s, n_asked
+):
+    session, run = session_and_run
+    weights, test = weights_and_test(session, run)
+    mark_blocks(session, run, contended=True)
+    reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
+    with open_weights(session, weights) as model:
+        assert not batch_time(session, model, test, read=lambda: next(reads)).contended
+    # One reading before, one behind each block, and one for what others took of the processors.
+    assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
+
+
+def test_a_run_whose_requests_all_failed_is_not_timed_again(session_and_run):
+    session, run = session_and_run
+    del run.latency["p50_s"], run.latency["p95_s"]
+    run.latency.update(n=0.0, n_failed=10.0)
+    assert time_again(session, session.candidates["lora"], run) is run
+
+
+@pytest.mark.e2e
+def test_a_run_that_was_disturbed_is_timed_again_under_the_same_name(session_and_run):
+    session, run = session_and_run
+    run.latency.update(p50_s=99.0, contended=1.0)
+    again = time_again(session, session.candidates["lora"], run)
+    assert again.latency["p50_s"] < 99.0
+    assert again.latency["compute_s"] == run.latency["compute_s"]
+    (kept,) = (r for r in store.list_runs(session.store) if r.run_id == run.run_id)
+    assert asdict(kept) == asdict(again)
+
+
+def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_ones(
+    session_and_run, monkeypatch
+):
+    monkeypatch.setenv("HARNESS_IGNORE_LOAD", "1")
+    session, run = session_and_run
+    run.latency.update(contended=1.0)
+    again = time_again(session, session.candidates["lora"], run).latency
+    assert again["at_once"] == 6, "as many as validation has, eight at most"
+    assert again["first_token_s"] > 0
+    assert again["at_once_s"] > 0
+    (note,) = (n for n in describe_timing([replace(run, latency=again)]) if n.startswith("several requests"))
+    assert re.search(
+        r"lora answers 6 within .* \([\d.,]+ a second\), their first tokens after .*;"
+        r" one alone has its first token after ",
+        note,
+    )
+    assert 0 < again["first_token_at_once_p50_s"] <= again["first_token_at_once_p95_s"]
+    seeds = [replace(run, latency=again, seed=seed) for seed in (0, 1)]
+    assert "lora (seed 1) answers 6 within" in " ".join(describe_timing(seeds)), (
+        "seeds have names of their own"
+    )
+    served = {name: of for name, of in again.items() if name != "first_token_s"}
+    assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
+
+
+def change_latency(copy, **changes):
+    (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
+    plain = json.loads(file.read_text())
+    plain["latency"] |= changes
+    file.write_text(json.dumps(plain))
+
+
+def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_them(copy):
+    change_latency(copy, contended=1.0, compute_contended=1.0)
+    found = tiny_experiment.run(copy)
+    (lora,) = (f for f in found.facts if f.name == "lora")
+    assert (lora.latency_p50_s, lora.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)
+    assert lora.disturbed.keys() == {"latency_p50_s", "latency_p95_s", "requests_per_s", "cost_per_1k_usd"}
+    (table,) = [s for s in experiment_document(found).sections if s.kind == "speed"]
+    cells = {row[0]: row[1:] for row in table.rows}
+    assert [cell.startswith("~") for cell in cells["lora"]] == [True, True, True, False, False, True]
+    assert not any("~" in cell for cell in cells["prompt"])
+    assert "the decision ignores" in table.notes[0]
+    others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
+    said = [note for note in found.notes if note.endswith(others)]
+    assert any(note.startswith("latencies of ") and "lora" in note for note in said)
+    assert any(note.startswith("costs and requests a second of ") and "lora" in note for note in said)
+    assert found.decision.arithmetic.get("break_even_requests") is None
+
+
+# Adapters as they are served
+
+
+@pytest.mark.e2e
+def test_a_merged_adapter_answers_with_the_likelihoods_of_the_adapter_and_the_base_is_left_alone(
+    tiny, tmp_path, own_cache
+):
+    import torch
+    from peft import PeftModel
+
+    weights = lora.METHOD.fit(
+        tiny_methods.context(tiny, tmp_path), lora.Params(r=4, max_steps=20, learning_rate=1e-2)
+    )
+    source, machine = resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 1.0)
+    host, (alone, tokenizer) = ModelHost(source, machine), load_base(source, machine)
+    adapted = PeftModel.from_pretrained(alone, weights.folder / "adapter").eval()
+    ids = torch.arange(5, 15)[None]
+
+    def logprobs(model):
+        with torch.no_grad():
+            return model(input_ids=ids).logits.log_softmax(-1)
+
+    base, apart = logprobs(host.model), logprobs(adapted)
+    with merge_adapter(HFCandidate(adapted, tokenizer, "w", "packed")):
+        together = logprobs(adapted)
+        n_low_rank = sum(hasattr(module, "lora_A") for module in adapted.modules())
+    with host.use_adapter(weights.folder / "adapter", weights.digest) as candidate:
+        opened = logprobs(candidate.model)
+    assert n_low_rank == 0
+    assert (together - apart).abs().max() < 1e-4
+    assert (opened - apart).abs().max() < 1e-4
+    assert not torch.equal(apart, base)
+    assert torch.equal(logprobs(adapted), apart)
+    assert torch.equal(logprobs(host.model), base)

@@ -1,15 +1,25 @@
-"""A whole model made elsewhere is judged against the experiment's base, and refused where it cannot stand in its place."""
+"""Bases and models made elsewhere: each is judged against its own base, and refused where it cannot be."""
 
+import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import tiny_experiment
+import tiny_methods
 import tiny_model
-from tiny_experiment import runs_of
+from fake_rows import EXACT, LOWER, rows
+from tiny_experiment import fact_of, runs_of
 
-from harness import store
+from harness import report, store
 from harness.errors import UserError
+from harness.experiment import compare
+from harness.experiment.analysis.run_remarks import _note_unswept, note_unmoved
+from harness.experiment.report_runs import refuse_many
+from harness.experiment.validation_scores import mean_score
 from harness.models.hub import resolve
+from harness.records import TrainingRecord
+from harness.spec import Recipe
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -138,3 +148,205 @@ def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(
     said = refusal(tiny, tmp_path, both_folders[1], more)
     assert "other weights of the architecture" in said
     assert "role: baseline" in said
+
+
+CANDIDATES = """\
+  prompt: {method: base}
+  lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  qlora: {method: qlora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  plain: {weights_of: qlora, serve_on: bf16}
+  dpo: {method: dpo, init_from: lora, params: {learning_rate: 0.05}}
+  full: {method: full, params: {num_train_epochs: 1, learning_rate: 0.01}}
+  other: {method: base, base_model: ./other, role: baseline}
+  theirs: {method: lora, base_model: ./other, params: {r: 2, num_train_epochs: 1, learning_rate: 0.05}}
+  swept: {method: lora, params: {r: 2, num_train_epochs: 1}, sweep: {learning_rate: [1.0e-5, 0.05]}}
+"""
+
+
+@pytest.fixture(scope="module")
+def bases_report(tiny, own_cache, tmp_path_factory):
+    """Run an experiment with every way to come by weights; returns its file and its report."""
+    folder = tmp_path_factory.mktemp("bases")
+    tiny_model.build(folder / "other", seed=5)
+    path = tiny_experiment.write(folder, tiny, CANDIDATES, pairs=tiny_methods.pair_rows(slice(0, 5)))
+    return path, tiny_experiment.run(path)
+
+
+def change(comparisons, task):
+    return next(
+        c.delta
+        for c in comparisons
+        if c.task == task and c.metric in ("accuracy", "contains", "bits_per_byte")
+    )
+
+
+def test_every_candidate_is_done_and_a_second_compare_computes_nothing(bases_report):
+    assert {(f.name, f.state, f.error) for f in bases_report[1].facts} == {
+        (name, "done", "") for name in ("prompt lora qlora plain dpo full other theirs swept").split()
+    }
+    path, found = bases_report
+    before = {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")}
+    again = tiny_experiment.run(path)
+    assert {p: p.stat().st_mtime_ns for p in path.parent.rglob("*.parquet")} == before
+    first, second = (report.to_json(r) for r in (found, again))
+    assert {k for k in first if first[k] != second[k]} <= {"header"}
+
+
+def test_qlora_and_its_adapter_on_the_plain_base_are_two_candidates_of_one_training(bases_report):
+    runs = runs_of(bases_report[0])
+    assert runs["qlora"].training.fit_key == runs["plain"].training.fit_key
+    assert runs["qlora"].weights_digest != runs["plain"].weights_digest
+    assert runs["qlora"].base_digest == runs["plain"].base_digest == runs["prompt"].weights_digest
+    assert runs["qlora"].served_digest not in ("", runs["qlora"].base_digest)
+    assert runs["plain"].served_digest == ""
+
+
+def test_the_change_of_qlora_is_split_and_the_parts_add_up_to_what_the_gate_sees(bases_report):
+    found = bases_report[1]
+    quantisation, training = found.steps["qlora"]
+    assert (quantisation.what, training.what) == ("quantisation", "training")
+    for task in ("sums", "facts", "prose"):
+        whole = change(found.comparisons["qlora"], task)
+        assert change(quantisation.tasks, task) + change(training.tasks, task) == pytest.approx(whole)
+    assert change(quantisation.tasks, "prose") != 0
+    parts = quantisation.macro.score + training.macro.score if quantisation.macro else None
+    assert parts == pytest.approx(fact_of(found, "qlora").verdict.macro.score)
+    assert "plain" not in found.steps
+
+
+def test_each_is_measured_against_its_own_base_and_what_it_starts_from(bases_report):
+    path, found = bases_report
+    (step,) = found.steps["dpo"]
+    assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
+    assert step.target.delta == pytest.approx(
+        fact_of(found, "dpo").target.score - fact_of(found, "lora").target.score
+    )
+    runs = runs_of(path)
+    assert runs["dpo"].training.init_wall_s == runs["lora"].training.wall_s
+    assert fact_of(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
+
+    runs = runs_of(path)
+    assert runs["theirs"].base_digest == runs["other"].weights_digest != runs["prompt"].weights_digest
+    whole = next(c for c in found.comparisons["theirs"] if c.metric == "bits_per_byte")
+    rows = store.read_rows(Store(path.parent / "runs"), runs["other"].rows["prose/test"])
+    nats = sum(-row.gold_logprob for row in rows)
+    assert whole.base == pytest.approx(
+        nats / sum(row.gold_bytes for row in rows) / 0.6931471805599453, rel=1e-6
+    )
+    assert fact_of(found, "other").trained is False
+    assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
+
+
+def test_the_best_trial_on_validation_is_the_candidate_and_the_report_says_which_rates_were_not_swept(
+    bases_report,
+):
+    path, found = bases_report
+    training = runs_of(path)["swept"].training
+    trials = training.sweep
+    assert all(len(trial.loss) > 1 for trial in trials), "the curves of all trials are kept"
+    assert [t.params["learning_rate"] for t in trials] == [1e-5, 0.05]
+    order = [(t.validation, -t.best_validation_loss) for t in trials]
+    assert [t.chosen for t in trials] == [pair == max(order) for pair in order]
+    assert training.wall_s == pytest.approx(sum(t.wall_s for t in trials), abs=0.01)
+    assert "## Sweep: swept" in report.markdown(report.experiment_document(found))
+    said = next(note for note in bases_report[1].notes if note.startswith("learning rate not swept"))
+    named = said.removeprefix("learning rate not swept: ").partition(";")[0].split(", ")
+    assert sorted(named) == ["dpo", "full", "qlora", "theirs"]
+
+
+def test_a_training_of_warm_up_or_at_another_familys_rate_is_no_sweep():
+    def run(name, *rates):
+        curve = tuple(enumerate(rates, start=1))
+        return SimpleNamespace(candidate=name, training=TrainingRecord(learning_rate=curve))
+
+    runs = [run("prompt"), run("dpo", 0.0), run("lora", 0.0, 0.01)]
+    said = "dpo: not trained, as the learning rate of its 1 step was 0"
+    assert [note.partition(";")[0] for note in note_unmoved(runs)] == [said]
+
+    def recipe(family, rate):
+        return Recipe(method="peft", params={"peft_type": family, "learning_rate": rate})
+
+    recipes = {"vera": recipe("VERA", 0.01), "ia3": recipe("IA3", 0.1), "lower": recipe("IA3", 0.05)}
+    study = SimpleNamespace(experiment=SimpleNamespace(candidates=recipes))
+    trained = SimpleNamespace(loss=((1, 2.0),))
+    runs = [SimpleNamespace(candidate=n, base_digest="", method="peft", training=trained) for n in recipes]
+    assert [*_note_unswept(study, runs)] == ["learning rate not swept: vera; another one may do better"]
+
+
+def test_answers_that_failed_score_worst_in_a_trial():
+    half = [1.0, 0.0, 1.0, 0.0]
+    assert mean_score(EXACT, rows(half)) == pytest.approx(0.5)
+    assert mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
+    assert mean_score(EXACT, rows([None] * 3)) == 0.0
+    assert mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), (
+        "of an error rate 1 is the worst"
+    )
+
+
+@pytest.mark.e2e
+def test_a_trial_that_diverges_does_not_stop_a_sweep_and_is_not_tried_again(tiny, own_cache, tmp_path):
+    swept = "{method: full, params: {max_steps: 3}, sweep: {weight_decay: [1.0e+30, 0.0]}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  swept: {swept}\n")
+    for _ in range(2):
+        found = tiny_experiment.run(path, "suites=[]")
+        assert fact_of(found, "swept").state == "done"
+        trials = fact_of(found, "swept").training.sweep
+        assert [(t.validation is None, t.chosen) for t in trials] == [(True, False), (False, True)]
+    (kept,) = (tmp_path / "runs" / "weights").glob("*/diverged.json")
+    before = kept.stat().st_mtime_ns
+    tiny_experiment.run(path, "suites=[]")
+    assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.e2e
+def test_adapters_of_the_same_seed_meet_where_one_starts_from_the_other(bases_report):
+    path, _ = bases_report
+    found = tiny_experiment.run(path, "seeds=[0, 1]", candidates=("prompt", "lora", "dpo"))
+    assert {f.label for f in found.facts} == {"prompt", "lora", "lora (seed 1)", "dpo", "dpo (seed 1)"}
+    assert [step.base for step in found.steps["dpo (seed 1)"]] == ["lora"]
+
+
+def test_more_than_64_candidates_need_a_yes(tiny, own_cache, tmp_path):
+    from harness import config
+
+    rates = ", ".join(f"{n}.0e-5" for n in range(1, 66))
+    grid = f"  lora: {{method: lora, params: {{learning_rate: [{rates}]}}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, grid)
+    with pytest.raises(UserError, match=r"65 candidates; expected at most 64.*--yes"):
+        compare(path)
+    refuse_many(config.load(path), yes=True)
+    refuse_many(config.load(path, candidates=["lora[learning_rate=1e-05]"]), yes=False)
+
+
+def read_refusal(tiny, tmp_path, candidates, pairs=()):
+    path = tiny_experiment.write(tmp_path, tiny, f"  lora: {{method: lora}}\n{candidates}", pairs=pairs)
+    with pytest.raises(UserError) as caught:
+        tiny_experiment.run(path)
+    assert not (tmp_path / "runs").exists()
+    return str(caught.value)
+
+
+def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_path):
+    said = read_refusal(tiny, tmp_path, "  dpo: {method: dpo}\n")
+    assert "dpo without pairs rows" in said
+    assert "harness.yaml:9" in said
+
+
+BROKEN = """\
+  prompt: {method: base}
+  bag: {method: classifier}
+  other: {method: base, base_model: ./broken, role: baseline}
+  theirs: {method: lora, base_model: ./broken, params: {r: 2, num_train_epochs: 1}}
+"""
+
+
+@pytest.mark.e2e
+def test_a_base_that_cannot_be_loaded_ends_what_is_made_of_it_and_nothing_else(tiny, own_cache, tmp_path):
+    described = tiny_model.build(tmp_path / "broken", seed=6) / "config.json"
+    described.write_text(json.dumps(json.loads(described.read_text()) | {"model_type": "not_yet_made"}))
+    found = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, BROKEN))
+    expected = {"prompt": "done", "bag": "done", "other": "failed", "theirs": "failed"}
+    assert {f.name: f.state for f in found.facts} == expected
+    errors = {f.error for f in found.facts if f.state == "failed"}
+    assert len(errors) == 1
+    assert "not_yet_made" in errors.pop()

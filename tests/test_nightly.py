@@ -39,7 +39,7 @@ from harness.nightly.state import (
 from harness.records import FeedbackRow
 from harness.store import Store, save_feedback
 
-pytestmark = pytest.mark.usefixtures("module_cache")
+pytestmark = pytest.mark.usefixtures("rule_cache")
 
 PATIENCE_S = 300  # for a machine that is busy with other things
 STILL = Rates(lost=0, gained=0, general_lost=0)

@@ -15,7 +15,7 @@ from harness.nightly.state import home, read_nights
 from harness.progress import SilentProgress
 from harness.store import Store
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
 
 STILL = Rates(lost=0, gained=0, general_lost=0)
 WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)
@@ -27,7 +27,7 @@ def rule(rates, day=FIRST):
 
 
 @pytest.fixture(scope="module")
-def finished_world(module_cache, tmp_path_factory):
+def finished_world(rule_cache, tmp_path_factory):
     with serve_model(rule(STILL)) as server:
         path = worlds.write(
             tmp_path_factory.mktemp("finished") / "world", nights.TRUTH, worlds.Sizes(test=200, general=60)

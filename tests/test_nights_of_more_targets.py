@@ -13,13 +13,13 @@ from harness.nightly import watchlist
 from harness.nightly.state import home, read_nights, read_state
 from harness.store import Store
 
-pytestmark = pytest.mark.usefixtures("module_cache")
+pytestmark = pytest.mark.usefixtures("rule_cache")
 
 STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
 
 
 @pytest.fixture(scope="module")
-def declared_later(module_cache, tmp_path_factory):
+def declared_later(rule_cache, tmp_path_factory):
     path = nights.world(tmp_path_factory.mktemp("later"), test=100)
     Calendar(path).night(1, STILL)
     nights.add_counter(path)
@@ -27,7 +27,7 @@ def declared_later(module_cache, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pinned_file(module_cache, declared_later, tmp_path_factory):
+def pinned_file(rule_cache, declared_later, tmp_path_factory):
     folder = tmp_path_factory.mktemp("pinned") / "copy"
     shutil.copytree(declared_later.parent, folder)
     path = folder / "harness.yaml"

@@ -130,12 +130,9 @@ def prepare_candidates(folder, model, room, candidates=TWO):
     return prepare_session(config.load(path), Scope(dry_run=True), SilentProgress(), GPU, room)
 
 
-def bytes_of(model, share):
-    return {0: int(memory.OVERHEAD_GB * GB + share * 2 * resolve(str(model)).n_parameters), "cpu": GB}
-
-
 def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, tmp_path):
-    session = prepare_candidates(tmp_path, tiny, bytes_of(tiny, 0.6))
+    room = int(memory.OVERHEAD_GB * GB + 0.6 * 2 * resolve(str(tiny)).n_parameters)
+    session = prepare_candidates(tmp_path, tiny, {0: room, "cpu": GB})
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source

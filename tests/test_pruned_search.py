@@ -56,10 +56,6 @@ def candidate(tiny, tmp_path_factory):
     return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
 
 
-def set_pruner(candidate, **pruner):
-    return replace(candidate, source=candidate.source.model_copy(update={"prune": pruner}))
-
-
 def walk_search(candidate, score, *, sign=1):
     """Answer each proposal by `score(params, n)` at its n-th point until it is pruned; returns the trials."""
     made = []
@@ -90,7 +86,8 @@ PRUNERS = {
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_trials_would(candidate, name):
-    pruner = set_pruner(candidate, **{name: PRUNERS[name]})
+    source = candidate.source.model_copy(update={"prune": {name: PRUNERS[name]}})
+    pruner = replace(candidate, source=source)
     made = walk_search(pruner, score_by_rate)
     assert walk_search(pruner, score_by_rate) == made
     pruned = [trial for trial in made if trial.is_pruned]

@@ -409,12 +409,8 @@ def problems(read):
     return error.value.problems
 
 
-def map_by_line(found):
-    return {int(p.where.rpartition(":")[2]): p.found for p in found}
-
-
 def assert_all_lines(found):
-    said = map_by_line(found)
+    said = {int(p.where.rpartition(":")[2]): p.found for p in found}
     assert said.keys() == LINES.keys()
     assert all(said[line].startswith(begins) for line, begins in LINES.items())
 

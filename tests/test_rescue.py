@@ -16,7 +16,7 @@ from harness.rescue import exit_code
 from harness.rescue.trials import estimate_trials
 from harness.spec import GatePolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
 
 
 POLICY = GatePolicy()
@@ -37,14 +37,14 @@ def read_refusal(made, name, kind=UserError):
 
 
 @pytest.fixture(scope="module")
-def rescued_world(module_cache, tmp_path_factory):
+def rescued_world(rule_cache, tmp_path_factory):
     versions = {"scale=0.75": Version(88, lost=30), "scale=0.5": Version(80)}
     made = world(tmp_path_factory.mktemp("mended"), versions)
     return made, made.rescue()
 
 
 @pytest.fixture(scope="module")
-def hopeless_world(module_cache, tmp_path_factory):
+def hopeless_world(rule_cache, tmp_path_factory):
     versions = {
         "scale=0.75": Version(80, lost=40),
         "scale=0.5": Version(60, lost=30),
@@ -182,8 +182,11 @@ def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
     assert (found.rescued_trial, exit_code(found, POLICY)) == (None, 4)
 
 
-def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
-    extra = "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+def test_borrowed_weights_and_a_member_of_a_grid_are_rescued_under_names_that_the_file_takes(tmp_path):
+    extra = (
+        "  hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}\n"
+        "  grid: {method: lora, params: {r: [4, 8]}}\n"
+    )
     made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescue("hybrid")
     assert found.rescued_trial == "hybrid+scale=0.75"
@@ -192,10 +195,6 @@ def test_weights_that_a_candidate_borrows_are_what_is_changed(tmp_path):
     said = rescue.result.sentences(found)
     assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
 
-
-def test_a_member_of_a_grid_is_rescued_under_a_name_that_the_file_takes(tmp_path):
-    extra = "  grid: {method: lora, params: {r: [4, 8]}}\n"
-    made = world(tmp_path, {"scale=0.75": Version(80)}, sizes=SMALL, extra=extra)
     found = made.rescue("grid[r=8]")
     assert found.rescued_trial == "grid[r=8]+scale=0.75"
     (line,) = [s for s in rescue.result.sentences(found) if "-rescued: " in s]
@@ -344,7 +343,7 @@ def world_of_targets(folder, targets, **scales):
 
 
 @pytest.fixture(scope="module")
-def target_world(module_cache, targets, tmp_path_factory):
+def target_world(rule_cache, targets, tmp_path_factory):
     """Make a fine-tune of which the strongest setting keeps the gain on the target alone, and the next one all."""
     scales = {
         "75": Version(88, more=(("counter", 20),)),

@@ -25,7 +25,7 @@ def base(tiny, tmp_path_factory):
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=TIERS.get(name, SLOW)) for name in ten_kinds.KINDS]
 )
-def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path):
+def test_rows_of_every_kind_end_in_a_decision(name, base, rule_cache, tmp_path):
     kind = ten_kinds.KINDS[name]
     request = Request(tmp_path / "new", str(ten_kinds.write(kind, tmp_path)), str(base), minutes=20.0)
     found = scaffold.propose(request, NO_MACHINE)
@@ -35,6 +35,7 @@ def test_rows_of_every_kind_end_in_a_decision(name, base, module_cache, tmp_path
     assert states == dict.fromkeys(found.candidates, "done")
     decision = report.decision
     assert decision.candidate in {*states, None}
+    assert decision.missing == ()
     if kind.truth:
         assert decision.candidate == kind.truth
     if kind.never:

@@ -175,7 +175,7 @@ TRACKED_RECIPE = "  held: {method: lora, track: {points: 2, items: 160}}\n"
 
 
 @pytest.fixture(scope="module")
-def tracked_world(module_cache, tmp_path_factory):
+def tracked_world(rule_cache, tmp_path_factory):
     """A world whose fine-tune was tracked: at step 10 it has forgotten little, at 20 as much as in the end."""
     versions = {"step-10": Version(60, lost=4), "step-20": Version(90, lost=50)}
     return world(tmp_path_factory.mktemp("measured"), versions, sizes=SIZES, extra=TRACKED_RECIPE)

@@ -41,12 +41,8 @@ def user(i):
     return {"role": "user", "content": f"Is crate {i} empty?"}
 
 
-def bot(i):
-    return {"role": "assistant", "content": f"It is {says(i)}."}
-
-
 def talk(i):
-    return [user(i), bot(i)]
+    return [user(i), {"role": "assistant", "content": f"It is {says(i)}."}]
 
 
 def letter(i):
@@ -156,7 +152,7 @@ def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
 )
 def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, name, is_offered):
     file = write(tmp_path / "mine.jsonl", [make_row(name, i) for i in range(2 * N)])
-    proposal = scaffold.propose(Request(tmp_path / "new", file), HERE)
+    proposal = scaffold.propose(Request(tmp_path / "new", file, base_model="org/name"), HERE)
     offered = [line for line in proposal.warnings if "may hold what the question is about" in line]
     prompts = [example.prompt for example in load_task(proposal.task, 0).train]
     assert bool(offered) == is_offered

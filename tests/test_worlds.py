@@ -22,7 +22,7 @@ from harness.nightly.changes import compare_judged_answers
 from harness.report import experiment_document, markdown
 from harness.spec import GatePolicy
 
-pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("module_cache")]
+pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
 
 
 def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):
@@ -196,7 +196,7 @@ def test_a_curve_of_too_few_rows_or_without_a_fine_tune_is_refused_before_anythi
 
 
 @pytest.fixture(scope="module")
-def judged_world(module_cache, tmp_path_factory):
+def judged_world(rule_cache, tmp_path_factory):
     """A rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
     return stored.judged_world(tmp_path_factory.mktemp("one"))
 
