@@ -141,16 +141,16 @@ def find_baseline_identity(
             f"next: {typed.command('compare', '--candidates', champion.candidate)}, then "
             f"{typed.command('promote', champion.candidate)}, or --baseline base"
         )
-    found = store.read_identity(at, digest)
-    if run.experiment.endswith(FEWER) and found.task_version != own.task_version:
+    promoted = store.read_identity(at, digest)
+    if run.experiment.endswith(FEWER) and promoted.task_version != own.task_version:
         raise IncompatibleRuns(
             f"{key}: found sampled items of {run.run_id} and the whole task of the champion "
             f"{champion.run_id}; expected both on the same items; next: "
             f"{typed.command('promote', run.run_id)}, which answers whole tasks first, "
             f"{typed.command('compare', '--all-items', '--candidates', run.candidate)}, or --baseline base"
         )
-    comparison.check_comparable(found, own)
-    return found
+    comparison.check_comparable(promoted, own)
+    return promoted
 
 
 def _cut_to_sample(study: Study, rows: Rows, identity: RowsIdentity, weights: Mapping[str, float]) -> Rows:
