@@ -72,7 +72,7 @@ OFFERED = {
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval rescoring "
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry rescoring "
         "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.

@@ -38,6 +38,7 @@ from harness.experiment.scaffold.proposal_files import (
     suite_text,
     time_sentence,
 )
+from harness.experiment.scaffold.public_tasks import PUBLIC, propose_public
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     AnswerForm,
@@ -144,9 +145,13 @@ def propose(request: Request, here: Resources | None = None) -> SetupProposal:
     elif request.minutes is not None:
         remarks.append("time: not bounded, the base is not here yet; harness compare --dry-run estimates it")
     path, suite = _paths(request, name)
+    public = propose_public(items, on_gpu=here.machine.device == "cuda")
+    remarks.append(public.said)
+    suites = (*SUITES, public.name) if public.listed else SUITES
     files = {
-        path: experiment_text(request, name, candidates, gate, remarks),
+        path: experiment_text(request, name, candidates, gate, remarks, suites),
         suite: suite_text(request, task, suite.parent),
+        **({suite.with_name(f"{PUBLIC}.yaml"): public.text} if public.text else {}),
         request.folder / SCHEMA: json.dumps(json_schema(), indent=1) + "\n",
     }
     unused = list_unused(task, seen)
@@ -312,7 +317,7 @@ def _name_of(request: Request) -> str:
     stem = request.data.removeprefix(HUB).split(":")[0].rstrip("/").rpartition("/")[2].split(".")[0]
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", stem).strip("-") or "task"
     suites = [suite for suite in read_suites(request.folder / "suites") if suite.name in SUITES]
-    taken = {task.name for suite in suites for task in suite.tasks}
+    taken = {PUBLIC, *(task.name for suite in suites for task in suite.tasks)}
     return f"{name}-target" if name in taken else name
 
 

@@ -80,6 +80,7 @@ def experiment_text(
     candidates: Mapping[str, Any],
     gate: tuple[GatePolicy, str] | None = None,
     remarks: Sequence[str] = (),
+    suites: Sequence[str] = SUITES,
 ) -> str:
     """Write harness.yaml; each remark becomes a comment above the candidates."""
     base = (
@@ -92,7 +93,7 @@ def experiment_text(
         f"name: {_flow(name)}",
         f"base_model: {_flow(base)}",
         f"target: {_flow(f'suites/{name}.yaml')}",
-        f"suites: {_flow(list(SUITES))}            # what a fine-tune might forget",
+        f"suites: {_flow(list(suites))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
         "candidates:                          # what is compared; `harness ls methods` lists more",
         *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
