@@ -61,6 +61,20 @@ def test_another_mix_of_labels_in_test_is_found_and_one_that_stands_there_alone_
     assert [f.severity for f in alarms(find(make_clean_rows(), "class_balance", test=[test]))] == ["error"]
 
 
+def test_a_slice_that_stands_in_test_alone_is_warned_of_where_training_rows_have_slices(find, tmp_path):
+    def make_rows(name, slices):
+        return [
+            {"prompt": f"{name} {i}?", "reference": f"{i}", "slice": slices[i % len(slices)]}
+            for i in range(20)
+        ]
+
+    test = write(tmp_path / "test.jsonl", make_rows("Is it", ("short", "long")))
+    (found,) = alarms(find(make_rows("Was it", ("short",)), "class_balance", test=[test]))
+    assert (found.title, found.count, found.of) == ("slices of test that no training row has: 'long'", 10, 20)
+    for slices in (("short", "long"), ("",)):
+        assert alarms(find(make_rows("Was it", slices), "class_balance", test=[test])) == []
+
+
 @pytest.mark.e2e
 def test_equal_mixes_are_told_apart_as_often_as_the_level_says():
     """A chi-square test at .05 of 2,000 draws rejects 100 ± 10 (SD); 4 SD are allowed."""

@@ -42,6 +42,7 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
         title = f"all rows have the same answer, {answers.pop()[:60]!r}"
         meaning = "always giving it is right, so no comparison can show that anything was learned"
         yield Finding("warning", title, meaning, command="add rows with other answers, or name their column")
+    yield from _find_untrained_slices(table, given.test)
     if not table.labels:
         return
     labels = unify_spellings([entry.answer for entry in table.entries])
@@ -67,6 +68,18 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
         if mix := _compare_mixes(train, test, table):
             yield mix
+
+
+def _find_untrained_slices(table: RowTable, test: RowTable | None) -> Iterator[Finding]:
+    trained = {entry.example.slice for entry in table.entries}
+    if test is None or trained == {""} or table.is_drawn:
+        return
+    tested = Counter(entry.example.slice for entry in test.entries)
+    if untrained := {name: n for name, n in tested.items() if name not in trained}:
+        title = "slices of test that no training row has: " + ", ".join(map(repr, [*untrained][:5]))
+        meaning = "a fine-tune meets them for the first time in test"
+        n = sum(untrained.values())
+        yield Finding("warning", title, meaning, command="add rows of them", count=n, of=tested.total())
 
 
 def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
