@@ -278,10 +278,10 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
     if weights.kind not in _KINDS:
         found = f"weights of the kind {weights.kind}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
-    if (reason := unmergeable(weights.kind, weights.folder)) is not None:
-        raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     as_served = merge_weights(weights) if recipe.serve_merged else weights
     verify_weights(session, weights if weights.digest == run.weights_digest else as_served, run)
+    if (reason := unmergeable(weights.kind, weights.folder)) is not None:
+        raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     validation = target_sets(session, candidate.recipe, weights, run.seed)[0]
     # A run of another experiment (a limited one, named by its id) answered other items on purpose.
     if run.experiment == session.experiment.name and validation.name in run.rows:
