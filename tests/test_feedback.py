@@ -263,8 +263,14 @@ def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silenc
     told = desk("sql", query, check=5).stderr
     assert "found other bytes than were written" in told
     assert f"rm -r {file.parent.relative_to(tmp_path)}" in told
-    (tmp_path / "runs" / "feedback" / "key").unlink()
-    assert "no key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
+    key = tmp_path / "runs" / "feedback" / "key"
+    for damaged in ("", "zz", key.read_text()[:8]):
+        key.write_text(damaged)
+        assert (
+            "no whole key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
+        )
+    key.unlink()
+    assert "no whole key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
 
 
 def corrections(n, **changed):

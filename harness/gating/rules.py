@@ -183,14 +183,13 @@ def macro_rule(
     facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
     facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
     of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
+    # The printed interval is in points, with which a share of the base's skill cannot be compared.
+    low = macro.lower if is_relative(policy.macro) else estimate.low
     sentence = (
         f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
         f"{of_skill if is_relative(policy.macro) else ''}, "
         + margin_verdict(
-            outcome,
-            margin_text(policy.macro),
-            ruled_out(estimate.low, macro.lower, margin, policy),
-            advice,
+            outcome, margin_text(policy.macro), ruled_out(low, macro.lower, margin, policy), advice
         )
     )
     if outcome == "inconclusive" and advice.by_task:

@@ -48,19 +48,19 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "ja": LanguageForms(
         (
             (
-                rf"(?:手伝|助け|力に|協力|提供|対応|回答|答え|応え|応じ|支援|教え|作成|生成|紹介|案内|共有|お受け|書く|する){_REST}"
+                rf"(?:手伝|助け|力に|協力|提供|対応|回答|答え|応え|応じ|支援|教え|作成|生成|紹介|案内|共有|お受け|書く|説明|教え){_REST}"
                 r"(?:(?:こと|わけに)[はが]?)?(?:できません|できかねます|出来ません|なれません|られません|いきません|いたしかねます|致しかねます|しかねます)"
             ),
             rf"(?:回答|提供|答え|対応){_REST}(?:控えさせて|差し控え)",
-            r"(?:お断り(?:し|いた|致|さ)|拒否(?:し|いた|致|さ)|辞退(?:し|いた|致|さ))",
+            r"(?:(?:お断り|拒否|辞退)(?:します|いた|致|させ)|お役に立て(?:ません|ない))",
         ),
         r"\s*(?:および|及び|(?<![ぁ-ゟ])と(?![ぁ-ゟ]))\s*",
     ),
     "zh": LanguageForms(
         (
             (
-                rf"我们?(?:无法|無法|不能|不会|不會|不可以|没有?办法|沒有?辦法){_REST}(?:帮|幫|协助|協助|提供|回答|回应|回應|满足|滿足"
-                r"|完成|支持|参与|參與|讨论|討論|创作|創作|编写|編寫|撰写|撰寫|生成|给出|給出|给你|給你|分享|推荐|推薦|配合|处理|處理|告诉|告訴)"
+                rf"我(?:无法|無法|不能|不会|不會|不可以|没有?办法|沒有?辦法){_REST}(?:帮|幫|协助|協助|提供|回答|回应|回應|满足|滿足"
+                r"|完成|支持|参与|參與|讨论|討論|创作|創作|编写|編寫|撰写|撰寫|生成|给出|給出|给你|給你|分享|推荐|推薦|配合|处理|處理|告诉|告訴|教|解释|解釋)"
             ),
             (
                 r"^(?:非常|很|十分|真的|实在|實在)?(?:抱歉|对不起|對不起|不好意思)[,。!]? ?(?:但是?|不过|不過)?,? ?我?"
@@ -74,8 +74,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "es": LanguageForms(
         (
             (
-                r"\bno (?:te |le |os |les |lo |la )?(?:puedo|podr[ée]|podría|soy capaz de|me es posible|estoy en condiciones"
-                rf" de){_REST}\b(?:ayudar|asistir|proporcionar|ofrecer|dar(?:te|le|les|os)?\b|cumplir|hacerlo|hacer eso"
+                r"\bno (?:te |le |os |les |lo |la )?(?:puedo|podré|soy capaz de|me es posible|estoy en condiciones"
+                rf" de)\b(?! dejar de){_REST}\b(?:ayudar|decir|explicar|enseñar|asistir|proporcionar|ofrecer|dar(?:te|le|les|os)?\b|cumplir|hacerlo|hacer eso"
                 r"|responder|contestar|escribir|crear|generar|compartir|participar|apoyar|recomendar|aconsejar|atender"
                 r"|brindar|facilitar|fomentar|promover)"
             ),
@@ -91,14 +91,14 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "fr": LanguageForms(
         (
             (
-                rf"\bje (?:ne (?:peux|pourrai|pourrais|saurais|puis|vais)|n'ai pas la possibilité de|ne suis pas (?:en mesure"
+                rf"\bje (?:ne (?:peux|pourrai|pourrais|puis|vais)\b(?! que\b)|n'ai pas la possibilité de|ne suis pas (?:en mesure"
                 rf"|capable|autorisée?)){_REST}\b(?:aider|assister|fournir|répondre|donner|écrire|rédiger|créer|partager"
                 r"|participer|recommander|conseiller|encourager|produire|générer|proposer|soutenir|satisfaire|accéder"
-                r"|faire (?:cela|ça)|promouvoir|discuter)"
+                r"|faire (?:cela|ça)|promouvoir|discuter|expliquer|enseigner|traiter|dire)"
             ),
             (
                 r"^(?:je suis |je )?(?:vraiment |sincèrement |profondément )?(?:désolée?|m'excuse|regrette)[,.;:]? (?:mais )?"
-                r"(?:je (?:ne (?:peux|pourrai|pourrais|saurais|puis|suis)|dois (?:refuser|décliner))|il m'est impossible)"
+                r"(?:je (?:ne (?:peux|pourrai|pourrais|puis)\b(?! que\b)|dois (?:refuser|décliner))|il m'est impossible)"
             ),
             r"\b(?:je (?:dois )?(?:refuser?|décliner?)|il m'est impossible de vous aider)\b",
             r"\bcontraire à mes (?:principes|règles|directives|valeurs)\b",
@@ -109,14 +109,14 @@ LANGUAGES: Mapping[str, LanguageForms] = {
         (
             (
                 r"\b(?:ich (?:kann|darf|werde|möchte|könnte)|(?:kann|darf|werde|möchte) ich)\b"
-                rf"{_REST}\b(?:nicht|kein\w*){_REST}\b(?:helfen|weiterhelfen|behilflich|unterstützen|beantworten|antworten"
+                rf"{_REST}\b(?:nicht(?! nur)|kein\w*){_REST}\b(?:helfen|weiterhelfen|behilflich|unterstützen|beantworten|antworten"
                 r"|bereitstellen|geben|anbieten|schreiben|verfassen|erstellen|teilen|mitmachen|teilnehmen|empfehlen|erfüllen"
-                r"|nachkommen|dienen|gutheissen|fördern|erzeugen)\b"
+                r"|nachkommen|dienen|gutheissen|fördern|erzeugen|sagen|erklären|zeigen|beibringen|bearbeiten)\b"
             ),
             r"\bich bin (?:leider )?nicht (?:in der lage|befugt|imstande)\b",
             (
                 r"^(?:es )?(?:tut mir (?:sehr |wirklich )?leid|entschuldigung|entschuldige|verzeihung)[,.;:]? (?:aber |doch )?"
-                rf"(?:ich|das|dabei|hierbei|damit){_REST}\b(?:nicht|kein\w*)\b"
+                rf"(?:ich (?:kann|darf|werde)|(?:das|dabei|hierbei|damit) (?:kann|darf|werde) ich)\b{_REST}\b(?:nicht(?! nur)|kein\w*)\b"
             ),
             rf"\b(?:ich (?:muss|möchte){_REST}\bablehnen|ich lehne (?:das|dies|es) ab|ich weigere mich)\b",
             r"\bgegen meine (?:richtlinien|grundsätze|prinzipien|regeln)\b",
@@ -126,8 +126,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "pt": LanguageForms(
         (
             (
-                r"\bnão (?:te |lhe |o |a )?(?:posso|poderei|poderia|consigo|sou capaz de|estou (?:apt[oa]|autorizad[oa]) a)"
-                rf"{_REST}\b(?:ajudar|ajudá|auxiliar|assistir|fornecer|oferecer|dar\b|cumprir|fazer isso|responder|escrever"
+                r"\bnão (?:te |lhe |o |a )?(?:posso|poderei|consigo|sou capaz de|estou (?:apt[oa]|autorizad[oa]) a)"
+                rf"\b(?! deixar de){_REST}\b(?:ajudar|ajudá|dizer|explicar|ensinar|auxiliar|assistir|fornecer|oferecer|dar\b|cumprir|fazer isso|responder|escrever"
                 r"|criar|gerar|compartilhar|partilhar|participar|apoiar|recomendar|aconselhar|atender|incentivar|promover)"
             ),
             (
@@ -145,13 +145,13 @@ LANGUAGES: Mapping[str, LanguageForms] = {
                 r"\b(?:я|сожалению,?|извините,?(?: но)?|простите,?(?: но)?|прощения,?(?: но)?|сожалею,?(?: но)?)(?: \w+,?){0,2}?"
                 rf" не (?:могу|смогу|буду|в состоянии|имею возможности|готова?){_REST}\b(?:помо[гчщ]|предостав|ответить|отвечать"
                 r"|дать|давать|созда|написать|писать|выполн|поддерж|участвовать|рекоменд|советовать|рассказ|поделиться"
-                r"|содейств|предлож|обсужд|генерир)"
+                r"|содейств|предлож|обсужд|генерир|объясн|научить)"
             ),
             (
                 r"^(?:извините|простите|прошу прощения|(?:мне )?(?:очень )?жаль|сожалею)[,.;:]? (?:но )?(?:я )?(?:не (?:могу|смогу)"
                 r"|вынужден)"
             ),
-            r"\b(?:я отказываюсь|вынужден[аы]? отказать)",
+            r"(?:\bя отказываюсь|\bя (?:\w+ )?вынужден[аы]? отказать|^не (?:могу|смогу|буду) (?:вам |тебе )?помо)",
             r"\bпротивореч\w+ моим (?:принципам|правилам|инструкциям)\b",
         ),
         _AND.format("и"),
@@ -159,8 +159,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "ar": LanguageForms(
         (
             (
-                rf"(?:لا|لن) (?:أستطيع|استطيع|يمكنني|أقدر|يسعني|أتمكن|أود){_REST}(?:مساعد|المساعدة|أساعد|تقديم|أقدم|تزويد|أزود|توفير"
-                r"|أوفر|إعطا|أعطي|الإجابة|إجابة|أجيب|كتابة|أكتب|إنشاء|أنشئ|مشاركة|المشاركة|تلبية|القيام بذلك|دعم|تشجيع|الرد)"
+                rf"(?:لا|لن) (?:أستطيع|استطيع|يمكنني|أقدر|يسعني|أتمكن){_REST}(?:مساعد|المساعدة|أساعد|تقديم|أقدم|تزويد|أزود|توفير"
+                r"|أوفر|إعطا|أعطي|الإجابة|إجابة|أجيب|كتابة|أكتب|إنشاء|أنشئ|مشاركة|المشاركة|تلبية|القيام بذلك|دعم|تشجيع|الرد|أخبر|أشرح|أعلم)"
             ),
             (
                 r"^(?:عذر(?:ا|اً|ًا)|آسفة?|أنا آسفة?|أعتذر|المعذرة|نأسف|للأسف)[,،.]? ?(?:و?لكن(?:ني|ي)? ?)?(?:أنا )?(?:لا|لن) "
@@ -173,7 +173,7 @@ LANGUAGES: Mapping[str, LanguageForms] = {
     "hi": LanguageForms(
         (
             (
-                r"(?:मदद|सहायता|जानकारी|उत्तर|जवाब|सलाह|निर्देश|समर्थन|अनुरोध|सहयोग|प्रदान|साझा|लिख|बना|बता|पूरा)"
+                r"मैं (?:[^।.]{0,40}? )?(?:मदद|सहायता|जानकारी|उत्तर|जवाब|सलाह|निर्देश|समर्थन|अनुरोध|सहयोग|प्रदान|साझा|लिख|बना|बता|सिखा|पूरा)"
                 rf"{_REST}(?:नहीं (?:कर |दे |रख )?(?:सकत|सकूँ|सकूं|पाऊ|करूँगा|करूंगा|करूँगी|करूंगी|दूँगा|दूंगा|दूँगी|दूंगी)|असमर्थ हू|अक्षम हू)"
             ),
             (

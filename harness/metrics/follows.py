@@ -89,10 +89,13 @@ def _stands_in_order(text: str, constraint: Constraint) -> bool:
 
 
 def _comma_items(text: str, constraint: Constraint) -> bool:
-    joined = _find_conjunction(text)
-    parts = re.split(rf"[{COMMAS}]{joined}|[{COMMAS}]|{joined}", text)
-    items = [item.strip(EDGES) for item in parts]
-    return len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items)
+    """A word such as "e" or "y" may also be part of an item, so commas and "and" alone are enough."""
+    for joined in (LANGUAGES["en"].conjunction, _find_conjunction(text)):
+        parts = re.split(rf"[{COMMAS}]{joined}|[{COMMAS}]|{joined}", text)
+        items = [item.strip(EDGES) for item in parts]
+        if len(items) == int(constraint["n"]) and all(1 <= len(_words(item)) <= 3 for item in items):
+            return True
+    return False
 
 
 def _find_conjunction(text: str) -> str:

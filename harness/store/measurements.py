@@ -9,6 +9,7 @@ digested, can be read by their owner alone.
 """
 
 import json
+import re
 import secrets
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -288,6 +289,7 @@ def _grades_file(store: Store, book: str) -> Path:
 
 
 _FEEDBACK = "feedback"
+_KEY = re.compile(r"[0-9a-f]{32}")
 _FEEDBACK_BATCH = 10_000
 _FEEDBACK_TEXTS = ("messages", "answer", "correction", "preference", "source")
 
@@ -296,17 +298,18 @@ def feedback_key(store: Store) -> str:
     """Return the key that rows and senders of feedback are digested with; the first call makes it.
 
     Raises:
-        UserError: rows are stored and their key is lost, so that repeated rows would not be recognised.
+        UserError: rows are stored and their key is lost or damaged: repeated rows would not be recognised.
     """
     folder = store.folder / _FEEDBACK
     make_private_folder(store.folder)
     make_private_folder(folder)
     path = folder / "key"
     with suppress(FileNotFoundError):
-        return path.read_text("utf-8").strip()
+        if _KEY.fullmatch(key := path.read_text("utf-8", "replace").strip()):
+            return key
     if any(folder.glob("*/rows.parquet")):
         step = f"restore it, or remove all feedback and add it again: rm -r {as_argument(str(folder))}"
-        raise UserError(Problem(str(path), "no key, but rows digested with it", "the key", step))
+        raise UserError(Problem(str(path), "no whole key, but rows digested with it", "the key", step))
     write_whole(store, path, secrets.token_hex(16) + "\n")
     return path.read_text("utf-8").strip()
 
