@@ -797,11 +797,11 @@ def test_a_capability_is_missing_where_the_base_is_not_above_a_rule_that_reads_n
     policy = DecidePolicy(needs=("missing_capability",))
     said = find_reason(fake_facts.make_decision(runs, policy, trivial=guess), "(missing capability)")
     assert (
-        "not shown to be more than always answering “no”, which reaches 50.0 %: it lacks the capability"
+        "not shown to be more than always answering “no”, which reaches 50.0 %: no capability is shown"
         in said
     )
     alone = find_reason(fake_facts.make_decision(runs[:1], policy, trivial=guess), "(missing capability)")
-    assert "it lacks the capability, though shots were not tried" in alone
+    assert "no capability is shown, though shots were not tried" in alone
 
 
 def test_answers_with_sources_are_judged_by_the_citations_of_what_retrieves():

@@ -52,7 +52,8 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
 
 def _write_line(facts: "Mapping[str, Any]") -> str:
     """Write an entry of the history on one line."""
-    about = f" of {facts['promoted']}" if facts["event"] != "promotion" else ""
+    links = {"promotion": "", "rollback": f" to {facts['promoted']}"}
+    about = links.get(facts["event"], f" of {facts['promoted']}")
     said = [f"{facts['when'][:16]} {facts['event']}{about}: {facts['candidate']} ({facts['run_id']})"]
     said += filter(None, [facts["verdict"], f"by {facts['who']}", facts["why"]])
     if facts["event"] == "promotion":

@@ -279,7 +279,7 @@ def _describe_lack(case: Case) -> str:
     found = (
         f"more than {nothing}: it has the capability at least in part"
         if above
-        else f"not shown to be more than {nothing}: it lacks the capability{shots}"
+        else f"not shown to be more than {nothing}: no capability is shown{shots}"
     )
     run = case.judged
     gained = ""
