@@ -6,10 +6,12 @@ Invariant: what is chosen stands in the page's address, so a link shows what its
 import io
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import streamlit as st
 
+from harness.config import CommandLine
 from harness.decision import best_untrained
 from harness.formatting import count
 from harness.records import Run
@@ -41,9 +43,9 @@ def show_empty(what: str = "No report yet.") -> None:
     """Say that there is nothing to show, and what to do."""
     at = project.find_at_work()
     wait = f"{project.worker(at)} is at work; this page fills when it has finished." if at is not None else ""
-    config = project.project().file.name
-    command = "harness compare" if config == "harness.yaml" else f"harness compare -c {config}"
-    st.info(f"{what} {wait or f'Next: `{command}` in the folder of {config}.'}")
+    file = project.project().file.name
+    command = CommandLine.from_options(Path(file)).command("compare")
+    st.info(f"{what} {wait or f'Next: `{command}` in the folder of {file}.'}")
 
 
 def shown_report() -> ExperimentReport | None:

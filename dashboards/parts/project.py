@@ -95,28 +95,24 @@ def reports() -> dict[str, ExperimentReport]:
     return {name: _renew_verdicts(*one) for name, one in _kept_reports().items()}
 
 
-def unreadable_reports() -> Iterator[str]:
-    """Yield why a file that looks like a report is not shown, and what to do."""
-    for path in report.kept_reports(project().file.parent / "reports"):
-        try:
-            _report(str(path), path.stat().st_mtime_ns)
-        except HarnessError as error:
-            yield str(error)
-        except OSError:
-            continue  # it was replaced just now
+def unreadable_reports() -> list[str]:
+    """List why files that look like reports are not shown, and what to do."""
+    return [str(error) for error, _ in _read_reports() if isinstance(error, HarnessError)]
 
 
 def _kept_reports() -> dict[str, tuple[ExperimentReport, int]]:
-    """Read the kept reports by name as they were written, each with when it was."""
+    """Map the kept reports by name as they were written, each with when it was."""
     found: dict[str, tuple[ExperimentReport, int]] = {}
-    for path in report.kept_reports(project().file.parent / "reports"):
-        try:
-            written_ns = path.stat().st_mtime_ns
-            one = _report(str(path), written_ns)
-        except (HarnessError, OSError):
-            continue
-        found.setdefault(one.file_name, (one, written_ns))
+    for kept, written_ns in _read_reports():
+        if isinstance(kept, ExperimentReport):
+            found.setdefault(kept.file_name, (kept, written_ns))
     return found
+
+
+def _read_reports() -> Iterator[tuple[ExperimentReport | HarnessError, int]]:
+    """Yield each kept report, or why it cannot be read, with the time of its last change."""
+    files = _file_times(report.kept_reports(project().file.parent / "reports"))
+    yield from ((_report(str(file), modified_ns), modified_ns) for file, modified_ns in files.items())
 
 
 def stamp() -> tuple[tuple[str, int], ...]:
@@ -144,8 +140,11 @@ def _renew_verdicts(kept: ExperimentReport, written_ns: int) -> ExperimentReport
 
 
 @st.cache_resource(show_spinner=False, max_entries=200)
-def _report(path: str, modified_ns: int) -> ExperimentReport:
-    return report.read(Path(path))
+def _report(path: str, modified_ns: int) -> ExperimentReport | HarnessError:
+    try:
+        return report.read(Path(path))
+    except HarnessError as error:
+        return error
 
 
 def rescues(of: ExperimentReport) -> list[Rescue]:
