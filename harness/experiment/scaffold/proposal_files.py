@@ -90,14 +90,14 @@ def experiment_text(
     lines = [
         f"# yaml-language-server: $schema={SCHEMA}",
         f"# Proposed by harness init for {Path(request.data).name}; change what you know better.",
-        f"name: {_flow(name)}",
-        f"base_model: {_flow(base)}",
-        f"target: {_flow(f'suites/{name}.yaml')}",
-        f"suites: {_flow(list(suites))}            # what a fine-tune might forget",
+        f"name: {flow(name)}",
+        f"base_model: {flow(base)}",
+        f"target: {flow(f'suites/{name}.yaml')}",
+        f"suites: {flow(list(suites))}            # what a fine-tune might forget",
         *(f"# {remark}" for remark in remarks),
         "candidates:                          # what is compared; `harness ls methods` lists more",
         *(line for key, recipe in candidates.items() for line in _write_entry(key, recipe, "  ")),
-        *((f"# {gate[1]}", f"gate: {_flow(margins)}") if gate else ()),
+        *((f"# {gate[1]}", f"gate: {flow(margins)}") if gate else ()),
         "# Your volume: cost and break-even depend on it.",
         "decide: {requests_per_month: 100000, horizon_months: 6}",
     ]
@@ -116,9 +116,9 @@ def suite_text(request: Request, task: Task, folder: Path) -> str:
         else value
         for key, value in written["data"].items()
     }
-    lines = [f"name: {_flow(task.name)}", "role: target", "tasks:"]
+    lines = [f"name: {flow(task.name)}", "role: target", "tasks:"]
     for i, (key, value) in enumerate({**written, "data": data}.items()):
-        lines.append(f"{'  - ' if i == 0 else '    '}{key}: {_flow(value, width=100)}")
+        lines.append(f"{'  - ' if i == 0 else '    '}{key}: {flow(value, width=100)}")
     return "\n".join(lines) + "\n"
 
 
@@ -127,10 +127,10 @@ _FILES = ("all", "pairs", "documents")
 
 def _write_entry(key: str, value: Any, indent: str) -> list[str]:
     """Write an entry in one line where it fits, else a part below the other."""
-    if len(line := f"{indent}{key}: {_flow(value)}") <= _WIDTH or not isinstance(value, dict | list):
+    if len(line := f"{indent}{key}: {flow(value)}") <= _WIDTH or not isinstance(value, dict | list):
         return [line]
     if isinstance(value, list):
-        return [f"{indent}{key}:", *(f"{indent}  - {_flow(entry)}" for entry in value)]
+        return [f"{indent}{key}:", *(f"{indent}  - {flow(entry)}" for entry in value)]
     inner = (_write_entry(name, part, f"{indent}  ") for name, part in value.items())
     return [f"{indent}{key}:", *(line for lines in inner for line in lines)]
 
@@ -140,13 +140,13 @@ _BARE = re.compile(r"[A-Za-z][\w./-]*(?: [\w./-]+)*")
 _MEANS_SOMETHING = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 
-def _flow(value: Any, width: int = 0) -> str:
+def flow(value: Any, width: int = 0) -> str:
     """Write a value as YAML in one line; a long list is broken between its entries."""
     if isinstance(value, dict):
-        return "{" + ", ".join(f"{key}: {_flow(inner)}" for key, inner in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {flow(inner)}" for key, inner in value.items()) + "}"
     if isinstance(value, list):
         lines: list[str] = []
-        for entry in map(_flow, value):
+        for entry in map(flow, value):
             if lines and (not width or len(lines[-1]) + len(entry) + 2 <= width):
                 lines[-1] += f", {entry}"
             else:

@@ -5,17 +5,18 @@ where the environment says that there is none.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from harness import config
 from harness.data import TaskItems
 from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval import registry
+from harness.experiment.scaffold.proposal_files import flow
 from harness.formatting import pluralize
 
 PUBLIC = "public"
@@ -52,7 +53,7 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
     source, there = _find_data([str(task["lm_eval"]) for task in wanted])
     kept = [task for task in wanted if task["lm_eval"] in there] or wanted
     name = standard.name if kept == usual else PUBLIC
-    lines = ["name: public", "role: capability", "tasks:", *(f"  - {_flow(task)}" for task in kept)]
+    lines = ["name: public", "role: capability", "tasks:", *(f"  - {flow(task)}" for task in kept)]
     text = "" if name == standard.name else "\n".join(lines) + "\n"
     of = f"{pluralize(len(kept), 'task')} of lm-eval in {language.name}, suites/{name}.yaml"
     setting = f"'suites=[general,safety,{name}]'"
@@ -66,10 +67,6 @@ def propose_public(items: TaskItems, *, on_gpu: bool) -> PublicTasks:
             f" lm-eval is not installed; where they are, harness compare {setting} asks them too"
         )
     return PublicTasks(name, text, bool(source) and on_gpu, f"public tasks: {of}; {said}")
-
-
-def _flow(task: Mapping[str, Any]) -> str:
-    return "{" + ", ".join(f'{k}: "{v}"' if "," in f"{v}" else f"{k}: {v}" for k, v in task.items()) + "}"
 
 
 def _find_data(tasks: Sequence[str]) -> tuple[str, set[str]]:
