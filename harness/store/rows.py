@@ -221,7 +221,14 @@ def read_identity(store: Store, rows_digest: str) -> RowsIdentity:
 
 
 def _read_identity(path: Path) -> RowsIdentity | None:
-    """Read an identity; None if it is damaged, that is where its digest does not match its folder."""
+    """Read an identity, once until its file changes; None if its digest does not match its folder."""
+    with suppress(OSError):
+        return _identity_in(path, *file_version(path))
+    return None
+
+
+@lru_cache(maxsize=16_384)
+def _identity_in(path: Path, *_version: int) -> RowsIdentity | None:
     loaded = load_files(RowsIdentity, [path])
     return next((identity for identity in loaded if identity.digest == path.parent.name), None)
 
