@@ -249,20 +249,18 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
 
 
 def _describe_retrieval(case: Case, need: Need, run: CandidateFacts) -> str:
-    said = (
-        []
-        if run.recall is None
-        else [
-            f"retrieval found {formatting.percent(run.recall)} % of the documents needed",
-            f"{run.name} reaches {score_text(case, run)} with them",
-        ]
-    )
-    if need != "answers_with_sources":
-        return ", and ".join(said)
-    cited = [f"{formatting.score(of.unit, *of[:3])} {name}" for name, of in run.citations.items()]
-    unmeasured = "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
-    said.append(f"the citations of {run.name} reach {' and '.join(cited)}" if cited else unmeasured)
-    return ", and ".join(said) if cited or len(said) > 1 else ""
+    said = []
+    if run.recall is not None:
+        said.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
+        said.append(f"{run.name} reaches {score_text(case, run)} with them")
+    if need == "answers_with_sources" and run.citations:
+        cited = [f"{formatting.score(of.unit, *of[:3])} {name}" for name, of in run.citations.items()]
+        said.append(f"the citations of {run.name} reach {' and '.join(cited)}")
+    elif need == "answers_with_sources" and said:
+        said.append(
+            "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
+        )
+    return ", and ".join(said)
 
 
 def _describe_lack(case: Case) -> str:
@@ -303,12 +301,11 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
     prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
     if prices[0] is None or prices[1] is None:
         return f"{said}; what {larger.name if prices[0] is None else run.label} costs is not known"
-    once, less = run.rows_cost_usd + run.training_cost_usd, prices[0] - prices[1]
-    n_requests = formatting.round_up(1000 * once / less) if less > 0 else ""
-    pays = f"paid back after {n_requests} requests" if n_requests else "never paid back"
-    costs, spent = (
-        " and ".join(map(formatting.usd, one)) for one in (prices, (run.rows_cost_usd, run.training_cost_usd))
-    )
+    once, saving = (run.rows_cost_usd, run.training_cost_usd), prices[0] - prices[1]
+    pays = "never paid back"
+    if saving > 0:
+        pays = f"paid back after {formatting.round_up(1000 * sum(once) / saving)} requests"
+    costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
     return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
 
 
