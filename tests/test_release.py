@@ -241,6 +241,19 @@ def test_a_missing_champion_or_run_is_refused_with_the_command(command, copy):
     assert str(refused.value).endswith(step)
 
 
+def test_a_run_of_an_experiment_that_was_moved_is_of_the_same_recipe_if_its_files_are(copy):
+    (path,) = (copy.parent / "runs").glob("*-lora-*/run.json")
+    run = json.loads(path.read_text())
+    run["recipe"]["train"] = ["/before/own/rows.jsonl"]
+    path.write_text(json.dumps(run))
+    for name in ("own/rows.jsonl", "other/rows.jsonl"):
+        (copy.parent / name).parent.mkdir()
+        (copy.parent / name).write_text("")
+    assert release.gate(copy, "lora", ["candidates.lora.train=[own/rows.jsonl]"])
+    with pytest.raises(IncompatibleRuns, match="only runs of another recipe"):
+        release.gate(copy, "lora", ["candidates.lora.train=[other/rows.jsonl]"])
+
+
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
     path.with_suffix(".history.jsonl").unlink()

@@ -109,7 +109,7 @@ def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> l
         whole = stored.experiment.name
         of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
         own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
-        done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe)]
+        done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe, stored.store)]
         newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
         if newest:
             trained = any(plugins.find_method(r.method).seeded for r in newest.values())

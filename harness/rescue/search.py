@@ -111,7 +111,7 @@ def _resolve_name(session: Session, selected: Sequence[str], wanted: str, runs: 
     if run.state == "failed":
         _refuse(wanted, f"a run that failed: {run.error}", "a finished one", _AGAIN)
     now = session.experiment.candidates.get(run.candidate)
-    if now is None or not now.is_stored_as(run.recipe):
+    if now is None or not now.is_stored_as(run.recipe, session.store.folder.parent):
         raise IncompatibleRuns(
             f"{wanted}: found a run of a recipe that the file does not have now; expected {run.candidate} as "
             "it was; next: write it down as it was, or harness compare"

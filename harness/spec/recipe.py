@@ -6,9 +6,12 @@ range between two integers contains only integers. A short form and its full for
 Source: Holtzman et al. 2020, arXiv:1904.09751 (`top_p`); Wang et al. 2023, arXiv:2203.11171 (`majority`)
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from math import exp, log
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator, model_validator
@@ -308,9 +311,19 @@ class Recipe(Spec):
         plain: dict[str, Any] = mask_values(self.model_dump(mode="json"))
         return plain
 
-    def is_stored_as(self, stored: dict[str, Any]) -> bool:
-        """Tell whether a run's stored recipe equals this one."""
-        return Recipe.model_validate(stored) == Recipe.model_validate(self.stored_form())
+    def is_stored_as(self, stored: dict[str, Any], folder: Path) -> bool:
+        """Tell whether a run's stored recipe equals this one; the experiment may have been moved since.
+
+        A file below `folder`, where it is now, equals a stored one that ends with its relative path.
+        """
+        here = json.dumps(str(folder))[1:-1]
+        now, then = (
+            json.dumps(recipe.stored_form(), sort_keys=True).replace(f'"{here}/', '"./')
+            for recipe in (self, Recipe.model_validate(stored))
+        )
+        for path in sorted(re.findall(r'"\./([^"]+)"', now), key=len, reverse=True):
+            then = f'"./{path}"'.join(re.split(f'"/(?:[^"]*/)?{re.escape(path)}"', then))
+        return now == then
 
     def with_prompt(self, point: dict[str, Any]) -> "Recipe":
         """Return the recipe with the prompt of one point, without sweep and search."""

@@ -165,7 +165,7 @@ def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
     return recipe.get("role") == "baseline" and plugins.find_method(method).tunes
 
 
-def is_of_recipe(run: Run, recipe: Recipe) -> bool:
+def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
     """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
     try:
         own = Recipe.model_validate(run.recipe)
@@ -173,8 +173,7 @@ def is_of_recipe(run: Run, recipe: Recipe) -> bool:
         return False
     if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
         recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
-    now = Recipe.model_validate(recipe.stored_form())
-    return _strip_unasked(own) == _strip_unasked(now)
+    return _strip_unasked(recipe).is_stored_as(_strip_unasked(own).stored_form(), at.folder.parent)
 
 
 def _has_tried(run: Run, recipe: Recipe) -> bool:

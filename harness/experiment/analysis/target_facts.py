@@ -219,7 +219,7 @@ def list_untrained(study: Study) -> list[Run]:
         if run.state != "done" or recipe is None or (method.seeded and run.seed not in place):
             continue
         trained = run.weights_digest != run.base_digest and method.makes_language_model
-        if (not trained or recipe.role == "baseline") and is_of_recipe(run, recipe):
+        if (not trained or recipe.role == "baseline") and is_of_recipe(run, recipe, study.store):
             newest[run.candidate, place[run.seed] if method.seeded else 0] = run
     return [newest[key] for key in sorted(newest, key=lambda key: key[1])]
 
