@@ -21,7 +21,7 @@ from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.nightly.watchlist import targets
 from harness.progress import SilentProgress
-from harness.records import Example, TrainingRecord
+from harness.records import Example, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData
 from harness.store import Store
 from harness.training import CHECKPOINTS, Reward, score_answers
@@ -109,6 +109,9 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert made.training.kl[0][1] == pytest.approx(0, abs=1e-4)
     assert abs(made.training.kl[-1][1]) > 1e-3
     assert made.training.n_tokens > 0
+    validated = made.training.validation_rewards
+    assert len(validated) == len(context.validation)
+    assert fmean(one.after for one in validated) > fmean(one.before for one in validated)
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
 
 
@@ -229,12 +232,21 @@ def reward(prompts, completions, references):
     assert [share for _, share in made.equal_rewards] == [0.5, 0.5]
 
 
+def rewards_of_prompts(after):
+    """Changes of after − 0.1, plus and minus 0.1: the standard error is 0.1 / √5, t of 5 degrees of freedom 2.571."""
+    return tuple(ValidationReward(f"{i}", 0.1, after + 0.1 * (-1) ** i) for i in range(6))
+
+
 @pytest.mark.parametrize(
     ("figures", "said"),
     [
         ({"reward": ((1, None), (2, None)), "equal_rewards": ((1, 0.0), (2, 0.0))}, "no answer of its 2 steps"),
         ({"reward": ((1, 1.0), (2, 1.0)), "equal_rewards": ((1, 1.0), (2, 0.5))}, "75 % of the prompts had one"),
         ({"reward": ((1, 1.0), (2, 0.5)), "equal_rewards": ((1, 0.5), (2, 0.25))}, None), ({}, None),
+        ({"validation_rewards": rewards_of_prompts(0.9)}, "6 validation prompts 0.100 before and 0.900 after the"),
+        ({"validation_rewards": rewards_of_prompts(0.9)}, "training, +0.800 [+0.685, +0.915]"),
+        ({"validation_rewards": rewards_of_prompts(0.15)}, "which is within its noise"),
+        ({"validation_rewards": (ValidationReward("a", None, 1.0),)}, None),
     ],
 )  # fmt: skip
 def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, said):

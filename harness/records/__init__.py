@@ -26,6 +26,7 @@ from harness.records.run_records import (
     TrackedPoint,
     TrainingRecord,
     Trial,
+    ValidationReward,
     read_training_record,
     run_record,
 )

@@ -143,6 +143,15 @@ class MatrixScan:
     most_frozen: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class ValidationReward:
+    """Reward of the likeliest answer to a validation prompt, before a training on rewards and after it."""
+
+    cluster: str
+    before: float | None
+    after: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedPoint:
     """Weights at one step of a training: their score on the target's validation rows, and their forgetting.
@@ -212,6 +221,7 @@ class TrainingRecord:
     reward: Curve = ()
     equal_rewards: Curve = ()
     kl: Curve = ()
+    validation_rewards: tuple[ValidationReward, ...] = ()
     reward_model_accuracy: float | None = None
     teacher: str = ""
     n_heldout: int | None = None

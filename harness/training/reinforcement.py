@@ -6,7 +6,9 @@ whatever a metric's direction; an answer that cannot be scored has none and move
 Source: Ahmadian et al. 2024 (arXiv:2402.14740) and Shao et al. 2024 (arXiv:2402.03300), by TRL's trainers.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from importlib.util import module_from_spec, spec_from_file_location
@@ -23,7 +25,7 @@ from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_li
 from harness.metrics import item_scores, load_metrics
 from harness.models import encode_all, encode_answered, join_to_plain_text
 from harness.models.hub import map_end_tokens
-from harness.records import Example, Output, PromptText, TrainingRecord
+from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward, curve
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
+
+_VALIDATED = 128  # validation prompts whose answers are rewarded, at most
+_TOGETHER = 16  # of them answered at once
 
 # Fields of `Method` that follow where `train_on_rewards` trains.
 REWARDED: dict[str, Any] = {
@@ -93,23 +98,63 @@ def train_on_rewards(
         raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
     policy = load_policy(context, peft_config, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
-    trainer = _trainer(policy, params, algorithm, rows)
+    reward = context.reward
+    score = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
+    trainer = _trainer(policy, params, algorithm, rows, score)
     made = train_policy(policy, trainer, n_dropped)
-    history = trainer.state.log_history
+    start, history = time.perf_counter(), trainer.state.log_history
+    validated = _validate(policy, params, trainer, score)
     return replace(
         made,
+        wall_s=round((made.wall_s or 0.0) + time.perf_counter() - start, 3),
         reward=curve(history, "reward"),
         equal_rewards=curve(history, "frac_reward_zero_std"),
         kl=curve(history, "kl"),
+        validation_rewards=validated,
     )
+
+
+def _validate(
+    policy: Policy, params: ReinforcedParams, trainer: Any, score: "Rewards"
+) -> tuple[ValidationReward, ...]:
+    """Reward the likeliest answers to validation prompts, by the reference and by what was trained.
+
+    The reference is the policy as training found it, so one that was stopped and went on measures the same.
+    """
+    import torch
+    from trl.models.utils import unwrap_model_for_generation
+    from trl.trainer.utils import use_adapter
+
+    examples, tokenizer = policy.context.validation[:_VALIDATED], policy.tokenizer
+    prompts = _encode(_prompts(policy.context, examples), tokenizer)
+    greedy = copy(trainer.generation_config)
+    greedy.update(do_sample=False, temperature=None, top_p=None, top_k=None)
+
+    def rewards(model: Any) -> list[float | None]:
+        texts: list[str] = []
+        for start in range(0, len(prompts), _TOGETHER):
+            part = {"input_ids": prompts[start : start + _TOGETHER]}
+            padded = tokenizer.pad(part, return_tensors="pt", padding_side="left").to(model.device)
+            made = model.generate(**padded, generation_config=greedy)[:, padded["input_ids"].shape[1] :]
+            texts += tokenizer.batch_decode(made, skip_special_tokens=True)
+        return score(examples, [text.strip() for text in texts])
+
+    with (
+        unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
+        torch.inference_mode(),
+    ):
+        after = rewards(model)
+        with use_adapter(model, "ref" if "ref" in model.peft_config else None):
+            before = rewards(model)
+    found = zip(examples, before, after, strict=True)
+    return tuple(ValidationReward(example.cluster or example.id, *both) for example, *both in found)
 
 
 def _rows(
     context: FitContext, params: ReinforcedParams, tokenizer: "PreTrainedTokenizerBase"
 ) -> tuple[list[Row], int]:
     """Return the prompts that fit, each with the index of its example, and how many did not."""
-    turns: Any = list if context.chat_template else join_to_plain_text
-    prompts = [turns(example.messages) for example in context.train]
+    prompts = _prompts(context, context.train)
     rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
     lengths = list(map(len, _encode(prompts, tokenizer)))
     kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
@@ -123,8 +168,14 @@ def _rows(
     return kept, n_dropped
 
 
+def _prompts(context: FitContext, examples: Sequence[Example]) -> list[Any]:
+    """Return prompts as TRL has them: turns, or without a chat template texts."""
+    turns: Any = list if context.chat_template else join_to_plain_text
+    return [turns(example.messages) for example in examples]
+
+
 def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """Turn prompts as TRL has them, turns or texts, into the token ids that are evaluated."""
+    """Turn such prompts into the token ids that are evaluated."""
     texts = [
         PromptText(({"role": "user", "content": one},), chat_template=False)
         if isinstance(one, str)
@@ -134,20 +185,21 @@ def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> lis
     return [list(one.context) for one in encode_all(tokenizer, texts)]
 
 
-def _trainer(policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row]) -> "Trainer":
+def _trainer(
+    policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row], score: "Rewards"
+) -> "Trainer":
     import trl
     from datasets import Dataset
 
-    context, reward = policy.context, policy.context.reward
-    assert reward is not None
-    scored = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
+    context = policy.context
+    assert context.reward is not None
 
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
         # TRL gives an answer as a text, or as a list of one turn; `index` are places among the examples.
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return scored([context.train[i] for i in index], [str(text).strip() for text in texts])
+        return score([context.train[i] for i in index], [str(text).strip() for text in texts])
 
-    score_rows.__name__ = metric_name(reward.written)  # the name that TRL logs
+    score_rows.__name__ = metric_name(context.reward.written)  # the name that TRL logs
     plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
     made: Trainer = make_policy_trainer(
         policy,

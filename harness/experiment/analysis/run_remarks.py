@@ -7,6 +7,8 @@ under all judged metrics of its task together.
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
 
 from harness import comparison, plugins
 from harness.decision import index_usd_per_1k
@@ -16,14 +18,15 @@ from harness.evaluation.timing import describe_timing
 from harness.experiment.analysis.study import Study
 from harness.experiment.preparation.bases import base_remarks
 from harness.experiment.stored_rows import Reader, Runs, fold_sessions
-from harness.formatting import count, pluralize, seconds, size, usd
+from harness.formatting import count, plain, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models import artefacts
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
-from harness.records import Example, Message, Run, SampleResult
+from harness.records import Example, Message, Run, SampleResult, TrainingRecord
 from harness.report import front_sentence, print_tried_value
 from harness.spec import Task
+from harness.stats import paired_delta, t_interval
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
@@ -250,6 +253,7 @@ def _reason(task: Task, row: SampleResult) -> str:
 
 NO_CHANGE = "found nothing to change"
 _MOSTLY = 0.5  # of the prompts of a training on rewards
+_WITHIN_NOISE = ", which is within its noise; more steps or a higher learning_rate may move it"
 
 
 def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
@@ -299,6 +303,39 @@ def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
                 f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
                 "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
             )
+        if gain := measure_reward_gain(run.training):
+            is_noise = gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
+            yield (
+                f"{run.candidate}: reward on {pluralize(gain.n, 'validation prompt')} "
+                f"{plain(gain.before)} before and {plain(gain.after)} after the training, "
+                f"{plain(gain.change, gain.low, gain.high, sign=True)}{_WITHIN_NOISE if is_noise else ''}"
+            )
+
+
+class RewardGain(NamedTuple):
+    """Mean reward of answers to validation prompts, and its change with a 95 % interval; None if unknown."""
+
+    n: int
+    before: float
+    after: float
+    change: float
+    low: float | None
+    high: float | None
+
+
+def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
+    """Estimate the change of the reward on validation, over the clusters of its prompts; None without any."""
+    known = [
+        (one.cluster, one.before, one.after)
+        for one in training.validation_rewards
+        if one.before is not None and one.after is not None
+    ]
+    if not known:
+        return None
+    clusters, before, after = zip(*known, strict=True)
+    mean = paired_delta(before, after, clusters)
+    low, high = (None, None) if mean.se is None else t_interval(mean)
+    return RewardGain(len(known), fmean(before), fmean(after), mean.mean, low, high)
 
 
 def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
