@@ -17,6 +17,7 @@ from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.analysis.run_remarks import note_rewards
 from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.training_fit import fit_work
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.nightly.watchlist import targets
@@ -268,6 +269,20 @@ CANDIDATES = """\
 
 def write_experiment(folder, tiny, candidates=CANDIDATES):
     return tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 4)))
+
+
+@pytest.mark.parametrize(("n_epochs", "max_steps", "n_answers"), [(2, -1, 2 * 30 * 4), (1, 5, 5 * 8)])
+def test_the_estimate_of_a_training_on_rewards_counts_each_answer_that_it_draws(
+    tiny, tmp_path, n_epochs, max_steps, n_answers
+):
+    own = f"params: {{num_train_epochs: {n_epochs}, max_steps: {max_steps}, max_completion_length: 4}}"
+    written = f"  rloo: {{method: rloo, reward: exact_match, {own}}}\n"
+    path = write_experiment(tmp_path, tiny, written)
+    session = prepare_session(load(path), Scope(), SilentProgress())
+    assert len(session.target.items.train) == 30
+    work = fit_work(session, session.candidates["rloo"].source, 0)
+    assert (work.generated, work.steps) == (4 * n_answers, math.ceil(n_answers / 8))
+    assert work.read == 3 * work.trained > 3 * n_answers
 
 
 @pytest.mark.e2e

@@ -221,7 +221,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     items, step = training_data(session, source).items, prompting_step(session, source, seed)
     n_rows = len(items.pairs if method.draws_from == "pairs" else items.train)
-    epochs = params.num_train_epochs
+    epochs = params.num_train_epochs * getattr(params, "num_generations", 1)  # a row for each answer
     if params.max_steps > 0:
         epochs = params.max_steps * step_rows / max(n_rows, 1)
     if method.draws_from == "pairs":

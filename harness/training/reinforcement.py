@@ -25,6 +25,7 @@ from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_li
 from harness.metrics import item_scores, load_metrics
 from harness.models import encode_all, encode_answered, join_to_plain_text
 from harness.models.hub import map_end_tokens
+from harness.plugins import Teaching
 from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
@@ -43,6 +44,12 @@ Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
 _VALIDATED = 128  # validation prompts whose answers are rewarded, at most
 _TOGETHER = 16  # of them answered at once
 
+
+def _extra_tokens(params: Any, _: Any, rows: int, tokens: int) -> tuple[int, int]:
+    """Count what is read by the reference, by a reward model, and to answer, and what is drawn at most."""
+    return 3 * tokens, rows * params.max_completion_length
+
+
 # Fields of `Method` that follow where `train_on_rewards` trains.
 REWARDED: dict[str, Any] = {
     "draws_from": "train",
@@ -51,6 +58,7 @@ REWARDED: dict[str, Any] = {
     "published_as": "reinforcement",
     "hooks": ("penalty",),
     "loops": ("training", "tokens", "heads", "reinforcement"),
+    "teaching": Teaching(extra_tokens=_extra_tokens),
 }
 
 
