@@ -248,6 +248,8 @@ def rewards_of_prompts(after):
         ({"validation_rewards": rewards_of_prompts(0.9)}, "training, +0.800 [+0.685, +0.915]"),
         ({"validation_rewards": rewards_of_prompts(0.15)}, "which is within its noise"),
         ({"validation_rewards": (ValidationReward("a", None, 1.0),)}, None),
+        ({"reward_model_accuracy": 0.9, "n_heldout": 30}, "of 90.0 [74, 97] % of 30 held-out pairs"),
+        ({"reward_model_accuracy": 0.6, "n_heldout": 30}, "60.0 [42, 75] % of 30 held-out pairs, which may be ch"),
     ],
 )  # fmt: skip
 def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, said):

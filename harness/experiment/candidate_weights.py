@@ -117,8 +117,9 @@ class _Maker(NamedTuple):
         before_s = round(sum(weights.training.total_s for weights in known), 3)
         began_with = replace(found.training, init_wall_s=before_s, stands_on=stands_on(*known))
         if begun.reward:
-            curve = begun.reward.training.heldout_accuracy
-            began_with = replace(began_with, reward_model_accuracy=curve[-1][1] if curve else None)
+            by = begun.reward.training
+            accuracy = by.heldout_accuracy[-1][1] if by.heldout_accuracy else None
+            began_with = replace(began_with, reward_model_accuracy=accuracy, n_heldout=by.n_heldout)
         return self.add_choosers(found._replace(training=began_with))
 
     def add_choosers(self, weights: Weights) -> Weights:

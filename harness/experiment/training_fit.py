@@ -220,14 +220,15 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     params = method.params(**source.params)
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     items, step = training_data(session, source).items, prompting_step(session, source, seed)
-    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train)
-    epochs = params.num_train_epochs * getattr(params, "num_generations", 1)  # a row for each answer
+    n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
+    n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
+    epochs = params.num_train_epochs
     if params.max_steps > 0:
         epochs = params.max_steps * step_rows / max(n_rows, 1)
     if method.draws_from == "pairs":
         plain = costs.preference(list(map(step, items.pairs)), epochs)
     else:
-        plain = costs.training(list(map(step, items.train)), epochs)
+        plain = costs.training(list(map(step, items.train)), epochs * n_answers)
     base = session.sources.get(source.base_model or "", session.source)
     read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)

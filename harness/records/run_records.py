@@ -143,8 +143,7 @@ class MatrixScan:
     most_frozen: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ValidationReward:
+class ValidationReward(NamedTuple):
     """Reward of the likeliest answer to a validation prompt, before a training on rewards and after it."""
 
     cluster: str

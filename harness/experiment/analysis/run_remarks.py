@@ -18,7 +18,7 @@ from harness.evaluation.timing import describe_timing
 from harness.experiment.analysis.study import Study
 from harness.experiment.preparation.bases import base_remarks
 from harness.experiment.stored_rows import Reader, Runs, fold_sessions
-from harness.formatting import count, plain, pluralize, seconds, size, usd
+from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models import artefacts
 from harness.models.openai_api import Settings
@@ -26,7 +26,7 @@ from harness.prompting import PromptingContext, describe_prompts, index_sizes, m
 from harness.records import Example, Message, Run, SampleResult, TrainingRecord
 from harness.report import front_sentence, print_tried_value
 from harness.spec import Task
-from harness.stats import paired_delta, t_interval
+from harness.stats import paired_delta, t_interval, wilson
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
@@ -302,6 +302,14 @@ def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
             yield (
                 f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
                 "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
+            )
+        accuracy, n_pairs = run.training.reward_model_accuracy, run.training.n_heldout
+        if accuracy is not None and n_pairs:
+            low, high = wilson(accuracy * n_pairs, n_pairs)
+            yield (
+                f"{run.candidate}: its reward model prefers the chosen answer of "
+                f"{interval(accuracy, low, high)} % of {pluralize(n_pairs, 'held-out pair')}"
+                f"{', which may be chance' if low <= 0.5 else ''}"
             )
         if gain := measure_reward_gain(run.training):
             is_noise = gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
