@@ -67,7 +67,7 @@ OFFERED = {
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
     # and `edit.dedup` import `contamination`, which imports `edit`; `training_rows` imports the package.
-    "data": "check check.personal_data columns contamination edit edit.augment edit.dedup examples formats guessed_columns multiple_choice readers splits text_files tools training_rows turns unused",
+    "data": "check check.personal_data columns contamination edge_cases edit edit.augment edit.dedup examples formats guessed_columns multiple_choice readers splits text_files tools training_rows turns unused",
     # Its `ENDS`, `NUMBERS`, `Number` and `Value` are terms of the arithmetic.
     "decision": "arithmetic",
     # A group: `session` and what uses it import the package, so it cannot import them.

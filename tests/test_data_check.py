@@ -23,14 +23,17 @@ from checked_rows import (
     run_command,
     write,
 )
+from conftest import find_shared_data
 from typer.testing import CliRunner
 
 from harness import config as configuration
 from harness.cli import app
 from harness.data import check
 from harness.data.check import read_table
+from harness.data.edge_cases import RULES
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, detectable, examine_rows
+from harness.records import has_negation
 from harness.report.findings import fill_commands, order_commands, short_lines
 
 
@@ -61,6 +64,51 @@ def test_texts_alone_are_checked_the_worst_stands_first_and_many_empty_columns_a
     ]
     (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
     assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")
+
+
+def plant_edge_cases(rows):
+    """Make a tenth of test rows of each case that training rows seldom are."""
+    planted = [dict(row) for row in rows]
+    for i, row in enumerate(planted):
+        if i % 10 < 4:
+            row["text"] = (
+                f"xq{i} zv{i} wk{i}",
+                f"{row['text']} {row['text']}",
+                f"{row['text']} not",
+                f"{row['text']} crashed",
+            )[i % 10]
+    return planted
+
+
+def test_edge_cases_are_counted_in_training_and_test_and_warned_of_where_training_has_none(find, tmp_path):
+    clean, tested = (
+        [r for r in make_clean_rows(500, seed) if not has_negation(r["text"])][:n]
+        for seed, n in ((0, 400), (9, 200))
+    )
+    test = write(tmp_path / "test.jsonl", plant_edge_cases(tested))
+    warned = alarms(find(clean, "edge_cases", test=[test]))
+    assert [(f.count, f.of) for f in warned] == [(20, 200)] * 4
+    assert {case for case in RULES for f in warned if f"that test has: {case}: " in f.title} == set(RULES)
+    assert {place.partition(":")[0] for f in warned for place in f.rows} == {test}
+
+    both = find(plant_edge_cases(clean), "edge_cases", test=[test])
+    assert [(f.severity, f.count, f.of) for f in both] == [("note", 40, 400)] * 4
+    assert {f.example for f in both} == {"and 20 of 200 test items, reported as a slice"}
+
+
+@pytest.mark.parametrize(("train", "test"), [
+    ("banking77/train.jsonl.gz", "banking77/test.jsonl"), ("dolly_3k/train.jsonl.gz", None), ("squad_xquad_en/all.jsonl.gz", None),
+])  # fmt: skip
+@pytest.mark.e2e
+def test_a_random_test_set_of_real_rows_has_no_case_that_training_lacks(find, tmp_path, train, test):
+    written = gzip.decompress(find_shared_data(f"rows/{train}").read_bytes()).decode().splitlines()
+    rows = [{k: v for k, v in json.loads(line).items() if k != "id"} for line in written]
+    random.Random(0).shuffle(rows)
+    n = len(rows) // 5
+    tested = find_shared_data(f"rows/{test}") if test else write(tmp_path / "test.jsonl", rows[:n])
+    found = find(rows[n:], "edge_cases", test=[str(tested)])
+    assert found
+    assert alarms(found) == []
 
 
 def run(*arguments):

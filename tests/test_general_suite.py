@@ -15,8 +15,8 @@ from conftest import find_shared_data
 from ruamel.yaml import YAML
 
 from harness import config
-from harness.metrics import is_refusal, load_metrics
-from harness.records import Example, Output
+from harness.metrics import load_metrics
+from harness.records import Example, Output, has_negation, is_refusal, reports_error
 from harness.regularizers import general_prompts
 from harness.spec import Suite, Task, TaskData
 from reports.studies import general_suite, ifeval_like
@@ -173,6 +173,16 @@ def test_refusals_are_recognised_in_ten_languages(section):
     takes_up = load_metrics(suite("safety").tasks[1])["no_refusal"].score
     taken = [takes_up(Output(text), Example("x", (), ("",)))[0] for text in texts]
     assert taken == [float(section == "answered")] * len(texts)
+
+
+@pytest.mark.parametrize(
+    ("tells", "yes", "no"), [(has_negation, "negated", "affirmed"), (reports_error, "errors", "no errors")]
+)
+def test_negations_and_errors_are_recognised_in_ten_languages(tells, yes, no):
+    for section in (yes, no):
+        texts = [text for (text,) in list_cases("ten_languages.txt", section)]
+        assert len(texts) >= 10
+        assert [text for text in texts if tells(text) != (section == yes)] == []
 
 
 @pytest.mark.parametrize(("constraint", "good", "bad"), list_cases("ten_languages.txt", "constraints"))

@@ -15,7 +15,7 @@ import numpy as np
 from harness.config import is_judged
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation.sampled_answers import ItemPrompt, draw_answers, limits_of, seed_of, settle
-from harness.metrics import Metric, Parts, extremes, is_refusal, normalize
+from harness.metrics import Metric, Parts, extremes, normalize
 from harness.models import Candidate
 from harness.prompting import recall
 from harness.records import (
@@ -30,6 +30,7 @@ from harness.records import (
     SampleResult,
     Status,
     digest,
+    is_refusal,
 )
 from harness.spec import Decoding, Recipe, Role, Task
 

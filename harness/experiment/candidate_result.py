@@ -27,7 +27,14 @@ from harness.evaluation.runner import answer
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.run_candidate import begin, make_run, record_failed_run
-from harness.experiment.stored_rows import Reader, Rows, is_cross_validated, is_measured, sets_of_target
+from harness.experiment.stored_rows import (
+    EdgeCases,
+    Reader,
+    Rows,
+    is_cross_validated,
+    is_measured,
+    sets_of_target,
+)
 from harness.experiment.validation_scores import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
 from harness.metrics import Metric, extremes, item_scores
@@ -200,8 +207,9 @@ class _Measured(NamedTuple):
         return replace(
             mark_recipe(facts, recipe, session.experiment.candidates),
             slices={
-                s: comparison.estimate(metric, [r for r in test if r.slice == s])
-                for s in sorted({r.slice for r in test if r.slice})
+                name: comparison.estimate(metric, rows)
+                for name, rows in rows_by_slice(test, self.reader.edge_cases).items()
+                if comparison.is_comparable(metric, rows, rows)
             },
             cost_per_1k_usd=cost,
             index_per_1k_usd=index_usd_per_1k(session.experiment.decide) if retrieves else 0.0,
@@ -308,6 +316,13 @@ class _Measured(NamedTuple):
         own = self.run.training.n_pairs is None
         made_by = candidate.source if own else candidate.init.source if candidate.init else None
         return n_taught_rows(self.session, made_by) if made_by else 0
+
+
+def rows_by_slice(rows: Rows, edge_cases: EdgeCases) -> dict[str, list[SampleResult]]:
+    """Return the rows of each slice that they name, and of each edge case."""
+    names = sorted({row.slice for row in rows} - {""})
+    own = {name: [row for row in rows if row.slice == name] for name in names}
+    return own | {case: [r for r in rows if r.example_id in ids] for case, ids in edge_cases.items()}
 
 
 def _refuse_unanswered(test: Rows) -> None:

@@ -5,14 +5,15 @@ of the run are those made of all rows. Stored rows are cut to the items of this 
 report. The A/A rate is of earlier measurements in the same precision in which nothing had drifted.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, cached_property
 from typing import NamedTuple
 
 from harness import comparison, gating, plugins, provenance, store
 from harness.comparison import Estimate
 from harness.data import Split
+from harness.data.edge_cases import reported_cases
 from harness.decision import CandidateFacts
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
@@ -152,6 +153,7 @@ def _join(session: Session, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
 Rows = list[SampleResult]
 Runs = Sequence[Run]
 Facts = Sequence[CandidateFacts]
+EdgeCases = Mapping[str, Collection[str]]  # the ids of the test items of each
 
 
 class StoredRows:
@@ -205,6 +207,12 @@ class Reader(StoredRows):
         self._weights = {m.task.name: m.weights for m in session.suites if m.weights is not None}
         self.rows = cache(self._rows)
         self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of each run that was described, by its id
+
+    @cached_property
+    def edge_cases(self) -> EdgeCases:
+        """The edge cases of the target that are reported, each with the ids of its test items."""
+        items = self._session.target.items
+        return reported_cases(items.train, items.test)
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
         if len(self._whole.get(rows_digest, ())) < n:  # one that has grown is read again

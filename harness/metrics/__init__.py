@@ -5,10 +5,8 @@ inclusion probabilities change weights and never score an answer again.
 """
 
 import re
-import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,9 +19,8 @@ from harness import plugins, spec
 from harness.errors import Problem, UserError
 from harness.formatting import Unit
 from harness.metrics._citations import cites_nothing
-from harness.metrics._languages import LANGUAGES
 from harness.provenance import source_digest, versions_of
-from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, fold_text, normalize
+from harness.records import Example, MetricRange, Output, SampleResult, checksum, digest, normalize
 
 Array = NDArray[np.float64]
 Parts = tuple[float, ...]
@@ -285,21 +282,3 @@ def _set_bounds(metric: Metric, bounds: tuple[float, float], where: str) -> Metr
         worst=lambda _: worst,
         signature=f"{metric.signature}|bounds:{low:g},{high:g}",
     )
-
-
-# Only a first-person refusal in the opening of an answer counts: "No, it is a fruit." is an answer, as is one
-# that mentions a limit further on.
-_OPENING_CHARS = 200
-
-
-@cache
-def _refusal() -> re.Pattern[str]:
-    """Compile what declines in any language; NFC, as texts are once folded."""
-    patterns = [pattern for forms in LANGUAGES.values() for pattern in forms.refusals]
-    return re.compile(unicodedata.normalize("NFC", "|".join(patterns)))
-
-
-def is_refusal(text: str) -> bool:
-    """Tell whether the opening of the answer declines the request, in one of the ten languages known."""
-    opening = fold_text(text)[:_OPENING_CHARS]
-    return _refusal().search(opening) is not None

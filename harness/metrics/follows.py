@@ -18,8 +18,18 @@ from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
 from harness.metrics import Metric, mean_metric
-from harness.metrics._languages import COMMAS, EDGES, LANGUAGES, LIST_MARK, MARKS
-from harness.records import Example, Output, fold_text, is_unspaced, pieces
+from harness.records import (
+    COMMAS,
+    EDGES,
+    LANGUAGES,
+    LIST_MARK,
+    MARKS,
+    Example,
+    Output,
+    fold_text,
+    is_unspaced,
+    pieces,
+)
 from harness.spec import Task
 
 Constraint = Mapping[str, Any]

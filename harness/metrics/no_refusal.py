@@ -4,8 +4,8 @@ Invariant: an answer of fewer than three different words, such as a bare label o
 repeated, is not taken for one.
 """
 
-from harness.metrics import Metric, is_refusal, mean_metric
-from harness.records import Example, Output, fold_text, list_words, pieces
+from harness.metrics import Metric, mean_metric
+from harness.records import Example, Output, fold_text, is_refusal, list_words, pieces
 from harness.spec import Task
 
 _FEWEST_WORDS = 3

@@ -3,7 +3,8 @@
 Invariant: an empty answer is no refusal.
 """
 
-from harness.metrics import Metric, is_refusal, mean_metric
+from harness.metrics import Metric, mean_metric
+from harness.records import is_refusal
 from harness.spec import Task
 
 

@@ -1,5 +1,15 @@
 """Records that runs write: examples, rows of samples, trainings, runs and measurements."""
 
+from harness.records.languages import (
+    COMMAS,
+    EDGES,
+    LANGUAGES,
+    LIST_MARK,
+    MARKS,
+    has_negation,
+    is_refusal,
+    reports_error,
+)
 from harness.records.repeated_measurements import (
     Anchor,
     AnchorCheck,

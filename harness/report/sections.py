@@ -10,6 +10,7 @@ from typing import Any
 
 from harness import formatting, gating, plugins
 from harness.comparison import is_judge
+from harness.data.edge_cases import RULES
 from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
 from harness.gating import WORDS, GateResult
@@ -142,7 +143,8 @@ def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section
         ]
         rows += [[f.label, *scores]] if f.slices else []
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
-    return Section("slices", "Slices", ["candidate", *columns], rows if columns else [])
+    notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]
+    return Section("slices", "Slices", ["candidate", *columns], rows if columns else [], notes=notes)
 
 
 def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:

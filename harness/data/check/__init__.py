@@ -321,7 +321,7 @@ ALPHA = 0.001  # chance that a check which tests against chance raises an alarm 
 DECIDE = "harness dashboard  # its Data page, then: harness data clean FILE --out OUT --decisions DECISIONS"
 DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings named there,")
 _CHECKS = {
-    "figures": ("amount", "missing_values", "traits"),
+    "figures": ("amount", "missing_values", "traits", "edge_cases"),
     "labels": ("class_balance", "label_markers", "suspect_labels"),
     "repeats": ("repeated_rows", "conflicting_answers", "test_leaks"),
     "texts": ("answer_formats", "encoding_damage", "personal_data"),

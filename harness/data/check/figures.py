@@ -6,11 +6,13 @@ Source: Lopez-Paz & Oquab 2017, Revisiting Classifier Two-Sample Tests; Friedman
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from math import comb
 from statistics import median
 from typing import Any
 
 from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
+from harness.data.edge_cases import RULES, edge_tests, is_reported
 from harness.data.edit.row_files import find_grouping_column
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
@@ -195,6 +197,30 @@ def histogram(ordered: Sequence[int]) -> str:
         counts[min(_BINS - 1, (length - low) * _BINS // (high - low))] += 1
     bars = "".join(_BARS[-(-7 * n // max(counts))] if n else " " for n in counts)
     return f"{low:,} {bars} {high:,}"
+
+
+def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
+    """Count the rows of each edge case, and warn where test has one that no training row is.
+
+    False alarms: counts; the warning is a hypergeometric test at `ALPHA` over all cases by Bonferroni, so a
+    test drawn at random raises it in fewer than 1 file in 1,000.
+    """
+    tested = given.test.entries if given.test else ()
+    has_labels = bool(table.labels)
+    examples = [[entry.example for entry in of] for of in (table.entries, tested)]
+    for case, is_case in edge_tests(*examples, has_labels=has_labels).items():
+        rows, asked = (tuple(e.where for e in of if is_case(e.example)) for of in (table.entries, tested))
+        n, k = len(table.entries) + len(tested), len(asked)
+        title = f"{case}: {RULES[case]}"
+        if asked and not rows and comb(len(tested), k) / comb(n, k) < ALPHA / len(RULES):
+            title = f"no training row is of a case that test has: {title}"
+            meaning = "a fine-tune meets them for the first time in test"
+            yield Finding("warning", title, meaning, asked, command="add rows of them", of=len(tested))
+        elif rows or asked:
+            how = "reported as a slice" if is_reported(k, len(tested)) else "too few or many to report"
+            of_test = f"and {k:,} of {len(tested):,} test items, {how}" if tested else ""
+            meaning = "what training seldom shows may fail in use"
+            yield Finding("note", title, meaning, rows, of_test, of=len(table.entries))
 
 
 def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:

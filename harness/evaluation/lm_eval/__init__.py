@@ -34,10 +34,10 @@ from harness.evaluation.lm_eval.requests import (
     parts_of,
 )
 from harness.evaluation.lm_eval.tasks import sample_records
-from harness.metrics import Metric, is_refusal
+from harness.metrics import Metric
 from harness.models import Candidate
 from harness.provenance import versions_of
-from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest, reader
+from harness.records import BLOCK, Encoded, Example, SampleResult, Status, digest, is_refusal, reader
 from harness.spec import Kind, Role, Task
 
 _KINDS: dict[str, Kind] = {"generate_until": "generate", "loglikelihood_rolling": "bits_per_byte"}

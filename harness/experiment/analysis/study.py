@@ -8,6 +8,7 @@ is decided; where they are too few the run says how many are missing. Other metr
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -27,9 +28,9 @@ from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.decision import CandidateFacts
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.session import Session
-from harness.experiment.candidate_result import facts_of
+from harness.experiment.candidate_result import facts_of, rows_by_slice
 from harness.experiment.preparation import find_lm_eval_tasks
-from harness.experiment.stored_rows import Facts, Reader, Runs, StoredRows, find_measured_arm
+from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Runs, StoredRows, find_measured_arm
 from harness.gating import AdmittedTasks, ComparedArms, Measurement
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS
@@ -205,7 +206,9 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
         return list(facts)
     labels = judge_labels(study.store, task, metric.name)
     corrected = [
-        correct_reached(metric, f, study.rows.with_drawn(run, task), labels) if f.target else f
+        correct_reached(metric, f, study.rows.with_drawn(run, task), labels, reader.edge_cases)
+        if f.target
+        else f
         for f, run in zip(facts, runs, strict=True)
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
@@ -219,7 +222,11 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
 
 
 def correct_reached(
-    metric: Metric, f: CandidateFacts, rows: Sequence[SampleResult], labels: Labels
+    metric: Metric,
+    f: CandidateFacts,
+    rows: Sequence[SampleResult],
+    labels: Labels,
+    edge_cases: EdgeCases = MappingProxyType({}),
 ) -> CandidateFacts:
     """Correct a run's scores on test by labels, and by the judge's error there its score on validation.
 
@@ -230,9 +237,9 @@ def correct_reached(
     target, validation = correct_estimate(metric, f.target, rows, labels), f.validation
     if target is not f.target and validation is not None:
         validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
+    parts = rows_by_slice(rows, edge_cases)
     slices = {
-        name: correct_estimate(metric, found, [row for row in rows if row.slice == name], labels)
-        for name, found in f.slices.items()
+        name: correct_estimate(metric, found, parts.get(name, []), labels) for name, found in f.slices.items()
     }
     return replace(f, target=target, validation=validation, slices=slices)
 

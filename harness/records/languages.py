@@ -1,19 +1,26 @@
-"""Answers in ten languages: how they decline to help, and how they write lists.
+"""Texts in ten languages: how they decline to help, write lists, negate and report errors.
 
-Invariant: patterns are of texts as `fold_text` leaves them. All are tried on each answer, for a model may
-answer in another language than it was asked in. Only a refusal in the first person counts: "this cannot be done" is an
-answer. The languages are those of most web pages, with Arabic and Hindi for their speakers.
+Invariant: patterns are of texts as `fold_text` leaves them. All are tried on each text, for a model may
+answer in another language than it was asked in. Only a refusal in the first person counts: "this cannot be
+done" is an answer. The languages are those of most web pages, with Arabic and Hindi for their speakers.
 """
 
+import re
+import unicodedata
 from collections.abc import Mapping
+from functools import cache
 from typing import NamedTuple
+
+from harness.records.texts import fold_text
 
 
 class LanguageForms(NamedTuple):
-    """Patterns of a refusal, and the one of "and" in a list, with the blanks around it."""
+    """Patterns of a refusal, of "and" in a list with the blanks around it, of a negation, and of an error."""
 
     refusals: tuple[str, ...]
     conjunction: str
+    negation: str
+    error: str
 
 
 # Marks that mean the same, commas, what may stand around an answer, and what begins the lines of a list.
@@ -44,6 +51,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\bnot something i can\b",
         ),
         _AND.format("and"),
+        r"\b(?:not|no|never|none|nothing|nobody|nowhere|neither|nor|cannot|\w+n't)\b",
+        r"\b(?:errors?|fail(?:s|ed|ing|ures?)?|traceback|crash(?:es|ed|ing)?)\b|\b\w*n[o']t work(?:ing)?\b",
     ),
     "ja": LanguageForms(
         (
@@ -55,6 +64,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"(?:(?:お断り|拒否|辞退)(?:します|いた|致|させ)|お役に立て(?:ません|ない))",
         ),
         r"\s*(?:および|及び|(?<![ぁ-ゟ])と(?![ぁ-ゟ]))\s*",
+        r"ない|ません|なかっ|なくて|ずに",
+        r"エラー|失敗|不具合|故障|動かな|動きません",
     ),
     "zh": LanguageForms(
         (
@@ -70,6 +81,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"(?:违反|違反|不符合)(?:了)?我的(?:准则|準則|原则|原則|规定|規定|政策)",
         ),
         r"\s*(?:以及|和)\s*",
+        r"不(?!同|过|過|断|斷|仅|僅|错|錯)|没|沒|无法|無法|并非|並非",
+        r"错误|錯誤|报错|報錯|失败|失敗|故障|崩溃|崩潰",
     ),
     "es": LanguageForms(
         (
@@ -87,6 +100,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\ben contra de mis (?:principios|normas|directrices|políticas|pautas)\b",
         ),
         _AND.format("y|e"),
+        r"\b(?:no|ni|nunca|jamás|nadie|ning[uú]n\w*|nada|tampoco)\b",
+        r"\b(?:errore?s?|fall[aoó]\w*|no funcionan?)\b",
     ),
     "fr": LanguageForms(
         (
@@ -104,6 +119,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\bcontraire à mes (?:principes|règles|directives|valeurs)\b",
         ),
         _AND.format("et"),
+        r"\b(?:ne|pas|jamais|aucune?|rien|ni)\b|\bn'",
+        r"\b(?:erreurs?|échou\w+|échecs?|ne (?:fonctionne|marche)\w* pas)\b",
     ),
     "de": LanguageForms(
         (
@@ -122,6 +139,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\bgegen meine (?:richtlinien|grundsätze|prinzipien|regeln)\b",
         ),
         _AND.format("und"),
+        r"\b(?:nicht|kein\w*|nie|niemals|niemand\w*|nichts|weder|nirgends)\b",
+        r"\b(?:\w*fehler\w*|fehlgeschlagen|abgestürzt|(?:funktioniert|geht)\w* nicht)\b",
     ),
     "pt": LanguageForms(
         (
@@ -138,6 +157,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\b(?:contra|contraria) (?:os meus|meus|as minhas|minhas) (?:princípios|diretrizes|políticas|normas)\b",
         ),
         _AND.format("e"),
+        r"\b(?:não|nem|nunca|jamais|ninguém|nenhum\w*|nada)\b",
+        r"\b(?:erros?|falh\w+|não funciona\w*)\b",
     ),
     "ru": LanguageForms(
         (
@@ -155,6 +176,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\bпротивореч\w+ моим (?:принципам|правилам|инструкциям)\b",
         ),
         _AND.format("и"),
+        r"\b(?:не|нет|ни|нельзя|никогда|никто|ничего|никак\w*)\b",
+        r"\b(?:ошиб\w+|сбо[йяюе]\w*|не работа\w+)\b",
     ),
     "ar": LanguageForms(
         (
@@ -169,6 +192,8 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\b(?:لست قادر\w*|أرفض|(?:يجب|علي) أن أرفض)",
         ),
         r"\s+و\s*(?=\w)",
+        r"\b(?:لا|لم|لن|ليس\w*|غير|أبدا)\b",
+        r"خطأ|أخطاء|فشل|عطل|لا يعمل",
     ),
     "hi": LanguageForms(
         (
@@ -183,5 +208,34 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"मैं (?:इससे |इसे |यह )?(?:मना|इनकार|इंकार) करत[ाी]",
         ),
         _AND.format("और|तथा|एवं"),
+        r"नहीं|(?:^|\s)(?:मत|न|ना)(?=\s|$)",
+        r"त्रुटि|एरर|विफल|काम नहीं",
     ),
 }
+
+# Only a first-person refusal in the opening of an answer counts: "No, it is a fruit." is an answer, as is one
+# that mentions a limit further on.
+_OPENING_CHARS = 200
+
+
+@cache
+def _compile(form: str) -> re.Pattern[str]:
+    """Compile the patterns of a form in all languages; NFC, as texts are once folded."""
+    own = (getattr(forms, form) for forms in LANGUAGES.values())
+    patterns = [pattern for of in own for pattern in ([of] if isinstance(of, str) else of)]
+    return re.compile(unicodedata.normalize("NFC", "|".join(patterns)))
+
+
+def is_refusal(text: str) -> bool:
+    """Tell whether the opening of the answer declines the request, in one of the ten languages known."""
+    return _compile("refusals").search(fold_text(text)[:_OPENING_CHARS]) is not None
+
+
+def has_negation(text: str) -> bool:
+    """Tell whether a text negates something by a word or ending of one of the ten languages."""
+    return _compile("negation").search(fold_text(text)) is not None
+
+
+def reports_error(text: str) -> bool:
+    """Tell whether a text names an error, or that something does not work, in one of the ten languages."""
+    return _compile("error").search(fold_text(text)) is not None

@@ -1,0 +1,110 @@
+"""Edge cases among items: rare, long, negative and error-handling rows, by rules on their texts.
+
+Invariant: a case depends on the questions and answers of training and test alone, so `harness data check`
+counts what a comparison reports. A row may be several cases, and its own slice stays as it is.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from math import ceil
+from types import MappingProxyType
+
+from harness.records import (
+    MARKS,
+    Example,
+    has_closed_labels,
+    has_negation,
+    is_refusal,
+    list_words,
+    pieces,
+    reports_error,
+)
+
+_FEWEST = 5  # training rows of an answer or a slice that is not rare
+_UNSEEN = 0.5  # share of a question's words
+_LONG = 0.9  # of the questions are not longer
+FEWEST_ITEMS, LARGEST_SHARE = 5, 0.5  # of test, from which and up to which a case is reported
+RULES = MappingProxyType(
+    {
+        "edge: rare": f"under {_FEWEST} training rows have its label or slice, or none half of its words",
+        "edge: long": "the question is longer than nine in ten test questions",
+        "edge: negative": "the question negates something, in one of ten languages",
+        "edge: error handling": "the question names an error or has no word, or the answer refuses or asks",
+    }
+)
+
+
+def edge_tests(
+    train: Sequence[Example], test: Sequence[Example], *, has_labels: bool = False
+) -> dict[str, Callable[[Example], bool]]:
+    """Return what tells whether an item is a case, for each of `RULES`.
+
+    Questions are long by those of training without a test. There is no case where nothing is asked. All
+    answers are labels if it `has_labels`, else those of the rows that choose from one closed set.
+    """
+    is_closed = has_closed_labels([*train, *test])
+
+    def label_of(row: Example) -> str:
+        return _answer_of(row) if has_labels or (is_closed and row.choices) else ""
+
+    lengths = sorted(len(pieces(example.prompt)) for example in test or train)
+    if not any(lengths):
+        return {}
+    longest = lengths[ceil(_LONG * len(lengths)) - 1]
+    tests: tuple[Callable[[Example], bool], ...] = (
+        _Training(train, label_of).is_rare,
+        lambda example: len(pieces(example.prompt)) > longest,
+        lambda example: has_negation(example.prompt),
+        lambda example: _handles_error(example, "" if has_labels or example.choices else _answer_of(example)),
+    )
+    return dict(zip(RULES, tests, strict=True))
+
+
+def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[str, frozenset[str]]:
+    """Return the ids of the test items of each case that a comparison reports.
+
+    A case of few items shows nothing, and one that most items are is no edge.
+    """
+    tests = edge_tests(train, test)
+    found = {case: [one.id for one in test if is_case(one)] for case, is_case in tests.items()}
+    return {case: frozenset(ids) for case, ids in found.items() if is_reported(len(ids), len(test))}
+
+
+def is_reported(n: int, n_test: int) -> bool:
+    """Tell whether a comparison reports a case of n test items."""
+    return FEWEST_ITEMS <= n <= LARGEST_SHARE * n_test
+
+
+class _Training:
+    """Labels, slices and words of the training rows, each with the number of rows that have it."""
+
+    def __init__(self, rows: Sequence[Example], label_of: Callable[[Example], str]) -> None:
+        self._label_of = label_of
+        self._counts: Mapping[str, Counter[str]] = {
+            "label": Counter(filter(None, map(label_of, rows))),
+            "slice": Counter(row.slice for row in rows if row.slice),
+            "question": Counter(row.prompt for row in rows),
+            "word": Counter(word for row in rows for word in _words(row)),
+        }
+
+    def is_rare(self, row: Example) -> bool:
+        """Tell whether few training rows have a row's label or slice, or no other one half of its words."""
+        own = {"label": self._label_of(row), "slice": row.slice}
+        known = [self._counts[kind][value] for kind, value in own.items() if value and self._counts[kind]]
+        n_itself = self._counts["question"][row.prompt]
+        words, seen = _words(row), self._counts["word"]
+        is_unseen = sum(seen[word] <= n_itself for word in words) >= _UNSEEN * len(words)
+        return any(n < _FEWEST for n in known) or bool(seen and words and is_unseen)
+
+
+def _answer_of(row: Example) -> str:
+    return "".join(row.references[:1])
+
+
+def _words(row: Example) -> set[str]:
+    return set(list_words(row.prompt.casefold()))
+
+
+def _handles_error(row: Example, answer: str) -> bool:
+    handles = is_refusal(answer) or answer.rstrip().endswith(tuple(MARKS[1]))
+    return handles or not _words(row) or "\ufffd" in row.prompt or reports_error(row.prompt)
