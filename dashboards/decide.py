@@ -12,8 +12,8 @@ from math import inf, isfinite
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from harness.comparison import Comparison
-from harness.decision import (
+from harness.analysis.comparison import Comparison
+from harness.analysis.decision import (
     CandidateFacts,
     Decision,
     apply_budgets,

@@ -10,9 +10,9 @@ import streamlit as st
 
 from harness import plugins, stats
 from harness.formatting import UNKNOWN, percent, points, score
+from harness.lifecycle.rescue import Rescue
 from harness.report import WORDS, ExperimentReport, front_file
 from harness.report.pareto_front import Point, points_of
-from harness.rescue import Rescue
 from harness.spec import BASE
 from parts import controls, project, safe_text
 

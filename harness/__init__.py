@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from harness.experiment import compare
-    from harness.release import gate_candidate as gate
+    from harness.lifecycle.release import gate_candidate as gate
     from harness.store import frames
 
 __all__ = ["__version__", "compare", "frames", "gate"]
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return compare
     if name == "gate":
-        from harness.release import gate_candidate
+        from harness.lifecycle.release import gate_candidate
 
         return gate_candidate
     if name == "frames":

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from harness.comparison import Comparison, Estimate
-from harness.decision import CandidateFacts, Decision, decide
+from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.decision import CandidateFacts, Decision, decide
+from harness.analysis.gating import MissRate, Rule, Verdict
 from harness.formatting import RATE, Unit
-from harness.gating import MissRate, Rule, Verdict
 from harness.spec import DecidePolicy
 
 BITS = Unit(1.0, "bits per byte", higher_is_better=False)

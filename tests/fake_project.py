@@ -17,13 +17,14 @@ from pathlib import Path
 
 from fake_facts import verdict
 
-from harness import comparison, report, store
-from harness import decision as decide
-from harness.comparison import Estimate
-from harness.decision import CandidateFacts
+from harness import report, store
+from harness.analysis import comparison
+from harness.analysis import decision as decide
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import CandidateFacts
+from harness.lifecycle import nightly_alarm as alarm
+from harness.lifecycle import nightly_state as files
 from harness.metrics import mean_metric
-from harness.nightly import alarm
-from harness.nightly import state as files
 from harness.records import BLOCK, Rating, RowsIdentity, Run, SampleResult, read_training_record
 from harness.report import ExperimentReport
 from harness.spec import DecidePolicy, NightlyPolicy

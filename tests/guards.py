@@ -27,11 +27,11 @@ class Guard(NamedTuple):
 GUARDS = tuple(Guard(*one) for one in (
     # Files of rows and logs
     ("test_bombs.py::test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound[texts.parquet]", "harness/data/text_files.py", "if n_unpacked > _SMALL and n_unpacked > _MOST_RATIO * n_packed:", "if False:"),
-    ("test_bombs.py::test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound", "harness/release/inspect_logs.py", "refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)", "pass"),
-    ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/release/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
+    ("test_bombs.py::test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound", "harness/lifecycle/inspect_logs.py", "refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)", "pass"),
+    ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/lifecycle/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
     ("test_bombs.py::test_what_is_nested_too_deep_is_no_json", "harness/records/serialization.py", "_DEEPEST = 100 ", "_DEEPEST = 10**9 "),
     ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_values.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
-    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/release/external.py", "if one.is_symlink() and one.is_dir())", "if False)"),
+    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/external_logs.py", "if one.is_symlink() and one.is_dir())", "if False)"),
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except (UnicodeDecodeError, *_BROKEN):\n        raise UserError(_find_broken_gzip(file, shown) or", "    except ZeroDivisionError:\n        raise UserError(_find_broken_gzip(file, shown) or"),
     # What is shown
     ("test_report_page.py::test_no_cell_of_csv_is_a_formula", "harness/report/escape.py", "return f\"'{cell}\" if cell.startswith(_FORMULA) else cell", "return cell"),
@@ -53,9 +53,9 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_model_elsewhere.py::test_a_pickled_base_is_refused_with_the_lines_that_save_it_again", "harness/models/weight_files.py", 'if weights_files(path) or not any(path.glob("*.bin")):', "if True:"),
     ("test_security_page.py::test_code_in_a_models_folder_is_never_run[model]", "harness/models/devices.py", "        trust_remote_code=False,\n", "        trust_remote_code=True,\n"),
     ("test_security_page.py::test_code_in_a_models_folder_is_never_run[tokenizer]", "harness/models/hub.py", "trust_remote_code=False", "trust_remote_code=True"),
-    ("test_security_page.py::test_a_chat_template_reaches_nothing_of_python", "harness/models/chat_templates/__init__.py", "class _BoundedEnvironment(ImmutableSandboxedEnvironment):", "import jinja2\n\n\nclass _BoundedEnvironment(jinja2.Environment):"),
-    ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[loops]", "harness/models/chat_templates/__init__.py", "MOST_STEPS = 1_000_000", "MOST_STEPS = 10**15"),
-    ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[a repeated text]", "harness/models/chat_templates/__init__.py", "MOST_SIGNS = 20_000_000", "MOST_SIGNS = 10**15"),
+    ("test_security_page.py::test_a_chat_template_reaches_nothing_of_python", "harness/models/chat_templates.py", "class _BoundedEnvironment(ImmutableSandboxedEnvironment):", "import jinja2\n\n\nclass _BoundedEnvironment(jinja2.Environment):"),
+    ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[loops]", "harness/models/chat_templates.py", "MOST_STEPS = 1_000_000", "MOST_STEPS = 10**15"),
+    ("test_template_families.py::test_a_template_that_never_ends_is_stopped_with_the_bound[a repeated text]", "harness/models/chat_templates.py", "MOST_SIGNS = 20_000_000", "MOST_SIGNS = 10**15"),
     ("test_template_families.py::test_special_tokens_in_a_text_of_the_user_are_text", "harness/models/tokenization.py", "return str(mark_control_tokens(text, special))", "return text"),
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
@@ -70,7 +70,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_strange_store.py::test_a_name_in_an_experiment_file_is_one_of_a_file", "harness/spec/task.py", 'NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.\\-]{0,99}$"', 'NAME = r"^.*$"'),
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
     ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if known is None else actual in known", "return True"),
-    ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/production/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
+    ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
     ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champions.py", "if written not in (None, champion, History(history.entries[:-1]).champion):", "if False:"),
     # Answers
     ("test_code_tests.py::test_nothing_runs_unless_somebody_allows_it", "harness/metrics/_run_code.py", 'if os.environ.get(ALLOWED) != "1":', "if False:"),
@@ -81,7 +81,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_structured_answers.py::test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
     ("test_structured_answers.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
     # Secrets
-    ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/production/feedback.py", "_digest(key, logged.sender) if logged.sender", "logged.sender if logged.sender"),
+    ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "_digest(key, logged.sender) if logged.sender", "logged.sender if logged.sender"),
     ("test_secrets.py::test_a_secret_is_masked_in_every_form_and_stays_masked", "harness/masking.py", 'return _OPTION.sub(_mask_value, text) if "-" in text else text', "return text"),
     ("test_secrets.py::test_nothing_that_a_run_writes_or_prints_has_a_secret", "harness/training/job.py", "json.dumps(mask_values(job), indent=2)", "json.dumps(job, indent=2)"),
     ("test_openai_api.py::test_a_wrong_key_is_said_and_never_shown_and_that_of_another_provider_never_sent", "harness/models/openai_api.py", "if name else _NO_KEY", 'if name else os.environ.get("OPENAI_API_KEY", _NO_KEY)'),
@@ -91,7 +91,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_serving.py::test_what_cannot_be_served_is_refused_before_anything_starts", "harness/models/serving_programs.py", "if not address.is_local and not address.api_key_env:", "if False:"),
     ("test_serving.py::test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone", "harness/models/serving_programs.py", '["--api-key-env", address.api_key_env]', '["--api-key-env", __import__("os").environ[address.api_key_env]]'),
     ("test_serving.py::test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started[gguf-15]", "harness/models/llama_server.py", 'True, False, True, ""', 'True, False, True, "*"'),
-    ("test_serving.py::test_a_file_that_has_changed_is_not_served", "harness/release/serving.py", "export = exports.verify_export(folder)", "export = exports.read_export(folder)"),
+    ("test_serving.py::test_a_file_that_has_changed_is_not_served", "harness/exports/_serving.py", "export = exports.verify_export(folder)", "export = exports.read_export(folder)"),
 ))  # fmt: skip
 
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import worlds
 from worlds import Sizes, Truth
 
-from harness import experiment, nightly
+from harness import experiment
+from harness.lifecycle import nightly
 
 FIRST = date(2026, 3, 1)
 TRUTH = Truth(

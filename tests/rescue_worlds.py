@@ -20,12 +20,13 @@ import fake_adapter
 import worlds
 from worlds import BAD, GOOD, PER_ANSWER_S, Oracle, OracleHost, Sizes, Truth, is_right
 
-from harness import config, experiment, plugins, rescue
+from harness import config, experiment, plugins
+from harness.analysis.halves import split
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.stored_rows import fold_sessions
 from harness.experiment.training_fit import folder_of
-from harness.gating.halves import split
+from harness.lifecycle import rescue
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress
 from harness.records import Output, SampleResult

@@ -22,10 +22,11 @@ from openai_server import Rule, serve_model
 from rescue_worlds import AS_IT_IS, Version, World
 from worlds import GOOD, Sizes
 
-from harness import release, report, rescue, store
-from harness.comparison import answer_digest
+from harness import report, store
+from harness.analysis.comparison import answer_digest
 from harness.experiment import Scope, ensure_weights, suite_arm
-from harness.nightly import alarm
+from harness.lifecycle import nightly_alarm as alarm
+from harness.lifecycle import release, rescue
 from harness.records import AnswerLabel, LabelSet
 from harness.spec import GatePolicy
 from harness.store.tables import TABLES

@@ -11,12 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness import release, stats
-from harness.comparison import compare_rows
-from harness.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
-from harness.gating.halves import cluster_name
-from harness.gating.items_needed import DeltaPart, allocate_items, describe_more_items
-from harness.gating.rules import apply_rules
+from harness import stats
+from harness.analysis.comparison import compare_rows
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
+from harness.analysis.halves import cluster_name
+from harness.analysis.items_needed import DeltaPart, allocate_items, describe_more_items
+from harness.lifecycle import release
 from harness.spec import GatePolicy, Task
 from tests.fake_measurements import answers, measurement
 from tests.fake_rows import EXACT, flips, rows

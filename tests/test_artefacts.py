@@ -14,8 +14,9 @@ import tiny_experiment
 import tiny_model
 from tiny_experiment import runs_of
 
-from harness import frames, release, report, store
+from harness import frames, report, store
 from harness.errors import CandidateFailed
+from harness.lifecycle import release
 from harness.models import artefacts, hub
 from harness.records import Limits
 from harness.store import Store

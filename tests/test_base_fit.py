@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from harness.cli.app import app
 from harness.cli.setup import gigabytes
 from harness.errors import UserError
-from harness.experiment.preparation.bases import FitQuery, examine_base, ways
+from harness.experiment.bases import FitQuery, examine_base, ways
 from harness.models import memory
 from harness.models.shapes import has_other_layers, shape_of
 
@@ -298,7 +298,7 @@ def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp
     served = []
     server = hub_of(llama, served)
     code = (
-        "from harness.experiment.preparation.bases import FitQuery, examine_base\n"
+        "from harness.experiment.bases import FitQuery, examine_base\n"
         "print(examine_base('meta-llama/Llama-2-7b', FitQuery(24.0)).n_parameters)"
     )
     endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}

@@ -9,11 +9,12 @@ import lmeval_folder
 import pytest
 from conftest import EXPERIMENT
 
-from harness import config, release, report
+from harness import config, report
 from harness.data import readers
 from harness.errors import UserError
+from harness.lifecycle import release
+from harness.lifecycle.rescue_result import read as read_rescue
 from harness.records import digest, parse_json
-from harness.rescue.result import read as read_rescue
 from harness.spec import GatePolicy
 from harness.store import champion_file, read_champion
 

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from harness import config, release, store
+from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.verification import verify_weights
 from harness.experiment import Scope, ensure_weights, prepare_session
+from harness.lifecycle import release
 from harness.progress import SilentProgress
 from harness.store import Champion, ChampionEntry, Store
 

@@ -7,7 +7,8 @@ import pytest
 from openai import OpenAI
 from test_serving import serving
 
-from harness import release, store
+from harness import store
+from harness.lifecycle import release
 from harness.store import Store
 
 FORCED = ("--force", "--reason", "a test", "--by", "Ann")

@@ -15,6 +15,8 @@ import tiny_experiment
 from fake_facts import candidate, make_fine_tune, verdict
 
 from harness import store
+from harness.analysis.decision import Decision
+from harness.analysis.gating import GateResult
 from harness.cache import cache_dir
 from harness.cli import app
 from harness.cli.app import data_app, nightly_app, rate_app, regressions_app, runs_app
@@ -22,11 +24,9 @@ from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
 from harness.config.overrides import CommandLine
-from harness.decision import Decision
 from harness.experiment import estimate_seconds, estimate_work
 from harness.experiment.candidate_costs import estimate_costs
 from harness.formatting import seconds
-from harness.gating import GateResult
 from harness.models.hardware import Memory
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy, Task

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from harness import comparison, config, gating, release, stats
-from harness.comparison import (
+from harness import config, stats
+from harness.analysis import comparison, gating
+from harness.analysis.comparison import (
     check_comparable,
     compare_rows,
     compare_validity,
@@ -22,13 +23,14 @@ from harness.comparison import (
     refuse_failed,
     regression_p,
 )
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import TaskComparison
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
-from harness.gating import TaskComparison
-from harness.gating.rules import apply_rules
+from harness.lifecycle import release
+from harness.lifecycle.release import candidate_runs
 from harness.metrics import macro_f1, mean_metric
 from harness.records import RowsIdentity
-from harness.release import candidate_runs
 from harness.spec import GatePolicy, Task, TaskData
 
 RATIO = ratio_metric()

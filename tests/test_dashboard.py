@@ -19,17 +19,19 @@ from fake_facts import BITS, verdict
 from fake_facts import comparison as comparison_of
 from filelock import FileLock
 
-from harness import comparison, decision, formatting, report, rescue, store
-from harness.comparison import Estimate
-from harness.comparison.labelled_answers import draw_items
+from harness import formatting, report, store
+from harness.analysis import comparison, decision
+from harness.analysis.comparison import Estimate
+from harness.analysis.labelled_answers import draw_items
+from harness.lifecycle import nightly_alarm as night_alarm
+from harness.lifecycle import nightly_state as files
+from harness.lifecycle import rescue
+from harness.lifecycle.rescue import HalfVerdict, Rescue, TrialResult
 from harness.metrics import mean_metric
-from harness.nightly import alarm as night_alarm
-from harness.nightly import state as files
 from harness.records import Grade, Sample
 from harness.report.result_tables import arithmetic_rows
 from harness.report.training_tables import PREFERENCES
 from harness.report.wording import verdict_word
-from harness.rescue import HalfVerdict, Rescue, TrialResult
 from harness.spec import DecidePolicy, NightlyPolicy
 from harness.store import Store
 

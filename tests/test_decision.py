@@ -9,8 +9,9 @@ from fake_facts import BITS, alternatives, candidate, comparison, make_fine_tune
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.comparison import Estimate
-from harness.decision import (
+from harness.analysis.candidate_facts import n_settings
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import (
     Decision,
     LearningCurve,
     TrivialBaseline,
@@ -22,14 +23,12 @@ from harness.decision import (
     index_usd_per_1k,
     trivial_baseline,
 )
-from harness.decision.results import n_settings
-from harness.decision.target_scores import CurvePoint, ExpectedGain
+from harness.analysis.target_scores import CurvePoint, ExpectedGain
 from harness.errors import Unscored
 from harness.evaluation import has_instruction
-from harness.evaluation.costs import TokenCounts
 from harness.formatting import Unit
 from harness.metrics import load_metrics
-from harness.records import Example
+from harness.records import Example, TokenCounts
 from harness.records.run_records import Trial
 from harness.report.wording import find_shown_figure, print_measured
 from harness.spec import DecidePolicy, Need, Recipe, Task

@@ -35,8 +35,8 @@ from harness.experiment.candidate_costs import (
     checkpoints_gb,
     estimate_costs,
 )
+from harness.experiment.plan import BASE_ARM as ARM
 from harness.experiment.preflight import _disk_problems, compiler_problems, examine
-from harness.experiment.preparation.plan import BASE_ARM as ARM
 from harness.formatting import seconds
 from harness.models import hub
 from harness.models.hardware import Machine, Memory

@@ -18,7 +18,7 @@ from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session, worker
 from harness.experiment.executors import StartedWorker, Starter, open_starter
 from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
-from harness.experiment.preparation.plan import Step, make_plan
+from harness.experiment.plan import Step, make_plan
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store

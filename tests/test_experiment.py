@@ -11,14 +11,15 @@ import tiny_model
 from scipy import stats as scipy_stats
 from tiny_experiment import fact_of, runs_of
 
-from harness import config, experiment, release, report, stats, store
+from harness import config, experiment, report, stats, store
+from harness.analysis.gating import ControlFacts, has_drifted
+from harness.analysis.target_rules import control_rule
 from harness.cli.compare import exit_code
 from harness.errors import UserError
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.stored_rows import StoredRows
-from harness.gating import ControlFacts, has_drifted
-from harness.gating.target_rules import control_rule
+from harness.lifecycle import release
 from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.records import Noise, Origin, TaskNoise

@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
-from harness import config, formatting, gating, release, store
-from harness.comparison import Estimate, compare_rows, estimate, orient
-from harness.comparison.alignment import Errors
+from harness import config, formatting, store
+from harness.analysis import gating
+from harness.analysis.alignment import Errors
+from harness.analysis.comparison import Estimate, compare_rows, estimate, orient
+from harness.analysis.gating import Measurement, TargetFacts, exit_code
 from harness.experiment import load_study
-from harness.experiment.analysis.verdict_records import Judgement, record_verdict
-from harness.gating import Measurement, TargetFacts, exit_code
+from harness.experiment.verdict_records import Judgement, record_verdict
+from harness.lifecycle import release
+from harness.lifecycle.release import candidate_runs
 from harness.metrics import extremes, load_metrics, mean_metric
 from harness.records import BLOCK
-from harness.release import candidate_runs
 from harness.spec import GatePolicy, Task, TaskData
 from harness.store import Store
 

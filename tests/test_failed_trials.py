@@ -9,7 +9,7 @@ from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, worker
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.journal import TRIES, Journal
-from harness.experiment.preparation.plan import Step, make_plan
+from harness.experiment.plan import Step, make_plan
 from harness.experiment.trials import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown

@@ -14,9 +14,10 @@ from fake_facts import alternatives, make_fine_tune
 from fake_rows import EXACT, flips, rows
 from typer.testing import CliRunner
 
-from harness import config, gating, release, report, store
-from harness.cli import app
-from harness.comparison import (
+from harness import config, report, store
+from harness.analysis import gating
+from harness.analysis.answer_rules import mode_collapse_rule
+from harness.analysis.comparison import (
     AnswerCounts,
     AnswerDiversity,
     Comparison,
@@ -26,16 +27,17 @@ from harness.comparison import (
     compare_commonest_answers,
     compare_rows,
 )
-from harness.decision import Decision, Family, family_of, place_in_family
+from harness.analysis.decision import Decision, Family, family_of, place_in_family
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import GateResult, Measurement, Rule, TargetFacts, TaskComparison, Verdict, admit
+from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
 from harness.experiment import Scope, prepare_session, study_session
 from harness.experiment import measure as measure_run
-from harness.experiment.analysis import Reader
+from harness.experiment.judged_runs import Reader
 from harness.experiment.preflight import measure_noise, task_noise
-from harness.gating import GateResult, Measurement, Rule, TargetFacts, TaskComparison, Verdict, admit
-from harness.gating.answer_rules import mode_collapse_rule
-from harness.gating.rules import apply_rules
+from harness.lifecycle import release
 from harness.metrics import mean_metric
 from harness.progress import SilentProgress
 from harness.records import Noise, RowsIdentity, SampleResult, TaskNoise

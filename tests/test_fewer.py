@@ -8,14 +8,15 @@ import tiny_experiment
 from fake_facts import make_fine_tune
 from typer.testing import CliRunner
 
-from harness import config, release, rescue, store
+from harness import config, store
+from harness.analysis.candidate_facts import FamilyRank
+from harness.analysis.gating import Rule, Verdict
 from harness.cli import app
-from harness.decision.results import FamilyRank
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling
 from harness.experiment import Scope, fewer_items, prepare_session
 from harness.experiment.stored_rows import base_arm
-from harness.gating import Rule, Verdict
+from harness.lifecycle import release, rescue
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.e2e

@@ -8,8 +8,9 @@ import tiny_experiment
 from pydantic import ValidationError
 from tiny_experiment import letters, rows, runs_of
 
-from harness import comparison, report, stats, store
-from harness.comparison import IncompatibleRuns
+from harness import report, stats, store
+from harness.analysis import comparison
+from harness.analysis.comparison import IncompatibleRuns
 from harness.data import load_task
 from harness.errors import UserError
 from harness.experiment import describe_training_rows

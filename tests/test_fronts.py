@@ -10,8 +10,8 @@ from test_decision import find_reason, make_decision
 
 from harness.errors import UserError
 from harness.experiment import compare
+from harness.lifecycle.release import gate
 from harness.models.endpoints import is_private
-from harness.release import gate
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
 from reports.studies.fronts.choice import choose, share_of_gain

@@ -6,12 +6,12 @@ from math import inf
 import numpy as np
 import pytest
 
-from harness import gating
-from harness.comparison import Estimate, compare_rows, compare_validity
+from harness.analysis import gating
+from harness.analysis.comparison import Estimate, compare_rows, compare_validity
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
+from harness.analysis.verdict import Rule
 from harness.formatting import Unit
-from harness.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
-from harness.gating.rules import apply_rules
-from harness.gating.verdict import Rule
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows

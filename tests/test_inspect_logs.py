@@ -9,10 +9,10 @@ import inspect_logs
 import numpy as np
 import pytest
 
-from harness import release
 from harness.errors import IncompatibleRuns, UserError
-from harness.release.eval_logs import read_arm
-from harness.release.inspect_logs import find_evaluations
+from harness.lifecycle import release
+from harness.lifecycle.eval_logs import read_arm
+from harness.lifecycle.inspect_logs import find_evaluations
 from harness.spec import GatePolicy
 from tests.fake_rows import flips
 

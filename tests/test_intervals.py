@@ -14,7 +14,7 @@ from scipy import integrate
 from scipy import stats as scipy_stats
 
 from harness import stats
-from harness.comparison.judge_correction import estimate_length_favour
+from harness.analysis.judge_correction import estimate_length_favour
 from harness.formatting import RATE
 from harness.stats import StratumFlips
 from tests.golden import golden

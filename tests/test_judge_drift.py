@@ -11,15 +11,15 @@ from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixtur
 from tiny_experiment import fact_of
 
 from harness import config, store
-from harness.comparison.labelled_answers import answer_digest
+from harness.analysis.labelled_answers import answer_digest
 from harness.config.rubrics import digest_question
 from harness.errors import CandidateFailed
 from harness.evaluation.grade_costs import GradeAccount, list_paid_grades
 from harness.evaluation.grading import ALPHA, check_anchors, is_drift, n_repeats
 from harness.evaluation.judges import open_judged
 from harness.formatting import usd
+from harness.lifecycle.nightly import run_night
 from harness.models.hardware import Machine
-from harness.nightly import run_night
 from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet
 
 pytestmark = pytest.mark.usefixtures("own_cache")

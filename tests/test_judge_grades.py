@@ -19,24 +19,20 @@ from test_judge_drift import LATER, reply
 from test_judges import JUDGE, RUBRIC, Grader, N, desk, number  # noqa: F401 (the fixture)
 from test_measurements import RATING
 
-from harness import config, release, stats, store
-from harness.comparison import human_preferences
-from harness.comparison.human_preferences import Turn
-from harness.comparison.judge_correction import (
-    GradedArm,
-    correct_difference,
-    correct_score,
-    count_more_labels,
-)
+from harness import config, stats, store
+from harness.analysis import human_preferences
+from harness.analysis.human_preferences import Turn
+from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score, count_more_labels
 from harness.config.rubrics import Rubric, read_rubric
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.grade_costs import plan_grades
 from harness.evaluation.grading import likelihood_weights, mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
 from harness.experiment import Scope, compare, prepare_session
+from harness.lifecycle import release
+from harness.lifecycle.stored_gate import refuse_regraded
 from harness.progress import SilentProgress
 from harness.records import Example
-from harness.release.stored import refuse_regraded
 from harness.spec import GatePolicy
 from harness.store import Store
 from reports.studies import judge_correction as study

@@ -11,18 +11,19 @@ import tiny_methods
 from injections import INJECTIONS
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
-from harness import config, release, store
-from harness.comparison.labelled_answers import answer_digest
+from harness import config, store
+from harness.analysis.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.grade_costs import cost_usd, plan_grades
 from harness.evaluation.judges import judge_messages
 from harness.experiment import Scope, compare, prepare_session
+from harness.lifecycle import release
+from harness.lifecycle.label_file import export_answers, import_labels
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Example
-from harness.release.label_file import export_answers, import_labels
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")

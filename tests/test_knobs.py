@@ -11,7 +11,7 @@ from tiny_methods import CPU
 
 from harness import plugins, regularizers
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.preparation.bases import _MARKED
+from harness.experiment.bases import _MARKED
 from harness.methods import bottleneck, dpo, full, lora, spectrum
 from harness.models.deltas import WEIGHTS
 from harness.models.hf import ModelHost

@@ -31,6 +31,7 @@ from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval import requests as scores
 from harness.evaluation.lm_eval.engine_for_lm_eval import HarnessLM
 from harness.experiment import standalone
+from harness.lifecycle.release import gate_folders
 from harness.models.candidate import TextCandidate, TextTable
 from harness.models.devices import load_base
 from harness.models.hardware import Machine
@@ -38,7 +39,6 @@ from harness.models.hf import HFCandidate, ModelHost
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
 from harness.records import Likelihood, RowsIdentity
-from harness.release import gate_folders
 from harness.spec import GatePolicy, Task
 
 pytestmark = pytest.mark.usefixtures("own_cache")

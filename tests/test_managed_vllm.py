@@ -14,7 +14,7 @@ import tiny_experiment
 import tiny_methods
 
 from harness import config, store
-from harness.comparison import check_comparable
+from harness.analysis.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import suite_sets

@@ -5,7 +5,7 @@ import torch
 from fake_facts import candidate
 from golden import golden
 
-from harness.decision.economics import break_even
+from harness.analysis.economics import break_even
 from harness.errors import CandidateFailed
 from harness.models import memory
 from harness.models.oom import explain_out_of_memory, ran_out

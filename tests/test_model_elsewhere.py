@@ -14,8 +14,8 @@ from tiny_experiment import fact_of, runs_of
 from harness import report, store
 from harness.errors import UserError
 from harness.experiment import compare
-from harness.experiment.analysis.run_remarks import _note_unswept, note_unmoved
 from harness.experiment.report_runs import refuse_many
+from harness.experiment.run_remarks import _note_unswept, note_unmoved
 from harness.experiment.validation_scores import mean_score
 from harness.models.hub import resolve
 from harness.records import TrainingRecord

@@ -15,7 +15,7 @@ from tiny_methods import CPU
 from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.bases import base_remarks, leaves_experts
+from harness.experiment.bases import base_remarks, leaves_experts
 from harness.methods import lora, peft
 from harness.models import memory, shapes
 from harness.models.devices import load_base

@@ -15,7 +15,7 @@ from scipy.stats import ks_2samp
 from harness import stats, store
 from harness.cli import main
 from harness.errors import UserError
-from harness.production import compare_samples, monitor
+from harness.lifecycle.production import compare_samples, monitor
 from harness.records import Example, FeedbackRow
 from harness.store import Store
 from reports.studies.production_drift import Condition, alarms, draw

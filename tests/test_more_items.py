@@ -11,12 +11,12 @@ from fake_facts import verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import gating
+from harness.analysis import gating
+from harness.analysis.comparison import compare_rows, compare_validity
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
 from harness.cli import main
-from harness.comparison import compare_rows, compare_validity
 from harness.config import CommandLine, load
-from harness.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
-from harness.gating.rules import apply_rules
 from harness.report import advise_more_items
 from harness.spec import Experiment, GatePolicy, Suite, Task, TaskData
 from tests.fake_rows import EXACT, flips, rows

@@ -18,14 +18,13 @@ import pytest
 from filelock import FileLock
 from nights import Calendar, Rates
 
-from harness import nightly, report
+from harness import report
 from harness.errors import HarnessError, UserError
 from harness.experiment.candidate_weights import ensure_weights
-from harness.metrics import mean_metric
-from harness.nightly import watchlist
-from harness.nightly.alarm import issue, night_document, slack
-from harness.nightly.changes import NightArms, compare_series
-from harness.nightly.state import (
+from harness.lifecycle import nightly, watchlist
+from harness.lifecycle.nightly_alarm import issue, night_document, slack
+from harness.lifecycle.nightly_changes import NightArms, compare_series
+from harness.lifecycle.nightly_state import (
     Alarm,
     State,
     acknowledge_alarms,
@@ -36,6 +35,7 @@ from harness.nightly.state import (
     references,
     write_state,
 )
+from harness.metrics import mean_metric
 from harness.records import FeedbackRow
 from harness.store import Store, save_feedback
 
@@ -426,7 +426,7 @@ def test_items_that_changed_since_the_reference_are_left_out_and_counted(path):
 
 @pytest.mark.e2e
 def test_the_champion_is_watched_against_its_own_rows(path):
-    from harness import release
+    from harness.lifecycle import release
 
     release.promote_named(path, "lora", despite="too few items here")
     calendar = Calendar(path, ["nightly.candidates=[]"])

@@ -6,7 +6,7 @@ from openai_server import Rule, ServerAnswer
 from test_judge_drift import grade_by_length, line_of, make_date
 from test_judges import Grader, desk, reply  # noqa: F401 (desk is the fixture)
 
-from harness.nightly import run_night
+from harness.lifecycle.nightly import run_night
 from harness.records import digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")

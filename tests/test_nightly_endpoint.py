@@ -9,9 +9,10 @@ import worlds
 from nights import FIRST, NightlyHost, Rates
 from openai_server import Fault, Rule, serve_model
 
-from harness import config, experiment, nightly, report
+from harness import config, experiment, report
 from harness.experiment import Scope, prepare_session
-from harness.nightly.state import home, read_nights
+from harness.lifecycle import nightly
+from harness.lifecycle.nightly_state import home, read_nights
 from harness.progress import SilentProgress
 from harness.store import Store
 

@@ -7,10 +7,9 @@ import nights
 import pytest
 from nights import Calendar, Rates
 
-from harness import nightly
 from harness.experiment.candidate_weights import ensure_weights
-from harness.nightly import watchlist
-from harness.nightly.state import home, read_nights, read_state
+from harness.lifecycle import nightly, watchlist
+from harness.lifecycle.nightly_state import home, read_nights, read_state
 from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("rule_cache")

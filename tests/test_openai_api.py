@@ -14,11 +14,13 @@ from openai_server import Fault, Model, Rule, ServerAnswer, serve_model
 from pydantic import ValidationError
 from tiny_model import CHOICES, QUESTIONS
 
-from harness import config, release, report
-from harness.comparison import check_comparable
+from harness import config, report
+from harness.analysis.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, estimate_seconds, estimate_work, load_study, prepare_session
 from harness.experiment.preflight import examine
+from harness.lifecycle import release
+from harness.lifecycle.rescue_search import find_case
 from harness.methods import endpoint as method
 from harness.models import openai_api
 from harness.models.hf import ModelHost
@@ -26,7 +28,6 @@ from harness.models.hub import resolve
 from harness.models.openai_api import Settings
 from harness.progress import SilentProgress
 from harness.records import Limits
-from harness.rescue.search import find_case
 from harness.store import Store, read_identity, read_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")

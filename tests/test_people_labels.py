@@ -13,29 +13,25 @@ from fake_facts import candidate, make_fine_tune
 from fake_facts import comparison as fake_comparison
 from fake_rows import LOWER, rows
 
-from harness import comparison, config, decision, formatting, report, store
-from harness.comparison import (
-    correct_comparison,
-    correct_estimate,
-    human_preferences,
-    labels_missing,
-)
-from harness.comparison.judge_correction import estimate_length_favour
-from harness.comparison.labelled_answers import (
+from harness import config, formatting, report, store
+from harness.analysis import comparison, decision, human_preferences
+from harness.analysis.comparison import correct_comparison, correct_estimate, labels_missing
+from harness.analysis.gating import TargetFacts
+from harness.analysis.judge_correction import estimate_length_favour
+from harness.analysis.labelled_answers import (
     answer_digest,
     calibrate,
     draw_items,
     is_correctable,
     latest_labels,
 )
+from harness.analysis.target_rules import target_rule
 from harness.config.rubrics import current_labels, digest_question
 from harness.errors import IncompatibleRuns, UserError
-from harness.experiment.analysis.study import correct_reached
-from harness.gating import TargetFacts
-from harness.gating.target_rules import target_rule
+from harness.experiment.study import correct_reached
+from harness.lifecycle import label_file, pair_file
 from harness.metrics import mean_metric
 from harness.records import AnswerLabel, LabelSet, Sample
-from harness.release import label_file, pair_file
 from harness.report import ExperimentReport
 from harness.report.answer_tables import label_sections, label_sentences
 from harness.report.escape import spreadsheet_lines

@@ -8,8 +8,7 @@ import tiny_methods
 
 from harness import config
 from harness.errors import CandidateFailed
-from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation import bases
+from harness.experiment import Scope, bases, prepare_session
 from harness.models import hub, memory
 from harness.models.devices import LEAST_TOKENS, Placement, is_spread, place
 from harness.models.hf import ModelHost

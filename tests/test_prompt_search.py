@@ -15,9 +15,9 @@ from harness.experiment import Scope, compare, find_stored_runs, load_study, pre
 from harness.experiment.distilled_rows import PromptProposal, propose_prompts
 from harness.experiment.report_runs import in_order
 from harness.experiment.trials import proposals
+from harness.lifecycle.release import candidate_runs
 from harness.progress import SilentProgress
 from harness.records import Trial, parse_json
-from harness.release import candidate_runs
 from harness.report import experiment_document, markdown
 from harness.spec import Recipe
 

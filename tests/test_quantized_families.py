@@ -15,7 +15,7 @@ from tiny_model import logits
 
 from harness.cache import recall
 from harness.errors import UserError
-from harness.experiment.preparation.bases import FitQuery, examine_base
+from harness.experiment.bases import FitQuery, examine_base
 from harness.methods import qlora
 from harness.models import hub, memory
 from harness.models.devices import load_base

@@ -732,13 +732,13 @@ def test_at_least_fifty_findings_that_nobody_planted_were_read():
 PACKAGE = Path(__file__).parents[1] / "harness"
 # What somebody who knows the field looks for, the path that holds it, and a name that is defined there.
 ANSWERS = {
-    "rules of the release gate": ("gating/rules.py", "macro_rule"),
+    "rules of the release gate": ("analysis/gate_rules.py", "macro_rule"),
     "SQL": ("store/index.py", ""),
     "loading harness.yaml": ("config/__init__.py", "load"),
     "LoRA": ("training/low_rank_adapters.py", "low_rank_method"),
     "metrics": ("metrics/exact_match.py", "metric"),
     "paired statistics": ("stats/paired.py", "mcnemar"),
-    "nightly evaluation": ("nightly/night.py", "run_night"),
+    "nightly evaluation": ("lifecycle/night.py", "run_night"),
     "HTML report": ("report/html.py", ""),
     "vLLM": ("models/vllm.py", "VllmServer"),
     "lm-eval adapter": ("evaluation/lm_eval/engine_for_lm_eval.py", ""),

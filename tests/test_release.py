@@ -18,13 +18,14 @@ import numpy as np
 import pytest
 from conftest import find_shared_data
 
-from harness import config, gate, release, store
+from harness import config, gate, store
+from harness.analysis.gating import GateResult, Verdict, worst_result
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
-from harness.gating import GateResult, Verdict, worst_result
-from harness.release import candidate_runs
-from harness.release.lm_eval_logs import find_evaluations
-from harness.release.regressions import add_regressions
+from harness.lifecycle import release
+from harness.lifecycle.lm_eval_logs import find_evaluations
+from harness.lifecycle.regressions import add_regressions
+from harness.lifecycle.release import candidate_runs
 from harness.spec import GatePolicy
 from harness.store import Store
 from tests.fake_rows import flips

@@ -17,14 +17,14 @@ from rich.console import Console
 
 from harness import formatting, plugins
 from harness import report as reports
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import UnreadAnswers
+from harness.analysis.gating import Rule, SpareItems
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
-from harness.comparison import Estimate
 from harness.config.overrides import CommandLine
-from harness.decision import UnreadAnswers
 from harness.experiment.catalog import map_purposes
 from harness.formatting import Unit
-from harness.gating import Rule, SpareItems
 from harness.records import TrainingRecord
 from harness.report import (
     ExperimentReport,

@@ -17,11 +17,10 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness import formatting
-from harness.comparison import Estimate
-from harness.evaluation.costs import TokenCounts
-from harness.gating import MissRate, Rule
+from harness.analysis.comparison import Estimate
+from harness.analysis.gating import MissRate, Rule
 from harness.metrics import mean_metric
-from harness.records import SampleResult, TrainingRecord
+from harness.records import SampleResult, TokenCounts, TrainingRecord
 from harness.report import (
     ExperimentReport,
     ShownItem,

@@ -12,7 +12,7 @@ import tiny_model
 from checked_rows import write
 from fake_rows import script_candidate
 
-from harness import config, experiment, metrics, plugins, release, store
+from harness import config, experiment, metrics, plugins, store
 from harness.cli import main
 from harness.config import load
 from harness.config.rubrics import read_rubric
@@ -24,6 +24,7 @@ from harness.evaluation.rescoring import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
+from harness.lifecycle import release
 from harness.progress import SilentProgress
 from harness.records import BLOCK
 from harness.spec import Task

@@ -9,11 +9,12 @@ from rescue_worlds import AS_IT_IS, COLLAPSED, Version, world
 from typer.testing import CliRunner
 from worlds import GOOD, Sizes
 
-from harness import cli, rescue, store
+from harness import cli, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.release import gate
-from harness.rescue import exit_code
-from harness.rescue.trials import estimate_trials
+from harness.lifecycle import rescue
+from harness.lifecycle.release import gate
+from harness.lifecycle.rescue import exit_code
+from harness.lifecycle.rescue_trials import estimate_trials
 from harness.spec import GatePolicy
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]

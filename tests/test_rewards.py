@@ -15,12 +15,12 @@ from harness import config, store
 from harness.config import load
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.run_remarks import note_rewards
 from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.run_remarks import note_rewards
 from harness.experiment.training_fit import fit_work
+from harness.lifecycle.watchlist import targets
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
-from harness.nightly.watchlist import targets
 from harness.progress import SilentProgress
 from harness.records import Example, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData

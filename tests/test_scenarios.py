@@ -6,8 +6,8 @@ import pytest
 import tiny_experiment
 from fake_facts import BITS, alternatives, candidate, make_decision, make_fine_tune
 
-from harness.comparison import Estimate
-from harness.decision import BaseSize, decide
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import BaseSize, decide
 from harness.models.hub import resolve
 from harness.spec import DecidePolicy
 

@@ -11,8 +11,8 @@ import pytest
 from ruamel.yaml import YAML
 
 from harness.errors import UserError
-from harness.nightly import scheduler as install
-from harness.nightly.alarm import EXIT
+from harness.lifecycle import scheduler as install
+from harness.lifecycle.nightly_alarm import EXIT
 
 
 @pytest.fixture

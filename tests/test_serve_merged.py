@@ -14,6 +14,7 @@ from tiny_methods import CPU
 from harness import config, plugins, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
+from harness.lifecycle.rescue_trials import schedule_for_run
 from harness.methods import lora, merged, scaled
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
@@ -22,7 +23,6 @@ from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
 from harness.progress import SilentProgress
 from harness.records import Run
-from harness.rescue.trials import schedule_for_run
 from harness.spec import RescuePolicy
 from harness.store import Store
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
-from harness import comparison, config, store
+from harness import config, store
+from harness.analysis import comparison
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights

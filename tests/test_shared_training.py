@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from harness import config, training
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.preparation.candidate_problems import check_gpus, check_sharing
+from harness.experiment.candidate_problems import check_gpus, check_sharing
 from harness.experiment.training_fit import folder_of, processes_of, shards_of
 from harness.models import memory
 from harness.models.hub import resolve, shape

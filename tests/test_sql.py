@@ -15,10 +15,10 @@ from typer.testing import CliRunner
 
 from harness import frames
 from harness import store as stores
+from harness.analysis.comparison import compare_rows
 from harness.cli import app
-from harness.comparison import compare_rows
 from harness.errors import UserError
-from harness.experiment.analysis.verdict_records import Judgement, record_verdict
+from harness.experiment.verdict_records import Judgement, record_verdict
 from harness.records import MetricRange
 from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store

@@ -12,10 +12,11 @@ from fake_facts import candidate, make_fine_tune
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
-from harness import config, gating, plugins
+from harness import config, plugins
+from harness.analysis import gating
+from harness.analysis.decision import decide
 from harness.cli import app
 from harness.data import load_task
-from harness.decision import decide
 from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.scaffold import Request, Resources

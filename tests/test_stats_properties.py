@@ -7,8 +7,9 @@ from golden import golden
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import comparison, stats
-from harness.comparison import rank_with_ties
+from harness import stats
+from harness.analysis import comparison
+from harness.analysis.comparison import rank_with_ties
 from harness.stats import Interval, fit_power_law
 from harness.store import MetricColumns
 

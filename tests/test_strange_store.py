@@ -10,10 +10,10 @@ import tiny_experiment
 from busy_store import keep_busy
 from test_store import IDENTITY, OTHER, append, complete, make_rows, make_run, save_two_runs
 
-from harness import release
 from harness import store as stores
 from harness.errors import HarnessError, UserError
-from harness.nightly import state
+from harness.lifecycle import nightly_state as state
+from harness.lifecycle import release
 from harness.progress import SilentProgress
 from harness.store import References, Store
 from harness.store.garbage import size

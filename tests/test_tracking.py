@@ -9,14 +9,15 @@ import tiny_methods
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
-from harness import plugins, rescue, store
+from harness import plugins, store
+from harness.analysis.halves import cluster_name, split
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
 from harness.experiment import estimate_work
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import folder_of
 from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
-from harness.gating.halves import cluster_name, split
+from harness.lifecycle import rescue
 from harness.methods import checkpoint, full, lora
 from harness.records import TrainingRecord, read_training_record
 from harness.spec import Recipe, Tracking

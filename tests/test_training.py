@@ -20,8 +20,8 @@ from harness import config, plugins, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.evaluation.candidates import read_weights
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.run_remarks import describe_trainings
 from harness.experiment.candidate_weights import ensure_weights
+from harness.experiment.run_remarks import describe_trainings
 from harness.experiment.training_fit import has_own_process
 from harness.formatting import RATE
 from harness.methods import classifier, full, lora

@@ -7,10 +7,10 @@ import pytest
 import tiny_experiment
 from test_store import IDENTITY, OTHER, complete, make_rows, make_run
 
-from harness import release
 from harness import store as stores
 from harness.cli import main
 from harness.errors import UserError
+from harness.lifecycle import release
 from harness.records import MetricRange, Trial
 from harness.store import References, Store, TrialRun
 from harness.store.garbage import size

@@ -13,12 +13,13 @@ from rescue_worlds import BASE, Version, VersionHost
 from worlds import Sizes
 
 from harness import config, experiment, plugins
+from harness.analysis.gating import Measurement, cut_to_half
+from harness.analysis.halves import cluster_name, split
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session
 from harness.experiment.trials import proposals
 from harness.experiment.validation_scores import general_items
-from harness.gating import Measurement, cut_to_half
-from harness.gating.halves import cluster_name, split
+from harness.lifecycle.rescue_trials import schedule_trials
 from harness.models.hub import resolve
 from harness.plugins import RescueSituation
 from harness.progress import SilentProgress
@@ -26,7 +27,6 @@ from harness.records import SampleResult, TrackedPoint, Trial
 from harness.regularizers.freeze import match_first_layers
 from harness.report.document import markdown
 from harness.report.sections import experiment_document
-from harness.rescue.trials import schedule_trials
 from harness.spec import Recipe, RescuePolicy, SubjectTo, Task, TaskData
 
 pytestmark = pytest.mark.usefixtures("rule_cache")

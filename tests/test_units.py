@@ -9,23 +9,23 @@ import fake_project
 import pytest
 from fake_facts import candidate, comparison, make_fine_tune, verdict
 
-from harness import comparison as compared
 from harness import store
-from harness.comparison.run_diff import differences
-from harness.decision import best_untrained, decide
+from harness.analysis import comparison as compared
+from harness.analysis.decision import best_untrained, decide
+from harness.analysis.run_diff import differences
 from harness.formatting import RATE, Unit
+from harness.lifecycle.nightly_changes import compare_base
+from harness.lifecycle.rescue import Rescue
+from harness.lifecycle.rescue_result import HalfVerdict, TrialResult
+from harness.lifecycle.rescue_result import rows as rescue_rows
+from harness.lifecycle.rescue_search import select_case
 from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
-from harness.nightly.changes import compare_base
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport
 from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
 from harness.report.pareto_front import front, points_of
 from harness.report.wording import best_first
-from harness.rescue import Rescue
-from harness.rescue.result import HalfVerdict, TrialResult
-from harness.rescue.result import rows as rescue_rows
-from harness.rescue.search import select_case
 from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openai_server import Rule, serve_model
 
 from harness import plugins
-from harness.comparison.answers import is_supported
+from harness.analysis.answers import is_supported
 from harness.evaluation.row_sets import prompting_digest, scoring_digest
 from harness.experiment import compare
 from harness.models.candidate import classifier

@@ -11,25 +11,26 @@ from fake_facts import alternatives, comparison, make_fine_tune, verdict
 from openai_server import Fault, Rule, serve_model
 from test_measurements import RATING
 
-from harness import config, release, store
-from harness.comparison import Estimate
-from harness.comparison.human_preferences import (
+from harness import config, store
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import decide
+from harness.analysis.gating import TargetFacts
+from harness.analysis.human_preferences import (
     AnswerPairs,
     Wins,
     preference_gain,
     wins_by_judge,
     wins_by_people,
 )
-from harness.comparison.judge_correction import JudgedPair, bias_of
-from harness.decision import decide
+from harness.analysis.judge_correction import JudgedPair, bias_of
+from harness.analysis.significance import target_p
+from harness.analysis.target_rules import target_rule
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.study import study_session
-from harness.experiment.analysis.target_facts import judge_pairs, open_where_failed, wins_of
 from harness.experiment.stored_rows import Reader
-from harness.gating import TargetFacts
-from harness.gating.significance import target_p
-from harness.gating.target_rules import target_rule
+from harness.experiment.study import study_session
+from harness.experiment.target_facts import judge_pairs, open_where_failed, wins_of
+from harness.lifecycle import release
 from harness.progress import SilentProgress
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy

@@ -13,12 +13,13 @@ import worlds
 from worlds import Sizes, Truth
 
 import harness
-from harness import experiment, release, report, store
+from harness import experiment, report, store
+from harness.analysis.comparison import compare_on_target
 from harness.cli.compare import exit_code
-from harness.comparison import compare_on_target
 from harness.errors import UserError
 from harness.experiment import judge_labels, refuse_curve
-from harness.nightly.changes import compare_judged_answers
+from harness.lifecycle import release
+from harness.lifecycle.nightly_changes import compare_judged_answers
 from harness.report import experiment_document, markdown
 from harness.spec import GatePolicy
 
@@ -371,4 +372,4 @@ def test_a_rescue_shows_no_gain_by_a_judge_before_people_have_labelled_the_trial
     confirmed = found.tried[-1].confirm
     assert (confirmed.verdict.outcome, confirmed.gains, confirmed.passes) == ("pass", True, False)
     assert "no gain before 100 more labels of people" in confirmed.sentence
-    assert harness.rescue.exit_code(found, again.session.experiment.gate) == 4
+    assert harness.lifecycle.rescue.exit_code(found, again.session.experiment.gate) == 4

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
+from harness.analysis.decision import best_untrained
 from harness.config import CommandLine
-from harness.decision import best_untrained
 from harness.formatting import count
 from harness.records import Run
 from harness.report import SMOKE, ExperimentReport, Section, best_first

@@ -13,17 +13,18 @@ from typing import Any
 
 import streamlit as st
 
-from harness import config, report, rescue, store
+from harness import config, report, store
 from harness.config import LoadedExperiment
 from harness.errors import HarnessError
 from harness.evaluation.session import Session
 from harness.experiment import Scope, SentPrompt, find_sent_prompts, prepare_session, renew_verdicts
+from harness.lifecycle import rescue
+from harness.lifecycle.rescue import Rescue
 from harness.metrics import Metric, load_metrics, mean_metric, metric_of_rows
 from harness.progress import SilentProgress
 from harness.records import Run, SampleResult
 from harness.report import ExperimentReport
 from harness.report.escape import clean
-from harness.rescue import Rescue
 from harness.spec import Task
 from harness.store import Store
 

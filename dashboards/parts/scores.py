@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import streamlit as st
 
-from harness import comparison, store
-from harness.comparison import BaseErrors, Comparison, Estimate
+from harness import store
+from harness.analysis import comparison
+from harness.analysis.comparison import BaseErrors, Comparison, Estimate
 from harness.errors import HarnessError
 from harness.experiment import judge_labels
 from harness.formatting import change

@@ -166,7 +166,7 @@ def _estimate_work(
 ) -> "dict[str, Work]":
     """Estimate what the candidates take, beside the runs that are `found`, and what is wanted beside them."""
     from harness import experiment
-    from harness.rescue import largest_work
+    from harness.lifecycle.rescue import largest_work
 
     work = experiment.estimate_work(session, selected, smoke=smoke, found=found)
     if learning_curve:
@@ -210,8 +210,8 @@ def metric_warnings(tasks: "Sequence[Task]") -> list[str]:
 def _print_with_rescue(session: "Session", found: "ExperimentReport", folder: Path, as_json: bool) -> None:
     """Print a report and the rescue of its best fine-tune; JSON holds both in one value."""
     from harness import report
-    from harness import rescue as rescuing
     from harness.cli.nightly import run_rescue
+    from harness.lifecycle import rescue as rescuing
 
     prepared = rescuing.prepare_from_report(session, found)
     if not as_json:
@@ -335,7 +335,7 @@ def plan_section(
 
 def exit_code(found: "ExperimentReport", policy: "GatePolicy", *, by_verdict: bool) -> int:
     """Return 1 when a candidate failed, else with `by_verdict` what the recommended one's verdict says."""
-    from harness import gating
+    from harness.analysis import gating
 
     if any(f.state == "failed" for f in found.facts):
         return 1

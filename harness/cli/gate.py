@@ -28,7 +28,7 @@ from harness.formatting import points
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from harness.gating import GateResult
+    from harness.analysis.gating import GateResult
 
 
 @verb(app, "harness report", "harness report --candidates prompt,lora", heading=EXPERIMENT)
@@ -49,7 +49,7 @@ def decide(at: ExperimentFile, candidates: Candidates = None, as_json: Json = Fa
     """Say what to ship, with the reasons, from stored runs."""
     from harness import experiment
     from harness.cli.progress_bar import console
-    from harness.production import compare_thumbs, describe_thumbs
+    from harness.lifecycle.production import compare_thumbs, describe_thumbs
     from harness.report import arithmetic_lines, print_last, to_plain
     from harness.store import read_feedback
 
@@ -102,7 +102,7 @@ def gate(
     It reads stored runs, or with --base two folders of lm-eval's samples or of Inspect's logs. Exit codes:
     0 pass, 3 fail, 4 UNDECIDED or DRIFT, 5 no stored run or no baseline.
     """
-    from harness import release
+    from harness.lifecycle import release
 
     written = context.get_parameter_source("config")
     if base is not None and written is not None and written.name == "COMMANDLINE":
@@ -123,7 +123,7 @@ def gate(
 
 def next_step(judged: "Sequence[GateResult]", candidate: str, at: ExperimentFile) -> str:
     """Say what to type after the verdicts of each seed."""
-    from harness import release
+    from harness.lifecycle import release
 
     verdicts, typed = [one.verdict for one in judged], at.command_line()
     if all(verdict.outcome == "pass" for verdict in verdicts):

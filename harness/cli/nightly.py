@@ -16,8 +16,8 @@ from harness.cli.options import CONFIG, Argument, Config, ExperimentFile, Json, 
 from harness.errors import Problem, UserError
 
 if TYPE_CHECKING:
-    from harness.nightly.scheduler import Scheduler
-    from harness.rescue import PreparedRescue, Rescue
+    from harness.lifecycle.rescue import PreparedRescue, Rescue
+    from harness.lifecycle.scheduler import Scheduler
 
 _AT = "02:30"
 
@@ -36,8 +36,9 @@ def nightly_run(
 
     Nothing is evaluated twice. Exit codes: 0 ok, 1 error, 3 regression, 4 suspect or harness-drift.
     """
-    from harness import nightly, report
+    from harness import report
     from harness.cli.progress_bar import TerminalProgress
+    from harness.lifecycle import nightly
 
     def publish(found: nightly.NightReport) -> None:
         for path in nightly.write(found, at.reports):
@@ -59,7 +60,7 @@ def nightly_run(
 @verb(nightly_app, "harness nightly status", name="status")
 def nightly_status(config: Config = CONFIG, as_json: Json = False) -> None:
     """Show the last night, open alarms and missed nights."""
-    from harness import nightly
+    from harness.lifecycle import nightly
     from harness.report import ResultDocument, Section, to_plain
 
     found = nightly.status(config, _today().isoformat())
@@ -86,7 +87,7 @@ def nightly_ack(
 
     Evidence is collected afresh from the next night.
     """
-    from harness import nightly
+    from harness.lifecycle import nightly
 
     closed = nightly.acknowledge(config, about, new_reference=new_reference)
     print_value({"closed": [f"{a.about}: {a.verdict} of {a.night}" for a in closed]}, as_json)
@@ -110,7 +111,7 @@ def nightly_install(
 
     For cron, systemd or GitHub Actions.
     """
-    from harness.nightly import scheduler as install
+    from harness.lifecycle import scheduler as install
 
     wanted: dict[Scheduler, bool] = {"cron": cron, "systemd": systemd, "github": github}
     chosen = [name for name, on in wanted.items() if on]
@@ -146,7 +147,7 @@ def rescue(
 
     Cheapest first. Exit codes: 0 one passes, 3 none does, 4 none does and some are UNDECIDED.
     """
-    from harness import rescue as rescuing
+    from harness.lifecycle import rescue as rescuing
     from harness.report import to_plain
 
     session, loaded = at.open_session(dry_run=dry_run)
@@ -164,7 +165,7 @@ def rescue(
 
 def run_rescue(prepared: "PreparedRescue", folder: Path) -> "Rescue":
     """Run a rescue and write its files."""
-    from harness import rescue as rescuing
+    from harness.lifecycle import rescue as rescuing
 
     names = ", ".join(trial.says for trial in prepared.schedule.trials)
     say(f"rescue of {prepared.case.facts.label}, one after the other until one passes: {names}")
@@ -187,7 +188,7 @@ def monitor(
 
     Stored feedback is compared with the test items, and its answers with the champion's.
     """
-    from harness import production
+    from harness.lifecycle import production
     from harness.report import to_plain
 
     found = production.monitor(at.config, at.settings, since=f"{since:%Y-%m-%d}" if since else "")

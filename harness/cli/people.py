@@ -43,7 +43,7 @@ def rate_export(
 
     Test items are drawn at random, and nothing in the file says whose an answer is.
     """
-    from harness.release import label_file, pair_file
+    from harness.lifecycle import label_file, pair_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
     if pairs:
@@ -105,7 +105,7 @@ def rate_import(
 
     All problems of the file are listed, and nothing is stored then.
     """
-    from harness.release import label_file, pair_file
+    from harness.lifecycle import label_file, pair_file
 
     rater = rater.strip()
     if not rater:
@@ -164,7 +164,7 @@ def feedback_add(
     A row that is stored already is not stored again. Names of persons are not found.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.production import add_feedback, describe_added
+    from harness.lifecycle.production import add_feedback, describe_added
     from harness.store import Store
 
     loaded = at.load()
@@ -198,7 +198,7 @@ def feedback_rows(
 
     Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
     """
-    from harness.production import make_rows, make_test_items
+    from harness.lifecycle.production import make_rows, make_test_items
 
     out = require_out(out, "harness feedback rows", "corrections.jsonl")
     session, stored = _open(at, out)
@@ -219,7 +219,7 @@ def feedback_pairs(
 
     Pairs that ask what is evaluated are left out.
     """
-    from harness.production import make_pairs
+    from harness.lifecycle.production import make_pairs
 
     out = require_out(out, "harness feedback pairs", "preferences.jsonl")
     session, stored = _open(at, out)

@@ -21,7 +21,7 @@ from harness.formatting import RATE, count, points, seconds, size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from harness.release.serving import Readiness, ServingPlan
+    from harness.exports import Readiness, ServingPlan
     from harness.store import ChampionEntry, History
 
 By = Annotated[str, Option("Who does it; by default whom git signs commits as.", metavar="NAME")]
@@ -36,7 +36,7 @@ def champions_list(config: Config = CONFIG, as_json: Json = False) -> None:
 
     The oldest comes first. Beside a promotion stands whether its files are kept, and what of them is gone.
     """
-    from harness.release import missing_files
+    from harness.lifecycle.release import missing_files
     from harness.store import Store
 
     history, listed = _read_history(ExperimentFile(config=config)), {}
@@ -85,7 +85,7 @@ def champions_rollback(
 
     Gates compare with it from then on. The rollback is an entry of the history too.
     """
-    from harness import release
+    from harness.lifecycle import release
     from harness.store import Store
 
     entry = release.roll_back(config, number, why=reason, by=by)
@@ -103,7 +103,7 @@ def champions_retire(
 
     Its files may go then, and no rollback returns to it. Without a champion gates compare with the base.
     """
-    from harness import release
+    from harness.lifecycle import release
 
     entry = release.retire(config, number, why=reason, by=by)
     _print_entry(entry, config, as_json)
@@ -158,8 +158,8 @@ def promote(
 
     Gates compare with the champion from then on, no longer with the base.
     """
-    from harness import release
     from harness.cli.progress_bar import TerminalProgress
+    from harness.lifecycle import release
 
     if force != bool(reason):
         given, missing = ("--force", "--reason") if force else ("--reason", "--force")
@@ -199,7 +199,7 @@ def regressions_add(
 
     From then on the gate fails every candidate that loses one of them.
     """
-    from harness import release
+    from harness.lifecycle import release
 
     path, added, listed = release.pin(config, run, items)
     say(f"{path}: {added} new, {len(items) - added} were pinned already")
@@ -216,8 +216,8 @@ def regressions_confirm(
 
     So the gate can tell a loss from rounding.
     """
-    from harness import release
-    from harness.release import rescore_pinned
+    from harness.lifecycle import release
+    from harness.lifecycle.release import rescore_pinned
 
     session, loaded = ExperimentFile(config=config).open_session()
     stored = release.load_study(loaded)
@@ -254,7 +254,8 @@ def export(
     The folder appears whole or not at all, with the chat template and the limits that prompted the run, and
     export.json: checksums, versions, and the types that the tensors really got. Nothing is uploaded.
     """
-    from harness import exports, release
+    from harness import exports
+    from harness.lifecycle import release
 
     session, loaded = at.open_session()
     found = release.find_run(release.load_study(loaded), run)
@@ -305,22 +306,22 @@ def serve(
     ready once the server gives the stored answers to 20 items of the target; else it ends with exit code 1
     and the first differences.
     """
-    from harness import release
+    from harness import exports
+    from harness.lifecycle import release
     from harness.models.serving_programs import Address
-    from harness.release import serving
 
     session, loaded = at.open_session()
     found = release.find_run(release.load_study(loaded), run)
-    plan = serving.plan_serving(session, found, to, Address(host, port, api_key_env))
+    plan = exports.plan_serving(session, found, to, Address(host, port, api_key_env))
     if print_:
         print(f"{plan.program.as_shell()}\n\n# compose.yaml\n{plan.program.as_compose()}")
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server ends first
-    running, readiness = serving.start(session, plan)
+    running, readiness = exports.start(session, plan)
     for line in _ready_lines(plan, readiness):
         print(line, flush=True)
     say("Ctrl-C ends it")
-    serving.wait(running)
+    exports.wait(running)
 
 
 def _ready_lines(plan: "ServingPlan", found: "Readiness") -> Iterator[str]:

@@ -26,8 +26,8 @@ from harness.formatting import UNKNOWN, change, size
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from harness.lifecycle.release import Differences
     from harness.records import Run
-    from harness.release import Differences
     from harness.store import TrialRun
 
 
@@ -82,8 +82,8 @@ def runs_diff(
     as_json: Json = False,
 ) -> None:
     """Show the differences of two runs: recipe, scores and more."""
-    from harness import release
-    from harness.comparison.run_diff import to_json
+    from harness.analysis.run_diff import to_json
+    from harness.lifecycle import release
     from harness.store import Store
 
     found = release.differences(Store(kept.folder), a, b)
@@ -110,8 +110,9 @@ def runs_rm(
     A champion is never removed, nor is an earlier one that `champions.keep` keeps. With --unused nothing is
     removed before --yes.
     """
-    from harness import release, store
-    from harness.nightly import references
+    from harness import store
+    from harness.lifecycle import release
+    from harness.lifecycle.nightly import references
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
@@ -245,7 +246,7 @@ def score(
 
     The metrics are those that harness.yaml names now.
     """
-    from harness import release
+    from harness.lifecycle import release
 
     session, loaded = at.open_session()
     out = {}

@@ -13,10 +13,10 @@ from harness.data import TaskItems, contamination, read_split, readers, splits
 from harness.data import examples as items_of
 from harness.data.edit.mix import RowMixture, draw, row_numbers
 from harness.data.examples import Notes, SourcedExample
-from harness.data.text_files import Row, Rows
+from harness.data.text_files import Row, Rows, display_path
 from harness.errors import Problem, UserError, gather, refuse
-from harness.formatting import pluralize
-from harness.spec import Mix, Task
+from harness.formatting import percent, pluralize
+from harness.spec import Mix, Recipe, Task
 
 
 def load_training_rows(
@@ -105,3 +105,18 @@ def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
             row = SourcedExample(replace(row.example, id=name), row.where)
         out.append(row)
     return out
+
+
+def describe_source(recipe: Recipe) -> str:
+    """Name the source of a recipe's training rows, with the requested shares of a mixture."""
+    weights = recipe.mix.weights if recipe.mix else None
+    if recipe.mix and weights:
+        named = zip(shown_paths(recipe), weights, strict=True)
+        return " + ".join(f"{percent(share)} % {file}" for file, share in named)
+    hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
+    return f"{' + '.join(shown_paths(recipe))}{hot}" or "the target's rows"
+
+
+def shown_paths(recipe: Recipe) -> list[str]:
+    """List the files of a recipe's own training rows as they are shown; none where they are the target's."""
+    return [display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]

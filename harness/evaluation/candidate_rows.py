@@ -23,7 +23,7 @@ from harness.data.contamination import Encode, ReadBy, overlap_notes
 from harness.data.edit import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
-from harness.data.training_rows import load_training_rows
+from harness.data.training_rows import describe_source, load_training_rows, shown_paths
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
@@ -90,7 +90,7 @@ def read_training_rows(
             own = own.without_test() if own.folds else own  # the released weights train on every row
             own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
             own = replace(own, pairs=own.pairs[:n_pairs])
-            files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(_shown_paths(recipe))}
+            files: dict[PartName, str] = {"pairs" if pairs else "train": " and ".join(shown_paths(recipe))}
             task_items = refuse_or_note(target, {**items, target.name: own}, catalogue, files, encode)
         except UserError as error:
             problems += error.problems
@@ -155,19 +155,9 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
     source = describe_source(recipe)
     if recipe.mix:
         drawn = Counter(file_of(row.where) for row in rows)
-        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in _shown_paths(recipe))
+        source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in shown_paths(recipe))
     kind = "pairs" if part == "pairs" else "rows"
     return f"{source}: {count(len(rows))} {kind}"
-
-
-def describe_source(recipe: Recipe) -> str:
-    """Name the source of a recipe's training rows, with the requested shares of a mixture."""
-    weights = recipe.mix.weights if recipe.mix else None
-    if recipe.mix and weights:
-        named = zip(_shown_paths(recipe), weights, strict=True)
-        return " + ".join(f"{percent(share)} % {file}" for file, share in named)
-    hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
-    return f"{' + '.join(_shown_paths(recipe))}{hot}" or "the target's rows"
 
 
 def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
@@ -226,10 +216,6 @@ def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:
     own = session.target.task.data.source(part) if part else None
     files = recipe.mix.paths if recipe.mix else recipe.train
     return files or ((own,) if own else ())
-
-
-def _shown_paths(recipe: Recipe) -> list[str]:
-    return [display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]
 
 
 _PARTS: tuple[PartName, ...] = ("train", "pairs")

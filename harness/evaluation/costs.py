@@ -23,7 +23,7 @@ from harness.cache import cache_dir, recall, remember
 from harness.errors import CandidateFailed
 from harness.formatting import count, usd
 from harness.models.hardware import Machine
-from harness.records import BLOCK, Example, digest
+from harness.records import BLOCK, Example, TokenCounts, digest
 from harness.spec import TokenPrices
 
 Spend = Callable[[float | None, int, int], None]
@@ -231,17 +231,6 @@ _TRAIN_OPERATIONS = {"cpu": 4, "cuda": 6}
 # Prices of a device hour in USD, as of November 2026: two virtual CPU cores, and one
 # data-centre GPU, on demand at the usual clouds. `decide.device_hour_usd` overrides them.
 DEVICE_HOUR_USD = {"cpu": 0.10, "cuda": 2.50}
-# Assumed value of one more right answer in USD, as of November 2026, so that volume counts by default.
-# `decide.right_answer_usd` overrides it.
-RIGHT_ANSWER_USD = 1.0
-
-
-class TokenCounts(NamedTuple):
-    """Mean tokens of one request: of its prompt, of the beginning shared by all prompts, of its answer."""
-
-    prompt: float
-    cached: float
-    output: float
 
 
 class Work(NamedTuple):

@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from harness import config, metrics, store
+from harness.analysis.decision import apply_budgets, best_untrained, strongest
 from harness.config import LoadedExperiment
-from harness.decision import apply_budgets, best_untrained, strongest
 from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import describe_training_rows
@@ -20,39 +20,8 @@ from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
-from harness.experiment.analysis import judge_and_decide
-from harness.experiment.analysis.judging import judge, measure
-from harness.experiment.analysis.run_remarks import describe_prompting
-from harness.experiment.analysis.study import (
-    Study,
-    add_lm_eval,
-    count_missing,
-    is_of_recipe,
-    is_target_only,
-    judge_labels,
-    load_study,
-    read_labels,
-    study_session,
-)
-from harness.experiment.analysis.target_facts import (
-    compare_on,
-    find_prompt,
-    is_answered,
-    is_better_on_validation,
-    judge_of_pairs,
-    judge_pairs,
-    list_untrained,
-    reached_on_target,
-    refuse_lost_folds,
-    score_on,
-)
-from harness.experiment.analysis.verdict_records import (
-    judgement_of,
-    record_report,
-    record_verdict,
-    renew_verdicts,
-    verdict_change,
-)
+from harness.experiment.bases import BaseFit, FitQuery, examine_base
+from harness.experiment.candidate_problems import find_adapter_config, key_problems, sensitive_endpoints
 from harness.experiment.candidate_result import attempt, describe_items, facts_of, show_first_result
 from harness.experiment.candidate_weights import (
     choose_prompts,
@@ -63,22 +32,18 @@ from harness.experiment.candidate_weights import (
 from harness.experiment.catalog import map_purposes
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
+from harness.experiment.judged_runs import judge_and_decide
+from harness.experiment.judging import judge, measure
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
-from harness.experiment.preparation.bases import BaseFit, FitQuery, examine_base
-from harness.experiment.preparation.candidate_problems import (
-    find_adapter_config,
-    key_problems,
-    sensitive_endpoints,
-)
-from harness.experiment.preparation.plan import (
+from harness.experiment.plan import (
     arm_label,
     estimate_seconds,
     estimate_work,
     list_answered_sets,
     list_measured_bases,
 )
+from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
 from harness.experiment.report_runs import (
     advise_before,
     are_all_done,
@@ -98,6 +63,7 @@ from harness.experiment.report_runs import (
     workers_sentence,
 )
 from harness.experiment.run_candidate import find_stored_runs, time_again
+from harness.experiment.run_remarks import describe_prompting
 from harness.experiment.stored_rows import (
     Reader,
     Runs,
@@ -106,8 +72,38 @@ from harness.experiment.stored_rows import (
     refuse_folds,
     suite_arm,
 )
+from harness.experiment.study import (
+    Study,
+    add_lm_eval,
+    count_missing,
+    is_of_recipe,
+    is_target_only,
+    judge_labels,
+    load_study,
+    read_labels,
+    study_session,
+)
+from harness.experiment.target_facts import (
+    compare_on,
+    find_prompt,
+    is_answered,
+    is_better_on_validation,
+    judge_of_pairs,
+    judge_pairs,
+    list_untrained,
+    reached_on_target,
+    refuse_lost_folds,
+    score_on,
+)
 from harness.experiment.training_fit import fit_work
 from harness.experiment.validation_scores import estimate_tracking
+from harness.experiment.verdict_records import (
+    judgement_of,
+    record_report,
+    record_verdict,
+    renew_verdicts,
+    verdict_change,
+)
 from harness.formatting import pluralize
 from harness.models.hardware import load
 from harness.models.hub import ModelSource

@@ -16,7 +16,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work
 from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment.preparation.plan import list_answered_sets, making_work
+from harness.experiment.plan import list_answered_sets, making_work
 from harness.experiment.training_fit import processes_of
 from harness.models import hub, memory
 from harness.models.hardware import Memory

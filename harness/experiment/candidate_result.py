@@ -13,10 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import comparison, plugins
-from harness.comparison import estimate
+from harness import plugins
+from harness.analysis import comparison
+from harness.analysis.comparison import estimate
+from harness.analysis.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
 from harness.data import Split
-from harness.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
 from harness.errors import CandidateFailed, UserError, one_line
 from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
@@ -42,7 +43,7 @@ from harness.models import is_private
 from harness.models.artefacts import count_bytes
 from harness.models.hub import shape
 from harness.models.memory import weights_gb
-from harness.records import Run, SampleResult, digest
+from harness.records import Run, SampleResult, TokenCounts, digest
 from harness.report import first_result_line
 from harness.report.escape import clean
 from harness.spec import Recipe, TokenPrices
@@ -280,7 +281,7 @@ class _Measured(NamedTuple):
         found = comparison.retrieval_use(test, right, examples, target.items.documents)
         return found._replace(by_answer=bool(drawn)) if found else None
 
-    def cost_per_1k_usd(self, test: Rows, tokens: costs.TokenCounts | None) -> float | None:
+    def cost_per_1k_usd(self, test: Rows, tokens: TokenCounts | None) -> float | None:
         """Price 1,000 requests by tokens where the provider or the policy sets prices, else by time."""
         # What chooses shots or passages takes device time in either case: who sells tokens does not retrieve.
         # None of an endpoint without prices, and where other work disturbed the time.
@@ -403,11 +404,11 @@ def _facts_of_record(run: Run) -> CandidateFacts:
     )
 
 
-def _tokens(run: Run, test: Rows) -> costs.TokenCounts | None:
+def _tokens(run: Run, test: Rows) -> TokenCounts | None:
     """Average the tokens of a request; a run from before shared beginnings were counted has none."""
     # None of a classifier, which no provider sells by the token, and of a server that counts none.
     prompt = fmean(r.n_prompt_tokens for r in test)
     if not plugins.method(run.method).makes_language_model or not prompt:
         return None
     shared = min(prompt, run.latency.get("shared_prompt_tokens", 0.0))
-    return costs.TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))
+    return TokenCounts(prompt, shared, fmean(r.n_output_tokens for r in test))

@@ -26,8 +26,8 @@ from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.journal import TRIES, Journal
+from harness.experiment.plan import Plan, make_plan
 from harness.experiment.preparation import Scope
-from harness.experiment.preparation.plan import Plan, make_plan
 from harness.experiment.worker import (
     PACKAGE,
     name_assignment,

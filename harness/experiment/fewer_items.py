@@ -11,19 +11,19 @@ from math import isfinite
 from typing import NamedTuple
 
 from harness import store
-from harness.decision import CandidateFacts, passes_alone
+from harness.analysis.decision import CandidateFacts, passes_alone
+from harness.analysis.gating import Verdict, is_relative, margin_share
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version
 from harness.evaluation.sampling import ItemStrata, SamplingPlan
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment.analysis import InterimVerdict, judge_runs
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.preparation.plan import list_measured_bases
+from harness.experiment.judged_runs import InterimVerdict, judge_runs
+from harness.experiment.plan import list_measured_bases
 from harness.experiment.run_candidate import make_run
 from harness.experiment.stored_rows import Reader, Runs, base_arm
 from harness.formatting import count
-from harness.gating import Verdict, is_relative, margin_share
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
 from harness.spec import Experiment, Recipe

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed
-from harness.experiment.preparation.plan import Plan, Step
+from harness.experiment.plan import Plan, Step
 from harness.training.worker import decode_error
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ and found again where it is stored.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from harness import decision
+from harness.analysis import decision
+from harness.analysis.decision import LearningCurve
 from harness.data import part_of
-from harness.decision import LearningCurve
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import base_weights

@@ -23,8 +23,8 @@ from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_costs import Cost, checkpoints_gb, estimate_costs
+from harness.experiment.candidate_problems import key_problems
 from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.preparation.candidate_problems import key_problems
 from harness.experiment.report_runs import recipe_warnings, short_judges
 from harness.formatting import count, pluralize
 from harness.metrics import is_flipped

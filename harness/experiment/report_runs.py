@@ -9,9 +9,9 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from harness import gating
+from harness.analysis import gating
+from harness.analysis.decision import family_of
 from harness.config import CommandLine, LoadedExperiment, lint
-from harness.decision import family_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import describe_training_rows, training_data
@@ -21,17 +21,18 @@ from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_p
 from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.analysis import judge_and_decide
-from harness.experiment.analysis.run_remarks import describe_prompting, describe_trainings, list_remarks
-from harness.experiment.analysis.study import study_session
-from harness.experiment.analysis.target_facts import judge_of_pairs
-from harness.experiment.analysis.verdict_records import report_changes
+from harness.experiment import bases
 from harness.experiment.candidate_result import outcome
 from harness.experiment.executors import plan_of
+from harness.experiment.judged_runs import judge_and_decide
 from harness.experiment.learning_curve import fit_stored_curve
-from harness.experiment.preparation import Scope, bases
+from harness.experiment.preparation import Scope
 from harness.experiment.run_candidate import describe_outdated, find_stored_runs
+from harness.experiment.run_remarks import describe_prompting, describe_trainings, list_remarks
 from harness.experiment.stored_rows import Reader, Runs
+from harness.experiment.study import study_session
+from harness.experiment.target_facts import judge_of_pairs
+from harness.experiment.verdict_records import report_changes
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import describe_speed, probe_notes
 from harness.progress import spins_briefly

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness import comparison, provenance, store
+from harness import provenance, store
+from harness.analysis import comparison
 from harness.errors import CandidateFailed, one_line
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows

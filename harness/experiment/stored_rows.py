@@ -10,11 +10,13 @@ from dataclasses import replace
 from functools import cache, cached_property
 from typing import NamedTuple
 
-from harness import comparison, gating, plugins, provenance, store
-from harness.comparison import Estimate
+from harness import plugins, provenance, store
+from harness.analysis import comparison, gating
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import CandidateFacts
+from harness.analysis.gating import ControlFacts
 from harness.data import Split
 from harness.data.edge_cases import reported_cases
-from harness.decision import CandidateFacts
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import answer_and_score, score_answered
@@ -23,7 +25,6 @@ from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_set
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
-from harness.gating import ControlFacts
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Origin, Run, Sample, SampleResult, digest
 from harness.spec import Role, Task

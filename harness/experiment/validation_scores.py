@@ -15,7 +15,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import comparison, gating, store
+from harness import store
+from harness.analysis import comparison, gating
+from harness.analysis.gating import Measurement, cut_to_half
+from harness.analysis.halves import cluster_name, split
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
@@ -26,8 +29,6 @@ from harness.evaluation.judging_stage import answer_and_score
 from harness.evaluation.row_sets import is_there, prompting_step, suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.training_fit import processes_of
-from harness.gating import Measurement, cut_to_half
-from harness.gating.halves import cluster_name, split
 from harness.metrics import Metric, extremes
 from harness.models.hub import is_packed, load_tokenizer
 from harness.plugins import methods

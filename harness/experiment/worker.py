@@ -28,8 +28,8 @@ from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
 from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
+from harness.experiment.plan import Plan, Step
 from harness.experiment.preparation import Scope, prepare_session
-from harness.experiment.preparation.plan import Plan, Step
 from harness.experiment.run_candidate import row_sets
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
 from harness.models.hub import ModelSource

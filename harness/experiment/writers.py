@@ -29,14 +29,24 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import Budget, Spend
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
+from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
-from harness.experiment.preparation.candidate_problems import key_problems
 from harness.formatting import count, pluralize, usd
 from harness.models import Candidate
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.progress import Progress
 from harness.provenance import versions_of
-from harness.records import Example, Limits, Message, Output, PromptText, canonical_json, digest, parse_json
+from harness.records import (
+    Example,
+    Limits,
+    Message,
+    Output,
+    PromptText,
+    TokenCounts,
+    canonical_json,
+    digest,
+    parse_json,
+)
 from harness.spec import TokenPrices
 from harness.store import Store, append_lines, read_lines
 
@@ -156,7 +166,7 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
 
 
 def _usd(read: float, written: float, prices: TokenPrices) -> float:
-    return costs.request_usd(costs.TokenCounts(read, 0, written), prices)
+    return costs.request_usd(TokenCounts(read, 0, written), prices)
 
 
 def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:

@@ -6,19 +6,14 @@ found by its run in `runs/exports/<run_id>/<format>-<quantization>/`.
 
 from harness.exports._plan import (
     PRECISIONS,
-    RECORD,
     Bits,
-    Export,
-    ExportedFile,
     ExportJob,
     ExportPlan,
     Format,
     Written,
     export_run,
-    exports_of,
-    main_file,
     plan_export,
-    read_export,
-    verify_export,
     write_whole,
 )
+from harness.exports._serving import Readiness, ServingPlan, plan_serving, start, wait
+from harness.store.exports import ExportedFile, exports_of, main_file, read_export, verify_export

@@ -18,8 +18,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from harness.prompting import map_passage_marks
-from harness.records import Example
+from harness.records import Example, map_passage_marks
 
 Marks = Mapping[str, str]
 

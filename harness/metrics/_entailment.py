@@ -16,8 +16,7 @@ from harness.errors import Problem, UserError
 from harness.metrics import Metric, mean_metric
 from harness.metrics._citations import BRACKETS, sentences
 from harness.progress import quiet_libraries
-from harness.prompting import context_of, question
-from harness.records import Example, Output, pieces
+from harness.records import Example, Output, context_of, pieces, question
 from harness.spec import Task, is_path, metric_name, metric_parts
 
 Entails = Callable[[Sequence[tuple[str, str]]], list[float]]

@@ -10,6 +10,7 @@ from harness.records.languages import (
     is_refusal,
     reports_error,
 )
+from harness.records.passages import Mark, context_of, map_passage_marks, question, recall, with_context
 from harness.records.repeated_measurements import (
     Anchor,
     AnchorCheck,
@@ -33,6 +34,7 @@ from harness.records.run_records import (
     MetricRange,
     Run,
     SamplingRecord,
+    TokenCounts,
     TrackedPoint,
     TrainingRecord,
     Trial,

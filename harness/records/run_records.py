@@ -14,6 +14,14 @@ from pydantic import ValidationError
 from harness.records.serialization import NameOrNone, StoredName, reader
 
 
+class TokenCounts(NamedTuple):
+    """Mean tokens of one request: of its prompt, of the beginning shared by all prompts, of its answer."""
+
+    prompt: float
+    cached: float
+    output: float
+
+
 class Figure(NamedTuple):
     """A figure: the name of its field, its heading in tables, its unit, its meaning, and its type in SQL.
 

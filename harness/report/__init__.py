@@ -8,8 +8,8 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+from harness.analysis.gating import WORDS, exit_code
 from harness.cache import make_private_folder
-from harness.gating import WORDS, exit_code
 from harness.report.document import (
     CLASSES,
     ERROR,

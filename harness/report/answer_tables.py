@@ -7,7 +7,7 @@ that is not shown to agree with people better than chance is said to be such.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.comparison import (
+from harness.analysis.comparison import (
     MIN_LABELS,
     AnswerCounts,
     AnswerDiversity,
@@ -17,7 +17,7 @@ from harness.comparison import (
     MetricCalibration,
     PairCalibration,
 )
-from harness.decision import CandidateFacts
+from harness.analysis.decision import CandidateFacts
 from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, points, quote, score
 from harness.report.document import Section
 from harness.report.wording import change_text, score_text

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import formatting
-from harness.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
-from harness.config import CommandLine
-from harness.decision import (
+from harness.analysis.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
+from harness.analysis.decision import (
     Ablation,
     CandidateFacts,
     Decision,
@@ -27,8 +26,9 @@ from harness.decision import (
     TrivialBaseline,
     target_unit,
 )
+from harness.analysis.gating import Settling, SpareItems, Verdict, find_settling
+from harness.config import CommandLine
 from harness.formatting import Unit
-from harness.gating import Settling, SpareItems, Verdict, find_settling
 from harness.metrics import Metric, item_scores
 from harness.records import SampleResult, digest
 from harness.spec import DecidePolicy, TargetPolicy

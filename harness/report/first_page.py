@@ -9,9 +9,8 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness import formatting, plugins
-from harness.comparison import count_enough_labels, is_judge, orient
-from harness.config import CommandLine
-from harness.decision import (
+from harness.analysis.comparison import count_enough_labels, is_judge, orient
+from harness.analysis.decision import (
     UNCHECKED,
     CandidateFacts,
     apply_budgets,
@@ -28,7 +27,16 @@ from harness.decision import (
     seeds_of,
     strongest_run,
 )
-from harness.gating import WIDEST_MARGIN, WORDS, MissRate, SpareItems, Verdict, find_settling, name_reasons
+from harness.analysis.gating import (
+    WIDEST_MARGIN,
+    WORDS,
+    MissRate,
+    SpareItems,
+    Verdict,
+    find_settling,
+    name_reasons,
+)
+from harness.config import CommandLine
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section
 from harness.report.experiment_report import ExperimentReport

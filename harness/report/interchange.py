@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from harness.decision import CandidateFacts, best_untrained
+from harness.analysis.decision import CandidateFacts, best_untrained
+from harness.analysis.gating import Verdict
 from harness.errors import Problem, UserError
-from harness.gating import Verdict
 from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, list_names, map_values
 from harness.report.escape import clean, write_csv

@@ -18,10 +18,10 @@ from typing import NamedTuple
 from rich.cells import cell_len
 
 from harness import formatting
-from harness.comparison import orient
-from harness.decision import CandidateFacts, is_fine_tuned
+from harness.analysis.comparison import orient
+from harness.analysis.decision import CandidateFacts, is_fine_tuned
+from harness.analysis.gating import Verdict
 from harness.formatting import tick
-from harness.gating import Verdict
 from harness.report.escape import clean, shorten_for_picture
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import best_first, flips_text, miss_what

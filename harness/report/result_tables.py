@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness import formatting
-from harness.comparison import PairBias, Wins
-from harness.decision import (
+from harness.analysis.arithmetic import ENDS, NUMBERS, Number
+from harness.analysis.comparison import PairBias, Wins
+from harness.analysis.decision import (
     VARIANCE_UNKNOWN,
     Ablation,
     CandidateFacts,
@@ -20,7 +21,6 @@ from harness.decision import (
     SeedSummary,
     basis_text,
 )
-from harness.decision.arithmetic import ENDS, NUMBERS, Number
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.records import PARITY, Run
 from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table

@@ -8,12 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from harness import formatting, gating, plugins
-from harness.comparison import is_judge
+from harness import formatting, plugins
+from harness.analysis import gating
+from harness.analysis.comparison import is_judge
+from harness.analysis.decision import CandidateFacts, Decision, is_fine_tuned
+from harness.analysis.gating import WORDS, GateResult
 from harness.data.edge_cases import RULES
-from harness.decision import CandidateFacts, Decision, is_fine_tuned
 from harness.formatting import UNKNOWN
-from harness.gating import WORDS, GateResult
 from harness.report.answer_tables import (
     collapse_sentence,
     diversity_section,

@@ -15,8 +15,14 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import formatting
-from harness.comparison import Estimate
-from harness.decision import CandidateFacts, best_untrained, forecast_text, is_fine_tuned, passes_alone
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import (
+    CandidateFacts,
+    best_untrained,
+    forecast_text,
+    is_fine_tuned,
+    passes_alone,
+)
 from harness.formatting import UNKNOWN, count
 from harness.report.answer_tables import collapse_sentence, diversity_text, retrieval_text, several_text
 from harness.report.columns import result_headings, result_rows

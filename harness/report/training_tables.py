@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import formatting
-from harness.decision import VARIANCE_UNKNOWN, CandidateFacts, TrainingSets
+from harness.analysis.decision import VARIANCE_UNKNOWN, CandidateFacts, TrainingSets
 from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, points, score, seconds
 from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
 from harness.report.document import Section

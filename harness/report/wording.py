@@ -7,10 +7,11 @@ from here; a smoke report says in each of them that it is no evidence.
 from collections.abc import Iterable
 from typing import Any
 
-from harness import formatting, gating
-from harness.comparison import Comparison, Estimate
-from harness.decision import CandidateFacts, is_fine_tuned
-from harness.gating import MissRate, Verdict, name_reasons
+from harness import formatting
+from harness.analysis import gating
+from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.decision import CandidateFacts, is_fine_tuned
+from harness.analysis.gating import MissRate, Verdict, name_reasons
 from harness.metrics import short_name, trait
 from harness.report.document import ERROR
 from harness.report.experiment_report import ExperimentReport

@@ -24,7 +24,7 @@ import numpy as np
 from scipy.stats import rankdata
 
 from harness import formatting, stats
-from harness.comparison.judge_correction import GradedArm, correct_difference, correct_score
+from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score
 from harness.stats import Array
 
 ROOT = Path(__file__).parents[2]

@@ -24,8 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting
-from harness.comparison.alignment import Arms
-from harness.comparison.estimators import estimate_difference
+from harness.analysis.alignment import Arms
+from harness.analysis.estimators import estimate_difference
 from harness.metrics import Metric, mean_metric
 from harness.stats import Array
 

@@ -29,7 +29,7 @@ from tiny_experiment import rows as write_rows
 
 from harness import formatting, stats, store
 from harness.experiment import compare
-from harness.release.label_file import export_answers, import_labels
+from harness.lifecycle.label_file import export_answers, import_labels
 from harness.report import ExperimentReport
 from harness.report.answer_tables import label_sentences
 from harness.store import Store

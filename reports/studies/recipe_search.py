@@ -23,9 +23,9 @@ from ruamel.yaml import YAML
 import harness
 from harness import config, formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.comparison import Comparison
+from harness.analysis.comparison import Comparison
 from harness.data import load_task
-from harness.decision import CandidateFacts
+from harness.analysis.decision import CandidateFacts
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[2]

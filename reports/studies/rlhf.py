@@ -20,12 +20,12 @@ import yaml
 import harness
 from harness import config, formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.decision import CandidateFacts
+from harness.analysis.decision import CandidateFacts
 from harness.experiment import Scope, prepare_session
-from harness.experiment.analysis.run_remarks import measure_reward_gain
+from harness.experiment.run_remarks import measure_reward_gain
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import fit_work
-from harness.gating import WORDS
+from harness.analysis.gating import WORDS
 from harness.progress import SilentProgress
 from harness.records import TrainingRecord
 from harness.report import ExperimentReport

@@ -23,7 +23,7 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.journal import Journal, Outcome
-from harness.experiment.preparation.plan import Plan, make_plan
+from harness.experiment.plan import Plan, make_plan
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 

@@ -22,8 +22,9 @@ from PIL import Image
 from playwright.sync_api import Page
 from serving import PATIENCE_S, ROOT, chromium, load_page, serve_pages, wait_until_drawn
 
-from harness import nightly, report
+from harness import report
 from harness.cli.progress_bar import TerminalProgress
+from harness.lifecycle import nightly
 
 PATHS = {
     "answers": "/answers?compare=ranked,prompt,lora,hybrid&outcome=disagreement&item=test-133&of=hybrid",

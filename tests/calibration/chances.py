@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.gating import MissRate, Verdict, power_warnings
+from harness.analysis.gating import MissRate, Verdict, power_warnings
 from harness.spec import Suite as SuiteSpec
 from harness.spec import Task
 from tests.calibration.cell import Cell, Claim, claim_printed

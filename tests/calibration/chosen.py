@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.decision import CandidateFacts, Family, place_in_family
+from harness.analysis.decision import CandidateFacts, Family, place_in_family
+from harness.analysis.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
+from harness.analysis.halves import HALVES
 from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
-from harness.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
-from harness.gating.halves import HALVES
 from harness.records import SampleResult
 from harness.spec import GatePolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from harness.comparison import Estimate, compare_rows, estimate
-from harness.decision import CandidateFacts, Decision, Family, decide, item_variances
-from harness.decision.economics import estimate_more_items
+from harness.analysis.comparison import Estimate, compare_rows, estimate
+from harness.analysis.decision import CandidateFacts, Decision, Family, decide, item_variances
+from harness.analysis.economics import estimate_more_items
 from harness.spec import DecidePolicy
 from tests.calibration.cell import Cell, Claim, claim_at_most, claim_printed
 from tests.calibration.draws import (

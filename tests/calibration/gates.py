@@ -6,8 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.comparison import compare_rows, estimate
-from harness.gating import ControlFacts, Measurement, TargetFacts, Verdict, aa_rate, has_drifted, judge
+from harness.analysis.comparison import compare_rows, estimate
+from harness.analysis.gating import (
+    ControlFacts,
+    Measurement,
+    TargetFacts,
+    Verdict,
+    aa_rate,
+    has_drifted,
+    judge,
+)
 from harness.records import SampleResult
 from harness.spec import GatePolicy, TargetPolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_most

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.nightly.alarm import build_report
-from harness.nightly.state import Night, NightCandidate, SeriesNight, State
+from harness.lifecycle.nightly_alarm import build_report
+from harness.lifecycle.nightly_state import Night, NightCandidate, SeriesNight, State
 from harness.spec import NightlyPolicy
 from tests.calibration.cell import Cell, claim_at_least, claim_at_most
 from tests.calibration.draws import Scores

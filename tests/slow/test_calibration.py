@@ -13,9 +13,9 @@ import pytest
 from scipy import special
 
 from harness import stats
-from harness.comparison import Comparison, compare_rows
-from harness.gating import TaskComparison
-from harness.gating.rules import apply_rules
+from harness.analysis.comparison import Comparison, compare_rows
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.gating import TaskComparison
 from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Task
 from tests.fake_rows import EXACT, flips, ratio_metric, rows

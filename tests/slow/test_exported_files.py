@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 
-from harness import config, exports, release, store
+from harness import config, exports, store
 from harness.experiment import load_study
+from harness.lifecycle import release
 from harness.models.artefacts import find_converter
 
 THEIRS = "  theirs: {method: adapter, path: ./theirs}\n"

@@ -16,7 +16,7 @@ from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment import worker as workers
 from harness.experiment.journal import Outcome
-from harness.experiment.preparation.plan import make_plan
+from harness.experiment.plan import make_plan
 from harness.progress import SilentProgress
 
 CANDIDATES = """\

@@ -2,7 +2,7 @@
 
 import pytest
 
-from harness.comparison.judge_correction import MIN_LABELS
+from harness.analysis.judge_correction import MIN_LABELS
 from reports.studies import local_judge as study
 from tests.conftest import find_shared_data
 

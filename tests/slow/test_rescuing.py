@@ -3,9 +3,11 @@
 import collapsing
 import pytest
 
-from harness import config, gating, rescue, store
+from harness import config, store
+from harness.analysis import gating
 from harness.experiment import Scope, measure, prepare_session, study_session
 from harness.experiment.stored_rows import Reader
+from harness.lifecycle import rescue
 from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.weekly

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
+from harness.analysis.decision import USUAL_AMOUNTS
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
 from harness.data.guessed_columns import NAME_THEM, ROWS_A_LABEL
 from harness.data.unused import name_keys, name_media, offer_contexts
-from harness.decision import USUAL_AMOUNTS
 from harness.errors import CandidateFailed, Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation import costs, wrap_prompt
 from harness.experiment.scaffold.method_choice import (

@@ -17,13 +17,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
-from harness import config, gating
+from harness import config
+from harness.analysis import gating
+from harness.analysis.decision import family_of
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
-from harness.decision import family_of
 from harness.evaluation.session import join_items
+from harness.experiment.plan import estimate_seconds, estimate_work
 from harness.experiment.preparation import Scope, prepare_session
-from harness.experiment.preparation.plan import estimate_seconds, estimate_work
 from harness.experiment.scaffold.recognition import Request
 from harness.formatting import seconds
 from harness.models.hardware import Machine

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import harness
-from harness import comparison, config, formatting, store
+from harness.analysis import comparison
+from harness import config, formatting, store
 from harness.cli.progress_bar import TerminalProgress
-from harness.comparison import Estimate, compare_rows, mean_change, rescale
+from harness.analysis.comparison import Estimate, compare_rows, mean_change, rescale
 from harness.evaluation.session import MeasuredTask as Task
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session

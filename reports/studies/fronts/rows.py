@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import formatting
-from harness.comparison import mean_change
-from harness.decision import CandidateFacts
-from harness.experiment.analysis.run_remarks import NO_CHANGE
+from harness.analysis.comparison import mean_change
+from harness.analysis.decision import CandidateFacts
+from harness.experiment.run_remarks import NO_CHANGE
 from harness.report import ExperimentReport
 from reports.studies.fronts.ways import PLAIN, way_of
 from reports.studies.recipe_search import PUBLIC

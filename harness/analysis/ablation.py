@@ -1,0 +1,251 @@
+"""Ablation: a grid's members against its first one, or candidates that differ only in their training rows.
+
+Invariant: every member answers the same items as the reference, which is the first in the file or the
+candidate on the target's own rows, so it is not chosen by its result; the winner is named by validation,
+never by test.
+Source: Benjamini & Hochberg 1995; several seeds by variance components (`decision.seeds`).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from harness import plugins, stats
+from harness.analysis.candidate_facts import CandidateFacts, best, is_fine_tuned, target_unit
+from harness.analysis.comparison import Comparison, Estimate, RecipeDifference, difference_p
+from harness.analysis.seeds import (
+    mean_interval,
+    mean_p,
+    pool_variance,
+    scores,
+    summarize_seeds,
+    variance_components,
+)
+from harness.data.training_rows import describe_source
+from harness.spec import DecidePolicy, Recipe
+
+Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]
+Means = Callable[[Sequence[CandidateFacts], Sequence[CandidateFacts]], RecipeDifference | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Factor:
+    """One member of a grid against the reference, in the target metric's unit; costs are the mean per seed.
+
+    `p` is two-sided and uncorrected, `p_adjusted` corrected by Benjamini-Hochberg over the grid. Both are
+    None for the reference itself, and for failed members or those that show nothing.
+    """
+
+    candidate: str
+    n_seeds: int
+    score: float | None
+    validation: float | None
+    difference: Estimate | None
+    p: float | None
+    p_adjusted: float | None
+    training_cost_usd: float
+    training_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """One grid: its rows in the order of the file, the reference first; `chosen` is best on validation."""
+
+    grid: str
+    reference: str
+    factors: tuple[Factor, ...]
+    n_tests: int
+    chosen: str | None
+    seed_variance_known: bool
+
+
+class Comparer(NamedTuple):
+    """Functions that compare runs and recipes, and the variance of one seed pooled over all recipes."""
+
+    pair: Pair
+    means: Means
+    pooled: stats.Variance | None
+
+
+def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tuple[Ablation, ...]:
+    """Compare the members of every grid with the first.
+
+    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds. Every member is
+    trained separately, so the variance between the seeds of both is added; with two seeds it is pooled over
+    the recipes.
+    """
+    grids: dict[str, dict[str, list[CandidateFacts]]] = {}
+    for f in facts:
+        source, bracket, _ = f.name.partition("[")
+        if bracket:
+            grids.setdefault(source, {}).setdefault(f.name, []).append(f)
+    by = Comparer(pair, means, pool_variance(facts))
+    return tuple(
+        compare_members(source, members, by) for source, members in grids.items() if len(members) > 1
+    )
+
+
+def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: Comparer) -> Ablation:
+    """Compare candidates, each with the facts of its seeds, with the first of them."""
+    reference, *others = members
+    rows = [_factor(reference, members[reference], None, None)]
+    rows += [_factor(n, members[n], *_difference(members[reference], members[n], by)) for n in others]
+    tested = [row.p for row in rows if row.p is not None]
+    adjusted = iter(stats.benjamini_hochberg(tested))
+    rows = [replace(row, p_adjusted=next(adjusted)) if row.p is not None else row for row in rows]
+    chosen = best(f for seeds in members.values() for f in seeds)
+    enough = stats.MIN_SEEDS if by.pooled is None else 2
+    return Ablation(
+        source,
+        reference,
+        tuple(rows),
+        len(tested),
+        chosen.name if chosen else None,
+        not any(is_fine_tuned(f) for seeds in members.values() for f in seeds)
+        or all(row.n_seeds >= enough for row in rows),
+    )
+
+
+def _difference(
+    base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: Comparer
+) -> tuple[Estimate | None, float | None]:
+    """Return the difference and its p: over items, and over seeds where their variance is known."""
+    old, now = ([f for f in runs if f.state == "done"] for runs in (base, new))
+    if not old or not now:
+        return None, None
+    if len(old) == len(now) == 1:
+        c = by.pair(old[0], now[0])
+        if c is None:
+            return None, None
+        return Estimate(c.delta, c.low, c.high, c.n, c.unit), difference_p(c)
+    means = by.means(old, now)
+    if means is None:
+        return None, None
+    arms = [variance_components(scores(runs), means.change, by.pooled) for runs in (old, now)]
+    seeds = [arm.seeds for arm in arms if arm] if all(arms) else []
+    variance = stats.satterthwaite([means.change, *seeds])
+    difference = Estimate(means.delta, *mean_interval(means.delta, variance), means.n, target_unit(now))
+    return difference, mean_p(means.delta, variance)
+
+
+def _factor(
+    name: str, runs: Sequence[CandidateFacts], difference: Estimate | None, p: float | None
+) -> Factor:
+    done = [f for f in runs if f.state == "done"]
+    scores = [f.target.score for f in done if f.target is not None]
+    seconds = [f.training.wall_s for f in done if f.training.wall_s is not None]
+    validations = [f.validation for f in done if f.validation is not None]
+    return Factor(
+        candidate=name,
+        n_seeds=len(done),
+        score=fmean(scores) if scores else None,
+        validation=fmean(validations) if validations else None,
+        difference=difference,
+        p=p,
+        p_adjusted=None,
+        training_cost_usd=fmean(f.training_cost_usd for f in done) if done else 0.0,
+        training_s=fmean(seconds) if seconds else None,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSet:
+    """One candidate's training rows and their results, in the target metric's unit, with costs in USD.
+
+    `n_rows` are the rows as trained: a row that is twice in the file, or drawn twice by a mixture, counts
+    twice. `n_labelled` of them were labelled and paid for: a row drawn again is labelled once. `n_tokens`
+    counts the trained tokens of all epochs. `estimate` is the score with its interval, None if the variance
+    between seeds is unknown. `difference` from the reference, `p` and `p_adjusted` (Benjamini-Hochberg over
+    the table) are None for the reference.
+    """
+
+    candidate: str
+    source: str
+    n_rows: int | None
+    n_tokens: int | None
+    score: float | None
+    estimate: Estimate | None
+    difference: Estimate | None
+    p: float | None
+    p_adjusted: float | None
+    label_cost_usd: float | None
+    training_cost_usd: float
+    n_labelled: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingSets:
+    """Candidates of one method that differ only in their training rows."""
+
+    method: str
+    reference: str
+    sets: tuple[TrainingSet, ...]
+    n_tests: int
+    seed_variance_known: bool
+
+
+def training_sets(
+    facts: Sequence[CandidateFacts],
+    recipes: Mapping[str, Recipe],
+    policy: DecidePolicy,
+    drawn_again: Mapping[str, int],
+    pair: Pair,
+    means: Means,
+) -> tuple[TrainingSets, ...]:
+    """Compare the candidates whose recipes differ only in `train` and `mix`.
+
+    `facts` are in the order of the file; `drawn_again` maps each candidate to its number of repeated rows.
+    `pair` compares two runs (base, new) on test, `means` two recipes over their seeds.
+    """
+    by = Comparer(pair, means, pool_variance(facts))
+    over = {s.candidate: s.score for s in summarize_seeds(facts) if s.score}
+
+    def compare(names: Sequence[str]) -> TrainingSets:
+        members = {name: [f for f in facts if f.name == name] for name in names}
+        ablation = compare_members(names[0], members, by)
+        sets = []
+        for factor in ablation.factors:
+            name = factor.candidate
+            done = [f for f in members[name] if f.state == "done"]
+            tokens = [f.training.n_tokens for f in done if f.training.n_tokens is not None]
+            n_labelled = done[0].n_train if done else None
+            # People or a teacher labelled each row.
+            by_people = policy.label_cost_usd * (done[0].n_train - done[0].n_taught) if done else 0.0
+            sets.append(
+                TrainingSet(
+                    candidate=name,
+                    source=describe_source(recipes[name]),
+                    n_rows=None if n_labelled is None else n_labelled + drawn_again.get(name, 0),
+                    n_tokens=round(fmean(tokens)) if tokens else None,
+                    score=factor.score,
+                    estimate=done[0].target if len(done) == 1 else over.get(name),
+                    difference=factor.difference,
+                    p=factor.p,
+                    p_adjusted=factor.p_adjusted,
+                    label_cost_usd=by_people + done[0].rows_cost_usd if done else None,
+                    training_cost_usd=factor.training_cost_usd,
+                    n_labelled=n_labelled,
+                )
+            )
+        known, method = ablation.seed_variance_known, recipes[names[0]].method
+        return TrainingSets(method, ablation.reference, tuple(sets), ablation.n_tests, known)
+
+    return tuple(map(compare, _groups(facts, recipes)))
+
+
+def _groups(facts: Sequence[CandidateFacts], recipes: Mapping[str, Recipe]) -> list[list[str]]:
+    """Group the candidates that differ only in their rows, the reference first; equal rows once."""
+    groups: dict[str, dict[Any, str]] = {}
+    for name in dict.fromkeys(f.name for f in facts):
+        recipe = recipes[name]
+        if plugins.method(recipe.method).draws_from:
+            rest = recipe.model_copy(update={"train": (), "mix": None})
+            rows = (recipe.train, recipe.mix.model_dump_json() if recipe.mix else "")
+            groups.setdefault(rest.model_dump_json(), {}).setdefault(rows, name)
+    # The target's own rows come first; the others stay in the order of the file.
+    return [
+        [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != ((), ""))]
+        for g in groups.values()
+        if len(g) > 1
+    ]

@@ -1,0 +1,463 @@
+"""Advice next to the measurements: kinds of failure, declared needs, and the scenario an experiment shows.
+
+Invariant: advice decides nothing and is printed with the measurement. A remedy helps if its whole interval is
+above the prompt; an untagged slice says nothing. If the chosen candidate is of another kind than advised, the
+scores of both are given with the measured reasons, the one that rules the advised one out first. The scenario
+is that of the candidate measured to do better than the rest, shipped or not; what was not measured leaves
+several possible, and an open decision is in none yet.
+Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta et al. 2024, arXiv 2401.08406
+(retrieval, fine-tuning and both), Ovadia et al. 2024, arXiv 2312.05934 (facts by retrieval).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+from harness import formatting, plugins
+from harness.analysis.candidate_facts import (
+    FEW,
+    Action,
+    CandidateFacts,
+    Case,
+    action_of,
+    best,
+    gain,
+    gain_text,
+    is_fine_tuned,
+    is_gain_shown,
+    list_within_budgets,
+    passes,
+    score_text,
+)
+from harness.analysis.next_step import too_few
+from harness.spec import Need
+
+_REMEDIES = {
+    (): "What kind of failure it is, is not shown: neither retrieval on knowledge nor a fine-tune on"
+    " behaviour is clearly above the prompt.",
+    ("knowledge",): "The prompt fails on facts, and retrieval fixes that.",
+    ("behaviour",): "The prompt fails on behaviour (format, style, labels), and fine-tuning fixes that.",
+    ("knowledge", "behaviour"): "The prompt fails on facts, which retrieval fixes, and on behaviour, which"
+    " fine-tuning fixes: a hybrid can do both.",
+}
+
+
+def failure_sentences(case: Case) -> list[str]:
+    """Tell missing facts from missing behaviour by the remedy that helps on each slice."""
+    slices = list_measured_slices(case)
+    if not slices:
+        return []
+    runs = [best_of(case, action) for action in ("prompt", "rag", "fine-tune", "hybrid")]
+    sentences = []
+    for name in slices:
+        shown = [f for f in runs if f and name in f.slices]
+        scores = (f"{f.name} {formatting.score(f.slices[name].unit, *f.slices[name][:3])}" for f in shown)
+        n = formatting.count(shown[0].slices[name].n)
+        sentences.append(f"On {name} (n = {n}): {', '.join(scores)}.")
+    return [*sentences, _REMEDIES[list_fixed_slices(case)]]
+
+
+def list_measured_slices(case: Case) -> tuple[str, ...]:
+    """List on which of the slices `knowledge` and `behaviour` the prompt was measured."""
+    prompt = best_of(case, "prompt")
+    return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
+
+
+def list_fixed_slices(case: Case) -> tuple[str, ...]:
+    """List the slices where their remedy, retrieval or a fine-tune, is above the prompt by its interval."""
+    prompt = best_of(case, "prompt")
+    remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
+    fixed = []
+    for name in list_measured_slices(case):
+        remedy = remedies[name]
+        if prompt and remedy and name in remedy.slices:
+            before, after = prompt.slices[name], remedy.slices[name]
+            if after.low > before.high if after.unit.higher_is_better else after.high < before.low:
+                fixed.append(name)
+    return tuple(fixed)
+
+
+def best_of(case: Case, action: str) -> CandidateFacts | None:
+    """Return the candidate of a kind that is best on validation, among those on the experiment's base."""
+    return best(f for f in case.facts if action_of(f) == action and not f.baseline)
+
+
+def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """List the measurements of a candidate that speak for the chosen one."""
+    if other.over_budget:
+        yield f"{other.name} is left out, because {other.over_budget}"
+    yield from _gate(other)
+    yield from _difference(case, other, chosen)
+    if other.recall is not None and other.recall < 1:
+        yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
+    if (use := other.retrieval) is not None and use.found and use.unused:
+        wrong = f"{formatting.count(use.unused)} were answered wrongly"
+        yield f"of {formatting.count(use.found)} items whose passages held the answer {wrong}"
+    if is_fine_tuned(other) and 0 < other.n_train < FEW:
+        yield f"it was trained on {formatting.pluralize(other.n_train, 'example')}"
+    if None not in (other.cost_per_1k_usd, chosen.cost_per_1k_usd):
+        costs = [formatting.usd(f.cost_per_1k_usd) for f in (other, chosen)]
+        if (other.cost_per_1k_usd or 0) > (chosen.cost_per_1k_usd or 0) and costs[0] != costs[1]:
+            yield f"1,000 requests cost {costs[0]} USD with it and {costs[1]} with {chosen.name}"
+    if None not in (other.latency_p50_s, chosen.latency_p50_s):
+        times = [formatting.seconds(f.latency_p50_s) for f in (other, chosen)]
+        if (other.latency_p50_s or 0) > (chosen.latency_p50_s or 0) and times[0] != times[1]:
+            yield f"its median request takes {times[0]}, that of {chosen.name} {times[1]}"
+
+
+def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
+    """Say how much the two differ on the same items, else which one validation prefers."""
+    untrained = case.alternative
+    if untrained and chosen.name == untrained.name and (g := gain(other.vs_untrained)):
+        if g.low > 0:
+            yield f"its gain of {gain_text(g)} over {chosen.name} is shown, and does not decide alone"
+        else:
+            shown = "which is a loss" if g.high < 0 else "which is not shown to be a gain"
+            yield f"it gains {gain_text(g)} over {chosen.name}, {shown}"
+    elif untrained and other.name == untrained.name and (g := gain(chosen.vs_untrained)):
+        yield f"{chosen.name} gains {gain_text(g)} over it"
+    elif other.validation is not None and chosen.validation is not None:
+        unit = other.target.unit if other.target else case.unit
+        a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
+        if unit.sign * chosen.validation > unit.sign * other.validation:
+            yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
+
+
+def _gate(run: CandidateFacts) -> Iterator[str]:
+    if not is_fine_tuned(run) or passes(run):
+        return
+    if run.verdict is None:
+        yield f"what {run.name} forgot was not measured"
+        return
+    macro = run.verdict.macro
+    is_macro = any(rule.name == "macro" and rule.outcome != "pass" for rule in run.verdict.rules)
+    forgot = ""
+    if macro and is_macro:
+        forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
+    outcome = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
+    yield f"the gate of {run.name} {outcome}{forgot}"
+
+
+_PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
+_RETRIEVES: tuple[Action, ...] = ("rag", "hybrid")
+_TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
+
+
+class Advice(NamedTuple):
+    """Textbook advice on one need: its words, the kinds of candidates advised, the slices that measure it."""
+
+    text: str
+    actions: tuple[Action, ...] = ()
+    slices: tuple[str, ...] = ()
+
+
+_ADVICE: Mapping[Need, Advice] = {
+    "changing_facts": Advice(
+        "facts that change belong into documents, so retrieval; a fine-tune would soon be old",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "private_knowledge": Advice(
+        "knowledge that the base never saw is found by retrieval, which can name its source",
+        _RETRIEVES,
+        ("knowledge",),
+    ),
+    "new_domain": Advice(
+        "the language of a domain that the base hardly saw is learned by a fine-tune; its facts are found"
+        " by retrieval",
+        _TUNES,
+        ("knowledge", "behaviour"),
+    ),
+    "style_or_format": Advice(
+        "style and format are learned by a fine-tune; retrieval does not bring them", _TUNES, ("behaviour",)
+    ),
+    "low_latency": Advice(
+        "little latency speaks for a fine-tune, whose prompt needs no shots or passages",
+        ("fine-tune", "classifier"),
+    ),
+    "little_data": Advice(
+        "below some 100 examples a prompt with shots; a fine-tune varies with their draw", _PROMPTED
+    ),
+    "knowledge_and_behaviour": Advice(
+        "both are wanted, so measure retrieval on tuned weights (weights_of with rag)",
+        ("hybrid",),
+        ("knowledge", "behaviour"),
+    ),
+    "sensitive_data": Advice("the model has to run here: one behind an external API is left out"),
+    "general_purpose": Advice(
+        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
+        _PROMPTED,
+    ),
+    "rapid_iteration": Advice(
+        "what changes every few days is prompted; a fine-tune is trained and judged again each time",
+        _PROMPTED,
+    ),
+    "no_compute": Advice(
+        "where nothing can be trained, prompts, retrieval or a plain classifier", (*_PROMPTED, "classifier")
+    ),
+    "low_resource_language": Advice(
+        "a language that the base hardly saw is learned by a fine-tune; shots show too little of it", _TUNES
+    ),
+    "answers_with_sources": Advice(
+        "retrieval knows which passages an answer rests on and can name them; trained weights cannot",
+        _RETRIEVES,
+    ),
+    "missing_capability": Advice(
+        "a prompt brings out only what the base can do; the rest takes a fine-tune on many rows, or a larger"
+        " base",
+        _TUNES,
+    ),
+    "cheaper_than_a_larger_model": Advice(
+        "a fine-tune on a larger model's answers (harness data distill) comes near it at the small one's"
+        " price; keep the larger model as a candidate to see how near",
+        _TUNES,
+    ),
+}
+
+
+def need_sentences(case: Case, shipped: str | None) -> list[str]:
+    """Answer each declared need from the measurements, and from the textbook where there are none."""
+    chosen, slices = best(f for f in case.facts if f.name == shipped), list_measured_slices(case)
+    sentences = []
+    for need in case.policy.needs:
+        advice, measured = _ADVICE[need], _describe_measured(case, need, slices)
+        kind = "Measured" if measured else "Declared, not measured"
+        said = f"{measured}. The textbook says: {advice.text}" if measured else advice.text
+        sentences.append(f"{kind} ({need.replace('_', ' ')}): {said}.{_agreement(case, advice, chosen)}")
+    return sentences
+
+
+def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
+    wanted, own = _ADVICE[need].slices, [f for f in case.facts if not f.baseline]
+    if wanted and set(wanted) <= set(slices):
+        return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
+    if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
+        run = best(f for f in own if action_of(f) in _RETRIEVES)
+        return _describe_retrieval(case, need, run) if run else ""
+    if need == "sensitive_data":
+        leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
+        if not leaving:
+            return f"all {formatting.count(len({f.name for f in case.facts}))} candidates answer here"
+        return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
+    if need == "knowledge_and_behaviour":
+        kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
+        runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
+        scores = ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs)
+        return scores if len(runs) > 1 else ""
+    if need == "missing_capability":
+        return _describe_lack(case)
+    return _describe_fine_tune(case, need, case.judged) if case.judged else ""
+
+
+def _describe_retrieval(case: Case, need: Need, run: CandidateFacts) -> str:
+    said = []
+    if run.recall is not None:
+        said.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
+        said.append(f"{run.name} reaches {score_text(case, run)} with them")
+    if need == "answers_with_sources" and run.citations:
+        cited = [f"{formatting.score(of.unit, *of[:3])} {name}" for name, of in run.citations.items()]
+        said.append(f"the citations of {run.name} reach {' and '.join(cited)}")
+    elif need == "answers_with_sources" and said:
+        said.append(
+            "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
+        )
+    return ", and ".join(said)
+
+
+def _describe_lack(case: Case) -> str:
+    """Say whether the base, prompted and shown examples, is above what no skill reaches."""
+    kinds: tuple[Action, ...] = ("prompt", "few-shot", "rank")
+    runs = [run for kind in kinds if (run := best_of(case, kind)) and run.target]
+    if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
+        return ""
+    scores = " and ".join(f"{score_text(case, run)} with {run.name}" for run in runs)
+    nothing = case.trivial.text if case.trivial else "no right answer at all"
+    share = case.trivial.share if case.trivial else 0.0
+    above = any(run.target and run.target.low > share for run in runs)
+    shots = "" if any(action_of(run) == "few-shot" for run in runs) else ", though shots were not tried"
+    found = (
+        f"more than {nothing}: it has the capability at least in part"
+        if above
+        else f"not shown to be more than {nothing}: no capability is shown{shots}"
+    )
+    run = case.judged
+    gained = ""
+    if run and run.vs_prompt:
+        gained = f"; {run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    return f"the base reaches {scores}, which is {found}{gained}"
+
+
+def _describe_larger(case: Case, run: CandidateFacts) -> str:
+    """Compare a fine-tune with the best larger model: score, cost, and the requests that pay for it."""
+
+    def is_larger(f: CandidateFacts) -> bool:
+        has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
+        return f.name != run.name and (has_more or plugins.find_method(f.method).is_remote)
+
+    larger = best(filter(is_larger, case.facts))
+    if larger is None:
+        return ""
+    scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
+    said = f"{larger.name}, the larger model, {scores}"
+    prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
+    if prices[0] is None or prices[1] is None:
+        return f"{said}; what {larger.name if prices[0] is None else run.label} costs is not known"
+    once, saving = (run.rows_cost_usd, run.training_cost_usd), prices[0] - prices[1]
+    pays = "never paid back"
+    if saving > 0:
+        pays = f"paid back after {formatting.round_up(1000 * sum(once) / saving)} requests"
+    costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
+    return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
+
+
+def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
+    other, macro = case.alternative, run.verdict.macro if run.verdict else None
+    if need == "low_latency" and other and None not in (run.latency_p50_s, other.latency_p50_s):
+        took, its = formatting.seconds(run.latency_p50_s), formatting.seconds(other.latency_p50_s)
+        return f"the median request takes {took} with {run.label} and {its} with {other.name}"
+    if need == "little_data" and run.n_train:
+        return f"there are {formatting.count(run.n_train)} training examples"
+    if need == "general_purpose" and macro:
+        return f"the other abilities of {run.label} changed by {formatting.points(*macro[:3])} points"
+    if need in ("rapid_iteration", "no_compute") and run.training.total_s:
+        memory = run.training.peak_memory_gib
+        held = f" and at most {formatting.plain(memory)} GiB" if memory else ""
+        where = f" on {run.measured_on}" if run.measured_on else ""
+        return f"training {run.label} took {formatting.seconds(run.training.total_s)}{held}{where}"
+    if need == "cheaper_than_a_larger_model":
+        return _describe_larger(case, run)
+    if need in ("new_domain", "low_resource_language") and run.vs_prompt:
+        return f"{run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    return ""
+
+
+def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
+    """Say whether the chosen candidate is of the advised kind, and otherwise the score of that kind."""
+    if chosen is None or not advice.actions:
+        return ""
+    if chosen.baseline:
+        return f" {chosen.name}, which is chosen, is a baseline: how it was made is not said."
+    if action_of(chosen) in advice.actions:
+        return f" {chosen.name}, which is chosen, is of that kind."
+    other = best(f for f in case.facts if action_of(f) in advice.actions and not f.baseline)
+    if other is None:
+        return f" {chosen.name} is chosen; no candidate of that kind was measured."
+    reached = f"{other.name}, the best of that kind, {score_text(case, other)}"
+    scores = f" What is chosen differs: here {chosen.name} reaches {score_text(case, chosen)}, {reached}."
+    why = "; ".join(explain_why_not(case, other, chosen))
+    return f"{scores} Why: {why}." if why else f"{scores} Nothing that was measured says why."
+
+
+class Scenario(NamedTuple):
+    """One of the six: its number, what the base can do or lacks, and the remedy."""
+
+    number: int
+    lack: str
+    remedy: str
+
+
+_PROMPT_SUFFICES = Scenario(1, "the base can do the task where it is prompted well", "a prompt")
+_SHOWN = Scenario(
+    2, "examples of the task suffice without training", "shots, ranked labels or a plain classifier"
+)
+_FACTS = Scenario(3, "the base lacks facts, or they change", "retrieval")
+_BEHAVIOUR = Scenario(4, "the base lacks a behaviour, such as a format or a style", "a fine-tune")
+_BOTH = Scenario(5, "the base lacks facts and a behaviour", "a fine-tune with retrieval")
+_SCENARIO = "Of the six scenarios in docs/decision.md this is"
+_DATA = Scenario(6, "training rows are too few for what the base lacks", "more data")
+
+SCENARIOS: Mapping[Action, Scenario] = {
+    "prompt": _PROMPT_SUFFICES,
+    "few-shot": _SHOWN,
+    "rank": _SHOWN,
+    "classifier": _SHOWN,
+    "rag": _FACTS,
+    "fine-tune": _BEHAVIOUR,
+    "hybrid": _BOTH,
+    "collect more data": _DATA,
+}
+
+
+def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
+    """Say which of the six scenarios this experiment is, and which measurement shows it."""
+    chosen = best(f for f in case.facts if f.name == shipped)
+    if chosen is not None and chosen.baseline:
+        return (
+            f"Scenario: none of the six, which are about one base; {chosen.name}, a model to be beaten, is"
+            " not beaten here."
+        )
+    if action not in SCENARIOS:
+        # The scenarios between which an open decision has to choose.
+        runs = [run for run in (case.alternative, case.judged) if run is not None]
+        between = [SCENARIOS[kind] for run in runs if (kind := action_of(run)) in SCENARIOS]
+        named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
+        open_text = f"Scenario open: what is undecided tells whether this is {named} of the six."
+        return open_text if named else ""
+    if action == "collect more data" or chosen is None:
+        return _write_scenario([_DATA], _describe_gain(case, case.judged))
+    gaining = case.judged
+    if gaining is None or not is_gain_shown(gaining):
+        done = (f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done")
+        gaining = best(f for f in done if is_gain_shown(f))
+    if gaining:
+        gained = _describe_gain(case, gaining)
+        if not is_fine_tuned(chosen) and case.winner and (few := too_few(case, gaining)):
+            return _write_scenario([_DATA], f"{gained}, but {few}; {chosen.name} is shipped until then")
+        kept = "" if is_fine_tuned(chosen) else f"; why {gaining.name} is not shipped, the decision says"
+        if action_of(gaining) == "hybrid":
+            scenarios, why = _parts(case, gaining)
+            return _write_scenario(scenarios, f"{gained}{why}{kept}")
+        told = "" if "behaviour" in list_fixed_slices(case) else "; on the slice behaviour it is not shown to"
+        if not list_measured_slices(case):
+            told = "; no slices knowledge and behaviour tell a behaviour from facts here"
+        return _write_scenario([_BEHAVIOUR], f"{gained}{told}{kept}")
+    if is_fine_tuned(chosen):
+        return (
+            f"Scenario: none of the six, which part by what the base lacks; {chosen.name} is chosen for the"
+            " budgets, which nothing untrained keeps."
+        )
+    return _describe_untrained(case, SCENARIOS[action_of(chosen)], chosen)
+
+
+def _describe_untrained(case: Case, scenario: Scenario, chosen: CandidateFacts) -> str:
+    prompt, prompt_text = best_of(case, "prompt"), ""
+    if prompt is not None and prompt.name != chosen.name:
+        prompt_text = f", and {prompt.name} {score_text(case, prompt)}"
+    recall_text = ""
+    if chosen.recall is not None:
+        recall_text = f" with {formatting.percent(chosen.recall)} % of the documents found"
+    reached = f"{chosen.name} reaches {score_text(case, chosen)}{recall_text}{prompt_text}"
+    if case.judged is None:
+        return _write_scenario([scenario], f"{reached}, as far as was measured: no fine-tune was compared")
+    if g := gain(case.judged.vs_untrained):
+        reached += f"; {case.judged.label} {'is worse' if g.high < 0 else 'is not shown to gain'}"
+    return _write_scenario([scenario], reached)
+
+
+def _write_scenario(scenarios: Iterable[Scenario], measured: str) -> str:
+    first, *others = scenarios
+    measured = f": {measured}" if measured else ""
+    if not others:
+        return f"{_SCENARIO} {first.number}: {first.lack}, so {first.remedy}{measured}."
+    *numbers, last = (str(s.number) for s in (first, *others))
+    return f"{_SCENARIO} {', '.join(numbers)} or {last}{measured}."
+
+
+def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
+    if run is None or case.alternative is None:
+        return ""
+    return f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {case.alternative.name}"
+
+
+def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
+    """Tell which part of a hybrid explains its gain, from each part alone; an unmeasured one may."""
+    alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
+    scores = [f"{s.remedy} alone ({run.name}) {score_text(case, run)}" for s, run in alone.items() if run]
+    scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]
+    measured = f" and reaches {score_text(case, hybrid)}; {', '.join(scores)}"
+    above, target = set[str](), hybrid.target
+    for run in alone.values():
+        if run and run.target and target and target.unit.sign * (target.score - run.target.score) > 0:
+            above.add(run.name)
+    if enough := [s for s, run in alone.items() if run is not None and run.name not in above]:
+        return enough, measured
+    return [*(s for s, run in alone.items() if run is None), _BOTH], measured

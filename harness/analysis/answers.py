@@ -1,0 +1,403 @@
+"""Descriptions of answers: the use of retrieved passages, several answers to an item, and their diversity.
+
+Invariant: every item with an answer falls into one class of use. An answer is found where a needed document
+is among the passages, as far as the item names any, and a reference stands word for word in them, as far as
+one stands in a document: a short answer stands in many a wrong passage. Where documents alone tell, as with
+`no`, all that the item names are needed. Documents of one text are one document. Support is lexical: it tells
+a copied statement from one that stands nowhere, and knows no paraphrase. An item counts once, whatever is
+drawn to it, so intervals are those of the items and their clusters; an answer that failed is not right. For
+diversity only generated answers count, and of two arms only items that both answered; a share is judged
+against the base's and against that of the commonest reference, so that a task with few right answers is none.
+Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.
+2024, arXiv:2401.05856; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker 1970 for the share,
+Tango 1998 for the paired interval; that "far above" asks for twice the share, or for half of what it leaves,
+is ours.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from statistics import fmean
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import stats
+from harness.analysis.alignment import align
+from harness.analysis.estimators import Estimate, identical_difference
+from harness.metrics import Metric, mean_metric, normalize
+from harness.prompting import context_of
+from harness.records import (
+    WORD,
+    Document,
+    Example,
+    Sample,
+    SampleResult,
+    fold_text,
+    is_unspaced,
+    split_into_grams,
+    split_into_letters,
+)
+from harness.stats import Interval
+
+RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
+_SUPPORTED = 0.75  # of a sentence's words have to stand in the passages, and all of its numbers
+_SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
+_WORD = re.compile(WORD)
+_SHORT = 3  # letters: shorter words hold no statement, but for pieces of a script without blanks
+
+
+class RetrievalScores(NamedTuple):
+    """Means over the items that name their documents: recall, precision and reciprocal rank in [0, 1]."""
+
+    n: int
+    recall: float
+    precision: float
+    reciprocal_rank: float
+
+
+class RetrievalUse(NamedTuple):
+    """Numbers of items by what became of their passages.
+
+    `found` of `n` items had the answer in the passages: `used` are right and supported by them, `ungrounded`
+    right with a sentence that they do not support, `unused` wrong. `missed` are wrong and `known` right
+    without the answer in the passages. `errors` were not answered, `unclear` name neither documents nor a
+    reference that stands in one; both are in none of the others. `grounded` is the share of answers that the
+    passages support, of items whose reference stands in a document: a label stands in none. `retrieved` is
+    None where no item names its documents. Where the mean over several answers to an item counts, each answer
+    is one (`by_answer`).
+    """
+
+    n: int
+    used: int
+    ungrounded: int
+    unused: int
+    known: int
+    missed: int
+    errors: int
+    unclear: int
+    grounded: float | None
+    retrieved: RetrievalScores | None
+    by_answer: bool = False
+
+    @property
+    def found(self) -> int:
+        """The number of items of which the passages held the answer."""
+        return self.used + self.ungrounded + self.unused
+
+
+def retrieval_use(
+    rows: Sequence[SampleResult],
+    scores: Mapping[str, float],
+    examples: Mapping[str, Example],
+    documents: Sequence[Document],
+) -> RetrievalUse | None:
+    """Sort a candidate's answers by what became of retrieval; None where nothing was retrieved.
+
+    `scores` maps the ids of items to the primary metric in [0, 1], `examples` to the items as they are
+    without their passages.
+    """
+    retrieved = [row for row in rows if row.passages]
+    if not retrieved:
+        return None
+    texts = {document.id: _words(document.text) for document in documents}
+    first: dict[str, str] = {}
+    one_of = {document.id: first.setdefault(document.text, document.id) for document in documents}
+    own = {row.example_id: examples[row.example_id] for row in retrieved}
+    examples = {i: replace(e, documents=_firsts(e.documents, one_of)) for i, e in own.items()}
+    retrieved = [replace(row, passages=_firsts(row.passages, one_of)) for row in retrieved]
+    everything = " | ".join(texts.values())
+    classes = dict.fromkeys(("used", "ungrounded", "unused", "known", "missed", "errors", "unclear"), 0)
+    supported = []
+    for row in retrieved:
+        score = scores.get(row.example_id)
+        if row.status == "error" or score is None:
+            classes["errors"] += 1
+            continue
+        example = examples[row.example_id]
+        context = context_of(row.prompt, example.prompt)
+        references = [words for text in example.references if (words := _words(normalize(text)))]
+        needed = [texts[i] for i in example.documents if i in texts] or [everything]
+        if not any(one in text for one in references for text in needed):
+            references = []  # none of them stands in a document
+        grounded = is_supported(row.text, context)
+        supported += [grounded] if references else []
+        found = _is_found(references, _words(context), example, row)
+        classes[_class(found, score >= RIGHT, grounded or not references)] += 1
+    n = len(retrieved) - classes["errors"] - classes["unclear"]
+    share = fmean(supported) if supported else None
+    return RetrievalUse(
+        n, **classes, grounded=share, retrieved=_score_retrieval(retrieved, examples), by_answer=False
+    )
+
+
+def is_supported(answer: str, context: str) -> bool:
+    """Tell whether the passages hold the words and numbers of every sentence of an answer."""
+    folded = fold_text(context)
+    known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
+    for sentence in _SENTENCE.split(answer.strip()):
+        words = _WORD.findall(split_into_grams(fold_text(sentence)))
+        numbers = {word for word in words if any(sign.isdigit() for sign in word)}
+        telling = [w for w in words if w not in numbers and (len(w) > _SHORT or is_unspaced([w]))]
+        if not numbers <= known or sum(word in known for word in telling) < _SUPPORTED * len(telling):
+            return False
+    return bool(_WORD.search(answer))
+
+
+def _class(found: bool | None, right: bool, supported: bool) -> str:
+    if found is None:
+        return "unclear"
+    if not found:
+        return "known" if right else "missed"
+    if not right:
+        return "unused"
+    return "used" if supported else "ungrounded"
+
+
+def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
+    """Tell whether the passages held the answer; None where that cannot be told."""
+    if not references and not example.documents:
+        return None
+    needed, shown = set(example.documents), set(row.passages)
+    words = (word for reference in references for word in reference.split())
+    # An answer such as `no` stands in any passage, and does not tell which one holds it.
+    if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
+        return needed <= shown
+    return (not needed or bool(needed & shown)) and any(one in context for one in references)
+
+
+def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(one_of.get(i, i) for i in ids))
+
+
+def _words(text: str) -> str:
+    """Return the words of a text in lower case, with one blank between and around.
+
+    Of a script without blanks each letter is one, so that a part of what stands together is found in it.
+    """
+    return f" {' '.join(_WORD.findall(split_into_letters(fold_text(text))))} " if text.strip() else ""
+
+
+def _score_retrieval(rows: Sequence[SampleResult], examples: Mapping[str, Example]) -> RetrievalScores | None:
+    named = [(row.passages, set(examples[row.example_id].documents)) for row in rows]
+    judged = [(passages, needed) for passages, needed in named if needed]
+    if not judged:
+        return None
+    hits = [[passage in needed for passage in passages] for passages, needed in judged]
+    return RetrievalScores(
+        n=len(judged),
+        recall=fmean(sum(of) / len(needed) for of, (_, needed) in zip(hits, judged, strict=True)),
+        precision=fmean(sum(of) / len(of) for of in hits),
+        reciprocal_rank=fmean(1 / (of.index(True) + 1) if True in of else 0.0 for of in hits),
+    )
+
+
+_VALUE = mean_metric("value", lambda output, example: None)
+
+
+class PassAtK(NamedTuple):
+    """Chance that at least one of k answers to an item is right, with its 95 % interval over items."""
+
+    k: int
+    estimate: Estimate
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralAnswers:
+    """The `n_samples` answers that were drawn to each of the items.
+
+    `distinct` is the share of an item's answers that are distinct, `commonest` that of the one given most
+    often, each the mean over items. `passes` holds pass@k where the metric is 0 or 1 of every answer.
+    """
+
+    n_samples: int
+    distinct: Estimate
+    commonest: Estimate
+    passes: tuple[PassAtK, ...] = ()
+
+
+def several_answers(
+    metric: Metric, rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
+) -> SeveralAnswers | None:
+    """Describe the answers that were drawn to the items of rows; None where none has several."""
+    sampled = [(row, drawn[row.example_id]) for row in rows if len(drawn.get(row.example_id, ())) > 1]
+    if not sampled:
+        return None
+    kept, samples = [row for row, _ in sampled], [of for _, of in sampled]
+    texts = [[one.text for one in of] for of in samples]
+    found = [(stats.unique_share(of) or 0.0, (stats.commonest(of) or ("", 0.0))[1]) for of in texts]
+    distinct, common = zip(*found, strict=True)
+    n_samples = min(map(len, samples))
+    return SeveralAnswers(
+        n_samples, _mean(kept, distinct), _mean(kept, common), _passes(metric, kept, samples)
+    )
+
+
+def _passes(
+    metric: Metric, rows: Sequence[SampleResult], samples: Sequence[Sequence[Sample]]
+) -> tuple[PassAtK, ...]:
+    """Estimate pass@k for each power of two up to the number of answers, and for that number."""
+    scores = [[one.parts.get(metric.name) for one in of] for of in samples]
+    known = [parts for of in scores for parts in of if parts is not None]
+    is_rate = metric.bounds == (0.0, 1.0) and len(metric.parts) == 1 and metric.higher_is_better
+    if not known or not is_rate or not np.isin(np.array(known), (0.0, 1.0)).all():
+        return ()
+    counts = [(len(of), of.count((1.0,))) for of in scores]
+    most = min(n for n, _ in counts)
+    ks = sorted({most, *(2**power for power in range(most.bit_length()))})
+    return tuple(
+        PassAtK(k, _mean(rows, [stats.pass_at_k(n, n_right, k) for n, n_right in counts])) for k in ks
+    )
+
+
+def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
+    scored = [
+        replace(row, parts={_VALUE.name: (float(value),)}) for row, value in zip(rows, values, strict=True)
+    ]
+    return identical_difference(_VALUE, align(_VALUE, scored, scored), 0).base
+
+
+def add_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
+    """Return rows with all answers that were drawn to each item; the rows as they are where none were."""
+    return [replace(row, samples=tuple(drawn.get(row.example_id, ()))) for row in rows] if drawn else rows
+
+
+def list_each_answer(
+    rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
+) -> list[SampleResult]:
+    """Return a row for every answer that was drawn, those to one item as one cluster."""
+    return [
+        replace(
+            row,
+            example_id=f"{row.example_id}#{one.index}",
+            cluster=row.cluster or row.example_id,
+            text=one.text,
+            status=one.status,
+            parts=one.parts,
+            finish_reason=one.finish_reason,
+        )
+        for row in rows
+        for one in drawn.get(row.example_id, ())
+    ]
+
+
+ALPHA = 0.05
+COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
+_GENERATED = ("stop", "length")
+_LONGEST = 200  # characters of a text that is kept
+
+
+class AnswerCounts(NamedTuple):
+    """The answers of one arm: the text given most often (cut) and its share, the distinct ones and theirs."""
+
+    commonest: str
+    share: float
+    n_distinct: int
+    distinct_share: float
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerDiversity:
+    """Diversity of the generated answers to n items of a task; shares are of these items.
+
+    `base` is None where the base did not answer, `reference_share` (of the commonest reference) where an
+    item has none. `low` and `high` are the ends of the 95 % interval of the new share less the base's.
+    `collapsed` says that the new share is far above the base's and the references'.
+    """
+
+    task: str
+    n: int
+    new: AnswerCounts
+    base: AnswerCounts | None = None
+    low: float | None = None
+    high: float | None = None
+    reference_share: float | None = None
+    collapsed: bool = False
+
+
+def answer_diversity(
+    new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
+) -> AnswerDiversity | None:
+    """Describe the generated answers of a task, beside the base's to the same items; None without any."""
+    after, before = _select_generated_rows(new), None if base is None else _select_generated_rows(base)
+    ids = [i for i in after if before is None or i in before]
+    if not ids:
+        return None
+    rows = [after[i] for i in ids]
+    task, n, texts = rows[0].task, len(ids), [row.text.strip() for row in rows]
+    found, right = _answers(texts), _references(rows)
+    reference_share = _answers(right).share if right else None
+    if before is None:
+        return AnswerDiversity(task, n, found, reference_share=reference_share)
+    old = [before[i].text.strip() for i in ids]
+    clusters = [row.cluster or row.example_id for row in rows]
+    low, high = _change(old, texts, clusters)
+    collapsed = True  # the commonest text has twice the share, or leaves half as much, and surely more
+    for other in [old, right] if right else [old]:
+        share = _answers(other).share
+        is_far = found.share >= 2 * share or 1 - found.share <= (1 - share) / 2
+        collapsed = collapsed and is_far and _change(other, texts, clusters).low > 0
+    return AnswerDiversity(task, n, found, _answers(old), low, high, reference_share, collapsed)
+
+
+def commonest_answer_arms(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult]
+) -> list[tuple[list[SampleResult], list[SampleResult]]]:
+    """Pair other arms' rows with the new ones, 1 as the part of `COMMONEST` where an arm's commonest text is.
+
+    The other arms are the base, where it generated answers, and the references where every item has one. An
+    answer that failed has no part. Empty where the new arm generated none.
+    """
+    before = {row.example_id: row for row in base or ()}
+    after = [row for row in new if base is None or row.example_id in before]
+    if not _select_generated_rows(after):
+        return []
+    old, right = [before[row.example_id] for row in after if before], _references(after)
+    others = [_mark_commonest(old)] if _select_generated_rows(old) else []
+    if right:
+        answers = [
+            replace(row, text=text, status="ok", finish_reason=_GENERATED[0])
+            for row, text in zip(after, right, strict=True)
+        ]
+        others.append(_mark_commonest(answers))
+    return [(other, _mark_commonest(after)) for other in others]
+
+
+def _mark_commonest(rows: Sequence[SampleResult]) -> list[SampleResult]:
+    texts = {i: row.text.strip() for i, row in _select_generated_rows(rows).items()}
+    marks = dict(zip(texts, _is_commonest([*texts.values()]).tolist(), strict=True))
+    return [
+        replace(row, parts={COMMONEST.name: (marks[row.example_id],) if row.example_id in marks else None})
+        for row in rows
+    ]
+
+
+def _answers(texts: Sequence[str]) -> AnswerCounts:
+    found, distinct_share = stats.commonest(texts), stats.unique_share(texts)
+    assert found is not None
+    assert distinct_share is not None
+    legible = found[0][:_LONGEST].encode("utf-8", "replace").decode("utf-8")
+    return AnswerCounts(legible, found[1], len(set(texts)), distinct_share)
+
+
+def _references(rows: Sequence[SampleResult]) -> list[str]:
+    return [row.references[0].strip() for row in rows] if all(row.references for row in rows) else []
+
+
+def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:
+    """Return the paired interval of how much more often the commonest new text stands than the old one."""
+    change = _is_commonest(new) - _is_commonest(old)
+    effect = stats.design_effect(change, np.unique(clusters, return_inverse=True)[1])
+    gains, losses = float((change > 0).sum()), float((change < 0).sum())
+    return stats.tango_interval(gains / effect, losses / effect, len(change) / effect, ALPHA)
+
+
+def _is_commonest(texts: Sequence[str]) -> stats.Array:
+    """Mark the items (n,) that have the commonest text."""
+    found = stats.commonest(texts)
+    return np.array([found is not None and text == found[0] for text in texts], float)
+
+
+def _select_generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
+    """Keep by item what was generated: no ranked choices, no texts read, no errors."""
+    return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

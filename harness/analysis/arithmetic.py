@@ -1,0 +1,226 @@
+"""Arithmetic of a decision: every number behind it, computed once, with its words.
+
+Invariant: pure; None if an input is unknown. Words and format of a number are declared at its field, and
+every list of the numbers uses these.
+"""
+
+from collections.abc import Callable
+from dataclasses import Field, dataclass, fields, replace
+from math import inf
+from typing import Annotated, Any, NamedTuple
+
+from harness import formatting
+from harness.analysis import economics, next_step
+from harness.analysis.candidate_facts import Case, gain
+from harness.analysis.comparison import Comparison
+from harness.analysis.economics import PerUsd
+from harness.analysis.next_step import RowsNeeded, Spend
+from harness.analysis.seeds import gain_label
+from harness.records import TokenCounts
+
+_FIGURE, _COUNT, _NEEDED, _USD = formatting.figure, formatting.count, formatting.round_up, formatting.usd
+_UNTRAINED, _TUNED = "the best untrained", "the fine-tune"
+ENDS = ("_low", "_high")
+Value = float | str | None
+Amount = float | None
+
+
+class Number(NamedTuple):
+    """Words and formatter of one number; {unit} in the words is the unit of a change of the metric.
+
+    It is listed as `name`, by default its field's name; `part` is the attribute of the field's value that
+    holds it. `ends` says that it has an interval.
+    """
+
+    words: str
+    shown: Callable[..., str] = _FIGURE
+    part: str = ""
+    name: str = ""
+    ends: bool = False
+
+
+OptionalNumbers = tuple[Number, ...]  # numbers that are left out if their field is None
+
+
+def _tokens(who: str, words: str) -> OptionalNumbers:
+    parts = (("prompt", "prompt"), ("cached", "cached part"), ("output", "answer"))
+    return tuple(
+        Number(f"{part_text} of a request to {words}, tokens", _COUNT, part, f"{part}_tokens_{who}")
+        for part, part_text in parts
+    )
+
+
+def _option(kind: str, part: str) -> OptionalNumbers:
+    name, words = f"more_{kind.replace(' ', '_')}", f"more {kind}"
+    return (
+        Number(words, _COUNT, f"{part}.n", name),
+        Number(
+            f"{words}: they bring on average, {{unit}}", _FIGURE, f"{part}.points", f"{name}_bring_points"
+        ),
+        Number(f"{words}: that is worth, USD", _USD, f"{part}.worth", f"{name}_are_worth_usd"),
+        Number(f"{words}: they cost, USD", _USD, f"{part}.cost", f"{name}_cost_usd"),
+    )
+
+
+_SPEND: OptionalNumbers = (
+    Number("next best spend", part="text", name="next_best_spend"),
+    *_option("test items", "items"),
+    *_option("training rows", "rows"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Economics:
+    """Costs and returns of the judged fine-tune next to the best untrained candidate.
+
+    If one of the two is missing only the first four are known. `rows_needed` is the amount of training data
+    that would pay; the choice mentions it, the list does not.
+    """
+
+    alternative: Annotated[str | None, Number("best untrained candidate")]
+    fine_tune: Annotated[str | None, Number("fine-tune")]
+    tau_points_per_usd: Annotated[float, Number("τ, {unit} per USD of training")]
+    forecast_requests: Annotated[float, Number("requests over the horizon", _COUNT)]
+    gain_over_untrained: Annotated[
+        Comparison | None, Number(f"gain over {_UNTRAINED}, {{unit}}", formatting.change, ends=True)
+    ] = None
+    gain_over_prompt: Annotated[
+        Comparison | None, Number("gain over the prompt, {unit}", formatting.change, ends=True)
+    ] = None
+    training_cost_usd: Annotated[Amount, Number("training, USD", _USD)] = None
+    label_cost_usd: Annotated[Amount, Number("labels of the training examples, USD", _USD)] = None
+    rows_cost_usd: Annotated[Amount, (Number("training rows that a teacher wrote, USD", _USD),)] = None
+    points_per_usd_over_untrained: Annotated[
+        PerUsd | None, Number(f"gain over {_UNTRAINED}, {{unit}} per USD of training", ends=True)
+    ] = None
+    points_per_usd_over_prompt: Annotated[
+        PerUsd | None, Number("gain over the prompt, {unit} per USD of training", ends=True)
+    ] = None
+    probability_above_tau: Annotated[
+        Amount, Number(f"chance that the gain over {_UNTRAINED} exceeds τ", formatting.chance)
+    ] = None
+    tau_flips_at: Annotated[
+        Amount, Number("τ from which that is no longer shown, {unit} per USD of training")
+    ] = None
+    tokens_of_alternative: Annotated[TokenCounts | None, _tokens("alternative", _UNTRAINED)] = None
+    tokens_of_fine_tune: Annotated[TokenCounts | None, _tokens("fine_tune", _TUNED)] = None
+    cost_per_1k_alternative_usd: Annotated[Amount, Number(f"1,000 requests to {_UNTRAINED}, USD", _USD)] = (
+        None
+    )
+    cost_per_1k_fine_tune_usd: Annotated[Amount, Number(f"1,000 requests to {_TUNED}, USD", _USD)] = None
+    spent_once_usd: Annotated[Amount, Number(f"spent once on {_TUNED}, USD", _USD)] = None
+    break_even_requests: Annotated[Amount, Number("break-even, requests", _NEEDED)] = None
+    break_even_if_saving_is_a_fifth_more: Annotated[
+        Amount, Number("break-even if a request saves a fifth more, requests", _NEEDED)
+    ] = None
+    break_even_if_saving_is_a_fifth_less: Annotated[
+        Amount, Number("break-even if a request saves a fifth less, requests", _NEEDED)
+    ] = None
+    gain_is_worth_usd: Annotated[Amount, Number("worth of the gain over the horizon, USD", _USD)] = None
+    costs_more_usd: Annotated[Amount, Number(f"what {_TUNED} costs more over the horizon, USD", _USD)] = None
+    pays_from_requests: Annotated[Amount, Number(f"forecast from which {_TUNED} pays, requests", _NEEDED)] = (
+        None
+    )
+    right_answer_usd: Annotated[Amount, (Number("worth of one more right answer, USD", _USD),)] = None
+    pays_from_right_answer_usd: Annotated[
+        Amount,
+        (Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),),
+    ] = None
+    pays_from_point_usd: Annotated[
+        Amount, (Number(f"worth of a point from which {_TUNED} pays, USD", _USD),)
+    ] = None
+    perfect_information_points: Annotated[Amount, Number("worth of knowing the gain exactly, {unit}")] = None
+    spend: Annotated[Spend | None, _SPEND] = None
+    rows_needed: RowsNeeded | None = None
+
+    @property
+    def pays(self) -> bool:
+        """Whether the observed gain is worth more than it costs, as far as both are known."""
+        if self.gain_is_worth_usd is None or self.costs_more_usd is None:
+            return True
+        return self.gain_is_worth_usd > self.costs_more_usd
+
+
+def _numbers(f: Field[Any]) -> tuple[Number, ...]:
+    declared = getattr(f.type, "__metadata__", ())
+    numbers = [n for d in declared for n in ((d,) if isinstance(d, Number) else d)]
+    return tuple(n._replace(name=n.name or f.name) for n in numbers)
+
+
+_ALWAYS = 4  # fields that are listed even without a fine-tune or an alternative
+NUMBERS: dict[str, Number] = {n.name: n for f in fields(Economics) for n in _numbers(f)}
+
+
+def economics_of(case: Case) -> Economics:
+    """Compute every number of a decision."""
+    run, other = case.judged, case.alternative
+    known = Economics(
+        alternative=other.name if other else None,
+        fine_tune=gain_label(run) if run else None,
+        tau_points_per_usd=case.policy.tau,
+        forecast_requests=economics.forecast_requests(case.policy),
+    )
+    if run is None or other is None:
+        return known
+    policy, over = case.policy, gain(run.vs_untrained)
+    prompt = None if case.by_wins else gain(run.vs_prompt)
+    ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
+    by_token = policy.usd_per_million_tokens is not None
+    paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
+    rows_needed = next_step.find_rows_needed(case, run, over) if over else None
+    in_answers = economics.counts_answers(policy, case.unit)
+    more, flips_at = economics.costs_more_usd(run, other, policy), None
+    if over and more is not None:
+        flips_at = economics.break_even_value(over.delta, over.unit, more, policy)
+    return replace(
+        known,
+        gain_over_untrained=over,
+        gain_over_prompt=prompt,
+        training_cost_usd=run.training_cost_usd,
+        label_cost_usd=policy.label_cost_usd * (run.n_train - run.n_taught),
+        rows_cost_usd=run.rows_cost_usd or None,
+        points_per_usd_over_untrained=ratio,
+        points_per_usd_over_prompt=economics.divide_by_usd(prompt, run.training_cost_usd),
+        probability_above_tau=economics.probability_above(policy.tau, over, run.training_cost_usd),
+        tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
+        tokens_of_alternative=other.tokens if by_token else None,
+        tokens_of_fine_tune=run.tokens if by_token else None,
+        cost_per_1k_alternative_usd=other.cost_per_1k_usd,
+        cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
+        spent_once_usd=economics.add_one_time_costs_usd(run, other, policy),
+        break_even_requests=at,
+        break_even_if_saving_is_a_fifth_more=at / 1.2 if at is not None and at != inf else None,
+        break_even_if_saving_is_a_fifth_less=at / 0.8 if at is not None and at != inf else None,
+        gain_is_worth_usd=paid.worth if paid else None,
+        costs_more_usd=more,
+        pays_from_requests=paid.from_requests if paid else None,
+        right_answer_usd=economics.answer_usd(policy) if in_answers else None,
+        pays_from_right_answer_usd=flips_at if in_answers else None,
+        pays_from_point_usd=None if in_answers else flips_at,
+        perfect_information_points=worth.perfect if worth else None,
+        spend=next_step.value_next_spend(case, worth, rows_needed),
+        rows_needed=rows_needed,
+    )
+
+
+def listing(of: Economics) -> dict[str, Value]:
+    """List every number by name, as reports store them; infinity is the text `∞`."""
+    values: dict[str, Value] = {}
+    complete = of.alternative is not None and of.fine_tune is not None
+    for f in fields(of)[: None if complete else _ALWAYS]:
+        value = getattr(of, f.name)
+        declared = getattr(f.type, "__metadata__", ())
+        optional = any(not isinstance(declaration, Number) for declaration in declared)
+        if value is not None or not optional:
+            for number in _numbers(f):
+                values |= _values(number, value)
+    return values
+
+
+def _values(number: Number, value: Any) -> dict[str, Value]:
+    if number.ends:
+        keys = (number.name, *(f"{number.name}{end}" for end in ENDS))
+        return dict(zip(keys, (value.delta, value.low, value.high) if value else (None,) * 3, strict=True))
+    for part in filter(None, number.part.split(".")):
+        value = getattr(value, part, None)
+    return {number.name: "∞" if value == inf else value}

@@ -1,0 +1,478 @@
+"""Candidates' results, and the choices among them on validation.
+
+Invariant: nothing here uses test scores: the best untrained candidate and the best fine-tune are chosen by
+their validation scores; a tie goes to the one that computes fewer tokens.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any, Literal, NamedTuple
+
+from harness import formatting, plugins, stats
+from harness.analysis.comparison import (
+    PREFERENCE,
+    UNCHECKED_PREFERENCE,
+    Comparison,
+    Estimate,
+    RetrievalUse,
+    SeveralAnswers,
+    Wins,
+    is_judge,
+    orient,
+)
+from harness.analysis.gating import SpareItems, Verdict
+from harness.analysis.target_scores import LearningCurve, TargetScore, TrivialBaseline
+from harness.formatting import RATE, Unit
+from harness.records import TokenCounts, TrainingRecord
+from harness.spec import DecidePolicy
+
+Action = Literal[
+    "prompt", "few-shot", "rank", "classifier", "rag", "fine-tune", "hybrid", "collect more data", "undecided"
+]
+
+
+class FamilyRank(NamedTuple):
+    """Place of a fine-tune in the family of `n` members that were judged on the same items.
+
+    `p` is that of its rules alone, None if one is not shown, `p_adjusted` by Holm over the family, `level`
+    what Holm leaves of `alpha`. `chosen` names the recipe that validation chose from its grid.
+    """
+
+    n: int
+    alpha: float
+    p: float | None
+    p_adjusted: float
+    level: float
+    chosen: str
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether the gate's rules are shown after correction for all members."""
+        return self.p_adjusted < self.alpha
+
+
+class ItemVariances(NamedTuple):
+    """Variances over the items of the mean over a recipe's seeds: of their score, and of their gains."""
+
+    score: stats.Variance
+    vs_untrained: stats.Variance | None
+    vs_prompt: stats.Variance | None
+
+
+class BaseSize(NamedTuple):
+    """Size of the model that a candidate answers with: parameters, and their GB as served."""
+
+    name: str
+    n_parameters: int
+    weights_gb: float | None
+
+
+class UnderLoad(NamedTuple):
+    """Concurrent requests: how many, how many are answered per second, and times to the first token.
+
+    Times are in seconds; None if no text is generated, or no single request was timed.
+    """
+
+    n: int
+    requests_per_s: float
+    first_token_p50_s: float | None = None
+    first_token_p95_s: float | None = None
+    first_token_alone_s: float | None = None
+
+
+class UnreadAnswers(NamedTuple):
+    """Shares of the answers on test that were cut at `limit` tokens, and that could not be parsed."""
+
+    cut: float
+    unparsable: float
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateFacts:
+    """Measurements of one run of a candidate: everything that a decision and a report need.
+
+    `trained` says that the weights differ from the base's own. `prompting` spells out the promptings with
+    their parameters, to tell `knn` shots from fixed ones. `target` is the primary metric's estimate on test,
+    `validation` its value there. The comparisons are paired on test: `new` is this run, `base` the best
+    untrained candidate or the prompt. `recall` is the share of needed documents that retrieval found,
+    `retrieval` how its passages were used, `citations` the scores of its citations by metric, `several`
+    describes the answers where several were sampled per item. Costs are in USD; `index_per_1k_usd` is that of
+    the retrieval index and is not included in the others. `tokens` of a request (None for a classifier),
+    `latency_p50_s` and `latency_p95_s` in seconds, `requests_per_s` in batches and `under_load` for
+    concurrent requests were all timed on the machine
+    `measured_on`; `disturbed` holds, by the names of these fields, figures disturbed by other work on the
+    machine: the fields themselves are then None, and nothing is decided by them. `over_budget` says which
+    budget or need is broken. `baseline` marks a model to beat, `leaves_machine` one whose requests go to an
+    external server. `n_train` examples were trained on, 0 if unknown; a teacher was paid `rows_cost_usd` for
+    them, and labelled `n_taught` of them. `over_items` says how much the mean over the recipe's seeds varies
+    with the items, None with one seed. `verdict` is the gate's on this run alone; with many candidates
+    `standing` is its place after correction, and `corrected` the verdict at that level. `labels_missing` is
+    how many labels of people are needed before a judge's metric may decide about its answers; `wins` says how
+    often these are preferred to those of the best untrained candidate, if the gate requires that. `base` is
+    the answering model, if a local language model answers. `more_targets` holds its scores on targets that
+    decide nothing. `settings` names the settings that validation chose its own from, by the digest of weights
+    and prompts where known, so that two candidates may share one. `unread` counts answers that were cut or
+    could not be parsed. `is_instructed` says that its prompts contain an instruction.
+    """
+
+    name: str
+    run_id: str
+    method: str
+    prompting: str
+    answer: str
+    seed: int
+    trained: bool
+    state: Literal["done", "failed"]
+    error: str = ""
+    target: Estimate | None = None
+    validation: float | None = None
+    vs_untrained: Comparison | None = None
+    vs_prompt: Comparison | None = None
+    slices: dict[str, Estimate] = field(default_factory=dict)
+    verdict: Verdict | None = None
+    cost_per_1k_usd: float | None = None
+    index_per_1k_usd: float = 0.0
+    tokens: TokenCounts | None = None
+    latency_p50_s: float | None = None
+    latency_p95_s: float | None = None
+    requests_per_s: float | None = None
+    under_load: UnderLoad | None = None
+    disturbed: dict[str, float] = field(default_factory=dict)
+    measured_on: str = ""
+    over_budget: str = ""
+    baseline: bool = False
+    leaves_machine: bool = False
+    training_cost_usd: float = 0.0
+    rows_cost_usd: float = 0.0
+    n_taught: int = 0
+    n_train: int = 0
+    recall: float | None = None
+    retrieval: RetrievalUse | None = None
+    citations: dict[str, Estimate] = field(default_factory=dict)
+    several: SeveralAnswers | None = None
+    over_items: ItemVariances | None = None
+    training: TrainingRecord = field(default_factory=TrainingRecord)
+    parity: Mapping[str, Any] = field(default_factory=dict)
+    standing: FamilyRank | None = None
+    corrected: Verdict | None = None
+    labels_missing: int = 0
+    wins: Wins | None = None
+    base: BaseSize | None = None
+    more_targets: tuple[TargetScore, ...] = ()
+    settings: tuple[str, ...] = ()
+    unread: UnreadAnswers | None = None
+    is_instructed: bool = True
+
+    @property
+    def label(self) -> str:
+        """The name, followed by the seed if it is not 0: `lora (seed 1)`."""
+        return f"{self.name} (seed {self.seed})" if self.seed else self.name
+
+
+def target_unit(facts: Iterable[CandidateFacts]) -> Unit:
+    """Return the unit and direction of the target's metric, taken from the scores."""
+    return next((f.target.unit for f in facts if f.target is not None), RATE)
+
+
+def gain(comparison: Comparison | None) -> Comparison | None:
+    """Orient a comparison so that positive is better, whatever the metric's direction."""
+    return orient(comparison) if comparison else None
+
+
+def is_gain_shown(run: CandidateFacts) -> bool:
+    """Tell whether the interval of the gain over the best untrained candidate is above 0."""
+    g = gain(run.vs_untrained)
+    return g is not None and g.low > 0
+
+
+def is_fine_tuned(run: CandidateFacts) -> bool:
+    """Tell whether a run is a language model with weights other than the base's; a classifier is not.
+
+    An endpoint's model counts as trained, because its weights are hidden, unless it is a baseline.
+    """
+    return run.trained and not run.baseline and not _is_classifier(run)
+
+
+def _is_classifier(run: CandidateFacts) -> bool:
+    return not plugins.find_method(run.method).makes_language_model
+
+
+def best(runs: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Return the best run on validation of the recipe with the best mean there; ties go to the cheapest."""
+    runs = list(runs)
+    sign = target_unit(runs).sign
+    scores: dict[str, list[tuple[float, CandidateFacts]]] = {}
+    for run in runs:
+        if run.state == "done" and run.validation is not None:
+            scores.setdefault(run.name, []).append((sign * run.validation, run))
+    if not scores:
+        return None
+
+    def rank(scored: Sequence[tuple[float, CandidateFacts]]) -> tuple[float, float]:
+        run = scored[0][1]
+        tokens = inf if run.tokens is None else run.tokens.prompt - run.tokens.cached + run.tokens.output
+        return sum(s for s, _ in scored) / len(scored), -(0.0 if _is_classifier(run) else tokens)
+
+    chosen = max(scores.values(), key=rank)
+    return max(chosen, key=lambda scored: scored[0])[1]
+
+
+def n_settings(facts: Iterable[CandidateFacts]) -> int:
+    """Count the distinct settings that validation chose from: recipes, or the trials of a sweep or search."""
+    first: dict[str, CandidateFacts] = {}
+    for f in facts:
+        if f.state == "done":
+            first.setdefault(f.name, f)
+    settings: set[str] = set()
+    for f in first.values():
+        # Without digests the settings are named by their positions, as if all differed.
+        settings.update(f.settings or (f"{f.name} {place}" for place in range(max(1, len(f.training.sweep)))))
+    return len(settings)
+
+
+def list_untrained_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the runs without a trained language model."""
+    return [f for f in facts if not is_fine_tuned(f)]
+
+
+def list_within_budgets(runs: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the runs that no budget excludes."""
+    return [f for f in runs if not f.over_budget]
+
+
+def alternative(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Return the best untrained candidate within the budgets; if there is none, the best of all."""
+    runs = list_untrained_runs(facts)
+    return best(list_within_budgets(runs)) or best(runs)
+
+
+def strongest_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Return the best fine-tune within the budgets, whatever its gate says."""
+    return best(f for f in list_within_budgets(facts) if is_fine_tuned(f))
+
+
+def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """List the fine-tunes within the budgets that pass the gate with every seed after correction."""
+    facts = list(facts)
+    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f) and f.state == "done"]
+    stopped = {f.name for f in tuned if not passes(f) or list_failed_seeds(facts, f)}
+    return [f for f in tuned if f.name not in stopped]
+
+
+def is_cross_validated(run: CandidateFacts) -> bool:
+    """Tell whether a run's gain comes from one model per fold, each tested on items it did not see."""
+    return run.vs_untrained is not None and run.vs_untrained.estimator == "folds"
+
+
+def seeds_of(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[CandidateFacts]:
+    """List the finished seeds of a run's recipe, itself included."""
+    return [f for f in facts if f.name == run.name and f.state == "done"]
+
+
+def find_stopping_seed(facts: Iterable[CandidateFacts], run: CandidateFacts) -> CandidateFacts:
+    """Return the seed that keeps a run's recipe from passing: a failing, else an open one, else the run."""
+    ranks = {"harness-drift": 0, "fail": 1, "inconclusive": 2, "pass": 3}
+    return min([run, *seeds_of(facts, run)], key=lambda f: ranks[f.verdict.outcome] if f.verdict else 2)
+
+
+def list_failing_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+    """List the seeds of a run's recipe that fail the gate."""
+    return [f.seed for f in seeds_of(facts, run) if f.verdict and f.verdict.outcome == "fail"]
+
+
+def list_failed_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> list[int]:
+    """List the seeds of a run's recipe that failed to run: a recipe passes only with all of its seeds."""
+    return [f.seed for f in facts if f.name == run.name and f.state == "failed"]
+
+
+def passes(f: CandidateFacts) -> bool:
+    """Tell whether a run passes its gate, corrected for the candidates judged together with it."""
+    shown = f.standing is None or f.standing.is_shown
+    return f.verdict is not None and f.verdict.outcome == "pass" and shown
+
+
+def passes_alone(f: CandidateFacts) -> bool:
+    """Tell whether a run passes its gate, but not after correction for the other candidates."""
+    return f.verdict is not None and f.verdict.outcome == "pass" and not passes(f)
+
+
+def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
+    run = alternative(facts)
+    return run.name if run else None
+
+
+def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the fine-tune that is best on validation among those that pass the gate."""
+    run = best(list_passing_runs(facts))
+    return run.name if run else None
+
+
+def strongest(facts: Iterable[CandidateFacts]) -> str | None:
+    """Name the fine-tune within the budgets that is best on validation, whatever its gate says."""
+    run = strongest_run(facts)
+    return run.name if run else None
+
+
+def action_of(run: CandidateFacts) -> Action:
+    """Return the action that shipping this candidate means."""
+    if is_fine_tuned(run):
+        return "hybrid" if "rag" in run.prompting else "fine-tune"
+    if _is_classifier(run):
+        return "classifier"
+    if "rag" in run.prompting:
+        return "rag"
+    if run.answer == "rank":
+        return "rank"
+    return "few-shot" if "few_shot" in run.prompting else "prompt"
+
+
+class MissingAlternative(NamedTuple):
+    """A fair alternative that was not measured; `failed` names the candidates meant to measure it."""
+
+    what: str
+    failed: tuple[str, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The alternative in words, with the failed candidates."""
+        return f"{self.what}: {', '.join(self.failed)} failed" if self.failed else self.what
+
+
+_ALTERNATIVES = {  # with the recipe keys for it
+    "prompt": "prompt only (prompting: zero_shot)",
+    "instruction": "a prompt that says what to do (system: TEXT), without which a gain is no evidence for a"
+    " fine-tune",
+    "knn": "few-shot with nearest-neighbour shots (prompting: {few_shot: {select: knn}})",
+    "rank": "the labels ranked by log-likelihood (answer: rank)",
+    "classifier": "a plain text classifier (method: classifier)",
+    "rag": "retrieval (prompting: rag)",
+}
+
+
+def list_missing_alternatives(
+    facts: Iterable[CandidateFacts], closed_labels: bool, has_documents: bool
+) -> tuple[MissingAlternative, ...]:
+    """List the fair alternatives that the target allows but nothing measured on the experiment's base."""
+    needed = ["prompt", "knn"]  # nearest shots did better than fixed ones wherever both were measured
+    needed += ["rank", "classifier"] if closed_labels else []
+    needed += ["rag"] if has_documents else []
+    measured: set[str] = set()
+    failed: dict[str, list[str]] = {}
+    for run in list_untrained_runs(facts):
+        if run.state == "done" and not run.baseline:
+            measured |= _kinds(run)
+        elif not run.baseline:
+            for kind in _kinds(run):
+                failed.setdefault(kind, []).append(run.name)
+    if "bare prompt" in measured:
+        needed = ["instruction" if kind == "prompt" else kind for kind in needed if kind not in measured]
+    return tuple(
+        MissingAlternative(_ALTERNATIVES[kind], tuple(dict.fromkeys(failed.get(kind, ()))))
+        for kind in needed
+        if kind not in measured
+    )
+
+
+def advise_on_missing(missing: Iterable[MissingAlternative], failed: Iterable[str] = ()) -> str:
+    """Say what to do about alternatives that were not measured: fix those that `failed`, add the others."""
+    missing = list(missing)
+    failed = list(dict.fromkeys([*failed, *(name for one in missing for name in one.failed)]))
+    absent = [one.what for one in missing if not one.failed]
+    steps = [f"fix {', '.join(failed)} and compare again"] if failed else []
+    steps += [f"add {', '.join(absent)}"] if absent else []
+    return ", and ".join(steps)
+
+
+def _kinds(run: CandidateFacts) -> set[str]:
+    """Return which fair alternatives a candidate is; knn shots with ranked labels are two."""
+    if _is_classifier(run):
+        return {"classifier"}
+    kinds = {"rank"} if run.answer == "rank" else set()
+    if "rag" in run.prompting:
+        return kinds | {"rag"}
+    if "few_shot" in run.prompting:
+        return kinds | {"knn" if "knn" in run.prompting else "fixed"}
+    return kinds or ({"prompt"} if run.is_instructed else {"bare prompt"})
+
+
+FEW = 100  # training examples: with fewer, one seed of a fine-tune cannot be trusted
+
+
+class Case(NamedTuple):
+    """The facts of one decision, with the choices made on validation.
+
+    `winner` is the best fine-tune that passes its gate, `strongest` the best of all of them, both within the
+    budgets; so is `alternative` (untrained), unless none is: then it is the best of all. `win_rate` is the
+    one declared for the target; gains are then win rates if these may decide, and `by_metric` holds the gains
+    by the target's metric, by run. `unchecked` says that this is a judge's metric, not corrected by labels.
+    `trivial` is the score of a rule that reads no item, if labels are expected. `can_fold` says that the
+    target could be tested in folds, but is not. `spare` are the suites' items that were not asked, and
+    `relative` says that the macro's margin is a share of the base's skill.
+    """
+
+    facts: Sequence[CandidateFacts]
+    policy: DecidePolicy
+    metric: str
+    alternative: CandidateFacts | None
+    winner: CandidateFacts | None
+    strongest: CandidateFacts | None
+    missing: tuple[MissingAlternative, ...]
+    curve: LearningCurve | None = None
+    win_rate: float | None = None
+    by_metric: Mapping[str, Comparison | None] | None = None
+    unchecked: bool = False
+    trivial: TrivialBaseline | None = None
+    can_fold: bool = False
+    spare: Sequence[SpareItems] = ()
+    relative: bool = False
+
+    @property
+    def unit(self) -> Unit:
+        """The unit and direction of gains: those of the target's metric, or a win rate's."""
+        win_gain = self.judged.vs_untrained if self.by_wins and self.judged else None
+        return win_gain.unit if win_gain else target_unit(self.facts)
+
+    @property
+    def by_wins(self) -> bool:
+        """Whether the gain of the judged fine-tune is its win rate."""
+        run = self.judged
+        run_gain = run.vs_untrained if run else None
+        return run_gain is not None and run_gain.unit in (PREFERENCE, UNCHECKED_PREFERENCE)
+
+    @property
+    def n_labels_missing(self) -> int:
+        """Number of labels of people that a decision by the target's metric still needs; 0 if wins decide."""
+        runs = () if self.by_wins else (self.judged, self.alternative)
+        return max((run.labels_missing for run in runs if run), default=0)
+
+    @property
+    def judged(self) -> CandidateFacts | None:
+        """The fine-tune that the arithmetic is about."""
+        return self.winner or self.strongest
+
+
+def score_text(case: Case, run: CandidateFacts) -> str:
+    """Format a candidate's test score: `81.0 [75, 86] exact_match`."""
+    if run.target is None:
+        return f"unknown {case.metric} on test"
+    failed = formatting.errors(run.target.n_errors)
+    by = f" ({UNCHECKED})" if is_unchecked(case, run) else ""
+    return f"{formatting.score(run.target.unit, *run.target[:3])} {case.metric}{failed}{by}"
+
+
+UNCHECKED = "by a judge that too few labels of people check yet"
+
+
+def is_unchecked(case: Case, run: CandidateFacts) -> bool:
+    """Tell whether a run's score on the target's metric rests on a judge that no labels correct."""
+    return is_judge(case.metric) and (case.unchecked or run.labels_missing > 0)
+
+
+def gain_text(g: Comparison | None) -> str:
+    """Format a gain with its unit: `+7.0 [+2, +12] points`."""
+    if g is None:
+        return "an unknown amount"
+    return f"{formatting.change(g.unit, g.delta, g.low, g.high)} {g.unit.name}"

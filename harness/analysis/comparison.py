@@ -1,0 +1,368 @@
+"""Paired comparison of two sets of rows of the same items, or a refusal that names what differs.
+
+Invariant: an answer that failed scores worst, in either arm, so swapping the arms flips the sign and nothing
+else; only a gate treats the base's apart (`base_errors`). The headline delta counts an unparsable, truncated
+or refused answer as evaluate.py stored it (the metric's worst parts); `delta_valid` leaves such items, and
+those that failed, out. Nothing is corrected but where each arm has a hundred labels of its own answers, or
+as many as it has graded items, those of a difference on the same ones. Answers of folds are not: a
+correction would forget what the models of the folds differ by. A failed answer is a drawn item like any
+other, and its grade and label are both the worst there is: who fails is a part of the chance in a score.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from harness import stats
+from harness.analysis.alignment import (
+    BaseErrors,
+    align,
+    fill_errors,
+    is_binary,
+    name_pooled_cluster,
+    quantile,
+    select_ids,
+    validity_rows,
+)
+from harness.analysis.answers import (
+    COMMONEST,
+    AnswerCounts,
+    AnswerDiversity,
+    RetrievalUse,
+    SeveralAnswers,
+    add_samples,
+    answer_diversity,
+    commonest_answer_arms,
+    list_each_answer,
+    retrieval_use,
+    several_answers,
+)
+from harness.analysis.estimators import (
+    Comparison,
+    Estimate,
+    at_level,
+    bound_difference,
+    chance_below,
+    clip_to_bounds,
+    difference_p,
+    estimate_difference,
+    identical_difference,
+    is_judge,
+    mean_change,
+    orient,
+    refuse,
+    refuse_failed,
+    regression_p,
+    rescale,
+    valid_estimate,
+)
+from harness.analysis.human_preferences import (
+    PREFERENCE,
+    UNCHECKED_PREFERENCE,
+    AnswerPairs,
+    Wins,
+    preference_gain,
+    wins_by_judge,
+    wins_by_people,
+)
+from harness.analysis.judge_correction import (
+    MIN_LABELS,
+    GradedArm,
+    JudgedPair,
+    LengthFavour,
+    PairBias,
+    bias_of,
+    correct_difference,
+    correct_score,
+)
+from harness.analysis.labelled_answers import (
+    ArmCalibration,
+    Labels,
+    MetricCalibration,
+    PairCalibration,
+    answer_digest,
+    calibrate,
+    count_enough_labels,
+    draw_items,
+    grade_arm,
+    is_correctable,
+    latest_labels,
+    select_labels,
+    select_scored,
+)
+from harness.analysis.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
+from harness.errors import IncompatibleRuns
+from harness.metrics import Metric, flips, mean_metric
+from harness.records import RowsIdentity, SampleResult
+
+_MUST_AGREE = ("task", "task_version", "split", "scoring_digest")
+_MUST_AGREE_HERE = ("template_digest", "precision", "engine", "layout_digest", "device_class")
+_PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
+
+
+def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
+    """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
+
+    How an endpoint or an artefact computes belongs to it like its weights, and is part of the difference.
+
+    Raises:
+        IncompatibleRuns: names every field that differs, with both values.
+    """
+    here = () if a.computes_apart or b.computes_apart else _MUST_AGREE_HERE
+    fields = (*_MUST_AGREE, *here, *(_PROMPTED_BY if prompting else ()))
+    differing = [
+        f"{f} {getattr(a, f)!r} and {getattr(b, f)!r}" for f in fields if getattr(a, f) != getattr(b, f)
+    ]
+    if differing:
+        raise IncompatibleRuns(
+            f"rows of task {a.task!r} cannot be compared: they differ in {'; '.join(differing)}. "
+            "Next: evaluate both runs again with the same settings"
+        )
+
+
+def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Estimate:
+    """Estimate the score of one run with its 95 % interval; rows with an error score worst.
+
+    Where the metric has no worst value they are left out; either way they are counted.
+
+    Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
+    than the clustered t) where items share clusters; the clustered t for graded means; BCa
+    over clusters for any other metric. Clipped to the metric's bounds; all that these allow where an
+    unbounded metric was measured on too few clusters, or on clusters that all agree.
+
+    Raises:
+        IncompatibleRuns: no row could be scored.
+    """
+    filled = fill_errors(metric, rows, rows)
+    found = identical_difference(metric, align(metric, filled.base, filled.base), seed).base
+    return found._replace(n_errors=filled.errors.total)
+
+
+def is_comparable(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> bool:
+    """Tell whether the base scored an item that the new run scored too, or that counts as failed by it."""
+    scored = {row.example_id for row in base if row.parts[metric.name] is not None}
+    if any(row.parts[metric.name] is not None and row.example_id in scored for row in new):
+        return True
+    filled = fill_errors(metric, base, new, base_errors="bounds").new
+    return any(row.parts[metric.name] is not None and row.example_id in scored for row in filled)
+
+
+def compare_rows(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    *,
+    seed: int = 0,
+    alpha: float = 0.05,
+    identical: bool = False,
+    base_errors: BaseErrors = "worst",
+) -> Comparison:
+    """Compare two runs on the same items.
+
+    - Scores all 0 or 1, every item its own cluster: Tango's score interval.
+    - Other means of items: the clustered t. For scores of 0 and 1 it is never narrower than
+      Tango's interval with all counts divided by the design effect of the differences
+      (`stats.design_effect`); for graded scores the same holds where fewer than ten clusters
+      differ, a graded difference counting as its share of the metric's range.
+    - Scores of 0 and 1 with unequal inclusion weights, every item its own cluster: the score interval
+      of strata, items of one weight being one (`stats.stratified_flips_interval`).
+    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way; where items share
+      clusters it is wider by the t quantile of the clusters (`stats.cluster_df`) over the normal one.
+    - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
+
+    An unbounded metric has no such guard: where all its clusters differ by as much, the interval is all that
+    the bounds allow. Items that share fewer than four clusters, or so unequal ones that they weigh less
+    (`stats.effective_clusters`), have no interval whatever the estimator: it is infinite, cut to what the
+    bounds allow, and `refused` says why.
+
+    A failed answer scores worst. With `base_errors="bounds"` what neither answered is left out, and so are
+    items that the base alone did not answer: the interval then also holds the intervals in which these count
+    as passed and as failed by it. Of a metric without a worst value all of them are left out.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
+    """
+    filled = fill_errors(metric, base, base if identical else new, base_errors)
+    errors, arms = filled.errors, align(metric, filled.base, filled.new)
+    plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
+    found = plain
+    if errors.base and filled.base_extremes:
+        # The base's failed answers as passed by it, and as failed.
+        lost, kept = (
+            estimate_difference(metric, align(metric, rows, filled.new), seed)
+            for rows in filled.base_extremes
+        )
+        found = bound_difference(plain, (lost, kept))
+        errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
+    changes, moved = flips(metric, arms.base, arms.new)  # (n,)
+    n_clusters = int(arms.clusters.max()) + 1
+    both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
+    shown = clip_to_bounds(metric, both_ends)
+    valid = valid_estimate(metric, arms, plain, seed, alpha)
+    return Comparison(
+        task=base[0].task,
+        metric=metric.name,
+        slice="",
+        n=len(arms.ids),
+        n_clusters=n_clusters,
+        base=found.base.score,
+        base_low=found.base.low,
+        base_high=found.base.high,
+        new=found.new.score,
+        new_low=found.new.low,
+        new_high=found.new.high,
+        delta=found.delta,
+        low=shown.low,
+        high=shown.high,
+        se=(both_ends.high - both_ends.low) / (2 * quantile(found.df, 1 - alpha / 2)),
+        disagreement=float(np.average(np.abs(changes) > stats.TIE, weights=arms.weights)),
+        lost=select_ids(arms.ids, moved & (changes < 0)),
+        gained=select_ids(arms.ids, moved & (changes > 0)),
+        n_valid=int(arms.valid.sum()),
+        delta_valid=valid.score if valid else None,
+        low_valid=valid.low if valid else None,
+        high_valid=valid.high if valid else None,
+        unit=metric.unit,
+        estimator=found.estimator,
+        lower=one_end.low,
+        upper=one_end.high,
+        alpha=alpha,
+        design_effect=stats.design_effect(changes, arms.clusters),
+        base_passed=int((arms.base == float(metric.higher_is_better)).sum())
+        if is_binary(metric, arms) and plain.estimator != "stratified"
+        else None,
+        df=found.df,
+        refused=found.refused,
+        errors=errors,
+    )
+
+
+def compare_on_target(
+    metric: Metric,
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    labels: Labels,
+    max_errors: float,
+) -> Comparison | None:
+    """Compare two runs on a target: corrected by people's labels, refused where too many answers failed.
+
+    None where no item was scored in both.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item twice.
+    """
+    if not is_comparable(metric, base, new):
+        return None
+    found = correct_comparison(metric, compare_rows(metric, base, new), base, new, labels)
+    return refuse_failed(found, metric.range.span, max_errors)
+
+
+def compare_validity(
+    base: Sequence[SampleResult],
+    new: Sequence[SampleResult],
+    *,
+    clusters: Mapping[str, str] = {},
+    alpha: float = 0.05,
+    identical: bool = False,
+    base_errors: BaseErrors = "worst",
+) -> Comparison:
+    """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
+
+    A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
+    refusal is not what is wanted; `clusters` names, by `name_pooled_cluster`, those of several tasks that are
+    one.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or none was answered in both.
+    """
+    metric = mean_metric("invalid", lambda output, example: None, higher_is_better=False)
+    old = validity_rows(base, clusters)
+    now = old if new == base else validity_rows(new, clusters)
+    return compare_rows(metric, old, now, alpha=alpha, identical=identical, base_errors=base_errors)
+
+
+def compare_commonest_answers(
+    base: Sequence[SampleResult] | None, new: Sequence[SampleResult], *, alpha: float = 0.05
+) -> tuple[Comparison, ...]:
+    """Compare the share of the commonest generated answer with the base's, and with the references'.
+
+    Each arm has a commonest answer of its own. A rise is a loss, and an answer that failed counts as the
+    commonest one. The base is left out where it generated nothing or is None, the references unless every
+    item has one; empty where the new run generated nothing.
+    """
+    return tuple(
+        compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
+        for other, marked in commonest_answer_arms(base, new)
+    )
+
+
+Rows = Sequence[SampleResult]
+
+
+def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
+    """Count the items that lack labels before a decision may rest on the grades; 0 of no judge.
+
+    Of two arms both answers to an item need one, because their difference is corrected. An item whose answer
+    failed, or has no readable grade, needs none, unless all are such: nobody could give it one.
+    """
+    if not is_judge(metric):
+        return 0
+    scored = [select_scored(metric, rows) for rows in arms]
+    n_items = len(set.intersection(*map(set, scored))) or min(map(len, arms))
+    counted = (set(select_labels(metric, [*of.values()], labels)) for of in scored)
+    return max(count_enough_labels(n_items) - len(set.intersection(*counted)), 0)
+
+
+def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:
+    """Return a judge's score corrected by labels, or the score as it is where they are too few."""
+    if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
+        return found
+    own = correct_score(_arms(metric, rows, rows, labels)[1])
+    if own is None:
+        return found._replace(low=metric.bounds[0], high=metric.bounds[1])
+    return found._replace(score=own.score, low=own.low, high=own.high)
+
+
+def correct_comparison(
+    metric: Metric, found: Comparison, base: Rows, new: Rows, labels: Labels
+) -> Comparison:
+    """Return a judge's paired difference corrected by labels, or as it is where too few items have both.
+
+    What is said of single items (`lost`, `gained`, `disagreement`, the valid ones) stays the judge's.
+    """
+    if not _is_corrected(metric, base, new) or found.estimator == "identical":
+        return found
+    if labels_missing(metric.name, labels, base, new):
+        return found
+    old, now = _arms(metric, base, new, labels)
+    both, one = (correct_difference(old, now, alpha) for alpha in (found.alpha, 2 * found.alpha))
+    b, n = map(correct_score, (old, now))
+    if both is None or one is None or b is None or n is None:
+        return refuse(found, metric.range.span, "people's labels lie in too few clusters")
+    return replace(
+        found,
+        estimator="ppi",
+        base=b.score, base_low=b.low, base_high=b.high,
+        new=n.score, new_low=n.low, new_high=n.high,
+        delta=both.score, low=both.low, high=both.high, lower=one.low, upper=one.high,
+        se=(both.high - both.low) / (2 * quantile(both.df, 1 - found.alpha / 2)),
+        df=both.df,
+        base_passed=None,
+    )  # fmt: skip
+
+
+def _is_corrected(metric: Metric, *arms: Rows) -> bool:
+    return is_judge(metric.name) and is_correctable(metric, *arms)
+
+
+def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[GradedArm, GradedArm]:
+    """Put grades and labels side by side on the items that both arms scored, or failed to answer."""
+    filled = fill_errors(metric, base, new)
+    old, now = (
+        {row.example_id: row for row in rows if row.parts[metric.name] is not None}
+        for rows in (filled.base, filled.new)
+    )
+    shared = sorted(old.keys() & now.keys())
+    first, second = (grade_arm(metric, [of[i] for i in shared], labels) for of in (old, now))
+    return first, second

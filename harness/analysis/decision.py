@@ -1,0 +1,395 @@
+"""The decision between candidates: prompt, retrieve, fine-tune, or measure more.
+
+Invariant: pure. The compared candidates were chosen on validation. A fine-tune is recommended only if its
+gain over the best untrained candidate is shown, its gate passes and the fair alternatives were compared;
+every reason carries its numbers.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from harness import formatting
+from harness.analysis import gating
+from harness.analysis.ablation import Ablation, Means, Pair, TrainingSets, ablations, training_sets
+from harness.analysis.arithmetic import Economics, economics_of, listing
+from harness.analysis.candidate_facts import (
+    UNCHECKED,
+    Action,
+    BaseSize,
+    CandidateFacts,
+    Case,
+    ItemVariances,
+    UnderLoad,
+    UnreadAnswers,
+    action_of,
+    advise_on_missing,
+    alternative,
+    best,
+    best_trained,
+    best_untrained,
+    find_stopping_seed,
+    gain,
+    gain_text,
+    is_cross_validated,
+    is_fine_tuned,
+    is_gain_shown,
+    list_failed_seeds,
+    list_failing_seeds,
+    list_missing_alternatives,
+    list_passing_runs,
+    list_untrained_runs,
+    list_within_budgets,
+    n_settings,
+    passes_alone,
+    score_text,
+    seeds_of,
+    strongest,
+    strongest_run,
+    target_unit,
+)
+from harness.analysis.economics import (
+    apply_budgets,
+    forecast_text,
+    hour_usd,
+    index_sentences,
+    index_usd_per_1k,
+    list_more_seeds,
+    reprice,
+)
+from harness.analysis.explain import USUAL_AMOUNTS, describe_power, reasons, seeds_text
+from harness.analysis.gating import SpareItems
+from harness.analysis.goals import basis_text, judge_by_wins, open_rating, size_sentences
+from harness.analysis.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
+from harness.analysis.seeds import (
+    VARIANCE_UNKNOWN,
+    Family,
+    FamilyMember,
+    SeedSummary,
+    average_pairs,
+    family_members,
+    family_of,
+    item_variances,
+    place_in_family,
+    pool_seeds,
+    summarize_seeds,
+)
+from harness.analysis.target_scores import (
+    LearningCurve,
+    TargetScore,
+    TrainingSize,
+    TrivialBaseline,
+    learning_curve,
+    trivial_baseline,
+)
+from harness.formatting import Unit
+from harness.spec import DecidePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Recommended action and candidate, with reasons; `missing` names comparisons that were not made.
+
+    `family` holds the members over which the gate's rules are corrected, if there are several. `unit` is that
+    of the gain, if it differs from the target metric's.
+    """
+
+    action: Action
+    candidate: str | None
+    sentence: str
+    reasons: tuple[str, ...]
+    arithmetic: dict[str, float | str | None]
+    missing: tuple[str, ...]
+    family: tuple[FamilyMember, ...] = ()
+    unit: Unit | None = None
+
+
+NO_FAMILY = Family()
+
+
+class _Recommendation(NamedTuple):
+    action: Action
+    candidate: str | None
+    sentence: str
+
+
+def decide(
+    facts: Sequence[CandidateFacts],
+    policy: DecidePolicy,
+    *,
+    closed_labels: bool,
+    has_documents: bool,
+    metric_name: str,
+    curve: LearningCurve | None = None,
+    family: Family = NO_FAMILY,
+    goal: float | None = None,
+    win_rate: float | None = None,
+    trivial: TrivialBaseline | None = None,
+    can_fold: bool = False,
+    spare: Sequence[SpareItems] = (),
+    relative: bool = False,
+) -> Decision:
+    """Recommend one candidate, or say what has to be measured first.
+
+    `closed_labels` and `has_documents` say which alternatives the target allows; while one of them is
+    missing, no fine-tune is recommended. A fine-tune must pass its gate as one member of the `family`, which
+    the experiment fixed, and its gain is over its seeds if they are several. With a `goal`, a level of the
+    target's metric, the smallest base that meets it is named. A candidate shown to be worse than the
+    `trivial` baseline is not shipped. The other arguments are those of a `Case`.
+    """
+    by_metric = {f.run_id: f.vs_untrained for f in pool_seeds(facts)}
+    corrected = any(f.vs_untrained and f.vs_untrained.estimator == "ppi" for f in facts)
+    within = apply_budgets(facts, policy)
+    with_gain = within if win_rate is None else judge_by_wins(within)
+    facts = place_in_family(pool_seeds(with_gain), family)
+    case = Case(
+        facts=facts,
+        policy=policy,
+        metric=metric_name,
+        alternative=alternative(facts),
+        winner=best(list_passing_runs(facts)),
+        strongest=strongest_run(facts),
+        missing=list_missing_alternatives(facts, closed_labels, has_documents),
+        curve=curve,
+        win_rate=win_rate,
+        by_metric=by_metric,
+        # There is a difference between arms that people's labels could have corrected.
+        unchecked=not corrected
+        and any(f.vs_untrained and f.vs_untrained.estimator != "identical" for f in facts),
+        trivial=trivial,
+        can_fold=can_fold,
+        spare=spare,
+        relative=relative,
+    )
+    numbers = economics_of(case)
+    choice = _choose(case, numbers)
+    members = family_members(facts, family) if family.size > 1 else ()
+    return Decision(
+        *choice,
+        (*reasons(case, numbers, *choice[:2], members), *size_sentences(case, goal, choice.candidate)),
+        listing(numbers),
+        tuple(alternative.text for alternative in case.missing),
+        members,
+        case.unit if case.by_wins else None,
+    )
+
+
+def _choose(case: Case, numbers: Economics) -> _Recommendation:
+    if drifted := [f.label for f in case.facts if f.verdict and f.verdict.outcome == "harness-drift"]:
+        return _leave_undecided(
+            f"the harness drifted while {', '.join(drifted)} answered, as the control arm shows",
+            "do what its verdict says next and compare again",
+        )
+    if case.alternative is None:
+        why = "nothing untrained was measured, so there is nothing to compare with"
+        failed = (f.name for f in list_untrained_runs(case.facts) if f.state == "failed")
+        return _leave_undecided(why, advise_on_missing(case.missing, failed))
+    # The gate may stop a fine-tune, however often its answers are preferred.
+    is_stopped = case.judged is not None and fails_gate(find_stopping_seed(case.facts, case.judged))
+    if (rating := open_rating(case)) and not is_stopped:
+        return _leave_undecided(f"the goal is a win rate, and {rating.why}", rating.then)
+    if missing := case.n_labels_missing:
+        # Refuse to decide by the grades of a judge that were not checked against people's labels.
+        labels = formatting.pluralize(missing, "more label")
+        return _leave_undecided(
+            f"{case.metric} is graded by a judge, and the answers that count need {labels} of people before a"
+            " decision rests on it",
+            "harness rate export FILE, fill in its column label, harness rate import FILE; or set"
+            " gate.uncalibrated_judge to allow",
+        )
+    if case.strongest is None:
+        return _choose_untrained(case, case.alternative)
+    if case.alternative.over_budget:
+        return _choose_within_budget(case, numbers, case.strongest, case.alternative)
+    if case.winner and is_gain_shown(case.winner):
+        return _choose_with_gain(case, numbers, case.winner, case.alternative)
+    return _choose_without_gain(case, numbers, case.winner or case.strongest, case.alternative)
+
+
+def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
+    if run.verdict and run.verdict.outcome == "fail":
+        # The base's own weights can only fail the goal declared for the target.
+        return _leave_undecided(
+            f"{run.name} would be it ({why}), but misses the declared target", "try other candidates"
+        )
+    if case.trivial and case.trivial.is_above(run.target):
+        return _leave_undecided(
+            f"{run.name} would be it, but {score_text(case, run)} is less than {case.trivial.text}",
+            "check that the labels follow from the questions",
+        )
+    if _has_worst_score(case, run):
+        return _leave_undecided(
+            f"{run.name} would be it, but {score_text(case, run)} is the worst score there is",
+            "check the questions, the references and the metric, or compare candidates on a larger base",
+        )
+    caveat = ""
+    if case.trivial and case.trivial.may_reach(run.target):
+        caveat = f"; {run.name} is not shown to be better than {case.trivial.text}"
+    return _Recommendation(action_of(run), run.name, f"Ship {run.name}: {why}{caveat}.")
+
+
+def _has_worst_score(case: Case, run: CandidateFacts) -> bool:
+    """Tell whether a rate shows no right answer at all; not checked where wins decide."""
+    reached = run.target
+    if case.by_wins or reached is None or not reached.unit.is_rate:
+        return False
+    return reached.score == (0 if reached.unit.higher_is_better else 1)
+
+
+def _meanwhile(case: Case, run: CandidateFacts) -> str:
+    """Name the run to ship until a question is settled; empty if that run itself must not be shipped."""
+    worse = case.trivial is not None and case.trivial.is_above(run.target)
+    if run.over_budget or worse or fails_gate(run) or _has_worst_score(case, run):
+        return ""
+    return f"; ship {run.name} until then"
+
+
+def _leave_undecided(why: str, then: str) -> _Recommendation:
+    return _Recommendation("undecided", None, f"Undecided: {why}; {then}.")
+
+
+def _choose_untrained(case: Case, alternative: CandidateFacts) -> _Recommendation:
+    failed = [f.label for f in case.facts if is_fine_tuned(f) and not f.over_budget]
+    if failed:
+        return _leave_undecided(
+            f"{alternative.name} is the best untrained candidate, but {', '.join(failed)} failed",
+            f"fix that and compare again{_meanwhile(case, alternative)}",
+        )
+    if alternative.over_budget:
+        why = f"every candidate is left out, {alternative.name} because {alternative.over_budget}"
+        return _leave_undecided(why, "try others, or allow more")
+    fast = list_within_budgets(f for f in case.facts if f.state == "done")
+    n, tried = len(fast), n_settings(fast)
+    several = f", {formatting.pluralize(tried, 'setting')} tried" if tried != n else ""
+    slow = any(is_fine_tuned(f) for f in case.facts)
+    return _ship(
+        case,
+        alternative,
+        f"{score_text(case, alternative)}, on validation the best of {formatting.count(n)}{several};"
+        f" no fine-tune {'keeps the budgets' if slow else 'was compared'}",
+    )
+
+
+def _choose_within_budget(
+    case: Case, numbers: Economics, judged: CandidateFacts, slow: CandidateFacts
+) -> _Recommendation:
+    """Recommend a fine-tune where no untrained candidate keeps the budget, if it beats the prompt."""
+    run = case.winner or judged
+    g, over, ratio = gain(run.vs_prompt), "the prompt", numbers.points_per_usd_over_prompt
+    if case.by_wins:
+        g, over, ratio = gain(run.vs_untrained), slow.name, numbers.points_per_usd_over_untrained
+    alone = f"no untrained candidate keeps the budget ({slow.name} is the best of them)"
+    gains = f"{run.name} gains {gain_text(g)} over {over}"
+    if case.missing:
+        return _leave_undecided(
+            f"{alone}, and one that might was not compared", advise_on_missing(case.missing)
+        )
+    if case.winner is None:
+        return _leave_undecided(
+            f"{alone}, and no fine-tune that does passes its gate", "try faster candidates"
+        )
+    if g is None or g.low <= 0 or (ratio and ratio.low <= case.policy.tau):
+        tau = case.policy.tau
+        over = f"more than {tau:g} {case.unit.name} per USD of training" if tau else "a gain"
+        return _leave_undecided(f"{alone}; {gains}, but {over} is not shown", "try faster candidates")
+    if few := too_few(case, run):
+        return _leave_undecided(f"{alone}; {gains}, but {few}", MORE_THAN_FEW)
+    return _ship(case, run, f"{score_text(case, run)}; {alone}, {gains}, and the gate passes")
+
+
+def _choose_with_gain(
+    case: Case, numbers: Economics, winner: CandidateFacts, alternative: CandidateFacts
+) -> _Recommendation:
+    better = f"{gain_text(gain(winner.vs_untrained))} over {alternative.name}"
+    gains = f"{winner.name} gains {better}"
+    if case.missing:
+        why = f"{gains}, but the comparison that decides this is missing"
+        return _leave_undecided(why, advise_on_missing(case.missing))
+    if few := too_few(case, winner):
+        why = f"{score_text(case, alternative)}; {gains}, but {few} ({MORE_THAN_FEW})"
+        return _ship(case, alternative, why)
+    tau = case.policy.tau
+    ratio = numbers.points_per_usd_over_untrained
+    if ratio and ratio.high <= tau:
+        less = f"less than {tau:g} {case.unit.name} per USD of training"
+        why = f"{score_text(case, alternative)}; {gains}, but {less}"
+        return _ship(case, alternative, why)
+    if ratio and ratio.low <= tau:
+        why = f"{gains}, but more than {tau:g} {case.unit.name} per USD of training is not shown"
+        return _leave_undecided(why, f"measure on more test items{_meanwhile(case, alternative)}")
+    if not numbers.pays:
+        worth, cost = formatting.usd(numbers.gain_is_worth_usd), formatting.usd(numbers.costs_more_usd)
+        weighed = f"over the {forecast_text(case.policy)} that is worth {worth} USD and costs {cost} USD more"
+        if numbers.pays_from_requests is not None:
+            weighed += f"; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
+        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {weighed}")
+    return _ship(
+        case,
+        winner,
+        f"{score_text(case, winner)}, {better} (the best untrained), and the gate passes",
+    )
+
+
+def _choose_without_gain(
+    case: Case, numbers: Economics, compared: CandidateFacts, alternative: CandidateFacts
+) -> _Recommendation:
+    """Keep the untrained candidate, or wait for a gate that could still pass a gaining fine-tune."""
+    passing = {f.name for f in list_passing_runs(case.facts)}
+    tuned = [f for f in list_within_budgets(case.facts) if is_fine_tuned(f) and f.state == "done"]
+    blocked = [f for f in tuned if is_gain_shown(f) and f.name not in passing]
+    if pending := [f for f in blocked if not list_failing_seeds(case.facts, f)]:
+        run = best(pending) or pending[0]
+        gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over {alternative.name}"
+        why, settle = _open_gate(case, run)
+        return _leave_undecided(f"{gains}, but {why}", f"{settle}{_meanwhile(case, alternative)}")
+    if blocked:
+        run = best(blocked) or blocked[0]
+        gains = f"{run.name} gains {gain_text(gain(run.vs_untrained))} over it"
+        failing = list_failing_seeds(case.facts, run)
+        fails_all = len(failing) == len(seeds_of(case.facts, run))
+        fails = "fails" if fails_all else f"with {seeds_text(failing)} it fails"
+        return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {fails} the gate")
+    g = gain(compared.vs_untrained)
+    if g is None:
+        why = f"{compared.name} was not compared with {alternative.name} on the same items"
+        return _leave_undecided(why, "compare again")
+    best_spend = numbers.spend.best if numbers.spend else None
+    wanted = numbers.rows_needed
+    if wanted and best_spend and best_spend.kind == "training rows":
+        over = f"{gain_text(g)} over {alternative.name}"
+        rows, then = formatting.count(wanted.n_train), formatting.change(case.unit, *wanted.gain[:3])
+        sentence = (
+            f"Collect more data: {compared.name} gains {over} now, and with {rows} training rows it would"
+            f" gain about {then}, worth {formatting.usd(wanted.worth)} USD for"
+            f" {formatting.usd(wanted.cost)} USD{_meanwhile(case, alternative)}."
+        )
+        return _Recommendation("collect more data", None, sentence)
+    is_best_of_all = compared is case.strongest or case.strongest is None
+    which = f"the best fine-tune{'' if is_best_of_all else ' that passes the gate'}"
+    verdict = f"is worse ({gain_text(g)})"
+    if g.high >= 0:
+        verdict = f"is not shown to help ({gain_text(g)}): {describe_power(case, compared)}"
+    return _ship(case, alternative, f"{score_text(case, alternative)}; {compared.name}, {which}, {verdict}")
+
+
+def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
+    """Say why a recipe with no failing seed does not pass its gate, and what would settle that."""
+    seeds = seeds_of(case.facts, run)
+    if unmeasured := [f.seed for f in seeds if f.verdict is None]:
+        who = "it" if len(unmeasured) == len(seeds) else seeds_text(unmeasured)
+        return f"what {who} forgot was not measured", "add suites: and compare again"
+    open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
+    if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
+        gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
+        return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
+    if failed := list_failed_seeds(case.facts, run):
+        return f"{seeds_text(failed)} failed", "fix that and compare again"
+    f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)
+    if standing.p is None:
+        why = f"of its grid {standing.chosen} is best on validation, and only that one is judged for it"
+        return why, "compare it as a recipe of its own on new test items"
+    why = (
+        f"its gate passes alone (p {formatting.p_value(standing.p)}), not as one of {standing.n} fine-tunes"
+        f" (by Holm {formatting.p_value(standing.p_adjusted)}, below {standing.alpha:g} is required)"
+    )
+    return why, more_items_text(case, [f.corrected] if f.corrected else [])

@@ -1,0 +1,349 @@
+"""Costs and returns of a fine-tune: points per USD, break-even, budgets of time, an index of documents.
+
+Invariant: pure; None if an input is unknown, inf if the fine-tune never pays back. Rates per USD are in
+points of the target metric (or its own unit). A recipe breaks a budget only by measured figures, the median
+over its finished seeds; an unmeasured one stays in. The index's share of a request's cost decides nothing,
+because its monthly price does not grow with the requests: the decision counts that price over the horizon,
+and a candidate's `cost_per_1k_usd` excludes it.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import inf, sqrt
+from statistics import median
+from typing import NamedTuple
+
+from harness import formatting, stats
+from harness.analysis.candidate_facts import CandidateFacts, gain, seeds_of
+from harness.analysis.comparison import Comparison, chance_below
+from harness.formatting import Unit
+from harness.spec import DecidePolicy
+from harness.stats import Variance, VarianceComponents
+
+# Assumed value of one more right answer in USD, as of November 2026, so that volume counts by default.
+# `decide.right_answer_usd` overrides it.
+RIGHT_ANSWER_USD = 1.0
+_MOST_SEEDS = 20
+_MOST_ITEMS = 100  # times the current items: advising more would be useless
+
+
+class PerUsd(NamedTuple):
+    """Points gained per USD of training, with the gain's 95 % interval."""
+
+    delta: float
+    low: float
+    high: float
+
+
+def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
+    """Divide a gain by the training cost; None if the gain is unknown or nothing was paid."""
+    if g is None or cost_usd <= 0:
+        return None
+    scale = g.unit.scale / cost_usd
+    return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
+
+
+def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
+    """Return P(gain / cost > tau) under the distribution of the gain's interval; None without a spread."""
+    if g is None or g.se <= 0:
+        return None
+    return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
+
+
+def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
+    """Add up the extra costs of the fine-tune that do not depend on the number of requests.
+
+    Training, labels, a teacher for its rows and hosting are the fine-tune's own; either side may
+    need an index for retrieval.
+    """
+    hosting = policy.hosting_usd_per_month * policy.horizon_months
+    made = run.training_cost_usd + run.rows_cost_usd + policy.label_cost_usd * (run.n_train - run.n_taught)
+    return made + hosting + _index_usd(run, policy) - _index_usd(alternative, policy)
+
+
+def _index_usd(run: CandidateFacts, policy: DecidePolicy) -> float:
+    return policy.index_usd_per_month * policy.horizon_months if "rag" in run.prompting else 0.0
+
+
+class Worth(NamedTuple):
+    """Value of knowing the gain better, in points: perfectly, and from as many items again."""
+
+    perfect: float
+    sample: float
+
+
+def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
+    """Return the value of more test items before choosing between a fine-tune and the alternative.
+
+    The option value of the gain less τ times the training cost, in points of the target metric. None if the
+    gain or its spread is unknown. More items tell nothing about the variance between seeds.
+
+    Source: Raiffa & Schlaifer 1961; `stats.perfect_information`, `stats.sample_information`.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or not 0 < g.se < inf or (g.df is not None and g.df <= 1):
+        return None
+    scale, items = g.unit.scale, _components(g).items
+    mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
+    return Worth(
+        stats.perfect_information(mean, scale * g.se, g.df),
+        stats.sample_information(mean, sd, sd * sqrt(g.n), g.n, g.df),
+    )
+
+
+def _components(g: Comparison) -> VarianceComponents:
+    """Return the variances of a gain; a single checkpoint has none between seeds."""
+    known = VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
+    return g.components or known
+
+
+def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
+    """Return the number of requests after which the fine-tune has paid for itself.
+
+    inf if it is not cheaper per request, None if a cost is unknown.
+
+    Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
+    """
+    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
+    return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / saving if saving > 0 else inf
+
+
+class Pay(NamedTuple):
+    """Value and cost of a fine-tune over the horizon in USD, relative to the alternative.
+
+    `worth` is the value of its gain, `cost` the one-time cost plus the extra cost of its requests (or less
+    their saving). `from_requests` is the forecast from which it pays; None if the value of a point does not
+    depend on the requests, or no number of them would suffice.
+    """
+
+    worth: float
+    cost: float
+    from_requests: float | None
+
+
+def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
+    """Return the value of a point of the target metric over the horizon; None if it is not set.
+
+    A point is a hundredth of the forecast requests answered right instead of wrong. A metric other than a
+    rate counts no answers.
+    """
+    if not counts_answers(policy, unit):
+        return policy.point_usd
+    return forecast_requests(policy) / 100 * answer_usd(policy)
+
+
+def answer_usd(policy: DecidePolicy) -> float:
+    """Return the value of one more right answer: as set, else an assumption."""
+    return RIGHT_ANSWER_USD if policy.right_answer_usd is None else policy.right_answer_usd
+
+
+def answer_text(by_wins: bool) -> str:
+    """Name the answer that is priced: with a win rate as the goal, one that wins."""
+    return "an answer that wins" if by_wins else "a right answer"
+
+
+def counts_answers(policy: DecidePolicy, unit: Unit) -> bool:
+    """Tell whether a point is valued by the answers that it makes right."""
+    return policy.point_usd is None and unit.is_rate
+
+
+def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePolicy) -> float | None:
+    """Return the value of a right answer in USD from which a gain pays for its extra cost.
+
+    Or the value of a point, if a point does not count answers. 0 without extra cost; None without a gain.
+    """
+    if delta <= 0:
+        return None
+    per_point = max(0.0, cost_usd) / (unit.scale * delta)
+    return per_point * 100 / forecast_requests(policy) if counts_answers(policy, unit) else per_point
+
+
+def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
+    """Return the extra cost of a fine-tune over the alternative for the horizon, None if unknown."""
+    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return None
+    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
+    return add_one_time_costs_usd(run, alternative, policy) + dearer * forecast_requests(policy)
+
+
+def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
+    """Weigh the value of the observed gain against the cost of the fine-tune; None if one is unknown."""
+    g, cost = gain(run.vs_untrained), costs_more_usd(run, alternative, policy)
+    point = point_worth_usd(policy, g.unit) if g else None
+    if g is None or point is None or cost is None:
+        return None
+    once = add_one_time_costs_usd(run, alternative, policy)
+    per_request = g.delta * answer_usd(policy) - (cost - once) / forecast_requests(policy)
+    scales = policy.point_usd is None and per_request > 0
+    return Pay(
+        worth=g.unit.scale * g.delta * point,
+        cost=cost,
+        from_requests=max(0.0, once) / per_request if scales else None,
+    )
+
+
+def forecast_requests(policy: DecidePolicy) -> float:
+    """Return the number of requests over the horizon."""
+    return policy.requests_per_month * policy.horizon_months
+
+
+def is_forecast(policy: DecidePolicy) -> bool:
+    """Tell whether the monthly requests differ from the default assumption."""
+    return policy.requests_per_month != DecidePolicy().requests_per_month
+
+
+def forecast_text(policy: DecidePolicy) -> str:
+    """Say how many requests the horizon has, and whether that is an assumption."""
+    n = formatting.count(forecast_requests(policy))
+    return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
+
+
+def find_detectable_gain(run: CandidateFacts) -> float | None:
+    """Return the smallest gain that the current items and seeds show at 80 % power; None if unknown."""
+    g = gain(run.vs_untrained)
+    return None if g is None or not 0 < g.se < inf else stats.detectable_mean(_components(g), 1.0)
+
+
+def estimate_more_items(run: CandidateFacts) -> float | None:
+    """Return how many more test items would show the observed gain at 80 % power.
+
+    None if the gain or its spread is unknown, or too many would be needed; inf if no number would suffice,
+    because the variance between seeds alone hides such a gain.
+
+    Source: `stats.detectable_mean`, the smallest number of items at which that is the gain.
+    """
+    g = gain(run.vs_untrained)
+    if g is None or not 0 < g.se < inf:
+        return None
+    components, size = _components(g), abs(g.delta)
+    if stats.detectable_mean(components, inf) >= size:
+        return inf if components.seeds.variance > 0 else None
+    if stats.detectable_mean(components, _MOST_ITEMS) > size:
+        return None
+    n = bisect_left(
+        range(g.n + 1, _MOST_ITEMS * g.n),
+        True,
+        key=lambda n: stats.detectable_mean(components, n / g.n) <= size,
+    )
+    return n + 1
+
+
+def list_more_seeds(facts: Iterable[CandidateFacts], run: CandidateFacts) -> tuple[int, ...]:
+    """List seeds, a recipe's own first, that would show its mean gain at 80 % power.
+
+    Empty if its gain is shown or varies more with the items, and if twenty seeds would not suffice.
+    """
+    g = gain(run.vs_untrained)
+    parts = g.components if g else None
+    if g is None or parts is None or g.low > 0 or parts.seeds.variance <= parts.items.variance:
+        return ()
+    per_seed, own = parts.seeds.variance * parts.n_seeds, [f.seed for f in seeds_of(facts, run)]
+    all_seeds = [*own, *(seed for seed in range(_MOST_SEEDS) if seed not in own)]
+    for n in range(parts.n_seeds + 1, _MOST_SEEDS + 1):
+        seeds = Variance(per_seed / n, max(n - 1, parts.seeds.df or 0))
+        if stats.detectable_mean(VarianceComponents(parts.items, seeds, n), 1.0) <= g.delta:
+            return tuple(all_seeds[:n])
+    return ()
+
+
+def hour_usd(facts: Iterable[CandidateFacts]) -> float | None:
+    """Return the price of a device hour used for the costs; None if nothing was trained."""
+    for f in facts:
+        if f.training.total_s > 0 and f.training_cost_usd > 0:
+            return 3600 * f.training_cost_usd / f.training.total_s
+    return None
+
+
+def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFacts, ...]:
+    """Return the candidates with their costs at `times` the price of a device hour."""
+    return tuple(
+        replace(
+            f,
+            cost_per_1k_usd=None if f.cost_per_1k_usd is None else times * f.cost_per_1k_usd,
+            training_cost_usd=times * f.training_cost_usd,
+        )
+        for f in facts
+    )
+
+
+def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:
+    """Return the runs, each with `over_budget`: the budgets that its recipe breaks, or nothing."""
+    runs = list(facts)
+    by_name: dict[str, list[CandidateFacts]] = {}
+    for f in runs:
+        by_name.setdefault(f.name, []).extend([f] if f.state == "done" else [])
+    return [replace(f, over_budget=_excess(by_name[f.name], policy)) for f in runs]
+
+
+def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
+    p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
+    rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
+    most, least = policy.max_latency_s, policy.min_requests_per_s
+    over = []
+    if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
+        over.append("sensitive data would go to an external server")
+    if most is not None and p50s and median(p50s) > most:
+        took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
+        if took == budget:
+            took, budget = (f"{1000 * time:,.4g} ms" for time in (median(p50s), most))
+        over.append(f"its median request takes {took}, and the budget is {budget}")
+    if least is not None and rates and median(rates) < least:
+        over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
+    return "; ".join(over)
+
+
+def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:
+    """Name the candidates that a budget excludes, and what the measurements cannot say."""
+    done = [f for f in facts if f.state == "done"]
+    excluded = dict.fromkeys(f"{f.name} ({f.over_budget})" for f in done if f.over_budget)
+    left_out = [f"Left out before the choice: {', '.join(excluded)}."] if excluded else []
+    if policy.max_latency_s is None and policy.min_requests_per_s is None:
+        return left_out
+    lines = left_out or ["All keep the budgets."]
+    unknown = dict.fromkeys(
+        f.name
+        for f in done
+        if (policy.max_latency_s is not None and f.latency_p50_s is None)
+        or (policy.min_requests_per_s is not None and f.requests_per_s is None)
+    )
+    if unknown:
+        lines.append(f"Not measured against the budgets, and left in: {', '.join(unknown)}.")
+    machines = dict.fromkeys(f.measured_on for f in done if f.measured_on)
+    if len(machines) > 1:
+        places = (
+            f"{machine} ({', '.join(dict.fromkeys(f.name for f in done if f.measured_on == machine))})"
+            for machine in machines
+        )
+        lines.append(
+            f"Times were measured on different machines and cannot be compared: {', '.join(places)}."
+        )
+    return lines
+
+
+def index_usd_per_1k(policy: DecidePolicy) -> float:
+    """Return an index's monthly price per 1,000 of the month's forecast requests; 0 without a forecast."""
+    return _share(policy) if is_forecast(policy) else 0.0
+
+
+def index_sentences(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[str]:
+    """Say whose requests pay for an index, and how much of their cost that is."""
+    paying = [f for f in facts if f.index_per_1k_usd or "rag" in f.prompting]
+    if not paying or not policy.index_usd_per_month:
+        return []
+    names = ", ".join(dict.fromkeys(f.name for f in paying))
+    month, each = (formatting.usd(cost) for cost in (policy.index_usd_per_month, _share(policy)))
+    requests = formatting.count(policy.requests_per_month)
+    counted = f"The index of documents costs {month} USD a month, counted over the horizon"
+    if not is_forecast(policy):
+        share = f"{each} USD of 1,000 requests to {names}, were they {requests} a month"
+        return [f"{counted}, and no part of their $/1k until decide.requests_per_month is set: {share}."]
+    is_known = any(f.cost_per_1k_usd is not None for f in paying)
+    share = f"{each} USD of 1,000 requests to {names}, by the {requests} forecast a month"
+    return [f"{counted}: {share}{', and part of their $/1k' if is_known else ''}."]
+
+
+def _share(policy: DecidePolicy) -> float:
+    return 1000 * policy.index_usd_per_month / policy.requests_per_month

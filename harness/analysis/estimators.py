@@ -1,0 +1,472 @@
+"""The paired difference of two runs on one task: its estimator, its intervals and its p-values.
+
+Invariant: delta = new − base in the metric's unit; swapping the arms flips the sign and nothing
+else; where few items changed, no interval is shorter than Tango's for that many; a p-value belongs
+to the interval beside it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from math import inf, isfinite
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import special
+
+from harness import formatting, stats
+from harness.analysis.alignment import (
+    NO_ERRORS,
+    Arms,
+    Ends,
+    Errors,
+    FoldInterval,
+    Folds,
+    interval_in_folds,
+    is_binary,
+    is_mean,
+    is_stratified_sample,
+    match_folds,
+    quantile,
+)
+from harness.formatting import RATE, Unit
+from harness.metrics import Metric, item_scores
+from harness.stats import Array, Interval
+
+_JUDGES = ("judge", "entailment")  # how the name of a metric begins that another model computes
+
+Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi", "folds"]
+
+
+class Estimate(NamedTuple):
+    """A score or a delta with its 95 % interval, over n items; `n_errors` of all were not answered."""
+
+    score: float
+    low: float
+    high: float
+    n: int
+    unit: Unit = RATE
+    n_errors: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The paired difference of two runs on one task and metric, in the metric's unit; delta = new − base.
+
+    `low` and `high` are the two-sided 1 − alpha interval (95 %), cut to what the metric's
+    bounds allow; `lower` and `upper` are the one-sided 1 − alpha bounds that the gate uses,
+    uncut. `se` is the uncut interval's half width over its quantile, so it is not 0 where
+    nothing differed. `disagreement` is the share of items whose score differs, `lost` and
+    `gained` name those that flipped for the worse and the better. The `_valid` figures are None where no item
+    is valid in both arms. `base_passed` counts the items with the better score in the base
+    where all scores are 0 or 1. `df` are the degrees of freedom of the t distribution that the
+    interval was made with, None where that was normal. Where so few clusters leave the spread unknown,
+    `refused` says why, `lower` and `upper` are infinite, and `low` and `high` all that the bounds allow.
+    `components` are the variances of a mean over seeds, None of one run.
+    `errors` counts the items that an arm did not answer.
+    """
+
+    task: str
+    metric: str
+    slice: str
+    n: int
+    n_clusters: int
+    base: float
+    base_low: float
+    base_high: float
+    new: float
+    new_low: float
+    new_high: float
+    delta: float
+    low: float
+    high: float
+    se: float
+    disagreement: float
+    lost: tuple[str, ...]
+    gained: tuple[str, ...]
+    n_valid: int
+    delta_valid: float | None
+    low_valid: float | None
+    high_valid: float | None
+    estimator: Estimator
+    lower: float
+    upper: float
+    alpha: float = 0.05
+    design_effect: float = 1.0
+    base_passed: int | None = None
+    unit: Unit = RATE
+    df: float | None = None
+    refused: str = ""
+    components: stats.VarianceComponents | None = None
+    errors: Errors = NO_ERRORS
+
+
+def mean_change(
+    comparisons: Sequence[Comparison],
+    weights: Sequence[float] | None = None,
+    correlations: Array | None = None,
+    n_repeated: int = 0,
+) -> Estimate:
+    """Average the deltas of tasks, their intervals combined by MOVER, over the items of all of them.
+
+    Of these `n_repeated` are items of another of the tasks again, and not counted once more.
+
+    Raises:
+        ValueError: there is no comparison.
+    """
+    ends = [stats.Interval(c.low, c.high) for c in comparisons]
+    delta, (low, high) = stats.mover_mean([c.delta for c in comparisons], ends, weights, correlations)
+    return Estimate(delta, low, high, sum(c.n for c in comparisons) - n_repeated)
+
+
+def orient(comparison: Comparison) -> Comparison:
+    """Return the comparison with the sign turned so that a negative delta is a loss."""
+    c = comparison
+    if c.unit.higher_is_better:
+        return c
+    better = replace(c.unit, higher_is_better=True)
+    turned = replace(c, delta=-c.delta, low=-c.high, high=-c.low, lower=-c.upper, upper=-c.lower, unit=better)
+    lost, kept = (x if x is None else -x for x in (c.errors.delta_lost, c.errors.delta_kept))
+    return replace(turned, errors=replace(c.errors, delta_lost=lost, delta_kept=kept))
+
+
+def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
+    """Return the comparison as one of which nothing is shown; `span` is the range of its metric."""
+    return replace(comparison, low=-span, high=span, lower=-inf, upper=inf, se=inf, df=None, refused=why)
+
+
+def refuse_failed(comparison: Comparison, span: float, most: float) -> Comparison:
+    """Show nothing of a gain over a base that failed on more than a share `most` of the items.
+
+    Its failed answers count as worst, so the new run would gain by them. Where a judge could not grade an
+    answer it is the judge that failed, and so on either arm; and where the metric has no worst value, items
+    that either arm failed on are left out, be they those that it would lose.
+    """
+    errors = comparison.errors
+    is_either = is_judge(comparison.metric) or not errors.is_scored
+    failed = errors.total if is_either else errors.base + errors.both
+    if failed <= most * errors.n:
+        return comparison
+    share = f"{formatting.count(failed)} of {formatting.count(errors.n)}"
+    why = f"{share} answers failed, more than the {formatting.percent(most)} % that gate.max_errors allows"
+    return refuse(comparison, span, f"{why} ({errors.cause})")
+
+
+def is_judge(metric: str) -> bool:
+    """Tell whether a metric's scores are the grades of a judge."""
+    return metric.startswith(_JUDGES)
+
+
+def rescale(comparison: Comparison, span: float) -> Comparison:
+    """Return the comparison with its changes as shares of a range of `span`, which points then are of.
+
+    The scores of both arms stay in the metric's own unit.
+    """
+    c = comparison
+    if span == 1:
+        return c
+    return replace(
+        c,
+        **{name: getattr(c, name) / span for name in ("delta", "low", "high", "se", "lower", "upper")},
+        unit=replace(RATE, higher_is_better=c.unit.higher_is_better),
+    )
+
+
+def regression_p(comparison: Comparison, margin: float) -> float:
+    """Return the one-sided p of H0 "the loss is at most the margin"; small shows a regression.
+
+    Tango's for single binary items; else from the one-sided bound, as the t or normal
+    distribution that has it at alpha: p < alpha where the bound is beyond the margin.
+    """
+    c = orient(comparison)
+    if c.estimator == "tango":
+        return stats.tango_regression_p(len(c.gained), len(c.lost), c.n, margin)
+    distance = c.delta + margin
+    se = (c.upper - c.delta) / quantile(c.df, 1 - c.alpha)
+    return float(distance >= 0) if se <= 0 else chance_below(distance / se, c.df)
+
+
+def at_level(comparison: Comparison, alpha: float) -> Comparison:
+    """Return the comparison with its one-sided bounds at another level; its two-sided interval stays.
+
+    Tango's bounds for single binary items, and by effective counts the least for clustered ones; else those
+    of the t or normal distribution that has the known bounds at the comparison's own level.
+    """
+    c = comparison
+    if alpha == c.alpha or c.estimator == "identical":
+        return replace(c, alpha=alpha)
+    times = quantile(c.df, 1 - alpha) / quantile(c.df, 1 - c.alpha)
+    lower, upper = c.delta - times * (c.delta - c.lower), c.delta + times * (c.upper - c.delta)
+    if c.base_passed is not None:
+        rises, falls = (c.gained, c.lost)[:: c.unit.sign]
+        effect = 1.0 if c.estimator == "tango" else c.design_effect
+        own = stats.tango_interval(len(rises) / effect, len(falls) / effect, c.n / effect, 2 * alpha)
+        exact = c.estimator == "tango"
+        lower, upper = own if exact else (min(own.low, lower), max(own.high, upper))
+    return replace(c, lower=lower, upper=upper, alpha=alpha)
+
+
+def chance_below(z: float, df: float | None) -> float:
+    """Return the chance below z of Student's t, or of the normal distribution where `df` is None."""
+    return float(special.ndtr(z) if df is None else special.stdtr(df, z))
+
+
+def difference_p(comparison: Comparison) -> float:
+    """Return the two-sided p of H0 "no difference".
+
+    McNemar's mid-p for single binary items; else from the interval's own distribution. 1 for
+    equal weights, by identity, and where nothing is shown.
+    """
+    c = comparison
+    if c.estimator == "identical" or c.refused:
+        return 1.0
+    if c.estimator == "tango":
+        return stats.mcnemar(len(c.gained), len(c.lost)).midp
+    if c.se <= 0:
+        return float(c.delta == 0)
+    return 2 * chance_below(-abs(c.delta) / c.se, c.df)
+
+
+_FEW = 10  # clusters with a differing item, below which no resampling or CLT is trusted alone
+
+
+class Difference(NamedTuple):
+    """The delta with its interval at any level, and both arms' scores; `df`, `refused`: as `Comparison`."""
+
+    delta: float
+    ends: Ends
+    estimator: Estimator
+    base: Estimate
+    new: Estimate
+    df: float | None = None
+    refused: str = ""
+
+
+def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    """Describe an arm compared with itself."""
+    if is_mean(metric, arms):
+        score = _mean_estimate(metric, arms.base[:, 0], arms)
+    else:
+        boot = _bootstrap(arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
+        score = _bca_estimate(metric, boot, arms.base, arms)
+    score = _score_in_folds(score, metric, arms.base, arms, arms.base_folds)
+    return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
+
+
+def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    """Estimate what changed, by the estimator that suits the metric and its scores.
+
+    Where items were answered in folds, the intervals hold what the folds' models differ by as well.
+
+    Raises:
+        IncompatibleRuns: the arms were answered in other folds.
+    """
+    found, folds = _difference(metric, arms, seed), match_folds(arms)
+    if folds is None:
+        return found
+
+    def change(mask: NDArray[np.bool_]) -> float:
+        weights = arms.weights[mask]
+        return float(metric.aggregate(arms.new[mask], weights) - metric.aggregate(arms.base[mask], weights))
+
+    old = _score_in_folds(found.base, metric, arms.base, arms, arms.base_folds)
+    now = _score_in_folds(found.new, metric, arms.new, arms, arms.new_folds)
+    if found.refused:
+        return found._replace(base=old, new=now)
+    wider = interval_in_folds(FoldInterval(found.ends, found.df), found.delta, folds, change)
+    return Difference(found.delta, wider.ends, "folds", old, now, wider.df, wider.refused)
+
+
+def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, folds: Folds) -> Estimate:
+    """Widen an arm's interval by what the models of its folds differ by, within the metric's bounds."""
+    if not folds.any():
+        return score
+
+    def own(mask: NDArray[np.bool_]) -> float:
+        return float(metric.aggregate(parts[mask], arms.weights[mask]))
+
+    def ends(alpha: float) -> Interval:
+        times = quantile(None, 1 - alpha / 2) / quantile(None, 0.975)
+        return Interval(*(score.score + times * (end - score.score) for end in (score.low, score.high)))
+
+    low, high = interval_in_folds(FoldInterval(ends, None), score.score, folds, own).ends(0.05)
+    return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
+
+
+def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    mean = is_mean(metric, arms)
+    found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
+    if stats.has_few_clusters(arms.clusters):
+        n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
+        unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
+        few = f"{formatting.count(len(arms.ids))} items in {formatting.pluralize(n, 'cluster')}{unequal}"
+        why = f"too few clusters for an interval: {few}; expected at least {stats.MIN_CLUSTERS}"
+        return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
+    if not is_stratified_sample(metric, arms):
+        return found
+    # Items of one weight were drawn from one stratum.
+    changes = (arms.new - arms.base)[:, 0]
+    parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
+    strata = [
+        stats.StratumFlips(
+            float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x)))
+        )
+        for weight, x in parts
+    ]
+    return found._replace(ends=partial(stats.stratified_flips_interval, strata), estimator="stratified")
+
+
+def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
+    """Widen the intervals of a delta until they hold those of other deltas, its extremes."""
+
+    def ends(alpha: float) -> Interval:
+        lows, highs = zip(*(one.ends(alpha) for one in (found, *extremes)), strict=True)
+        return Interval(min(lows), max(highs))
+
+    return found._replace(ends=ends, estimator="bounds")
+
+
+def valid_estimate(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
+    """Estimate the delta on the items valid in both arms; None where there are none."""
+    n_valid = int(arms.valid.sum())
+    if n_valid == 0:
+        return None
+    if n_valid < len(arms.ids):
+        again = identical_difference if found.estimator == "identical" else estimate_difference
+        found = again(metric, arms.only(arms.valid), seed)
+    return Estimate(found.delta, *clip_to_bounds(metric, found.ends(alpha)), n_valid, metric.unit)
+
+
+def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
+    """Cut an interval of a delta to what the metric's bounds allow; a t on few clusters reaches beyond."""
+    most = metric.bounds[1] - metric.bounds[0]
+    return Interval(max(ends.low, -most), min(ends.high, most))
+
+
+def _mean_difference(metric: Metric, arms: Arms) -> Difference:
+    old, now = arms.base[:, 0], arms.new[:, 0]
+    mean = stats.paired_delta(old, now, arms.clusters)
+    binary = is_binary(metric, arms)
+    scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
+    if binary and mean.n_clusters == mean.n:
+        return Difference(mean.mean, _score_ends(metric, now - old, arms), "tango", *scores)
+    ends = _guard_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary)
+    return Difference(mean.mean, ends, "cluster-t", *scores, None if mean.se is None else mean.df)
+
+
+def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+    def both_and_delta(weights: Array) -> Array:
+        old, now = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
+        return np.stack([old, now, now - old])
+
+    old, now, changed = _bootstrap(arms, both_and_delta, seed)
+    changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
+    df = _bca_df(arms)
+    ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
+    scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
+    return Difference(changed.estimate, ends, "bca", *scores, df)
+
+
+def _bootstrap(arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
+    """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
+    even = bool((arms.weights == 1).all())  # as they are where all items were evaluated
+
+    def weigh(draws: Array) -> Array:
+        return np.atleast_2d(statistic(draws if even else draws * arms.weights))
+
+    if arms.clusters.max() > 0 and not stats.has_few_clusters(arms.clusters):
+        return stats.bootstrap(weigh, arms.clusters, seed=seed)
+    none: Array = np.array([])
+    return [stats.Bootstrap(float(row[0]), none, none) for row in weigh(np.ones((1, len(arms.ids))))]
+
+
+def _t_ends(mean: stats.Mean) -> Ends | None:
+    return None if mean.se is None else lambda alpha: stats.t_interval(mean, alpha)
+
+
+def _bca_df(arms: Arms) -> float | None:
+    """Return the degrees of freedom of items that share clusters, which a bootstrap over them neglects."""
+    return stats.cluster_df(arms.clusters) if 1 < int(arms.clusters.max()) + 1 < len(arms.ids) else None
+
+
+def _bca_ends(boot: stats.Bootstrap, df: float | None) -> Ends | None:
+    """Return BCa's interval, each distance from the estimate in the proportion of the t quantile to z."""
+
+    def ends(alpha: float) -> Interval:
+        wider = quantile(df, 1 - alpha / 2) / stats.z_quantile(1 - alpha / 2)
+        low, high = stats.bca_interval(boot, alpha)
+        return Interval(*(boot.estimate + wider * (end - boot.estimate) for end in (low, high)))
+
+    return ends if boot.draws.size else None
+
+
+def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
+    """Return Tango's interval of the items' changes (n,), as shares of the range, by effective counts."""
+    scale = metric.bounds[1] - metric.bounds[0]
+    effect = stats.design_effect(changes, arms.clusters)
+    shares = changes / scale / effect
+    gains, losses = float(shares[shares > 0].sum()), float(-shares[shares < 0].sum())
+
+    def ends(alpha: float) -> Interval:
+        low, high = stats.tango_interval(gains, losses, len(changes) / effect, alpha)
+        return Interval(low * scale, high * scale)
+
+    return ends
+
+
+def _guard_ends(
+    plain: Ends | None, delta: float, metric: Metric, changes: Array, arms: Arms, binary: bool
+) -> Ends:
+    """Widen an interval to Tango's distances where few changes could make it too short."""
+    if not isfinite(metric.bounds[1] - metric.bounds[0]):
+        return _open_ends(plain)
+    many = not binary and stats.count_differing_clusters(changes, arms.clusters, effective=True) >= _FEW
+    if plain and many:
+        return plain
+    guard, shift = _score_ends(metric, changes, arms), delta - float(changes.mean())
+
+    def ends(alpha: float) -> Interval:
+        low, high = (end + shift for end in guard(alpha))
+        own = plain(alpha) if plain else Interval(low, high)
+        return Interval(min(own.low, low), max(own.high, high))
+
+    return ends
+
+
+def _open_ends(plain: Ends | None) -> Ends:
+    """Let clusters that all agree say nothing of the others, which no bounds hold: a point is no interval."""
+
+    def ends(alpha: float) -> Interval:
+        own = plain(alpha) if plain else Interval(-inf, inf)
+        return own if own.high - own.low > stats.TIE else Interval(-inf, inf)
+
+    return ends
+
+
+def _mean_estimate(metric: Metric, scores: Array, arms: Arms) -> Estimate:
+    mean = stats.clustered_mean(scores, arms.clusters)
+    single = is_binary(metric, arms) and mean.n_clusters == mean.n
+    plain = None if single else _t_ends(mean)
+    return _score_estimate(metric, mean.mean, plain, scores, arms)
+
+
+def _bca_estimate(metric: Metric, boot: stats.Bootstrap, parts: Array, arms: Arms) -> Estimate:
+    plain = _bca_ends(boot, _bca_df(arms))
+    return _score_estimate(metric, boot.estimate, plain, item_scores(metric, parts), arms)
+
+
+def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Array, arms: Arms) -> Estimate:
+    """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
+    low, high = metric.bounds
+    if not isfinite(high - low):
+        own = _open_ends(plain)(0.05)
+        return Estimate(score, max(own.low, low), min(own.high, high), len(items), metric.unit)
+    few = stats.count_differing_clusters(items, arms.clusters, effective=True) < _FEW
+    ends = [plain(0.05)] if plain else []
+    if not plain or few or is_binary(metric, arms):
+        n = len(items) / stats.design_effect(items, arms.clusters)
+        share = min(max((score - low) / (high - low), 0.0), 1.0)
+        ends += [Interval(*(low + end * (high - low) for end in stats.wilson(share * n, n)))]
+    lows, highs = zip(*ends, strict=True)
+    return Estimate(score, max(min(lows), low), min(max(highs), high), len(items), metric.unit)

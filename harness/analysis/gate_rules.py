@@ -1,0 +1,380 @@
+"""Rules of the gate in the order in which they are printed, and those on losses of other abilities.
+
+Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
+`policy.alpha`. With `identical`, the base's own weights pass the rules about weights without a test. The veto
+on single tasks is corrected by Holm, and needs no further correction next to a pass. The base may have passed
+critical items that it failed to answer; both bounds allow for that.
+Source: statistics in `stats`; Berger 1982 for a veto next to a pass; exact one-sided bounds, Clopper and
+Pearson 1934.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
+from math import ceil
+from statistics import fmean
+from typing import Literal
+
+from harness import formatting, stats
+from harness.analysis import comparison
+from harness.analysis.answer_rules import (
+    Compared,
+    drift_rule,
+    errors_rule,
+    judge_missing_tasks,
+    mode_collapse_rule,
+    regressions_rule,
+    validity_rule,
+)
+from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.items_needed import (
+    MOST_ITEMS,
+    DeltaPart,
+    describe_more_items,
+    find_facing_se,
+    find_planning_se,
+    upper_se,
+)
+from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
+from harness.analysis.operating_characteristic import miss_rates
+from harness.analysis.significance import loss_rate_p, macro_p
+from harness.analysis.target_rules import ControlFacts, control_rule, require_calibration, target_rule
+from harness.analysis.verdict import (
+    NAMED,
+    WORDS,
+    Number,
+    Outcome,
+    Rule,
+    TargetFacts,
+    TaskComparison,
+    Verdict,
+    add_items_needed,
+    add_items_of_tasks,
+    comparison_facing_se,
+    is_in_macro,
+    is_invalid,
+    is_named_critical,
+    is_perplexity,
+    is_relative,
+    is_reported_only,
+    is_safety,
+    list_ids,
+    list_items_needed,
+    loss_margin_text,
+    margin_of,
+    margin_outcome,
+    margin_share,
+    margin_text,
+    margin_verdict,
+    ruled_out,
+    worst_outcome,
+)
+from harness.spec import GatePolicy
+from harness.stats import Interval
+
+
+def apply_rules(
+    tasks: Sequence[TaskComparison],
+    policy: GatePolicy,
+    *,
+    validity: Comparison | None,
+    target: TargetFacts | None,
+    identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
+    missing: Sequence[str] = (),
+    shared: SharedItems = NOTHING_SHARED,
+    level: float | None = None,
+    cumulative: Rule | None = None,
+    export: Rule | None = None,
+    commonest: Compared | None = None,
+) -> Verdict:
+    """Join every rule of the policy to a verdict; the comparisons must be made at `policy.alpha`.
+
+    What has to be shown is judged at `level` if given; a veto keeps the policy's alpha. `shared` are the
+    items that tasks share, `commonest` the shares of each task's commonest answer, the others as in
+    `gating.judge`.
+
+    Raises:
+        ValueError: a comparison was made at another alpha.
+    """
+    made_at = {t.comparison.alpha for t in tasks} | ({validity.alpha} if validity else set())
+    if others := made_at - {policy.alpha}:
+        raise ValueError(
+            f"comparisons made at alpha {sorted(others)}, the policy's is {policy.alpha}: pass it to"
+            " compare_rows"
+        )
+    errors = None if identical else errors_rule(tasks, target, policy)
+    tasks = [t.change(comparison.orient) for t in tasks]
+    vetoing = [t for t in tasks if is_in_macro(t)]
+    safety = [t for t in tasks if is_safety(t, policy)]
+    show = policy if level is None else policy.model_copy(update={"alpha": level})
+    tasks = [t.at_level(show.alpha) for t in tasks]
+    validity = comparison.at_level(validity, show.alpha) if validity else None
+    admitted = [t for t in tasks if is_in_macro(t)]
+    macro = average_macro(admitted, show, shared) if admitted else None
+    calibrated = partial(require_calibration, policy=policy, identical=identical)
+    critical = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
+    collapse = mode_collapse_rule(commonest or {}, show, identical)
+    rules = (
+        *([errors] if errors else []),
+        calibrated(macro_rule(tasks, admitted, macro, show, identical, shared), admitted),
+        calibrated(judge_each(vetoing, policy, identical), vetoing),
+        *([calibrated(judge_each(safety, policy, identical, "safety"), safety)] if safety else []),
+        calibrated(critical_rule(tasks, show, identical), critical),
+        regressions_rule(tasks, identical, confirmed),
+        validity_rule(validity, show, identical),
+        target_rule(target, policy),
+        *([collapse] if collapse else []),
+        drift_rule(tasks, policy, identical),
+        control_rule(controls),
+        *([judge_missing_tasks(missing)] if missing and not identical else []),
+        *([cumulative] if cumulative else []),
+        *([export] if export else []),
+    )
+    outcome, invalid = worst_outcome([r.outcome for r in rules]), is_invalid(rules)
+    if outcome == "fail" and invalid:  # if too many answers failed, only harness drift is worse
+        outcome = "inconclusive"
+    deciding = [r for r in rules if r.outcome == outcome]
+    if outcome == "inconclusive" and invalid:
+        deciding = [r for r in deciding if r.name in ("errors", "tasks")]  # the others rest on what failed
+    needed = list_items_needed(rules)
+    return Verdict(
+        outcome=outcome,
+        rules=rules,
+        macro=macro_estimate(admitted, macro, identical, shared) if macro else None,
+        lost=sum(len(t.counted.lost) for t in admitted),
+        gained=sum(len(t.counted.gained) for t in admitted),
+        missed=miss_rates(admitted, macro, validity, show) if macro and not identical else (),
+        items_needed=needed.total if needed and outcome == "inconclusive" and not invalid else None,
+        sentence=f"{WORDS[outcome]}: " + "; ".join(r.sentence for r in deciding),
+    )
+
+
+def macro_rule(
+    tasks: Sequence[TaskComparison],
+    admitted: Sequence[TaskComparison],
+    macro: Macro | None,
+    policy: GatePolicy,
+    identical: bool,
+    shared: SharedItems,
+) -> Rule:
+    """Pass if the macro-average of the deltas is non-inferior, fail if a loss is shown."""
+    left_out = [f"{t.task.name}: {why}" for t in tasks if (why := _explain_left_out(t, policy))]
+    margin = margin_share(policy.macro)
+    facts: dict[str, Number] = {"margin": margin, "n_tasks": len(admitted), "left_out": left_out}
+    halves = [f"{t.task.name}: {t.half.why}" for t in admitted if t.half]
+    facts |= {"one_half": halves} if halves else {}
+    facts |= {"shared_items": list(shared.said)} if shared.said else {}
+    if identical:
+        return Rule(
+            "macro", "pass", "macro: the weights are the base's own, nothing is lost by identity", facts
+        )
+    tail = _describe_who_counts(tasks, admitted, shared)
+    if macro is None:
+        sentence = "macro: no admitted capability task was measured, so nothing can be said about forgetting"
+        return Rule("macro", "inconclusive", sentence + tail, facts)
+    estimate = macro_estimate(admitted, macro, identical, shared)
+    outcome = margin_outcome(macro.lower, macro.upper, margin)
+    facing = find_facing_se(macro.delta, Interval(macro.lower, macro.upper), margin, policy.alpha)
+    parts, correlations = plan_parts(admitted, macro, shared)
+    advice = describe_more_items(macro.delta, parts, margin, policy.alpha, facing, correlations)
+    facts |= {"delta": estimate.score, "low": estimate.low, "high": estimate.high, "n_items": estimate.n}
+    facts |= {"lower": macro.lower, "upper": macro.upper}
+    facts |= {"p": macro_p(admitted, policy, shared)} if outcome == "pass" else {}
+    facts |= {"n_clusters": sum(t.counted.n_clusters for t in admitted) - shared.n_repeated_clusters}
+    facts |= {"disagreement": fmean(t.counted.disagreement for t in admitted)}
+    of_skill = f", {formatting.points(macro.delta)} % of the base's skill"
+    # The printed interval is in points, with which a share of the base's skill cannot be compared.
+    low = macro.lower if is_relative(policy.macro) else estimate.low
+    sentence = (
+        f"macro over {formatting.pluralize(len(admitted), 'task')}: {formatting.points(*estimate[:3])} pp"
+        f"{of_skill if is_relative(policy.macro) else ''}, "
+        + margin_verdict(
+            outcome, margin_text(policy.macro), ruled_out(low, macro.lower, margin, policy), advice
+        )
+    )
+    if outcome == "inconclusive" and advice.by_task:
+        facts["items_needed_by_task"] = list(advice.by_task)
+    return Rule("macro", outcome, sentence + tail, add_items_needed(facts, outcome, advice.items))
+
+
+def _describe_who_counts(
+    tasks: Sequence[TaskComparison], admitted: Sequence[TaskComparison], shared: SharedItems
+) -> str:
+    unadmitted = [
+        t.task.name
+        for t in tasks
+        if t.role == "capability" and not t.base_rows_admitted and not is_reported_only(t.task)
+    ]
+    halves = [t.task.name for t in admitted if t.half]
+    tails = [f"left out, cannot show forgetting: {', '.join(unadmitted)}"] if unadmitted else []
+    tails += [f"only half of the items of {', '.join(halves)} count, with half the weight"] if halves else []
+    tails += [f"{t.task.name}: {t.counted.refused}" for t in admitted if t.counted.refused]
+    return "".join(f"; {tail}" for tail in (*tails, *shared.said))
+
+
+def macro_estimate(
+    admitted: Sequence[TaskComparison], macro: Macro, identical: bool, shared: SharedItems
+) -> Estimate:
+    """Return the macro delta with its 95 % interval, over the items of all admitted tasks, each item once."""
+    comparisons = [t.counted for t in admitted]
+    if identical:
+        return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
+    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
+
+
+def _explain_left_out(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say why a task is left out of the verdict; empty if a rule judges it."""
+    is_judged = is_named_critical(t.task, t.suite, policy) or is_safety(t, policy) or is_in_macro(t)
+    if is_judged or t.role in ("target", "regression"):
+        return ""
+    if t.role != "capability":
+        return f"a {t.role} task is reported, not judged: gate.safety is null, or its metric has no bounds"
+    unit = "perplexity" if is_perplexity(t) else "bits per byte"
+    return f"{unit} is reported, not judged" if is_reported_only(t.task) else t.why_not
+
+
+def judge_each(
+    admitted: Sequence[TaskComparison],
+    policy: GatePolicy,
+    identical: bool,
+    name: Literal["each", "safety"] = "each",
+) -> Rule:
+    """Fail if a task is shown, by Holm over the tasks, to have lost more than its own margin.
+
+    Inconclusive if the observed loss is beyond the margin and a loss is shown, but not one beyond the margin:
+    the task must not be reported as passed. The same holds for a task with too few items to show even the
+    loss of all of them.
+    """
+    if identical:
+        return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})
+    if not admitted:
+        what = "admitted capability" if name == "each" else "safety"
+        return Rule(name, "skipped", f"{name}: no {what} task was measured", {})
+    margins, alpha = [margin_of(t, policy) for t in admitted], policy.alpha / len(admitted)
+    some, beyond = _holm_p(admitted, [0.0] * len(admitted)), _holm_p(admitted, margins)
+    vetoed = [t for t, p in zip(admitted, beyond, strict=True) if p < policy.alpha]
+    beyond_margin = [
+        (t, p)
+        for t, p, margin in zip(admitted, some, margins, strict=True)
+        if t.counted.delta < -margin and t not in vetoed
+    ]
+    doubtful = [t for t, p in beyond_margin if p < policy.alpha]
+    too_small = []  # not even the loss of every item would be shown; clusters count as single items
+    for t, p in beyond_margin:
+        n = t.counted.n_clusters
+        if p >= policy.alpha and stats.tango_regression_p(0, n, n, 0.0) >= alpha:
+            too_small.append(t)
+    facts: dict[str, Number] = {
+        "vetoed": [t.task.name for t in vetoed],
+        "doubtful": [t.task.name for t in doubtful + too_small],
+        "lost_items": [
+            f"{t.task.name}/{i}" for t in vetoed + doubtful + too_small for i in t.counted.lost[:NAMED]
+        ],
+        "n_tasks": len(admitted),
+        "p_smallest": min(beyond),
+    }
+    if vetoed:
+        named = "; ".join(loss_margin_text(t, policy) for t in vetoed)
+        return Rule(name, "fail", f"{name}: more than the margin was lost: {named}", facts)
+    if doubtful:
+        return _doubtful_rule(name, doubtful, policy, alpha, facts)
+    if too_small:
+        named = "; ".join(loss_margin_text(t, policy) for t in too_small)
+        return Rule(name, "inconclusive", f"{name}: too few items to tell: {named}", facts)
+    lowest = min(admitted, key=lambda t: t.counted.delta)
+    n_tasks = formatting.pluralize(len(admitted), "task")
+    sentence = f"{name}: none of {n_tasks} is shown to have lost more than its margin"
+    c, of_range = lowest.counted, "" if lowest.span == 1 else " of its range"
+    change = f"{lowest.task.name} {formatting.points(c.delta, c.low, c.high)} pp{of_range}"
+    return Rule(name, "pass", f"{sentence} (lowest: {change})", facts)
+
+
+def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
+    pairs = zip(admitted, margins, strict=True)
+    return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
+
+
+def _doubtful_rule(
+    name: Literal["each", "safety"],
+    doubtful: Sequence[TaskComparison],
+    policy: GatePolicy,
+    alpha: float,
+    facts: dict[str, Number],
+) -> Rule:
+    task_texts, more = [], dict[str, int | None]()
+    for t in doubtful:
+        c, margin = t.counted, margin_of(t, policy)
+        part = DeltaPart(t.task.name, find_planning_se(c, upper_se(c)), c.n, t.room)
+        advice = describe_more_items(c.delta, [part], margin, alpha, comparison_facing_se(c, margin))
+        task_texts.append(f"{loss_margin_text(t, policy)} ({advice.sentence})")
+        more[t.task.name] = advice.items
+    sentence = f"{name}: whether more than the margin was lost is open: {'; '.join(task_texts)}"
+    return Rule(name, "inconclusive", sentence, add_items_of_tasks(facts, "inconclusive", more))
+
+
+def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical: bool) -> Rule:
+    """Judge the loss rate of every task that the policy names critical, by name or by suite."""
+    if not policy.critical:
+        return Rule("critical", "skipped", "critical: no task is named critical", {})
+    if identical:
+        return Rule("critical", "pass", "critical: nothing is lost, by identity of the weights", {})
+    named = [t for t in tasks if is_named_critical(t.task, t.suite, policy)]
+    missing = set(policy.critical) - {name for t in tasks for name in (t.task.name, t.suite)}
+    judged = [_critical_task(t, policy) for t in named]
+    judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
+    outcome = worst_outcome([rule.outcome for rule in judged])
+    facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
+    facts["margin"] = policy.critical_margin
+    ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
+    facts |= {"p": max(ps)} if ps else {}
+    text = "critical: " + "; ".join(rule.sentence for rule in judged)
+    open_tasks = [t for t, rule in zip(named, judged, strict=False) if rule.outcome == "inconclusive"]
+    more = {t.task.name: _count_critical_items(t.comparison, policy) for t in open_tasks}
+    return Rule("critical", outcome, text, add_items_of_tasks(facts, outcome, more | dict.fromkeys(missing)))
+
+
+def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
+    """Judge the loss rate among the items that the base passed by its exact one-sided bounds."""
+    c, name, margin = t.comparison, t.task.name, policy.critical_margin
+    if not c.base_passed:
+        why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
+        return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
+    lost, passed = len(c.lost), c.base_passed
+    # The base may have passed items it did not answer: lost if the candidate fails them, else kept.
+    may_be_lost = len(c.errors.open)
+    may_be_kept = c.errors.base - may_be_lost
+    most_lost, most_passed = lost + may_be_lost, passed + may_be_lost
+    low = _loss_bounds(lost, passed + may_be_kept, c.design_effect, policy.alpha).low
+    high = _loss_bounds(most_lost, most_passed, c.design_effect, policy.alpha).high
+    outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
+    text = (
+        f"{name}: {lost} of {passed} items that the base passed are lost, "
+        f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(margin)} %: "
+    )
+    text += {
+        "fail": f"more than the margin is shown ({list_ids(c.lost)})",
+        "pass": "less than twice the margin is shown",
+        "inconclusive": "neither a loss above the margin nor one below twice the margin is shown",
+    }[outcome]
+    facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
+    facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:NAMED])}
+    facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, 2 * margin)
+    return Rule("critical", outcome, text, facts)
+
+
+def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Interval:
+    return stats.clopper_pearson(lost / effect, passed / effect, 2 * alpha)
+
+
+def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
+    """Grow the sample at the observed loss rate until one of the bounds decides; None if none does."""
+    passed, factor = c.base_passed or 0, 1.0
+    if not passed:
+        return None
+    while factor < MOST_ITEMS:
+        factor *= 1.1
+        low, high = _loss_bounds(len(c.lost) * factor, passed * factor, c.design_effect, policy.alpha)
+        if low > policy.critical_margin or high < 2 * policy.critical_margin:
+            return ceil(c.n * (factor - 1))
+    return None

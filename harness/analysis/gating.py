@@ -1,0 +1,227 @@
+"""Gate: both arms' rows and a policy → one verdict, pass, fail, inconclusive or harness-drift.
+
+Invariant: pass needs non-inferiority shown and fail needs a regression shown; whatever lies
+between is inconclusive, and so is a run of which no admitted capability task was measured, or too many
+answers failed.
+Where the control arm moved, nothing is said of the candidate. Admission looks at the base only.
+The exit code, the terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+from harness.analysis import comparison
+from harness.analysis.admission import (
+    AdmittedTasks,
+    Measurement,
+    admit,
+    admit_tasks,
+    applicable_policy,
+    compare_invalid_rates,
+    compare_metrics,
+    compare_task,
+    cut_tasks,
+    cut_to_half,
+    may_be_judged,
+    name_admitted_tasks,
+)
+from harness.analysis.comparison import Comparison
+from harness.analysis.gate_rules import apply_rules
+from harness.analysis.halves import document_of, join_clusters, number_documents
+from harness.analysis.macro import SharedItems, find_shared_items, macro_between
+from harness.analysis.operating_characteristic import (
+    WIDEST_MARGIN,
+    Settling,
+    SpareItems,
+    chance_of_an_equal_model,
+    find_settling,
+    list_spare_items,
+    power_warnings,
+)
+from harness.analysis.significance import bound_passing_chance
+from harness.analysis.target_rules import (
+    AA_FLIPS,
+    ControlFacts,
+    aa_rate,
+    cumulative_of,
+    cumulative_policy,
+    cumulative_rule,
+    export_rule,
+    has_drifted,
+    make_unmeasured_rule,
+)
+from harness.analysis.verdict import (
+    WORDS,
+    MissRate,
+    Rule,
+    TargetFacts,
+    TaskComparison,
+    Verdict,
+    is_in_macro,
+    is_invalid,
+    is_judged,
+    is_relative,
+    is_reported_only,
+    is_safety,
+    list_items_needed,
+    margin_of,
+    margin_share,
+    may_decide,
+    name_reasons,
+)
+from harness.errors import IncompatibleRuns
+from harness.spec import GatePolicy
+
+
+@dataclass(frozen=True, slots=True)
+class GateResult:
+    """A candidate's verdict against a baseline, with the comparisons that it rests on.
+
+    `tasks` holds every metric of every task; `notes` say what was left out and why. `candidate` and
+    `baseline` are the names under which a verdict is printed, empty where it stands in a report. `n_members`
+    counts the fine-tunes of its experiment, for which a verdict is not corrected.
+    """
+
+    tasks: tuple[TaskComparison, ...]
+    verdict: Verdict
+    policy: GatePolicy
+    notes: tuple[str, ...] = ()
+    candidate: str = ""
+    baseline: str = ""
+    n_members: int = 1
+
+
+class ComparedArms(NamedTuple):
+    """Both arms compared on every metric of every task: what any verdict on them rests on, at whatever level.
+
+    `validity` compares their shares of unusable answers, None where nothing was generated.
+    """
+
+    tasks: Sequence[TaskComparison]
+    validity: Comparison | None
+    shared: SharedItems
+
+
+def compare_arms(
+    measured: Sequence[Measurement],
+    policy: GatePolicy,
+    *,
+    identical: bool,
+    seed: int = 0,
+    admitted: AdmittedTasks | None = None,
+) -> ComparedArms:
+    """Compare both arms of measurements; `admitted` is what the base's rows say where somebody keeps that.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or two tasks have one name.
+    """
+    # Refuse two tasks of one name, of which only one would be judged.
+    counts = Counter(m.task.name for m in measured)
+    if twice := [name for name, n in counts.items() if n > 1]:
+        raise IncompatibleRuns(
+            f"found several tasks named {', '.join(twice)}; expected a name of its own for each task; "
+            "next: rename them"
+        )
+    admitted = admitted or admit_tasks(measured, seed, policy)
+    compare = partial(compare_metrics, admitted=admitted, alpha=policy.alpha, identical=identical)
+    tasks = [t for m in measured for t in compare(m)]
+    judged = [m for m in measured if is_judged(m.task.name, policy)]
+    counted = [t for t in _keep_primary(tasks, judged) if is_in_macro(t)]
+    return ComparedArms(
+        tasks,
+        compare_invalid_rates(judged, policy.alpha, identical),
+        find_shared_items(measured, counted, admitted.cut),
+    )
+
+
+def _keep_primary(tasks: Sequence[TaskComparison], judged: Sequence[Measurement]) -> list[TaskComparison]:
+    primary = {t.task.name: t for t in tasks if t.comparison.metric == t.task.primary_metric}
+    return [primary[m.task.name] for m in judged if m.task.name in primary]
+
+
+def judge(
+    measured: Sequence[Measurement],
+    policy: GatePolicy,
+    *,
+    target: TargetFacts | None,
+    identical: bool,
+    confirmed: Mapping[str, Collection[str]] | None = None,
+    controls: Sequence[ControlFacts] = (),
+    compared: ComparedArms | None = None,
+    missing: Sequence[str] = (),
+    seed: int = 0,
+    level: float | None = None,
+    cumulative: Rule | None = None,
+    export: Rule | None = None,
+) -> GateResult:
+    """Compare both arms on every metric of every task, and judge by each task's primary metric.
+
+    `identical` says that the weights are the baseline's own: what the weights decide then passes by
+    identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
+    the control arms beside which the rows were computed. `compared` is what `compare_arms` says of these very
+    measurements, where somebody keeps it for another verdict on them. `missing` names tasks that one of the
+    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
+    is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
+    the rule against the first base, where the baseline is another one, `export` that of an artefact against
+    its own run. Where `policy.tasks` names tasks, others are compared and not judged.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or two tasks have one name.
+    """
+    compared = compared or compare_arms(measured, policy, identical=identical, seed=seed)
+    judged = [m for m in measured if is_judged(m.task.name, policy)]
+    tasks = _keep_primary(compared.tasks, judged)
+    there = {t.task.name for t in tasks}
+    unanswered = [m.task.name for m in judged if m.task.name not in there and may_be_judged(m, policy)]
+    commonest: dict[str, Sequence[Comparison]] = {}
+    if policy.mode_collapse is not None and not identical:
+        for m in judged:
+            if m.role == "capability" and m.task.kind == "generate":
+                found = comparison.compare_commonest_answers(m.base, m.new, alpha=policy.alpha)
+                commonest[m.task.name] = found
+        commonest |= {"the target": target.commonest} if target else {}
+    verdict = apply_rules(
+        tasks,
+        policy,
+        validity=compared.validity,
+        target=target,
+        identical=identical,
+        confirmed=confirmed,
+        controls=controls,
+        missing=[*filter(partial(is_judged, policy=policy), missing), *unanswered],
+        shared=compared.shared,
+        level=level,
+        cumulative=cumulative,
+        export=export,
+        commonest=commonest,
+    )
+    return GateResult(tuple(compared.tasks), verdict, policy)
+
+
+def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
+    """Return 0 for pass, 3 for fail, 4 for inconclusive unless the policy lets that through.
+
+    A harness that drifted, and too many failed answers, are 4 whatever the policy says: nothing was judged.
+    """
+    if verdict.outcome == "harness-drift" or is_invalid(verdict.rules):
+        return 4
+    if verdict.outcome == "inconclusive":
+        return 4 if policy.on_inconclusive == "fail" else 0
+    return 0 if verdict.outcome == "pass" else 3
+
+
+_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive
+
+
+def combine_exit_codes(judged: Sequence[GateResult]) -> int:
+    """Return the code of the worst verdict; 0 of none."""
+    codes = (exit_code(j.verdict, j.policy) for j in judged)
+    return max(codes, key=_FROM_BEST_TO_WORST.index, default=0)
+
+
+def worst_result(judged: Sequence[GateResult]) -> GateResult:
+    """Return the first of those whose verdict alone gives the exit code of them all."""
+    return max(judged, key=lambda j: _FROM_BEST_TO_WORST.index(exit_code(j.verdict, j.policy)))

@@ -1,0 +1,301 @@
+"""Human preference between two candidates: the order of rating, its result, and win rates.
+
+Invariant: pure. Order and sides depend on rater and pair alone, so a rater who comes back goes on where they
+were, and a side tells nothing of the candidate. A rater's later rating of an item replaces an earlier one; a
+skipped item counts for nothing. A tie is half a win, and equal answers are one without a rating. A judge's
+preferences are corrected by people's of a random part of the same pairs, as its grades are by labels;
+without enough of them the figure is the judge's own, and says how many are missing. Which items have equal
+answers is part of the sample, so the interval holds its chance as well.
+Source: `judge_correction`; Wilson 1927 for people alone, of items that come by themselves
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import stats
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.judge_correction import MIN_LABELS, GradedArm, PairBias, correct_score, estimate_share
+from harness.analysis.labelled_answers import count_enough_labels
+from harness.formatting import Unit
+from harness.records import Rating, digest
+from harness.spec import PEOPLE
+from harness.stats import Array, Strength, WinRate
+
+Side = Literal["a", "b"]
+Choice = Literal["a", "b", "tie", "skip"]
+_SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "skip": "skip"}
+_WON = {"a": 1.0, "tie": 0.5, "b": 0.0}
+_DRAWN = 0.95  # of the pairs up to one, in the order of drawing, have a rating where ratings count
+
+
+class Turn(NamedTuple):
+    """One item that a rater is asked, and whose answer stands on the left."""
+
+    example_id: str
+    left: Side
+
+
+class PreferenceResult(NamedTuple):
+    """Result of one pair's ratings; `rate` is the share of items on which side b is preferred.
+
+    One vote an item: that of most of its raters. `strength` is side b's over side a in Elo points,
+    with an interval over items. `agreement` is Krippendorff's alpha, None with fewer than two raters.
+    """
+
+    n_items: int
+    n_ratings: int
+    n_skipped: int
+    raters: tuple[str, ...]
+    rate: WinRate | None
+    strength: Strength | None
+    agreement: float | None
+
+
+def turns(ids: Sequence[str], rater: str, rows_a: str, rows_b: str) -> list[Turn]:
+    """Shuffle items and sides for one rater of one pair of row sets."""
+    draw = random.Random(digest([rater, rows_a, rows_b]))
+    order = sorted(ids)
+    draw.shuffle(order)
+    return [Turn(item, "a" if draw.random() < 0.5 else "b") for item in order]
+
+
+def find_next_turn(
+    ids: Sequence[str], done: Iterable[Rating], rater: str, rows_a: str, rows_b: str
+) -> Turn | None:
+    """Return the first item that the rater has not rated or skipped yet; None where all are done."""
+    seen = {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, rows_a, rows_b)}
+    return next((turn for turn in turns(ids, rater, rows_a, rows_b) if turn.example_id not in seen), None)
+
+
+def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceResult:
+    """Count what was preferred of two row sets, whichever of the two was called a."""
+    latest = _latest(ratings, rows_a, rows_b)
+    votes = [r for r in latest if r.choice != "skip"]
+    by_item: dict[str, dict[str, Choice]] = {}
+    for r in votes:
+        by_item.setdefault(r.example_id, {})[r.rater] = r.choice
+    shares = [*map_preference_shares(latest, rows_a, rows_b).values()]
+    wins, losses = sum(share > 0.5 for share in shares), sum(share < 0.5 for share in shares)
+    return PreferenceResult(
+        n_items=len(by_item),
+        n_ratings=len(votes),
+        n_skipped=len(latest) - len(votes),
+        raters=tuple(sorted({r.rater for r in latest})),
+        rate=stats.win_rate(wins, losses, len(shares) - wins - losses) if shares else None,
+        strength=_strength(votes) if votes else None,
+        agreement=stats.krippendorff_alpha(list(by_item.values())),
+    )
+
+
+def map_preference_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
+    """Map each rated item to the share of its raters who prefer side b, a tie being half of one."""
+    won: dict[str, list[float]] = {}
+    for r in _latest(ratings, rows_a, rows_b):
+        if r.choice != "skip":
+            won.setdefault(r.example_id, []).append(1 - _WON[r.choice])
+    return {item: sum(of) / len(of) for item, of in won.items()}
+
+
+def map_counted_shares(
+    ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str
+) -> dict[str, float]:
+    """Map the items whose ratings count to the share of their raters who prefer side b, of `ids` shown.
+
+    They count up to where 95 % of the pairs have one, in the order of pair files, of all raters together, or
+    in each rater's own, that of the Rate page: picked pairs are no random part of those that differ.
+    """
+    found, ids = list(ratings), list(ids)
+    latest = [r for r in _latest(found, rows_a, rows_b) if r.choice != "skip"]
+    voted = {(r.rater, r.example_id) for r in latest}
+    counted = set[tuple[str, str]]()
+    for sides in ((rows_a, rows_b), (rows_b, rows_a)):  # pairs are shuffled as one of the two was called a
+        given = [r for r in found if (r.rows_a, r.rows_b) == sides and (r.rater, r.example_id) in voted]
+        orders = dict[str, list[Rating]]()
+        for r in given:  # only the page takes the time
+            orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
+        for order, of in orders.items():
+            drawn, rated = turns(ids, order, *sides), {r.example_id for r in of}
+            n_rated = last = 0
+            for place, turn in enumerate(drawn, 1):
+                n_rated += turn.example_id in rated
+                last = place if n_rated >= _DRAWN * place else last
+            counting = {turn.example_id for turn in drawn[:last]}
+            counted |= {(r.rater, r.example_id) for r in of if r.example_id in counting}
+    return map_preference_shares([r for r in latest if (r.rater, r.example_id) in counted], rows_a, rows_b)
+
+
+def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]:
+    """List each rater's latest rating of each item of two row sets, whichever of the two was called a."""
+    latest: dict[tuple[str, str], Rating] = {}
+    for r in ratings:
+        if r.rows_a == rows_b != r.rows_b:
+            left: Side = "a" if r.left == "b" else "b"
+            r = replace(r, run_a=r.run_b, run_b=r.run_a, rows_a=r.rows_b, rows_b=r.rows_a, left=left)
+            r = replace(r, choice=_SWAPPED[r.choice])
+        if (r.rows_a, r.rows_b) == (rows_a, rows_b):
+            latest[r.rater, r.example_id] = r
+    return [*latest.values()]
+
+
+def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
+    """Estimate each rated run's strength in Elo points over the first one by id, from all pairs."""
+    latest = {(r.rater, r.example_id, frozenset((r.rows_a, r.rows_b))): r for r in ratings}
+    votes = [r for r in latest.values() if r.choice != "skip"]
+    if not votes:
+        return {}
+    runs = sorted({run for r in votes for run in (r.run_a, r.run_b)})
+    found = stats.bradley_terry(
+        [runs.index(r.run_a) for r in votes],
+        [runs.index(r.run_b) for r in votes],
+        [_WON[r.choice] for r in votes],
+        [r.example_id for r in votes],
+    )
+    return dict(zip(runs, found, strict=True))
+
+
+def _strength(votes: Sequence[Rating]) -> Strength:
+    ones, zeros = [1] * len(votes), [0] * len(votes)
+    won = [1 - _WON[r.choice] for r in votes]
+    return stats.bradley_terry(ones, zeros, won, [r.example_id for r in votes])[1]
+
+
+_TIE = 0.5
+PREFERENCE = Unit(name="points of win rate beyond 50 %")
+UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ratings of people check yet)")
+
+
+class Wins(NamedTuple):
+    """Win rate over the candidate `over`, as preferred `by` people or by a judge, with its 95 % interval.
+
+    `rate` is None where no pair was compared. `uncorrected` is the judge's own, None of people. So many pairs
+    were rated by people (`n_ratings`), and so many more are `missing` before a judge may decide; until then
+    the rate is not `corrected`. `bias` is what a judge was found to prefer. `unrated` counts the pairs that
+    nobody rated, where people are asked alone; `is_open` says that too many items tell nothing.
+    """
+
+    over: str
+    by: str
+    rate: Estimate | None
+    n_ratings: int
+    uncorrected: float | None = None
+    missing: int = 0
+    corrected: bool = True
+    bias: PairBias | None = None
+    unrated: int = 0
+    is_open: bool = False
+
+    @property
+    def lacking(self) -> int:
+        """Number of ratings of people that a decision waits for, by people alone or of a judge's pairs."""
+        return self.missing or min(max(0, MIN_LABELS - self.n_ratings), self.unrated)
+
+    @property
+    def counts_as_gain(self) -> bool:
+        """Whether the rate is known, on pairs enough of which people rated and few of which tell nothing."""
+        return self.rate is not None and not self.lacking and not self.is_open
+
+
+class AnswerPairs(NamedTuple):
+    """Pairs of answers to the same items, as item → cluster: those that differ, and those that are equal."""
+
+    clusters: Mapping[str, str]
+    equal: Mapping[str, str]
+
+
+def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) -> Wins:
+    """Estimate the win rate from people's votes, by item the share who prefer the new answer.
+
+    An item goes to the side that most of them prefer. The items rated are a random part of those that
+    differ, as the Rate page asks about them.
+    """
+    items = sorted(pairs.clusters)
+    labels = _labels(items, votes)
+    n_rated = int((~np.isnan(labels)).sum())
+    if items and not n_rated:
+        return Wins(over, PEOPLE, None, 0, unrated=len(items))
+    ends = (_TIE, 0.0, 1.0)
+    if items:
+        known, clusters = labels[~np.isnan(labels)], _codes(pairs.clusters, items)
+        if len(np.unique(clusters)) == len(clusters):  # items by themselves have Wilson's interval
+            ends = stats.win_rate(*(int((known == share).sum()) for share in (1, 0, _TIE)))[:3]
+        elif (found := correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)) is None:
+            ends = float(known.mean()), 0.0, 1.0
+        else:
+            ends = found.score, found.low, found.high
+    return Wins(over, PEOPLE, _spread_over_all(pairs, *ends), n_rated, unrated=len(items) - n_rated)
+
+
+def wins_by_judge(
+    over: str, judge: str, pairs: AnswerPairs, won: Mapping[str, float], votes: Mapping[str, float]
+) -> Wins:
+    """Estimate the win rate from a judge's preferences of all pairs, corrected by people's votes on some."""
+    items = sorted(pairs.clusters)
+    n_rated = sum(item in votes for item in items)
+    if any(item not in won for item in items):
+        return Wins(over, judge, None, n_rated)
+    missing = max(count_enough_labels(len(items)) - n_rated, 0)
+    if not items:
+        return Wins(over, judge, _spread_over_all(pairs, _TIE, 0.0, 1.0), 0, _TIE)
+    grades = np.array([won[item] for item in items], float)
+    labels = grades if missing else _labels(items, votes)
+    found = correct_score(GradedArm(grades, labels, _codes(pairs.clusters, items)))
+    ends = (found.score, found.low, found.high) if found else (float(np.nanmean(labels)), 0.0, 1.0)
+    own = _spread_over_all(pairs, float(grades.mean()), 0.0, 1.0).score
+    return Wins(over, judge, _spread_over_all(pairs, *ends), n_rated, own, missing, not missing)
+
+
+def preference_gain(wins: Wins) -> Comparison | None:
+    """Write a win rate as a gain: how far it lies beyond the half of an equal candidate; None without one.
+
+    Its standard error is that of the wider side of the interval, which is lopsided near 0 and 1.
+    """
+    if wins.rate is None:
+        return None
+    rate, low, high, n = wins.rate[:4]
+    se = max(high - rate, rate - low) / stats.z_quantile(0.975)
+    one_sided = stats.z_quantile(0.95) * se
+    delta = rate - _TIE
+    return Comparison(
+        task="", metric=wins.by, slice="", n=n, n_clusters=n,
+        base=_TIE, base_low=_TIE, base_high=_TIE, new=rate, new_low=low, new_high=high,
+        delta=delta, low=low - _TIE, high=high - _TIE, se=se,
+        disagreement=1.0, lost=(), gained=(), n_valid=n, delta_valid=None, low_valid=None, high_valid=None,
+        estimator="ppi" if wins.corrected and wins.n_ratings and wins.by != PEOPLE else "bounds",
+        lower=delta - one_sided, upper=delta + one_sided,
+        unit=PREFERENCE if wins.corrected else UNCHECKED_PREFERENCE,
+    )  # fmt: skip
+
+
+def _labels(items: Sequence[str], votes: Mapping[str, float]) -> Array:
+    """Return 1, ½ or 0 by the majority of an item's votes, NaN where there is none, (n,)."""
+    shares = np.array([votes.get(item, np.nan) for item in items], float)
+    return np.where(np.isnan(shares), np.nan, (1 + np.sign(shares - _TIE)) / 2)
+
+
+def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp]:
+    return np.unique([clusters[item] for item in items], return_inverse=True)[1]
+
+
+def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
+    """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
+
+    The two chances, which pairs differ and who wins those, are joined in quadrature. Where none differs, as
+    many as may do so elsewhere may all be won, or lost.
+    """
+    every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
+    if not every:
+        return Estimate(_TIE, 0.0, 1.0, 0)
+    differs = np.array(list(every.values()))
+    share, fewest, most = estimate_share(differs, _codes({**pairs.clusters, **pairs.equal}, [*every]))[:3]
+    if not pairs.clusters:
+        return Estimate(_TIE, _TIE - most / 2, _TIE + most / 2, len(every))
+    at = _TIE + share * (rate - _TIE)
+    by_share = sorted((rate - _TIE) * (end - share) for end in (fewest, most))
+    below = stats.quadrature([share * (rate - low), by_share[0]])
+    above = stats.quadrature([share * (high - rate), by_share[1]])
+    return Estimate(at, max(at - below, 0.0), min(at + above, 1.0), len(every))

@@ -1,0 +1,172 @@
+"""Items needed to settle a margin, and the tasks that they come from.
+
+Invariant: planned from widths that were found, which hold n, disagreement and clusters; a task is given
+more items in proportion to what each of its items adds to the width (Neyman), and never more than it holds.
+Source: Chow, Shao & Wang 2008 for the sample size; Neyman 1934 for the allocation.
+"""
+
+from collections.abc import Sequence
+from math import ceil, inf, isfinite, sqrt
+from typing import NamedTuple
+
+from harness import formatting, stats
+from harness.analysis.comparison import Comparison
+from harness.stats import Array, Interval
+
+POWER = 0.8
+MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
+_NAMED = 8  # tasks named with their items
+_ROUNDING = 1e-9
+_BISECTIONS = 60
+
+
+class DeltaPart(NamedTuple):
+    """One task's part in a delta: the standard error that it adds, its n items, and how many more it holds.
+
+    `room` is infinite where items are written, not drawn.
+    """
+
+    name: str
+    se: float
+    n: int
+    room: float = inf
+
+
+class MoreItems(NamedTuple):
+    """Number of more items that would settle a margin, by task, and the sentence; None where none would."""
+
+    items: int | None
+    sentence: str
+    by_task: tuple[str, ...] = ()
+
+
+def lower_se(c: Comparison) -> float:
+    """Return the standard error that the lower one-sided bound amounts to."""
+    return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
+
+
+def upper_se(c: Comparison) -> float:
+    """Return the standard error that the upper one-sided bound amounts to."""
+    return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
+
+
+def find_planning_se(c: Comparison, se: float) -> float:
+    """Return the standard error from which to foretell what more items would show.
+
+    The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
+    and not with its root. So their spread is taken from the items that were lost and gained, half an
+    item added to each and two to all: what was never seen among few is not taken for impossible.
+    Infinite where too few clusters leave the spread unknown: then no number of items can be promised.
+
+    Source: the added items after Agresti & Min 2005.
+    """
+    if c.refused:
+        return inf
+    if c.base_passed is None or c.estimator == "identical":
+        return se
+    grow = c.n / (c.n + 2)
+    return stats.paired_se((c.n * c.disagreement + 1) / (c.n + 2), c.n, c.delta * grow, c.design_effect)
+
+
+def find_facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
+    """Return the standard error that the one-sided bound between the delta and −margin amounts to."""
+    width = delta - ends.low if delta >= -margin else ends.high - delta
+    return width / stats.z_quantile(1 - alpha)
+
+
+def describe_more_items(
+    delta: float,
+    parts: Sequence[DeltaPart],
+    margin: float,
+    alpha: float,
+    found_se: float,
+    correlations: Array | None = None,
+) -> MoreItems:
+    """Say how many more items would settle the margin with 80 % power, and under which true delta.
+
+    `parts` hold the standard errors to plan with (`find_planning_se`), `found_se` is that of the bound which
+    left the margin open (`find_facing_se`): it is used where by the planned ones the items at hand would have
+    done. The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is not
+    shown is not counted on), however many items that takes. Where the observed loss lies so close
+    to the margin that a hundred times the items would not tell them apart, the number is that for
+    a true delta of 0.
+    """
+    se = stats.quadrature([part.se for part in parts], correlations)
+    if not isfinite(se):
+        return MoreItems(None, "too few clusters to tell how much items differ; add items of other clusters")
+    truth = min(delta, 0.0)
+    wanted = abs(truth + margin) / _reach(alpha)
+    if 0 < se <= wanted:
+        parts = [part._replace(se=part.se * found_se / se) for part in parts]
+        se = found_se
+    if _growth(se, wanted) <= MOST_ITEMS or (truth == 0 and isfinite(_growth(se, wanted))):
+        assumed = "the loss is as large as it looks" if truth < 0 else "nothing is lost"
+        return _advise(parts, wanted, correlations, "", f"would probably settle it if {assumed}")
+    if truth == 0:
+        return MoreItems(None, "no number of items would settle so small a margin")
+    at_margin = "the loss looks as large as the margin, which no reasonable number of items would settle"
+    wanted = margin / _reach(alpha)
+    if se <= wanted:
+        return MoreItems(None, at_margin)
+    before = f"{at_margin}; if nothing is lost, "
+    return _advise(parts, wanted, correlations, before, "probably would")
+
+
+def _advise(
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None, before: str, after: str
+) -> MoreItems:
+    more = allocate_items(parts, wanted, correlations)
+    if more is None:
+        room = formatting.count(ceil(sum(part.room for part in parts)))
+        return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
+    n = max(1, sum(more))
+    needed = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)
+    by_task = tuple(f"{name} {formatting.count(-m)}" for m, name in needed)
+    rest = f" and {formatting.pluralize(len(by_task) - _NAMED, 'task')} more" if len(by_task) > _NAMED else ""
+    named = f" ({', '.join(by_task[:_NAMED])}{rest})" if len(parts) > 1 and by_task else ""
+    return MoreItems(n, f"{before}some {formatting.count(n)} more items {after}{named}", by_task)
+
+
+def allocate_items(
+    parts: Sequence[DeltaPart], wanted: float, correlations: Array | None = None
+) -> tuple[int, ...] | None:
+    """Give each part the fewest more items with which the standard error of all falls to the one wanted.
+
+    n_i + m_i ∝ se_i √n_i, at least n_i and at most what the task holds. None where all that the tasks hold
+    would not do.
+
+    Source: Neyman 1934; Cochran 1977, section 5.5.
+    """
+
+    def grow(scale: float) -> list[float]:
+        return [min(max(part.n, scale * part.se * sqrt(part.n)), part.n + part.room) for part in parts]
+
+    def se(sizes: Sequence[float]) -> float:
+        widths = [part.se * sqrt(part.n / size) for part, size in zip(parts, sizes, strict=True)]
+        return stats.quadrature(widths, correlations)
+
+    now = se([part.n for part in parts])
+    if se([part.n + part.room for part in parts]) > wanted:
+        return None
+    if now <= wanted:
+        return (0,) * len(parts)
+    evenly = (now / wanted) ** 2  # by which all parts would have to grow alike
+    low, high = 0.0, evenly * max(sqrt(part.n) / part.se for part in parts if part.se)
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if se(grow(middle)) > wanted else (low, middle)
+    return tuple(ceil(size - part.n - _ROUNDING * size) for part, size in zip(parts, grow(high), strict=True))
+
+
+def find_settling_growth(se: float, gap: float, alpha: float) -> float:
+    """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
+    return _growth(se, gap / _reach(alpha))
+
+
+def _growth(se: float, wanted: float) -> float:
+    times = se / wanted if wanted > 0 else inf
+    return times * times  # ** raises where the square is beyond what a float holds
+
+
+def _reach(alpha: float) -> float:
+    return stats.z_quantile(1 - alpha) + stats.z_quantile(POWER)

@@ -1,0 +1,305 @@
+"""Errors of judges beside people's labels: grades and differences corrected, and bias by length or place.
+
+Invariant: grades and labels are numbers in [0, 1]; labels are those of a random sample of the items, drawn
+by item for both arms, and the judge's errors are those of each arm by itself. An interval is never narrower
+than few errors that differ allow: a judge of whom no error was seen, or only equal ones, may make others.
+Lengths are characters. Items on which the one candidate's answer is the longer count as much as those on
+which the other's is; where the longer answers are nearly all one candidate's, or in too few clusters, a
+favour for length and one for the candidate are one figure, which says so. What people prefer of the same
+pairs is taken off. Position is judged by each pair's two orders.
+Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER).
+"""
+
+from collections.abc import Mapping, Sequence
+from math import exp, sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import stats
+from harness.analysis.estimators import Estimate
+from harness.formatting import RATE, Unit
+from harness.stats import Array, Interval
+
+FEW = 10  # labels that differ from their grade, below which their spread alone is not trusted
+MIN_LABELS = 10  # below which nothing is corrected
+SETTLED = 0.8  # chance with which the labels that are required would settle a difference
+
+
+class GradedArm(NamedTuple):
+    """Answers of one arm: grades of the judge, labels of people (NaN where there is none), clusters; (n,)."""
+
+    grades: Array
+    labels: Array
+    clusters: NDArray[np.intp]
+
+    @property
+    def has_label(self) -> NDArray[np.bool_]:
+        """Mark the items with a label, (n,)."""
+        return ~np.isnan(self.labels)
+
+
+class CorrectedEstimate(NamedTuple):
+    """A corrected score or difference with its 95 % interval; `power` is the weight of the judge in it."""
+
+    score: float
+    low: float
+    high: float
+    se: float
+    df: float
+    n_labels: int
+    power: float
+
+
+def correct_score(
+    arm: GradedArm, alpha: float = 0.05, power: float | None = None
+) -> CorrectedEstimate | None:
+    """Correct the mean grade of an arm by its labels; `power=0` gives the mean of the labels alone.
+
+    PPI++ on t; where fewer than ten labels differ from their grades, never narrower than Tango's interval of
+    the errors joined with Wilson's of the score. None with fewer than ten labels, or in too few clusters.
+    """
+    has = arm.has_label
+    found = _estimate_powered(arm.labels, arm.grades, arm.clusters, has, power)
+    if found is None:
+        return None
+    n, n_labels, mean = len(has), int(has.sum()), found.mean.mean
+    errors, labels = (arm.labels - arm.grades)[has], arm.labels[has]
+    few = stats.count_differing_clusters(errors, arm.clusters[has]) < FEW
+    share = min(max(mean, 0.0), 1.0)
+    if found.power and few:
+        effect = stats.design_effect(arm.grades, arm.clusters)
+        own = _distances(share, stats.wilson(share * n / effect, n / effect, alpha))
+        guard = _join([_error_distances(arm, has, alpha), own])
+    elif stats.count_differing_clusters(labels, arm.clusters[has]) < FEW:
+        effect = stats.design_effect(labels, arm.clusters[has])
+        at = float(labels.mean())
+        guard = _distances(at, stats.wilson(at * n_labels / effect, n_labels / effect, alpha))
+    else:
+        guard = (0.0, 0.0)
+    return _add_interval(found, guard, alpha, Interval(0.0, 1.0))
+
+
+def correct_difference(
+    base: GradedArm, new: GradedArm, alpha: float = 0.05, power: float | None = None
+) -> CorrectedEstimate | None:
+    """Correct the mean paired difference new − base, of items that people labelled in both arms.
+
+    As `correct_score`; the errors of both arms are joined where few of them differ.
+    """
+    has = base.has_label & new.has_label
+    labels, grades = new.labels - base.labels, new.grades - base.grades
+    found = _estimate_powered(labels, grades, new.clusters, has, power)
+    if found is None:
+        return None
+    few = stats.count_differing_clusters((labels - grades)[has], new.clusters[has]) < FEW
+    if found.power and few:
+        (low_new, high_new), (low_base, high_base) = (_error_distances(a, has, alpha) for a in (new, base))
+        own = _tango_distances(grades, new.clusters, alpha)
+        guard = _join([(low_new, high_new), (high_base, low_base), own])
+    elif stats.count_differing_clusters(labels[has], new.clusters[has]) < FEW:
+        guard = _tango_distances(labels[has], new.clusters[has], alpha)
+    else:
+        guard = (0.0, 0.0)
+    return _add_interval(found, guard, alpha, Interval(-1.0, 1.0))
+
+
+def count_more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
+    """Count the labels of an item's two answers that would probably settle which arm is better.
+
+    0 where that is settled; None where labels of all items would not do. Planned at a chance of 80 %.
+    """
+    if found.low > 0 or found.high < 0:
+        return 0
+    has = base.has_label & new.has_label
+    labels, grades = (new.labels - base.labels)[has], (new.grades - base.grades)[has]
+    se = abs(found.score) / (stats.z_quantile(0.975) + stats.z_quantile(SETTLED))
+    needed = None if se <= 0 else stats.labels_needed(labels, grades, len(has), se)
+    return None if needed is None else max(needed - int(has.sum()), 1)
+
+
+def _estimate_powered(
+    labels: Array, grades: Array, clusters: NDArray[np.intp], has: NDArray[np.bool_], power: float | None
+) -> stats.PoweredMean | None:
+    if has.sum() < MIN_LABELS:
+        return None
+    found = stats.prediction_powered_mean(
+        labels[has],
+        grades[has],
+        grades[~has],
+        clusters=clusters[has],
+        rest_clusters=clusters[~has],
+        power=power,
+    )
+    return None if found.mean.se is None else found
+
+
+def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
+    """Return how far the mean error of the items without a label may lie below and above what is shown."""
+    low, high = _tango_distances((arm.labels - arm.grades)[has], arm.clusters[has], alpha)
+    unlabelled = sqrt(1 - float(has.mean()))
+    return unlabelled * low, unlabelled * high
+
+
+def _tango_distances(changes: Array, clusters: NDArray[np.intp], alpha: float) -> tuple[float, float]:
+    effect = stats.design_effect(changes, clusters)
+    gains, losses = (float(np.clip(sign * changes, 0, None).sum()) / effect for sign in (1, -1))
+    n = len(changes) / effect
+    return _distances((gains - losses) / n, stats.tango_interval(gains, losses, n, alpha))
+
+
+def _distances(at: float, ends: Interval) -> tuple[float, float]:
+    return at - ends.low, ends.high - at
+
+
+def _join(distances: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    lows, highs = zip(*distances, strict=True)
+    return stats.quadrature(lows), stats.quadrature(highs)
+
+
+def _add_interval(
+    found: stats.PoweredMean, guard: tuple[float, float], alpha: float, bounds: Interval
+) -> CorrectedEstimate:
+    mean = found.mean
+    assert mean.se is not None
+    plain = stats.t_interval(mean, alpha)
+    low, high = min(plain.low, mean.mean - guard[0]), max(plain.high, mean.mean + guard[1])
+    score = min(max(mean.mean, bounds.low), bounds.high)
+    ends = (min(max(low, bounds.low), score), max(min(high, bounds.high), score))
+    return CorrectedEstimate(score, *ends, mean.se, mean.df, mean.n, found.power)
+
+
+def error_interval(
+    mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], most: float
+) -> Interval:
+    """Return the t interval of a mean error, or Tango's where errors are few and that is wider.
+
+    It is cut to [−most, most], or to where errors lie beyond. The mean is that of the groups' means, whose
+    errors (n,) and clusters (n,) are given. A group in which errors of fewer than ten clusters differ has the
+    distances of a difference of two binary scores as large, of as many items as its clusters are worth; the
+    groups' distances are joined in quadrature.
+    """
+    plain = stats.t_interval(mean)
+    most = max(most, *(float(np.abs(x).max()) for x in groups))
+    guards = [
+        _tango_distances(x / most, codes, 0.05)
+        if stats.count_differing_clusters(x / most, codes) < FEW
+        else (0.0, 0.0)
+        for x, codes in zip(groups, clusters, strict=True)
+    ]
+    low, high = (most / len(groups) * stats.quadrature(side) for side in zip(*guards, strict=True))
+    ends = min(plain.low, mean.mean - low), max(plain.high, mean.mean + high)
+    return Interval(max(ends[0], -most), min(ends[1], most))
+
+
+class LengthFavour(NamedTuple):
+    """Favour for the longer of two answers to an item, beyond people's, in the unit of the metric.
+
+    `ratio` is the mean of new to base in length (geometric), `new_longer` the share of the items whose
+    lengths differ on which the new answer is the longer one. `is_length` says that both candidates have
+    enough of the longer answers, in enough clusters, so that it is not a favour for a candidate.
+    """
+
+    favour: Estimate
+    ratio: float
+    new_longer: float
+    is_length: bool
+
+
+def estimate_length_favour(
+    errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
+) -> LengthFavour | None:
+    """Estimate the favour for the longer answer from errors (n,): how much more the new one is overrated.
+
+    `lengths` are those of (base, new), `most` is the largest error that there may be. None where fewer than
+    ten items have answers of another length, or in too few clusters.
+    """
+    base, new = (np.maximum(np.array(of, float), 1.0) for of in lengths)
+    differs = base != new
+    if differs.sum() < MIN_LABELS:
+        return None
+    longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
+    is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
+    # The mean of the favours that items with a longer new answer show, and those with a shorter one.
+    mean = stats.clustered_contrast(own, longer, groups) if is_length else None
+    if mean is None or mean.se is None:
+        is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
+    else:
+        mean = mean._replace(mean=mean.mean / 2, se=mean.se / 2)
+    if mean.se is None:
+        return None
+    parts = [own[longer], -own[~longer]] if is_length else [np.where(longer, own, -own)]
+    codes = [groups[longer], groups[~longer]] if is_length else [groups]
+    found = Estimate(mean.mean, *error_interval(mean, parts, codes, most), mean.n, unit)
+    ratio = exp(float(np.log(new / base).mean()))
+    return LengthFavour(found, ratio, float(longer.mean()), bool(is_length))
+
+
+class PairBias(NamedTuple):
+    """Preferences of a judge of pairs, each None where too few pairs tell.
+
+    `first` is the share of comparisons that the answer shown first won, `longer` the share of pairs of
+    unequal length in which the longer answer was preferred. Beside people, on the pairs that they rated: by
+    how much more it favours the new candidate (`favour`), and the longer answer (`longer_beside_people`), in
+    win rate.
+    """
+
+    first: Estimate | None = None
+    longer: Estimate | None = None
+    favour: Estimate | None = None
+    longer_beside_people: LengthFavour | None = None
+
+
+class JudgedPair(NamedTuple):
+    """One pair of unlike answers as a judge compared it, and as people did where they rated it.
+
+    `won` says how far the new answer is preferred, `first` how far the one shown first; `lengths` are those
+    of (base, new).
+    """
+
+    won: float
+    first: float
+    lengths: tuple[int, int]
+    cluster: str
+    vote: float | None = None
+
+
+def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
+    """Estimate what a judge prefers in the pairs that it compared, by item."""
+    every = list(pairs.values())
+    unequal = [pair for pair in every if pair.lengths[0] != pair.lengths[1]]
+    rated = [pair for pair in every if pair.vote is not None]
+    errors = np.array([pair.won - (pair.vote or 0.0) for pair in rated], float)
+    lengths = [[pair.lengths[arm] for pair in rated] for arm in (0, 1)]
+    longer_won = [pair.won if pair.lengths[1] > pair.lengths[0] else 1 - pair.won for pair in unequal]
+    first, longer, favour, beside_people = None, None, None, None
+    if len(every) >= MIN_LABELS:
+        first = estimate_share(np.array([pair.first for pair in every], float), _codes(every))
+    if len(unequal) >= MIN_LABELS:
+        longer = estimate_share(np.array(longer_won, float), _codes(unequal))
+    if len(rated) >= MIN_LABELS:
+        favour = estimate_error(errors, _codes(rated))
+        beside_people = estimate_length_favour(errors, lengths, _codes(rated), RATE)
+    return PairBias(first, longer, favour, beside_people)
+
+
+def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:
+    return np.unique([pair.cluster for pair in pairs], return_inverse=True)[1]
+
+
+def estimate_share(values: Array, clusters: NDArray[np.intp], unit: Unit = RATE) -> Estimate:
+    """Estimate a share of items (n,) with Wilson's interval of as many as their clusters are worth."""
+    effect = stats.design_effect(values, clusters)
+    ends = stats.wilson(float(values.sum()) / effect, len(values) / effect)
+    return Estimate(float(values.mean()), *ends, len(values), unit)
+
+
+def estimate_error(
+    values: Array, clusters: NDArray[np.intp], unit: Unit = RATE, most: float = 1.0
+) -> Estimate | None:
+    """Estimate a mean in [−most, most]; None where too few clusters leave its spread unknown."""
+    mean = stats.clustered_mean(values, clusters)
+    if mean.se is None:
+        return None
+    return Estimate(mean.mean, *error_interval(mean, [values], [clusters], most), mean.n, unit)

@@ -1,0 +1,412 @@
+"""A metric beside people's labels of the same answers: agreement, its errors, and the scores they correct.
+
+Invariant: a label belongs to an answer with its prompt and references, and counts for a run as far as
+nearly all of its answers have one, in the order in which items are drawn: labels of the answers alone that
+did not change since another run are no random sample of this one's. A failed answer needs none. Of several
+raters of one answer the mean counts, and of one rater the latest label. Only a metric that is the mean of
+one number an item, in [0, 1], is corrected. Where several answers were drawn to an item a label is held to
+the grade of the answer that has it, and the item's mean over all answers is what is corrected.
+Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import log2
+from typing import NamedTuple
+
+import numpy as np
+
+from harness import stats
+from harness.analysis.estimators import Estimate
+from harness.analysis.judge_correction import (
+    MIN_LABELS,
+    CorrectedEstimate,
+    GradedArm,
+    LengthFavour,
+    correct_difference,
+    correct_score,
+    count_more_labels,
+    estimate_error,
+    estimate_length_favour,
+    estimate_share,
+)
+from harness.metrics import Metric
+from harness.records import LabelSet, SampleResult, digest
+from harness.stats import Array
+
+ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a judge
+_SPREAD = log2(1.5)  # between the longer and the shorter answers of an arm, below which no length is judged
+_DRAWN = 0.95  # of an arm's answers up to an item, in the order of drawing, have a label where labels count
+
+_SPLIT = 0.5  # of raters who say yes or no
+
+Labels = Mapping[str, float]  # by the digest of an answer
+
+
+class Confusion(NamedTuple):
+    """Answers passed by judge and people both, by the judge alone, by people alone, and by nobody."""
+
+    both: int
+    judge_alone: int
+    people_alone: int
+    neither: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmCalibration:
+    """One run's answers: the metric's score of n items, and what the labels of some of them say of it.
+
+    `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` joins
+    labels and grades, `labels_alone` are the labels' mean; both are None with fewer than ten labels.
+    `agreement`, `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are those of labels and grades
+    that are all 0 or 1, None else; of several raters the majority counts, without `n_split` answers on which
+    as many say the one as the other.
+    """
+
+    name: str
+    n: int
+    n_labels: int
+    score: Estimate
+    corrected: Estimate | None = None
+    labels_alone: Estimate | None = None
+    rogan_gladen: Estimate | None = None
+    power: float | None = None
+    kappa: Estimate | None = None
+    agreement: Estimate | None = None
+    confusion: Confusion | None = None
+    sensitivity: Estimate | None = None
+    specificity: Estimate | None = None
+    error: Estimate | None = None
+    n_split: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PairCalibration:
+    """The paired difference new − base on n items, of which `n_labels` have a label in both arms.
+
+    `favour` is how much more the metric overrates the new arm than the base, on the same items. `more_labels`
+    would probably settle which is better: 0 where that is settled, None where no number of them would.
+    `longer` is how much more the metric favours the longer of the two answers to an item than people do.
+    """
+
+    new: str
+    base: str
+    n: int
+    n_labels: int
+    delta: Estimate
+    corrected: Estimate | None = None
+    labels_alone: Estimate | None = None
+    favour: Estimate | None = None
+    more_labels: int | None = None
+    longer: LengthFavour | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MetricCalibration:
+    """A metric of a task beside people's labels of its answers; `kappa` is that of all labelled answers.
+
+    `length` is by how much its error (grade − label) rises with each doubling of an answer's length.
+    `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha
+    of graded labels), None where no answer has two raters. `own` names the arms whose weights are made from
+    the judge's own.
+    """
+
+    task: str
+    metric: str
+    raters: tuple[str, ...]
+    raters_alpha: float | None
+    arms: tuple[ArmCalibration, ...]
+    pairs: tuple[PairCalibration, ...]
+    kappa: Estimate | None = None
+    length: Estimate | None = None
+    own: tuple[str, ...] = ()
+
+    @property
+    def is_near_chance(self) -> bool:
+        """Whether the metric is not shown to agree with people more than by chance."""
+        return self.kappa is None or self.kappa.low <= 0
+
+
+def answer_digest(metric: str, row: SampleResult) -> str:
+    """Return the digest that binds a label to an answer, what it answers, and the metric that it is for."""
+    question = [row.task, row.split, row.example_id, row.prompt, list(row.references)]
+    return digest([metric, *question, row.text])
+
+
+def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:
+    """Tell whether a metric is the mean of one number an item, in [0, 1], its answers not those of folds."""
+    if len(metric.parts) != 1 or not (0 <= metric.bounds[0] < metric.bounds[1] <= 1):
+        return False
+    if any(row.fold for rows in arms for row in rows):
+        return False
+    parts, weights = np.linspace(*metric.bounds, 5)[:, None], np.arange(1.0, 6.0)
+    return bool(np.isclose(metric.aggregate(parts, weights), np.average(parts[:, 0], weights=weights)))
+
+
+def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
+    """Map answers to their label for a metric: the mean of its raters, of each the latest."""
+    return {answer: sum(of.values()) / len(of) for answer, of in _group_by_rater(found, metric).items()}
+
+
+def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
+    """Put items in the random order of their digests, in which answers are labelled, whoever labels."""
+    return sorted(ids, key=lambda item: digest([task, metric, item]))
+
+
+def select_scored(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
+    """Map items to the rows that a metric scored, in the order of their ids; failed answers have no text."""
+    scored = {row.example_id: row for row in rows if row.parts[metric] is not None and row.status != "error"}
+    return dict(sorted(scored.items()))
+
+
+def count_enough_labels(n_items: int) -> int:
+    """Return how many of so many items need a label before a decision rests on a judge: a hundred, or all."""
+    return min(ENOUGH_LABELS, n_items)
+
+
+def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
+    """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
+
+    Failed answers among them that were given the metric's worst value have it as their label too.
+    """
+    by_id = {row.example_id: row for row in rows}
+    drawn = draw_items(by_id, rows[0].task, metric) if rows else []
+    found = [labels.get(answer_digest(metric, by_id[item])) for item in drawn]
+    failed = np.array([by_id[item].status == "error" for item in drawn], bool)
+    has = np.array([label is not None for label in found], bool) & ~failed
+    enough = np.flatnonzero(has & (np.cumsum(has) >= _DRAWN * np.cumsum(~failed)))
+    last = int(enough[-1]) + 1 if len(enough) else 0
+    counted = dict[str, float]()
+    for item, label in zip(drawn[:last], found[:last], strict=True):
+        parts = by_id[item].parts[metric]  # of a failed answer the worst ones, if any
+        value = (parts[0] if parts else None) if by_id[item].status == "error" else label
+        if value is not None:
+            counted[item] = value
+    return counted
+
+
+def calibrate(
+    metric: Metric,
+    arms: Mapping[str, Sequence[SampleResult]],
+    pairs: Iterable[tuple[str, str]],
+    found: Sequence[LabelSet],
+) -> MetricCalibration | None:
+    """Put a metric's scores of several arms beside people's labels; `pairs` are (new, base) by name.
+
+    None where no answer has a label, or the metric cannot be corrected, as in folds.
+    """
+    labels = latest_labels(found, metric.name)
+    if not labels or not is_correctable(metric, *arms.values()):
+        return None
+    scored = {name: select_scored(metric.name, rows) for name, rows in arms.items()}
+    units = _group_by_rater(found, metric.name)
+    passes = all(label in (0, 1) for of in units.values() for label in of.values())
+    calibrated = (
+        _arm(metric, name, [*rows.values()], labels, passes) for name, rows in scored.items() if rows
+    )
+    labelled = [arm for arm in calibrated if arm.n_labels]
+    if not labelled:
+        return None
+    compared = [_pair(metric, new, base, scored[new], scored[base], labels) for new, base in pairs]
+    task = next(row.task for rows in scored.values() for row in rows.values())
+    return MetricCalibration(
+        task,
+        metric.name,
+        tuple(sorted({rater for unit in units.values() for rater in unit})),
+        stats.krippendorff_alpha(units.values(), graded=True),
+        tuple(labelled),
+        tuple(pair for pair in compared if pair and pair.n_labels),
+        *_agreement_and_length(metric, [list(rows.values()) for rows in scored.values()], labels),
+    )
+
+
+def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
+    """Put grades and labels of rows side by side; clusters are numbered as the rows name them.
+
+    Of several answers to an item one has a label; to it is added by how much the metric grades them all
+    better than that one, which is 0 on average and makes it a label of the item's mean.
+    """
+    arm = _label_arm(metric, rows, labels)
+    moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
+    has = arm.has_label
+    if has.any() and 0 <= moved[has].mean() <= 1:
+        return arm._replace(labels=moved)
+    return arm
+
+
+def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
+    clusters = np.unique([row.cluster or row.example_id for row in rows], return_inverse=True)[1]
+    grades = np.array([(row.parts[metric.name] or (np.nan,))[0] for row in rows], float)
+    counted = select_labels(metric.name, rows, labels)
+    found = [counted.get(row.example_id, np.nan) for row in rows]
+    return GradedArm(grades, np.array(found, float), clusters)
+
+
+def _select_own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
+    """Return the grade of the answer that stands in each row, of several that were drawn, (n,)."""
+    grades = []
+    for row in rows:
+        same = (one.parts.get(metric.name) for one in row.samples if one.text == row.text)
+        grades.append((next(filter(None, same), None) or row.parts[metric.name] or (np.nan,))[0])
+    return np.array(grades, float)
+
+
+def estimate_of(metric: Metric, found: CorrectedEstimate | None, n: int | None = None) -> Estimate | None:
+    """Write a corrected value as an estimate, of n items or of the labels."""
+    if found is None:
+        return None
+    return Estimate(found.score, found.low, found.high, n or found.n_labels, metric.unit)
+
+
+def _arm(
+    metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels, passes: bool
+) -> ArmCalibration:
+    """Put one arm beside its labels; `passes` says that each rater said 0 or 1."""
+    arm, given = grade_arm(metric, rows, labels), _label_arm(metric, rows, labels)
+    has = arm.has_label
+    own = _score(metric, arm)
+    if has.sum() < MIN_LABELS:
+        return ArmCalibration(name, len(rows), int(has.sum()), own)
+    grades, people, clusters = _select_own_grades(metric, rows)[has], given.labels[has], arm.clusters[has]
+    corrected = correct_score(arm)
+    told = people != _SPLIT
+    binary = passes and bool(np.isin(grades, (0, 1)).all() and told.any())
+    said, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
+    cells = (int(((said == g) & (voted == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    table = Confusion(*cells) if binary else None
+    return ArmCalibration(
+        name=name,
+        n=len(rows),
+        n_labels=int(has.sum()),
+        score=own,
+        corrected=estimate_of(metric, corrected, len(rows)),
+        labels_alone=estimate_of(metric, correct_score(given, power=0.0)),
+        rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
+        power=corrected.power if corrected else None,
+        kappa=_kappa(grades, people, clusters),
+        agreement=estimate_share((said == voted).astype(float), groups, metric.unit) if binary else None,
+        confusion=table,
+        sensitivity=_share_right(metric, said, voted, groups, 1.0) if table else None,
+        specificity=_share_right(metric, said, voted, groups, 0.0) if table else None,
+        error=estimate_error(grades - people, clusters, metric.unit),
+        n_split=int((~told).sum()) if binary else 0,
+    )
+
+
+def _pair(
+    metric: Metric,
+    new: str,
+    base: str,
+    new_rows: Mapping[str, SampleResult],
+    base_rows: Mapping[str, SampleResult],
+    labels: Labels,
+) -> PairCalibration | None:
+    """Compare two arms on the items that both answered; None where there is none."""
+    ids = [item for item in new_rows if item in base_rows]
+    if not ids:
+        return None
+    both = [[of[item] for item in ids] for of in (base_rows, new_rows)]
+    old, now = (grade_arm(metric, rows, labels) for rows in both)
+    base_given, new_given = (_label_arm(metric, rows, labels) for rows in both)
+    has = old.has_label & now.has_label
+    delta = estimate_error(now.grades - old.grades, now.clusters, metric.unit)
+    found = correct_difference(old, now) if has.sum() >= MIN_LABELS else None
+    if delta is None:
+        return None
+    if found is None:
+        return PairCalibration(new, base, len(ids), int(has.sum()), delta)
+    errors = (now.grades - now.labels - old.grades + old.labels)[has]
+    labelled = [item for item, counts in zip(ids, has, strict=True) if counts]
+    lengths = tuple([len(of[item].text) for item in labelled] for of in (base_rows, new_rows))
+    return PairCalibration(
+        new,
+        base,
+        len(ids),
+        int(has.sum()),
+        delta,
+        corrected=estimate_of(metric, found, len(ids)),
+        labels_alone=estimate_of(metric, correct_difference(base_given, new_given, power=0.0)),
+        favour=estimate_error(errors, now.clusters[has], metric.unit, most=2.0),
+        more_labels=count_more_labels(old, now, found),
+        longer=estimate_length_favour(errors, lengths, now.clusters[has], metric.unit, most=2.0),
+    )
+
+
+def _score(metric: Metric, arm: GradedArm) -> Estimate:
+    own = correct_score(arm._replace(labels=arm.grades))
+    found = estimate_of(metric, own, len(arm.grades))
+    return found or Estimate(float(arm.grades.mean()), *metric.bounds, len(arm.grades), metric.unit)
+
+
+def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | None:
+    found = stats.cohen_kappa(grades, people, clusters)
+    return None if found is None else Estimate(*found, len(grades))
+
+
+def _agreement_and_length(
+    metric: Metric, arms: Iterable[Sequence[SampleResult]], labels: Labels
+) -> tuple[Estimate | None, Estimate | None]:
+    """Estimate kappa and the part of the length in the error, of labelled answers of all arms.
+
+    Answers to one item are one cluster; an answer that two arms gave counts once. Lengths and errors are
+    those beside their arm's mean, so that a favour for one arm is no preference for its length. None with
+    fewer than ten answers, and of the length where the arms' own answers are about as long as each other.
+    """
+    kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
+    seen = set[str]()
+    for rows in arms:
+        counted = select_labels(metric.name, rows, labels)
+        by_answer = {answer_digest(metric.name, row): row for row in rows if row.example_id in counted}
+        own = [row for answer, row in by_answer.items() if answer not in seen]
+        seen |= by_answer.keys()
+        if own:
+            kept += own
+            people += [counted[row.example_id] for row in own]
+            errors.append(_center(np.subtract(_select_own_grades(metric, own), people[-len(own) :])))
+            lengths.append(_center([log2(max(len(row.text), 1)) for row in own]))
+    if len(kept) < MIN_LABELS:
+        return None, None
+    clusters = np.unique([row.cluster or row.example_id for row in kept], return_inverse=True)[1]
+    grades, length = _select_own_grades(metric, kept), np.concatenate(lengths)
+    slope, error = None, np.concatenate(errors)
+    varies = min(np.ptp(length), np.ptp(error)) > stats.TIE
+    if varies and np.subtract(*np.quantile(length, (0.9, 0.1))) >= _SPREAD:
+        found = stats.clustered_slope(length, error, clusters)
+        if found.se is not None:
+            slope = Estimate(found.mean, *stats.t_interval(found), found.n, metric.unit)
+    return _kappa(grades, np.array(people), clusters), slope
+
+
+def _center(values: Sequence[float] | Array) -> Array:
+    mean = sum(values) / len(values)
+    return np.array([value - mean for value in values], float)
+
+
+def _share_right(
+    metric: Metric, grades: Array, people: Array, clusters: np.ndarray, label: float
+) -> Estimate | None:
+    own = people == label
+    hits = (grades[own] == label).astype(float)
+    return estimate_share(hits, clusters[own], metric.unit) if own.any() else None
+
+
+def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate | None:
+    """Correct a rate by sensitivity and specificity, for items that are each their own cluster."""
+    positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
+    n = len(arm.grades)
+    if not positive or not negative or arm.clusters.max() + 1 < n:
+        return None
+    found = stats.rogan_gladen(
+        float(arm.grades.mean()), n, table.neither / negative, negative, table.both / positive, positive
+    )
+    return None if found is None else Estimate(*found, n, metric.unit)
+
+
+def _group_by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:
+    """Map answers to each rater's latest label; the sets are in the order in which they came."""
+    out: dict[str, dict[str, float]] = {}
+    for of in found:
+        if of.metric == metric:
+            for one in of.labels:
+                out.setdefault(one.answer, {})[of.rater] = one.label
+    return out

@@ -1,0 +1,293 @@
+"""The macro: the mean delta over the tasks that count, and the items that tasks share.
+
+Invariant: each half-task has half the weight of a task, copies of one task have together that of one, and
+items that tasks share widen the interval. An item is known by its document (`gating.halves`), and a cluster
+by its name in all tasks; an item with neither is shared with nobody. Reads paired differences, and no text.
+Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from harness import formatting, stats
+from harness.analysis import comparison
+from harness.analysis.admission import Measurement, compare_half, cut_tasks
+from harness.analysis.comparison import Comparison, Estimate, align
+from harness.analysis.halves import HalfSplit, documents_of
+from harness.analysis.items_needed import DeltaPart, find_planning_se, lower_se
+from harness.analysis.verdict import TaskComparison, is_relative, skill
+from harness.metrics import flips
+from harness.spec import GatePolicy
+from harness.stats import Array, Interval
+
+_COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
+
+
+class SharedItems(NamedTuple):
+    """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
+
+    `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
+    names for a reader who shares which items. `n_repeated` and `n_repeated_clusters` count the items and
+    clusters that an earlier task holds too.
+    """
+
+    copies: Mapping[str, tuple[str, ...]]
+    correlations: Mapping[frozenset[str], float]
+    said: tuple[str, ...]
+    n_repeated: int = 0
+    n_repeated_clusters: int = 0
+
+    def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
+        """Name the tasks that hold a task's items: itself, where no other does."""
+        return self.copies.get(t.task.name, (t.task.name,))
+
+    def weights(self, tasks: Sequence[TaskComparison]) -> tuple[float, ...]:
+        """Return what each task counts in the macro, (k,), adding up to 1: copies together as one task."""
+        raw = [(0.5 if t.half else 1.0) / len(self.copies_of(t)) for t in tasks]
+        return tuple(weight / sum(raw) for weight in raw)
+
+    def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
+        """Return the correlations of the tasks' deltas, (k, k); None where no two share an item."""
+        found = np.eye(len(tasks))
+        for (i, a), (j, b) in combinations(enumerate(tasks), 2):
+            found[i, j] = found[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
+        return found if self.correlations else None
+
+
+NOTHING_SHARED = SharedItems({}, {}, ())
+
+
+class _Moves(NamedTuple):
+    """One task's delta by cluster: each one's share in it, whether it moved, and where they are found.
+
+    `cluster_of` maps documents to clusters, `named` the names of clusters that have one.
+    """
+
+    share: Array  # (clusters,)
+    moved: NDArray[np.bool_]  # (clusters,)
+    cluster_of: Mapping[str, int]
+    named: Mapping[str, int]
+
+    def pair_clusters(self, other: "_Moves") -> list[tuple[int, int]]:
+        """Pair the clusters of both that hold the same document or have the same name."""
+        documents = self.cluster_of.keys() & other.cluster_of.keys()
+        names = self.named.keys() & other.named.keys()
+        pairs = {(self.cluster_of[d], other.cluster_of[d]) for d in documents}
+        return sorted(pairs | {(self.named[n], other.named[n]) for n in names})
+
+    def part(self, clusters: NDArray[np.intp]) -> float:
+        """Return the part of the variance of the delta that lies in some of the clusters, in [0, 1].
+
+        Shrunk towards their part in the number, as if one more cluster had moved.
+        """
+        own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
+        n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
+        return (n_moved * (own / all_of if all_of else 0.0) + by_number) / (n_moved + 1)
+
+
+def find_shared_items(
+    measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
+) -> SharedItems:
+    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
+    """
+    tasks = {t.task.name: t for t in admitted}
+    of = {m.task.name: m for m in measured if m.task.name in tasks}
+    known = {name: documents_of(m.base, m.documents) for name, m in of.items()}
+    holders: dict[str, list[str]] = {}
+    for name, documents in known.items():
+        for document in documents.values():
+            holders.setdefault(document, []).append(name)
+    n_shared = Counter(pair for names in holders.values() for pair in combinations(names, 2))
+    sizes = {name: len(of[name].base) for name in sorted({name for pair in n_shared for name in pair})}
+    named = {name: {row.cluster for row in m.base if row.cluster} for name, m in of.items()}
+    linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
+    together = dict.fromkeys(name for pair in linked for name in pair)
+    moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
+    # Copies are tasks that share at least nine in ten of their items, by those of the larger.
+    group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
+    for (a, b), n in n_shared.items():
+        if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
+            joined = tuple(sorted(group_of[a] + group_of[b]))
+            group_of |= dict.fromkeys(joined, joined)
+    groups = sorted({group for group in group_of.values() if len(group) > 1})
+    n_items = n_clusters = 0  # clusters of nothing else, and items, that an earlier task holds
+    seen: set[str] = set()
+    for m in moves.values():
+        old = m.cluster_of.keys() & seen
+        new = {cluster for document, cluster in m.cluster_of.items() if document not in old}
+        n_items += len(old)
+        n_clusters += len({m.cluster_of[document] for document in old} - new)
+        seen |= m.cluster_of.keys()
+    differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
+    said = [
+        f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
+        "as one task"
+        for group in groups
+    ]
+    alike = {frozenset(pair) for group in groups for pair in combinations(group, 2)}
+    partly = [(pair, n) for pair, n in n_shared.items() if frozenset(pair) not in alike]
+    return SharedItems(
+        {name: group for group in groups for name in group},
+        {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
+        tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
+        n_items,
+        n_clusters,
+    )
+
+
+def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut: HalfSplit) -> _Moves:
+    base, new = (cut.rows(rows, t.half.name) if t.half else rows for rows in (m.base, m.new))
+    metric = m.metrics[m.task.primary_metric]
+    arms = align(metric, base, new)
+    changes = flips(metric, arms.base, arms.new)[0]  # (n,)
+    weights = arms.weights / arms.weights.sum()
+    share = np.bincount(arms.clusters, weights * (changes - weights @ changes)).astype(float)
+    moved = np.bincount(arms.clusters, np.abs(changes)) > stats.TIE
+    placed = list(zip(arms.ids, arms.clusters.tolist(), strict=True))
+    names = {row.example_id: row.cluster for row in base if row.cluster}
+    return _Moves(
+        share,
+        moved,
+        {documents[i]: cluster for i, cluster in placed if i in documents},
+        {names[i]: cluster for i, cluster in placed if i in names},
+    )
+
+
+def _correlation(a: _Moves, b: _Moves) -> float:
+    """Correlate two deltas by the clusters that they share, at least 0.
+
+    That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
+    part of both variances that lies in them.
+    """
+    both = a.pair_clusters(b)
+    if not both:
+        return 0.0
+    i, j = np.array(both).T
+    x, y = a.share[i], b.share[j]
+    spread = sqrt(float((x @ x) * (y @ y)))
+    n_moved = int((a.moved[i] | b.moved[j]).sum())
+    found = (n_moved * (float(x @ y) / spread if spread else 0.0) + 1) / (n_moved + 1)
+    return min(max(found, 0.0) * sqrt(a.part(np.unique(i)) * b.part(np.unique(j))), 1.0)
+
+
+class Macro(NamedTuple):
+    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
+
+    In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
+    then multiplied by its own of the `scales`. `weights` say what each task counts, and `correlations`,
+    where tasks share items, how far their deltas move together.
+    """
+
+    delta: float
+    lower: float
+    upper: float
+    se: float
+    scales: tuple[float, ...]
+    weights: tuple[float, ...]
+    correlations: Array | None
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Factor of each task's delta in points."""
+        return tuple(weight * scale for weight, scale in zip(self.weights, self.scales, strict=True))
+
+    def se_of(self, standard_errors: Sequence[float]) -> float:
+        """Combine the tasks' standard errors, each in points, to the macro's."""
+        widths = [factor * se for factor, se in zip(self.factors, standard_errors, strict=True)]
+        return stats.quadrature(widths, self.correlations)
+
+
+def average_macro(
+    admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
+) -> Macro:
+    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+
+    Raises:
+        ValueError: no task is admitted.
+    """
+    if not admitted:
+        raise ValueError("found no admitted task to average")
+    scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
+    scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
+    bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]
+    weights, correlations = shared.weights(admitted), shared.matrix(admitted)
+    deltas = [s * c.delta for s, c in scaled]
+    delta, (lower, upper) = stats.mover_mean(deltas, bounds, weights, correlations)
+    se = (delta - lower) / stats.z_quantile(1 - policy.alpha)
+    return Macro(delta, lower, upper, se, scales, weights, correlations)
+
+
+def plan_parts(
+    admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems
+) -> tuple[list[DeltaPart], Array | None]:
+    """Describe what each task adds to the macro's standard error, and the correlations of these parts.
+
+    Of a task of which one half counts, every second item that is added counts. Copies of one task are one
+    part: a document that is added is an item of each.
+    """
+    pairs = zip(admitted, macro.factors, strict=True)
+    widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
+    places_of: dict[tuple[str, ...], list[int]] = {}
+    for i, t in enumerate(admitted):
+        places_of.setdefault(shared.copies_of(t), []).append(i)
+    groups = list(places_of.items())
+    rho = macro.correlations if macro.correlations is not None else np.eye(len(admitted))
+    parts = [
+        DeltaPart(
+            name=" and ".join(names),
+            se=stats.quadrature([widths[i] for i in places], rho[np.ix_(places, places)]),
+            n=max(admitted[i].comparison.n for i in places),
+            room=min(admitted[i].room for i in places),
+        )
+        for names, places in groups
+    ]
+    if len(groups) == len(admitted) or not np.isfinite(widths).all():
+        return parts, macro.correlations if len(groups) == len(admitted) else None
+    # Correlate the sums of groups of what tasks add, from the correlations of the tasks.
+    member = np.array([[float(i in places) for i in range(len(widths))] for _, places in groups])  # (g, k)
+    covariance = member @ (rho * np.outer(widths, widths)) @ member.T  # (g, g)
+    scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))
+    return parts, np.divide(covariance, scale, out=np.eye(len(groups)), where=scale > 0)
+
+
+def macro_between(
+    measured: Sequence[Measurement],
+    compared: Mapping[str, Comparison],
+    admitted: Sequence[TaskComparison],
+    seed: int,
+) -> Estimate | None:
+    """Average the change between two other arms over the items that count in a verdict, weighted as there.
+
+    `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks;
+    those on which the arms cannot be compared are left out, None where no other is there. `seed` is the one
+    that the verdict cut its tasks by.
+
+    Raises:
+        IncompatibleRuns: the arms hold different items.
+    """
+    by_task, cut = {m.task.name: m for m in measured}, cut_tasks(measured, seed)
+    found = []
+    for t in admitted:
+        if t.task.name not in by_task:
+            continue
+        whole, half = compared[t.task.name], t.half
+        if half is not None:
+            own = compare_half(by_task[t.task.name], cut, half.name, whole.alpha)
+            if own is None:
+                continue
+            half = half._replace(comparison=own)
+        found.append(t._replace(comparison=whole, half=half))
+    if not found:
+        return None
+    shared = find_shared_items(measured, found, cut)
+    deltas, weights = [t.counted for t in found], shared.weights(found)
+    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)

@@ -1,0 +1,296 @@
+"""Value of information: more test items, more training rows, or choosing now.
+
+Invariant: every option is valued in the same way, by the points of the target metric that it brings on
+average over choosing now, less its cost. What was not measured has no value, and the text says so. More rows
+are advised only if their gain would be shown and would pay for labels and training.
+Source: expected value of sample information, Raiffa & Schlaifer 1961; `stats.sample_information`.
+"""
+
+from collections.abc import Sequence
+from math import sqrt
+from typing import Literal, NamedTuple
+
+from harness import formatting, stats
+from harness.analysis import economics, gating
+from harness.analysis.candidate_facts import (
+    FEW,
+    CandidateFacts,
+    Case,
+    find_stopping_seed,
+    gain,
+    is_cross_validated,
+    is_gain_shown,
+    passes_alone,
+    seeds_of,
+)
+from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.economics import Worth
+from harness.analysis.gating import Verdict
+from harness.analysis.goals import open_rating
+from harness.spec import PEOPLE
+
+_WORTH_SAYING = 0.01  # points: smaller gains do not matter
+Kind = Literal["test items", "training rows"]
+
+
+class SpendingOption(NamedTuple):
+    """`n` more of something: the points it brings on average, their value and its cost in USD.
+
+    `worth` is None if the value of a point is not set, `cost` if a price is unknown.
+    """
+
+    kind: Kind
+    n: int
+    points: float
+    worth: float | None
+    cost: float | None
+
+    @property
+    def net(self) -> float | None:
+        """The value less the cost in USD, None if the cost is unknown; the points if they have no price."""
+        if self.worth is None:
+            return self.points
+        return None if self.cost is None else self.worth - self.cost
+
+
+class Spend(NamedTuple):
+    """The options, None if their value is unknown, and the one that brings most.
+
+    `best` is None if choosing now is best. `labels` of answers, or `ratings` of pairs, come first: the
+    decision is open until people have given that many.
+    """
+
+    items: SpendingOption | None
+    rows: SpendingOption | None
+    perfect: float | None
+    labels: int = 0
+    ratings: int = 0
+
+    @property
+    def best(self) -> SpendingOption | None:
+        """The option with the highest net value, if one is worth more than it costs."""
+        known = [(o, o.net) for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING]
+        worthy = [(o, net) for o, net in known if net is not None and net > 0]
+        return max(worthy, key=lambda option: option[1], default=(None, 0.0))[0]
+
+    @property
+    def is_unpriced(self) -> bool:
+        """Whether no option is known to pay, and an option that might has an unknown cost."""
+        open_ones = [o for o in (self.items, self.rows) if o and o.points >= _WORTH_SAYING and o.net is None]
+        return self.best is None and bool(open_ones)
+
+    @property
+    def text(self) -> str:
+        """Name the labels or ratings needed first, else the most valuable option: `200 more test items`."""
+        if self.is_unpriced and not (self.ratings or self.labels):
+            return "unknown: a price is missing"
+        if self.ratings or self.labels:
+            n, what = (self.ratings, "more rating") if self.ratings else (self.labels, "more label")
+            return f"{formatting.pluralize(n, what)} of people"
+        return f"{formatting.count(self.best.n)} more {self.best.kind}" if self.best else "choose now"
+
+
+class RowsNeeded(NamedTuple):
+    """An amount of training rows that would pay: the gain it would bring, its value and its cost in USD."""
+
+    n_train: int
+    gain: Estimate
+    worth: float
+    cost: float
+
+
+def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None) -> Spend | None:
+    """Value more items and more rows for the judged fine-tune; None if neither could change anything.
+
+    That is the case without a choice, after harness drift, or if the gate fails the fine-tune. `worth` is the
+    value of its test items, `wanted` the training rows that would pay.
+    """
+    run, other = case.judged, case.alternative
+    if run is None or other is None:
+        return None
+    rating = open_rating(case)
+    if (rating and rating.n_ratings) or case.n_labels_missing:
+        return Spend(None, None, None, case.n_labels_missing, rating.n_ratings if rating else 0)
+    if other.over_budget:
+        return None
+    seed = find_stopping_seed(case.facts, run)
+    if fails_gate(seed) or (seed.verdict is not None and seed.verdict.outcome == "harness-drift"):
+        return None
+    g = gain(run.vs_untrained)
+    is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
+    if unrated := (run.wins.unrated if is_open and run.wins is not None else 0):
+        return Spend(None, None, None, 0, unrated)
+    items = _items(case, run, other, worth) if worth else None
+    return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
+
+
+def fails_gate(run: CandidateFacts) -> bool:
+    """Tell whether the gate fails a fine-tune for another reason than a target that training might reach."""
+    failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
+    return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
+
+
+def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
+    """Value as many test items again: each costs a label, and both candidates answer it."""
+    g = gain(run.vs_untrained)
+    if g is None:
+        return None
+    prices = [f.cost_per_1k_usd for f in (run, other)]
+    answers_usd = sum(price or 0.0 for price in prices) / 1000
+    cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
+    return SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
+
+
+def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:
+    """Value more training rows by the learning curve: the gain of the better choice then, less now.
+
+    The curve was measured on the current test items, so asking these again would add no information.
+    """
+    g, curve = gain(run.vs_untrained), None if case.by_wins else case.curve
+    if g is None or curve is None or curve.candidate != run.name:
+        return None
+    n_now, tau = curve.points[-1].n_train, case.policy.tau
+    scale = g.unit.scale
+    now = max(0.0, scale * g.delta - tau * run.training_cost_usd)
+    options = []
+    for ahead in curve.ahead:
+        training = run.training_cost_usd * ahead.n_train / n_now
+        points = max(0.0, scale * (g.delta + ahead.gain.score) - tau * training) - now
+        n = ahead.n_train - n_now
+        cost = case.policy.label_cost_usd * n + training
+        options.append(SpendingOption("training rows", n, points, _usd(case, points), cost))
+    if wanted:
+        return next(o for o in options if o.n == wanted.n_train - n_now)
+    return next((o for o in options if o.net and o.net > 0), options[0])
+
+
+def _usd(case: Case, points: float) -> float | None:
+    point = economics.point_worth_usd(case.policy, case.unit)
+    return None if point is None else points * point
+
+
+def sentences(case: Case, spend: Spend | None) -> list[str]:
+    """Say what to spend on next, with the gain and cost of every option."""
+    run = case.judged
+    if run is None:
+        return []
+    seed = find_stopping_seed(case.facts, run)
+    if spend is None and fails_gate(seed):
+        then = f"; harness rescue {seed.name} tries versions that keep more" if is_gain_shown(seed) else ""
+        neither = "neither more test items nor more training rows are shown to change the choice"
+        return [f"Next best spend: {neither} while {seed.label} fails its gate{then}."]
+    if spend is None:
+        return []
+    if spend.labels or spend.ratings:
+        why = (
+            "What more test items or training rows would bring is counted by a judge that too few of them"
+            " check yet, so no worth is put on either."
+        )
+        if run.wins is not None and run.wins.by == PEOPLE:
+            why = "Pairs of answers that exist but have no rating yet come before new test items."
+        waits = ", which the decision waits for" if spend.labels or open_rating(case) else ""
+        return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
+    first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
+    options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
+    said = f"Next best spend: {first}. {options}{_describe_missing_prices(case)}"
+    return [said, *_open_gate_text(case, seed)]
+
+
+def _items_text(case: Case, spend: Spend) -> str:
+    if spend.items is None or spend.perfect is None:
+        return "What more test items would bring is not known: the gain has no spread."
+    unit, more = case.unit.name, f"{formatting.count(spend.items.n)} more test items would"
+    if spend.items.points < _WORTH_SAYING:
+        return f"{more} hardly change the choice (worth less than {_WORTH_SAYING:g} {unit} on average)."
+    points = f"{formatting.plain(spend.items.points)} {unit} on average, by a better choice"
+    exactly = f"knowing the gain exactly, {formatting.plain(spend.perfect)}"
+    return f"{more} bring {points}{_price_text(spend.items)}; {exactly}."
+
+
+def _rows_text(case: Case, run: CandidateFacts, spend: Spend) -> str:
+    if case.by_wins and case.curve is not None:
+        of = f"the learning curve is of {case.metric}"
+        return f"What more training rows would bring to the win rate is not known: {of}."
+    if spend.rows is None or case.curve is None:
+        how = "harness compare --learning-curve measures it"
+        return f"What more training rows would bring is not measured, so they are not compared ({how})."
+    o, unit = spend.rows, case.unit.name
+    ahead = next(a for a in case.curve.ahead if a.n_train == o.n + case.curve.points[-1].n_train)
+    added = formatting.change(ahead.gain.unit, *ahead.gain[:3])
+    would = f"{formatting.count(o.n)} more training rows would add about {added}"
+    if o.points < _WORTH_SAYING:
+        return f"{would} {unit} to {run.label}, which would not change what is best."
+    return f"{would} {unit} to {run.label}, {formatting.plain(o.points)} to the choice{_price_text(o)}."
+
+
+def _price_text(option: SpendingOption) -> str:
+    if option.worth is None:
+        return ""
+    price = "an unknown price" if option.cost is None else f"{formatting.usd(option.cost)} USD"
+    return f", worth {formatting.usd(option.worth)} USD for {price}"
+
+
+def _describe_missing_prices(case: Case) -> str:
+    """Say which prices are missing from the comparison, and which are assumed."""
+    if economics.point_worth_usd(case.policy, case.unit) is None:
+        return " Costs are not weighed, because a point has no price (decide.point_usd)."
+    text = " Labels count as free (decide.label_cost_usd)." if case.policy.label_cost_usd == 0 else ""
+    assumed = economics.counts_answers(case.policy, case.unit) and case.policy.right_answer_usd is None
+    if assumed and not (case.winner and is_gain_shown(case.winner)):  # else the choice itself says so
+        usd, answer = formatting.usd(economics.answer_usd(case.policy)), economics.answer_text(case.by_wins)
+        text += f" {answer.capitalize()} counts as {usd} USD (decide.right_answer_usd)."
+    return text
+
+
+def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:
+    """Say what would settle all these verdicts; refer to their sentences if items do not settle one."""
+    if not open_verdicts or not all(verdict.items_needed for verdict in open_verdicts):
+        return "the gate's sentence says what would settle it"
+    return gating.find_settling(open_verdicts, case.spare, relative=case.relative).text
+
+
+def _open_gate_text(case: Case, run: CandidateFacts) -> list[str]:
+    """Say that a gate which is still open comes first."""
+    if run.verdict is None:
+        return ["Before either: what the fine-tune forgot is not measured (suites:)."]
+    open_verdict = run.corrected if passes_alone(run) else run.verdict
+    if open_verdict is None or open_verdict.outcome != "inconclusive":
+        return []
+    settle = more_items_text(case, [open_verdict])
+    return [f"Before either: the gate of {run.label} is open ({settle}); no worth is put on that."]
+
+
+MORE_THAN_FEW = f"collect {FEW} examples, or show it over {stats.MIN_SEEDS} seeds with --seeds 0,1,2"
+
+
+def too_few(case: Case, run: CandidateFacts) -> str:
+    """Say why a gain from so few examples does not count yet; empty if it does.
+
+    With three or more seeds, and in folds, the measured gain counts: it is then a gain over trainings.
+    """
+    n = len(seeds_of(case.facts, run))
+    if not 0 < run.n_train < FEW or n >= stats.MIN_SEEDS or is_cross_validated(run):
+        return ""
+    seeds = formatting.pluralize(n, "seed")
+    return f"{run.n_train} training examples and {seeds} are too few to rely on that"
+
+
+def find_rows_needed(case: Case, run: CandidateFacts, now: Comparison) -> RowsNeeded | None:
+    """Find the smallest larger amount of data that would pay for a fine-tune without a shown gain."""
+    curve = None if case.by_wins else case.curve
+    point = economics.point_worth_usd(case.policy, case.unit)
+    if curve is None or curve.candidate != run.name or point is None:
+        return None
+    scale = now.unit.scale
+    n_now = curve.points[-1].n_train
+    for ahead in curve.ahead:
+        total = now.delta + ahead.gain.score
+        low = total - sqrt((now.delta - now.low) ** 2 + (ahead.gain.score - ahead.gain.low) ** 2)
+        high = total + sqrt((now.high - now.delta) ** 2 + (ahead.gain.high - ahead.gain.score) ** 2)
+        gain = Estimate(total, low, high, now.n, now.unit)
+        training = run.training_cost_usd * ahead.n_train / n_now
+        cost = case.policy.label_cost_usd * (ahead.n_train - n_now) + training
+        worth = scale * gain.score * point
+        if gain.low > 0 and ahead.gain.low > 0 and worth > cost:
+            return RowsNeeded(ahead.n_train, gain, worth, cost)
+    return None

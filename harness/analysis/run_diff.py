@@ -1,0 +1,169 @@
+"""Differences between two stored runs: recipes, digests, environment and scores.
+
+Invariant: a score is compared only where both runs' rows may be compared, item by item; else both
+scores stand beside what forbids it or corrects it, and none where items were sampled: they count by weights
+of the report. What is equal in both runs is left out.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, NamedTuple
+
+from harness import store
+from harness.analysis import comparison
+from harness.analysis.comparison import Comparison, is_judge
+from harness.errors import HarnessError, IncompatibleRuns
+from harness.formatting import RATE, Unit
+from harness.metrics import Metric, metric_of_rows
+from harness.records import Run, SampleResult
+from harness.store import Store
+
+_UNKNOWN_UNIT = (None, None, None, "the runs do not say the unit of this metric")
+_LABELLED = "by the judge alone; harness report has the difference as people's labels correct it"
+_OF_RUN = (
+    *("experiment", "candidate", "seed", "base_model", "base_digest", "served_digest", "weights_digest"),
+    *("state", "error"),
+)
+
+
+class Pair(NamedTuple):
+    """One thing as the first and as the second run has it; None where a run has it not."""
+
+    a: Any
+    b: Any
+
+
+class Scores(NamedTuple):
+    """One metric of one row set: the mean of the items' scores in both runs, and the paired difference.
+
+    `why_not` says why there is no difference; the metric is then None in a run that lacks it.
+    """
+
+    a: float | None
+    b: float | None
+    difference: Comparison | None
+    why_not: str = ""
+    unit: Unit = RATE
+
+
+class Differences(NamedTuple):
+    """Differences by name; `rows` holds what each row set depends on, `scores` metrics by row set."""
+
+    recipe: dict[str, Pair]
+    run: dict[str, Pair]
+    environment: dict[str, Pair]
+    rows: dict[str, dict[str, Pair]]
+    scores: dict[str, dict[str, Scores]]
+
+
+def differences(at: Store, a: str, b: str) -> Differences:
+    """Compare two runs by their ids.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    one, other = store.get_run(at, a), store.get_run(at, b)
+    keys = sorted({*one.rows, *other.rows})
+    changed = [key for key in keys if one.rows.get(key) != other.rows.get(key)]
+    return Differences(
+        recipe=_diff(one.recipe, other.recipe),
+        run=_diff(*({name: getattr(run, name) for name in _OF_RUN} for run in (one, other))),
+        environment=_diff(one.provenance, other.provenance),
+        rows={key: _identities(at, one, other, key) for key in changed},
+        scores={key: _scores(at, one, other, key) for key in changed},
+    )
+
+
+def to_json(found: Differences) -> dict[str, Any]:
+    """Turn differences into what JSON holds."""
+
+    def plain(scores: Scores) -> dict[str, Any]:
+        compared = asdict(scores.difference) if scores.difference else None
+        return {"a": scores.a, "b": scores.b, "difference": compared, "why_not": scores.why_not}
+
+    scores = {key: {name: plain(s) for name, s in of.items()} for key, of in found.scores.items()}
+    return found._asdict() | {"scores": scores}
+
+
+def _diff(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Pair]:
+    """Compare two nested mappings by dotted names, an empty one beside a filled one by the latter's."""
+    one, other = _flatten(a), _flatten(b)
+    known = dict.fromkeys([*one, *other])
+    filled = {name.rpartition(".")[0] for name in known}
+    names = [name for name in known if name not in filled]
+    return {name: Pair(one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
+
+
+def _flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            out |= _flatten(inner, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = inner
+    return out
+
+
+def _identities(at: Store, one: Run, other: Run, key: str) -> dict[str, Pair]:
+    """Say in what the rows of one task and split differ; only which run has them, where one has none."""
+    if key not in one.rows or key not in other.rows:
+        return {"rows": Pair(one.rows.get(key), other.rows.get(key))}
+    try:
+        identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
+    except HarnessError:
+        return {"rows": Pair(one.rows[key], other.rows[key])}
+    return _diff(*map(asdict, identities))
+
+
+def _scores(at: Store, one: Run, other: Run, key: str) -> dict[str, Scores]:
+    a, b = (_rows(at, run, key) for run in (one, other))
+    names = dict.fromkeys(name for rows in (a, b) for row in rows[:1] for name in row.parts)
+    task = key.rpartition("/")[0]
+    known = {**other.metrics.get(task, {}), **one.metrics.get(task, {})}
+    metrics = {name: metric_of_rows(name, known.get(name)) for name in names}
+    return {
+        name: _compare_scores(at, one, other, key, metric, a, b) if metric else Scores(*_UNKNOWN_UNIT)
+        for name, metric in metrics.items()
+    }
+
+
+def _rows(at: Store, run: Run, key: str) -> list[SampleResult]:
+    is_stored = key in run.rows and at.parquet(run.rows[key]).exists()
+    return store.read_rows(at, run.rows[key]) if is_stored else []
+
+
+def _compare_scores(
+    at: Store,
+    one: Run,
+    other: Run,
+    key: str,
+    metric: Metric,
+    a: Sequence[SampleResult],
+    b: Sequence[SampleResult],
+) -> Scores:
+    """Compare one metric, as far as its score is the mean of one number an item."""
+    parts = [p for row in (*a, *b) if (p := row.parts.get(metric.name)) is not None]
+    low, high = metric.bounds
+    if any(len(p) != 1 or not low <= p[0] <= high for p in parts):
+        return Scores(None, None, None, "no mean of items: harness report adds it up")
+    task = key.partition("/")[0]
+    drawn = next((run for run in (one, other) if run.may_be_drawn(task)), None)
+    if drawn is not None:
+        said = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
+        return Scores(None, None, None, said)
+    means = _mean(metric.name, a), _mean(metric.name, b)
+    if None in means:
+        return Scores(*means, None, "only one run has it", metric.unit)
+    if is_judge(metric.name) and any(of.metric == metric.name for of in store.list_labels(at, task)):
+        return Scores(*means, None, _LABELLED, metric.unit)
+    try:
+        identities = [store.read_identity(at, run.rows[key]) for run in (one, other)]
+        comparison.check_comparable(*identities)
+        return Scores(*means, comparison.compare_rows(metric, a, b), unit=metric.unit)
+    except IncompatibleRuns as error:
+        return Scores(*means, None, str(error).partition(". Next")[0], metric.unit)
+
+
+def _mean(name: str, rows: Sequence[SampleResult]) -> float | None:
+    scores = [p[0] for row in rows if (p := row.parts.get(name)) is not None]
+    return sum(scores) / len(scores) if scores else None

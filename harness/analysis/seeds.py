@@ -1,0 +1,318 @@
+"""Results of recipes rather than of one checkpoint: over their training seeds, and corrected as a family.
+
+Invariant: the variances over items and between seeds are added, neither subtracted nor left out. If the
+seeds' variance has fewer than two degrees of freedom it is unknown, and nothing is said about the recipe; a
+recipe is never represented by its best seed. A family's members are fixed when the experiment is resolved,
+before a test item is read: one per recipe with all its seeds, and one per grid, represented by the recipe
+that validation chooses. The decision ships only what is shown among them; the gate's verdict on a single run
+is not corrected.
+Source: variance components, `stats.VarianceComponents`; Holm 1979, `stats.holm`.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from math import inf, sqrt
+from statistics import fmean
+from typing import NamedTuple
+
+from harness import formatting, plugins, stats
+from harness.analysis import comparison
+from harness.analysis.candidate_facts import (
+    CandidateFacts,
+    FamilyRank,
+    ItemVariances,
+    best,
+    is_cross_validated,
+    is_fine_tuned,
+    list_within_budgets,
+)
+from harness.analysis.comparison import Comparison, Estimate, RecipeDifference, chance_below, orient, quantile
+from harness.formatting import Unit
+from harness.metrics import Metric
+from harness.records import SampleResult
+from harness.spec import Experiment
+from harness.stats import Variance, VarianceComponents
+
+VARIANCE_UNKNOWN = "training-seed variance unknown"
+Rows = Sequence[SampleResult]
+
+
+@dataclass(frozen=True, slots=True)
+class SeedSummary:
+    """One recipe over its finished seeds, with its scores on test.
+
+    `score` and `gain` (over the best untrained candidate, above 0 is better) hold the mean over seeds with an
+    interval for the expected result of a new seed; None if the variance between seeds is unknown. `seed_sd`
+    is the standard deviation of the scores between seeds, in the metric's unit, `seed_df` its degrees of
+    freedom: more than R − 1 if recipes with two seeds were pooled.
+    """
+
+    candidate: str
+    seeds: tuple[int, ...]
+    scores: tuple[float, ...]
+    score: Estimate | None
+    gain: Estimate | None
+    seed_sd: float | None
+    seed_df: float | None = None
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether the variance between seeds was also estimated from other recipes."""
+        return self.seed_df is not None and self.seed_df != len(self.seeds) - 1
+
+
+def item_variances(
+    metric: Metric, seeds: Sequence[Rows], untrained: Rows | None, prompt: Rows | None
+) -> ItemVariances:
+    """Return how much the mean of a recipe's seeds varies with the items, from all their rows on test.
+
+    Raises:
+        IncompatibleRuns: the runs hold different items, or no item was scored in all of them.
+    """
+    over = [
+        comparison.compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)
+    ]
+    score = next((d for d in over if d), None) or comparison.compare_recipes(metric, seeds[:1], seeds)
+    return ItemVariances(score.score, *(d.change if d else None for d in over))
+
+
+def summarize_seeds(facts: Iterable[CandidateFacts]) -> tuple[SeedSummary, ...]:
+    """Join the seeds of every recipe that trains a language model, in order; in folds there are none."""
+    facts = list(facts)
+    recipes = [r for r in _recipes(facts) if r[0].target is not None and not is_cross_validated(r[0])]
+    pooled = pool_seeds(f for r in recipes for f in r)
+    gains = {f.name: orient(f.vs_untrained) for f in pooled if f.vs_untrained and f.vs_untrained.components}
+    seed_variance, summaries = pool_variance(facts), []
+    for runs in recipes:
+        each, targets = scores(runs), [f.target for f in runs if f.target is not None]
+        bound = Variance((fmean(t.high - t.low for t in targets) / (2 * stats.z_quantile(0.975))) ** 2, None)
+        items = runs[0].over_items.score if runs[0].over_items else bound
+        components, over = variance_components(each, items, seed_variance), gains.get(runs[0].name)
+        score, mean, unit = None, fmean(each), targets[0].unit
+        if components:
+            ends = _cut(mean_interval(mean, components.total), unit, 0.0)
+            score = Estimate(mean, *ends, targets[0].n, unit)
+        summaries.append(
+            SeedSummary(
+                candidate=runs[0].name,
+                seeds=tuple(f.seed for f in runs),
+                scores=tuple(each),
+                score=score,
+                gain=Estimate(over.delta, over.low, over.high, over.n, over.unit) if over else None,
+                seed_sd=sqrt(components.seeds.variance * len(each)) if components else None,
+                seed_df=components.seeds.df if components else None,
+            )
+        )
+    return tuple(summaries)
+
+
+def pool_variance(facts: Iterable[CandidateFacts]) -> Variance | None:
+    """Estimate the variance of one seed's score over all recipes; None below two degrees of freedom."""
+    return stats.seed_variance([scores(seeds) for seeds in _recipes(facts)])
+
+
+def gain_label(run: CandidateFacts) -> str:
+    """Name a recipe if its gain is the mean over its seeds, else the single run."""
+    components = run.vs_untrained.components if run.vs_untrained else None
+    return f"{run.name} over {components.n_seeds} seeds" if components else run.label
+
+
+def variance_components(
+    seeds: Sequence[float], items: Variance, pooled: Variance | None = None
+) -> VarianceComponents | None:
+    """Return the variance components of the mean of several seeds; None if the seeds' part is unknown.
+
+    With three or more seeds their own variance counts; with two the `pooled` variance of a seed, if given.
+    """
+    seed = stats.seed_variance([seeds]) or (pooled if len(seeds) > 1 else None)
+    if seed is None:
+        return None
+    return VarianceComponents(items, Variance(seed.variance / len(seeds), seed.df), len(seeds))
+
+
+def pool_seeds(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
+    """Give the runs of a recipe with several seeds the recipe's mean gains in place of their own.
+
+    This needs three seeds, or two if the variance between seeds can be pooled over recipes.
+    """
+    runs = list(facts)
+    seeds, pooled = {r[0].name: r for r in _recipes(runs)}, pool_variance(runs)
+    return [_pool(f, seeds[f.name], pooled) if f.state == "done" and f.name in seeds else f for f in runs]
+
+
+def _recipes(facts: Iterable[CandidateFacts]) -> list[list[CandidateFacts]]:
+    """List the finished runs of every recipe that trains a language model; an endpoint has no seeds."""
+    by_name: dict[str, list[CandidateFacts]] = {}
+    for f in facts:
+        if is_fine_tuned(f) and f.state == "done" and not plugins.find_method(f.method).is_remote:
+            by_name.setdefault(f.name, []).append(f)
+    return [sorted(seeds, key=lambda f: f.seed) for seeds in by_name.values()]
+
+
+def scores(runs: Iterable[CandidateFacts]) -> list[float]:
+    """List the test scores of runs."""
+    return [f.target.score for f in runs if f.target is not None]
+
+
+def _pool(f: CandidateFacts, seeds: Sequence[CandidateFacts], pooled: Variance | None) -> CandidateFacts:
+    untrained = [o.vs_untrained for o in seeds if o.vs_untrained]
+    prompt = [o.vs_prompt for o in seeds if o.vs_prompt]
+    items = f.over_items
+    in_scores = all(f.target is None or c.unit == f.target.unit for c in untrained)
+    return replace(
+        f,
+        vs_untrained=_mean_pair(
+            f.vs_untrained, untrained, items and items.vs_untrained, pooled if in_scores else None
+        ),
+        vs_prompt=_mean_pair(f.vs_prompt, prompt, items and items.vs_prompt, pooled),
+    )
+
+
+def _mean_pair(
+    own: Comparison | None, pairs: Sequence[Comparison], items: Variance | None, pooled: Variance | None
+) -> Comparison | None:
+    components = variance_components([c.delta for c in pairs], items or items_at_most(pairs), pooled)
+    if own is None or components is None:
+        return own
+    if refused := next((c for c in pairs if c.refused), None):
+        return comparison.refuse(own, refused.high, refused.refused)
+    delta, (variance, df) = fmean(c.delta for c in pairs), components.total
+    both, one = (mean_interval(delta, components.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
+    low, high = _cut(both, own.unit, -1.0)
+    return replace(
+        own,
+        delta=delta,
+        low=low,
+        high=high,
+        lower=one.low,
+        upper=one.high,
+        se=sqrt(variance),
+        df=df,
+        estimator="seeds",
+        base_passed=None,
+        components=components,
+    )
+
+
+def average_pairs(pairs: Sequence[Comparison | None]) -> RecipeDifference | None:
+    """Average the differences of all seeds of two recipes; None if one is unknown, or shows nothing."""
+    shown = [c for c in pairs if c is not None and not c.refused]
+    if not shown or len(shown) < len(pairs):
+        return None
+    score_variance = Variance(inf, None)  # unknown from differences
+    return RecipeDifference(fmean(c.delta for c in shown), items_at_most(shown), score_variance, shown[0].n)
+
+
+def items_at_most(pairs: Sequence[Comparison]) -> Variance:
+    """Bound the variance over items of a mean over seeds by the seeds' mean standard error, without rows."""
+    if not pairs:
+        return Variance(inf, None)
+    known = [c.df for c in pairs if c.df is not None]
+    return Variance(fmean(c.se for c in pairs) ** 2, min(known) if known else None)
+
+
+def mean_interval(mean: float, variance: Variance, alpha: float = 0.05) -> stats.Interval:
+    """Return mean ± t_{1−α/2, ν} √V, in the unit of the mean."""
+    half = quantile(variance.df, 1 - alpha / 2) * sqrt(variance.variance)
+    return stats.Interval(mean - half, mean + half)
+
+
+def mean_p(mean: float, variance: Variance) -> float:
+    """Return the two-sided p of H0 "the mean is 0"; 1 if nothing varies and it is 0."""
+    if variance.variance == 0:
+        return float(mean == 0)
+    return 2 * chance_below(-abs(mean) / sqrt(variance.variance), variance.df)
+
+
+def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
+    """Cut the interval to the possible values of a rate (or of a difference of rates)."""
+    return stats.Interval(max(ends.low, least), min(ends.high, 1.0)) if unit.is_rate else ends
+
+
+def spread_text(components: VarianceComponents) -> str:
+    """Say which variances an interval over seeds covers: `items and seeds (t on 8.4 degrees of freedom)`."""
+    df, seed_df = components.total.df, components.seeds.df
+    t = f"t on {formatting.figure(df)} degrees of freedom" if df is not None else "normal"
+    if not components.is_pooled:
+        return f"items and seeds ({t})"
+    return (
+        f"items and seeds ({t}; the seeds' variance is pooled over the recipes, as if all varied alike, on"
+        f" {formatting.figure(seed_df)})"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """The member to which each fine-tune of an experiment belongs, and the chance of any false pass.
+
+    A grid's candidates are one member; so is a sweep, which yields one candidate.
+    """
+
+    members: dict[str, str] = field(default_factory=dict)
+    alpha: float = 0.05
+
+    @property
+    def size(self) -> int:
+        """The number of members."""
+        return len(set(self.members.values()))
+
+
+class FamilyMember(NamedTuple):
+    """One member on the test items: the recipe that represents it, its p, and Holm's p over the family.
+
+    `p` is the largest over the recipe's seeds and over the rules to be shown; None if one of them is not
+    shown even alone, or a seed failed. `level` is the level that Holm leaves it.
+    """
+
+    name: str
+    candidate: str
+    p: float | None
+    p_adjusted: float
+    level: float
+
+
+def family_of(experiment: Experiment) -> Family:
+    """List the members of an experiment, whether or not they are selected, trained or finished."""
+    recipes = experiment.candidates
+    sources = {name: recipes.get(recipe.weights_of or "", recipe) for name, recipe in recipes.items()}
+    gated = {name: source for name, source in sources.items() if recipes[name].role == "candidate"}
+    tuned = [name for name, source in gated.items() if plugins.method(source.method).tunes]
+    return Family({name: name.partition("[")[0] for name in tuned}, experiment.gate.alpha)
+
+
+def family_members(facts: Sequence[CandidateFacts], family: Family) -> tuple[FamilyMember, ...]:
+    """Correct the p of every member by Holm; an unmeasured or failed one is not shown."""
+    tuned = [f for f in list_within_budgets(facts) if is_fine_tuned(f)]
+    chosen: dict[str, CandidateFacts | None] = {}
+    ps: list[float | None] = []
+    for name in dict.fromkeys(family.members.values()):
+        run = best(f for f in tuned if family.members.get(f.name) == name)
+        seeds_ps = [f.verdict.p if f.verdict else None for f in facts if run and f.name == run.name]
+        chosen[name] = run
+        ps.append(max((p for p in seeds_ps if p is not None), default=None) if None not in seeds_ps else None)
+    known = [1.0 if p is None else p for p in ps]
+    # Holm tests the smallest p at α/k, and the others up to the first that is not shown.
+    adjusted, levels, n_shown = stats.holm(known), [0.0] * len(known), 0
+    for i in sorted(range(len(known)), key=known.__getitem__):
+        levels[i] = family.alpha / (len(known) - n_shown)
+        n_shown += known[i] < levels[i]
+    return tuple(
+        FamilyMember(name, run.name if run else "", p, corrected, level)
+        for (name, run), p, corrected, level in zip(chosen.items(), ps, adjusted, levels, strict=True)
+    )
+
+
+def place_in_family(facts: Sequence[CandidateFacts], family: Family) -> list[CandidateFacts]:
+    """Set the `standing` of every fine-tune in a family with more than one candidate."""
+    if len(family.members) < 2:
+        return list(facts)
+    members = {member.name: member for member in family_members(facts, family)}
+    placed = []
+    for f in facts:
+        member = members.get(family.members.get(f.name, ""))
+        if member and is_fine_tuned(f):
+            p, adjusted = (member.p, member.p_adjusted) if f.name == member.candidate else (None, 1.0)
+            rank = FamilyRank(family.size, family.alpha, p, adjusted, member.level, member.candidate)
+            f = replace(f, standing=rank)
+        placed.append(f)
+    return placed

@@ -1,0 +1,371 @@
+"""Verdict, rules and margins of the gate.
+
+Invariant: an outcome is `pass`, `fail`, `inconclusive` or `harness-drift` (a rule may also be `skipped`),
+and a set of outcomes is as good as its worst. A relative margin becomes a loss only once the base was
+measured; until then what it amounts to is unknown. One-sided bounds judge a margin: a bound above it passes,
+below it fails, otherwise it is open.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Literal, NamedTuple
+
+from harness import formatting
+from harness.analysis.comparison import Comparison, Estimate, Wins, at_level, rescale
+from harness.analysis.halves import Half
+from harness.analysis.items_needed import MoreItems, find_facing_se
+from harness.spec import GatePolicy, Margin, Task
+from harness.stats import Interval
+
+Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
+RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
+# What is printed of an outcome of a verdict or a rule, everywhere.
+WORDS: dict[str, str] = {
+    "pass": "PASS",
+    "fail": "FAIL",
+    "inconclusive": "UNDECIDED",
+    "harness-drift": "DRIFT",
+    "skipped": formatting.UNKNOWN,
+}
+# What a rule of a verdict is about.
+_REASONS = {
+    "macro": "forgetting",
+    "each": "forgetting on a task",
+    "cumulative": "forgetting since the first base",
+    "safety": "safety",
+    "critical": "a critical task",
+    "regressions": "pinned items",
+    "validity": "unusable answers",
+    "drift": "drift on texts",
+    "target": "gain",
+    "export": "loss against its own run",
+    "errors": "failed answers",
+    "tasks": "tasks not measured",
+}
+Number = float | int | str | list[str]
+
+
+class AdmittedHalf(NamedTuple):
+    """The one half of a task that counts, compared on its own; `why` says what keeps the other half out.
+
+    `admitting_score` is the base's on the other half, which admits this one.
+    """
+
+    name: Half
+    comparison: Comparison
+    admitting_score: float
+    why: str
+
+
+class TaskComparison(NamedTuple):
+    """One task of a suite as compared on its primary metric; `why_not` says why it is not admitted.
+
+    `half` is set where only one half of the items counts in the macro. `room` is how many items the task
+    still holds beside those that were drawn, infinite where all were evaluated. `span` is the range of the
+    primary metric, of which margins are shares. `may_be_admitted` is False where that metric never counts in
+    the macro, whatever the base scores.
+    """
+
+    task: Task
+    role: str
+    comparison: Comparison
+    base_rows_admitted: bool
+    why_not: str
+    suite: str = ""
+    half: AdmittedHalf | None = None
+    room: float = inf
+    span: float = 1.0
+    may_be_admitted: bool = True
+
+    @property
+    def counted(self) -> Comparison:
+        """The comparison of the items that count in the macro, its changes shares of the metric's range."""
+        return rescale(self.half.comparison if self.half else self.comparison, self.span)
+
+    def change(self, change: Callable[[Comparison], Comparison]) -> "TaskComparison":
+        """Return the same with its comparison changed, and that of its half."""
+        half = self.half and self.half._replace(comparison=change(self.half.comparison))
+        return self._replace(comparison=change(self.comparison), half=half)
+
+    def at_level(self, alpha: float) -> "TaskComparison":
+        """Return the same with one-sided bounds at another level."""
+        return self.change(lambda c: at_level(c, alpha))
+
+
+class TargetFacts(NamedTuple):
+    """Result on the test split: the score, and the gain over the best untrained candidate.
+
+    `labels_missing` of people keep a judge's metric from deciding, `wins` are over that candidate.
+    `commonest` compares the shares of the commonest answers at the policy's alpha, where it limits them.
+    """
+
+    score: Estimate
+    gain: Comparison | None
+    labels_missing: int = 0
+    wins: Wins | None = None
+    commonest: tuple[Comparison, ...] = ()
+
+
+class MissRate(NamedTuple):
+    """The chance of a wrong verdict at a true delta: a missed loss, or an equal model that is not passed."""
+
+    delta: float
+    probability: float
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Outcome of one rule of the policy, and the numbers its sentence rests on."""
+
+    name: Literal[
+        "errors",
+        "macro",
+        "each",
+        "safety",
+        "critical",
+        "regressions",
+        "validity",
+        "target",
+        "mode collapse",
+        "export",
+        "drift",
+        "control",
+        "tasks",
+        "cumulative",
+    ]
+    outcome: RuleOutcome
+    sentence: str
+    numbers: dict[str, Number]
+
+
+class ItemsNeeded(NamedTuple):
+    """Numbers of more items that would probably settle the open rules of a verdict.
+
+    `of_task` names tasks that have to give them themselves, `of_macro` those (`a and b` where they share
+    items) among which others of the macro could as well; `of_answers` are generated ones of any task.
+    """
+
+    of_task: Mapping[str, int]
+    of_macro: Mapping[str, int]
+    of_answers: int
+
+    @property
+    def total(self) -> int:
+        """The number of items in all; those of one task serve every rule."""
+        most = {name: max(n, self.of_task.get(name, 0)) for name, n in self.of_macro.items()}
+        return max(sum({**self.of_task, **most}.values()), self.of_answers)
+
+
+def list_items_needed(rules: Iterable[Rule]) -> ItemsNeeded | None:
+    """List the items that would settle all open rules; None without one, or where items do not settle one."""
+    open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
+    if not open_rules or not all(rule.numbers.get("items_needed") for rule in open_rules):
+        return None
+    of_task, of_macro, of_answers = dict[str, int](), dict[str, int](), 0
+    for rule in open_rules:
+        texts = rule.numbers.get("items_needed_by_task")
+        if not isinstance(texts, list):
+            of_answers = max(of_answers, int(str(rule.numbers["items_needed"])))
+            continue
+        parts = of_macro if rule.name in ("macro", "cumulative") else of_task
+        for name, _, n in (text.rpartition(" ") for text in texts):
+            parts[name] = max(int(n.replace(",", "")), parts.get(name, 0))
+    return ItemsNeeded(of_task, of_macro, of_answers)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Verdict of the gate on a run. `macro` is the delta; `missed` the gate's operating characteristic.
+
+    `lost` and `gained` count items over the admitted capability tasks. `items_needed` is how
+    many more items would probably settle an inconclusive verdict; None where none is needed,
+    no reasonable number would do, or a rule is open that items do not settle.
+    """
+
+    outcome: Outcome
+    rules: tuple[Rule, ...]
+    macro: Estimate | None
+    lost: int
+    gained: int
+    missed: tuple[MissRate, ...]
+    items_needed: int | None
+    sentence: str
+
+    @property
+    def deciding(self) -> list[Rule]:
+        """The rules that have the verdict's outcome."""
+        return [rule for rule in self.rules if rule.outcome == self.outcome]
+
+    def numbers(self, rule_name: str) -> Mapping[str, Number]:
+        """Return the numbers of a rule; none where it was not asked."""
+        return next((rule.numbers for rule in self.rules if rule.name == rule_name), {})
+
+    @property
+    def p(self) -> float | None:
+        """The largest p of the rules that have to be shown; None where one is not, at the gate's own alpha.
+
+        None too where the verdict rests on answers that are not there or on a harness that drifted; 0 where
+        all of them hold by identity of the weights.
+        """
+        if any(r.name in _GROUNDS and r.outcome not in ("pass", "skipped") for r in self.rules):
+            return None
+        rules = [r for r in self.rules if r.name in _TO_BE_SHOWN and r.outcome != "skipped"]
+        if any(r.outcome != "pass" for r in rules):
+            return None
+        return max((p for r in rules if isinstance(p := r.numbers.get("p"), float)), default=0.0)
+
+
+_TO_BE_SHOWN = ("macro", "critical", "validity", "target", "mode collapse")
+_GROUNDS = ("errors", "tasks", "control")  # of every p: what was not answered, or not by the same harness
+
+
+def is_invalid(rules: Sequence[Rule]) -> bool:
+    """Tell whether so many answers failed that nothing was judged, whatever the other rules say."""
+    return any(rule.name == "errors" and rule.outcome == "inconclusive" for rule in rules)
+
+
+def worst_outcome(outcomes: Sequence[RuleOutcome]) -> Outcome:
+    """Join outcomes: where the harness drifted nothing else counts; then one fail fails, and so on."""
+    if "harness-drift" in outcomes:
+        return "harness-drift"
+    return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+
+
+def is_in_macro(t: TaskComparison) -> bool:
+    """Tell whether a task counts in the macro and may veto."""
+    return t.role == "capability" and t.base_rows_admitted and not is_reported_only(t.task)
+
+
+def is_safety(t: TaskComparison, policy: GatePolicy) -> bool:
+    """Tell whether the rule on safety judges a task: critical ones have a stricter rule of their own."""
+    judged = t.role == "safety" and policy.safety is not None and t.may_be_admitted
+    return judged and not is_named_critical(t.task, t.suite, policy)
+
+
+def is_judged(task: str, policy: GatePolicy) -> bool:
+    """Tell whether a task is one of those that the policy names; all are where it names none."""
+    return not policy.tasks or task in policy.tasks
+
+
+def is_named_critical(task: Task, suite: str, policy: GatePolicy) -> bool:
+    """Tell whether the policy names a task critical, by its name or by its suite."""
+    return bool({task.name, suite} & set(policy.critical))
+
+
+def may_decide(task: Task, role: str, suite: str, policy: GatePolicy) -> bool:
+    """Tell whether a rule of the policy judges a task, as far as that is known before it is measured."""
+    if not is_judged(task.name, policy):
+        return False
+    if is_reported_only(task):
+        return policy.drift is not None
+    judged = ("capability", "regression", *([] if policy.safety is None else ["safety"]))
+    return role in judged or is_named_critical(task, suite, policy)
+
+
+def is_reported_only(task: Task) -> bool:
+    """Tell whether a task is measured in bits per byte, which no rule judges."""
+    return task.kind == "bits_per_byte" or task.primary_metric == "bits_per_byte"
+
+
+def is_perplexity(t: TaskComparison) -> bool:
+    """Tell whether a text's perplexity is its first metric, of which no limit in bits per byte judges."""
+    return t.task.primary_metric == "perplexity"
+
+
+def margin_share(margin: Margin) -> float:
+    """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
+    return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
+
+
+def is_relative(margin: Margin) -> bool:
+    """Tell whether a margin is a share of the base's skill, written `10%`."""
+    return isinstance(margin, str)
+
+
+def find_own_margin(task: Task, policy: GatePolicy, role: str = "capability") -> Margin:
+    """Return the margin of a task: its own, else the policy's for each task of its role."""
+    return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
+
+
+def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
+    """Return the loss that counts as a regression on this task, as a share of its metric's range."""
+    margin = find_own_margin(t.task, policy, t.role)
+    return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
+
+
+def skill(t: TaskComparison) -> float:
+    """Return how far the base is above chance, on the items that admit the task, as a share of the range."""
+    return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
+
+
+def margin_text(margin: Margin) -> str:
+    """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
+    unit = "% of the base's skill" if is_relative(margin) else "pp"
+    return f"{formatting.percent(margin_share(margin))} {unit}"
+
+
+def name_reasons(verdict: Verdict) -> str:
+    """Name what the rules that settle a verdict are about."""
+    return ", ".join(dict.fromkeys(_REASONS.get(rule.name, rule.name) for rule in verdict.deciding))
+
+
+NAMED = 20  # items named in a rule's numbers
+
+
+def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
+    """Judge a loss by its one-sided bounds against a margin, all as shares."""
+    return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
+
+
+def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> str:
+    """Say that a loss is ruled out, with the one-sided bound where the printed interval still holds it."""
+    bound = f"{formatting.percent(-lower)} pp is the one-sided {100 * (1 - policy.alpha):g} % bound"
+    return "a larger loss is ruled out" + (f" ({bound})" if low <= -margin else "")
+
+
+def margin_verdict(
+    outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
+) -> str:
+    """Say how a margin was judged, and for an open one what would settle it."""
+    words = {
+        "pass": excluded,
+        "fail": broken,
+        "inconclusive": f"not shown; {advice.sentence}",
+    }
+    return f"margin {margin}: {words[outcome]}"
+
+
+def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
+    """Add the number of items that would settle an open rule to its numbers, if known."""
+    return {**facts, "items_needed": more} if outcome == "inconclusive" and more is not None else facts
+
+
+def add_items_of_tasks(
+    facts: dict[str, Number], outcome: str, more: Mapping[str, int | None]
+) -> dict[str, Number]:
+    """Add the number of items of each open task that would settle a rule to its numbers, if all are known."""
+    known = {task: n for task, n in more.items() if n}
+    if outcome != "inconclusive" or not known or len(known) < len(more):
+        return facts
+    by_task = [f"{task} {formatting.count(n)}" for task, n in known.items()]
+    return {**facts, "items_needed": sum(known.values()), "items_needed_by_task": by_task}
+
+
+def comparison_facing_se(c: Comparison, margin: float) -> float:
+    """Return the standard error of a comparison on the side facing the margin."""
+    return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
+
+
+def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
+    c, of_range = t.counted, "" if t.span == 1 else " of its range"
+    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
+    return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
+
+
+def list_ids(ids: Sequence[str]) -> str:
+    """Name the first five items, and the number of the others."""
+    rest = f" and {len(ids) - 5} more" if len(ids) > 5 else ""
+    return ", ".join(ids[:5]) + rest

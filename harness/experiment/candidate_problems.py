@@ -1,0 +1,385 @@
+"""Problems of candidates: what forbids to make or open their weights here, or to ask a server for them.
+
+Invariant: everything is found before a model is loaded, and each problem says what to do. Recipes and the
+files of adapters made elsewhere are read, no weights.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from harness import plugins
+from harness.config import LoadedExperiment
+from harness.errors import Problem, UserError, refuse
+from harness.evaluation.candidate_rows import regularization_problems, training_data
+from harness.evaluation.candidates import ResolvedCandidate, add_lineage
+from harness.evaluation.runner import sensitive_problems
+from harness.evaluation.session import Session
+from harness.experiment import trials
+from harness.experiment.bases import marker_problems, quantization_problems
+from harness.experiment.training_fit import processes_of, shards_of
+from harness.experiment.validation_scores import check_tracking, constraint_problems, plan_tracked_steps
+from harness.experiment.written_rows import find_unwritable_rows
+from harness.models import hub, openai_api, vllm
+from harness.models.hardware import visible_gpus
+from harness.models.hub import architecture_difference, is_packed
+from harness.models.weight_files import CONFIG, describe_beside_low_rank
+from harness.records import read_object
+from harness.regularizers import layer_problems
+from harness.report import trackers
+from harness.spec import Recipe
+from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
+
+
+def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
+    """Refuse candidates whose weights cannot be made or opened here."""
+    problems = [*trackers.problems(loaded.experiment.report_to)]
+    known, selected = session.candidates, loaded.selected
+    needed = [known[name] for name in add_lineage(selected, known)]
+    for candidate in needed:
+        recipe, where = candidate.recipe, f"candidate {candidate.name}"
+        checks = plugins.method(recipe.method).checks
+        if candidate.given and recipe.path:  # found in a folder, so that the hub is asked once
+            recipe = recipe.model_copy(update={"path": str(candidate.given.path)})
+        problems += checks.problems(recipe, candidate.base, where)
+        if (
+            any(base.quantization for base in (candidate.served_base, candidate.trained_base))
+            and find_spec("bitsandbytes") is None
+        ):
+            found = "a quantised base, and no package bitsandbytes"
+            step = "pip install 'harness-evals[qlora]', or leave the candidate out"
+            problems.append(Problem(where, found, "the package that quantises", step))
+        problems += quantization_problems(candidate)
+        problems += _name_problems(candidate)
+        problems += marker_problems(candidate, chat=session.target.task.chat_template)
+        problems += _refuse_other_weights(session, candidate)
+        problems += _unusable_reward(session, candidate)
+        problems += _unusable_pairs(session, candidate)
+        problems += _check_prompt_use(session, candidate)
+        problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
+        problems += [*regularization_problems(session, candidate.recipe), *_layer_problems(candidate)]
+        problems += [*check_tracking(candidate), *trials.search_problems(candidate)]
+        problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
+    problems += find_unwritable_rows(session, needed)
+    problems += [*check_gpus(session), *engine_problems(session, selected, needed)]
+    problems += [problem for name in selected for problem in _check_merging(session, known[name])]
+    problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
+    refuse(_locate(problems, loaded.places))
+
+
+def _locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[Problem]:
+    """Put file and line before the candidate that a problem names; others stay as they are."""
+    named = {f"candidate {name}": place for name, place in places.items()}
+    for problem in problems:
+        place = named.get(problem.where.partition(":")[0])
+        yield replace(problem, where=f"{place}: {problem.where}") if place else problem
+
+
+def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a new adapter names what the base does not have, of the first trial of which that is so."""
+    if (
+        candidate.recipe.weights_of
+        or candidate.init
+        or is_packed(candidate.base)
+        or not candidate.method.trains
+    ):
+        return
+    for trial in candidate.trials:
+        params = trial.method.params(**trial.source.params)
+        if getattr(params, "encoder", None):
+            continue  # of another model than the base
+        if found := unknown_names(params, candidate.base, f"candidate {candidate.name}"):
+            yield from found
+            return
+
+
+def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids to start from the weights that `init_from` names, by its method or a regulariser."""
+    if candidate.init is None or candidate.recipe.weights_of:
+        return
+    where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
+    tracked = partial(plan_tracked_steps, session, candidate.init)
+    params = candidate.method.params(**candidate.source.params)
+    init = plugins.InitWeights(candidate.init.source, adapter, tracked)
+    yield from candidate.method.checks.of_init(params, init, where)
+    known = plugins.penalties(candidate.method, candidate.source.params)
+    able = [name for name in known if not plugins.refuses(name, adapter)]
+    for name in candidate.source.regularize:
+        if found := plugins.refuses(name, adapter):
+            step = f"remove {name}" + (f", or take {' or '.join(able)}" if able else "")
+            yield Problem(where, f"{name} with {found}", "an adapter that is added to weight matrices", step)
+
+
+def _layer_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    source = candidate.source
+    if not source.regularize or candidate.recipe.weights_of:
+        return
+    try:
+        read = encoder_of(source.params.get("encoder"), candidate.base)
+    except UserError:
+        return  # said by the method
+    if (shape := hub.shape(read)) is None:
+        return
+    for found in layer_problems(source.regularize, shape.n_layers):
+        expected, step = f"at most {shape.n_layers - 1} of them", "a smaller number in regularize"
+        yield Problem(f"candidate {candidate.name}", found, expected, step)
+
+
+def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids merging: adapters for several bases, or of kinds that the method cannot merge."""
+    where, bases = f"candidate {candidate.name}", {one.name: one.served_base for one in candidate.merges}
+    if len({base.weights_digest for base in bases.values()}) > 1:
+        named = (
+            f"{name} (on {' in '.join(filter(None, (b.name, b.quantization)))})" for name, b in bases.items()
+        )
+        found = f"adapters for several bases: {', '.join(named)}"
+        yield Problem(where, found, "adapters of one base", "merge those of the same base")
+    elif bases:
+        adapters = {one.name: find_adapter_config(one) for one in candidate.merges}
+        yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
+
+
+def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that a base of the experiment's architecture would be compared with itself."""
+    own, base, recipe = candidate.base, session.source, candidate.recipe
+    if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
+        return
+    if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
+        return
+    found = f"base_model: {own.name}, other weights of the architecture of {base.name}"
+    step = f"method: model and path: {own.name} to judge it against {base.name}; role: baseline to beat it"
+    yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
+
+
+def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
+    if written is None:
+        return
+    if candidate.reward is None:
+        target = session.target
+        rows = training_data(session, candidate.source).items.train
+        yield from reward_problems(written, target.task, rows, where)
+    elif candidate.reward.base.template_digest != candidate.base.template_digest:
+        found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
+        step = f"base_model: {candidate.base.name} on {written}"
+        yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
+
+
+def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
+    method = candidate.method
+    if method.draws_from != "pairs" or candidate.recipe.weights_of:
+        return
+    pairs = training_data(session, candidate.source).items.pairs
+    where, name = f"candidate {candidate.name}", candidate.recipe.method
+    thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
+    if thumbs and not method.unpaired:
+        found = f"{name}, and {len(thumbs):,} of {len(pairs):,} rows in pairs: with a thumb"
+        able = " or ".join(plugins.methods(unpaired=True))
+        yield Problem(where, found, "a chosen and a rejected answer in each", f"method: {able}")
+    elif pairs and not (any(p.references for p in pairs) and any(p.rejected for p in pairs)):
+        found, expected = f"{name}, and thumbs that all point one way", "thumbs up and thumbs down"
+        yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
+
+
+def _check_prompt_use(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that no item has labels to rank, or that whole texts have no prompt to change."""
+    recipe, task, items = candidate.recipe, session.target.task, session.target.items
+    evaluated, ranks = [*items.validation, *items.test], "rank" in _answers_tried(candidate.recipe)
+    if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
+        found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
+        step = f"labels: [..] in {task.name}, or answer: generate"
+        yield Problem(f"candidate {candidate.name}", found, "labels to rank", step)
+    needing = [] if set(recipe.prompting) <= {"zero_shot"} else ["prompting"]
+    needing += ["answer: rank"] if ranks else []
+    if needing and task.kind == "bits_per_byte":
+        found = f"{' and '.join(needing)}, and kind: bits_per_byte of {task.name}, whose texts are read alone"
+        step = "leave it out, or give the rows prompts and answers"
+        yield Problem(f"candidate {candidate.name}", found, "a target of kind generate or choice", step)
+
+
+def _answers_tried(recipe: Recipe) -> list[Any]:
+    return [recipe.answer, *recipe.tried.get("answer", ())]
+
+
+def engine_problems(
+    session: Session, selected: Iterable[str], needed: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
+    if session.experiment.engine == "transformers":
+        return
+    yield from vllm.problems(session.experiment.vllm)
+    for name in selected:
+        if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
+            found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
+            yield Problem(f"candidate {name}", found, expected, "leave enable_lora out")
+        if session.candidates[name].served_base.quantization:
+            step = f"serve_on: bf16, or {vllm.OTHERWISE}"
+            yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
+        if session.candidates[name].makes == "delta":
+            found = "weights of a form of our own, and engine: vllm"
+            yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
+    for candidate in needed:
+        yield from _adapter_problems(candidate)
+
+
+def _check_merging(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    if not candidate.recipe.serve_merged:
+        return
+    where = f"candidate {candidate.name}"
+    if "adapter" not in candidate.makes.split(plugins.OR):
+        found = f"serve_merged, and weights of the kind {candidate.makes}"
+        yield Problem(where, found, "weights_of that name an adapter", "remove serve_merged")
+    elif more := _describe_unmergeable(find_adapter_config(candidate)):
+        found = f"serve_merged, and an adapter {more}"
+        yield Problem(where, found, "one of low-rank matrices alone", "remove serve_merged")
+    if candidate.served_base.quantization:
+        found = f"serve_merged, and a base in {candidate.served_base.quantization}"
+        yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
+    if session.experiment.engine != "transformers":
+        found = f"serve_merged, and engine: {session.experiment.engine}"
+        yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
+
+
+def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
+    """Say what of an adapter cannot be merged (see `merged_layers`); empty where nothing is known of that."""
+    if (family := adapter.get("peft_type", "LORA")) != "LORA":
+        return f"of the family {family}"
+    return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
+
+
+def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what vLLM does not compute of an adapter, or leaves out without a word."""
+    where, adapters = f"candidate {candidate.name}", [read_recipe_config(t.source) for t in candidate.trials]
+    if any(adapter.get("use_dora") for adapter in adapters):
+        found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
+        yield Problem(where, found, "a plain low-rank adapter", step)
+        return
+    more = [_describe_unmergeable(adapter) or _describe_beside(adapter) for adapter in adapters]
+    if named := next(filter(None, more), ""):
+        found = f"an adapter {named}, and engine: vllm"
+        yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
+        return
+    rank = max(adapter.get("r", 0) for adapter in adapters)
+    if rank > vllm.MAX_RANK:
+        found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
+        yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
+
+
+def _describe_beside(adapter: Mapping[str, Any]) -> str:
+    """Name what an adapter holds beside low-rank matrices of one rank and scale; empty for nothing."""
+    # vLLM scales every layer by lora_alpha / r.
+    patterns = (name for name in ("rank_pattern", "alpha_pattern") if adapter.get(name))
+    beside = describe_beside_low_rank(adapter) or next(patterns, "")
+    return f"with {beside}" if beside else ""
+
+
+def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what forbids to ask candidates over HTTP now; `places` says where each is written."""
+    for name, where in places.items():
+        if not session.candidates[name].is_remote:
+            continue
+        yield from openai_api.problems(_settings(session, name), where)
+    yield from sensitive_endpoints(session, places)
+
+
+def sensitive_endpoints(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield the candidates that would send sensitive rows to somebody else's server."""
+    step = "--candidates without it, or remove it or sensitive_data"
+    for name, where in places.items():
+        if session.candidates[name].is_remote:
+            yield from sensitive_problems(session.experiment, _settings(session, name), name, where, step)
+
+
+def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+    """Yield what no server could answer of candidates; `places` says where each is written."""
+    task = session.experiment.target
+    for name, where in places.items():
+        candidate = session.candidates[name]
+        if not candidate.is_remote:
+            continue
+        settings, ranks = _settings(session, name), "rank" in _answers_tried(candidate.recipe)
+        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(task)):
+            found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
+            expected = "a target that is answered in chat, and answer: generate"
+            yield Problem(where, found, expected, "protocol: completions, where the server has it")
+
+
+def _settings(session: Session, name: str) -> openai_api.Settings:
+    return openai_api.Settings(**session.candidates[name].source.params)
+
+
+_ACCELERATE = "training.accelerate"
+
+
+def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield what forbids processes to share a candidate's training, of its first trial that has some."""
+    for trial in candidate.trials:
+        processes, where = processes_of(session, trial.source), f"candidate {candidate.name}"
+        try:
+            if processes > 1:
+                rows_of_each(trial.method.params(**trial.source.params), processes)
+        except ValueError as error:
+            step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
+            yield Problem(where, str(error), "as many rows for each process", step)
+            return
+        if shards := shards_of(session, trial.source):
+            # These need weights that no process holds whole.
+            kind = f"distributed_type: {shards.partition('/')[0]}"
+            optim = trial.source.params.get("optim")
+            if trial.source.track:
+                found = f"track, and {kind}, whose weights are put together at the end alone"
+                step = "leave out track, or distributed_type: MULTI_GPU"
+                yield Problem(where, found, "one of the two", step)
+            if is_of_bitsandbytes(optim):
+                found = f"optim: {optim}, which is bitsandbytes', and {kind}"
+                expected = "an optimiser of torch's, which shards can have"
+                yield Problem(where, found, expected, "optim: adamw_torch")
+            if trial.source.track or is_of_bitsandbytes(optim):
+                return
+
+
+def check_gpus(session: Session) -> Iterator[Problem]:
+    """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
+    policy, executor = session.experiment.training.accelerate, session.experiment.execution.executor
+    wanted, on_gpu = policy.num_processes, session.machine.device == "cuda"
+    if wanted == 1:
+        return
+    kind = f"distributed_type: {policy.distributed_type}"
+    if executor != "in_process":
+        found = f"num_processes: {wanted}, and executor: {executor}, whose workers are one process each"
+        yield Problem(_ACCELERATE, found, "one of the two", "num_processes: 1, or no executor")
+    elif on_gpu and (n_gpus := len(visible_gpus())) < wanted:
+        found = f"num_processes: {wanted}, and {n_gpus} GPU{'s' * (n_gpus > 1)} for each training"
+        yield Problem(_ACCELERATE, found, "a GPU for each process", "fewer processes")
+    if policy.shards and not on_gpu:
+        expected = "a GPU for each process, as accelerate shards on GPUs alone"
+        yield Problem(_ACCELERATE, f"{kind}, and no GPU here", expected, "distributed_type: MULTI_GPU")
+    if policy.distributed_type == "DEEPSPEED" and find_spec("deepspeed") is None:
+        step = "pip install 'harness-evals[deepspeed]', or distributed_type: FSDP"
+        yield Problem(_ACCELERATE, f"{kind}, and no package deepspeed", "the package that shards", step)
+
+
+def find_adapter_config(candidate: ResolvedCandidate) -> dict[str, Any]:
+    """Return what is known of a candidate's adapter: not what its sweep decides.
+
+    One that starts from another candidate's adapter has the shape of that.
+    """
+    while candidate.init:
+        candidate = candidate.init
+    known = read_recipe_config(candidate.source)
+    return {name: value for name, value in known.items() if name not in candidate.source.tried}
+
+
+def read_recipe_config(recipe: Recipe) -> dict[str, Any]:
+    """Return what is known of a recipe's adapter: its parameters, or of one made elsewhere its file.
+
+    Of a file that cannot be read nothing is: the method says what is wrong with it.
+    """
+    if not recipe.path:
+        params: dict[str, Any] = plugins.method(recipe.method).params(**recipe.params).model_dump()
+        return params
+    return read_object(Path(recipe.path) / CONFIG)

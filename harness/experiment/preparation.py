@@ -1,0 +1,362 @@
+"""Preparation of a session from harness.yaml: data read and checked, machine probed, bases resolved.
+
+Invariant: every problem of the files is reported at once, before a model is loaded or anything is written. A
+scope (a limit, a smoke run, fewer items) cuts the experiment here. A candidate of another experiment judges
+by the weights stored there and is never trained here; one of this experiment may have none until then.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, plugins
+from harness.config import LoadedExperiment
+from harness.config.rubrics import JudgingCandidate
+from harness.data import SPLITS, TaskItems, load_task
+from harness.data.contamination import open_encoder
+from harness.errors import CandidateFailed, Problem, UserError, did_you_mean, gather, refuse
+from harness.evaluation import lm_eval
+from harness.evaluation.candidate_rows import read_folds, read_training_rows, refuse_or_note
+from harness.evaluation.candidates import base_weights, names_whole_model, resolve_candidates
+from harness.evaluation.judges import list_judging_candidates, list_judging_models, read_judged_metrics
+from harness.evaluation.session import MeasuredTask, Session, join_items
+from harness.experiment.bases import choose_quantization
+from harness.experiment.candidate_problems import refuse_weights
+from harness.experiment.candidate_weights import choose_prompts, ensure_weights, find_stored_weights
+from harness.experiment.written_rows import cut_special_tokens
+from harness.formatting import pluralize, quote
+from harness.models import hub, set_templates
+from harness.models.devices import Room, free_room
+from harness.models.embedded_model import expect_unpacking_s
+from harness.models.hardware import Machine, probe
+from harness.models.hub import ModelSource, resolve, set_switches
+from harness.progress import Progress
+from harness.records import FEWER
+from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
+from harness.store import Store
+from harness.training import Weights
+
+Prepare = Callable[[config.LoadedExperiment], Session]
+
+
+def attach_judges(session: Session, prepare: Prepare) -> Session:
+    """Return a session whose judged metrics know their judges; `prepare` opens another experiment without.
+
+    Raises:
+        UserError: a candidate that is to judge is not there, cannot judge, or is of another experiment and
+            not trained yet; with every problem.
+    """
+    judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
+    problems: list[Problem] = []
+    for one, where in list_judging_candidates(_metrics(session)).items():
+        with gather(problems):
+            judging[one.label] = _weights_of(session, one, where, prepare)
+    refuse(problems)
+    return _add_judging(replace(session, judging=judging))
+
+
+def train_judges(session: Session) -> Session:
+    """Train the candidates of this experiment that judge and have no weights yet.
+
+    One that cannot be trained fails those whose answers it would grade, with the reason.
+    """
+    judging = dict(session.judging)
+    for one in list_judging_candidates(_metrics(session)):
+        if one.experiment or not isinstance(judging[one.label], str):
+            continue
+        try:
+            made = ensure_weights(session, session.candidates[one.candidate], session.first_seed)
+            judging[one.label] = _require_pinned(one, made, f"candidate {one.candidate}")
+        except CandidateFailed as error:
+            judging[one.label] = f"{one.candidate}, which judges, cannot be trained: {error.reason}"
+    return session if judging == session.judging else _add_judging(replace(session, judging=judging))
+
+
+def _metrics(session: Session) -> list[str]:
+    judged = [metric for m in session.tasks for metric in m.task.metrics]
+    return [*judged, session.experiment.gate.target.by]
+
+
+def _add_judging(session: Session) -> Session:
+    def add_judges(m: MeasuredTask) -> MeasuredTask:
+        found = read_judged_metrics(m.task, m.items, session.store, session.judging, session.machine)
+        return m._replace(judged=found)
+
+    targets, suites = (tuple(map(add_judges, of)) for of in (session.more_targets, session.suites))
+    return replace(session, target=add_judges(session.target), more_targets=targets, suites=suites)
+
+
+def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Prepare) -> Weights | str:
+    """Find the weights of a candidate that judges; of this experiment, why there are none yet."""
+    here = session
+    if one.experiment:
+        here = prepare(config.load(Path(one.experiment), (), ()))
+    candidate = here.candidates.get(one.candidate)
+    if candidate is None:
+        expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
+        raise UserError(Problem(where, f"unknown {one.candidate!r}", f"a candidate of {expected}", step))
+    if candidate.is_remote:
+        step = "judge: {base_url: …, model: …}, the parameters of that candidate"
+        found = f"{candidate.name}, an endpoint"
+        raise UserError(Problem(where, found, "a candidate whose weights are here", step))
+    if not candidate.method.makes_language_model:
+        found = f"{candidate.name}, whose method {candidate.source.method} makes no language model"
+        raise UserError(Problem(where, found, "a candidate that generates text", "name another one"))
+    if tried := [name for name, of in candidate.lineage.items() if of.tried] if not one.experiment else []:
+        found = f"{candidate.name}, and a sweep or search of {tried[0]}, which would hang on its own grades"
+        step = "the chosen params in place of it, or the judge in an experiment of its own"
+        raise UserError(Problem(where, found, "weights that no grade of theirs chose", step))
+    weights = find_stored_weights(here, candidate, here.first_seed)
+    command = f"harness train {one.candidate}" + (f" -c {one.experiment}" if one.experiment else "")
+    if weights is None and one.experiment:
+        raise UserError(Problem(where, f"{one.label}, which is not trained yet", "its weights", command))
+    if weights is None:
+        return f"{one.candidate}, which judges, is not trained yet; next: {command}"
+    return _require_pinned(one, weights._replace(source=weights.source or candidate.served_base), where)
+
+
+def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weights:
+    if not weights.digest.startswith(one.weights):
+        found = f"{one.label} with the weights {weights.digest[: max(8, len(one.weights))]}"
+        step = f"weights: {weights.digest[:8]} where these are meant; all answers are then graded again"
+        raise UserError(Problem(where, found, f"weights: {one.weights}, as the rubric pins", step))
+    return weights
+
+
+SMOKE_LIMITS = ItemLimits(train=64, validation=16, test=24)
+SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
+
+
+class Scope(NamedTuple):
+    """Part of an experiment that is run: `limit` test items of each task, a quick smoke, or fewer items.
+
+    A `dry_run` runs none of it, and loads no model. `renew_probe` measures the machine again. `embeddings`
+    names a sentence-transformers model by which contamination is looked for as well.
+    """
+
+    limit: int | None = None
+    quick: bool = False
+    fewer: bool = False
+    dry_run: bool = False
+    renew_probe: bool = False
+    embeddings: str = ""
+
+    @property
+    def smoke(self) -> bool:
+        """Whether the numbers are no evidence."""
+        return self.quick or self.limit is not None
+
+
+def narrow(experiment: Experiment, scope: Scope) -> Experiment:
+    """Return the experiment with fewer items, and for a smoke with a short training as well.
+
+    A name of its own keeps such runs and reports apart from the full ones; which items a `fewer` run asks
+    is known once the base is measured.
+    """
+    if scope.fewer:
+        experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
+    if scope.quick:
+        candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
+        experiment = _cap(experiment, SMOKE_LIMITS, SMOKE_ITEMS).model_copy(update={"candidates": candidates})
+    if scope.limit:
+        of, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
+        experiment = _cap(experiment, of, scope.limit).model_copy(update={"name": name})
+    return experiment
+
+
+def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
+    """Lower the limits of an experiment's targets, and those of its suites' tasks to n items."""
+    target, *more = (_cap_target(one, most) for one in (experiment.target, *experiment.more_targets))
+    suites = tuple(_cap_suite(suite, n) for suite in experiment.suites)
+    return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})
+
+
+def refuse_two_ways(scope: Scope) -> None:
+    """Refuse a cut of the items from which more would be drawn: the delta is that of whole tasks."""
+    given = [name for name, there in (("--quick", scope.quick), ("--limit", scope.limit)) if there]
+    if scope.fewer and given:
+        expected = "whole tasks, from which the items are sampled"
+        step = "--all-items, or leave the other out"
+        raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
+
+
+def _cap_target(task: Task, most: ItemLimits) -> Task:
+    """Lower the limits of a target's splits where they are higher, or where there are none."""
+    own, caps = task.data.limits.model_dump(), most.model_dump()
+    known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
+    limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
+    return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
+
+
+def _cap_suite(suite: Suite, n: int) -> Suite:
+    tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
+    return suite.model_copy(update={"tasks": tasks})
+
+
+def _short(recipe: Recipe) -> Recipe:
+    if not plugins.method(recipe.method).trains:
+        return recipe
+    return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
+
+
+def prepare_session(
+    loaded: LoadedExperiment,
+    scope: Scope,
+    progress: Progress,
+    machine: Machine | None = None,
+    room: Room | None = None,
+) -> Session:
+    """Read all data, probe the machine and its free memory unless they are given, find the base model.
+
+    Raises:
+        UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
+    """
+    session = _prepare_without_judges(loaded, scope, progress, machine, room)
+    others = partial(_prepare_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
+    session = attach_judges(session, others)
+    refuse_weights(session, loaded)
+    chosen = choose_prompts(session.reading(), session.candidates)
+    session.candidates = {**session.candidates, **chosen}
+    return session
+
+
+def _prepare_without_judges(
+    loaded: LoadedExperiment, scope: Scope, progress: Progress, machine: Machine | None, room: Room | None
+) -> Session:
+    """Read all data, and find machine and bases; what judges score has no judges yet."""
+    refuse_two_ways(scope)
+    experiment = narrow(loaded.experiment, scope)
+    if experiment.target.data.source("validation") is None and experiment.target.data.source("train") is None:
+        expected = "rows other than the test rows, to choose and time candidates on"
+        step = "name a file under data: {validation: …}, or data: {train: …}; a part of it is then set aside"
+        found = "no data.validation and no data.train"
+        raise UserError(Problem(f"task {experiment.target.name}", found, expected, step))
+    plain = {"chat_template": False}
+    first, *more = (
+        task.model_copy(update=plain) if task.kind == "bits_per_byte" else task
+        for task in (experiment.target, *experiment.more_targets)
+    )
+    experiment, catalogue = find_lm_eval_tasks(
+        experiment.model_copy(update={"target": first, "more_targets": tuple(more)})
+    )
+    seed = experiment.seeds[0]
+    targets = (experiment.target, *experiment.more_targets)
+    named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
+    named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
+    items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
+    encode = open_encoder(scope.embeddings, "--embeddings") if scope.embeddings else None
+    items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue, encode=encode)
+    n_pairs = SMOKE_PAIRS if scope.quick else None
+    few = items[experiment.target.name].pairs[:n_pairs]
+    items[experiment.target.name] = replace(items[experiment.target.name], pairs=few)
+    training = read_training_rows(experiment, items, catalogue, n_pairs, encode)
+    folds = read_folds(experiment, items, catalogue, n_pairs)
+    tasks = [
+        join_lm_eval_task(catalogue[task.name], role, suite)
+        if task.lm_eval
+        else join_items(task, role, suite, items[task.name])
+        for role, suite, task in named
+    ]
+    refuse(problem for measured in tasks for problem in _find_unread(measured))
+    sources = set_templates(experiment, _resolve_models(experiment, progress, unpacks=not scope.dry_run))
+    source = sources[experiment.base_model]
+    at = Store(loaded.folder / "runs" / "smoke" if scope.quick else loaded.folder / "runs")
+    wanted = experiment.device, experiment.precision, hub.shape(source)
+    with progress.stage("measuring short steps of training, reading and generating, once"):
+        machine = machine or probe(*wanted, renew=scope.renew_probe)
+    if machine.device == "cuda" and experiment.engine == "transformers":
+        sources = choose_quantization(
+            experiment, sources, machine, free_room(machine) if room is None else room
+        )
+        source = sources[experiment.base_model]
+    target, *others = tasks
+    session = Session(
+        experiment,
+        at,
+        source,
+        machine,
+        target,
+        tuple(m for m in others if m.role != "target"),
+        progress,
+        sources,
+        resolve_candidates(experiment, sources),
+        training=training,
+        folds=folds,
+        dry_run=scope.dry_run,
+        more_targets=tuple(m for m in others if m.role == "target"),
+        trackers=loaded.folder / "reports" / "trackers",
+    )
+    return cut_special_tokens(session)
+
+
+def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool) -> dict[str, ModelSource]:
+    """Find every model that an experiment names: bases, judges, and those made elsewhere."""
+    named = {experiment.base_model: "base_model"}
+    for candidate, recipe in experiment.candidates.items():
+        if recipe.base_model:
+            named.setdefault(recipe.base_model, "base_model")
+        if recipe.path and names_whole_model(recipe):
+            named.setdefault(recipe.path, f"candidate {candidate}: path")
+    judged = [metric for task in experiment.tasks for metric in task.metrics]
+    named = list_judging_models([*judged, experiment.gate.target.by]) | named
+    out: dict[str, ModelSource] = {}
+    problems: list[Problem] = []
+    for name, where in named.items():
+        expected = expect_unpacking_s(name) if unpacks else 0.0
+        with gather(problems), progress.stage(f"getting {name} ready, once", expected):
+            found = resolve(name, unpacks=unpacks, where=where)
+            out[name] = set_switches(found, experiment.chat_template_kwargs)
+    refuse(problems)
+    return out
+
+
+def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
+    """Find that a task's primary metric reads none of its items, so that no answer to them has a score."""
+    items, metric = [*measured.items.validation, *measured.items.test], measured.primary
+    if not items or any(map(metric.reads, items)):
+        return
+    shown = quote(items[0].references[0]) if items[0].references else "none"
+    found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {shown})"
+    step = "put another metric first in metrics: of the task, such as chrf, which reads any script"
+    yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
+
+
+def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
+    problems: list[Problem] = []
+    items: dict[str, TaskItems] = {}
+    for task in tasks:
+        with gather(problems):
+            items[task.name] = load_task(task, seed)
+    refuse(problems)
+    return items
+
+
+def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:
+    """Find the suites' tasks of lm-eval, and fill in what lm-eval says of them."""
+    tasks = [task for suite in experiment.suites for task in suite.tasks if task.lm_eval]
+    if not tasks:
+        return experiment, {}
+    found = lm_eval.load(tasks, lm_eval.datasets_folder(experiment.datasets_dir))
+    suites = tuple(
+        suite.model_copy(update={"tasks": tuple(found[t.name].task if t.lm_eval else t for t in suite.tasks)})
+        for suite in experiment.suites
+    )
+    return experiment.model_copy(update={"suites": suites}), found
+
+
+def join_lm_eval_task(found: lm_eval.LmEvalTask, role: Role, suite: str) -> MeasuredTask:
+    """Join a task of lm-eval with its documents and how they are prompted."""
+    versions = dict.fromkeys(SPLITS, found.version)
+    return MeasuredTask(
+        found.task,
+        role,
+        suite,
+        found.items,
+        versions,
+        found.metrics,
+        found.encode,
+        found.evaluate,
+        n_documents=found.n_documents,
+    )

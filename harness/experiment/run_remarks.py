@@ -1,0 +1,389 @@
+"""Remarks on runs: sentences on rows, prompts, bases and servers, which a report shows as notes.
+
+Invariant: no model is loaded. An answer that no judge was asked about counts once, by what became of it,
+under all judged metrics of its task together.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from statistics import fmean
+from typing import NamedTuple
+
+from harness import plugins
+from harness.analysis import comparison
+from harness.analysis.decision import index_usd_per_1k
+from harness.evaluation import has_instruction
+from harness.evaluation.session import Session
+from harness.evaluation.timing import describe_timing
+from harness.experiment.bases import base_remarks
+from harness.experiment.stored_rows import Reader, Runs, fold_sessions
+from harness.experiment.study import Study
+from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
+from harness.metrics import cites_nothing
+from harness.models import artefacts
+from harness.models.openai_api import Settings
+from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
+from harness.records import Example, Message, Run, SampleResult, TrainingRecord
+from harness.report import front_sentence, print_tried_value
+from harness.spec import Task
+from harness.stats import paired_delta, t_interval, wilson
+
+
+def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+    """Yield what is counted of the rows of finished runs: failed, uncited, ungraded and noteworthy ones."""
+    done = [run for run in runs if run.state == "done"]
+    for run in done:
+        rows = study.rows.cut(run, study.target)
+        if failed := [r for r in rows if r.status in ("error", "incomplete")]:
+            is_scored = comparison.fill_errors(study.primary(study.target), rows, rows).errors.is_scored
+            counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
+            some = sum(r.status == "incomplete" for r in failed)
+            also = f"; to {some} others some of several answers failed" if some else ""
+            said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
+            yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
+    for count_of in (_count_uncited, _count_ungraded, _count_noteworthy, _note_merged):
+        yield from count_of(session, reader, done)
+
+
+def _count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count the answers behind marked passages in which no citation is read, where citations are scored."""
+    if not any(name.startswith("citation_") for name in session.target.metrics):
+        return
+    plain = {example.id: example.prompt for example in session.target.items.test}
+    for run in runs:
+        decoding = session.candidates[run.candidate].recipe.sampling
+        is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
+        rows = (reader.read if is_chosen else reader.answers)(run, session.target)
+        shown = []
+        for row in (row for row in rows if row.status == "ok"):
+            # One of several answers to an item has its number behind the item's id.
+            prompt = plain.get(row.example_id) or plain.get(row.example_id.rpartition("#")[0], "")
+            message: Message = {"role": "user", "content": row.prompt}
+            example = Example(row.example_id, (message,), passages=row.passages, plain_prompt=prompt)
+            if map_passage_marks(example):
+                shown.append((row.text, example))
+        if n := sum(cites_nothing(text, example) for text, example in shown):
+            of = f"{count(n)} of {pluralize(len(shown), 'answer')}"
+            yield f"{run.candidate}: {of} have no citation in a known form, and score 0 on citations"
+
+
+# What a reader should know of single items, and how a row shows it.
+_NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
+    "the right choice tied with another": lambda row: row.margin == 0,
+    "a token spans the end of the prompt and the start of the choice": lambda row: row.boundary_merged,
+}
+
+
+def _count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Count such items by candidate and task; say what is alike once."""
+    for what, shows in _NOTEWORTHY.items():
+        alike: dict[str, list[str]] = {}
+        for run in runs:
+            measured = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
+            counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
+            if found := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
+                alike.setdefault(", ".join(found), []).append(run.candidate)
+        yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
+
+
+def _note_merged(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+    """Say by how much answers of merged weights differ from those of the base with its adapter beside it."""
+    for run in runs:
+        recipe = session.candidates[run.candidate].recipe
+        apart = next((r for r in runs if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
+        if not recipe.serve_merged or apart is None:
+            continue
+        if run.weights_digest == apart.weights_digest:
+            yield f"{run.candidate}: serve_merged changes nothing in fp32, where each adapter answers merged"
+            continue
+        tasks = (m for m in session.tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
+        both = [zip(reader.read(run, m), reader.read(apart, m), strict=True) for m in tasks]
+        pairs = [(a, b) for rows in both for a, b in rows if a.prompt == b.prompt]
+        gaps = [
+            abs(a.gold_logprob - b.gold_logprob)
+            for a, b in pairs
+            if a.gold_logprob is not None and b.gold_logprob is not None
+        ]
+        nats = f", log p of {pluralize(len(gaps), 'item')} by up to {max(gaps):.2g} nats" if gaps else ""
+        n = sum(a.text != b.text for a, b in pairs)
+        of = f"{count(n)} of {pluralize(len(pairs), 'answer')}"
+        merged = f"{run.candidate}: merged in {session.machine.precision}"
+        yield f"{merged}, {of} differ from {apart.candidate}'s{nats}"
+
+
+def list_remarks(session: Session, runs: Runs) -> list[str]:
+    """List the sentences about finished runs."""
+    done = [run for run in runs if run.state == "done"]
+    of_times = list(describe_timing(done))
+    n_items, wanted = len(session.target.items.validation), session.experiment.concurrency
+    if wanted is not None and n_items < wanted and any("at_once" in run.latency for run in done):
+        came = f"only {pluralize(n_items, 'request')} came at once"
+        of_times.append(f"concurrency is {wanted}, but {came}: validation has no more rows")
+    own = session.source.weights_digest
+    others = {run.candidate: run.base_model for run in done if run.base_digest != own}
+    used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
+    return [
+        *dict.fromkeys(of_times),
+        *_note_indexes(session, done),
+        *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
+        *dict.fromkeys(base_remarks(session, done)),
+        *_note_endpoints(session, done),
+        *_note_artefacts(session, done),
+        *(
+            f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
+            for name, candidate in session.candidates.items()
+            if not candidate.method.answers and name not in used
+        ),
+    ]
+
+
+def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+    """Say how large the index of a candidate is, which all of its seeds share, what it takes and costs."""
+    task, items = session.target.task, session.target.items
+    policy, hosting = session.experiment.decide, ""
+    if month := policy.index_usd_per_month:
+        hosting = f"; hosting it costs {usd(month)} USD a month"
+        if each := index_usd_per_1k(policy):
+            hosting += f", {usd(each)} USD of 1,000 requests, which their $/1k holds"
+    for run in {run.candidate: run for run in runs}.values():
+        recipe = session.candidates[run.candidate].recipe
+        context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
+        took = run.latency.get("prompting_s")  # reranking included
+        chosen = (
+            f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
+        )
+        for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
+            held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
+            said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
+            yield f"{said}{chosen}{hosting}"
+
+
+def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
+    """Say of each endpoint what was measured of it and what was not."""
+    priced = session.experiment.decide.usd_per_million_tokens is not None
+    for run in (run for run in runs if plugins.method(run.method).is_remote):
+        settings = Settings(**session.candidates[run.candidate].source.params)
+        priced_here = priced or settings.usd_per_million_tokens is not None
+        cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
+        endpoint = f"{settings.name}, asked by {settings.protocol}"
+        yield f"{run.candidate}: {endpoint}; times include the network{cost}"
+        if session.candidates[run.candidate].is_target_only:
+            yield f"{run.candidate}: a baseline, measured on the target alone"
+        elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
+            said = "which need token ids or their log-probabilities, and chat has neither"
+            yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
+    if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
+        yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
+
+
+def _note_artefacts(session: Session, runs: Runs) -> Iterator[str]:
+    """Say of each artefact which engine answered, as the base's rows come from another."""
+    for run in (run for run in runs if plugins.method(run.method).makes_artefact):
+        candidate = session.candidates[run.candidate]
+        path = Path(candidate.source.path or "")
+        if candidate.given is None:
+            engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
+            base = session.engine(candidate.base)[0].partition("/")[0]
+            said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
+            yield f"{run.candidate}: {path.name}, {said}"
+
+
+def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
+    """Say of candidates, and of the tasks of suites, where prompts hold less than is written."""
+    said: dict[str, list[str]] = {}
+    for name in names:
+        for note in _notes_of(session, name):
+            said.setdefault(note, []).append(name)
+    for suite in session.suites:
+        if suite.task.num_fewshot and not suite.task.lm_eval:
+            shots = {"few_shot": {"shots": suite.task.num_fewshot}}
+            context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
+            for note in describe_prompts(shots, context, suite.items.test):
+                said.setdefault(note, []).append(suite.task.name)
+    return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
+
+
+_BARE = (
+    "asked without an instruction: neither a system text nor words that all prompts share say what to do; "
+    "next: system: TEXT in the task"
+)
+
+
+def _notes_of(session: Session, name: str) -> Iterator[str]:
+    """Yield what the prompts that a candidate has or tries say of the target's items, in each fold."""
+    for trial in session.candidates[name].trials:
+        for one in fold_sessions(session) or [session]:
+            target, items = one.target, one.target.items
+            context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
+            evaluated = [*items.validation, *items.test]
+            yield from describe_prompts(trial.recipe.prompting, context, evaluated)
+            is_asked = session.candidates[name].method.makes_language_model
+            if is_asked and not has_instruction(target.task, trial.recipe, evaluated):
+                yield _BARE
+
+
+_CUT, _FAILED = "cut at max_new_tokens:", "failed"
+_STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
+
+
+def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+    """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
+    judged = [m for m in session.tasks if m.judged]
+    for run in runs:
+        for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
+            rows = reader.answers(run, measured)
+            why = Counter(filter(None, (_reason(measured.task, row) for row in rows)))
+            if n := why.total():
+                of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {measured.task.name}"
+                reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
+                worst = "" if set(why) == {_FAILED} else "; what is cut or empty has the lowest grade"
+                ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
+                step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
+                yield f"{ungraded}: {reasons}{worst}{step}"
+
+
+def _reason(task: Task, row: SampleResult) -> str:
+    """Say why no judge was asked about an answer; empty where one was."""
+    if row.status == "truncated" and not task.truncated_scores:
+        return f"{_CUT} {task.max_new_tokens}"
+    if row.status == "unparsable":
+        return "none of the labels" if row.text.strip() else "empty"
+    return _FAILED if row.finish_reason == "error" else ""
+
+
+NO_CHANGE = "found nothing to change"
+_MOSTLY = 0.5  # of the prompts of a training on rewards
+_WITHIN_NOISE = ", which is within its noise; more steps or a higher learning_rate may move it"
+
+
+def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
+    """Yield the sentences about the weights of finished runs; several seeds may yield the same one."""
+    for run in runs:
+        if n := run.training.n_dropped_too_long:
+            what = "training rows" if run.training.n_pairs is None else "pairs"
+            yield f"{run.candidate}: {n} {what} were longer than max_length and left out"
+    for run in runs:
+        if reason := run.training.not_packed:
+            yield f"{run.candidate}: trained without packing, which {reason}"
+    for note in (note_unmoved, note_rewards, _note_sweeps):
+        yield from note(runs)
+    for run in runs:  # an adapter made elsewhere may fit other bases than its own
+        named = run.training.named_base
+        if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
+            yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
+    for note_of in (_note_unchanged, _note_unswept):
+        yield from note_of(study, runs)
+    sign = study.primary(study.target).unit.sign
+    for run in runs:
+        has_own_weights = study.experiment.candidates[run.candidate].weights_of is None
+        if has_own_weights and (front := front_sentence(run.candidate, run.training, sign)):
+            yield f"{run.candidate}: {front}"
+
+
+def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
+    """Name trainings of which every step was of the warm-up's first rate, 0: they are what they began as."""
+    for run in runs:
+        rates = [rate for _, rate in run.training.learning_rate]
+        if rates and not any(rates):
+            steps = pluralize(len(rates), "step")
+            step = "warmup_steps: 0, smaller batches or more epochs"
+            yield f"{run.candidate}: not trained, as the learning rate of its {steps} was 0; try {step}"
+
+
+def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
+    """Name trainings on rewards that had little to learn from: no rewards, or the same for all answers."""
+    for run in runs:
+        rewards, equal = run.training.reward, [share for _, share in run.training.equal_rewards]
+        known = [share for share in equal if share is not None]
+        if rewards and all(mean is None for _, mean in rewards):
+            steps = pluralize(len(rewards), "step")
+            yield f"{run.candidate}: no answer of its {steps} could be rewarded, so it learned nothing"
+        elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
+            yield (
+                f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
+                "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
+            )
+        accuracy, n_pairs = run.training.reward_model_accuracy, run.training.n_heldout
+        if accuracy is not None and n_pairs:
+            low, high = wilson(accuracy * n_pairs, n_pairs)
+            yield (
+                f"{run.candidate}: its reward model prefers the chosen answer of "
+                f"{interval(accuracy, low, high)} % of {pluralize(n_pairs, 'held-out pair')}"
+                f"{', which may be chance' if low <= 0.5 else ''}"
+            )
+        if gain := measure_reward_gain(run.training):
+            is_noise = gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
+            yield (
+                f"{run.candidate}: reward on {pluralize(gain.n, 'validation prompt')} "
+                f"{plain(gain.before)} before and {plain(gain.after)} after the training, "
+                f"{plain(gain.change, gain.low, gain.high, sign=True)}{_WITHIN_NOISE if is_noise else ''}"
+            )
+
+
+class RewardGain(NamedTuple):
+    """Mean reward of answers to validation prompts, and its change with a 95 % interval; None if unknown."""
+
+    n: int
+    before: float
+    after: float
+    change: float
+    low: float | None
+    high: float | None
+
+
+def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
+    """Estimate the change of the reward on validation, over the clusters of its prompts; None without any."""
+    known = [
+        (one.cluster, one.before, one.after)
+        for one in training.validation_rewards
+        if one.before is not None and one.after is not None
+    ]
+    if not known:
+        return None
+    clusters, before, after = zip(*known, strict=True)
+    mean = paired_delta(before, after, clusters)
+    low, high = (None, None) if mean.se is None else t_interval(mean)
+    return RewardGain(len(known), fmean(before), fmean(after), mean.mean, low, high)
+
+
+def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
+    for run in runs:
+        trials = run.training.sweep
+        for trial in (t for t in trials if t.chosen):
+            point = ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
+                for k, v in trial.params.items()
+            )
+            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
+
+
+def _cut_to_last_name(name: str) -> str:
+    return name.rstrip("/").rpartition("/")[2]
+
+
+def _note_unchanged(study: Study, runs: Runs) -> Iterator[str]:
+    """Name what equals the weights that it was made from, as its method had nothing to change."""
+    of = {(run.candidate, run.seed): run.weights_digest for run in runs}
+    for run in runs:
+        recipe = study.experiment.candidates[run.candidate]
+        if recipe.init_from and of.get((recipe.init_from, run.seed)) == run.weights_digest:
+            same = f"its weights are those of {recipe.init_from}"
+            yield f"{run.candidate}: {run.method} {NO_CHANGE}, so {same}"
+
+
+def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:
+    """Name what was trained at one learning rate: the best one differs tenfold between methods."""
+    tried: dict[tuple[str, str, str], set[object]] = {}
+    named: dict[tuple[str, str, str], list[str]] = {}
+    for run in runs:
+        recipe = study.experiment.candidates[run.candidate]
+        if recipe.weights_of is None and run.training.loss:
+            family = str(recipe.params.get("peft_type", ""))
+            key = (run.base_digest, run.method, family)
+            rates = recipe.tried.get("learning_rate") or [recipe.params.get("learning_rate")]
+            tried.setdefault(key, set()).update(rates)
+            named.setdefault(key, []).append(run.candidate)
+    once = dict.fromkeys(name for key, names in named.items() if len(tried[key]) < 2 for name in names)
+    if once:
+        yield f"learning rate not swept: {', '.join(once)}; another one may do better"

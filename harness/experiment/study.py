@@ -1,0 +1,288 @@
+"""Study: what is stored of one experiment, with people's labels, that every verdict rests on.
+
+Invariant: it names what there is and reads each thing once; it holds no model and no data, so the same store
+and the same file give the same verdicts. Labels correct a judge's score and paired difference before anything
+is decided; where they are too few the run says how many are missing. Other metrics decide as they are.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from pydantic import ValidationError
+
+from harness import plugins, store
+from harness.analysis import decision as decide
+from harness.analysis import gating
+from harness.analysis.comparison import (
+    Labels,
+    MetricCalibration,
+    calibrate,
+    correct_estimate,
+    is_judge,
+    labels_missing,
+    latest_labels,
+)
+from harness.analysis.decision import CandidateFacts
+from harness.analysis.gating import AdmittedTasks, ComparedArms, Measurement
+from harness.config import CommandLine, LoadedExperiment, current_labels
+from harness.evaluation.lm_eval import LmEvalTask
+from harness.evaluation.session import Session
+from harness.experiment.candidate_result import facts_of, rows_by_slice
+from harness.experiment.preparation import find_lm_eval_tasks
+from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Runs, StoredRows, find_measured_arm
+from harness.metrics import Metric, load_metrics
+from harness.models.openai_api import WHO_ANSWERS
+from harness.plugins import find_method
+from harness.records import Run, SampleResult, canonical_json
+from harness.spec import Experiment, Recipe, Role, Task
+from harness.store import Store
+
+_PLAIN = CommandLine()
+
+Weights = Mapping[str, Mapping[str, float]]
+
+
+class SuiteTask(NamedTuple):
+    """One task of a suite, as rules tell tasks apart."""
+
+    task: Task
+    role: Role
+    suite: str
+
+
+class ArmsOfPair(NamedTuple):
+    """Both arms of a run and a baseline, how they compare, and notes on what was left out of them."""
+
+    measured: list[Measurement]
+    compared: ComparedArms
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """An experiment as its runs are judged, with its store and the metrics of each task.
+
+    `weights` maps a run to the inclusion weights of the items of tasks that were sampled for it, `base_arm`
+    to its base's rows of each task, as far as an open session knows them. `first_base` is the digest of the
+    base that the first champion was judged against, empty without one. `typed` is what a next step
+    repeats, `selected` its candidates, and `settled` maps runs to the verdict of an interim analysis.
+    `compared`, `admitted` and `untrained` keep what verdicts share.
+    """
+
+    experiment: Experiment
+    store: Store
+    metrics: Mapping[str, Mapping[str, Metric]]
+    rows: StoredRows
+    weights: Callable[[Run], Weights]
+    base_arm: Callable[[Run], Mapping[str, str]] = lambda run: {}
+    first_base: str = ""
+    typed: CommandLine = _PLAIN
+    selected: tuple[str, ...] = ()
+    compared: dict[tuple[str, ...], ArmsOfPair] = field(default_factory=dict)
+    admitted: dict[tuple[str, ...], AdmittedTasks] = field(default_factory=dict)
+    untrained: dict[tuple[str, str], Run | None] = field(default_factory=dict)
+    settled: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the experiment's file."""
+        return self.store.folder.parent
+
+    @property
+    def seed(self) -> int:
+        """The seed by which tasks are cut into halves."""
+        return self.experiment.seeds[0]
+
+    @property
+    def target(self) -> Task:
+        """The target that decides."""
+        return self.experiment.target
+
+    def primary(self, task: Task) -> Metric:
+        """Return the metric that decides on a task."""
+        return self.metrics[task.name][task.primary_metric]
+
+    def suite_tasks(self) -> Iterator[SuiteTask]:
+        """Yield the tasks of all suites, in the order of the file."""
+        for suite in self.experiment.suites:
+            yield from (SuiteTask(task, suite.role, suite.name) for task in suite.tasks)
+
+    def is_judged(self, task: Task) -> bool:
+        """Tell whether the policy judges a task, or only reports it."""
+        return gating.is_judged(task.name, self.experiment.gate)
+
+
+def load_study(loaded: LoadedExperiment) -> Study:
+    """Return the study of an experiment's stored runs, as its file is written now.
+
+    Metrics of tasks of lm-eval come with `add_lm_eval`, for lm-eval reads all their items.
+    """
+    experiment, at = loaded.experiment, Store(loaded.folder / "runs")
+    return Study(
+        experiment,
+        at,
+        {task.name: load_metrics(task) for task in experiment.tasks if not task.lm_eval},
+        StoredRows(at, texts=experiment.gate.mode_collapse is not None),
+        weights=lambda run: {},
+        first_base=store.find_first_base(loaded.folder, experiment.target.name),
+        typed=loaded.typed,
+        selected=loaded.selected,
+    )
+
+
+def add_lm_eval(study: Study) -> tuple[Study, Mapping[str, LmEvalTask]]:
+    """Return a study that knows its tasks of lm-eval, and what lm-eval says of these."""
+    experiment, catalogue = find_lm_eval_tasks(study.experiment)
+    if not catalogue:
+        return study, catalogue
+    metrics = {**study.metrics, **{name: found.metrics for name, found in catalogue.items()}}
+    return replace(study, experiment=experiment, metrics=metrics), catalogue
+
+
+def study_session(session: Session, reader: Reader) -> Study:
+    """Return the study of an open experiment; a run that is settled keeps the items of its own analysis."""
+    current = {m.task.name: m.weights for m in session.suites if m.weights is not None}
+
+    def find_weights(run: Run) -> Weights:
+        settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
+        return settled.weights if settled else current
+
+    return Study(
+        session.experiment,
+        session.store,
+        {m.task.name: m.metrics for m in session.tasks},
+        reader,
+        find_weights,
+        lambda run: find_measured_arm(session, session.candidates[run.candidate].base),
+        store.find_first_base(session.store.folder.parent, session.target.task.name),
+        settled=session.settled,
+    )
+
+
+def is_target_only(method: str, recipe: Mapping[str, Any]) -> bool:
+    """Tell whether a candidate is measured on the target only: a baseline with weights of its own."""
+    return recipe.get("role") == "baseline" and plugins.find_method(method).tunes
+
+
+def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
+    """Tell whether a run is of a recipe as it is written: of a search of prompts, with the one it chose."""
+    try:
+        own = Recipe.model_validate(run.recipe)
+    except ValidationError:  # of another version, or damaged
+        return False
+    if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
+        recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
+    return _strip_unasked(recipe).is_stored_as(_strip_unasked(own).stored_form(), at.folder.parent)
+
+
+def _has_tried(run: Run, recipe: Recipe) -> bool:
+    """Tell whether a run's prompt was chosen among those of a recipe: all of a sweep, some of a search."""
+    params = [one.params for one in run.training.sweep]
+    if recipe.sweep:
+        return set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
+    known = all(of.get(name) in values for of in params for name, values in recipe.search.items())
+    return known and len(params) <= recipe.trials
+
+
+def _strip_unasked(recipe: Recipe) -> Recipe:
+    """Return a recipe without what changes no answer of an endpoint: prices, patience, the key's variable."""
+    if not plugins.find_method(recipe.method).is_remote:
+        return recipe
+    named = {name: recipe.params[name] for name in WHO_ANSWERS if name in recipe.params}
+    return recipe.model_copy(update={"params": named})
+
+
+def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[CandidateFacts]:
+    """Say what runs reached by themselves: what the choice on validation rests on.
+
+    Labels correct what was reached by a judge's metric; those that a decision lacks are counted.
+    """
+    measured = (facts_of(session, reader, run) for run in runs)
+    facts = decide.apply_budgets(measured, session.experiment.decide)
+    study, metric, task = study_session(session, reader), session.target.primary, session.target.task
+    if not is_judge(metric.name):
+        return list(facts)
+    labels = judge_labels(study.store, task, metric.name)
+    corrected = [
+        correct_reached(metric, f, study.rows.with_drawn(run, task), labels, reader.edge_cases)
+        if f.target
+        else f
+        for f, run in zip(facts, runs, strict=True)
+    ]
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+    best = by_name.get(decide.best_untrained(corrected) or "")
+    missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
+    for f, run in zip(corrected, runs, strict=True):
+        if f.target:
+            lacks = count_missing(study, *filter(None, (run, best)))
+            missing[f.name] = max(missing.get(f.name, 0), lacks)
+    return [replace(f, labels_missing=missing.get(f.name, 0)) for f in corrected]
+
+
+def correct_reached(
+    metric: Metric,
+    f: CandidateFacts,
+    rows: Sequence[SampleResult],
+    labels: Labels,
+    edge_cases: EdgeCases = MappingProxyType({}),
+) -> CandidateFacts:
+    """Correct a run's scores on test by labels, and by the judge's error there its score on validation.
+
+    Otherwise a judge that people refute on test would still choose on validation.
+    """
+    if f.target is None:
+        return f
+    target, validation = correct_estimate(metric, f.target, rows, labels), f.validation
+    if target is not f.target and validation is not None:
+        validation = min(max(validation + target.score - f.target.score, 0.0), 1.0)
+    parts = rows_by_slice(rows, edge_cases)
+    slices = {
+        name: correct_estimate(metric, found, parts.get(name, []), labels) for name, found in f.slices.items()
+    }
+    return replace(f, target=target, validation=validation, slices=slices)
+
+
+def judge_labels(at: Store, task: Task, metric: str) -> Labels:
+    """Return people's labels of answers to a target by a judge's metric; none for any other metric."""
+    return read_labels(at, task, metric) if is_judge(metric) else {}
+
+
+def read_labels(at: Store, task: Task, metric: str) -> Labels:
+    """Read people's latest labels of answers to a target by a metric, as its rubric is now."""
+    return latest_labels(current_labels(store.list_labels(at, task.name), task), metric)
+
+
+def count_missing(study: Study, *runs: Run) -> int:
+    """Count the items that lack labels of all runs' answers before a judge decides; 0 where it may."""
+    if study.experiment.gate.uncalibrated_judge == "allow":
+        return 0
+    metric = study.primary(study.target).name
+    labels = judge_labels(study.store, study.target, metric)
+    return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
+
+
+def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[MetricCalibration, ...]:
+    """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
+    found = current_labels(store.list_labels(session.store, session.target.task.name), session.target.task)
+    if not found:
+        return ()
+    done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
+    arms = {label: reader.with_drawn(run, session.target.task) for label, run in done.items()}
+    best = decide.best_untrained(facts)
+    base = next((f.label for f in facts if f.name == best and f.label in arms), None)
+    pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
+    of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
+    return tuple(replace(c, own=_name_own_kind(session, c.metric, done)) for c in of if c)
+
+
+def _name_own_kind(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
+    """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
+    # What answers behind an address is made from nobody knows what.
+    judged = session.target.judged.get(metric)
+    sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
+    bases = {source.weights_digest for source in sources if source}
+    here = (label for label, run in runs.items() if not find_method(run.method).is_remote)
+    return tuple(label for label in here if runs[label].base_digest in bases)

@@ -1,0 +1,250 @@
+"""Champions of a target, promoted, rolled back and retired; and removal of what no run or champion refers to.
+
+Invariant: what a rollback may return to stays: the rows and weights of nights and of the champions that are
+kept, and the exports of these. So does what work in progress needs, or work that was ended before it was
+finished unless somebody asks for that.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, provenance, store
+from harness.analysis import comparison
+from harness.analysis.comparison import Estimate
+from harness.analysis.gating import Verdict, cumulative_of
+from harness.errors import Problem, UserError
+from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
+from harness.formatting import RATE
+from harness.records import Run
+from harness.store import Champion, ChampionEntry, History, Leftover, References, Store, exports
+
+
+def promote(
+    stored: Study, run: Run, judged: Verdict | str, despite: str, first_base: str = "", *, by: str = ""
+) -> tuple[Path, Champion]:
+    """Write a run as the champion of the target; returns the file.
+
+    `judged` is what the gate said of it, or why it could not judge it.
+
+    Raises:
+        HarnessError: rows of the run are missing.
+    """
+    study, _ = add_lm_eval(stored)
+    scores: dict[str, Estimate] = {}
+    for task in study.experiment.tasks:
+        if f"{task.name}/test" in run.rows:
+            metric = study.primary(task)
+            own = reached_on_target(study, run).target if task.name == study.target.name else None
+            whole = study.rows.whole(run.rows[f"{task.name}/test"])
+            scores[f"{task.name} {metric.name}"] = own or comparison.estimate(metric, whole)
+    # The macro against the first base as [delta, low, high, n], where it is known.
+    cumulative: list[float] = []
+    if isinstance(judged, Verdict) and (rule := cumulative_of(judged)):
+        numbers = [rule.numbers.get(name) for name in ("delta", "low", "high", "n_items")]
+        cumulative = [float(x) for x in numbers if isinstance(x, float | int)]
+    elif isinstance(judged, Verdict) and judged.macro:
+        cumulative = list(judged.macro[:4])
+    champion = Champion(
+        target=stored.experiment.target.name,
+        run_id=run.run_id,
+        candidate=run.candidate,
+        seed=run.seed,
+        experiment=run.experiment,
+        base_model=Path(run.base_model).name,
+        weights_digest=run.weights_digest,
+        base_digest=run.base_digest,
+        created=run.created,
+        rows=dict(sorted(run.rows.items())),
+        scores={key: [round(x, 6) for x in e[:4]] for key, e in scores.items()},
+        recipe=run.recipe,
+        verdict=judged.outcome if isinstance(judged, Verdict) else "",
+        sentence=judged.sentence if isinstance(judged, Verdict) else judged,
+        despite=despite,
+        units={key: e.unit for key, e in scores.items() if e.unit != RATE},
+        first_base=first_base or run.base_digest,
+        cumulative=[round(x, 6) for x in cumulative] if len(cumulative) == 4 else [],
+        fit_key=run.training.fit_key,
+        files=store.hash_weights(stored.store, run.training.fit_key),
+    )
+    history, at = store.read_history(stored.folder, champion.target), stored.store
+    number = len(history.entries) + 1
+    entry = ChampionEntry(
+        number,
+        "promotion",
+        provenance.timestamp(),
+        by or provenance.git_user(stored.folder),
+        despite or champion.sentence,
+        promoted=number,
+        champion=champion,
+        keep=stored.experiment.champions.keep,
+        code={name: run.provenance.get(name) for name in ("harness", "git_sha", "git_dirty")},
+        data={key: store.read_identity(at, rows).task_version for key, rows in champion.rows.items()},
+        exports=_hash_exports(at, run.run_id),
+    )
+    return store.record_champion(at, entry), champion
+
+
+def roll_back(path: Path, number: int | None = None, *, why: str = "", by: str = "") -> ChampionEntry:
+    """Make an earlier champion the champion again: that of an entry, by default the one before this one.
+
+    Raises:
+        UserError: no such champion is left, it is the champion already, or its rows are gone.
+    """
+    stored = load_study(config.load(path))
+    with store.hold_champions(stored.store):
+        history = _read(stored)
+        earlier = _find(stored, history, number, next(iter(history.way_back), None))
+        name = f"champion {earlier.number} of {stored.experiment.target.name}"
+        if earlier.champion == history.champion:
+            step = f"name another one, as {stored.typed.command('champions', 'list')} numbers them"
+            raise UserError(Problem(name, "the present champion", "an earlier one", step))
+        if lost := [one for one in missing_files(stored.store, earlier.champion) if one.startswith("rows")]:
+            step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
+            raise UserError(Problem(name, f"no {', no '.join(lost)}", "all that a gate compares with", step))
+        return _repeat(stored, history, replace(earlier, event="rollback", why=why), by)
+
+
+def retire(path: Path, number: int | None = None, *, why: str = "", by: str = "") -> ChampionEntry:
+    """Retire a champion, by default the present one: no rollback returns to it, and its files may go.
+
+    Raises:
+        UserError: there is no such champion, or it is retired already.
+    """
+    stored = load_study(config.load(path))
+    with store.hold_champions(stored.store):
+        history = _read(stored)
+        retired = _find(stored, history, number, history.present.number if history.present else None)
+        return _repeat(stored, history, replace(retired, event="retirement", why=why), by)
+
+
+def missing_files(at: Store, champion: Champion) -> list[str]:
+    """Name what is no longer in a store of a champion's files: its rows, its weights."""
+    rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
+    trained = champion.fit_key and not at.weights(champion.fit_key).exists()
+    return [*rows, *([f"weights {champion.fit_key}"] if trained else [])]
+
+
+def _read(stored: Study) -> History:
+    """Read the history of the experiment's target, once the champion's file agrees with it."""
+    store.read_champion(stored.folder, stored.experiment.target.name)
+    return store.read_history(stored.folder, stored.experiment.target.name)
+
+
+def _find(stored: Study, history: History, number: int | None, default: int | None) -> ChampionEntry:
+    """Return the promotion that an entry is about, by its number or the default, unless it is retired."""
+    asked, target = default if number is None else number, stored.experiment.target.name
+    entry = next((one for one in history.entries if one.number == asked), None)
+    if entry is None or entry.promoted not in history.recent:
+        found = f"{asked}, which is retired" if entry else f"no {asked or 'such champion'}"
+        numbers = ", ".join(map(str, sorted(history.recent))) or "none so far"
+        step = stored.typed.command("champions", "list") if history.entries else ""
+        step = step or f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
+        raise UserError(Problem(f"champions of {target}", found, f"one of the numbers: {numbers}", step))
+    return history.entries[entry.promoted - 1]
+
+
+def _repeat(stored: Study, history: History, entry: ChampionEntry, by: str) -> ChampionEntry:
+    """Record an entry about an earlier promotion, under the next number."""
+    entry = replace(
+        entry,
+        number=len(history.entries) + 1,
+        when=provenance.timestamp(),
+        who=by or provenance.git_user(stored.folder),
+        keep=stored.experiment.champions.keep,
+        exports=_hash_exports(stored.store, entry.champion.run_id),
+    )
+    store.record_champion(stored.store, entry)
+    return entry
+
+
+def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
+    """Map each export of a run, by its folder's name, to the SHA-256 that it says of each file."""
+    return {
+        folder.name: {name: file.sha256 for name, file in made.files.items()}
+        for folder, made in exports.exports_of(at, run_id).items()
+    }
+
+
+class UnreferencedFiles(NamedTuple):
+    """Files that may be removed, those kept for work that is not finished, and the names of that work."""
+
+    removable: tuple[Leftover, ...]
+    kept: tuple[Leftover, ...]
+    wanted_by: tuple[str, ...]
+
+
+def remove_run(at: Store, run_id: str, nights: References) -> None:
+    """Delete a run with the rows and weights that no other run, champion or night refers to.
+
+    `nights` is what nights refer to.
+
+    Raises:
+        UserError: there is no such run, or it is a champion, or one that a rollback may return to.
+        HarnessError: a compare is at work in the folder.
+    """
+    store.get_run(at, run_id)
+    targets = [champion.target for champion in store.champions(at.folder.parent) if champion.run_id == run_id]
+    if targets:
+        found = f"{run_id}, the champion of {', '.join(targets)}"
+        step = "promote another run first: harness promote"
+        raise UserError(Problem("run", found, "a run that no gate compares with", step))
+    for earlier in store.kept_champions(at.folder.parent):
+        if earlier.run_id == run_id:
+            found = f"{run_id}, an earlier champion of {earlier.target}"
+            step = "retire it first: harness champions list shows its number for harness champions retire"
+            raise UserError(Problem("run", found, "a run that no rollback returns to", step))
+    with store.hold(at):
+        kept = store.join_references([_champion_references(at), nights])
+        store.remove_run(at, run_id, keep=frozenset().union(*kept))
+
+
+def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
+    """List what no run, champion or night refers to; `nights` is what nights do.
+
+    While work has begun and is not finished, what it has so far cannot be told from what is left over:
+    then nothing may be removed but by asking, with `unfinished`, for that too.
+
+    Raises:
+        HarnessError: the file of a run or a champion cannot be read.
+    """
+    runs = store.all_runs(at)
+    behind = store.trial_references(at, runs)
+    wanted = store.join_references([store.run_references(runs), behind, _champion_references(at), nights])
+    complete = [*store.list_unreferenced(at, wanted), *store.list_unneeded_trials(at, runs)]
+    begun = store.list_unfinished(at)
+    wanted_by = list(store.list_begun(at))
+    for run in runs:
+        # Made before runs named the weights that they are found by way of.
+        trained = run.training.init_wall_s is not None or any(t.fit_key for t in run.training.sweep)
+        if trained and not run.training.stands_on:
+            wanted_by.append(run.run_id)
+    if unfinished:
+        return UnreferencedFiles((*complete, *begun), (), ())
+    if wanted_by:
+        return UnreferencedFiles((), (*complete, *begun), tuple(wanted_by))
+    return UnreferencedFiles(tuple(complete), tuple(begun), ())
+
+
+def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
+    """Delete what `list_unreferenced` lists as removable; returns what it was.
+
+    Raises:
+        HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
+    """
+    with store.hold(at):
+        found = list_unreferenced(at, nights, unfinished=unfinished)
+        store.remove(at.folder, (left.path for left in found.removable))
+        for name in store.list_begun(at) if unfinished else ():
+            store.end(at, name)
+    return found
+
+
+def _champion_references(at: Store) -> References:
+    kept = store.kept_champions(at.folder.parent)
+    return References(
+        rows=frozenset(rows for one in kept for rows in one.rows.values()),
+        fit_keys=frozenset(one.fit_key for one in kept) - {""},
+        weights=frozenset(digest for one in kept for digest in (one.weights_digest, one.base_digest)),
+        runs=frozenset(one.run_id for one in kept),
+    )

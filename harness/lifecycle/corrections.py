@@ -1,0 +1,193 @@
+"""Rows, pairs and test items from the feedback of users, for the target of an experiment.
+
+Invariant: no training row or pair asks what is evaluated, and no test item what is trained on; nobody's
+feedback makes more than a cap of rows. An item is a test item only if a file says which person marked it.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from harness.data import SourcedExample, readers
+from harness.data.check.personal_data import redact
+from harness.data.contamination import find_contaminated_rows
+from harness.data.edit import Edit, EditedRow, digest_of, drop
+from harness.data.examples import FIELD
+from harness.data.text_files import Row
+from harness.errors import Problem, UserError, refuse
+from harness.evaluation.session import Session
+from harness.experiment import writers
+from harness.lifecycle.feedback import mask_example
+from harness.metrics import normalize
+from harness.records import FEEDBACK_ORIGIN, Example, FeedbackRow, checksum
+from harness.spec import Fields
+from harness.store import feedback_files
+
+_SENDERS_CAP = "more than --per-sender of one sender"
+_Answers = dict[str, str]  # columns of a row besides its question
+
+
+class FeedbackEdit(NamedTuple):
+    """Rows to be saved, what became of each, and notes of the leak check."""
+
+    edit: Edit
+    outcomes: list[EditedRow]
+    notes: tuple[str, ...]
+
+
+def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
+    """Make training rows of corrections: the request, and the answer as a person wrote it.
+
+    Raises:
+        UserError: there is no correction, or the task's columns cannot hold one.
+    """
+    prompt, reference = _columns(session)
+    labels = {normalize(label): label for label in session.target.task.labels}
+
+    def answers(row: FeedbackRow) -> _Answers | str:
+        if labels and normalize(row.correction) not in labels:
+            return "a correction that is not a label of the task"
+        return {reference: labels.get(normalize(row.correction), row.correction)}
+
+    corrected = [row for row in rows if row.correction]
+    return _make(session, corrected, per_sender, out, "rows", prompt, answers)
+
+
+def make_pairs(session: Session, rows: Sequence[FeedbackRow], per_sender: int, out: str) -> FeedbackEdit:
+    """Make preference pairs: the answer that was preferred, and the one that was not.
+
+    Raises:
+        UserError: there is no preference.
+    """
+
+    def answers(row: FeedbackRow) -> _Answers | str:
+        if row.preference == row.answer:
+            return "two equal answers"
+        return {"chosen": row.preference, "rejected": row.answer}
+
+    preferred = [row for row in rows if row.preference]
+    return _make(session, preferred, per_sender, out, "pairs", "prompt", answers)
+
+
+def _make(
+    session: Session,
+    rows: Sequence[FeedbackRow],
+    per_sender: int,
+    out: str,
+    what: str,
+    prompt: str,
+    answers: Callable[[FeedbackRow], _Answers | str],
+) -> FeedbackEdit:
+    if not rows:
+        kind = {"rows": "correction", "pairs": "preference"}[what]
+        step = f"harness feedback add FILE, with a column {kind}"
+        raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
+    evaluated = _mask_rows(session, writers.list_evaluated(session))
+    asked = find_contaminated_rows([_sourced(row) for row in rows], evaluated)
+    leaks = {leak.training.example.id: leak.evaluated.where for leak in asked}
+    n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
+    for row in reversed(rows):  # the newest first
+        place, made = Row(row.source, {}), answers(row)
+        if row.row_id in leaks:
+            outcomes.append(drop(place, "asks what is evaluated", leaks[row.row_id]))
+        elif isinstance(made, str):
+            outcomes.append(drop(place, made))
+        elif row.sender and n_of_sender[row.sender] >= per_sender:
+            outcomes.append(drop(place, _SENDERS_CAP))
+        elif (fields := _fields(row, prompt, made)) is None:
+            outcomes.append(drop(place, f"several turns, which the column {prompt!r} cannot hold"))
+        else:
+            n_of_sender[row.sender] += 1
+            kept.append(_sourced(row))
+            outcomes.append(EditedRow(place._replace(fields=fields)))
+    if not kept:
+        reasons = Counter(one.change.reasons[0] for one in outcomes if one.change)
+        found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
+        step = "collect more feedback"
+        raise UserError(Problem(f"harness feedback {what}", found, "at least one row", step))
+    notes = writers.check_contamination(session, kept, "train" if what == "rows" else "pairs", out)
+    used = {
+        "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
+        "per_sender": per_sender,
+        "leak_check": writers.record_contamination(session, notes),
+    }
+    return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
+
+
+def _mask_rows(session: Session, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
+    """Mask what rows ask, so that stored feedback that asks the same is found."""
+    region = session.experiment.feedback.region
+    return [row._replace(example=mask_example(row.example, region)) for row in rows]
+
+
+def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -> FeedbackEdit:
+    """Make test items of the stored rows that a person marked in a file with columns id and marked_by.
+
+    The reference is the file's column `reference`, or the stored correction.
+
+    Raises:
+        UserError: a mark names no person, no stored row or no answer; all such marks are listed.
+    """
+    prompt, reference = _columns(session)
+    by_id = {row.row_id: row for row in rows}
+    problems, chosen = list[Problem](), list[tuple[FeedbackRow, str, str]]()
+    for mark in readers.read(marks, "test").rows:
+        cells = {name: str(value or "").strip() for name, value in mark.fields.items()}
+        row = by_id.get(cells.get("id", ""))
+        text = redact(cells.get("reference", ""), session.experiment.feedback.region)[0]
+        text = text or (row.correction if row else "")
+        missing = "no marked_by" if not cells.get("marked_by") else "no stored row of this id"
+        if row is None or not cells.get("marked_by") or not text:
+            found = "no reference, and no correction" if row and cells.get("marked_by") else missing
+            expected = "the id of a stored row, who marked it, and its right answer"
+            step = "fill in id, marked_by and reference, or leave the row out"
+            problems.append(Problem(mark.where, found, expected, step))
+        else:
+            chosen.append((row, text, redact(cells["marked_by"])[0]))
+    refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
+    trained_rows = _mask_rows(session, session.target.items.list_sourced("train"))
+    asked = find_contaminated_rows(trained_rows, [_sourced(row) for row, _, _ in chosen])
+    trained = {leak.evaluated.example.id: leak.training.where for leak in asked}
+    outcomes = []
+    for row, text, marked_by in chosen:
+        fields = _fields(row, prompt, {reference: text, "marked_by": marked_by})
+        if row.row_id in trained:
+            outcomes.append(drop(Row(row.source, {}), "asked in training too", trained[row.row_id]))
+        elif fields is None:
+            outcomes.append(drop(Row(row.source, {}), f"several turns, which {prompt!r} cannot hold"))
+        else:
+            outcomes.append(EditedRow(Row(row.source, fields)))
+    used = {"marks": {"file": readers.display_path(marks), "sha256": digest_of(marks)}}
+    return FeedbackEdit(Edit("rows", used, (), command="harness feedback rows --test-items"), outcomes, ())
+
+
+def _columns(session: Session) -> tuple[str, str]:
+    """Return the columns of question and answer as the target's own files have them.
+
+    Raises:
+        UserError: its templates are no single columns, so that a row cannot be taken apart into them.
+    """
+    task = session.target.task
+    if task.fields == Fields():
+        return "prompt", "reference"
+    found = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]
+    if None in found:
+        step = "make single columns of prompt and reference"
+        template = f"fields: {task.fields.prompt!r} and {task.fields.reference!r}"
+        raise UserError(Problem(f"task {task.name}", template, "single columns for feedback", step))
+    prompt, reference = (match[1] for match in found if match)
+    return prompt, reference
+
+
+def _sourced(row: FeedbackRow) -> SourcedExample:
+    return SourcedExample(Example(row.row_id, row.conversation, cluster=row.sender), row.source)
+
+
+def _fields(row: FeedbackRow, prompt: str, answers: _Answers) -> dict[str, Any] | None:
+    """Return a row's columns, with its origin; None where several turns have no column of the task."""
+    question, groups = writers.write_question(_sourced(row).example)
+    if prompt != "prompt":
+        if "prompt" not in question:
+            return None
+        question = {"id": question["id"], prompt: question["prompt"]}
+    return {**question, **answers, **groups, **{name: getattr(row, name) for name in FEEDBACK_ORIGIN}}

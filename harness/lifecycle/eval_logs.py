@@ -1,0 +1,294 @@
+"""Evaluation logs of other evaluators, task by task: items by id with their scores, prompts and settings.
+
+Invariant: an arm holds the evaluations of one model, and every task once. Two arms are comparable only where
+they hold the same items and prompts under the same settings, and not the same answers; what is not known of
+either is not compared.
+"""
+
+import json
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from harness.analysis.gating import Measurement
+from harness.errors import Problem, UserError, as_argument
+from harness.formatting import pluralize
+from harness.metrics import mean_metric
+from harness.records import SampleResult, Status, digest
+from harness.spec import Kind, Task, TaskData
+
+_SHARED_TEXTS = ("passage", "article", "story", "paragraph", "context_id")  # several questions have one
+# Words of metrics' names, as alternatives of a regular expression.
+ERROR_RATES = "wer|ter"  # errors per word of the reference, which may be more than 1
+HIGHER = "acc|accuracy|exact|em|match|includes|choice|correct|f|bleu|rouge|chrf|mcc|pass"
+_LOWER = (
+    f"{ERROR_RATES}|cer|perplexity|ppl|bits_per_byte|brier|loss|error|errors|distance|mae|mse|rmse"
+    "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
+)
+MOST_BYTES = 2**31  # of one file or member that is read as a whole
+_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
+
+
+class LoggedItem(NamedTuple):
+    """One item: its score within the task's bounds, digests of the prompt by their names, cluster, choices.
+
+    `answer` is a digest of what the model answered, `n_choices` 0 where nothing was to be chosen.
+    """
+
+    score: float
+    digests: Mapping[str, str]
+    answer: str
+    cluster: str = ""
+    n_choices: int = 0
+    status: Status = "ok"
+
+
+class TaskLog(NamedTuple):
+    """One task as one model answered it; `settings` that are None are not known.
+
+    `kind` is "generate" where the items say which answers were cut off or refused, and `not_compared` has
+    the means of other scores and filters. Where the direction is not logged, the metric's name tells it.
+    """
+
+    task: str
+    metric: str
+    higher_is_better: bool
+    items: dict[str, LoggedItem]
+    settings: dict[str, Any]
+    kind: Kind
+    evaluator: str
+    same_items: str  # what to do where the items differ
+    bounds: tuple[float, float] = (0.0, 1.0)
+    not_compared: Mapping[str, float] = {}
+    is_direction_logged: bool = False
+
+
+class Evaluation(NamedTuple):
+    """One evaluation as another evaluator logged it; `file` names it where it is not all of a folder.
+
+    `identity` is what evaluations of one model have in common. Where nothing says which model it is, that is
+    None and `model` is empty. `tasks` read the samples by task, or say what keeps one from being compared;
+    `unfinished` are the tasks without any. `address` is where the model was served.
+    """
+
+    file: Path
+    model: str
+    identity: Mapping[str, Any] | None
+    tasks: Mapping[str, Callable[[], TaskLog | Problem]]
+    unfinished: tuple[str, ...] = ()
+    address: str = ""
+
+    def is_like(self, other: "Evaluation") -> bool:
+        """Tell whether both are known to be of one model under one configuration."""
+        return self is other or (self.identity is not None and self.identity == other.identity)
+
+
+class Arm(NamedTuple):
+    """One model's tasks as logged; its fields are those of its newest evaluation, over all of them.
+
+    `names` are all that it finished. Of these `tasks` holds those that were read, and `not_compared` what
+    keeps others from being compared. `addresses` are where the model was served.
+    """
+
+    model: str
+    identity: Mapping[str, Any] | None
+    names: tuple[str, ...]
+    tasks: Mapping[str, TaskLog]
+    not_compared: Mapping[str, Problem]
+    unfinished: tuple[str, ...]
+    addresses: tuple[str, ...]
+
+
+def read_arm(
+    option: str, path: Path, evaluations: Sequence[Evaluation], other: Path, wanted: Collection[str] = ()
+) -> Arm:
+    """Read what a path holds, given as an option beside the path of the other arm; the newest comes last.
+
+    Only the `wanted` tasks are read where some are named.
+
+    Raises:
+        UserError: the evaluations are of several models, a task is in several of them, or a file is damaged.
+    """
+    finished = [evaluation for evaluation in evaluations if evaluation.tasks]
+    _refuse_several_models(option, path, finished, other)
+    counts = Counter(task for evaluation in finished for task in evaluation.tasks)
+    if repeated := [task for task, n in counts.items() if n > 1]:
+        several = [evaluation.file for evaluation in finished if repeated[0] in evaluation.tasks]
+        more = f" and {pluralize(len(repeated) - 1, 'other task')}" if len(repeated) > 1 else ""
+        files = ", ".join(file.name for file in several)
+        twice = f"{len(several)} evaluations of {repeated[0]}{more} ({files})"
+        newest_alone = f"{option} {as_argument(str(several[-1]))} judges the newest alone"
+        step = f"{newest_alone}; or move the others out of the folder"
+        raise UserError(Problem(f"{option} {path}", twice, "every task once", step))
+    newest = finished[-1]
+    logged = dict(sorted(task for evaluation in finished for task in evaluation.tasks.items()))
+    found = {name: read() for name, read in logged.items() if not wanted or name in wanted}
+    begun = {name for one in evaluations if one.is_like(newest) for name in one.unfinished}
+    return Arm(
+        newest.model,
+        newest.identity,
+        tuple(logged),
+        {name: log for name, log in found.items() if isinstance(log, TaskLog)},
+        {name: problem for name, problem in found.items() if isinstance(problem, Problem)},
+        tuple(sorted(begun - logged.keys())),
+        tuple(sorted({one.address for one in finished})),
+    )
+
+
+def _refuse_several_models(option: str, path: Path, evaluations: Sequence[Evaluation], other: Path) -> None:
+    groups: list[list[Evaluation]] = []
+    for evaluation in evaluations:
+        known = next((group for group in groups if group[0].is_like(evaluation)), None)
+        groups.append([evaluation]) if known is None else known.append(evaluation)
+    if len(groups) == 1:
+        return
+    places = []
+    for group in groups:
+        # The folder that holds these evaluations and no other, else the file of the newest one.
+        folder = Path(os.path.commonpath([evaluation.file.parent for evaluation in group]))
+        is_shared = any(e.file.is_relative_to(folder) for e in evaluations if e not in group)
+        places.append(group[-1].file if is_shared else folder)
+    named = ", ".join(
+        f"{group[0].model or 'an unnamed one'} in {place.relative_to(path)}"
+        for group, place in zip(groups, places, strict=True)
+    )
+    difference, identities = "", [group[0].identity or {} for group in groups]
+    if len({group[0].model for group in groups}) < len(groups):
+        keys = dict.fromkeys(key for identity in identities for key in identity)
+        differing = [key for key in keys if any(one.get(key) != identities[0].get(key) for one in identities)]
+        difference = f"; they differ in {', '.join(differing)}"
+        if not differing:
+            difference = "; no results file names their model"
+    found = f"logs of {len(groups)} models or configurations ({named}{difference})"
+    choices = [place for place in places if place.resolve() != path.resolve()]
+    others = [place for place in choices if not other.resolve().is_relative_to(place.resolve())]
+    step = " or ".join(f"{option} {as_argument(str(place))}" for place in others or choices)
+    step = step or "move the files of each, results included, into a folder of its own"
+    raise UserError(Problem(f"{option} {path}", found, "those of one model, each task once", step))
+
+
+def refuse_large(path: Path) -> None:
+    """Refuse a file that is read as a whole and is larger than anybody logs."""
+    if (size := path.stat().st_size) > MOST_BYTES:
+        found, expected = f"{size:,} bytes of JSON in one file", f"at most {MOST_BYTES:,}"
+        raise UserError(Problem(str(path), found, expected, "log fewer tasks or samples to a file"))
+
+
+def digest_logged(value: object) -> str:
+    """Return the digest of what an evaluator wrote, which may hold NaN."""
+    return digest(json.dumps(value, sort_keys=True))
+
+
+def differences(old: TaskLog, new: TaskLog) -> list[str]:
+    """Name what forbids comparing a task: settings, items, and the digests of prompts."""
+    out = []
+    for name in dict.fromkeys([*old.settings, *new.settings]):
+        a, b = old.settings.get(name), new.settings.get(name)
+        if a is not None and b is not None and a != b:
+            out.append(f"{old.task}: the two differ in {name}: {a!r} and {b!r}")
+    if old.metric != new.metric:
+        out.append(f"{old.task}: the two differ in the metric: {old.metric} and {new.metric}")
+    missing = old.items.keys() ^ new.items.keys()
+    if missing:
+        shown = ", ".join(sorted(missing)[:5])
+        out.append(f"{old.task}: {len(missing)} items are in one of the two only ({shown}); {old.same_items}")
+    both = old.items.keys() & new.items.keys()
+    for name in dict.fromkeys(name for i in both for name in old.items[i].digests):
+        n = sum(old.items[i].digests.get(name) != new.items[i].digests.get(name) for i in both)
+        if n:
+            out.append(f"{old.task}: {name} differs on {n} of {len(both)} items; use the same prompts")
+    return out
+
+
+def task_names(logged: Iterable[str]) -> dict[str, str]:
+    """Map each logged name to the one it bears as a task, which ends in a digest where two would be alike."""
+    plain = {name: _NOT_IN_NAMES.sub("-", name) for name in logged}
+    counts = Counter(plain.values())
+    return {name: own if counts[own] == 1 else f"{own}-{digest(name)[:8]}" for name, own in plain.items()}
+
+
+def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
+    """Put both arms beside each other as a capability task of this name."""
+    metric_name = _NOT_IN_NAMES.sub("-", old.metric)
+    metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
+    n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
+    chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0
+    task = Task(name=name, data=TaskData(), kind=old.kind, metrics=(metric_name,), chance=chance)
+    base, now = (
+        [
+            SampleResult(
+                task=name,
+                split="test",
+                example_id=item,
+                position=at,
+                status=logged.status,
+                text="",
+                prompt="",
+                references=(),
+                parts={metric.name: (logged.score,)},
+                cluster=logged.cluster,
+                prompt_digest=logged.digests.get("prompt_hash", ""),
+            )
+            for at, (item, logged) in enumerate(arm.items.items())
+        ]
+        for arm in (old, new)
+    )
+    documents = {item: logged.digests.get("doc_hash", "") for item, logged in old.items.items()}
+    metrics = {metric.name: metric}
+    return Measurement(task, "capability", old.evaluator, metrics, base, now, documents=documents)
+
+
+def join_copies(path: Path, items: Mapping[str, LoggedItem]) -> dict[str, LoggedItem]:
+    """Make one cluster of items that are the same document under other ids.
+
+    Raises:
+        UserError: every document is there several times.
+    """
+    documents = {name: item.digests.get("doc_hash", "") for name, item in items.items()}
+    counts = Counter(documents.values())
+    if min(counts.values()) > 1 and "" not in counts:
+        most = counts.most_common(1)[0][0]
+        copies = ", ".join([name for name, document in documents.items() if document == most][:5])
+        found = f"each of its {len(counts)} documents several times, such as the items {copies}"
+        raise UserError(Problem(str(path), found, "every document once", "evaluate each document once"))
+    joined = dict(items)
+    for name, document in documents.items():
+        if document and counts[document] > 1:
+            joined[name] = items[name]._replace(cluster=items[name].cluster or document)
+    return joined
+
+
+def is_rate(scores: Iterable[object]) -> bool:
+    """Tell whether all scores that are finite numbers lie in [0, 1], where the gate's margins are meant."""
+    known = [x for x in scores if isinstance(x, int | float) and isfinite(x)]
+    return all(0 <= x <= 1 for x in known)
+
+
+def is_lower_better(metric: str) -> bool:
+    """Tell by a metric's name whether a lower value is better."""
+    return is_named(metric, _LOWER)
+
+
+def is_named(metric: str, names: str) -> bool:
+    """Tell whether the words of a metric's name hold one of these alternatives."""
+    words = "_".join(re.findall("[a-z]+", metric.lower()))
+    return re.search(f"_({names})_", f"_{words}_") is not None
+
+
+def average_scores(values: Mapping[str, Iterable[object]]) -> dict[str, float]:
+    """Average the numbers of each score; one without any number is left out."""
+    numbers = {name: [x for x in found if isinstance(x, int | float)] for name, found in values.items()}
+    return {name: fmean(found) for name, found in numbers.items() if found}
+
+
+def find_text_cluster(fields: object) -> str:
+    """Return what items about one text share, from an item's own fields; empty where it stands alone."""
+    if not isinstance(fields, dict):
+        return ""
+    shared = next((fields[key] for key in _SHARED_TEXTS if fields.get(key)), "")
+    return digest(str(shared)) if shared else ""

@@ -1,0 +1,367 @@
+"""Logs of inspect (`inspect_ai`): one evaluation of one task a file, as JSON or as a zipped `.eval`.
+
+Invariant: nothing is read but JSON; a log that ended early or was declared invalid never counts. A member
+of a zip has the checksum that it names.
+Source: the format that inspect_ai 0.3 documents as its log file format, version 2; PKWARE's application
+note 6.3.10, section 4.3.7 (local headers) and 4.4.5 (method 93, which zipfile reads from Python 3.14 on).
+"""
+
+import struct
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from math import isfinite
+from pathlib import Path
+from statistics import fmean
+from typing import Any, BinaryIO, NamedTuple
+
+from harness.data.text_files import refuse_bomb
+from harness.errors import Problem, UserError, refuse_unreadable
+from harness.lifecycle.eval_logs import (
+    MOST_BYTES,
+    Evaluation,
+    LoggedItem,
+    TaskLog,
+    average_scores,
+    digest_logged,
+    find_text_cluster,
+    is_lower_better,
+    is_rate,
+    join_copies,
+    refuse_large,
+)
+from harness.records import Status, canonical_json, digest, parse_json
+
+_WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
+_STOPPED: dict[str, Status] = {
+    "max_tokens": "truncated",
+    "model_length": "truncated",
+    "content_filter": "refused",
+}
+_DECODING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_tokens",
+    "stop_seqs",
+    "seed",
+    "num_choices",
+    "best_of",
+    "frequency_penalty",
+    "presence_penalty",
+    "logit_bias",
+    "system_message",
+    "effort",
+    "reasoning_effort",
+    "reasoning_tokens",
+    "response_schema",
+)
+_WHO = ("model", "model_args", "model_roles")
+_PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
+_AGAIN = "evaluate again with inspect eval-retry"
+
+
+_CONTENT = ("role", "content", "type", "text", "image", "audio", "video", "document")
+
+
+class Log(NamedTuple):
+    """One log: its header, and what reads its samples, one an item and epoch."""
+
+    path: Path
+    header: Mapping[str, Any]
+    samples: Callable[[], Sequence[Mapping[str, Any]]]
+
+
+def log_files(path: Path) -> list[Path]:
+    """List the logs that a path names: itself, or those below a folder. JSON that is not a log is none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        return []
+    logs = sorted(path.rglob("*.eval"))
+    for file in sorted(path.rglob("*.json")):
+        with file.open(encoding="utf-8", errors="replace") as text:
+            start = text.read(400)
+        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # as logs begin
+            logs.append(file)
+    return logs
+
+
+def find_evaluations(path: Path) -> list[Evaluation]:
+    """List the logs that a path names, the newest last, each of one task as it was given arguments.
+
+    The score is the first rate that a log lists; epochs are averaged. Chance is one over the number
+    of choices where one of them is right. Answers that were cut off or filtered are told apart.
+
+    Raises:
+        UserError: there are logs and none is finished, or a file is damaged.
+    """
+    logs = sorted(map(_read, log_files(path)), key=lambda log: str(log.header["eval"].get("created")))
+    if logs and all(_status(log.header) != "success" for log in logs):
+        states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
+        raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
+    return list(map(_evaluation, logs))
+
+
+def _evaluation(log: Log) -> Evaluation:
+    spec = log.header["eval"]
+    with _readable(log.path):
+        given = spec.get("task_args_passed", spec.get("task_args")) or {}
+        # With other arguments a task has other items.
+        task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
+    identity = {key: spec.get(key) for key in _WHO}
+    finished = _status(log.header) == "success"
+    tasks = {task: partial(_parse_task, task, log)} if finished else {}
+    unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
+    return Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished, address)
+
+
+def _read(file: Path) -> Log:
+    with _readable(file):
+        header, samples = _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
+
+    def read_samples() -> Sequence[Mapping[str, Any]]:
+        read = samples()
+        objects = [sample for sample in read if isinstance(sample, dict)]
+        if len(objects) < len(read):
+            raise ValueError("a sample that is not an object")
+        return objects
+
+    return Log(file, header, read_samples)
+
+
+def _readable(file: Path) -> AbstractContextManager[None]:
+    step = "copy the file again, or evaluate again"
+    return refuse_unreadable(file, "a log of inspect, as .eval or .json", step)
+
+
+def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
+    refuse_large(file)
+    log = _header(parse_json(file.read_text("utf-8")))
+    samples = log.get("samples") or []
+    return log, lambda: samples
+
+
+def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
+    """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
+    with file.open("rb") as raw:
+        names = _open_archive(raw).namelist()
+    if "header.json" not in names:
+        (start,) = _read_members(file, lambda name: name == "_journal/start.json")
+        return _header({"status": "started", **parse_json(start)}), list
+    (header,) = _read_members(file, lambda name: name == "header.json")
+
+    def samples() -> list[object]:
+        found = _read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
+        return [parse_json(sample) for sample in found]
+
+    return _header(parse_json(header)), samples
+
+
+def _header(value: object) -> Mapping[str, Any]:
+    """Refuse by ValueError what is not a log's header."""
+    spec = value.get("eval") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(spec, dict) or "task" not in spec:
+        raise ValueError("no task in it")
+    return value
+
+
+def _status(header: Mapping[str, Any]) -> str:
+    return "invalidated" if header.get("invalidated") else str(header.get("status"))
+
+
+def _parse_task(task: str, log: Log) -> TaskLog | Problem:
+    with _readable(log.path):
+        return _score_items(task, log)
+
+
+def _score_items(task: str, log: Log) -> TaskLog | Problem:
+    by_item: dict[str, list[Mapping[str, Any]]] = {}
+    for sample in log.samples():
+        by_item.setdefault(str(sample.get("id")), []).append(sample)
+    _refuse_gaps(log, by_item)
+    scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
+    names = _name_scores(log, scored.values())
+    if isinstance(names, Problem):
+        return names
+    metric, *others = names
+    scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
+    if bad := [name for name, values in scores.items() if None in values]:
+        # Left out on one side only, they would move the other's mean.
+        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
+        raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
+    items = {
+        name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
+    }
+    return TaskLog(
+        task,
+        metric,
+        not is_lower_better(metric),
+        join_copies(log.path, items),
+        _settings(log.header),
+        "generate",
+        "inspect",
+        "use the same --limit and --sample-id",
+        not_compared=average_scores(
+            {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
+        ),
+    )
+
+
+def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
+    """Refuse a log without samples, an item twice in an epoch, and fewer or other items than the task has."""
+    if not by_item:
+        step = "evaluate again without --no-log-samples"
+        raise UserError(Problem(str(log.path), "no samples", "every item with its scores", step))
+    twice = []
+    for name, samples in by_item.items():
+        named = {sample.get("epoch") for sample in samples}
+        if named != {None} and len(named) < len(samples):
+            twice.append(name)
+    if twice:
+        found = f"{len(twice)} of {len(by_item)} items twice in one epoch (id {', '.join(twice[:5])})"
+        raise UserError(Problem(str(log.path), found, "every item once an epoch", _AGAIN))
+    epochs = {len(samples) for samples in by_item.values()}
+    if len(epochs) > 1:
+        found = f"items with {min(epochs)} to {max(epochs)} epochs"
+        raise UserError(Problem(str(log.path), found, "every item equally often", _AGAIN))
+    expected = (log.header.get("results") or {}).get("total_samples")
+    n = sum(map(len, by_item.values()))
+    if isinstance(expected, int) and expected > n:
+        raise UserError(Problem(str(log.path), f"{n} of {expected} samples", "all of them", _AGAIN))
+
+
+def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> list[str] | Problem:
+    """Name the scores, first the one that decides: the first rate listed, else of the samples' own.
+
+    Or say why none is compared.
+    """
+    listed = [s.get("name") for s in (log.header.get("results") or {}).get("scores") or ()]
+    there: dict[str, list[object]] = {}
+    for found in (found for epochs in scored for found in epochs):
+        for name, value in found.items():
+            there.setdefault(name, []).append(value)
+    if chosen := next((name for name in (*listed, *there) if name in there and is_rate(there[name])), None):
+        return [str(name) for name in dict.fromkeys([chosen, *there])]
+    found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
+    step = "add a scorer, and run inspect score"
+    return Problem(str(log.path), found_none, "a scorer that marks each sample", step)
+
+
+def _scores(sample: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return a sample's scores by name as numbers, or None; several in one have names of their own."""
+    out: dict[str, float | None] = {}
+    for name, score in (sample.get("scores") or {}).items():
+        value = score.get("value") if isinstance(score, dict) else score
+        if isinstance(value, dict):
+            out |= {str(key): _number(inner) for key, inner in value.items()}
+        elif not isinstance(value, list):
+            out[str(name)] = _number(value)
+    return out
+
+
+def _number(value: object) -> float | None:
+    if isinstance(value, str):
+        value = _WORDS.get(value, _WORDS.get(value.lower(), value))
+    try:
+        number = float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return None
+    return number if isfinite(number) else None
+
+
+def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> LoggedItem:
+    first = samples[0]
+    choices = first.get("choices") or ()
+    one_is_right = isinstance(first.get("target"), str)
+    outputs = [((sample.get("output") or {}).get("choices") or [{}])[0] for sample in samples]
+    stopped = [_STOPPED.get(str(output.get("stop_reason", "")), "ok") for output in outputs]
+    # The prompt ends before the model's first own message; shots are messages of the input.
+    messages = first.get("messages") or ()
+    own = (i for i, m in enumerate(messages) if m.get("role") == "assistant" and m.get("source") != "input")
+    prompt = list(messages[: next(own, len(messages))])
+    return LoggedItem(
+        score=fmean(scores),
+        digests={
+            "doc_hash": digest([_content(first.get("input")), list(choices)]),
+            "prompt_hash": digest(_content(prompt)),
+            "target_hash": digest(first.get("target")),
+        },
+        answer=digest_logged([[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]),
+        cluster=find_text_cluster(first.get("metadata")),
+        n_choices=len(choices) if one_is_right else 0,
+        status=next((status for status in stopped if status != "ok"), "ok"),
+    )
+
+
+def _content(value: Any) -> Any:
+    """Drop from messages what is not content: their ids differ from one evaluation to the next."""
+    if isinstance(value, dict):
+        return {key: _content(inner) for key, inner in value.items() if key in _CONTENT}
+    return [_content(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _settings(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what both models must share beside the items: version, solvers, scorers, decoding, precision."""
+    spec, plan = header["eval"], header.get("plan") or {}
+    decoding = {**(spec.get("model_generate_config") or {}), **(plan.get("config") or {})}
+    given = spec.get("model_args") or {}
+    out: dict[str, Any] = {key: decoding.get(key, "the default") for key in _DECODING}
+    out |= {key: given.get(key) for key in _PRECISION}
+    out["model_roles"] = canonical_json(roles) if (roles := spec.get("model_roles")) else None
+    out |= {"task_version": spec.get("task_version"), "epochs": (spec.get("config") or {}).get("epochs")}
+    steps = [[s.get("solver"), s.get("params") or {}] for s in plan.get("steps") or ()]
+    scorers = [[s.get("name"), s.get("options") or {}] for s in spec.get("scorers") or ()]
+    out["solvers"] = canonical_json(steps)
+    out["scorers"] = canonical_json(scorers) if scorers else None
+    return out
+
+
+_ZSTANDARD = 93
+_LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, …, lengths of the name and of the extra field
+
+
+def _read_members(path: Path, wanted: Callable[[str], bool]) -> list[bytes]:
+    """Return the members whose name is wanted, in the archive's order."""
+    with path.open("rb") as raw:
+        archive = _open_archive(raw)
+        members = [info for info in archive.infolist() if wanted(info.filename)]
+        step = "if that is meant: inspect log convert, to JSON"
+        refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)
+        return [_read_member(archive, raw, info) for info in members]
+
+
+def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(raw)
+    except NotImplementedError as error:  # a version of the format from the future, or a damaged byte
+        raise zipfile.BadZipFile(str(error)) from error
+
+
+def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
+    if info.file_size > MOST_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename}: more than {MOST_BYTES:,} bytes")
+    if info.compress_type != _ZSTANDARD:
+        try:
+            return archive.read(info)
+        except (NotImplementedError, RuntimeError, zlib.error) as error:
+            raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+    raw.seek(info.header_offset)
+    local_header = raw.read(_LOCAL_HEADER.size)
+    if len(local_header) < _LOCAL_HEADER.size or not local_header.startswith(b"PK\x03\x04"):
+        raise zipfile.BadZipFile(f"{info.filename}: no local header")
+    _, n_name, n_extra = _LOCAL_HEADER.unpack(local_header)
+    raw.seek(n_name + n_extra, 1)
+    import pyarrow
+
+    try:
+        out: bytes = pyarrow.decompress(
+            raw.read(info.compress_size), info.file_size, codec="zstd", asbytes=True
+        )
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        raise zipfile.BadZipFile(f"{info.filename}: {error}") from error
+    if len(out) != info.file_size or zlib.crc32(out) != info.CRC:
+        raise zipfile.BadZipFile(f"{info.filename}: bad checksum")
+    return out

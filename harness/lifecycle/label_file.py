@@ -1,0 +1,439 @@
+"""Label files: CSV files of answers for people to label, exported and imported.
+
+Invariant: whatever delimiter or encoding a spreadsheet has made of it, and whichever columns it has added, a
+row comes back with its line. A row does not tell which candidate answered: the answers to an item stand in
+the order of their keys, which are digests, and equal answers of two candidates stand there once. Items are
+drawn, never answers, and follow each other as they were drawn, whole; a later export goes on in the same
+random order, so that labels up to any row are a random sample. A file is imported whole or not at all, and a
+judge's only by the criteria and the scale that it was exported for: its keys name them.
+"""
+
+import csv
+import io
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from math import inf
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+from harness import config, report, store
+from harness.analysis import decision
+from harness.analysis.comparison import (
+    Labels,
+    answer_digest,
+    draw_items,
+    is_correctable,
+    is_judge,
+    select_scored,
+)
+from harness.analysis.decision import CandidateFacts
+from harness.config import digest_question, rubric_of
+from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
+from harness.experiment import Study, load_study, reached_on_target, read_labels
+from harness.lifecycle.stored_gate import candidate_runs
+from harness.metrics import Metric, load_metrics
+from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
+from harness.report.escape import write_csv
+from harness.spec import Task, metric_name
+
+_DELIMITERS = ",;\t"
+_LONGEST_CELL = 2**30  # of an answer that people read
+
+
+def refuse_unwritable(file: Path) -> None:
+    """Refuse a file that is there, has another ending, or lies in no folder."""
+    if file.exists():
+        raise UserError(Problem(str(file), "a file", "a new name", "name another file, or remove it"))
+    if file.suffix.lower() != ".csv":
+        raise UserError(Problem(str(file), "another ending", "a name that ends with .csv", "labels.csv"))
+    if not file.parent.is_dir():
+        step = "make the folder, or name another one"
+        raise UserError(Problem(str(file.parent), "no folder", "the folder of the file", step))
+
+
+def write_rows(file: Path, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Write the file whole, with the mark by which spreadsheets know UTF-8."""
+    stream = io.StringIO()
+    write_csv(stream, columns, rows)
+    report.write_forms(file.parent, file.stem, {file.suffix: "\ufeff" + stream.getvalue()})
+
+
+def read_rows(
+    file: Path, columns: Sequence[str], needed: Sequence[str]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """Yield the line of each row with its `needed` cells, whatever a spreadsheet has made of the file.
+
+    Raises:
+        UserError: one of them is missing, or there twice.
+    """
+    with _open(file) as stream:
+        above, head = _head(stream)
+        stream.seek(0)
+        if above:
+            stream.readline()
+        csv.field_size_limit(_LONGEST_CELL)
+        reader = csv.DictReader(stream, delimiter=_delimiter(head, needed))
+        found = [(name or "").strip().lower() for name in reader.fieldnames or ()]
+        for what, n in (("no column", 0), ("more than one column", 2)):
+            if wrong := [name for name in needed if min(found.count(name), 2) == n]:
+                expected = f"the columns {', '.join(columns)}, as harness rate export writes them"
+                step = "remove or rename the others" if n else "keep the first line as it was"
+                raise UserError(
+                    Problem(f"{file}:{above + 1}", f"{what} {' and '.join(wrong)}", expected, step)
+                )
+        reader.fieldnames = found
+        line = reader.line_num + above + 1
+        for row in reader:
+            yield line, tuple((row[name] or "").strip() for name in needed)
+            line = reader.line_num + above + 1
+
+
+def has_column(file: Path, name: str) -> bool:
+    """Tell whether a file's first line, or the one below a hint to spreadsheets, names a column."""
+    with _open(file) as stream:
+        head = _head(stream)[1]
+    return name in _cells(head, _delimiter(head, [name]))
+
+
+def _head(stream: TextIO) -> tuple[int, str]:
+    """Read the line that names the columns, and how many stand above it: one where it is a hint."""
+    head = stream.readline()
+    is_hint = head.strip().strip('"').casefold().startswith("sep=")
+    return (1, stream.readline()) if is_hint else (0, head)
+
+
+def _delimiter(head: str, needed: Sequence[str]) -> str:
+    """Return the delimiter by which a line names the columns that are needed, else its commonest."""
+    named = (one for one in _DELIMITERS if {*needed} <= {*_cells(head, one)})
+    return next(named, max(_DELIMITERS, key=head.count))
+
+
+def _cells(head: str, delimiter: str) -> list[str]:
+    return [cell.strip().lower() for cell in next(csv.reader([head], delimiter=delimiter), [])]
+
+
+def _open(file: Path) -> io.TextIOWrapper:
+    with file.open("rb") as raw:
+        encoding = "utf-16" if raw.read(2) in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig"
+    return file.open(encoding=encoding, errors="replace", newline="")
+
+
+def unknown_key(where: str, key: str, what: str) -> Problem:
+    """Say that a key stands for no stored answer, or pair of answers."""
+    found = f"key {key!r}, which no stored {what} has" if key else "no key"
+    step = "keep the column key as it was exported; export again where answers or metrics changed since"
+    return Problem(where, found, "a key of harness rate export", step)
+
+
+COLUMNS = ("key", "question", "answer", "reference", "label")
+_UNIT = (0.0, 1.0)
+_KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
+_JOIN = "+"  # between digests of a text that answers more than one prompt
+_KEY_END = "-"  # behind the digest of what a judge's metric is labelled by
+_KEY_DIGITS = 8
+_REFERENCES_SHOWN = 3
+_WORDS = {"no": 0.0, "yes": 1.0}
+
+
+class LabelExport(NamedTuple):
+    """Result of an export: how many items and answers were written, for which metric, of which runs.
+
+    `criteria` and `scale` are those of a judge's rubric, empty of any other metric. Runs that are `waiting`
+    are other seeds whose answers lack labels too.
+    """
+
+    metric: str
+    runs: tuple[str, ...]
+    n_items: int
+    n_answers: int
+    n_left: int
+    criteria: str
+    scale: str
+    waiting: tuple[str, ...] = ()
+
+
+class LabelImport(NamedTuple):
+    """Result of an import: labels read and left blank, and how many labels each run's answers now have."""
+
+    metric: str
+    n_labels: int
+    n_blank: int
+    by_run: dict[str, int]
+
+
+class _Arm(NamedTuple):
+    """A run's answers by item, the items whose answer lacks a label, and how many have no score to label."""
+
+    label: str
+    rows: Mapping[str, SampleResult]
+    open_: set[str]
+    n_failed: int
+
+
+def export_answers(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    n_items: int = 100,
+    metric: str = "",
+    candidates: Sequence[str] = (),
+) -> LabelExport:
+    """Write the answers of candidates to randomly drawn test items of the target, to be labelled.
+
+    Without `candidates` those of the best fine-tune and the best untrained candidate on validation, where
+    people's labels correct a judge; without `metric` for the one that decides. Of several seeds the one with
+    the fewest labels is drawn. Items whose answers all have a label are left out.
+
+    Raises:
+        UserError: the file exists, is no .csv or lies in no folder, the metric or a candidate is unknown,
+            or the metric is no mean in [0, 1].
+        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no answer lacks a label.
+    """
+    refuse_unwritable(file)
+    stored = load_study(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
+    goal = stored.experiment.gate.target
+    if goal.win_rate is not None and metric and metric in (goal.by, metric_name(goal.by)):
+        found = f"{metric!r}, the judge of the win rate"
+        raise UserError(
+            Problem("--metric", found, "a metric of single answers", f"{file} --pairs rates pairs")
+        )
+    measured = _metric(task, metric)
+    labels, read = read_labels(at, task, measured.name), stored.rows
+    seeds = [
+        [_arm(measured.name, run, read.with_drawn(run, task), labels) for run in of_recipe]
+        for of_recipe in _choose_runs(stored, candidates)
+    ]
+    drawn = [max(of_recipe, key=lambda arm: len(arm.open_)) for of_recipe in seeds]
+    arms = [arm.rows for arm in drawn]
+    shared = draw_items(set[str]().union(*arms), task.name, measured.name)
+    open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
+    if not open_:
+        raise IncompatibleRuns(f"{at.folder}: found {_describe_nothing_to_label(measured.name, drawn)}")
+    begins = _key_begins(task, measured.name)
+    rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
+    write_rows(file, COLUMNS, rows)
+    n_drawn = min(n_items, len(open_))
+    rubric, n_left = rubric_of(task, measured.name), len(open_) - n_drawn
+    criteria, scale = "", ""
+    if rubric:
+        criteria, scale = rubric.criteria.strip(), f"{rubric.grades[0]},{rubric.grades[-1]}"
+    names = tuple(arm.label for arm in drawn)
+    still_open = (arm.label for arms_of in seeds for arm in arms_of if arm.open_)
+    waiting = tuple(label for label in still_open if label not in names)
+    return LabelExport(measured.name, names, n_drawn, len(rows), n_left, criteria, scale, waiting)
+
+
+def import_labels(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    rater: str = "",
+    scale: tuple[float, float] | None = None,
+) -> LabelImport:
+    """Read the labels of a rating file and store them beside the ratings; `scale` is that of its labels.
+
+    Without one they are from 0 to 1, or yes and no.
+
+    Raises:
+        UserError: with every problem of the file at once; nothing is stored then.
+    """
+    stored = load_study(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
+    if scale and not -inf < scale[0] < scale[1] < inf:
+        found = f"{scale[0]:g} and {scale[1]:g}"
+        raise UserError(Problem("--scale", found, "the lowest label, then the highest", "--scale 1,5"))
+    runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
+    digests = dict.fromkeys(run.rows[f"{task.name}/test"] for run in runs)
+    rows = [row for one in digests for row in store.read_rows(at, one)]
+    metrics = load_metrics(task)
+    known = {
+        _KEY + answer_digest(metric, row): (metric, row.example_id)
+        for row in rows
+        for metric in metrics
+        if metric in row.parts
+    }
+    metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT, task)
+    if scale is None:
+        _refuse_two_scales(file, task, metric)
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    given = LabelSet("", now, task.name, "test", metric, rater, tuple(labels), digest_question(task, metric))
+    store.save_labels(at, replace(given, id=digest(asdict(given))))
+    latest, by_run = read_labels(at, task, metric), dict[str, int]()
+    for run in runs:
+        scored = [row for row in stored.rows.with_drawn(run, task) if metric in row.parts]
+        answers = (answer_digest(metric, row) for row in select_scored(metric, scored).values())
+        by_run[run.label] = sum(answer in latest for answer in answers)
+    return LabelImport(metric, n_labels, n_blank, {run: n for run, n in by_run.items() if n})
+
+
+def _refuse_two_scales(file: Path, task: Task, metric: str) -> None:
+    """Refuse numbers that lie on the scale of a judge's rubric as well as from 0 to 1."""
+    rubric = rubric_of(task, metric)
+    cells = {label for _, (label,) in read_rows(file, COLUMNS, ("label",))}
+    written = {cell for cell in cells if cell in ("0", "1")}
+    if rubric is None or not written or len(cells - written - {""}) or not written <= set(rubric.grades):
+        return
+    low, high = rubric.grades[0], rubric.grades[-1]
+    found = f"no label but {' and '.join(sorted(written))}, for a rubric from {low} to {high}"
+    step = f"--scale {low},{high} where they are the rubric's grades, else --scale 0,1"
+    raise UserError(Problem(f"{file}: label", found, "the scale of the labels", step))
+
+
+def _metric(task: Task, name: str) -> Metric:
+    """Find the metric that is to be labelled."""
+    metrics = load_metrics(task)
+    chosen = metrics.get(name or task.primary_metric)
+    if chosen is None:
+        hint = did_you_mean(name, list(metrics))
+        raise UserError(Problem("--metric", f"{name!r}", f"one of {', '.join(metrics)}", hint))
+    if not is_correctable(chosen):
+        expected = "a metric that is the mean of one number in [0, 1] an item"
+        raise UserError(Problem("--metric", f"{chosen.name}, which is none", expected, "name another one"))
+    return chosen
+
+
+def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
+    """Find the runs whose answers are rated, all seeds of each candidate; the best fine-tune's come first."""
+    if candidates:
+        return [candidate_runs(stored, name) for name in candidates]
+    measured = list_measured_runs(stored)
+    facts = [f for _, f in measured]
+    chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
+    best_first = sorted(measured, key=lambda one: one[1] not in chosen)
+    return [[run for run, f in best_first if f.name == one.name] for one in chosen]
+
+
+def _arm(metric: str, run: Run, rows: Sequence[SampleResult], labels: Labels) -> _Arm:
+    scored = select_scored(metric, rows)
+    open_ = {item for item, row in scored.items() if answer_digest(metric, row) not in labels}
+    return _Arm(run.label, scored, open_, len(rows) - len(scored))
+
+
+def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
+    """List the selected candidates' runs as written now, with what they reach on the target.
+
+    Raises:
+        IncompatibleRuns: none has answered it.
+    """
+    task = stored.experiment.target
+    metric, runs = load_metrics(task)[task.primary_metric], list[Run]()
+    for name in stored.selected:
+        with suppress(IncompatibleRuns):
+            runs += candidate_runs(stored, name)
+    found: list[tuple[Run, CandidateFacts]] = []
+    for run in runs:
+        with suppress(CandidateFailed, KeyError):
+            found.append((run, reached_on_target(stored, run, metric)))
+    within = decision.apply_budgets([f for _, f in found], stored.experiment.decide)
+    if not found:
+        raise IncompatibleRuns(
+            f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "
+            f"next: {stored.typed.command('compare')}"
+        )
+    return [(run, f) for (run, _), f in zip(found, within, strict=True)]
+
+
+def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
+    """Say that all answers have a label, and how many could have none since they failed or have no score."""
+    found = f"no answer without a label for {metric}, of {' and '.join(arm.label for arm in arms)}"
+    failed = [f"{arm.n_failed} of {arm.label}" for arm in arms if arm.n_failed]
+    also = f" ({' and '.join(failed)} failed or could not be scored)" if failed else ""
+    again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
+    step = f"harness report{again if failed and is_judge(metric) else ''}"
+    return f"{found}{also}; expected one to label; next: {step}"
+
+
+def _key_begins(task: Task, metric: str) -> str:
+    """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
+    question = digest_question(task, metric)[:_KEY_DIGITS]
+    return f"{_KEY}{question}{_KEY_END}" if question else _KEY
+
+
+def _file_rows(
+    metric: str,
+    items: Iterable[str],
+    arms: Sequence[Mapping[str, SampleResult]],
+    labels: Labels,
+    begins: str = _KEY,
+) -> Iterator[tuple[str, ...]]:
+    """Yield a row an answer without a label, those to an item together in the order of their keys."""
+    # The question is the shortest prompt, for a longer one may tell whose answer it is.
+    for item in items:
+        rows = [arm[item] for arm in arms if item in arm]
+        question = min((row.prompt for row in rows), key=len)
+        open_ = {answer: row for row in rows if (answer := answer_digest(metric, row)) not in labels}
+        of_text: dict[str, list[str]] = {}
+        for answer in sorted(open_):
+            of_text.setdefault(open_[answer].text, []).append(answer)
+        for text, answers in of_text.items():
+            reference = " | ".join(open_[answers[0]].references[:_REFERENCES_SHOWN])
+            yield begins + _JOIN.join(answers), question, text, reference, ""
+
+
+def _read(
+    file: Path, known: Mapping[str, tuple[str, str]], scale: tuple[float, float], task: Task
+) -> tuple[str, list[AnswerLabel], int, int]:
+    """Read a file's metric and labels from 0 to 1; count the rows with a label and those left blank.
+
+    `known` maps the keys of answers to the metric that they stand for and the item.
+    """
+    problems, labels, seen, n_blank = list[Problem](), list[AnswerLabel](), dict[str, int](), 0
+    metrics, begins = set[str](), set[str]()
+    for line, (key, written) in read_rows(file, COLUMNS, ("key", "label")):
+        where, (begin, keys) = f"{file}:{line}", _split_key(key)
+        if not written:
+            n_blank += 1
+        elif any(one not in known for one in keys):
+            problems.append(unknown_key(where, key, "answer"))
+        elif again := [seen[one] for one in keys if one in seen]:
+            expected = "one label for each answer"
+            problems.append(Problem(where, f"a key of line {again[0]} again", expected, "keep one"))
+        elif (label := _number(written, scale)) is None:
+            low, high = (f"{end:g}" for end in scale)
+            step = "fix the label, or say which scale it is on, as in --scale 1,5"
+            problems.append(Problem(where, f"label {written!r}", f"a number from {low} to {high}", step))
+        else:
+            seen |= dict.fromkeys(keys, line)
+            metrics |= {known[one][0] for one in keys}
+            begins.add(begin)
+            labels += [AnswerLabel(one.removeprefix(_KEY), known[one][1], label) for one in keys]
+    if len(metrics) > 1:
+        found = f"answers exported for {', '.join(sorted(metrics))}"
+        problems.append(Problem(str(file), found, "those for one metric", "import them as two files"))
+    elif metrics and begins != {_key_begins(task, *metrics)}:
+        found = f"labels for {', '.join(metrics)} by other criteria or another scale"
+        step = "export again and label by the rubric as it is, or put the rubric back"
+        problems.append(Problem(str(file), found, "those that the rubric has now", step))
+    if not labels and not problems:
+        step = "fill in the column label of each row"
+        problems.append(Problem(str(file), "no label", "at least one", step))
+    refuse(problems)
+    return metrics.pop(), labels, len({*seen.values()}), n_blank
+
+
+def _split_key(key: str) -> tuple[str, list[str]]:
+    """Return what a key of an export begins with, empty of another one, and the keys of its answers."""
+    if not key.startswith(_KEY):
+        return "", [key]
+    question, end, answers = key.removeprefix(_KEY).rpartition(_KEY_END)
+    return f"{_KEY}{question}{end}", [_KEY + one for one in answers.split(_JOIN)]
+
+
+def _number(written: str, scale: tuple[float, float]) -> float | None:
+    """Read a label, yes or no or a number of the scale, from 0 to 1; None where it is nothing of these."""
+    if (word := written.casefold()) in _WORDS:
+        return _WORDS[word]
+    if "_" in written:  # Python alone reads 1_0 as 10
+        return None
+    try:
+        value = float(written.replace(",", "."))  # a comma, as some spreadsheets write decimals
+    except ValueError:
+        return None
+    low, high = scale
+    return (value - low) / (high - low) if low <= value <= high else None

@@ -1,0 +1,250 @@
+"""Samples of lm-eval (`--log_samples`): a folder with one file of samples a task, and the results.
+
+`harness eval -s` writes the same, without a date in the names.
+
+Invariant: nothing is read but JSON; an evaluation is the samples of one date in one folder, with its results.
+Source: lm-evaluation-harness 0.4, `loggers/evaluation_tracker.py` writes these files.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import partial
+from math import inf, isfinite
+from pathlib import Path
+from typing import Any
+
+from harness.data.text_files import open_text
+from harness.errors import Problem, UserError, as_argument, refuse_unreadable
+from harness.lifecycle.eval_logs import (
+    ERROR_RATES,
+    Evaluation,
+    LoggedItem,
+    TaskLog,
+    average_scores,
+    digest_logged,
+    find_text_cluster,
+    is_lower_better,
+    is_named,
+    is_rate,
+    join_copies,
+    refuse_large,
+)
+from harness.records import parse_json, read_object
+
+_SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
+_RESULTS = re.compile(r"(?:results|(?!samples_).+?(?=_\d{4}-))(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.json$")
+_NOT_IN_FOLDERS = re.compile(r"[\"<>:/|\\?*\[\]]+")  # as lm-eval names a model's folder
+_HASHES = {"doc_hash": "doc", "prompt_hash": "arguments", "target_hash": "target"}  # and what they are of
+_WHO = ("model_name", "model_source", "model", "precision", "engine")
+_WANTED = ("a metric such as acc or exact_match", "leave the task out")
+_MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
+_OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
+_SETTINGS = (
+    "model_dtype",
+    "gen_kwargs",
+    "chat_template_sha",
+    "system_instruction_sha",
+    "fewshot_as_multiturn",
+    "precision",
+    "engine",
+)
+
+
+def find_evaluations(path: Path) -> list[Evaluation]:
+    """List the evaluations below a folder, the newest last, or the one of a file of results or samples.
+
+    Of a file of samples it holds that task alone. The metric is the first rate that lm-eval lists for a task,
+    else a rate of errors per word, which has no upper bound. Chance is one over the number of choices.
+    Whether an answer was cut off is not in these files.
+
+    Raises:
+        UserError: a results file is damaged, or is of another model than its folder.
+    """
+    samples: dict[tuple[str, Path], dict[str, Path]] = {}
+    for file in _sample_files(path):
+        if named := _SAMPLES.match(file.name):
+            samples.setdefault((named["date"] or "", file.parent), {})[named["task"]] = file
+    return [_evaluation(path, folder, date, samples[date, folder]) for date, folder in sorted(samples)]
+
+
+def _sample_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(path.rglob("samples_*.jsonl"))
+    if path.suffix == ".jsonl":
+        return [path] if path.is_file() else []
+    named = _RESULTS.match(path.name) if path.is_file() else None
+    if named is None:
+        return []
+    matches = [(file, _SAMPLES.match(file.name)) for file in sorted(path.parent.glob("samples_*.jsonl"))]
+    return [file for file, match in matches if match and (match["date"] or "") == (named["date"] or "")]
+
+
+def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
+    named = [file for file in sorted(folder.glob(f"*{date}.json")) if _RESULTS.match(file.name)]
+    results_file = next((file for file in named if date or file.name == "results.json"), None)
+    results = {}
+    if results_file:
+        refuse_large(results_file)
+        results = read_object(results_file) or {}
+        if not results:
+            found, step = "no results that can be read", "copy the file again, or evaluate again"
+            expected = "what lm-eval wrote next to the samples, as JSON"
+            raise UserError(Problem(str(results_file), found, expected, step))
+    # The model's configuration, without where it ran and what it was asked.
+    others = (*_MACHINE, *_OF_TASKS)
+    configuration = {key: value for key, value in _dict(results, "config").items() if key not in others}
+    if isinstance(args := configuration.get("model_args"), dict):
+        configuration["model_args"] = ",".join(f"{key}={value}" for key, value in args.items())
+    names = (results.get("model_name"), results.get("model"), configuration.get("model_args"))
+    model = next((str(name) for name in names if name), "")
+    identity = {key: results[key] for key in _WHO if key in results} | configuration
+    own = folder.absolute().name  # lm-eval names it after the model
+    has_name = bool(results_file and results_file.name.startswith("results_") and model and "__" in own)
+    if has_name and results_file != path and own != _NOT_IN_FOLDERS.sub("__", model):
+        found = f"results of {model} in the folder {own}"
+        step = f"name {as_argument(str(results_file))} itself to take it as {model}"
+        expected = "those of the model that the folder is named after"
+        raise UserError(Problem(str(results_file), found, expected, step))
+    tasks = {task: partial(_parse_task, task, file, results) for task, file in sorted(samples.items())}
+    (first, *more) = samples.values()
+    unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
+    file = results_file or (folder if more else first)
+    return Evaluation(file, model, identity if model else None, tasks, unfinished)
+
+
+def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
+    with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
+        return _score_items(task, path, results)
+
+
+def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
+    rows = _rows(path)
+    samples = _keep_first_filter(path, rows)
+    metrics = _metrics(path, list(samples.values()))
+    if isinstance(metrics, Problem):
+        return metrics
+    metric, *others = metrics
+    # Left out on one side only, items without a score would move the other's mean.
+    scores = {item: row.get(metric) for item, row in samples.items()}
+    unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
+    if unscored:
+        named = ", ".join(unscored[:5])
+        lacking = f"{len(unscored)} of {len(scores)} items without a number as {metric} (doc_id {named})"
+        raise UserError(Problem(str(path), lacking, "a finite score of every item", "evaluate again"))
+    expected = _dict(_dict(results, "n-samples"), task).get("effective")
+    if isinstance(expected, int) and expected > len(samples):  # as in a copy that was cut
+        advice = "copy the file again, or evaluate again"
+        raise UserError(Problem(str(path), f"{len(samples)} of {expected} samples", "all of them", advice))
+    direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
+    higher = bool(direction) if direction is not None else not is_lower_better(metric)
+    bounds = (0.0, inf) if is_named(metric, ERROR_RATES) else (0.0, 1.0)
+    config = _dict(results, "config")
+    settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
+    settings["version"] = _dict(results, "versions").get(task)
+    settings["num_fewshot"] = _dict(results, "n-shot").get(task)
+    settings["filter"] = rows[0].get("filter")
+    items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
+    # Other metrics of the first filter, and the metric by other filters, do not decide.
+    values = {name: [row.get(name) for row in samples.values()] for name in others}
+    first_filter = next(iter(samples.values())).get("filter")
+    for row in (row for row in rows if row.get("filter") != first_filter):
+        values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
+    # Kind "choice": whether an answer was unparsable or truncated is not in these files.
+    return TaskLog(
+        task,
+        metric,
+        higher,
+        items,
+        settings,
+        "choice",
+        "lm-eval",
+        "use the same --limit",
+        bounds,
+        average_scores(values),
+        direction is not None,
+    )
+
+
+def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
+    return LoggedItem(
+        score=float(row[metric]),
+        digests={
+            name: str(row.get(name) or digest_logged(row[field]))
+            for name, field in _HASHES.items()
+            if name in row or field in row
+        },
+        answer=digest_logged([row.get("resps"), row[metric]]),
+        cluster=find_text_cluster(row.get("doc")),
+        n_choices=len(row.get("resps") or row.get("arguments") or ()),
+    )
+
+
+def _keep_first_filter(path: Path, rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Keep each item once: with several filters an item stands once a filter, and the first one decides."""
+    # Versions of lm-eval that do not name the filter write the filters one after the other: of one item the
+    # same responses, filtered in other ways.
+    kept = [row for row in rows if row.get("filter") == rows[0].get("filter")]
+    counts = Counter(str(row["doc_id"]) for row in kept)
+    if len(set(counts.values())) > 1:
+        found = f"doc_id {counts.most_common(1)[0][0]} more often than others"
+        raise UserError(Problem(str(path), found, "every item equally often", "evaluate again"))
+    first = {str(row["doc_id"]): row for row in reversed(kept)}
+    again = [(row, first[str(row["doc_id"])]) for row in kept[len(first) :]]
+    # A filter without a name: the lines are the first ones' responses, and some are filtered in another way.
+    same = all("filter" not in row and row.get("resps") == of.get("resps") for row, of in again)
+    if again and not (same and any(row != of for row, of in again)):
+        times, named = len(kept) // len(first), ", ".join(list(counts)[:5])
+        found = f"each of its {len(first)} items {times} times (doc_id {named})"
+        step = "keep the lines of one evaluation, or evaluate again"
+        raise UserError(Problem(str(path), found, "every item once", step))
+    return dict(reversed(first.items()))
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    rows = []
+    with open_text(path, str(path), "\n") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                row = parse_json(line)
+                row["doc_id"]
+            except (ValueError, KeyError, TypeError) as error:
+                found = f"a line that is not a sample ({type(error).__name__})"
+                step = "run lm_eval again with --log_samples"
+                raise UserError(Problem(f"{path}:{number}", found, "JSON with a doc_id", step)) from error
+            rows.append(row)
+    if not rows:
+        raise UserError(Problem(str(path), "no samples", "one line an item", "evaluate again"))
+    return rows
+
+
+def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Problem:
+    """Name the metrics, the first one that is a rate before all others, or say why none is compared."""
+    # Margins are losses from 0 to 1. Where there is no rate, a rate of errors per word is compared, which has
+    # no upper bound and counts in no mean of tasks.
+    row = rows[0]
+    listed = row.get("metrics") or [
+        k for k, v in row.items() if isinstance(v, int | float) and k not in ("doc_id", "metabench_idx")
+    ]
+    scored = [name for name in listed if isinstance(row.get(name), int | float)]
+    if not scored:
+        found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
+        return Problem(str(path), found, *_WANTED)
+    errors = [name for name in scored if is_named(name, ERROR_RATES)]
+    rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
+    if not rates + errors:
+        found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
+        return Problem(str(path), found, *_WANTED)
+    deciding = (rates + errors)[0]
+    return [str(name) for name in dict.fromkeys([deciding, *scored])]
+
+
+def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return an object within another one; an empty one where there is none, or something else."""
+    return found if isinstance(found := value.get(key), dict) else {}
+
+
+def _first(*values: Any) -> Any:
+    return next((value for value in values if value not in (None, "")), None)

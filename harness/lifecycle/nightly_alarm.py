@@ -1,0 +1,435 @@
+"""Verdicts of the nights so far, and the report of a night: a document, a message for a webhook, an issue.
+
+Invariant: a night in which the harness drifted, in which more answers failed than the policy allows, or that
+earlier code wrote is no evidence on a candidate, and that is said. What names or models chose is escaped; an
+alarm is sent once, and again the next night where the sending failed.
+Source: the e-processes of `changes`; the e-detector of Shin, Ramdas & Rinaldo 2022
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date, timedelta
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+
+from harness import formatting, report
+from harness.analysis import gating
+from harness.cache import make_private_folder
+from harness.config import CommandLine, LoadedExperiment
+from harness.errors import Problem, UserError
+from harness.lifecycle.nightly_changes import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
+from harness.lifecycle.nightly_state import (
+    Alarm,
+    BaseNight,
+    JudgedChange,
+    Night,
+    NightCandidate,
+    State,
+    nights_since_ack,
+    open_alarms,
+)
+from harness.report import ResultDocument, Section
+from harness.report.escape import clean
+from harness.spec import NightlyPolicy
+
+ORDER: tuple[Verdict, ...] = ("ok", "suspect", "error", "harness-drift", "regression")
+
+DRIFT_E = 1000.0  # on average at most one false alarm in so many nights
+
+
+def drift_e(flips: Sequence[tuple[int, int]], rate: float) -> float:
+    """Return the evidence that the base's scores move more often than the A/A rate, after all nights.
+
+    max(1, M) times the likelihood ratio of three times the rate (at least five points more): restarted
+    whenever it falls below 1, so a change is found soon however late it comes.
+    """
+    other = min(max(3 * rate, rate + 0.05), 0.99)
+    m = 1.0
+    for k, n in flips:
+        log_ratio = k * np.log(other / rate) + (n - k) * np.log((1 - other) / (1 - rate))
+        m = max(1.0, m) * float(np.exp(min(log_ratio, 500.0)))
+    return m
+
+
+def worst_verdict(verdicts: Sequence[Verdict]) -> Verdict:
+    """Join verdicts; `ok` where there are none."""
+    return max(verdicts, key=ORDER.index, default="ok")
+
+
+_HERE = CommandLine()  # typed in the project's folder, as on the dashboard
+HARNESS = "harness"
+_DRIFT = (HARNESS, "harness-drift")
+EXIT: dict[Verdict, int] = {"ok": 0, "suspect": 4, "harness-drift": 4, "regression": 3, "error": 1}
+
+
+@dataclass(frozen=True, slots=True)
+class CandidateVerdict:
+    """Verdict on one candidate; `anchors` is the mean change of the items evaluated every night."""
+
+    name: str
+    verdict: Verdict
+    sentence: str
+    tests: tuple[str, ...] = ()
+    series: dict[str, Evidence] = field(default_factory=dict)
+    anchors: dict[str, float] = field(default_factory=dict)
+    lost: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class NightReport:
+    """Report of one night: its worst verdict, every candidate, alarms, and what is left of the pool."""
+
+    experiment: str
+    night: str
+    verdict: Verdict
+    sentence: str
+    harness: str
+    lines: tuple[CandidateVerdict, ...]
+    new: tuple[Alarm, ...]
+    open: tuple[Alarm, ...]
+    missed: tuple[str, ...]
+    pool: tuple[str, ...]
+    commit: str
+    environment: str
+    precision: str
+    production: tuple[str, ...] = ()
+
+    @property
+    def exit_code(self) -> int:
+        """0 ok, 3 regression, 4 suspect or harness-drift, 1 where a candidate failed and nothing is worse."""
+        return EXIT[self.verdict]
+
+
+def build_report(
+    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State
+) -> NightReport:
+    """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
+    last = nights[-1]
+    drifts = _drifts(nights, state)
+    sound = [n for n in nights if n.night not in drifts]
+    harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
+    lines = tuple(_judge_candidate(policy, one, sound, state, harness) for one in last.candidates)
+    verdict = worst_verdict([line.verdict for line in lines])
+    raised = [
+        Alarm(line.name, "regression", last.night, line.sentence)
+        for line in lines
+        if line.verdict == "regression"
+    ]
+    if harness:
+        raised.append(Alarm(*_DRIFT, last.night, harness))
+    known = open_alarms(state)
+    told = {(a.about, a.verdict) for a in known}
+    new = tuple(a for a in raised if (a.about, a.verdict) not in told)
+    named = ", ".join(line.name for line in lines if line.verdict == verdict)
+    who = f" ({named})" if verdict != "ok" else f", {formatting.count(len(lines))} watched"
+    who = f": {harness}" if verdict == "harness-drift" else who
+    return NightReport(
+        experiment=experiment,
+        night=last.night,
+        verdict=verdict,
+        sentence=f"{experiment}, night of {last.night}: {verdict}{who}",
+        harness=harness or "the base answers as in the reference",
+        lines=lines,
+        new=new,
+        open=tuple(known),
+        missed=tuple(list_missed_nights(nights)),
+        pool=tuple(_pool(last)),
+        commit=last.commit,
+        environment=last.environment,
+        precision=last.precision,
+        production=last.production,
+    )
+
+
+def list_missed_nights(nights: Sequence[Night], today: str = "") -> list[str]:
+    """List the dates without a finished night, between the first and the last, and up to before `today`."""
+    done = [date.fromisoformat(n.night) for n in nights]
+    if not done:
+        return []
+    end = date.fromisoformat(today) if today else done[-1]
+    days = (done[0] + timedelta(days=i) for i in range((end - done[0]).days))
+    return [day.isoformat() for day in days if day not in done]
+
+
+def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
+    """Map the nights in which the harness had moved to how that shows; evidence starts again after an ack."""
+    out: dict[str, str] = {}
+    acks = [a.acknowledged for a in state.alarms if (a.about, a.verdict) == _DRIFT and a.acknowledged]
+    seen: set[tuple[str, str, str]] = set()
+    flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
+    for night in nights:
+        n_acks = sum(ack < night.night for ack in acks)
+        rate = gating.aa_rate(night.precision)
+        for base, found in night.bases.items():
+            fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
+            seen |= {(base, night.environment, item) for item in fresh}
+            moved = flips.setdefault((base, n_acks), [])
+            moved.append((sum(fresh.values()), len(fresh)))
+            if said := _describe_drift(found, drift_e(moved, rate), rate):
+                out[night.night] = said
+    return out
+
+
+def _describe_drift(base: BaseNight, e_value: float, rate: float) -> str:
+    """Say what moved of the base, the surest sign first; empty where nothing did."""
+    for items, what in (
+        (base.reworded, "prompts of the base are other tokens than in the reference"),
+        (base.differing, "anchors of the base came back otherwise than before in the same environment"),
+    ):
+        if items:
+            return f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
+    if e_value < DRIFT_E:
+        return ""
+    allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
+    return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
+
+
+def _judge_candidate(
+    policy: NightlyPolicy, one: NightCandidate, sound: Sequence[Night], state: State, harness: str
+) -> CandidateVerdict:
+    if one.error:
+        return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
+    kept = nights_since_ack(state, one.name, "regression", sound)
+    series = {key: _evidence(policy, one, key, kept) for key in one.series}
+    anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors and s.valid}
+    lost = tuple(item for s in one.series.values() for item in s.lost)
+    if harness:
+        said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
+        return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
+    invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
+    verdict = worst_verdict([*(found.verdict for found in series.values()), *invalid])
+    told = []
+    for key, found in series.items():
+        told.append("; ".join(_describe_series(key, found, one)) or f"{key}: no new items were evaluated")
+    said = f"{one.name}: {verdict}: {'; '.join(told)}"
+    return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
+
+
+def _evidence(policy: NightlyPolicy, one: NightCandidate, key: str, nights: Iterable[Night]) -> Evidence:
+    changes = []
+    for night in nights:
+        found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
+        if found is None or found.reference != one.reference or key not in found.series:
+            continue
+        series = found.series[key]
+        if series.valid:
+            largest = 2.0 if series.adjusted else 1.0  # both arms can move by the metric's whole range
+            changes.append(
+                NightChanges(series.changes, found.tested, found.making, largest, series.unbounded)
+            )
+    return judge(changes, policy.alpha, len(one.series), Seeds(policy.seed_sd, one.n_references))
+
+
+def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str]:
+    """Yield what failed in a series, which of its scores are only charted, and its change."""
+    series = one.series[key]
+    if series.errors:
+        share = formatting.percent(series.errors / series.n_asked)
+        said = (
+            f"{key}: {formatting.count(series.errors)} of {formatting.count(series.n_asked)} answers failed "
+            f"tonight ({share} %)"
+        )
+        counted = "the candidate's count as the worst there is, the base's are left out"
+        invalid = ", more than gate.max_errors allows: the night is no evidence"
+        yield f"{said}: {counted}" if series.valid else f"{said}{invalid}"
+    if series.unbounded:
+        yield (
+            f"{key}: scores of {', '.join(series.unbounded)} have no bounds and are only charted "
+            f"({e.chart_sd:.1f} sd of {LIMIT_SD:.0f}); bounds: of the task declares them"
+        )
+    if not e.n:
+        return
+    change = formatting.points(e.delta, e.low, e.high)
+    over = f"{formatting.count(e.n)} clusters in {formatting.pluralize(e.n_nights, 'night')}"
+    flips = f"{formatting.count(e.gains)} better, {formatting.count(e.losses)} worse"
+    evidence = f"evidence {_strength(e.e_value)} of {_strength(e.needed)}"
+    again = f", pass {e.n_pass} of the items" if e.n_pass > 1 else ""
+    # One training of a recipe says little of the next.
+    reference = "the pinned checkpoint" if one.making else "the reference"
+    if one.making and one.n_references > 1:
+        reference = f"the mean of {formatting.pluralize(one.n_references, 'making')}"
+    base = f"{key} {change} pp against {reference} over {over}{again} ({flips}, {evidence})"
+    if e.verdict == "suspect":
+        nights = formatting.pluralize(e.more_nights, "night") if e.more_nights else ""
+        settle = f"{nights} more like these would settle it" if nights else "watch it"
+        base += f": {settle}; a comparison and a gate on all items say more"
+    yield base
+
+
+def _strength(e_value: float) -> str:
+    """Print evidence; beyond a million it is no better known."""
+    if e_value >= 1e6:
+        return f"over {formatting.count(1e6)}"
+    return formatting.count(e_value) if e_value >= 10 else f"{e_value:.1f}"
+
+
+def _pool(night: Night) -> Iterable[str]:
+    for key, left in night.left.items():
+        taken = formatting.count(night.taken[key])
+        if left:
+            yield f"{key}: {taken} clusters evaluated, {formatting.count(left)} never yet"
+        else:
+            yield (
+                f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
+                "nothing new from here on, and to show a loss by others takes more each time round; add items"
+            )
+
+
+def report_nights(loaded: LoadedExperiment, nights: Sequence[Night], state: State) -> NightReport:
+    """Report the last of some nights, with its remarks."""
+    experiment = loaded.experiment
+    found = build_report(experiment.name, experiment.nightly, nights, state)
+    return add_remarks(found, nights[-1], loaded.typed)
+
+
+def add_remarks(found: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
+    """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
+    more: dict[str, str] = {}
+    for one in night.candidates:
+        said = describe_judged_change(one.judged) if one.judged else ""
+        more[one.name] = f"; {said}" if said else ""
+        if one.unwatched:
+            again = typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
+            pin = typed.command("promote") if one.name.startswith("champion ") else again
+            lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
+            more[one.name] += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
+    lines = tuple(
+        replace(line, sentence=typed.complete(line.sentence) + more.get(line.name, ""))
+        for line in found.lines
+    )
+    raised = {line.name: line.sentence for line in lines}
+    new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in found.new)
+    return replace(found, lines=lines, new=new)
+
+
+def describe_judged_change(change: JudgedChange) -> str:
+    """Say by whose grades answers changed, and what people's labels make of that; empty where none did."""
+    if not change.n_changed:
+        return ""
+    if change.corrected:
+        by_judge = formatting.points(change.delta)
+        said = f"people's labels correct tonight's {by_judge} pp of {change.metric} to"
+        return f"{said} {formatting.points(*change.corrected)} pp"
+    said = f"{change.metric} grades it, uncorrected"
+    if change.corrected_score is None:
+        lacking = formatting.pluralize(change.n_missing, "answer")
+        return f"{said}: {lacking} of the reference lack people's labels (harness rate export)"
+    some = f"{formatting.count(change.n_unlabelled)} of the {formatting.count(change.n_changed)} answers"
+    own = f"{formatting.percent(change.score)} to {formatting.interval(*change.corrected_score)} %"
+    why = f"{some} that differ from the reference have no label from people"
+    return f"{said}: {why}, whose labels correct its score of the reference from {own}"
+
+
+_TIMEOUT_S = 10
+_LOST_SHOWN = 20
+_NO_GATE = "a night asks some items and compares them with the reference; harness gate judges all of them"
+
+
+def night_document(found: NightReport) -> ResultDocument:
+    """Lay a night out: a row a candidate, then its evidence, lost items and alarms."""
+    rows = []
+    for line in found.lines:
+        anchors = [f"{key} {formatting.points(change)}" for key, change in line.anchors.items()]
+        rows.append([line.name, line.verdict, ", ".join(anchors) or "–"])
+    lost = []
+    for line in (line for line in found.lines if line.lost and line.verdict != "ok"):
+        n_more = len(line.lost) - _LOST_SHOWN
+        more = f" and {formatting.count(n_more)} more" if n_more > 0 else ""
+        lost.append(f"{line.name}, lost tonight: {', '.join(line.lost[:_LOST_SHOWN])}{more}")
+    new = [f"NEW ALARM: {a.about}: {a.verdict}" for a in found.new]
+    known = [
+        f"known alarm since {a.night}: {a.about}: {a.verdict}; harness nightly ack closes it"
+        for a in found.open
+    ]
+    commit = f"commit {found.commit[:10]}, " if found.commit else ""
+    facts = [
+        *(f"{line.name} tests {'; '.join(line.tests)}" for line in found.lines if line.tests),
+        f"{commit}environment {found.environment}, {found.precision}",
+        f"control arm: {found.harness}",
+        *found.pool,
+        *([f"missed: {', '.join(found.missed)}"] if found.missed else []),
+        _NO_GATE,
+        *(line.sentence for line in found.lines),
+    ]
+    columns = ("candidate", "verdict", "fixed items, pp")
+    sections = [
+        Section("candidates", columns=columns, rows=rows, notes=facts),
+        Section("lost", notes=lost, detail=True),
+        Section("alarms", notes=[*new, *known]),
+        Section("production", notes=found.production),
+    ]
+    title = f"{found.experiment}: night of {found.night}: {found.verdict}"
+    return ResultDocument(title, sections, found.sentence)
+
+
+def issue(found: NightReport) -> str:
+    """Write the text of an issue about the new alarms, its title in the first line; empty without any."""
+    if not found.new:
+        return ""
+    names = ", ".join(dict.fromkeys(f"{a.about}: {a.verdict}" for a in found.new))
+    title = clean(f"Nightly {found.experiment}, {found.night}: {names}")
+    step = "`harness nightly ack` closes the alarm; evidence is then collected afresh."
+    return f"{title}\n\n{report.markdown(night_document(found))}\n{step}\n"
+
+
+def slack(alarms: Sequence[Alarm], experiment: str) -> dict[str, str]:
+    """Make the message of a webhook, as Slack and what is compatible with it take it."""
+    lines = [f"harness nightly, {experiment}: {a.verdict} ({a.night}): {a.sentence}" for a in alarms]
+    text = "\n".join(clean(line) for line in lines)
+    return {"text": text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")}
+
+
+def refuse_webhook(webhook: str) -> None:
+    """Refuse an address to which nothing can be sent."""
+    if urlsplit(webhook).scheme not in ("http", "https"):
+        found, expected = f"{webhook[:12]}…", "an address that begins with https://"
+        step = "copy it from the settings of the chat's incoming webhooks"
+        raise UserError(Problem("--webhook", found, expected, step))
+
+
+def tell(state: State, experiment: str, webhook: str, night: str) -> tuple[State, str]:
+    """Send the open alarms that were not sent yet; returns the state with what was sent, and an error."""
+    refuse_webhook(webhook)
+    untold = [a for a in open_alarms(state) if not a.told]
+    if not untold:
+        return state, ""
+    body = json.dumps(slack(untold, experiment)).encode()
+    request = Request(webhook, body, {"Content-Type": "application/json"})
+    try:
+        with urlopen(request, timeout=_TIMEOUT_S):
+            pass
+    except (URLError, OSError, ValueError) as error:
+        return state, f"the webhook did not take it ({type(error).__name__}); the next night sends it again"
+    return replace(
+        state, alarms=tuple(replace(a, told=night) if a in untold else a for a in state.alarms)
+    ), ""
+
+
+def to_json(found: NightReport) -> dict[str, Any]:
+    """Turn a night into plain types, with its exit code."""
+    plain: dict[str, Any] = report.to_plain(found)
+    return {**plain, "exit_code": found.exit_code}
+
+
+def write(found: NightReport, folder: Path) -> list[Path]:
+    """Write the page and, where there are new alarms, the text of an issue; returns the files.
+
+    The text of an issue stays until somebody removes it, who thereby says that the issue is opened.
+    """
+    make_private_folder(folder)
+    texts = {
+        folder / f"{found.experiment}.nightly.md": report.markdown(night_document(found)),
+        folder / f"{found.experiment}.nightly.json": json.dumps(to_json(found), indent=2) + "\n",
+        folder / f"{found.experiment}.nightly.issue.md": issue(found),
+    }
+    wanted = {path: text for path, text in texts.items() if text}
+    for path, text in wanted.items():
+        path.write_text(text, "utf-8")
+    return list(wanted)

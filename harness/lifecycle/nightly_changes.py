@@ -1,0 +1,448 @@
+"""Changes of a night, and what all nights of a series show: differences by cluster, e-processes and a chart.
+
+Invariant: pure. A change is (candidate − reference) less that of the control arm; an item counts only where
+question and references are those of the reference, and only where all answers could be scored; an answer of
+the candidate that failed scores worst. However many nights are evaluated, a series that loses nothing against
+its reference is called a regression with a chance of at most its alpha. A cluster counts once a pass, by its
+first answer, and no increment is ever revised. What has no bounds is charted, and never a regression.
+Source: the betting mixture and the CUSUM of `stats`; a union bound over passes.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from math import exp, isfinite, log, pi
+from operator import attrgetter
+from statistics import fmean
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from harness import stats
+from harness.analysis import comparison, gating
+from harness.analysis.comparison import (
+    Labels,
+    answer_digest,
+    compare_on_target,
+    correct_estimate,
+    labels_missing,
+)
+from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
+from harness.lifecycle.reevaluate import Cluster, Item, Rows
+from harness.metrics import Metric, is_flipped
+from harness.records import SampleResult
+from harness.stats import Array
+
+_MOVED_P = 0.01
+
+
+class NightArms(NamedTuple):
+    """Rows of the four arms by item: the candidate now and then, and the base now and then.
+
+    `then` holds one or more makings of the reference, whose mean counts. The base's are None where
+    nobody stands beside a candidate on these items.
+    """
+
+    now: Rows
+    then: Sequence[Rows]
+    base_now: Rows | None
+    base_then: Rows | None
+
+
+def compare_series(
+    arms: NightArms,
+    anchors: Sequence[Cluster],
+    fresh: Sequence[Cluster],
+    metrics: Mapping[str, Metric],
+    max_errors: float = 0.01,
+) -> SeriesNight:
+    """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
+
+    In shares of the metric's range where it has one. Not valid where more answers failed than a share of
+    `max_errors` allows, be it the candidate's or the base's; one failed answer is allowed in any case, unless
+    none is.
+    """
+    new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
+    evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
+    errors = sum(_is_error(arms, item, metrics[item[0]]) for item in evaluated)
+    return SeriesNight(
+        new.changes,
+        fixed.changes,
+        (*new.lost, *fixed.lost),
+        new.left_out + fixed.left_out,
+        adjusted=arms.base_now is not None and arms.base_then is not None,
+        unbounded=new.unbounded,
+        errors=errors,
+        n_asked=len(evaluated),
+        # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
+        valid=errors <= max(max_errors * len(evaluated), float(max_errors > 0)),
+    )
+
+
+def compare_base(
+    now: Rows, then: Rows, fresh: Iterable[Cluster], last: Rows, metrics: Mapping[str, Metric]
+) -> BaseNight:
+    """Say what moved of the base since the reference, and on anchors since the last night."""
+    rotating = {item for cluster in fresh for item in cluster}
+    shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
+    flips = {
+        name(item): is_flipped(then[item], now[item], metrics[item[0]]) for item in shared if item in rotating
+    }
+    answer = attrgetter("prompt_digest", "text", "status")
+    differing = [name(i) for i, row in last.items() if i in now and answer(now[i]) != answer(row)]
+    reworded = [name(i) for i in shared if now[i].prompt_digest != then[i].prompt_digest]
+    return BaseNight(flips, tuple(reworded), tuple(differing))
+
+
+def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
+    """Tell whether more answers score otherwise than the rounding of one model explains.
+
+    Source: the exact binomial test, one-sided, at the A/A rate of bf16.
+    """
+    shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
+    moved = sum(is_flipped(then[item], now[item], metrics[item[0]]) for item in shared)
+    return bool(shared) and stats.binomial_p(moved, len(shared), gating.aa_rate("bf16")) < _MOVED_P
+
+
+def name(item: Item) -> str:
+    """Name an item as elsewhere: task/item."""
+    return f"{item[0]}/{item[1]}"
+
+
+def is_same_item(now: SampleResult, then: SampleResult) -> bool:
+    """Tell whether two rows answer the same question with the same references."""
+    return (now.prompt, now.references) == (then.prompt, then.references)
+
+
+def score(row: SampleResult, metric: Metric) -> float | None:
+    """Return one answer's score, so that the larger is the better; None where it could not be scored."""
+    parts = row.parts.get(metric.name)
+    if parts is None:
+        return None
+    value = float(metric.aggregate(np.array([parts]), np.ones(1)))
+    return metric.unit.sign * value if np.isfinite(value) else None
+
+
+class _ClusterChanges(NamedTuple):
+    """Changes by the first item of a cluster, items that got worse, and how many could not be compared.
+
+    Changes are shares of the metric's range; those of metrics without one stand by task in `unbounded`.
+    """
+
+    changes: dict[str, float]
+    unbounded: dict[str, dict[str, float]]
+    lost: list[str]
+    left_out: int
+
+
+def _cluster_changes(
+    arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
+) -> _ClusterChanges:
+    found = _ClusterChanges({}, {}, [], 0)
+    for cluster in clusters:
+        all_of = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
+        known = {item: d for item, d in all_of.items() if d is not None}
+        found = found._replace(left_out=found.left_out + len(all_of) - len(known))
+        found.lost.extend(name(item) for item, d in known.items() if d < -stats.TIE)
+        for task, of in _parts(cluster, metrics).items():
+            changes = found.unbounded.setdefault(task, {}) if task else found.changes
+            if own := [
+                known[item] / (1.0 if task else _range(metrics, item)) for item in of if item in known
+            ]:
+                changes[name(of[0])] = round(fmean(own), 9)
+    return found
+
+
+def _parts(cluster: Cluster, metrics: Mapping[str, Metric]) -> dict[str, list[Item]]:
+    """Part a cluster's items into those of metrics with a range, under "", and the others by task."""
+    out: dict[str, list[Item]] = {}
+    for item in cluster:
+        out.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
+    return out
+
+
+def _range(metrics: Mapping[str, Metric], item: Item) -> float:
+    low, high = metrics[item[0]].bounds
+    return high - low
+
+
+def _change(arms: NightArms, item: Item, metric: Metric) -> float | None:
+    """Return an item's change, less the base's; None where an answer is missing or another item's."""
+    now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
+    worst = min(metric.unit.sign * bound for bound in metric.bounds)
+    has_worst = isfinite(worst) and _is_failed(now, then, metric)
+    own = _difference(now, then, metric, worst if has_worst else None)
+    if own is None or arms.base_now is None or arms.base_then is None:
+        return own
+    base = _difference(arms.base_now.get(item), [arms.base_then.get(item)], metric)
+    return None if base is None else own - base
+
+
+def _difference(
+    now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric, failed: float | None = None
+) -> float | None:
+    """Return how much better an answer is than the mean of those then; `failed` scores one that failed."""
+    there = [row for row in then if row is not None]
+    if now is None or len(there) < len(then) or any(row.references != now.references for row in there):
+        return None
+    new, old = failed if failed is not None else score(now, metric), [score(row, metric) for row in there]
+    known = [value for value in old if value is not None]
+    return None if new is None or len(known) < len(old) else new - fmean(known)
+
+
+def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
+    base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
+    then = [rows.get(item) for rows in arms.then]
+    if any(row and row.status == "incomplete" for row in (arms.now.get(item), base_now)):
+        return True
+    return _is_failed(arms.now.get(item), then, metric) or _is_failed(base_now, [base_then], metric)
+
+
+def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
+    """Tell whether an answer failed, as the gate counts: an error, or without a score where it had one."""
+    if now is None:
+        return False
+    was_scored = any(row is not None and row.parts.get(metric.name) is not None for row in then)
+    return now.status == "error" or (now.parts.get(metric.name) is None and was_scored)
+
+
+def compare_judged_answers(
+    metric: Metric,
+    now: Sequence[SampleResult],
+    then: Sequence[SampleResult],
+    labels: Labels,
+    max_errors: float,
+) -> JudgedChange | None:
+    """Put tonight's answers beside those of the whole reference; None where none was graded in both."""
+    answered = {row.example_id: row for row in now}
+    old = [row for row in then if row.example_id in answered]
+    new = [answered[row.example_id] for row in old]
+    by_judge, by_people = (compare_on_target(metric, old, new, of, max_errors) for of in ({}, labels))
+    if by_judge is None or by_people is None:
+        return None
+    pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
+    changed = [row for row, before in pairs if row.text != before.text]
+    reference = comparison.estimate(metric, then)
+    n_missing = labels_missing(metric.name, labels, then)
+    own = correct_estimate(metric, reference, then, labels)
+    return JudgedChange(
+        metric=metric.name,
+        n=len(new),
+        n_changed=len(changed),
+        n_unlabelled=sum(answer_digest(metric.name, row) not in labels for row in changed),
+        delta=by_judge.delta,
+        score=reference.score,
+        n_missing=n_missing,
+        corrected=(by_people.delta, by_people.low, by_people.high) if by_people.estimator == "ppi" else None,
+        corrected_score=None if n_missing else own[:3],
+    )
+
+
+Verdict = Literal["ok", "suspect", "error", "harness-drift", "regression"]
+
+SUSPECT_SHARE = 0.25  # of the evidence needed: worth a word, but no alarm
+SLACK_SD, LIMIT_SD = 0.5, 5.0  # of the chart of nightly means, in their standard deviations
+_FIRST_PASS = 0.8  # share of alpha
+_PRIOR_SQUARE, _PRIOR_N = 0.1, 50.0  # a tenth of the clusters differ, before anything is seen
+_MOST_NIGHTS = 365
+_MOST_LOG = 700.0
+_STEP = 1e-4  # a hundredth of a point, to which an interval's ends are found
+
+
+class NightChanges(NamedTuple):
+    """Changes of one night by cluster, in shares of the metric's range; none can be larger than `largest`.
+
+    `unbounded` maps tasks without a range to their clusters' changes. `tested` digests what answered;
+    `making` the weights, where they are others than the reference's.
+    """
+
+    changes: Mapping[str, float]
+    tested: str
+    making: str = ""
+    largest: float = 2.0
+    unbounded: Mapping[str, Mapping[str, float]] = {}
+
+
+class Seeds(NamedTuple):
+    """Standard deviation between makings of one recipe, and how many of them the reference is the mean of."""
+
+    sd: float = 0.0
+    n_references: int = 1
+
+
+NO_SEEDS = Seeds()
+
+
+class Evidence(NamedTuple):
+    """Evidence of the nights of one series, in one pass through its items.
+
+    `delta` is the mean change with a confidence sequence's ends, where there are any clusters.
+    `more_nights` at the rate so far would settle a suspicion; None where nothing is suspected.
+    """
+
+    verdict: Verdict
+    n_nights: int
+    n: int
+    gains: int
+    losses: int
+    delta: float | None
+    low: float | None
+    high: float | None
+    e_value: float
+    needed: float
+    chart_sd: float
+    more_nights: int | None = None
+    n_pass: int = 1
+
+
+class _MakingGroup(NamedTuple):
+    """Changes that one night adds to a pass, by one making, and the largest there could be."""
+
+    changes: Array
+    making: str
+    largest: float
+
+
+class _Pass(NamedTuple):
+    """One pass through the items: the log-wealth (t, b) after each of its nights, and what an alarm needs."""
+
+    number: int
+    groups: list[_MakingGroup]
+    log_wealth: Array
+    needed: float
+
+    @property
+    def log_e(self) -> Array:
+        return stats.log_mean_wealth(self.log_wealth)
+
+
+def judge(
+    nights: Sequence[NightChanges], alpha: float, n_series: int = 1, seeds: Seeds = NO_SEEDS
+) -> Evidence:
+    """Judge the nights of one of a candidate's series, which share its alpha.
+
+    Tests that the mean change is at least 0; where weights are trained again, but for what seeds explain.
+    """
+    passes = [
+        _Pass(k, groups, _log_wealth(groups, seeds), n_series / pass_alpha(k, alpha))
+        for k, groups in _sort_by_pass(nights).items()
+    ]
+    # Return the highest chart of the tasks without bounds, each in its own standard deviations.
+    charts = [0.0]
+    for task in dict.fromkeys(task for night in nights for task in night.unbounded):
+        seen: set[tuple[str, str]] = set()
+        groups = []
+        for night in nights:
+            changes = night.unbounded.get(task, {})
+            new = {c: d for c, d in changes.items() if (night.tested, c) not in seen}
+            seen |= {(night.tested, c) for c in new}
+            groups += [np.array(list(new.values()))] if new else []
+        square = float((np.concatenate(groups) ** 2).mean()) if groups else 0.0
+        if square:
+            charts.append(_lower_sum(np.array([g.mean() * np.sqrt(len(g) / square) for g in groups])))
+    chart = max(_chart(nights, seeds), (max(charts)))
+    if not passes:
+        verdict: Verdict = "suspect" if chart > LIMIT_SD else "ok"
+        return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)
+    crossed = [one for one in passes if one.log_e.max() >= log(one.needed)]
+    likely = [one for one in passes[-2:] if one.log_e[-1] >= log(one.needed * SUSPECT_SHARE)]
+    nearest = sorted(likely, key=lambda one: log(one.needed) - float(one.log_e[-1]))  # to an alarm
+    shown = [*crossed, *nearest, passes[-1]][0]
+    verdict = "regression" if crossed else "suspect" if likely or chart > LIMIT_SD else "ok"
+    return _evidence(shown, verdict, seeds, chart)
+
+
+def pass_alpha(number: int, alpha: float) -> float:
+    """Return the share of alpha that a pass through the items may use: all passes together use all of it."""
+    if number == 1:
+        return _FIRST_PASS * alpha
+    return (1 - _FIRST_PASS) * alpha * 6 / (pi * (number - 1)) ** 2
+
+
+def _sort_by_pass(nights: Iterable[NightChanges]) -> dict[int, list[_MakingGroup]]:
+    """Sort changes by how often their cluster was counted before; the same answers again tell nothing new."""
+    seen: dict[str, set[str]] = {}
+    passes: dict[int, list[_MakingGroup]] = {}
+    for night in nights:
+        new: dict[int, list[float]] = {}
+        for cluster, change in night.changes.items():
+            known = seen.get(cluster)
+            if known is None:
+                known = seen[cluster] = set()
+            if night.tested not in known:
+                known.add(night.tested)
+                new.setdefault(len(known), []).append(change)
+        for number, changes in new.items():
+            group = _MakingGroup(np.array(changes), night.making, night.largest)
+            passes.setdefault(number, []).append(group)
+    return dict(sorted(passes.items()))
+
+
+def _log_wealth(groups: Sequence[_MakingGroup], seeds: Seeds, mean: float = 0.0, sign: int = 1) -> Array:
+    """Return the log-wealth (t, b) of bets that the mean change is lower; with sign −1 that it is higher."""
+    changes = [sign * g.changes for g in groups]
+    shared = stats.seed_effects(changes, [g.making for g in groups], seeds.sd, seeds.n_references, mean)
+    return stats.betting_mixture(changes, [g.largest for g in groups], shared, mean)
+
+
+def _evidence(shown: _Pass, verdict: Verdict, seeds: Seeds, chart: float) -> Evidence:
+    d = np.concatenate([g.changes for g in shown.groups])
+    gains, losses = int((d > stats.TIE).sum()), int((d < -stats.TIE).sum())
+    e_value = exp(min(float(shown.log_e[-1]), _MOST_LOG))
+    low, high = -_upper_end(shown, seeds, -1), _upper_end(shown, seeds, 1)
+    more = None
+    if verdict == "suspect":  # after how many nights like those so far would the evidence do?
+        nights = np.arange(1, _MOST_NIGHTS + 1)
+        grown = shown.log_wealth[-1] * (1 + nights / len(shown.groups))[:, None]  # (nights, bets)
+        enough = stats.log_mean_wealth(grown) >= log(shown.needed)
+        more = int(nights[enough.argmax()]) if enough.any() else None
+    return Evidence(
+        verdict, len(shown.groups), len(d), gains, losses, float(d.mean()), low, high,
+        e_value, shown.needed, chart, more, shown.number,
+    )  # fmt: skip
+
+
+def _upper_end(shown: _Pass, seeds: Seeds, sign: int) -> float:
+    """Return the smallest mean change that the bets refute: the alarm's test, turned into an interval."""
+    from scipy import optimize
+
+    most = max(g.largest for g in shown.groups)
+
+    def excess(mean: float) -> float:
+        log_wealth = _log_wealth(shown.groups, seeds, mean, sign)
+        return float(stats.log_mean_wealth(log_wealth[-1])) - log(shown.needed)
+
+    if excess(most) <= 0:
+        return most
+    return float(optimize.brentq(excess, -most, most, xtol=_STEP))
+
+
+def _chart(nights: Iterable[NightChanges], seeds: Seeds) -> float:
+    """Return the lower sum of the CUSUM of nightly means, in standard deviations, after the last night."""
+    # Later answers count here: each is charted against the mean of its cluster's earlier ones, so that what
+    # the reference had by luck is not charted again in each pass.
+    before: dict[str, set[str]] = {}  # what answered the cluster so far
+    total: dict[str, float] = {}  # of its changes by these
+    groups, makings = [], []
+    for night in nights:
+        changes = []
+        for cluster, change in night.changes.items():
+            earlier = before.get(cluster)
+            if earlier is None:
+                earlier, total[cluster] = before.setdefault(cluster, set()), 0.0
+            if night.tested not in earlier:
+                changes.append(change - total[cluster] / (len(earlier) or 1))
+                earlier.add(night.tested)
+                total[cluster] += change
+        if changes:
+            groups.append(np.array(changes))
+            makings.append(night.making)
+    if not groups:
+        return 0.0
+    n = np.array([len(g) for g in groups])
+    square = (sum(float((g**2).sum()) for g in groups) + _PRIOR_SQUARE * _PRIOR_N) / (n.sum() + _PRIOR_N)
+    shared = stats.seed_effects(groups, makings, seeds.sd, seeds.n_references)
+    means = np.array([g.mean() for g in groups])
+    return _lower_sum((means - shared.mean) / np.sqrt(square / n + shared.variance))
+
+
+def _lower_sum(z: Array) -> float:
+    return float(stats.cusum(z, 0.0, SLACK_SD, LIMIT_SD).low[-1])

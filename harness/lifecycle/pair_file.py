@@ -1,0 +1,280 @@
+"""Pair file: two answers to each of some randomly drawn items side by side, as CSV, and which people prefer.
+
+Invariant: nothing tells whose an answer is: sides are drawn for each item, keys are digests. Pairs are drawn
+as the Rate page draws them, of the items whose answers differ, and a later export goes on in the same order.
+What comes back are ratings like those of the page, which a win rate and its judge are held to. A file is
+imported whole or not at all.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import combinations, product
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from harness import config, store
+from harness.analysis import decision, human_preferences
+from harness.analysis.human_preferences import Turn
+from harness.errors import IncompatibleRuns, Problem, UserError, refuse
+from harness.evaluation.judging_stage import map_shown_pairs
+from harness.experiment import StoredRows, Study, load_study
+from harness.lifecycle.label_file import (
+    list_measured_runs,
+    read_rows,
+    refuse_unwritable,
+    unknown_key,
+    write_rows,
+)
+from harness.lifecycle.stored_gate import candidate_runs
+from harness.records import Rating, Run, SampleResult, digest
+from harness.report.escape import spreadsheet_lines
+from harness.spec import Task
+from harness.store import Store
+
+BETTER = "better"
+COLUMNS = ("key", "question", "left", "right", "reference", BETTER)
+_KEY = "pair-"
+_REFERENCES_SHOWN = 3
+_WORDS = ("left", "right", "tie")
+Choice = Literal["a", "b", "tie"]
+
+
+class PairExport(NamedTuple):
+    """Result of an export: how many pairs were written of which two runs, and how many are left unrated.
+
+    `waiting` names the other runs, of more seeds or fine-tunes, that have pairs without ratings.
+    """
+
+    runs: tuple[str, ...]
+    n_pairs: int
+    n_left: int
+    waiting: tuple[str, ...]
+
+
+class PairImport(NamedTuple):
+    """Result of an import: ratings read and left blank, and by pair of runs how many items people rated.
+
+    `counted` says how many of these are a random sample of those that differ: up to where 95 % of the
+    pairs have one, in the order of drawing.
+    """
+
+    n_ratings: int
+    n_blank: int
+    by_pair: dict[str, int]
+    counted: dict[str, int]
+
+
+class _Sides(NamedTuple):
+    """Two runs in the order of their ids, with the digests of their rows."""
+
+    runs: tuple[Run, Run]
+    rows: tuple[str, str]
+
+
+class _PairSample(NamedTuple):
+    """Pairs of two runs: whose they are as named, the rows that differ, those without ratings as drawn."""
+
+    names: tuple[str, str]
+    sides: _Sides
+    shown: dict[str, tuple[SampleResult, SampleResult]]
+    open_: list[Turn]
+
+    @property
+    def n_rated(self) -> int:
+        """Number of pairs with a rating."""
+        return len(self.shown) - len(self.open_)
+
+
+def export_pairs(
+    path: Path,
+    file: Path,
+    overrides: Sequence[str] = (),
+    *,
+    n_items: int = 100,
+    candidates: Sequence[str] = (),
+) -> PairExport:
+    """Write the answers of two candidates to randomly drawn test items of the target, to be compared.
+
+    Without `candidates` those of a fine-tune and the best untrained candidate on validation. Of several seeds
+    and fine-tunes the one with the fewest ratings is drawn, the best first. Items with a rating are left out.
+
+    Raises:
+        UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
+        IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
+    """
+    refuse_unwritable(file)
+    stored = load_study(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
+    ratings = store.list_ratings(at, task.name)
+    drawn = [_draw(at, task, ratings, *runs) for runs in _pairs_of_runs(stored, candidates)]
+    lacking = sorted((one for one in drawn if one.open_), key=lambda one: one.n_rated)
+    if not lacking:
+        found = "; ".join(f"{' and '.join(one.names)}, {one.n_rated} that differ, all rated" for one in drawn)
+        raise IncompatibleRuns(
+            f"{stored.store.folder}: found no pair of answers without a rating ({found}); expected one; "
+            f"next: {stored.typed.command('report')}"
+        )
+    names, sides, shown, open_ = lacking[0]
+    rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
+    write_rows(file, COLUMNS, rows)
+    return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
+
+
+def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, Run]]:
+    """List the two runs whose answers may be compared, for each seed of the fine-tunes, the best first."""
+    if candidates:
+        named = [candidate_runs(stored, name) for name in candidates]
+        if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
+            return list(product(named[0], named[1]))
+        raise _phrase_not_two(runs[0].label for runs in named)
+    measured = list_measured_runs(stored)
+    facts = [f for _, f in measured]
+    best, untrained = decision.strongest_run(facts), decision.alternative(facts)
+    if best is None or untrained is None or best.name == untrained.name:
+        raise _phrase_not_two(f.label for f in (best or untrained,) if f is not None)
+    other = next(run for run, f in measured if f is untrained)
+    tuned = [(run, f) for run, f in measured if decision.is_fine_tuned(f)]
+    tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
+    return [(run, other) for run, _ in tuned]
+
+
+def _phrase_not_two(labels: Iterable[str]) -> UserError:
+    found = ", ".join(labels) or "none"
+    return UserError(Problem("--pairs", found, "two candidates", "name them: --candidates tuned,prompt"))
+
+
+def _draw(at: Store, task: Task, ratings: Sequence[Rating], one: Run, other: Run) -> _PairSample:
+    """Draw the pairs of two runs, those without a rating in the order in which they are rated."""
+    sides = _sides(task, one, other)
+    shown = _pair_rows(at, task, sides)
+    rated = human_preferences.map_preference_shares(ratings, *sides.rows)
+    turns = human_preferences.turns([*shown], "", *sides.rows)
+    return _PairSample(
+        (one.label, other.label), sides, shown, [turn for turn in turns if turn.example_id not in rated]
+    )
+
+
+def import_pairs(path: Path, file: Path, overrides: Sequence[str] = (), *, rater: str = "") -> PairImport:
+    """Read which answers people prefer, and store them as the Rate page does.
+
+    Raises:
+        UserError: with every problem of the file at once; nothing is stored then.
+    """
+    stored = load_study(config.load(path, overrides))
+    at, task = stored.store, stored.experiment.target
+    runs = [run for run in store.list_runs(at) if run.state == "done" and f"{task.name}/test" in run.rows]
+    pairs = {
+        _pair_key(sides): sides for one, other in combinations(runs, 2) if (sides := _sides(task, one, other))
+    }
+    ratings, n_blank = _read(file, at, task, pairs, rater)
+    store.save_ratings(at, ratings)
+    every = store.list_ratings(at, task.name)
+    by_id = {run.run_id: run for run in runs}
+    rated = {(r.run_a, r.run_b): (r.rows_a, r.rows_b) for r in ratings}
+    by_pair, counted = dict[str, int](), dict[str, int]()
+    for (run_a, run_b), rows in rated.items():
+        sides = _Sides((by_id[run_a], by_id[run_b]), rows)
+        both = " and ".join(run.label for run in sides.runs)
+        by_pair[both] = len(human_preferences.map_preference_shares(every, *sides.rows))
+        counted[both] = len(
+            human_preferences.map_counted_shares(every, _pair_rows(at, task, sides), *sides.rows)
+        )
+    return PairImport(len(ratings), n_blank, by_pair, counted)
+
+
+def _sides(task: Task, one: Run, other: Run) -> _Sides:
+    first, second = sorted((one, other), key=lambda run: run.run_id)
+    return _Sides((first, second), (first.rows[f"{task.name}/test"], second.rows[f"{task.name}/test"]))
+
+
+def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleResult, SampleResult]]:
+    read = StoredRows(at)
+    return map_shown_pairs(*(read.with_drawn(run, task) for run in sides.runs))
+
+
+def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
+    """Lay out a pair; the question is the shorter prompt, for the longer one may tell whose answer it is."""
+    left, right = rows if turn.left == "a" else rows[::-1]
+    question = min((row.prompt for row in rows), key=len)
+    reference = " | ".join(rows[0].references[:_REFERENCES_SHOWN])
+    return _key(sides, turn), question, left.text, right.text, reference, ""
+
+
+def _pair_key(sides: _Sides) -> str:
+    return f"{_KEY}{digest(list(sides.rows))[:16]}"
+
+
+def _key(sides: _Sides, turn: Turn) -> str:
+    return f"{_pair_key(sides)}-{digest([*sides.rows, *turn])}"
+
+
+def _read(
+    file: Path, at: Store, task: Task, pairs: Mapping[str, _Sides], rater: str
+) -> tuple[list[Rating], int]:
+    """Read the ratings of a file; count the rows left blank."""
+    problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
+    now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
+    lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
+    known = dict(_list_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
+    for line, (key, left, right, written) in lines:
+        where = f"{file}:{line}"
+        if not written:
+            n_blank += 1
+        elif key not in known:
+            problems.append(unknown_key(where, key, "pair of answers"))
+        elif key in seen:
+            expected = "one preference for each pair"
+            problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
+        elif _are_exchanged(known[key][2], (left, right)):
+            step = "put them back, or export again"
+            problems.append(Problem(where, "the texts of left and right exchanged", "them as exported", step))
+        elif written.casefold() not in _WORDS:
+            step = "write which answer is better, or leave the row blank"
+            problems.append(Problem(where, f"{BETTER} {written!r}", "left, right or tie", step))
+        else:
+            seen[key] = line
+            sides, turn, _ = known[key]
+            other: Choice = "b" if turn.left == "a" else "a"
+            choice: Choice = {"left": turn.left, "right": other}.get(written.casefold(), "tie")
+            ids = [run.run_id for run in sides.runs]
+            ratings.append(
+                Rating(
+                    rating_id=digest([rater, now, turn.example_id, *sides.rows]),
+                    rater=rater,
+                    created=now,
+                    task=task.name,
+                    split="test",
+                    example_id=turn.example_id,
+                    run_a=ids[0],
+                    run_b=ids[1],
+                    rows_a=sides.rows[0],
+                    rows_b=sides.rows[1],
+                    left=turn.left,
+                    choice=choice,
+                )
+            )
+    if not ratings and not problems:
+        step = f"fill in the column {BETTER} of each row: left, right or tie"
+        problems.append(Problem(str(file), "no preference", "at least one", step))
+    refuse(problems)
+    return ratings, n_blank
+
+
+def _list_known_turns(
+    at: Store, task: Task, pairs: Mapping[str, _Sides], wanted: Iterable[str]
+) -> Iterator[tuple[str, tuple[_Sides, Turn, tuple[str, str]]]]:
+    """Yield the keys that the pairs of a file may have, each with its sides, its turn and the two texts."""
+    for name in sorted({*wanted} & pairs.keys()):
+        sides = pairs[name]
+        for item, (one, other) in _pair_rows(at, task, sides).items():
+            for turn, shown in (
+                (Turn(item, "a"), (one.text, other.text)),
+                (Turn(item, "b"), (other.text, one.text)),
+            ):
+                yield _key(sides, turn), (sides, turn, shown)
+
+
+def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
+    """Tell whether each side shows the other's answer, whatever a spreadsheet has made of white space."""
+    old, now = ([spreadsheet_lines(text).split() for text in texts] for texts in (exported, found))
+    return old != now and old == now[::-1]

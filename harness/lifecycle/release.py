@@ -1,0 +1,260 @@
+"""Release decisions on what is already stored: gate, promote, pin; and on results made elsewhere.
+
+Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a
+verdict takes a second and no torch; only `exact` scores again, in fp32, and a run of sampled items that is
+promoted answers whole tasks first, which is what later gates compare with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from harness import config, data, report, store
+from harness.analysis import gating
+from harness.analysis.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
+from harness.analysis.run_diff import Differences, differences
+from harness.config import CommandLine
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line
+from harness.experiment import (
+    Scope,
+    Study,
+    answer_all_items,
+    find_lm_eval_tasks,
+    is_target_only,
+    load_study,
+    prepare_session,
+)
+from harness.lifecycle.champions import (
+    list_unreferenced,
+    missing_files,
+    promote,
+    remove_run,
+    remove_unreferenced,
+    retire,
+    roll_back,
+)
+from harness.lifecycle.external_logs import gate_folders
+from harness.lifecycle.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
+from harness.lifecycle.stored_gate import (
+    best_run,
+    candidate_runs,
+    count_members,
+    find_run,
+    is_sampled,
+    judge_run,
+    select_seed,
+)
+from harness.progress import Progress, SilentProgress
+from harness.records import Run
+from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
+from harness.spec import Task
+from harness.store import Champion
+
+
+def gate(
+    path: Path,
+    candidate: str,
+    overrides: Sequence[str] = (),
+    *,
+    baseline: str | None = None,
+    base: Path | None = None,
+    seed: int | None = None,
+) -> list[GateResult]:
+    """Judge a candidate's stored runs, or with `base` what lm-eval or inspect logged of two models.
+
+    `candidate` is the name of one in the file, or the id of a run; every seed of it is judged, or the one
+    `seed`, against the champion where there is one, else against the base, unless `baseline` names one.
+
+    Raises:
+        UserError: an option, a file or a name cannot be used.
+        IncompatibleRuns: a run or the baseline is missing, the arms must not be compared, or the files of a
+            task have changed since.
+    """
+    if not candidate:
+        step = "--base DIR --candidate DIR"
+        if base is None and (known := config.load(path, overrides).experiment.candidates):
+            step = f"--candidate NAME, {did_you_mean('', known)}; or {step}"
+        raise UserError(Problem("--candidate", "none", "what to judge", step))
+    if base is not None and baseline is not None:
+        raise UserError(phrase_with_base("--baseline"))
+    if base is not None:
+        return [gate_folders(base, Path(candidate), config.gate_policy(overrides))]
+    if baseline not in (None, "base", "champion"):
+        step = did_you_mean(baseline, ("base", "champion"))
+        raise UserError(Problem("--baseline", repr(baseline), "base or champion", step))
+    stored = load_study(config.load(path, overrides))
+    target = stored.experiment.target.name
+    champion = store.read_champion(stored.folder, target)
+    if baseline == "champion" and champion is None:
+        raise IncompatibleRuns(
+            f"champion of {target}: found none in {stored.folder / 'baselines'}; expected a promoted run; "
+            f"next: {stored.typed.command('promote', 'RUN')}, or --baseline base"
+        )
+    runs = candidate_runs(stored, candidate, sampled=True)
+    if any(is_target_only(run.method, run.recipe) for run in runs):
+        expected, step = "a candidate that is judged", "name another, or leave role out of its recipe"
+        raise UserError(Problem(candidate, "a baseline, measured on the target alone", expected, step))
+    against = None if baseline == "base" else champion
+    return [judge_run(stored, run, against) for run in select_seed(runs, candidate, seed)]
+
+
+def gate_candidate(
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    candidate: str,
+    seed: int | None = None,
+    baseline: Literal["base", "champion"] | None = None,
+) -> Verdict:
+    """Return the verdict by which `harness gate` exits; computes nothing.
+
+    Judged are the stored runs of a candidate, or one run by its id, against the champion where there is
+    one, else the base; `baseline` names one of the two. Of several seeds the worst verdict is returned,
+    or that of the one `seed`.
+
+    Raises:
+        UserError: with every problem of the files at once, or there is no such candidate.
+        IncompatibleRuns: a run or the baseline is missing, or the arms must not be compared.
+    """
+    return worst_result(gate(Path(path), candidate, overrides, baseline=baseline, seed=seed)).verdict
+
+
+def advise_more_items(
+    path: Path,
+    judged: Sequence[GateResult],
+    overrides: Sequence[str],
+    typed: CommandLine,
+    judging: Sequence[str],
+) -> Command:
+    """Say how to settle open verdicts; reads the files of the tasks, to count their items.
+
+    `judging` are the words of the command that judges by another margin.
+    """
+    experiment, catalogue = find_lm_eval_tasks(config.load(path, overrides).experiment)
+
+    def count_held(task: Task) -> int:
+        if task.lm_eval:
+            return catalogue[task.name].n_documents
+        return len(data.load_task(task, experiment.seeds[0]).evaluated["test"])
+
+    return report.advise_more_items(
+        [one.verdict for one in judged],
+        gating.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
+        typed,
+        relative=gating.is_relative(experiment.gate.macro),
+        judging=judging,
+    )
+
+
+def phrase_with_base(option: str) -> Problem:
+    """Phrase an option that is for stored runs and was given with --base."""
+    found = f"{option} as well, which is for stored runs"
+    return Problem(
+        "--base", found, "two folders and the gate's settings alone", f"leave out {option} or --base"
+    )
+
+
+def promote_named(
+    path: Path,
+    name: str,
+    overrides: Sequence[str] = (),
+    *,
+    despite: str = "",
+    by: str = "",
+    progress: Progress | None = None,
+) -> tuple[Path, Champion]:
+    """Promote a run by its id, or the seed of a candidate that is best on validation, if the gate passes it.
+
+    `despite` is the reason to promote it although the gate does not; it is kept in the file. `by` is who
+    promotes it, by default git's user. Where the gate passes a run of `--sequential` its weights answer whole
+    tasks, by `progress`; the run of these is judged again, and that is the champion.
+
+    Raises:
+        UserError: there is no such run or candidate, or the gate does not pass it and no reason is given.
+        IncompatibleRuns: the candidate has no finished run, or there is nothing to judge it by.
+    """
+    loaded = config.load(path, overrides)
+    stored = load_study(loaded)
+    run = best_run(stored, candidate_runs(stored, name, sampled=True))
+    if is_sampled(stored.experiment, run):
+        _judge_or_explain(stored, run, None, despite)
+        run = answer_all_items(prepare_session(loaded, Scope(), progress or SilentProgress()), run)
+    with store.hold_champions(stored.store):
+        stored = load_study(loaded)
+        before = store.read_champion(stored.folder, stored.experiment.target.name)
+        first_base = (before.first_base or before.base_digest) if before else run.base_digest
+        judged = _judge_or_explain(stored, run, before, despite)
+        if isinstance(judged, str):
+            return promote(stored, run, judged, despite, first_base, by=by)
+        rule = cumulative_of(judged.verdict)
+        if rule and rule.outcome == "skipped" and not despite:
+            step = "--force --reason REASON, which keeps the reason"
+            if rule.numbers.get("items_needed"):
+                undecided = replace(judged.verdict, rules=(replace(rule, outcome="inconclusive"),))
+                open_ = [replace(judged, verdict=undecided)]
+                words = ["promote", run.candidate]
+                step = f"{advise_more_items(path, open_, overrides, stored.typed, words).text}; or {step}"
+            loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
+            raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
+        return promote(stored, run, judged.verdict, despite, first_base, by=by)
+
+
+def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:
+    """Name the artefacts of a run that do not pass the gate, each with its verdict.
+
+    Raises:
+        IncompatibleRuns: rows of the base are missing, or must not be compared.
+    """
+    stored = load_study(config.load(path, overrides))
+    runs = store.list_runs(stored.store, stored.experiment.name)
+    made = {run.candidate: run for run in runs if run.parity.get("own_run") == run_id}
+    verdicts = {name: judge_run(stored, run, None).verdict for name, run in made.items()}
+    return [f"its export {name}: {v.sentence}" for name, v in verdicts.items() if v.outcome != "pass"]
+
+
+def family_note(path: Path, champion: Champion, overrides: Sequence[str] = ()) -> str:
+    """Say how often one of the fine-tunes beside a champion passes by chance; empty where it is alone.
+
+    Raises:
+        UserError: with every problem of the file at once.
+    """
+    experiment = config.load(path, overrides).experiment
+    return family_text(count_members(experiment, champion.candidate), experiment.gate.alpha)
+
+
+def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despite: str) -> GateResult | str:
+    """Return what the gate says of a run, or why it cannot judge it; anything but a pass needs a reason."""
+    try:
+        judged = judge_run(stored, run, champion)
+    except HarnessError as error:
+        if not despite:
+            raise
+        return f"not judged: {one_line(error).partition('; next:')[0]}"
+    if judged.verdict.outcome != "pass" and not despite:
+        found = f"a verdict that is not a pass against {judged.baseline} ({judged.verdict.sentence})"
+        step = "--force --reason REASON promotes it anyway, and keeps the reason"
+        raise UserError(Problem(f"promote {run.run_id}", found, "a run that the gate passes", step))
+    return judged
+
+
+def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
+    """Pin items; returns the suite's file, how many are new, and whether the experiment lists the suite.
+
+    Raises:
+        UserError: a name or an item is unknown.
+    """
+    stored = load_study(config.load(path))
+    run = candidate_runs(stored, name)[0]
+    file, added = add_regressions(stored, run, items)
+    return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)
+
+
+def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:
+    """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
+    if junit is not None:
+        junit.parent.mkdir(parents=True, exist_ok=True)
+        junit.write_text(gate_junit(judged, "harness gate"), "utf-8")
+    if summary:
+        with Path(summary).open("a", encoding="utf-8") as page:
+            page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)

@@ -1,0 +1,301 @@
+"""Result of a rescue: every trial with its verdicts on the two halves of the suites' items.
+
+Invariant: at most one trial is evaluated on the confirmation half.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from glob import escape as escaped
+from pathlib import Path
+from typing import Any
+
+from harness import formatting, report, stats
+from harness.analysis import gating
+from harness.analysis.comparison import Estimate
+from harness.analysis.decision import CandidateFacts, Decision, gain
+from harness.analysis.gating import Verdict
+from harness.analysis.halves import Half
+from harness.records import parse_json
+from harness.spec import GatePolicy, Recipe
+
+_NAMES = {"search": "the search half", "confirm": "the other half"}
+_UNDECIDED = ("inconclusive", "harness-drift")
+
+
+@dataclass(frozen=True, slots=True)
+class HalfVerdict:
+    """Verdict of the gate on one half of the suites' items, `n_items` of `n_all`.
+
+    `gains` says whether the target's gain holds: above 0 on validation in the search, shown on test
+    in the confirmation. `lost_on` names more targets on which the fine-tune gains and the trial does not.
+    While `labels_missing` of people keep a judge's grades from deciding, no gain on the target is shown.
+    """
+
+    half: Half
+    n_items: int
+    n_all: int
+    verdict: Verdict
+    gains: bool
+    lost_on: tuple[str, ...] = ()
+    labels_missing: int = 0
+
+    @property
+    def keeps_gains(self) -> bool:
+        """Whether the gains on all targets hold."""
+        return self.gains and not self.lost_on and not self.labels_missing
+
+    @property
+    def passes(self) -> bool:
+        """Whether the gate passes and the gains hold."""
+        return self.verdict.outcome == "pass" and self.keeps_gains
+
+    @property
+    def sentence(self) -> str:
+        """The verdict, with the half that it is of."""
+        items = f"{formatting.count(self.n_items)} of {formatting.count(self.n_all)} items"
+        gone = [*([] if self.gains else ["the target"]), *self.lost_on]
+        lost = f"; the gain on {' and '.join(gone)} is gone" if gone else ""
+        if self.labels_missing:
+            labels = formatting.pluralize(self.labels_missing, "more label")
+            lost += f"; a judge's grades show no gain before {labels} of people (harness rate export)"
+        return f"on {_NAMES[self.half]} ({items}) {self.verdict.sentence}{lost}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrialResult:
+    """One trial, with its verdicts on both halves."""
+
+    name: str
+    step: str
+    says: str
+    recipes: dict[str, dict[str, Any]]
+    facts: CandidateFacts
+    search: HalfVerdict | None = None
+    confirm: HalfVerdict | None = None
+
+    @property
+    def capability_change(self) -> Estimate | None:
+        """The change of capability on the search half."""
+        return self.search.verdict.macro if self.search else None
+
+    @property
+    def scale(self) -> float | None:
+        """Place between the base, which is 0, and the fine-tune, which is 1; None of other trials."""
+        params = (recipe["params"] for recipe in self.recipes.values() if self.step == "scale")
+        return next((float(of["scale"]) for of in params if "scale" in of), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Rescue:
+    """A rescue of one run; `original` is the run itself, judged on the same half as the trials.
+
+    `reference` is the candidate that gains are measured against; `left_out` says what was not tried.
+    """
+
+    experiment: str
+    base_model: str
+    candidate: str
+    seed: int
+    metric: str
+    reference: str
+    original: TrialResult
+    tried: tuple[TrialResult, ...]
+    left_out: tuple[str, ...]
+    macro_margin: float | None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rescued_trial(self) -> str | None:
+        """Name the trial that passed on both halves."""
+        return next((t.name for t in self.tried if t.confirm and t.confirm.passes), None)
+
+    @property
+    def confirmed_trial(self) -> TrialResult | None:
+        """The trial that was evaluated on the other half, whatever came of it."""
+        return next((t for t in self.tried if t.confirm), None)
+
+    @property
+    def front(self) -> tuple[str, ...]:
+        """Name the runs that no other matches in both target and capability and beats in one."""
+        known = [
+            (t, f, k)
+            for t in (self.original, *self.tried)
+            if (f := t.facts.target) and (k := t.capability_change)
+        ]
+        points = [(target.unit.sign * target.score, kept.score) for _, target, kept in known]
+        best = stats.pareto_front(points) if points else []
+        return tuple(known[i][0].name for i in best)
+
+    @property
+    def path(self) -> list[tuple[float, TrialResult]]:
+        """The scales that were tried, in order, with the run itself as 1."""
+        tried = [(t.scale, t) for t in self.tried if t.scale is not None]
+        return sorted([*tried, (1.0, self.original)], key=lambda one: one[0])
+
+    @property
+    def sentence(self) -> str:
+        """Say in one sentence what came of it."""
+        if self.rescued_trial:
+            found = next(t for t in self.tried if t.name == self.rescued_trial)
+            target = report.target_text(found.facts)
+            g = gain(found.facts.vs_untrained)
+            gained = (
+                f", {formatting.change(g.unit, g.delta, g.low, g.high)} over {self.reference}" if g else ""
+            )
+            kept = found.confirm.verdict.macro if found.confirm else None
+            shown = f", capability {formatting.points(*kept[:3])} on the other half" if kept else ""
+            scored = f"{self.metric} {target}{gained}{shown}"
+            return f"Rescued: {found.name} ({found.says}) passes on both halves: {scored}."
+        if (seen := self.confirmed_trial) and seen.confirm:
+            return (
+                f"Nothing is rescued: {seen.name} passed on the search half, but {seen.confirm.sentence}. "
+                "It was evaluated there once; more items would say more."
+            )
+        n = sum(t.search is not None for t in self.tried)
+        if not n:
+            return f"Nothing is rescued: no trial of {self.candidate} could be judged."
+        return (
+            f"Nothing is rescued: none of {n} trials of {self.candidate} passes on the search half; the "
+            "table shows what each gains and keeps."
+        )
+
+
+def exit_code(rescue: Rescue, policy: GatePolicy) -> int:
+    """Return 0 where a trial passed on both halves, 3 or 4 by what was seen, 1 without a verdict."""
+    if rescue.rescued_trial:
+        return 0
+    seen = rescue.confirmed_trial
+    judged = [seen.confirm] if seen and seen.confirm else [t.search for t in rescue.tried if t.search]
+    if not judged:
+        return 1
+    if any(h.labels_missing and h.gains and not h.lost_on for h in judged):
+        return 4
+    undecided = [h.verdict for h in judged if h.keeps_gains and h.verdict.outcome in _UNDECIDED]
+    return gating.exit_code(undecided[0], policy) if undecided else 3
+
+
+def rows(rescue: Rescue) -> list[tuple[str, ...]]:
+    """List the run and its trials best first: the rescued one, then the Pareto front, by target score."""
+    front = rescue.front
+
+    def key(t: TrialResult) -> tuple[bool, bool, bool, float]:
+        score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
+        return t.name != rescue.rescued_trial, t.search is None, t.name not in front, -score
+
+    return [_row(t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
+
+
+def sentences(rescue: Rescue) -> list[str]:
+    """List what is said under the table, the sum of it last."""
+    judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
+    items = formatting.UNKNOWN
+    if seen := rescue.original.search:
+        items = f"{formatting.count(seen.n_items)} of {formatting.count(seen.n_all)} items, by cluster"
+    return [
+        f"forgetting is that of the search half ({items}); the other half is evaluated once",
+        *(f"{t.name}: {half.sentence}" for t, half in judged),
+        *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
+        *rescue.notes,
+        *(f"not tried: {reason}" for reason in rescue.left_out),
+        *_yaml_lines(rescue),
+        rescue.sentence,
+    ]
+
+
+def rescue_document(rescue: Rescue) -> report.ResultDocument:
+    """Lay a rescue out: the table, its sentences, and the sum of it last."""
+    *notes, last = sentences(rescue)
+    title = f"Rescue of {rescue.candidate} in {rescue.experiment}"
+    target = f"target {rescue.metric}"
+    columns = ("trial", target, "other skills", "lost/gained", "front", "search half", "other half")
+    trials = report.Section("trials", columns=columns, rows=rows(rescue), notes=notes)
+    done = [t.facts for t in (rescue.original, *rescue.tried) if t.facts.state == "done"]
+    more = replace(report.targets_section(done), lead="")
+    return report.ResultDocument(title, [trials, *([more] if more.rows else [])], last)
+
+
+def to_json(rescue: Rescue) -> dict[str, Any]:
+    """Turn a rescue into plain types, with what follows from its fields."""
+    plain: dict[str, Any] = report.to_plain(rescue)
+    summed = {"rescued": rescue.rescued_trial, "front": list(rescue.front), "sentence": rescue.sentence}
+    return {**summed, **plain}
+
+
+def report_files(folder: Path, experiment: str) -> list[Path]:
+    """List the files that hold the last rescue of each run of an experiment as plain types."""
+    return sorted(folder.glob(f"{escaped(experiment)}.rescue-*.json"))
+
+
+def read(path: Path) -> Rescue | None:
+    """Read a rescue back from the JSON that was written of it; None where the file holds none."""
+    try:
+        found: Rescue = report.restore(Rescue, parse_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
+    return found
+
+
+def front_file(rescue: Rescue) -> str:
+    """Draw gain against what is kept, the rescued one with a ring; empty where nothing was judged."""
+    facts = tuple(
+        replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
+    )
+    decision = Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ())
+    drawn = report.ExperimentReport(
+        rescue.experiment,
+        rescue.base_model,
+        rescue.metric,
+        facts,
+        decision=decision,
+        macro_margin=rescue.macro_margin,
+    )
+    return report.front_file(drawn)
+
+
+def write(rescue: Rescue, folder: Path) -> list[Path]:
+    """Write Markdown, JSON and the picture beside the reports; returns what was written."""
+    stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
+    forms = {
+        ".md": report.markdown(rescue_document(rescue)),
+        ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
+        ".front.svg": front_file(rescue),
+    }
+    return report.write_forms(folder, stem, forms)
+
+
+def _row(t: TrialResult, front: Sequence[str]) -> tuple[str, ...]:
+    v = t.search.verdict if t.search else None
+    kept = t.capability_change
+    return (
+        t.name,
+        report.target_text(t.facts),
+        formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
+        f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
+        "yes" if t.name in front else "",
+        _word(t.search) if t.facts.state == "done" else report.verdict_word(t.facts),
+        _word(t.confirm),
+    )
+
+
+def _word(half: HalfVerdict | None) -> str:
+    if half is None:
+        return formatting.UNKNOWN
+    return report.WORDS[half.verdict.outcome] if half.keeps_gains else "NO GAIN"
+
+
+def _yaml_lines(rescue: Rescue) -> Iterator[str]:
+    found = next((t for t in rescue.tried if t.name == rescue.rescued_trial), None)
+    if found is None:
+        return
+    yield "to keep it, add to candidates: in the file (nothing is computed again):"
+    named = {
+        name: re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
+        for name in found.recipes
+    }
+    for name, recipe in found.recipes.items():
+        kept = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
+        if kept.get("weights_of") in named:
+            kept["weights_of"] = named[kept["weights_of"]]
+        yield f"  {named[name]}: {json.dumps(kept, ensure_ascii=False)}"

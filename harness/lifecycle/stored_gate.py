@@ -1,0 +1,322 @@
+"""Gate of stored runs against the base or the champion, without the model, its machine or its data.
+
+Invariant: both arms' rows have identities that differ in their weights alone, so what is compared are the
+same items, prompts, versions, precision and layout, or nothing; items that were added, fixed or dropped
+since are refused by the digest that differs. A champion that answers no suites, a classifier or a baseline,
+has no capabilities to compare with: those of a run are judged against the base, and only the target is
+compared with the champion.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from harness import formatting, plugins, store
+from harness.analysis import comparison, decision
+from harness.analysis.gating import GateResult
+from harness.data import version_of_test
+from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
+from harness.evaluation import lm_eval
+from harness.evaluation.candidates import phrase_silent
+from harness.evaluation.judges import list_stored_digests
+from harness.evaluation.row_sets import rows_version, scoring_digest
+from harness.experiment import (
+    Study,
+    add_lm_eval,
+    compare_on,
+    count_missing,
+    is_of_recipe,
+    is_target_only,
+    judge,
+    judgement_of,
+    list_untrained,
+    reached_on_target,
+    record_verdict,
+    refuse_lost_folds,
+    verdict_change,
+)
+from harness.formatting import count
+from harness.records import FEWER, Run, SamplingRecord
+from harness.spec import JUDGE, Experiment, Role, Task
+from harness.store import Champion
+
+
+def is_sampled(experiment: Experiment, run: Run) -> bool:
+    """Tell whether a run answered a sample of this experiment's items."""
+    return run.experiment == f"{experiment.name}{FEWER}"
+
+
+def _as_analysed(stored: Study, run: Run) -> tuple[Study, SamplingRecord]:
+    """Return the study as an interim analysis judged a run: its items, under its name, at its alpha."""
+    sampling = store.read_sampling(stored.store, run.run_id)
+    if sampling is None:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no record of how its items were sampled; expected sampling.json next to "
+            f"run.json in {stored.store.folder / run.run_id}; next: "
+            f"{stored.typed.command('compare', '--sequential')}, which writes it and evaluates nothing again,"
+            " or --all-items"
+        )
+    if sampling.of_alpha != stored.experiment.gate.alpha:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found interim analyses planned for gate.alpha {sampling.of_alpha:g}; expected "
+            f"{stored.experiment.gate.alpha:g}, the gate's own; next: "
+            f"{stored.typed.command('compare', '--sequential')}, which plans again and evaluates only "
+            "what is not stored"
+        )
+    gate = stored.experiment.gate.model_copy(update={"alpha": sampling.alpha})
+    experiment = stored.experiment.model_copy(update={"name": run.experiment, "gate": gate})
+    study = replace(
+        stored,
+        experiment=experiment,
+        weights=lambda run: sampling.weights,
+        compared={},
+        admitted={},
+        untrained={},
+    )
+    return study, sampling
+
+
+_OF_SEED = re.compile(r"(.+) \(seed (\d+)\)")  # as `Run.label` writes it
+
+
+def select_seed(runs: list[Run], candidate: str, seed: int | None) -> list[Run]:
+    """Keep the runs of one seed; all of them where none is named."""
+    kept = [run for run in runs if seed in (None, run.seed)]
+    if not kept:
+        there = ", ".join(str(run.seed) for run in runs)
+        raise IncompatibleRuns(
+            f"{candidate}: found no run of seed {seed}; expected one of its seeds ({there}); "
+            "next: name one of these, or none for the worst of all"
+        )
+    return kept
+
+
+def candidate_runs(stored: Study, candidate: str, *, sampled: bool = False) -> list[Run]:
+    """Find the finished runs of a candidate as written now, the newest of each seed, or one run.
+
+    One run is named by its id, or with its seed as reports write it: `lora (seed 1)`. Where `sampled`, runs
+    of `--sequential` stand in for seeds that have not answered whole tasks.
+
+    Raises:
+        UserError: neither a candidate nor a run has this name, or the candidate answers nothing.
+        IncompatibleRuns: the candidate has no finished run, or only of another recipe.
+    """
+    known, runs = stored.experiment.candidates, store.list_runs(stored.store)
+    if candidate in known:
+        recipe = known[candidate]
+        if not plugins.find_method(recipe.method).answers:
+            raise UserError(phrase_silent(candidate, recipe.method))
+        whole = stored.experiment.name
+        of = (f"{whole}{FEWER}", whole) if sampled else (whole,)
+        own = [r for name in of for r in runs if (r.candidate, r.experiment) == (candidate, name)]
+        done = [r for r in own if r.state == "done" and is_of_recipe(r, recipe, stored.store)]
+        newest = {r.seed: r for r in done if r.seed in stored.experiment.seeds}
+        if newest:
+            trained = any(plugins.find_method(r.method).seeded for r in newest.values())
+            missing = sorted(set(stored.experiment.seeds) - set(newest)) if trained else []
+            if missing:
+                lacking = f"no finished run of seed {', '.join(map(str, missing))}"
+                raise IncompatibleRuns(
+                    f"{candidate}: found {lacking}; expected one of each, because a recipe passes with all of"
+                    f" them; next: {stored.typed.command('compare', '--candidates', candidate)}, or add "
+                    f"'seeds=[{','.join(map(str, sorted(newest)))}]' to this command"
+                )
+            return [newest[seed] for seed in sorted(newest)]
+        found = "only runs of another recipe, or failed ones" if own else "no run"
+        raise IncompatibleRuns(
+            f"{stored.store.folder}: found {found} of {candidate}; expected a finished run of it as written "
+            f"now; next: {stored.typed.command('compare', '--candidates', candidate)}"
+        )
+    by_id = {r.run_id: r for r in runs if r.state == "done"}
+    if candidate in by_id:
+        return [by_id[candidate]]
+    if (one := _OF_SEED.fullmatch(candidate)) and one[1] in known:
+        return select_seed(candidate_runs(stored, one[1], sampled=sampled), one[1], int(one[2]))
+    hint = did_you_mean(candidate, [*known, *by_id])
+    raise UserError(Problem("candidate", f"{candidate!r}", "a candidate of the file, or a run's id", hint))
+
+
+def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
+    """Judge one run against a champion, or against its own base.
+
+    Raises:
+        UserError: the run has no capability to lose.
+        IncompatibleRuns: the run or the baseline lacks answers, or rows must not be compared.
+    """
+    sampling = None
+    if is_sampled(stored.experiment, run):
+        stored, sampling = _as_analysed(stored, run)
+    study, catalogue = add_lm_eval(stored)
+    _refuse_unfit(study, catalogue, run, sampling)
+    left_out = [one.task.name for one in study.suite_tasks() if not study.is_judged(one.task)]
+    notes = [f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []
+    if sampling:
+        sizes = ", ".join(f"{count(len(of))} items of {task}" for task, of in sampling.weights.items())
+        notes.append(f"{sampling.analysis} of --sequential, judged at alpha {sampling.alpha:.2g} on {sizes}")
+    gated_against = champion if champion and answers_suites(champion.recipe) else None
+    if champion and not gated_against:
+        notes.append(
+            f"the champion {champion.candidate} ({champion.run_id}) answers no task of the suites: those are"
+            f" judged against the base, and {study.target.name} against the champion:"
+            f" {_gain_text(study, run, champion)}"
+        )
+    result = judge(study, run, gated_against)
+    digest, against = run.base_digest, "the base"
+    if gated_against:
+        digest = gated_against.weights_digest
+        against = f"the champion {gated_against.candidate} ({gated_against.run_id})"
+    judgement = judgement_of(study, run, result.verdict, against, digest)
+    notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
+    record_verdict(study.store, judgement)
+    return replace(
+        result,
+        tasks=tuple(t for t in result.tasks if study.is_judged(t.task)),
+        candidate=run.label,
+        baseline=against,
+        notes=tuple(notes),
+        n_members=count_members(study.experiment, run.candidate),
+    )
+
+
+def _refuse_unfit(
+    study: Study,
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    run: Run,
+    sampling: SamplingRecord | None,
+) -> None:
+    """Refuse a run without answers to the suites, or with answers that the files do not describe any more."""
+    tasks = list(study.suite_tasks())
+    if tasks and not any(f"{one.task.name}/test" in run.rows for one in tasks):
+        # It never answers the suites, or has not answered them yet.
+        if not answers_suites(run.recipe):
+            found = f"the method {run.method}, which answers no task of the suites"
+            step = f"{study.typed.command('decide')}, which compares it on {study.target.name}"
+            raise UserError(Problem(run.candidate, found, "a language model, with capability to lose", step))
+        raise IncompatibleRuns(
+            f"{run.run_id}: found no answers to {', '.join(one.task.name for one in tasks)}; expected those"
+            " to the suites as written now; next:"
+            f" {study.typed.command('compare', '--candidates', run.candidate)}"
+        )
+    _refuse_changed(study, catalogue, run, sampling)
+    refuse_regraded(study, run)
+    goal = study.experiment.gate.target
+    if (goal.gain, goal.win_rate) != (None, None):
+        for other in list_untrained(study):
+            _refuse_other_grades(study, study.target, "target", other)
+    refuse_lost_folds(study, run)
+
+
+def count_members(experiment: Experiment, candidate: str) -> int:
+    """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
+    family = decision.family_of(experiment)
+    return family.size if candidate in family.members else 1
+
+
+def _refuse_changed(
+    stored: Study,
+    catalogue: Mapping[str, lm_eval.LmEvalTask],
+    run: Run,
+    sampling: SamplingRecord | None,
+) -> None:
+    """Compare the versions of a run's rows with those that its files make now."""
+    # Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
+    # one, named by its id) answered other items on purpose.
+    experiment, changed = stored.experiment, []
+    if run.experiment != experiment.name:
+        return
+    for task in experiment.tasks:
+        if (key := f"{task.name}/test") in run.rows:
+            own = store.read_identity(stored.store, run.rows[key]).task_version
+            then = sampling.versions.get(task.name, own) if sampling else own
+            if task.lm_eval:
+                now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
+            else:
+                now = rows_version(task, version_of_test(task, experiment.seeds[0]))
+            if then != now:
+                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
+    if changed:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
+            f"{'; '.join(changed)}; expected the files as they were; next: "
+            f"{stored.typed.command('compare')}, which computes what changed"
+        )
+
+
+def refuse_regraded(stored: Study, run: Run) -> None:
+    """Refuse a run of which another judge or rubric than the files name now graded the rows of a task.
+
+    Raises:
+        UserError: a rubric cannot be used.
+        IncompatibleRuns: another judge or rubric graded one of the tasks.
+    """
+    _refuse_other_grades(stored, stored.experiment.target, "target", run)
+    for suite in stored.experiment.suites:
+        for task in suite.tasks:
+            _refuse_other_grades(stored, task, suite.role, run)
+
+
+def _refuse_other_grades(stored: Study, task: Task, role: Role, run: Run) -> None:
+    """Refuse rows of one task that were graded by another judge, by another rubric, or in another way."""
+    key = f"{task.name}/test"
+    if key not in run.rows or not any(written.startswith(JUDGE) for written in task.metrics):
+        return
+    then = store.read_identity(stored.store, run.rows[key]).scoring_digest
+    graded = list_stored_digests(task, stored.store)
+    if then not in {scoring_digest(task, role, judged, of) for judged in graded for of in (False, True)}:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found grades of {key} by another judge or rubric, or another scoring of it; "
+            "expected those of the files as they are now; next: "
+            f"{stored.typed.command('compare')}, which grades the same answers again"
+        )
+
+
+def find_run(stored: Study, name: str) -> Run:
+    """Find a run by its id, of a candidate the seed that is best on validation, of a target its champion's.
+
+    Raises:
+        UserError: neither a candidate, a run nor a target has this name.
+        IncompatibleRuns: the candidate has no finished run, or the champion's was removed.
+    """
+    champion = store.read_champion(stored.folder, name) if name == stored.target.name else None
+    is_champion = champion is not None and name not in stored.experiment.candidates
+    return best_run(stored, candidate_runs(stored, champion.run_id if champion and is_champion else name))
+
+
+def best_run(stored: Study, runs: list[Run]) -> Run:
+    """Return the run that is best on validation."""
+    if len(runs) == 1:
+        return runs[0]
+    facts = [reached_on_target(stored, run) for run in runs]
+    best = decision.best(facts)
+    return next((run for run in runs if best and run.run_id == best.run_id), runs[0])
+
+
+def answers_suites(recipe: Mapping[str, Any]) -> bool:
+    """Tell whether a candidate of this recipe answers the suites: a language model that is not a baseline."""
+    method = recipe["method"]
+    return plugins.find_method(method).makes_language_model and not is_target_only(method, recipe)
+
+
+def _gain_text(study: Study, run: Run, champion: Champion) -> str:
+    """Say what a run gains over the champion on the target, or why that is not known."""
+    at, task = study.store, study.target
+    key = f"{task.name}/test"
+    other = next((one for one in store.list_runs(at) if one.run_id == champion.run_id), None)
+    if other is None:
+        return f"unknown, for its run is no longer in {at.folder}"
+    for one in (run, other):
+        if key not in one.rows or not at.parquet(one.rows[key]).exists():
+            return f"unknown, for the answers of {one.label} are not in {at.folder}"
+    versions = {store.read_identity(at, one.rows[key]).task_version for one in (run, other)}
+    if len(versions) > 1:
+        return f"unknown, for {champion.candidate} answered other items or was scored by other code"
+    if missing := count_missing(study, run, other):
+        return f"unknown, for its judge's grades need {formatting.pluralize(missing, 'more label')} of people"
+    gain = compare_on(study, run, other)
+    if gain is None:
+        return "unknown, for they share no item with a score"
+    c = comparison.orient(gain)
+    refused = f" ({c.refused})" if c.refused else ""
+    found = formatting.change(c.unit, c.delta, c.low, c.high)
+    return f"{found} {'pp ' if c.unit.is_rate else ''}{c.metric}, n = {formatting.count(c.n)}{refused}"
