@@ -60,8 +60,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/verification.py", "        _refuse_difference(base, name, wanted, ids)\n", "        pass\n"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/exports/_plan.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/exports/_plan.py", "for name in sorted(there.keys() - export.files.keys() - {RECORD}):", "for name in ():"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/exports.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/exports.py", "for name in sorted(there.keys() - export.files.keys() - {RECORD}):", "for name in ():"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
@@ -91,7 +91,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_serving.py::test_what_cannot_be_served_is_refused_before_anything_starts", "harness/models/serving_programs.py", "if not address.is_local and not address.api_key_env:", "if False:"),
     ("test_serving.py::test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone", "harness/models/serving_programs.py", '["--api-key-env", address.api_key_env]', '["--api-key-env", __import__("os").environ[address.api_key_env]]'),
     ("test_serving.py::test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started[gguf-15]", "harness/models/llama_server.py", 'True, False, True, ""', 'True, False, True, "*"'),
-    ("test_serving.py::test_a_file_that_has_changed_is_not_served", "harness/exports/_serving.py", "export = exports.verify_export(folder)", "export = exports.read_export(folder)"),
+    ("test_serving.py::test_a_file_that_has_changed_is_not_served", "harness/exports/_serving.py", "export = verify_export(folder)", "export = read_export(folder)"),
 ))  # fmt: skip
 
 
