@@ -1,12 +1,15 @@
 """Cleaning and removal of duplicates: what is changed, dropped and why; equal texts are equal everywhere."""
 
 import json
+import random
+import shlex
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
 from checked_rows import LABELS, WORDS, alarms, fill_layout, lines, make_clean_rows, run_command, write
+from conftest import find_shared_data
 from edited_rows import (
     ASKED,
     LONG,
@@ -38,6 +41,7 @@ from harness.data.edit.dedup import dedup
 from harness.data.multiple_choice import has_choices
 from harness.data.text_files import Rows
 from harness.errors import UserError
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.metrics import load_metrics
 from harness.records import Example, Output, checksum, compose_letters, fold_text, normalize
 from harness.spec import Task
@@ -59,6 +63,58 @@ def test_a_damaged_text_is_mended(damaged, mended):
 @pytest.mark.parametrize("text", ["“x” &amp; <b>", "ﬁne ＡＢ", "  indented\n  code", "Ａ 1 ² ³"])
 def test_typography_html_and_indents_stay(text):
     assert clean_text(text) == (text, [])
+
+
+def write_sentences(path, n=80):
+    """Answers in English of 8 to 14 words, of which four are damaged; returns their traits by line."""
+    rng = random.Random(0)
+    nouns = "table garden engine letter window river market teacher bottle ticket".split()
+    rows = []
+    for i in range(n):
+        a, b, c, d = rng.sample(nouns, 4)
+        longer = f" and nobody else has seen the {d} there" if rng.random() < 0.5 else ""
+        rows.append(
+            {
+                "question": f"Where is the {a} {i}?",
+                "answer": f"It is kept with the {b} in the old {c}{longer}.",
+            }
+        )
+    damaged = {
+        "repetition": "in the old garden " * 5 + ".",
+        "refusal": "I'm sorry, but I can't help you with that.",
+        "language": "Das weiß ich leider auch nicht, bitte fragen Sie morgen noch einmal im alten Garten nach.",
+        "end": "It is kept with the",
+    }
+    for line, answer in zip((11, 29, 47, 63), damaged.values(), strict=True):
+        rows[line - 1]["answer"] = answer
+    return write(path, rows), dict(zip((11, 29, 47, 63), damaged, strict=True))
+
+
+def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_others_are_kept(tmp_path):
+    path, damaged = write_sentences(tmp_path / "rows.jsonl")
+    (found,) = examine_rows(RowCheck([path], only=["quality"])).findings
+    assert ([int(place.rpartition(":")[2]) for place in found.rows], found.severity) == ([*damaged], "note")
+    assert found.example.endswith(", 0.5 95.0 %, 0.6 95.0 %, 0.7 95.0 %, 0.8 95.0 %, 0.9 95.0 %")
+    assert found.command.startswith(f"harness data clean {path} --out ")
+    done = CliRunner().invoke(app, shlex.split(found.command)[1:])
+    assert done.stdout.startswith("80 read, 76 written, 4 dropped\n"), done.stderr
+    (written,) = tmp_path.glob("*.manifest.json")
+    dropped = json.loads(written.read_text())["rows"]
+    reasons = {int(row["row"].rpartition(":")[2]): row["reason"] for row in dropped}
+    assert {line: reason.partition(": ")[2] for line, reason in reasons.items()} == damaged
+    for wrong in (["--min-quality", "2"], ["--perplexity"], ["--min-quality", "0.5", "--perplexity"]):
+        refused = CliRunner().invoke(app, ["data", "clean", path, "--dry-run", *wrong])
+        assert isinstance(refused.exception, UserError), wrong
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize(
+    "file", ["dolly_3k/train.jsonl.gz", "squad_xquad_en/all.jsonl.gz", "hh_rlhf_harmless/test.jsonl.gz"]
+)
+def test_at_most_one_in_two_hundred_real_answers_is_of_low_quality(file):
+    (found,) = examine_rows(RowCheck([str(find_shared_data(f"rows/{file}"))], only=["quality"])).findings
+    assert (found.severity, found.of > 1_000) == ("note", True)
+    assert found.count <= found.of / 200
 
 
 @given(st.text())

@@ -72,7 +72,13 @@ def data_clean(
     special_tokens: Annotated[
         bool, Option("Remove end tokens and role marks of chat models from all texts.")
     ] = False,
-    base: Annotated[str | None, Option("With --special-tokens: those of this model as well.")] = None,
+    min_quality: Annotated[
+        float | None, Option("Drop rows whose answer scores below it in [0, 1]; data check proposes one.")
+    ] = None,
+    perplexity: Annotated[
+        bool, Option("With --min-quality: score by the perplexity under --base too.")
+    ] = False,
+    base: Annotated[str | None, Option("The model of --special-tokens and --perplexity.")] = None,
     named: RowColumns,
     remarks: Remarks,
     dry_run: DryRun = False,
@@ -88,6 +94,7 @@ def data_clean(
         RowIds,
         clean,
         decisions_by_line,
+        low_quality,
         open_decisions,
         spellings_in,
     )
@@ -109,11 +116,23 @@ def data_clean(
     switches = {"leading_spaces": leading_spaces, "new_ids": new_ids, "special_tokens": special_tokens}
     of_these: dict[str, Any] = {name: True for name, is_on in switches.items() if is_on}
     of_these |= {"base_tokens": special} if special else {}
+    low: dict[int, str] = {}
+    if (perplexity and min_quality is None) or not 0 <= (min_quality or 0) <= 1:
+        found = "no score" if min_quality is None else f"{min_quality:g}"
+        step = "take the one that harness data check proposes"
+        raise UserError(Problem("--min-quality", found, "a score in [0, 1]", step))
+    if min_quality is not None:
+        from harness.evaluation.languages import classify
+        from harness.experiment.check_rows import bits_under
+
+        bits_of = bits_under(base) if perplexity else None
+        low = low_quality(readers.stream(file, "train"), roles, min_quality, classify, bits_of)
+        of_these |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
-    mending = CleaningOptions(leading_spaces, spelt, ids, special)
+    mending = CleaningOptions(leading_spaces, spelt, ids, special, low)
     outcomes = clean(rows, roles, found, layout=layout, drop_lost=drop_lost, mending=mending)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
 

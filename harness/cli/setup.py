@@ -339,6 +339,9 @@ def data_check(
     embeddings: Annotated[
         str | None, Option("Look for duplicates and contamination by this sentence-transformers model too.")
     ] = None,
+    perplexity: Annotated[
+        bool, Option("Score answers also by the base's perplexity, a pass of the model over each.")
+    ] = False,
     html: Annotated[Path | None, Option("Write the page as one file of HTML.")] = None,
     fail_on: Annotated[
         Literal["error", "warning"] | None,
@@ -370,6 +373,7 @@ def data_check(
         embeddings=embeddings,
         date_format=date_format,
         pages={train: config_option(config)} if train else {},
+        perplexity=perplexity,
     )
     table, findings = examine_rows(options, TerminalProgress())
     title = f"Data check of {', '.join(table.files)}: {pluralize(table.n, 'row')}"

@@ -5,8 +5,9 @@ a UserError with the problems of all files at once.
 """
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
+from math import log
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -23,13 +24,15 @@ from harness.data.check import (
     check_rows,
     read_table,
 )
-from harness.data.columns import columns_of, option_text
+from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
+from harness.evaluation.languages import classify
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
 from harness.progress import Progress, SilentProgress
+from harness.records import PromptText
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
 from harness.stats import Variance, VarianceComponents
@@ -58,6 +61,7 @@ class RowCheck(NamedTuple):
     embeddings: str | None = None
     date_format: str | None = None
     pages: Mapping[str, str] = MappingProxyType({})
+    perplexity: bool = False
 
 
 class CheckReport(NamedTuple):
@@ -115,7 +119,8 @@ def examine_table(
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
-        context = CheckContext(test, tokenizer, detectable, options.most, encode)
+        bits_of = bits_under(options.base) if options.perplexity else None
+        context = CheckContext(test, tokenizer, detectable, options.most, encode, classify, bits_of)
         found = check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
@@ -235,6 +240,41 @@ def tokenizer_of(base: str) -> Tokenizer:
     source = hub.resolve(base, where="--base")
     special = tuple(hub.list_special_tokens(source))
     return Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
+
+
+def bits_under(base: str | None) -> Callable[[Sequence[QuestionAndAnswers]], list[float | None]]:
+    """Return what says how many bits per byte a base needs for the first answer to each question.
+
+    None where both together are longer than its context.
+
+    Raises:
+        UserError: there is no such model, or none is named.
+    """
+    if base is None:
+        raise UserError(Problem("--perplexity", "no model", "a model under which to score", "--base MODEL"))
+    source = hub.resolve(base, where="--base")
+
+    def measure(rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
+        from harness.models.hardware import probe
+        from harness.models.hf import ModelHost
+
+        candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
+        has_template = candidate.tokenizer.chat_template is not None
+        asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
+        prompts = [
+            PromptText(({"role": "user", "content": question},), row.answers[0], has_template)
+            for question, row in zip(asked, rows, strict=True)
+        ]
+        encoded = candidate.encode_all(prompts)
+        fits = [len(e.context) + len(e.continuation) <= candidate.max_context for e in encoded]
+        fitting = [i for i, fit in enumerate(fits) if fit and encoded[i].continuation]
+        scored = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
+        bits: list[float | None] = [None] * len(rows)
+        for i, one in zip(fitting, scored, strict=True):
+            bits[i] = -one.logprob / log(2) / max(1, len(rows[i].answers[0].encode()))
+        return bits
+
+    return measure
 
 
 def detectable(n: int, disagreement: float) -> float:

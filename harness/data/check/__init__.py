@@ -324,7 +324,7 @@ _CHECKS = {
     "figures": ("amount", "missing_values", "traits", "edge_cases"),
     "labels": ("class_balance", "label_markers", "suspect_labels"),
     "repeats": ("repeated_rows", "conflicting_answers", "test_leaks"),
-    "texts": ("answer_formats", "encoding_damage", "personal_data"),
+    "texts": ("answer_formats", "encoding_damage", "personal_data", "quality"),
 }
 MODULES = {check: module for module, checks in _CHECKS.items() for check in checks}
 MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
@@ -381,6 +381,7 @@ class CheckContext:
     `most` rows are judged by classifiers, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
     `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
+    `language_of` names a text's language, `bits_of` says what a model needs for a byte of each answer.
     """
 
     test: RowTable | None = None
@@ -388,6 +389,8 @@ class CheckContext:
     detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
     encode: Encode | None = None
+    language_of: Callable[[str], str] = lambda text: ""
+    bits_of: Callable[[Sequence[QuestionAndAnswers]], list[float | None]] | None = None
 
 
 def check_rows(

@@ -12,7 +12,7 @@ from harness.data.edit.changes import (
     Change, EditedRow, RowDecision, decisions_by_line, decisions_file, drop, keep_decision,
     open_decisions, read_decisions,
 )
-from harness.data.edit.clean import CleaningOptions, clean, spellings_in
+from harness.data.edit.clean import CleaningOptions, clean, low_quality, spellings_in
 from harness.data.edit.mix import RowIds, RowMixture, draw, mix, refuse_no_rows, refuse_other_layouts, sample
 from harness.data.edit.row_files import (
     OutputNames, free_folders, is_taught, n_rows_of, name_output, new_name, payments_for, row_suffix,

@@ -6,7 +6,7 @@ Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standa
 
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice
 from types import MappingProxyType
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
 from harness.data.cells import find_objects, remove_special
-from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
+from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
+from harness.data.quality import score_answers
 from harness.data.text_files import Row, names_labels
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
@@ -44,13 +45,14 @@ class CleaningOptions(NamedTuple):
 
     With `leading_spaces` answers lose white space in front of them, `spellings` maps labels to the spelling
     that they get, `ids` gives rows whose id stands already another one. With `special` all texts lose special
-    tokens, those that it lists and those of known families.
+    tokens, those that it lists and those of known families. `low` maps lines of rows that go to the reason.
     """
 
     leading_spaces: bool = False
     spellings: Mapping[str, str] = MappingProxyType({})
     ids: RowIds | None = None
     special: tuple[str, ...] | None = None
+    low: Mapping[int, str] = MappingProxyType({})
 
 
 _NOTHING_MORE = CleaningOptions()
@@ -75,6 +77,9 @@ def clean(
         decision = (decisions or {}).get(changes.line_of(row))
         if decision and decision.decision == "drop":
             yield changes.drop(row, "decided")
+            continue
+        if low := mending.low.get(changes.line_of(row)):
+            yield changes.drop(row, low)
             continue
         reasons: dict[str, None] = {}
         fields = {
@@ -128,6 +133,22 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
         most = f"at most {MOST_LABELS} labels of at most {LONGEST_LABEL} characters"
         raise UserError(Problem(where, found, f"{most}, each of {ROWS_A_LABEL} rows in the mean", step))
     return changes.commonest_spellings(changes.several_spellings(answers))
+
+
+def low_quality(
+    rows: Iterable[Row],
+    roles: Roles,
+    least: float,
+    language_of: Callable[[str], str],
+    bits_of: Callable[[Sequence[QuestionAndAnswers]], list[float | None]] | None = None,
+) -> dict[int, str]:
+    """Map the lines of rows whose answer scores below `least` to the trait that sets the score."""
+    read = ((changes.line_of(row), read_question_and_answers(row, roles)) for row in rows)
+    answered = [(line, of) for line, of in read if of.answers]
+    asked = [of for _, of in answered]
+    scores = score_answers(asked, language_of, bits_of(asked) if bits_of else ())
+    scored = zip(answered, scores, strict=True)
+    return {line: f"quality below {least:g}: {of.trait}" for (line, _), of in scored if of.score < least}
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:

@@ -1,0 +1,106 @@
+"""Quality of answers: 1 minus the worst of their traits, each in [0, 1], and the curve of rows kept by it.
+
+Invariant: traits are measured against the other answers of the file, so the same rows give the same scores.
+None of them knows which answer is right.
+Source: Rae et al. 2021, arXiv:2112.11446, appendix A1 (repeated n-grams, stop rules); Marion et al. 2023,
+arXiv:2309.04564 (rows kept by perplexity).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from math import log
+from statistics import median
+from typing import NamedTuple
+
+from harness.data.columns import QuestionAndAnswers
+from harness.records import MARKS, is_refusal, list_words
+
+_GRAM = 3  # words
+_FAR, _FARTHEST = 3.0, 6.0  # robust standard deviations from the median: from here on, and at worst
+_NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
+_TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
+_FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
+_ENDS = ("".join(MARKS[:3]), "\"'”’»)]}`*")
+THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
+
+
+class AnswerQuality(NamedTuple):
+    """Score of an answer in [0, 1], and the trait that sets it; empty of an answer without fault."""
+
+    score: float
+    trait: str = ""
+
+
+def score_answers(
+    rows: Sequence[QuestionAndAnswers], language_of: Callable[[str], str], bits: Sequence[float | None] = ()
+) -> list[AnswerQuality]:
+    """Score the first answers of rows; `bits` are what a model needs for a byte of each, None if unknown.
+
+    - repetition: share of its words' trigrams that stood before in it.
+    - length: number of words, in robust standard deviations of its logarithm from the median.
+    - language: another one than four in five answers, or questions where answers are short.
+    - refusal: it declines to help, where fewer than one answer in twenty does.
+    - end: it ends without a mark, where nine in ten answers have one.
+    - perplexity: bits per byte, in robust standard deviations above the median.
+    """
+    answers = [row.answers[0] for row in rows]
+    words = [list_words(answer.casefold()) for answer in answers]
+    told = [_tell_language(answer, language_of) for answer in answers]
+    is_told = sum(map(bool, told)) >= _FEWEST_TOLD
+    known = list(filter(None, told if is_told else (_tell_language(of.question, language_of) for of in rows)))
+    usual, n_usual = Counter(known).most_common(1)[0] if known else ("", 0)
+    is_usual = n_usual >= _ONE_LANGUAGE * len(known)
+    refuses, has_end = [is_refusal(a) for a in answers], [_has_end(a) for a in answers]
+    is_taught = sum(refuses) >= _TAUGHT * len(answers)
+    share = sum(has_end) / max(1, len(answers))
+    traits = {
+        "repetition": list(map(_repeated, words)),
+        "length": _far([log(len(of)) if of else None for of in words], abs),
+        "language": [float(bool(is_usual and one and one != usual)) for one in told],
+        "refusal": [float(refused and not is_taught) for refused in refuses],
+        "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
+        "perplexity": _far(bits or [None] * len(answers), lambda above: above),
+    }
+    rows = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
+    return [AnswerQuality(1 - worst, trait if worst else "") for worst, trait in rows]
+
+
+def kept_rows(scores: Sequence[AnswerQuality]) -> dict[float, int]:
+    """Return the curve: how many rows score at least each of `THRESHOLDS`."""
+    return {least: sum(of.score >= least for of in scores) for least in THRESHOLDS}
+
+
+def choose_threshold(scores: Sequence[AnswerQuality]) -> float:
+    """Return the threshold where the curve is flattest: a tenth more or less drops the fewest others.
+
+    Of several the middle one, so that good and bad scores are both far from it.
+    """
+    near = {t: sum(t - 0.1 <= of.score < t + 0.1 for of in scores) for t in THRESHOLDS[1:-1]}
+    flattest = [t for t, n in near.items() if n == min(near.values())]
+    return flattest[len(flattest) // 2]
+
+
+def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
+    """Name the language of a text by its words in lower case, for names are of any; empty of a short one."""
+    plain = " ".join(word for word in text.split() if not word[:1].isupper())
+    return language_of(plain) if sum(map(str.isalpha, plain)) >= _FEWEST_LETTERS else ""
+
+
+def _repeated(words: Sequence[str]) -> float:
+    grams = list(zip(*(words[i:] for i in range(_GRAM)), strict=False))
+    return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def _has_end(answer: str) -> bool:
+    bare = answer.rstrip().rstrip(_ENDS[1])
+    return bare.endswith(tuple(_ENDS[0])) or bare != answer.rstrip() or not answer.strip()
+
+
+def _far(values: Sequence[float | None], distance: Callable[[float], float]) -> list[float]:
+    known = [value for value in values if value is not None]
+    middle = median(known) if known else 0.0
+    spread = 1.4826 * median(abs(value - middle) for value in known) if known else 0.0
+    if not spread:
+        return [0.0] * len(values)
+    sigmas = [0.0 if value is None else distance(value - middle) / spread for value in values]
+    return [min(1.0, max(0.0, (of - _FAR) / (_FARTHEST - _FAR))) for of in sigmas]

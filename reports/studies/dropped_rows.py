@@ -1,0 +1,94 @@
+"""Whether dropping answers of low quality helps: one LoRA on all of 64 rows, one on those that are kept.
+
+A quarter of the training rows of the quickstart is damaged by a seeded rule, `harness data check` proposes
+the score, `harness data clean` drops by it, and both trainings answer the same test items. About 15 minutes
+on two slow cores: `python -m reports.studies.dropped_rows FOLDER`.
+"""
+
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+_N, _N_TEST, _SHARE = 64, 100, 0.25
+_SUITE = Path(__file__).parents[2] / "suites" / "support"
+_OTHER_LANGUAGE = (
+    "Das kann ich heute leider noch nicht sagen, bitte fragen Sie morgen noch einmal bei uns im Laden nach."
+)
+_EXPERIMENT = """\
+name: dropped-rows
+base_model: smollm2-135m
+precision: fp32
+target:
+  name: support
+  data: {train: all.jsonl, test: test.jsonl}
+  metrics: [exact_match, token_f1]
+  system: "Sort messages by what is unsolved: 'queue: returns, delivery, billing or repairs | tone: calm or \
+upset'. Answer questions with the fact only."
+  max_new_tokens: 16
+candidates:
+  all: &lora
+    method: lora
+    params: {r: 16, target_modules: [q_proj, v_proj], learning_rate: 2.0e-3, num_train_epochs: 3,
+             per_device_train_batch_size: 4}
+  kept: {<<: *lora, train: kept.jsonl}
+"""
+
+
+def damage(answers: list[str], seed: int = 0) -> dict[int, tuple[str, str]]:
+    """Map the indices of a quarter of the answers to the kind of damage, in turn, and the damaged answer."""
+    rng = random.Random(seed)
+    damaged = {}
+    for turn, i in enumerate(sorted(rng.sample(range(len(answers)), int(_SHARE * len(answers))))):
+        words = answers[i].split()
+        kinds = {
+            "cut": answers[i][: max(1, len(answers[i]) // 2)],
+            "repeated": " ".join(words * 5),
+            "another row's": rng.choice([other for other in answers if other != answers[i]]),
+            "another language": _OTHER_LANGUAGE,
+        }
+        kind = list(kinds)[turn % len(kinds)]
+        damaged[i] = kind, kinds[kind]
+    return damaged
+
+
+def write_rows(folder: Path) -> dict[int, str]:
+    """Write training rows, damaged, and test rows; returns the kind of damage by line."""
+    kinds: dict[int, str] = {}
+    for name, written, n in (("train", "all", _N), ("test", "test", _N_TEST)):
+        lines = (_SUITE / f"{name}.jsonl").read_text("utf-8").splitlines()[:n]
+        rows = [{key: json.loads(line)[key] for key in ("id", "prompt", "reference", "slice")} for line in lines]
+        for i, (kind, answer) in damage([r["reference"] for r in rows]).items() if name == "train" else ():
+            rows[i]["reference"], kinds[i + 1] = answer, kind
+        (folder / f"{written}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    return kinds
+
+
+def run(folder: Path, command: str) -> str:
+    """Run a command of harness in the folder, show it and what it prints, and return that."""
+    print(f"$ {command}", flush=True)
+    words = [sys.executable, "-m", *command.split()]
+    printed = subprocess.run(words, cwd=folder, check=True, stdout=subprocess.PIPE, text=True).stdout
+    print(printed, flush=True)
+    return printed
+
+
+def main(folder: Path) -> None:
+    """Make rows in a new folder, drop those of low quality, compare, and print what was dropped."""
+    folder.mkdir(parents=True)
+    kinds, model = write_rows(folder), "--perplexity --base smollm2-135m"
+    checked = json.loads(run(folder, f"harness data check all.jsonl {model} --json"))
+    (found,) = (f for f in checked["findings"] if f["check"] == "quality")
+    least = found["title"].split("below ")[1].split()[0]
+    run(folder, f"harness data clean all.jsonl --out kept.jsonl --min-quality {least} {model}")
+    low = {int(place.rpartition(":")[2]) for place in found["rows"]}
+    for kind, n in Counter(kinds.get(line, "undamaged") for line in range(1, _N + 1)).items():
+        print(f"{kind}: {sum(kinds.get(line, 'undamaged') == kind for line in low)} of {n} dropped")
+    (folder / "harness.yaml").write_text(_EXPERIMENT, "utf-8")
+    run(folder, "harness compare")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
