@@ -10,7 +10,7 @@ from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run
 from openai_server import Rule, serve_model
 
 from harness.data import load_task
-from harness.data.edit.augment import Rewording, augment
+from harness.data.edit.augment import WrittenQuestion, augment
 from harness.data.edit.dedup import dedup
 from harness.data.edit.split import SplitOptions, split
 from harness.data.text_files import Rows
@@ -161,7 +161,7 @@ def test_a_row_that_is_evaluated_itself_is_not_reworded(augment_file, server):
     jsonl(Path("test.jsonl"), rows(1))
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     assert len(server.asked) == 2
-    left_out = {"row": "t.jsonl:1", "change": "reported", "reason": "not reworded: it is evaluated"}
+    left_out = {"row": "t.jsonl:1", "change": "reported", "reason": "not used: it is evaluated"}
     assert left_out | {"of": "test.jsonl:1"} in manifest("new.jsonl")["rows"]
 
 
@@ -169,7 +169,7 @@ def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(3))
     jsonl(Path("test.jsonl"), [{"text": reword_question(question(1)).upper(), "label": "money"}])
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
-    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated: test.jsonl:1": 1}
+    expected = {"added: a row by paraphrase": 2, "dropped: a rewording that is evaluated": 1}
     assert manifest("new.jsonl")["reasons"] == expected
 
 
@@ -177,7 +177,7 @@ def augment_pairs(*pairs, label="x"):
     """Augment one row for each pair of a text and what it is reworded to; say which were written, and why not."""
     content = rows_of(*({"text": text, "label": label} for text, _ in pairs))
     found = augment(
-        content, ASKED, {i: [Rewording(new)] for i, (_, new) in enumerate(pairs)}, by="paraphrase"
+        content, ASKED, {i: [WrittenQuestion(new)] for i, (_, new) in enumerate(pairs)}, by="paraphrase"
     )
     return [one.change.reason for one in found if one.change]
 
@@ -203,7 +203,9 @@ def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or
         ("Noon is when one goes to Rome", "a row"),
     ):
         (found,) = [
-            o.change for o in augment(content, ASKED, {0: [Rewording(new)]}, by="paraphrase") if o.change
+            o.change
+            for o in augment(content, ASKED, {0: [WrittenQuestion(new)]}, by="paraphrase")
+            if o.change
         ]
         assert said in found.reason
 
@@ -213,7 +215,7 @@ def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or
     found = augment(
         content,
         ASKED,
-        {0: [Rewording("Why does nobody WRITE?")], 1: [Rewording("I await a letter")] * 2},
+        {0: [WrittenQuestion("Why does nobody WRITE?")], 1: [WrittenQuestion("I await a letter")] * 2},
         by="x",
     )
     assert [(o.change.kind, o.change.reason) for o in found if o.change] == [

@@ -171,9 +171,12 @@ def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
 def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(server, tiny, tmp_path):
     session = session_of(write(tmp_path, tiny, server.url))
     file = tmp_path / "prompts.jsonl"
-    tiny_experiment.rows(file, [{"prompt": "The invoice of May?"}, {"prompt": "When does the courier come?"}])
+    marks = {"source": "augmented", "augmented_from": "The invoice of May?"}
+    courier = {"prompt": "When does the courier come?", **marks}
+    tiny_experiment.rows(file, [{"prompt": "The invoice of May?"}, courier])
     made = distill_rows(session, "large", Distillation(prompts=str(file)), "a.jsonl")
     assert [row["reference"] for row in rows_of(made)] == ["money", "late"]
+    assert [row.get("augmented_from") for row in rows_of(made)] == [None, marks["augmented_from"]]
     n = len(server.asked)
     tested = session.target.items.test[0].prompt
     tiny_experiment.rows(file, [{"prompt": "The invoice of June?"}, {"prompt": tested.upper()}])

@@ -59,18 +59,18 @@ _ADDRESS = re.compile(r"https?://")
 
 
 class Wording(NamedTuple):
-    """Rewording of texts: a paraphrase, a translation there and back, or an instruction of your own."""
+    """What is written: a paraphrase, also by an instruction of your own, a translation, or a new question."""
 
     by: Annotated[
-        Literal["paraphrase", "back-translation"],
-        Option("Paraphrase, or translate into another language and back."),
+        Literal["paraphrase", "back-translation", "new-questions"],
+        Option("Paraphrase, translate into another language and back, or write new questions with answers."),
     ] = "paraphrase"
     via: Annotated[str, Option("The language to translate into and back from.")] = "French"
     language: Annotated[str, Option("The language of the rows.")] = "English"
     instruction: Annotated[
         str | None, Option("Your own instruction to the model; {text} is the row's text.")
     ] = None
-    variants: Annotated[int, Option("Rewordings of each row.", min=1)] = 1
+    variants: Annotated[int, Option("New rows from each row.", min=1)] = 1
     temperature: Temperature = 0.7
     max_new_tokens: Annotated[
         int, Option("Tokens of an answer, at most; longer ones are left out.", min=1)
@@ -99,13 +99,13 @@ class Endpoint(NamedTuple):
 def data_augment(
     file: File,
     by_whom: Annotated[
-        str, Option("The model that rewords: a candidate of harness.yaml, or http://…/v1.", "--with")
+        str, Option("The model that writes: a candidate of harness.yaml, or http://…/v1.", "--with")
     ],
     *,
     out: Out = None,
     wording: Wording,
     n_rows: Annotated[
-        int | None, Option("Rows to reword, at most, sampled at random.", "--rows", min=1)
+        int | None, Option("Rows to start from, at most, sampled at random.", "--rows", min=1)
     ] = None,
     endpoint: Endpoint,
     against: Annotated[
@@ -117,7 +117,7 @@ def data_augment(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Add training rows that a model wrote in other words.
+    """Add training rows that a model wrote: in other words, or new questions.
 
     Each stands beside the row it was made from.
     """
@@ -134,9 +134,12 @@ def data_augment(
     session = _session(by_whom, config, dry_run=dry_run)
     writer = _writer(session, by_whom, endpoint, how)
     evaluated = _gather_evaluated(session, roles, tests, named)
-    chosen = choose_rows(content, roles, evaluated, n_rows, how.seed)
+    chosen = choose_rows(
+        content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
+    )
     tell = print if dry_run and not as_json else say
-    tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to reword by {writer.name}")
+    task = "write new questions from" if how.by == "new-questions" else "reword"
+    tell(f"{len(chosen.texts):,} of {len(content.rows):,} rows to {task} by {writer.name}")
     tell(str(planned := plan(chosen, writer, how)))
     if dry_run or out is None:
         if as_json:
@@ -159,11 +162,12 @@ def data_augment(
 def _write_prompts(wording: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked."""
     from harness.experiment.augmentation import PARAPHRASE, TEXT, TRANSLATE, Rewriting
+    from harness.experiment.new_questions import NEW_QUESTION
 
     by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = wording
     problems = []
     if instruction is not None and (TEXT not in instruction or by != "paraphrase"):
-        found = "an instruction for translations" if by != "paraphrase" else f"no {TEXT} in {instruction!r}"
+        found = f"an instruction for {by}" if by != "paraphrase" else f"no {TEXT} in {instruction!r}"
         expected = f"an instruction with {TEXT} in it, --by paraphrase"
         problems.append(Problem("--instruction", found, expected, f"such as 'Say it shorter: {TEXT}'"))
     if temperature == 0 and variants > 1:
@@ -176,8 +180,13 @@ def _write_prompts(wording: Wording) -> "Rewriting":
         problems.append(Problem("--max-cost", f"{max_cost:g}", "USD above 0", "leave it out for no limit"))
     refuse(problems)
     there, back = (TRANSLATE.replace("{language}", to) for to in (via, language))
-    prompts = (instruction or PARAPHRASE,) if by == "paraphrase" else (there, back)
-    return Rewriting(by, prompts, variants, temperature, 1.0, max_new_tokens, seed=seed, max_cost=max_cost)
+    prompts = {
+        "paraphrase": (instruction or PARAPHRASE,),
+        "back-translation": (there, back),
+        "new-questions": (NEW_QUESTION,),
+    }
+    how = Rewriting(by, prompts[by], variants, temperature, max_new_tokens=max_new_tokens)
+    return how._replace(seed=seed, max_cost=max_cost)
 
 
 @contextmanager
@@ -212,18 +221,16 @@ def _writer(session: "Session | None", by_whom: str, endpoint: Endpoint, how: "R
         if given := [name for name, value in of_address.items() if value is not None]:
             found = f"{', '.join(given)} and the candidate {by_whom}, whose recipe says that already"
             raise UserError(Problem("--with", found, "options of an address, http://…/v1", "leave them out"))
-        writer = candidate_writer(session, by_whom)
-    else:
-        settings = _settings(by_whom, endpoint)
-        step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
-        told = (settings, "a writer", "--with", step)
-        if session and (problems := list(sensitive_problems(session.experiment, *told))):
-            raise UserError(problems)
-        writer = endpoint_writer(settings)
-    if how.max_cost is not None and writer.planned(1, 1) is None:
-        step = "--prices READ,WRITTEN, or usd_per_million_tokens of the candidate"
+        return candidate_writer(session, by_whom, how.max_cost)
+    settings = _settings(by_whom, endpoint)
+    step = "--with an address of your network, a candidate that answers here, or remove sensitive_data"
+    told = (settings, "a writer", "--with", step)
+    if session and (problems := list(sensitive_problems(session.experiment, *told))):
+        raise UserError(problems)
+    if how.max_cost is not None and settings.usd_per_million_tokens is None:
+        step = "--prices READ,WRITTEN"
         raise UserError(Problem("--max-cost", "no prices to count it by", "prices of the endpoint", step))
-    return writer
+    return endpoint_writer(settings)
 
 
 def _settings(url: str, endpoint: Endpoint) -> "Settings":
@@ -256,7 +263,7 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 def _gather_evaluated(
     session: "Session | None", roles: "Roles", tests: list[str], named: RowColumns
 ) -> "list[EvaluatedQuestions]":
-    """Gather what rewordings may not ask: what the experiment evaluates, and the files that are named."""
+    """Gather what new rows may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.augmentation import find_evaluated, read_evaluated
 
     found = [find_evaluated(session)] if session else []

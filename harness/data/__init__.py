@@ -252,7 +252,7 @@ def read_split(
         content = formats.every_turn(content)
     read = items.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
-    return read._replace(examples=[row._replace(origin=made.get(row.where)) for row in read.examples])
+    return read._replace(examples=[row._replace(origins=made.get(row.where, ())) for row in read.examples])
 
 
 def _split_up(task: Task, files: _Files, seed: int) -> _Files:
@@ -262,7 +262,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
         return _deal_into_folds(task, files, task.data.folds)
     validation, test, choice = files.validation, files.test, task.kind == "choice"
     shown = readers.display_path(task.data.source("train") or "")
-    train = [row for row in files.train if row.origin is None]
+    train = [row for row in files.train if not row.origins]
     if files.train and not train and not (validation and test):
         raise UserError(splits.phrase_only_augmented(shown))
     if task.data.all:
@@ -284,7 +284,7 @@ def _split_up(task: Task, files: _Files, seed: int) -> _Files:
 def _deal_into_folds(task: Task, files: _Files, k: int) -> _Files:
     """Set aside validation rows where no file holds them, and deal the others, whatever the seed."""
     train, validation, choice = files.train, files.validation, task.kind == "choice"
-    if made := [row for row in train if row.origin is not None]:
+    if made := [row for row in train if row.origins]:
         found, step = f"{len(made):,} augmented rows, and folds: {k}", "name the rows without them"
         raise UserError(Problem(made[0].where, found, "rows that can be tested on", step))
     if not validation:

@@ -30,7 +30,7 @@ _Made = TypeVar("_Made")
 
 
 class SourceText(NamedTuple):
-    """The text that an augmented row says in other words, and where rows of its file hold that text."""
+    """A text that an augmented row was made from, and where rows of its file hold that text."""
 
     text: str
     places: tuple[str, ...]
@@ -41,7 +41,7 @@ class SourcedExample(NamedTuple):
 
     example: Example
     where: str
-    origin: SourceText | None = None
+    origins: tuple[SourceText, ...] = ()
 
 
 class SplitExamples(NamedTuple):

@@ -2,16 +2,18 @@
 
 Invariant: rows of one cluster, and rows that ask the same, are never on both sides of a split; what is drawn
 keeps the order of the file, and a smaller draw is part of a larger one. An augmented row is trained on where
-the row is that it was made from, or left out: it is never set aside. Rows of one cluster, and rows that ask
+the rows are that it was made from, or left out: it is never set aside. Rows of one cluster, and rows that ask
 the same, are in one fold; a label of a closed set is in every fold. A group moves only where a class would
 lack otherwise, and as few rows as can be: that there is no better way is proven, never guessed, for the
 integer program is solved to its end.
 Source: set covering as an integer program, Karp 1972; solved by HiGHS, Huangfu & Hall 2018
 """
 
+import json
 import random
 from collections import Counter, defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -24,7 +26,7 @@ from harness.data.readers import file_of
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, as_argument, refuse
 from harness.formatting import pluralize
-from harness.records import Example, digest, fold_text
+from harness.records import Example, digest, fold_text, parse_json
 
 SHARE = 0.2
 
@@ -170,7 +172,7 @@ def join(marks: Sequence[Sequence[tuple[str, str]]]) -> list[list[int]]:
     return list(groups.values())
 
 
-# Columns of an augmented row; the last, the text that it was made from, is what tells it from others.
+# Columns of an augmented row; the last, the texts that it was made from, is what tells it from others.
 SOURCE, AUGMENTED, ORIGIN = "source", "augmented", "augmented_from"
 
 
@@ -185,8 +187,21 @@ def phrase_only_augmented(shown: str) -> Problem:
     return Problem(shown, "only augmented rows", expected, step)
 
 
-def origins(rows: Sequence[Row]) -> dict[str, SourceText]:
-    """Map the places of augmented rows to what they were made from: rows that hold their original text."""
+def write_origins(texts: Sequence[str]) -> str:
+    """Write the texts that a row was made from: one as it is, several as a list in JSON."""
+    return texts[0] if len(texts) == 1 else json.dumps(texts, ensure_ascii=False)
+
+
+def _read_origins(written: Any) -> list[str]:
+    with suppress(ValueError):
+        found = parse_json(written) if str(written).startswith('["') else None
+        if isinstance(found, list) and all(isinstance(text, str) for text in found):
+            return found
+    return [str(written or "")]
+
+
+def origins(rows: Sequence[Row]) -> dict[str, tuple[SourceText, ...]]:
+    """Map the places of augmented rows to what they were made from: rows that hold their original texts."""
     made = [row for row in rows if is_augmented(row)]
     if not made:
         return {}
@@ -194,9 +209,14 @@ def origins(rows: Sequence[Row]) -> dict[str, SourceText]:
     for row in rows:
         for text in set() if is_augmented(row) else set(_texts(row.fields)):
             places[text].append(row.where)
-    known = {row.where: str(row.fields.get(ORIGIN) or "") for row in made}
     places.pop("", None)
-    return {where: SourceText(text, tuple(places.get(fold_text(text), ()))) for where, text in known.items()}
+    return {
+        row.where: tuple(
+            SourceText(text, tuple(places.get(fold_text(text), ())))
+            for text in _read_origins(row.fields[ORIGIN])
+        )
+        for row in made
+    }
 
 
 def keep_with_origins(
@@ -211,17 +231,17 @@ def keep_with_origins(
     One whose original is not among the rows stays where `without_original` says so, unless that is evaluated;
     where rows were set aside, one like its original may be among them. None asks what is evaluated.
     """
-    if all(row.origin is None for row in rows):
+    if not any(row.origins for row in rows):
         return list(kept)
     places = {row.where for row in kept}
     questions = {key(row.example) for row in evaluated}
 
     def stays(row: SourcedExample) -> bool:
-        if row.origin is None:
+        if not row.origins:
             return row.where in places
-        texts = {fold_text(row.origin.text), key(row.example)}
-        found = bool(row.origin.places) or without_original
-        return found and places.issuperset(row.origin.places) and questions.isdisjoint(texts)
+        texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
+        found = all((of.places or without_original) and places.issuperset(of.places) for of in row.origins)
+        return found and questions.isdisjoint(texts)
 
     return [row for row in rows if stays(row)]
 
@@ -231,8 +251,8 @@ def describe_augmented_left_out(
 ) -> list[str]:
     """Say how many augmented rows were left out, and why; empty of none."""
     left = {row.where for row in after}
-    gone = [row.origin for row in before if row.origin is not None and row.where not in left]
-    alone = sum(not origin.places for origin in gone)
+    gone = [row.origins for row in before if row.origins and row.where not in left]
+    alone = sum(not all(of.places for of in origins) for origins in gone)
     reasons = {
         "made from rows that are evaluated": len(gone) - alone,
         "made from rows that are evaluated or not in the file": alone,

@@ -81,7 +81,7 @@ def _drop_contaminated(
     kept = contamination.drop_related(left, held, choice)
     if n := len(left) - len(kept):
         notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
-    own = [row for row in kept if row.origin is None]
+    own = [row for row in kept if not row.origins]
     whole, kept = kept, splits.keep_with_origins(kept, own, [*written, *held])
     notes.removed.extend(splits.describe_augmented_left_out(whole, kept, shown))
     if not kept and whole:

@@ -29,7 +29,7 @@ from harness.data.examples import FIELD, Notes, SourcedExample, SplitExamples
 from harness.data.formats import Layout, layout_of, recognise
 from harness.data.guessed_columns import may_answer, may_ask
 from harness.data.multiple_choice import list_choice_columns
-from harness.data.splits import AUGMENTED, ORIGIN
+from harness.data.splits import ORIGIN, SOURCE, is_augmented
 from harness.data.text_files import Row, Rows
 from harness.data.tools import TOOL_FIELDS
 from harness.data.turns import (
@@ -141,8 +141,11 @@ class UnusedCounter:
     def add(self, row: Row, example: Example | None) -> None:
         """Add a row, with the example that it was read as, where it can be used."""
         self.n += 1
+        marks = {SOURCE, ORIGIN} if is_augmented(row) else ()
         filled = [
-            name for name, value in row.fields.items() if value is not None and value not in ("", [], {})
+            name
+            for name, value in row.fields.items()
+            if value is not None and value not in ("", [], {}) and name not in marks
         ]
         self.filled.update(filled)
         self.shown.update(_list_shown(self.task, self.layout, row))
@@ -157,7 +160,7 @@ class UnusedCounter:
         own = self.task.fields
         templates = (own.id or "{id}", own.cluster or "{cluster}", own.slice or "{slice}")
         used = {column for template in templates for column in columns_of(template, hidden)}
-        used |= {AUGMENTED, ORIGIN, "outdated", "constraints"} | ({"category"} if self.layout else set())
+        used |= {"outdated", "constraints"} | ({"category"} if self.layout else set())
         columns = {name: n for name, n in hidden.items() if name not in used and not is_id(name)}
         tested = [name for name in hidden if name not in ("id", "slice") and not is_id(name)]
         media = [name for name in hidden if any(_is_media(name, row.fields.get(name)) for row in self.first)]

@@ -1,10 +1,10 @@
-"""Augmentation of training rows by rewordings: paraphrases, or translations there and back.
+"""Augmentation of training rows: paraphrases, translations there and back, or new questions with answers.
 
-Invariant: no row that is evaluated is reworded, and no rewording asks what is evaluated, exactly or by the
-measures of the contamination check. The same model, texts, prompts and seed give the same rows, from the
-answer book where it was requested before; nothing is requested any more once the answers have cost what they
-may. Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to
-augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
+Invariant: no row that is evaluated is shown to the model, and no new row asks what is evaluated, exactly or
+by the measures of the contamination check. The same model, texts, prompts and seed give the same rows, from
+the answer book where it was requested before; nothing is requested any more once the answers have cost what
+they may. Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back,
+to augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,18 +14,19 @@ from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import overlaps
 from harness.data.edit import Change, EditedRow, draw
-from harness.data.edit.augment import QuestionText, Rewording, augment, find_question
+from harness.data.edit.augment import QuestionText, WrittenQuestion, augment, find_question
 from harness.data.examples import read_example
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
 from harness.evaluation.session import Session
-from harness.experiment import writers
+from harness.experiment import new_questions, writers
+from harness.experiment.new_questions import CUT, ShownRows
 from harness.formatting import count, pluralize
 from harness.progress import Progress
 from harness.records import Limits, Message, Output, fold_text
 
-By = Literal["paraphrase", "back-translation"]
+By = Literal["paraphrase", "back-translation", "new-questions"]
 TEXT = "{text}"
 PARAPHRASE = (
     "Write the text below in other words. Keep its meaning, its language, and every name and number. "
@@ -38,7 +39,8 @@ _QUOTES = {'"': '"', "“": "”", "'": "'", "«": "»"}
 class Rewriting(NamedTuple):
     """Prompts of a rewording, one after the other, each with the answer to the one before, and their draw.
 
-    So many `variants` are drawn of each text, at a temperature, by a seed; at 0 there is one.
+    The one prompt of a new question stands before each row that is shown. So many `variants` are drawn of
+    each row, at a temperature, by a seed; at 0 there is one.
     `max_new_tokens` are those of an answer, `max_cost` is what all may cost in USD, None for anything.
     """
 
@@ -51,24 +53,20 @@ class Rewriting(NamedTuple):
     seed: int = 0
     max_cost: float | None = None
 
+    @property
+    def what(self) -> str:
+        """What a model writes, in words."""
+        return "a new question" if self.by == "new-questions" else "a rewording"
 
-def _write_prompt(how: Rewriting, text: str, variant: int, prompt: str, last: str) -> writers.PromptRequest:
-    message: Message = {"role": "user", "content": prompt.replace(TEXT, last)}
+
+def _request(how: Rewriting, text: str, variant: int, messages: tuple[Message, ...]) -> writers.PromptRequest:
     drawn = how.temperature > 0
     limits = Limits(how.max_new_tokens, (), how.temperature, how.top_p if drawn else 1.0)
-    return writers.PromptRequest((message,), limits, seed_of(how.seed, text, variant) if drawn else None)
+    return writers.PromptRequest(messages, limits, seed_of(how.seed, text, variant) if drawn else None)
 
 
-def _read(output: Output) -> Rewording:
-    """Take a text out of an answer: without quotes around it, and none that failed or was cut."""
-    if output.finish_reason == "error":
-        return Rewording("", f"failed: {output.error}" if output.error else "failed")
-    if output.finish_reason == "length":
-        return Rewording("", "was cut at --max-new-tokens")
-    text = output.text.strip()
-    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
-        text = text[1:-1].strip()
-    return Rewording(text, "" if text else "is empty")
+def _ask(prompt: str, text: str) -> tuple[Message, ...]:
+    return ({"role": "user", "content": prompt.replace(TEXT, text)},)
 
 
 class EvaluatedQuestions(NamedTuple):
@@ -82,19 +80,30 @@ class EvaluatedQuestions(NamedTuple):
 
 
 class Augmentation(NamedTuple):
-    """Rows to be reworded: those that are, by index with their text, and why some of the others are not."""
+    """Rows to start from: their texts by index, and why some of the others are left.
+
+    `shown` holds by row and variant what is shown for a new question; it is empty for rewordings.
+    """
 
     content: Rows
     roles: Roles
     texts: Mapping[int, QuestionText]
+    shown: Mapping[tuple[int, int], ShownRows]
     left: tuple[Change, ...]
     evaluated: tuple[EvaluatedQuestions, ...]
 
 
 def choose_rows(
-    content: Rows, roles: Roles, evaluated: Sequence[EvaluatedQuestions], n_rows: int | None, seed: int
+    content: Rows,
+    roles: Roles,
+    evaluated: Sequence[EvaluatedQuestions],
+    n_rows: int | None,
+    how: Rewriting,
+    labels: tuple[str, ...] = (),
 ) -> Augmentation:
-    """Choose the rows to reword: all that ask in a text and are not evaluated, or a draw of so many.
+    """Choose the rows to start from: all that can be and are not evaluated, or a draw of so many.
+
+    `labels` are those of the task, empty where it has none or is not known.
 
     Raises:
         UserError: there is none.
@@ -105,76 +114,109 @@ def choose_rows(
         for i in found
     }
     left = [
-        Change(content.rows[i].where, "reported", ("not reworded: it is evaluated",), at)
+        Change(content.rows[i].where, "reported", ("not used: it is evaluated",), at)
         for i, at in evaluated_at.items()
         if at
     ]
-    able = [i for i, at in evaluated_at.items() if not at]
-    chosen = able if n_rows is None else draw(able, min(n_rows, len(able)), f"{seed}/augment")
+    able = {i: found[i] for i, at in evaluated_at.items() if not at}
+    seeds = new_questions.find_seeds(content.rows, roles, able, labels) if how.by == "new-questions" else {}
+    indices = list(seeds if how.by == "new-questions" else able)
+    chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
-        n = pluralize(len(content.rows), "row")
-        found_text, step = (
-            f"{n}, none with a question as a text of its own",
-            "name the column: --prompt COLUMN",
+        raise UserError(_phrase_none(content, how, len(left), able))
+    shown = new_questions.draw_shown(seeds, chosen, how.variants, how.seed) if seeds else {}
+    return Augmentation(content, roles, {i: found[i] for i in chosen}, shown, tuple(left), tuple(evaluated))
+
+
+def _phrase_none(
+    content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[int, QuestionText]
+) -> Problem:
+    """Phrase rows that a model can start from none of; `able` have a question as a text."""
+    n = pluralize(len(content.rows), "row")
+    expected = "a row to train on, with a question as a text"
+    found = f"{n}, none with a question as a text of its own"
+    step = "name the column: --prompt COLUMN"
+    if layout := formats.recognise(content.rows):
+        found = f"{n} of the layout {layout.name} ({layout.form})"
+        step = "write the question as a text in prompt, or as turns in messages"
+    if n_evaluated:
+        found = (
+            f"{n}, {count(n_evaluated)} of them evaluated, and none of the others has a question as a text"
         )
-        if layout := formats.recognise(content.rows):
-            found_text = f"{n} of the layout {layout.name} ({layout.form})"
-            step = "write the question as a text in prompt, or as turns in messages"
-        if left:
-            found_text = (
-                f"{n}, {count(len(left))} of them evaluated, and none of the others has a question as a text"
-            )
-            step = "name rows to train on, or another file --against"
-        raise UserError(
-            Problem(content.shown, found_text, "a row to train on, with a question as a text", step)
-        )
-    return Augmentation(content, roles, {i: found[i] for i in chosen}, tuple(left), tuple(evaluated))
+        step = "name rows to train on, or another file --against"
+    if able and how.by == "new-questions":
+        found = f"{n}, none with one answer as a text to one question"
+        expected = "rows to show, each with a question and an answer"
+        step = "name the answer's column: --reference COLUMN, or --by paraphrase"
+    return Problem(content.shown, found, expected, step)
+
+
+def _first_requests(of: Augmentation, how: Rewriting) -> dict[tuple[int, int], writers.PromptRequest]:
+    """Return what is sent first, by row and variant."""
+    asked = {
+        at: shown.messages(how.prompts[0]) if (shown := of.shown.get(at)) else _ask(how.prompts[0], text.text)
+        for i, text in of.texts.items()
+        for at in ((i, k) for k in range(how.variants))
+    }
+    return {(i, k): _request(how, of.texts[i].text, k, messages) for (i, k), messages in asked.items()}
 
 
 def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
-    """Count what the rewordings take, before anything is sent."""
-    texts = [one.text for one in of.texts.values()]
-    book = writers.AnswerBook(writer.folder, writer.identity)
-    first = [_write_prompt(how, text, i, how.prompts[0], text) for text in texts for i in range(how.variants)]
-    known = sum(book.find(one.key) is not None for one in first)
-    n = len(first) * len(how.prompts)
-    own = sum(costs.tokens(how.prompts[0].replace(TEXT, text)) + writers.CHAT_TOKENS for text in texts)
-    later = sum(costs.tokens(prompt) + writers.CHAT_TOKENS + how.max_new_tokens for prompt in how.prompts[1:])
-    read = how.variants * (own + later * len(texts))
-    generated = n * how.max_new_tokens
-    return writers.WriterPlan(n, known, read, generated, writer.planned(read, generated))
+    """Count what the new rows take, before anything is sent."""
+    first, later = writers.plan_requests(writer, [*_first_requests(of, how).values()]), how.prompts[1:]
+    read = sum(costs.tokens(prompt) + writers.CHAT_TOKENS + how.max_new_tokens for prompt in later)
+    read = first.read + read * first.requests
+    generated = first.generated + len(later) * first.requests * how.max_new_tokens
+    return writers.WriterPlan(
+        first.requests * len(how.prompts), first.known, read, generated, writer.planned(read, generated)
+    )
+
+
+def _read(of: Augmentation, at: tuple[int, int], output: Output) -> WrittenQuestion:
+    """Take what was written out of an answer: without quotes around it, and none that failed or was cut."""
+    cut = output.finish_reason == "length"
+    if output.finish_reason == "error":
+        return WrittenQuestion("", f"failed: {output.error}" if output.error else "failed")
+    if shown := of.shown.get(at):
+        return shown.read(output.text, cut=cut)
+    if cut:
+        return WrittenQuestion("", CUT)
+    text = output.text.strip()
+    if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
+        text = text[1:-1].strip()
+    return WrittenQuestion(text, "" if text else "is empty")
 
 
 def make_rows(
     of: Augmentation, writer: writers.Writer, how: Rewriting, progress: Progress, *, in_columns: bool
 ) -> tuple[list[EditedRow], writers.WriterUsage]:
-    """Reword the chosen rows; return every row, beside it those made from it, and what they took.
+    """Let a model write; return every row, beside it those made from it, and what they took.
 
     Raises:
         CandidateFailed: the model cannot be asked, or has cost what it may.
-        UserError: none of the rewordings can be used.
+        UserError: nothing that it wrote can be used.
     """
-    texts = [one.text for one in of.texts.values()]
     budgeted = writers.BudgetedWriter(writer, how.max_cost, progress)
-    wanted = [(text, i) for text in texts for i in range(how.variants)]
-    latest: list[Rewording] = [Rewording(text) for text, _ in wanted]
-    for number, prompt in enumerate(how.prompts, start=1):
-        able = [k for k, one in enumerate(latest) if not one.failure]
-        requests = [_write_prompt(how, wanted[k][0], wanted[k][1], prompt, latest[k].text) for k in able]
+    requests, written = _first_requests(of, how), dict[tuple[int, int], WrittenQuestion]()
+    for number in range(1, len(how.prompts) + 1):
         label = f"{how.by} by {writer.name}"
         label += f", step {number} of {len(how.prompts)}" if len(how.prompts) > 1 else ""
-        for k, output in zip(able, budgeted.answers(requests, label), strict=True):
-            latest[k] = _read(output)
-    made = [tuple(latest[k : k + how.variants]) for k in range(0, len(latest), how.variants)]
+        outputs = budgeted.answers([*requests.values()], label)
+        written |= {at: _read(of, at, output) for at, output in zip(requests, outputs, strict=True)}
+        requests = {
+            (i, k): _request(how, of.texts[i].text, k, _ask(how.prompts[number], one.text))
+            for (i, k), one in written.items()
+            if number < len(how.prompts) and not one.failure
+        }
     spent = budgeted.usage
-    rewordings = _mark_contaminated(of, made)
-    outcomes = augment(of.content.rows, of.roles, rewordings, by=how.by, in_columns=in_columns)
+    by_row = _mark_contaminated(of, written)
+    outcomes = augment(of.content.rows, of.roles, by_row, by=how.by, what=how.what, in_columns=in_columns)
     changes = [outcome.change for outcome in outcomes if outcome.change]
     if not any(change.kind == "added" for change in changes):
         reasons = "; ".join(dict.fromkeys(change.reason for change in changes))
-        found = f"{pluralize(len(changes), 'rewording')}, and none can be used: {reasons}"
-        step = "another model, a higher --temperature, or --instruction"
-        raise UserError(Problem("harness data augment", found, "rows in other words", step))
+        found = f"{pluralize(len(changes), how.what.split(' ', 1)[1])}, and none can be used: {reasons}"
+        step = "another model, or a higher --temperature"
+        raise UserError(Problem("harness data augment", found, "rows to train on", step))
     left = {change.where: change for change in of.left}
     told = [
         outcome
@@ -210,16 +252,15 @@ def read_evaluated(content: Rows, roles_of_test: Roles, roles: Roles) -> Evaluat
 
 
 def _mark_contaminated(
-    of: Augmentation, made: Sequence[Sequence[Rewording]]
-) -> dict[int, tuple[Rewording, ...]]:
-    flat = [(i, k) for i, found in zip(of.texts, made, strict=True) for k in range(len(found))]
-    by_row = {i: list(found) for i, found in zip(of.texts, made, strict=True)}
-    fit = [(i, k) for i, k in flat if not by_row[i][k].failure]
-    rows = [of.content.rows[i] for i, _ in fit]
-    rows = [
-        row._replace(fields=of.texts[i].put(row.fields, by_row[i][k].text))
-        for row, (i, k) in zip(rows, fit, strict=True)
-    ]
+    of: Augmentation, written: Mapping[tuple[int, int], WrittenQuestion]
+) -> dict[int, list[WrittenQuestion]]:
+    """Return what was written, by row; what asks an evaluated question has failed."""
+    by_row: dict[int, list[WrittenQuestion]] = {i: [] for i in of.texts}
+    for (i, _), one in written.items():
+        by_row[i].append(one)
+    fit = [(i, k) for (i, k), one in written.items() if not one.failure]
+    own = of.content.rows
+    rows = [own[i]._replace(fields=written[i, k].put(own[i].fields, of.texts[i])) for i, k in fit]
     for evaluated in of.evaluated:
         questions = [evaluated.question_of(row) for row in rows]
         places = list(evaluated.questions.values())
@@ -229,5 +270,5 @@ def _mark_contaminated(
         same = [(n, evaluated.questions[q]) for n, q in enumerate(questions) if q in evaluated.questions]
         for place, at in [*alike, *same]:
             i, k = fit[place]
-            by_row[i][k] = Rewording("", f"is evaluated: {at}")
-    return {i: tuple(found) for i, found in by_row.items()}
+            by_row[i][k] = WrittenQuestion("", "is evaluated", at)
+    return by_row

@@ -115,9 +115,7 @@ class _Teacher(NamedTuple):
         if not rows:
             step = "name a file of prompts: --prompts FILE"
             raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
-        kept = splits.draw(rows, request.n_rows, random.Random(f"{request.seed}/prompts"))
-        ids = {example.id for example in kept}
-        return [row for row in rows if row.example.id in ids]
+        return writers.draw_prompts(rows, request.n_rows, request.seed)
 
     @property
     def limits(self) -> Limits:
@@ -144,9 +142,8 @@ def plan_distillation(session: Session, name: str, request: Distillation) -> wri
     """Count the requests to a teacher, without sending one."""
     teacher = _Teacher(session, session.candidates[name], request)
     teacher.refuse_unusable()
-    writer, rows = writers.candidate_writer(session, name), teacher.rows()
-    writers.refuse_unpriced(teacher.candidate, writer.planned(1, 1), request.max_cost)
-    return writers.plan_requests(writer, teacher.prompts(rows))
+    writer = writers.candidate_writer(session, name, request.max_cost)
+    return writers.plan_requests(writer, teacher.prompts(teacher.rows()))
 
 
 def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
@@ -163,8 +160,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     teacher.refuse_unusable()
     rows = teacher.rows()
     notes = writers.check_contamination(session, rows, "train", request.prompts or out)
-    writer = writers.candidate_writer(session, name)
-    writers.refuse_unpriced(candidate, writer.planned(1, 1), request.max_cost)
+    writer = writers.candidate_writer(session, name, request.max_cost)
     prompts = teacher.prompts(rows)
     budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
     answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
@@ -177,10 +173,10 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         else None
         for row, answer in zip(rows, answers, strict=True)
     ]
-    written = [Row(row.where, _fields(row.example)) for row in rows]
+    file = request.prompts or session.target.task.data.source("train") or ""
+    own = {row.where: row for row in readers.read(file, "train").rows}
+    written = [Row(row.where, _fields(row.example, own.get(row.where))) for row in rows]
     if session.target.task.fields != Fields():  # in the columns that the task names
-        file = request.prompts or session.target.task.data.source("train") or ""
-        own = {row.where: row for row in readers.read(file, "train").rows}
         written = [own[row.where] for row in rows]
     outcomes = [
         _outcome(session.target.task, *of, request) for of in zip(written, answers, scores, strict=True)
@@ -201,7 +197,6 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         "spent": spent._asdict(),
         "leak_check": writers.record_contamination(session, notes),
     }
-    file = request.prompts or session.target.task.data.source("train") or ""
     edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
     scored = [score for score in scores if score is not None]
     agreement = float(np.mean(scored)) if scored else None
@@ -247,8 +242,10 @@ def _outcome(task: Task, row: Row, answer: Output, score: float | None, request:
     return EditedRow(Row(row.where, fields), Change(row.where, "changed", (said,)))
 
 
-def _fields(example: Example) -> dict[str, Any]:
+def _fields(example: Example, own: Row | None) -> dict[str, Any]:
     question, groups = writers.write_question(example)
+    marks = (splits.SOURCE, splits.ORIGIN) if own and splits.is_augmented(own) else ()
+    groups |= {name: own.fields[name] for name in marks if own and name in own.fields}
     return {**question, **groups, **({"documents": list(example.documents)} if example.documents else {})}
 
 
@@ -293,8 +290,7 @@ def _ask_for_system_texts(
 ) -> tuple[writers.Writer, list[Example], list[writers.PromptRequest]]:
     """Return the proposer, the training rows that it is shown, and its prompts."""
     refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
-    writer = writers.candidate_writer(session, name)
-    writers.refuse_unpriced(session.candidates[name], writer.planned(1, 1), request.max_cost)
+    writer = writers.candidate_writer(session, name, request.max_cost)
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"

@@ -7,7 +7,6 @@ Source: pairs of the best and the worst of n samples, as in Xu et al. 2023, Some
 others, https://arxiv.org/abs/2312.16682, and Yuan et al. 2024, Self-Rewarding Language Models, section 2.3
 """
 
-import random
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
@@ -17,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import plugins
-from harness.data import SourcedExample, splits
+from harness.data import SourcedExample
 from harness.data.edit import Change, Edit, EditedRow
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, did_you_mean, refuse
@@ -195,12 +194,8 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     refuse_folds(session, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else training_data(session, candidate.source)).items
-    rows = items.list_sourced("train")
-    kept = splits.draw(rows, drawing.n_prompts, random.Random(f"{drawing.seed}/prompts"))
-    ids = {example.id for example in kept}
-    rows = [row for row in rows if row.example.id in ids]
-    writer = writers.candidate_writer(session, name)
-    writers.refuse_unpriced(candidate, writer.planned(1, 1), drawing.max_cost)
+    rows = writers.draw_prompts(items.list_sourced("train"), drawing.n_prompts, drawing.seed)
+    writer = writers.candidate_writer(session, name, drawing.max_cost)
     budgeted = writers.BudgetedWriter(
         writer, drawing.max_cost, session.progress, together=_TOGETHER * drawing.samples
     )

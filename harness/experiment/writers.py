@@ -11,6 +11,7 @@ kept, nothing begins, and what is under way is kept. A line cut short by a kill 
 what is evaluated is refused before rows are written.
 """
 
+import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -20,7 +21,7 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 from harness.cache import cache_dir
-from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows
+from harness.data import PartName, SourcedExample, contamination, find_contaminated_rows, splits
 from harness.data.text_files import display_path
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation import costs
@@ -70,16 +71,21 @@ class Writer(NamedTuple):
     weights_digest: str = ""
 
 
-def candidate_writer(session: Session, name: str) -> Writer:
+def candidate_writer(session: Session, name: str, max_cost: float | None) -> Writer:
     """Return a candidate of an experiment as a writer; its weights are made where none are stored.
 
     Raises:
-        UserError: it generates no text, or cannot be asked.
+        UserError: it generates no text, cannot be asked, or has no prices to hold a budget against.
     """
     candidate, seed = session.candidates[name], session.first_seed
     refuse_without_text(session, candidate)
     if candidate.is_remote:
-        return _remote_writer(session, candidate)
+        writer = _remote_writer(session, candidate)
+        if max_cost is not None and writer.planned(1, 1) is None:
+            found = f"{name}, an endpoint without prices"
+            step = "usd_per_million_tokens: {input: …, output: …} among its params"
+            raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+        return writer
     machine, stored = session.machine, find_stored_weights(session, candidate, seed)
     if stored is None and session.dry_run:
         found, step = "no weights yet", f"harness train {name}"
@@ -190,12 +196,10 @@ def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
     return {"id": example.id, **question}, groups
 
 
-def refuse_unpriced(candidate: ResolvedCandidate, price: float | None, max_cost: float | None) -> None:
-    """Refuse a budget that nothing could be held against; `price` is that of a request."""
-    if max_cost is not None and price is None:
-        found = f"{candidate.name}, an endpoint without prices"
-        step = "usd_per_million_tokens: {input: …, output: …} among its params"
-        raise UserError(Problem("--max-cost", found, "prices to hold it against", step))
+def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> list[SourcedExample]:
+    """Draw at most n of the rows whose prompts are sent, in the order of the file."""
+    ids = {example.id for example in splits.draw(rows, n, random.Random(f"{seed}/prompts"))}
+    return [row for row in rows if row.example.id in ids]
 
 
 def list_evaluated(session: Session) -> list[SourcedExample]:

@@ -1,4 +1,4 @@
-"""The model that comes from PyPI, unpacked for real: whole, loadable, and not unpacked twice; it scores rows."""
+"""The model that comes from PyPI, unpacked for real: whole, not unpacked twice; it answers, scores and writes rows."""
 
 import json
 from pathlib import Path
@@ -42,3 +42,50 @@ def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base
     assert by_traits[0].rows == ()
     assert f"{path}:6" in by_perplexity[0].rows
     assert by_perplexity[0].command.endswith(" --perplexity --base smollm2-135m")
+
+
+CAPITALS = {
+    "France": "Paris",
+    "Italy": "Rome",
+    "Spain": "Madrid",
+    "Egypt": "Cairo",
+    "Norway": "Oslo",
+    "Peru": "Lima",
+}
+EXPERIMENT = """
+name: written
+base_model: smollm2-135m
+precision: fp32
+device: cpu
+target: {name: capitals, data: {train: train.jsonl, test: test.jsonl}, metrics: [exact_match]}
+suites: []
+candidates: {prompt: {method: base, prompting: zero_shot}}
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("by", ["paraphrase", "new-questions"])
+def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, command, monkeypatch, by):
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt": f"What is the name of the capital city of {land}?", "reference": capital}
+        for land, capital in CAPITALS.items()
+    ]
+    for name, part in (("train", rows[:-1]), ("test", rows[-1:])):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
+    (tmp_path / "harness.yaml").write_text(EXPERIMENT)
+    words = ("data", "augment", "train.jsonl", "--with", "prompt", "--by", by, "--variants", "2")
+    code, _, error = command(*words, "--max-new-tokens", "48", "--out", "more.jsonl")
+    assert code == 0, error
+    made = [json.loads(line) for line in (tmp_path / "more.jsonl").read_text().splitlines()]
+    new = [row for row in made if row.get("source") == "augmented"]
+    manifest = json.loads((tmp_path / "more.jsonl.manifest.json").read_text())
+    assert manifest["counts"]["added"] == len(new) == len(made) - 5 > 0
+    assert sum(manifest["reasons"].values()) == 10
+    assert manifest["cost_usd"] > 0
+    assert {row["prompt"] for row in new}.isdisjoint(row["prompt"] for row in rows)
+    if by == "paraphrase":
+        assert all({"prompt": r["augmented_from"], "reference": r["reference"]} in rows for r in new)
+    else:
+        shown = [json.loads(row["augmented_from"]) for row in new]
+        assert all({*texts} <= {row["prompt"] for row in rows[:-1]} and len(texts) == 4 for texts in shown)

@@ -1,7 +1,8 @@
-"""Augmented rows: each row in other words, beside the row that it was made from, with the same answer.
+"""Augmented rows, beside the row that they were made from: in other words, or new questions with answers.
 
-Invariant: nothing but the text that asks is changed, and an id; a rewording that repeats another row, loses a
-number or the words of the answer, contradicts a row or asks what is evaluated is left out, with the reason.
+Invariant: of a rewording nothing but the text that asks is changed, and an id. One that loses a number or the
+words of the answer is left out, with the reason, as is whatever repeats or contradicts a row, or asks what is
+evaluated.
 """
 
 import re
@@ -12,9 +13,9 @@ from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXT, Roles, read_question_and_answers
 from harness.data.edit.changes import Change, EditedRow
-from harness.data.edit.dedup import dedup
-from harness.data.near_duplicates import THRESHOLD, are_alike
-from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented
+from harness.data.edit.dedup import dedup, stand_on_same
+from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
+from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented, write_origins
 from harness.data.text_files import Row
 from harness.records import fold_text
 
@@ -40,11 +41,22 @@ class QuestionText(NamedTuple):
         return {**fields, self.column: turns}
 
 
-class Rewording(NamedTuple):
-    """A text in other words; `failure` says why there is none."""
+class WrittenQuestion(NamedTuple):
+    """A question that a model wrote for a row; `failure` says why there is none, `of` what it repeats.
+
+    A rewording has the answer of its row. A new question has all its `fields`, and `shown` are the questions
+    that the model was shown beside that of its row.
+    """
 
     text: str
     failure: str = ""
+    of: str = ""
+    fields: Mapping[str, Any] | None = None
+    shown: tuple[str, ...] = ()
+
+    def put(self, fields: Mapping[str, Any], original: QuestionText) -> dict[str, Any]:
+        """Return the fields of the row that it makes of another's."""
+        return original.put(fields, self.text) if self.fields is None else {**self.fields}
 
 
 def find_question(row: Row, roles: Roles) -> QuestionText | None:
@@ -75,28 +87,31 @@ def find_question(row: Row, roles: Roles) -> QuestionText | None:
 def augment(
     rows: Sequence[Row],
     roles: Roles,
-    rewordings: Mapping[int, Sequence[Rewording]],
+    written: Mapping[int, Sequence[WrittenQuestion]],
     *,
     by: str,
+    what: str = "a rewording",
     in_columns: bool = False,
 ) -> list[EditedRow]:
-    """Return every row as it was, followed by the rows made from it; `rewordings` are by the row's index.
+    """Return every row as it was, followed by the rows made from it; `written` is by the row's index.
 
     `by` names how they were made. With `in_columns` every row has the new fields, empty in the others.
     """
-    made = list(_make_rows(rows, roles, rewordings))
+    made = list(_make_rows(rows, roles, written))
     # A made row may repeat or contradict an earlier one.
-    fit = [one.row._replace(where=f"{one.row.where}, reworded") for one in made if not one.why_not]
-    judged = iter(dedup([*rows, *fit], roles, conflicts="drop")[len(rows) :])
+    fit = [one.row._replace(where=f"{one.row.where}, new") for one in made if not one.why_not]
+    judged = iter(_judge(rows, fit, roles))
     by_row: dict[int, list[EditedRow]] = defaultdict(list)
     for one in made:
-        change = Change(one.row.where, "dropped", (f"a rewording that {one.why_not}",))
+        change = Change(one.row.where, "dropped", (f"{what} that {one.why_not}",), one.repeats)
         if not one.why_not:
-            kept, found = next(judged)
+            found = next(judged)
             change = Change(one.row.where, "added", (f"a row by {by}",))
-            if found and kept is None:
-                change = found._replace(where=one.row.where, reasons=(f"a rewording: {found.reason}",))
-        by_row[one.of].append(EditedRow(one.row if change.kind == "added" else None, change))
+            if found and found.kind == "dropped":
+                change = found._replace(where=one.row.where, reasons=(f"{what}: {found.reason}",))
+        fields = {**dict.fromkeys(rows[one.of].fields if in_columns else ()), **one.row.fields}
+        made_row = one.row._replace(fields=fields) if change.kind == "added" else None
+        by_row[one.of].append(EditedRow(made_row, change))
     outcomes: list[EditedRow] = []
     new = (*_marks(rows), ORIGIN) if in_columns else ()
     for i, row in enumerate(rows):
@@ -105,16 +120,32 @@ def augment(
     return outcomes
 
 
+def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change | None]:
+    """Return what `dedup` says of made rows, and that nearly the same is asked with another answer."""
+    # Without their origins: a row stays here though another repeats it, and so do those made from it.
+    every = [*rows, *(row._replace(fields=row.fields | {ORIGIN: ""}) for row in fit)]
+    read = [read_question_and_answers(row, roles) for row in every]
+    same = lambda i, j: stand_on_same(read[i], read[j])  # noqa: E731 (a closure over what was read)
+    changes = [outcome.change for outcome in dedup(every, roles, conflicts="drop")]
+    for kept, others in near_duplicates([one.question for one in read], same=same):
+        for i, similarity in others:
+            if changes[i] is None:
+                reason = ("another answer to nearly the same question",)
+                changes[i] = Change(every[i].where, "dropped", reason, every[kept].where, similarity)
+    return changes[len(rows) :]
+
+
 class _AugmentedRow(NamedTuple):
-    """A row made from the row `of`; `why_not` says what forbids to write it."""
+    """A row made from the row `of`; `why_not` says what forbids to write it, `repeats` what it repeats."""
 
     row: Row
     of: int
     why_not: str
+    repeats: str
 
 
 def _make_rows(
-    rows: Sequence[Row], roles: Roles, rewordings: Mapping[int, Sequence[Rewording]]
+    rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
 ) -> Iterator[_AugmentedRow]:
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
     answers = [
@@ -122,13 +153,13 @@ def _make_rows(
     ]
     times = Counter(answer for of in answers for answer in of)
     labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
-    for i, found in rewordings.items():
+    for i, found in written.items():
         row = rows[i]
         if (original := find_question(row, roles)) is None:
             continue
-        for rewording in found:
-            fields = original.put(row.fields, rewording.text)
-            fields |= {**marks, ORIGIN: original.text}
+        for one in found:
+            fields = one.put(row.fields, original)
+            fields |= {**marks, ORIGIN: write_origins([original.text, *one.shown])}
             ident = row.fields.get("id")
             if isinstance(ident, int):  # an id that no row has, of the same type
                 fields["id"] = 1 + max(one for one in known if isinstance(one, int))
@@ -136,8 +167,10 @@ def _make_rows(
                 names = (f"{ident}-augmented-{k}" for k in count(1))
                 fields["id"] = next(name for name in names if name not in known)
             known.add(fields.get("id"))
-            why_not = rewording.failure or _unfit(rewording.text, original.text, answers[i] - labels)
-            yield _AugmentedRow(Row(row.where, fields), i, why_not)
+            why_not = one.failure
+            if one.fields is None and not why_not:
+                why_not = _unfit(one.text, original.text, answers[i] - labels)
+            yield _AugmentedRow(Row(row.where, fields), i, why_not, one.of)
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:

@@ -131,11 +131,12 @@ def dedup(
         of = dropped.get(change.of) if change and row is None and change.reason == "a duplicate" else None
         if of and of.of != rows[i].where:
             changes[i] = drop(rows[i], of.reason, of.of, of.similarity)
-    # An augmented row goes where every row with the text that it was made from is dropped.
+    # An augmented row goes where every row with a text that it was made from is dropped.
     gone = dropped.keys()
-    for i, origin in enumerate(made.get(row.where) for row in rows):
-        if origin and origin.places and rows[i].where not in gone and gone >= set(origin.places):
-            changes[i] = drop(rows[i], "augmented from a row that is dropped", origin.places[0])
+    for i, row in enumerate(rows):
+        lost = [of for of in made.get(row.where, ()) if of.places and gone >= set(of.places)]
+        if lost and row.where not in gone:
+            changes[i] = drop(row, "augmented from a row that is dropped", lost[0].places[0])
     return [changes.get(i, EditedRow(row)) for i, row in enumerate(rows)]
 
 

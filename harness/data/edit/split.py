@@ -101,10 +101,10 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
         return found
     changes = {change.where: change for change in found.changes}
     trained = {row.where for row in found.parts["train"]}
-    for where, origin in made.items():
-        if not origin.places:
+    for where, found_origins in made.items():
+        if not all(origin.places for origin in found_origins):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not in the file",))
-        elif of := next((at for at in origin.places if at not in trained), None):
+        elif of := next((at for o in found_origins for at in o.places if at not in trained), None):
             changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
     rows = [row for row in content.rows if splits.is_augmented(row)]
     others = [row for name, part in found.parts.items() if name != "train" for row in part]
