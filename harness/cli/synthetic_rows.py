@@ -117,9 +117,9 @@ def data_augment(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Add training rows that a model wrote: in other words, or new questions.
+    """Add training rows that a model wrote.
 
-    Each stands beside the row it was made from.
+    They are rows in other words or new questions; each stands beside the row it was made from.
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.columns import column_options
