@@ -25,7 +25,7 @@ from harness.progress import SilentProgress
 from harness.records import Example, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData
 from harness.store import Store
-from harness.training import CHECKPOINTS, Reward, score_answers
+from harness.training import CHECKPOINTS, Reward, open_scorer
 from harness.training import reinforcement as rl
 from harness.training.heads import open_reward_model
 
@@ -248,7 +248,8 @@ def rewards_of_prompts(after):
         ({"validation_rewards": rewards_of_prompts(0.9)}, "training, +0.800 [+0.685, +0.915]"),
         ({"validation_rewards": rewards_of_prompts(0.15)}, "which is within its noise"),
         ({"validation_rewards": (ValidationReward("a", None, 1.0),)}, None),
-        ({"reward_model_accuracy": 0.9, "n_heldout": 30}, "of 90.0 [74, 97] % of 30 held-out pairs"),
+        ({"heldout_accuracy": ((9, 0.9),), "n_heldout": 30}, "policy: rates the chosen answer higher in 90.0 [74, 97] %"),
+        ({"reward_model_accuracy": 0.9, "n_heldout": 30}, "its reward model rates the chosen answer higher in 90.0 [74, 97] % of 30"),
         ({"reward_model_accuracy": 0.6, "n_heldout": 30}, "60.0 [42, 75] % of 30 held-out pairs, which may be ch"),
     ],
 )  # fmt: skip
@@ -288,7 +289,7 @@ def test_the_estimate_of_a_training_on_rewards_counts_each_answer_that_it_draws(
 
 
 @pytest.mark.e2e
-def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path):
+def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path, harness):
     report = tiny_experiment.run(write_experiment(tmp_path, tiny))
     assert {facts.name for facts in report.facts} == {"prompt", "grpo"}
     training = tiny_experiment.runs_of(tmp_path / "harness.yaml")["grpo"].training
@@ -296,6 +297,8 @@ def test_a_reward_model_is_made_first_and_stands_in_no_comparison(tiny, tmp_path
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0
     assert len(training.reward) == len(training.kl) == 1
+    shown = harness("train", "judge", cwd=tmp_path, check=0).stderr
+    assert "judge: rates the chosen answer higher in" in shown
 
 
 def test_a_reward_model_of_another_tokenizer_or_a_metric_of_more_than_an_answer_is_refused(tiny, tmp_path):
@@ -380,9 +383,8 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     for row in rows:
         texts = [one.text for one in drawn[row.example_id]]
         base, chat = session.candidates["judge"].trained_base, session.target.task.chat_template
-        given = score_answers(
-            made.folder / "reward", base, session.machine, [items[row.example_id]] * 3, texts, chat
-        )
+        score = open_scorer(made.folder / "reward", base, session.machine, chat)
+        given = score([items[row.example_id]] * 3, texts)
         stored = [one.parts["reward:judge"][0] for one in drawn[row.example_id]]
         assert stored == pytest.approx(given, abs=1e-4)
         able = [k for k, one in enumerate(drawn[row.example_id]) if one.status == "ok"] or range(3)

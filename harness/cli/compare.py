@@ -235,7 +235,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one candidate, or find its weights."""
-    from harness.experiment import ensure_weights
+    from harness.experiment import describe_rewards, ensure_weights
     from harness.experiment.run_candidate import begin
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
@@ -251,6 +251,9 @@ def train(
         },
         as_json,
     )
+    for name, w in made.items():
+        for line in describe_rewards(name, w.training):
+            say(line)
 
 
 @verb(app, "harness worker", "harness worker /shared/project/runs", heading=EXPERIMENT)

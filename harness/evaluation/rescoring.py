@@ -17,7 +17,7 @@ from harness.evaluation.row_sets import Chooser, RowSet
 from harness.evaluation.session import Session
 from harness.metrics import Parts
 from harness.records import BLOCK, Example, Output, RowsIdentity, Sample, SampleResult
-from harness.training import score_answers
+from harness.training import open_scorer
 
 Rewards = Mapping[tuple[str, str], Mapping[str, Parts | None]]
 """Maps item and text to the parts that a reward model adds to an answer's scores."""
@@ -119,7 +119,7 @@ def _score_rewards(
     answers = list(dict.fromkeys((row.example_id, sample.text) for row in block for sample in row.samples))
     prompted, texts = [step(plain[ident]) for ident, _ in answers], [text for _, text in answers]
     model, chat = folder / chooser.weights.kind, rows.measured.task.chat_template
-    scores = score_answers(model, chooser.base, session.machine, prompted, texts, chat)
+    scores = open_scorer(model, chooser.base, session.machine, chat)(prompted, texts)
     return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}
 
 

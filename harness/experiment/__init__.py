@@ -63,7 +63,7 @@ from harness.experiment.report_runs import (
     workers_sentence,
 )
 from harness.experiment.run_candidate import find_stored_runs, time_again
-from harness.experiment.run_remarks import describe_prompting
+from harness.experiment.run_remarks import describe_prompting, describe_rewards
 from harness.experiment.stored_rows import (
     Reader,
     Runs,

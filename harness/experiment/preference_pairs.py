@@ -37,7 +37,7 @@ from harness.metrics import version as metric_version
 from harness.provenance import digest_code
 from harness.records import Example, Limits, Output, is_unspaced
 from harness.spec import is_path, metric_name, metric_plugin
-from harness.training import Reward, reward_problems, rewards_of, score_answers
+from harness.training import Reward, open_scorer, reward_problems, rewards_of
 
 Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
 
@@ -102,7 +102,7 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
         chat = session.target.task.chat_template
         prompts = [step(example) for example in examples]
         model = folder / weights.kind
-        return [*score_answers(model, candidate.trained_base, session.machine, prompts, answers, chat)]
+        return [*open_scorer(model, candidate.trained_base, session.machine, chat)(prompts, answers)]
 
     return Ranking({"reward": candidate.name, "weights": weights.digest}, score)
 

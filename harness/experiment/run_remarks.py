@@ -292,33 +292,39 @@ def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
 
 
 def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
-    """Name trainings on rewards that had little to learn from: no rewards, or the same for all answers."""
+    """Say what trainings on rewards or pairs had to learn from, and whether they learned it."""
     for run in runs:
-        rewards, equal = run.training.reward, [share for _, share in run.training.equal_rewards]
-        known = [share for share in equal if share is not None]
-        if rewards and all(mean is None for _, mean in rewards):
-            steps = pluralize(len(rewards), "step")
-            yield f"{run.candidate}: no answer of its {steps} could be rewarded, so it learned nothing"
-        elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
-            yield (
-                f"{run.candidate}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
-                "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
-            )
-        accuracy, n_pairs = run.training.reward_model_accuracy, run.training.n_heldout
-        if accuracy is not None and n_pairs:
-            low, high = wilson(accuracy * n_pairs, n_pairs)
-            yield (
-                f"{run.candidate}: its reward model prefers the chosen answer of "
-                f"{interval(accuracy, low, high)} % of {pluralize(n_pairs, 'held-out pair')}"
-                f"{', which may be chance' if low <= 0.5 else ''}"
-            )
-        if gain := measure_reward_gain(run.training):
-            is_noise = gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
-            yield (
-                f"{run.candidate}: reward on {pluralize(gain.n, 'validation prompt')} "
-                f"{plain(gain.before)} before and {plain(gain.after)} after the training, "
-                f"{plain(gain.change, gain.low, gain.high, sign=True)}{_WITHIN_NOISE if is_noise else ''}"
-            )
+        yield from describe_rewards(run.candidate, run.training)
+
+
+def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:
+    """Say so of one training, which is called `name`."""
+    rewards, equal = training.reward, [share for _, share in training.equal_rewards]
+    known = [share for share in equal if share is not None]
+    if rewards and all(mean is None for _, mean in rewards):
+        steps = pluralize(len(rewards), "step")
+        yield f"{name}: no answer of its {steps} could be rewarded, so it learned nothing"
+    elif known and (mean := sum(known) / len(known)) >= _MOSTLY:
+        yield (
+            f"{name}: {100 * mean:.0f} % of the prompts had one reward for all answers, which "
+            "teaches nothing; a graded reward, more num_generations or a higher temperature may help"
+        )
+    by, accuracy, n = "its reward model ", training.reward_model_accuracy, training.n_heldout
+    if training.heldout_accuracy:
+        by, accuracy = "", training.heldout_accuracy[-1][1]
+    if accuracy is not None and n:
+        low, high = wilson(accuracy * n, n)
+        yield (
+            f"{name}: {by}rates the chosen answer higher in {interval(accuracy, low, high)} % of "
+            f"{pluralize(n, 'held-out pair')}{', which may be chance' if low <= 0.5 else ''}"
+        )
+    if gain := measure_reward_gain(training):
+        is_noise = gain.low is None or gain.high is None or gain.low <= 0 <= gain.high
+        yield (
+            f"{name}: reward on {pluralize(gain.n, 'validation prompt')} "
+            f"{plain(gain.before)} before and {plain(gain.after)} after the training, "
+            f"{plain(gain.change, gain.low, gain.high, sign=True)}{_WITHIN_NOISE if is_noise else ''}"
+        )
 
 
 class RewardGain(NamedTuple):

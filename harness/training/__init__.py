@@ -80,7 +80,7 @@ from harness.training.reinforcement import (
     rewards_of,
     train_on_rewards,
 )
-from harness.training.reward_model import RewardParams, score_answers, train_reward_model
+from harness.training.reward_model import RewardParams, open_scorer, train_reward_model
 from harness.training.sft import SUPERVISED, SupervisedParams, fine_tune, plan_tracked_steps
 from harness.training.tokenized import tokenize
 from harness.training.trainer import MEMORY_KNOBS, is_of_bitsandbytes

@@ -100,12 +100,7 @@ def distill(
             self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
             return loss
 
-    arguments = {
-        "eval_strategy": "epoch",
-        "per_device_eval_batch_size": params.per_device_train_batch_size,
-        "prediction_loss_only": True,
-        "include_num_input_tokens_seen": "no",
-    }
+    arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
     train, apart = map(Dataset.from_list, (rows, measured))
     given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
     trainer: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)

@@ -23,16 +23,14 @@ from pydantic import Field, model_validator
 
 from harness.errors import CandidateFailed, Problem, Unscored, UserError, one_line
 from harness.metrics import item_scores, load_metrics
-from harness.models import encode_all, encode_answered, join_to_plain_text
-from harness.models.hub import map_end_tokens
+from harness.models import encode_all, join_to_plain_text
 from harness.plugins import Teaching
 from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
 from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward, curve
-from harness.training.heads import open_reward_model
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
-from harness.training.reward_model import score_tokens
+from harness.training.reward_model import open_scorer
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -40,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer
 
 Algorithm = Literal["RLOO", "GRPO"]  # of TRL, by the names of its trainers
+Rewards = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
 
 _VALIDATED = 128  # validation prompts whose answers are rewarded, at most
 _TOGETHER = 16  # of them answered at once
@@ -107,7 +106,11 @@ def train_on_rewards(
     policy = load_policy(context, peft_config, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
     reward = context.reward
-    score = _reward_by_model(reward, context) if reward.model else rewards_of(reward)
+    score: Rewards
+    if reward.model and reward.source:
+        score = open_scorer(reward.model, reward.source, context.machine, context.chat_template)
+    else:
+        score = rewards_of(reward)
     trainer = _trainer(policy, params, algorithm, rows, score)
     made = train_policy(policy, trainer, n_dropped)
     start, history = time.perf_counter(), trainer.state.log_history
@@ -123,7 +126,7 @@ def train_on_rewards(
 
 
 def _validate(
-    policy: Policy, params: ReinforcedParams, trainer: Any, score: "Rewards"
+    policy: Policy, params: ReinforcedParams, trainer: Any, score: Rewards
 ) -> tuple[ValidationReward, ...]:
     """Reward the likeliest answers to validation prompts, by the reference and by what was trained.
 
@@ -138,7 +141,7 @@ def _validate(
     greedy = copy(trainer.generation_config)
     greedy.update(do_sample=False, temperature=None, top_p=None, top_k=None)
 
-    def rewards(model: Any) -> list[float | None]:
+    def rewards(model: Any) -> Sequence[float | None]:
         texts: list[str] = []
         for start in range(0, len(prompts), _TOGETHER):
             part = {"input_ids": prompts[start : start + _TOGETHER]}
@@ -194,7 +197,7 @@ def _encode(prompts: Sequence[Any], tokenizer: "PreTrainedTokenizerBase") -> lis
 
 
 def _trainer(
-    policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row], score: "Rewards"
+    policy: Policy, params: ReinforcedParams, algorithm: Algorithm, rows: list[Row], score: Rewards
 ) -> "Trainer":
     import trl
     from datasets import Dataset
@@ -256,25 +259,8 @@ def _make_resumable(plain: Any) -> Any:
     return ResumableTrainer
 
 
-Rewards = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
 _MEND = "fix the function"
-
-
-def _reward_by_model(reward: Reward, context: FitContext) -> Rewards:
-    """Return the rewards of a model, which reads answers as it was trained on them."""
-    assert reward.model is not None
-    assert reward.source is not None
-    model, tokenizer = open_reward_model(reward.model, reward.source, context.machine)
-    ends = map_end_tokens(reward.source, tokenizer)
-
-    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float | None]:
-        pairs = zip(examples, answers, strict=True)
-        rows = [PromptText(e.messages, answer, context.chat_template) for e, answer in pairs]
-        made = encode_answered(tokenizer, rows, ends)
-        return [*score_tokens(model, tokenizer, [[*one.context, *one.continuation] for one in made])]
-
-    return score
 
 
 def rewards_of(reward: Reward) -> Rewards:

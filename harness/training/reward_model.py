@@ -5,26 +5,25 @@ that were held out.
 Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; TRL's RewardTrainer.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import Field
 
+from harness.models import encode_answered
 from harness.models.hardware import Machine
-from harness.models.hub import ModelSource
-from harness.records import Example, TrainingRecord
+from harness.models.hub import ModelSource, map_end_tokens
+from harness.records import Example, PromptText, TrainingRecord
 from harness.training import heldout
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext
 from harness.training.heads import load_with_head, open_reward_model
 from harness.training.heldout import HeldOutParams
-from harness.training.tokenized import tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
     from peft import PeftConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _TOGETHER = 16  # answers that are scored at once
 
@@ -81,41 +80,37 @@ def train_reward_model(
     return heldout.add_curves(made, trainer, n_rows, accuracy="accuracy", margin="margin")
 
 
-def score_answers(
-    folder: Path,
-    source: ModelSource,
-    machine: Machine,
-    examples: Sequence[Example],
-    answers: Sequence[str],
-    chat: bool,
-) -> list[float]:
-    """Return the rewards of answers to prompted examples, in the reward's own unit, a logit.
+def open_scorer(
+    folder: Path, source: ModelSource, machine: Machine, chat: bool
+) -> Callable[[Sequence[Example], Sequence[str]], list[float]]:
+    """Open a reward model; return what rewards answers to prompted examples, in its own unit, a logit.
 
     Each is read as in the training of the reward model. One longer than the context is read cut at its end.
     """
-    model, tokenizer = open_reward_model(folder, source, machine)
-    made = tokenize(examples, [(answer,) for answer in answers], chat, tokenizer, source)
-    return score_tokens(model, tokenizer, [whole for one in made for whole in one.wholes])
-
-
-def score_tokens(
-    model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", wholes: Sequence[list[int]]
-) -> list[float]:
-    """Return the rewards of prompts with their answers, as token ids."""
     import torch
 
+    model, tokenizer = open_reward_model(folder, source, machine)
+    ends = map_end_tokens(source, tokenizer)
     longest = int(getattr(model.config.get_text_config(), "max_position_embeddings", 0) or 1 << 30)
-    wholes = [whole[:longest] for whole in wholes]
-    order = sorted(range(len(wholes)), key=lambda i: len(wholes[i]))
-    scores = [0.0] * len(wholes)
-    for start in range(0, len(order), _TOGETHER):
-        part = order[start : start + _TOGETHER]
-        padded = tokenizer.pad({"input_ids": [wholes[i] for i in part]}, return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            found = model(**padded).logits[:, 0].float().tolist()
-        for i, score in zip(part, found, strict=True):
-            scores[i] = score
-    return scores
+
+    def score(examples: Sequence[Example], answers: Sequence[str]) -> list[float]:
+        pairs = zip(examples, answers, strict=True)
+        rows = [PromptText(example.messages, answer, chat) for example, answer in pairs]
+        made = encode_answered(tokenizer, rows, ends) if rows else []
+        wholes = [[*one.context, *one.continuation][:longest] for one in made]
+        order = sorted(range(len(wholes)), key=lambda i: len(wholes[i]))
+        scores = [0.0] * len(wholes)
+        for start in range(0, len(order), _TOGETHER):
+            part = order[start : start + _TOGETHER]
+            ids = {"input_ids": [wholes[i] for i in part]}
+            padded = tokenizer.pad(ids, return_tensors="pt").to(model.device)
+            with torch.inference_mode():
+                found = model(**padded).logits[:, 0].float().tolist()
+            for i, reward in zip(part, found, strict=True):
+                scores[i] = reward
+        return scores
+
+    return score
 
 
 def _row(_: int, wholes: list[list[int]]) -> Row:
