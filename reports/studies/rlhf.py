@@ -19,13 +19,14 @@ import yaml
 
 import harness
 from harness import config, formatting
-from harness.cli.progress_bar import TerminalProgress
 from harness.analysis.decision import CandidateFacts
-from harness.experiment import Scope, prepare_session
-from harness.experiment.run_remarks import measure_reward_gain
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.training_fit import fit_work
 from harness.analysis.gating import WORDS
+from harness.cli.progress_bar import TerminalProgress
+from harness.evaluation.candidate_rows import training_data
+from harness.experiment import Scope, prepare_session
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.run_remarks import measure_reward_gain
+from harness.experiment.training_fit import fit_work
 from harness.progress import SilentProgress
 from harness.records import TrainingRecord
 from harness.report import ExperimentReport
@@ -33,52 +34,73 @@ from harness.stats import wilson
 
 ROOT = Path(__file__).parents[2]
 SUITES = ROOT / "suites"
-GENERAL = {"grammar": 60, "reading": 20, "chat_facts": 20}
+GENERAL = {"grammar": 40, "arithmetic": 40, "chat_facts": 12}
 LORA = {"r": 16, "learning_rate": 1.0e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
 DRAWN = {
     "num_generations": 4,
     "max_completion_length": 10,
     "per_device_train_batch_size": 8,
-    "max_steps": 12,
     "learning_rate": 3.0e-4,
     "lr_scheduler_type": "constant_with_warmup",
     "beta": 0.02,
 }
 JUDGE = {"learning_rate": 5.0e-4, "num_train_epochs": 1, "per_device_train_batch_size": 4, "heldout": 0.35}
-DPO = {"beta": 0.1, "learning_rate": 3.0e-5, "num_train_epochs": 1}
-CANDIDATES: dict[str, dict[str, Any]] = {
-    "prompt": {"method": "base"},
-    "lora": {"method": "lora", "train": ["first.jsonl"], "params": LORA},
-    "more-rows": {"method": "lora", "params": LORA},
-    "judge": {"method": "reward", "params": JUDGE},
-    "dpo": {"method": "dpo", "init_from": "lora", "params": DPO},
-} | {
-    f"{method}-{name}": {
+DPO = {"beta": 0.1, "learning_rate": 1.0e-4, "max_steps": 6}
+FORM = """\
+import re
+
+
+def reward(prompts, completions, references):
+    form = re.compile(r"queue: (returns|delivery|billing|repairs) \\| tone: (calm|upset)")
+    return [float(bool(form.fullmatch(text))) for text in completions]
+"""
+
+
+def _rewarded(method: str, reward: str, max_steps: int) -> dict[str, Any]:
+    params = DRAWN | {"max_steps": max_steps}
+    return {
         "method": method,
         "init_from": "lora",
         "train": ["later.jsonl"],
         "reward": reward,
-        "params": DRAWN,
+        "params": params,
     }
-    for method in ("rloo", "grpo")
-    for name, reward in (("rule", "token_f1"), ("judge", "judge"))
+
+
+CANDIDATES: dict[str, dict[str, Any]] = {
+    "lora": {"method": "lora", "train": ["first.jsonl"], "params": LORA},
+    "judge": {"method": "reward", "params": JUDGE},
+    "dpo": {"method": "dpo", "init_from": "lora", "params": DPO},
+    "grpo-f1": _rewarded("grpo", "token_f1", 12),
+    "rloo-judge": _rewarded("rloo", "judge", 8),
+    "rloo-form": _rewarded("rloo", "./form.py", 8),
 }
 HEAD = """\
-# Reinforcement learning and preferences on the embedded model
+# Rewards and pairs on the embedded model
 
-All start at one LoRA (`lora`) on {n_first} rows of the quickstart's messages to sort. RLOO and GRPO draw {n_drawn}
-answers to each of {n_prompts} other prompts and learn from their reward: a rule (`token_f1` with the row's answer)
-or a reward model (`judge`) trained on {n_pairs} of the quickstart's pairs. DPO learns from the same pairs.
-`more-rows` is a plain LoRA on the rows of both, which is what the answers of these prompts are worth without
-reinforcement. Each is trained once, with one seed. {judge}
+All start at one LoRA (`lora`) of SmolLM2-135M-Instruct on {n_first} of the quickstart's messages to sort, which knows
+the form of an answer and little more. RLOO and GRPO draw four answers to each prompt of the other messages, two
+prompts a step, and learn from their reward: `grpo-f1` from `token_f1` with the row's answer, `rloo-form` from a rule
+that asks for the form alone, `rloo-judge` from a reward model. `judge` was trained on {n_pairs} of the quickstart's
+pairs and rates the chosen answer higher in {judge} % of {n_heldout} pairs that were held out; `dpo` learned
+from the same pairs. One training each, one seed: how far other seeds differ is not known.
 
-| candidate | reward on validation, before → after | its change | target, EM | gain over `lora` | other skills | gate |
+{found}
+
+`python -m reports.studies.rlhf` makes this page on {device}. The reward on validation is that of the likeliest
+answer to each of {n_validated} prompts, before the training and after it. The gain over `lora` is paired, over {n_test} test
+items; other skills are the mean change over {n_tasks} small general tasks against the base. In brackets: 95 %
+intervals.
+
+| candidate | reward on validation | its change | target, EM | gain over `lora` | other skills | gate |
 |---|---|---|---|---|---|---|
 """
+FOUND = ""
 COSTS = """\
 
-What each took, without what it starts from. Read and generated are what `--dry-run` counts beside the trained
-tokens: answers at most, the reference and the reward model. Minutes are those of a busy machine ({device}).
+What each took, without what it starts from and without the reward model. Tokens read and generated are those
+that `--dry-run` counts beside the trained ones: prompts to answer, the reference, a reward model, answers at most.
+Other programs ran on the machine: a training waited for a processor for the share that is shown.
 
 | training | steps | tokens trained on | read | generated | minutes | waited for a processor | peak memory, GiB |
 |---|--:|--:|--:|--:|--:|--:|--:|
@@ -107,6 +129,7 @@ def write_experiment(folder: Path) -> Path:
     rows["pairs"] = [row for row in _read("pairs") if row["chosen"].startswith("queue:")]
     for name, of in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of), "utf-8")
+    (folder / "form.py").write_text(FORM, "utf-8")
     general = yaml.safe_load((SUITES / "general.yaml").read_text("utf-8"))
     tasks = [task for task in general["tasks"] if task["name"] in GENERAL]
     for task in tasks:
@@ -115,7 +138,8 @@ def write_experiment(folder: Path) -> Path:
     (folder / "general.yaml").write_text(yaml.safe_dump(general | {"tasks": tasks}), "utf-8")
     target = {
         "name": "sorting",
-        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test", "pairs")},
+        "data": {split: f"{split}.jsonl" for split in ("train", "validation", "test", "pairs")}
+        | {"limits": {"test": 60}},
         "metrics": ["exact_match", "token_f1"],
         "fields": {"prompt": "{prompt}\nSorted as"},
         "chat_template": False,
@@ -145,37 +169,29 @@ def page(path: Path, report: ExperimentReport) -> str:
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     judge = find_stored_weights(session, session.candidates["judge"], 0)
     assert judge is not None
-    trained = {facts.name: facts.training for facts in report.facts if facts.trained}
+    n_heldout, accuracy = judge.training.n_heldout or 0, judge.training.heldout_accuracy[-1][1] or 0.0
+    trained = {facts.name: facts.training for facts in report.facts}
     head = HEAD.format(
-        n_first=trained["lora"].n_examples or len(_lines(path, "first")),
-        n_drawn=DRAWN["num_generations"],
-        n_prompts=int(DRAWN["max_steps"])
-        * int(DRAWN["per_device_train_batch_size"])
-        // int(DRAWN["num_generations"]),
+        n_first=len(training_data(session, session.candidates["lora"].source).items.train),
         n_pairs=judge.training.n_pairs,
-        judge=_describe_judge(judge.training),
+        judge=formatting.interval(accuracy, *wilson(accuracy * n_heldout, n_heldout)),
+        n_heldout=n_heldout,
+        found=FOUND,
+        device=f"{report.header['device']} in {report.header['precision']}",
+        n_validated=len(session.target.items.validation),
+        n_test=len(session.target.items.test),
+        n_tasks=len(GENERAL),
     )
     costs = []
     for name, training in (trained | {"judge": judge.training}).items():
         work = fit_work(session, session.candidates[name].source, 0)
         costs.append(_cost_cells(name, training, (work.read, work.generated)))
-    device = report.header.get("device", "")
     rows = "".join(f"{_row(_result_cells(facts, report))}\n" for facts in report.facts)
-    return head + rows + COSTS.format(device=device) + "".join(f"{_row(cells)}\n" for cells in costs)
-
-
-def _lines(path: Path, name: str) -> list[str]:
-    return (path.parent / f"{name}.jsonl").read_text("utf-8").splitlines()
+    return head + rows + COSTS + "".join(f"{_row(cells)}\n" for cells in costs)
 
 
 def _row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
-
-
-def _describe_judge(training: TrainingRecord) -> str:
-    n, accuracy = training.n_heldout or 0, training.heldout_accuracy[-1][1] or 0.0
-    shown = formatting.interval(accuracy, *wilson(accuracy * n, n))
-    return f"The reward model prefers the chosen answer of {shown} % of {n} pairs that were held out."
 
 
 def _result_cells(facts: CandidateFacts, report: ExperimentReport) -> list[str]:
