@@ -92,7 +92,10 @@ def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
     start_s = 10 + 2 * 6_738_415_616 / 1.5e9
     assert 4 * (row.time_s - start_s) == pytest.approx(batch.time_s - start_s)
     assert row.cost_usd == pytest.approx(4 * row.time_s * 3 / 3600)
-    assert found["QLoRA", True] == alone["QLoRA", True]  # which one card trains
+    four, shared = found["QLoRA by FSDP", True].peak, found["QLoRA", True].peak
+    assert shared.weights == alone["QLoRA", True].peak.weights
+    assert four.weights == pytest.approx(shared.weights * (1 / 4 + 2 / 32))
+    assert not any("QLoRA by ZeRO" in name for name, _ in found)
     assert found["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
 
 
@@ -119,6 +122,7 @@ def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
     [
         (24.0, 1, ["LoRA", "peft IA3"], "merged it answers as fast as the base"),
         (16.0, 1, ["QLoRA"], "LoRA on the base in 16 bits takes 20.8 GB of 16, on NF4 11.2"),
+        (8.0, 2, ["QLoRA by FSDP"], "LoRA on the base in 16 bits takes 12.9 GB of 8, on NF4 7.5"),
         (80.0, 1, ["LoRA", "peft IA3", "spectrum"], "from 46.1 GB; it answers as fast as the base"),
         (8.0, 1, [], ""),
     ],

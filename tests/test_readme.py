@@ -248,6 +248,17 @@ def test_every_link_of_a_page_leads_to_a_file(page):
     } == set()
 
 
+def test_every_page_of_the_docs_is_at_most_two_links_from_the_first_one():
+    def follow(page):
+        links = re.findall(r"\]\((?!https?:)([^)#]+\.md)", FENCE.sub("", PAGES[page]))
+        return {os.path.normpath(Path(page).parent / link) for link in links}.intersection(PAGES)
+
+    near = follow("docs/index.md")
+    assert {page for page in PAGES if page.startswith("docs/")} <= near.union(*map(follow, near))
+    assert {"docs/howto/model.md", "docs/howto/data.md", "docs/decision.md", "docs/scope.md"} <= near
+    assert {"docs/howto/lm_eval.md", "docs/statistics.md", "docs/howto/trainers.md"} <= near
+
+
 def test_every_key_that_the_docs_name_is_one_of_the_experiment():
     sections = "gate|decide|nightly|rescue|target"
     named = re.findall(rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)", DOCS)

@@ -2,15 +2,18 @@
 
 from dataclasses import replace
 from math import inf
+from pathlib import Path
 
 import pytest
 import tiny_experiment
+from ruamel.yaml import YAML
 
 from harness import config, experiment, plugins
-from harness.config.recipe_checks import BATCH, Range, lint, ranges
+from harness.config.recipe_checks import BATCH, SHARE, Range, lint, ranges
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
 
+ROOT = Path(__file__).parents[1]
 SMALL, MIDDLE = 135e6, 7e9
 
 
@@ -24,7 +27,7 @@ def test_a_range_is_of_settings_that_its_methods_have_and_names_its_source(of):
     assert methods, "a method is published as such a training"
     for method in methods:
         fields = plugins.method(method).params.model_fields
-        known = {*fields, *([BATCH] if "per_device_train_batch_size" in fields else [])}
+        known = {*fields, *([BATCH, SHARE] if "per_device_train_batch_size" in fields else [])}
         assert {of.setting, *of.only} <= known
     assert of.source
     assert of.low <= of.high
@@ -64,6 +67,19 @@ def test_a_default_is_named_as_one_and_not_where_it_lies_between_sources():
     assert line.startswith("learning_rate 0.0001 is above")
 
 
+@pytest.mark.parametrize("warmup", [0, 0.05, 300])
+def test_a_warmup_of_none_of_a_share_and_of_steps_is_each_judged_as_what_it_is(warmup):
+    assert not any("warm" in line for line in lint_recipe("lora", SMALL, warmup_steps=warmup))
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("baselines/*.yaml")), ids=lambda file: file.stem)
+def test_no_value_of_a_shipped_recipe_is_outside_of_what_was_published(file):
+    recipe = YAML(typ="safe").load(file)
+    if plugins.method(recipe.get("method", "base")).trains:
+        for size in (SMALL, MIDDLE):
+            assert lint_recipe(recipe["method"], size, **recipe.get("params", {})) == []
+
+
 SIZES = (1e6, 50e6, SMALL, 0.5e9, 0.6e9, 1e9, 1.1e9, 1.5e9, 1.7e9, 3e9, 3.8e9, MIDDLE, 70e9, 100e9, 400e9)
 
 
@@ -87,6 +103,12 @@ def test_what_init_proposes_is_remarked_on_for_no_size_of_base(size, data):
         ("lora", {"num_train_epochs": 40}, "num_train_epochs 40 is above"),
         ("lora", {"num_train_epochs": 0.5}, "num_train_epochs 0.5 is below"),
         ("lora", {"per_device_train_batch_size": 64, "gradient_accumulation_steps": 8}, "rows of a step 512 is above"),
+        ("lora", {"warmup_steps": 0.3}, "share of warm-up steps 0.3 is above"),
+        ("lora", {"warmup_steps": 20}, "warmup_steps 20 is below"),
+        ("qlora", {"weight_decay": 0.5}, "weight_decay 0.5 is above"),
+        ("lora", {"lora_dropout": 0.4}, "lora_dropout 0.4 is above"),
+        ("full", {"weight_decay": 0.5}, "weight_decay 0.5 is above"),
+        ("full", {"warmup_steps": 0.01}, "share of warm-up steps 0.01 is below"),
         ("full", {"learning_rate": 1e-2}, "learning_rate 0.01 is above"),
         ("dpo", {"beta": 5.0}, "beta 5 is above"),
         ("dpo", {"learning_rate": 1e-3}, "learning_rate 0.001 is above"),

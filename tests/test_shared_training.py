@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from importlib.util import find_spec
@@ -15,13 +16,14 @@ import tiny_experiment
 import tiny_methods
 from safetensors.numpy import load_file
 
-from harness import config, training
+from harness import config, plugins, training
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
+from harness.experiment import Scope, prepare_session, recipe_warnings
 from harness.experiment.candidate_problems import check_gpus, check_sharing
 from harness.experiment.training_fit import folder_of, processes_of, shards_of
 from harness.models import memory
-from harness.models.hub import resolve, shape
+from harness.models.devices import load_base
+from harness.models.hub import quantize, resolve, shape
 from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy, TrainingPolicy
 from harness.training import worker
@@ -34,6 +36,13 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 LORA = {"r": 2, "per_device_train_batch_size": 4, "num_train_epochs": 2, "max_length": 200}
+STEPS = {
+    "per_device_train_batch_size": 3,
+    "gradient_accumulation_steps": 4,
+    "num_train_epochs": 3,
+    "max_length": 200,
+    "warmup_steps": 0,
+}
 TWO = "training: {accelerate: {num_processes: 2}}\n"
 
 
@@ -47,7 +56,7 @@ def write_job(tiny, folder, policy, method="lora", **params):
     job = training.TrainingJob(
         method=method,
         params=params,
-        source=resolve(str(tiny)),
+        source=quantize(resolve(str(tiny)), plugins.method(method).quantization),
         machine=tiny_methods.CPU,
         seed=0,
         regularize={},
@@ -57,7 +66,7 @@ def write_job(tiny, folder, policy, method="lora", **params):
         code=training.code_of(method, ()),
     )
     rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
-    training.write_job(folder, job, **rows, pairs=())
+    training.write_job(folder, job, **rows, pairs=tiny_methods.pairs(slice(0, 5)))
     if policy.num_processes > 1:
         write_launch(folder, policy, "cuda" if policy.shards else "cpu")
     return folder
@@ -86,6 +95,48 @@ def test_two_processes_make_the_weights_of_one_with_half_of_the_rows_each(tiny, 
     assert "n_processes" not in expected
 
 
+SHARED = {
+    "dpo": {"learning_rate": 1e-2},
+    "qlora": {"r": 2},
+    "spectrum": {},
+    "bottleneck": {"learning_rate": 1e-2},
+    "IA3": {"learning_rate": 1e-2},
+    "PROMPT_TUNING": {"num_virtual_tokens": 4, "learning_rate": 1e-2},
+    "ADALORA": {"init_r": 4, "target_r": 2, "learning_rate": 1e-2},
+    "pissa": {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa"},
+}
+
+
+@pytest.fixture(scope="module")
+def made(tiny, own_cache, tmp_path_factory):
+    """Make the weights of each method in one process, and all of them in two that start once."""
+    folder = tmp_path_factory.mktemp("shared")
+    for name, own in SHARED.items():
+        known = name in plugins.names("methods")
+        method, params = (name, own) if known else ("peft", {"peft_type": name} | own)
+        for n in (1, 2):
+            write_job(tiny, folder / f"{name}-{n}", n, method, **STEPS | params)
+        training.run_job(folder / f"{name}-1", ignore)
+    shared = [str(folder / f"{name}-2") for name in SHARED]
+    launcher = [sys.executable, "-P", "-m", "accelerate.commands.launch", "--config_file"]
+    script = str(Path(__file__).with_name("shared_jobs.py"))
+    subprocess.run([*launcher, f"{shared[0]}/{LAUNCH}", script, *shared], check=True, timeout=300)
+    return folder
+
+
+@pytest.mark.e2e
+@pytest.mark.parametrize("name", SHARED)
+def test_two_processes_make_what_one_makes_by_each_method_that_can_be_shared(made, name):
+    alone, shared = made / f"{name}-1", made / f"{name}-2"
+    record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
+    (file,) = (alone / read_fit(alone)["kind"]).glob("*_model.safetensors")
+    assert difference(alone, shared, file.relative_to(alone)) < 1e-4
+    assert record["n_processes"] == 2
+    assert expected["loss"][0][1] - expected["loss"][-1][1] > 1e-3  # something was learned
+    for curve in ("loss", "validation_loss", "reward_margin", "heldout_accuracy"):
+        assert np.allclose(record.get(curve, []), expected.get(curve, []), atol=1e-3), curve
+
+
 def process_of(folder, rank):
     for at in Path("/proc").glob("[0-9]*"):
         try:
@@ -99,13 +150,15 @@ def process_of(folder, rank):
 
 @pytest.mark.weekly
 @pytest.mark.parametrize(
-    ("step", "checkpoint"), [(3, "checkpoint-2"), (4, "checkpoint-3")], ids=["in an epoch", "after an epoch"]
+    ("method", "step", "checkpoint"),
+    [("lora", 3, "checkpoint-2"), ("lora", 4, "checkpoint-3"), ("dpo", 4, "checkpoint-3")],
+    ids=["in an epoch", "after an epoch", "on pairs"],
 )
 def test_a_process_that_is_killed_ends_the_training_which_goes_on_as_if_undisturbed(
-    tiny, tmp_path, step, checkpoint
+    tiny, tmp_path, method, step, checkpoint
 ):
     undisturbed, folder = (
-        write_job(tiny, tmp_path / name, 2, **LORA, lora_dropout=0.2) for name in ("one", "two")
+        write_job(tiny, tmp_path / name, 2, method, **LORA, lora_dropout=0.2) for name in ("one", "two")
     )
     worker.launch(undisturbed, ignore)
 
@@ -196,6 +249,9 @@ def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(
         return folder_of(session, session.candidates[name], 0, None).name
 
     assert [processes_of(two, two.candidates[n].source) for n in ("lora", "stepped", "bag")] == [2, 1, 1]
+    (said,) = (line for line in recipe_warnings(two, two.candidates) if "process" in line)
+    assert said.startswith("recipe of stepped: trains in one process, not in 2 (training.accelerate)")
+    assert not any("process" in line for line in recipe_warnings(one, one.candidates))
     assert key(plain, "lora") == key(one, "lora") != key(two, "lora")
     assert [key(plain, n) for n in ("stepped", "bag")] == [key(two, n) for n in ("stepped", "bag")]
 
@@ -262,7 +318,7 @@ def test_accelerate_starts_deepspeed_at_the_stage_with_what_the_trainer_fills_in
 
 
 def train_both(tiny, folder, policy, method="lora", **params):
-    params = {"max_length": 200, **({"r": 2} if method == "lora" else {}), **params}
+    params = {"max_length": 200, **({"r": 2} if method in ("lora", "qlora") else {}), **params}
     alone = write_job(tiny, folder / "alone", 1, method, **params)
     shared = write_job(tiny, folder / "shared", policy, method, **params)
     training.run_job(alone, ignore)
@@ -275,29 +331,50 @@ def train_both(tiny, folder, policy, method="lora", **params):
 def difference(alone, shared, file):
     one, other = (load_file(at / file) for at in (alone, shared))
     assert one.keys() == other.keys()
-    return max(np.abs(one[name] - other[name]).max() for name in one)
+    return max(np.abs(one[name] - other[name]).max(initial=0) for name in one)
 
 
 @pytest.mark.parametrize(
     ("policy", "method"),
     [
         pytest.param(FSDP, "lora", marks=pytest.mark.slow),
+        pytest.param(FSDP, "qlora", marks=pytest.mark.slow),
         pytest.param(FSDP, "full", marks=pytest.mark.weekly),
+        pytest.param(FSDP, "spectrum", marks=pytest.mark.weekly),
+        pytest.param(FSDP, "bottleneck", marks=pytest.mark.weekly),
         pytest.param(ZERO_2, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
         pytest.param(ZERO_3, "lora", marks=[pytest.mark.weekly, DEEPSPEED]),
     ],
-    ids=["FSDP2", "FSDP2 of all parameters", "ZeRO 2", "ZeRO 3"],
+    ids=lambda value: value if isinstance(value, str) else value.shards,
 )
 def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
     whole = {"per_device_train_batch_size": 3, "gradient_accumulation_steps": 4, "num_train_epochs": 3}
     knobs = whole | {"warmup_steps": 0, "gradient_checkpointing": True}
     alone, shared = train_both(tiny, tmp_path, policy, method, **knobs)
-    files = {"lora": "adapter/adapter_model.safetensors", "full": "model/model.safetensors"}
-    assert difference(alone, shared, files[method]) < 1e-4
+    (file,) = (alone / read_fit(alone)["kind"]).glob("*model.safetensors")
+    # A CPU alone trains on unpacked weights; packed, bitsandbytes rounds their scales.
+    assert difference(alone, shared, file.relative_to(alone)) < (1e-3 if method == "qlora" else 1e-4)
     record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
     assert (record["n_processes"], record["n_trainable"]) == (2, expected["n_trainable"])
     assert np.allclose(record["loss"], expected["loss"], atol=1e-3)
     assert record["loss"][0][1] - record["loss"][-1][1] > 0.01  # something was learned
+
+
+def test_a_base_in_four_bits_that_is_to_be_sharded_is_stored_as_floats_in_main_memory(tiny, monkeypatch):
+    import torch.distributed as dist
+
+    quantized = quantize(resolve(str(tiny)), "nf4")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        model, _ = load_base(quantized, tiny_methods.CPU._replace(precision="bf16"))
+    finally:
+        dist.destroy_process_group()
+    weight = model.model.layers[0].mlp.up_proj.weight
+    assert (type(weight).__name__, weight.device.type, weight.quant_type) == ("Params4bit", "cpu", "nf4")
+    assert str(weight.dtype) == "torch.bfloat16"  # as the guide asks: one type for all that is sharded
+    assert weight.numel() == 64 * 32 / 4  # of four bits each
 
 
 # What is refused before anything runs
@@ -308,10 +385,15 @@ CANDIDATES = """\
   tracked: {method: lora, params: {max_length: 200, optim: adamw_8bit}, track: {points: 2}}
   bag: {method: classifier}
 """
+ON_GPUS = """\
+  four: {method: qlora}
+  eight: {method: lora, quantization: int8}
+  pairs: {method: dpo}
+"""
 
 
-def gpu_session(tiny, folder, policy):
-    path = tiny_experiment.write(folder, tiny, CANDIDATES)
+def gpu_session(tiny, folder, policy, candidates=CANDIDATES):
+    path = tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 2)))
     session = prepare_session(config.load(path), Scope(), SilentProgress())
     experiment = session.experiment.model_copy(update={"training": TrainingPolicy(accelerate=policy)})
     return replace(session, experiment=experiment, machine=session.machine._replace(device="cuda"))
@@ -341,6 +423,22 @@ def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny,
         "track, and distributed_type: FSDP, whose weights are put together at the end alone",
         "optim: adamw_8bit, which is bitsandbytes', and distributed_type: FSDP",
     ]
+
+
+@pytest.mark.e2e
+def test_four_bits_are_sharded_by_fsdp_alone_and_a_reference_by_nothing(tiny, tmp_path):
+    def refused(policy, name):
+        session = gpu_session(tiny, tmp_path / f"{policy.shards}{name}".replace("/", ""), policy, ON_GPUS)
+        return [problem.found for problem in check_sharing(session, session.candidates[name])]
+
+    assert refused(FSDP, "four") == []
+    assert refused(ZERO_3, "four") == ["a base in nf4, and distributed_type: DEEPSPEED"]
+    assert refused(FSDP, "eight") == ["a base in int8, and distributed_type: FSDP"]
+    kind = "distributed_type: FSDP"
+    assert refused(FSDP, "pairs") == [
+        f"dpo, which reads its reference before weights are sharded, and {kind}"
+    ]
+    assert refused(AcceleratePolicy(num_processes=2), "pairs") == []
 
 
 # Identity and estimate

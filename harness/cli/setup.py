@@ -211,9 +211,7 @@ def gigabytes(written: str) -> float:
     return float(found[1]) * (2**30 / 1e9 if (found[2] or "").lower() == "gib" else 1)
 
 
-_SHARED = (
-    "GB on each of {} cards, which share rows and time evenly, communication not counted; {} train on one"
-)
+_SHARED = "GB on each of {} cards, which share rows and time evenly, communication not counted"
 
 
 def base_document(found: "BaseFit") -> "ResultDocument":
@@ -241,7 +239,7 @@ def base_document(found: "BaseFit") -> "ResultDocument":
     share = percent(TRAIN_SHARE)
     notes = [
         f"time of {count(query.tokens)} training tokens, if they reach {share} % of {query.tflops:g} TFLOP/s",
-        *([_SHARED.format(query.gpus, ", ".join(found.on_one_card))] if query.gpus > 1 else []),
+        *([_SHARED.format(query.gpus)] if query.gpus > 1 else []),
         *dict.fromkeys(f"{way.name}: {way.why_not}" for way in found.ways if way.why_not),
         *found.notes,
         *(f"proposed: {one}" for one in found.proposed),

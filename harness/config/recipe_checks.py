@@ -289,7 +289,9 @@ TABLE = Path(__file__).with_name("recipe_ranges.toml")
 BATCH = "batch"  # rows of a step
 _RATE = "learning_rate"
 _FACTORS = ("per_device_train_batch_size", "gradient_accumulation_steps")
-_KEYS = {BATCH: {*_FACTORS}}  # by setting, where it is not its own key
+_WARMUP = "warmup_steps"  # below 1 a share of all
+SHARE = "warmup_share"
+_KEYS = {BATCH: {*_FACTORS}, SHARE: {_WARMUP}}  # by setting, where it is not its own key
 _BILLION = 1e9
 
 
@@ -332,14 +334,16 @@ def lint(
     published is of other sizes.
     """
     rows, steps = (params.get(name) for name in _FACTORS)
+    warmup = params.get(_WARMUP) or None  # none at all is a choice of its own
     known = {**params, BATCH: rows * steps if rows and steps else None}
+    known |= {SHARE: warmup, _WARMUP: None} if warmup and warmup < 1 else {_WARMUP: warmup}
     speaking = [one for one in ranges() if one.speaks_of(method, params, n_parameters)]
     for setting in dict.fromkeys(one.setting for one in speaking):
         value, sources = known.get(setting), [one for one in speaking if one.setting == setting]
         is_written = not _KEYS.get(setting, {setting}).isdisjoint(written)
         if value is not None and (place := _place(value, sources, between=is_written)):
             said = "; ".join(f"{_span(one)} ({one.source})" for one in sources)
-            name = "rows of a step" if setting == BATCH else setting
+            name = {BATCH: "rows of a step", SHARE: "share of warm-up steps"}.get(setting, setting)
             default = "" if is_written else ", the default,"
             yield f"{name} {value:g}{default} is {place} for {_size(n_parameters)}: {said}"
     training = plugins.method(method).published_as

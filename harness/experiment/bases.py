@@ -140,12 +140,6 @@ class BaseFit(NamedTuple):
     notes: tuple[str, ...] = ()
     proposed: tuple[str, ...] = ()
 
-    @property
-    def on_one_card(self) -> list[str]:
-        """The names of trainings that several cards cannot share."""
-        names = {way.name for way in self.ways if way.checkpointing is not None}
-        return sorted(one for one in names if " by " not in one and one + _SHARED[2] not in names)
-
 
 def examine_base(name: str, query: FitQuery) -> BaseFit:
     """Say which ways of using a base fit.
@@ -221,7 +215,7 @@ def ways(shape: Shape, query: FitQuery, quantized: str = "") -> tuple[BaseUse, .
     found += [
         _estimate_training(one._replace(checkpointing=checkpointing, stage=stage), query)
         for one in _trainings(shape, query, quantized)
-        for stage in ((0, 2, 3) if one.cards(query) > 1 else (0,))
+        for stage in _stages(one, query)
         for checkpointing in (True, False)
     ]
     return tuple(found)
@@ -234,9 +228,10 @@ def propose_trainings(found: Sequence[BaseUse], query: FitQuery) -> Iterator[str
     lora = next((way for name, way in fits.items() if name.startswith("LoRA")), None)
     if lora:
         yield f"{lora.name}: from {lora.peak.total:.1f} GB, and merged it answers as fast as the base"
-    elif qlora := fits.get("QLoRA"):
-        more = f"LoRA on the base in 16 bits takes {least['LoRA'].peak.total:.1f} GB of {query.gpu_gb:.4g}"
-        yield f"QLoRA: {more}, on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
+    elif qlora := next((way for name, way in fits.items() if name.startswith("QLoRA")), None):
+        plain = min(way.peak.total for name, way in least.items() if name.startswith("LoRA"))
+        more = f"LoRA on the base in 16 bits takes {plain:.1f} GB of {query.gpu_gb:.4g}"
+        yield f"{qlora.name}: {more}, on NF4 {qlora.peak.total:.1f}; it answers more slowly than in 16 bits"
     for name, other in _alternatives().items():
         if way := next((way for one, way in fits.items() if one.startswith(name)), None):
             yield f"{way.name}: {other.reason}, from {way.peak.total:.1f} GB; it answers as fast as the base"
@@ -259,11 +254,6 @@ class _Training(NamedTuple):
     checkpointing: bool = False
     stage: int = 0
     n_part: int = 0
-
-    def cards(self, query: FitQuery) -> int:
-        """Return how many cards share it: one where its base is quantised by us, or its method cannot."""
-        able = not self.n_part or plugins.method(self.name.split()[0]).data_parallel
-        return query.gpus if able and not self.quantization else 1
 
     @property
     def n_adapter(self) -> float:
@@ -295,9 +285,16 @@ def _trainings(shape: Shape, query: FitQuery, quantized: str) -> Iterator[_Train
             yield _Training(" ".join([name, *other.params.values()]), shape, n_part=n_part)
 
 
+def _stages(one: _Training, query: FitQuery) -> tuple[int, ...]:
+    """List the stages of ZeRO at which cards can share it; FSDP alone shards a base in four bits."""
+    if query.gpus == 1:
+        return (0,)
+    return (0, 3) if one.quantization else (0, 2, 3)
+
+
 def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
     """Estimate a training's memory, time and price, and say what forbids it."""
-    cards, hour = one.cards(query), query.hour_usd
+    cards, hour = query.gpus, query.hour_usd
     peak = memory.training_peak(
         one.shape,
         one.n_adapter or one.shape.n_parameters,
@@ -320,7 +317,8 @@ def _estimate_training(one: _Training, query: FitQuery) -> BaseUse:
         time_s = start_s + flops / (cards * query.tflops * 1e12 * costs.TRAIN_SHARE)
     cost = None if time_s is None or hour is None else costs.price_usd(cards * time_s, "cuda", hour)
     fits = not why_not and peak.total <= query.gpu_gb
-    return BaseUse(one.name + _SHARED[one.stage], peak, fits, one.checkpointing, time_s, cost, why_not)
+    shared = _SHARED[one.stage].partition(" or ")[0] if one.quantization else _SHARED[one.stage]
+    return BaseUse(one.name + shared, peak, fits, one.checkpointing, time_s, cost, why_not)
 
 
 def quantization_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:

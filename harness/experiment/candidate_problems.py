@@ -318,28 +318,41 @@ _ACCELERATE = "training.accelerate"
 def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids processes to share a candidate's training, of its first trial that has some."""
     for trial in candidate.trials:
-        processes, where = processes_of(session, trial.source), f"candidate {candidate.name}"
-        try:
-            if processes > 1:
-                rows_of_each(trial.method.params(**trial.source.params), processes)
-        except ValueError as error:
-            step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
-            yield Problem(where, str(error), "as many rows for each process", step)
+        found = [*_sharing_problems(session, candidate, trial)]
+        yield from found
+        if found:
             return
-        if shards := shards_of(session, trial.source):
-            # These need weights that no process holds whole.
-            kind = f"distributed_type: {shards.partition('/')[0]}"
-            optim = trial.source.params.get("optim")
-            if trial.source.track:
-                found = f"track, and {kind}, whose weights are put together at the end alone"
-                step = "leave out track, or distributed_type: MULTI_GPU"
-                yield Problem(where, found, "one of the two", step)
-            if is_of_bitsandbytes(optim):
-                found = f"optim: {optim}, which is bitsandbytes', and {kind}"
-                expected = "an optimiser of torch's, which shards can have"
-                yield Problem(where, found, expected, "optim: adamw_torch")
-            if trial.source.track or is_of_bitsandbytes(optim):
-                return
+
+
+def _sharing_problems(
+    session: Session, candidate: ResolvedCandidate, trial: ResolvedCandidate
+) -> Iterator[Problem]:
+    processes, where = processes_of(session, trial.source), f"candidate {candidate.name}"
+    try:
+        if processes > 1:
+            rows_of_each(trial.method.params(**trial.source.params), processes)
+    except ValueError as error:
+        step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
+        yield Problem(where, str(error), "as many rows for each process", step)
+        return
+    shards = shards_of(session, trial.source)
+    if not shards:
+        return
+    # These need weights that no process holds whole.
+    kind, whole = f"distributed_type: {shards.partition('/')[0]}", "distributed_type: MULTI_GPU"
+    optim, quantization = trial.source.params.get("optim"), trial.trained_base.quantization
+    if trial.source.track:
+        found = f"track, and {kind}, whose weights are put together at the end alone"
+        yield Problem(where, found, "one of the two", f"leave out track, or {whole}")
+    if is_of_bitsandbytes(optim):
+        found = f"optim: {optim}, which is bitsandbytes', and {kind}"
+        yield Problem(where, found, "an optimiser of torch's, which shards can have", "optim: adamw_torch")
+    if quantization and (quantization, shards) != ("nf4", "FSDP"):
+        found = f"a base in {quantization}, and {kind}"
+        yield Problem(where, found, "nf4 by FSDP, which shards its four bits as floats", whole)
+    if trial.method.draws_from == "pairs":
+        found = f"{trial.source.method}, which reads its reference before weights are sharded, and {kind}"
+        yield Problem(where, found, "one of the two", whole)
 
 
 def check_gpus(session: Session) -> Iterator[Problem]:

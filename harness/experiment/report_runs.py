@@ -3,7 +3,7 @@
 Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -32,13 +32,14 @@ from harness.experiment.run_remarks import describe_prompting, describe_training
 from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import study_session
 from harness.experiment.target_facts import judge_of_pairs
+from harness.experiment.training_fit import processes_of
 from harness.experiment.verdict_records import report_changes
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import describe_speed, probe_notes
 from harness.progress import spins_briefly
 from harness.records import Example, Run
 from harness.report import Command, ExperimentReport, advise_on_power
-from harness.spec import GatePolicy
+from harness.spec import GatePolicy, Recipe
 
 
 def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
@@ -272,9 +273,17 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
                 beside_rows = candidate.method.checks.remarks(candidate.method.params(**written), rows)
                 too_long = _long_rows(items.train, params) if candidate.method.trains_on_rows else []
-                for line in (*lint(candidate.source.method, params, size, written), *beside_rows, *too_long):
+                published = lint(candidate.source.method, params, size, written)
+                for line in (*published, *beside_rows, *too_long, *_alone(session, trial.source)):
                     said.setdefault(line, []).append(name)
     return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
+
+
+def _alone(session: Session, source: Recipe) -> Iterator[str]:
+    wanted = session.experiment.training.accelerate.num_processes
+    if processes_of(session, source) < wanted:
+        found = f"trains in one process, not in {wanted} (training.accelerate)"
+        yield f"{found}, as its method or a regulariser of it cannot share steps"
 
 
 def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:

@@ -324,7 +324,7 @@ def _list_given_files(source: Recipe) -> list[Path]:
 def processes_of(session: Session, source: Recipe) -> int:
     """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
-    able = plugins.method(source.method).data_parallel and not (changes_steps or source.quantization)
+    able = plugins.method(source.method).data_parallel and not changes_steps
     return session.experiment.training.accelerate.num_processes if able else 1
 
 

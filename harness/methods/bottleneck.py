@@ -5,6 +5,7 @@ Source: Houlsby et al. 2019 (arXiv:1902.00751); Pfeiffer et al. 2020 (arXiv:2005
 parameters are those of AdapterHub (arXiv:2007.07779).
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -60,13 +61,10 @@ def fit(context: FitContext, params: Params) -> Weights:
         model.add_module(deltas.BOTTLENECK_LAYERS, deltas.new_bottlenecks(model, form))
         deltas.hook(model, form, getattr(model, deltas.BOTTLENECK_LAYERS))
 
-    def save(model: Any, to: Path) -> None:
-        save_delta(
-            to,
-            deltas.BOTTLENECK_LAYERS,
-            form_for(model)._asdict(),
-            getattr(model, deltas.BOTTLENECK_LAYERS).state_dict(),
-        )
+    def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
+        start, state = f"{deltas.BOTTLENECK_LAYERS}.", state_dict or model.state_dict()
+        kept = {name.removeprefix(start): one for name, one in state.items() if name.startswith(start)}
+        save_delta(to, deltas.BOTTLENECK_LAYERS, form_for(model)._asdict(), kept)
 
     prepared = replace(context, prepare=prepare)
     return made_weights(context, "delta", fine_tune(prepared, params, None, context.folder / "delta", save))

@@ -18,6 +18,7 @@ METHOD = low_rank_method(
     preference,
     draws_from="pairs",
     init_from="adapter",
+    data_parallel=True,
     hooks=("penalty", "step", "arguments"),
     published_as="preference pairs",
     loops=("training", "tokens", "heldout", "dpo"),

@@ -16,7 +16,6 @@ class Params(LowRankParams):
 METHOD = low_rank_method(
     Params,
     **SUPERVISED,
-    data_parallel=True,
     published_as="low-rank adapters",
     loops=("training", "tokens", "sft"),
     proposal=propose_adapter,

@@ -30,7 +30,16 @@ from harness.models.shapes import Shape
 from harness.plugins import AdapterShape, Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
-from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
+from harness.training import (
+    SUPERVISED,
+    FitContext,
+    SupervisedParams,
+    Weights,
+    fine_tune,
+    is_first,
+    made_weights,
+    make_once,
+)
 
 SCAN = "signal_to_noise.json"
 _GRID = 20_001  # points at which the law's distribution is added up
@@ -55,20 +64,21 @@ def fit(context: FitContext, params: Params) -> Weights:
 
     def prepare(model: Any) -> None:
         context.prepare(model)
-        ratios = scan_model(model, context.source.weights_digest)
+        ratios = make_once(lambda: scan_model(model, context.source.weights_digest))
         if not ratios:
             what = f"{context.source.name}, which has no linear layers to scan"
             raise CandidateFailed(what, "method: lora or method: full, which take any base")
         chosen[:] = top_share(ratios, params.share)  # again where smaller batches are tried
         found[:] = sum_up_scan(ratios, chosen)
-        (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
+        if is_first():
+            (context.folder / SCAN).write_text(json.dumps(ratios, indent=2), "utf-8")
         model.requires_grad_(False)
         for name in chosen:
             model.get_submodule(name).weight.requires_grad_(True)
 
-    def save(model: Any, to: Path) -> None:
-        kept = dtype(context.machine.precision)
-        trained = {name: model.get_submodule(name).weight.to(kept) for name in chosen}
+    def save(model: Any, to: Path, state_dict: Mapping[str, Any] | None = None) -> None:
+        kept, state = dtype(context.machine.precision), state_dict or model.state_dict()
+        trained = {name: state[f"{name}.weight"].to(kept) for name in chosen}
         save_delta(to, deltas.MATRICES, {}, trained)
 
     prepared = replace(context, prepare=prepare)

@@ -21,7 +21,6 @@ from harness.models.hardware import Machine, dtype
 from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource, load_tokenizer
 from harness.models.loglikelihood import UNSUPPORTED
-from harness.models.shapes import complete_config
 from harness.models.weight_files import read_config
 from harness.progress import quiet_libraries
 
@@ -94,10 +93,12 @@ def _load_weights(
     source: ModelSource, machine: Machine, attention: str | None, placed: Placement
 ) -> "PreTrainedModel":
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers.integrations.fsdp import is_fsdp_enabled
 
     precision, arguments = dtype(machine.precision), placed.arguments
+    is_sharded = is_fsdp_enabled()  # from main memory, and of floats alone: what they hold stays four bits
     if source.quantization:
-        arguments = {"device_map": {"": machine.device}, **arguments}
+        arguments = {"device_map": {"": "cpu" if is_sharded else machine.device}, **arguments}
     if source.quantization == "nf4":
         # With double quantisation. Source: Dettmers et al. 2023 (arXiv:2305.14314).
         arguments["quantization_config"] = BitsAndBytesConfig(
@@ -105,6 +106,7 @@ def _load_weights(
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=precision,
+            bnb_4bit_quant_storage=precision if is_sharded else None,
         )
     if source.quantization == "int8":
         # Inputs and weights by rows in 8 bits, large activations multiplied apart: which these are depends on
@@ -124,7 +126,7 @@ def _load_weights(
         **arguments,
     )
     _refuse_incomplete(source, model, info)
-    if source.quantization == "nf4" and machine.device != "cuda":
+    if source.quantization == "nf4" and machine.device != "cuda" and not is_sharded:
         # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass
         # of an evaluation, rounding their scales again and cutting the gradient of later training.
         model = model.dequantize(precision)
@@ -177,7 +179,7 @@ def load_base(
     avoid_cudnn_attention()
     found = f"{source.name} does not fit the memory of {machine.name}"
     with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
-        if complete_config(read_config(source.path)).get("is_encoder_decoder"):
+        if hub.is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
         known = choose_supported_attention(source.path, attention)
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)

@@ -337,6 +337,12 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
         raise UserError(Problem(f"{where} {name}", found, expected, step)) from None
 
 
+def is_encoder_decoder(source: ModelSource) -> bool:
+    """Tell whether a model, as far as it is unpacked, is one of T5's kind."""
+    config = {} if is_packed(source) else shapes.complete_config(read_config(source.path))
+    return bool(config.get("is_encoder_decoder"))
+
+
 def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
     """Return the models of an experiment, those without a chat template with the one that it names.
 

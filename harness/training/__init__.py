@@ -68,7 +68,7 @@ from harness.training.low_rank_adapters import (
     lower_rank,
     unknown_names,
 )
-from harness.training.parallel import rows_of_each, write_launch
+from harness.training.parallel import is_first, make_once, rows_of_each, write_launch
 from harness.training.peft_families import family_problems, list_own_values, peft_config
 from harness.training.preference_optimization import PreferenceParams, preference
 from harness.training.refused_families import exclude_unadapted, quantization_problems

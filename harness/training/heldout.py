@@ -117,7 +117,8 @@ def make_weighting_trainer(kind: Any) -> Any:
             before = {name: len(values) for name, values in self._metrics["eval"].items()}
             loss = super().compute_loss(model, inputs, *args, **kwargs)
             if not self.model.training:
-                n_pairs = len(inputs["input_ids"]) // 2
+                ids = inputs["input_ids"]
+                n_pairs = len(self.accelerator.gather_for_metrics(ids[: len(ids) // 2, 0]))
                 for name, values in self._metrics["eval"].items():
                     values.extend(values[before.get(name, 0) :] * (n_pairs - 1))
             return loss

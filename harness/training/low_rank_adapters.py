@@ -6,6 +6,7 @@ base is built without its weights, and only where names are written: `all-linear
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,6 +24,7 @@ from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import TrainingRecord, digest
 from harness.spec import Recipe, Spec
+from harness.training import parallel
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
 from harness.training.peft_families import is_soft_prompt, sort_names
@@ -159,7 +161,8 @@ def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -
 
     set_seed(context.seed)
     start = loop.start_time(save_to.parent / CHECKPOINTS)
-    loaded = load_base(context.source, context.machine, loop.attention(context.machine))
+    placed = parallel.place_base(context.machine.device)
+    loaded = load_base(context.source, context.machine, loop.attention(context.machine), placed)
     return Policy(context, peft_config, save_to, *loaded, start)
 
 
@@ -196,7 +199,8 @@ def train_policy(policy: Policy, trainer: "Trainer", n_dropped: int) -> Training
         CandidateFailed: out of memory, or the loss was not a number.
     """
     loop.track(trainer, policy.context, policy.save_to, save_policy)
-    return loop.run(trainer, policy.start, n_dropped, lambda model: save_policy(model, policy.save_to))
+    finish = partial(parallel.save_trained, save_policy, folder=policy.save_to)
+    return loop.run(trainer, policy.start, n_dropped, finish)
 
 
 def save_policy(model: Any, folder: Path) -> None:

@@ -14,10 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from harness.models.devices import Placement
 from harness.spec import AcceleratePolicy
 
 LAUNCH = "accelerate.json"  # in the folder of a job: how several processes are started
 Params = TypeVar("Params", bound=Any)
+Made = TypeVar("Made")
 
 
 def process_count() -> int:
@@ -54,6 +56,37 @@ def share_order() -> None:
         synchronize_rng_states(["torch"])
 
 
+def make_once(make: Callable[[], Made]) -> Made:
+    """Return in each process what the first one makes."""
+    if process_count() == 1:
+        return make()
+    from accelerate.utils import broadcast_object_list
+
+    made: list[Any] = [make() if is_first() else None]
+    broadcast_object_list(made)
+    found: Made = made[0]
+    return found
+
+
+def share_rows(rows: Any, folder: Path) -> Any:
+    """Return a dataset, where several processes hold it, from files that the first one writes for all."""
+    if process_count() == 1:
+        return rows
+    from datasets import load_from_disk
+
+    if is_first():
+        rows.save_to_disk(folder)
+    wait_for_all()
+    return load_from_disk(folder)
+
+
+def place_base(device: str) -> Placement | None:
+    """Say where a process of several loads its base: on its own GPU, or where shards are taken from."""
+    if process_count() == 1 or device == "cpu":
+        return None
+    return Placement(None if name_sharding() else {"": f"cuda:{os.environ['LOCAL_RANK']}"})
+
+
 def most(value: float, device: Any) -> float:
     """Return the largest of the processes' values."""
     if process_count() == 1:
@@ -82,6 +115,32 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
     parts = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": own // batch}
     changed: Params = params.model_copy(update=parts)
     return changed
+
+
+def sample_together(kind: Any) -> Any:
+    """Return a kind of trainer whose processes draw for a step the rows that one process would draw."""
+    if process_count() == 1:
+        return kind
+
+    class SharedTrainer(kind):  # type: ignore[misc]
+        def _get_train_sampler(self, *rows: Any) -> Any:
+            # Rows of about the same length are grouped by steps.
+            own = self.args.gradient_accumulation_steps
+            self.args.gradient_accumulation_steps = own * process_count()
+            try:
+                return super()._get_train_sampler(*rows)
+            finally:
+                self.args.gradient_accumulation_steps = own
+
+    return SharedTrainer
+
+
+def describe_parts(args: Any, *, always: bool = False) -> dict[str, int | None]:
+    """Return how a step's rows are parted, as a record names it; of one process nothing unless `always`."""
+    n_processes = process_count() if process_count() > 1 else None
+    parts = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
+    size, accumulated = parts if n_processes or always else (None, None)
+    return {"n_processes": n_processes, "batch_size": size, "accumulated_batches": accumulated}
 
 
 FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # by accelerate's names

@@ -23,6 +23,7 @@ from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.models.weight_files import CONVERTED, WEIGHTS, describe_beside_low_rank
 from harness.progress import quiet_libraries
 from harness.training import refused_families as refused
+from harness.training.parallel import save_trained
 
 if TYPE_CHECKING:
     import torch
@@ -256,7 +257,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
         def begin(trainer: Any) -> None:
             config = trainer.model.peft_config["default"]
             config.init_lora_weights = True  # opened again, it is not to begin so a second time
-            trainer.model.save_pretrained(initial)
+            save_trained(PLAIN.save, trainer.model, initial)
             config.init_lora_weights = written
 
         def save(model: Any, folder: Path) -> None:

@@ -19,7 +19,7 @@ from harness.models.loglikelihood import Executor
 from harness.models.weight_files import adapter_digest
 from harness.provenance import environment_digest, versions_of
 from harness.records import TrainingRecord, digest
-from harness.training import heldout
+from harness.training import heldout, parallel
 from harness.training import trainer as loop
 from harness.training.context import FitContext
 from harness.training.heldout import HeldOutParams
@@ -80,6 +80,7 @@ def preference(
     rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
     if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # the reference reads each: those that are seen
         rows = random.Random(context.seed).sample(rows, n_seen)
+    params = parallel.rows_of_each(params, parallel.process_count())
     trainer = _trainer(policy, params, (rows, apart))
     longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
     loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
@@ -150,9 +151,10 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
         def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
             return dataset
 
-        def _precompute_ref_logps(self, dataset: Any, name: str, batch_size: int) -> Any:
+        def _precompute_ref_logps(self, rows: Any, name: str, batch_size: int) -> Any:
             def read() -> Any:
                 self._precompute_model_hash = keys[name]
+                dataset = parallel.share_rows(rows, Path(self.args.output_dir) / name)
                 made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
                 return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
 
@@ -160,7 +162,7 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
             iter(DataLoader(data))  # draws what any loader draws, the one that reads too
             with torch.random.fork_rng():
                 known = cache_dataset(keys[name], read)
-            return concatenate_datasets([dataset, known], axis=1)
+            return concatenate_datasets([rows, known], axis=1)
 
     return RememberingTrainer
 
@@ -188,8 +190,9 @@ def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrain
             chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
             margins = chosen - rejected
             seen = self._metrics["train" if self.model.training else "eval"]
-            seen["rewards/margins"].append(margins.detach().mean().item())
-            seen["rewards/accuracies"].append((margins > 0).float().mean().item())
+            of_all = self.accelerator.gather_for_metrics(margins.detach())
+            seen["rewards/margins"].append(of_all.mean().item())
+            seen["rewards/accuracies"].append((of_all > 0).float().mean().item())
             loss = -logsigmoid(margins).mean()
             return (loss, {}) if return_outputs else loss
 
@@ -223,7 +226,7 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     logits = model(
         input_ids=torch.tensor(pairs.ids),
         position_ids=torch.tensor(pairs.positions),
-        attention_mask=_mask(pairs.parts, model.get_input_embeddings().weight.dtype),
+        attention_mask=_mask(pairs.parts, next(model.parameters()).dtype),
         logits_to_keep=wanted,
         use_cache=False,
     ).logits  # (b, w, v)

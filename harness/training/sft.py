@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed
 from harness.models import mask_assistant, oom
-from harness.models.devices import Placement, load_base
+from harness.models.devices import load_base
 from harness.models.hardware import dtype
 from harness.models.hub import map_end_tokens
 from harness.progress import quiet_libraries
@@ -41,6 +41,7 @@ SUPERVISED: dict[str, Any] = {
     "trains": True,
     "draws_from": "train",
     "seeded": True,
+    "data_parallel": True,
     "hooks": ("mix", "penalty", "step", "arguments", "smoothing"),
 }
 _CONFIG = "config.json"  # of a whole model
@@ -146,8 +147,7 @@ def _fine_tune(
         found = "dtype: bfloat16 with products in fp16, where gradients can be scaled in fp16 only"
         raise CandidateFailed(found, "dtype: float32, or precision: bf16")
     loaded_in = machine._replace(precision=params.trained_in) if whole else machine
-    # accelerate takes its shards from main memory.
-    placed = Placement(None) if parallel.name_sharding() else None
+    placed = parallel.place_base(machine.device)
     base, tokenizer = load_base(context.source, loaded_in, loop.attention(machine), placed)
     context.prepare(base)
     train, n_dropped = _rows(context.train, context, tokenizer, params)
@@ -172,17 +172,14 @@ def _fine_tune(
     loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
-    losses, n_processes = curve(trainer.state.log_history, "eval_loss"), parallel.process_count()
-    is_parted = params.auto_find_batch_size or n_processes > 1
+    losses = curve(trainer.state.log_history, "eval_loss")
     return replace(
         measured,
         validation_loss=losses,
         token_accuracy=curve(trainer.state.log_history, "mean_token_accuracy"),
         validation_token_accuracy=curve(trainer.state.log_history, "eval_mean_token_accuracy"),
+        **parallel.describe_parts(trainer.args, always=params.auto_find_batch_size),
         best_validation_loss=min((loss for _, loss in losses if loss is not None), default=None),
-        n_processes=n_processes if n_processes > 1 else None,
-        batch_size=params.per_device_train_batch_size if is_parted else None,
-        accumulated_batches=params.gradient_accumulation_steps if is_parted else None,
         not_packed=against,
         n_packs=len(read) if params.packing else None,
     )
@@ -289,7 +286,7 @@ def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer
             if family.penalty is PLAIN.penalty or not model.training:
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-            loss = loss + family.penalty(model) / self.args.gradient_accumulation_steps
+            loss = loss + family.penalty(self.model) / self.args.gradient_accumulation_steps
             return (loss, outputs) if return_outputs else loss
 
         def _save(self, output_dir: str | None = None, state_dict: Row | None = None) -> None:
@@ -336,7 +333,7 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
         ) -> Any:
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
-            kept = wanted + virtual_tokens(model)
+            kept = wanted + virtual_tokens(self.model)
             # transformers tells packed rows apart by their positions, and only where there is no mask;
             # padding is then a row of one token each.
             seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"

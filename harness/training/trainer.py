@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import partial
 from math import isfinite
 from pathlib import Path
@@ -331,12 +331,13 @@ def make_trainer(
     known = set(type(params).model_fields) & {field.name for field in fields(config)}
     given = params.model_dump(include=known.difference(KNOBS, own))
     with explain_out_of_memory():
-        shared = settings(context, params, n_trained)
+        common = settings(context, params, n_trained)
         try:
-            args = config(output_dir=str(scratch), **shared | dict(arguments), **given)
+            args = config(output_dir=str(scratch), **common | dict(arguments), **given)
             if args.n_gpu > 1:  # TRL refuses one process over several
                 args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
-            regularized = add_regularizers(kind, context, tokenizer, params.max_length)
+            shared = parallel.sample_together(kind)
+            regularized = add_regularizers(shared, context, tokenizer, params.max_length)
             called = [*callbacks, progress_callback(context.advance)]
             called += [live_callback(context.send)] if context.send else []
             return regularized(args=args, callbacks=called, **options)
@@ -412,7 +413,8 @@ def run(
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
     save(trainer.model)
     parallel.wait_for_all()
-    return figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
+    made = figures(trainer, n_dropped, time.perf_counter() - start, last.elapsed_s if last else 0.0)
+    return replace(made, **parallel.describe_parts(trainer.args))
 
 
 def start_time(folder: Path) -> float:

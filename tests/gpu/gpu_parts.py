@@ -75,6 +75,11 @@ PARTS = (
         ),
         "a whole comparison of the tiny model: LoRA, QLoRA, LLM.int8, full, a paged 8-bit optimiser, a head; then by two workers on one GPU",
     ),
+    Part(
+        "sharing",
+        (f"{_COMPARE}::test_two_gpus_share_each_training",),
+        "QLoRA, Spectrum, bottleneck adapters and DPO by two GPUs, with whole weights and by FSDP2; needs two",
+    ),
     Part("choices", _section(0), "zero-shot multiple choice of a large model beside lm-eval's own model"),
     Part("shots", _section(1), "multiple choice behind 25 shots beside lm-eval's own model"),
     Part("generation", _section(2), "generation behind 5 shots beside lm-eval's own model"),

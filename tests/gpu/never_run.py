@@ -72,15 +72,18 @@ _LINES = (
     ),
     (
         "several GPUs for one training, data parallel (`training: {accelerate: …}`)",
-        "offered; never run on GPUs",
-        "two processes against one, killed and resumed (`tests/test_shared_training.py`)",
+        "offered; never run on GPUs (the part `sharing` does where there are two)",
+        "two processes against one, by each method, killed and resumed (`tests/test_shared_training.py`)",
     ),
     (
         "FSDP2 for one training (`distributed_type: FSDP`)",
-        "offered on GPUs alone, where accelerate shards; never run on one: bf16 and fp16, NCCL, a base larger than a GPU",
+        (
+            "offered on GPUs alone, where accelerate shards; never run on one (the part `sharing` does where there are two): bf16 and "
+            "fp16, NCCL, a base larger than a GPU, in 16 bits and in NF4"
+        ),
         (
             "that accelerate starts it from the configuration; two processes on CPUs that accelerate takes for GPUs, in fp32 over gloo, "
-            "make the adapter of one; what is refused, and the estimate (`tests/test_shared_training.py`)"
+            "make the weights of one, also on NF4 stored as floats; what is refused, and the estimate (`tests/test_shared_training.py`)"
         ),
     ),
     (

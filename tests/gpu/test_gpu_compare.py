@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny_experiment
+import tiny_methods
 from the_gpu import gpu
 
 CANDIDATES = """\
@@ -17,6 +18,11 @@ CANDIDATES = """\
   hybrid: {weights_of: lora, prompting: {few_shot: {select: fixed, shots: 2}}}
 """
 NAMES = [line.split(":")[0].strip() for line in CANDIDATES.splitlines()]
+# By how the processes of a training hold its weights: dpo by all of them alone.
+SHARED = {
+    "MULTI_GPU": ("qlora", "spectrum", "dpo"),
+    "FSDP": ("qlora", "spectrum", "bottleneck"),
+}
 
 
 @pytest.fixture
@@ -43,3 +49,21 @@ def test_every_method_trains_and_answers_on_a_gpu(experiment):
 def test_workers_share_a_gpu(experiment):
     shared = ("execution.executor=local", "execution.workers=2", "execution.threads=1")
     assert states(experiment, *shared) == dict.fromkeys(NAMES, "done")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", SHARED)
+def test_two_gpus_share_each_training(tiny, tmp_path, kind):
+    import torch
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip(f"torch sees {torch.cuda.device_count()} GPUs, and this needs two")
+    trained = (f"  {name}: {{method: {name}, params: {{max_length: 200}}}}\n" for name in SHARED[kind])
+    own = "".join(["  prompt: {method: base}\n", *trained])
+    extra = f"training: {{accelerate: {{num_processes: 2, distributed_type: {kind}}}}}\n"
+    copied, pairs = shutil.copytree(tiny, tmp_path / "tiny"), tiny_methods.pair_rows(slice(0, 5))
+    path = tiny_experiment.write(tmp_path, copied, own, extra=extra, pairs=pairs)
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda"))
+    assert set(states(path).values()) == {"done"}
+    runs = tiny_experiment.runs_of(path)
+    assert {runs[name].training.n_processes for name in SHARED[kind]} == {2}

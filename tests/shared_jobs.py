@@ -1,0 +1,10 @@
+"""Worker of several training jobs, one after the other: the processes that share them start once."""
+
+import sys
+from pathlib import Path
+
+from harness.training import run_job
+
+if __name__ == "__main__":
+    for folder in sys.argv[1:]:
+        run_job(Path(folder), lambda *_: None)
