@@ -135,7 +135,7 @@ def sample_together(kind: Any) -> Any:
     return SharedTrainer
 
 
-def describe_parts(args: Any, *, always: bool = False) -> dict[str, int | None]:
+def describe_parts(args: Any, *, always: bool = False) -> dict[str, Any]:
     """Return how a step's rows are parted, as a record names it; of one process nothing unless `always`."""
     n_processes = process_count() if process_count() > 1 else None
     parts = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
