@@ -51,13 +51,14 @@ CAPITALS = {
     "Egypt": "Cairo",
     "Norway": "Oslo",
     "Peru": "Lima",
+    "Greece": "Athens",
 }
 EXPERIMENT = """
 name: written
 base_model: smollm2-135m
 precision: fp32
 device: cpu
-target: {name: capitals, data: {train: train.jsonl, test: test.jsonl}, metrics: [exact_match]}
+target: {name: capitals, data: {train: train.jsonl, validation: validation.jsonl, test: test.jsonl}, metrics: [exact_match]}
 suites: []
 candidates: {prompt: {method: base, prompting: zero_shot}}
 """
@@ -71,7 +72,7 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
         {"prompt": f"What is the name of the capital city of {land}?", "reference": capital}
         for land, capital in CAPITALS.items()
     ]
-    for name, part in (("train", rows[:-1]), ("test", rows[-1:])):
+    for name, part in (("train", rows[:5]), ("validation", rows[5:6]), ("test", rows[6:])):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in part))
     (tmp_path / "harness.yaml").write_text(EXPERIMENT)
     words = ("data", "augment", "train.jsonl", "--with", "prompt", "--by", by, "--variants", "2")
@@ -88,4 +89,4 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
         assert all({"prompt": r["augmented_from"], "reference": r["reference"]} in rows for r in new)
     else:
         shown = [json.loads(row["augmented_from"]) for row in new]
-        assert all({*texts} <= {row["prompt"] for row in rows[:-1]} and len(texts) == 4 for texts in shown)
+        assert all({*texts} <= {row["prompt"] for row in rows[:5]} and len(texts) == 4 for texts in shown)
