@@ -1,12 +1,11 @@
 """What do a reward model, RLOO, GRPO and DPO bring on the embedded model, and at what cost? By hand.
 
-All start at one LoRA of the quickstart's messages to sort. RLOO and GRPO are rewarded by a rule (`token_f1`) and by
-a reward model (`judge`) that was trained on the quickstart's pairs, DPO learns from the same pairs, and `more-rows`
-is a plain LoRA on the rows whose prompts RLOO and GRPO draw their answers to. Prompts are plain texts, which are
-short.
+All start at one LoRA of the quickstart's messages to sort, with prompts in plain text, which are short. GRPO is
+rewarded by a rule (`token_f1`), RLOO by a reward model (`judge`) trained on the quickstart's pairs, and DPO learns
+from the same pairs.
 
-`python -m reports.studies.rlhf` needs about an hour on one busy core and writes `reports/rlhf.md`; a second call
-goes on where the first one stopped. `--folder` says where its runs are kept, and `--page` only writes the page.
+`python -m reports.studies.rlhf` needs about half an hour on a quiet core and writes `reports/rlhf.md`; a second call
+goes on where the first one stopped. `--folder` says where its runs are kept.
 """
 
 import argparse
@@ -46,14 +45,6 @@ DRAWN = {
 }
 JUDGE = {"learning_rate": 5.0e-4, "num_train_epochs": 1, "per_device_train_batch_size": 4, "heldout": 0.35}
 DPO = {"beta": 0.1, "learning_rate": 1.0e-4, "max_steps": 6}
-FORM = """\
-import re
-
-
-def reward(prompts, completions, references):
-    form = re.compile(r"queue: (returns|delivery|billing|repairs) \\| tone: (calm|upset)")
-    return [float(bool(form.fullmatch(text))) for text in completions]
-"""
 
 
 def _rewarded(method: str, reward: str, max_steps: int) -> dict[str, Any]:
@@ -73,29 +64,37 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "dpo": {"method": "dpo", "init_from": "lora", "params": DPO},
     "grpo-f1": _rewarded("grpo", "token_f1", 12),
     "rloo-judge": _rewarded("rloo", "judge", 8),
-    "rloo-form": _rewarded("rloo", "./form.py", 8),
 }
 HEAD = """\
 # Rewards and pairs on the embedded model
 
 All start at one LoRA (`lora`) of SmolLM2-135M-Instruct on {n_first} of the quickstart's messages to sort, which knows
-the form of an answer and little more. RLOO and GRPO draw four answers to each prompt of the other messages, two
-prompts a step, and learn from their reward: `grpo-f1` from `token_f1` with the row's answer, `rloo-form` from a rule
-that asks for the form alone, `rloo-judge` from a reward model. `judge` was trained on {n_pairs} of the quickstart's
-pairs and rates the chosen answer higher in {judge} % of {n_heldout} pairs that were held out; `dpo` learned
-from the same pairs. One training each, one seed: how far other seeds differ is not known.
+how an answer begins and little more. RLOO and GRPO draw four answers to each prompt of the other messages, two
+prompts a step, and learn from their reward: `grpo-f1` from `token_f1` with the row's answer, `rloo-judge` from a
+reward model. This one, `judge`, was trained on {n_pairs} of the quickstart's pairs and rates the chosen answer higher
+in {judge} % of {n_heldout} pairs that were held out; `dpo` learned from the same pairs. One training each, one seed:
+how far others differ is not known.
 
 {found}
 
-`python -m reports.studies.rlhf` makes this page on {device}. The reward on validation is that of the likeliest
-answer to each of {n_validated} prompts, before the training and after it. The gain over `lora` is paired, over {n_test} test
+`python -m reports.studies.rlhf` made this page on {device}. The reward on validation is that of the likeliest answer
+to each of {n_validated} prompts, before the training and after it. The gain over `lora` is paired, over {n_test} test
 items; other skills are the mean change over {n_tasks} small general tasks against the base. In brackets: 95 %
 intervals.
 
 | candidate | reward on validation | its change | target, EM | gain over `lora` | other skills | gate |
 |---|---|---|---|---|---|---|
 """
-FOUND = ""
+FOUND = """\
+- **The reward model learns fast**: 14 steps on pairs tell most held-out pairs apart.
+- **Neither reward rose beyond its noise on validation.** `rloo-judge` went the right way: the mean reward of the
+  answers that it drew rose from 0.75 in its first four steps to 0.88 in its last four. Those drawn by `grpo-f1` rose
+  as well, from 0.26 to 0.33, but its likeliest answers, which are what is served, became worse.
+- **The likely reason is too few answers**: 64 and 96 in all, eight a step, at a rate of 3e-4 that moves the adapter
+  by 0.2 to 0.7 nats a token from its start. A change of the rate did not help: 16 steps of RLOO on `token_f1` at
+  5e-4, from a LoRA on 66 rows, drew answers of a mean reward of 0.75 in the first four steps and 0.64 in the last.
+- **At this budget DPO is the cheaper use of the same pairs**: no answers are drawn, and it took less than half of
+  the time of either, without the reward model. No candidate's target differs from that of `lora` beyond noise."""
 COSTS = """\
 
 What each took, without what it starts from and without the reward model. Tokens read and generated are those
@@ -129,7 +128,6 @@ def write_experiment(folder: Path) -> Path:
     rows["pairs"] = [row for row in _read("pairs") if row["chosen"].startswith("queue:")]
     for name, of in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of), "utf-8")
-    (folder / "form.py").write_text(FORM, "utf-8")
     general = yaml.safe_load((SUITES / "general.yaml").read_text("utf-8"))
     tasks = [task for task in general["tasks"] if task["name"] in GENERAL]
     for task in tasks:
