@@ -91,8 +91,9 @@ FOUND = """\
   answers that it drew rose from 0.75 in its first four steps to 0.88 in its last four. Those drawn by `grpo-f1` rose
   as well, from 0.26 to 0.33, but its likeliest answers, which are what is served, became worse.
 - **The likely reason is too few answers**: 64 and 96 in all, eight a step, at a rate of 3e-4 that moves the adapter
-  by 0.2 to 0.7 nats a token from its start. A change of the rate did not help: 16 steps of RLOO on `token_f1` at
-  5e-4, from a LoRA on 66 rows, drew answers of a mean reward of 0.75 in the first four steps and 0.64 in the last.
+  by 0.2 to 0.7 nats a token from its start. An earlier try, which is not in the tables, did not help either: 16
+  steps of RLOO on `token_f1` at 5e-4, from a LoRA on 66 rows, drew answers of a mean reward of 0.75 in the first
+  four steps and 0.64 in the last four. RLOO with the rule and GRPO with the reward model were not run to the end.
 - **At this budget DPO is the cheaper use of the same pairs**: no answers are drawn, and it took less than half of
   the time of either, without the reward model. No candidate's target differs from that of `lora` beyond noise."""
 COSTS = """\
