@@ -122,11 +122,10 @@ def data_clean(
         step = "take the one that harness data check proposes"
         raise UserError(Problem("--min-quality", found, "a score in [0, 1]", step))
     if min_quality is not None:
-        from harness.evaluation.languages import classify
-        from harness.experiment.check_rows import bits_under
+        from harness.experiment.check_rows import answer_scorer
 
-        bits_of = bits_under(base) if perplexity else None
-        low = low_quality(readers.stream(file, "train"), roles, min_quality, classify, bits_of)
+        score = answer_scorer(base, perplexity=perplexity)
+        low = low_quality(readers.stream(file, "train"), roles, min_quality, score)
         of_these |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
     parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
     edit = remarks.edit("clean", parameters, [file])

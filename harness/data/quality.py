@@ -31,6 +31,9 @@ class AnswerQuality(NamedTuple):
     trait: str = ""
 
 
+ScoreAnswers = Callable[[Sequence[QuestionAndAnswers]], list[AnswerQuality]]
+
+
 def score_answers(
     rows: Sequence[QuestionAndAnswers], language_of: Callable[[str], str], bits: Sequence[float | None] = ()
 ) -> list[AnswerQuality]:

@@ -5,9 +5,9 @@ a UserError with the problems of all files at once.
 """
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import islice
-from math import log
+from math import inf, log
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
@@ -27,10 +27,12 @@ from harness.data.check import (
 from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
+from harness.data.quality import ScoreAnswers, score_answers
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation.languages import classify
 from harness.experiment.scaffold.recognition import Request, absolute, look
 from harness.models import hub
+from harness.models.hub import ModelSource
 from harness.progress import Progress, SilentProgress
 from harness.records import PromptText
 from harness.report.findings import fill_commands, short_lines
@@ -119,8 +121,9 @@ def examine_table(
         refuse(problems)
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
-        bits_of = bits_under(options.base) if options.perplexity else None
-        context = CheckContext(test, tokenizer, detectable, options.most, encode, classify, bits_of)
+        score = answer_scorer(options.base, perplexity=options.perplexity)
+        own = options.most, encode, score, options.perplexity
+        context = CheckContext(test, tokenizer, detectable, *own)
         found = check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
@@ -242,39 +245,35 @@ def tokenizer_of(base: str) -> Tokenizer:
     return Tokenizer(base, hub.context_length(source), hub.token_counter(source), special)
 
 
-def bits_under(base: str | None) -> Callable[[Sequence[QuestionAndAnswers]], list[float | None]]:
-    """Return what says how many bits per byte a base needs for the first answer to each question.
-
-    None where both together are longer than its context.
+def answer_scorer(base: str | None, *, perplexity: bool) -> ScoreAnswers:
+    """Return what scores answers by their traits, with `perplexity` by that under the base too.
 
     Raises:
         UserError: there is no such model, or none is named.
     """
-    if base is None:
+    if perplexity and base is None:
         raise UserError(Problem("--perplexity", "no model", "a model under which to score", "--base MODEL"))
-    source = hub.resolve(base, where="--base")
+    source = hub.resolve(base, where="--base") if perplexity and base else None
+    return lambda rows: score_answers(rows, classify, _measure_bits(source, rows) if source else ())
 
-    def measure(rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
-        from harness.models.hardware import probe
-        from harness.models.hf import ModelHost
 
-        candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
-        has_template = candidate.tokenizer.chat_template is not None
-        asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
-        prompts = [
-            PromptText(({"role": "user", "content": question},), row.answers[0], has_template)
-            for question, row in zip(asked, rows, strict=True)
-        ]
-        encoded = candidate.encode_all(prompts)
-        fits = [len(e.context) + len(e.continuation) <= candidate.max_context for e in encoded]
-        fitting = [i for i, fit in enumerate(fits) if fit and encoded[i].continuation]
-        scored = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
-        bits: list[float | None] = [None] * len(rows)
-        for i, one in zip(fitting, scored, strict=True):
-            bits[i] = -one.logprob / log(2) / max(1, len(rows[i].answers[0].encode()))
-        return bits
+def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> list[float | None]:
+    """Return the bits per byte of answers to their questions; None where both exceed the context."""
+    from harness.models.hardware import probe
+    from harness.models.hf import ModelHost
 
-    return measure
+    candidate = ModelHost(source, probe("auto", "auto", hub.shape(source))).base
+    has_template = candidate.tokenizer.chat_template is not None
+    asked = ("\n\n".join(filter(None, (row.context, row.question))) for row in rows)
+    turns = [({"role": "user", "content": question},) for question in asked]
+    pairs = zip(turns, rows, strict=True)
+    encoded = candidate.encode_all([PromptText(turn, row.answers[0], has_template) for turn, row in pairs])
+    sizes = [len(e.context) + len(e.continuation) if e.continuation else inf for e in encoded]
+    fitting = [i for i, size in enumerate(sizes) if size <= candidate.max_context]
+    scored = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fitting])
+    nats = dict(zip(fitting, (one.logprob for one in scored), strict=True))
+    n_bytes = [len(row.answers[0].encode()) for row in rows]
+    return [-nats[i] / log(2) / n if i in nats and n else None for i, n in enumerate(n_bytes)]
 
 
 def detectable(n: int, disagreement: float) -> float:

@@ -12,7 +12,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-_N, _N_TEST, _SHARE = 64, 100, 0.25
+_N, _N_TEST, _SHARE = 64, 60, 0.25
 _SUITE = Path(__file__).parents[2] / "suites" / "support"
 _OTHER_LANGUAGE = (
     "Das kann ich heute leider noch nicht sagen, bitte fragen Sie morgen noch einmal bei uns im Laden nach."
@@ -31,8 +31,8 @@ upset'. Answer questions with the fact only."
 candidates:
   all: &lora
     method: lora
-    params: {r: 16, target_modules: [q_proj, v_proj], learning_rate: 2.0e-3, num_train_epochs: 3,
-             per_device_train_batch_size: 4}
+    params: {r: 16, target_modules: [q_proj, v_proj], learning_rate: 2.0e-3, num_train_epochs: 1,
+             per_device_train_batch_size: 2}
   kept: {<<: *lora, train: kept.jsonl}
 """
 

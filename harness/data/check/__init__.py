@@ -40,6 +40,7 @@ from harness.data.edit.dedup import fold_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.guessed_columns import LONGEST_LABEL, label_set
+from harness.data.quality import ScoreAnswers
 from harness.data.text_files import Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
@@ -381,7 +382,7 @@ class CheckContext:
     `most` rows are judged by classifiers, drawn by class.
     `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
     `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
-    `language_of` names a text's language, `bits_of` says what a model needs for a byte of each answer.
+    `score` scores the quality of answers, with `perplexity` by that under the tokenizer's model too.
     """
 
     test: RowTable | None = None
@@ -389,8 +390,8 @@ class CheckContext:
     detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
     encode: Encode | None = None
-    language_of: Callable[[str], str] = lambda text: ""
-    bits_of: Callable[[Sequence[QuestionAndAnswers]], list[float | None]] | None = None
+    score: ScoreAnswers | None = None
+    perplexity: bool = False
 
 
 def check_rows(

@@ -14,7 +14,7 @@ from harness.data.check.personal_data import excerpt, find_personal_data, mask_t
 from harness.data.edit import find_special
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
-from harness.data.quality import choose_threshold, kept_rows, score_answers
+from harness.data.quality import choose_threshold, kept_rows
 from harness.errors import as_argument
 from harness.formatting import pluralize
 
@@ -55,16 +55,15 @@ def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     of HH-RLHF, and 32 of 817 of TruthfulQA, of one word each; more than one in twenty are an alarm.
     """
     drawn = [entry for entry in table.draw(given.most) if entry.qa.answers]
-    if table.labels or len(drawn) < _FEWEST_SCORED:
+    if table.labels or len(drawn) < _FEWEST_SCORED or given.score is None:
         return
-    rows = [entry.qa for entry in drawn]
-    bits = given.bits_of(rows) if given.bits_of else ()
-    scores = score_answers(rows, given.language_of, bits)
+    scores = given.score([entry.qa for entry in drawn])
     least, kept = choose_threshold(scores), kept_rows(scores)
     low = [(entry, of) for entry, of in zip(drawn, scores, strict=True) if of.score < least]
     traits = ", ".join(f"{trait} {n:,}" for trait, n in Counter(of.trait for _, of in low).most_common())
     curve = ", ".join(f"{score:g} {100 * n / len(drawn):.1f} %" for score, n in kept.items())
-    model = f" --perplexity --base {as_argument(given.tokenizer.name)}" if bits and given.tokenizer else ""
+    base = as_argument(given.tokenizer.name) if given.tokenizer else ""
+    model = f" --perplexity --base {base}" if given.perplexity else ""
     title = f"answers that score below {least:g} of 1 in quality" + (f" ({traits})" if low else "")
     yield Finding(
         "warning" if len(low) > _MOST_FAULTS * len(drawn) else "note",

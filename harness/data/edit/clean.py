@@ -6,7 +6,7 @@ Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652; Unicode Standa
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from itertools import islice
 from types import MappingProxyType
@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.data import formats
 from harness.data.cells import find_objects, remove_special
-from harness.data.columns import PAIRS, QuestionAndAnswers, Roles, join_texts, read_question_and_answers
+from harness.data.columns import PAIRS, Roles, join_texts, read_question_and_answers
 from harness.data.edit import changes
 from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
-from harness.data.quality import score_answers
+from harness.data.quality import ScoreAnswers
 from harness.data.text_files import Row, names_labels
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
@@ -135,20 +135,12 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
     return changes.commonest_spellings(changes.several_spellings(answers))
 
 
-def low_quality(
-    rows: Iterable[Row],
-    roles: Roles,
-    least: float,
-    language_of: Callable[[str], str],
-    bits_of: Callable[[Sequence[QuestionAndAnswers]], list[float | None]] | None = None,
-) -> dict[int, str]:
+def low_quality(rows: Iterable[Row], roles: Roles, least: float, score: ScoreAnswers) -> dict[int, str]:
     """Map the lines of rows whose answer scores below `least` to the trait that sets the score."""
-    read = ((changes.line_of(row), read_question_and_answers(row, roles)) for row in rows)
-    answered = [(line, of) for line, of in read if of.answers]
-    asked = [of for _, of in answered]
-    scores = score_answers(asked, language_of, bits_of(asked) if bits_of else ())
-    scored = zip(answered, scores, strict=True)
-    return {line: f"quality below {least:g}: {of.trait}" for (line, _), of in scored if of.score < least}
+    read = {changes.line_of(row): read_question_and_answers(row, roles) for row in rows}
+    answered = {line: of for line, of in read.items() if of.answers}
+    scored = zip(answered, score([*answered.values()]), strict=True)
+    return {line: f"quality below {least:g}: {of.trait}" for line, of in scored if of.score < least}
 
 
 def _labels(row: Row, roles: Roles) -> Iterator[str]:
