@@ -64,8 +64,8 @@ def score_answers(
         "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
         "perplexity": _far(bits or [None] * len(answers), lambda above: above),
     }
-    rows = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
-    return [AnswerQuality(1 - worst, trait if worst else "") for worst, trait in rows]
+    worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
+    return [AnswerQuality(1 - value, trait if value else "") for value, trait in worst]
 
 
 def kept_rows(scores: Sequence[AnswerQuality]) -> dict[float, int]:
