@@ -319,7 +319,7 @@ class _Measured(NamedTuple):
         return n_taught_rows(self.session, made_by) if made_by else 0
 
 
-def rows_by_slice(rows: Rows, edge_cases: EdgeCases) -> dict[str, list[SampleResult]]:
+def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:
     """Return the rows of each slice that they name, and of each edge case."""
     names = sorted({row.slice for row in rows} - {""})
     own = {name: [row for row in rows if row.slice == name] for name in names}
