@@ -5,7 +5,7 @@ counts what a comparison reports. A row may be several cases, and its own slice 
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from math import ceil
 from types import MappingProxyType
 
@@ -47,15 +47,26 @@ def edge_tests(
     def label_of(row: Example) -> str:
         return _answer_of(row) if has_labels or (is_closed and row.choices) else ""
 
-    lengths = sorted(len(pieces(example.prompt)) for example in test or train)
+    labels, slices = Counter(map(label_of, train)), Counter(row.slice for row in train)
+    questions = Counter(row.prompt for row in train)
+    words = Counter(word for row in train for word in _words(row))
+
+    def is_rare(row: Example) -> bool:
+        named = ((labels, label_of(row)), (slices, row.slice))
+        is_few = any(name and not of.keys() <= {""} and of[name] < _FEWEST for of, name in named)
+        own, n_itself = _words(row), questions[row.prompt]  # a training row does not show its own words
+        n_unseen = sum(words[word] <= n_itself for word in own)
+        return is_few or bool(words and own and n_unseen >= _UNSEEN * len(own))
+
+    lengths = sorted(len(pieces(row.prompt)) for row in test or train)
     if not any(lengths):
         return {}
     longest = lengths[ceil(_LONG * len(lengths)) - 1]
     tests: tuple[Callable[[Example], bool], ...] = (
-        _Training(train, label_of).is_rare,
-        lambda example: len(pieces(example.prompt)) > longest,
-        lambda example: has_negation(example.prompt),
-        lambda example: _handles_error(example, "" if has_labels or example.choices else _answer_of(example)),
+        is_rare,
+        lambda row: len(pieces(row.prompt)) > longest,
+        lambda row: has_negation(row.prompt),
+        lambda row: _handles_error(row, "" if has_labels or row.choices else _answer_of(row)),
     )
     return dict(zip(RULES, tests, strict=True))
 
@@ -73,28 +84,6 @@ def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[st
 def is_reported(n: int, n_test: int) -> bool:
     """Tell whether a comparison reports a case of n test items."""
     return FEWEST_ITEMS <= n <= LARGEST_SHARE * n_test
-
-
-class _Training:
-    """Labels, slices and words of the training rows, each with the number of rows that have it."""
-
-    def __init__(self, rows: Sequence[Example], label_of: Callable[[Example], str]) -> None:
-        self._label_of = label_of
-        self._counts: Mapping[str, Counter[str]] = {
-            "label": Counter(filter(None, map(label_of, rows))),
-            "slice": Counter(row.slice for row in rows if row.slice),
-            "question": Counter(row.prompt for row in rows),
-            "word": Counter(word for row in rows for word in _words(row)),
-        }
-
-    def is_rare(self, row: Example) -> bool:
-        """Tell whether few training rows have a row's label or slice, or no other one half of its words."""
-        own = {"label": self._label_of(row), "slice": row.slice}
-        known = [self._counts[kind][value] for kind, value in own.items() if value and self._counts[kind]]
-        n_itself = self._counts["question"][row.prompt]
-        words, seen = _words(row), self._counts["word"]
-        is_unseen = sum(seen[word] <= n_itself for word in words) >= _UNSEEN * len(words)
-        return any(n < _FEWEST for n in known) or bool(seen and words and is_unseen)
 
 
 def _answer_of(row: Example) -> str:
