@@ -309,8 +309,8 @@ def _resolve_models(experiment: Experiment, progress: Progress, *, unpacks: bool
             found = resolve(name, unpacks=unpacks, where=where)
             out[name] = set_switches(found, experiment.chat_template_kwargs)
             if hub.is_encoder_decoder(found):
-                expected, step = "a causal language model", "another one, or this one by method: endpoint"
-                problems.append(Problem(f"{where} {name}", "an encoder with a decoder", expected, step))
+                wanted, step = "a causal language model", "another one, or this one by method: endpoint"
+                problems.append(Problem(f"{where} {name}", "an encoder with a decoder", wanted, step))
     refuse(problems)
     return out
 

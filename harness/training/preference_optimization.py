@@ -154,7 +154,7 @@ def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
         def _precompute_ref_logps(self, rows: Any, name: str, batch_size: int) -> Any:
             def read() -> Any:
                 self._precompute_model_hash = keys[name]
-                dataset = parallel.share_rows(rows, Path(self.args.output_dir) / name)
+                dataset = parallel.share_rows(rows, Path(str(self.args.output_dir)) / name)
                 made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
                 return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
 
