@@ -244,7 +244,7 @@ def judge_each(
 
     Inconclusive if the observed loss is beyond the margin and a loss is shown, but not one beyond the margin:
     the task must not be reported as passed. The same holds for a task with too few items to show even the
-    loss of all of them.
+    loss of all of them. `significance.stops` computes the chances of this rule: change both.
     """
     if identical:
         return Rule(name, "pass", f"{name}: no task can have lost anything, by identity of the weights", {})

@@ -74,21 +74,8 @@ class QuestionAndAnswers(NamedTuple):
         return "\n".join(filter(str.strip, (self.context, self.question, self.choices)))
 
 
-PAIRS = Roles(("messages", "prompt", "question", "instruction", "input"), ("chosen", "rejected"))
-_ROLES = {
-    "prompt and completion": Roles(("prompt",), ("completion",)),
-    "Dolly": Roles(("instruction", CONTEXT), ("response",)),
-    "Alpaca": Roles(("instruction", "input"), ("output",)),
-    "FLAN": Roles(("inputs",), ("targets",)),
-    "OASST tree": Roles(("prompt",), ("prompt",)),
-    "OASST message": Roles(("text",), ()),
-    "lm-eval log": Roles(("doc",), ("target",)),
-    "UltraFeedback": Roles(("instruction",), ("completions",)),
-    "xLAM": Roles(("query",), ("answers",)),
-    "questions in turn": Roles(("background", "context", "story", "questions"), ("answers",)),
-    "OpenAI preference": PAIRS,
-    "preference": PAIRS,
-}
+_ROLES = {layout.name: Roles(layout.asking, layout.answering) for layout in formats.LAYOUTS if layout.asking}
+PAIRS = _ROLES["preference"]
 
 
 def are_rated(roles: Roles) -> bool:

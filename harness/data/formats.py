@@ -47,7 +47,8 @@ class Layout(NamedTuple):
     """A layout: its name, its fields as one writes them, how to tell it, how to read a row of it.
 
     `reads` takes a row, and whether contexts are left to retrieval, to the fields of our own layout. `column`
-    is the one that holds a conversation.
+    is the one that holds a conversation. `asking` and `answering` are the columns of questions and answers
+    where they do not depend on the file; `is_text` says that one column is the whole question.
     """
 
     name: str
@@ -55,6 +56,9 @@ class Layout(NamedTuple):
     fits: Callable[[set[str]], bool]
     reads: Callable[[Row, bool], dict[str, Any]]
     column: str = ""
+    asking: tuple[str, ...] = ()
+    answering: tuple[str, ...] = ()
+    is_text: bool = False
 
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
@@ -351,36 +355,99 @@ def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
+_PAIR_ASKS = ("messages", "prompt", "question", "instruction", "input")
 LAYOUTS = (
-    Layout("OASST tree", "message_tree_id, and a prompt with its replies", _has(*TREE), best_answer),
-    Layout("lm-eval log", "doc_id, doc, target, resps", _has(*_LOGGED), _refuse_log),
-    Layout("OASST message", "message_id, parent_id, text", _has("message_id", "parent_id", "text"), _message),
-    Layout("UltraFeedback", "instruction, and completions with their ratings", _has(*RATED), best_answer),
     Layout(
-        "OpenAI preference", "input, preferred_output, non_preferred_output", _has(*PREFERRED), _preference
+        "OASST tree",
+        "message_tree_id, and a prompt with its replies",
+        _has(*TREE),
+        best_answer,
+        asking=("prompt",),
+        answering=("prompt",),
     ),
-    Layout("FLAN", "inputs, targets", _has("inputs", "targets"), _flan),
-    Layout("preference", "chosen and rejected", _has("chosen", "rejected"), _preference),
+    Layout(
+        "lm-eval log",
+        "doc_id, doc, target, resps",
+        _has(*_LOGGED),
+        _refuse_log,
+        asking=("doc",),
+        answering=("target",),
+    ),
+    Layout(
+        "OASST message",
+        "message_id, parent_id, text",
+        _has("message_id", "parent_id", "text"),
+        _message,
+        asking=("text",),
+        answering=(),
+    ),
+    Layout(
+        "UltraFeedback",
+        "instruction, and completions with their ratings",
+        _has(*RATED),
+        best_answer,
+        asking=("instruction",),
+        answering=("completions",),
+    ),
+    Layout(
+        "OpenAI preference",
+        "input, preferred_output, non_preferred_output",
+        _has(*PREFERRED),
+        _preference,
+        asking=_PAIR_ASKS,
+        answering=("chosen", "rejected"),
+    ),
+    Layout(
+        "FLAN",
+        "inputs, targets",
+        _has("inputs", "targets"),
+        _flan,
+        asking=("inputs",),
+        answering=("targets",),
+        is_text=True,
+    ),
+    Layout(
+        "preference",
+        "chosen and rejected",
+        _has("chosen", "rejected"),
+        _preference,
+        asking=_PAIR_ASKS,
+        answering=("chosen", "rejected"),
+    ),
     _conversation("chat", "messages that end with the assistant's answer", "messages"),
     _conversation("ShareGPT", "conversations of from and value", "conversations"),
-    Layout("prompt and completion", "prompt, completion", _has("prompt", "completion"), _completion),
+    Layout(
+        "prompt and completion",
+        "prompt, completion",
+        _has("prompt", "completion"),
+        _completion,
+        asking=("prompt",),
+        answering=("completion",),
+        is_text=True,
+    ),
     Layout(
         "Dolly",
         "instruction, context (may be empty), response",
         _has("instruction", "response"),
         _instruction("response", "context"),
+        asking=("instruction", "context"),
+        answering=("response",),
     ),
     Layout(
         "Alpaca",
         "instruction, input (may be empty), output",
         _has("instruction", "output"),
         _instruction("output", "input"),
+        asking=("instruction", "input"),
+        answering=("output",),
     ),
     Layout(
         "questions in turn",
         "questions and answers in lists; the last question is asked, behind the others",
         _has("questions", "answers"),
         _questions_in_turn,
+        asking=("background", "context", "story", "questions"),
+        answering=("answers",),
     ),
     Layout(
         "tokens and tags",
@@ -388,17 +455,27 @@ LAYOUTS = (
         lambda fields: bool(fields & {*WORDS}) and bool(fields & {*TAGS}),
         _tagged_tokens,
     ),
-    Layout("xLAM", "query, tools, answers", _has("query", "tools", "answers"), _calls),
+    Layout(
+        "xLAM",
+        "query, tools, answers",
+        _has("query", "tools", "answers"),
+        _calls,
+        asking=("query",),
+        answering=("answers",),
+        is_text=True,
+    ),
     Layout(
         "multiple choice",
         "question (or query, question_stem), choices or options, and answerKey, gold, answer or label",
         has_choices,
         _multiple_choice,
+        is_text=True,
     ),
     Layout(
         "question",
         "question, answers or answer, context where there is one",
         lambda fields: "question" in fields and bool(fields & {"answer", "answers"}),
         _question,
+        is_text=True,
     ),
 )

@@ -309,8 +309,7 @@ def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) ->
     if layout is None:
         return "{messages}" if "messages" in names else default
     asking = [name for name in find_reading_roles(task, layout, names).questions if name in names]
-    is_plain_text = layout.name in ("question", "multiple choice", "prompt and completion", "FLAN", "xLAM")
-    is_one = len(asking) == 1 and is_plain_text and not {*SYSTEMS, HISTORY} & names
+    is_one = len(asking) == 1 and layout.is_text and not {*SYSTEMS, HISTORY} & names
     are_texts = is_one and all(isinstance(read.fields.get(asking[0]), str) for read in first)
     return f"{{{asking[0]}}}" if are_texts else "{messages}"
 

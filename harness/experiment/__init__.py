@@ -32,8 +32,8 @@ from harness.experiment.candidate_weights import (
 from harness.experiment.catalog import map_purposes
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
+from harness.experiment.gate_run import judge, measure
 from harness.experiment.judged_runs import judge_and_decide
-from harness.experiment.judging import judge, measure
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.plan import (
@@ -52,10 +52,10 @@ from harness.experiment.report_runs import (
     first_line,
     idle_workers,
     in_order,
+    judge_and_report,
     look_up,
     recipe_warnings,
     refuse_many,
-    report_finished,
     report_stored,
     report_stored_so_far,
     short_judges,
@@ -203,7 +203,7 @@ def run_all(
             make_curve(session, runs, so_far.facts)
         store.end(session.store, begun)
     wall_s = None if are_all_done(found) else round(load().since(start).wall_s, 1)
-    report = report_finished(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
+    report = judge_and_report(session, reader, runs, smoke=smoke, said=said, wall_s=wall_s)
     record_report(report, runs, study_session(session, reader))
     if from_nothing and session.experiment.execution.executor == "in_process":
         passed = load().since(start)

@@ -16,7 +16,7 @@ from harness.analysis.gating import GateResult, TaskComparison, Verdict
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment import target_comparisons as against
-from harness.experiment.judging import judge, measure
+from harness.experiment.gate_run import judge, measure
 from harness.experiment.run_remarks import count_rows
 from harness.experiment.stored_rows import (
     Facts,

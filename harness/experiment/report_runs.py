@@ -63,7 +63,7 @@ def _report_runs(
     if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
         raise _phrase_absent(session, absent, wanted if may_leave_out else ())
     reader = Reader(session)
-    return report_finished(
+    return judge_and_report(
         session, reader, [outcome(session, reader, run) for run in found if run is not None]
     )
 
@@ -102,7 +102,7 @@ def report_stored_so_far(session: Session, selected: Sequence[str], needed: str)
     return _report_runs(session, [one for one, _ in kept], [run for _, run in kept])
 
 
-def report_finished(
+def judge_and_report(
     session: Session,
     reader: Reader,
     runs: Runs,

@@ -15,7 +15,7 @@ from harness.analysis import decision as decide
 from harness.analysis.comparison import Comparison, RecipeDifference
 from harness.analysis.decision import CandidateFacts, ItemVariances, TargetScore
 from harness.analysis.gating import Measurement, TaskComparison, is_in_macro
-from harness.experiment.judging import measure, measure_over
+from harness.experiment.gate_run import measure, measure_over
 from harness.experiment.stored_rows import Facts, Rows, Runs
 from harness.experiment.study import Study, correct_reached, judge_labels
 from harness.experiment.target_facts import compare_on, find_prompt, is_answered

@@ -42,7 +42,7 @@ _LINES = (
     (
         "gradient checkpointing where free memory would not be enough",
         "the default on a GPU; never run on one",
-        "when it is chosen, and that it changes no loss (`tests/test_training.py`, `tests/test_knobs.py`)",
+        "when it is chosen, and that it changes no loss (`tests/test_training.py`, `tests/test_training_knobs.py`)",
     ),
     (
         "the scoring engine, which a two-layer copy of the configuration tells",
@@ -131,7 +131,7 @@ _LINES = (
     (
         "full fine-tuning in bf16 weights (`dtype: bfloat16`)",
         "offered; never run on a GPU",
-        "the types of weights and of what each optimiser remembers, and steps that learn (`tests/test_knobs.py`)",
+        "the types of weights and of what each optimiser remembers, and steps that learn (`tests/test_training_knobs.py`)",
     ),
     (
         "fp16 with a gradient scaler, on a card without bf16 (T4)",
