@@ -118,9 +118,9 @@ def data_clean(
     of_these |= {"base_tokens": special} if special else {}
     low: dict[int, str] = {}
     if (perplexity and min_quality is None) or not 0 <= (min_quality or 0) <= 1:
-        found = "no score" if min_quality is None else f"{min_quality:g}"
+        written = "no score" if min_quality is None else f"{min_quality:g}"
         step = "take the one that harness data check proposes"
-        raise UserError(Problem("--min-quality", found, "a score in [0, 1]", step))
+        raise UserError(Problem("--min-quality", written, "a score in [0, 1]", step))
     if min_quality is not None:
         from harness.experiment.check_rows import answer_scorer
 

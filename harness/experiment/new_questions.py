@@ -12,9 +12,7 @@ import random
 import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from functools import reduce
-from operator import getitem
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.edit.augment import QuestionText, WrittenQuestion
@@ -75,8 +73,10 @@ class ShownRows(NamedTuple):
         label = match_label(answer, seed.labels) if seed.labels else answer
         if label is None:
             return WrittenQuestion("", "has an answer that is none of the labels")
-        number = type(reduce(getitem, seed.answer.keys, seed.row.fields)) is int
-        if number and not re.fullmatch(r"-?\d+", label):
+        answered: Any = seed.row.fields
+        for key in seed.answer.keys:
+            answered = answered[key]
+        if type(answered) is int and not re.fullmatch(r"-?\d+", label):
             return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
         own = {"id", seed.question.column, seed.answer.keys[0]}
         fields = {

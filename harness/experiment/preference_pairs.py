@@ -39,7 +39,7 @@ from harness.records import Example, Limits, Output, is_unspaced
 from harness.spec import is_path, metric_name, metric_plugin
 from harness.training import Reward, open_scorer, reward_problems, rewards_of
 
-Score = Callable[[Sequence[Example], Sequence[str]], list[float | None]]
+Score = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
 
 
 class Ranking(NamedTuple):

@@ -115,22 +115,23 @@ class GatePolicy(Spec):
     """Margins of the gate in (0, 1); docs/statistics.md has the rules.
 
     `macro` and `each` may be a share of the base's skill above chance, not of its score, written `10%`. A
-    critical task passes below twice `critical_margin`, which is therefore below one half. `drift` is a
-    rise in bits per byte that fails; without it the rise is only reported. `control_blocks` of the base's
-    stored rows are evaluated again whenever a candidate is evaluated; 0 switches that off. `macro` is the
-    margin of the mean over the capability tasks, `each` that of a single one, `safety` that of each task
-    of a suite with role safety; `safety: null` only reports these. `critical` names tasks or suites on
-    which almost no item may be lost. `validity` is the rise of invalid answers that fails.
-    `on_inconclusive` says how an inconclusive verdict counts. `alpha` is the chance to pass a loss beyond
-    the margin. `tasks` names the tasks to judge; by default all are, and a task that only one of both
-    models answered makes the verdict inconclusive. `max_errors` is the share of a task's answers that may
-    fail: the candidate's failures count as lost, and beyond this share the verdict is inconclusive:
-    invalid. `cumulative` is the margin of the mean against the first base once gates compare with a
-    champion; by default twice `macro`, at most 0.99. `uncalibrated_judge` says whether a judge's metric
-    may decide without people's labels. `mode_collapse` is the rise of the commonest generated answer's
-    share, over the base's and the commonest reference's, that fails on the target or a capability task;
-    without it mode collapse is only reported. `export` is the loss on the target that an artefact may
-    have against the run that it was exported from, by default the target's margin.
+    critical task passes below twice `critical_margin`, which is therefore below one half. `drift` is a rise
+    in bits per byte that fails; without it the rise is only reported. `control_blocks` of the base's stored
+    rows are evaluated again whenever a candidate is evaluated; 0 switches that off.
+
+    `macro` is the margin of the mean over the capability tasks, `each` that of a single one, `safety` that of
+    each task of a suite with role safety; `safety: null` only reports these. `critical` names tasks or suites
+    on which almost no item may be lost. `validity` is the rise of invalid answers that fails.
+    `on_inconclusive` says how an inconclusive verdict counts. `alpha` is the chance to pass a loss beyond the
+    margin. `tasks` names the tasks to judge; by default all are, and a task that only one of both models
+    answered makes the verdict inconclusive. `max_errors` is the share of a task's answers that may fail: the
+    candidate's failures count as lost, and beyond this share the verdict is inconclusive: invalid.
+    `cumulative` is the margin of the mean against the first base once gates compare with a champion; by
+    default twice `macro`, at most 0.99. `uncalibrated_judge` says whether a judge's metric may decide without
+    people's labels. `mode_collapse` is the rise of the commonest generated answer's share, over the base's
+    and the commonest reference's, that fails on the target or a capability task; without it mode collapse is
+    only reported. `export` is the loss on the target that an artefact may have against the run that it was
+    exported from, by default the target's margin.
     """
 
     macro: Margin = 0.02

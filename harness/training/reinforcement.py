@@ -208,7 +208,7 @@ def _trainer(
     def score_rows(completions: Sequence[Any], index: Sequence[int], **_: Any) -> list[float | None]:
         # TRL gives an answer as a text, or as a list of one turn; `index` are places among the examples.
         texts = [c if isinstance(c, str) else c[0]["content"] for c in completions]
-        return score([context.train[i] for i in index], [str(text).strip() for text in texts])
+        return [*score([context.train[i] for i in index], [str(text).strip() for text in texts])]
 
     score_rows.__name__ = metric_name(context.reward.written)  # the name that TRL logs
     plain, config = (getattr(trl, f"{algorithm}{part}") for part in ("Trainer", "Config"))
