@@ -84,7 +84,7 @@ class ShownRows(NamedTuple):
             for name, value in seed.question.put(seed.row.fields, question).items()
             if name in own or all(one.row.fields.get(name) == value for one in self.others)
         }
-        fields = put_answer(fields, seed.answer.keys, int(label) if number else label)
+        fields = put_answer(fields, seed.answer.keys, int(label) if type(answered) is int else label)
         texts = tuple(one.question.text for one in self.others)
         return WrittenQuestion(question, fields=fields, shown=texts)
 
