@@ -30,7 +30,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_bombs.py::test_a_log_of_inspect_that_takes_gigabytes_is_refused_with_the_bound", "harness/lifecycle/inspect_logs.py", "refuse_bomb(str(path), sum(info.file_size for info in members), path.stat().st_size, step)", "pass"),
     ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/lifecycle/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
     ("test_bombs.py::test_what_is_nested_too_deep_is_no_json", "harness/records/serialization.py", "_DEEPEST = 100 ", "_DEEPEST = 10**9 "),
-    ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_values.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
+    ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_loading.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
     ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/external_logs.py", "if one.is_symlink() and one.is_dir())", "if False)"),
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except (UnicodeDecodeError, *_BROKEN):\n        raise UserError(_find_broken_gzip(file, shown) or", "    except ZeroDivisionError:\n        raise UserError(_find_broken_gzip(file, shown) or"),
     # What is shown

@@ -29,7 +29,7 @@ from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import release, rescue
 from harness.records import AnswerLabel, LabelSet
 from harness.spec import GatePolicy
-from harness.store.tables import TABLES
+from harness.store.sql_schema import TABLES
 
 FAILED = ("test behaviour 6",)
 FIRST_BASE = "f" * 16  # answers as the base does, under another name

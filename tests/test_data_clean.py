@@ -32,7 +32,7 @@ from typer.testing import CliRunner
 
 from harness.cli import app
 from harness.config import load
-from harness.config.yaml_values import parse
+from harness.config.yaml_loading import parse
 from harness.data import load_task, readers
 from harness.data.columns import find_roles
 from harness.data.edit.changes import RowDecision, keep_decision, read_decisions, several_spellings

@@ -26,7 +26,7 @@ from harness.config.rubrics import (
     read_rubric,
     rubric_of,
 )
-from harness.config.yaml_values import Tree, mapping, problems_of
+from harness.config.yaml_loading import Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 

@@ -17,7 +17,7 @@ from harness.config.grids import GridMember
 from harness.config.recipe_checks import WrittenRecipe, check_decoding, check_general_rows, recipes_by_prompt
 from harness.config.rubrics import is_judged, judge_problems, pair_judge_problems, public_judges
 from harness.config.weight_sources import check_weights
-from harness.config.yaml_values import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
+from harness.config.yaml_loading import NAME_IN_WORDS, Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, did_you_mean
 
 _LONGEST_NAMES = 150  # characters: what is stored of a candidate has a longer name, in 255 bytes

@@ -10,7 +10,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from harness.config.yaml_values import Keys, Tree, mapping, parse, problems_of
+from harness.config.yaml_loading import Keys, Tree, mapping, parse, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.spec import DATA_FILES, HUB, JUDGE, Suite, is_path, metric_parts, spell_out
 

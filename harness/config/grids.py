@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, get_args, get_origin
 from pydantic import BaseModel
 
 from harness import plugins
-from harness.config.yaml_values import Keys, Tree, mapping
+from harness.config.yaml_loading import Keys, Tree, mapping
 from harness.errors import Problem
 from harness.spec import BASE, PLUGINS, Decoding
 

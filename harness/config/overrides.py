@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ruamel.yaml.error import YAMLError
 
-from harness.config.yaml_values import Keys, Tree, load_yaml, plain, short_repr
+from harness.config.yaml_loading import Keys, Tree, load_yaml, plain, short_repr
 from harness.errors import Problem, UserError, did_you_mean
 
 _FORM, _SUCH_AS = (

@@ -21,7 +21,7 @@ from harness import plugins, spec
 from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
 from harness.config.rubrics import read_rubric
-from harness.config.yaml_values import Keys, Tree, mapping, problems_of
+from harness.config.yaml_loading import Keys, Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean
 from harness.plugins import Method
 

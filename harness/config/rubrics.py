@@ -20,7 +20,7 @@ from pydantic import Field
 
 from harness import plugins
 from harness.config.files import describe_missing_file, read_file, resolve_model
-from harness.config.yaml_values import Keys, Tree, problems_of, read_valid
+from harness.config.yaml_loading import Keys, Tree, problems_of, read_valid
 from harness.errors import Problem, UserError, refuse
 from harness.records import LabelSet, digest
 from harness.spec import JUDGE, Spec, Task, TokenPrices, metric_name, metric_parts, rule

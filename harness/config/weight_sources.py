@@ -12,7 +12,7 @@ from harness import plugins
 from harness.config.files import describe_missing_file
 from harness.config.grids import GridMember
 from harness.config.recipe_checks import WrittenRecipe, check_regularizers, check_sweep
-from harness.config.yaml_values import mapping, read_valid
+from harness.config.yaml_loading import mapping, read_valid
 from harness.errors import Problem, did_you_mean
 from harness.plugins import OR
 from harness.spec import BASE, HUB, Recipe, is_path, metric_plugin

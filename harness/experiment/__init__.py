@@ -32,7 +32,7 @@ from harness.experiment.candidate_weights import (
 from harness.experiment.catalog import map_purposes
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
-from harness.experiment.gate_run import judge, measure
+from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.judged_runs import judge_and_decide
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts

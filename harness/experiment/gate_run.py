@@ -186,7 +186,7 @@ def confirm_in_fp32(study: Study, run: Run, measured: Sequence[Measurement]) -> 
     return found
 
 
-def judge(
+def judge_stored_run(
     study: Study,
     run: Run,
     champion: Champion | None = None,

@@ -16,7 +16,7 @@ from harness.analysis.gating import GateResult, TaskComparison, Verdict
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment import target_comparisons as against
-from harness.experiment.gate_run import judge, measure
+from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.run_remarks import count_rows
 from harness.experiment.stored_rows import (
     Facts,
@@ -75,7 +75,9 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     facts = add_more_targets(study, runs, compared)
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
     results = {
-        run.run_id: study.settled[run.run_id].result if run.run_id in study.settled else judge(study, run)
+        run.run_id: study.settled[run.run_id].result
+        if run.run_id in study.settled
+        else judge_stored_run(study, run)
         for run in runs
         if run.state == "done" and not is_target_only(run.method, run.recipe)
     }
@@ -93,7 +95,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
             return replace(f, corrected=study.settled[run.run_id].corrected)
         if f.standing is None or f.verdict is None or f.standing.level == f.standing.alpha:
             return f
-        return replace(f, corrected=judge(study, run, level=f.standing.level).verdict)
+        return replace(f, corrected=judge_stored_run(study, run, level=f.standing.level).verdict)
 
     return RunVerdicts(tuple(correct(f, run) for f, run in zip(placed, runs, strict=True)), results, study)
 

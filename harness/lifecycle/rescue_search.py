@@ -388,7 +388,7 @@ def _confirm(context: _Context, tried: TrialResult, run: Run) -> TrialResult:
 
 
 def _judge_half(context: _Context, run: Run, half: Half, *, gains: bool) -> HalfVerdict:
-    verdict = experiment.judge(context.study, run, items=half).verdict
+    verdict = experiment.judge_stored_run(context.study, run, items=half).verdict
     n_items, n_all = (
         sum(len(m.new) for m in experiment.measure(context.study, run, part)) for part in (half, None)
     )

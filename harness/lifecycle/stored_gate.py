@@ -28,7 +28,7 @@ from harness.experiment import (
     count_missing,
     is_of_recipe,
     is_target_only,
-    judge,
+    judge_stored_run,
     judgement_of,
     list_untrained,
     reached_on_target,
@@ -161,7 +161,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
             f" judged against the base, and {study.target.name} against the champion:"
             f" {_gain_text(study, run, champion)}"
         )
-    result = judge(study, run, gated_against)
+    result = judge_stored_run(study, run, gated_against)
     digest, against = run.base_digest, "the base"
     if gated_against:
         digest = gated_against.weights_digest

@@ -173,7 +173,7 @@ from harness.store.runs import (
     trials_by_run,
     weights_folder,
 )
-from harness.store.tables import TABLES
+from harness.store.sql_schema import TABLES
 from harness.store.verdicts import (
     DecisionRecord,
     RuleRecord,

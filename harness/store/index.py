@@ -32,7 +32,7 @@ from harness.store.row_files import (
     quote_texts,
     whole_feedback_files,
 )
-from harness.store.tables import TABLES
+from harness.store.sql_schema import TABLES
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection, Error

@@ -28,7 +28,7 @@ from harness.store.row_files import (
     whole_file,
 )
 from harness.store.rows import read_identity
-from harness.store.tables import TABLES
+from harness.store.sql_schema import TABLES
 from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:
