@@ -107,6 +107,27 @@ def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_othe
         assert isinstance(refused.exception, UserError), wrong
 
 
+def test_forms_that_all_answers_share_and_a_short_yes_are_no_fault_and_an_answer_without_a_word_is(tmp_path):
+    sentence = "The {} is kept in the second drawer of the hall."
+    sets = {
+        "json": [
+            json.dumps([{"name": f"n{i}", "kind": "lamp", "price": i * 3 + k} for k in range(6)])
+            for i in range(60)
+        ],
+        "short": [sentence.format(f"lamp {i}") for i in range(60)] + ["Yes.", "No."] * 3 + ["@#$ ???"],
+    }
+    for name, answers in sets.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text(
+            "".join(
+                json.dumps({"prompt": f"Where is item {i}?", "reference": a}) + "\n"
+                for i, a in enumerate(answers)
+            )
+        )
+        (found,) = examine_rows(RowCheck([str(path)], only=["quality"])).findings
+        assert [row.rpartition(":")[2] for row in found.rows] == (["67"] if name == "short" else [])
+
+
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     "file", ["dolly_3k/train.jsonl.gz", "squad_xquad_en/all.jsonl.gz", "hh_rlhf_harmless/test.jsonl.gz"]

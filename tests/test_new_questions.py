@@ -59,6 +59,41 @@ def write_questions(data, server):
     return lambda *words: data("augment", *words, *BY, "--with", server.url, "--model", "tiny")
 
 
+@pytest.mark.parametrize(
+    ("written", "asked", "answered"),
+    [
+        (
+            "Sure! Here is a new question:\n\nQuestion: {q}\nAnswer: **Yes**, from nine.",
+            "{q}",
+            "**Yes**, from nine.",
+        ),
+        (
+            "Another question: \n\n**Question:** {q}\n\n**Answer:** * two\n* three\n\nI hope this helps!",
+            "{q}",
+            "* two\n* three",
+        ),
+    ],
+)
+def test_what_a_model_says_around_a_question_is_no_part_of_it(
+    data, tmp_path, monkeypatch, written, asked, answered
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
+    jsonl(
+        Path("t.jsonl"),
+        [{"text": question(i), "answer": f"In the {WORDS[i]} hall, door {i}."} for i in range(10)],
+    )
+    with serve_model(Rule(lambda messages: written.format(q=new_question(last_shown(messages))))) as server:
+        run_data(
+            lambda *words: data("augment", *words, *BY, "--with", server.url, "--model", "tiny"),
+            "t.jsonl",
+            "--out",
+            "new.jsonl",
+        )
+    made = read("new.jsonl")[1]
+    assert (made["text"], made["answer"]) == (asked.format(q=new_question(0)), answered)
+
+
 def test_a_new_question_stands_with_its_answer_and_its_origin_behind_the_row_that_was_shown_last(
     write_questions, server
 ):

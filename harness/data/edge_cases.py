@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from math import ceil
 from types import MappingProxyType
 
+from harness.data.guessed_columns import label_set
 from harness.records import (
     MARKS,
     Example,
@@ -27,7 +28,7 @@ FEWEST_ITEMS, LARGEST_SHARE = 5, 0.5  # of test, from which and up to which a ca
 RULES = MappingProxyType(
     {
         "edge: rare": f"under {_FEWEST} training rows have its label or slice, or none half of its words",
-        "edge: long": "the question is longer than nine in ten test questions",
+        "edge: long": "the question is longer than nine in ten, of test where there is one",
         "edge: negative": "the question negates something, in one of ten languages",
         "edge: error handling": "the question names an error or has no word, or the answer refuses or asks",
     }
@@ -76,7 +77,8 @@ def reported_cases(train: Sequence[Example], test: Sequence[Example]) -> dict[st
 
     A case of few items shows nothing, and one that most items are is no edge.
     """
-    tests = edge_tests(train, test)
+    answers, questions = map(_answer_of, train), (row.prompt for row in train)
+    tests = edge_tests(train, test, has_labels=bool(label_set(answers, questions=questions)))
     found = {case: [one.id for one in test if is_case(one)] for case, is_case in tests.items()}
     return {case: frozenset(ids) for case, ids in found.items() if is_reported(len(ids), len(test))}
 

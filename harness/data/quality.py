@@ -17,6 +17,7 @@ from harness.records import MARKS, is_refusal, list_words
 
 _GRAM = 3  # words
 _FAR, _FARTHEST = 3.0, 6.0  # robust standard deviations from the median: from here on, and at worst
+_LEAST_SPREAD = 0.7  # of the logarithm of words: a yes is no fault among sentences of eight words
 _NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
 _TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
 _FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
@@ -39,11 +40,12 @@ def score_answers(
 ) -> list[AnswerQuality]:
     """Score the first answers of rows; `bits` are what a model needs for a byte of each, None if unknown.
 
-    - repetition: share of its words' trigrams that stood before in it.
+    - repetition: share of its words' trigrams that stood before in it, above the median.
     - length: number of words, in robust standard deviations of its logarithm from the median.
     - language: another one than four in five answers, or questions where answers are short.
     - refusal: it declines to help, where fewer than one answer in twenty does.
     - end: it ends without a mark, where nine in ten answers have one.
+    - no word: it has no letter and no digit.
     - perplexity: bits per byte, in robust standard deviations above the median.
     """
     answers = [row.answers[0] for row in rows]
@@ -57,11 +59,12 @@ def score_answers(
     is_taught = sum(refuses) >= _TAUGHT * len(answers)
     share = sum(has_end) / max(1, len(answers))
     traits = {
-        "repetition": list(map(_repeated, words)),
-        "length": _far([log(len(of)) if of else None for of in words], abs),
+        "repetition": _above_median(list(map(_repeated, words))),
+        "length": _far([log(len(of)) if of else None for of in words], abs, _LEAST_SPREAD),
         "language": [float(bool(is_usual and one and one != usual)) for one in told],
         "refusal": [float(refused and not is_taught) for refused in refuses],
         "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
+        "no word": [float(not any(map(str.isalnum, answer))) for answer in answers],
         "perplexity": _far(bits or [None] * len(answers), lambda above: above),
     }
     worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
@@ -94,15 +97,22 @@ def _repeated(words: Sequence[str]) -> float:
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
+def _above_median(values: Sequence[float]) -> list[float]:
+    middle = median(values) if values else 0.0
+    return [max(0.0, value - middle) for value in values]
+
+
 def _has_end(answer: str) -> bool:
     bare = answer.rstrip().rstrip(_ENDS[1])
     return bare.endswith(tuple(_ENDS[0])) or bare != answer.rstrip() or not answer.strip()
 
 
-def _far(values: Sequence[float | None], distance: Callable[[float], float]) -> list[float]:
+def _far(
+    values: Sequence[float | None], distance: Callable[[float], float], least_spread: float = 0.0
+) -> list[float]:
     known = [value for value in values if value is not None]
     middle = median(known) if known else 0.0
-    spread = 1.4826 * median(abs(value - middle) for value in known) if known else 0.0
+    spread = max(least_spread, 1.4826 * median(abs(value - middle) for value in known) if known else 0.0)
     if not spread:
         return [0.0] * len(values)
     sigmas = [0.0 if value is None else distance(value - middle) / spread for value in values]

@@ -229,7 +229,8 @@ def keep_with_origins(
     """Return the rows that are kept, and the augmented ones whose original is kept, in the order of the file.
 
     One whose original is not among the rows stays where `without_original` says so, unless that is evaluated;
-    where rows were set aside, one like its original may be among them. None asks what is evaluated.
+    where rows were set aside, one like its original may be among them. None asks what is evaluated: an
+    original that is not in the file is so too if a prompt begins or ends with it, as with a context.
     """
     if not any(row.origins for row in rows):
         return list(kept)
@@ -241,7 +242,9 @@ def keep_with_origins(
             return row.where in places
         texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
         found = all((of.places or without_original) and places.issuperset(of.places) for of in row.origins)
-        return found and questions.isdisjoint(texts)
+        lost = tuple(fold_text(of.text) for of in row.origins if not of.places)
+        is_in_prompt = bool(lost) and any(q.endswith(lost) or q.startswith(lost) for q in questions)
+        return found and questions.isdisjoint(texts) and not is_in_prompt
 
     return [row for row in rows if stays(row)]
 

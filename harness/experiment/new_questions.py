@@ -25,10 +25,7 @@ from harness.records import Message, match_label
 NEW_QUESTION = "Write a question with its answer, of the same kind as the others but about something else."
 SHOWN = 4  # rows in a prompt
 CUT = "was cut at --max-new-tokens"
-_PAIR = re.compile(
-    r"\bquestion\W{0,3}:[*\s]*(.+?)\s*\n[*\s]*answer\W{0,3}:[*\s]*(.+?)[*\s]*(?=\n[*\s]*question\W{0,3}:|\Z)",
-    re.IGNORECASE | re.DOTALL,
-)
+_MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECASE | re.MULTILINE)
 
 
 class SeedRow(NamedTuple):
@@ -63,13 +60,24 @@ class ShownRows(NamedTuple):
         return (first, *turns[1:], {"role": "user", "content": prompt})
 
     def read(self, text: str, *, cut: bool) -> WrittenQuestion:
-        """Take the first question and its answer out of a text that a model wrote."""
-        found, seed = _PAIR.search(text), self.seed
-        if cut and (found is None or found.end() == len(text)):
+        """Take the first question and its answer out of a text that a model wrote.
+
+        Where no shown row has an empty line, what follows one is what the model says about the row.
+        """
+        seed, marks = self.seed, [*_MARK.finditer(text)]
+        names = [mark[1].lower() for mark in marks]
+        ends = [*(mark.start() for mark in marks[1:]), len(text)]
+        at = next((i for i in range(1, len(marks)) if names[i - 1 : i + 1] == ["question", "answer"]), 0)
+        if cut and (not at or ends[at] == len(text)):
             return WrittenQuestion("", CUT)
-        if found is None:
+        question, answer = (text[marks[i].end() : ends[i]].strip() for i in (at - 1, at)) if at else ("", "")
+        shown = "\n".join(
+            of.text.strip() for one in (seed, *self.others) for of in (one.question, one.answer)
+        )
+        if "\n\n" not in shown:
+            question, answer = (part.partition("\n\n")[0].strip() for part in (question, answer))
+        if not question or not answer:
             return WrittenQuestion("", "lacks a question or its answer" if text.strip() else "is empty")
-        question, answer = found.groups()
         label = match_label(answer, seed.labels) if seed.labels else answer
         if label is None:
             return WrittenQuestion("", "has an answer that is none of the labels")

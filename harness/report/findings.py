@@ -202,7 +202,8 @@ def _fill(
     if step is None:
         return finding
     commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
-    if not commands:  # a figure that is not an alarm
+    own = (*step.before, *step.after)
+    if not commands or not all(option in " ".join(commands) for option in own):  # a figure, not an alarm
         commands = tuple(_command(step, file, named.by_user, steps.names) for file in of)
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)

@@ -78,9 +78,6 @@ def clean(
         if decision and decision.decision == "drop":
             yield changes.drop(row, "decided")
             continue
-        if low := mending.low.get(changes.line_of(row)):
-            yield changes.drop(row, low)
-            continue
         reasons: dict[str, None] = {}
         fields = {
             name: _clean_value(value, name, reasons, mending.special) for name, value in row.fields.items()
@@ -107,6 +104,9 @@ def clean(
         finds_nothing = any(name in objects or names_labels(name) for name in empty)
         if unusable := _unusable(cleaned, roles, layout, drop_lost=drop_lost, may_be_empty=finds_nothing):
             yield changes.drop(row, unusable)
+            continue
+        if low := mending.low.get(changes.line_of(row)):
+            yield changes.drop(row, low)
             continue
         ident = cleaned.fields.get("id")
         if mending.ids and isinstance(ident, str | int) and (given := mending.ids.give(ident)) != ident:
@@ -138,7 +138,7 @@ def spellings_in(rows: Iterable[Row], roles: Roles, shown: str) -> dict[str, str
 def low_quality(rows: Iterable[Row], roles: Roles, least: float, score: ScoreAnswers) -> dict[int, str]:
     """Map the lines of rows whose answer scores below `least` to the trait that sets the score."""
     read = {changes.line_of(row): read_question_and_answers(row, roles) for row in rows}
-    answered = {line: of for line, of in read.items() if of.answers}
+    answered = {line: of for line, of in read.items() if of.question and of.answers}
     scored = zip(answered, score([*answered.values()]), strict=True)
     return {line: f"quality below {least:g}: {of.trait}" for line, of in scored if of.score < least}
 
