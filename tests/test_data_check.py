@@ -28,13 +28,14 @@ from typer.testing import CliRunner
 
 from harness import config as configuration
 from harness.cli import app
-from harness.data import check
+from harness.data import check, load_task
 from harness.data.check import read_table
-from harness.data.edge_cases import RULES
+from harness.data.edge_cases import RULES, reported_cases
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, detectable, examine_rows
 from harness.records import has_negation
 from harness.report.findings import fill_commands, order_commands, short_lines
+from harness.spec import Task, TaskData
 
 
 def test_every_check_states_its_false_alarms():
@@ -94,6 +95,25 @@ def test_edge_cases_are_counted_in_training_and_test_and_warned_of_where_trainin
     both = find(plant_edge_cases(clean), "edge_cases", test=[test])
     assert [(f.severity, f.count, f.of) for f in both] == [("note", 40, 400)] * 4
     assert {f.example for f in both} == {"and 20 of 200 test items, reported as a slice"}
+
+
+def test_a_comparison_reports_the_cases_that_the_check_counts_also_without_written_labels(find, tmp_path):
+    def rows(first, n, rare):
+        texts = [f"Parcel {first + i} of lane {i % 9} is here" for i in range(n)]
+        return [{"text": t, "label": "other" if i < rare else "ab"[i % 2]} for i, t in enumerate(texts)]
+
+    test = write(tmp_path / "test.jsonl", rows(1000, 60, 6))
+    train = write(tmp_path / "train.jsonl", rows(0, 100, 4))
+    (found,) = (
+        f for f in find(rows(0, 100, 4), "edge_cases", test=[test]) if f.title.startswith("edge: rare")
+    )
+    assert found.example == "and 6 of 60 test items, reported as a slice"
+    data = TaskData(train=train, validation=write(tmp_path / "v.jsonl", rows(2000, 9, 0)), test=test)
+    fields = {"prompt": "{text}", "reference": "{label}"}
+    items = load_task(
+        Task(name="t", data=data, fields=fields, kind="generate", metrics=["exact_match"]), seed=0
+    )
+    assert len(reported_cases(items.train, items.test)["edge: rare"]) == 6
 
 
 @pytest.mark.parametrize(("train", "test"), [
