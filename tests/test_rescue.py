@@ -11,7 +11,7 @@ from worlds import GOOD, Sizes
 
 from harness import cli, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.lifecycle import rescue
+from harness.lifecycle import rescue, rescue_result
 from harness.lifecycle.release import gate
 from harness.lifecycle.rescue import exit_code
 from harness.lifecycle.rescue_trials import estimate_trials
@@ -94,7 +94,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_rescued_and_found_again_w
 
 def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(rescued_world, tmp_path):
     made, found = rescued_world
-    (line,) = [s for s in rescue.result.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue_result.sentences(found) if "-rescued: " in s]
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
     again = rescue_worlds.open_world(path, {"scale=0.5": Version(80)})
@@ -172,7 +172,7 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
     assert found.rescued_trial == "lora+scale=0.5"
     assert (
         "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
-        in rescue.result.sentences(found)
+        in rescue_result.sentences(found)
     )
 
 
@@ -193,12 +193,12 @@ def test_borrowed_weights_and_a_member_of_a_grid_are_rescued_under_names_that_th
     assert found.rescued_trial == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
-    said = rescue.result.sentences(found)
+    said = rescue_result.sentences(found)
     assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
 
     found = made.rescue("grid[r=8]")
     assert found.rescued_trial == "grid[r=8]+scale=0.75"
-    (line,) = [s for s in rescue.result.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in rescue_result.sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
