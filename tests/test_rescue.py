@@ -11,9 +11,10 @@ from worlds import GOOD, Sizes
 
 from harness import cli, store
 from harness.errors import IncompatibleRuns, UserError
-from harness.lifecycle import rescue, rescue_result
+from harness.lifecycle import rescue
 from harness.lifecycle.release import gate
 from harness.lifecycle.rescue import exit_code
+from harness.lifecycle.rescue_result import sentences
 from harness.lifecycle.rescue_trials import estimate_trials
 from harness.spec import GatePolicy
 
@@ -94,7 +95,7 @@ def test_the_first_scale_that_passes_on_both_halves_is_rescued_and_found_again_w
 
 def test_the_recipe_that_is_printed_is_found_stored_when_it_is_added_to_the_file(rescued_world, tmp_path):
     made, found = rescued_world
-    (line,) = [s for s in rescue_result.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in sentences(found) if "-rescued: " in s]
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")
     again = rescue_worlds.open_world(path, {"scale=0.5": Version(80)})
@@ -170,10 +171,7 @@ def test_a_trial_that_cannot_be_made_is_said_and_the_next_one_is_tried(tmp_path)
     found = world(tmp_path, {"scale=0.5": Version(80)}, sizes=SMALL).rescue()  # 0.75 is not in this world
     assert found.tried[0].facts.error == "RuntimeError: no version scale=0.75 in this world"
     assert found.rescued_trial == "lora+scale=0.5"
-    assert (
-        "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world"
-        in rescue_result.sentences(found)
-    )
+    assert "lora+scale=0.75 failed: RuntimeError: no version scale=0.75 in this world" in sentences(found)
 
 
 def test_too_few_items_end_as_undecided_with_their_own_code(tmp_path):
@@ -193,12 +191,12 @@ def test_borrowed_weights_and_a_member_of_a_grid_are_rescued_under_names_that_th
     assert found.rescued_trial == "hybrid+scale=0.75"
     assert list(found.tried[0].recipes) == ["lora+scale=0.75", "hybrid+scale=0.75"]
     assert found.tried[0].facts.prompting.startswith("few_shot")
-    said = rescue_result.sentences(found)
+    said = sentences(found)
     assert any('hybrid-rescued: {"weights_of": "lora-rescued"' in line for line in said)
 
     found = made.rescue("grid[r=8]")
     assert found.rescued_trial == "grid[r=8]+scale=0.75"
-    (line,) = [s for s in rescue_result.sentences(found) if "-rescued: " in s]
+    (line,) = [s for s in sentences(found) if "-rescued: " in s]
     assert line.strip().startswith("grid-r-8-rescued: ")
     path = made.path.with_name("with.yaml")
     path.write_text(made.path.read_text() + line + "\n")

@@ -59,7 +59,7 @@ _ADDRESS = re.compile(r"https?://")
 
 
 class Wording(NamedTuple):
-    """Ways to write a row: a paraphrase, also by an instruction of your own, a translation, or a new question."""
+    """Ways to write a row: a paraphrase, an instruction of your own, a translation, or a new question."""
 
     by: Annotated[
         Literal["paraphrase", "back-translation", "new-questions"],
