@@ -333,7 +333,7 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
         ) -> Any:
             labels = inputs["labels"][:, 1:]  # (b, t - 1)
             wanted = (labels != -100).any(0).nonzero()[:, 0]
-            kept = wanted + virtual_tokens(getattr(self, "model", model))
+            kept = wanted + virtual_tokens(self.model)
             # transformers tells packed rows apart by their positions, and only where there is no mask;
             # padding is then a row of one token each.
             seen_by = "position_ids" if "position_ids" in inputs else "attention_mask"
