@@ -242,9 +242,10 @@ def keep_with_origins(
             return row.where in places
         texts = {*(fold_text(of.text) for of in row.origins), key(row.example)}
         found = all((of.places or without_original) and places.issuperset(of.places) for of in row.origins)
+        if not found or not questions.isdisjoint(texts):
+            return False
         lost = tuple(fold_text(of.text) for of in row.origins if not of.places)
-        is_in_prompt = bool(lost) and any(q.endswith(lost) or q.startswith(lost) for q in questions)
-        return found and questions.isdisjoint(texts) and not is_in_prompt
+        return not lost or not any(q.endswith(lost) or q.startswith(lost) for q in questions)
 
     return [row for row in rows if stays(row)]
 
