@@ -10,9 +10,11 @@ Source: the usual lists of when to prompt, to retrieve and to fine-tune; Gupta e
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import inf
 from typing import NamedTuple
 
 from harness import formatting, plugins
+from harness.analysis import economics
 from harness.analysis.candidate_facts import (
     FEW,
     Action,
@@ -85,7 +87,19 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
     """List the measurements of a candidate that speak for the chosen one."""
     if other.over_budget:
         yield f"{other.name} is left out, because {other.over_budget}"
-    yield from _gate(other)
+    if is_fine_tuned(other) and not passes(other):
+        verdict, forgot = other.verdict, ""
+        if (
+            verdict
+            and verdict.macro
+            and any(r.name == "macro" and r.outcome != "pass" for r in verdict.rules)
+        ):
+            forgot = f", its other abilities having changed by {formatting.points(*verdict.macro[:3])} points"
+        if verdict is None:
+            yield f"what {other.name} forgot was not measured"
+        else:
+            outcome = "fails" if verdict.outcome == "fail" else "is not shown to pass"
+            yield f"the gate of {other.name} {outcome}{forgot}"
     yield from _difference(case, other, chosen)
     if other.recall is not None and other.recall < 1:
         yield f"its retrieval found {formatting.percent(other.recall)} % of the documents needed"
@@ -120,21 +134,6 @@ def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> It
         a, b = (formatting.score(unit, f.validation) for f in (chosen, other))
         if unit.sign * chosen.validation > unit.sign * other.validation:
             yield f"on validation {chosen.name} reaches {a} and {other.name} {b}"
-
-
-def _gate(run: CandidateFacts) -> Iterator[str]:
-    if not is_fine_tuned(run) or passes(run):
-        return
-    if run.verdict is None:
-        yield f"what {run.name} forgot was not measured"
-        return
-    macro = run.verdict.macro
-    is_macro = any(rule.name == "macro" and rule.outcome != "pass" for rule in run.verdict.rules)
-    forgot = ""
-    if macro and is_macro:
-        forgot = f", its other abilities having changed by {formatting.points(*macro[:3])} points"
-    outcome = "fails" if run.verdict.outcome == "fail" else "is not shown to pass"
-    yield f"the gate of {run.name} {outcome}{forgot}"
 
 
 _PROMPTED: tuple[Action, ...] = ("prompt", "few-shot", "rank", "rag")
@@ -221,18 +220,18 @@ def need_sentences(case: Case, shipped: str | None) -> list[str]:
     for need in case.policy.needs:
         advice, measured = _ADVICE[need], _describe_measured(case, need, slices)
         kind = "Measured" if measured else "Declared, not measured"
-        said = f"{measured}. The textbook says: {advice.text}" if measured else advice.text
-        sentences.append(f"{kind} ({need.replace('_', ' ')}): {said}.{_agreement(case, advice, chosen)}")
+        text = f"{measured}. The textbook says: {advice.text}" if measured else advice.text
+        sentences.append(f"{kind} ({need.replace('_', ' ')}): {text}.{_agreement(case, advice, chosen)}")
     return sentences
 
 
 def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
-    wanted, own = _ADVICE[need].slices, [f for f in case.facts if not f.baseline]
+    wanted = _ADVICE[need].slices
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
-        run = best(f for f in own if action_of(f) in _RETRIEVES)
-        return _describe_retrieval(case, need, run) if run else ""
+        retrieving = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
+        return _describe_retrieval(case, need, retrieving) if retrieving else ""
     if need == "sensitive_data":
         leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
         if not leaving:
@@ -240,7 +239,7 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
         return f"requests of {', '.join(leaving)} go to an external server; the other candidates answer here"
     if need == "knowledge_and_behaviour":
         kinds: tuple[Action, ...] = ("rag", "fine-tune", "hybrid")
-        runs = [run for kind in kinds if (run := best(f for f in own if action_of(f) == kind))]
+        runs = [run for kind in kinds if (run := best_of(case, kind))]
         scores = ", ".join(f"{run.name} reaches {score_text(case, run)}" for run in runs)
         return scores if len(runs) > 1 else ""
     if need == "missing_capability":
@@ -249,18 +248,18 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
 
 
 def _describe_retrieval(case: Case, need: Need, run: CandidateFacts) -> str:
-    said = []
+    parts = []
     if run.recall is not None:
-        said.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
-        said.append(f"{run.name} reaches {score_text(case, run)} with them")
+        parts.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")
+        parts.append(f"{run.name} reaches {score_text(case, run)} with them")
     if need == "answers_with_sources" and run.citations:
-        cited = [f"{formatting.score(of.unit, *of[:3])} {name}" for name, of in run.citations.items()]
-        said.append(f"the citations of {run.name} reach {' and '.join(cited)}")
-    elif need == "answers_with_sources" and said:
-        said.append(
+        cited = [f"{formatting.score(e.unit, *e[:3])} {name}" for name, e in run.citations.items()]
+        parts.append(f"the citations of {run.name} reach {' and '.join(cited)}")
+    elif need == "answers_with_sources" and parts:
+        parts.append(
             "its citations were not scored (metrics: [citation_precision, citation_recall] score them)"
         )
-    return ", and ".join(said)
+    return ", and ".join(parts)
 
 
 def _describe_lack(case: Case) -> str:
@@ -274,15 +273,11 @@ def _describe_lack(case: Case) -> str:
     share = case.trivial.share if case.trivial else 0.0
     above = any(run.target and run.target.low > share for run in runs)
     shots = "" if any(action_of(run) == "few-shot" for run in runs) else ", though shots were not tried"
-    found = (
-        f"more than {nothing}: it has the capability at least in part"
-        if above
-        else f"not shown to be more than {nothing}: no capability is shown{shots}"
-    )
-    run = case.judged
-    gained = ""
-    if run and run.vs_prompt:
-        gained = f"; {run.label} gains {gain_text(gain(run.vs_prompt))} over the prompt"
+    found = f"not shown to be more than {nothing}: no capability is shown{shots}"
+    found = f"more than {nothing}: it has the capability at least in part" if above else found
+    tuned, gained = case.judged, ""
+    if tuned and tuned.vs_prompt:
+        gained = f"; {tuned.label} gains {gain_text(gain(tuned.vs_prompt))} over the prompt"
     return f"the base reaches {scores}, which is {found}{gained}"
 
 
@@ -301,12 +296,14 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
     prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
     if prices[0] is None or prices[1] is None:
         return f"{said}; what {larger.name if prices[0] is None else run.label} costs is not known"
-    once, saving = (run.rows_cost_usd, run.training_cost_usd), prices[0] - prices[1]
-    pays = "never paid back"
-    if saving > 0:
-        pays = f"paid back after {formatting.round_up(1000 * sum(once) / saving)} requests"
+    once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
+    pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
     costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
-    return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent} USD, {pays}"
+    total = formatting.usd(economics.add_one_time_costs_usd(run, larger, case.policy))
+    spent += (
+        " USD" if total == formatting.usd(sum(once)) else f" USD ({total} with labels, hosting and an index)"
+    )
+    return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:

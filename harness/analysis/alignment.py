@@ -292,22 +292,6 @@ class FoldInterval(NamedTuple):
     refused: str = ""
 
 
-def match_folds(arms: Arms) -> Folds | None:
-    """Return the fold of each item; None where one model answered all items of both arms.
-
-    Raises:
-        IncompatibleRuns: the arms were answered in other folds.
-    """
-    old, now = arms.base_folds, arms.new_folds
-    if old.any() and now.any() and not np.array_equal(old, now):
-        raise IncompatibleRuns(
-            f"the runs were answered in other folds: {old.max()} of them in the base, {now.max()} in the new "
-            "run. Next: harness compare, which makes both in the same folds"
-        )
-    found = now if now.any() else old
-    return found if found.any() else None
-
-
 def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_of: ValueOf) -> FoldInterval:
     """Widen the interval of an estimate by what the models of the folds (n,) differ by.
 

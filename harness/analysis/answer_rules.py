@@ -41,16 +41,14 @@ from harness.analysis.verdict import (
 )
 from harness.spec import GatePolicy
 
-_NAMED = 20  # tasks named in a rule's numbers
 _SHOWN = 3  # tasks named in a rule's sentence
 
 
 def judge_missing_tasks(missing: Sequence[str]) -> Rule:
     """Leave the verdict open if tasks are missing: an unmeasured task may be the one that was lost."""
-    shown = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
-    found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({shown})"
-    said = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
-    return Rule("tasks", "inconclusive", said, {"missing": list(missing[:_NAMED]), "n_missing": len(missing)})
+    found = f"{formatting.pluralize(len(missing), 'task')} not answered by both ({list_ids(missing)})"
+    text = f"tasks: {found}; expected all, or those to judge by name (gate.tasks)"
+    return Rule("tasks", "inconclusive", text, {"missing": list(missing[:NAMED]), "n_missing": len(missing)})
 
 
 def errors_rule(
@@ -74,7 +72,7 @@ def errors_rule(
         "max_errors": policy.max_errors,
         "n_errors": sum(c.errors.total for c in failed),
         "largest_share": max((c.errors.share for c in (*failed, *unscored)), default=0.0),
-        "tasks": [c.task for c in (*unscored, *too_many)][:_NAMED],
+        "tasks": [c.task for c in (*unscored, *too_many)][:NAMED],
     }
     most = formatting.percent(policy.max_errors)
     if unscored or too_many:
@@ -139,13 +137,8 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
     advice = describe_more_items(
         c.delta, [part], policy.validity, policy.alpha, comparison_facing_se(c, policy.validity)
     )
-    facts: dict[str, Number] = {
-        "base": c.base,
-        "new": c.new,
-        "delta": validity.delta,
-        "margin": policy.validity,
-    }
-    facts |= {"low": validity.low, "high": validity.high, "n_items": c.n}
+    facts: dict[str, Number] = {"base": c.base, "new": c.new, "delta": validity.delta}
+    facts |= {"margin": policy.validity, "low": validity.low, "high": validity.high, "n_items": c.n}
     facts |= {"p": noninferiority_p(c, -policy.validity, policy.alpha)} if outcome == "pass" else {}
     rise = formatting.points(validity.delta, validity.low, validity.high)
     failed = f" or {formatting.count(c.errors.new)} failed" if c.errors.new else ""
@@ -253,20 +246,11 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
     level = policy.alpha / (len(tasks) * int(1 / limit))
     outcomes = {task: _outcome(arms, limit, policy.alpha, level) for task, arms in tasks.items()}
     outcome = worst_outcome([*outcomes.values()])
-    excess = {
-        task: max(tasks[task], key=lambda c: c.delta)
-        for task, sentence in outcomes.items()
-        if sentence == outcome
-    }
-    task, c = min(excess.items(), key=lambda of: of[1].delta)
-    facts: dict[str, Number] = {
-        "base": c.base,
-        "new": c.new,
-        "rise": -c.delta,
-        "limit": limit,
-        "n_items": c.n,
-    }
-    facts |= {"low": -c.high, "high": -c.low, "task": task}
+    deciding = [task for task, task_outcome in outcomes.items() if task_outcome == outcome]
+    excess = [(task, max(tasks[task], key=lambda c: c.delta)) for task in deciding]
+    task, c = min(excess, key=lambda named: named[1].delta)
+    facts: dict[str, Number] = {"base": c.base, "new": c.new, "rise": -c.delta, "limit": limit}
+    facts |= {"n_items": c.n, "low": -c.high, "high": -c.low, "task": task}
     if outcome == "pass":
         facts["p"] = max(
             min(1.0, len(arms) * min(noninferiority_p(c, -limit, policy.alpha / len(arms)) for c in arms))

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NamedTuple
 from harness import formatting
 from harness.analysis import economics, next_step
 from harness.analysis.candidate_facts import Case, gain
-from harness.analysis.comparison import Comparison
+from harness.analysis.comparison import Comparison, chance_below
 from harness.analysis.economics import PerUsd
 from harness.analysis.next_step import RowsNeeded, Spend
 from harness.analysis.seeds import gain_label
@@ -166,12 +166,22 @@ def economics_of(case: Case) -> Economics:
     prompt = None if case.by_wins else gain(run.vs_prompt)
     ratio, at = economics.divide_by_usd(over, run.training_cost_usd), economics.break_even(run, other, policy)
     by_token = policy.usd_per_million_tokens is not None
-    paid, worth = economics.pay(run, other, policy), economics.worth_of_items(run, policy)
+    worth, once = economics.worth_of_items(run, policy), economics.add_one_time_costs_usd(run, other, policy)
     rows_needed = next_step.find_rows_needed(case, run, over) if over else None
     in_answers = economics.counts_answers(policy, case.unit)
-    more, flips_at = economics.costs_more_usd(run, other, policy), None
+    more, above_tau = economics.costs_more_usd(run, other, policy), None
+    worth_usd = pays_from = flips_at = None
+    if over and over.se > 0:  # under the distribution of the gain's interval
+        least = policy.tau * run.training_cost_usd / over.unit.scale
+        above_tau = chance_below((over.delta - least) / over.se, over.df)
     if over and more is not None:
         flips_at = economics.break_even_value(over.delta, over.unit, more, policy)
+        if (point := economics.point_worth_usd(policy, over.unit)) is not None:
+            worth_usd = over.unit.scale * over.delta * point
+            per_request = over.delta * economics.answer_usd(policy)
+            per_request -= (more - once) / economics.forecast_requests(policy)
+            if policy.point_usd is None and per_request > 0:
+                pays_from = max(0.0, once) / per_request
     return replace(
         known,
         gain_over_untrained=over,
@@ -181,19 +191,19 @@ def economics_of(case: Case) -> Economics:
         rows_cost_usd=run.rows_cost_usd or None,
         points_per_usd_over_untrained=ratio,
         points_per_usd_over_prompt=economics.divide_by_usd(prompt, run.training_cost_usd),
-        probability_above_tau=economics.probability_above(policy.tau, over, run.training_cost_usd),
+        probability_above_tau=above_tau,
         tau_flips_at=ratio.low if ratio and ratio.low > 0 else None,
         tokens_of_alternative=other.tokens if by_token else None,
         tokens_of_fine_tune=run.tokens if by_token else None,
         cost_per_1k_alternative_usd=other.cost_per_1k_usd,
         cost_per_1k_fine_tune_usd=run.cost_per_1k_usd,
-        spent_once_usd=economics.add_one_time_costs_usd(run, other, policy),
+        spent_once_usd=once,
         break_even_requests=at,
         break_even_if_saving_is_a_fifth_more=at / 1.2 if at is not None and at != inf else None,
         break_even_if_saving_is_a_fifth_less=at / 0.8 if at is not None and at != inf else None,
-        gain_is_worth_usd=paid.worth if paid else None,
+        gain_is_worth_usd=worth_usd,
         costs_more_usd=more,
-        pays_from_requests=paid.from_requests if paid else None,
+        pays_from_requests=pays_from,
         right_answer_usd=economics.answer_usd(policy) if in_answers else None,
         pays_from_right_answer_usd=flips_at if in_answers else None,
         pays_from_point_usd=None if in_answers else flips_at,

@@ -223,7 +223,7 @@ def _ship(case: Case, run: CandidateFacts, why: str) -> _Recommendation:
             "check the questions, the references and the metric, or compare candidates on a larger base",
         )
     caveat = ""
-    if case.trivial and case.trivial.may_reach(run.target):
+    if case.trivial and run.target and run.target.low <= case.trivial.share:
         caveat = f"; {run.name} is not shown to be better than {case.trivial.text}"
     return _Recommendation(action_of(run), run.name, f"Ship {run.name}: {why}{caveat}.")
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis.candidate_facts import CandidateFacts, gain, seeds_of
-from harness.analysis.comparison import Comparison, chance_below
+from harness.analysis.comparison import Comparison
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents
@@ -42,13 +42,6 @@ def divide_by_usd(g: Comparison | None, cost_usd: float) -> PerUsd | None:
         return None
     scale = g.unit.scale / cost_usd
     return PerUsd(scale * g.delta, scale * g.low, scale * g.high)
-
-
-def probability_above(tau: float, g: Comparison | None, cost_usd: float) -> float | None:
-    """Return P(gain / cost > tau) under the distribution of the gain's interval; None without a spread."""
-    if g is None or g.se <= 0:
-        return None
-    return chance_below((g.delta - tau * cost_usd / g.unit.scale) / g.se, g.df)
 
 
 def add_one_time_costs_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float:
@@ -84,7 +77,7 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf or (g.df is not None and g.df <= 1):
         return None
-    scale, items = g.unit.scale, _components(g).items
+    scale, items = g.unit.scale, gain_components(g).items
     mean, sd = scale * g.delta - policy.tau * run.training_cost_usd, scale * sqrt(items.variance)
     return Worth(
         stats.perfect_information(mean, scale * g.se, g.df),
@@ -92,10 +85,9 @@ def worth_of_items(run: CandidateFacts, policy: DecidePolicy) -> Worth | None:
     )
 
 
-def _components(g: Comparison) -> VarianceComponents:
+def gain_components(g: Comparison) -> VarianceComponents:
     """Return the variances of a gain; a single checkpoint has none between seeds."""
-    known = VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
-    return g.components or known
+    return g.components or VarianceComponents(Variance(g.se**2, g.df), Variance(0.0, None), 1)
 
 
 def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
@@ -109,19 +101,6 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
         return None
     saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
     return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / saving if saving > 0 else inf
-
-
-class Pay(NamedTuple):
-    """Value and cost of a fine-tune over the horizon in USD, relative to the alternative.
-
-    `worth` is the value of its gain, `cost` the one-time cost plus the extra cost of its requests (or less
-    their saving). `from_requests` is the forecast from which it pays; None if the value of a point does not
-    depend on the requests, or no number of them would suffice.
-    """
-
-    worth: float
-    cost: float
-    from_requests: float | None
 
 
 def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
@@ -169,22 +148,6 @@ def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: Dec
     return add_one_time_costs_usd(run, alternative, policy) + dearer * forecast_requests(policy)
 
 
-def pay(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> Pay | None:
-    """Weigh the value of the observed gain against the cost of the fine-tune; None if one is unknown."""
-    g, cost = gain(run.vs_untrained), costs_more_usd(run, alternative, policy)
-    point = point_worth_usd(policy, g.unit) if g else None
-    if g is None or point is None or cost is None:
-        return None
-    once = add_one_time_costs_usd(run, alternative, policy)
-    per_request = g.delta * answer_usd(policy) - (cost - once) / forecast_requests(policy)
-    scales = policy.point_usd is None and per_request > 0
-    return Pay(
-        worth=g.unit.scale * g.delta * point,
-        cost=cost,
-        from_requests=max(0.0, once) / per_request if scales else None,
-    )
-
-
 def forecast_requests(policy: DecidePolicy) -> float:
     """Return the number of requests over the horizon."""
     return policy.requests_per_month * policy.horizon_months
@@ -201,12 +164,6 @@ def forecast_text(policy: DecidePolicy) -> str:
     return f"{n} requests {'forecast' if is_forecast(policy) else 'assumed (decide.requests_per_month)'}"
 
 
-def find_detectable_gain(run: CandidateFacts) -> float | None:
-    """Return the smallest gain that the current items and seeds show at 80 % power; None if unknown."""
-    g = gain(run.vs_untrained)
-    return None if g is None or not 0 < g.se < inf else stats.detectable_mean(_components(g), 1.0)
-
-
 def estimate_more_items(run: CandidateFacts) -> float | None:
     """Return how many more test items would show the observed gain at 80 % power.
 
@@ -218,7 +175,7 @@ def estimate_more_items(run: CandidateFacts) -> float | None:
     g = gain(run.vs_untrained)
     if g is None or not 0 < g.se < inf:
         return None
-    components, size = _components(g), abs(g.delta)
+    components, size = gain_components(g), abs(g.delta)
     if stats.detectable_mean(components, inf) >= size:
         return inf if components.seeds.variance > 0 else None
     if stats.detectable_mean(components, _MOST_ITEMS) > size:
@@ -271,28 +228,24 @@ def reprice(facts: Iterable[CandidateFacts], times: float) -> tuple[CandidateFac
 
 def apply_budgets(facts: Iterable[CandidateFacts], policy: DecidePolicy) -> list[CandidateFacts]:
     """Return the runs, each with `over_budget`: the budgets that its recipe breaks, or nothing."""
-    runs = list(facts)
-    by_name: dict[str, list[CandidateFacts]] = {}
-    for f in runs:
-        by_name.setdefault(f.name, []).extend([f] if f.state == "done" else [])
-    return [replace(f, over_budget=_excess(by_name[f.name], policy)) for f in runs]
-
-
-def _excess(seeds: Sequence[CandidateFacts], policy: DecidePolicy) -> str:
-    p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
-    rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
-    most, least = policy.max_latency_s, policy.min_requests_per_s
-    over = []
-    if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
-        over.append("sensitive data would go to an external server")
-    if most is not None and p50s and median(p50s) > most:
-        took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
-        if took == budget:
-            took, budget = (f"{1000 * time:,.4g} ms" for time in (median(p50s), most))
-        over.append(f"its median request takes {took}, and the budget is {budget}")
-    if least is not None and rates and median(rates) < least:
-        over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
-    return "; ".join(over)
+    runs, most, least = list(facts), policy.max_latency_s, policy.min_requests_per_s
+    broken: dict[str, str] = {}
+    for name in dict.fromkeys(f.name for f in runs):
+        seeds = [f for f in runs if f.name == name and f.state == "done"]
+        p50s = [f.latency_p50_s for f in seeds if f.latency_p50_s is not None]
+        rates = [f.requests_per_s for f in seeds if f.requests_per_s is not None]
+        over = []
+        if "sensitive_data" in policy.needs and any(f.leaves_machine for f in seeds):
+            over.append("sensitive data would go to an external server")
+        if most is not None and p50s and median(p50s) > most:
+            took, budget = formatting.seconds(median(p50s)), formatting.seconds(most)
+            if took == budget:
+                took, budget = (f"{1000 * time:,.4g} ms" for time in (median(p50s), most))
+            over.append(f"its median request takes {took}, and the budget is {budget}")
+        if least is not None and rates and median(rates) < least:
+            over.append(f"it answers {median(rates):,.3g} requests a second, and the budget is {least:,g}")
+        broken[name] = "; ".join(over)
+    return [replace(f, over_budget=broken[f.name]) for f in runs]
 
 
 def budget_sentences(facts: Sequence[CandidateFacts], policy: DecidePolicy) -> list[str]:

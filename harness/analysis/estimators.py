@@ -27,9 +27,9 @@ from harness.analysis.alignment import (
     is_binary,
     is_mean,
     is_stratified_sample,
-    match_folds,
     quantile,
 )
+from harness.errors import IncompatibleRuns
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
@@ -262,8 +262,15 @@ def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
     """
-    found, folds = _difference(metric, arms, seed), match_folds(arms)
-    if folds is None:
+    found = _difference(metric, arms, seed)
+    old_folds, new_folds = arms.base_folds, arms.new_folds
+    if old_folds.any() and new_folds.any() and not np.array_equal(old_folds, new_folds):
+        raise IncompatibleRuns(
+            f"the runs were answered in other folds: {old_folds.max()} of them in the base,"
+            f" {new_folds.max()} in the new run. Next: harness compare, which makes both in the same folds"
+        )
+    folds = new_folds if new_folds.any() else old_folds
+    if not folds.any():  # one model answered all items of both arms
         return found
 
     def change(mask: NDArray[np.bool_]) -> float:

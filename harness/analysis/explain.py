@@ -63,13 +63,11 @@ def reasons(
         sentences += next_step.sentences(case, numbers.spend)
     sentences += economics.budget_sentences(case.facts, case.policy)
     sentences += _gates(case)
-    sentences += _family(case, family)
-    sentences += filter(None, [scenario_sentence(case, action, shipped)])
+    sentences += filter(None, [_family(case, family), scenario_sentence(case, action, shipped)])
     sentences += failure_sentences(case)
     sentences += need_sentences(case, shipped)
     if case.judged:
-        sentences += [_amount(case, case.judged), *_few_for_full(case)]
-        sentences += _curve(case)
+        sentences += filter(None, [_amount(case, case.judged), _few_for_full(case), _curve(case)])
     if case.judged and shipped == case.judged.name:
         if plugins.find_method(case.judged.method).trains:
             sentences.append(_seeds(case.judged, len(seeds_of(case.facts, case.judged))))
@@ -108,9 +106,10 @@ def _tries(case: Case) -> str:
 
 def describe_power(case: Case, run: CandidateFacts) -> str:
     """Say which gain the current items would show, and what would show a smaller one."""
-    g, detectable = gain(run.vs_untrained), economics.find_detectable_gain(run)
-    if g is None or detectable is None:
+    g = gain(run.vs_untrained)
+    if g is None or not 0 < g.se < inf:
         return f"nothing can be shown here: {g.refused}" if g and g.refused else "its spread is unknown"
+    detectable = stats.detectable_mean(economics.gain_components(g), 1.0)  # at 80 % power
     items = formatting.pluralize(g.n, "item")
     least = f"{formatting.score(case.unit, detectable)} {case.unit.name}"
     shown = f"with these {items} only a gain above {least} would show"
@@ -132,12 +131,8 @@ def _list_ways_to_more(case: Case, run: CandidateFacts, gains: bool) -> str:
     rows = "rows to test on in folds" if folded else "test rows"
     ways = [f"{formatting.count(n)} more {rows}" if n else f"more {rows}"]
     ways += ["folds: 5 (tests on every training row)"] if case.can_fold else []
-    trains = plugins.find_method(run.method).trains
-    ways += (
-        ["--seeds 0,1,2"]
-        if trains and not folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
-        else []
-    )
+    is_of_few_seeds = not folded and len(seeds_of(case.facts, run)) < stats.MIN_SEEDS
+    ways += ["--seeds 0,1,2"] if plugins.find_method(run.method).trains and is_of_few_seeds else []
     return " or ".join(filter(None, [", ".join(ways[:-1]), ways[-1]]))
 
 
@@ -227,9 +222,9 @@ def _worth_text(case: Case, numbers: Economics) -> str:
     return f"{economics.answer_text(case.by_wins)} being worth {usd} USD (decide.right_answer_usd{assumed})"
 
 
-def _curve(case: Case) -> list[str]:
+def _curve(case: Case) -> str:
     if case.curve is None:
-        return []
+        return ""
     scores = (
         f"{formatting.score(p.score.unit, p.score.score)} with {formatting.count(p.n_train)}"
         for p in case.curve.points
@@ -238,12 +233,10 @@ def _curve(case: Case) -> list[str]:
         f"{formatting.change(a.gain.unit, *a.gain[:3])} with {formatting.count(a.n_train)}"
         for a in case.curve.ahead
     )
-    return [
-        (
-            f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
-            f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
-        )
-    ]
+    return (
+        f"Learning curve of {case.curve.candidate} by training rows: {', '.join(scores)}; by a power law"
+        f" about {' and '.join(ahead)} (the intervals hold the test items, not other draws of the data)."
+    )
 
 
 _STOPPED = {True: ("fail", "inconclusive", "harness-drift"), False: ("fail", "harness-drift")}
@@ -281,9 +274,9 @@ def seeds_text(seeds: Sequence[int]) -> str:
     return f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
-def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
+def _family(case: Case, members: Sequence[FamilyMember]) -> str:
     if not members:
-        return []
+        return ""
     alpha = next((f.standing.alpha for f in case.facts if f.standing), 0.0)
     passing = [
         f"{m.candidate} {'shown' if m.p_adjusted < alpha else 'not shown'} (p {formatting.p_value(m.p)},"
@@ -292,12 +285,12 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> list[str]:
         if m.p is not None
     ]
     n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
-    said = (
+    return (
         f"{formatting.count(n)} fine-tunes are judged on the same items: if each had lost exactly what the"
         f" margin allows, one would still pass its own gate with a chance of up to {chance}. The choice is"
+        f" corrected for that (Holm at {formatting.percent(alpha)} %):"
+        f" {'; '.join(passing) or 'none passes even alone'}."
     )
-    holm = f"Holm at {formatting.percent(alpha)} %"
-    return [f"{said} corrected for that ({holm}): {'; '.join(passing) or 'none passes even alone'}."]
 
 
 def _amount(case: Case, run: CandidateFacts) -> str:
@@ -312,20 +305,18 @@ def _amount(case: Case, run: CandidateFacts) -> str:
     return f"{formatting.pluralize(n, 'training example')}: {advice}.{more} {USUAL_AMOUNTS}"
 
 
-def _few_for_full(case: Case) -> list[str]:
+def _few_for_full(case: Case) -> str:
     methods = {f.method: plugins.find_method(f.method) for f in case.facts}
     whole = (f for f in case.facts if methods[f.method].trains and methods[f.method].makes_whole_model)
     few = {f.name: f.n_train for f in whole if 0 < f.n_train < _ENOUGH_FOR_FULL}
     if not few:
-        return []
+        return ""
     named = " and ".join(f"{name} ({formatting.count(n)})" for name, n in few.items())
-    return [
-        (
-            f"All weights were trained on few examples by {named}: that is usual from about"
-            f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method:"
-            " lora)."
-        )
-    ]
+    return (
+        f"All weights were trained on few examples by {named}: that is usual from about"
+        f" {formatting.count(_ENOUGH_FOR_FULL)}; below, compare with a parameter-efficient one (method:"
+        " lora)."
+    )
 
 
 def _seeds(run: CandidateFacts, n: int) -> str:

@@ -74,13 +74,6 @@ class _Moves(NamedTuple):
     cluster_of: Mapping[str, int]
     named: Mapping[str, int]
 
-    def pair_clusters(self, other: "_Moves") -> list[tuple[int, int]]:
-        """Pair the clusters of both that hold the same document or have the same name."""
-        documents = self.cluster_of.keys() & other.cluster_of.keys()
-        names = self.named.keys() & other.named.keys()
-        pairs = {(self.cluster_of[d], other.cluster_of[d]) for d in documents}
-        return sorted(pairs | {(self.named[n], other.named[n]) for n in names})
-
     def part(self, clusters: NDArray[np.intp]) -> float:
         """Return the part of the variance of the delta that lies in some of the clusters, in [0, 1].
 
@@ -168,7 +161,10 @@ def _correlation(a: _Moves, b: _Moves) -> float:
     That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
     part of both variances that lies in them.
     """
-    both = a.pair_clusters(b)
+    both = sorted(
+        {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
+        | {(a.named[n], b.named[n]) for n in a.named.keys() & b.named.keys()}
+    )
     if not both:
         return 0.0
     i, j = np.array(both).T
@@ -199,11 +195,6 @@ class Macro(NamedTuple):
     def factors(self) -> tuple[float, ...]:
         """Factor of each task's delta in points."""
         return tuple(weight * scale for weight, scale in zip(self.weights, self.scales, strict=True))
-
-    def se_of(self, standard_errors: Sequence[float]) -> float:
-        """Combine the tasks' standard errors, each in points, to the macro's."""
-        widths = [factor * se for factor, se in zip(self.factors, standard_errors, strict=True)]
-        return stats.quadrature(widths, self.correlations)
 
 
 def average_macro(

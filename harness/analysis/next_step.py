@@ -120,7 +120,12 @@ def value_next_spend(case: Case, worth: Worth | None, wanted: RowsNeeded | None)
     is_open = case.by_wins and g is not None and g.low <= 0 <= g.high
     if unrated := (run.wins.unrated if is_open and run.wins is not None else 0):
         return Spend(None, None, None, 0, unrated)
-    items = _items(case, run, other, worth) if worth else None
+    items = None
+    if worth and g:  # as many test items again: each costs a label, and both candidates answer it
+        prices = [f.cost_per_1k_usd for f in (run, other)]
+        answers_usd = sum(price or 0.0 for price in prices) / 1000
+        cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
+        items = SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
     return Spend(items, _rows(case, run, wanted), worth.perfect if worth else None)
 
 
@@ -128,17 +133,6 @@ def fails_gate(run: CandidateFacts) -> bool:
     """Tell whether the gate fails a fine-tune for another reason than a target that training might reach."""
     failed = [r.name for r in run.verdict.rules if r.outcome == "fail"] if run.verdict else []
     return run.verdict is not None and run.verdict.outcome == "fail" and failed != ["target"]
-
-
-def _items(case: Case, run: CandidateFacts, other: CandidateFacts, worth: Worth) -> SpendingOption | None:
-    """Value as many test items again: each costs a label, and both candidates answer it."""
-    g = gain(run.vs_untrained)
-    if g is None:
-        return None
-    prices = [f.cost_per_1k_usd for f in (run, other)]
-    answers_usd = sum(price or 0.0 for price in prices) / 1000
-    cost = None if None in prices else g.n * (case.policy.label_cost_usd + answers_usd)
-    return SpendingOption("test items", g.n, worth.sample, _usd(case, worth.sample), cost)
 
 
 def _rows(case: Case, run: CandidateFacts, wanted: RowsNeeded | None) -> SpendingOption | None:

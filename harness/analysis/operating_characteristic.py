@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import ceil, floor, inf, isfinite, log, log1p, sqrt
 from typing import NamedTuple
 
+import numpy as np
 from scipy import special
 
 from harness import formatting, stats
@@ -88,7 +89,8 @@ def miss_rates(
         return ()
     rates = []
     for d in _MACRO_LOSSES:
-        se = macro.se_of([se_at(t.counted, d, lower_se(t.counted)) for t in admitted])
+        ses = [se_at(t.counted, d, lower_se(t.counted)) for t in admitted]
+        se = stats.quadrature(np.multiply(macro.factors, ses).tolist(), macro.correlations)
         lost = d * sum(macro.factors)
         missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
         rates.append(MissRate(d, missed, "macro"))
@@ -173,8 +175,8 @@ def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: st
     margin = margin_share(written)
     if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
         return ""
-    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, -2 * margin)
     delta = -2 * margin
+    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
     found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
     power = min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
     if power >= POWER:

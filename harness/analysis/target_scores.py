@@ -54,10 +54,6 @@ class TrivialBaseline(NamedTuple):
         """Tell whether a candidate's score, a rate, is shown to be lower than the rule's."""
         return reached is not None and reached.high < self.share
 
-    def may_reach(self, reached: Estimate | None) -> bool:
-        """Tell whether a candidate's score, a rate, is not shown to be higher than the rule's."""
-        return reached is not None and reached.low <= self.share
-
 
 def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaseline | None:
     """Find the rule that is right on most items, as the metric parses answers; None for other metrics."""

@@ -311,7 +311,7 @@ def name_reasons(verdict: Verdict) -> str:
     return ", ".join(dict.fromkeys(_REASONS.get(rule.name, rule.name) for rule in verdict.deciding))
 
 
-NAMED = 20  # items named in a rule's numbers
+NAMED = 20  # items, or tasks, named in a rule's numbers
 
 
 def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
