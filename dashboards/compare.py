@@ -7,7 +7,7 @@ from typing import Any
 
 import streamlit as st
 
-from harness.analysis.comparison import Comparison, orient
+from harness.analysis.estimators import Comparison, orient
 from harness.formatting import count
 from harness.report.columns import COMPARISON_COLUMNS, heading
 from parts import charts, controls, project, safe_text, scores

@@ -12,17 +12,10 @@ from math import inf, isfinite
 import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
-from harness.analysis.comparison import Comparison
-from harness.analysis.decision import (
-    CandidateFacts,
-    Decision,
-    apply_budgets,
-    best_untrained,
-    decide,
-    hour_usd,
-    index_sentences,
-    reprice,
-)
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.decision import Decision, decide
+from harness.analysis.economics import apply_budgets, hour_usd, index_sentences, reprice
+from harness.analysis.estimators import Comparison
 from harness.formatting import count, round_up, seconds, usd
 from harness.report import ExperimentReport
 from harness.report.result_tables import arithmetic_rows

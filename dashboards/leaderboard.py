@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import streamlit as st
 
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import CandidateFacts, best_untrained
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.estimators import Estimate
 from harness.formatting import UNKNOWN, count, errors, score
 from harness.records import Run
 from harness.report import CLASSES, ExperimentReport, describe_unread, last_line

@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from harness.analysis.comparison import Comparison, Estimate
-from harness.analysis.decision import CandidateFacts, Decision, decide
-from harness.analysis.gating import MissRate, Rule, Verdict
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.decision import Decision, decide
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.verdict import MissRate, Rule, Verdict
 from harness.formatting import RATE, Unit
 from harness.spec import DecidePolicy
 

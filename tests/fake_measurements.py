@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from harness.analysis.gating import Measurement
+from harness.analysis.admission import Measurement
 from harness.spec import Task
 from tests.fake_rows import EXACT, rows
 

@@ -20,8 +20,9 @@ from fake_facts import verdict
 from harness import report, store
 from harness.analysis import comparison
 from harness.analysis import decision as decide
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import CandidateFacts
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.economics import apply_budgets
+from harness.analysis.estimators import Estimate
 from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import nightly_state as files
 from harness.metrics import mean_metric
@@ -111,8 +112,8 @@ def report_of(
     rows = {
         (run.candidate, task): store.read_rows(at, run.rows[f"{task}/test"]) for run in runs for task in tasks
     }
-    facts = decide.apply_budgets((_facts(run, rows[run.candidate, target]) for run in runs), policy)
-    best = decide.best_untrained(facts) or runs[0].candidate
+    facts = apply_budgets((_facts(run, rows[run.candidate, target]) for run in runs), policy)
+    best = best_untrained(facts) or runs[0].candidate
     facts = [
         replace(f, vs_untrained=comparison.compare_rows(EXACT, rows[best, target], rows[f.name, target]))
         if f.name != best

@@ -23,7 +23,7 @@ from rescue_worlds import AS_IT_IS, Version, World
 from worlds import GOOD, Sizes
 
 from harness import report, store
-from harness.analysis.comparison import answer_digest
+from harness.analysis.labelled_answers import answer_digest
 from harness.experiment import Scope, ensure_weights, suite_arm
 from harness.lifecycle import nightly_alarm as alarm
 from harness.lifecycle import release, rescue

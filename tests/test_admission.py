@@ -12,11 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import stats
+from harness.analysis.admission import admit, cut_tasks, cut_to_half
 from harness.analysis.comparison import compare_rows
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import TaskComparison, admit, cut_tasks, cut_to_half, judge
+from harness.analysis.gating import judge
 from harness.analysis.halves import cluster_name
 from harness.analysis.items_needed import DeltaPart, allocate_items, describe_more_items
+from harness.analysis.verdict import TaskComparison
 from harness.lifecycle import release
 from harness.spec import GatePolicy, Task
 from tests.fake_measurements import answers, measurement

@@ -61,9 +61,12 @@ DERIVED = PACKAGE / "evaluation" / "lm_eval" / "engine_for_lm_eval.py"
 # Submodules that other packages import, by package; all else is imported from the package itself. One is
 # listed where the package would load what few need, or itself again, or where a name says too little alone.
 OFFERED = {
-    # What is compared, judged and decided. Functions of three others are written with the module: `human.turns`,
-    # `run_diff.to_json`, `halves.split`; `ENDS`, `NUMBERS`, `Number` and `Value` are terms of the arithmetic.
-    "analysis": "arithmetic comparison decision gating halves human_preferences run_diff",
+    # A group without a front: each value and judgement is imported from the module that defines it.
+    "analysis": (
+        "ablation admission alignment answers arithmetic candidate_facts comparison decision economics estimators explain gating goals "
+        "halves human_preferences judge_correction labelled_answers macro operating_characteristic ranking run_diff seeds significance "
+        "target_rules target_scores verdict"
+    ),
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
@@ -91,10 +94,7 @@ OFFERED = {
     "training": "worker",
 }
 # Modules that offer what they import, as packages do.
-FACADES = (
-    "analysis/comparison analysis/gating analysis/decision experiment/preparation "
-    "lifecycle/release lifecycle/production lifecycle/rescue lifecycle/nightly"
-)
+FACADES = "experiment/preparation lifecycle/release lifecycle/production lifecycle/rescue lifecycle/nightly"
 # What has to work on a machine without torch.
 LIGHT = (
     "config",

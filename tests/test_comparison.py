@@ -14,17 +14,12 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from harness import config, stats
-from harness.analysis import comparison, gating
-from harness.analysis.comparison import (
-    check_comparable,
-    compare_rows,
-    compare_validity,
-    estimate,
-    refuse_failed,
-    regression_p,
-)
+from harness.analysis import comparison
+from harness.analysis.admission import admit
+from harness.analysis.comparison import check_comparable, compare_rows, compare_validity, estimate
+from harness.analysis.estimators import orient, refuse_failed, regression_p
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import TaskComparison
+from harness.analysis.verdict import TaskComparison
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
 from harness.lifecycle import release
@@ -120,7 +115,7 @@ def test_lost_and_gained_items_are_named_and_unparsable_answers_count_in_the_hea
     assert (c.lost, c.gained, c.disagreement) == (("item-0001",), ("item-0002",), 0.5)
     c = compare_scores([0, 0, 1], [1, 0, 1], LOWER)
     assert (c.lost, c.delta) == (("item-0000",), pytest.approx(1 / 3))
-    assert comparison.orient(c).delta == pytest.approx(-1 / 3)
+    assert orient(c).delta == pytest.approx(-1 / 3)
     c = compare_scores([1, 1, None, 0], [1, None, 1, 0])
     assert (c.n, c.delta, c.lost, c.gained) == (4, 0, ("item-0001",), ("item-0002",))
     assert (c.errors.base, c.errors.new, c.errors.both) == (1, 1, 0)
@@ -380,7 +375,7 @@ def test_whatever_the_scores_there_is_a_verdict_in_numbers(tasks, macro, each):
         task = Task(name=f"t{at}", data=TaskData(), chance=chance)
         found = comparison.compare_rows(EXACT, base, new)
         assert found.se > 0
-        compared.append(TaskComparison(task, "capability", found, *gating.admit(task, EXACT, base)))
+        compared.append(TaskComparison(task, "capability", found, *admit(task, EXACT, base)))
     policy = GatePolicy(macro=macro, each=each, critical=("t0",))
     verdict = apply_rules(compared, policy, validity=None, target=None, identical=False)
     assert all(0 <= missed.probability <= 1 for missed in verdict.missed)

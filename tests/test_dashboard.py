@@ -21,8 +21,9 @@ from filelock import FileLock
 
 from harness import formatting, report, store
 from harness.analysis import comparison, decision
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.analysis.labelled_answers import draw_items
+from harness.analysis.target_scores import TrivialBaseline
 from harness.lifecycle import nightly_alarm as night_alarm
 from harness.lifecycle import nightly_state as files
 from harness.lifecycle import rescue
@@ -822,7 +823,7 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path
 
 def test_what_ships_is_held_to_the_majority_class_on_the_page_too(open_page, tmp_path, made):
     report.write(
-        replace(made, trivial=decision.TrivialBaseline("always answering “<b>no</b>”", 1.0)),
+        replace(made, trivial=TrivialBaseline("always answering “<b>no</b>”", 1.0)),
         tmp_path / "reports",
     )
     said = html(open_page("decide"))

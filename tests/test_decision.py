@@ -9,21 +9,17 @@ from fake_facts import BITS, alternatives, candidate, comparison, make_fine_tune
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.candidate_facts import n_settings
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import (
-    Decision,
+from harness.analysis.candidate_facts import best_trained, best_untrained, n_settings
+from harness.analysis.decision import Decision, decide
+from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
+from harness.analysis.estimators import Estimate
+from harness.analysis.target_scores import (
+    CurvePoint,
+    ExpectedGain,
     LearningCurve,
     TrivialBaseline,
-    apply_budgets,
-    best_trained,
-    best_untrained,
-    decide,
-    index_sentences,
-    index_usd_per_1k,
     trivial_baseline,
 )
-from harness.analysis.target_scores import CurvePoint, ExpectedGain
 from harness.errors import Unscored
 from harness.evaluation import has_instruction
 from harness.formatting import Unit

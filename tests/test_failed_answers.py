@@ -10,9 +10,12 @@ from fake_rows import EXACT, LOWER, flips, ratio_metric, rows
 
 from harness import config, formatting, store
 from harness.analysis import gating
+from harness.analysis.admission import Measurement
 from harness.analysis.alignment import Errors
-from harness.analysis.comparison import Estimate, compare_rows, estimate, orient
-from harness.analysis.gating import Measurement, TargetFacts, exit_code
+from harness.analysis.comparison import compare_rows, estimate
+from harness.analysis.estimators import Estimate, orient
+from harness.analysis.gating import exit_code
+from harness.analysis.verdict import TargetFacts
 from harness.experiment import load_study
 from harness.experiment.verdict_records import Judgement, record_verdict
 from harness.lifecycle import release

@@ -16,20 +16,18 @@ from typer.testing import CliRunner
 
 from harness import config, report, store
 from harness.analysis import gating
+from harness.analysis.admission import Measurement, admit
 from harness.analysis.answer_rules import mode_collapse_rule
-from harness.analysis.comparison import (
-    AnswerCounts,
-    AnswerDiversity,
-    Comparison,
-    Estimate,
-    answer_diversity,
-    at_level,
-    compare_commonest_answers,
-    compare_rows,
-)
-from harness.analysis.decision import Decision, Family, family_of, place_in_family
+from harness.analysis.answers import AnswerCounts, AnswerDiversity, answer_diversity
+from harness.analysis.comparison import compare_commonest_answers, compare_rows
+from harness.analysis.decision import Decision
+from harness.analysis.estimators import Comparison, Estimate, at_level
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import GateResult, Measurement, Rule, TargetFacts, TaskComparison, Verdict, admit
+from harness.analysis.gating import GateResult
+from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.seeds import Family, family_of, place_in_family
+from harness.analysis.target_rules import cumulative_of, cumulative_policy, cumulative_rule
+from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
@@ -198,8 +196,8 @@ def test_items_that_would_do_for_one_candidate_are_announced_as_too_few_for_eigh
 
     suites = [Suite(name="s", role="capability", tasks=[{"name": f"t{i}", "data": {}} for i in range(4)])]
     n = {f"t{i}": 600 for i in range(4)}
-    alone = gating.power_warnings(suites, n, POLICY)
-    among = gating.power_warnings(suites, n, POLICY, n_members=8)
+    alone = power_warnings(suites, n, POLICY)
+    among = power_warnings(suites, n, POLICY, n_members=8)
     assert not [said for said in alone if "macro" in said]
     assert "passes as one of 8 only" in among[0]
 
@@ -221,8 +219,8 @@ def judge_tasks(against, policy=POLICY, **options):
 
 def judge_cumulative(lost: float, policy=POLICY) -> Rule:
     """Judge a loss against the first base, which lost nothing."""
-    found = judge_tasks(make_measurements(0.0, lost), gating.cumulative_policy(policy))
-    return gating.cumulative_rule(found, "b" * 16)
+    found = judge_tasks(make_measurements(0.0, lost), cumulative_policy(policy))
+    return cumulative_rule(found, "b" * 16)
 
 
 @pytest.mark.e2e
@@ -260,7 +258,7 @@ def test_a_loss_against_the_first_base_is_said_with_its_margin_and_asks_promote_
     ],
 )  # fmt: skip
 def test_its_margin_is_twice_the_macros_unless_it_is_written(policy, margin):
-    assert gating.cumulative_policy(GatePolicy(**policy)).macro == margin
+    assert cumulative_policy(GatePolicy(**policy)).macro == margin
 
 
 def test_two_tasks_of_one_name_are_refused():
@@ -286,7 +284,7 @@ def promote_other_weights(copy, candidate: str, digest: str) -> None:
 
 
 def rule_of(judged) -> Rule | None:
-    return gating.cumulative_of(judged.verdict)
+    return cumulative_of(judged.verdict)
 
 
 def test_the_gate_against_a_champion_compares_with_the_first_base_too(copy):

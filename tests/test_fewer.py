@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from harness import config, store
 from harness.analysis.candidate_facts import FamilyRank
-from harness.analysis.gating import Rule, Verdict
+from harness.analysis.verdict import Rule, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import sampling

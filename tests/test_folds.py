@@ -10,9 +10,8 @@ from tiny_experiment import letters, rows, runs_of
 
 from harness import report, stats, store
 from harness.analysis import comparison
-from harness.analysis.comparison import IncompatibleRuns
 from harness.data import load_task
-from harness.errors import UserError
+from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import describe_training_rows
 from harness.metrics import mean_metric
 from harness.records import SampleResult

@@ -7,10 +7,13 @@ import numpy as np
 import pytest
 
 from harness.analysis import gating
-from harness.analysis.comparison import Estimate, compare_rows, compare_validity
+from harness.analysis.admission import Measurement, admit
+from harness.analysis.comparison import compare_rows, compare_validity
+from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import Measurement, TargetFacts, TaskComparison, admit, exit_code, power_warnings
-from harness.analysis.verdict import Rule
+from harness.analysis.gating import exit_code
+from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.verdict import Rule, TargetFacts, TaskComparison
 from harness.formatting import Unit
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task

@@ -19,7 +19,7 @@ from openai_server import Fault, Rule, serve_model
 from test_prompt_search import HARNESS
 
 from harness import config, store
-from harness.analysis.decision import UnderLoad
+from harness.analysis.candidate_facts import UnderLoad
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Budget, Words
 from harness.evaluation.runner import open_weights

@@ -11,10 +11,15 @@ from fake_facts import verdict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness.analysis import gating
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import Rule, SpareItems, TaskComparison, Verdict, find_settling, list_spare_items
+from harness.analysis.operating_characteristic import (
+    SpareItems,
+    find_settling,
+    list_spare_items,
+    power_warnings,
+)
+from harness.analysis.verdict import Rule, TaskComparison, Verdict, list_items_needed
 from harness.cli import main
 from harness.config import CommandLine, load
 from harness.report import advise_more_items
@@ -94,7 +99,7 @@ def test_with_the_items_asked_for_the_margin_is_settled_if_the_assumption_holds(
 def test_a_margin_next_to_nothing_is_said_to_take_more_than_any_number_of_items():
     policy = GatePolicy(macro=1e-300, each=1e-300)
     suites = [Suite(name="general", role="capability", tasks=(Task(name="a", data=TaskData()),))]
-    assert all("∞ items" in said for said in gating.power_warnings(suites, {"a": 9}, policy))
+    assert all("∞ items" in said for said in power_warnings(suites, {"a": 9}, policy))
     rule = judge_tasks([compare_task("a", 9, 1, 1)], policy).rules[0]
     assert "no number of items would settle so small a margin" in rule.sentence
     assert "items_needed" not in rule.numbers
@@ -112,7 +117,7 @@ def need(items, *by_task, name="macro", lower=-0.031):
 
 def join(*verdicts):
     rules = tuple(rule for one in verdicts for rule in one.rules)
-    return replace(verdicts[0], rules=rules, items_needed=gating.list_items_needed(rules).total)
+    return replace(verdicts[0], rules=rules, items_needed=list_items_needed(rules).total)
 
 
 A = SpareItems("a", ("suites.s.tasks.a.limit",), 300, 413)

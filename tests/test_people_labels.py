@@ -14,9 +14,10 @@ from fake_facts import comparison as fake_comparison
 from fake_rows import LOWER, rows
 
 from harness import config, formatting, report, store
-from harness.analysis import comparison, decision, human_preferences
+from harness.analysis import comparison, human_preferences
+from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.comparison import correct_comparison, correct_estimate, labels_missing
-from harness.analysis.gating import TargetFacts
+from harness.analysis.estimators import Estimate, at_level, refuse_failed
 from harness.analysis.judge_correction import estimate_length_favour
 from harness.analysis.labelled_answers import (
     answer_digest,
@@ -26,6 +27,7 @@ from harness.analysis.labelled_answers import (
     latest_labels,
 )
 from harness.analysis.target_rules import target_rule
+from harness.analysis.verdict import TargetFacts
 from harness.config.rubrics import current_labels, digest_question
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment.study import correct_reached
@@ -172,7 +174,7 @@ def test_such_a_judge_is_corrected(long_winded):
     assert found.low < 0 < found.high
     assert found.estimator == "ppi"
     assert found.lower > found.low
-    assert comparison.at_level(found, 0.025).lower == pytest.approx(found.low, abs=1e-9)
+    assert at_level(found, 0.025).lower == pytest.approx(found.low, abs=1e-9)
     score = correct_estimate(
         JUDGE, comparison.estimate(JUDGE, long), long, latest_labels([labels], JUDGE.name)
     )
@@ -224,7 +226,7 @@ def test_corrected_intervals_hold_the_truth_where_answers_failed():
         ]
         of = [(row[i], y[i]) for row, y in zip((base, new), truth, strict=True) for i in pick]
         labels = latest_labels([label_set(JUDGE, [(row, y) for row, y in of if row.text])], JUDGE.name)
-        score = correct_estimate(JUDGE, comparison.Estimate(0, 0, 0, 500), new, labels)
+        score = correct_estimate(JUDGE, Estimate(0, 0, 0, 500), new, labels)
         change = correct_comparison(JUDGE, fake_comparison(0.0), base, new, labels)
         assert change.estimator == "ppi"
         hits += score.low <= 0.76 <= score.high, change.low <= -0.19 <= change.high
@@ -280,7 +282,7 @@ def test_a_judge_that_people_refute_on_test_does_not_choose_on_validation(long_w
         replace(candidate(name, 0.9 if name == "long" else 0.6), target=comparison.estimate(JUDGE, arm))
         for name, arm in (("short", short), ("long", long))
     ]
-    assert decision.best_untrained(facts) == "long"
+    assert best_untrained(facts) == "long"
     corrected = [correct_reached(JUDGE, f, arm, latest) for f, arm in zip(facts, (short, long), strict=True)]
     assert [f.validation for f in corrected] == pytest.approx(
         [v + c.target.score - f.target.score for v, c, f in zip((0.6, 0.9), corrected, facts, strict=True)]
@@ -311,7 +313,7 @@ def test_a_difference_whose_labels_or_answers_are_too_few_shows_nothing(long_win
     ]
     own = comparison.compare_rows(JUDGE, failed, long)
     assert own.low > 0.2
-    found = comparison.refuse_failed(own, 1.0, 0.01)
+    found = refuse_failed(own, 1.0, 0.01)
     assert (found.low, found.high) == (-1, 1)
     assert "400 of 600 answers failed, more than the 1.0 % that gate.max_errors allows" in found.refused
     facts = TargetFacts(comparison.estimate(JUDGE, long), found)

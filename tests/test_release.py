@@ -19,7 +19,8 @@ import pytest
 from conftest import find_shared_data
 
 from harness import config, gate, store
-from harness.analysis.gating import GateResult, Verdict, worst_result
+from harness.analysis.gating import GateResult, worst_result
+from harness.analysis.verdict import Verdict
 from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
 from harness.lifecycle import release

@@ -17,9 +17,10 @@ from rich.console import Console
 
 from harness import formatting, plugins
 from harness import report as reports
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import UnreadAnswers
-from harness.analysis.gating import Rule, SpareItems
+from harness.analysis.candidate_facts import UnreadAnswers
+from harness.analysis.estimators import Estimate
+from harness.analysis.operating_characteristic import SpareItems
+from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
 from harness.config.overrides import CommandLine

@@ -17,8 +17,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from harness import formatting
-from harness.analysis.comparison import Estimate
-from harness.analysis.gating import MissRate, Rule
+from harness.analysis.estimators import Estimate
+from harness.analysis.verdict import MissRate, Rule
 from harness.metrics import mean_metric
 from harness.records import SampleResult, TokenCounts, TrainingRecord
 from harness.report import (

@@ -14,8 +14,7 @@ from fake_facts import candidate
 from openai_server import Rule, serve_model
 from tiny_experiment import runs_of
 
-from harness.analysis.answers import is_supported
-from harness.analysis.comparison import RetrievalUse, retrieval_use
+from harness.analysis.answers import RetrievalUse, is_supported, retrieval_use
 from harness.experiment import compare
 from harness.prompting import context_of, with_context
 from harness.records import Document, Example, SampleResult

@@ -6,8 +6,9 @@ import pytest
 import tiny_experiment
 from fake_facts import BITS, alternatives, candidate, make_decision, make_fine_tune
 
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import BaseSize, decide
+from harness.analysis.candidate_facts import BaseSize
+from harness.analysis.decision import decide
+from harness.analysis.estimators import Estimate
 from harness.models.hub import resolve
 from harness.spec import DecidePolicy
 

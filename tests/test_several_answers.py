@@ -9,6 +9,7 @@ import tiny_experiment
 
 from harness import config, store
 from harness.analysis import comparison
+from harness.analysis.answers import answer_diversity, list_each_answer, several_answers
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
@@ -173,7 +174,7 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
     assert found.n_errors == sum(map(bool, failed)) > 0
     if metric == "exact_match":
         assert found.score == pytest.approx(sum(right) / 32)
-        (one, *_) = comparison.several_answers(
+        (one, *_) = several_answers(
             job.metrics[metric], rows, {row.example_id: row.samples for row in rows}
         ).passes
         assert one.estimate.score == pytest.approx(found.score)
@@ -192,8 +193,8 @@ def test_pass_at_k_is_that_of_the_golden_values(name):
 
 def test_collapse_is_counted_over_all_answers():
     rows = evaluate_block(SeedCandidate(), job_of(samples=4), 0)
-    each = comparison.list_each_answer(rows, {row.example_id: row.samples for row in rows})
-    found = comparison.answer_diversity(each)
+    each = list_each_answer(rows, {row.example_id: row.samples for row in rows})
+    found = answer_diversity(each)
     assert found.n == 12
     assert found.new.n_distinct == len({word for k in range(3) for word in words_of(f"i{k}", 4)})
 

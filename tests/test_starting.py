@@ -13,8 +13,8 @@ from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
 from harness import config, plugins
-from harness.analysis import gating
 from harness.analysis.decision import decide
+from harness.analysis.operating_characteristic import power_warnings
 from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError
@@ -504,7 +504,7 @@ def test_the_margins_are_those_that_the_items_of_the_suites_can_show(propose_row
     experiment = config.load(scaffold.write(found)[0]).experiment
     assert (experiment.gate.macro, experiment.gate.each, experiment.gate.safety) == (0.04, 0.1, 0.1)
     items = {task.name: len(load_task(task, 0).test) for suite in experiment.suites for task in suite.tasks}
-    assert gating.power_warnings(experiment.suites, items, experiment.gate, n_members=n) == ()
+    assert power_warnings(experiment.suites, items, experiment.gate, n_members=n) == ()
     among = ", as one of 2," if n > 1 else ""
     assert any(f"that lost nothing{among} passes the average in 9" in line for line in found.said)
 

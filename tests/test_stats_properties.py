@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from harness import stats
 from harness.analysis import comparison
-from harness.analysis.comparison import rank_with_ties
+from harness.analysis.ranking import estimate_columns, rank_with_ties
 from harness.stats import Interval, fit_power_law
 from harness.store import MetricColumns
 
@@ -169,7 +169,7 @@ def test_candidates_that_cannot_be_told_apart_share_a_rank_and_errors_rank_as_wr
     assert rank_with_ties(LOWER, found) == {"good": 1, "bad": 2}
     found = {"errs": columns([1.0] * 100 + [None] * 100), "answers": columns(make_scores(150))}
     assert rank_with_ties(EXACT, found) == {"answers": 1, "errs": 2}
-    assert comparison.estimate_columns(EXACT, found["errs"]).n_errors == 100
+    assert estimate_columns(EXACT, found["errs"]).n_errors == 100
 
 
 def test_who_answered_other_items_or_none_has_no_rank():
@@ -184,10 +184,10 @@ def test_who_answered_other_items_or_none_has_no_rank():
 def test_an_estimate_of_columns_is_that_of_rows(options):
     scores = [1.0, 0.0, None, *np.random.default_rng(0).integers(0, 2, 97).astype(float)]
     expected = comparison.estimate(EXACT, rows(scores, **options))
-    assert comparison.estimate_columns(EXACT, columns(scores, **options)) == expected
+    assert estimate_columns(EXACT, columns(scores, **options)) == expected
 
 
 def test_an_estimate_of_a_ratio_is_that_of_rows():
     metric, parts = ratio_metric(), np.random.default_rng(1).uniform(1, 9, (60, 2))
-    found = comparison.estimate_columns(metric, columns(parts, metric))
+    found = estimate_columns(metric, columns(parts, metric))
     assert found == comparison.estimate(metric, rows(parts, metric))

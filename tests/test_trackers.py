@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from fake_facts import candidate, comparison, make_decision, make_fine_tune
 
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers

@@ -13,7 +13,7 @@ from rescue_worlds import BASE, Version, VersionHost
 from worlds import Sizes
 
 from harness import config, experiment, plugins
-from harness.analysis.gating import Measurement, cut_to_half
+from harness.analysis.admission import Measurement, cut_to_half
 from harness.analysis.halves import cluster_name, split
 from harness.evaluation.candidates import resolve_candidates
 from harness.experiment import Scope, prepare_session

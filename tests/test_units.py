@@ -11,7 +11,8 @@ from fake_facts import candidate, comparison, make_fine_tune, verdict
 
 from harness import store
 from harness.analysis import comparison as compared
-from harness.analysis.decision import best_untrained, decide
+from harness.analysis.candidate_facts import best_untrained
+from harness.analysis.decision import decide
 from harness.analysis.run_diff import differences
 from harness.formatting import RATE, Unit
 from harness.lifecycle.nightly_changes import compare_base

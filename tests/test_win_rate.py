@@ -12,9 +12,8 @@ from openai_server import Fault, Rule, serve_model
 from test_measurements import RATING
 
 from harness import config, store
-from harness.analysis.comparison import Estimate
 from harness.analysis.decision import decide
-from harness.analysis.gating import TargetFacts
+from harness.analysis.estimators import Estimate
 from harness.analysis.human_preferences import (
     AnswerPairs,
     Wins,
@@ -25,6 +24,7 @@ from harness.analysis.human_preferences import (
 from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.significance import target_p
 from harness.analysis.target_rules import target_rule
+from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.stored_rows import Reader

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import streamlit as st
 
-from harness.analysis.decision import best_untrained
+from harness.analysis.candidate_facts import best_untrained
 from harness.config import CommandLine
 from harness.formatting import count
 from harness.records import Run

@@ -12,7 +12,10 @@ import streamlit as st
 
 from harness import store
 from harness.analysis import comparison
-from harness.analysis.comparison import BaseErrors, Comparison, Estimate
+from harness.analysis.alignment import BaseErrors
+from harness.analysis.answers import add_samples
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.ranking import estimate_columns, rank_with_ties
 from harness.errors import HarnessError
 from harness.experiment import judge_labels
 from harness.formatting import change
@@ -108,7 +111,7 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
         labels = judge_labels(at, task, metric.name) if task else {}
         if labels:
             whole = store.read_many(at, (pair.base, pair.new))
-            arms = [comparison.add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]
+            arms = [add_samples(whole[d], store.read_drawn(at, d)) for d in (pair.base, pair.new)]
         else:
             arms = [project.read_scored_rows(digest, metric.name) for digest in (pair.base, pair.new)]
         if found := comparison.compare_on_target(metric, arms[0], arms[1], labels, policy.max_errors):
@@ -159,7 +162,7 @@ def estimates(digests: Sequence[str], task: str, metric: str) -> dict[str, Estim
     kept, keys = _keep_estimates(str(project.project().store.folder)), _keys(digests, task, metric)
     if new := [key for key in keys[:AT_ONCE] if key not in kept]:
         of, found = project.metric(task, metric), _columns(new)
-        kept.update({k: comparison.estimate_columns(of, found[k]) if k in found else None for k in new})
+        kept.update({k: estimate_columns(of, found[k]) if k in found else None for k in new})
     return {key.digest: kept[key] for key in keys if key in kept}
 
 
@@ -185,7 +188,7 @@ def ranks(digests: Mapping[str, str], task: str, metric: str) -> dict[str, int]:
 def _rank_row_sets(digests: tuple[tuple[str, str], ...], keys: tuple[_Key, ...]) -> dict[str, int]:
     found = {key.digest: columns for key, columns in _columns(keys).items()}
     by_run = {run_id: found[digest] for run_id, digest in digests if digest in found}
-    return comparison.rank_with_ties(project.metric(keys[0].task, keys[0].metric), by_run)
+    return rank_with_ties(project.metric(keys[0].task, keys[0].metric), by_run)
 
 
 def _keys(digests: Sequence[str], task: str, metric: str) -> list[_Key]:

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 from harness import plugins, stats
 from harness.analysis.candidate_facts import CandidateFacts, best, is_fine_tuned, target_unit
-from harness.analysis.comparison import Comparison, Estimate, RecipeDifference, difference_p
+from harness.analysis.estimators import Comparison, Estimate, difference_p
+from harness.analysis.ranking import RecipeDifference
 from harness.analysis.seeds import (
     mean_interval,
     mean_p,

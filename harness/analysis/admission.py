@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis import comparison
-from harness.analysis.comparison import Comparison
+from harness.analysis.alignment import name_pooled_cluster
+from harness.analysis.estimators import Comparison
 from harness.analysis.halves import HALVES, Half, HalfSplit, cluster_name, find_other_half, join_rows, split
 from harness.analysis.verdict import (
     AdmittedHalf,
@@ -255,7 +256,7 @@ def compare_invalid_rates(
     base, new = ([row for m in generated for row in getattr(m, arm)] for arm in ("base", "new"))
     if all(row.status == "error" for row in base):
         return None
-    clusters = join_rows(((m.base, m.documents) for m in generated), comparison.name_pooled_cluster)
+    clusters = join_rows(((m.base, m.documents) for m in generated), name_pooled_cluster)
     return comparison.compare_validity(
         base, new, clusters=clusters, alpha=alpha, identical=identical, base_errors="bounds"
     )

@@ -13,8 +13,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Literal
 
 from harness import formatting
-from harness.analysis import comparison
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison, at_level, orient
 from harness.analysis.items_needed import DeltaPart, describe_more_items, find_planning_se, lower_se
 from harness.analysis.significance import noninferiority_p
 from harness.analysis.verdict import (
@@ -131,7 +130,7 @@ def validity_rule(validity: Comparison | None, policy: GatePolicy, identical: bo
         return Rule("validity", "pass", text, {})
     if validity is None:
         return Rule("validity", "skipped", "validity: no generated answers were compared", {})
-    c = comparison.orient(validity)
+    c = orient(validity)
     outcome = margin_outcome(c.lower, c.upper, policy.validity)
     part = DeltaPart("validity", find_planning_se(c, lower_se(c)), c.n)
     advice = describe_more_items(
@@ -209,7 +208,7 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
     # All texts must be shown to rise less than the limit to pass; one that rises more fails.
     outcomes: dict[str, Outcome] = {}
     for t in texts:
-        rises_more = comparison.at_level(t.comparison, policy.alpha / len(texts)).upper < -limit
+        rises_more = at_level(t.comparison, policy.alpha / len(texts)).upper < -limit
         passes = t.comparison.lower > -limit
         outcomes[t.task.name] = "fail" if rises_more else "pass" if passes else "inconclusive"
     outcome = worst_outcome([*outcomes.values()])
@@ -240,7 +239,7 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
         return None
     if identical:
         return Rule(_NAME, "pass", "mode collapse: none, by identity of the weights", {})
-    tasks = {task: [*map(comparison.orient, arms)] for task, arms in compared.items() if arms}
+    tasks = {task: [*map(orient, arms)] for task, arms in compared.items() if arms}
     if not tasks:
         return Rule(_NAME, "skipped", "mode collapse: no generated answers were compared", {})
     level = policy.alpha / (len(tasks) * int(1 / limit))
@@ -266,6 +265,6 @@ def mode_collapse_rule(compared: Compared, policy: GatePolicy, identical: bool) 
 
 def _outcome(arms: Sequence[Comparison], limit: float, alpha: float, level: float) -> Outcome:
     """Judge one task by its arms: it passes if the share does not exceed one of them by the limit."""
-    if any(comparison.at_level(c, alpha / len(arms)).lower > -limit for c in arms):
+    if any(at_level(c, alpha / len(arms)).lower > -limit for c in arms):
         return "pass"
-    return "fail" if all(comparison.at_level(c, level).upper < -limit for c in arms) else "inconclusive"
+    return "fail" if all(at_level(c, level).upper < -limit for c in arms) else "inconclusive"

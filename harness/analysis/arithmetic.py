@@ -12,8 +12,8 @@ from typing import Annotated, Any, NamedTuple
 from harness import formatting
 from harness.analysis import economics, next_step
 from harness.analysis.candidate_facts import Case, gain
-from harness.analysis.comparison import Comparison, chance_below
 from harness.analysis.economics import PerUsd
+from harness.analysis.estimators import Comparison, chance_below
 from harness.analysis.next_step import RowsNeeded, Spend
 from harness.analysis.seeds import gain_label
 from harness.records import TokenCounts

@@ -10,19 +10,12 @@ from math import inf
 from typing import Any, Literal, NamedTuple
 
 from harness import formatting, plugins, stats
-from harness.analysis.comparison import (
-    PREFERENCE,
-    UNCHECKED_PREFERENCE,
-    Comparison,
-    Estimate,
-    RetrievalUse,
-    SeveralAnswers,
-    Wins,
-    is_judge,
-    orient,
-)
-from harness.analysis.gating import SpareItems, Verdict
+from harness.analysis.answers import RetrievalUse, SeveralAnswers
+from harness.analysis.estimators import Comparison, Estimate, is_judge, orient
+from harness.analysis.human_preferences import PREFERENCE, UNCHECKED_PREFERENCE, Wins
+from harness.analysis.operating_characteristic import SpareItems
 from harness.analysis.target_scores import LearningCurve, TargetScore, TrivialBaseline
+from harness.analysis.verdict import Verdict
 from harness.formatting import RATE, Unit
 from harness.records import TokenCounts, TrainingRecord
 from harness.spec import DecidePolicy

@@ -20,78 +20,39 @@ from harness.analysis.alignment import (
     align,
     fill_errors,
     is_binary,
-    name_pooled_cluster,
     quantile,
     select_ids,
     validity_rows,
 )
 from harness.analysis.answers import (
     COMMONEST,
-    AnswerCounts,
-    AnswerDiversity,
-    RetrievalUse,
-    SeveralAnswers,
-    add_samples,
-    answer_diversity,
     commonest_answer_arms,
-    list_each_answer,
-    retrieval_use,
-    several_answers,
 )
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
-    at_level,
     bound_difference,
-    chance_below,
     clip_to_bounds,
-    difference_p,
     estimate_difference,
     identical_difference,
     is_judge,
-    mean_change,
-    orient,
     refuse,
     refuse_failed,
-    regression_p,
-    rescale,
     valid_estimate,
 )
-from harness.analysis.human_preferences import (
-    PREFERENCE,
-    UNCHECKED_PREFERENCE,
-    AnswerPairs,
-    Wins,
-    preference_gain,
-    wins_by_judge,
-    wins_by_people,
-)
 from harness.analysis.judge_correction import (
-    MIN_LABELS,
     GradedArm,
-    JudgedPair,
-    LengthFavour,
-    PairBias,
-    bias_of,
     correct_difference,
     correct_score,
 )
 from harness.analysis.labelled_answers import (
-    ArmCalibration,
     Labels,
-    MetricCalibration,
-    PairCalibration,
-    answer_digest,
-    calibrate,
     count_enough_labels,
-    draw_items,
     grade_arm,
     is_correctable,
-    latest_labels,
     select_labels,
     select_scored,
 )
-from harness.analysis.ranking import RecipeDifference, compare_recipes, estimate_columns, rank_with_ties
 from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, flips, mean_metric
 from harness.records import RowsIdentity, SampleResult

@@ -10,28 +10,18 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from harness import formatting
-from harness.analysis import gating
-from harness.analysis.ablation import Ablation, Means, Pair, TrainingSets, ablations, training_sets
 from harness.analysis.arithmetic import Economics, economics_of, listing
 from harness.analysis.candidate_facts import (
-    UNCHECKED,
     Action,
-    BaseSize,
     CandidateFacts,
     Case,
-    ItemVariances,
-    UnderLoad,
-    UnreadAnswers,
     action_of,
     advise_on_missing,
     alternative,
     best,
-    best_trained,
-    best_untrained,
     find_stopping_seed,
     gain,
     gain_text,
-    is_cross_validated,
     is_fine_tuned,
     is_gain_shown,
     list_failed_seeds,
@@ -44,44 +34,28 @@ from harness.analysis.candidate_facts import (
     passes_alone,
     score_text,
     seeds_of,
-    strongest,
     strongest_run,
-    target_unit,
 )
 from harness.analysis.economics import (
     apply_budgets,
     forecast_text,
-    hour_usd,
-    index_sentences,
-    index_usd_per_1k,
-    list_more_seeds,
-    reprice,
 )
-from harness.analysis.explain import USUAL_AMOUNTS, describe_power, reasons, seeds_text
-from harness.analysis.gating import SpareItems
-from harness.analysis.goals import basis_text, judge_by_wins, open_rating, size_sentences
+from harness.analysis.explain import describe_power, reasons, seeds_text
+from harness.analysis.goals import judge_by_wins, open_rating, size_sentences
 from harness.analysis.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
+from harness.analysis.operating_characteristic import SpareItems
 from harness.analysis.seeds import (
-    VARIANCE_UNKNOWN,
     Family,
     FamilyMember,
-    SeedSummary,
-    average_pairs,
     family_members,
-    family_of,
-    item_variances,
     place_in_family,
     pool_seeds,
-    summarize_seeds,
 )
 from harness.analysis.target_scores import (
     LearningCurve,
-    TargetScore,
-    TrainingSize,
     TrivialBaseline,
-    learning_curve,
-    trivial_baseline,
 )
+from harness.analysis.verdict import WORDS
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
 
@@ -381,7 +355,7 @@ def _open_gate(case: Case, run: CandidateFacts) -> tuple[str, str]:
     open_ = (f for f in seeds if f.verdict and f.verdict.outcome == "inconclusive")
     if undecided := {f.seed: verdict for f in open_ if (verdict := f.corrected or f.verdict)}:
         gate = "its gate" if len(undecided) == len(seeds) else f"the gate of {seeds_text(list(undecided))}"
-        return f"{gate} is {gating.WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
+        return f"{gate} is {WORDS['inconclusive']}", more_items_text(case, list(undecided.values()))
     if failed := list_failed_seeds(case.facts, run):
         return f"{seeds_text(failed)} failed", "fix that and compare again"
     f, standing = next((f, f.standing) for f in (run, *seeds) if passes_alone(f) and f.standing)

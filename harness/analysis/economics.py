@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from harness import formatting, stats
 from harness.analysis.candidate_facts import CandidateFacts, gain, seeds_of
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
 from harness.stats import Variance, VarianceComponents

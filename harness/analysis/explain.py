@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from math import inf
 
 from harness import formatting, plugins, stats
-from harness.analysis import economics, gating, next_step
+from harness.analysis import economics, next_step
 from harness.analysis.advice import failure_sentences, need_sentences, scenario_sentence
 from harness.analysis.arithmetic import Economics
 from harness.analysis.candidate_facts import (
@@ -26,9 +26,10 @@ from harness.analysis.candidate_facts import (
     passes_alone,
     seeds_of,
 )
-from harness.analysis.gating import Verdict
 from harness.analysis.goals import goal_sentences
 from harness.analysis.seeds import FamilyMember, gain_label, spread_text
+from harness.analysis.significance import bound_passing_chance
+from harness.analysis.verdict import WORDS, Verdict, name_reasons
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
 _AMOUNTS = (
@@ -246,7 +247,7 @@ def _gates(case: Case) -> list[str]:
     """Say what stops a fine-tune, or the untrained candidate that would be shipped instead."""
 
     def name_rules(verdict: Verdict) -> str:  # their sentences are in the gate's own table
-        return f"{gating.WORDS[verdict.outcome]} ({gating.name_reasons(verdict)})"
+        return f"{WORDS[verdict.outcome]} ({name_reasons(verdict)})"
 
     stopped = [f for f in case.facts if is_fine_tuned(f) or f is case.alternative]
     alone = [
@@ -284,7 +285,7 @@ def _family(case: Case, members: Sequence[FamilyMember]) -> str:
         for m in members
         if m.p is not None
     ]
-    n, chance = len(members), formatting.chance(gating.bound_passing_chance(alpha, len(members)))
+    n, chance = len(members), formatting.chance(bound_passing_chance(alpha, len(members)))
     return (
         f"{formatting.count(n)} fine-tunes are judged on the same items: if each had lost exactly what the"
         f" margin allows, one would still pass its own gate with a chance of up to {chance}. The choice is"

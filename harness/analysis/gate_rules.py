@@ -15,7 +15,6 @@ from statistics import fmean
 from typing import Literal
 
 from harness import formatting, stats
-from harness.analysis import comparison
 from harness.analysis.answer_rules import (
     Compared,
     drift_rule,
@@ -25,7 +24,7 @@ from harness.analysis.answer_rules import (
     regressions_rule,
     validity_rule,
 )
-from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.estimators import Comparison, Estimate, at_level, mean_change, orient, regression_p
 from harness.analysis.items_needed import (
     MOST_ITEMS,
     DeltaPart,
@@ -104,12 +103,12 @@ def apply_rules(
             " compare_rows"
         )
     errors = None if identical else errors_rule(tasks, target, policy)
-    tasks = [t.change(comparison.orient) for t in tasks]
+    tasks = [t.change(orient) for t in tasks]
     vetoing = [t for t in tasks if is_in_macro(t)]
     safety = [t for t in tasks if is_safety(t, policy)]
     show = policy if level is None else policy.model_copy(update={"alpha": level})
     tasks = [t.at_level(show.alpha) for t in tasks]
-    validity = comparison.at_level(validity, show.alpha) if validity else None
+    validity = at_level(validity, show.alpha) if validity else None
     admitted = [t for t in tasks if is_in_macro(t)]
     macro = average_macro(admitted, show, shared) if admitted else None
     calibrated = partial(require_calibration, policy=policy, identical=identical)
@@ -220,7 +219,7 @@ def macro_estimate(
     comparisons = [t.counted for t in admitted]
     if identical:
         return Estimate(0.0, 0.0, 0.0, sum(c.n for c in comparisons) - shared.n_repeated)
-    return comparison.mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
+    return mean_change(comparisons, macro.weights, macro.correlations, shared.n_repeated)
 
 
 def _explain_left_out(t: TaskComparison, policy: GatePolicy) -> str:
@@ -292,7 +291,7 @@ def judge_each(
 
 def _holm_p(admitted: Sequence[TaskComparison], margins: Sequence[float]) -> list[float]:
     pairs = zip(admitted, margins, strict=True)
-    return stats.holm([comparison.regression_p(t.counted, margin) for t, margin in pairs])
+    return stats.holm([regression_p(t.counted, margin) for t, margin in pairs])
 
 
 def _doubtful_rule(

@@ -17,45 +17,18 @@ from harness.analysis import comparison
 from harness.analysis.admission import (
     AdmittedTasks,
     Measurement,
-    admit,
     admit_tasks,
-    applicable_policy,
     compare_invalid_rates,
     compare_metrics,
-    compare_task,
-    cut_tasks,
-    cut_to_half,
     may_be_judged,
-    name_admitted_tasks,
 )
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.halves import document_of, join_clusters, number_documents
-from harness.analysis.macro import SharedItems, find_shared_items, macro_between
-from harness.analysis.operating_characteristic import (
-    WIDEST_MARGIN,
-    Settling,
-    SpareItems,
-    chance_of_an_equal_model,
-    find_settling,
-    list_spare_items,
-    power_warnings,
-)
-from harness.analysis.significance import bound_passing_chance
+from harness.analysis.macro import SharedItems, find_shared_items
 from harness.analysis.target_rules import (
-    AA_FLIPS,
     ControlFacts,
-    aa_rate,
-    cumulative_of,
-    cumulative_policy,
-    cumulative_rule,
-    export_rule,
-    has_drifted,
-    make_unmeasured_rule,
 )
 from harness.analysis.verdict import (
-    WORDS,
-    MissRate,
     Rule,
     TargetFacts,
     TaskComparison,
@@ -63,14 +36,6 @@ from harness.analysis.verdict import (
     is_in_macro,
     is_invalid,
     is_judged,
-    is_relative,
-    is_reported_only,
-    is_safety,
-    list_items_needed,
-    margin_of,
-    margin_share,
-    may_decide,
-    name_reasons,
 )
 from harness.errors import IncompatibleRuns
 from harness.spec import GatePolicy

@@ -26,7 +26,8 @@ from harness.analysis.candidate_facts import (
     score_text,
     seeds_of,
 )
-from harness.analysis.comparison import Comparison, Estimate, Wins, preference_gain
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.human_preferences import Wins, preference_gain
 from harness.analysis.seeds import gain_label
 from harness.spec import PEOPLE
 

@@ -10,7 +10,7 @@ from math import ceil, inf, isfinite, sqrt
 from typing import NamedTuple
 
 from harness import formatting, stats
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.stats import Array, Interval
 
 POWER = 0.8

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import formatting, stats
-from harness.analysis import comparison
 from harness.analysis.admission import Measurement, compare_half, cut_tasks
-from harness.analysis.comparison import Comparison, Estimate, align
+from harness.analysis.alignment import align
+from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.halves import HalfSplit, documents_of
 from harness.analysis.items_needed import DeltaPart, find_planning_se, lower_se
 from harness.analysis.verdict import TaskComparison, is_relative, skill
@@ -281,4 +281,4 @@ def macro_between(
         return None
     shared = find_shared_items(measured, found, cut)
     deltas, weights = [t.counted for t in found], shared.weights(found)
-    return comparison.mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)
+    return mean_change(deltas, weights, shared.matrix(found), shared.n_repeated)

@@ -11,7 +11,7 @@ from math import sqrt
 from typing import Literal, NamedTuple
 
 from harness import formatting, stats
-from harness.analysis import economics, gating
+from harness.analysis import economics
 from harness.analysis.candidate_facts import (
     FEW,
     CandidateFacts,
@@ -23,10 +23,11 @@ from harness.analysis.candidate_facts import (
     passes_alone,
     seeds_of,
 )
-from harness.analysis.comparison import Comparison, Estimate
 from harness.analysis.economics import Worth
-from harness.analysis.gating import Verdict
+from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.goals import open_rating
+from harness.analysis.operating_characteristic import find_settling
+from harness.analysis.verdict import Verdict
 from harness.spec import PEOPLE
 
 _WORTH_SAYING = 0.01  # points: smaller gains do not matter
@@ -240,7 +241,7 @@ def more_items_text(case: Case, open_verdicts: Sequence[Verdict]) -> str:
     """Say what would settle all these verdicts; refer to their sentences if items do not settle one."""
     if not open_verdicts or not all(verdict.items_needed for verdict in open_verdicts):
         return "the gate's sentence says what would settle it"
-    return gating.find_settling(open_verdicts, case.spare, relative=case.relative).text
+    return find_settling(open_verdicts, case.spare, relative=case.relative).text
 
 
 def _open_gate_text(case: Case, run: CandidateFacts) -> list[str]:

@@ -15,8 +15,7 @@ import numpy as np
 from scipy import special
 
 from harness import formatting, stats
-from harness.analysis import comparison
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison, orient
 from harness.analysis.items_needed import POWER, find_settling_growth, lower_se
 from harness.analysis.macro import Macro
 from harness.analysis.significance import chance_to_pass, se_at, stops
@@ -108,8 +107,8 @@ def miss_rates(
             kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
             both += stop.chance * passes_then
         passes = max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
-    if validity is not None and lower_se(comparison.orient(validity)) > 0:
-        se = lower_se(comparison.orient(validity))
+    if validity is not None and lower_se(orient(validity)) > 0:
+        se = lower_se(orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
     return (*rates, MissRate(0.0, 1 - passes, "equal"))
 

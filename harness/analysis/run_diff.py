@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness import store
 from harness.analysis import comparison
-from harness.analysis.comparison import Comparison, is_judge
+from harness.analysis.estimators import Comparison, is_judge
 from harness.errors import HarnessError, IncompatibleRuns
 from harness.formatting import RATE, Unit
 from harness.metrics import Metric, metric_of_rows

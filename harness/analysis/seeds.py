@@ -16,7 +16,7 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness import formatting, plugins, stats
-from harness.analysis import comparison
+from harness.analysis.alignment import quantile
 from harness.analysis.candidate_facts import (
     CandidateFacts,
     FamilyRank,
@@ -26,7 +26,8 @@ from harness.analysis.candidate_facts import (
     is_fine_tuned,
     list_within_budgets,
 )
-from harness.analysis.comparison import Comparison, Estimate, RecipeDifference, chance_below, orient, quantile
+from harness.analysis.estimators import Comparison, Estimate, chance_below, orient, refuse
+from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.formatting import Unit
 from harness.metrics import Metric
 from harness.records import SampleResult
@@ -69,10 +70,8 @@ def item_variances(
     Raises:
         IncompatibleRuns: the runs hold different items, or no item was scored in all of them.
     """
-    over = [
-        comparison.compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)
-    ]
-    score = next((d for d in over if d), None) or comparison.compare_recipes(metric, seeds[:1], seeds)
+    over = [compare_recipes(metric, [other], seeds) if other else None for other in (untrained, prompt)]
+    score = next((d for d in over if d), None) or compare_recipes(metric, seeds[:1], seeds)
     return ItemVariances(score.score, *(d.change if d else None for d in over))
 
 
@@ -175,7 +174,7 @@ def _mean_pair(
     if own is None or components is None:
         return own
     if refused := next((c for c in pairs if c.refused), None):
-        return comparison.refuse(own, refused.high, refused.refused)
+        return refuse(own, refused.high, refused.refused)
     delta, (variance, df) = fmean(c.delta for c in pairs), components.total
     both, one = (mean_interval(delta, components.total, alpha) for alpha in (own.alpha, 2 * own.alpha))
     low, high = _cut(both, own.unit, -1.0)

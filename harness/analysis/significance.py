@@ -17,8 +17,7 @@ import numpy as np
 from scipy import special
 
 from harness import stats
-from harness.analysis import comparison
-from harness.analysis.comparison import Comparison, Estimate
+from harness.analysis.estimators import Comparison, Estimate, at_level, orient
 from harness.analysis.items_needed import find_planning_se, upper_se
 from harness.analysis.macro import SharedItems, average_macro
 from harness.analysis.verdict import TargetFacts, TaskComparison, margin_of, margin_share
@@ -40,7 +39,7 @@ def macro_p(admitted: Sequence[TaskComparison], policy: GatePolicy, shared: Shar
 
 def noninferiority_p(c: Comparison, least: float, alpha: float) -> float:
     """Return the p of H0 "the delta is at most `least`", where its bound at alpha is above that."""
-    return _invert_bound(lambda level: comparison.at_level(c, level).lower, least, alpha)
+    return _invert_bound(lambda level: at_level(c, level).lower, least, alpha)
 
 
 def loss_rate_p(lost: float, passed: float, rate: float) -> float:
@@ -52,7 +51,7 @@ def target_p(found: TargetFacts, wanted: TargetPolicy) -> float:
     """Return the largest p of the level, the gain and the win rate declared, where all are shown."""
     ps = [] if wanted.min is None else [_level_p(found.score, wanted.min)]
     if wanted.gain is not None and found.gain is not None:
-        ps.append(noninferiority_p(comparison.orient(found.gain), wanted.gain, 1 - _TARGET_CONFIDENCE))
+        ps.append(noninferiority_p(orient(found.gain), wanted.gain, 1 - _TARGET_CONFIDENCE))
     if wanted.win_rate is not None and found.wins is not None and found.wins.rate is not None:
         ps.append(_level_p(found.wins.rate, wanted.win_rate))
     return max(ps)

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from harness import formatting, stats
-from harness.analysis import comparison
-from harness.analysis.comparison import Comparison, Wins, is_judge
+from harness.analysis.estimators import Comparison, at_level, is_judge, orient
+from harness.analysis.human_preferences import Wins
 from harness.analysis.significance import target_p
 from harness.analysis.verdict import (
     Number,
@@ -120,7 +120,7 @@ def _gain(gain: Comparison | None, wanted: float) -> tuple[Outcome, str]:
     if gain is None:
         least = f"a gain of {formatting.percent(wanted)} pp"
         return "inconclusive", f"{least} has no untrained candidate to be measured against"
-    c = comparison.orient(gain)
+    c = orient(gain)
     name = "pp" if c.unit.is_rate else c.unit.name
     found, least = formatting.change(c.unit, c.delta, c.low, c.high), formatting.change(c.unit, wanted)
     why = f" ({c.refused})" if c.refused else ""
@@ -242,7 +242,7 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
             f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
         )
         return Rule("export", "inconclusive", said, {})
-    c = comparison.at_level(comparison.orient(against_own), policy.alpha)
+    c = at_level(orient(against_own), policy.alpha)
     margin = policy.export or find_own_margin(task, policy)
     share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
     outcome = margin_outcome(c.lower, c.upper, share)

@@ -16,7 +16,8 @@ import numpy as np
 
 from harness import formatting, stats
 from harness.analysis import comparison
-from harness.analysis.comparison import Comparison, Estimate, align
+from harness.analysis.alignment import align, fill_errors
+from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import Unscored
 from harness.metrics import Metric, Parts, trait
 from harness.records import Example, Output, SampleResult
@@ -172,7 +173,7 @@ def _errors(
     metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]], seed: int
 ) -> tuple[Array, Array]:
     """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
-    filled = [comparison.fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
+    filled = [fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
     arms = [align(metric, filled[-1], rows) for rows in filled]
     shared = set.intersection(*(set(a.ids) for a in arms))
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]

@@ -12,8 +12,9 @@ from math import inf
 from typing import Literal, NamedTuple
 
 from harness import formatting
-from harness.analysis.comparison import Comparison, Estimate, Wins, at_level, rescale
+from harness.analysis.estimators import Comparison, Estimate, at_level, rescale
 from harness.analysis.halves import Half
+from harness.analysis.human_preferences import Wins
 from harness.analysis.items_needed import MoreItems, find_facing_se
 from harness.spec import GatePolicy, Margin, Task
 from harness.stats import Interval

@@ -18,7 +18,7 @@ from harness.cli.options import CONFIG, ExperimentFile, examples
 from harness.formatting import Unit, count, score
 
 if TYPE_CHECKING:
-    from harness.analysis.comparison import Estimate
+    from harness.analysis.estimators import Estimate
     from harness.evaluation.session import Session
     from harness.report import ExperimentReport, ResultDocument
 

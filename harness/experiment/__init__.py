@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from harness import config, metrics, store
-from harness.analysis.decision import apply_budgets, best_untrained, strongest
+from harness.analysis.candidate_facts import best_untrained, strongest
+from harness.analysis.economics import apply_budgets
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges

@@ -15,8 +15,10 @@ import numpy as np
 
 from harness import plugins
 from harness.analysis import comparison
+from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
+from harness.analysis.candidate_facts import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers
 from harness.analysis.comparison import estimate
-from harness.analysis.decision import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, index_usd_per_1k
+from harness.analysis.economics import index_usd_per_1k
 from harness.data import Split
 from harness.errors import CandidateFailed, UserError, one_line
 from harness.evaluation import costs, has_instruction
@@ -229,7 +231,7 @@ class _Measured(NamedTuple):
                 if name.startswith("citation_")
             },
             settings=self.settings(),
-            several=comparison.several_answers(metric, test, self.reader.read_drawn(run, session.target)),
+            several=several_answers(metric, test, self.reader.read_drawn(run, session.target)),
             training=run.training,
             parity=run.parity,
             is_instructed=has_instruction(session.target.task, recipe, [*items.validation, *items.test]),
@@ -260,7 +262,7 @@ class _Measured(NamedTuple):
             gb = weights_gb(known, self.session.machine.precision, quantization=quantization)
         return BaseSize(Path(source.name).name, source.n_parameters, gb)
 
-    def retrieval_use(self) -> comparison.RetrievalUse | None:
+    def retrieval_use(self) -> RetrievalUse | None:
         """Say what became of the passages of a run that retrieves, where the metric is a rate."""
         target, test = self.session.target, self.rows()
         metric = target.primary
@@ -272,13 +274,13 @@ class _Measured(NamedTuple):
         is_mean = decoding is not None and decoding.choose == "first"
         drawn = self.reader.read_drawn(self.run, target) if is_mean else {}
         if drawn:
-            test = comparison.list_each_answer(test, drawn)
+            test = list_each_answer(test, drawn)
             examples = {row.example_id: examples[row.example_id.rpartition("#")[0]] for row in test}
         parts = {row.example_id: row.parts[metric.name] for row in test}
         scored = {i: np.array([of]) for i, of in parts.items() if of is not None}
         scores = {i: float(item_scores(metric, of)[0]) for i, of in scored.items()}
         right = {i: score if metric.higher_is_better else 1 - score for i, score in scores.items()}
-        found = comparison.retrieval_use(test, right, examples, target.items.documents)
+        found = retrieval_use(test, right, examples, target.items.documents)
         return found._replace(by_answer=bool(drawn)) if found else None
 
     def cost_per_1k_usd(self, test: Rows, tokens: TokenCounts | None) -> float | None:

@@ -11,8 +11,8 @@ from math import isfinite
 from typing import NamedTuple
 
 from harness import store
-from harness.analysis.decision import CandidateFacts, passes_alone
-from harness.analysis.gating import Verdict, is_relative, margin_share
+from harness.analysis.candidate_facts import CandidateFacts, passes_alone
+from harness.analysis.verdict import Verdict, is_relative, margin_share
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version

@@ -10,8 +10,16 @@ from functools import partial
 
 from harness import store
 from harness.analysis import comparison, gating
-from harness.analysis.gating import GateResult, Measurement, Rule
+from harness.analysis.admission import Measurement, admit_tasks, applicable_policy, cut_tasks, cut_to_half
+from harness.analysis.gating import GateResult
 from harness.analysis.halves import Half
+from harness.analysis.target_rules import (
+    cumulative_policy,
+    cumulative_rule,
+    export_rule,
+    make_unmeasured_rule,
+)
+from harness.analysis.verdict import Rule, may_decide
 from harness.errors import IncompatibleRuns
 from harness.experiment.stored_rows import Rows, documents_of, has_documents
 from harness.experiment.study import ArmsOfPair, Study, SuiteTask
@@ -204,14 +212,14 @@ def judge_stored_run(
         IncompatibleRuns: rows of the baseline are missing, or must not be compared.
     """
     experiment, digest = study.experiment, champion.weights_digest if champion else run.base_digest
-    policy = gating.applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
+    policy = applicable_policy(experiment.gate, trained=run.weights_digest != run.base_digest)
     if items == "search":
         policy = policy.model_copy(update={"target": TargetPolicy()})
     arms = compare_arms(study, run, digest, partial(find_baseline_identity, study, run, champion), items)
     missing = [
         one.task.name
         for one in study.suite_tasks()
-        if gating.may_decide(*one, experiment.gate) and f"{one.task.name}/test" not in run.rows
+        if may_decide(*one, experiment.gate) and f"{one.task.name}/test" not in run.rows
     ]
     result = gating.judge(
         arms.measured,
@@ -246,12 +254,12 @@ def compare_arms(
         measured, notes = measure_arms(study, run, find)
         admitted = None
         if items is not None:
-            measured = gating.cut_to_half(measured, gating.cut_tasks(measured, study.seed), items)
+            measured = cut_to_half(measured, cut_tasks(measured, study.seed), items)
         else:
             # Once for all runs that answered the same items of the tasks.
             items_key = (digest, *(f"{m.task.name} {len(m.base)}" for m in measured))
             if items_key not in study.admitted:
-                study.admitted[items_key] = gating.admit_tasks(measured, study.seed, study.experiment.gate)
+                study.admitted[items_key] = admit_tasks(measured, study.seed, study.experiment.gate)
             admitted = study.admitted[items_key]
         compared = gating.compare_arms(
             measured,
@@ -273,7 +281,7 @@ def _judge_export(study: Study, run: Run, policy: GatePolicy) -> Rule | None:
         against_own = compare_on(study, run, own)
     except IncompatibleRuns:
         against_own = None
-    return gating.export_rule(against_own, own_run, study.target, policy)
+    return export_rule(against_own, own_run, study.target, policy)
 
 
 def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | None) -> Rule | None:
@@ -284,12 +292,12 @@ def _judge_cumulative_loss(study: Study, run: Run, digest: str, items: Half | No
     try:
         arms = compare_arms(study, run, first, partial(find_first_base_identity, study, run), items)
     except IncompatibleRuns as error:
-        return gating.make_unmeasured_rule(str(error).partition(";")[0], first)
+        return make_unmeasured_rule(str(error).partition(";")[0], first)
     found = gating.judge(
         arms.measured,
-        gating.cumulative_policy(study.experiment.gate),
+        cumulative_policy(study.experiment.gate),
         target=None,
         identical=run.weights_digest == first,
         compared=arms.compared,
     )
-    return gating.cumulative_rule(found.verdict, first)
+    return cumulative_rule(found.verdict, first)

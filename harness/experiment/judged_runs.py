@@ -8,11 +8,24 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from harness import plugins
-from harness.analysis import comparison, gating
 from harness.analysis import decision as decide
-from harness.analysis.comparison import AnswerDiversity
-from harness.analysis.decision import CandidateFacts, LearningCurve
-from harness.analysis.gating import GateResult, TaskComparison, Verdict
+from harness.analysis.answers import AnswerDiversity, answer_diversity
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
+from harness.analysis.economics import index_sentences
+from harness.analysis.gating import GateResult
+from harness.analysis.operating_characteristic import list_spare_items
+from harness.analysis.seeds import family_of, place_in_family, summarize_seeds
+from harness.analysis.target_scores import LearningCurve, trivial_baseline
+from harness.analysis.verdict import (
+    TaskComparison,
+    Verdict,
+    is_in_macro,
+    is_judged,
+    is_relative,
+    is_reported_only,
+    is_safety,
+    margin_of,
+)
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
 from harness.experiment import target_comparisons as against
@@ -88,7 +101,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
         else f
         for f in facts
     )
-    placed = decide.place_in_family(judged, decide.family_of(session.experiment))
+    placed = place_in_family(judged, family_of(session.experiment))
 
     def correct(f: CandidateFacts, run: Run) -> CandidateFacts:
         if run.run_id in study.settled:
@@ -117,7 +130,7 @@ def judge_and_decide(
     of_runs = judge_runs(session, reader, runs)
     judged, tasks = of_runs.facts, of_runs.tasks
     steps = _steps(session, runs, of_runs)
-    family = decide.family_of(session.experiment)
+    family = family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
     again = {f.name: n_drawn_again(session, recipes[f.name]) for f in judged if f.n_train}
@@ -127,8 +140,8 @@ def judge_and_decide(
     has_choices = any(e.choices for e in session.target.items.test)
     held = {m.task.name: m.held for m in session.suites}
     compared = (t for run in tasks.values() for t in run)
-    spare = gating.list_spare_items(session.experiment, compared, lambda task: held.get(task.name, 0))
-    trivial = decide.trivial_baseline(primary, session.target.items.test) if has_choices else None
+    spare = list_spare_items(session.experiment, compared, lambda task: held.get(task.name, 0))
+    trivial = trivial_baseline(primary, session.target.items.test) if has_choices else None
     decision = decide.decide(
         judged,
         session.experiment.decide,
@@ -142,9 +155,9 @@ def judge_and_decide(
         trivial=trivial,
         can_fold=session.experiment.can_fold,
         spare=spare,
-        relative=gating.is_relative(policy.macro),
+        relative=is_relative(policy.macro),
     )
-    about_index = decide.index_sentences(judged, session.experiment.decide)
+    about_index = index_sentences(judged, session.experiment.decide)
     decision = replace(decision, reasons=(*decision.reasons, *about_index))
     return ExperimentReport(
         experiment=session.experiment.name,
@@ -163,7 +176,7 @@ def judge_and_decide(
         not_admitted=_explain_not_admitted(tasks.values(), policy),
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
-        seeds=decide.summarize_seeds(judged),
+        seeds=summarize_seeds(judged),
         ablations=against.compare_grids(of_runs.study, runs, judged),
         training_sets=against.compare_training_sets(of_runs.study, runs, judged, again),
         curve=curve,
@@ -203,7 +216,7 @@ def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple
 def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, str]:
     """Say of each task that the gate leaves out why it does."""
     out = {t.task.name: t.why_not for tasks in runs for t in tasks if t.why_not and t.role != "regression"}
-    unnamed = {t.task.name for tasks in runs for t in tasks if not gating.is_judged(t.task.name, policy)}
+    unnamed = {t.task.name for tasks in runs for t in tasks if not is_judged(t.task.name, policy)}
     out |= {name: f"{name} is reported; gate.tasks does not name it" for name in unnamed}
     key = "gate.safety or gate.critical" if policy.safety is None else "gate.critical"
     unjudged = {
@@ -211,7 +224,7 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
         for tasks in runs
         for t in tasks
         if t.role == "safety"
-        and not gating.is_safety(t, policy)
+        and not is_safety(t, policy)
         and not {t.task.name, t.suite} & set(policy.critical)
     }
     return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
@@ -219,16 +232,16 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
 
 def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
     return {
-        t.task.name: gating.margin_of(t, policy)
+        t.task.name: margin_of(t, policy)
         for tasks in runs
         for t in tasks
-        if gating.is_in_macro(t) or gating.is_safety(t, policy)
+        if is_in_macro(t) or is_safety(t, policy)
     }
 
 
 def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdicts) -> tuple[ShownItem, ...]:
     """Show some items of every task with what each candidate answered, the best untrained first."""
-    best = decide.best_untrained(judged.facts)
+    best = best_untrained(judged.facts)
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
     named.sort(key=lambda one: one[1].candidate != best)
     shown: list[ShownItem] = []
@@ -246,7 +259,7 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
         arms = {", ".join(of): reader.read(by_rows[rows], m) for rows, of in labels.items()}
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
-        if arms and not gating.is_reported_only(m.task):
+        if arms and not is_reported_only(m.task):
             shown += show_items(m.primary, arms, _SHOWN if m is session.target else _SHOWN_OF_SUITE)
     return tuple(shown)
 
@@ -255,14 +268,14 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
     """Describe the generated answers of fine-tunes beside the base's: the target's, then the suites'."""
     out: dict[str, tuple[AnswerDiversity, ...]] = {}
     for f, run in zip(judged.facts, runs, strict=True):
-        if f.state == "failed" or not decide.is_fine_tuned(f):
+        if f.state == "failed" or not is_fine_tuned(f):
             continue
         old, new = answers_on_target(judged.study, run)
-        found = [comparison.answer_diversity(new, old)]
+        found = [answer_diversity(new, old)]
         for m in measure(judged.study, run):
             if m.role != "regression":
                 # What should be refused is refused in the same words: that is not a collapse.
-                of = comparison.answer_diversity(m.new, m.base)
+                of = answer_diversity(m.new, m.base)
                 found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
         out[f.label] = tuple(filter(None, found))
     return {label: found for label, found in out.items() if found}

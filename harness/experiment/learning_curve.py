@@ -8,8 +8,8 @@ and found again where it is stored.
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from harness.analysis import decision
-from harness.analysis.decision import LearningCurve
+from harness.analysis.candidate_facts import best_trained, strongest
+from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
 from harness.data import part_of
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
@@ -74,14 +74,14 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
     trained = [(part, run) for part, run in found if run and run.state == "done"]
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
     points = [
-        decision.TrainingSize(
+        TrainingSize(
             _n_rows(of, run.candidate),
             facts_of(of, reader, run).training_cost_usd,
             reader.read(run, of.target),
         )
         for of, run in [*trained, (session, whole)]
     ]
-    return decision.learning_curve(name, points, session.target.primary)
+    return learning_curve(name, points, session.target.primary)
 
 
 def _n_rows(session: Session, name: str) -> int:
@@ -121,7 +121,7 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
 
 
 def _curve_candidate(session: Session, facts: Facts) -> str | None:
-    name = decision.best_trained(facts) or decision.strongest(facts)
+    name = best_trained(facts) or strongest(facts)
     return name if name and _find_trained(session, [name]) else None
 
 

@@ -9,8 +9,12 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from harness.analysis import gating
-from harness.analysis.decision import family_of
+from harness.analysis.operating_characteristic import (
+    chance_of_an_equal_model,
+    list_spare_items,
+    power_warnings,
+)
+from harness.analysis.seeds import family_of
 from harness.config import CommandLine, LoadedExperiment, lint
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs
@@ -216,7 +220,7 @@ def first_line(session: Session, n_candidates: int, whole_s: float | None, missi
 def describe_power(session: Session) -> str:
     """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
     members = family_of(session.experiment).size
-    chance = gating.chance_of_an_equal_model(
+    chance = chance_of_an_equal_model(
         session.experiment.suites, _count_asked(session), session.experiment.gate, members
     )
     if not members or chance is None:
@@ -233,7 +237,7 @@ def warnings_before(session: Session) -> tuple[str, ...]:
 def advise_before(session: Session, typed: CommandLine) -> Command:
     """Say how to run what the items at hand probably cannot show; commands as `typed`."""
     held = {m.task.name: m.held for m in session.suites}
-    spare = gating.list_spare_items(session.experiment, (), lambda task: held[task.name])
+    spare = list_spare_items(session.experiment, (), lambda task: held[task.name])
     warn = partial(_warn_of_power, session)
     return advise_on_power(session.experiment, _count_asked(session), spare, warn, typed)
 
@@ -244,7 +248,7 @@ def _count_asked(session: Session) -> dict[str, int]:
 
 def _warn_of_power(session: Session, n: Mapping[str, int], policy: GatePolicy) -> tuple[str, ...]:
     experiment = session.experiment
-    return gating.power_warnings(experiment.suites, n, policy, n_members=family_of(experiment).size)
+    return power_warnings(experiment.suites, n, policy, n_members=family_of(experiment).size)
 
 
 def idle_workers(session: Session) -> list[str]:

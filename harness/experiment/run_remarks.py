@@ -11,8 +11,8 @@ from statistics import fmean
 from typing import NamedTuple
 
 from harness import plugins
-from harness.analysis import comparison
-from harness.analysis.decision import index_usd_per_1k
+from harness.analysis.alignment import fill_errors
+from harness.analysis.economics import index_usd_per_1k
 from harness.evaluation import has_instruction
 from harness.evaluation.session import Session
 from harness.evaluation.timing import describe_timing
@@ -36,7 +36,7 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
     for run in done:
         rows = study.rows.cut(run, study.target)
         if failed := [r for r in rows if r.status in ("error", "incomplete")]:
-            is_scored = comparison.fill_errors(study.primary(study.target), rows, rows).errors.is_scored
+            is_scored = fill_errors(study.primary(study.target), rows, rows).errors.is_scored
             counted = "count as worst" if is_scored else "are left out, because the metric has no worst value"
             some = sum(r.status == "incomplete" for r in failed)
             also = f"; to {some} others some of several answers failed" if some else ""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, get_args
 
 from harness import report, store
 from harness.analysis import comparison
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import lm_eval
 from harness.evaluation.candidates import base_weights, resolve_candidates

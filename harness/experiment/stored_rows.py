@@ -11,10 +11,11 @@ from functools import cache, cached_property
 from typing import NamedTuple
 
 from harness import plugins, provenance, store
-from harness.analysis import comparison, gating
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import ControlFacts
+from harness.analysis import comparison
+from harness.analysis.answers import add_samples, list_each_answer
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.estimators import Estimate
+from harness.analysis.target_rules import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
 from harness.data.edge_cases import reported_cases
 from harness.errors import Problem, UserError
@@ -184,7 +185,7 @@ class StoredRows:
 
     def with_drawn(self, run: Run, task: Task, split: Split = "test") -> Rows:
         """Return a run's answers to a target, as many as its limit leaves, with all drawn to an item."""
-        return comparison.add_samples(self.cut(run, task, split), self.drawn(run, f"{task.name}/{split}"))
+        return add_samples(self.cut(run, task, split), self.drawn(run, f"{task.name}/{split}"))
 
     def controls_of(self, run: Run) -> list[ControlFacts]:
         """List what was found beside the blocks of a run, each measurement once."""
@@ -233,7 +234,7 @@ class Reader(StoredRows):
     def answers(self, run: Run, measured: MeasuredTask) -> Rows:
         """Return a row for each answer of a run to a task: of several that were drawn to an item for each."""
         rows = self.read(run, measured)
-        return comparison.list_each_answer(rows, self.read_drawn(run, measured)) or rows
+        return list_each_answer(rows, self.read_drawn(run, measured)) or rows
 
     def scores(self, run: Run) -> dict[str, dict[str, Estimate]]:
         """Return every metric of every task that a run answered on test, as far as an item was scored."""
@@ -253,11 +254,11 @@ Described = Callable[[str], Mapping[str, str]]
 
 def judge_controls(at: Store) -> dict[str, ControlFacts]:
     """Judge all measurements in their order, each with the A/A rate of those before it."""
-    rates = gating.AA_FLIPS | store.noise_rates(at)
+    rates = AA_FLIPS | store.noise_rates(at)
     found: dict[str, ControlFacts] = {}
     environment = cache(lambda key: store.read_environment(at, key))
     for control in store.controls(at):
-        flips, n = rates.get(control.precision, gating.AA_FLIPS["bf16"])
+        flips, n = rates.get(control.precision, AA_FLIPS["bf16"])
         now = environment(control.environment)
         same = [b for b in control.blocks if b.environment == control.environment]
         other = [b for b in control.blocks if b.environment != control.environment]
@@ -277,7 +278,7 @@ def judge_controls(at: Store) -> dict[str, ControlFacts]:
             changed="; ".join(dict.fromkeys(changed)),
         )
         found[control.id] = facts
-        if not gating.has_drifted(facts):
+        if not has_drifted(facts):
             rates[control.precision] = (flips + len(facts.flipped), n + facts.n_other)
     return found
 

@@ -14,19 +14,14 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from harness import plugins, store
-from harness.analysis import decision as decide
-from harness.analysis import gating
-from harness.analysis.comparison import (
-    Labels,
-    MetricCalibration,
-    calibrate,
-    correct_estimate,
-    is_judge,
-    labels_missing,
-    latest_labels,
-)
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import AdmittedTasks, ComparedArms, Measurement
+from harness.analysis.admission import AdmittedTasks, Measurement
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.comparison import correct_estimate, labels_missing
+from harness.analysis.economics import apply_budgets
+from harness.analysis.estimators import is_judge
+from harness.analysis.gating import ComparedArms
+from harness.analysis.labelled_answers import Labels, MetricCalibration, calibrate, latest_labels
+from harness.analysis.verdict import is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
 from harness.evaluation.lm_eval import LmEvalTask
 from harness.evaluation.session import Session
@@ -112,7 +107,7 @@ class Study:
 
     def is_judged(self, task: Task) -> bool:
         """Tell whether the policy judges a task, or only reports it."""
-        return gating.is_judged(task.name, self.experiment.gate)
+        return is_judged(task.name, self.experiment.gate)
 
 
 def load_study(loaded: LoadedExperiment) -> Study:
@@ -201,7 +196,7 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
     Labels correct what was reached by a judge's metric; those that a decision lacks are counted.
     """
     measured = (facts_of(session, reader, run) for run in runs)
-    facts = decide.apply_budgets(measured, session.experiment.decide)
+    facts = apply_budgets(measured, session.experiment.decide)
     study, metric, task = study_session(session, reader), session.target.primary, session.target.task
     if not is_judge(metric.name):
         return list(facts)
@@ -213,7 +208,7 @@ def describe_reached(session: Session, reader: Reader, runs: Runs) -> list[Candi
         for f, run in zip(facts, runs, strict=True)
     ]
     by_name = {run.candidate: run for run in runs if run.state == "done"}
-    best = by_name.get(decide.best_untrained(corrected) or "")
+    best = by_name.get(best_untrained(corrected) or "")
     missing: dict[str, int] = {}  # a recipe is as open as the seed that has the fewest labels
     for f, run in zip(corrected, runs, strict=True):
         if f.target:
@@ -271,7 +266,7 @@ def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> 
         return ()
     done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
     arms = {label: reader.with_drawn(run, session.target.task) for label, run in done.items()}
-    best = decide.best_untrained(facts)
+    best = best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())

@@ -10,11 +10,16 @@ from dataclasses import replace
 from functools import partial
 
 from harness import plugins
-from harness.analysis import comparison, gating
-from harness.analysis import decision as decide
-from harness.analysis.comparison import Comparison, RecipeDifference
-from harness.analysis.decision import CandidateFacts, ItemVariances, TargetScore
-from harness.analysis.gating import Measurement, TaskComparison, is_in_macro
+from harness.analysis import comparison
+from harness.analysis.ablation import Ablation, Means, Pair, TrainingSets, ablations, training_sets
+from harness.analysis.admission import Measurement, compare_task
+from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained
+from harness.analysis.estimators import Comparison
+from harness.analysis.macro import macro_between
+from harness.analysis.ranking import RecipeDifference, compare_recipes
+from harness.analysis.seeds import average_pairs, item_variances
+from harness.analysis.target_scores import TargetScore
+from harness.analysis.verdict import TaskComparison, is_in_macro
 from harness.experiment.gate_run import measure, measure_over
 from harness.experiment.stored_rows import Facts, Rows, Runs
 from harness.experiment.study import Study, correct_reached, judge_labels
@@ -35,7 +40,7 @@ def add_comparisons(
     task = target or study.target
     metric = study.primary(task)
     labels = judge_labels(study.store, task, metric.name)
-    best = decide.best_untrained(facts)
+    best = best_untrained(facts)
     by_name = {run.candidate: run for run in runs if run.state == "done"}
 
     def against(run: Run, other: Run | None) -> Comparison | None:
@@ -46,7 +51,7 @@ def add_comparisons(
     def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
         of = [study.rows.cut(run, task) for run in seeds]
         rows = [study.rows.cut(other, task) if other else None for other in others]
-        return decide.item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
+        return item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
 
     done = list(by_name.values())
     others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
@@ -65,18 +70,18 @@ def add_comparisons(
     ]
 
 
-def compare_grids(study: Study, runs: Runs, facts: Facts) -> tuple[decide.Ablation, ...]:
+def compare_grids(study: Study, runs: Runs, facts: Facts) -> tuple[Ablation, ...]:
     """Compare the members of every grid with its first one, in the order of the file."""
-    return decide.ablations(_sort_by_file(study, facts), *_comparers(study, runs))
+    return ablations(_sort_by_file(study, facts), *_comparers(study, runs))
 
 
 def compare_training_sets(
     study: Study, runs: Runs, facts: Facts, again: Mapping[str, int]
-) -> tuple[decide.TrainingSets, ...]:
+) -> tuple[TrainingSets, ...]:
     """Compare the candidates that differ in what they were trained on alone; `again` counts repeated rows."""
     experiment, ordered = study.experiment, _sort_by_file(study, facts)
     by = _comparers(study, runs)
-    return decide.training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
+    return training_sets(ordered, experiment.candidates, experiment.decide, again, *by)
 
 
 def _sort_by_file(study: Study, facts: Facts) -> list[CandidateFacts]:
@@ -84,7 +89,7 @@ def _sort_by_file(study: Study, facts: Facts) -> list[CandidateFacts]:
     return sorted(facts, key=lambda f: in_file[f.name])
 
 
-def _comparers(study: Study, runs: Runs) -> tuple[decide.Pair, decide.Means]:
+def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
     """Return how two runs, and two recipes over their seeds, are compared on the target."""
     target, by_id = study.target, {run.run_id: run for run in runs}
     metric = study.primary(target)
@@ -99,8 +104,8 @@ def _comparers(study: Study, runs: Runs) -> tuple[decide.Pair, decide.Means]:
     def means(old: Facts, new: Facts) -> RecipeDifference | None:
         pairs = [pair(a, b) for a in old for b in new]
         if labels or any(c is None or c.refused for c in pairs):  # a correction varies by more than the items
-            return decide.average_pairs(pairs)
-        return comparison.compare_recipes(metric, rows(old), rows(new))
+            return average_pairs(pairs)
+        return compare_recipes(metric, rows(old), rows(new))
 
     return pair, means
 
@@ -154,9 +159,9 @@ def _step(
 ) -> AttributionStep:
     """Compare two arms as a verdict does; `counting` are the tasks of the run's own one."""
     alpha = study.experiment.gate.alpha
-    compared = {m.task.name: found for m in measured if (found := gating.compare_task(m, alpha))}
+    compared = {m.task.name: found for m in measured if (found := compare_task(m, alpha))}
     measured = [m for m in measured if m.task.name in compared]
-    macro = gating.macro_between(measured, compared, counting, study.seed)
+    macro = macro_between(measured, compared, counting, study.seed)
     return AttributionStep(what, new, base, macro, tuple(compared.values()), on_target)
 
 
@@ -178,7 +183,7 @@ def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, Tar
     ]
     there, own = [run for run, _ in answered], [f for _, f in answered]
     compared = add_comparisons(study, there, own, task)
-    best, metric = decide.best_untrained(compared), study.primary(task).name
+    best, metric = best_untrained(compared), study.primary(task).name
     return {
         f.run_id: TargetScore(task.name, metric, f.target, best, f.vs_untrained, f.vs_prompt)
         for f in compared

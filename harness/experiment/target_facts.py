@@ -10,22 +10,15 @@ from dataclasses import replace
 from operator import attrgetter
 
 from harness import plugins, store
-from harness.analysis import comparison, decision, human_preferences
-from harness.analysis.comparison import (
-    AnswerPairs,
-    Comparison,
-    Estimate,
-    JudgedPair,
-    Wins,
-    bias_of,
-    compare_on_target,
-    correct_estimate,
-    labels_missing,
-    wins_by_judge,
-    wins_by_people,
-)
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import TargetFacts
+from harness.analysis import comparison, human_preferences
+from harness.analysis.answers import list_each_answer
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
+from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
+from harness.analysis.economics import apply_budgets
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.human_preferences import AnswerPairs, Wins, wins_by_judge, wins_by_people
+from harness.analysis.judge_correction import JudgedPair, bias_of
+from harness.analysis.verdict import TargetFacts
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
 from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades
@@ -143,7 +136,7 @@ def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
 
     def answers(of: Run) -> Rows:
         own = rows.with_drawn(of, task)
-        return (comparison.list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
+        return (list_each_answer(own, rows.drawn(of, key)) if are_drawn else []) or own
 
     return answers(plain) if plain else None, answers(run)
 
@@ -171,7 +164,7 @@ def find_best_untrained(study: Study, run: Run) -> Run | None:
             refuse_lost_folds(study, one)
             with suppress(CandidateFailed):
                 facts.append(reached_on_target(study, one))
-        best = decision.best_untrained(decision.apply_budgets(facts, experiment.decide))
+        best = best_untrained(apply_budgets(facts, experiment.decide))
         study.untrained[own] = {one.candidate: one for one in runs}.get(best or "")
     found = study.untrained[own]
     return found if found and found.run_id != run.run_id else None
@@ -323,9 +316,7 @@ def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
 
 def _pairs(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
     """List the finished fine-tunes, each with the run of the best untrained candidate."""
-    best = decision.best_untrained(facts)
+    best = best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)
-    tuned = (
-        run for f, run in zip(facts, runs, strict=True) if run.state == "done" and decision.is_fine_tuned(f)
-    )
+    tuned = (run for f, run in zip(facts, runs, strict=True) if run.state == "done" and is_fine_tuned(f))
     return [(run, base) for run in tuned] if base else []

@@ -16,8 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import store
-from harness.analysis import comparison, gating
-from harness.analysis.gating import Measurement, cut_to_half
+from harness.analysis import comparison
+from harness.analysis.admission import Measurement, cut_to_half, name_admitted_tasks
+from harness.analysis.estimators import Comparison, mean_change, rescale
 from harness.analysis.halves import cluster_name, split
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
@@ -130,7 +131,7 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
             Measurement(m.task, m.role, m.suite, m.metrics, base, base)
             for m, (base, _) in zip(tasks, pairs, strict=True)
         ]
-        counting = gating.name_admitted_tasks(alike, session.first_seed)
+        counting = name_admitted_tasks(alike, session.first_seed)
         changes = [
             capability_change(m.primary, base, new)
             for m, (base, new) in zip(tasks, pairs, strict=True)
@@ -140,17 +141,17 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
             n = sum(m.size("test") for m in tasks)
             found = f"subject_to: of {n} general items for validation no task shows what the base can lose"
             raise SharedFailure(found, "more items for validation, or tasks that the base is better at")
-        known[key] = -comparison.mean_change(changes).score
+        known[key] = -mean_change(changes).score
         write_whole(session.store, kept, json.dumps(known))
     return known[key]
 
 
 def capability_change(
     metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]
-) -> comparison.Comparison:
+) -> Comparison:
     """Compare weights with their base on items of a task, as a share of the metric's range."""
     found = comparison.compare_rows(metric, base, new, base_errors="bounds")
-    return comparison.rescale(found, metric.range.span)
+    return rescale(found, metric.range.span)
 
 
 def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
@@ -279,7 +280,7 @@ def _sample(
         if m.task.name in rows
     ]
     part = cut_to_half(alike, split(rows, seed), "search")
-    counting = gating.name_admitted_tasks(part)
+    counting = name_admitted_tasks(part)
     there = {m.task.name: m.base for m in part if m.task.name in counting}
     each = -(-n_items // max(1, len(there)))
     sampled = []
@@ -319,7 +320,7 @@ def measure_point(
         capability_change(measured.primary, base, rows.read(session.store))
         for (measured, base), rows in zip(sampled, general, strict=True)
     ]
-    mean = comparison.mean_change(changes)
+    mean = mean_change(changes)
     return TrackedPoint(
         step=step, target=target, capability=mean.score, low=mean.low, high=mean.high, n_general=mean.n
     )

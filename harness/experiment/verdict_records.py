@@ -10,8 +10,8 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from harness import __version__, formatting, store
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import WORDS, Verdict, is_invalid
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.verdict import WORDS, Verdict, is_invalid
 from harness.experiment.study import Study
 from harness.metrics import Metric
 from harness.provenance import timestamp

@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 from harness import config, provenance, store
 from harness.analysis import comparison
-from harness.analysis.comparison import Estimate
-from harness.analysis.gating import Verdict, cumulative_of
+from harness.analysis.estimators import Estimate
+from harness.analysis.target_rules import cumulative_of
+from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
 from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE

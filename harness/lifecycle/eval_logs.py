@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from harness.analysis.gating import Measurement
+from harness.analysis.admission import Measurement
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import pluralize
 from harness.metrics import mean_metric

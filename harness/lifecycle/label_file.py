@@ -20,16 +20,10 @@ from pathlib import Path
 from typing import NamedTuple, TextIO
 
 from harness import config, report, store
-from harness.analysis import decision
-from harness.analysis.comparison import (
-    Labels,
-    answer_digest,
-    draw_items,
-    is_correctable,
-    is_judge,
-    select_scored,
-)
-from harness.analysis.decision import CandidateFacts
+from harness.analysis.candidate_facts import CandidateFacts, alternative, strongest_run
+from harness.analysis.economics import apply_budgets
+from harness.analysis.estimators import is_judge
+from harness.analysis.labelled_answers import Labels, answer_digest, draw_items, is_correctable, select_scored
 from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment import Study, load_study, reached_on_target, read_labels
@@ -304,7 +298,7 @@ def _choose_runs(stored: Study, candidates: Sequence[str]) -> list[list[Run]]:
         return [candidate_runs(stored, name) for name in candidates]
     measured = list_measured_runs(stored)
     facts = [f for _, f in measured]
-    chosen = [f for f in (decision.strongest_run(facts), decision.alternative(facts)) if f is not None]
+    chosen = [f for f in (strongest_run(facts), alternative(facts)) if f is not None]
     best_first = sorted(measured, key=lambda one: one[1] not in chosen)
     return [[run for run, f in best_first if f.name == one.name] for one in chosen]
 
@@ -330,7 +324,7 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
     for run in runs:
         with suppress(CandidateFailed, KeyError):
             found.append((run, reached_on_target(stored, run, metric)))
-    within = decision.apply_budgets([f for _, f in found], stored.experiment.decide)
+    within = apply_budgets([f for _, f in found], stored.experiment.decide)
     if not found:
         raise IncompatibleRuns(
             f"{stored.store.folder}: found no run with answers to {task.name}; expected one to label; "

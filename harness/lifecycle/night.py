@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import config, provenance, store
-from harness.analysis import comparison
+from harness.analysis.answers import add_samples
 from harness.config import LoadedExperiment, is_judged
 from harness.errors import HarnessError, Problem, UserError, one_line
 from harness.evaluation.candidates import base_weights
@@ -336,9 +336,7 @@ class _NightRun:
     def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
         """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
         at, digests = self.session.store, [reference[s.name] for s in sets]
-        rows = [
-            comparison.add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests
-        ]
+        rows = [add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests]
         parts = list(zip(sets, rows, strict=True))
         return index_by_item(row for of in grade_rows(self.session, parts) for row in of)
 

@@ -20,7 +20,7 @@ from urllib.request import Request, urlopen
 import numpy as np
 
 from harness import formatting, report
-from harness.analysis import gating
+from harness.analysis.target_rules import aa_rate
 from harness.cache import make_private_folder
 from harness.config import CommandLine, LoadedExperiment
 from harness.errors import Problem, UserError
@@ -166,7 +166,7 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
     flips: dict[tuple[str, int], list[tuple[int, int]]] = {}
     for night in nights:
         n_acks = sum(ack < night.night for ack in acks)
-        rate = gating.aa_rate(night.precision)
+        rate = aa_rate(night.precision)
         for base, found in night.bases.items():
             fresh = {i: moved for i, moved in found.flips.items() if (base, night.environment, i) not in seen}
             seen |= {(base, night.environment, item) for item in fresh}

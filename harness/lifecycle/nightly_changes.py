@@ -17,14 +17,10 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from harness import stats
-from harness.analysis import comparison, gating
-from harness.analysis.comparison import (
-    Labels,
-    answer_digest,
-    compare_on_target,
-    correct_estimate,
-    labels_missing,
-)
+from harness.analysis import comparison
+from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
+from harness.analysis.labelled_answers import Labels, answer_digest
+from harness.analysis.target_rules import aa_rate
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
 from harness.lifecycle.reevaluate import Cluster, Item, Rows
 from harness.metrics import Metric, is_flipped
@@ -99,7 +95,7 @@ def has_moved(now: Rows, then: Rows, metrics: Mapping[str, Metric]) -> bool:
     """
     shared = [item for item in now if item in then and is_same_item(now[item], then[item])]
     moved = sum(is_flipped(then[item], now[item], metrics[item[0]]) for item in shared)
-    return bool(shared) and stats.binomial_p(moved, len(shared), gating.aa_rate("bf16")) < _MOVED_P
+    return bool(shared) and stats.binomial_p(moved, len(shared), aa_rate("bf16")) < _MOVED_P
 
 
 def name(item: Item) -> str:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from harness import config, store
-from harness.analysis import decision, human_preferences
+from harness.analysis import human_preferences
+from harness.analysis.candidate_facts import alternative, is_fine_tuned, strongest_run
 from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
@@ -129,11 +130,11 @@ def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, 
         raise _phrase_not_two(runs[0].label for runs in named)
     measured = list_measured_runs(stored)
     facts = [f for _, f in measured]
-    best, untrained = decision.strongest_run(facts), decision.alternative(facts)
+    best, untrained = strongest_run(facts), alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
         raise _phrase_not_two(f.label for f in (best or untrained,) if f is not None)
     other = next(run for run, f in measured if f is untrained)
-    tuned = [(run, f) for run, f in measured if decision.is_fine_tuned(f)]
+    tuned = [(run, f) for run, f in measured if is_fine_tuned(f)]
     tuned.sort(key=lambda one: (one[1].name != best.name, one[1] is not best))
     return [(run, other) for run, _ in tuned]
 

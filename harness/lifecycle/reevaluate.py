@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from harness import store
-from harness.analysis import gating
+from harness.analysis.halves import document_of, join_clusters, number_documents
 from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
@@ -90,10 +90,10 @@ def _join(ordered: Sequence[Cluster], tasks: Mapping[str, Sequence[Example]]) ->
     cluster_of = {
         (task, one.id): one.cluster or f"{task}/{one.id}" for task, of in tasks.items() for one in of
     }
-    joined = gating.join_clusters(
+    joined = join_clusters(
         (document, cluster_of[task, item])
         for task, of in tasks.items()
-        for item, document in gating.number_documents(_digests(of)).items()
+        for item, document in number_documents(_digests(of)).items()
     )
     out: dict[str, Cluster] = {}
     for cluster in ordered:
@@ -106,7 +106,7 @@ def _join(ordered: Sequence[Cluster], tasks: Mapping[str, Sequence[Example]]) ->
 def _digests(examples: Iterable[Example]) -> dict[str, str]:
     """Map items to the digests of their documents, where these are known."""
     prompts = {one.id: digest([one.messages, one.choices]) if one.messages else "" for one in examples}
-    found = ((item, gating.document_of(item, prompt)) for item, prompt in prompts.items())
+    found = ((item, document_of(item, prompt)) for item, prompt in prompts.items())
     return {item: document for item, document in found if document}
 
 

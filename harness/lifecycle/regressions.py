@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import config, store
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.data import load_task
 from harness.errors import IncompatibleRuns, Problem, did_you_mean, refuse
 from harness.evaluation.candidates import base_weights

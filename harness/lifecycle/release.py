@@ -12,8 +12,11 @@ from typing import Literal
 
 from harness import config, data, report, store
 from harness.analysis import gating
-from harness.analysis.gating import GateResult, Verdict, combine_exit_codes, cumulative_of, worst_result
+from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
+from harness.analysis.operating_characteristic import list_spare_items
 from harness.analysis.run_diff import Differences, differences
+from harness.analysis.target_rules import cumulative_of
+from harness.analysis.verdict import Verdict, is_relative
 from harness.config import CommandLine
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line
 from harness.experiment import (
@@ -140,9 +143,9 @@ def advise_more_items(
 
     return report.advise_more_items(
         [one.verdict for one in judged],
-        gating.list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
+        list_spare_items(experiment, (t for one in judged for t in one.tasks), count_held),
         typed,
-        relative=gating.is_relative(experiment.gate.macro),
+        relative=is_relative(experiment.gate.macro),
         judging=judging,
     )
 

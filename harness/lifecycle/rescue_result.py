@@ -13,10 +13,11 @@ from typing import Any
 
 from harness import formatting, report, stats
 from harness.analysis import gating
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import CandidateFacts, Decision, gain
-from harness.analysis.gating import Verdict
+from harness.analysis.candidate_facts import CandidateFacts, gain
+from harness.analysis.decision import Decision
+from harness.analysis.estimators import Estimate
 from harness.analysis.halves import Half
+from harness.analysis.verdict import Verdict
 from harness.records import parse_json
 from harness.spec import GatePolicy, Recipe
 

@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from harness import experiment, formatting, plugins, store
-from harness.analysis import decision
-from harness.analysis.decision import CandidateFacts, TargetScore, gain
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, gain, is_fine_tuned, strongest
 from harness.analysis.halves import HALVES, Half
+from harness.analysis.target_scores import TargetScore
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.session import MeasuredTask, Session
@@ -103,7 +103,7 @@ def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | N
     """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
-    name = decision.strongest(failing)
+    name = strongest(failing)
     facts = next((f for f in failing if f.name == name), None)
     return _case(report, by_id, facts) if facts else None
 
@@ -129,7 +129,7 @@ def _resolve_name(session: Session, selected: Sequence[str], wanted: str, runs: 
 def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> RescueCase:
     for found, expected, step in _reasons(facts):
         _refuse(facts.label, found, expected, step)
-    name = decision.best_untrained(report.facts)
+    name = best_untrained(report.facts)
     reference = next(f for f in report.facts if f.name == name and f.state == "done")
     done = {f.name: runs[f.run_id] for f in report.facts if f.state == "done"}
     return RescueCase(facts, runs[facts.run_id], reference, done)
@@ -139,7 +139,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
     """Say why a run is not to be rescued: found, expected, next step; empty where it is."""
     if f.state == "failed":
         return [(f"a run that failed: {f.error}", "a finished one", _AGAIN)]
-    if not decision.is_fine_tuned(f):
+    if not is_fine_tuned(f):
         found = "a candidate that fine-tunes nothing, so it has forgotten nothing"
         return [(found, "a fine-tune", "choose one with weights of its own")]
     if plugins.find_method(f.method).is_remote:
@@ -150,7 +150,7 @@ def _reasons(f: CandidateFacts) -> list[tuple[str, str, str]]:
         return [("a run without a verdict", "one that the gate has judged", step)]
     if f.verdict.outcome == "pass":
         return [("a run that the gate passes", "one that it does not", f"harness promote {f.name}")]
-    g = decision.gain(f.vs_untrained)
+    g = gain(f.vs_untrained)
     if g is None:
         found = "no candidate without training to measure the gain against"
         step = "add prompt: {method: base}, then harness compare"

@@ -13,8 +13,10 @@ from dataclasses import replace
 from typing import Any
 
 from harness import formatting, plugins, store
-from harness.analysis import comparison, decision
+from harness.analysis.candidate_facts import best
+from harness.analysis.estimators import orient
 from harness.analysis.gating import GateResult
+from harness.analysis.seeds import family_of
 from harness.data import version_of_test
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
 from harness.evaluation import lm_eval
@@ -209,7 +211,7 @@ def _refuse_unfit(
 
 def count_members(experiment: Experiment, candidate: str) -> int:
     """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
-    family = decision.family_of(experiment)
+    family = family_of(experiment)
     return family.size if candidate in family.members else 1
 
 
@@ -288,8 +290,8 @@ def best_run(stored: Study, runs: list[Run]) -> Run:
     if len(runs) == 1:
         return runs[0]
     facts = [reached_on_target(stored, run) for run in runs]
-    best = decision.best(facts)
-    return next((run for run in runs if best and run.run_id == best.run_id), runs[0])
+    chosen = best(facts)
+    return next((run for run in runs if chosen and run.run_id == chosen.run_id), runs[0])
 
 
 def answers_suites(recipe: Mapping[str, Any]) -> bool:
@@ -316,7 +318,7 @@ def _gain_text(study: Study, run: Run, champion: Champion) -> str:
     gain = compare_on(study, run, other)
     if gain is None:
         return "unknown, for they share no item with a score"
-    c = comparison.orient(gain)
+    c = orient(gain)
     refused = f" ({c.refused})" if c.refused else ""
     found = formatting.change(c.unit, c.delta, c.low, c.high)
     return f"{found} {'pp ' if c.unit.is_rate else ''}{c.metric}, n = {formatting.count(c.n)}{refused}"

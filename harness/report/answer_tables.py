@@ -7,17 +7,11 @@ that is not shown to agree with people better than chance is said to be such.
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from harness.analysis.comparison import (
-    MIN_LABELS,
-    AnswerCounts,
-    AnswerDiversity,
-    ArmCalibration,
-    Estimate,
-    LengthFavour,
-    MetricCalibration,
-    PairCalibration,
-)
-from harness.analysis.decision import CandidateFacts
+from harness.analysis.answers import AnswerCounts, AnswerDiversity
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.estimators import Estimate
+from harness.analysis.judge_correction import MIN_LABELS, LengthFavour
+from harness.analysis.labelled_answers import ArmCalibration, MetricCalibration, PairCalibration
 from harness.formatting import UNKNOWN, change, count, figure, percent, plain, pluralize, points, quote, score
 from harness.report.document import Section
 from harness.report.wording import change_text, score_text

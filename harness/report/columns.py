@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 from harness import plugins
-from harness.analysis.comparison import Comparison, Estimate
-from harness.analysis.decision import CandidateFacts, best_untrained, gain, is_fine_tuned
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, gain, is_fine_tuned
+from harness.analysis.estimators import Comparison, Estimate
 from harness.formatting import RATE, UNKNOWN, Unit, change, count, errors, figure, points, score
 from harness.metrics import short_name
 from harness.records import SERVING, Run

@@ -14,19 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from harness import formatting
-from harness.analysis.comparison import AnswerDiversity, Comparison, Estimate, MetricCalibration
-from harness.analysis.decision import (
-    Ablation,
-    CandidateFacts,
-    Decision,
-    Family,
-    LearningCurve,
-    SeedSummary,
-    TrainingSets,
-    TrivialBaseline,
-    target_unit,
-)
-from harness.analysis.gating import Settling, SpareItems, Verdict, find_settling
+from harness.analysis.ablation import Ablation, TrainingSets
+from harness.analysis.answers import AnswerDiversity
+from harness.analysis.candidate_facts import CandidateFacts, target_unit
+from harness.analysis.decision import Decision
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.labelled_answers import MetricCalibration
+from harness.analysis.operating_characteristic import Settling, SpareItems, find_settling
+from harness.analysis.seeds import Family, SeedSummary
+from harness.analysis.target_scores import LearningCurve, TrivialBaseline
+from harness.analysis.verdict import Verdict
 from harness.config import CommandLine
 from harness.formatting import Unit
 from harness.metrics import Metric, item_scores

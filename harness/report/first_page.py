@@ -9,33 +9,26 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from harness import formatting, plugins
-from harness.analysis.comparison import count_enough_labels, is_judge, orient
-from harness.analysis.decision import (
+from harness.analysis.candidate_facts import (
     UNCHECKED,
     CandidateFacts,
-    apply_budgets,
     best,
     best_untrained,
     gain,
     is_cross_validated,
     is_fine_tuned,
     is_gain_shown,
-    judge_by_wins,
-    list_more_seeds,
     list_passing_runs,
-    pool_seeds,
     seeds_of,
     strongest_run,
 )
-from harness.analysis.gating import (
-    WIDEST_MARGIN,
-    WORDS,
-    MissRate,
-    SpareItems,
-    Verdict,
-    find_settling,
-    name_reasons,
-)
+from harness.analysis.economics import apply_budgets, list_more_seeds
+from harness.analysis.estimators import is_judge, orient
+from harness.analysis.goals import judge_by_wins
+from harness.analysis.labelled_answers import count_enough_labels
+from harness.analysis.operating_characteristic import WIDEST_MARGIN, SpareItems, find_settling
+from harness.analysis.seeds import pool_seeds
+from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.config import CommandLine
 from harness.report.columns import explain_columns, result_headings, result_rows
 from harness.report.document import Command, FirstPage, Reason, Section

@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import WORDS
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.verdict import WORDS
 from harness.records import TrainingRecord
 from harness.report import pictures
 from harness.report.document import CLASSES, Section

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel
 
-from harness.analysis.decision import CandidateFacts, best_untrained
-from harness.analysis.gating import Verdict
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
 from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, list_names, map_values

@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from harness import formatting, stats
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.report import pictures
 from harness.report.document import CLASSES
 from harness.report.escape import shorten, shorten_for_picture

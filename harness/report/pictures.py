@@ -18,9 +18,9 @@ from typing import NamedTuple
 from rich.cells import cell_len
 
 from harness import formatting
-from harness.analysis.comparison import orient
-from harness.analysis.decision import CandidateFacts, is_fine_tuned
-from harness.analysis.gating import Verdict
+from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
+from harness.analysis.estimators import orient
+from harness.analysis.verdict import Verdict
 from harness.formatting import tick
 from harness.report.escape import clean, shorten_for_picture
 from harness.report.experiment_report import ExperimentReport

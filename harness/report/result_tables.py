@@ -10,17 +10,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from harness import formatting
+from harness.analysis.ablation import Ablation
 from harness.analysis.arithmetic import ENDS, NUMBERS, Number
-from harness.analysis.comparison import PairBias, Wins
-from harness.analysis.decision import (
-    VARIANCE_UNKNOWN,
-    Ablation,
-    CandidateFacts,
-    Decision,
-    LearningCurve,
-    SeedSummary,
-    basis_text,
-)
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.decision import Decision
+from harness.analysis.goals import basis_text
+from harness.analysis.human_preferences import Wins
+from harness.analysis.judge_correction import PairBias
+from harness.analysis.seeds import VARIANCE_UNKNOWN, SeedSummary
+from harness.analysis.target_scores import LearningCurve
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.records import PARITY, Run
 from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table

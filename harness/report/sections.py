@@ -10,9 +10,12 @@ from typing import Any
 
 from harness import formatting, plugins
 from harness.analysis import gating
-from harness.analysis.comparison import is_judge
-from harness.analysis.decision import CandidateFacts, Decision, is_fine_tuned
-from harness.analysis.gating import WORDS, GateResult
+from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
+from harness.analysis.decision import Decision
+from harness.analysis.estimators import is_judge
+from harness.analysis.gating import GateResult
+from harness.analysis.significance import bound_passing_chance
+from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.edge_cases import RULES
 from harness.formatting import UNKNOWN
 from harness.report.answer_tables import (
@@ -234,7 +237,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     heads, rows = print_table(columns, [t.comparison for t in tasks], tight=True)
     heads = [*(_HEADINGS.get(head, head) for head in heads), "in the macro"]
     for row, t in zip(rows, tasks, strict=True):
-        row.append(("one half" if t.half else "yes") if gating.is_in_macro(t) else "no")
+        row.append(("one half" if t.half else "yes") if is_in_macro(t) else "no")
     sections = [
         Section("tasks", columns=heads, rows=rows),
         Section(
@@ -271,7 +274,7 @@ def gate_json(judged: GateResult) -> dict[str, Any]:
         "comparisons": to_plain([t.comparison for t in judged.tasks]),
         "family": {
             "members": judged.n_members,
-            "chance": gating.bound_passing_chance(judged.policy.alpha, judged.n_members),
+            "chance": bound_passing_chance(judged.policy.alpha, judged.n_members),
         },
         "policy": judged.policy.model_dump(mode="json"),
         "notes": list(judged.notes),

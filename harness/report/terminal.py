@@ -15,14 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from harness import formatting
-from harness.analysis.comparison import Estimate
-from harness.analysis.decision import (
-    CandidateFacts,
-    best_untrained,
-    forecast_text,
-    is_fine_tuned,
-    passes_alone,
-)
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned, passes_alone
+from harness.analysis.economics import forecast_text
+from harness.analysis.estimators import Estimate
 from harness.formatting import UNKNOWN, count
 from harness.report.answer_tables import collapse_sentence, diversity_text, retrieval_text, several_text
 from harness.report.columns import result_headings, result_rows

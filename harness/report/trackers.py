@@ -18,8 +18,8 @@ from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 
-from harness.analysis.comparison import Comparison, Estimate
-from harness.analysis.decision import CandidateFacts, best_untrained
+from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import Problem
 from harness.masking import mask_secrets
 from harness.records import SERVING, Curve, TrainingRecord

@@ -15,7 +15,9 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from harness import formatting
-from harness.analysis.decision import VARIANCE_UNKNOWN, CandidateFacts, TrainingSets
+from harness.analysis.ablation import TrainingSets
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.seeds import VARIANCE_UNKNOWN
 from harness.formatting import RATE, UNKNOWN, Unit, count, percent, plain, points, score, seconds
 from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
 from harness.report.document import Section

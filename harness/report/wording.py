@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from harness import formatting
-from harness.analysis import gating
-from harness.analysis.comparison import Comparison, Estimate
-from harness.analysis.decision import CandidateFacts, is_fine_tuned
-from harness.analysis.gating import MissRate, Verdict, name_reasons
+from harness.analysis.candidate_facts import CandidateFacts, is_fine_tuned
+from harness.analysis.estimators import Comparison, Estimate
+from harness.analysis.significance import bound_passing_chance
+from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.metrics import short_name, trait
 from harness.report.document import ERROR
 from harness.report.experiment_report import ExperimentReport
@@ -44,7 +44,7 @@ def verdict_word(f: CandidateFacts) -> str:
         return ERROR
     if f.verdict is None or (f.verdict.outcome == "pass" and not is_fine_tuned(f)):
         return formatting.UNKNOWN  # what trains nothing has nothing to forget
-    return gating.WORDS[f.verdict.outcome]
+    return WORDS[f.verdict.outcome]
 
 
 def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
@@ -125,7 +125,7 @@ def family_text(n_members: int, alpha: float) -> str:
     """Say how often one of so many fine-tunes passes its gate by chance; empty of a single one."""
     if n_members < 2:
         return ""
-    any_passes = formatting.chance(gating.bound_passing_chance(alpha, n_members))
+    any_passes = formatting.chance(bound_passing_chance(alpha, n_members))
     return (
         f"if each of the {n_members} fine-tunes had lost exactly what the margin allows, one would still pass"
         f" with a chance of up to {any_passes} (one alone {formatting.chance(alpha)}); the decision corrects"

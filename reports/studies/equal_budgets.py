@@ -26,7 +26,7 @@ from tiny_experiment import rows as write_rows
 
 from harness import formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.decision import best_untrained
+from harness.analysis.candidate_facts import best_untrained
 from harness.experiment import compare
 from harness.report import ExperimentReport
 

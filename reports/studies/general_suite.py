@@ -27,7 +27,7 @@ from ruamel.yaml import YAML
 import harness
 from harness import formatting, stats
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.report import ExperimentReport, to_plain
 from reports.studies import ifeval_like
 

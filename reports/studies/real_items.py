@@ -19,9 +19,9 @@ import numpy as np
 from conftest import find_shared_data
 
 from harness import stats
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.formatting import count, percent, points
-from harness.analysis.gating import TaskComparison
+from harness.analysis.verdict import TaskComparison
 from harness.analysis.macro import average_macro
 from harness.analysis.operating_characteristic import miss_rates
 from harness.spec import GatePolicy, Task

@@ -23,9 +23,9 @@ from ruamel.yaml import YAML
 import harness
 from harness import config, formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.comparison import Comparison
+from harness.analysis.estimators import Comparison
 from harness.data import load_task
-from harness.analysis.decision import CandidateFacts
+from harness.analysis.candidate_facts import CandidateFacts
 from harness.report import ExperimentReport
 
 ROOT = Path(__file__).parents[2]

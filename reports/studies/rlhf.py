@@ -18,8 +18,8 @@ import yaml
 
 import harness
 from harness import config, formatting
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import WORDS
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.verdict import WORDS
 from harness.cli.progress_bar import TerminalProgress
 from harness.evaluation.candidate_rows import training_data
 from harness.experiment import Scope, prepare_session

@@ -14,8 +14,8 @@ from typing import Any
 import harness
 from harness import formatting
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.decision import CandidateFacts
-from harness.analysis.gating import WORDS
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.verdict import WORDS
 
 ROOT = Path(__file__).parents[2]
 SEEDS, PRECISIONS = (0, 1, 2), ("bf16", "fp32")

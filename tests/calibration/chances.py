@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.gating import MissRate, Verdict, power_warnings
+from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.verdict import MissRate, Verdict
 from harness.spec import Suite as SuiteSpec
 from harness.spec import Task
 from tests.calibration.cell import Cell, Claim, claim_printed

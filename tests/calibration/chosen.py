@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from harness.analysis.decision import CandidateFacts, Family, place_in_family
-from harness.analysis.gating import ComparedArms, Measurement, compare_arms, cut_tasks, cut_to_half, judge
+from harness.analysis.admission import Measurement, cut_tasks, cut_to_half
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.gating import ComparedArms, compare_arms, judge
 from harness.analysis.halves import HALVES
+from harness.analysis.seeds import Family, place_in_family
 from harness.evaluation import sampling
 from harness.experiment.fewer_items import _is_settled, is_settled
 from harness.records import SampleResult

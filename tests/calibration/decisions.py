@@ -6,9 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.comparison import Estimate, compare_rows, estimate
-from harness.analysis.decision import CandidateFacts, Decision, Family, decide, item_variances
+from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.comparison import compare_rows, estimate
+from harness.analysis.decision import Decision, decide
 from harness.analysis.economics import estimate_more_items
+from harness.analysis.estimators import Estimate
+from harness.analysis.seeds import Family, item_variances
 from harness.spec import DecidePolicy
 from tests.calibration.cell import Cell, Claim, claim_at_most, claim_printed
 from tests.calibration.draws import (

@@ -5,7 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.comparison import compare_rows, difference_p, estimate
+from harness.analysis.comparison import compare_rows, estimate
+from harness.analysis.estimators import difference_p
 from harness.metrics import Metric
 from tests.calibration.cell import Cell, Claim, claim_at_least, claim_at_most
 from tests.calibration.draws import (

@@ -6,16 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from harness.analysis.admission import Measurement
 from harness.analysis.comparison import compare_rows, estimate
-from harness.analysis.gating import (
-    ControlFacts,
-    Measurement,
-    TargetFacts,
-    Verdict,
-    aa_rate,
-    has_drifted,
-    judge,
-)
+from harness.analysis.gating import judge
+from harness.analysis.target_rules import ControlFacts, aa_rate, has_drifted
+from harness.analysis.verdict import TargetFacts, Verdict
 from harness.records import SampleResult
 from harness.spec import GatePolicy, TargetPolicy, Task
 from tests.calibration.cell import Cell, Claim, claim_at_most

@@ -13,9 +13,10 @@ import pytest
 from scipy import special
 
 from harness import stats
-from harness.analysis.comparison import Comparison, compare_rows
+from harness.analysis.comparison import compare_rows
+from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.gating import TaskComparison
+from harness.analysis.verdict import TaskComparison
 from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Task
 from tests.fake_rows import EXACT, flips, ratio_metric, rows

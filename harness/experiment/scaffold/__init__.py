@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.analysis.decision import USUAL_AMOUNTS
+from harness.analysis.explain import USUAL_AMOUNTS
 from harness.config import json_schema, read_suites
 from harness.data import TaskItems, load_task, readers
 from harness.data.guessed_columns import NAME_THEM, ROWS_A_LABEL

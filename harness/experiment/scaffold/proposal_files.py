@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from harness import config
-from harness.analysis import gating
-from harness.analysis.decision import family_of
+from harness.analysis.operating_characteristic import chance_of_an_equal_model, power_warnings
+from harness.analysis.seeds import family_of
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import join_items
@@ -49,13 +49,13 @@ def propose_gate(experiment: Experiment) -> tuple[GatePolicy, str]:
     chance: float | None = None
     for macro in _MEANS:
         gate = gate.model_copy(update={"macro": macro})
-        chance = gating.chance_of_an_equal_model(capability, n, gate, members)
+        chance = chance_of_an_equal_model(capability, n, gate, members)
         if chance is None or chance >= _PASSES:
             break
     for key, suites in (("each", capability), ("safety", experiment.suites)):
         for margin in _TASKS:
             gate = gate.model_copy(update={key: margin})
-            if not gating.power_warnings(suites, n, gate, n_members=members):
+            if not power_warnings(suites, n, gate, n_members=members):
                 break
     points = [f"{100 * float(margin or 0):g}" for margin in (gate.macro, gate.each, gate.safety)]
     if chance is None:

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import harness
+from harness.analysis.estimators import Comparison, orient
 from harness.analysis import comparison
 from harness import config, formatting, store
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.comparison import Estimate, compare_rows, mean_change, rescale
+from harness.analysis.comparison import compare_rows
+from harness.analysis.estimators import Estimate, mean_change, rescale
 from harness.evaluation.session import MeasuredTask as Task
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
@@ -210,9 +212,9 @@ def target_change(session: Session, new: Run, base: Run) -> Estimate:
     return mean_change([_compare(session, session.target, new, base)])
 
 
-def _compare(session: Session, task: Task, new: Run, base: Run) -> comparison.Comparison:
+def _compare(session: Session, task: Task, new: Run, base: Run) -> Comparison:
     """Compare two runs on a task, as a share of its metric's range; more is better."""
     name, metric = task.task.name, task.primary
     digests = [run.rows[f"{name}/test"] for run in (base, new)]
     rows = [store.read_rows(session.store, digest, task.size("test")) for digest in digests]
-    return comparison.orient(rescale(compare_rows(metric, *rows), metric.range.span))
+    return orient(rescale(compare_rows(metric, *rows), metric.range.span))

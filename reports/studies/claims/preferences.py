@@ -4,7 +4,7 @@ from functools import cache
 from typing import NamedTuple
 
 from harness import formatting
-from harness.analysis.comparison import Estimate
+from harness.analysis.estimators import Estimate
 from harness.experiment.candidate_weights import find_stored_weights
 from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from reports.studies.claims.fine_tunes import (

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import formatting
-from harness.analysis.comparison import mean_change
-from harness.analysis.decision import CandidateFacts
+from harness.analysis.estimators import mean_change
+from harness.analysis.candidate_facts import CandidateFacts
 from harness.experiment.run_remarks import NO_CHANGE
 from harness.report import ExperimentReport
 from reports.studies.fronts.ways import PLAIN, way_of
