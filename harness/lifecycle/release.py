@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from harness import config, data, report, store
-from harness.analysis import gating
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
 from harness.analysis.operating_characteristic import list_spare_items
 from harness.analysis.run_diff import Differences, differences
