@@ -88,8 +88,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_openai_api.py::test_what_went_wrong_is_kept_as_it_is_but_for_the_key", "harness/models/openai_api.py", 'hidden = text.replace(self._key, "…") if self.settings.api_key_env else text', "hidden = text"),
     ("test_openai_api.py::test_sensitive_rows_are_sent_to_nobody_elses_server", "harness/evaluation/runner.py", 'if "sensitive_data" in experiment.decide.needs and settings.leaves_machine:', "if False:"),
     # Serving
-    ("test_serving.py::test_what_cannot_be_served_is_refused_before_anything_starts", "harness/models/serving_programs.py", "if not address.is_local and not address.api_key_env:", "if False:"),
-    ("test_serving.py::test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone", "harness/models/serving_programs.py", '["--api-key-env", address.api_key_env]', '["--api-key-env", __import__("os").environ[address.api_key_env]]'),
+    ("test_serving.py::test_what_cannot_be_served_is_refused_before_anything_starts", "harness/exports/_serving.py", "if not address.is_local and not address.api_key_env:", "if False:"),
+    ("test_serving.py::test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone", "harness/exports/_serving.py", '["--api-key-env", address.api_key_env]', '["--api-key-env", __import__("os").environ[address.api_key_env]]'),
     ("test_serving.py::test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started[gguf-15]", "harness/models/llama_server.py", 'True, False, True, ""', 'True, False, True, "*"'),
     ("test_serving.py::test_a_file_that_has_changed_is_not_served", "harness/exports/_serving.py", "export = verify_export(folder)", "export = read_export(folder)"),
 ))  # fmt: skip

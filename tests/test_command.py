@@ -312,7 +312,10 @@ class TestPlaceholders:
         self, tmp_path
     ):
         def digest(folder):
-            return command.files_digest("python train.py {data}", folder, folder / "t.yaml")
+            run = "python train.py {data} {out} {config}"
+            return command.digest_files(
+                command.Params(run=run, folder=str(folder), config=str(folder / "t.yaml"))
+            )
 
         one, two = tmp_path / "one", tmp_path / "two"
         for folder in (one, two):

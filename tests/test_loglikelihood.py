@@ -38,10 +38,10 @@ def score_plainly(model, context, continuation):
 
 
 def agree(executor, model, pairs):
-    for likelihood, pair in zip(executor.loglikelihoods(pairs), pairs, strict=True):
-        logprob, greedy = score_plainly(model, *pair)
-        assert likelihood.logprob == pytest.approx(logprob, abs=1e-4)
-        assert likelihood.greedy == greedy
+    for (logprobs, greedy), pair in zip(executor.score(pairs), pairs, strict=True):
+        logprob, is_likeliest = score_plainly(model, *pair)
+        assert sum(logprobs) == pytest.approx(logprob, abs=1e-4)
+        assert greedy == is_likeliest
 
 
 @pytest.mark.e2e
@@ -65,7 +65,7 @@ def test_without_masks_several_sequences_and_what_they_begin_with_are_read_once(
     pairs = [((*prefix, 100 + i), (j, 7)) for i in range(6) for j in (5, 6)]
     executor = Executor(model, 512)
     with note_shapes(model.get_input_embeddings()) as read:
-        executor.loglikelihoods(pairs)
+        executor.score(pairs)
     assert list(map(math.prod, read)) == [50, 6 * 3]
 
     crowded = CrowdedModel(model, 512)
@@ -98,14 +98,14 @@ def test_a_branch_is_greedy_when_every_token_is_the_first_argmax(model):
         answer = model.generate(torch.tensor([context]), max_new_tokens=3, do_sample=False, eos_token_id=-1)
     best = tuple(answer[0, 3:].tolist())
     other = (*best[:2], (best[2] + 1) % 300)
-    found = Executor(model, 64).loglikelihoods([(context, rest) for rest in (best, other, best[:1])])
-    assert [likelihood.greedy for likelihood in found] == [True, False, True]
+    found = Executor(model, 64).score([(context, rest) for rest in (best, other, best[:1])])
+    assert [greedy for _, greedy in found] == [True, False, True]
     twin = copy.deepcopy(model)
     rows = twin.get_output_embeddings().weight.data
     rows[:] = 0  # all tokens are equally probable
-    found = Executor(twin, 64).loglikelihoods([((7, 8), (0,)), ((7, 8), (1,))])
-    assert [likelihood.greedy for likelihood in found] == [True, False]
-    assert Executor(model, 64).loglikelihoods([]) == []
+    found = Executor(twin, 64).score([((7, 8), (0,)), ((7, 8), (1,))])
+    assert [greedy for _, greedy in found] == [True, False]
+    assert Executor(model, 64).score([]) == []
 
 
 def load_ignoring_masks(tiny):
@@ -199,7 +199,7 @@ def test_out_of_memory_halves_what_begins_alike_too_and_what_ran_out_once_is_not
     crowded = CrowdedModel(model, 20)
     executor = Executor(crowded, 512, "packed")
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
-    executor.loglikelihoods(pairs)
+    executor.score(pairs)
     assert max(crowded.tried) > 20
     crowded.tried.clear()
     agree(executor, model, pairs)
@@ -222,7 +222,7 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
             return super().__call__(input_ids, **inputs)
 
     pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
-    Executor(HoldingModel(model, 8), 512, "packed").loglikelihoods(pairs)
+    Executor(HoldingModel(model, 8), 512, "packed").score(pairs)
     assert held
 
 
@@ -264,13 +264,13 @@ def test_what_is_kept_of_others_goes_before_a_lack_of_memory_fails_a_candidate(m
 
 def test_a_token_that_is_never_said_leaves_the_others_and_the_digest_depends_on_engine_and_budget(model):
     pairs = [((7, 8), (9, 10))]
-    (whole,) = Executor(model, 64).loglikelihoods(pairs)
-    (found,) = Executor(BlockingModel(model, 0), 64, "packed").loglikelihoods(pairs)
-    assert found.logprob == pytest.approx(whole.logprob, abs=0.1)
+    (whole,) = Executor(model, 64).score(pairs)
+    (found,) = Executor(BlockingModel(model, 0), 64, "packed").score(pairs)
+    assert sum(found[0]) == pytest.approx(sum(whole[0]), abs=0.1)
     assert len({layout_digest(engine, n) for n in (64, 128) for engine in ("packed", "plain")}) == 4
 
 
 @pytest.mark.parametrize("engine", ["packed", "padded", "plain"])
 def test_one_pair_that_does_not_fit_fails_the_candidate(model, engine):
     with pytest.raises(CandidateFailed, match="out of memory while scoring"):
-        Executor(CrowdedModel(model, 5), 512, engine).loglikelihoods([((1, 2, 3, 4, 5), (6, 7))])
+        Executor(CrowdedModel(model, 5), 512, engine).score([((1, 2, 3, 4, 5), (6, 7))])

@@ -8,7 +8,7 @@ from golden import golden
 from harness.analysis.economics import break_even
 from harness.errors import CandidateFailed
 from harness.models import memory
-from harness.models.oom import explain_out_of_memory, ran_out
+from harness.models.memory import explain_out_of_memory, ran_out_of_memory
 from harness.models.shapes import Shape, shape_of
 from harness.spec import DecidePolicy
 
@@ -157,10 +157,10 @@ def test_a_cpu_without_memory_is_noticed_and_another_error_is_not():
     with pytest.raises(RuntimeError) as error:
         torch.empty(1 << 46)
     assert not isinstance(error.value, torch.OutOfMemoryError)
-    assert ran_out(error.value)
+    assert ran_out_of_memory(error.value)
     with pytest.raises(RuntimeError) as error:
         torch.ones(2) @ torch.ones(3)
-    assert not ran_out(error.value)
+    assert not ran_out_of_memory(error.value)
     with pytest.raises(RuntimeError, match="inconsistent tensor size"), explain_out_of_memory("x", "y"):
         torch.ones(2) @ torch.ones(3)
 
@@ -175,7 +175,7 @@ def test_a_cpu_without_memory_is_noticed_and_another_error_is_not():
     ],
 )
 def test_what_python_and_a_gpu_say_is_noticed(error):
-    assert ran_out(error)
+    assert ran_out_of_memory(error)
 
 
 def test_a_candidate_without_memory_fails_with_what_to_turn():

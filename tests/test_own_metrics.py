@@ -18,7 +18,7 @@ from harness import config, metrics, plugins
 from harness.data import load_task, task_version
 from harness.errors import UserError
 from harness.evaluation.runner import OPENERS
-from harness.methods.command import files_digest
+from harness.methods import command
 from harness.models.openai_api import PROTOCOLS
 from harness.plugins import Method
 from harness.provenance import code_versions, digest_code
@@ -303,7 +303,8 @@ def test_a_file_alone_has_its_checksum_whatever_stands_above_it(tmp_path):
 
 def test_the_folder_itself_is_no_part_of_it_and_metrics_and_trainers_count_alike(reward, tmp_path):
     def digests():
-        return metrics.version(str(reward)), files_digest("python reward.py {data}", reward.parent, None)
+        params = command.Params(run="python reward.py {data}", folder=str(reward.parent))
+        return metrics.version(str(reward)), command.digest_files(params)
 
     before = digests()
     (reward.parent / "lengths.py").write_text("of = hash\n")

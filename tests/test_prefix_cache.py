@@ -33,14 +33,14 @@ def make_pairs(prefix, start=100):
 
 def test_a_beginning_is_read_once_for_several_calls_and_changes_no_number(model, read):
     executor = Executor(model, 512, "packed")
-    executor.loglikelihoods(make_pairs(ONE))
-    executor.loglikelihoods(make_pairs(ONE, 200))
+    executor.score(make_pairs(ONE))
+    executor.score(make_pairs(ONE, 200))
     assert list(map(math.prod, read)) == [50, 18, 18]
 
     fresh, used = (Executor(model, 512, "packed") for _ in range(2))
-    used.loglikelihoods(make_pairs(OTHER))
-    used.loglikelihoods(make_pairs(ONE[:30]))
-    assert used.loglikelihoods(make_pairs(ONE)) == fresh.loglikelihoods(make_pairs(ONE))
+    used.score(make_pairs(OTHER))
+    used.score(make_pairs(ONE[:30]))
+    assert used.score(make_pairs(ONE)) == fresh.score(make_pairs(ONE))
 
 
 def test_answering_after_a_beginning_leaves_it_untouched(model):
@@ -64,7 +64,7 @@ def test_the_oldest_goes_where_the_newest_fill_the_memory(model, read):
 
 def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_predicts(model):
     with note_shapes(model.get_output_embeddings()) as projected:
-        Executor(model, 512, "packed").loglikelihoods(make_pairs(ONE))
+        Executor(model, 512, "packed").score(make_pairs(ONE))
     assert [math.prod(shape[:-1]) for shape in projected] == [1, 6 * 3]
 
 

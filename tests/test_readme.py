@@ -755,7 +755,7 @@ ANSWERS = {
     "lm-eval adapter": ("evaluation/lm_eval/engine_for_lm_eval.py", ""),
     "prefix KV cache": ("models/prefix_cache.py", ""),
     "chat template and tokenizer": ("models/tokenization.py", "encode_all"),
-    "out of memory": ("models/oom.py", ""),
+    "out of memory": ("models/memory.py", "ran_out_of_memory"),
     "batch packing": ("models/batching.py", "pack"),
     "model download and resolution": ("models/hub.py", "resolve"),
     "harness init": ("experiment/scaffold/__init__.py", "propose"),

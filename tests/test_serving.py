@@ -27,7 +27,8 @@ from harness import exports, store
 from harness.cli import app
 from harness.errors import HarnessError, UserError
 from harness.exports import ExportedFile
-from harness.models import serving_programs
+from harness.exports._serving import ServingProgram
+from harness.models import artefacts
 from harness.records import checksum
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
@@ -249,7 +250,7 @@ def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     command = [
         sys.executable,
         "-P",
-        str(Path(serving_programs.__file__).with_name("llama_server.py")),
+        str(Path(artefacts.__file__).with_name("llama_server.py")),
         "m.gguf",
         "--alias",
         "m",
@@ -257,7 +258,7 @@ def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     done = subprocess.run([*command, "--api-key-env", "SERVE_KEY"], capture_output=True, text=True)
     assert (done.returncode, "no key in the variable SERVE_KEY" in done.stderr) == (2, True)
     own = {"VLLM_API_KEY": "$SERVE_KEY", "VLLM_NO_USAGE_STATS": "1"}
-    program = serving_programs.ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
+    program = ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
     assert program.as_shell() == (
         'cd \'/a  b\' && VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
     )

@@ -37,7 +37,7 @@ from harness.training import CHECKPOINTS, FitContext, sft, trainer, worker
 from harness.training import job as jobs
 from harness.training.context import resident_peak_bytes
 from harness.training.preference_optimization import PreferenceParams
-from harness.training.tokenized import FEWEST_STEPS, batch_packs, keeps_rows_apart
+from harness.training.tokenized import FEWEST_STEPS, keeps_rows_apart
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -507,7 +507,7 @@ def loss_of(tiny, tmp_path, kind, *, packing):
         train_dataset=Dataset.from_list(rows),
     )
     if packing:
-        batch_packs(trainer.data_collator)
+        trainer.data_collator.padding_free, trainer.data_collator.return_position_ids = False, True
     batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["input_ids"]) == (2 if packing else 3), "packs keep rows of their own"
     return trainer.compute_loss(trainer.model, batch).item()

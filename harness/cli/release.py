@@ -308,11 +308,10 @@ def serve(
     """
     from harness import exports
     from harness.lifecycle import release
-    from harness.models.serving_programs import Address
 
     session, loaded = at.open_session()
     found = release.find_run(release.load_study(loaded), run)
-    plan = exports.plan_serving(session, found, to, Address(host, port, api_key_env))
+    plan = exports.plan_serving(session, found, to, exports.Address(host, port, api_key_env))
     if print_:
         print(f"{plan.program.as_shell()}\n\n# compose.yaml\n{plan.program.as_compose()}")
         return

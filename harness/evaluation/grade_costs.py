@@ -20,7 +20,7 @@ from harness.evaluation.row_sets import prompting_step
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
 from harness.models import encode_all
-from harness.models.hub import context_length, has_chat_template, is_packed, load_tokenizer
+from harness.models.hub import chat_template, context_length, is_packed, load_tokenizer
 from harness.prompting import context_of
 from harness.records import Example, Grade, PromptText
 from harness.spec import TokenPrices
@@ -282,7 +282,7 @@ def _short_context(
     answers = (2 if is_pair else 1) * measured.task.max_new_tokens
     if judged.rubric.passages and measured.role == "target":
         answers += max((passage_tokens(session, c, examples) for c in candidates), default=0)
-    texts = list(_prompts(judged, examples, chat=has_chat_template(source)))
+    texts = list(_prompts(judged, examples, chat=bool(chat_template(source))))
     contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
     most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)
     if max(most_tokens) + answers <= context:  # no tokenizer makes more tokens than there are bytes

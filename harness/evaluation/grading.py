@@ -45,7 +45,7 @@ from harness.evaluation.session import Session
 from harness.formatting import pluralize
 from harness.metrics import normalize
 from harness.models import Candidate
-from harness.models.hub import has_chat_template
+from harness.models.hub import chat_template
 from harness.models.openai_api import ChatCandidate, Server, Settings
 from harness.records import Anchor, AnchorCheck, Grade, Message, Output, PromptText, digest
 from harness.stats import Array
@@ -78,7 +78,7 @@ def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
                 _ask_endpoint(session, judge, distinct, keep)
             elif judge.weights:
                 assert judge.weights.source is not None, "weights that judge name their base"
-                chat = has_chat_template(judge.weights.source)
+                chat = bool(chat_template(judge.weights.source))
                 with open_weights(session, judge.weights) as candidate:
                     for start in range(0, len(distinct), _TOGETHER):
                         together = distinct[start : start + _TOGETHER]

@@ -22,11 +22,12 @@ from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_ca
 from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
 from harness.evaluation.judges import JudgedMetric
 from harness.metrics import Metric, load_metrics
-from harness.models import Candidate, hub, oom, vllm
+from harness.models import Candidate, hub, vllm
 from harness.models.hardware import Load, Machine
 from harness.models.hf import ModelHost, describe_engine
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import ENGINES
+from harness.models.memory import release_gpu_memory
 from harness.models.two_layer_copy import find_copied_engine
 from harness.progress import Progress
 from harness.provenance import versions_of
@@ -263,7 +264,7 @@ class Session:
         self.slot.host = None
         gc.set_threshold(_ALLOCATIONS)
         gc.collect()
-        oom.release()
+        release_gpu_memory()
 
     def engine(self, source: ModelSource) -> tuple[str, str]:
         """Engine and layout digest of a base's models here; cached, so that no model is loaded for it.

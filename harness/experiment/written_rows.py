@@ -21,7 +21,7 @@ from harness.formatting import pluralize
 from harness.models import find_left_out
 from harness.models.hub import (
     ModelSource,
-    has_chat_template,
+    chat_template,
     is_packed,
     list_special_tokens,
     load_tokenizer,
@@ -57,7 +57,7 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
         for one in candidates
         if one.method.makes_language_model and not one.is_remote
         for base in (one.base, one.trained_base)
-        if not is_packed(base) and has_chat_template(base)
+        if not is_packed(base) and chat_template(base)
     }
     tasks = [session.target, *session.more_targets, *session.suites, *session.training.values()]
     rows = [row for measured in tasks for row in _list_rows(measured)]

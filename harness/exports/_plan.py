@@ -220,7 +220,15 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
     """
     folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        return Exported(folder, _read_same(plan), False)
+        if not (folder / RECORD).is_file():
+            found, step = "files, and no export.json among them", "name another folder with --out"
+            raise UserError(Problem(str(folder), found, "a new or empty folder", step))
+        export = verify_export(folder)
+        same = (export.format, export.quantization, export.run_id, export.weights_digest)
+        if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
+            found = f"an export of {export.run_id} to {export.format} {export.quantization}"
+            raise UserError(Problem(str(folder), found, "a new or empty folder", "name another with --out"))
+        return Exported(folder, export, False)
     label = f"export {plan.run.candidate} to {plan.format} {plan.quantization}"
     errors = store.clear_errors(session.store, str(folder), store.AGAIN)
     with session.progress.stage(label, plan.seconds) as advance, errors:
@@ -239,18 +247,6 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return Exported(folder, export, True)
-
-
-def _read_same(plan: ExportPlan) -> Export:
-    if not (plan.folder / RECORD).is_file():
-        found, step = "files, and no export.json among them", "name another folder with --out"
-        raise UserError(Problem(str(plan.folder), found, "a new or empty folder", step))
-    export = verify_export(plan.folder)
-    same = (export.format, export.quantization, export.run_id, export.weights_digest)
-    if same != (plan.format, plan.quantization, plan.run.run_id, plan.run.weights_digest):
-        found = f"an export of {export.run_id} to {export.format} {export.quantization}"
-        raise UserError(Problem(str(plan.folder), found, "a new or empty folder", "name another with --out"))
-    return export
 
 
 def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path) -> Export:

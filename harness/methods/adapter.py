@@ -58,24 +58,22 @@ def fit(context: FitContext, params: Params) -> Weights:
     if (context.path / WEIGHTS).exists():
         shutil.copy(context.path / WEIGHTS, folder / WEIGHTS)
     else:
-        _convert(context.path / PICKLED, folder / WEIGHTS)
+        import pickle
+
+        import torch
+        from safetensors.torch import save_file
+
+        pickled = context.path / PICKLED
+        try:
+            tensors = torch.load(pickled, map_location="cpu", weights_only=True)
+            plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            save_file(plain, folder / WEIGHTS, {"format": "pt"})
+        except (pickle.UnpicklingError, AttributeError, ValueError) as error:
+            reason = f"{pickled} holds something other than tensors"
+            raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
     copying_s = round(time.perf_counter() - start, 3)
     made = TrainingRecord(copying_s=copying_s, named_base=read_named_base(folder))
     return made_weights(context, "adapter", made)
-
-
-def _convert(pickled: Path, to: Path) -> None:
-    import pickle
-
-    import torch
-    from safetensors.torch import save_file
-
-    try:
-        tensors = torch.load(pickled, map_location="cpu", weights_only=True)
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, to, {"format": "pt"})
-    except (pickle.UnpicklingError, AttributeError, ValueError) as error:
-        reason = f"{pickled} holds something other than tensors"
-        raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
 
 
 METHOD = Method(params=Params, fit=fit, makes="adapter", made_elsewhere=True, checks=MethodChecks(problems))

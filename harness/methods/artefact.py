@@ -38,17 +38,7 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         expected = "one .gguf or .onnx file, or a whole model with config.json and safetensors"
         yield Problem(where, f"{path} without one of these", expected, "correct path, or harness export")
         return
-    yield from _prompt_problems(recipe, path, where)
-    if kind == "model":
-        yield from whole_model_problems(recipe, source, where)
-    elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):
-        folder = str(main_file(path).parent)
-        step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({folder!r})"
-        yield Problem(where, f"{main_file(path)} without a tokenizer", "the tokenizer next to the file", step)
-
-
-def _prompt_problems(recipe: Recipe, path: Path, where: str) -> Iterator[Problem]:
-    """Yield that an export is prompted otherwise than the run that it was made from."""
+    # An export is prompted as the run that it was made from.
     export = read_export(path)
     asked = export.get("prompt") or {}
     for name in ("template", "prompting", "answer", *(["system"] if recipe.system is not None else [])):
@@ -58,6 +48,12 @@ def _prompt_problems(recipe: Recipe, path: Path, where: str) -> Iterator[Problem
             found = f"{name}: {json.dumps(own)}, and {wanted} in its run {run}"
             step = f"{name}: {wanted} in this candidate"
             yield Problem(where, found, "the prompts of the run that it was exported from", step)
+    if kind == "model":
+        yield from whole_model_problems(recipe, source, where)
+    elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):
+        folder = str(main_file(path).parent)
+        step = f"AutoTokenizer.from_pretrained({str(source.path)!r}).save_pretrained({folder!r})"
+        yield Problem(where, f"{main_file(path)} without a tokenizer", "the tokenizer next to the file", step)
 
 
 def fit(context: FitContext, params: Params) -> Weights:

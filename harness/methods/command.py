@@ -30,7 +30,7 @@ from harness.models.supervision import read_first_line, read_last_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method, MethodChecks
 from harness.provenance import digest_code
-from harness.records import Curve, Example, TrainingRecord, checksum, digest
+from harness.records import Curve, TrainingRecord, checksum, digest
 from harness.spec import Recipe, Spec
 from harness.training import CHECKPOINTS, FitContext, Weights, made_weights
 
@@ -106,11 +106,6 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
         yield Problem(f"{where}: run", f"no program {program}", "one that can be run here", step)
 
 
-def reads(params: Params) -> str:
-    """Digest the files that the command reads beside its rows."""
-    return files_digest(params.run, Path(params.folder), Path(params.config) if params.config else None)
-
-
 def fit(context: FitContext, params: Params) -> Weights:
     """Write the rows, run the command and take over the weights that it leaves.
 
@@ -161,8 +156,21 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
     for made in (data, out):
         made.mkdir()
     splits = {"data": ("train.jsonl", context.train), "validation": ("validation.jsonl", context.validation)}
+    if params.rows == "messages" and not context.chat_template:
+        found = "rows: messages, and a target with chat_template: false"
+        raise CandidateFailed(found, "rows: prompt_completion")
     for name, rows in splits.values():
-        _write_rows(data / name, rows, params.rows, chat=context.chat_template)
+        with (data / name).open("w", encoding="utf-8") as file:
+            for row in rows:
+                prompt, answer = list(row.messages), row.references[0]
+                answer_turn = [{"role": "assistant", "content": answer}]
+                if params.rows == "messages":
+                    line: dict[str, Any] = {"messages": [*prompt, *answer_turn]}
+                elif context.chat_template:
+                    line = {"prompt": prompt, "completion": answer_turn}
+                else:
+                    line = {"prompt": join_to_plain_text(prompt), "completion": answer}
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
     values = {name: str((data / file).absolute()) for name, (file, _) in splits.items()}
     values |= {"data_dir": str(data.absolute()), "out": str(out.absolute()), "seed": str(context.seed)}
     values |= {"base": str(context.source.path.absolute())}
@@ -170,24 +178,6 @@ def _write_input(context: FitContext, params: Params) -> dict[str, str]:
         filled = fill_template(Path(params.config), (context.folder / "config").absolute(), values)
         values["config"] = str(filled)
     return values
-
-
-def _write_rows(path: Path, rows: Iterable[Example], layout: str, *, chat: bool) -> None:
-    if layout == "messages" and not chat:
-        raise CandidateFailed(
-            "rows: messages, and a target with chat_template: false", "rows: prompt_completion"
-        )
-    with path.open("w", encoding="utf-8") as file:
-        for row in rows:
-            prompt, answer = list(row.messages), row.references[0]
-            said = [{"role": "assistant", "content": answer}]
-            if layout == "messages":
-                line: dict[str, Any] = {"messages": [*prompt, *said]}
-            elif chat:
-                line = {"prompt": prompt, "completion": said}
-            else:
-                line = {"prompt": join_to_plain_text(prompt), "completion": answer}
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
 def _curves(out: Path) -> dict[str, Any]:
@@ -306,15 +296,16 @@ def fill_template(template: Path, folder: Path, values: Mapping[str, str]) -> Pa
     return whole
 
 
-def files_digest(command: str, folder: Path, template: Path | None) -> str:
-    """Digest the files that a command reads: of its template, and those below a folder that it names.
+def digest_files(params: Params) -> str:
+    """Digest the files that the command reads beside its rows: of its template, and those below its folder.
 
     Of a Python file that counts what it imports from its own folder.
     """
-    named = [folder / argument for argument in command.split() if not placeholders_in(argument)]
+    folder = Path(params.folder)
+    named = [folder / argument for argument in params.run.split() if not placeholders_in(argument)]
     inside = [p for p in named if p.is_file() and p.resolve().is_relative_to(folder.resolve())]
     own = {str(path.relative_to(folder)): path for path in inside}
-    of_template = template_files(template) if template else {}
+    of_template = template_files(Path(params.config)) if params.config else {}
     return digest(
         [
             {name: digest_code(file) if file.suffix == ".py" else checksum(file) for name, file in of.items()}
@@ -330,6 +321,6 @@ METHOD = Method(
     draws_from="train",
     seeded=True,
     loops=("placeholders",),
-    reads=reads,
+    reads=digest_files,
     checks=MethodChecks(problems),
 )

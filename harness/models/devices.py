@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import hub, memory, oom
+from harness.models import hub, memory
 from harness.models.hardware import Machine, dtype
 from harness.models.hardware import memory as device_memory
 from harness.models.hub import ModelSource, load_tokenizer
@@ -178,10 +178,15 @@ def load_base(
     quiet_libraries()
     avoid_cudnn_attention()
     found = f"{source.name} does not fit the memory of {machine.name}"
-    with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"), _refuse_unloadable(source):
+    step = "a smaller base_model or device: cpu"
+    with memory.explain_out_of_memory(found, step), _refuse_unloadable(source):
         if hub.is_encoder_decoder(source):
             raise CandidateFailed(f"{source.name} is an encoder with a decoder", "a causal language model")
-        known = choose_supported_attention(source.path, attention)
+        has_flash = "flash" not in attention or getattr(
+            build_without_weights(source.path), "_supports_flash_attn", False
+        )
+        # Without a name transformers takes sdpa where an architecture has it.
+        known = attention if has_flash and attention != "sdpa" else None
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
         model = _load_weights(source, machine, known, placed)
         if model.device.type == "meta":
@@ -210,7 +215,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
     try:
         yield
     except (*UNSUPPORTED, ImportError, StrictDataclassError) as error:
-        if oom.ran_out(error) or _OF_A_DEVICE.search(str(error)):
+        if memory.ran_out_of_memory(error) or _OF_A_DEVICE.search(str(error)):
             raise
         cause = error.__cause__ if isinstance(error, StrictDataclassError) else None
         reason = f"{source.name} cannot be loaded ({one_line(cause or error)})"
@@ -219,20 +224,6 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
             reason = f"{source.name} brings its own code (auto_map), which is never run"
             step = "a version that transformers has itself, or the model behind an endpoint"
         raise CandidateFailed(reason, step) from error
-
-
-def choose_supported_attention(folder: Path, wanted: str) -> str | None:
-    """Return the attention that is wanted where an architecture has it; None leaves it to transformers."""
-    if wanted == "sdpa":  # what transformers takes unasked, where an architecture has it
-        return None
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(config)
-    has_flash = model._supports_flash_attn  # noqa: SLF001  (transformers asks so itself)
-    return wanted if has_flash or "flash" not in wanted else None
 
 
 def build_without_weights(folder: Path) -> Any:

@@ -9,10 +9,10 @@ Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.models import oom
 from harness.models.batching import CPU_COSTS, PassCosts, Size, Tokens, count_shared_prefix, plan
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.loglikelihood import AGREEMENT_NATS, UNSUPPORTED
+from harness.models.memory import ran_out_of_memory
 from harness.models.prefix_cache import (
     PrefixCache,
     additive_mask,
@@ -145,7 +145,11 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
             rows = torch.tensor(group, device=model.device)
             mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
             places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
-            seeing = _causal_masks(model, mask, places, shared, windows)
+            seeing: Any = mask
+            if any(windows):  # transformers' own masks would count the padding between
+                order = torch.arange(mask.shape[1], device=mask.device)
+                visible = mask.bool()[:, None] & (order <= order[shared:, None])
+                seeing = cut_to_windows(additive_mask(model, visible), places[:, shared:], places, windows)
             read = row_cache(model, prefix, len(group))
             logits = _read_next_logits(model, ids.to(model.device), seeing, places[:, shared:], read)
             first[rows] = how.pick(logits, rows, 0)
@@ -180,7 +184,7 @@ def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
         found.append({})
         _answer_each_by_generate(model, prompts, how)
     except UNSUPPORTED as error:
-        if oom.ran_out(error):
+        if ran_out_of_memory(error):
             raise
         return True
     together, alone = found
@@ -230,24 +234,6 @@ def _go_on(
         over = over | torch.isin(token, ending) | stopped(new)
     filled: list[list[int]] = made[:, : new.shape[1]].tolist()
     return filled
-
-
-def _causal_masks(
-    model: "PreTrainedModel",
-    held: "torch.Tensor",
-    places: "torch.Tensor",
-    shared: int,
-    windows: Sequence[int],
-) -> "torch.Tensor | dict[str, torch.Tensor]":
-    """Return what the tokens after the shared ones see of those that are `held` (b, t), at their `places`."""
-    # transformers makes its own masks of `held`; its windows would count the padding between.
-    import torch
-
-    if not any(windows):
-        return held
-    order = torch.arange(held.shape[1], device=held.device)
-    seen = held.bool()[:, None] & (order <= order[shared:, None])
-    return cut_to_windows(additive_mask(model, seen), places[:, shared:], places, windows)
 
 
 def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:

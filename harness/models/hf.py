@@ -13,22 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import devices, oom
+from harness.models import devices
 from harness.models.against_base import adapter_problems, open_adapter, read_adapter_config
 from harness.models.batching import CPU_COSTS, Pair, PassCosts, Size, Tokens, plan
 from harness.models.candidate import Candidate
 from harness.models.cpu_kernels import prepack, replace_weight
 from harness.models.devices import load_base
-from harness.models.generation import (
-    Continuation,
-    PromptReader,
-    answers,
-    pick_at_random,
-    pick_likeliest,
-)
+from harness.models.generation import Continuation, PromptReader, answers, pick_at_random, pick_likeliest
 from harness.models.hardware import Machine, memory
 from harness.models.hub import ModelSource
 from harness.models.loglikelihood import Executor, layout_digest
+from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 from harness.models.pass_costs import costs_of
 from harness.models.prefix_cache import empty_cache, windows
 from harness.models.tokenization import PromptEncoder, answer, encode_all, end_ids
@@ -99,7 +94,7 @@ class HFCandidate(PromptEncoder):
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
         """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
-        return self._executor.loglikelihoods(pairs)
+        return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self._executor.score(pairs)]
 
     def refuse_no_numbers(self) -> None:
         """Refuse a model whose logits are not numbers (see `Executor`)."""
@@ -111,15 +106,12 @@ class HFCandidate(PromptEncoder):
 
         try:
             return self._answer_together(prompts, limits, seeds)
-        except oom.ERRORS as error:
-            if not oom.ran_out(error):
+        except OUT_OF_MEMORY as error:
+            if not ran_out_of_memory(error):
                 raise
             if not self._executor.prefixes.forget() and len(prompts) == 1:
-                found, step = (
-                    "out of memory while generating one answer",
-                    "a smaller base_model or shorter prompts",
-                )
-                raise CandidateFailed(found, step) from None
+                found = "out of memory while generating one answer"
+                raise CandidateFailed(found, "a smaller base_model or shorter prompts") from None
         # Outside of the clause, in which the error still holds the keys of the whole batch.
         torch.cuda.empty_cache()
         half = len(prompts) // 2
@@ -237,7 +229,7 @@ def _explain_unopened(folder: Path) -> Iterator[None]:
     except CandidateFailed:
         raise
     except Exception as error:
-        if oom.ran_out(error):
+        if ran_out_of_memory(error):
             found = "out of memory while an adapter was opened"
             raise CandidateFailed(found, "a smaller base_model") from None
         found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"

@@ -46,7 +46,7 @@ from harness.models.weight_files import (
     weights_bytes,
     weights_files,
 )
-from harness.records import checksum, digest, parse_json, read_object
+from harness.records import checksum, digest, read_object
 from harness.spec import HUB, Experiment
 
 if TYPE_CHECKING:
@@ -186,17 +186,6 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
 def is_packed(source: ModelSource) -> bool:
     """Tell whether a model is still to be unpacked, so that nothing is known of its files."""
     return not source.weights_digest
-
-
-def has_chat_template(source: ModelSource) -> bool:
-    """Tell whether a base knows how a chat is written: it was told, or its tokenizer's files say."""
-    if source.template or any(source.path.glob("chat_template*")):
-        return True
-    try:
-        said = parse_json((source.path / "tokenizer_config.json").read_text("utf-8"))
-        return bool(said.get("chat_template"))
-    except FileNotFoundError:
-        return False
 
 
 def tokenizer_files(path: Path) -> list[Path]:
@@ -353,7 +342,7 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
     lacking = [
         name
         for name, source in sources.items()
-        if not is_packed(source) and has_tokenizer(source.path) and not has_chat_template(source)
+        if not is_packed(source) and has_tokenizer(source.path) and not chat_template(source)
     ]
     if (written := experiment.chat_template) is None:
         in_chat = [t.name for t in experiment.tasks if t.chat_template and t.kind != "bits_per_byte"]

@@ -11,7 +11,6 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from harness.errors import CandidateFailed, one_line
-from harness.models import oom
 from harness.models.batching import (
     CPU_COSTS,
     Pack,
@@ -25,9 +24,10 @@ from harness.models.batching import (
     plan,
 )
 from harness.models.cpu_kernels import chunk_attention
+from harness.models.memory import OUT_OF_MEMORY, explain_out_of_memory, ran_out_of_memory
 from harness.models.prefix_cache import PrefixCache, additive_mask, cut_to_windows, forget_length, row_cache
 from harness.provenance import versions_of
-from harness.records import Likelihood, digest
+from harness.records import digest
 
 if TYPE_CHECKING:
     import torch
@@ -84,10 +84,6 @@ class Executor:
         self._too_many = inf  # keys for which memory ran out
         self.engine = engine or self._choose_engine()
 
-    def loglikelihoods(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Return the likelihood of each pair's continuation after its context, in order."""
-        return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self.score(pairs)]
-
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
         """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes.
 
@@ -114,8 +110,7 @@ class Executor:
             CandidateFailed: transformers cannot compute the model, its logits are not numbers, or there is no
                 room for it.
         """
-        found = [self._probe_alone(pair) for pair in self._probes()[0][:1]]
-        if any(isnan(p) for logprobs in found for p in logprobs):
+        if any(map(isnan, self._probe_alone(self._probes()[0][0]))):
             raise self._no_numbers()
 
     def _probe_alone(self, pair: Pair) -> list[float]:
@@ -139,7 +134,7 @@ class Executor:
         with chunk_attention(self.model):
             shared = count_shared_prefix([context for context, _ in pairs], len(virtual))
             found = "out of memory while reading what all prompts begin with"
-            with oom.explain_out_of_memory(found, _SHORTER):
+            with explain_out_of_memory(found, _SHORTER):
                 prefix = self.prefixes.read(pairs[0][0][:shared]) if shared else None
             return self._score_trees(pairs, shared, prefix)
 
@@ -172,8 +167,8 @@ class Executor:
         try:
             if n_keys < self._too_many or len(numbers) == 1:
                 return self._score(trees, pairs, prefix)
-        except oom.ERRORS as error:
-            if not oom.ran_out(error):
+        except OUT_OF_MEMORY as error:
+            if not ran_out_of_memory(error):
                 raise
             if not self.prefixes.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
@@ -282,7 +277,7 @@ class Executor:
             with chunk_attention(self.model):
                 found = self._score(grow(pairs, max(64, longest)), pairs)
         except UNSUPPORTED as error:
-            if oom.ran_out(error):
+            if ran_out_of_memory(error):
                 raise
             return []
         return [found[i][0] for i in range(len(pairs))]

@@ -1,13 +1,18 @@
-"""Memory and floating-point operations of a model from its shape, before anything is loaded.
+"""Memory and operations of a model from its shape, before anything is loaded; and memory that ran out.
 
-Invariant: pure arithmetic with one set of named constants; bytes and operations, 1 GB = 1e9 bytes.
+Invariant: estimates are pure arithmetic with one set of named constants; bytes and operations, 1 GB = 1e9
+bytes. A GPU says by an error of its own that memory ran out, a CPU by its allocator's words.
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training, Korthikanti et
 al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14314) for NF4, Kaplan et al.
 2020 (arXiv:2001.08361) for operations
 """
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from harness.errors import CandidateFailed
 from harness.models.shapes import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
@@ -27,6 +32,13 @@ OVERHEAD_GB = 3.0  # context of the GPU, its libraries, buffers, fragments
 # Quantising leaves experts as they are: of a model with a larger share of them it spares too little.
 MOST_IN_EXPERTS = 0.2
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+# What an error of too little memory is an instance of: `torch.OutOfMemoryError` is a RuntimeError.
+OUT_OF_MEMORY = (RuntimeError, MemoryError)
+_WORDS = (
+    *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
+    # Of a GPU outside of torch's own allocator: in cuBLAS, cuDNN and the driver.
+    *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"),
+)
 
 
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
@@ -182,3 +194,29 @@ def training_flops(
     each = 4 * n_parameters + 6 * n_adapter if n_adapter else 6 * n_parameters
     each += 2 * n_parameters if checkpointing else 0
     return each * tokens
+
+
+def ran_out_of_memory(error: BaseException) -> bool:
+    """Tell whether an error means that no memory was left."""
+    import torch
+
+    known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
+    return known or any(words in str(error) for words in _WORDS)
+
+
+def release_gpu_memory() -> None:
+    """Give back what torch keeps of a GPU's memory for later, so that another process can have it."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
+@contextmanager
+def explain_out_of_memory(found: str, next_step: str) -> Iterator[None]:
+    """Turn running out of memory into a failure of the candidate that says what to turn."""
+    try:
+        yield
+    except OUT_OF_MEMORY as error:
+        if not ran_out_of_memory(error):
+            raise
+        raise CandidateFailed(found, next_step) from None

@@ -13,7 +13,7 @@ from math import inf, log2
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, memo, recall
-from harness.models import hardware, hub, memory, oom
+from harness.models import hardware, hub, memory
 from harness.models.batching import CPU_COSTS, PassCosts, Size
 from harness.models.devices import LEAST_TOKENS, is_spread
 from harness.models.generation import Continuation, PromptReader, answers
@@ -101,9 +101,9 @@ def _measure(model: "PreTrainedModel") -> list[int] | None:
     try:
         found = solve(measure_passes(model))
         return list(found) if found else None
-    except (*oom.ERRORS, *UNSUPPORTED):  # what is wrong with the model is found and said where it answers
+    except (*memory.OUT_OF_MEMORY, *UNSUPPORTED):  # what is wrong with the model is said where it answers
         pass
-    oom.release()
+    memory.release_gpu_memory()
     return None
 
 

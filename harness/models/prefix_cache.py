@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from harness.models import oom
 from harness.models.batching import Tokens
+from harness.models.memory import OUT_OF_MEMORY, ran_out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -45,16 +45,14 @@ def windows(config: "PretrainedConfig") -> tuple[int, ...] | None:
 def longest_alike(config: "PretrainedConfig") -> float:
     """Return from how many tokens on positions are rotated by the longest sequence of a pass; inf: never."""
     text = config.get_text_config(decoder=True)
-    said = getattr(text, "rope_parameters", None) or {}
-    each = [
-        said,
-        *(one for one in said.values() if isinstance(one, dict)),
-    ]  # by type of layer, where they differ
-    lengths = {
-        "longrope": lambda of: of.get("original_max_position_embeddings") or text.max_position_embeddings,
-        "dynamic": lambda of: text.max_position_embeddings,
-    }
-    return min((lengths[kind](of) for of in each if (kind := of.get("rope_type")) in lengths), default=inf)
+    rope = getattr(text, "rope_parameters", None) or {}
+    by_layer_type = [part for part in rope.values() if isinstance(part, dict)]  # where layers differ
+    longest = inf
+    for part in (rope, *by_layer_type):
+        if (kind := part.get("rope_type")) in ("longrope", "dynamic"):
+            original = part.get("original_max_position_embeddings") if kind == "longrope" else None
+            longest = min(longest, original or text.max_position_embeddings)
+    return longest
 
 
 def forget_length(model: "PreTrainedModel") -> None:
@@ -111,9 +109,20 @@ class PrefixCache:
         self._read: OrderedDict[Tokens, Cache] = OrderedDict()
 
     def read(self, ids: Sequence[int]) -> "Cache":
-        """Return the keys of a prefix, read now where they are not kept."""
+        """Return the keys of a prefix, read now if they are not kept; out of memory, no others are kept."""
+        import torch
+
         key = tuple(ids)
-        cache = self._read.pop(key, None) or self._read_now(key)
+        cache = self._read.pop(key, None)
+        try:
+            cache = cache or self._pass(key)
+        except OUT_OF_MEMORY as error:
+            if not ran_out_of_memory(error) or not self.forget():
+                raise
+        if cache is None:
+            # Outside of the clause, in which the error still holds what was computed until then.
+            torch.cuda.empty_cache()
+            cache = self._pass(key)
         self._read[key] = cache
         while len(self._read) > 1 and sum(map(_n_bytes, self._read.values())) > self._kept_bytes:
             self._read.popitem(last=False)
@@ -124,19 +133,6 @@ class PrefixCache:
         kept = bool(self._read)
         self._read.clear()
         return kept
-
-    def _read_now(self, ids: Tokens) -> "Cache":
-        """Read a prefix; out of memory, once more when all others are forgotten."""
-        import torch
-
-        try:
-            return self._pass(ids)
-        except oom.ERRORS as error:
-            if not oom.ran_out(error) or not self.forget():
-                raise
-        # Outside of the clause, in which the error still holds what was computed until then.
-        torch.cuda.empty_cache()
-        return self._pass(ids)
 
     def _pass(self, ids: Tokens) -> "Cache":
         import torch

@@ -320,38 +320,22 @@ def sum_linear_sizes(said: Mapping[str, Any]) -> float:
     needed = _OF_MIXED_LAYERS.get(str(family), ())
     if not needed or any(said.get(name) is None for name in (*needed, "layer_types")):
         return 0.0
-    return float(_jamba(said) if family == "jamba" else _laguna(said))
-
-
-def _jamba(said: Mapping[str, Any]) -> int:
-    """Sum over attention, state spaces, and the networks of the layers that have no experts."""
-    hidden, heads = said["hidden_size"], said["num_attention_heads"]
-    inner, of_step, state = said["mamba_expand"] * hidden, said["mamba_dt_rank"], said["mamba_d_state"]
-    space = (hidden + 2 * inner) + (inner + of_step + 2 * state) + (of_step + inner) + (inner + hidden)
-    attention = _attention(hidden, heads, said["num_key_value_heads"], hidden // heads)
-    kinds, period, offset = said["layer_types"], said["expert_layer_period"], said["expert_layer_offset"]
-    has_experts = [said["num_experts"] > 1 and i % period == offset for i in range(len(kinds))]
-    return sum(space if kind == _LINEAR else attention for kind in kinds) + sum(
-        _network(hidden, said["intermediate_size"]) for experts in has_experts if not experts
-    )
-
-
-def _laguna(said: Mapping[str, Any]) -> int:
-    """Sum over attention with its gates, and the network of each layer or what all tokens pass of it."""
-    hidden, width = said["hidden_size"], said["head_dim"]
-    by_head = said["gating"] is True or said["gating"] == "per-head"
-    of_gate = 1 if by_head else width
-    attention: int = sum(
-        _attention(hidden, heads, said["num_key_value_heads"], width) + hidden + heads * of_gate
+    hidden, kv_heads, kinds = said["hidden_size"], said["num_key_value_heads"], said["layer_types"]
+    if family == "jamba":  # attention, state spaces, and the networks of the layers that have no experts
+        names = ("num_attention_heads", "mamba_dt_rank", "mamba_d_state")
+        heads, of_step, state = (said[name] for name in names)
+        space = 2 * (hidden + of_step + state) + 5 * said["mamba_expand"] * hidden
+        attention = 4 * hidden + 2 * (heads + kv_heads) * (hidden // heads)
+        period, offset = said["expert_layer_period"], said["expert_layer_offset"]
+        n_plain = sum(said["num_experts"] <= 1 or i % period != offset for i in range(len(kinds)))
+        networks = n_plain * 3 * (hidden + said["intermediate_size"])
+        return float(sum(space if kind == _LINEAR else attention for kind in kinds) + networks)
+    # Laguna: attention with its gates, and the network of each layer or what all tokens pass of it.
+    width = said["head_dim"]
+    of_gate = 1 if said["gating"] is True or said["gating"] == "per-head" else width
+    attention = sum(
+        5 * hidden + 2 * (heads + kv_heads) * width + heads * of_gate
         for heads in said["num_attention_heads_per_layer"]
     )
     widths = {True: said["intermediate_size"], False: said["shared_expert_intermediate_size"]}
-    return attention + sum(_network(hidden, widths[kind == _DENSE]) for kind in said["mlp_layer_types"])
-
-
-def _attention(hidden: int, heads: int, kv_heads: int, width: int) -> int:
-    return 2 * (hidden + heads * width) + 2 * (hidden + kv_heads * width)
-
-
-def _network(hidden: int, width: int) -> int:
-    return 3 * (hidden + width)
+    return float(attention + sum(3 * (hidden + widths[kind == _DENSE]) for kind in said["mlp_layer_types"]))

@@ -75,7 +75,12 @@ def penalty(start: Start, params: Params) -> Penalty:
     with torch.no_grad():
         known = [_answer_states(model, row) for row in start.rows]
         is_trained = any(parameter.requires_grad for parameter in head.parameters())
-        first = _freeze_head(tuned, known[0][:1], head.weight.dtype) if is_trained else tuned
+        first = tuned
+        if is_trained:  # what the head computes now, whatever is trained later
+            bias = tuned(torch.zeros_like(known[0][:1]))  # (1, v)
+            unit = torch.eye(known[0].shape[-1], device=known[0].device)
+            dtype, matrix = head.weight.dtype, (tuned(unit) - bias).to(head.weight.dtype)  # (d, v)
+            first = lambda states: (states.to(dtype) @ matrix).float() + bias  # noqa: E731
         ids = torch.tensor([start.rows[0].ids], device=model.device)
         with _eval_mode(model):
             model_logits = model(input_ids=ids, logits_to_keep=2, use_cache=False).logits[0, 0].float()
@@ -111,15 +116,6 @@ def _logits(head: Any, states: "torch.Tensor") -> "torch.Tensor":
     with _eval_mode(head):
         made: torch.Tensor = head(states.to(head.weight.dtype)).float()
     return made
-
-
-def _freeze_head(head: "Head", like: "torch.Tensor", dtype: "torch.dtype") -> "Head":
-    """Return a function that computes what the head computes now, whatever is trained later."""
-    import torch
-
-    bias = head(torch.zeros_like(like))  # (1, v)
-    matrix = (head(torch.eye(like.shape[-1], device=like.device)) - bias).to(dtype)  # (d, v)
-    return lambda states: (states.to(dtype) @ matrix).float() + bias
 
 
 @contextmanager

@@ -45,10 +45,14 @@ class Checkpoint(NamedTuple):
 
 def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | None:
     """Find the latest whole checkpoint of a training, None where it has none; `clean` deletes the others."""
-    found = {path: _read(path) for path in folder.glob("checkpoint-*")}
-    for path in (path for path, made in found.items() if clean and made is None):
-        shutil.rmtree(path)
-    return max(filter(None, found.values()), key=lambda made: made.step, default=None)
+    whole = []
+    for path in folder.glob("checkpoint-*"):
+        record = json.loads((path / _RECORD).read_text()) if (path / _RECORD).exists() else None
+        if record and _sizes(path) == record["sizes"]:
+            whole.append(Checkpoint(path, record["elapsed_s"], record["order"]))
+        elif clean:
+            shutil.rmtree(path)
+    return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
 
 
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
@@ -218,13 +222,6 @@ def _generator_state() -> str:
     import torch
 
     return bytes(torch.get_rng_state().tolist()).hex()
-
-
-def _read(folder: Path) -> Checkpoint | None:
-    record = json.loads((folder / _RECORD).read_text()) if (folder / _RECORD).exists() else None
-    if record is None or _sizes(folder) != record["sizes"]:
-        return None
-    return Checkpoint(folder, record["elapsed_s"], record["order"])
 
 
 def _sizes(folder: Path) -> dict[str, int]:

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from pydantic import Field
 
 from harness.errors import CandidateFailed, Problem, UserError, one_line
-from harness.models import TextCandidate, TextTable, oom
+from harness.models import TextCandidate, TextTable
 from harness.models.devices import avoid_cudnn_attention
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer, resolve
+from harness.models.memory import explain_out_of_memory
 from harness.models.weight_files import content_digest
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, digest
@@ -59,7 +60,7 @@ def _load(
         tokenizer.pad_token = tokenizer.eos_token
     found = f"{source.name} does not fit the memory of {machine.name}"
     try:
-        with oom.explain_out_of_memory(found, "a smaller base_model or device: cpu"):
+        with explain_out_of_memory(found, "a smaller base_model or device: cpu"):
             model = kind.from_pretrained(
                 source.path, dtype=dtype(machine.precision), trust_remote_code=False, **given
             )

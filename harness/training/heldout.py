@@ -100,7 +100,7 @@ def trainer_options(
     from transformers import EarlyStoppingCallback
 
     train, apart = rows
-    given = {"train_dataset": Dataset.from_list(train), "eval_dataset": None}
+    given: dict[str, Any] = {"train_dataset": Dataset.from_list(train), "eval_dataset": None}
     if not apart:
         return {}, given
     patience = params.early_stopping_patience

@@ -108,19 +108,16 @@ def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterato
         latest = time.monotonic() + _PATIENCE_S
         for feed in feeds:
             feed.join(max(0.0, latest - time.monotonic()))
-        _write_seen(run, before | {feed.name: feed.seen(before.get(feed.name, Seen())) for feed in feeds})
-
-
-def _write_seen(run: LiveRun, seen: Mapping[str, Seen]) -> None:
-    file = run.folder / "live" / f"{run.run_id}.json"
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(".part")
-        part.write_text(json.dumps(seen), "utf-8")
-        part.replace(file)
-    except OSError:  # the report then sends everything
-        with suppress(OSError):
-            file.unlink(missing_ok=True)
+        seen = before | {feed.name: feed.seen(before.get(feed.name, Seen())) for feed in feeds}
+        file = run.folder / "live" / f"{run.run_id}.json"
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            part = file.with_suffix(".part")
+            part.write_text(json.dumps(seen), "utf-8")
+            part.replace(file)
+        except OSError:  # the report then sends everything
+            with suppress(OSError):
+                file.unlink(missing_ok=True)
 
 
 class _Feed(Thread):

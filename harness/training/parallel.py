@@ -161,36 +161,25 @@ def zero_stage() -> int:
 
 def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
     """Write trained weights as `save(model, folder)` does, by the first process; of shards, put together."""
-    if not name_sharding():
-        if is_first():
-            save(model, folder)
-        return
-    whole = _gather_shards(model) if name_sharding() == FSDP else _gather_partitions(model)
+    sharding, whole, tied = name_sharding(), dict[str, Any](), set[str]()
+    if sharding == FSDP:  # whole in the first one's main memory
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        whole = get_model_state_dict(model, options=options)
+        tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        tied -= {name for name, _ in model.named_parameters()}
+    elif sharding:  # a parameter at a time, as ZeRO 3 has parted each of them
+        import deepspeed
+
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                with deepspeed.zero.GatheredParameters([parameter]):  # leaves one that is whole as it is
+                    if is_first():
+                        whole[name] = parameter.detach().cpu().clone()
+    state = {"state_dict": {n: t for n, t in whole.items() if n not in tied}} if sharding else {}
     if is_first():
-        save(model, folder, state_dict=whole)
-
-
-def _gather_shards(model: Any) -> dict[str, Any]:
-    """Return what FSDP2's processes trained, whole in the first one's main memory; tied weights once."""
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
-    whole = get_model_state_dict(model, options=options)
-    tied = dict(model.named_parameters(remove_duplicate=False)).keys() - dict(model.named_parameters()).keys()
-    return {name: tensor for name, tensor in whole.items() if name not in tied}
-
-
-def _gather_partitions(model: Any) -> dict[str, Any]:
-    """Return what DeepSpeed's processes trained, a parameter at a time: ZeRO 3 has parted each of them."""
-    import deepspeed
-
-    whole: dict[str, Any] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            with deepspeed.zero.GatheredParameters([parameter]):  # leaves one that is whole as it is
-                if is_first():
-                    whole[name] = parameter.detach().cpu().clone()
-    return whole
+        save(model, folder, **state)
 
 
 # FSDP2 by the blocks that a model of transformers says not to split. The first process alone reads the base.

@@ -44,12 +44,8 @@ _VALIDATED = 128  # validation prompts whose answers are rewarded, at most
 _TOGETHER = 16  # of them answered at once
 
 
-def _extra_tokens(params: Any, _: Any, rows: int, tokens: int) -> tuple[int, int]:
-    """Count what is read by the reference, by a reward model, and to answer, and what is drawn at most."""
-    return 3 * tokens, rows * params.max_completion_length
-
-
-# Fields of `Method` that follow where `train_on_rewards` trains.
+# Fields of `Method` that follow where `train_on_rewards` trains. What is read more: by the reference, by a
+# reward model, and to answer; what is drawn is a bound.
 REWARDED: dict[str, Any] = {
     "draws_from": "train",
     "init_from": "adapter",
@@ -57,7 +53,9 @@ REWARDED: dict[str, Any] = {
     "published_as": "reinforcement",
     "hooks": ("penalty",),
     "loops": ("training", "tokens", "heads", "reinforcement"),
-    "teaching": Teaching(extra_tokens=_extra_tokens),
+    "teaching": Teaching(
+        extra_tokens=lambda params, _, rows, tokens: (3 * tokens, rows * params.max_completion_length)
+    ),
 }
 
 
@@ -99,10 +97,9 @@ def train_on_rewards(
     """Train an adapter on rewards of its answers, from the base or from the adapter in `context.init`.
 
     Raises:
-        CandidateFailed: no reward is named, out of memory, no prompt fits, or the loss was not a number.
+        CandidateFailed: out of memory, no prompt fits, or the loss was not a number.
     """
-    if context.reward is None:
-        raise CandidateFailed("no reward to train on", "reward: a candidate, a metric or a Python file")
+    assert context.reward is not None, "a recipe without a reward is refused"
     policy = load_policy(context, peft_config, save_to)
     rows, n_dropped = _rows(context, params, policy.tokenizer)
     reward = context.reward
@@ -260,7 +257,7 @@ def _make_resumable(plain: Any) -> Any:
 
 
 _FUNCTION = "def reward(prompts, completions, references), which returns a number or None for each completion"
-_MEND = "fix the function"
+_FIX = "fix the function"
 
 
 def rewards_of(reward: Reward) -> Rewards:
@@ -338,17 +335,15 @@ def _reward_by_file(path: Path) -> Rewards:
         try:
             found = function(completions=list(answers), **columns)
         except Exception as error:
-            raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _MEND) from error
-        values = (
-            [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else None
-        )
-        if values is None or len(values) != len(answers):
-            what = f"a {type(found).__name__}" if values is None else f"{len(values)} rewards"
+            raise CandidateFailed(f"{path}: reward raised {one_line(error)}", _FIX) from error
+        values = [v.item() if hasattr(v, "item") else v for v in found] if isinstance(found, Iterable) else []
+        if not isinstance(found, Iterable) or len(values) != len(answers):
+            what = f"{len(values)} rewards" if isinstance(found, Iterable) else f"a {type(found).__name__}"
             reason = f"{path}: reward returned {what} for {len(answers)} answers; expected {_FUNCTION}"
-            raise CandidateFailed(reason, _MEND)
+            raise CandidateFailed(reason, _FIX)
         wrong = [v for v in values if v is not None and not (isinstance(v, Real) and isfinite(v))]
         if wrong:
-            raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _MEND)
+            raise CandidateFailed(f"{path}: reward returned {wrong[0]!r}; expected {_FUNCTION}", _FIX)
         return [None if value is None else float(value) for value in values]
 
     return score

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field, field_validator
 
 from harness.errors import CandidateFailed
-from harness.models import mask_assistant, oom
+from harness.models import mask_assistant
 from harness.models.devices import load_base
 from harness.models.hardware import dtype
 from harness.models.hub import map_end_tokens
+from harness.models.memory import release_gpu_memory
 from harness.progress import quiet_libraries
 from harness.records import Example, TrainingRecord, parse_json
 from harness.regularizers import has_hook
@@ -107,7 +108,7 @@ def fine_tune(
         alone = parallel.process_count() == 1  # the others would wait for this one in the middle of a step
         if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
             raise
-    oom.release()
+    release_gpu_memory()
     _remove_begun(scratch)
     scratch.mkdir()
     (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
@@ -270,7 +271,9 @@ def _trainer(
         eval_dataset=Dataset.from_list(rows[1]),
     )
     if params.packing and not tokenized.joins_packs(model):
-        tokenized.batch_packs(trainer.data_collator)
+        # The packs of a batch stay in rows of their own; TRL joins them in one, as FlashAttention wants them.
+        collator: Any = trainer.data_collator
+        collator.padding_free, collator.return_position_ids = False, True
     return trainer
 
 

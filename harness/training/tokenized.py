@@ -11,7 +11,7 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from math import ceil
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file
 from harness.models import encode_answered
@@ -130,8 +130,3 @@ def keeps_rows_apart(model: "PreTrainedModel", *, flash: bool = False) -> bool:
             for row in first
         )
     return torch.allclose(one, other, rtol=0.01, atol=0.01)
-
-
-def batch_packs(collator: Any) -> None:
-    """Keep the packs of a batch in rows of their own; TRL joins them in one, as FlashAttention wants them."""
-    collator.padding_free, collator.return_position_ids = False, True

@@ -18,7 +18,7 @@ from pydantic import Field, field_validator, model_validator
 
 from harness import regularizers
 from harness.errors import CandidateFailed, Diverged, one_line
-from harness.models import hardware, hub, memory, oom
+from harness.models import hardware, hub, memory
 from harness.models.hardware import Machine
 from harness.progress import Advance
 from harness.records import Example, TrainingRecord
@@ -303,7 +303,7 @@ MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_s
 
 def explain_out_of_memory() -> AbstractContextManager[None]:
     """Turn running out of memory into a failure that names the knobs which all trainings share."""
-    return oom.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
+    return memory.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
 
 
 def make_trainer(

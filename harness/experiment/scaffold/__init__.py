@@ -229,7 +229,7 @@ def _show_prompt(task: Task, items: TaskItems, base: ModelSource | None) -> Iter
     example = items.train[0]
     messages = wrap_prompt(example, task.system, None).messages
     text = "\n".join(f"{turn['role']}: {turn['content']}" for turn in messages)
-    if base and not hub.is_packed(base) and hub.has_chat_template(base):
+    if base and not hub.is_packed(base) and hub.chat_template(base):
         with suppress(CandidateFailed):
             text = render_chat(hub.load_tokenizer(base), messages).text
     if len(text) > _SHOWN:
