@@ -68,9 +68,7 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, p
 
 def test_a_digest_sees_the_weights_and_their_scale_and_nothing_else(peft_adapter, tmp_path):
     def changed(name, **config):
-        folder = shutil.copytree(peft_adapter, tmp_path / name)
-        file = folder / "adapter_config.json"
-        file.write_text(json.dumps({**json.loads(file.read_text()), **config}))
+        edit_config(**config)(folder := shutil.copytree(peft_adapter, tmp_path / name))
         return adapter_digest(folder, "base")
 
     same = adapter_digest(peft_adapter, "base")
@@ -94,7 +92,7 @@ def test_an_adapter_for_another_base_is_refused_by_name(tiny, tmp_path):
     config = LlamaConfig.from_pretrained(wide)
     config.hidden_size, config.head_dim = 64, 16
     LlamaForCausalLM(config).save_pretrained(wide)
-    made = lora.METHOD.fit(tiny_methods.context(wide, tmp_path / "fit"), lora.Params(r=2, max_steps=1))
+    made = tiny_methods.fit(wide, tmp_path / "fit", lora, {"r": 2, "max_steps": 1})
     said = refusal(tiny, tmp_path, made.folder / "adapter")
     assert re.search(r"harness\.yaml:\d+: candidate theirs", said), said
     assert f"an adapter for another base ({wide}): model.layers.0." in said
@@ -257,13 +255,11 @@ def test_an_adapter_of_any_option_of_lora_is_served_as_by_peft(biased, tmp_path,
     theirs.save_pretrained(tmp_path)
     source, ids = resolve(str(biased)), [5, 6, 7, 8]
     host = ModelHost(source, CPU)
-    plain = tiny_model.logits(host.model, ids)
     assert not [*adapter_problems(tmp_path, source, "theirs")]
-    with host.use_adapter(tmp_path, "theirs") as opened:
+    with tiny_model.unchanged(host.model, ids) as plain, host.use_adapter(tmp_path, "theirs") as opened:
         found = tiny_model.logits(opened.model, ids)
     assert found.allclose(tiny_model.logits(theirs, ids), atol=1e-4)
     assert not found.allclose(plain, atol=1e-3)
-    assert tiny_model.logits(host.model, ids).equal(plain)
 
 
 def save_tokenizer(tiny, folder, template=None, **changes):
@@ -383,12 +379,11 @@ def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_pa
 
 
 def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, peft_adapter, tmp_path):
-    params = adapter.Params(allow_pickle=True)
-    contexts = [
-        tiny_methods.context(tiny, tmp_path / name, path=folder)
-        for name, folder in (("a", peft_adapter), ("b", pickle_adapter(peft_adapter, tmp_path / "pickled")))
-    ]
-    first, second = (adapter.fit(context, params) for context in contexts)
+    pickled = pickle_adapter(peft_adapter, tmp_path / "pickled")
+    first, second = (
+        tiny_methods.fit(tiny, tmp_path / name, adapter, {"allow_pickle": True}, path=folder)
+        for name, folder in (("a", peft_adapter), ("b", pickled))
+    )
     assert first.digest == second.digest
 
 
@@ -401,9 +396,8 @@ def test_a_pickle_that_holds_more_than_tensors_is_not_opened(tiny, peft_adapter,
 
     folder = pickle_adapter(peft_adapter, tmp_path / "pickled")
     torch.save({"x": Opened()}, folder / "adapter_model.bin")
-    context = tiny_methods.context(tiny, tmp_path / "fit", path=folder)
     with pytest.raises(CandidateFailed, match="something other than tensors"):
-        adapter.fit(context, adapter.Params(allow_pickle=True))
+        tiny_methods.fit(tiny, tmp_path / "fit", adapter, {"allow_pickle": True}, path=folder)
     assert not (tmp_path / "opened").exists()
 
 

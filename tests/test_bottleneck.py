@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,8 +9,8 @@ import tiny_experiment
 import tiny_methods
 import tiny_model
 from tiny_experiment import runs_of
-from tiny_methods import CPU
-from tiny_model import logits
+from tiny_methods import CPU, host_of
+from tiny_model import ASKED, logits, unchanged
 
 from harness import store
 from harness.errors import CandidateFailed, UserError
@@ -22,7 +21,7 @@ from harness.models import deltas
 from harness.models.deltas import CONFIG, apply_delta
 from harness.models.devices import load_base
 from harness.models.hardware import Memory
-from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hf import HFCandidate
 from harness.models.hub import resolve, shape
 from harness.records import Limits
 from harness.training import open_embedding, open_head, teacher_problem
@@ -31,7 +30,6 @@ from harness.training.heads import embedder
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
 STYLES = ["houlsby", "pfeiffer"]
 
@@ -41,10 +39,6 @@ def train(tiny, folder, **given):
     kept = []
     context = tiny_methods.context(tiny, folder, prepare=kept.append)
     return bottleneck.fit(context, bottleneck.Params(**{**QUICK, **given})), kept[0]
-
-
-def state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -67,19 +61,12 @@ def test_a_new_adapter_changes_no_bit_of_what_the_base_computes(tiny, style, pre
 @pytest.mark.parametrize("style", STYLES)
 def test_an_adapter_opened_again_gives_the_same_logits_and_scores_packed_rows_as_alone(tiny, tmp_path, style):
     made, trained = train(tiny, tmp_path, style=style, reduction_factor=4)
-    host = ModelHost(resolve(str(tiny)), CPU)
+    host = host_of(tiny)
     ids = host.base.encode(ASKED).context
-    before, plain = state(host.model), logits(host.model, ids)
-    with apply_delta(host.model, made.folder / "delta"):
+    pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
+    with unchanged(host.model, ids) as plain, apply_delta(host.model, made.folder / "delta"):
         assert logits(host.model, ids).allclose(logits(trained, ids), atol=1e-5)
         assert not logits(host.model, ids).allclose(plain, atol=1e-3)
-    assert logits(host.model, ids).equal(plain)
-    after = host.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(before[key].equal(after[key]) for key in before)
-
-    pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8]), (ids[:1], ids[4:5])]
-    with apply_delta(host.model, made.folder / "delta"):
         packed = HFCandidate(host.model, host.tokenizer, made.digest, "packed").loglikelihood(pairs)
         alone = HFCandidate(host.model, host.tokenizer, made.digest, "plain").loglikelihood(pairs)
     assert [one.logprob for one in packed] == pytest.approx([one.logprob for one in alone], abs=1e-4)
@@ -149,7 +136,7 @@ OPENS = {head: open_head, embedding: open_embedding}
 def context(tiny, folder, train=slice(0, 3)):
     """Make a context whose validation rows are those trained on, so that the best checkpoint knows them."""
     rows = tiny_methods.examples(train)
-    return replace(tiny_methods.context(tiny, folder), train=rows, validation=rows)
+    return tiny_methods.context(tiny, folder, train=rows, validation=rows)
 
 
 def open_weights(module, weights, source):

@@ -19,15 +19,15 @@ import tiny_experiment
 import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
-from tiny_model import QUESTIONS, adapter_on
+from tiny_methods import host_of
+from tiny_model import ASKED, QUESTIONS, adapter_on
 
 from harness.errors import CandidateFailed, UserError
 from harness.models.batching import CPU_COSTS, Size, count_shared_prefix, grow, plan
 from harness.models.candidate import classifier
 from harness.models.cpu_kernels import multiplies_bf16
 from harness.models.embedded_model import NAMES, save_tokenizer, unpack
-from harness.models.hardware import Machine
-from harness.models.hf import ANSWERING, HFCandidate, ModelHost
+from harness.models.hf import ANSWERING, HFCandidate
 from harness.models.hub import load_tokenizer, resolve, set_switches
 from harness.models.tokenization import encode_all, end_ids
 from harness.models.weight_files import Tensor, parameters_of
@@ -235,14 +235,6 @@ def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path, ke
     file.write_bytes(file.read_bytes()[:kept])
     with pytest.raises(UserError, match=r"model\.safetensors: found a damaged file.*download it again"):
         resolve(str(folder))
-
-
-CPU = Machine("cpu", "CPU", "fp32", 1.0)
-ASKED = [{"role": "user", "content": "Where is my parcel?"}]
-
-
-def host_of(folder, precision="fp32"):
-    return ModelHost(resolve(str(folder)), CPU._replace(precision=precision))
 
 
 @pytest.fixture(scope="module")

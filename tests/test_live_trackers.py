@@ -8,19 +8,12 @@ import tiny_experiment
 import tiny_methods
 from test_trackers import wandb_records
 
-from harness import training
-from harness.models.hub import resolve
 from harness.training import LiveRun, open_trackers, read_seen, worker
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 
-LORA = {
-    "r": 2,
-    "num_train_epochs": 2,
-    "learning_rate": 0.01,
-    "max_length": 200,
-    "per_device_train_batch_size": 2,
-}
+LORA = {"r": 2, "num_train_epochs": 2, "learning_rate": 0.01, "max_length": 200}
+LORA |= {"per_device_train_batch_size": 2}
 ALL = ("tensorboard", "mlflow", "wandb")
 
 
@@ -115,21 +108,9 @@ def test_a_training_in_a_process_of_its_own_is_seen_and_needs_no_tracker_that_fa
     (folder / "tensorboard").write_text("a file where the folder would be")
     live = LiveRun("lora-0-abc", "lora", "tiny", folder, ALL, {"r": "2"})
     for name, seen_by in (("plain", None), ("seen", live)):
-        job = training.TrainingJob(
-            method="lora",
-            params=LORA,
-            source=resolve(str(tiny)),
-            machine=tiny_methods.CPU,
-            seed=0,
-            regularize={},
-            threads=1,
-            live=seen_by,
-            code=training.code_of("lora", ()),
-        )
-        rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
-        training.write_job(tmp_path / name, job, **rows, pairs=())
-        worker.launch(tmp_path / name, lambda done, total, note="": None)
-        digests.append(json.loads((tmp_path / name / training.FIT).read_text())["digest"])
+        tiny_methods.write_job(tiny, tmp_path / name, params=LORA, threads=1, live=seen_by)
+        worker.launch(tmp_path / name, tiny_methods.ignore)
+        digests.append(tiny_methods.read_fit(tmp_path / name)["digest"])
     assert digests[0] == digests[1]
     seen = read_seen(folder, "lora-0-abc")
     assert [bool(seen[name].error) for name in ALL] == [True, True, False]

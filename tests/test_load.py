@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from openai_server import Fault, Rule, serve_model
 from test_prompt_search import HARNESS
 
-from harness import config, store
+from harness import store
 from harness.analysis.candidate_facts import UnderLoad
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Budget, Words
 from harness.evaluation.runner import open_weights
 from harness.evaluation.timing import batch_time, describe_timing, time_requests
-from harness.experiment import Scope, compare, prepare_session
+from harness.experiment import compare
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_candidate import row_sets, time_again
 from harness.methods import lora
@@ -32,7 +32,6 @@ from harness.models.devices import load_base
 from harness.models.hardware import Load, Machine
 from harness.models.hf import HFCandidate, ModelHost, merge_adapter
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
 from harness.report import experiment_document, markdown
 from harness.report.result_tables import load_section
 
@@ -228,7 +227,7 @@ def test_the_same_request_that_takes_far_longer_was_disturbed_by_what_the_system
 
 @pytest.fixture
 def session_and_run(copy):
-    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    session = tiny_experiment.session(copy)
     (run,) = (r for r in store.list_runs(session.store) if r.candidate == "lora")
     return session, run
 

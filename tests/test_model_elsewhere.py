@@ -49,10 +49,6 @@ def file_and_report(tiny, own_cache, both_folders, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
-def fact(found, name):
-    return next(f for f in found.facts if f.name == name)
-
-
 def nats(path, name):
     rows = store.read_rows(Store(path.parent / "runs"), runs_of(path)[name].rows["prose/test"])
     return [row.gold_logprob for row in rows]
@@ -65,9 +61,9 @@ def test_a_merged_adapter_is_a_fine_tune_with_the_log_likelihoods_of_the_adapter
     path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["prompt"].weights_digest != runs["theirs"].weights_digest
-    assert fact(found, "theirs").trained
-    assert fact(found, "theirs").training_cost_usd == 0
-    assert fact(found, "theirs").vs_untrained is not None, "it is none of the untrained"
+    assert fact_of(found, "theirs").trained
+    assert fact_of(found, "theirs").training_cost_usd == 0
+    assert fact_of(found, "theirs").vs_untrained is not None, "it is none of the untrained"
 
 
 @pytest.mark.e2e
@@ -90,7 +86,7 @@ def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_pat
     known = {row.example_id: row.text for row in answers}
     right = [row | {"reference": known[row["id"]]} for row in sums]  # what the base says is what it knows
     tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", right)
-    verdict = fact(tiny_experiment.run(path), "theirs").verdict
+    verdict = fact_of(tiny_experiment.run(path), "theirs").verdict
     assert verdict.outcome == "fail"
     assert verdict.macro.score < -0.3
 
@@ -110,7 +106,7 @@ def test_a_model_with_more_tokens_than_the_base_answers_all_items(tiny, tmp_path
     for part in (model, tokenizer):
         part.save_pretrained(tmp_path / "grown")
     found = tiny_experiment.run(tiny_experiment.write(tmp_path / "work", tiny, candidates("../grown")))
-    assert (fact(found, "theirs").state, fact(found, "theirs").error) == ("done", "")
+    assert (fact_of(found, "theirs").state, fact_of(found, "theirs").error) == ("done", "")
 
 
 def refusal(tiny, tmp_path, folder, more=""):

@@ -12,9 +12,7 @@ import torch
 from safetensors.torch import load_file
 from tiny_methods import CPU
 
-from harness import config
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.bases import base_remarks, leaves_experts
 from harness.methods import lora, peft
 from harness.models import memory, shapes
@@ -24,7 +22,6 @@ from harness.models.hub import expert_share, resolve, shape
 from harness.models.loglikelihood import Executor
 from harness.models.tokenization import end_ids
 from harness.models.two_layer_copy import find_copied_engine, two_layer_copy
-from harness.progress import SilentProgress
 from harness.records import Limits
 from harness.training.low_rank_adapters import unknown_names
 from harness.training.peft_families import family_problems
@@ -331,16 +328,14 @@ def test_a_base_of_experts_is_not_quantised(tmp_path, name):
     assert 0.2 < expert_share(resolve(str(base))) < 0.7
     path = tiny_experiment.write(tmp_path, base, "  qlora: {method: qlora}\n")
     with pytest.raises(UserError, match="are experts that stay in 16 bits"):
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
 
 
 def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another_template(tmp_path):
     template = tiny_model.CHATML + "{% if enable_thinking is defined %}{% endif %}"
     base = tiny_model.build(tmp_path / "base", template=template)
     sessions = {
-        said: prepare_session(
-            config.load(tiny_experiment.write(tmp_path, base, extra=said)), Scope(), SilentProgress()
-        )
+        said: tiny_experiment.session(tiny_experiment.write(tmp_path, base, extra=said))
         for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
     }
     undecided, decided = sessions.values()
@@ -487,7 +482,7 @@ def test_a_family_whose_answers_hang_on_nothing_before_them_is_left_to_the_base(
 
 def test_a_session_knows_an_engine_without_a_base_in_memory(tmp_path):
     base = tiny_model.build(tmp_path / "base")
-    session = prepare_session(config.load(tiny_experiment.write(tmp_path, base)), Scope(), SilentProgress())
+    session = tiny_experiment.session(tiny_experiment.write(tmp_path, base))
     known = session.engine(session.source)
     assert session.slot.host is None
     loaded = session.host(session.source).base

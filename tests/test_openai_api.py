@@ -357,19 +357,15 @@ def file_and_report(answer_model, tiny, own_cache, tmp_path_factory):
         yield path, guarded, found
 
 
-def find_facts(found, name):
-    return next(f for f in found.facts if f.name == name)
-
-
 def test_the_base_behind_an_address_scores_as_in_memory_and_so_judges_the_gate(file_and_report):
     path, _, found = file_and_report
     assert {(f.name, f.seed, f.state, f.error) for f in found.facts} == {
         (name, 0, "done", "") for name in ("prompt", "served", "shots", "ranked", "chatty")
     }
     assert (
-        find_facts(found, "served").target
-        == find_facts(found, "chatty").target
-        == find_facts(found, "prompt").target
+        tiny_experiment.fact_of(found, "served").target
+        == tiny_experiment.fact_of(found, "chatty").target
+        == tiny_experiment.fact_of(found, "prompt").target
     )
     store = Store(path.parent / "runs")
     prompt, served = (tiny_experiment.runs_of(path)[name] for name in ("prompt", "served"))
@@ -379,7 +375,7 @@ def test_the_base_behind_an_address_scores_as_in_memory_and_so_judges_the_gate(f
     assert [c.delta for c in found.comparisons["served"]] == pytest.approx([0] * 3, abs=1e-4)
 
     (judged,) = release.gate(path, "served", ["seeds=[0,1]"])
-    assert judged.verdict.outcome == find_facts(found, "served").verdict.outcome
+    assert judged.verdict.outcome == tiny_experiment.fact_of(found, "served").verdict.outcome
     (chatty,) = release.gate(path, "chatty", ["seeds=[0,1]"])
     # Not the texts in bits per byte, which chat cannot be asked either: no rule judges them.
     assert "1 task not answered by both (sums)" in chatty.verdict.sentence
@@ -392,13 +388,13 @@ def test_an_endpoint_is_judged_on_what_it_was_asked_and_has_no_cost_without_pric
     notes = " ".join(found.notes)
     assert "chatty: not evaluated on sums, prose, which need token ids or their log-probabilities" in notes
     assert "served: not evaluated" not in notes
-    assert find_facts(found, "served").verdict is not None
+    assert tiny_experiment.fact_of(found, "served").verdict is not None
     assert [c.task for c in found.comparisons["chatty"]] == ["facts"]
 
-    assert find_facts(found, "served").cost_per_1k_usd is None
-    assert find_facts(found, "served").training_cost_usd == 0
+    assert tiny_experiment.fact_of(found, "served").cost_per_1k_usd is None
+    assert tiny_experiment.fact_of(found, "served").training_cost_usd == 0
     assert "its requests have no price here without usd_per_million_tokens" in " ".join(found.notes)
-    latency_s = find_facts(found, "served").latency_p50_s
+    latency_s = tiny_experiment.fact_of(found, "served").latency_p50_s
     assert latency_s is None or latency_s > 0, "unknown where other work disturbed it"
     assert found.seeds == ()
     assert [f.training_cost_usd for f in found.facts] == [0.0] * 5
@@ -406,7 +402,7 @@ def test_an_endpoint_is_judged_on_what_it_was_asked_and_has_no_cost_without_pric
 
 def test_with_prices_an_endpoint_costs_its_tokens(file_and_report, monkeypatch):
     monkeypatch.setenv("SUPPORT_KEY", KEY)
-    facts = find_facts(compare(file_and_report[0], ["seeds=[0,1]", PRICES]), "chatty")
+    facts = tiny_experiment.fact_of(compare(file_and_report[0], ["seeds=[0,1]", PRICES]), "chatty")
     tokens = facts.tokens
     assert facts.cost_per_1k_usd == pytest.approx(1000 * (tokens.prompt + 2 * tokens.output) / 1e6)
     assert tokens.cached == 0
@@ -505,7 +501,7 @@ def test_a_candidate_whose_server_is_down_fails_and_the_others_go_on(
     path = tiny_experiment.write(tmp_path, tiny, CANDIDATES.format(url=url))
     found = compare(path, candidates=["prompt", "served"])
     assert [(f.name, f.state) for f in found.facts] == [("prompt", "done"), ("served", "failed")]
-    assert find_facts(found, "served").error.startswith(f"tiny at {url}: found no server")
+    assert tiny_experiment.fact_of(found, "served").error.startswith(f"tiny at {url}: found no server")
     with serve_model(answer_model, port=gone.server_port):
         again = compare(path, candidates=["prompt", "served"])
     assert [f.state for f in again.facts] == ["done", "done"]

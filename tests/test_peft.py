@@ -2,15 +2,14 @@
 
 import json
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
 from tiny_experiment import runs_of
-from tiny_methods import CPU
-from tiny_model import logits
+from tiny_methods import CPU, Interrupted, host_of, stop_at
+from tiny_model import ASKED, logits, unchanged
 
 from harness import report as reporting
 from harness.errors import CandidateFailed
@@ -20,7 +19,7 @@ from harness.methods.spectrum import noise_bound, scan_model, sum_up_scan, top_s
 from harness.models.against_base import adapter_problems
 from harness.models.deltas import WEIGHTS, apply_delta
 from harness.models.devices import load_base
-from harness.models.hf import HFCandidate, ModelHost
+from harness.models.hf import HFCandidate
 from harness.models.hub import resolve
 from harness.models.weight_files import tensors_of
 from harness.records import Limits
@@ -59,7 +58,6 @@ CLOSE = (
     1e-5  # of the largest logit: a pass in fp32 is some 5e-6 to 1.4e-5 off one in float64, at logits up to 8
 )
 SOFT = [name for name in FAMILIES if "num_virtual_tokens" in FAMILIES[name]]
-ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 QUICK = {"learning_rate": 0.02, "num_train_epochs": 2, "per_device_train_batch_size": 1, "warmup_steps": 0}
 
 
@@ -70,22 +68,16 @@ def train(tiny, folder, name, **given):
     return peft.fit(context, peft.Params(**params)), kept[0]
 
 
-def host_of(tiny):
-    return ModelHost(resolve(str(tiny)), CPU)
-
-
-def state(model):
-    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(tiny, tmp_path, name):
     made, trained = train(tiny, tmp_path, name)
     host = host_of(tiny)
     ids = host.base.encode(ASKED).context
-    before, plain = state(host.model), logits(host.model, ids)
-    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
+    with (
+        unchanged(host.model, ids) as plain,
+        host.use_adapter(made.folder / "adapter", made.digest) as opened,
+    ):
         pairs = [(ids[:3], ids[3:7]), (ids[:5], ids[5:12]), (ids[:3], ids[8:9])]
         together, alone = opened.loglikelihood(pairs), [opened.loglikelihood([pair])[0] for pair in pairs]
         if name not in SOFT:
@@ -94,10 +86,6 @@ def test_an_adapter_that_is_opened_again_gives_the_logits_that_it_had_in_memory(
             assert logits(opened.model, ids).allclose(expected, rtol=0, atol=most)
             assert not logits(opened.model, ids).allclose(plain, atol=1e-4)
     assert [one.logprob for one in together] == pytest.approx([one.logprob for one in alone], abs=1e-4)
-    assert logits(host.model, ids).equal(plain)
-    after = host.model.state_dict()
-    assert before.keys() == after.keys()
-    assert all(before[key].equal(after[key]) for key in before)
 
 
 @pytest.mark.e2e
@@ -156,17 +144,12 @@ def test_the_ranks_of_adalora_fall_to_the_target(tiny, tmp_path):
 
 @pytest.mark.e2e
 def test_an_adalora_training_that_was_stopped_gives_the_weights_of_one_that_was_not(tiny, tmp_path):
-    def stop(done, total, note=""):
-        if done == 7:
-            raise KeyboardInterrupt
-
-    params = peft.Params(peft_type="ADALORA", **FAMILIES["ADALORA"], **{**QUICK, "max_steps": 9})
-    whole = peft.fit(tiny_methods.context(tiny, tmp_path / "whole"), params)
-    context = tiny_methods.context(tiny, tmp_path / "cut")
-    with pytest.raises(KeyboardInterrupt):
-        peft.fit(replace(context, advance=stop), params)
+    params = {"peft_type": "ADALORA", **FAMILIES["ADALORA"], **QUICK, "max_steps": 9}
+    whole = tiny_methods.fit(tiny, tmp_path / "whole", peft, params)
+    with pytest.raises(Interrupted):
+        tiny_methods.fit(tiny, tmp_path / "cut", peft, params, advance=stop_at(7))
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
-    assert peft.fit(context, params).digest == whole.digest
+    assert tiny_methods.fit(tiny, tmp_path / "cut", peft, params).digest == whole.digest
 
 
 def test_the_penalty_of_adalora_is_the_distance_of_p_and_q_from_orthogonal():
@@ -192,8 +175,7 @@ def test_pissa_takes_its_number_of_iterations_and_is_saved_as_an_adapter_of_twic
     assert config["r"] == 4
     assert config["init_lora_weights"] is True
     fast = {"peft_type": "LORA", "r": 2, "init_lora_weights": "pissa_niter_4", **QUICK, "max_steps": 2}
-    made = peft.fit(tiny_methods.context(tiny, tmp_path), peft.Params(**fast))
-    assert made.training.n_trainable
+    assert tiny_methods.fit(tiny, tmp_path, peft, fast).training.n_trainable
 
 
 @pytest.mark.e2e
@@ -218,12 +200,10 @@ def test_what_is_converted_are_the_weights_that_were_trained_but_for_the_roundin
 )
 def test_in_bf16_the_base_is_itself_again_after_an_adapter(tiny, tmp_path, name):
     made, _ = train(tiny, tmp_path, name, max_steps=2)
-    host = ModelHost(resolve(str(tiny)), CPU._replace(precision="bf16"))
+    host = host_of(tiny, "bf16")
     ids = host.base.encode(ASKED).context
-    plain = logits(host.model, ids)
-    with host.use_adapter(made.folder / "adapter", made.digest) as opened:
+    with unchanged(host.model, ids), host.use_adapter(made.folder / "adapter", made.digest) as opened:
         opened.loglikelihood([(ids[:3], ids[3:7])])
-    assert logits(host.model, ids).equal(plain)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -240,17 +220,14 @@ def test_an_adapter_from_elsewhere_that_moved_the_base_is_served_so_and_the_base
         if "lora_" in name:
             parameter.data += 0.05
     theirs.save_pretrained(tmp_path)
-    host = ModelHost(resolve(str(tiny)), CPU._replace(precision=precision))
+    host = host_of(tiny, precision)
     ids = host.base.encode(ASKED).context
-    before, plain = state(host.model), logits(host.model, ids)
-    with host.use_adapter(tmp_path, "theirs") as opened:
+    with unchanged(host.model, ids), host.use_adapter(tmp_path, "theirs") as opened:
         found, own = logits(opened.model, ids).float(), logits(theirs, ids)
         # In bf16 nearly the same direction: without the moved base it is another one.
         assert torch.cosine_similarity(found, own).min() > 0.98
         if precision == "fp32":
             assert found.allclose(own, atol=1e-4)
-    assert logits(host.model, ids).equal(plain)
-    assert all(before[key].equal(tensor) for key, tensor in host.model.state_dict().items())
 
 
 @pytest.mark.e2e
@@ -288,12 +265,11 @@ def test_an_adapter_that_cannot_be_put_on_fails_with_its_whole_reason_and_leaves
     config.write_text(config.read_text().replace('"r": 2', '"r": 3'))
     host = host_of(tiny)
     ids = host.base.encode(ASKED).context
-    plain, before = logits(host.model, ids), [sorted(vars(module)) for module in host.model.modules()]
+    before = [sorted(vars(module)) for module in host.model.modules()]
     refused = pytest.raises(CandidateFailed, match=said)
-    with refused, host.use_adapter(config.parent, made.digest):
+    with unchanged(host.model, ids), refused, host.use_adapter(config.parent, made.digest):
         pass
     assert [sorted(vars(module)) for module in host.model.modules()] == before
-    assert logits(host.model, ids).equal(plain)
 
 
 def add_lora(tiny, folder, **given):
@@ -328,10 +304,8 @@ def test_an_adapter_with_embeddings_of_its_own_leaves_those_of_the_base_alone(ti
     theirs.save_pretrained(tmp_path, save_embedding_layers=True)
     host = host_of(tiny)
     ids = host.base.encode(ASKED).context
-    plain = logits(host.model, ids)
-    with host.use_adapter(tmp_path, "theirs") as opened:
+    with unchanged(host.model, ids), host.use_adapter(tmp_path, "theirs") as opened:
         assert logits(opened.model, ids).allclose(logits(theirs, ids), atol=1e-4)
-    assert logits(host.model, ids).equal(plain)
 
 
 @pytest.mark.parametrize(
@@ -426,29 +400,24 @@ def test_what_was_chosen_alone_is_trained_and_opened_again_gives_the_same_logits
     assert made.training.n_trainable == sum(theirs[name].numel() for name in moved)
     assert sum(one.n_trained for one in made.training.scan) == 7
 
-    host = ModelHost(resolve(str(tiny)), CPU)
+    host = host_of(tiny)
     ids = host.base.encode(ASKED).context
-    plain, before = logits(host.model, ids), {n: t.clone() for n, t in host.model.state_dict().items()}
     pairs = [(ids[:3], ids[3:9]), (ids[:3], ids[5:7]), (ids[1:6], ids[6:8])]
-    with apply_delta(host.model, made.folder / "delta"):
+    with unchanged(host.model, ids) as plain, apply_delta(host.model, made.folder / "delta"):
         assert logits(host.model, ids).allclose(logits(trained, ids), atol=1e-5)
         packed = HFCandidate(host.model, host.tokenizer, made.digest, "packed").loglikelihood(pairs)
         alone = HFCandidate(host.model, host.tokenizer, made.digest, "plain").loglikelihood(pairs)
     assert [one.logprob for one in packed] == pytest.approx([one.logprob for one in alone], abs=1e-4)
-    assert logits(host.model, ids).equal(plain)
     assert not logits(trained, ids).allclose(plain, atol=1e-3)
-    assert all(before[name].equal(tensor) for name, tensor in host.model.state_dict().items())
 
 
 @pytest.mark.e2e
 def test_in_bf16_packed_layers_are_replaced_and_put_back(tiny, tmp_path):
     made, _ = train_layers(tiny, tmp_path, "bf16")
-    host = ModelHost(resolve(str(tiny)), CPU._replace(precision="bf16"))
+    host = host_of(tiny, "bf16")
     ids = host.base.encode(ASKED).context
-    plain = logits(host.model, ids)
-    with apply_delta(host.model, made.folder / "delta"):
+    with unchanged(host.model, ids) as plain, apply_delta(host.model, made.folder / "delta"):
         assert not logits(host.model, ids).equal(plain)
-    assert logits(host.model, ids).equal(plain)
 
 
 def test_the_scan_is_kept_and_not_made_again(tiny, tmp_path):

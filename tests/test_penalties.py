@@ -117,10 +117,10 @@ def test_a_penalty_counts_once_in_a_step_however_its_rows_are_read(tiny, tmp_pat
     """A step of twelve rows read as one batch or as three changes the weights alike."""
 
     def fit_rows(name, rows, steps):
-        context = tiny_methods.context(tiny, tmp_path / name, regularize={"l2_sp": {"strength": 30.0}})
         params = {"r": 2, "max_steps": 4, "learning_rate": 0.01, "warmup_steps": 0, "weight_decay": 0}
-        batch = {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
-        return lora.METHOD.fit(context, lora.Params(**params, **batch)).training
+        params |= {"per_device_train_batch_size": rows, "gradient_accumulation_steps": steps}
+        held = {"l2_sp": {"strength": 30.0}}
+        return tiny_methods.fit(tiny, tmp_path / name, lora, params, regularize=held).training
 
     whole, parts = fit_rows("a", 12, 1), fit_rows("b", 4, 3)
     assert [loss for _, loss in parts.loss] == pytest.approx([loss for _, loss in whole.loss], abs=1e-4)
@@ -359,8 +359,8 @@ def test_sam_adds_to_the_gradients_of_earlier_batches_of_a_step(bowl):
 
 def test_sam_leaves_what_is_not_trained_alone(tiny, tmp_path):
     prepare = partial(regularizers.prepare, {"freeze": {"first": 1}})
-    context = tiny_methods.context(tiny, tmp_path, regularize={"sam": {"rho": 1.0}}, prepare=prepare)
-    made = full.fit(context, full.Params(max_steps=2, learning_rate=0.01))
+    given = {"regularize": {"sam": {"rho": 1.0}}, "prepare": prepare}
+    made = tiny_methods.fit(tiny, tmp_path, full, {"max_steps": 2, "learning_rate": 0.01}, **given)
     before, after = (load_file(folder / "model.safetensors") for folder in (tiny, made.folder / "model"))
     still = [name for name in before if "layers.0." in name or "embed" in name]
     assert all(before[name].equal(after[name]) for name in still)
@@ -428,8 +428,8 @@ def noise_of():
 
 
 def test_neftune_adds_bounded_noise_to_the_embeddings_in_training_alone(tiny, tmp_path, noise_of):
-    context = tiny_methods.context(tiny, tmp_path, regularize={"neftune": {"noise_alpha": 7.0}})
-    lora.METHOD.fit(context, lora.Params(r=2, num_train_epochs=1, per_device_train_batch_size=4))
+    params = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 4}
+    tiny_methods.fit(tiny, tmp_path, lora, params, regularize={"neftune": {"noise_alpha": 7.0}})
     noise = noise_of(7.0)
     assert len(noise[True]) == 3
     assert all(0.9 < share <= 1.001 for share in noise[True])
@@ -443,9 +443,15 @@ def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_hel
 ):
     """The one loss is ours on a CPU, the other TRL's own; both read the reference before the first step."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))  # which knows no reference yet
-    context = tiny_methods.context(tiny, tmp_path / "fit", regularize={"neftune": {"noise_alpha": 7.0}})
-    params = dpo.Params(r=2, max_steps=3, per_device_train_batch_size=2, loss_type=loss_type, heldout=0.25)
-    made = dpo.METHOD.fit(context, params)
+    params = {
+        "r": 2,
+        "max_steps": 3,
+        "per_device_train_batch_size": 2,
+        "loss_type": loss_type,
+        "heldout": 0.25,
+    }
+    noisy = {"neftune": {"noise_alpha": 7.0}}
+    made = tiny_methods.fit(tiny, tmp_path / "fit", dpo, params, regularize=noisy)
     noise = noise_of(7.0)
     assert len(noise[True]) == 3
     assert all(0.9 < share <= 1.001 for share in noise[True])
@@ -513,10 +519,8 @@ def test_half_chooses_half_of_each_kind_in_each_layer_and_all_that_is_outside(se
 
 
 def train_in_rounds(tiny, folder, rounds):
-    context = tiny_methods.context(tiny, folder, regularize={"half": {"rounds": rounds}})
-    made = full.fit(
-        context, full.Params(num_train_epochs=4, learning_rate=0.01, per_device_train_batch_size=2)
-    )
+    params = {"num_train_epochs": 4, "learning_rate": 0.01, "per_device_train_batch_size": 2}
+    made = tiny_methods.fit(tiny, folder, full, params, regularize={"half": {"rounds": rounds}})
     before, after = (load_file(path / "model.safetensors") for path in (tiny, made.folder / "model"))
     return {name for name in before if not before[name].equal(after[name])}, before
 
@@ -532,8 +536,8 @@ def test_half_of_the_matrices_of_the_layers_move_and_the_others_stay_bit_for_bit
 @pytest.mark.e2e
 def test_a_penalty_beside_half_is_on_what_a_round_trains(tiny, tmp_path):
     given = {"half": {}, "l2_sp": {"strength": 1e4}}
-    context = tiny_methods.context(tiny, tmp_path / "held", regularize=given)
-    made = full.fit(context, full.Params(num_train_epochs=4, learning_rate=0.01))
+    params = {"num_train_epochs": 4, "learning_rate": 0.01}
+    made = tiny_methods.fit(tiny, tmp_path / "held", full, params, regularize=given)
     free, before = train_in_rounds(tiny, tmp_path / "free", 1)
     held = load_file(made.folder / "model" / "model.safetensors")
     loose = load_file(tmp_path / "free" / "model" / "model.safetensors")

@@ -1,7 +1,6 @@
 """Preference training starts at its reference, says the same as TRL, and each loss is that of its paper."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import tiny_methods
@@ -16,7 +15,7 @@ from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
 from harness.training import preference_optimization as preferences
 from harness.training import trainer as loop
 from harness.training.heldout import pairs_that_fit
-from harness.training.low_rank_adapters import load_policy
+from harness.training.low_rank_adapters import Policy, load_policy, policy_options
 from harness.training.preference_optimization import logprobs_by_row, logprobs_sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -28,16 +27,14 @@ QUICK = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2}
 @pytest.fixture(scope="module")
 def parent(tiny, tmp_path_factory, own_cache):
     """Train an adapter to go on from, far enough that it is not the base."""
-    folder = tmp_path_factory.mktemp("parent")
-    params = lora.Params(r=2, learning_rate=0.05, num_train_epochs=3)
-    return lora.METHOD.fit(tiny_methods.context(tiny, folder), params).folder / "adapter"
+    params = {"r": 2, "learning_rate": 0.05, "num_train_epochs": 3}
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("parent"), lora, params).folder / "adapter"
 
 
 def fit_pairs(tiny, folder, init=None, pairs=None, **params):
     given = {"pairs": pairs} if pairs else {}
     shape = {} if init else {"r": 2}
-    context = tiny_methods.context(tiny, folder, init=init, **given)
-    return dpo.METHOD.fit(context, dpo.Params(**shape, **{**QUICK, **params}))
+    return tiny_methods.fit(tiny, folder, dpo, {**shape, **QUICK, **params}, init=init, **given)
 
 
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
@@ -91,10 +88,7 @@ def make_both_trainers(tiny, folder, init, way):
     from datasets import Dataset
     from trl import DPOConfig, DPOTrainer
 
-    from harness.training import LoraParams, lora_config
-    from harness.training.low_rank_adapters import Policy, policy_options
-
-    context = replace(tiny_methods.context(tiny, folder), init=init)
+    context = tiny_methods.context(tiny, folder, init=init)
     made = []
     ours = preferences._cpu_trainer(preferences._make_caching_trainer({"train": folder.name}), way)
     for kind in (DPOTrainer, ours):
@@ -158,7 +152,7 @@ def test_pairs_that_are_too_long_are_left_out_and_counted(tiny, tmp_path):
 def test_pairs_without_a_chat_template_end_with_the_end_of_sequence(tiny, tmp_path):
     _, tokenizer = load_base(resolve(str(tiny)), CPU)
     pairs = tiny_methods.pairs(slice(0, 1))
-    context = replace(tiny_methods.context(tiny, tmp_path, pairs=pairs), chat_template=False)
+    context = tiny_methods.context(tiny, tmp_path, pairs=pairs, chat_template=False)
     row = tokens_of(context, tokenizer)[0]
     assert tokenizer.decode(row["chosen_ids"]) == " late<|im_end|>"
     assert tokenizer.decode(row["rejected_ids"]) == " money<|im_end|>"
@@ -252,14 +246,8 @@ def test_held_out_pairs_are_the_same_for_every_seed_and_none_asks_what_a_trainin
     assert len(heldout.split(pairs, pairs, few)[1]) == 2
 
 
-def fit_anew(tiny, folder, **params):
-    context = tiny_methods.context(tiny, folder)
-    quick = {"learning_rate": 0.01, "warmup_steps": 0, "num_train_epochs": 2, "r": 2}
-    return dpo.METHOD.fit(context, dpo.Params(**{**quick, **params}))
-
-
 def test_held_out_pairs_are_measured_after_every_epoch(tiny, tmp_path):
-    figures = fit_anew(tiny, tmp_path, per_device_train_batch_size=5).training
+    figures = fit_pairs(tiny, tmp_path, per_device_train_batch_size=5).training
     steps = [2, 4]
     assert [step for step, _ in figures.heldout_accuracy] == steps
     assert [step for step, _ in figures.validation_loss] == steps
@@ -286,7 +274,7 @@ def test_held_out_figures_are_means_over_pairs_whatever_the_batches(tiny, tmp_pa
 @pytest.mark.e2e
 def test_early_stopping_ends_a_training_and_keeps_the_best_checkpoint(tiny, tmp_path):
     """At a rate at which it diverges from the reference, the held-out loss soon rises."""
-    made = fit_anew(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)
+    made = fit_pairs(tiny, tmp_path, num_train_epochs=30, early_stopping_patience=1, learning_rate=0.5)
     losses = [loss for _, loss in made.training.validation_loss]
     assert len(losses) < 30
     assert losses[-1] >= min(losses)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -161,8 +160,8 @@ def test_quantisation_is_part_of_the_weights_digest_alone(tiny, source):
 @pytest.mark.e2e
 def test_qlora_is_trained_on_the_quantised_base(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
-    context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
-    made = qlora.METHOD.fit(context, qlora.Params(r=2, max_steps=1, warmup_steps=0))
+    params = {"r": 2, "max_steps": 1, "warmup_steps": 0}
+    made = tiny_methods.fit(tiny, tmp_path, qlora, params, source=source, train=one)
     candidate = ModelHost(source, CPU).base
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = candidate.encode_all([written])
@@ -192,13 +191,12 @@ def test_without_bitsandbytes_a_qlora_is_refused_before_anything_runs(tiny, tmp_
 def test_penalties_are_on_what_an_adapter_adds_to_the_quantised_base(source, tmp_path):
     held = {"ewc": {"strength": 100.0}, "kl": {}, "l2_sp": {"strength": 1.0}}
 
+    params = {"r": 2, "max_steps": 3, "learning_rate": 0.01, "warmup_steps": 0}
+
     def digest(name, regularize):
         general = dict.fromkeys(regularize, tiny_methods.examples(slice(2, 4)))
         given = {"source": source, "regularize": regularize, "general": general}
-        context = tiny_methods.context(None, tmp_path / name, **given)
-        return qlora.METHOD.fit(
-            context, qlora.Params(r=2, max_steps=3, learning_rate=0.01, warmup_steps=0)
-        ).digest
+        return tiny_methods.fit(None, tmp_path / name, qlora, params, **given).digest
 
     assert digest("held", held) != digest("free", {})
 

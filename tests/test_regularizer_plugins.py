@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -14,7 +13,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from harness import config, plugins, regularizers, training
+from harness import config, plugins, regularizers
 from harness.methods import head
 from harness.models.hub import resolve
 from harness.records import Example, SampleResult, digest
@@ -42,22 +41,20 @@ def read_documented(name):
     return yaml.safe_load(found[1])
 
 
-def fit_regularized(tiny, folder, regularize, advance=lambda *_: None):
+def fit_regularized(tiny, folder, regularize, advance=tiny_methods.ignore):
     """Train on the tiny model by the first method that takes the regulariser, or as `full` without one."""
     name = next(iter(regularize), None)
     able = [m for m in ("full", "lora", "dpo") if name is None or plugins.takes(plugins.method(m), name)]
-    method = plugins.method(able[0])
-    rows, context = tiny_methods.examples(slice(2, 4)), tiny_methods.context(tiny, folder)
-    mixes = name and hasattr(plugins.load("regularizers", name), "mix")
-    context = replace(
-        context,
-        advance=advance,
-        train=(*context.train, *rows) if mixes else context.train,
-        prepare=partial(regularizers.prepare, regularize),
-        regularize=regularize,
-        general={name: rows} if name and hasattr(plugins.load("regularizers", name), "sample") else {},
-    )
-    return method.fit(context, method.params(**QUICK))
+    plugin = plugins.load("regularizers", name) if name else None
+    mixed = tiny_methods.examples(slice(2, 4))
+    given = {
+        "advance": advance,
+        "prepare": partial(regularizers.prepare, regularize),
+        "regularize": regularize,
+    }
+    given |= {"general": {name: mixed}} if hasattr(plugin, "sample") else {}
+    given |= {"train": (*tiny_methods.examples(slice(0, 2)), *mixed)} if hasattr(plugin, "mix") else {}
+    return tiny_methods.fit(tiny, folder, plugins.load("methods", able[0]), QUICK, **given)
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +131,11 @@ def test_a_training_with_it_ends_elsewhere_and_in_the_same_place_after_a_stop(
     if name == "freeze":
         regularize = {name: {"first": 1}}  # the tiny model has two layers
 
-    def stop(done, total, note=""):
-        if done == 2:
-            raise KeyboardInterrupt
-
     made = fit_regularized(tiny, tmp_path / "whole", regularize)
     assert made.digest != plain_fit.digest
     assert all(loss == loss for _, loss in made.training.loss)
-    with pytest.raises(KeyboardInterrupt):
-        fit_regularized(tiny, tmp_path / "cut", regularize, stop)
+    with pytest.raises(tiny_methods.Interrupted):
+        fit_regularized(tiny, tmp_path / "cut", regularize, tiny_methods.stop_at(2))
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
     assert fit_regularized(tiny, tmp_path / "cut", regularize).digest == made.digest
 
@@ -258,21 +251,12 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
 
 
 def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
-    job = training.TrainingJob(
-        method="lora",
-        params={},
-        source=resolve(str(tiny)),
-        machine=tiny_methods.CPU,
-        seed=0,
-        regularize={"kl": {}, "ewc": {"strength": 1.0}},
-        code=training.code_of("lora", ["kl", "ewc"]),
+    regularize, rows = {"kl": {}, "ewc": {"strength": 1.0}}, tiny_methods.examples(slice(0, 2))
+    general = {"kl": rows[:1], "ewc": rows[1:]}
+    read, found = jobs.read_job(
+        tiny_methods.write_job(tiny, tmp_path, regularize=regularize, general=general)
     )
-    rows = tiny_methods.examples(slice(0, 2))
-    training.write_job(
-        tmp_path, job, train=rows, validation=(), pairs=(), general={"kl": rows[:1], "ewc": rows[1:]}
-    )
-    read, found = jobs.read_job(tmp_path)
-    assert read.regularize == job.regularize
+    assert read.regularize == regularize
     assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])
 
 
@@ -282,9 +266,8 @@ OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate"
 
 
 def fit_head(module, tiny, folder, regularize, **params):
-    prepare = partial(regularizers.prepare, regularize)
-    context = tiny_methods.context(tiny, folder, regularize=regularize, prepare=prepare)
-    return module.METHOD.fit(context, module.Params(**QUICK, **params))
+    given = {"regularize": regularize, "prepare": partial(regularizers.prepare, regularize)}
+    return tiny_methods.fit(tiny, folder, module, {**QUICK, **params}, **given)
 
 
 def tensors(made):
@@ -339,10 +322,9 @@ def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
     """A rate of next to nothing leaves the model as it was, so both losses are of the same model."""
 
     def losses(folder, regularize):
-        context = tiny_methods.context(tiny, tmp_path / folder, regularize=regularize)
-        rows = replace(context, validation=context.train[4:8], train=context.train[4:8])
-        still = QUICK | {"learning_rate": 1e-12, "max_steps": 1}
-        made = head.fit(rows, head.Params(train="head", **still)).training
+        rows = dict.fromkeys(("train", "validation"), tiny_methods.examples(slice(0, 2))[4:8])
+        still = QUICK | {"train": "head", "learning_rate": 1e-12, "max_steps": 1}
+        made = tiny_methods.fit(tiny, tmp_path / folder, head, still, regularize=regularize, **rows).training
         return made.loss[0][1], made.validation_loss[0][1]
 
     plain, validation = losses("plain", {})

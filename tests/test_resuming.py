@@ -1,22 +1,21 @@
 """A training that was stopped goes on from its last checkpoint, and ends with the same weights."""
 
 import errno
+import importlib
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_experiment
 import tiny_methods
+from tiny_methods import Interrupted, stop_at
 
-from harness import config
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.runner import open_weights
-from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import FitInputs, fit
-from harness.methods import dpo, full, head, lora
+from harness.methods import bottleneck, dpo, full, head, lora, spectrum
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, checkpoints
 
@@ -29,29 +28,8 @@ WEEKLY = pytest.mark.weekly
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
 
 
-class UserInterrupt(KeyboardInterrupt):
-    """What a user's Ctrl-C raises, told apart from the user's own."""
-
-
-def stop_at(step, seen):
-    """Return a progress that remembers the steps it hears of, and stops the training at one of them."""
-
-    def advance(done, total, note=""):
-        seen.append(done)
-        if done == step:
-            raise UserInterrupt
-
-    return advance
-
-
-def fit_tiny(tiny, folder, method, advance=lambda *_: None, **params):
-    context = replace(tiny_methods.context(tiny, folder), advance=advance)
-    return method.METHOD.fit(context, method.Params(**{**SHORT, **params}))
-
-
-def moments(n_steps):
-    """Name the steps at which to stop: after the first save within an epoch, and before the last step."""
-    return sorted({n_steps // 2 + 1, n_steps - 1})
+def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
+    return tiny_methods.fit(tiny, folder, method, {**SHORT, **params}, advance=advance)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +51,8 @@ def moments(n_steps):
             id="steps",
         ),
         pytest.param(full, {}, id="full"),
+        pytest.param(bottleneck, {"bottleneck_size": 4, "per_device_train_batch_size": 2}, id="bottleneck"),
+        pytest.param(spectrum, {"share": 0.5, "per_device_train_batch_size": 2}, id="spectrum"),
         pytest.param(
             full,
             {"num_train_epochs": 2, "per_device_train_batch_size": 2},
@@ -90,9 +70,12 @@ def moments(n_steps):
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
     whole = fit_tiny(tiny, tmp_path / "whole", method, **params)
-    for stop in moments(whole.training.n_steps):
+    n_steps = whole.training.n_steps
+    for stop in sorted(
+        {n_steps // 2 + 1, n_steps - 1}
+    ):  # after the first save in an epoch, before the last step
         seen = []
-        with pytest.raises(UserInterrupt):
+        with pytest.raises(Interrupted):
             fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(stop, seen), **params)
         first = len(seen)
         again = fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(None, seen), **params)
@@ -105,7 +88,7 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
 
 def test_a_kill_in_the_only_epoch_loses_at_most_a_quarter_of_it(tiny, tmp_path):
     params, seen = {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1}, []
-    with pytest.raises(UserInterrupt):
+    with pytest.raises(Interrupted):
         fit_tiny(tiny, tmp_path, lora, stop_at(12, seen), **params)
     assert seen == list(range(1, 13))
     fit_tiny(tiny, tmp_path, lora, stop_at(None, seen), **params)
@@ -137,13 +120,12 @@ def test_a_regularized_head_that_was_killed_is_saved_with_what_was_trained_befor
 ):
     given = {**SHORT, "num_train_epochs": 2, **params}
 
-    def fit_head(folder, advance=lambda *_: None):
-        context = tiny_methods.context(tiny, folder, regularize=regularize)
-        return head.fit(replace(context, advance=advance), head.Params(**given))
+    def fit_head(folder, advance=tiny_methods.ignore):
+        return tiny_methods.fit(tiny, folder, head, given, regularize=regularize, advance=advance)
 
     whole = fit_head(tmp_path / "whole")
-    with pytest.raises(UserInterrupt):
-        fit_head(tmp_path / "cut", stop_at(whole.training.n_steps - 1, []))
+    with pytest.raises(Interrupted):
+        fit_head(tmp_path / "cut", stop_at(whole.training.n_steps - 1))
     shutil.rmtree(whole.folder / whole.kind)  # killed after its last step
     for again in (fit_head(tmp_path / "cut"), fit_head(tmp_path / "whole")):
         assert again.digest == whole.digest
@@ -154,16 +136,16 @@ def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 9, **EARLY, "early_stopping_patience": 3}
     whole = fit_tiny(tiny, tmp_path / "whole", lora, **params)
     assert whole.training.n_steps < 27
-    with pytest.raises(UserInterrupt):
-        fit_tiny(tiny, tmp_path / "cut", lora, stop_at(whole.training.n_steps - 1, []), **params)
+    with pytest.raises(Interrupted):
+        fit_tiny(tiny, tmp_path / "cut", lora, stop_at(whole.training.n_steps - 1), **params)
     again = fit_tiny(tiny, tmp_path / "cut", lora, **params)
     assert (again.digest, again.training.n_steps) == (whole.digest, whole.training.n_steps)
 
 
 @pytest.fixture
 def checkpoint_folder(tiny, tmp_path):
-    with pytest.raises(UserInterrupt):
-        fit_tiny(tiny, tmp_path, lora, stop_at(8, []), r=2)
+    with pytest.raises(Interrupted):
+        fit_tiny(tiny, tmp_path, lora, stop_at(8), r=2)
     return tmp_path / CHECKPOINTS
 
 
@@ -190,7 +172,7 @@ def test_a_checkpoint_that_is_not_whole_is_not_gone_on_from(checkpoint_folder, d
 @pytest.fixture
 def session(tiny, tmp_path, own_cache):
     path = tiny_experiment.write(tmp_path, tiny)
-    return prepare_session(config.load(path), Scope(), SilentProgress())
+    return tiny_experiment.session(path)
 
 
 class ErrorAtStep(SilentProgress):
@@ -222,20 +204,14 @@ def end_training(session, step, error, expected):
     return part, candidate
 
 
-def make_oom_error():
-    import torch
-
-    return torch.OutOfMemoryError("no room")
-
-
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (make_oom_error, CandidateFailed),
+        (lambda: importlib.import_module("torch").OutOfMemoryError("no room"), CandidateFailed),
         (lambda: RuntimeError("DefaultCPUAllocator: can't allocate memory"), CandidateFailed),
         (lambda: OSError(errno.ENOSPC, "No space left on device"), UserError),
         (lambda: RuntimeError("something else"), RuntimeError),
-        (UserInterrupt, UserInterrupt),
+        (Interrupted, Interrupted),
     ],
     ids=["no memory", "no main memory", "no disk", "any error", "Ctrl-C"],
 )
@@ -249,7 +225,7 @@ def test_whatever_ends_a_training_the_next_call_goes_on_from_its_checkpoint(sess
 
 
 def test_a_kill_leaves_nothing_but_checkpoints_that_the_next_call_uses(session):
-    part, candidate = end_training(session, 14, UserInterrupt(), UserInterrupt)
+    part, candidate = end_training(session, 14, Interrupted(), Interrupted)
     (part / "adapter").mkdir(exist_ok=True)
     (part / "adapter" / "left").write_text("half a file")
     session.progress = SilentProgress()

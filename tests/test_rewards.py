@@ -1,7 +1,6 @@
 """Reward models tell chosen answers from rejected ones, train policies, choose answers, and stand in harness.yaml."""
 
 import math
-from dataclasses import replace
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -9,10 +8,9 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
-from tiny_methods import CPU
+from tiny_methods import CPU, Interrupted, stop_at
 
 from harness import config, store
-from harness.config import load
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
@@ -37,11 +35,9 @@ TASK = Task(name="letters", data=TaskData(), labels=("late", "money"), metrics=(
 
 @pytest.fixture(scope="module")
 def reward_weights(tiny, tmp_path_factory, own_cache):
-    params = reward.Params(r=4, learning_rate=0.02, num_train_epochs=8, warmup_steps=0)
-    context = tiny_methods.context(
-        tiny, tmp_path_factory.mktemp("reward"), pairs=tiny_methods.pairs(slice(0, 3))
-    )
-    return reward.fit(context, params)
+    params = {"r": 4, "learning_rate": 0.02, "num_train_epochs": 8, "warmup_steps": 0}
+    folder, pairs = tmp_path_factory.mktemp("reward"), tiny_methods.pairs(slice(0, 3))
+    return tiny_methods.fit(tiny, folder, reward, params, pairs=pairs)
 
 
 def test_a_reward_model_is_measured_on_held_out_pairs(reward_weights):
@@ -55,45 +51,38 @@ def test_a_reward_model_is_measured_on_held_out_pairs(reward_weights):
     assert {p.name for p in reward_weights.folder.iterdir()} == {"reward", CHECKPOINTS}
 
 
-def scores(folder, source, texts):
-    import torch
-
-    model, tokenizer = open_reward_model(folder, source, CPU)
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    with torch.no_grad():
-        return model(**batch).logits[:, 0].tolist(), tokenizer
+def write_reward(folder, body):
+    """Write a file of rewards; returns what a context has of it."""
+    (folder / "own.py").write_text(f"def reward(prompts, completions, references):\n    {body}\n")
+    return Reward(written=str(folder / "own.py"), task=TASK)
 
 
 def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, reward_weights):
     """Adapter and head are both saved: a head drawn anew would be right in half of the cases."""
+    import torch
+
     pairs = tiny_methods.pairs(slice(0, 3))
-    source = resolve(str(tiny))
-    _, tokenizer = open_reward_model(reward_weights.folder / "reward", source, CPU)
+    model, tokenizer = open_reward_model(reward_weights.folder / "reward", resolve(str(tiny)), CPU)
 
     def text(pair, answer):
         turns = [*pair.messages, {"role": "assistant", "content": answer}]
         return tokenizer.apply_chat_template(turns, tokenize=False)
 
     texts = [text(p, p.references[0]) for p in pairs] + [text(p, p.rejected) for p in pairs]
-    found, _ = scores(reward_weights.folder / "reward", source, texts)
+    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
+    with torch.no_grad():
+        found = model(**batch).logits[:, 0].tolist()
     wins = [chosen > rejected for chosen, rejected in zip(found[:18], found[18:], strict=True)]
     assert sum(wins) >= 14
 
 
-LENGTH = '''\
-def reward(prompts, completions, references):
-    """Reward short answers."""
-    return [-float(len(text)) for text in completions]
-'''
+SHORT = "return [-float(len(text)) for text in completions]"
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("module", [rloo, grpo])
 def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
-    (tmp_path / "short.py").write_text(LENGTH)
-    context = tiny_methods.context(
-        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "short.py"), task=TASK)
-    )
+    context = tiny_methods.context(tiny, tmp_path / "fit", reward=write_reward(tmp_path, SHORT))
     params = module.Params(
         r=4,
         learning_rate=0.05,
@@ -116,36 +105,20 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
 
 
-class Stopped(KeyboardInterrupt):
-    """What a user's Ctrl-C raises, told apart from the user's own."""
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize(("module", "n_iterations"), [(rloo, 1), (grpo, 2)])
 def test_a_policy_that_was_stopped_in_its_second_epoch_reads_the_prompts_of_that_epoch(
     tiny, tmp_path, module, n_iterations
 ):
-    (tmp_path / "short.py").write_text(LENGTH)
-    rewarded = Reward(written=str(tmp_path / "short.py"), task=TASK)
-    params = module.Params(
-        r=2,
-        learning_rate=0.05,
-        num_train_epochs=2,
-        num_iterations=n_iterations,
-        max_completion_length=4,
-        per_device_train_batch_size=8,
-    )
+    params = {"r": 2, "learning_rate": 0.05, "num_train_epochs": 2, "num_iterations": n_iterations}
+    params |= {"max_completion_length": 4, "per_device_train_batch_size": 8}
 
     def fit(folder, stop=None):
-        def advance(done, total, note=""):
-            if done == stop:
-                raise Stopped
-
-        context = tiny_methods.context(tiny, tmp_path / folder, reward=rewarded)
-        return module.METHOD.fit(replace(context, advance=advance), params)
+        given = {"reward": write_reward(tmp_path, SHORT), "advance": stop_at(stop)}
+        return tiny_methods.fit(tiny, tmp_path / folder, module, params, **given)
 
     whole = fit("whole")
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         fit("cut", stop=whole.training.n_steps - 1)
     again = fit("cut")
     assert again.training.reward == whole.training.reward
@@ -198,38 +171,27 @@ def test_a_reward_that_cannot_be_given_is_refused_before_anything_runs(tmp_path,
     ],
 )
 def test_a_file_that_returns_no_rewards_fails_its_candidate_by_name(tmp_path, body, said):
-    (tmp_path / "own.py").write_text(f"def reward(prompts, completions, references):\n    {body}\n")
-    scored = rl.rewards_of(Reward(written=str(tmp_path / "own.py"), task=TASK))
+    scored = rl.rewards_of(write_reward(tmp_path, body))
     with pytest.raises(CandidateFailed, match=said) as error:
         scored([example("late")] * 2, ["late", "money"])
     assert "own.py" in str(error.value)
 
 
 def test_answers_of_which_none_can_be_scored_move_nothing_and_leave_a_gap_in_the_curve(tiny, tmp_path):
-    (tmp_path / "none.py").write_text(
-        "def reward(prompts, completions, references):\n    return [None] * len(completions)\n"
-    )
-    context = tiny_methods.context(
-        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "none.py"), task=TASK)
-    )
-    params = grpo.Params(r=2, max_steps=1, per_device_train_batch_size=8, max_completion_length=4)
-    assert [value for _, value in grpo.METHOD.fit(context, params).training.reward] == [None]
+    params = {"r": 2, "max_steps": 1, "per_device_train_batch_size": 8, "max_completion_length": 4}
+    unscored = write_reward(tmp_path, "return [None] * len(completions)")
+    made = tiny_methods.fit(tiny, tmp_path / "fit", grpo, params, reward=unscored).training
+    assert [value for _, value in made.reward] == [None]
 
 
 @pytest.mark.parametrize("module", [rloo, grpo])
 def test_prompts_whose_answers_all_get_one_reward_are_counted(tiny, tmp_path, module):
     """Every second prompt's answers get a reward of their own, those of the others the same one."""
-    body = """
-def reward(prompts, completions, references):
-    even = [sorted(set(prompts)).index(prompt) % 2 == 0 for prompt in prompts]
-    return [float(i) if own else 1.0 for i, own in enumerate(even)]
-"""
-    (tmp_path / "some.py").write_text(body)
-    context = tiny_methods.context(
-        tiny, tmp_path / "fit", reward=Reward(written=str(tmp_path / "some.py"), task=TASK)
-    )
-    params = module.Params(r=2, max_steps=2, per_device_train_batch_size=8, max_completion_length=4)
-    made = module.METHOD.fit(context, params).training
+    even = "even = [sorted(set(prompts)).index(prompt) % 2 == 0 for prompt in prompts]"
+    body = f"{even}; return [float(i) if own else 1.0 for i, own in enumerate(even)]"
+    params = {"r": 2, "max_steps": 2, "per_device_train_batch_size": 8, "max_completion_length": 4}
+    given = {"reward": write_reward(tmp_path, body)}
+    made = tiny_methods.fit(tiny, tmp_path / "fit", module, params, **given).training
     assert [share for _, share in made.equal_rewards] == [0.5, 0.5]
 
 
@@ -281,7 +243,7 @@ def test_the_estimate_of_a_training_on_rewards_counts_each_answer_that_it_draws(
     own = f"params: {{num_train_epochs: {n_epochs}, max_steps: {max_steps}, max_completion_length: 4}}"
     written = f"  rloo: {{method: rloo, reward: exact_match, {own}}}\n"
     path = write_experiment(tmp_path, tiny, written)
-    session = prepare_session(load(path), Scope(), SilentProgress())
+    session = tiny_experiment.session(path)
     assert len(session.target.items.train) == 30
     work = fit_work(session, session.candidates["rloo"].source, 0)
     assert (work.generated, work.steps) == (4 * n_answers, math.ceil(n_answers / 8))
@@ -376,7 +338,7 @@ def read_drawn_answers(path, name):
 def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
     path, report = file_and_report
     assert {facts.name for facts in report.facts} == {"first", "best"}
-    session = prepare_session(load(path, OVERRIDES), Scope(), SilentProgress())
+    session = tiny_experiment.session(path, *OVERRIDES)
     made = find_stored_weights(session, session.candidates["judge"], 0)
     rows, drawn = read_drawn_answers(path, "best")
     items = {example.id: example for example in session.target.items.test}

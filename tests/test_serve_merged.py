@@ -2,26 +2,21 @@
 
 import json
 import shutil
-from dataclasses import replace
 
 import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
 from tiny_experiment import runs_of
-from tiny_methods import CPU
+from tiny_methods import host_of
+from tiny_model import ASKED
 
-from harness import config, plugins, store
+from harness import plugins, store
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
 from harness.lifecycle.rescue_trials import schedule_for_run
 from harness.methods import lora, merged, scaled
-from harness.models.hardware import Machine
-from harness.models.hf import ModelHost
-from harness.models.hub import resolve
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import RescueSituation
-from harness.progress import SilentProgress
 from harness.records import Run
 from harness.spec import RescuePolicy
 from harness.store import Store
@@ -29,7 +24,6 @@ from harness.store import Store
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-BF16 = Machine("cpu", "CPU", "bf16", 1.0)
 PAIRS = [((5, 6, 7, 8), (9, 10)), ((5, 6, 7, 8), (11, 12, 13)), ((5, 6), (7,))]
 CANDIDATES = """\
   lora: {method: lora, params: {r: 2, num_train_epochs: 4, learning_rate: 0.02, max_length: 200}}
@@ -40,23 +34,18 @@ CANDIDATES = """\
 @pytest.fixture(scope="module")
 def adapter(tiny, tmp_path_factory, own_cache):
     """Train an adapter that moves the base; it is saved in fp32."""
-    context = tiny_methods.context(tiny, tmp_path_factory.mktemp("made"))
-    return lora.METHOD.fit(context, lora.Params(r=4, max_steps=20, learning_rate=1e-2)).folder / "adapter"
+    params = {"r": 4, "max_steps": 20, "learning_rate": 1e-2}
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("made"), lora, params).folder / "adapter"
 
 
-def peft_merged(tiny, adapter):
+def test_merged_weights_in_16_bits_are_those_that_peft_exports(tiny, adapter):
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.bfloat16)
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
-
-
-def test_merged_weights_in_16_bits_are_those_that_peft_exports(tiny, adapter):
-    import torch
-
-    host, theirs = ModelHost(resolve(str(tiny)), BF16), peft_merged(tiny, adapter)
+    theirs = PeftModel.from_pretrained(base, adapter).merge_and_unload().eval()
+    host = host_of(tiny, "bf16")
     wanted = {name: layer.weight for name, layer in theirs.named_modules() if type(layer) is torch.nn.Linear}
     with host.use_adapter(adapter, "served", merged=True) as candidate:
         layers = candidate.model.get_base_model().named_modules()
@@ -69,7 +58,7 @@ def test_merged_weights_in_16_bits_are_those_that_peft_exports(tiny, adapter):
 def test_merged_and_apart_differ_in_16_bits_alone_and_leave_the_base_as_it_was(tiny, adapter):
     gaps = {}
     for precision in ("fp32", "bf16"):
-        host = ModelHost(resolve(str(tiny)), BF16._replace(precision=precision))
+        host = host_of(tiny, precision)
         before, found = host.base.loglikelihood(PAIRS), []
         for is_merged in (False, True):
             with host.use_adapter(adapter, f"{is_merged}", merged=is_merged) as candidate:
@@ -103,8 +92,8 @@ def test_in_fp32_it_is_the_adapter_itself_and_says_so(tiny, tmp_path):
 
 
 def test_an_adapter_that_cannot_be_merged_is_refused_when_it_is_opened(tiny, tmp_path):
-    made = lora.METHOD.fit(tiny_methods.context(tiny, tmp_path), lora.Params(r=2, max_steps=1, use_dora=True))
-    host = ModelHost(resolve(str(tiny)), BF16)
+    made = tiny_methods.fit(tiny, tmp_path, lora, {"r": 2, "max_steps": 1, "use_dora": True})
+    host = host_of(tiny, "bf16")
     before = host.base.loglikelihood(PAIRS)
     refused = pytest.raises(CandidateFailed, match="more than low-rank updates of unquantised linear layers")
     with refused, host.use_adapter(made.folder / "adapter", "served", merged=True):
@@ -119,15 +108,20 @@ PLACE = "base_model.model.model.layers.0.self_attn.q_proj"
 def adapters(tiny, tmp_path_factory, own_cache):
     made = []
     for seed, r in ((0, 2), (1, 2), (2, 3)):
-        context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
-        params = lora.Params(r=r, lora_alpha=3, learning_rate=0.05 * (1 + seed), max_steps=3, max_length=200)
-        made.append(lora.METHOD.fit(context, params).folder / "adapter")
+        params = {
+            "r": r,
+            "lora_alpha": 3,
+            "learning_rate": 0.05 * (1 + seed),
+            "max_steps": 3,
+            "max_length": 200,
+        }
+        folder = tmp_path_factory.mktemp("tuned")
+        made.append(tiny_methods.fit(tiny, folder, lora, params).folder / "adapter")
     return made
 
 
-def merge(tiny, folder, adapters, seed=0, **params):
-    context = replace(tiny_methods.context(tiny, folder), merges=tuple(adapters), seed=seed)
-    return merged.fit(context, merged.Params(**params))
+def merge(tiny, folder, adapters, **params):
+    return tiny_methods.fit(tiny, folder, merged, params, merges=tuple(adapters))
 
 
 def parts(folder):
@@ -261,23 +255,25 @@ def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
     assert runs_of(path)["own"].weights_digest == run.weights_digest
 
 
-ASKED = [{"role": "user", "content": "Where is my parcel?"}]
-
-
 @pytest.fixture(scope="module")
 def tuned_weights(tiny, tmp_path_factory, own_cache):
-    context = tiny_methods.context(tiny, tmp_path_factory.mktemp("tuned"))
-    params = lora.Params(r=2, learning_rate=0.05, max_steps=4, max_length=200)
-    return lora.METHOD.fit(context, params)
+    params = {"r": 2, "learning_rate": 0.05, "max_steps": 4, "max_length": 200}
+    return tiny_methods.fit(tiny, tmp_path_factory.mktemp("tuned"), lora, params)
 
 
 def fit_scale(tiny, tuned, folder, scale):
-    context = tiny_methods.context(tiny, folder, init=tuned.folder / "adapter")
-    return scaled.fit(context, scaled.Params(scale=scale))
+    return tiny_methods.fit(tiny, folder, scaled, {"scale": scale}, init=tuned.folder / "adapter")
+
+
+def edit_config(weights, folder, **changes):
+    """Copy an adapter into a folder, with some of its configuration changed."""
+    shutil.copytree(weights.folder / "adapter", folder)
+    (folder / CONFIG).write_text(json.dumps(json.loads((folder / CONFIG).read_text()) | changes))
+    return folder
 
 
 def logprob(tiny, made):
-    host = ModelHost(resolve(str(tiny)), CPU)
+    host = host_of(tiny)
     asked = [host.base.encode(ASKED, "late")[:2]]
     if made is None:
         return host.base.loglikelihood(asked)[0].logprob
@@ -295,7 +291,7 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     made = fit_scale(tiny, tuned_weights, tmp_path, scale)
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(tuned_weights.folder / "adapter")).eval()
-    context, continuation, _ = ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED, "late")
+    context, continuation, _ = host_of(tiny).base.encode(ASKED, "late")
     ids = torch.tensor([[*context, *continuation]])
     with torch.inference_mode(), rescale_adapter_scale(model, scale):
         logprobs = model(input_ids=ids).logits.log_softmax(-1)[0]
@@ -322,11 +318,9 @@ def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_ow
 
 
 def test_scales_of_single_modules_are_scaled_as_well(tiny, tuned_weights, tmp_path):
-    folder = shutil.copytree(tuned_weights.folder / "adapter", tmp_path / "pattern")
-    written = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**written, "alpha_pattern": {"q_proj": 8}}))
-    made = scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params(scale=0.5))
-    read = json.loads((made.folder / "adapter" / CONFIG).read_text())
+    folder = edit_config(tuned_weights, tmp_path / "pattern", alpha_pattern={"q_proj": 8})
+    made = tiny_methods.fit(tiny, tmp_path / "to", scaled, {"scale": 0.5}, init=folder)
+    written, read = (json.loads((at / CONFIG).read_text()) for at in (folder, made.folder / "adapter"))
     assert (read["lora_alpha"], read["alpha_pattern"]) == (written["lora_alpha"] / 2, {"q_proj": 4.0})
 
 
@@ -336,9 +330,9 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
     shutil.copy(tuned_weights.folder / "adapter" / WEIGHTS, folder)
     (folder / CONFIG).write_text(json.dumps({"peft_type": "IA3"}))
     with pytest.raises(CandidateFailed, match="an adapter of the kind IA3, which has no lora_alpha"):
-        scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
+        tiny_methods.fit(tiny, tmp_path / "to", scaled, {}, init=folder)
     with pytest.raises(CandidateFailed, match="scaled without init_from"):
-        scaled.fit(tiny_methods.context(tiny, tmp_path / "none"), scaled.Params())
+        tiny_methods.fit(tiny, tmp_path / "none", scaled, {})
     situation = RescueSituation(RescuePolicy(), {"r": 2, "use_dora": True})
     (scaling,) = [m for m in plugins.list_mending_methods("scale") if plugins.method(m).makes == "adapter"]
     found = plugins.method(scaling).rescue.settings(situation)
@@ -354,11 +348,9 @@ def test_what_has_no_scale_is_refused_and_left_out_of_a_rescue(tiny, tuned_weigh
     ],
 )
 def test_an_adapter_that_is_more_than_its_scale_is_refused(tiny, tuned_weights, tmp_path, own, said):
-    folder = shutil.copytree(tuned_weights.folder / "adapter", tmp_path / "more")
-    written = json.loads((folder / CONFIG).read_text())
-    (folder / CONFIG).write_text(json.dumps({**written, **own}))
+    folder = edit_config(tuned_weights, tmp_path / "more", **own)
     with pytest.raises(CandidateFailed, match=said):
-        scaled.fit(tiny_methods.context(tiny, tmp_path / "to", init=folder), scaled.Params())
+        tiny_methods.fit(tiny, tmp_path / "to", scaled, {}, init=folder)
 
 
 @pytest.mark.parametrize("name", ["theirs", "further"])
@@ -366,7 +358,7 @@ def test_a_rescue_leaves_out_what_cannot_be_done_with_an_adapter_of_dora_made_el
     tiny_model.adapter_on(tiny, tmp_path / "theirs", r=2, target_modules=["q_proj"], use_dora=True)
     candidates = "  theirs: {method: adapter, path: ./theirs}\n  further: {method: dpo, init_from: theirs}\n"
     path = tiny_experiment.write(tmp_path, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 2)))
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    session = tiny_experiment.session(path)
     recipe = session.candidates[name].recipe
     run = Run(
         name, "tiny", name, recipe.method, "zero_shot", "generate", 0, "m", "w", "b", "done", "", {}, {}
@@ -464,8 +456,8 @@ def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_pat
     from harness.models.weight_files import tensors_of
     from harness.regularizers.freeze import match_first_layers
 
-    params = lora.Params(r=2, max_steps=1, max_length=200, exclude_modules=match_first_layers(1))
-    made = lora.METHOD.fit(tiny_methods.context(tiny, tmp_path), params)
+    params = {"r": 2, "max_steps": 1, "max_length": 200, "exclude_modules": match_first_layers(1)}
+    made = tiny_methods.fit(tiny, tmp_path, lora, params)
     names = tensors_of(made.folder / "adapter" / WEIGHTS)
     assert names
     assert all(".layers.1." in name for name in names)

@@ -15,16 +15,16 @@ import pytest
 import tiny_experiment
 import tiny_methods
 from safetensors.numpy import load_file
+from tiny_methods import ignore, read_fit
 
-from harness import config, plugins, training
+from harness import plugins, training
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session, recipe_warnings
+from harness.experiment import recipe_warnings
 from harness.experiment.candidate_problems import check_gpus, check_sharing
 from harness.experiment.training_fit import folder_of, processes_of, shards_of
 from harness.models import memory
 from harness.models.devices import load_base
 from harness.models.hub import quantize, resolve, shape
-from harness.progress import SilentProgress
 from harness.spec import AcceleratePolicy, TrainingPolicy
 from harness.training import worker
 from harness.training.context import CHECKPOINTS
@@ -46,34 +46,15 @@ STEPS = {
 TWO = "training: {accelerate: {num_processes: 2}}\n"
 
 
-def ignore(done, total, note=""):
-    pass
-
-
 def write_job(tiny, folder, policy, method="lora", **params):
     """Write a job for the processes of a policy, or for so many that share rows on a CPU."""
     policy = AcceleratePolicy(num_processes=policy) if isinstance(policy, int) else policy
-    job = training.TrainingJob(
-        method=method,
-        params=params,
-        source=quantize(resolve(str(tiny)), plugins.method(method).quantization),
-        machine=tiny_methods.CPU,
-        seed=0,
-        regularize={},
-        threads=1,
-        processes=policy.num_processes,
-        shards=policy.shards,
-        code=training.code_of(method, ()),
-    )
-    rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
-    training.write_job(folder, job, **rows, pairs=tiny_methods.pairs(slice(0, 5)))
+    source = quantize(resolve(str(tiny)), plugins.method(method).quantization)
+    given = {"threads": 1, "processes": policy.num_processes, "shards": policy.shards, "source": source}
+    tiny_methods.write_job(tiny, folder, method, params, n_pairs=5, **given)
     if policy.num_processes > 1:
         write_launch(folder, policy, "cuda" if policy.shards else "cpu")
     return folder
-
-
-def read_fit(folder):
-    return json.loads((folder / training.FIT).read_text())
 
 
 @pytest.mark.slow
@@ -231,7 +212,7 @@ def test_the_process_that_was_killed_is_named_and_not_how_the_others_lost_it(tmp
 
 def session_of(tiny, folder, extra, candidates=tiny_experiment.CANDIDATES):
     path = tiny_experiment.write(folder, tiny, candidates, extra=extra)
-    return prepare_session(config.load(path), Scope(), SilentProgress())
+    return tiny_experiment.session(path)
 
 
 def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(tiny, tmp_path):
@@ -394,7 +375,7 @@ ON_GPUS = """\
 
 def gpu_session(tiny, folder, policy, candidates=CANDIDATES):
     path = tiny_experiment.write(folder, tiny, candidates, pairs=tiny_methods.pair_rows(slice(0, 2)))
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    session = tiny_experiment.session(path)
     experiment = session.experiment.model_copy(update={"training": TrainingPolicy(accelerate=policy)})
     return replace(session, experiment=experiment, machine=session.machine._replace(device="cuda"))
 
@@ -403,7 +384,7 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
     extra = "training: {accelerate: {num_processes: 2, distributed_type: DEEPSPEED}}\n"
     path = tiny_experiment.write(tmp_path, tiny, extra=extra)
     with pytest.raises(UserError) as refused:
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
     said = str(refused.value)
     assert "found distributed_type: DEEPSPEED, and no GPU here; expected a GPU for each process" in said
     assert "found distributed_type: DEEPSPEED, and no package deepspeed; expected the package" in said

@@ -1,7 +1,6 @@
 """Points along a training: which weights are kept, what is measured of them, and what that says."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import rescue_worlds
@@ -39,19 +38,9 @@ def tracked_fit(tiny, own_cache, tmp_path_factory):
     return fit_tracked(tiny, tmp_path_factory.mktemp("tracked"), track=4)
 
 
-def fit_tracked(tiny, folder, *, track, method=lora, advance=lambda *_: None, **params):
-    context = replace(tiny_methods.context(tiny, folder), track=track, advance=advance)
-    return method.METHOD.fit(
-        context, method.Params(**{**SHORT, **({"r": 2} if method is lora else {}), **params})
-    )
-
-
-def interrupt_at(step):
-    def advance(done, total, note=""):
-        if done == step:
-            raise KeyboardInterrupt
-
-    return advance
+def fit_tracked(tiny, folder, *, track, advance=tiny_methods.ignore, **params):
+    given = {"track": track, "advance": advance}
+    return tiny_methods.fit(tiny, folder, lora, {**SHORT, "r": 2, **params}, **given)
 
 
 # What is kept
@@ -78,8 +67,8 @@ def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp
 
 
 def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked_fit):
-    with pytest.raises(KeyboardInterrupt):
-        fit_tracked(tiny, tmp_path, track=4, advance=interrupt_at(15))
+    with pytest.raises(tiny_methods.Interrupted):
+        fit_tracked(tiny, tmp_path, track=4, advance=tiny_methods.stop_at(15))
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12]
     assert any((tmp_path / CHECKPOINTS).glob("checkpoint-*"))
     again = fit_tracked(tiny, tmp_path, track=4)
@@ -95,18 +84,11 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
 STOPPED_EARLY = {"learning_rate": 1e-12, "num_train_epochs": 50, "early_stopping_patience": 3}
 
 
-def fit_until_stopped(tiny, folder, *, points, advance=lambda *_: None, **given):
-    """Fit at a rate that changes no logit, so that validation is no better in any epoch after the first."""
-    context = replace(tiny_methods.context(tiny, folder), track=points, advance=advance, **given)
-    return lora.METHOD.fit(context, lora.Params(**{**SHORT, **STOPPED_EARLY, "r": 2}))
-
-
-@pytest.fixture(scope="module")
-def stopped_fit(tiny, own_cache, tmp_path_factory):
-    return fit_until_stopped(tiny, tmp_path_factory.mktemp("stopped"), points=4)
-
-
-def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_made(stopped_fit):
+def test_a_training_that_stops_early_keeps_points_evenly_over_the_steps_that_it_made(
+    tiny, tmp_path, own_cache
+):
+    """The rate changes no logit, so validation is no better in any epoch after the first."""
+    stopped_fit = fit_tracked(tiny, tmp_path, track=4, **STOPPED_EARLY)
     assert stopped_fit.training.n_steps == 48  # four of fifty epochs
     assert list(map_tracked_folders(stopped_fit.folder / TRACKED)) == [12, 24, 36, 48]
     planned = plan_tracked_steps(lora.Params(**{**SHORT, **STOPPED_EARLY}), 12, 4)
@@ -154,10 +136,7 @@ def test_every_method_that_trains_a_language_model_keeps_its_weights():
 def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_in_fp32(tiny, tmp_path):
     machine = tiny_methods.CPU._replace(precision="bf16")
     made, plain = (
-        full.fit(
-            replace(tiny_methods.context(tiny, tmp_path / f"{track}", machine=machine), track=track),
-            full.Params(**SHORT),
-        )
+        tiny_methods.fit(tiny, tmp_path / f"{track}", full, SHORT, machine=machine, track=track)
         for track in (4, 0)
     )
     early, *_, last = (folder / "model" for folder in map_tracked_folders(made.folder / TRACKED).values())
@@ -242,8 +221,8 @@ def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured
 
 
 def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked_fit):
-    context = tiny_methods.context(tiny, tmp_path / "made", init=tracked_fit.folder / "adapter")
-    made = checkpoint.fit(context, checkpoint.Params(step=12))
+    init = tracked_fit.folder / "adapter"
+    made = tiny_methods.fit(tiny, tmp_path / "made", checkpoint, {"step": 12}, init=init)
     kept = tracked_fit.folder / TRACKED / "step-12"
     assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
     for file in (kept / "adapter").iterdir():
@@ -253,16 +232,12 @@ def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, t
 def test_a_step_of_which_nothing_was_kept_is_refused_with_those_that_were(
     tiny, tmp_path, untracked_fit, tracked_fit
 ):
-    def fit_checkpoint(weights, folder):
-        context = tiny_methods.context(tiny, folder, init=weights.folder / "adapter")
-        return checkpoint.fit(context, checkpoint.Params(step=13))
-
-    with pytest.raises(
-        CandidateFailed, match="no weights were kept of step 13, but those of the steps 6, 12"
+    for weights, told in (
+        (tracked_fit, "no weights were kept of step 13, but those of the steps 6, 12"),
+        (untracked_fit, r"step 13, but none.*try: track: \{points: 4\}"),
     ):
-        fit_checkpoint(tracked_fit, tmp_path / "tracked")
-    with pytest.raises(CandidateFailed, match=r"step 13, but none.*try: track: \{points: 4\}"):
-        fit_checkpoint(untracked_fit, tmp_path / "plain")
+        with pytest.raises(CandidateFailed, match=told):
+            tiny_methods.fit(tiny, tmp_path, checkpoint, {"step": 13}, init=weights.folder / "adapter")
 
 
 def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_path):

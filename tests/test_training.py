@@ -1,6 +1,5 @@
 """Training counts completions only and is decided by its seed, packed or not, here and in its own process."""
 
-import dataclasses
 import errno
 import json
 import pickle
@@ -15,11 +14,11 @@ import tiny_methods
 from forking import terminal_signals
 from pydantic import ValidationError
 from test_resuming import ErrorAtStep
+from tiny_methods import CPU, fit, ignore, read_fit
 
-from harness import config, plugins, training
+from harness import plugins, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, UserError
 from harness.evaluation.candidates import read_weights
-from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.run_remarks import describe_trainings
 from harness.experiment.training_fit import has_own_process
@@ -28,12 +27,12 @@ from harness.methods import classifier, full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
-from harness.models.hub import ModelSource, resolve
+from harness.models.hub import ModelSource
 from harness.progress import SilentProgress
 from harness.records import Example, PromptText, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.report.training_tables import describe_forgetting, diagnose, front_sentence, trials_section
 from harness.spec import TrainingPolicy
-from harness.training import CHECKPOINTS, FitContext, sft, trainer, worker
+from harness.training import CHECKPOINTS, sft, trainer, worker
 from harness.training import job as jobs
 from harness.training.context import resident_peak_bytes
 from harness.training.preference_optimization import PreferenceParams
@@ -42,7 +41,6 @@ from harness.training.tokenized import FEWEST_STEPS, keeps_rows_apart
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-CPU = Machine("cpu", "CPU", "fp32", 1.0)
 GPU = Machine("cuda", "A100", "bf16", 200_000.0)
 LLAMA_2_7B = {
     "hidden_size": 4096,
@@ -55,22 +53,13 @@ LLAMA_2_7B = {
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
 
-def examples(words, choices=("late", "money")):
-    return tuple(
-        Example(row["id"], ({"role": "user", "content": row["prompt"]},), (row["reference"],), choices)
-        for row in tiny_experiment.letters(words)
-    )
-
-
 @pytest.fixture
 def context(tiny, own_cache, tmp_path):
-    source = resolve(str(tiny))
-    train, validation = examples(slice(0, 2)), examples(slice(5, 6))
-    return FitContext(source, CPU, tmp_path, train, validation, True, 0, lambda done, total, note="": None)
+    return tiny_methods.context(tiny, tmp_path)
 
 
 def fit_lora(context, folder="", **params):
-    context = dataclasses.replace(context, folder=context.folder / folder)
+    context = replace(context, folder=context.folder / folder)
     context.folder.mkdir(exist_ok=True)
     return lora.METHOD.fit(context, lora.Params(**{**QUICK, **params}))
 
@@ -91,7 +80,7 @@ def test_training_lowers_the_loss_and_keeps_token_accuracy_and_learning_rate_by_
 
 @pytest.mark.parametrize("chat", [True, False])
 def test_only_the_completion_counts_in_the_loss(context, chat):
-    one = dataclasses.replace(context, train=context.train[:1], chat_template=chat)
+    one = replace(context, train=context.train[:1], chat_template=chat)
     first = fit_lora(one, lora_dropout=0.0).training.loss[0][1]
     candidate = ModelHost(context.source, CPU).base
     asked = context.train[0]
@@ -110,14 +99,14 @@ def test_the_same_seed_gives_the_same_adapter_whatever_the_process_drew_and_anot
     first = fit_lora(context, "a")
     torch.manual_seed(12345)
     torch.rand(7)
-    again, other = fit_lora(context, "b"), fit_lora(dataclasses.replace(context, seed=1), "c")
+    again, other = fit_lora(context, "b"), fit_lora(replace(context, seed=1), "c")
     assert first.digest == again.digest != other.digest
     assert first.training.loss == again.training.loss
 
 
 def test_a_training_reports_its_steps_keeps_what_was_measured_and_leaves_only_the_adapter(context):
     said = []
-    made = fit_lora(dataclasses.replace(context, advance=lambda *args: said.append(args)))
+    made = fit_lora(replace(context, advance=lambda *args: said.append(args)))
     assert [(done, total) for done, total, _ in said] == [(1, 2), (2, 2)]
     assert said[0][2].startswith("loss ")
     assert (made.kind, made.folder) == ("adapter", context.folder)
@@ -130,7 +119,7 @@ def test_a_training_reports_its_steps_keeps_what_was_measured_and_leaves_only_th
 
 def test_rows_that_are_too_long_are_left_out_and_counted(context):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
-    beside = dataclasses.replace(context, train=(long, *context.train))
+    beside = replace(context, train=(long, *context.train))
     made, without = fit_lora(beside, "a", max_length=60), fit_lora(context, "b", max_length=60)
     assert made.training.n_dropped_too_long == 1
     assert made.digest == without.digest
@@ -140,7 +129,7 @@ def test_rows_that_are_too_long_are_left_out_and_counted(context):
 def test_with_no_row_that_fits_the_candidate_fails_and_names_the_knob(context, split):
     long = Example("long", ({"role": "user", "content": "parcel " * 50},), ("late",))
     with pytest.raises(CandidateFailed, match=r"longer than 60 tokens; try: a larger params\.max_length"):
-        fit_lora(dataclasses.replace(context, **{split: (long,)}), max_length=60)
+        fit_lora(replace(context, **{split: (long,)}), max_length=60)
 
 
 def test_the_best_checkpoint_is_kept_not_the_last(context):
@@ -224,10 +213,10 @@ def test_the_classifier_keeps_texts_and_labels_needs_two_and_the_same_give_one_d
     assert made.training.n_examples == len(context.train)
     assert classifier.fit(context, classifier.Params()).digest == made.digest
     assert classifier.fit(context, classifier.Params(C=1.0)).digest != made.digest
-    open_set = dataclasses.replace(context, train=examples(slice(0, 2), choices=()))
+    open_set = replace(context, train=tiny_methods.examples(slice(0, 2), choices=()))
     with pytest.raises(CandidateFailed, match="closed label set"):
         classifier.fit(open_set, classifier.Params())
-    one_label = dataclasses.replace(context, train=context.train[:2])
+    one_label = replace(context, train=context.train[:2])
     with pytest.raises(CandidateFailed, match="training rows of one label alone"):
         classifier.fit(one_label, classifier.Params())
 
@@ -390,18 +379,14 @@ STEPS = {"max_steps": FEWEST_STEPS, "learning_rate": 1e-3, "max_length": 80}
 ALONE = {"per_device_train_batch_size": 12, **STEPS}
 
 
-def fit_tiny(tiny, folder, method, params):
-    return method.METHOD.fit(tiny_methods.context(tiny, folder), method.Params(**params)).training
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize(
     ("method", "own"),
     [pytest.param(lora, {"r": 2}, id="lora"), pytest.param(full, {}, id="full", marks=pytest.mark.weekly)],
 )
 def test_packed_rows_have_the_losses_of_rows_alone(tiny, tmp_path, method, own):
-    alone = fit_tiny(tiny, tmp_path / "alone", method, {**own, **ALONE})
-    packed = fit_tiny(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True})
+    alone = fit(tiny, tmp_path / "alone", method, {**own, **ALONE}).training
+    packed = fit(tiny, tmp_path / "packed", method, {**own, **ALONE, "packing": True}).training
     assert 1 < packed.n_packs < 12
     for name in ("loss", "validation_loss"):
         assert [loss for _, loss in getattr(packed, name)] == pytest.approx(
@@ -455,8 +440,8 @@ def test_a_model_is_known_by_its_answers_to_keep_packed_rows_apart_or_not(model)
 @pytest.mark.e2e
 def test_rows_are_not_packed_where_too_few_steps_would_be_left(tiny, tmp_path):
     params = {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
-    alone = fit_tiny(tiny, tmp_path / "alone", lora, params)
-    made = fit_tiny(tiny, tmp_path / "packed", lora, {**params, "packing": True})
+    alone = fit(tiny, tmp_path / "alone", lora, params).training
+    made = fit(tiny, tmp_path / "packed", lora, {**params, "packing": True}).training
     assert made.loss == alone.loss
     assert made.not_packed == "would leave 2 optimiser steps, fewer than 100"
 
@@ -529,29 +514,8 @@ N_STEPS = 6  # twelve rows, two a batch
 KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_steps) or max_length"
 
 
-def ignore(done, total, note=""):
-    pass
-
-
 def write_job(tiny, folder, method="lora", params=LORA):
-    """Write a job on the tiny model; returns its folder."""
-    job = training.TrainingJob(
-        method=method,
-        params=params,
-        source=resolve(str(tiny)),
-        machine=tiny_methods.CPU,
-        seed=0,
-        regularize={},
-        threads=training.threads_of(method),
-        code=training.code_of(method, ()),
-    )
-    rows = {"train": tiny_methods.examples(slice(0, 2)), "validation": tiny_methods.examples(slice(5, 6))}
-    training.write_job(folder, job, **rows, pairs=tiny_methods.pairs(slice(0, 2)))
-    return folder
-
-
-def read_fit(folder):
-    return json.loads((folder / training.FIT).read_text())
+    return tiny_methods.write_job(tiny, folder, method, params, threads=training.threads_of(method))
 
 
 def start_worker(folder):
@@ -716,7 +680,7 @@ def set_device(session, device, process):
 
 @pytest.mark.e2e
 def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise(tiny, tmp_path):
-    session = prepare_session(config.load(tiny_experiment.write(tmp_path, tiny)), Scope(), SilentProgress())
+    session = tiny_experiment.session(tiny_experiment.write(tmp_path, tiny))
     asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
     own = [has_own_process(set_device(session, *one)) for one in asked]
     assert own == [False, False, True, True, False, True]

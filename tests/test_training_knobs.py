@@ -7,16 +7,14 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
-from tiny_methods import CPU
+from tiny_methods import CPU, Interrupted, host_of, stop_at
+from tiny_model import ASKED
 
 from harness import plugins, regularizers
 from harness.errors import CandidateFailed, UserError
 from harness.experiment.bases import _MARKED
 from harness.methods import bottleneck, dpo, full, lora, spectrum
 from harness.models.deltas import WEIGHTS
-from harness.models.hf import ModelHost
-from harness.models.hub import resolve
-from harness.models.weight_files import tensors_of
 from harness.records import Example
 from harness.training import CHECKPOINTS
 from harness.training.sft import SupervisedParams, _rows, smaller_batch_size
@@ -27,9 +25,8 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 QUICK = {"r": 2, "learning_rate": 0.01, "num_train_epochs": 1, "warmup_steps": 0}
 
 
-def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=lambda *_: None, **params):
-    context = tiny_methods.context(tiny, folder, prepare=prepare)
-    return method.METHOD.fit(replace(context, advance=advance), method.Params(**{**QUICK, **params}))
+def fit_tiny(tiny, folder, method=lora, prepare=lambda model: None, advance=tiny_methods.ignore, **params):
+    return tiny_methods.fit(tiny, folder, method, {**QUICK, **params}, prepare=prepare, advance=advance)
 
 
 @pytest.mark.e2e
@@ -67,12 +64,12 @@ def limit_memory(rows, seen=None):
 @pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, full])
 def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, method):
-    own = {} if method is lora else {"r": 2}
-    params = {k: v for k, v in {**QUICK, "per_device_train_batch_size": 6}.items() if k not in own}
-    known = tiny_methods.context(tiny, tmp_path / "whole")
-    whole = method.METHOD.fit(known, method.Params(**params)).training
-    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=limit_memory(2))
-    parts = method.METHOD.fit(little, method.Params(**params, auto_find_batch_size=True)).training
+    params = {**QUICK, "per_device_train_batch_size": 6}
+    if method is full:
+        del params["r"]
+    whole = tiny_methods.fit(tiny, tmp_path / "whole", method, params).training
+    params["auto_find_batch_size"] = True
+    parts = tiny_methods.fit(tiny, tmp_path / "parts", method, params, prepare=limit_memory(2)).training
     assert (parts.batch_size, parts.accumulated_batches) == (2, 3)  # by way of 3 and 2
     assert parts.n_steps == whole.n_steps
     assert (whole.batch_size, whole.accumulated_batches) == (None, None)
@@ -83,10 +80,10 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
 
 @pytest.mark.e2e
 def test_a_training_that_is_begun_again_with_smaller_batches_names_each_type_of_matrix_once(tiny, tmp_path):
-    part = {name: value for name, value in QUICK.items() if name != "r"}
-    known = spectrum.fit(tiny_methods.context(tiny, tmp_path / "whole"), spectrum.Params(**part))
-    little = tiny_methods.context(tiny, tmp_path / "parts", prepare=limit_memory(2))
-    parts = spectrum.fit(little, spectrum.Params(**part, auto_find_batch_size=True))
+    params = {name: value for name, value in QUICK.items() if name != "r"}
+    known = tiny_methods.fit(tiny, tmp_path / "whole", spectrum, params)
+    params["auto_find_batch_size"] = True
+    parts = tiny_methods.fit(tiny, tmp_path / "parts", spectrum, params, prepare=limit_memory(2))
     assert parts.training.batch_size
     assert parts.training.scan == known.training.scan
 
@@ -103,14 +100,10 @@ def test_memory_for_no_row_and_other_failures_fail_as_before(tiny, tmp_path):
 
 @pytest.mark.e2e
 def test_a_training_that_was_stopped_goes_on_with_the_batch_size_that_it_found(tiny, tmp_path):
-    def stop(done, total, note=""):
-        if done == 4:
-            raise KeyboardInterrupt
-
     many = {"num_train_epochs": 3, "per_device_train_batch_size": 4, "auto_find_batch_size": True}
     whole = fit_tiny(tiny, tmp_path / "whole", prepare=limit_memory(2), **many)
-    with pytest.raises(KeyboardInterrupt):
-        fit_tiny(tiny, tmp_path / "cut", prepare=limit_memory(2), advance=stop, **many)
+    with pytest.raises(Interrupted):
+        fit_tiny(tiny, tmp_path / "cut", prepare=limit_memory(2), advance=stop_at(4), **many)
     assert any((tmp_path / "cut" / CHECKPOINTS).glob("checkpoint-*"))
     seen = []
     assert fit_tiny(tiny, tmp_path / "cut", prepare=limit_memory(2, seen), **many).digest == whole.digest
@@ -156,9 +149,6 @@ def test_a_whole_model_is_trained_in_the_type_that_is_written(
     assert seen[-1][1] <= moments
 
 
-ASKED = [{"role": "user", "content": "Where is my parcel?"}]
-
-
 def tensors(folder):
     from safetensors.torch import load_file
 
@@ -188,8 +178,8 @@ def test_the_folder_is_a_model_like_any_other_in_the_precision_that_is_served(ti
 
     _, made = changed(tiny, tmp_path, "bf16")
     assert {t.dtype for t in tensors(made.folder / "model").values()} == {torch.bfloat16}
-    host = ModelHost(resolve(str(made.folder / "model")), CPU._replace(precision="bf16"))
-    assert host.base.encode(ASKED) == ModelHost(resolve(str(tiny)), CPU).base.encode(ASKED)
+    host = host_of(made.folder / "model", "bf16")
+    assert host.base.encode(ASKED) == host_of(tiny).base.encode(ASKED)
 
 
 @pytest.mark.parametrize(
@@ -204,56 +194,29 @@ def test_what_is_frozen_stays_as_it_was(tiny, tmp_path, written, moves):
     assert names == {name for name in tensors(tiny) if moves(name)}
 
 
-THREE_EPOCHS = {"num_train_epochs": 3, "per_device_train_batch_size": 2, "warmup_steps": 0}
-METHODS = {
-    "bottleneck": (bottleneck, {"learning_rate": 0.02, "bottleneck_size": 4}),
-    "spectrum": (spectrum, {"learning_rate": 0.01, "share": 0.5}),
-}
-
-
-def fit(tiny, folder, name, changes=None, **given):
-    method, params = METHODS[name]
-    context = replace(tiny_methods.context(tiny, folder), **(changes or {}))
-    return method.METHOD.fit(context, method.Params(**{**THREE_EPOCHS, **params, **given}))
-
-
-def stop_at(step):
-    def advance(done, total, note=""):
-        if done == step:
-            raise KeyboardInterrupt
-
-    return advance
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("name", METHODS)
-def test_a_training_that_was_stopped_goes_on_to_the_weights_of_an_undisturbed_one(tiny, tmp_path, name):
-    whole = fit(tiny, tmp_path / "whole", name)
-    total = whole.training.n_steps
-    with pytest.raises(KeyboardInterrupt):
-        fit(tiny, tmp_path / "stopped", name, {"advance": stop_at(2 * total // 3)})
-    (kept, *_) = (tmp_path / "stopped" / CHECKPOINTS).glob("checkpoint-*/model.safetensors")
-    trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
-    assert trained == whole.training.n_trainable
-    again = fit(tiny, tmp_path / "stopped", name)
-    assert again.digest == whole.digest
-    assert again.training.n_steps == total
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_the_checkpoint_with_the_best_validation_loss_is_what_is_saved(tiny, tmp_path, name):
+@pytest.mark.parametrize(
+    ("method", "own"), [(bottleneck, {"bottleneck_size": 4}), (spectrum, {"share": 0.5})]
+)
+def test_the_checkpoint_with_the_best_validation_loss_is_what_is_saved(tiny, tmp_path, method, own):
     """The validation rows want answers of which each round knows less."""
     from safetensors.torch import load_file
 
     others = tuple(
         replace(row, references=("brown hen at noon",)) for row in tiny_methods.examples(slice(5, 6))
     )
-    rate = {"learning_rate": 0.05, "lr_scheduler_type": "constant", "num_train_epochs": 5}
-    made = fit(tiny, tmp_path, name, {"validation": others}, **rate)
+    params = {
+        "learning_rate": 0.05,
+        "lr_scheduler_type": "constant",
+        "num_train_epochs": 5,
+        "warmup_steps": 0,
+    }
+    params |= {"per_device_train_batch_size": 2, **own}
+    made = tiny_methods.fit(tiny, tmp_path, method, params, validation=others)
     losses = dict(made.training.validation_loss)
     best = min(losses, key=losses.get)
     assert best < max(losses)
     checkpoint = load_file(tmp_path / CHECKPOINTS / f"checkpoint-{best}" / "model.safetensors")
+    assert sum(tensor.numel() for tensor in checkpoint.values()) == made.training.n_trainable
     saved = load_file(tmp_path / "delta" / WEIGHTS)
     plain = {
         key.removeprefix("bottleneck_layers.").removesuffix(".weight"): t for key, t in checkpoint.items()

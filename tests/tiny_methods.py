@@ -3,12 +3,17 @@
 Invariant: what a method is given depends on the arguments alone.
 """
 
+import json
+from types import MappingProxyType
+
 from tiny_experiment import letters
 
+from harness import training
 from harness.models.hardware import Machine
+from harness.models.hf import ModelHost
 from harness.models.hub import resolve
 from harness.records import Example
-from harness.training import FitContext
+from harness.training import FitContext, Weights
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
 OTHER = {"late": "money", "money": "late"}
@@ -40,6 +45,10 @@ def pair_rows(words: slice) -> list[dict]:
     ]
 
 
+def host_of(folder, precision="fp32") -> ModelHost:
+    return ModelHost(resolve(str(folder)), CPU._replace(precision=precision))
+
+
 def move_adapter(model) -> None:
     """Move what is trained off the reference, the same each time."""
     import torch
@@ -51,16 +60,48 @@ def move_adapter(model) -> None:
                 parameter += 0.1 * torch.randn_like(parameter)
 
 
-def context(model, folder, *, source=None, machine=CPU, **given) -> FitContext:
+def ignore(done, total, note="") -> None:
+    """Hear of no progress."""
+
+
+def context(model, folder, *, source=None, **given) -> FitContext:
     folder.mkdir(parents=True, exist_ok=True)
-    return FitContext(
-        source or resolve(str(model)),
-        machine,
-        folder,
-        examples(slice(0, 2)),
-        examples(slice(5, 6)),
-        True,
-        0,
-        lambda done, total, note="": None,
-        **{"pairs": pairs(slice(0, 2)), **given},
-    )
+    rows = {"train": examples(slice(0, 2)), "validation": examples(slice(5, 6)), "pairs": pairs(slice(0, 2))}
+    own = {"machine": CPU, "chat_template": True, "seed": 0, "advance": ignore}
+    return FitContext(source=source or resolve(str(model)), folder=folder, **(rows | own | given))
+
+
+def fit(model, folder, method, params, **given) -> Weights:
+    """Fit a method on a model with these parameters, in a context with what is `given`."""
+    return method.METHOD.fit(context(model, folder, **given), method.Params(**params))
+
+
+def write_job(model, folder, method="lora", params=MappingProxyType({}), *, n_pairs=2, general=None, **given):
+    """Write a job on a model into a folder, which is returned, to train on such rows and words of pairs."""
+    own = {"machine": CPU, "seed": 0, "regularize": {}} | given
+    code = training.code_of(method, own["regularize"])
+    source = own.pop("source", None) or resolve(str(model))
+    job = training.TrainingJob(method=method, params=dict(params), source=source, code=code, **own)
+    rows = {"train": examples(slice(0, 2)), "validation": examples(slice(5, 6)), "general": general}
+    training.write_job(folder, job, **rows, pairs=pairs(slice(0, n_pairs)))
+    return folder
+
+
+def read_fit(folder) -> dict:
+    return json.loads((folder / training.FIT).read_text())
+
+
+class Interrupted(KeyboardInterrupt):
+    """What a user's Ctrl-C raises, told apart from the user's own."""
+
+
+def stop_at(step, heard=None):
+    """Return a progress that remembers the steps it hears of, and stops a training at one of them."""
+
+    def advance(done, total, note=""):
+        if heard is not None:
+            heard.append(done)
+        if done == step:
+            raise Interrupted
+
+    return advance

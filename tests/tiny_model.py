@@ -33,6 +33,7 @@ QUESTIONS = (
     "Yes?",
     "How do I change the address of my account?",
 )
+ASKED = [{"role": "user", "content": "Where is my parcel?"}]
 CHOICES = ("late", "the money back", "a red fox and a brown hen")
 
 
@@ -144,6 +145,17 @@ def note_shapes(part) -> Iterator[list[tuple[int, ...]]]:
         yield read
     finally:
         hook.remove()
+
+
+@contextmanager
+def unchanged(model, ids) -> Iterator:
+    """Yield the logits of a model, which are afterwards the same to the last bit, as all its tensors are."""
+    plain, before = logits(model, ids), {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    yield plain
+    after = model.state_dict()
+    assert before.keys() == after.keys()
+    assert all(tensor.equal(after[name]) for name, tensor in before.items())
+    assert logits(model, ids).equal(plain)
 
 
 def logits(model, ids: list[int]):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from harness.models.artefacts import artefact_digest
 from harness.models.deltas import delta_digest
@@ -28,7 +28,7 @@ from harness.training.parallel import most
 if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
-_LANGUAGE_MODELS = ("base", "adapter", "delta", "model", "completions", "chat", "artefact")
+_LanguageModel = Literal["base", "adapter", "delta", "model", "completions", "chat", "artefact"]
 CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
 TRACKED = "tracked"  # beside it: the weights of some checkpoints, kept with the others
 # Digests of the weights of a kind, by their folder and the digest of their base.
@@ -106,19 +106,7 @@ class Weights(NamedTuple):
     among several answers of these weights.
     """
 
-    kind: Literal[
-        "base",
-        "adapter",
-        "delta",
-        "model",
-        "classifier",
-        "completions",
-        "chat",
-        "artefact",
-        "reward",
-        "head",
-        "embedding",
-    ]
+    kind: Literal[_LanguageModel, "classifier", "reward", "head", "embedding"]
     digest: str
     folder: Path | None
     training: TrainingRecord = TrainingRecord()
@@ -129,7 +117,7 @@ class Weights(NamedTuple):
     @property
     def is_language_model(self) -> bool:
         """Whether they generate text, and have a base and capabilities to lose."""
-        return self.kind in _LANGUAGE_MODELS
+        return self.kind in get_args(_LanguageModel)
 
 
 def made_weights(context: FitContext, kind: Any, training: TrainingRecord) -> Weights:

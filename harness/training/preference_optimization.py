@@ -11,7 +11,7 @@ learning rate is that of Zephyr's adapter (alignment-handbook), the highest that
 import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -221,66 +221,36 @@ def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
     """
     import torch
 
-    pairs = _join(inputs)
-    wanted, where = torch.tensor(pairs.sources).unique(return_inverse=True)
+    lengths, starts = inputs["attention_mask"].sum(1).tolist(), inputs["completion_mask"].argmax(1).tolist()
+    rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+    b, (ids, positions, parts) = len(rows) // 2, ([], [], [])
+    # Of each token of an answer: the position that predicts it, its id, and which of the 2 b answers has it.
+    sources, targets, slots = list[int](), list[int](), list[int]()
+    for i in range(b):
+        start, chosen, rejected = starts[i], rows[i][starts[i] :], rows[b + i][starts[i] :]
+        ids.append(torch.tensor([*rows[i], *rejected]))
+        positions.append(torch.tensor([*range(len(rows[i])), *range(start, start + len(rejected))]))
+        parts.append(torch.tensor([0] * start + [1] * len(chosen) + [2] * len(rejected)))
+        for slot, answer, first in ((i, chosen, start), (b + i, rejected, len(rows[i]))):
+            sources += [start - 1, *range(first, first + len(answer) - 1)]
+            targets += answer
+            slots += [slot] * len(answer)
+    pad = torch.nn.utils.rnn.pad_sequence
+    part = pad(parts, batch_first=True, padding_value=3)  # (b, t)
+    order = torch.arange(part.shape[1])
+    seen = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])  # the prompt and its own answer
+    seen &= order[:, None] >= order
+    dtype = next(model.parameters()).dtype
+    wanted, where = torch.tensor(sources).unique(return_inverse=True)
     logits = model(
-        input_ids=torch.tensor(pairs.ids),
-        position_ids=torch.tensor(pairs.positions),
-        attention_mask=_mask(pairs.parts, next(model.parameters()).dtype),
+        input_ids=pad(ids, batch_first=True),
+        position_ids=pad(positions, batch_first=True),
+        attention_mask=torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None],
         logits_to_keep=wanted,
         use_cache=False,
     ).logits  # (b, w, v)
-    rows = torch.tensor(pairs.slots) % len(pairs.ids)
+    answer_of = torch.tensor(slots)
     losses = torch.nn.functional.cross_entropy(
-        logits[rows, where].float(), torch.tensor(pairs.targets), reduction="none"
+        logits[answer_of % b, where].float(), torch.tensor(targets), reduction="none"
     )
-    return -torch.zeros(2 * len(pairs.ids)).index_add(0, torch.tensor(pairs.slots), losses)
-
-
-class _Pairs(NamedTuple):
-    """Pairs as rows of t tokens, padded; `parts` are 0 prompt, 1 chosen, 2 rejected, 3 padding.
-
-    `sources`, `targets` and `slots` say of each answer's token which position predicts it, its id,
-    and to which of the 2 b answers it belongs.
-    """
-
-    ids: list[list[int]]
-    positions: list[list[int]]
-    parts: list[list[int]]
-    sources: list[int]
-    targets: list[int]
-    slots: list[int]
-
-
-def _join(inputs: Inputs) -> _Pairs:
-    """Join the rows of each pair at the end of their prompt."""
-    lengths = inputs["attention_mask"].sum(1).tolist()
-    rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
-    b = len(rows) // 2
-    starts = inputs["completion_mask"].argmax(1).tolist()
-    out = _Pairs([], [], [], [], [], [])
-    for i in range(b):
-        start, chosen, rejected = starts[i], rows[i][starts[i] :], rows[b + i][starts[i] :]
-        out.ids.append([*rows[i], *rejected])
-        out.positions.append([*range(len(rows[i])), *range(start, start + len(rejected))])
-        out.parts.append([0] * start + [1] * len(chosen) + [2] * len(rejected))
-        for slot, answer, first in ((i, chosen, start), (b + i, rejected, len(rows[i]))):
-            out.sources.extend([start - 1, *range(first, first + len(answer) - 1)])
-            out.targets.extend(answer)
-            out.slots.extend([slot] * len(answer))
-    width = max(map(len, out.ids))
-    for values, filling in ((out.ids, 0), (out.positions, 0), (out.parts, 3)):
-        for row in values:
-            row.extend([filling] * (width - len(row)))
-    return out
-
-
-def _mask(parts: list[list[int]], dtype: "torch.dtype") -> "torch.Tensor":
-    """Return the additive mask (b, 1, t, t): causal; a token sees the prompt and its own answer."""
-    import torch
-
-    part = torch.tensor(parts)  # (b, t)
-    order = torch.arange(part.shape[1])
-    seen = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])
-    seen &= order[:, None] >= order
-    return torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
+    return -torch.zeros(2 * b).index_add(0, answer_of, losses)
