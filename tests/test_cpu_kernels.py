@@ -1,7 +1,6 @@
 """Pre-packed, quantised, chunked and 16-bit layers compute as before, as transformers' or bitsandbytes."""
 
 import copy
-from dataclasses import replace
 
 import pytest
 import tiny_experiment
@@ -186,8 +185,8 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
 
 def test_an_adapter_is_trained_on_it(tiny, source, tmp_path):
     one = tiny_methods.examples(slice(0, 1))[:1]
-    context = replace(tiny_methods.context(tiny, tmp_path, source=source), train=one)
-    made = lora.METHOD.fit(context, lora.Params(r=2, max_steps=3, warmup_steps=0, learning_rate=0.02))
+    params = {"r": 2, "max_steps": 3, "warmup_steps": 0, "learning_rate": 0.02}
+    made = tiny_methods.fit(tiny, tmp_path, lora, params, source=source, train=one)
     host = ModelHost(source, CPU)
     written = PromptText(one[0].messages, f"{one[0].references[0]}<|im_end|>\n", is_written=True)
     (encoded,) = host.base.encode_all([written])
@@ -231,14 +230,13 @@ def test_packed_scores_are_those_of_transformers_alone_and_near_those_in_fp32(ho
 
 def train_steps(tiny, folder, method, machine):
     """Train three steps; return the losses, and the types of what is trained and of what is not."""
-    rank = {} if method is full else {"r": 2}
+    params = {"max_steps": 3, "warmup_steps": 0, "learning_rate": 0.01} | ({} if method is full else {"r": 2})
     kinds = []
 
     def prepare(model):
         kinds.append({str(parameter.dtype) for parameter in model.parameters()})
 
-    context = tiny_methods.context(tiny, folder, machine=machine, prepare=prepare)
-    made = method.METHOD.fit(context, method.Params(**rank, max_steps=3, warmup_steps=0, learning_rate=0.01))
+    made = tiny_methods.fit(tiny, folder, method, params, machine=machine, prepare=prepare)
     return [loss for _, loss in made.training.loss], kinds
 
 
@@ -260,9 +258,7 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
         "F16"
     }
     with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
-        full.fit(
-            tiny_methods.context(tiny, tmp_path, machine=FP16), full.Params(dtype="bfloat16", max_steps=1)
-        )
+        tiny_methods.fit(tiny, tmp_path, full, {"dtype": "bfloat16", "max_steps": 1}, machine=FP16)
 
 
 @pytest.mark.e2e
@@ -293,12 +289,10 @@ def scaler(monkeypatch):
 @pytest.mark.e2e
 @pytest.mark.parametrize("method", [lora, full])
 def test_steps_whose_gradients_overflow_change_nothing_and_are_counted(tiny, tmp_path, scaler, method):
-    rank = {"r": 2} if method is lora else {}
-    context = tiny_methods.context(tiny, tmp_path, machine=FP16)
-    knobs = {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
-    made = method.METHOD.fit(
-        context, method.Params(**rank, **knobs, max_steps=36, learning_rate=0.01)
-    ).training
+    params = {"r": 2} if method is lora else {}
+    params |= {"warmup_steps": 0, "lr_scheduler_type": "constant", "early_stopping_patience": 99}
+    params |= {"max_steps": 36, "learning_rate": 0.01}
+    made = tiny_methods.fit(tiny, tmp_path, method, params, machine=FP16).training
     skipped, losses = made.n_skipped_steps, [loss for _, loss in made.loss]
     assert 20 < skipped < 28 < made.n_steps == 36  # fp16 holds numbers below 2¹⁶
     assert made.loss_scale == tuple((step, 2.0 ** (40 - min(step, skipped))) for step in range(37))

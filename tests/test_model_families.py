@@ -204,9 +204,8 @@ def test_a_family_that_refuses_our_cache_is_tried_once(load_family):
 @pytest.mark.parametrize("name", EACH)
 def test_an_adapter_trains_a_step_and_loads_again(load_family, name, tmp_path):
     host = load_family(name)
-    params = lora.Params(r=2, max_steps=1, warmup_steps=0, learning_rate=0.05)
-    context = tiny_methods.context(host.source.path, tmp_path)
-    made = lora.METHOD.fit(context, params)
+    params = {"r": 2, "max_steps": 1, "warmup_steps": 0, "learning_rate": 0.05}
+    made = tiny_methods.fit(host.source.path, tmp_path, lora, params)
     assert made.training.n_steps == 1
     before = host.base.loglikelihood(PAIRS[:1])
     with host.use_adapter(made.folder / "adapter", made.digest) as tuned:
@@ -223,9 +222,9 @@ def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_pas
     load_family, tmp_path, excluded
 ):
     source = load_family("Mamba").source
-    params = lora.Params(r=2, max_steps=1, exclude_modules=excluded)
-    assert unknown_names(params, source, "candidate lora") == []
-    made = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path), params)
+    params = {"r": 2, "max_steps": 1, "exclude_modules": excluded}
+    assert unknown_names(lora.Params(**params), source, "candidate lora") == []
+    made = tiny_methods.fit(source.path, tmp_path, lora, params)
     adapted = {
         name.split(".")[-3] for name in load_file(made.folder / "adapter" / "adapter_model.safetensors")
     }
@@ -235,9 +234,9 @@ def test_an_adapter_of_all_linear_layers_leaves_out_the_one_that_mamba_reads_pas
 def test_an_adapter_that_finds_no_layer_or_none_of_its_kind_is_refused_in_its_words(load_family, tmp_path):
     (found,) = family_problems("LOHA", {}, load_family("GPT-2").source.path, "cpu", "candidate loha")
     assert found.found.startswith("Target module of type")
-    context = tiny_methods.context(load_family("GPT-2").source.path, tmp_path)
+    gpt_2, params = load_family("GPT-2").source.path, {"peft_type": "OSF", "max_steps": 1}
     with pytest.raises(CandidateFailed, match="nothing of this base is trained"):
-        peft.fit(context, peft.Params(peft_type="OSF", max_steps=1))
+        tiny_methods.fit(gpt_2, tmp_path, peft, params)
     base = load_family("Mamba").source
     (found,) = unknown_names(lora.Params(target_modules=["out_proj"]), base, "candidate lora")
     assert "'out_proj' is incompatible with Mamba" in found.found
@@ -257,12 +256,12 @@ def test_an_adapter_of_experts_is_counted_and_one_that_leaves_them_alone_is_name
 ):
     source = load_family(name).source
     quick = {"r": 2, "max_steps": 1, "warmup_steps": 0}
-    plain = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path / "plain"), lora.Params(**quick))
+    plain = tiny_methods.fit(source.path, tmp_path / "plain", lora, quick)
     assert memory.lora_parameters(shape(source), 2) == plain.training.n_trainable
     assert leaves_experts(source, plain.folder) is bool(targets)
     if targets:
-        params = lora.Params(**quick, target_parameters=targets)
-        made = lora.METHOD.fit(tiny_methods.context(source.path, tmp_path / "experts"), params)
+        quick["target_parameters"] = targets
+        made = tiny_methods.fit(source.path, tmp_path / "experts", lora, quick)
         assert made.training.n_trainable > plain.training.n_trainable
         assert not leaves_experts(source, made.folder)
 
