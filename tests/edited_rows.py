@@ -6,8 +6,9 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from harness.data import readers
-from harness.data.columns import Roles
-from harness.data.text_files import Row
+from harness.data.columns import Roles, find_roles
+from harness.data.edit.split import SHARES, SplitOptions, split
+from harness.data.text_files import Row, Rows
 
 ASKED = Roles(("text",), ("label",))
 
@@ -32,6 +33,25 @@ def list_written_rows(outcomes):
 def jsonl(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def write_parquet(file, columns, schema=None):
+    """Write a table of columns, or of rows by a schema."""
+    import pyarrow
+    import pyarrow.parquet
+
+    made = pyarrow.Table.from_pylist(columns, schema) if schema else pyarrow.table(columns)
+    pyarrow.parquet.write_table(made, file)
+
+
+def run_rows(verb, *fields, **options):
+    """Clean or dedup rows by the columns that are found to ask and answer; return what became of each."""
+    rows = rows_of(*fields)
+    return list(verb(rows, find_roles(Rows("r.jsonl", "r", rows)), **options))
+
+
+def split_rows(rows, shares=SHARES, **way):
+    return split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(shares, **way))
 
 
 def run_data(data, *words):

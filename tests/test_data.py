@@ -41,14 +41,10 @@ def task(tmp_path):
     """Return a maker of tasks: rows by split, then settings of the data and of the task."""
 
     def make(test, train=None, pairs=None, documents=None, validation=None, data=None, **fields):
-        splits = {
-            "test": test,
-            "train": train,
-            "pairs": pairs,
-            "documents": documents,
-            "validation": validation,
-        }
-        files = {k: write(tmp_path / f"{k}.jsonl", rows) for k, rows in splits.items() if rows is not None}
+        rows_by_part = {"test": test, "train": train, "pairs": pairs, "documents": documents}
+        rows_by_part["validation"] = validation
+        given = {part: rows for part, rows in rows_by_part.items() if rows is not None}
+        files = {part: write(tmp_path / f"{part}.jsonl", rows) for part, rows in given.items()}
         return Task.model_validate({"name": "tiny", "data": {**files, **(data or {})}, **fields})
 
     return make
@@ -65,15 +61,8 @@ def ids(examples):
 
 
 def test_all_fields_of_a_row_arrive_and_what_is_missing_is_its_files_name_and_index(task):
-    full = row(
-        "a",
-        id="i",
-        references=["A", "a"],
-        choices=["A", "a", "b"],
-        slice="s",
-        constraints=[{"kind": "upper"}],
-    )
-    example = load_task(task([full]), 0).test[0]
+    listed = {"references": ["A", "a"], "choices": ["A", "a", "b"], "constraints": [{"kind": "upper"}]}
+    example = load_task(task([row("a", id="i", slice="s", **listed)]), 0).test[0]
     assert example == Example(
         id="i",
         messages=({"role": "user", "content": "What is a?"},),
@@ -87,30 +76,20 @@ def test_all_fields_of_a_row_arrive_and_what_is_missing_is_its_files_name_and_in
     examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
     assert [e.cluster for e in examples] == ["x", "family"]
 
-    turns = [
-        {"role": "user", "content": "Hi"},
-        {"role": "assistant", "content": "Yes?"},
-        {"role": "user", "content": "Who?"},
-    ]
+    said = (("user", "Hi"), ("assistant", "Yes?"), ("user", "Who?"))
+    turns = [{"role": role, "content": text} for role, text in said]
     assert load_task(task([{"messages": turns, "reference": "me"}]), 0).test[0].messages == tuple(turns)
     example = load_task(task([{"id": "t", "text": "The sea."}], kind="bits_per_byte"), 0).test[0]
     assert (example.messages, example.references) == ((), ("The sea.",))
 
-    assert (
-        load_task(task([{"prompt": "Shout.", "constraints": [{"kind": "upper"}]}]), 0).test[0].references
-        == ()
-    )
+    constrained = {"prompt": "Shout.", "constraints": [{"kind": "upper"}]}
+    assert load_task(task([constrained]), 0).test[0].references == ()
 
 
 def test_templates_build_an_item_from_the_fields_of_any_row(task):
     rows = [{"Best Answer": 4, "q": "2+2", "n": 7, "kind": "sum"}]
-    fields = {
-        "prompt": 'Reply as {"a": 1}: {q}',
-        "reference": "{Best Answer}",
-        "id": "q{n}",
-        "slice": "{kind}",
-        "cluster": "c{n}",
-    }
+    fields = {"prompt": 'Reply as {"a": 1}: {q}', "reference": "{Best Answer}"}
+    fields |= {"id": "q{n}", "slice": "{kind}", "cluster": "c{n}"}
     example = load_task(task(rows, fields=fields), 0).test[0]
     assert (example.prompt, example.references) == ('Reply as {"a": 1}: 2+2', ("4",))
     assert (example.id, example.slice, example.cluster) == ("q7", "sum", "c7")
@@ -130,9 +109,8 @@ def test_a_column_that_is_named_without_braces_is_refused(task, key):
 
 
 def test_pairs_keep_both_answers_and_documents_their_order(task):
-    pair = load_task(
-        task(make_rows("t", 1), pairs=[{"prompt": "Q", "chosen": "good", "rejected": "bad"}]), 0
-    ).pairs[0]
+    pairs = [{"prompt": "Q", "chosen": "good", "rejected": "bad"}]
+    pair = load_task(task(make_rows("t", 1), pairs=pairs), 0).pairs[0]
     assert (pair.id, pair.references, pair.rejected) == ("pairs-0", ("good",), "bad")
     documents = [{"id": "b", "title": "B", "text": "bee"}, {"id": "a", "text": "ay"}]
     found = load_task(task(make_rows("t", 1), documents=documents), 0).documents
@@ -201,9 +179,8 @@ def test_a_fifth_is_set_aside_without_a_validation_file_and_a_draw_covers_the_wh
     items = load_task(task(make_rows("test", 3), train=make_rows("train", 50)), 0)
     assert (len(items.train), len(items.validation)) == (40, 10)
 
-    items = load_task(
-        task(make_rows("test", 3), train=make_rows("train", 50), validation=make_rows("v", 4)), 0
-    )
+    given = {"train": make_rows("train", 50), "validation": make_rows("v", 4)}
+    items = load_task(task(make_rows("test", 3), **given), 0)
     assert (len(items.train), len(items.validation)) == (50, 4)
 
     items = load_task(task(make_rows("test", 30), data={"limits": {"test": 9}}, limit=20), 0)
@@ -236,17 +213,13 @@ def test_a_pair_that_is_evaluated_is_refused(task, split):
 
 def test_leaks_are_removed_from_training_with_a_message_unless_nothing_is_left(task):
     train = [*make_rows("own", 6), row("t 1"), row("t 0")]
-    items = load_task(
-        task(make_rows("t", 3), train=train, validation=make_rows("v", 2), data={"contamination": "drop"}), 0
-    )
+    drop = {"data": {"contamination": "drop"}}
+    items = load_task(task(make_rows("t", 3), train=train, validation=make_rows("v", 2), **drop), 0)
     assert ids(items.train) == [f"train-{i}" for i in range(6)]
     assert len(items.test) == 3
     assert [m.split("train.jsonl")[1] for m in items.removed] == [": 2 rows dropped, evaluated too (7, 8)"]
 
-    assert (
-        len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), data={"contamination": "drop"})))
-        == 1
-    )
+    assert len(list_problems(task(make_rows("t", 3), train=make_rows("t", 3), **drop))) == 1
 
 
 def test_choices_in_another_order_are_the_same_question_and_other_choices_another(task):
@@ -322,6 +295,17 @@ def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
     assert readers.read("r.utf8.csv", "train").rows[0].fields == {"prompt": text, "reference": text}
 
 
+@pytest.fixture
+def read_text(tmp_path):
+    """Return a reader of the rows of a file with this content."""
+
+    def read(content, name="test.csv"):
+        (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        return readers.read(str(tmp_path / name), "test").rows
+
+    return read
+
+
 @pytest.mark.parametrize(
     ("line", "found"),
     [
@@ -332,14 +316,13 @@ def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
         ("Where?,billing,now", "2 fields in the first line and 3 in 9 of those behind it"),
     ],
 )
-def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_are(tmp_path, line, found):
-    file = tmp_path / "r.csv"
-    file.write_text("text,label\n" + f"{line}\n" * 9)
+def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_are(read_text, line, found):
+    content = "text,label\n" + f"{line}\n" * 9
     if found is None:
-        assert {row.fields["label"] for row in readers.read(str(file), "train").rows} == {"billing"}
+        assert {row.fields["label"] for row in read_text(content)} == {"billing"}
         return
     with pytest.raises(UserError) as caught:
-        readers.read(str(file), "train")
+        read_text(content)
     assert caught.value.problems[0].found == found
 
 
@@ -353,9 +336,8 @@ def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_a
         b'prompt,reference\na,"b, c"\n,\n',
     ],
 )
-def test_separated_values_are_read_as_spreadsheets_export_them(tmp_path, content):
-    (tmp_path / "test.csv").write_bytes(content)
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+def test_separated_values_are_read_as_spreadsheets_export_them(read_text, content):
+    (row,) = read_text(content)
     assert row.fields == {"prompt": "a", "reference": "b, c"}
 
 
@@ -368,9 +350,8 @@ def test_separated_values_are_read_as_spreadsheets_export_them(tmp_path, content
         ("Text; as sent,Team\nI waited; long,a\nI paid; twice,b\n", ["Text; as sent", "Team"]),
     ],
 )
-def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(tmp_path, content, names):
-    (tmp_path / "test.csv").write_text(content)
-    rows = readers.read(str(tmp_path / "test.csv"), "test").rows
+def test_a_separator_inside_a_name_of_a_column_is_told_by_the_rows(read_text, content, names):
+    rows = read_text(content)
     assert [list(row.fields) for row in rows] == [names, names]
     assert [row.fields["Team"] for row in rows] == ["a", "b"]
 
@@ -380,10 +361,9 @@ UNTITLED = (
 )
 
 
-def test_a_csv_whose_first_line_is_a_row_is_refused(tmp_path):
-    (tmp_path / "test.csv").write_text(UNTITLED)
+def test_a_csv_whose_first_line_is_a_row_is_refused(read_text):
     with pytest.raises(UserError) as refusal:
-        readers.read(str(tmp_path / "test.csv"), "test")
+        read_text(UNTITLED)
     (problem,) = refusal.value.problems
     assert (Path(problem.where).name, problem.next_step) == ("test.csv:1", "add a header line")
     assert problem.found == "'refund', which 2 rows hold in that column, where names of columns belong"
@@ -398,23 +378,19 @@ def test_a_csv_whose_first_line_is_a_row_is_refused(tmp_path):
         "q,a\nWhat is it?,a\nAnd this?,a\nAnd that?,b\n",  # may be either
     ],
 )
-def test_a_first_line_that_may_be_a_header_is_read_as_one(tmp_path, content):
-    (tmp_path / "test.csv").write_text(content)
-    assert len(readers.read(str(tmp_path / "test.csv"), "test").rows) == content.count("\n") - 1
+def test_a_first_line_that_may_be_a_header_is_read_as_one(read_text, content):
+    assert len(read_text(content)) == content.count("\n") - 1
 
 
-def test_a_csv_is_read_whatever_its_columns_are_called(tmp_path):
-    (tmp_path / "test.csv").write_text("a,,a,a\n1,2,3,4\n")
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+def test_a_csv_is_read_whatever_its_columns_are_called(read_text, tmp_path):
+    (row,) = read_text("a,,a,a\n1,2,3,4\n")
     assert row.fields == {"a": "1", "column 2": "2", "a 2": "3", "a 3": "4"}
-    (tmp_path / "test.tsv").write_text("prompt, long\treference\na, b\tc\n")
-    (row,) = readers.read(str(tmp_path / "test.tsv"), "test").rows
+    (row,) = read_text("prompt, long\treference\na, b\tc\n", "test.tsv")
     assert row.fields == {"prompt, long": "a, b", "reference": "c"}
-    (tmp_path / "test.csv").write_text(f"prompt,reference\n{'a ' * 100_000},b\n")
-    (row,) = readers.read(str(tmp_path / "test.csv"), "test").rows
+    (row,) = read_text(f"prompt,reference\n{'a ' * 100_000},b\n")
     assert len(row.fields["prompt"]) == 200_000
 
-    (tmp_path / "test.csv").write_text("te{x}t,reference\na,b\nc,d\n")
+    read_text("te{x}t,reference\na,b\nc,d\n")
     data = {"test": str(tmp_path / "test.csv")}
     task = Task(name="t", data=data, fields={"prompt": "Q: {te{x}t}"})
     assert [found for _, found in list_problems(task)] == ["the column 'te{x}t', which no template can name"]
@@ -441,7 +417,6 @@ def test_a_version_changes_with_what_is_asked_and_not_with_more_training_rows(ta
     assert task_version(one, few, "test") == task_version(one, many, "test")
     assert task_version(one, few, "validation") != task_version(one, many, "validation")
     assert task_version(one, few) != task_version(one, many)
-    few, many = (load_task(task(make_rows("t", 3), train=make_rows("r", n)), 0) for n in (20, 40))
     one = task(make_rows("t", 3), train=make_rows("r", 20), num_fewshot=2)
     assert task_version(one, few, "test") != task_version(one, many, "test")
 
@@ -453,13 +428,11 @@ families = st.lists(
 
 
 def source_examples(rows):
-    return [
-        SourcedExample(
-            Example(f"e{i}", ({"role": "user", "content": f"Q{q}"},), (label,), tuple("xyz"), f"c{c}"),
-            f"f:{i}",
-        )
-        for i, (c, q, label) in enumerate(rows)
-    ]
+    def source(i, cluster, question, label):
+        turns = ({"role": "user", "content": f"Q{question}"},)
+        return SourcedExample(Example(f"e{i}", turns, (label,), tuple("xyz"), f"c{cluster}"), f"f:{i}")
+
+    return [source(i, *row) for i, row in enumerate(rows)]
 
 
 @given(families, st.integers(0, 5))
@@ -496,9 +469,8 @@ def test_a_draw_has_its_size_every_label_by_its_share_and_each_smaller_draw(rows
     assert set(ids(small)) <= set(ids(large))
     drawn = Counter(e.references[0] for e in large)
     for label, n in Counter(label for *_, label in rows).items():
-        assert (
-            abs(drawn[label] - len(large) / len(rows) * n) < 2
-        )  # of three labels, each rounded by less than 1
+        # Of three labels, each rounded by less than 1.
+        assert abs(drawn[label] - len(large) / len(rows) * n) < 2
 
 
 @given(families, families)
@@ -509,19 +481,11 @@ def test_a_leak_is_found_exactly_where_a_question_is_shared(train, test):
 
 
 def banking(**data):
-    files = {
-        split: str(find_shared_data(f"rows/banking77/{name}"))
-        for split, name in (("train", "train.jsonl.gz"), ("test", "test.jsonl"))
-    }
-    limits = {"train": 360, "validation": 60, "test": 240}
-    return Task.model_validate(
-        {
-            "name": "banking",
-            "labels": INTENTS,
-            "fields": {"prompt": "{text}", "reference": "{label}"},
-            "data": {**files, "limits": limits, "unknown_labels": "drop", **data},
-        }
-    )
+    names = {"train": "train.jsonl.gz", "test": "test.jsonl"}
+    data |= {split: str(find_shared_data(f"rows/banking77/{name}")) for split, name in names.items()}
+    data |= {"limits": {"train": 360, "validation": 60, "test": 240}, "unknown_labels": "drop"}
+    fields = {"prompt": "{text}", "reference": "{label}"}
+    return Task.model_validate({"name": "banking", "labels": INTENTS, "fields": fields, "data": data})
 
 
 @pytest.mark.e2e
@@ -575,23 +539,14 @@ def test_evaluated_rows_that_ask_the_same_are_one_cluster_whatever_their_answers
 
 
 def test_clusters_and_questions_that_are_shared_are_one_and_others_none(task):
-    asked = [
-        row("a", cluster="one"),
-        row("b", cluster="one"),
-        row("a", cluster="two"),
-        row("c", cluster="two"),
-    ]
+    named = (("a", "one"), ("b", "one"), ("a", "two"), ("c", "two"))
+    asked = [row(name, cluster=cluster) for name, cluster in named]
     items = load_task(task([*asked, row("d")]), 0)
     assert list_clusters(items.test)[:4] == ["one"] * 4
     assert list_clusters(items.test)[4] not in ("one", "two")
 
-    asked = [
-        {
-            "messages": [{"role": "system", "content": text}, {"role": "user", "content": "Who?"}],
-            "reference": "I",
-        }
-        for text in ("Ann speaks.", "Bob speaks.")
-    ]
+    who, systems = {"role": "user", "content": "Who?"}, ("Ann speaks.", "Bob speaks.")
+    asked = [{"messages": [{"role": "system", "content": s}, who], "reference": "I"} for s in systems]
     assert len(set(list_clusters(load_task(task(asked), 0).test))) == 2
     chosen = [{"prompt": "Which?", "reference": one, "choices": [one, "none"]} for one in ("red", "blue")]
     assert len(set(list_clusters(load_task(task(chosen, kind="choice"), 0).test))) == 2

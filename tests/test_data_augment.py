@@ -6,14 +6,12 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
-from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data
+from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data, split_rows
 from openai_server import Rule, serve_model
 
 from harness.data import load_task
 from harness.data.edit.augment import WrittenQuestion, augment
 from harness.data.edit.dedup import dedup
-from harness.data.edit.split import SplitOptions, split
-from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.records import parse_json
 from harness.spec import Task
@@ -61,21 +59,15 @@ def test_each_row_is_followed_by_the_row_that_was_made_from_it(augment_file):
     found = read("new.jsonl")
     assert [row["id"] for row in found[:4]] == ["r0", "r0-augmented-1", "r1", "r1-augmented-1"]
     assert found[0] == {"text": question(0), "label": "late", "id": "r0"}
-    assert found[1] == {
-        "text": reword_question(question(0)),
-        "label": "late",
-        "id": "r0-augmented-1",
-        "source": "augmented",
-        "augmented_from": question(0),
-    }
+    made = {"text": reword_question(question(0)), "label": "late", "id": "r0-augmented-1"}
+    assert found[1] == made | {"source": "augmented", "augmented_from": question(0)}
     assert len(found) == 11
 
 
 def test_the_manifest_keeps_the_prompts_and_says_why_a_rewording_was_left_out(augment_file):
     jsonl(Path("t.jsonl"), rows(6))
-    run_data(
-        augment_file, "t.jsonl", "--out", "new.jsonl", "--license", "CC0-1.0", "--note", "names are made up"
-    )
+    said = ("--license", "CC0-1.0", "--note", "names are made up")
+    run_data(augment_file, "t.jsonl", "--out", "new.jsonl", *said)
     made = manifest("new.jsonl")
     assert made["command"] == "harness data augment"
     assert "Write the text below in other words" in made["parameters"]["prompts"][0]
@@ -94,12 +86,9 @@ TREE = {"message_id": "1", "text": TURNS["content"], "role": "prompter", "replie
     ("row", "layout"),
     [
         ({"message_tree_id": "1", "prompt": TREE}, "OASST tree"),
-        (
-            {"input": {"messages": [TURNS]}, "preferred_output": [], "non_preferred_output": []},
-            "OpenAI preference",
-        ),
+        ({"input": {"messages": [TURNS]}, "preferred_output": [], "non_preferred_output": []}, "OpenAI preference"),
     ],
-)
+)  # fmt: skip
 def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augment_file, row, layout):
     jsonl(Path("t.jsonl"), [row])
     said = read_refusal(augment_file, "t.jsonl", "--out", "new.jsonl")
@@ -176,9 +165,8 @@ def test_a_rewording_that_asks_what_a_test_file_asks_is_left_out(augment_file):
 def augment_pairs(*pairs, label="x"):
     """Augment one row for each pair of a text and what it is reworded to; say which were written, and why not."""
     content = rows_of(*({"text": text, "label": label} for text, _ in pairs))
-    found = augment(
-        content, ASKED, {i: [WrittenQuestion(new)] for i, (_, new) in enumerate(pairs)}, by="paraphrase"
-    )
+    written = {i: [WrittenQuestion(new)] for i, (_, new) in enumerate(pairs)}
+    found = augment(content, ASKED, written, by="paraphrase")
     return [one.change.reason for one in found if one.change]
 
 
@@ -197,27 +185,18 @@ def test_a_rewording_is_written_only_where_it_can_have_the_answer_of_its_origina
 
 
 def test_a_rewording_needs_the_answer_that_stands_in_the_question_and_repeats_or_contradicts_no_row():
-    content = rows_of({"text": "A train to Rome leaves at noon", "label": "Rome"})
+    asked = "A train to Rome leaves at noon"
     for new, said in (
         ("At noon one departs for the capital", "lacks the answer"),
         ("Noon is when one goes to Rome", "a row"),
     ):
-        (found,) = [
-            o.change
-            for o in augment(content, ASKED, {0: [WrittenQuestion(new)]}, by="paraphrase")
-            if o.change
-        ]
-        assert said in found.reason
+        (reason,) = augment_pairs((asked, new), label="Rome")
+        assert said in reason
 
-    content = rows_of(
-        {"text": "Send the lamp back", "label": "a"}, {"text": "Why does nobody write?", "label": "b"}
-    )
-    found = augment(
-        content,
-        ASKED,
-        {0: [WrittenQuestion("Why does nobody WRITE?")], 1: [WrittenQuestion("I await a letter")] * 2},
-        by="x",
-    )
+    texts = ("Send the lamp back", "Why does nobody write?")
+    content = rows_of(*({"text": text, "label": label} for text, label in zip(texts, "ab", strict=True)))
+    written = {0: [WrittenQuestion("Why does nobody WRITE?")], 1: [WrittenQuestion("I await a letter")] * 2}
+    found = augment(content, ASKED, written, by="x")
     assert [(o.change.kind, o.change.reason) for o in found if o.change] == [
         ("dropped", "a rewording: another answer to the question"),
         ("added", "a row by x"),
@@ -274,9 +253,7 @@ def is_made(row):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(seed):
-    found = split(
-        Rows("r.jsonl", "r", rows_of(*make_augmented_rows())), ASKED, SplitOptions((0.6, 0.2, 0.2), seed=seed)
-    )
+    found = split_rows(rows_of(*make_augmented_rows()), (0.6, 0.2, 0.2), seed=seed)
     parts = {name: [row.fields for row in part] for name, part in found.parts.items()}
     assert not any(is_made(row) for name in ("validation", "test") for row in parts[name])
     own = {row["n"] for row in parts["train"] if not is_made(row)}
@@ -288,10 +265,9 @@ def test_a_split_leaves_augmented_rows_in_training_alone_beside_their_originals(
 
 def test_a_split_by_time_leaves_augmented_rows_with_the_past_alone():
     dated = [{**row, "day": f"2024-05-{1 + row['n']:02}"} for row in make_augmented_rows()]
-    found = split(Rows("r", "r", rows_of(*dated)), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day"))
-    assert [is_made(row.fields) for name in ("validation", "test") for row in found.parts[name]] == [
-        False
-    ] * 10
+    found = split_rows(rows_of(*dated), (0.5, 0.25, 0.25), time="day")
+    evaluated = [*found.parts["validation"], *found.parts["test"]]
+    assert [is_made(row.fields) for row in evaluated] == [False] * 10
     assert sum(is_made(row.fields) for row in found.parts["train"]) == 10
 
 
@@ -300,8 +276,8 @@ def test_an_augmented_row_that_asks_what_another_part_asks_is_dropped():
     for target in range(1, 12):
         made = {**content[0], "text": content[1 + target]["text"].upper()}
         made |= {"source": "augmented", "augmented_from": content[0]["text"]}
-        file = Rows("r", "r", rows_of(*(row for row in content if not is_made(row)), made))
-        found = split(file, ASKED, SplitOptions((0.6, 0.0, 0.4)))
+        rows = rows_of(*(row for row in content if not is_made(row)), made)
+        found = split_rows(rows, (0.6, 0.0, 0.4))
         evaluated = {row.fields["n"] for row in found.parts["test"]}
         kept = any(is_made(row.fields) for row in found.parts["train"])
         assert kept == (0 not in evaluated and target not in evaluated)
@@ -327,7 +303,7 @@ def test_dedup_drops_what_was_made_from_a_row_that_it_drops():
 
 def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_out(tmp_path):
     alone = [row for row in twins_of_which_the_second_is_reworded() if not row["text"].startswith("Hello")]
-    found = split(Rows("r.jsonl", "r", rows_of(*alone)), ASKED, SplitOptions())
+    found = split_rows(rows_of(*alone))
     assert not any(is_made(row.fields) for part in found.parts.values() for row in part)
     assert {change.reason for change in found.changes} == {"augmented from a row that is not in the file"}
     jsonl(tmp_path / "all.jsonl", alone)
@@ -338,14 +314,10 @@ def test_where_rows_are_set_aside_an_augmented_row_without_its_original_is_left_
 
 
 def letters_task(folder, **data):
-    return Task.model_validate(
-        {
-            "name": "letters",
-            "data": {name: str(folder / file) for name, file in data.items()},
-            "fields": {"prompt": "Sort this: {text}", "reference": "{label}"},
-            "labels": ["a", "b"],
-        }
-    )
+    files = {name: str(folder / file) for name, file in data.items()}
+    fields = {"prompt": "Sort this: {text}", "reference": "{label}"}
+    task = {"name": "letters", "data": files, "fields": fields, "labels": ["a", "b"]}
+    return Task.model_validate(task)
 
 
 @pytest.mark.parametrize("parts", [{"all": "all.jsonl"}, {"train": "all.jsonl", "test": "test.jsonl"}])
@@ -373,14 +345,11 @@ def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_se
     suite = tmp_path / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace(" validation: letters/validation.jsonl,", ""))
     own = tiny_experiment.letters(slice(0, 5))
-    made = [
-        {**r, "id": f"{r['id']}-augmented-1", "prompt": f"Of {r['id']} I know nothing"}
-        | {"source": "augmented", "augmented_from": r["prompt"]}
-        for r in own
-    ]
-    tiny_experiment.rows(
-        tmp_path / "more.jsonl", [row for pair in zip(own, made, strict=True) for row in pair]
-    )
+    both = []
+    for row in own:
+        made = {"id": f"{row['id']}-augmented-1", "prompt": f"Of {row['id']} I know nothing"}
+        both += [row, {**row, **made, "source": "augmented", "augmented_from": row["prompt"]}]
+    tiny_experiment.rows(tmp_path / "more.jsonl", both)
     session = tiny_experiment.session(path, "suites=[]")
     aside = {e.prompt for e in session.target.items.validation}
     (measured,) = session.training.values()
@@ -393,25 +362,23 @@ def test_other_training_rows_of_a_candidate_leave_out_what_was_made_from_rows_se
 
 def test_an_augmented_row_in_a_test_file_is_refused_by_its_line(tmp_path):
     jsonl(tmp_path / "train.jsonl", [row for row in make_augmented_rows() if not is_made(row)])
-    jsonl(
-        tmp_path / "test.jsonl",
-        [{"text": "new 1", "label": "a"}, {**make_augmented_rows(1)[1], "text": "new 2"}],
-    )
+    made = {**make_augmented_rows(1)[1], "text": "new 2"}
+    jsonl(tmp_path / "test.jsonl", [{"text": "new 1", "label": "a"}, made])
     with pytest.raises(UserError, match=r"test\.jsonl:2: found an augmented row"):
         load_task(letters_task(tmp_path, train="train.jsonl", test="test.jsonl"), seed=0)
 
 
 def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path, own_cache, command):
-    with serve_model(
-        Rule(lambda messages: reword_question(messages[0]["content"].split("\n\n", 1)[1] + " z q"))
-    ) as server:
+    def reword(messages):
+        return reword_question(messages[0]["content"].split("\n\n", 1)[1] + " z q")
+
+    with serve_model(Rule(reword)) as server:
         writer = f"  writer: {{method: endpoint, params: {{base_url: '{server.url}', model: tiny, protocol: chat}}}}\n"
         path = tiny_experiment.write(tmp_path, tiny, writer)
         out = tmp_path / "new.jsonl"
         source = tmp_path / "suites" / "letters" / "train.jsonl"
-        code, said, error = command(
-            "data", "augment", str(source), "--with", "writer", "-c", str(path), "--out", str(out)
-        )
+        words = ("--with", "writer", "-c", str(path), "--out", str(out))
+        code, said, error = command("data", "augment", str(source), *words)
         assert code == 0, error
     assert "30 read" in said
     held = manifest(out)["parameters"]
@@ -423,9 +390,8 @@ def test_a_candidate_of_the_experiment_rewords_its_training_rows(tiny, tmp_path,
 
 
 def test_sensitive_rows_are_sent_to_no_address_outside(tiny, tmp_path, own_cache, command):
-    path = tiny_experiment.write(
-        tmp_path, tiny, "  bag: {method: classifier}\n", extra="decide: {needs: [sensitive_data]}\n"
-    )
+    extra = "decide: {needs: [sensitive_data]}\n"
+    path = tiny_experiment.write(tmp_path, tiny, "  bag: {method: classifier}\n", extra=extra)
     source, out = tmp_path / "suites" / "letters" / "train.jsonl", tmp_path / "new.jsonl"
     words = ("data", "augment", str(source), "-c", str(path), "--out", str(out), "--model", "big", "--with")
     code, _, error = command(*words, "https://big.example.invalid/v1")

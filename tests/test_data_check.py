@@ -7,6 +7,7 @@ import random
 import re
 import shlex
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -72,12 +73,8 @@ def plant_edge_cases(rows):
     planted = [dict(row) for row in rows]
     for i, row in enumerate(planted):
         if i % 10 < 4:
-            row["text"] = (
-                f"xq{i} zv{i} wk{i}",
-                f"{row['text']} {row['text']}",
-                f"{row['text']} not",
-                f"{row['text']} crashed",
-            )[i % 10]
+            text = row["text"]
+            row["text"] = (f"xq{i} zv{i} wk{i}", f"{text} {text}", f"{text} not", f"{text} crashed")[i % 10]
     return planted
 
 
@@ -104,15 +101,13 @@ def test_a_comparison_reports_the_cases_that_the_check_counts_also_without_writt
 
     test = write(tmp_path / "test.jsonl", rows(1000, 60, 6))
     train = write(tmp_path / "train.jsonl", rows(0, 100, 4))
-    (found,) = (
-        f for f in find(rows(0, 100, 4), "edge_cases", test=[test]) if f.title.startswith("edge: rare")
-    )
+    cases = find(rows(0, 100, 4), "edge_cases", test=[test])
+    (found,) = (f for f in cases if f.title.startswith("edge: rare"))
     assert found.example == "and 6 of 60 test items, reported as a slice"
     data = TaskData(train=train, validation=write(tmp_path / "v.jsonl", rows(2000, 9, 0)), test=test)
     fields = {"prompt": "{text}", "reference": "{label}"}
-    items = load_task(
-        Task(name="t", data=data, fields=fields, kind="generate", metrics=["exact_match"]), seed=0
-    )
+    task = Task(name="t", data=data, fields=fields, kind="generate", metrics=["exact_match"])
+    items = load_task(task, seed=0)
     assert len(reported_cases(items.train, items.test)["edge: rare"]) == 6
 
 
@@ -281,10 +276,8 @@ def test_the_dashboard_is_named_where_its_data_page_shows_the_file(tmp_path, mon
 def test_without_an_experiment_the_command_makes_one_of_rows_that_init_takes(tmp_path, monkeypatch, n_empty):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rows").mkdir()
-    write(
-        tmp_path / "rows.jsonl",
-        [*make_rows_with_mail(), *({"text": f"no {i}", "label": ""} for i in range(n_empty))],
-    )
+    empty = [{"text": f"no {i}", "label": ""} for i in range(n_empty)]
+    write(tmp_path / "rows.jsonl", [*make_rows_with_mail(), *empty])
     last = run("rows.jsonl").stdout.splitlines()[-1]
     made, _, then = decide_command("rows.jsonl").partition("  # its Data page, then: ")
     if n_empty:
@@ -325,10 +318,8 @@ def test_rows_of_the_hub_are_written_to_a_file_before_they_are_decided_on():
     hub = "hub:owner/mails"
     mail = check.Finding("warning", "", "", count=1, of=9, rows=(f"{hub}:1",), command=check.DECIDE)
     (filled,) = fill_commands([mail], [hub])
-    made = (
-        "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails.clean."
-    )
-    assert filled.command.startswith(made)
+    made = "harness data clean hub:owner/mails --out mails.clean.jsonl && harness init mails --data mails."
+    assert filled.command.startswith(f"{made}clean.")
 
 
 @pytest.mark.parametrize("verb", ["clean", "dedup"])
@@ -363,19 +354,16 @@ def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
     ],
 )
 def test_a_command_names_a_file_that_can_be_written(file, out):
-    finding = check.Finding(
-        "error", "t", "m", rows=(f"{file}:3",), command="harness data dedup FILE --out OUT"
-    )
+    command = "harness data dedup FILE --out OUT"
+    finding = check.Finding("error", "t", "m", rows=(f"{file}:3",), command=command)
     expected = f"harness data dedup {shlex.quote(file)} --out {out}"
     assert fill_commands([finding], [file[:-1], file])[0].command == expected
 
 
 def test_a_row_of_several_lines_of_a_csv_file_stands_at_its_first(tmp_path):
     rows = [f"{row['text']},{row['label']}" for row in make_clean_rows(40)]
-    file = tmp_path / "rows.csv"
-    file.write_text(
-        "\n".join(["text,label", '"one\ntwo\n\nthree",refund', *rows, '"one\ntwo\n\nthree",refund'])
-    )
+    file, long = tmp_path / "rows.csv", '"one\ntwo\n\nthree",refund'
+    file.write_text("\n".join(["text,label", long, *rows, long]))
     (found,) = alarms(examine_rows(RowCheck([str(file)], only=["repeated_rows"])).findings)
     assert lines(found) == [46]
     assert found.example.endswith("rows.csv:46 repeats " + found.rows[0].replace(":46", ":2"))
@@ -403,11 +391,6 @@ def write_lines(path, rows):
         writer.writerows(rows)
 
 
-def find_out_file(command):
-    words = shlex.split(command)
-    return words[words.index("--out") + 1]
-
-
 @pytest.mark.e2e
 @pytest.mark.parametrize("names", [["rows.csv"], ["my rows.csv"], ["-rows.csv"], ["a b.csv", "-c.csv"]])
 def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm(
@@ -418,21 +401,18 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
         write_lines(name, damage_rows(make_clean_rows(200, i)))
     if len(names) == 2:
         with Path(names[1]).open("a", newline="") as file:
-            csv.writer(file).writerows(
-                [list(row.values()) for row in damage_rows(make_clean_rows(200, 0))[40:50]]
-            )
+            again = damage_rows(make_clean_rows(200, 0))[40:50]
+            csv.writer(file).writerows(list(row.values()) for row in again)
     files = [name if name[0] != "-" else f"./{name}" for name in names]
-    found = examine_rows(
-        RowCheck(files, only=["missing_values", "encoding_damage", "answer_formats", "repeated_rows"])
-    )
+    only = ["missing_values", "encoding_damage", "repeated_rows"]
+    found = examine_rows(RowCheck(files, only=[*only, "answer_formats"]))
     chain = order_commands(found.findings)
     verbs = [shlex.split(step)[2] for step in chain]
     assert verbs == ["clean"] * len(names) + (["mix"] if len(names) > 1 else []) + ["dedup"]
     for step in chain:
         run_command(step)
-    left = examine_rows(
-        RowCheck([find_out_file(chain[-1])], only=["missing_values", "encoding_damage", "repeated_rows"])
-    )
+    words = shlex.split(chain[-1])
+    left = examine_rows(RowCheck([words[words.index("--out") + 1]], only=only))
     assert alarms(left.findings) == []
     for finding in alarms(found.findings):
         assert set(finding.steps) <= set(chain)
@@ -473,8 +453,7 @@ def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_th
     changed = {**longer[4], "text": longer[4]["text"].replace(" tum", " tam")}
     (found,) = alarms(find([*longer, changed], "repeated_rows"))
     assert lines(found) == [401]
-    other = {**changed, "label": "delivery"}
-    assert alarms(find([*longer, other], "repeated_rows")) == []
+    assert alarms(find([*longer, {**changed, "label": "delivery"}], "repeated_rows")) == []
 
     rows = make_clean_rows(40)
     tickets = [
@@ -515,14 +494,11 @@ def test_conflicting_answers_are_an_error_at_both_lines_and_no_command_drops_all
 )
 def test_one_text_under_two_system_prompts_or_choices_is_two_questions(find, settings):
     rows = []
-    for i in range(40):
-        for n, setting in enumerate(settings):
-            turns = [{"role": "user", "content": f"{WORDS[i]} {WORDS[-i]}?"}]
-            if "system" in setting:
-                turns.insert(0, {"role": "system", "content": setting["system"]})
-            rows.append({"messages": turns, "reference": "bc"[(i * n) % 2], **setting})
-    for row in rows:
-        row.pop("system", None)
+    for i, (n, setting) in product(range(40), enumerate(settings)):
+        turns = [{"role": "user", "content": f"{WORDS[i]} {WORDS[-i]}?"}]
+        if "system" in setting:
+            turns, setting = [{"role": "system", "content": setting["system"]}, *turns], {}
+        rows.append({"messages": turns, "reference": "bc"[(i * n) % 2], **setting})
     found = find(rows, "conflicting_answers") + find(rows, "repeated_rows")
     assert [f.title for f in found if f.severity != "note"] == []
 
@@ -564,18 +540,14 @@ def test_training_rows_that_test_repeats_are_errors(find, tmp_path):
     assert [(f.severity, lines(f)) for f in found] == [("error", [10])]
     assert found[0].command.startswith("harness data dedup ")
     run_command(found[0].command)
-    left = RowCheck(
-        [str(tmp_path / "rows.dedup.jsonl")], test=[str(tmp_path / "test.jsonl")], only=["test_leaks"]
-    )
-    assert examine_rows(left).findings == ()
+    left, tested = str(tmp_path / "rows.dedup.jsonl"), str(tmp_path / "test.jsonl")
+    assert examine_rows(RowCheck([left], test=[tested], only=["test_leaks"])).findings == ()
 
 
 def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path):
     ask = "How do I open an account for my business in Germany"
-    rows = [*make_clean_rows(), {"text": f"{ask}?", "label": make_clean_rows()[0]["label"]}]
-    test = write(
-        tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": make_clean_rows()[0]["label"]}]
-    )
+    rows = [*make_clean_rows(), {"text": f"{ask}?", "label": LABELS[0]}]
+    test = write(tmp_path / "test.jsonl", [{"text": f"{ask}, please?", "label": LABELS[0]}])
     [found] = find(rows, "test_leaks", test=[test])
     assert (found.severity, lines(found)) == ("warning", [len(rows)])
     assert "test.jsonl:1 (words in common 0.8" in found.example
@@ -593,9 +565,8 @@ def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_
 
 def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     rows = [{**row, "day": f"2026-01-{1 + i % 28:02}"} for i, row in enumerate(make_clean_rows())]
-    test = write(
-        tmp_path / "test.jsonl", [{**row, "day": "2026-02-01"} for row in make_clean_rows(100, seed=4)]
-    )
+    tested = [{**row, "day": "2026-02-01"} for row in make_clean_rows(100, seed=4)]
+    test = write(tmp_path / "test.jsonl", tested)
     found = find(rows, "traits", "suspect_labels", test=[test], date="day")
     named = {f.title.partition(":")[0] for f in found}
     assert {"diversity", "relevance", "representativeness", "freshness", "label accuracy"} <= named
@@ -613,12 +584,10 @@ def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
         for i in range(20)
     ]
     test = write(tmp_path / "test.jsonl", rows[480:])
-    (told,) = [f for f in find(rows[:480], "traits", test=[test]) if "representativeness" in f.title]
-    (apart,) = [
-        f
-        for f in find(rows[:480], "traits", test=[test], source="article")
-        if "representativeness" in f.title
-    ]
+    told, apart = (
+        next(f for f in find(rows[:480], "traits", test=[test], **named) if "representativeness" in f.title)
+        for named in ({}, {"source": "article"})
+    )
     assert (told.severity, apart.severity) == ("warning", "note")
     assert "other values of 'article'" in apart.meaning
 
@@ -627,16 +596,14 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
     ask = "How do I open an account for my business in Germany"
     rows = [{"text": f"{ask}?", "label": "a"}, {"text": "Wo ist meine Karte", "label": "b"}]
     items = [{"text": f"{ask}, please?", "label": "a"}, {"text": "Where is my card", "label": "b"}]
-    reads = recognise_rows(
-        RowCheck([write(tmp_path / "train.jsonl", rows)], prompt="text", reference="label")
-    )
-    train, test = (
-        read_table([write(tmp_path / f"{n}.jsonl", of)], reads)
-        for n, of in (("train", rows), ("test", items))
-    )
-    given = check.CheckContext(
-        test, encode=lambda texts: np.array([("card" in t or "Karte" in t,) for t in texts], float)
-    )
+    files = [write(tmp_path / "train.jsonl", rows), write(tmp_path / "test.jsonl", items)]
+    reads = recognise_rows(RowCheck(files[:1], prompt="text", reference="label"))
+    train, test = (read_table([file], reads) for file in files)
+
+    def encode(texts):
+        return np.array([("card" in t or "Karte" in t,) for t in texts], float)
+
+    given = check.CheckContext(test, encode=encode)
     words, sense = check.check_rows(train, given, ["test_leaks"])
     assert (lines(words), lines(sense)) == ([1], [2])
     assert "(embeddings 1.00)" in sense.example
@@ -646,21 +613,10 @@ def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):
 
 
 def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
-    others = [
-        "Close my account",
-        "I want a loan",
-        "Stop the direct debit",
-        "Open a joint account",
-        "Raise my limit",
-    ]
-    asks = [
-        "Where is my card",
-        *others,
-        "Wo ist meine Karte",
-        "Wo bleibt denn die Karte",
-        "Where is my card?",
-    ]
-    rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate([*asks, "Bye"])]
+    others = "Close my account|I want a loan|Stop the direct debit|Open a joint account|Raise my limit"
+    cards = "Wo ist meine Karte|Wo bleibt denn die Karte|Where is my card?"
+    asks = f"Where is my card|{others}|{cards}|Bye".split("|")
+    rows = [{"text": ask, "label": "ab"[i in (1, 2, 3, 4, 7)]} for i, ask in enumerate(asks)]
     asked = RowCheck([write(tmp_path / "rows.jsonl", rows)], prompt="text", reference="label")
     table = read_table(list(asked.files), recognise_rows(asked))
 

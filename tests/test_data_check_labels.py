@@ -50,9 +50,8 @@ def test_answers_that_are_all_the_same_or_labels_of_few_rows_are_warned_of(find)
 
 def test_another_mix_of_labels_in_test_is_found_and_one_that_stands_there_alone_is_an_error(find, tmp_path):
     same = write(tmp_path / "same.jsonl", make_clean_rows(200, seed=9))
-    other = write(
-        tmp_path / "other.jsonl", [r for r in make_clean_rows(400, seed=9) if r["label"] != "refund"]
-    )
+    others = [row for row in make_clean_rows(400, seed=9) if row["label"] != "refund"]
+    other = write(tmp_path / "other.jsonl", others)
     assert alarms(find(make_clean_rows(), "class_balance", test=[same])) == []
     (found,) = alarms(find(make_clean_rows(), "class_balance", test=[other]))
     assert "'refund' is 25.0 % of training, 0.0 % of test" in found.title
@@ -63,10 +62,8 @@ def test_another_mix_of_labels_in_test_is_found_and_one_that_stands_there_alone_
 
 def test_a_slice_that_stands_in_test_alone_is_warned_of_where_training_rows_have_slices(find, tmp_path):
     def make_rows(name, slices):
-        return [
-            {"prompt": f"{name} {i}?", "reference": f"{i}", "slice": slices[i % len(slices)]}
-            for i in range(20)
-        ]
+        named = enumerate(slices * (20 // len(slices)))
+        return [{"prompt": f"{name} {i}?", "reference": f"{i}", "slice": part} for i, part in named]
 
     test = write(tmp_path / "test.jsonl", make_rows("Is it", ("short", "long")))
     (found,) = alarms(find(make_rows("Was it", ("short",)), "class_balance", test=[test]))
@@ -206,14 +203,11 @@ def test_labels_that_differ_by_a_sign_are_labels_of_their_own(find, labels):
 
 def flip_labels(rows, share, rng):
     """Give a share of the rows the label of another row."""
-    labels = sorted({row["label"] for row in rows})
-    chosen = set(rng.sample(range(len(rows)), round(share * len(rows))))
-    return [
-        {**row, "label": rng.choice([label for label in labels if label != row["label"]])}
-        if i in chosen
-        else row
-        for i, row in enumerate(rows)
-    ]
+    labels, flipped = sorted({row["label"] for row in rows}), list(rows)
+    for i in sorted(rng.sample(range(len(rows)), round(share * len(rows)))):
+        others = [label for label in labels if label != rows[i]["label"]]
+        flipped[i] = {**rows[i], "label": rng.choice(others)}
+    return flipped
 
 
 @pytest.mark.slow
@@ -244,10 +238,8 @@ def test_a_sign_at_the_first_or_the_last_word_of_one_label_is_found(find, mark, 
     assert alarms(find(rows, "label_markers")) == []
     for row in rows[::4]:
         row["text"] = mark.format(row["text"].rstrip("."))
-    assert any(
-        f.title.startswith(f"{form} gives the label 'refund' in 50 of 50")
-        for f in find(rows, "label_markers")
-    )
+    titles = [f.title for f in find(rows, "label_markers")]
+    assert any(title.startswith(f"{form} gives the label 'refund' in 50 of 50") for title in titles)
 
 
 def test_suspect_labels_of_two_columns_are_corrected_in_both(tmp_path, monkeypatch):
@@ -420,31 +412,20 @@ def test_every_reply_of_a_tree_and_every_rated_completion_is_looked_at(find, tmp
     def reply(text, *below, role="assistant", **more):
         return {"text": text, "role": role, "replies": list(below), **more}
 
-    trees = [
-        {
-            "message_tree_id": f"t{i}",
-            "prompt": reply(
-                f"What is {word}?",
-                reply(f"{word} it is", reply("And then?  ", reply(f"Then {word}s"), role="prompter"), rank=0),
-                reply(f"no {word}", rank=1),
-                role="prompter",
-            ),
-        }
-        for i, word in enumerate(WORDS[:30])
-    ]
+    trees = []
+    for i, word in enumerate(WORDS[:30]):
+        then = reply("And then?  ", reply(f"Then {word}s"), role="prompter")
+        below = reply(f"{word} it is", then, rank=0), reply(f"no {word}", rank=1)
+        root = reply(f"What is {word}?", *below, role="prompter")
+        trees.append({"message_tree_id": f"t{i}", "prompt": root})
     trees[5]["prompt"]["replies"][1]["text"] += " "
     trees[7]["prompt"]["replies"][0]["replies"][0]["replies"][0]["text"] += "\n"
     (found,) = alarms(find(trees, "answer_formats"))
     assert lines(found) == [6, 8]
-    rated = [
-        {
-            "instruction": f"What is {word}?",
-            "completions": [
-                {"response": f"{word}{end}", "overall_score": n} for n, end in enumerate(("!", "", "?"))
-            ],
-        }
-        for word in WORDS[:30]
-    ]
+    rated = []
+    for word in WORDS[:30]:
+        answers = [{"response": f"{word}{end}", "overall_score": n} for n, end in enumerate(("!", "", "?"))]
+        rated.append({"instruction": f"What is {word}?", "completions": answers})
     rated[2]["completions"][0]["response"] += " "
     (found,) = alarms(find(rated, "answer_formats"))
     assert lines(found) == [3]

@@ -21,6 +21,8 @@ from edited_rows import (
     read_refusal,
     rows_of,
     run_data,
+    run_rows,
+    write_parquet,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -39,7 +41,6 @@ from harness.data.edit.changes import RowDecision, keep_decision, read_decisions
 from harness.data.edit.clean import clean, clean_text
 from harness.data.edit.dedup import dedup
 from harness.data.multiple_choice import has_choices
-from harness.data.text_files import Rows
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.metrics import load_metrics
@@ -73,12 +74,8 @@ def write_sentences(path, n=80):
     for i in range(n):
         a, b, c, d = rng.sample(nouns, 4)
         longer = f" and nobody else has seen the {d} there" if rng.random() < 0.5 else ""
-        rows.append(
-            {
-                "question": f"Where is the {a} {i}?",
-                "answer": f"It is kept with the {b} in the old {c}{longer}.",
-            }
-        )
+        answer = f"It is kept with the {b} in the old {c}{longer}."
+        rows.append({"question": f"Where is the {a} {i}?", "answer": answer})
     damaged = {
         "repetition": "in the old garden " * 5 + ".",
         "refusal": "I'm sorry, but I can't help you with that.",
@@ -117,14 +114,9 @@ def test_forms_that_all_answers_share_and_a_short_yes_are_no_fault_and_an_answer
         "short": [sentence.format(f"lamp {i}") for i in range(60)] + ["Yes.", "No."] * 3 + ["@#$ ???"],
     }
     for name, answers in sets.items():
-        path = tmp_path / f"{name}.jsonl"
-        path.write_text(
-            "".join(
-                json.dumps({"prompt": f"Where is item {i}?", "reference": a}) + "\n"
-                for i, a in enumerate(answers)
-            )
-        )
-        (found,) = examine_rows(RowCheck([str(path)], only=["quality"])).findings
+        rows = [{"prompt": f"Where is item {i}?", "reference": a} for i, a in enumerate(answers)]
+        path = write(tmp_path / f"{name}.jsonl", rows)
+        (found,) = examine_rows(RowCheck([path], only=["quality"])).findings
         assert [row.rpartition(":")[2] for row in found.rows] == (["67"] if name == "short" else [])
 
 
@@ -160,28 +152,25 @@ def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
     assert [o.row is None for o in outcomes] == [False, True, True]
     expected = ["r.jsonl:2: dropped, an empty question", "r.jsonl:3: dropped, an empty answer"]
     assert [str(o.change) for o in outcomes[1:]] == expected
-    rows = rows_of({"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []})
-    outcomes = clean(rows, find_roles(Rows("r.jsonl", "r", rows)))
-    assert [outcome.row for outcome in outcomes] == rows
+    rows = {"text": "Ann is here.", "entities": [{"text": "Ann"}]}, {"text": "Rain.", "entities": []}
+    assert [outcome.row.fields for outcome in run_rows(clean, *rows)] == [*rows]
 
-    turns = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}]
-    rows = rows_of({"messages": turns}, {"messages": [turns[0], {"role": "assistant", "content": "Yes "}]})
-    outcomes = list(clean(rows, find_roles(Rows("r.jsonl", "r", rows))))
+    asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}
+    outcomes = run_rows(
+        clean, {"messages": [asked, said]}, {"messages": [asked, {**said, "content": "Yes "}]}
+    )
     assert outcomes[0].change.reason == "an empty answer"
     assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
 
-    pairs = rows_of(
-        {"prompt": "a", "chosen": "x", "rejected": ""}, {"prompt": "a", "chosen": "x", "rejected": "y"}
-    )
-    assert list_written_rows(clean(pairs, find_roles(Rows("r", "r", pairs)))) == pairs[1:]
-    asked = rows_of({"question": "a", "answers": ["", "x"]}, {"question": "a", "answers": []})
-    assert list_written_rows(clean(asked, find_roles(Rows("r", "r", asked)))) == asked[:1]
-
-    pairs = rows_of(
-        {"prompt": "a", "chosen": "x  y", "rejected": "x y"}, {"prompt": "a", "chosen": "x", "rejected": "y"}
-    )
-    outcomes = list(clean(pairs, find_roles(Rows("r", "r", pairs))))
-    assert (outcomes[0].change.reason, outcomes[1].row) == ("two equal answers", pairs[1])
+    pair = {"prompt": "a", "chosen": "x", "rejected": "y"}
+    question = {"question": "a", "answers": ["", "x"]}
+    for bad, good, reason in (
+        ({**pair, "rejected": ""}, pair, "an empty answer"),
+        ({**pair, "chosen": "x  y", "rejected": "x y"}, pair, "two equal answers"),
+        ({**question, "answers": []}, question, "an empty answer"),
+    ):
+        outcomes = run_rows(clean, bad, good)
+        assert (outcomes[0].change.reason, outcomes[1].row.fields) == (reason, good)
 
 
 def test_rows_with_lost_signs_are_dropped_where_that_is_asked_for(data):
@@ -311,9 +300,8 @@ def test_a_label_that_does_not_fit_the_columns_that_answer_is_refused(data):
 
 def test_decisions_of_two_columns_or_of_another_making_are_not_kept_in_one_file(data):
     digest = write_two_columns()
-    with pytest.raises(
-        UserError, match="decisions on the column 'category'; expected those on the column 'label'"
-    ):
+    expected = "decisions on the column 'category'; expected those on the column 'label'"
+    with pytest.raises(UserError, match=expected):
         keep_decision("r.jsonl", 1, RowDecision("keep"), digest, "label")
 
     file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
@@ -337,10 +325,7 @@ def test_a_template_names_the_columns_that_ask(data):
 
 
 def test_a_relabelled_number_stays_a_number_and_a_label_that_is_none_is_refused(data):
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a", "b", "c"], "label": [1, 2, None]}), "r.parquet")
+    write_parquet("r.parquet", {"text": ["a", "b", "c"], "label": [1, 2, None]})
     for line, label, said in (("1", "2", ""), ("1", "two", "'two'"), ("2", "2", "another type")):
         decisions = {"column": "label", "rows": {line: {"decision": "relabel", "label": label}}}
         Path("d.json").write_text(json.dumps({"digest": checksum(Path("r.parquet")), **decisions}))
@@ -384,8 +369,7 @@ def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
         ("references", ["x"], ["y"]),
         (
             "messages",
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "x"}],
-            [{"role": "user", "content": "a"}, {"role": "assistant", "content": "y"}],
+            *([{"role": "user", "content": "a"}, {"role": "assistant", "content": t}] for t in "xy"),
         ),
     ],
 )
@@ -432,10 +416,13 @@ def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
     digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["UltraFeedback"]])))
     keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
     words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
-    with pytest.raises(
-        UserError, match="relabel, where a row has several rated answers; expected drop or keep"
-    ):
+    expected = "relabel, where a row has several rated answers; expected drop or keep"
+    with pytest.raises(UserError, match=expected):
         CliRunner().invoke(app, words.split(), catch_exceptions=False)
+
+
+def kept_fields(*fields, **options):
+    return [row.fields for row in list_written_rows(run_rows(dedup, *fields, **options))]
 
 
 def dedup_texts(*rows, **options):
@@ -470,43 +457,36 @@ def test_questions_in_another_context_or_beside_other_tools_are_no_duplicates():
     said = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
     for name in ("French", "German"):
         system = {"role": "system", "content": f"Answer politely and in {name}"}
-        chats = rows_of({"messages": [system, *said]}, {"messages": said})
-        assert len(list_written_rows(dedup(chats, find_roles(Rows("r", "r", chats))))) == 2
-    choices = rows_of(
-        *({"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab"))
-    )
-    assert (
-        list_written_rows(dedup(choices, find_roles(Rows("r", "r", choices)), conflicts="drop"))
-        == choices[:2]
-    )
+        assert len(kept_fields({"messages": [system, *said]}, {"messages": said})) == 2
+    choices = [
+        {"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab")
+    ]
+    assert kept_fields(*choices, conflicts="drop") == choices[:2]
 
     asked = {"role": "user", "content": "What is the weather in Paris?"}
     weather, refund = ({"name": name, "parameters": {}} for name in ("weather", "refund"))
-    chats = rows_of(
-        *(
-            {"messages": [asked, {"role": "assistant", "content": answer}], "tools": tools}
-            for answer, tools in (("Rain", [weather]), ("Rain", [weather, refund]), ("Unknown", [refund]))
-        )
-    )
-    roles = find_roles(Rows("r", "r", chats))
-    assert list_written_rows(dedup(chats, roles, conflicts="drop")) == chats
+    chats = [
+        {"messages": [asked, {"role": "assistant", "content": answer}], "tools": tools}
+        for answer, tools in (("Rain", [weather]), ("Rain", [weather, refund]), ("Unknown", [refund]))
+    ]
+    assert kept_fields(*chats, conflicts="drop") == chats
 
-    passages = " ".join(f"a{i}" for i in range(30)), " ".join(f"b{i}" for i in range(30))
-    rows = rows_of(
-        *({"question": "When was it built?", "context": passage, "answer": "1912"} for passage in passages),
-        *(
-            {"question": q, "context": passages[0], "answer": "1912"}
-            for q in ("Who built it?", "when was it built")
-        ),
+    built = {
+        "question": "When was it built?",
+        "answer": "1912",
+        "context": " ".join(f"a{i}" for i in range(30)),
+    }
+    rows = (
+        built,
+        {**built, "context": " ".join(f"b{i}" for i in range(30))},
+        {**built, "question": "Who built it?"},
     )
-    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
-    assert [outcome.row is None for outcome in outcomes] == [False, False, False, True]
+    assert kept_fields(*rows, {**built, "question": "when was it built"}) == [*rows]
 
 
 def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
-    rows = rows_of(*({"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False, True)))
-    outcomes = dedup(rows, find_roles(Rows("r", "r", rows)))
-    assert [o.change.kind for o in outcomes] == ["reported", "reported", "dropped"]
+    rows = ({"prompt": "Who?", "completion": "Me", "label": up} for up in (True, False, True))
+    assert [o.change.kind for o in run_rows(dedup, *rows)] == ["reported", "reported", "dropped"]
 
 
 def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
@@ -534,12 +514,7 @@ def test_dedup_keeps_a_row_of_every_kind_and_invents_none(rows, conflicts):
 
 
 def test_rows_too_like_a_test_file_are_dropped(data):
-    asked = [
-        {"text": LONG, "label": "x"},
-        {"text": "Where is my card?", "label": "x"},
-        {"text": "Fees", "label": "x"},
-    ]
-    jsonl(Path("r.jsonl"), asked)
+    jsonl(Path("r.jsonl"), [{"text": text, "label": "x"} for text in (LONG, "Where is my card?", "Fees")])
     Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
     said = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
     assert said.startswith("3 read, 1 written, 2 dropped")
@@ -559,10 +534,9 @@ def test_trees_that_go_on_otherwise_are_no_duplicates_and_answers_in_another_ord
         first = {"role": "assistant", "text": "Me", "replies": [said]}
         return {"message_tree_id": "a", "prompt": {"role": "prompter", "text": "Who?", "replies": [first]}}
 
-    rows = rows_of(tree("yes"), tree("no"), tree("yes"))
-    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:2]
-    rows = rows_of({"question": "Who?", "answers": ["a", "b"]}, {"question": "Who?", "answers": ["b", "a"]})
-    assert list_written_rows(dedup(rows, find_roles(Rows("r", "r", rows)))) == rows[:1]
+    assert kept_fields(tree("yes"), tree("no"), tree("yes")) == [tree("yes"), tree("no")]
+    rows = [{"question": "Who?", "answers": answers} for answers in (["a", "b"], ["b", "a"])]
+    assert kept_fields(*rows) == rows[:1]
 
 
 def test_ids_in_front_do_not_hide_equal_texts(data):
@@ -609,18 +583,9 @@ def list_repeated_rows(find, rows, **named):
 def test_the_check_names_what_dedup_drops(find, tmp_path, layout):
     """An equal row and a near one repeat; the same question with another answer repeats nothing."""
     asked = [(question, f"It is {question[:9]}") for question in OTHERS]
-    asked += [
-        (LONG, "Blue."),
-        (PRIMARY, "red"),
-        (PRIMARY, "blue"),
-        (LONG.upper(), "blue."),
-        (f"{LONG} now", "Blue."),
-    ]
-    asked += [
-        (f"{LONG} now", "Green."),
-        (f"{LONG} ok", f"{LONG} {WORDS[3]}"),
-        (f"{LONG} so", f"{LONG} {WORDS[4]}"),
-    ]
+    asked += [(LONG, "Blue."), (PRIMARY, "red"), (PRIMARY, "blue"), (LONG.upper(), "blue.")]
+    asked += [(f"{LONG} now", "Blue."), (f"{LONG} now", "Green.")]
+    asked += [(f"{LONG} {word}", f"{LONG} {WORDS[i]}") for word, i in (("ok", 3), ("so", 4))]
     rows = [fill_layout(LAYOUT_ROWS[layout], *of) for of in asked]
     n = len(OTHERS)
     # Of questions with choices a rarer answer stands among others, which make another question of it.
@@ -634,11 +599,9 @@ def test_pairs_with_another_rejected_answer_or_nearly_equal_labels_repeat_nothin
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [len(rows)]
 
     rows = [{**row, "label": f"card {row['label']} not received"} for row in make_clean_rows(60)]
-    rows += [
-        {"text": LONG, "label": "card refund not received"},
-        {"text": f"{LONG} now", "label": "card refunds not received"},
-    ]
-    rows += [{"text": f"{LONG} ok", "label": "Card refund not received."}]
+    labels = {"": "card refund", " now": "card refunds", " ok": "Card refund"}
+    rows += [{"text": f"{LONG}{end}", "label": f"{label} not received"} for end, label in labels.items()]
+    rows[-1]["label"] += "."
     assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == [63]
 
 
@@ -652,12 +615,9 @@ def test_pairs_with_another_rejected_answer_or_nearly_equal_labels_repeat_nothin
     ],
 )
 def test_code_that_differs_in_indentation_or_options_repeats_nothing(find, tmp_path, one, other):
-    asked = [(question, "Yes") for question in OTHERS] + [(one, "Yes"), (other, "Yes")]
-    for flipped in (False, True):
-        rows = [
-            dict(zip(("prompt", "completion"), of[::-1] if flipped else of, strict=True)) for of in asked[-2:]
-        ]
-        rows = [*({"prompt": question, "completion": question[:6]} for question in OTHERS), *rows]
+    for names in (("prompt", "completion"), ("completion", "prompt")):
+        rows = [{"prompt": question, "completion": question[:6]} for question in OTHERS]
+        rows += [dict(zip(names, (text, "Yes"), strict=True)) for text in (one, other)]
         assert list_repeated_rows(find, rows) == list_dropped_rows(str(tmp_path / "rows.jsonl")) == []
 
 

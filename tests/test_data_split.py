@@ -16,6 +16,7 @@ from edited_rows import (
     read_refusal,
     rows_of,
     run_data,
+    split_rows,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -28,7 +29,7 @@ from harness.records import fold_text
 
 
 def parts_of(rows, **way):
-    found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions(**way))
+    found = split_rows(rows, **way)
     return {name: [row.fields["n"] for row in part] for name, part in found.parts.items()}
 
 
@@ -36,7 +37,7 @@ def parts_of(rows, **way):
 @given(draw_rows("text", "label"), st.integers(0, 3))
 def test_a_split_keeps_every_row_once_and_what_asks_alike_in_one_part(rows, seed):
     try:
-        found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), seed=seed))
+        found = split_rows(rows, (0.5, 0.0, 0.5), seed=seed)
     except UserError:
         return
     assert sorted(row.where for part in found.parts.values() for row in part) == sorted(r.where for r in rows)
@@ -51,7 +52,7 @@ def test_a_split_has_its_shares_by_class_and_group_and_keeps_the_order_of_the_fi
     assert parts != parts_of(make_distinct_rows(100), shares=(0.7, 0.1, 0.2), seed=1)
 
     rows = make_distinct_rows(100, lambda i: "rare" if i % 10 == 0 else "often")
-    found = split(Rows("r.jsonl", "r", rows), ASKED, SplitOptions((0.6, 0.2, 0.2), stratify="label"))
+    found = split_rows(rows, (0.6, 0.2, 0.2), stratify="label")
     counts = {name: sum(r.fields["label"] == "rare" for r in part) for name, part in found.parts.items()}
     assert counts == {"train": 6, "validation": 2, "test": 2}
     parts = parts_of(make_distinct_rows(60, lambda i: f"customer {i // 5}"), group="label")
@@ -97,7 +98,7 @@ def test_a_split_by_time_trains_on_the_past_and_drops_what_it_knows():
         for i, row in enumerate(rows)
     ]
     dated[0].fields["text"] = dated[19].fields["text"]
-    found = split(Rows("r", "r", dated), ASKED, SplitOptions((0.5, 0.25, 0.25), time="day", group="who"))
+    found = split_rows(dated, (0.5, 0.25, 0.25), time="day", group="who")
     expected = {"train": list(range(10, 20)), "validation": list(range(5, 10)), "test": [1, 2, 3, 4]}
     assert {name: [r.fields["n"] for r in part] for name, part in found.parts.items()} == expected
     expected = ["r.jsonl:1: dropped, alike to a question of an earlier part of r.jsonl:20"]
@@ -192,7 +193,7 @@ def test_only_equal_questions_stay_together_where_they_are_to_be_equal():
     rows = rows_of(*({"text": text, "label": "x", "n": 0} for text in (*texts, texts[0].upper())))
     with pytest.raises(UserError, match="1 group"):
         parts_of(rows, shares=(0.5, 0.0, 0.5), alike=0.2)
-    found = split(Rows("r", "r", rows), ASKED, SplitOptions((0.5, 0.0, 0.5), alike=1))
+    found = split_rows(rows, (0.5, 0.0, 0.5), alike=1)
     assert all(len({row.where in ("r.jsonl:1", "r.jsonl:6") for row in p}) for p in found.parts.values())
     train, test = ({fold_text(row.fields["text"]) for row in found.parts[n]} for n in ("train", "test"))
     assert not train & test
@@ -248,9 +249,7 @@ def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
     rows = rows_of(
         *({"text": f"q{i} {i * 7}", "label": of, "who": f"c{i // 8}"} for i, of in enumerate(labels))
     )
-    found = split(
-        Rows("r.jsonl", "r", rows), ASKED, SplitOptions(stratify="label", group="who", folds=5, seed=seed)
-    )
+    found = split_rows(rows, stratify="label", group="who", folds=5, seed=seed)
     counts = [Counter(row.fields["label"] for row in fold) for fold in found.parts.values()]
     assert [count["rare"] for count in counts] == [2] * 5
     assert sum(count.total() for count in counts) == 320

@@ -31,23 +31,17 @@ def check(tree: Tree, members: Mapping[str, GridMember]) -> None:
     for keys, task in known:
         tree.problems += _task(task, keys, tree)
     tree.problems += _sensitive(known, tree)
-    tree.problems += _names(known, tree)
-    tree.problems += _roles(tree)
+    tree.problems += _names_and_roles(known, tree)
     if len(known) == len(tasks):  # else a name may be that of a task that is refused
         tree.problems += _gate_problems(known, tree)
-    tree.problems += _rescue(tree)
-    nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
-    for index, name in enumerate(nightly.candidates if nightly and members else ()):
-        if name not in members:
-            where, hint = tree.where(("nightly", "candidates", index)), did_you_mean(name, members)
-            tree.problems += [Problem(where, f"unknown candidate {name!r}", "a candidate", hint)]
+    tree.problems += _rescue_and_nightly(tree, members)
     for name, member in members.items():
         recipe = read_valid(spec.Recipe, member.recipe)
         if recipe is not None:
             keys = ("candidates", member.source)
-            tree.problems += (own := list(_recipe(recipe, keys, target, tree)))
-            tried = (_recipe(one, keys, target, tree) for one in recipes_by_prompt(recipe))
-            tree.problems += [one for one in dict.fromkeys(chain.from_iterable(tried)) if one not in own]
+            # What is wrong with the recipe as written, and with each value that it tries for its prompt.
+            tried = (_recipe(each, keys, target, tree) for each in (recipe, *recipes_by_prompt(recipe)))
+            tree.problems += dict.fromkeys(chain.from_iterable(tried))
             written = WrittenRecipe(name, recipe, members, tree)
             tree.problems += [*check_weights(written), *check_decoding(written, target)]
     experiment = str(tree.data.get("name"))
@@ -123,37 +117,36 @@ def _metric(written: str, where: str, tree: Tree) -> Iterator[Problem]:
         yield from (replace(problem, where=where) for problem in problems_of(taken, params, tree))
 
 
-def _names(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
+def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:
     seen: dict[str, str] = {}
+    suites = _suites(tree)
     named = [(f"task {task.name!r}", (*keys, "name")) for keys, task in tasks]
-    named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in _suites(tree)]
+    named += [(f"suite {suite.get('name')!r}", ("suites", i, "name")) for i, suite in suites]
     for name, keys in named:
         where = tree.where(keys)
         if name in seen:
             yield Problem(where, f"a second {name}", "every name once", f"the first is at {seen[name]}")
         seen.setdefault(name, where)
-
-
-def _roles(tree: Tree) -> Iterator[Problem]:
-    for i, suite in _suites(tree):
+    for i, suite in suites:
         if suite.get("role", "target") == "target":
             where = tree.where(("suites", i, "role"))
             found = f"suite {suite.get('name')!r} with the role target"
             yield Problem(where, found, "the role capability, safety or regression", "add role: capability")
 
 
-def _rescue(tree: Tree) -> Iterator[Problem]:
-    policy = read_valid(spec.RescuePolicy, tree.data.get("rescue", {}))
-    if policy is None:
-        return
-    yield from check_general_rows(policy.replay, tree.where(("rescue", "replay")))
-    if policy.steps is None:
-        return
-    known = plugins.rescue_steps()
-    for index, step in enumerate(policy.steps):
-        if step not in known:
-            where = tree.where(("rescue", "steps", index))
-            yield Problem(where, f"unknown step {step!r}", "a step of a rescue", did_you_mean(step, known))
+def _rescue_and_nightly(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
+    if rescue := read_valid(spec.RescuePolicy, tree.data.get("rescue", {})):
+        yield from check_general_rows(rescue.replay, tree.where(("rescue", "replay")))
+        known = plugins.rescue_steps()
+        for index, step in enumerate(rescue.steps or ()):
+            if step not in known:
+                where, hint = tree.where(("rescue", "steps", index)), did_you_mean(step, known)
+                yield Problem(where, f"unknown step {step!r}", "a step of a rescue", hint)
+    nightly = read_valid(spec.NightlyPolicy, tree.data.get("nightly", {}))
+    for index, name in enumerate(nightly.candidates if nightly and members else ()):
+        if name not in members:
+            where, hint = tree.where(("nightly", "candidates", index)), did_you_mean(name, members)
+            yield Problem(where, f"unknown candidate {name!r}", "a candidate", hint)
 
 
 def _gate_problems(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Iterator[Problem]:

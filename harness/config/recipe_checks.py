@@ -65,10 +65,23 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
         found = f"temperature {decoding.temperature:g} on a target of kind {target.kind}, which draws nothing"
         yield Problem(where, found, "a target of kind generate", _GREEDY)
     yield from _check_method(recipe, decoding, members, where)
-    if decoding.reward_model:
-        yield from _check_reward_model(decoding.reward_model, members, written.where("decoding", "by"))
+    place = written.where("decoding", "by")
+    if reward := decoding.reward_model:
+        expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
+        makers = plugins.methods(makes="reward")
+        if reward not in members:
+            found = f"the best by {reward!r}, which is not a candidate"
+            if reward in plugins.names("metrics"):
+                found = f"the best by {reward!r}, which needs the reference, and no user has it"
+            able = {
+                name for name, member in members.items() if mapping(member.recipe).get("method") in makers
+            }
+            yield Problem(place, found, expected, did_you_mean(reward, able))
+        elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
+            found = f"the best by {reward}, whose method {made_by} makes no reward model"
+            yield Problem(place, found, expected, f"a candidate with the method {' or '.join(makers)}")
     elif target and decoding.by and decoding.by != spec.MEAN_LOGPROB:
-        yield from _check_judge(decoding.by, target, written.where("decoding", "by"))
+        yield from _check_judge(decoding.by, target, place)
 
 
 def _check_method(
@@ -87,21 +100,6 @@ def _check_method(
     if decoding.by == spec.MEAN_LOGPROB and plugins.method(name).is_remote and chat:
         found = "by: mean_logprob of an endpoint that is asked by chat, which gives none of them"
         yield Problem(where, found, "protocol: completions", "choose: majority, or by: judge:./FILE.yaml")
-
-
-def _check_reward_model(by: str, members: Mapping[str, GridMember], where: str) -> Iterator[Problem]:
-    """Refuse what makes no reward model; a metric among it, which a user without a reference has not."""
-    expected = f"{spec.MEAN_LOGPROB}, {spec.JUDGE}./FILE.yaml, or a candidate that makes a reward model"
-    makers = plugins.methods(makes="reward")
-    if by not in members:
-        found = f"the best by {by!r}, which is not a candidate"
-        if by in plugins.names("metrics"):
-            found = f"the best by {by!r}, which needs the reference, and no user has it"
-        able = {name for name, one in members.items() if mapping(one.recipe).get("method") in makers}
-        yield Problem(where, found, expected, did_you_mean(by, able))
-    elif (made_by := mapping(members[by].recipe).get("method", spec.BASE)) not in makers:
-        found = f"the best by {by}, whose method {made_by} makes no reward model"
-        yield Problem(where, found, expected, f"a candidate with the method {' or '.join(makers)}")
 
 
 def _check_judge(by: str, target: spec.Task, where: str) -> Iterator[Problem]:
@@ -138,9 +136,14 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
     """Refuse regularisers that a method or its parameters do not take, and missing files of rows."""
     recipe, method = written.recipe, written.method
     known = plugins.names("regularizers")
+    # The parameters with each tried value of those that say which hooks the method calls.
+    values_by_name = {name: recipe.tried[name] for name, _ in method.hooks_where if name in recipe.tried}
+    settings = [
+        {**recipe.params, **dict(zip(values_by_name, values, strict=True))}
+        for values in product(*values_by_name.values())
+    ]
     for name, params in recipe.regularize.items():
         where = written.where("regularize", name)
-        settings = _settings(recipe, method)
         if name in known and not all(plugins.takes(method, name, tried) for tried in settings):
             able = [m for m in plugins.names("methods") if _takes_somehow(plugins.method(m), name)]
             found = f"{name} with the method {recipe.method}, {_explain_refusal(name, method)}"
@@ -152,13 +155,6 @@ def check_regularizers(written: WrittenRecipe) -> Iterator[Problem]:
             yield Problem(where, f"{name} with {found}", expected, f"remove {name}{instead}")
         if isinstance(path := params.get("data"), str):
             yield from check_general_rows(path, where)
-
-
-def _settings(recipe: spec.Recipe, method: Method) -> Iterator[dict[str, Any]]:
-    """Yield a recipe's parameters with each tried value of those that say which hooks a method calls."""
-    tried = {name: recipe.tried[name] for name, _ in method.hooks_where if name in recipe.tried}
-    for values in product(*tried.values()):
-        yield {**recipe.params, **dict(zip(tried, values, strict=True))}
 
 
 def _find_refusal(regularizer: str, recipe: spec.Recipe) -> str:

@@ -253,8 +253,7 @@ def read_rubric(path: Path, folder: Path | None = None) -> Rubric:
         tree.data["judge"] = resolve_judge(tree.data["judge"], path.parent)
     if isinstance(panel := tree.data.get("panel"), list):
         tree.data["panel"] = [resolve_judge(one, path.parent) for one in panel]
-    problems = [*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree), *_find_repeated_judges(tree)]
-    refuse(problems)
+    refuse([*problems_of(Rubric, tree.data, tree), *_unusable_judges(tree)])
     return Rubric.model_validate(tree.data)
 
 
@@ -327,15 +326,16 @@ def public_judges(written: str, where: str) -> Iterator[Problem]:
             yield Problem(where, said, expected, step)
 
 
-def _panel(tree: Tree) -> list[Any]:
-    panel = tree.data.get("panel")
-    return panel if isinstance(panel, list) else []
-
-
 def _unusable_judges(tree: Tree) -> Iterator[Problem]:
-    """Yield what is wrong with the judges as they are written, whatever else is wrong with the rubric."""
+    """Yield what is wrong with the judges as they are written, whatever else is wrong with the rubric.
+
+    A judge of a panel stands in it once, by whatever spelling of its address.
+    """
     listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
-    listed += [(("panel", index), one) for index, one in enumerate(_panel(tree))]
+    panel = tree.data.get("panel")
+    listed += [
+        (("panel", index), judge) for index, judge in enumerate(panel if isinstance(panel, list) else ())
+    ]
     rubric = read_valid(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:
@@ -354,18 +354,12 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
         found = f"logprobs: true and grades up to {rubric.grades[-1]}"
         step = "scale: {min: 1, max: 9} at most, or logprobs: false"
         yield Problem(tree.where(("logprobs",)), found, "grades that differ in their first token", step)
-
-
-def _find_repeated_judges(tree: Tree) -> Iterator[Problem]:
-    """Yield the judges of a panel that stand in it before, by whatever spelling of their address."""
     seen: dict[tuple[str, ...], int] = {}
-    for index, one in enumerate(_panel(tree)):
-        if not isinstance(one, str | dict):
-            continue
-        if (first := seen.setdefault(judge_key(one), index)) != index:
+    for index, (keys, judge) in enumerate(listed[1:]):
+        if isinstance(judge, str | dict) and (first := seen.setdefault(judge_key(judge), index)) != index:
             found = f"judge {index + 1} of the panel, which is judge {first + 1} again"
             step = "remove it, for its grades would count twice, or name another model"
-            yield Problem(tree.where(("panel", index)), found, "each judge of a panel once", step)
+            yield Problem(tree.where(keys), found, "each judge of a panel once", step)
 
 
 def is_judged(written: str) -> bool:

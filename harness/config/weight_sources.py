@@ -206,12 +206,10 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
         elif recipe.path.startswith(HUB) and not method.makes_whole_model:
             step = "download it, or merge it and name method: model"
             yield Problem(where, f"{recipe.method} of the hub", "the folder of the weights", step)
-        elif not recipe.path.startswith(HUB) and not _is_there(Path(recipe.path), method):
+        elif not recipe.path.startswith(HUB) and not (
+            Path(recipe.path).is_dir() or (method.makes_artefact and Path(recipe.path).is_file())
+        ):
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
-
-
-def _is_there(path: Path, method: plugins.Method) -> bool:
-    return path.is_dir() or (method.makes_artefact and path.is_file())
 
 
 def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ where a tokenizer is known to have them.
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
@@ -17,8 +17,7 @@ from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from harness.data.text_files import Row
-from harness.data.turns import text_of_cell
-from harness.errors import Problem, UserError
+from harness.errors import Problem
 from harness.formatting import pluralize
 
 _FIRST = 1_000  # places of a column's empty cells, and of each type's cells, that are kept
@@ -75,19 +74,6 @@ def _kind(value: Any) -> str:
     if isinstance(value, bool):
         return "true or false"
     return "number" if isinstance(value, int | float) else "list" if isinstance(value, list) else "text"
-
-
-def join_labels(where: str, column: str, values: Sequence[Any]) -> str:
-    """Join the labels of a row to one answer, `none` where it has none.
-
-    Raises:
-        UserError: one of them is neither a text nor a number, or holds a semicolon.
-    """
-    texts = [text for value in values if (text := text_of_cell(value)) is not None]
-    if len(texts) < len(values) or any(";" in text for text in texts):
-        found, step = f"{column!r} of another form, or a label with a semicolon", f'such as "{column}": ["…"]'
-        raise UserError(Problem(where, found, "a list of labels", step))
-    return "; ".join(texts) or "none"
 
 
 def is_object(value: Any) -> bool:
@@ -149,20 +135,6 @@ def read_moment(value: Any, form: str | None = None, *, with_days: bool = True) 
     text = f"{text}-01" if form is None and _MONTH.fullmatch(text) else text
     read = datetime.strptime(text, form) if form else datetime.fromisoformat(text)  # noqa: DTZ007
     return Moment((read if read.tzinfo else read.replace(tzinfo=UTC)).timestamp(), is_number=False)
-
-
-def read_date(value: Any, form: str | None = None) -> datetime:
-    """Read a date in UTC, without its zone; a number of more than eight digits is seconds since 1970.
-
-    Raises:
-        ValueError: it is none.
-        OverflowError: it is too far away.
-        OSError: likewise.
-    """
-    found = read_moment(value, form)
-    if found.is_number and abs(found.at) < 1e8:
-        raise ValueError(value)
-    return datetime.fromtimestamp(found.at, UTC).replace(tzinfo=None)
 
 
 def are_days(values: Iterable[Any]) -> bool:

@@ -59,6 +59,11 @@ def edge_tests(
         n_unseen = sum(words[word] <= n_itself for word in own)
         return is_few or bool(words and own and n_unseen >= _UNSEEN * len(own))
 
+    def handles_error(row: Example) -> bool:
+        answer = "" if has_labels or row.choices else _answer_of(row)
+        declines = is_refusal(answer) or answer.rstrip().endswith(tuple(MARKS[1]))
+        return declines or not _words(row) or "\ufffd" in row.prompt or reports_error(row.prompt)
+
     lengths = sorted(len(pieces(row.prompt)) for row in test or train)
     if not any(lengths):
         return {}
@@ -67,7 +72,7 @@ def edge_tests(
         is_rare,
         lambda row: len(pieces(row.prompt)) > longest,
         lambda row: has_negation(row.prompt),
-        lambda row: _handles_error(row, "" if has_labels or row.choices else _answer_of(row)),
+        handles_error,
     )
     return dict(zip(RULES, tests, strict=True))
 
@@ -94,8 +99,3 @@ def _answer_of(row: Example) -> str:
 
 def _words(row: Example) -> set[str]:
     return set(list_words(row.prompt.casefold()))
-
-
-def _handles_error(row: Example, answer: str) -> bool:
-    handles = is_refusal(answer) or answer.rstrip().endswith(tuple(MARKS[1]))
-    return handles or not _words(row) or "\ufffd" in row.prompt or reports_error(row.prompt)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats, turns
-from harness.data.cells import is_object, join_labels, remove_special, write_empty_lists
+from harness.data.cells import is_object, remove_special, write_empty_lists
 from harness.data.formats import Layout
 from harness.data.rated_rows import read_pair, read_thumb
 from harness.data.readers import clean_command, file_of
@@ -318,7 +318,10 @@ def _pair(task: Task, written: Row, name: str) -> Example:
 def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Message, ...]:
     """Return what a row asks, with the tools that it defines, but where the template writes these."""
     question = _question(row, template, may_be_empty)
-    turns.refuse_media((turn["content"] for turn in question), row)
+    media = next((name for name in turns.MEDIA if row.fields.get(name)), None)
+    if media and any(turns.SHOWS_MEDIA.search(turn["content"]) for turn in question):
+        found = f"{media} in a column, which the text refers to"
+        raise UserError(Problem(row.where, found, turns.ONLY_TEXT, turns.WITHOUT_PARTS))
     return question if {*TOOL_FIELDS} & {*FIELD.findall(template)} else add_tools(question, row)
 
 
@@ -362,7 +365,12 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
     if field and is_object(value := _value(row, field[1])):
         return (turns.write_json(value),)
     if field and isinstance(value, list) and names_labels(field[1]):
-        return (join_labels(row.where, field[1], value),)
+        labels = [text for label in value if (text := turns.text_of_cell(label)) is not None]
+        if len(labels) < len(value) or any(";" in text for text in labels):
+            found = f"{field[1]!r} of another form, or a label with a semicolon"
+            step = f'such as "{field[1]}": ["…"]'
+            raise UserError(Problem(row.where, found, "a list of labels", step))
+        return ("; ".join(labels) or "none",)
     if field and isinstance(value, list):
         accepted = _texts(row, field[1])
         if not accepted:

@@ -38,7 +38,6 @@ from harness.errors import Problem, UserError
 from harness.spec import Task
 
 _CONTEXT = "Context:\n"
-_LOGGED = ("doc_id", "doc", "target", "resps")
 THUMB_DOWN = "an answer with a thumb down"
 _OWN_ANSWER = {"reference", "references", "constraints"}
 
@@ -55,10 +54,10 @@ class Layout(NamedTuple):
     form: str
     fits: Callable[[set[str]], bool]
     reads: Callable[[Row, bool], dict[str, Any]]
-    column: str = ""
     asking: tuple[str, ...] = ()
     answering: tuple[str, ...] = ()
     is_text: bool = False
+    column: str = ""
 
 
 def recognise(rows: Sequence[Row]) -> Layout | None:
@@ -177,7 +176,7 @@ def _layout_of(row: Row) -> Layout | None:
 
 @cache
 def _conversation(name: str, form: str, column: str) -> Layout:
-    return Layout(name, form, _has(column), _chat(column), column)
+    return Layout(name, form, _has(column), _chat(column), column=column)
 
 
 def _has(*names: str) -> Callable[[set[str]], bool]:
@@ -253,17 +252,13 @@ def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
     return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
 
 
-def _message(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Refuse a message of a tree that stands alone, since its question is in another row."""
-    step = "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz"
-    raise UserError(Problem(row.where, "single messages of OASST", "its message trees, one a row", step))
+def _refuse(found: str, expected: str, next_step: str) -> Callable[[Row, bool], dict[str, Any]]:
+    """Refuse every row of a layout that holds nothing to learn from."""
 
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        raise UserError(Problem(row.where, found, expected, next_step))
 
-def _refuse_log(row: Row, context_apart: bool) -> dict[str, Any]:
-    """Refuse what lm-eval logs of a model's answers, which are not rows to learn from."""
-    expected = "rows of questions and answers"
-    step = "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models"
-    raise UserError(Problem(row.where, "lm-eval's log of a model's answers", expected, step))
+    return reads
 
 
 def _question(row: Row, context_apart: bool) -> dict[str, Any]:
@@ -362,57 +357,60 @@ LAYOUTS = (
         "message_tree_id, and a prompt with its replies",
         _has(*TREE),
         best_answer,
-        asking=("prompt",),
-        answering=("prompt",),
+        ("prompt",),
+        ("prompt",),
     ),
     Layout(
         "lm-eval log",
         "doc_id, doc, target, resps",
-        _has(*_LOGGED),
-        _refuse_log,
-        asking=("doc",),
-        answering=("target",),
+        _has("doc_id", "doc", "target", "resps"),
+        _refuse(
+            "lm-eval's log of a model's answers",
+            "rows of questions and answers",
+            "name the task itself (lm_eval: NAME); "
+            "harness gate --base FOLDER compares such logs of two models",
+        ),
+        ("doc",),
+        ("target",),
     ),
     Layout(
         "OASST message",
         "message_id, parent_id, text",
         _has("message_id", "parent_id", "text"),
-        _message,
-        asking=("text",),
-        answering=(),
+        _refuse(  # a message of a tree that stands alone, since its question is in another row
+            "single messages of OASST",
+            "its message trees, one a row",
+            "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz",
+        ),
+        ("text",),
+        (),
     ),
     Layout(
         "UltraFeedback",
         "instruction, and completions with their ratings",
         _has(*RATED),
         best_answer,
-        asking=("instruction",),
-        answering=("completions",),
+        ("instruction",),
+        ("completions",),
     ),
     Layout(
         "OpenAI preference",
         "input, preferred_output, non_preferred_output",
         _has(*PREFERRED),
         _preference,
-        asking=_PAIR_ASKS,
-        answering=("chosen", "rejected"),
+        _PAIR_ASKS,
+        ("chosen", "rejected"),
     ),
     Layout(
-        "FLAN",
-        "inputs, targets",
-        _has("inputs", "targets"),
-        _flan,
-        asking=("inputs",),
-        answering=("targets",),
-        is_text=True,
+        "FLAN", "inputs, targets", _has("inputs", "targets"), _flan, ("inputs",), ("targets",), is_text=True
     ),
     Layout(
         "preference",
         "chosen and rejected",
         _has("chosen", "rejected"),
         _preference,
-        asking=_PAIR_ASKS,
-        answering=("chosen", "rejected"),
+        _PAIR_ASKS,
+        ("chosen", "rejected"),
     ),
     _conversation("chat", "messages that end with the assistant's answer", "messages"),
     _conversation("ShareGPT", "conversations of from and value", "conversations"),
@@ -421,8 +419,8 @@ LAYOUTS = (
         "prompt, completion",
         _has("prompt", "completion"),
         _completion,
-        asking=("prompt",),
-        answering=("completion",),
+        ("prompt",),
+        ("completion",),
         is_text=True,
     ),
     Layout(
@@ -430,24 +428,24 @@ LAYOUTS = (
         "instruction, context (may be empty), response",
         _has("instruction", "response"),
         _instruction("response", "context"),
-        asking=("instruction", "context"),
-        answering=("response",),
+        ("instruction", "context"),
+        ("response",),
     ),
     Layout(
         "Alpaca",
         "instruction, input (may be empty), output",
         _has("instruction", "output"),
         _instruction("output", "input"),
-        asking=("instruction", "input"),
-        answering=("output",),
+        ("instruction", "input"),
+        ("output",),
     ),
     Layout(
         "questions in turn",
         "questions and answers in lists; the last question is asked, behind the others",
         _has("questions", "answers"),
         _questions_in_turn,
-        asking=("background", "context", "story", "questions"),
-        answering=("answers",),
+        ("background", "context", "story", "questions"),
+        ("answers",),
     ),
     Layout(
         "tokens and tags",
@@ -460,8 +458,8 @@ LAYOUTS = (
         "query, tools, answers",
         _has("query", "tools", "answers"),
         _calls,
-        asking=("query",),
-        answering=("answers",),
+        ("query",),
+        ("answers",),
         is_text=True,
     ),
     Layout(

@@ -217,8 +217,18 @@ class _Search:
 
     def best(self, i: int, candidates: Sequence[int]) -> TextMatch | None:
         """Return the first of the most alike candidates, or None where none reaches the threshold."""
+        # Without other numbers or signs, and signatures that agree too little; the most alike ones first.
+        index, earlier = self._index, np.array(candidates, dtype=np.intp)
+        chosen = earlier[index.signs[earlier] == index.signs[i]]
+        agreeing = np.zeros(len(chosen))
+        for signatures in index.signatures.values() if len(chosen) else ():
+            if signatures[i].any():
+                agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
+        both_whole = index.whole[chosen] & index.whole[i]
+        likely = agreeing >= np.where(both_whole, index.agreeing_whole, index.agreeing)
+        order = np.argsort(-agreeing[likely], kind="stable")[: self._most]
         best = None
-        for j in self._likely(i, candidates):
+        for j in chosen[likely][order].tolist():
             alike = self._similarity(i, j)
             enough = alike >= self._threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
             if enough and self._tell_the_same(i, j) and (self._same is None or self._same(i, j)):
@@ -253,19 +263,6 @@ class _Search:
             return False
         rest = f" {more} ".replace(f" {less} ", " ", 1).split()
         return sum(word not in of_less.split() for word in rest) <= _SLIPS < len(rest)
-
-    def _likely(self, i: int, candidates: Sequence[int]) -> list[int]:
-        """Leave out other numbers or signs, and signatures that agree too little; most alike ones first."""
-        index, all_of = self._index, np.array(candidates, dtype=np.intp)
-        chosen = all_of[index.signs[all_of] == index.signs[i]]
-        agreeing = np.zeros(len(chosen))
-        for signatures in index.signatures.values() if len(chosen) else ():
-            if signatures[i].any():
-                agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
-        both_whole = index.whole[chosen] & index.whole[i]
-        likely = agreeing >= np.where(both_whole, index.agreeing_whole, index.agreeing)
-        order = np.argsort(-agreeing[likely], kind="stable")[: self._most]
-        return list(chosen[likely][order].tolist())
 
 
 def _are_opposites(left: str, right: str) -> bool:

@@ -58,8 +58,10 @@ def score_answers(
     refuses, has_end = [is_refusal(a) for a in answers], [_has_end(a) for a in answers]
     is_taught = sum(refuses) >= _TAUGHT * len(answers)
     share = sum(has_end) / max(1, len(answers))
+    repeated = list(map(_repeated, words))
+    usually_repeated = median(repeated) if repeated else 0.0
     traits = {
-        "repetition": _above_median(list(map(_repeated, words))),
+        "repetition": [max(0.0, share - usually_repeated) for share in repeated],
         "length": _far([log(len(of)) if of else None for of in words], abs, _LEAST_SPREAD),
         "language": [float(bool(is_usual and one and one != usual)) for one in told],
         "refusal": [float(refused and not is_taught) for refused in refuses],
@@ -69,11 +71,6 @@ def score_answers(
     }
     worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]
     return [AnswerQuality(1 - value, trait if value else "") for value, trait in worst]
-
-
-def kept_rows(scores: Sequence[AnswerQuality]) -> dict[float, int]:
-    """Return the curve: how many rows score at least each of `THRESHOLDS`."""
-    return {least: sum(of.score >= least for of in scores) for least in THRESHOLDS}
 
 
 def choose_threshold(scores: Sequence[AnswerQuality]) -> float:
@@ -95,11 +92,6 @@ def _tell_language(text: str, language_of: Callable[[str], str]) -> str:
 def _repeated(words: Sequence[str]) -> float:
     grams = list(zip(*(words[i:] for i in range(_GRAM)), strict=False))
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
-
-
-def _above_median(values: Sequence[float]) -> list[float]:
-    middle = median(values) if values else 0.0
-    return [max(0.0, value - middle) for value in values]
 
 
 def _has_end(answer: str) -> bool:

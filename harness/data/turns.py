@@ -6,7 +6,7 @@ Invariant: a part is shown, or named as not used, or its turn is refused; none i
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import date, time
 from decimal import Decimal
@@ -207,7 +207,7 @@ _SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "pa
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
 _WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
-_SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
+SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
 
 
 class Turn(NamedTuple):
@@ -393,18 +393,6 @@ def join_problems(problems: Sequence[Problem]) -> list[Problem]:
             rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
             out.append(replace(of, found=f"{of.found}{rows}"))
     return out
-
-
-def refuse_media(texts: Iterable[str], row: Row) -> None:
-    """Refuse a row whose texts show a picture or a sound that stands in a column.
-
-    Raises:
-        UserError: they do.
-    """
-    column = next((name for name in MEDIA if row.fields.get(name)), None)
-    if column and any(map(_SHOWS_MEDIA.search, texts)):
-        found = f"{column} in a column, which the text refers to"
-        raise UserError(Problem(row.where, found, ONLY_TEXT, WITHOUT_PARTS))
 
 
 def text_of(value: Any) -> str:

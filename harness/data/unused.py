@@ -171,23 +171,17 @@ class UnusedCounter:
         fields = self.task.fields.model_dump(exclude_defaults=True)
         contexts = {*media, *(context.name for context in found)}
         free = [name for name, n in columns.items() if n == self.n and name not in contexts]
-        others = list(self._find_others(free))
+        others: list[OtherColumns] = []
+        if self.layout is None or self.layout.name == "question":  # else the layout says which one asks
+            roles, n = find_reading_roles(self.task, self.layout, [*self.filled]), len(self.first)
+            asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
+            answering = [c for c in free if may_answer(c) and c not in asking]
+            by_option = (("prompt", roles.questions, asking), ("reference", roles.answers, answering))
+            for option, taken, named in by_option:
+                read = sorted((c for c in taken if c in self.filled), key=lambda c: find_head(c) in QUESTIONS)
+                if named and read:
+                    others.append(OtherColumns(option, read[-1], named))
         return Unused(self.n, columns, self.keys, found, media, template, fields, others)
-
-    def _find_others(self, free: Sequence[str]) -> Iterator[OtherColumns]:
-        """Find unread columns that may ask or answer by their names, where no layout says which one does."""
-        if self.layout is not None and self.layout.name != "question":
-            return
-        roles, n = find_reading_roles(self.task, self.layout, [*self.filled]), len(self.first)
-        asking = [c for c in free if may_ask(c) and 2 * len({str(r.fields[c]) for r in self.first}) > n]
-        answering = [c for c in free if may_answer(c) and c not in asking]
-        for option, taken, names in (
-            ("prompt", roles.questions, asking),
-            ("reference", roles.answers, answering),
-        ):
-            read = sorted((c for c in taken if c in self.filled), key=lambda c: find_head(c) in QUESTIONS)
-            if names and read:
-                yield OtherColumns(option, read[-1], names)
 
 
 def find_unused(task: Task, content: Rows, read: Sequence[SourcedExample]) -> Unused:
@@ -276,7 +270,13 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
     if layout is None and asks_by_layout and {"prompt", "messages"} <= names.keys():
         asking -= {"messages" if is_plain(names["messages"]) else "prompt"}
     if roles.answers == PAIRS.answers:
-        asking = asking - {*PAIRS.questions} | _list_pair_questions(names)
+        asking -= {*PAIRS.questions}
+        whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
+        if whole and not isinstance(names.get("input"), dict):
+            asking |= {whole}
+        else:
+            question = "question" if names.get("question") else "instruction"
+            asking |= {question, "input", "preferred_output", "non_preferred_output"}
     if layout is not None and asks_by_layout:
         asking |= {*SYSTEMS} | ({HISTORY} if list_history(row) else set())
     elif task.kind != "bits_per_byte":
@@ -288,16 +288,6 @@ def _list_shown(task: Task, layout: Layout | None, row: Row) -> set[str]:
     documents = {"documents"} if task.data.documents else set()
     of_feedback = {*FEEDBACK_ORIGIN, "marked_by"} if names.keys() >= {*FEEDBACK_ORIGIN} else set()
     return asking | answering | documents | {*TOOL_FIELDS} | of_feedback
-
-
-def _list_pair_questions(names: Mapping[str, object]) -> set[str]:
-    whole = next((n for n in ("messages", "prompt", "conversations") if names.get(n)), None)
-    parts = {"question" if names.get("question") else "instruction", "input"}
-    return (
-        {whole}
-        if whole and not isinstance(names.get("input"), dict)
-        else {*parts, "preferred_output", "non_preferred_output"}
-    )
 
 
 def _base_template(task: Task, layout: Layout | None, first: Sequence[_Read]) -> str:

@@ -17,7 +17,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -291,7 +291,10 @@ class _Maker:
         if value in (None, ""):
             return None
         try:
-            return cells.read_date(value, self.reading.date_format)
+            moment = cells.read_moment(value, self.reading.date_format)
+            if moment.is_number and abs(moment.at) < 1e8:  # of at most eight digits, which are no seconds
+                raise ValueError(value)
+            return datetime.fromtimestamp(moment.at, UTC).replace(tzinfo=None)
         except (ValueError, OSError, OverflowError):
             found = f"{str(value)[:40]!r} in {self.reading.date!r}"
             expected = f"a date: {self.reading.date_format or cells.FORMS}"

@@ -10,6 +10,8 @@ from math import comb
 from statistics import median
 from typing import Any
 
+import numpy as np
+
 from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edge_cases import RULES, edge_tests, is_reported
@@ -159,10 +161,10 @@ def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     drawn = table.draw(given.most)
     if given.tokenizer:
         lengths = given.tokenizer.lengths([f"{entry.question}\n{entry.answer}" for entry in drawn])
-        yield _lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
+        yield _show_lengths(lengths, f"tokens a row by {given.tokenizer.name}", table, len(drawn))
     else:
         words = [len(pieces(entry.question)) + len(pieces(entry.answer)) for entry in drawn]
-        yield _lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
+        yield _show_lengths(words, "words a row (no model named: --base counts tokens)", table, len(drawn))
     if given.tokenizer is None or (context := given.tokenizer.context) is None:
         return
     texts = ((entry, f"{entry.question}\n{entry.answer}") for entry in table.entries)
@@ -179,24 +181,18 @@ def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         )
 
 
-def _lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
+def _show_lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:
     ordered = sorted(lengths)
     at = {q: ordered[int(q * (n - 1))] for q in (0.5, 0.95, 1.0)}
     drawn = f", of {n:,} sampled rows" if n < len(table.digests) else ""
     title = f"{what}: median {at[0.5]:,}, 95 % up to {at[0.95]:,}, longest {at[1.0]:,}{drawn}"
-    return Finding("note", title, "how long rows are", example=histogram(ordered))
-
-
-def histogram(ordered: Sequence[int]) -> str:
-    """Draw a histogram of sorted lengths as bars between the shortest and the longest."""
-    low, high = ordered[0], ordered[-1]
-    if low == high:
-        return f"all {low:,}"
-    counts = [0] * _BINS
+    # A histogram, as bars between the shortest and the longest.
+    low, high, counts = ordered[0], ordered[-1], [0] * _BINS
     for length in ordered:
-        counts[min(_BINS - 1, (length - low) * _BINS // (high - low))] += 1
+        counts[min(_BINS - 1, (length - low) * _BINS // max(1, high - low))] += 1
     bars = "".join(_BARS[-(-7 * n // max(counts))] if n else " " for n in counts)
-    return f"{low:,} {bars} {high:,}"
+    drawing = f"all {low:,}" if low == high else f"{low:,} {bars} {high:,}"
+    return Finding("note", title, "how long rows are", example=drawing)
 
 
 def check_edge_cases(table: RowTable, given: CheckContext) -> Iterator[Finding]:
@@ -231,7 +227,14 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """
     drawn = table.draw(_MOST)
     if len(drawn) >= _FEWEST_COMPARED:
-        yield _diversity(drawn)
+        # The Vendi score: the exponential of the entropy of the eigenvalues of the similarities over n.
+        (vectors,) = _vectors(random.Random(0).sample(list(drawn), min(len(drawn), _MOST_VARIED)))
+        eigenvalues = np.linalg.eigvalsh((vectors @ vectors.T).toarray() / vectors.shape[0])
+        eigenvalues = eigenvalues[eigenvalues > 1e-12]
+        score = float(np.exp(-(eigenvalues * np.log(eigenvalues)).sum()))
+        n = vectors.shape[0]
+        title = f"diversity: {n:,} rows vary as much as {score:,.0f} rows without a word in common would"
+        yield Finding("note", title, "few: many rows say the same in the same words")
     if dates := sorted(entry.date for entry in table.entries if entry.date):
         tested = given.test.entries if given.test else ()
         newest = max([dates[-1], *(entry.date for entry in tested if entry.date)])
@@ -248,14 +251,13 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         meaning = "with 80 % power, where two models answer 10 to 30 % of the items differently"
         yield Finding("note", title, meaning)
     if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
-        yield _relevance(drawn, test)
         # Groups that training and test do not share: those of `--source`, or by which the files were split.
         if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
             apart: str | None = table.reading.source
         else:
             groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
             apart = groups.pop() if len(groups) == 1 else None
-        yield _representativeness(drawn, test, apart)
+        yield from _compare_with_test(drawn, test, apart)
 
 
 def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
@@ -267,45 +269,30 @@ def _vectors(*groups: Sequence[TableEntry]) -> list[Any]:
     return [words.transform([entry.question for entry in group]) for group in groups]
 
 
-def _diversity(drawn: Sequence[TableEntry]) -> Finding:
-    """Give the Vendi score: the exponential of the entropy of the eigenvalues of the similarities over n."""
-    import numpy as np
-
-    (x,) = _vectors(random.Random(0).sample(list(drawn), min(len(drawn), _MOST_VARIED)))
-    values = np.linalg.eigvalsh((x @ x.T).toarray() / x.shape[0])
-    values = values[values > 1e-12]
-    score = float(np.exp(-(values * np.log(values)).sum()))
-    title = f"diversity: {x.shape[0]:,} rows vary as much as {score:,.0f} rows without a word in common would"
-    return Finding("note", title, "few: many rows say the same in the same words")
-
-
-def _relevance(train: Sequence[TableEntry], test: Sequence[TableEntry]) -> Finding:
-    x, y = _vectors(train, test)
-    near = sum(float((y[i : i + 500] @ x.T).max(axis=1).sum()) for i in range(0, y.shape[0], 500))
-    far = float((y @ x.mean(axis=0).T).mean())
-    title = (
-        f"relevance: a test item is {near / y.shape[0]:.2f} similar to its nearest training row,"
-        f" {far:.2f} to an average one"
-    )
-    return Finding(
-        "note",
-        title,
-        "1: the same words, 0: none in common (cosine); near 0, training does not prepare for the test",
-    )
-
-
-def _representativeness(
+def _compare_with_test(
     train: Sequence[TableEntry], test: Sequence[TableEntry], apart: str | None
-) -> Finding:
-    """Train a classifier on half of both, and test on the other half whether it tells them apart."""
-    # Where the two are of other groups, values of the column `apart`, their rows are no independent draws.
+) -> Iterator[Finding]:
+    """Give the similarity of test items to training rows, and whether a classifier tells the two apart.
+
+    It is trained on half of both and tested on the other half. Where the two are of other groups, values of
+    the column `apart`, their rows are no independent draws.
+    """
     from scipy import stats
     from scipy.sparse import vstack
     from sklearn.linear_model import LogisticRegression
     from sklearn.utils import shuffle
 
+    x, y = _vectors(train, test)
+    near = sum(float((y[i : i + 500] @ x.T).max(axis=1).sum()) for i in range(0, y.shape[0], 500))
+    far = float((y @ x.mean(axis=0).T).mean())
+    yield Finding(
+        "note",
+        f"relevance: a test item is {near / y.shape[0]:.2f} similar to its nearest training row,"
+        f" {far:.2f} to an average one",
+        "1: the same words, 0: none in common (cosine); near 0, training does not prepare for the test",
+    )
     n = min(len(train), len(test))
-    halves = [shuffle(rows, random_state=0)[:n] for rows in _vectors(train, test)]
+    halves = [shuffle(rows, random_state=0)[:n] for rows in (x, y)]
     seen = vstack([half[: n // 2] for half in halves])
     model = LogisticRegression().fit(seen, [0] * (n // 2) + [1] * (n // 2))
     scores = [model.decision_function(half[n // 2 :]) for half in halves]
@@ -313,11 +300,12 @@ def _representativeness(
     auc, p = float(u.statistic) / (len(scores[0]) * len(scores[1])), float(u.pvalue)
     title = f"representativeness: a classifier tells test from training, AUC {auc:.2f} (p = {p:.1g})"
     if apart:
-        return Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
-    if p < ALPHA:
+        yield Finding("note", title, f"0.5 is alike; test has other values of {apart!r} than training")
+    elif p < ALPHA:
         meaning = (
             "0.5 is alike: the questions of test differ from those of training, so it shows less of what"
             " training brought"
         )
-        return Finding("warning", title, meaning, command="harness data split FILE --out OUT")
-    return Finding("note", title, "0.5 is alike: test items look like training rows")
+        yield Finding("warning", title, meaning, command="harness data split FILE --out OUT")
+    else:
+        yield Finding("note", title, "0.5 is alike: test items look like training rows")

@@ -10,7 +10,6 @@ import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import exp, log
-from typing import NamedTuple
 
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, TableEntry
 from harness.data.check.personal_data import excerpt
@@ -42,7 +41,13 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
         title = f"all rows have the same answer, {answers.pop()[:60]!r}"
         meaning = "always giving it is right, so no comparison can show that anything was learned"
         yield Finding("warning", title, meaning, command="add rows with other answers, or name their column")
-    yield from _find_untrained_slices(table, given.test)
+    trained = {entry.example.slice for entry in table.entries}
+    if given.test and trained != {""} and not table.is_drawn:
+        tested = Counter(entry.example.slice for entry in given.test.entries)
+        if untrained := {name: n for name, n in tested.items() if name not in trained}:
+            title = "slices of test that no training row has: " + ", ".join(map(repr, [*untrained][:5]))
+            meaning, n = "a fine-tune meets them for the first time in test", sum(untrained.values())
+            yield Finding("warning", title, meaning, command="add rows of them", count=n, of=tested.total())
     if not table.labels:
         return
     labels = unify_spellings([entry.answer for entry in table.entries])
@@ -68,18 +73,6 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
         if mix := _compare_mixes(train, test, table):
             yield mix
-
-
-def _find_untrained_slices(table: RowTable, test: RowTable | None) -> Iterator[Finding]:
-    trained = {entry.example.slice for entry in table.entries}
-    if test is None or trained == {""} or table.is_drawn:
-        return
-    tested = Counter(entry.example.slice for entry in test.entries)
-    if untrained := {name: n for name, n in tested.items() if name not in trained}:
-        title = "slices of test that no training row has: " + ", ".join(map(repr, [*untrained][:5]))
-        meaning = "a fine-tune meets them for the first time in test"
-        n = sum(untrained.values())
-        yield Finding("warning", title, meaning, command="add rows of them", count=n, of=tested.total())
 
 
 def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
@@ -190,15 +183,6 @@ def _bare(token: str) -> str:
     return re.sub(r"^\W+|\W+$", "", token.lower()) or token
 
 
-class Suspect(NamedTuple):
-    """A row, the label that is proposed for it, and the probabilities of its own and of that one."""
-
-    entry: TableEntry
-    label: str
-    p_own: float
-    p_label: float
-
-
 def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the suspect rows, the most suspect first, with the label that is proposed.
 
@@ -244,25 +228,28 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
         f"where all labels are right in up to {100 * _EXPECTED:.1f} %",
     )
     if suspects:
-        worst = suspects[0]
+        worst, likelier, p_own, p_likelier = suspects[0]
         yield Finding(
             "warning" if is_alarm else "note",
             f"suspect labels{said}" + ("" if is_alarm else f", {hardly}"),
             "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
-            tuple(suspect.entry.where for suspect in suspects),
-            f"{worst.entry.where}: {excerpt(worst.entry.question, 70)!r} is {worst.entry.answer!r} "
-            f"({100 * worst.p_own:.0f} %), more likely {worst.label!r} ({100 * worst.p_label:.0f} %)",
+            tuple(entry.where for entry, *_ in suspects),
+            f"{worst.where}: {excerpt(worst.question, 70)!r} is {worst.answer!r} "
+            f"({100 * p_own:.0f} %), more likely {likelier!r} ({100 * p_likelier:.0f} %)",
             DECIDE,
-            tuple(suspect.label for suspect in suspects),
+            tuple(label for _, label, *_ in suspects),
             of=n,
         )
 
 
-def _judge_labels(entries: Sequence[TableEntry]) -> tuple[list[Suspect], float, int]:
+def _judge_labels(
+    entries: Sequence[TableEntry],
+) -> tuple[list[tuple[TableEntry, str, float, float]], float, int]:
     """Judge each row by a classifier trained on others; there are two labels of at least five rows.
 
-    Returns the suspects, the most suspect first, the share of labels that the classifier gives, in [0, 1],
-    and the number of labels that surely differ from what it gives.
+    Returns the suspects, the most suspect first: a row, the label proposed for it, and the probabilities of
+    its own and of that one. Then the share of labels that the classifier gives, in [0, 1], and the number of
+    labels that surely differ from what it gives.
     """
     import numpy as np
     from cleanlab.filter import find_label_issues
@@ -285,7 +272,7 @@ def _judge_labels(entries: Sequence[TableEntry]) -> tuple[list[Suspect], float, 
     ranked = find_label_issues(own, p, n_jobs=1, **how)
     best = p.argmax(axis=1)
     suspects = [
-        Suspect(entries[i], names[best[i]], float(p[i, own[i]]), float(p[i, best[i]]))
+        (entries[i], names[best[i]], float(p[i, own[i]]), float(p[i, best[i]]))
         for i in ranked
         if best[i] != own[i]
     ]

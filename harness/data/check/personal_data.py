@@ -52,8 +52,21 @@ def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
     if "@" in text:
         yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))
     if "::" in text or re.search(r"\d", text):
+        from stdnum import iban, luhn
+        from stdnum.us import ssn
+
         yield from (("IP addresses", match) for match in _IP.findall(text) if _is_of_a_machine(match))
-        yield from _find_numbers(text)
+        for match in _SSN.finditer(text):
+            if ssn.is_valid(match[0].replace(" ", "-")):
+                yield "US social security numbers", match[0]
+        for card in _CARD.findall(text):
+            digits = re.sub(r"\D", "", card)
+            if luhn.is_valid(digits) and len(set(digits)) > 1:
+                yield "credit card numbers", card
+        for beginning in _IBAN.findall(text):  # as long as its country writes it
+            ends = (end.end() for end in re.finditer(r"\w\b", beginning))
+            if number := next((beginning[:end] for end in ends if iban.is_valid(beginning[:end])), ""):
+                yield "IBANs", number
         if region or _DIALLED.search(text):
             import phonenumbers
 
@@ -69,23 +82,6 @@ def _is_of_a_machine(address: str) -> bool:
         ip = getattr(ip, "ipv4_mapped", None) or ip
         return not (ip.is_loopback or ip.is_unspecified or ip.is_multicast or ip.is_reserved)
     return False
-
-
-def _find_numbers(text: str) -> Iterator[tuple[str, str]]:
-    from stdnum import iban, luhn
-    from stdnum.us import ssn
-
-    for match in _SSN.finditer(text):
-        if ssn.is_valid(match[0].replace(" ", "-")):
-            yield "US social security numbers", match[0]
-    for match in _CARD.findall(text):
-        digits = re.sub(r"\D", "", match)
-        if luhn.is_valid(digits) and len(set(digits)) > 1:
-            yield "credit card numbers", match
-    for match in _IBAN.findall(text):  # as long as its country writes it
-        ends = (found.end() for found in re.finditer(r"\w\b", match))
-        if number := next((match[:end] for end in ends if iban.is_valid(match[:end])), ""):
-            yield "IBANs", number
 
 
 def check_region(region: str) -> str:

@@ -14,7 +14,7 @@ from harness.data.check.personal_data import excerpt, find_personal_data, mask_t
 from harness.data.edit import find_special
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
-from harness.data.quality import choose_threshold, kept_rows
+from harness.data.quality import THRESHOLDS, choose_threshold
 from harness.errors import as_argument
 from harness.formatting import pluralize
 
@@ -58,7 +58,8 @@ def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if table.labels or len(drawn) < _FEWEST_SCORED or given.score is None:
         return
     scores = given.score([entry.qa for entry in drawn])
-    least, kept = choose_threshold(scores), kept_rows(scores)
+    least = choose_threshold(scores)
+    kept = {score: sum(of.score >= score for of in scores) for score in THRESHOLDS}
     low = [(entry, of) for entry, of in zip(drawn, scores, strict=True) if of.score < least]
     traits = ", ".join(f"{trait} {n:,}" for trait, n in Counter(of.trait for _, of in low).most_common())
     curve = ", ".join(f"{score:g} {100 * n / len(drawn):.1f} %" for score, n in kept.items())
@@ -196,13 +197,11 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
                 command,
             )
     answered = [entry for entry in table.entries if entry.answer]
-    yield from _spellings(answered, table) if table.labels else _test_by_source(answered)
-
-
-def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Finding]:
+    if not table.labels:
+        yield from _test_by_source(answered)
+        return
     several = several_spellings(entry.answer for entry in answered)
-    commonest = commonest_spellings(several)
-    if commonest:
+    if commonest := commonest_spellings(several):
         rare = [entry for entry in answered if entry.answer in commonest]
         yield Finding(
             "error",
@@ -210,7 +209,7 @@ def _spellings(answered: Sequence[TableEntry], table: RowTable) -> Iterator[Find
             "each spelling is a label of its own to a metric and to a classifier",
             tuple(entry.where for entry in rare),
             ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0]),
-            "harness data clean FILE --out OUT --spellings"
+            f"{clean} --spellings"
             if table.labels_in_rows
             else "no command: labels stand within longer texts; write each in one spelling by hand",
             tuple(commonest[entry.answer] for entry in rare),

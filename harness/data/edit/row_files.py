@@ -88,7 +88,14 @@ def write_rows(file: Path, suffix: str, rows: Iterable[Row], sources: Sequence[s
         return
     with _text(file, suffix.endswith(".gz")) as out:
         if suffix.startswith((".csv", ".tsv")):
-            _write_csv(out, rows, "\t" if suffix.startswith(".tsv") else ",", sources)
+            are_read = [is_csv(source) for source in sources]
+            rows = iter(rows) if are_read == [True] else list(rows)
+            first = list(itertools.islice(rows, 1)) if isinstance(rows, Iterator) else rows
+            names = list(dict.fromkeys(name for row in first for name in row.fields))
+            writer = csv.writer(out, delimiter="\t" if suffix.startswith(".tsv") else ",")
+            writer.writerow(names)
+            for row in itertools.chain(first, rows) if isinstance(rows, Iterator) else rows:
+                writer.writerow([_cell(row, name, is_read=any(are_read) and all(are_read)) for name in names])
         elif suffix.startswith(".jsonl"):
             out.writelines(f"{_json(row)}\n" for row in rows)
         else:
@@ -120,18 +127,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, datetime | date | time):
         return value.isoformat()
     raise TypeError(f"a {type(value).__name__}")
-
-
-def _write_csv(out: TextIO, rows: Iterable[Row], delimiter: str, sources: Sequence[str]) -> None:
-    """Write a line of names and one a row, with the line ends of RFC 4180, so that all others are quoted."""
-    are_read = [is_csv(source) for source in sources]
-    rows = iter(rows) if are_read == [True] else list(rows)
-    first = list(itertools.islice(rows, 1)) if isinstance(rows, Iterator) else rows
-    names = list(dict.fromkeys(name for row in first for name in row.fields))
-    writer = csv.writer(out, delimiter=delimiter)
-    writer.writerow(names)
-    for row in itertools.chain(first, rows) if isinstance(rows, Iterator) else rows:
-        writer.writerow([_cell(row, name, is_read=any(are_read) and all(are_read)) for name in names])
 
 
 def _cell(row: Row, name: str, *, is_read: bool) -> str:
