@@ -50,11 +50,8 @@ def experiment(folder, *overrides, **kwargs):
         (["suites=[mine]"], lambda e: e.suites[0].name, "other"),  # one's own by its bare name
         (["target.data.test=hub:own/name"], lambda e: e.target.data.test, "hub:own/name"),
         (["base_model=owner/name"], lambda e: e.base_model, "owner/name"),
-        (
-            ["candidates.x=rag"],
-            lambda e: e.candidates["x"].prompting["few_shot"]["shots"],
-            7,
-        ),  # one's own first
+        # One's own first.
+        (["candidates.x=rag"], lambda e: e.candidates["x"].prompting["few_shot"]["shots"], 7),
         (["candidates.x="], lambda e: e.candidates["x"].prompting, {"zero_shot": {}}),
         (["candidates.x="], lambda e: e.candidates["x"].method, "base"),
         (["gate={macro: 1e-2}"], lambda e: e.gate.macro, 0.01),
@@ -64,20 +61,12 @@ def experiment(folder, *overrides, **kwargs):
         (["suites.other.tasks.capitals.margin=0.1"], lambda e: e.suites[0].tasks[1].margin, 0.1),
         (["suites.0.tasks.0.limit=3"], lambda e: e.suites[0].tasks[0].limit, 3),
         (["candidates.x=rag", SHOT], lambda e: e.candidates["x"].prompting["few_shot"]["shots"], 1),
-        (
-            ["candidates.x={prompting: few_shot}", SHOT],
-            lambda e: e.candidates["x"].prompting,
-            {"few_shot": {"shots": 1}},
-        ),
+        (["candidates.x={prompting: few_shot}", SHOT], lambda e: e.candidates["x"].prompting["few_shot"], {"shots": 1}),
         ([GRID], lambda e: e.candidates[MEMBERS[3]].prompting, {"few_shot": {"select": "knn", "shots": 2}}),
-        (
-            [LORA.format("target_modules: [q, v]")],
-            lambda e: e.candidates["l"].params,
-            {"target_modules": ["q", "v"]},
-        ),
+        ([LORA.format("target_modules: [q, v]")], lambda e: e.candidates["l"].params["target_modules"], ["q", "v"]),
         ([RANKS, "candidates.h={weights_of: 'l[r=8]'}"], lambda e: e.candidates["h"].weights_of, "l[r=8]"),
     ],
-)
+)  # fmt: skip
 def test_a_setting_is_read_as_written(folder, overrides, value_of, value):
     (folder / "baselines").mkdir()
     (folder / "baselines" / "rag.yaml").write_text("prompting: {few_shot: {shots: 7}}\n")
@@ -133,12 +122,9 @@ def test_the_order_of_overrides_does_not_matter(folder, order):
         (f"{SHOTS}.shots=[2, 4]", ["shots[shots=2]", "shots[shots=4]"]),
         (GRID, MEMBERS),
         (RANKS, ["shots", "l[r=8]", "l[r=16]"]),
-        (
-            LORA.format("target_modules: [[q, v], all-linear]"),
-            ["shots", "l[target_modules=q+v]", "l[target_modules=all-linear]"],
-        ),
+        (LORA.format("target_modules: [[q, v], all-linear]"), ["shots", "l[target_modules=q+v]", "l[target_modules=all-linear]"]),
     ],
-)
+)  # fmt: skip
 def test_a_list_where_one_value_belongs_gives_a_candidate_for_each(folder, grid, names):
     assert list(experiment(folder, grid).candidates) == ["prompt", *names]
 
@@ -295,20 +281,13 @@ def test_an_experiment_without_candidates_is_told_what_to_write(folder, written)
     ("other", "where", "found", "next_step"),
     [
         (OTHER + "    num_fewshot: 2\n", "suites/other.yaml:8", None, None),
-        (
-            OTHER.replace("capitals", "tiny"),
-            "suites/other.yaml:6",
-            "a second task 'tiny'",
-            "the first is at suites/tiny.yaml:3",
-        ),
+        (OTHER.replace("capitals", "tiny"), "suites/other.yaml:6", "a second task 'tiny'", "the first is at suites/tiny.yaml:3"),
         (OTHER.replace("role: capability\n", ""), None, "suite 'other' with the role target", None),
     ],
-)
+)  # fmt: skip
 def test_a_suite_that_does_not_fit_beside_the_target_is_refused(folder, other, where, found, next_step):
-    problem = find_only_problem(folder, other=other)
-    assert all(
-        asked in (None, shown) for asked, shown in zip((where, found, next_step), problem, strict=True)
-    )
+    said = zip((where, found, next_step), find_only_problem(folder, other=other), strict=True)
+    assert all(expected in (None, shown) for expected, shown in said)
 
 
 @pytest.mark.parametrize("name", ["other", "sums"])

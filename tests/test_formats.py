@@ -103,9 +103,8 @@ def list_problems(load, **parts):
     return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.value.problems]
 
 
-PAIRS = [
-    name for name in ROWS if name.startswith(("preference", "transcript", "OpenAI pref", "Ultra", "OASST"))
-]
+OF_PAIRS = ("preference", "transcript", "OpenAI pref", "Ultra", "OASST")
+PAIRS = [name for name in ROWS if name.startswith(OF_PAIRS)]
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -273,9 +272,8 @@ def test_a_transcript_is_read_back_as_it_was_written(before, last, chosen, rejec
     asked = [*(text for both in before for text in both), last]
     speakers = ("Human", "Assistant")
     begin = "".join(f"\n\n{speakers[i % 2]}: {text}" for i, text in enumerate(asked))
-    row = Row(
-        "row", {k: f"{begin}\n\nAssistant: {t}" for k, t in (("chosen", chosen), ("rejected", rejected))}
-    )
+    answers = {"chosen": chosen, "rejected": rejected}
+    row = Row("row", {name: f"{begin}\n\nAssistant: {text}" for name, text in answers.items()})
     if " ".join(chosen.split()) == " ".join(rejected.split()):
         with pytest.raises(UserError, match="two equal answers"):
             read_pair(row)
@@ -287,9 +285,8 @@ def test_a_transcript_is_read_back_as_it_was_written(before, last, chosen, rejec
 
 def test_templates_that_name_no_field_are_refused_and_unusable_rows_removed_where_the_task_says_so(load):
     rows = [ROWS["Alpaca"], {"instruction": "Who?", "output": "Me.", "extra": "x"}]
-    found = list_problems(
-        load, test=rows, fields={"prompt": "{instruction} {extra}", "reference": "{output}"}
-    )
+    fields = {"prompt": "{instruction} {extra}", "reference": "{output}"}
+    found = list_problems(load, test=rows, fields=fields)
     assert [(where, what) for where, what, _ in found] == [("test.jsonl:1", "no field 'extra'")]
 
     rows = [ROWS["Alpaca"], {"instruction": "x"}, {**ROWS["Alpaca"], "output": " "}]
@@ -318,9 +315,8 @@ def test_an_answer_that_is_none_of_the_choices_is_refused(load, right):
 def test_trees_and_transcripts_are_read_along_what_they_share(load):
     replies = [{"text": "Yes.", "role": "assistant"}]
     root = tree("Who?", "You.", "Me.", "No.")
-    root["replies"][1]["replies"] = [
-        {"message_id": "n", "text": "Sure?", "role": "prompter", "replies": replies}
-    ]
+    again = {"message_id": "n", "text": "Sure?", "role": "prompter", "replies": replies}
+    root["replies"][1]["replies"] = [again]
     row = {"message_tree_id": "t", "prompt": root}
     loaded = load(test=[row], pairs=[{**row, "prompt": tree("Where?", "Here.", "There.", "No.")}])
     assert loaded.test[0].messages == (ASKED, SAID, AGAIN)
@@ -359,16 +355,11 @@ def test_a_pair_that_prefers_nothing_is_refused(load, rows, line, found):
 
 
 def articles(n=12, per_article=5):
-    return [
-        {
-            "article": f"Article_{a}",
-            "context": f"Text {a} has part {i // 2}.",
-            "question": f"What is {i} of {a}?",
-            "answers": [f"part {i}"],
-        }
-        for a in range(n)
-        for i in range(per_article)
-    ]
+    def ask(a, i):
+        about = {"article": f"Article_{a}", "context": f"Text {a} has part {i // 2}."}
+        return {**about, "question": f"What is {i} of {a}?", "answers": [f"part {i}"]}
+
+    return [ask(a, i) for a in range(n) for i in range(per_article)]
 
 
 def test_one_file_is_split_by_article_label_and_question_whatever_the_seed(load):
@@ -440,21 +431,15 @@ def test_hub_sets_are_read_from_their_copy_and_a_lacking_split_is_refused(monkey
     assert train.read_as[0].startswith("hub:openai/gsm8k:main: read as question rows")
     assert len(test.test) > 1000
 
-    with pytest.raises(
-        UserError, match=r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
-    ):
+    expected = r"Available splits: \['train', 'validation'\].*hub:owner/name:config:split"
+    with pytest.raises(UserError, match=expected):
         load_task(Task.model_validate({"name": "t", "data": {"test": "hub:baber/piqa"}}), 0)
 
 
 def test_calls_of_tools_are_json_and_what_they_return_is_said_by_the_user():
     calls = [{"function": {"name": name, "arguments": '{"a": 1}'}} for name in ("add", "sub")]
-    turns = [
-        {"role": "user", "content": "Who?"},
-        {"role": "assistant", "content": None, "tool_calls": calls},
-        {"role": "tool", "content": "2"},
-        {"role": "tool", "content": "0"},
-        {"role": "assistant", "content": "Me"},
-    ]
+    results = [{"role": "tool", "content": said} for said in "20"]
+    turns = [ASKED, {"role": "assistant", "content": None, "tool_calls": calls}, *results, SAID]
     row = Row("r:1", {"messages": turns})
     found = formats.read(row, formats.recognise([row])).fields
     assert [turn["role"] for turn in found["messages"]] == ["user", "assistant", "user"]
@@ -483,11 +468,8 @@ def test_turns_that_are_calls_and_results_by_their_role_are_read_as_such(roles):
 
 
 WEATHER = {"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
-CALL = {
-    "role": "assistant",
-    "content": None,
-    "tool_calls": [{"function": {"name": "weather", "arguments": "{}"}}],
-}
+CALLED = [{"function": {"name": "weather", "arguments": "{}"}}]
+CALL = {"role": "assistant", "content": None, "tool_calls": CALLED}
 
 
 @pytest.mark.parametrize(
@@ -537,9 +519,8 @@ def test_tools_stand_in_the_system_message_of_a_row_once_and_behind_what_it_says
 
     def read_system(text, *tools):
         system = {"role": "system", "content": text}
-        return (
-            load(test=[{"messages": [system, ASKED, CALL], "tools": [*tools]}]).test[0].messages[0]["content"]
-        )
+        row = {"messages": [system, ASKED, CALL], "tools": [*tools]}
+        return load(test=[row]).test[0].messages[0]["content"]
 
     defined = f"Call within <tool_call>. <tools>{json.dumps([tool])}</tools>"
     assert read_system(defined, tool) == defined

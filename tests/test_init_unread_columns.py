@@ -4,6 +4,7 @@ import json
 from functools import cache
 
 import pytest
+from checked_rows import write
 from ruamel.yaml import YAML
 
 from harness import config
@@ -27,9 +28,8 @@ ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here: nothing i
 
 def propose(tmp_path, content, **given):
     """Propose an experiment for rows."""
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
-    return scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE | given), HERE)
+    path = write(tmp_path / "mine.jsonl", content)
+    return scaffold.propose(Request(tmp_path / "new", path, **ELSEWHERE | given), HERE)
 
 
 def make_choices(columns, answer, right, ask="question"):
@@ -111,12 +111,11 @@ def test_columns_that_name_what_is_not_read_are_warned_of(tmp_path):
 
 @pytest.mark.parametrize("column", ["label", "kto_tag"])
 def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
-    turns = [
-        [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i} {WORDS}"}]
-        for i in range(40)
-    ]
-    found = propose(tmp_path, [{"messages": of, column: i % 4 > 0} for i, of in enumerate(turns)])
-    (said,) = found.warnings
+    content = []
+    for i in range(40):
+        turns = [{"role": "user", "content": f"Say {i}."}, {"role": "assistant", "content": f"{i} {WORDS}"}]
+        content.append({"messages": turns, column: i % 4 > 0})
+    (said,) = propose(tmp_path, content).warnings
     assert said.startswith(f"{column!r} is false in 10 of 40 rows")
 
 
@@ -156,7 +155,7 @@ def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     folder.mkdir()
     for part, n in (("train", 60), ("validation", 10), ("test", 10)):
         content = [{"text": f"Say {part} {i}.", "label": "ab"[i % 2]} for i in range(n)]
-        (folder / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content))
+        write(folder / f"{part}.jsonl", content)
     found = scaffold.propose(Request(tmp_path / "new", str(folder), **ELSEWHERE), HERE)
     (said,) = found.warnings
     assert "its validation and test rows are not read" in said
@@ -178,12 +177,9 @@ def resources(free_gib=64.0, device="cpu", gflops=1000.0):
 @pytest.fixture(scope="module")
 def large_file(tmp_path_factory):
     """Write three thousand rows with a label."""
-    path = tmp_path_factory.mktemp("many") / "many.jsonl"
-    content = [
-        {"text": f"Where is the {('card', 'pin')[i % 2]} of {i}?", "label": "ab"[i % 2]} for i in range(N)
-    ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    return path
+    asked = (f"Where is the {('card', 'pin')[i % 2]} of {i}?" for i in range(N))
+    content = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(asked)]
+    return write(tmp_path_factory.mktemp("many") / "many.jsonl", content)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +188,7 @@ def propose_on(large_file, tiny, own_cache, tmp_path_factory):
 
     @cache
     def propose(gflops, minutes=20.0):
-        request = Request(tmp_path_factory.mktemp("new") / "new", str(large_file), str(tiny), minutes=minutes)
+        request = Request(tmp_path_factory.mktemp("new") / "new", large_file, str(tiny), minutes=minutes)
         return scaffold.propose(request, resources(gflops=gflops))
 
     return propose
@@ -211,9 +207,8 @@ def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched
     assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
     assert "sweep" in found.candidates["full"]
 
-    found = scaffold.propose(
-        Request(tmp_path / "new", str(large_file), "own/model", minutes=20.0), resources()
-    )
+    asked = Request(tmp_path / "new", large_file, "own/model", minutes=20.0)
+    found = scaffold.propose(asked, resources())
     assert "the base is not here yet" in find_time_line(found)
     assert "lora" in found.candidates
 
@@ -232,17 +227,11 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
 
 
 def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
-    path = tmp_path / "few.jsonl"
     content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-
-    def propose(gflops):
-        return scaffold.propose(
-            Request(tmp_path / "new", str(path), str(tiny), minutes=20.0), resources(gflops=gflops)
-        )
-
-    assert propose(1000.0).task.data.folds == 5
-    slow = propose(0.02)
+    path = write(tmp_path / "few.jsonl", content)
+    asked = Request(tmp_path / "new", path, str(tiny), minutes=20.0)
+    assert scaffold.propose(asked, resources(gflops=1000.0)).task.data.folds == 5
+    slow = scaffold.propose(asked, resources(gflops=0.02))
     assert slow.task.data.folds is None
     (line,) = [line for line in slow.said if line.startswith("few rows: folds: 5")]
     assert "not set: that takes about" in line
@@ -267,18 +256,10 @@ def llama(tmp_path):
 
     def make_source(billions):
         hidden = 4096 if billions >= 7 else 2048
-        (tmp_path / "config.json").write_text(
-            json.dumps(
-                {
-                    "num_hidden_layers": 32 if billions >= 7 else 16,
-                    "hidden_size": hidden,
-                    "intermediate_size": 4 * hidden,
-                    "num_attention_heads": 32,
-                    "num_key_value_heads": 8,
-                    "vocab_size": 32000,
-                }
-            )
-        )
+        shape = {"num_hidden_layers": 32 if billions >= 7 else 16, "hidden_size": hidden}
+        shape |= {"intermediate_size": 4 * hidden, "num_attention_heads": 32}
+        shape |= {"num_key_value_heads": 8, "vocab_size": 32000}
+        (tmp_path / "config.json").write_text(json.dumps(shape))
         return ModelSource("llama", tmp_path, "a", "b", int(billions * 1e9))
 
     return make_source
@@ -302,9 +283,8 @@ def test_the_method_follows_from_memory_and_size(llama, billions, free_gib, devi
 @pytest.mark.parametrize(("free_gib", "named"), [(80, ["peft (peft_type: IA3)", "spectrum"]), (8, [])])
 def test_methods_without_added_latency_are_named_where_they_fit(llama, free_gib, named):
     row = Example("a", ({"role": "user", "content": "Where?"},), ("late",))
-    said = describe_alternatives(
-        TaskItems((row,), (), (), (), (), ()), llama(8.0), resources(free_gib, "cuda")
-    )
+    items = TaskItems((row,), (), (), (), (), ())
+    said = describe_alternatives(items, llama(8.0), resources(free_gib, "cuda"))
     assert [one for one in ("peft (peft_type: IA3)", "spectrum", "bottleneck") if one in said] == named
     assert ("without added latency" in said) is bool(named)
 

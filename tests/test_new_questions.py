@@ -6,13 +6,11 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
-from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data
+from edited_rows import ASKED, jsonl, manifest, read, read_refusal, rows_of, run_data, split_rows
 from openai_server import Rule, ServerAnswer, serve_model
 
 from harness.data import load_task
 from harness.data.edit.dedup import dedup
-from harness.data.edit.split import SplitOptions, split
-from harness.data.text_files import Rows
 from harness.spec import Task
 
 WORDS = "amber basil cedar delta ember fable grove hazel ivory jolly kiosk lilac".split()
@@ -39,9 +37,8 @@ def new_question(i):
 
 def write_new(messages):
     i = last_shown(messages)
-    return (
-        f"Sure!\n\n**Question:** {new_question(i)}\n**Answer:** {LABELS[i % 2].upper()}\n\nQuestion: and more"
-    )
+    answer = LABELS[i % 2].upper()
+    return f"Sure!\n\n**Question:** {new_question(i)}\n**Answer:** {answer}\n\nQuestion: and more"
 
 
 @pytest.fixture
@@ -60,38 +57,19 @@ def write_questions(data, server):
 
 
 @pytest.mark.parametrize(
-    ("written", "asked", "answered"),
+    ("written", "answered"),
     [
-        (
-            "Sure! Here is a new question:\n\nQuestion: {q}\nAnswer: **Yes**, from nine.",
-            "{q}",
-            "**Yes**, from nine.",
-        ),
-        (
-            "Another question: \n\n**Question:** {q}\n\n**Answer:** * two\n* three\n\nI hope this helps!",
-            "{q}",
-            "* two\n* three",
-        ),
+        ("Sure! Here is a new question:\n\nQuestion: {q}\nAnswer: **Yes**, from nine.", "**Yes**, from nine."),
+        ("Another question: \n\n**Question:** {q}\n\n**Answer:** * two\n* three\n\nI hope this helps!", "* two\n* three"),
     ],
-)
-def test_what_a_model_says_around_a_question_is_no_part_of_it(
-    data, tmp_path, monkeypatch, written, asked, answered
-):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    jsonl(
-        Path("t.jsonl"),
-        [{"text": question(i), "answer": f"In the {WORDS[i]} hall, door {i}."} for i in range(10)],
-    )
-    with serve_model(Rule(lambda messages: written.format(q=new_question(last_shown(messages))))) as server:
-        run_data(
-            lambda *words: data("augment", *words, *BY, "--with", server.url, "--model", "tiny"),
-            "t.jsonl",
-            "--out",
-            "new.jsonl",
-        )
+)  # fmt: skip
+def test_what_a_model_says_around_a_question_is_no_part_of_it(write_questions, server, written, answered):
+    server.model = Rule(lambda messages: written.format(q=new_question(last_shown(messages))))
+    asked = [{"text": question(i), "answer": f"In the {WORDS[i]} hall, door {i}."} for i in range(10)]
+    jsonl(Path("t.jsonl"), asked)
+    run_data(write_questions, "t.jsonl", "--out", "new.jsonl")
     made = read("new.jsonl")[1]
-    assert (made["text"], made["answer"]) == (asked.format(q=new_question(0)), answered)
+    assert (made["text"], made["answer"]) == (new_question(0), answered)
 
 
 def test_a_new_question_stands_with_its_answer_and_its_origin_behind_the_row_that_was_shown_last(
@@ -130,11 +108,7 @@ class Careless:
             7: f"Question: {question(6)}\nAnswer: money",
         }
         i = last_shown(messages)
-        return (
-            ServerAnswer(said.get(i, write_new(messages)), "length")
-            if i == 8
-            else ServerAnswer(said.get(i) or write_new(messages))
-        )
+        return ServerAnswer(said.get(i) or write_new(messages), "length" if i == 8 else "stop")
 
 
 def test_what_repeats_contradicts_is_evaluated_empty_or_of_an_unknown_label_is_left_out_with_its_reason(
@@ -142,9 +116,8 @@ def test_what_repeats_contradicts_is_evaluated_empty_or_of_an_unknown_label_is_l
 ):
     server.model = Careless()
     jsonl(Path("t.jsonl"), rows())
-    jsonl(
-        Path("test.jsonl"), [{"text": "When does the shop in the old town open on sundays", "label": "late"}]
-    )
+    tested = {"text": "When does the shop in the old town open on sundays", "label": "late"}
+    jsonl(Path("test.jsonl"), [tested])
     said = run_data(write_questions, "t.jsonl", "--out", "new.jsonl", "--against", "test.jsonl")
     reasons = manifest("new.jsonl")["reasons"]
     assert reasons == {
@@ -247,18 +220,14 @@ def make_new_rows(n=20):
     """Return rows, each followed by one that was made from it and from the next."""
     own = [{"text": f"{i * i} q{i}w v{i}u", "label": "ab"[i % 2], "n": i} for i in range(n)]
     origins = [json.dumps([own[i]["text"], own[(i + 1) % n]["text"]]) for i in range(n)]
-    made = [
-        {"text": f"z{i}k {i * i} y{i}m x{i}p", "label": "a", "n": i, "augmented_from": of}
-        for i, of in enumerate(origins)
-    ]
+    texts = [f"z{i}k {i * i} y{i}m x{i}p" for i in range(n)]
+    made = [{**own[i], "text": texts[i], "label": "a", "augmented_from": origins[i]} for i in range(n)]
     return [row for pair in zip(own, made, strict=True) for row in pair]
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_row_made_from_several_is_trained_on_only_where_all_of_them_are(seed):
-    found = split(
-        Rows("r.jsonl", "r", rows_of(*make_new_rows())), ASKED, SplitOptions((0.6, 0.2, 0.2), seed=seed)
-    )
+    found = split_rows(rows_of(*make_new_rows()), (0.6, 0.2, 0.2), seed=seed)
     train = [row.fields for row in found.parts["train"]]
     own = {row["n"] for row in train if "augmented_from" not in row}
     assert {row["n"] for row in train if "augmented_from" in row} == {i for i in own if (i + 1) % 20 in own}
@@ -292,8 +261,6 @@ def test_a_model_that_runs_here_is_asked_by_its_chat_template_and_what_it_fails_
     code, _, error = command(*words, "--rows", "3", "--max-new-tokens", "4")
     assert code == 2
     assert "3 of 30 rows to write new questions from by prompt" in error
-    assert (
-        "found 3 new questions, and none can be used: a new question that failed: a prompt longer than the context"
-        in error
-    )
+    why = "a new question that failed: a prompt longer than the context"
+    assert f"found 3 new questions, and none can be used: {why}" in error
     assert not out.exists()

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from checked_rows import write
 
 from harness.data import load_task
 from harness.data import near_duplicates as found
@@ -77,18 +78,14 @@ def test_a_lightly_edited_question_is_found_and_one_that_differs_behind_a_comma_
 
 
 def test_an_item_inside_a_longer_row_or_answer_is_found_by_its_8_grams():
-    training = [
-        "Answer from the text.",
-        f"Read this: {RULES}. Then write a summary of it for children, in three lines.",
-    ]
-    [found] = overlaps(training, ["Who came?", RULES])
+    read = f"Read this: {RULES}. Then write a summary of it for children, in three lines."
+    [found] = overlaps(["Answer from the text.", read], ["Who came?", RULES])
     assert found == Overlap(1, 1, "8-grams", 1.0)
     words = RULES.split()
     cut = " ".join(words[: len(words) - 4])
     grams = len(words) - 7
-    [found] = overlaps(
-        [f"{cut} and then something else that is much longer than it was, {cut[:20]}"], [RULES]
-    )
+    longer = f"{cut} and then something else that is much longer than it was, {cut[:20]}"
+    [found] = overlaps([longer], [RULES])
     assert found.measure == "8-grams"
     assert found.similarity == pytest.approx((grams - 4) / grams)
     rows = ["Recite the rules of the museum."]
@@ -113,20 +110,18 @@ def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
 def test_what_many_items_share_is_boilerplate():
     """With the rules in front of eleven items, a row that has them too repeats none of the items."""
     items = [f"{RULES}. Question number {i}: {'why ' * i}" for i in range(11)]
-    row = [
-        f"{RULES}. And now a question of its own, about what one may take home from the shop of the museum today?"
-    ]
-    assert overlaps(row, items[:10])
-    assert overlaps(row, items) == []
+    asked = "And now a question of its own, about what one may take home from the shop of the museum today?"
+    assert overlaps([f"{RULES}. {asked}"], items[:10])
+    assert overlaps([f"{RULES}. {asked}"], items) == []
 
 
 def test_embeddings_name_the_closest_item_above_the_threshold():
     vectors = {"a": (1.0, 0.0), "b": (0.0, 1.0), "near b": (0.1, math.sqrt(0.99)), "between": (0.8, 0.6)}
-    found = overlaps(
-        ["near b", "between"],
-        ["a", "b"],
-        encode=lambda texts: np.array([vectors[t] for t in texts], np.float32),
-    )
+
+    def encode(texts):
+        return np.array([vectors[text] for text in texts], np.float32)
+
+    found = overlaps(["near b", "between"], ["a", "b"], encode=encode)
     assert [o[:3] for o in found] == [(0, 1, "embeddings")]
     assert found[0].similarity == pytest.approx(math.sqrt(0.99))
 
@@ -137,21 +132,18 @@ def leaky_task(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ask = "How do I open an account for my business in Germany"
     fill = [{"prompt": f"{word} {word}", "reference": "yes"} for word in ("one", "two", "three")]
+
+    def answer(asked, reference):
+        return {"prompt": asked, "reference": reference}
+
     files = {
-        "train": [
-            *fill,
-            {"prompt": f"{ask}?", "reference": "yes"},
-            {"prompt": f"Read {RULES}", "reference": "no"},
-        ],
-        "test": [
-            {"prompt": "four four", "reference": "yes"},
-            {"prompt": f"{ask} please?", "reference": "no"},
-        ],
+        "train": [*fill, answer(f"{ask}?", "yes"), answer(f"Read {RULES}", "no")],
+        "test": [answer("four four", "yes"), answer(f"{ask} please?", "no")],
         "pairs": [{"prompt": f"{ask} now?", "chosen": "a", "rejected": "b"}],
-        "rules": [{"prompt": RULES, "reference": "no"}],
+        "rules": [answer(RULES, "no")],
     }
     for name, rows in files.items():
-        Path(f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        write(Path(f"{name}.jsonl"), rows)
     data = {"train": "train.jsonl", "validation": "rules.jsonl", "test": "test.jsonl", "pairs": "pairs.jsonl"}
     return Task(name="target", data=data), Task(name="museum", data={"test": "rules.jsonl"})
 
@@ -162,22 +154,17 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
     assert of_rows.startswith("train.jsonl: 2 rows may be evaluated items in other words; closest: ")
     assert "train.jsonl:4 and test.jsonl:2 (words in common 0.8" in of_rows
     assert "train.jsonl:5 and rules.jsonl:1 (words in common 0.9" in of_rows
-    assert (
-        "`harness data dedup train.jsonl --against rules.jsonl --against test.jsonl --out train.dedup.jsonl`"
-        in of_rows
-    )
+    against = "--against rules.jsonl --against test.jsonl"
+    assert f"`harness data dedup train.jsonl {against} --out train.dedup.jsonl`" in of_rows
     assert of_pairs.startswith("pairs.jsonl: 1 row may be")
     assert "pairs.jsonl:1 and test.jsonl:2" in of_pairs
 
 
 def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky_task):
-    target = leaky_task[0].model_copy(
-        update={"data": leaky_task[0].data.model_copy(update={"validation": None})}
-    )
-    items = {"target": load_task(target, 0)}
-    said = refuse_or_note(
-        target, items, {"arc": TaskTexts((Example("7/0", ({"role": "user", "content": RULES},)),))}
-    )
+    data = leaky_task[0].data.model_copy(update={"validation": None})
+    target = leaky_task[0].model_copy(update={"data": data})
+    arc = TaskTexts((Example("7/0", ({"role": "user", "content": RULES},)),))
+    said = refuse_or_note(target, {"target": load_task(target, 0)}, {"arc": arc})
     assert "train.jsonl:5 and arc document 7/0" in said.notes[-2]
 
 
@@ -189,32 +176,21 @@ def test_the_threshold_of_embeddings_is_what_one_half_of_the_pairs_chooses(minil
 
 
 def test_notes_name_the_split_that_keeps_alike_rows_together_and_no_file_twice():
+    def source(text, where):
+        return SourcedExample(Example(where, ({"role": "user", "content": text},)), where)
+
     ask = "How do I open an account for my business in Germany"
-    train, test = (
-        SourcedExample(Example(str(i), ({"role": "user", "content": text},)), f"rows.jsonl:{i}")
-        for i, text in enumerate((f"{ask}?", f"{ask} please?"), start=1)
-    )
+    train, test = source(f"{ask}?", "rows.jsonl:1"), source(f"{ask} please?", "rows.jsonl:2")
     (note,) = overlap_notes([train], [test], "rows.jsonl")
-    assert note.endswith(
-        "`harness data split rows.jsonl --out rows.split` keeps rows that are alike in one part"
-    )
+    split = "`harness data split rows.jsonl --out rows.split`"
+    assert note.endswith(f"{split} keeps rows that are alike in one part")
     (note,) = overlap_notes([train], [test], "own.jsonl", drawn_from="rows.jsonl")
     assert "--against" not in note
-    assert "`harness data split rows.jsonl --out rows.split`" in note
+    assert split in note
 
-    texts = (
-        "How do I open an account for my business in Germany",
-        "Where is the parcel that I ordered in May",
-    )
-    data_sets = ("hub:a/rows", "hub:b/rows")
-    train = [
-        SourcedExample(Example(f"{i}{at}", ({"role": "user", "content": text},)), f"{at}:{i}")
-        for i, text in enumerate([f"{texts[0]}?", texts[1]])
-        for at in data_sets
-    ]
-    test = SourcedExample(
-        Example("t", ({"role": "user", "content": f"{texts[0]} please?"},)), "hub:c/items:1"
-    )
+    texts, data_sets = (f"{ask}?", "Where is the parcel that I ordered in May"), ("hub:a/rows", "hub:b/rows")
+    train = [source(text, f"{at}:{i}") for i, text in enumerate(texts) for at in data_sets]
+    test = source(f"{ask} please?", "hub:c/items:1")
     names = {}
     one, other = (
         overlap_notes([row for row in train if row.where.startswith(at)], [test], at, names=names)
@@ -290,13 +266,8 @@ def test_groups_are_those_of_comparing_all_with_all(texts, threshold):
 @pytest.mark.parametrize("threshold", [0.4, 0.7])
 def test_the_nearest_is_that_of_comparing_all_with_all(texts, threshold):
     asked, reference = texts[:100], texts[100:]
-    best = [
-        max(
-            (TextMatch(j, jaccard(a, b)) for j, b in enumerate(reference)),
-            key=lambda x: (x.similarity, -x.row),
-        )
-        for a in asked
-    ]
+    likeness = [[TextMatch(j, jaccard(a, b)) for j, b in enumerate(reference)] for a in asked]
+    best = [max(matches, key=lambda match: (match.similarity, -match.row)) for matches in likeness]
     expected = [found if found.similarity >= threshold else None for found in best]
     assert sum(found is not None for found in expected) > 20
     assert nearest(asked, reference, threshold=threshold) == expected
@@ -362,9 +333,8 @@ def test_what_many_share_makes_none_alike_and_a_slip_beside_it_is_found(texts):
 def test_rows_that_are_not_the_same_are_in_groups_of_their_own():
     text = "one two three four five six seven eight nine ten"
     labels = "abb"
-    groups = near_duplicates(
-        [text, f"{text} eleven", f"{text} twelve"], same=lambda i, j: labels[i] == labels[j]
-    )
+    texts = [text, f"{text} eleven", f"{text} twelve"]
+    groups = near_duplicates(texts, same=lambda i, j: labels[i] == labels[j])
     assert [(group.kept, [other.row for other in group.others]) for group in groups] == [(1, [2])]
 
 
@@ -382,9 +352,8 @@ def test_numbers_in_front_tell_nothing_and_those_asked_for_tell_apart():
     rng = random.Random(3)
     said = [" ".join(rng.sample(WORDS, 9)) for _ in range(20)]
     tickets = [f"Ticket {4821 + 7 * i}: {text}" for i, text in enumerate((*said, *said))]
-    assert [(group.kept, [other.row for other in group.others]) for group in near_duplicates(tickets)] == [
-        (i, [i + 20]) for i in range(20)
-    ]
+    groups = [(group.kept, [other.row for other in group.others]) for group in near_duplicates(tickets)]
+    assert groups == [(i, [i + 20]) for i in range(20)]
     assert nearest(tickets[20:], tickets[:20]) == [TextMatch(i, 1.0) for i in range(20)]
 
     sums = [f"What is the sum of the numbers {i} and {j} then?" for i in range(5) for j in range(5)]
@@ -404,13 +373,10 @@ def test_numbers_in_front_tell_nothing_and_those_asked_for_tell_apart():
         ("why can i not log in with my new pin here", "why cant i not log in with my new pin here"),
         ("both of the brakes squeal when it is raining", "neither of the brakes squeal when it is raining"),
         ("everybody there told me that it is covered", "nobody there told me that it is covered"),
-        (
-            "in this street our parcels were always brought to the door before noon in every month of spring",
-            "in this street our parcels were hardly brought to the door before noon in every month of spring",
-        ),
+        tuple(f"in this street our parcels were {how} brought to the door before noon in every month of spring" for how in ("always", "hardly")),
         ("mix it with water at a ratio of 1:3 please", "mix it with water at a ratio of 1.3 please"),
     ],
-)
+)  # fmt: skip
 def test_a_text_and_its_negation_are_not_alike(one, other):
     assert similarity(one, other) > 0.7
     assert near_duplicates([one, other]) == []

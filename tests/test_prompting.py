@@ -34,11 +34,8 @@ def ask(text, name="q", reference="yes", **fields):
 
 
 LABELS = ("billing", "delivery", "other", "returns")
-TRAIN = tuple(
-    ask(f"{topic} question number {i}", f"{topic}-{i}", topic, choices=LABELS)
-    for i in range(5)
-    for topic in LABELS
-)
+NUMBERED = [(topic, i) for i in range(5) for topic in LABELS]
+TRAIN = tuple(ask(f"{t} question number {i}", f"{t}-{i}", t, choices=LABELS) for t, i in NUMBERED)
 CONTEXT = PromptingContext(TASK, TRAIN, DOCUMENTS, seed=0)
 ITEM = ask("How much is the blue lamp?", documents=("lamp",))
 
@@ -108,11 +105,8 @@ def test_fixed_shots_are_drawn_by_the_seed_and_show_each_label_and_slice_once_fi
     answers = [answer for _, answer in shots(apply({"few_shot": {"shots": 4}}))]
     assert sorted(answers) == sorted(LABELS)
     train = tuple(ask(f"{i}", f"{i}", f"{i}", slice="rare" if i == 7 else "common") for i in range(20))
-    answers = [
-        answer
-        for _, answer in shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
-    ]
-    assert "7" in answers
+    shown = shots(apply({"few_shot": {"shots": 2}}, context=replace(CONTEXT, train=train)))
+    assert "7" in [answer for _, answer in shown]
     draws = {tuple(shots(apply({"few_shot": {}}, context=replace(CONTEXT, seed=seed)))) for seed in range(5)}
     assert len(draws) > 1
 
@@ -127,9 +121,8 @@ def test_a_training_item_is_never_its_own_shot(select, i, n):
 
 @pytest.mark.parametrize("select", ["fixed", "knn"])
 def test_the_same_wording_under_another_id_is_no_shot(select):
-    asked = apply(
-        {"few_shot": {"select": select, "shots": 30}}, ask(f"  {TRAIN[3].prompt.upper()} ", "elsewhere")
-    )
+    same = ask(f"  {TRAIN[3].prompt.upper()} ", "elsewhere")
+    asked = apply({"few_shot": {"select": select, "shots": 30}}, same)
     assert TRAIN[3].prompt not in [shown for shown, _ in shots(asked)]
 
 
@@ -146,9 +139,7 @@ def test_conversations_that_end_alike_are_shots_for_each_other_and_the_same_one_
     context, prompting = replace(CONTEXT, train=train), {"few_shot": {"select": select, "shots": 4}}
     asked = apply(prompting, conversation("My number of BOATS is 24.", "q", system="Be brief."), context)
     shown = [turn["content"] for turn in asked.messages if "number of" in turn["content"]]
-    assert sorted(shown) == sorted(
-        f"My number of {topic} is 24." for topic in ("lamps", "parcels", "chairs", "BOATS")
-    )
+    assert sorted(shown) == [f"My number of {t} is 24." for t in ("BOATS", "chairs", "lamps", "parcels")]
     assert shown[-1] == "My number of BOATS is 24."
 
 
@@ -160,15 +151,9 @@ def test_nearest_shots_are_near_in_any_turn():
 
 
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():
-    train = tuple(
-        ask(text, text)
-        for text in ("the blue lamp", "blue lamp price", "parcel late", "lamp broken", "blue blue sky")
-    )
-    asked = apply(
-        {"few_shot": {"select": "knn", "shots": 5}},
-        ask("blue lamp price please"),
-        replace(CONTEXT, train=train),
-    )
+    texts = ("the blue lamp", "blue lamp price", "parcel late", "lamp broken", "blue blue sky")
+    train, item = tuple(ask(text, text) for text in texts), ask("blue lamp price please")
+    asked = apply({"few_shot": {"select": "knn", "shots": 5}}, item, replace(CONTEXT, train=train))
     ranked = sorted(range(5), key=cosines([t.prompt for t in train], "blue lamp price please").__getitem__)
     assert [shown for shown, _ in shots(asked)] == [train[i].prompt for i in ranked]
 
@@ -191,14 +176,8 @@ def test_shots_stand_between_the_first_system_message_and_the_first_turn():
     item = replace(ITEM, messages=({"role": "system", "content": "Be brief."}, *ITEM.messages))
     roles = [message["role"] for message in apply({"few_shot": {"shots": 2}}, item).messages]
     assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
-    said = (
-        ("system", "Be brief."),
-        ("user", "Hi"),
-        ("assistant", "Hi."),
-        ("system", "Now."),
-        ("user", "Who?"),
-    )
-    item = replace(ITEM, messages=tuple({"role": role, "content": text} for role, text in said))
+    roles = ("system", "user", "assistant", "system", "user")
+    item = replace(ITEM, messages=tuple({"role": role, "content": f"{i}?"} for i, role in enumerate(roles)))
     shown = apply({"few_shot": {"shots": 1}}, item).messages
     assert shown[0] == item.messages[0]
     assert shown[3:] == item.messages[1:]
@@ -245,11 +224,8 @@ def test_chunks_are_short_enough_overlap_and_lose_no_word(n_words, size, overlap
     overlap = min(overlap, size - 1)
     words = [f"w{i}" for i in range(n_words)]
     documents = (Document("d", "", " ".join(words)),)
-    asked = apply(
-        {"rag": {"top_k": 100, "chunk_words": size, "chunk_overlap": overlap}},
-        ITEM,
-        replace(CONTEXT, documents=documents),
-    )
+    params = {"top_k": 100, "chunk_words": size, "chunk_overlap": overlap}
+    asked = apply({"rag": params}, ITEM, replace(CONTEXT, documents=documents))
     chunks = [line.split() for line in asked.prompt.split("\n\n")[0].splitlines()[1:]]
     assert max(map(len, chunks)) <= size
     assert [word for i, chunk in enumerate(chunks) for word in chunk[overlap if i else 0 :]] == words
@@ -265,6 +241,10 @@ def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
     assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
 
 
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SIZES |= {"max_position_embeddings": 64}
+
+
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
     from sentence_transformers import SentenceTransformer
@@ -273,20 +253,11 @@ def embedder(tmp_path_factory):
 
     folder = tmp_path_factory.mktemp("embedder")
     words = sorted({word for d in DOCUMENTS for word in f"{d.title} {d.text} how much is".lower().split()})
-    (folder / "vocab.txt").write_text(
-        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?", *words])
-    )
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
+    (folder / "vocab.txt").write_text("\n".join([*special, *words]))
     tokenizer = BertTokenizer(str(folder / "vocab.txt"))
     torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=32,
-        max_position_embeddings=64,
-    )
-    BertModel(config).save_pretrained(folder / "bert")
+    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "bert")
     tokenizer.save_pretrained(folder / "bert")
     bert = Transformer(str(folder / "bert"), max_seq_length=64)
     SentenceTransformer(modules=[bert, Pooling(16)], device="cpu").save(str(folder / "model"))
@@ -315,10 +286,7 @@ def reranker(embedder, tmp_path_factory):
     folder = tmp_path_factory.mktemp("reranker")
     tokenizer = AutoTokenizer.from_pretrained(embedder)
     torch.manual_seed(3)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    config = BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, num_labels=1, initializer_range=1.0, **sizes
-    )
+    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=1.0, **SIZES)
     BertForSequenceClassification(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -351,9 +319,8 @@ def test_the_weights_of_a_retriever_and_reranker_are_part_of_the_prompt_and_thei
     copy = shutil.copytree(original, tmp_path / "copy")
 
     def digest(folder):
-        return digest_prompts(
-            {"rag": {part: str(folder)} | ({"retriever": "dense"} if part == "model" else {})}
-        )
+        retriever = "dense" if part == "model" else "bm25"
+        return digest_prompts({"rag": {part: str(folder), "retriever": retriever}})
 
     same = digest(copy)
     (copy / "model.safetensors").write_bytes(b"other")

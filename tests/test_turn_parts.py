@@ -7,6 +7,7 @@ import re
 import pytest
 import tiny_experiment
 import tiny_methods
+from checked_rows import write
 from tiny_methods import CPU
 
 from harness.data import load_task
@@ -33,9 +34,8 @@ USE = {"type": "tool_use", "id": "t1", "name": "track", "input": {"order": 7}}
 @pytest.fixture
 def load(tmp_path):
     def load_rows(*rows, **data):
-        path = tmp_path / "rows.jsonl"
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        return load_task(Task.model_validate({"name": "t", "data": {"test": str(path), **data}}), 0)
+        path = write(tmp_path / "rows.jsonl", rows)
+        return load_task(Task.model_validate({"name": "t", "data": {"test": path, **data}}), 0)
 
     return load_rows
 
@@ -80,28 +80,15 @@ def test_a_call_of_a_tool_is_read_in_every_form_and_at_every_place(load, turn, p
 @pytest.mark.parametrize(
     ("turn", "text"),
     [
-        (
-            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": "at sea"}]},
-            "at sea",
-        ),
-        (
-            {
-                "role": "user",
-                "content": [{"type": "tool_result", "content": [{"type": "text", "text": "at sea"}]}],
-            },
-            "at sea",
+        *(
+            ({"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t1", "content": said}]}, "at sea")
+            for said in ("at sea", [{"type": "text", "text": "at sea"}])
         ),
         ({"role": "tool", "content": {"place": "sea"}}, '{"place": "sea"}'),
         ({"role": "tool", "content": [{"place": "sea"}]}, '[{"place": "sea"}]'),
-        (
-            {
-                "role": "function",
-                "parts": [{"functionResponse": {"name": "t", "response": {"place": "sea"}}}],
-            },
-            '{"place": "sea"}',
-        ),
+        ({"role": "function", "parts": [{"functionResponse": {"name": "t", "response": {"place": "sea"}}}]}, '{"place": "sea"}'),
     ],
-)
+)  # fmt: skip
 def test_what_a_tool_returned_is_shown(load, turn, text):
     row = talk({"role": "assistant", "tool_calls": [FLAT]}, turn, {"role": "assistant", "content": "At sea."})
     assert load(row).test[0].messages[-1] == {"role": "user", "content": text}
@@ -112,9 +99,8 @@ def test_thoughts_and_names_are_named_as_not_used_with_their_turns(load, tmp_pat
     answer = {"role": "assistant", "content": "At sea.", key: "Ships sail."}
     row = {"messages": [{"role": "user", "name": "Ann", "content": "Where?", "tool_call_id": "1"}, answer]}
     (said,) = (line for line in load(row, row).read_as if "keys of turns" in line)
-    assert said.partition(": ")[2].startswith(
-        f"keys of turns that are not used: 'name' (2 turns), {key!r} (2 turns); thoughts are neither shown"
-    )
+    keys = f"keys of turns that are not used: 'name' (2 turns), {key!r} (2 turns); thoughts are neither shown"
+    assert said.partition(": ")[2].startswith(keys)
     found = examine_rows(RowCheck([str(tmp_path / "rows.jsonl")])).findings
     assert [f.severity for f in found if "keys of turns" in f.title] == ["warning"]
 

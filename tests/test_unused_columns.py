@@ -7,7 +7,7 @@ from itertools import permutations
 from pathlib import Path
 
 import pytest
-from checked_rows import make_clean_rows, texts, write
+from checked_rows import make_clean_rows, run_command, texts, write
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -28,9 +28,8 @@ N = 24
 
 
 def passage(i):
-    return (
-        f"Crate {i} stands in hall {i % 5} and holds {'nothing at all' if i % 3 else 'apples of the year'}."
-    )
+    held = "nothing at all" if i % 3 else "apples of the year"
+    return f"Crate {i} stands in hall {i % 5} and holds {held}."
 
 
 def says(i):
@@ -45,6 +44,10 @@ def talk(i):
     return [user(i), {"role": "assistant", "content": f"It is {says(i)}."}]
 
 
+def share(i):
+    return [{"from": "human", "value": ASK.format(i)}, {"from": "gpt", "value": says(i)}]
+
+
 def letter(i):
     return "AB"[i % 3 > 0]
 
@@ -57,11 +60,7 @@ LAYOUTS = {
     "background": {"question": ASK, "background": passage, "answer": says},
     "a name of its own": {"question": ASK, "x7": passage, "answer": says},
     "passages in a list": {"question": ASK, "passages": lambda i: [passage(i), "More."], "answer": says},
-    "an object": {
-        "question": ASK,
-        "table": lambda i: {"crate": i, "hall": i % 5, "holds": passage(i)},
-        "answer": says,
-    },
+    "an object": {"question": ASK, "table": lambda i: {"crate": i, "holds": passage(i)}, "answer": says},
     "RACE": {"question": ASK, "article": passage, "options": ["full", "empty"], "answer": letter},
     "MMLU with a passage": {"question": ASK, "A": "full", "B": "empty", "answer": letter, "passage": passage},
     "prompt and completion": {"prompt": ASK, "context": passage, "completion": says},
@@ -72,27 +71,13 @@ LAYOUTS = {
     "Dolly": {"instruction": ASK, "context": "", "response": says, "abstract": passage},
     "chat": {"messages": talk, "documents": lambda i: [{"title": "x", "text": passage(i)}]},
     "chat with texts": {"messages": talk, "documents": lambda i: [passage(i)]},
-    "ShareGPT": {
-        "conversations": lambda i: [
-            {"from": "human", "value": ASK.format(i)},
-            {"from": "gpt", "value": says(i)},
-        ],
-        "context": passage,
-    },
+    "ShareGPT": {"conversations": share, "context": passage},
     "preference": {"prompt": ASK, "chosen": says, "rejected": "Maybe.", "context": passage},
     "text and label": {"text": ASK, "label": says, "body": passage},
     "relevance": {"query": "an empty crate", "body": passage, "label": says},
-    "SQL": {
-        "question": "How many?",
-        "schema": "CREATE TABLE t{} (crate INT)",
-        "answer": "SELECT SUM(crate) FROM t{}",
-    },
-    "short, and tells answers apart": {
-        "question": "Who leads it?",
-        "year": "in {}",
-        "answer": lambda i: f"Leader {i % 7}",
-    },
-}
+    "SQL": {"question": "How many?", "schema": "CREATE TABLE t{} (n INT)", "answer": "SELECT SUM(n) FROM t{}"},
+    "short, and tells answers apart": {"question": "Who leads it?", "year": "in {}", "answer": lambda i: f"Leader {i % 7}"},
+}  # fmt: skip
 READ_AS_TURNS = {"Alpaca", "Dolly", "ShareGPT", "preference"}
 
 
@@ -189,10 +174,8 @@ def test_a_system_prompt_stands_in_front_of_a_question_that_a_template_names(tmp
     rows = [dict(zip(columns, ("Who?", "Me.", "Be brief."), strict=True))]
     task = {"name": "t", "data": {"test": write(tmp_path / "rows.jsonl", rows)}, "fields": fields}
     items = load_task(Task.model_validate(task), 0)
-    assert [*items.test[0].messages] == [
-        {"role": "system", "content": "Be brief."},
-        {"role": "user", "content": "Who?"},
-    ]
+    said = [(turn["role"], turn["content"]) for turn in items.test[0].messages]
+    assert said == [("system", "Be brief."), ("user", "Who?")]
     assert not any("not read" in note for note in items.read_as)
 
 
@@ -204,13 +187,9 @@ def test_a_context_that_is_no_text_stands_in_front_of_its_question(tmp_path):
 
 
 def test_an_edit_says_which_context_it_does_not_compare_and_its_options_compare_it(data, tmp_path):
+    asked = {"question": "Is crate 1 empty?"}
     rows = [
-        {
-            "question": "Is crate 1 empty?",
-            "passage": f"Day {i}, as the porter wrote: {says(i)}.",
-            "answer": says(i),
-        }
-        for i in range(6)
+        {**asked, "passage": f"Day {i}, the porter wrote: {says(i)}.", "answer": says(i)} for i in range(6)
     ]
     edit = ["dedup", write(tmp_path / "rows.jsonl", rows), "--dry-run", "--alike", "1"]
     code, out, err = data(*edit)
@@ -283,9 +262,7 @@ def test_a_source_does_not_answer_and_advised_templates_show_no_solution(tmp_pat
     assert {"story", "questions"} <= {*roles.questions}
     assert "source" not in roles.questions
 
-    rows = [
-        {"hint": f"By {i}.", "solution": f"It is {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)
-    ]
+    rows = [{"hint": f"By {i}.", "solution": f"So {i}.", "task": f"Add {i}.", "answer": i} for i in range(30)]
     with pytest.raises(UserError, match=r"--prompt '\{hint\}\\n\\n\{task\}'"):
         find_roles(read(write(tmp_path / "rows.jsonl", rows), "train"))
 
@@ -299,27 +276,20 @@ def lumped_file(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(words):
-    done = CliRunner().invoke(app, words.split())
-    assert done.exit_code == 0, done.stderr
-    return done.stdout
-
-
 def test_rows_of_another_layout_are_no_duplicates_of_one_another(lumped_file):
-    said = run("data dedup r.jsonl --out n.jsonl")
+    said = run_command("harness data dedup r.jsonl --out n.jsonl")
     assert said.startswith("60 read, 60 written, 20 reported\n")
     assert "20 reported: nothing in the columns of prompt and answer" in said
 
 
 def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
-    (found,) = (
-        f
-        for f in examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings
-        if f.severity == "error"
-    )
+    findings = examine_rows(RowCheck(["r.jsonl"], only=["missing_values"])).findings
+    (found,) = (f for f in findings if f.severity == "error")
     assert (found.title, found.count) == ("rows of another layout than most: chat (20)", 20)
     assert found.command.startswith("no command: write them to a file of their own")
-    assert "20 dropped: a row of another layout: chat" in run("data clean r.jsonl --out n.jsonl")
+    assert "20 dropped: a row of another layout: chat" in run_command(
+        "harness data clean r.jsonl --out n.jsonl"
+    )
 
 
 @pytest.mark.parametrize(("one", "other"), list(permutations(TWO_LAYOUTS, 2)))
@@ -336,7 +306,7 @@ def test_files_of_one_layout_are_a_mixture_though_some_have_more_columns(tmp_pat
     more = [{**row, "source_id": i} for i, row in enumerate(texts(20, 1))]
     several = [{"prompt": row["prompt"], "references": [row["reference"]]} for row in texts(20, 2)]
     named = [write(tmp_path / f"{i}.jsonl", rows) for i, rows in enumerate((texts(20, 0), more, several))]
-    assert "60 written" in run(f"data mix {' '.join(named)} --out {tmp_path / 'n.jsonl'}")
+    assert "60 written" in run_command(f"harness data mix {' '.join(named)} --out {tmp_path / 'n.jsonl'}")
 
 
 @pytest.fixture
@@ -352,12 +322,6 @@ def table(tmp_path, monkeypatch):
     return write_table
 
 
-def harness(*words):
-    done = CliRunner().invoke(app, ["data", *words])
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
 @pytest.mark.parametrize(
     ("text", "label", "more"),
     [
@@ -371,12 +335,13 @@ def harness(*words):
 )
 def test_a_table_whose_columns_are_named_as_lists_is_checked_and_cleaned_whole(table, text, label, more):
     table(text, label, **more)
-    named = ("--prompt", text, "--reference", label)
-    for columns in ((), named):
-        found = json.loads(harness("check", "table.csv", *columns, "--json"))
+    named = f"--prompt {text} --reference {label}"
+    for columns in ("", named):
+        found = json.loads(run_command(f"harness data check table.csv {columns} --json"))
         assert not [f for f in found["findings"] if f["check"] == "missing_values" and f["count"]]
         assert any(f["check"] == "class_balance" and "4 labels" in f["title"] for f in found["findings"])
-    assert harness("clean", "table.csv", *named, "--out", "clean.csv").startswith("60 read, 60 written")
+    said = run_command(f"harness data clean table.csv {named} --out clean.csv")
+    assert said.startswith("60 read, 60 written")
 
 
 @pytest.mark.parametrize(
@@ -394,8 +359,6 @@ def test_plain_texts_make_no_layout_but_that_of_the_other_columns(fields):
 
 
 def test_a_single_column_that_no_template_can_name_is_refused_by_the_check(table):
-    Path("one.jsonl").write_text(
-        "".join(json.dumps({"Text, as sent": row["text"]}) + "\n" for row in make_clean_rows(20))
-    )
+    write(Path("one.jsonl"), [{"Text, as sent": row["text"]} for row in make_clean_rows(20)])
     done = CliRunner().invoke(app, ["data", "check", "one.jsonl"])
     assert "which no template can name" in str(done.exception)

@@ -20,44 +20,32 @@ from harness.spec import BASE, HUB, Recipe, is_path, metric_plugin
 
 def check_weights(written: WrittenRecipe) -> Iterator[Problem]:
     """Yield what does not fit in how a recipe comes by its weights."""
-    checks = [_check_weights_of, _check_role]
+    yield from _check_weights_of_and_role(written)
     if written.recipe.method in plugins.names("methods"):
-        checks += [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_path]
-        checks += [check_sweep, check_regularizers, _check_training_rows]
-    for check in checks:
-        yield from check(written)
+        checks = [_check_init_from, _check_reward, _check_merges, _check_quantization, _check_files]
+        for check in (*checks, check_sweep, check_regularizers):
+            yield from check(written)
 
 
-def _check_role(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse as a baseline what is made here: its forgetting would never be judged."""
-    recipe, members = written.recipe, written.members
-    source = members.get(recipe.weights_of or "")
-    made_by = mapping(source.recipe).get("method", BASE) if source else recipe.method
-    if recipe.role == "candidate" or made_by not in plugins.names("methods"):
-        return
-    if plugins.method(made_by).makes_nothing:
-        return
-    where = written.where("role")
-    *able, last = plugins.methods(makes_nothing=True)
-    expected = f"a model made elsewhere (method: {', '.join(able)} or {last})"
-    found = f"role: baseline of the method {made_by}, whose weights are made here"
-    yield Problem(where, found, expected, "leave out role")
-
-
-def _check_weights_of(written: WrittenRecipe) -> Iterator[Problem]:
+def _check_weights_of_and_role(written: WrittenRecipe) -> Iterator[Problem]:
+    """Refuse weights of no candidate, and as a baseline what is made here, without a judged forgetting."""
     name, recipe, members = written.name, written.recipe, written.members
-    source = recipe.weights_of
-    if source is None:
-        return
-    where = written.where("weights_of")
+    source, where, known = recipe.weights_of, written.where("weights_of"), plugins.names("methods")
+    lender = members.get(source or "")
     if source == name:
         found = f"{name} taking its own weights"
         yield Problem(where, found, "the name of another candidate", _others(written))
-    elif source not in members:
+    elif source is not None and lender is None:
         yield Problem(where, f"unknown candidate {source!r}", *_candidate(source, written))
-    elif mapping(members[source].recipe).get("weights_of"):
+    elif lender and mapping(lender.recipe).get("weights_of"):
         found = f"weights of {source}, which has none of its own"
         yield Problem(where, found, "a candidate with a method", f"name the one {source} takes them of")
+    made_by = mapping(lender.recipe).get("method", BASE) if lender else recipe.method
+    if recipe.role == "baseline" and made_by in known and not plugins.method(made_by).makes_nothing:
+        *able, last = plugins.methods(makes_nothing=True)
+        expected = f"a model made elsewhere (method: {', '.join(able)} or {last})"
+        found = f"role: baseline of the method {made_by}, whose weights are made here"
+        yield Problem(written.where("role"), found, expected, "leave out role")
 
 
 def _check_init_from(written: WrittenRecipe) -> Iterator[Problem]:
@@ -191,7 +179,8 @@ def _article(made: str) -> str:
     return named.get(made, "no weights of its own")
 
 
-def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
+def _check_files(written: WrittenRecipe) -> Iterator[Problem]:
+    """Refuse weights or rows of a candidate's own where its method takes none, and missing files."""
     recipe, method = written.recipe, written.method
     if recipe.path is None and method.made_elsewhere:
         where = written.where("method")
@@ -210,6 +199,17 @@ def _check_path(written: WrittenRecipe) -> Iterator[Problem]:
             Path(recipe.path).is_dir() or (method.makes_artefact and Path(recipe.path).is_file())
         ):
             yield describe_missing_file(Path(recipe.path), where, "the folder of the weights")
+    for key in ("train", "mix"):
+        if getattr(recipe, key) and not method.draws_from:
+            found = f"{key} with the method {recipe.method}, which trains on no rows"
+            step = f"remove {key}, or add method: lora"
+            yield Problem(written.where(key), found, "a method that trains on rows", step)
+    if len(set(recipe.train)) < len(recipe.train):
+        yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
+    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
+        for path in paths:
+            if not path.startswith(HUB) and not Path(path).is_file():
+                yield describe_missing_file(Path(path), written.where(key), "rows to train on")
 
 
 def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
@@ -225,22 +225,6 @@ def _check_quantization(written: WrittenRecipe) -> Iterator[Problem]:
         found = f"serve_on for {_article(made)}"
         where = written.where("serve_on")
         yield Problem(where, found, "an adapter, which can be put on another base", "remove serve_on")
-
-
-def _check_training_rows(written: WrittenRecipe) -> Iterator[Problem]:
-    """Refuse rows of a candidate's own where nothing trains on them, and files that are not there."""
-    recipe, method = written.recipe, written.method
-    for key in ("train", "mix"):
-        if getattr(recipe, key) and not method.draws_from:
-            found = f"{key} with the method {recipe.method}, which trains on no rows"
-            step = f"remove {key}, or add method: lora"
-            yield Problem(written.where(key), found, "a method that trains on rows", step)
-    if len(set(recipe.train)) < len(recipe.train):
-        yield Problem(written.where("train"), "a file twice in train", "every file once", "remove one")
-    for key, paths in (("train", recipe.train), ("mix", recipe.mix.paths if recipe.mix else ())):
-        for path in paths:
-            if not path.startswith(HUB) and not Path(path).is_file():
-                yield describe_missing_file(Path(path), written.where(key), "rows to train on")
 
 
 def _candidate(source: str, written: WrittenRecipe) -> tuple[str, str]:

@@ -82,7 +82,17 @@ def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
         _mark(loaded, (), shown, marks)
         return plain(loaded), marks
     except YAMLError as error:
-        raise UserError(_syntax(error, shown)) from None
+        if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
+            said = " ".join(str(error).split())[:120]
+            raise UserError(Problem(shown, said, "YAML", "fix the file")) from None
+        where = f"{shown}:{error.problem_mark.line + 1}"
+        found = str(error.problem).split(" with value")[0].removeprefix("found ")
+        expected, step = "valid YAML", "check quotes, brackets and indentation"
+        if "duplicate key" in found:
+            expected, step = "every key once", "remove or rename one of the two"
+        elif error.context:
+            found = f"{found}, {error.context}"
+        raise UserError(Problem(where, found, expected, step)) from None
 
 
 def load_yaml(text: str, kind: str) -> Any:
@@ -166,17 +176,6 @@ def _mark(value: Any, keys: Keys, shown: str, marks: dict[Keys, str]) -> None:
         if key in places:
             marks[below] = f"{shown}:{places[key][0] + 1}"
         _mark(child, below, shown, marks)
-
-
-def _syntax(error: YAMLError, shown: str) -> Problem:
-    if not isinstance(error, MarkedYAMLError) or error.problem_mark is None:
-        return Problem(shown, " ".join(str(error).split())[:120], "YAML", "fix the file")
-    where = f"{shown}:{error.problem_mark.line + 1}"
-    found = str(error.problem).split(" with value")[0].removeprefix("found ")
-    if "duplicate key" in found:
-        return Problem(where, found, "every key once", "remove or rename one of the two")
-    found = f"{found}, {error.context}" if error.context else found
-    return Problem(where, found, "valid YAML", "check quotes, brackets and indentation")
 
 
 # What a rule between keys says: what disagrees, then how to fix it.
@@ -276,20 +275,8 @@ def _problem(error: Any, model: type[BaseModel], tree: Tree, keys: Keys) -> Prob
     is_number = any(kind.startswith("a value ") or kind == "a valid number" for kind in error["expected"])
     kinds = ["a share such as 10%" if is_number and kind == "text" else kind for kind in error["expected"]]
     expected = " or ".join(dict.fromkeys(kinds))
-    step = _describe_next_step(error) or _phrase_another_value(model, loc)
+    step = _describe_next_step(error, model)
     return Problem(where, f"{name}: {short_repr(error['input'])}", expected, step)
-
-
-def _phrase_another_value(model: type[BaseModel], loc: Keys) -> str:
-    """Phrase that a value is to be changed or, of a key with a default, may be left out."""
-    key = str(loc[-1]) if loc else ""
-    field = getattr(_model_at(model, loc[:-1]), "model_fields", {}).get(key)
-    if field is None or field.is_required():
-        return "write another value"
-    default = field.get_default()
-    said = str(default).lower() if isinstance(default, bool) else str(default)
-    usual = f": it is {said} then" if said and isinstance(default, str | int | float) else ""
-    return f"write another value, or leave {key} out{usual}"
 
 
 def _name(loc: Keys) -> str:
@@ -326,27 +313,34 @@ def _describe_expected(error: Any) -> str:
     return f"a value {said}" if said.startswith(("greater", "less")) else said
 
 
-def _describe_next_step(error: Any) -> str:
-    value, kind = error["input"], error["type"]
-    if error["loc"] == ("candidates",) and not value:
+def _describe_next_step(error: Any, model: type[BaseModel]) -> str:
+    """Phrase how to write a value by its form, else that another one is meant or, by default, none."""
+    value, kind, loc = error["input"], error["type"], error["loc"]
+    if loc == ("candidates",) and not value:
         return _CANDIDATES
     if kind == "literal_error" and isinstance(value, str):
         known = error["ctx"]["expected"].replace(" or ", ", ").replace("'", "").split(", ")
-        hint = did_you_mean(value, known)
-        return hint if "did you mean" in hint else ""
-    if kind == "dict_type" and len(error["loc"]) > 1 and error["loc"][-2] in PLUGINS:
+        if "did you mean" in (hint := did_you_mean(value, known)):
+            return hint
+    if kind == "dict_type" and len(loc) > 1 and loc[-2] in PLUGINS:
         # The value stands in place of a plugin's parameters: it is that of the first one.
-        plugin_kind, name = PLUGINS[error["loc"][-2]], str(error["loc"][-1])
-        if name not in plugins.names(plugin_kind):
-            return ""
-        first = next(iter(plugins.load(plugin_kind, name).Params.model_fields), "")
-        return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
+        plugin_kind, name = PLUGINS[loc[-2]], str(loc[-1])
+        if name in plugins.names(plugin_kind):
+            first = next(iter(plugins.load(plugin_kind, name).Params.model_fields), "")
+            return f"write {name}: {{{first}: {value}}}" if first else f"write {name}: {{}}"
     if kind in ("tuple_type", "list_type") and isinstance(value, str | int | float):
         return f"write [{value}]"
     if error["expected"] == ["text"] and isinstance(value, int | float):
         as_read = isinstance(value, bool | float)  # YAML keeps no spelling of TRUE, 1.50 and 1e3
         return "write it in quotes, as it stands there" if as_read else f'write "{value}" in quotes'
-    return ""
+    key = str(loc[-1]) if loc else ""
+    field = getattr(_model_at(model, loc[:-1]), "model_fields", {}).get(key)
+    if field is None or field.is_required():
+        return "write another value"
+    default = field.get_default()
+    said = str(default).lower() if isinstance(default, bool) else str(default)
+    usual = f": it is {said} then" if said and isinstance(default, str | int | float) else ""
+    return f"write another value, or leave {key} out{usual}"
 
 
 def short_repr(value: Any) -> str:

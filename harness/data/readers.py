@@ -28,14 +28,24 @@ _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
     """Yield the objects of a file that has one in each line."""
     problems: list[Problem] = []
-    with text_files.open_text(file, shown, "\n") as text:
-        for number, line in enumerate(text, start=1):
+    with text_files.open_text(file, shown, "\n") as lines:
+        for number, line in enumerate(lines, start=1):
             if not line.strip():
                 continue
             try:
-                yield Row(f"{shown}:{number}", _object(line.removesuffix("\n")))
+                text = line.removesuffix("\n")
+                value = parse_json(text, parse_constant=_no_number, object_pairs_hook=_once)
+                if not isinstance(value, dict):
+                    raise ValueError(f"a {type(value).__name__}, not an object")
+                _refuse_half_signs(line, value)
+                yield Row(f"{shown}:{number}", value)
             except ValueError as error:
-                found, step = f"malformed JSON ({error})", "fix the line"
+                why = (
+                    f"{error.msg} at column {error.colno}"
+                    if isinstance(error, json.JSONDecodeError)
+                    else error
+                )
+                found, step = f"malformed JSON ({why})", "fix the line"
                 if number == 1 and line.lstrip().startswith("["):
                     step += ", or where the file is one list, name it .json"
                 problems.append(Problem(f"{shown}:{number}", found, "one JSON object a line", step))
@@ -126,17 +136,6 @@ def _describe_no_rows(value: Any, shown: str) -> tuple[str, str, str]:
 def _write_lines(rows: str, row: str, out: str) -> str:
     program = f"import json; [print(json.dumps({row})) for row in {rows}]"
     return f"python3 -c {shlex.quote(program)} > {shlex.quote(out)}"
-
-
-def _object(line: str) -> dict[str, Any]:
-    try:
-        value = parse_json(line, parse_constant=_no_number, object_pairs_hook=_once)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{error.msg} at column {error.colno}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"a {type(value).__name__}, not an object")
-    _refuse_half_signs(line, value)
-    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
