@@ -40,11 +40,9 @@ def read_json_lines(file: Path, shown: str) -> Iterator[Row]:
                 _refuse_half_signs(line, value)
                 yield Row(f"{shown}:{number}", value)
             except ValueError as error:
-                why = (
-                    f"{error.msg} at column {error.colno}"
-                    if isinstance(error, json.JSONDecodeError)
-                    else error
-                )
+                why = str(error)
+                if isinstance(error, json.JSONDecodeError):
+                    why = f"{error.msg} at column {error.colno}"
                 found, step = f"malformed JSON ({why})", "fix the line"
                 if number == 1 and line.lstrip().startswith("["):
                     step += ", or where the file is one list, name it .json"
