@@ -11,7 +11,7 @@ from typing import NamedTuple
 import streamlit as st
 
 from harness.data.check import TableEntry
-from harness.data.edit import RowDecision, decisions_file, keep_decision, read_decisions
+from harness.data.edit.changes import RowDecision, decisions_file, keep_decision, read_decisions
 from harness.errors import HarnessError, as_argument
 from harness.experiment.check_rows import CheckReport, examine_target
 from harness.formatting import count

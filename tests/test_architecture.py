@@ -71,7 +71,7 @@ OFFERED = {
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.augment`
     # and `edit.dedup` import `contamination`, which imports `edit`; `training_rows` imports the package.
-    "data": "check check.personal_data columns contamination edge_cases edit edit.augment edit.changes edit.dedup examples formats guessed_columns multiple_choice quality readers splits text_files tools training_rows turns unused",
+    "data": "cells check check.personal_data columns contamination edge_cases edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice quality readers splits text_files tools training_rows turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
         "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry rescoring "

@@ -27,8 +27,9 @@ from edited_rows import (
 from forking import terminal_signals
 
 from harness.data import load_task, readers
-from harness.data.edit import Edit, EditedRow, save
+from harness.data.edit.changes import EditedRow
 from harness.data.edit.clean import clean
+from harness.data.edit.save import Edit, save
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.spec import Task

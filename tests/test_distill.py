@@ -10,8 +10,8 @@ import tiny_methods
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
 from harness.config import load
-from harness.data.edit import save
 from harness.data.edit.row_files import payments_for, total_usd
+from harness.data.edit.save import save
 from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session

@@ -13,8 +13,9 @@ from rich.console import Console
 
 from harness.config import load
 from harness.data import load_task
-from harness.data.edit import Edit, EditedRow, save
+from harness.data.edit.changes import EditedRow
 from harness.data.edit.row_files import is_taught, payments_for, total_usd
+from harness.data.edit.save import Edit, save
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
 from harness.experiment import Scope, prepare_session

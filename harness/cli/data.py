@@ -15,7 +15,8 @@ from harness.formatting import count, pluralize
 
 if TYPE_CHECKING:
     from harness.data.columns import Roles
-    from harness.data.edit import Edit, EditedRow, SavedEdit
+    from harness.data.edit.changes import EditedRow
+    from harness.data.edit.save import Edit, SavedEdit
     from harness.data.text_files import Rows
     from harness.experiment.distilled_rows import DistilledRows
     from harness.experiment.preference_pairs import MadePairs
@@ -52,7 +53,7 @@ class Remarks(NamedTuple):
         self, name: str, parameters: dict[str, Any], files: list[str], cost_usd: float | None = None
     ) -> "Edit":
         """Describe an edit of files with these remarks."""
-        from harness.data.edit import Edit
+        from harness.data.edit.save import Edit
 
         return Edit(name, parameters, files, self.licenses or (), self.notes or (), cost_usd=cost_usd)
 
@@ -89,15 +90,9 @@ def data_clean(
     Unicode forms are made equal. A row without a question or an answer is dropped.
     """
     from harness.data import formats, readers
-    from harness.data.edit import (
-        CleaningOptions,
-        RowIds,
-        clean,
-        decisions_by_line,
-        low_quality,
-        open_decisions,
-        spellings_in,
-    )
+    from harness.data.edit.changes import decisions_by_line, open_decisions
+    from harness.data.edit.clean import CleaningOptions, clean, low_quality, spellings_in
+    from harness.data.edit.mix import RowIds
 
     refuse_out(out, [file], dry_run=dry_run)
     kept = open_decisions(decisions, file) if decisions else None
@@ -208,15 +203,9 @@ def data_split(
 
     Rows that are alike are never in two parts.
     """
-    from harness.data.edit import (
-        SplitOptions,
-        check_way,
-        keep_clusters,
-        odd_shares,
-        row_suffix,
-        save_split,
-        split,
-    )
+    from harness.data.edit.row_files import row_suffix
+    from harness.data.edit.save import save_split
+    from harness.data.edit.split import SplitOptions, check_way, keep_clusters, odd_shares, split
 
     refuse_out(out, [file], folder=True)
     way = SplitOptions(
@@ -250,7 +239,7 @@ def data_mix(
     as_json: Json = False,
 ) -> None:
     """Mix the rows of several files by weights or sizes."""
-    from harness.data.edit import RowMixture, mix, refuse_no_rows, refuse_other_layouts
+    from harness.data.edit.mix import RowMixture, mix, refuse_no_rows, refuse_other_layouts
     from harness.data.readers import find_repeated
 
     refuse_out(out, files)
@@ -294,7 +283,7 @@ def data_sample(
 
     A smaller sample of one seed is part of a larger one.
     """
-    from harness.data.edit import refuse_no_rows, sample
+    from harness.data.edit.mix import refuse_no_rows, sample
 
     refuse_out(out, [file])
     refuse_no_rows(n_rows)
@@ -315,7 +304,7 @@ def read_all(file: str, most: int | None = None, **columns: str | None) -> "Rows
 
     from harness.data import readers
     from harness.data.columns import require_column
-    from harness.data.edit import Edit, phrase_no_rows
+    from harness.data.edit.save import Edit, phrase_no_rows
 
     rows = list(islice(readers.stream(file, "train"), most))
     if not rows:
@@ -379,7 +368,7 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
 
 def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
     """Name the files that an edit takes beside its rows, each with the digest of its content."""
-    from harness.data.edit import digest_of
+    from harness.data.edit.save import digest_of
     from harness.data.text_files import display_path
 
     named = (
@@ -391,7 +380,7 @@ def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
 
 def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:
     """Refuse an output that cannot be used; only a dry run needs none."""
-    from harness.data.edit import refuse_output
+    from harness.data.edit.save import refuse_output
 
     if out is not None:
         refuse_output(out, inputs, folder=folder)
@@ -410,7 +399,7 @@ def _save(
     as_json: bool = False,
 ) -> None:
     """Write what became of the rows, and print it; in a dry run each change as well."""
-    from harness.data.edit import save
+    from harness.data.edit.save import save
 
     saved = save(edit, outcomes, out or Path("dry-run"), dry_run=dry_run)
     if dry_run and not as_json:
@@ -423,7 +412,7 @@ def _save(
 
 def save_made(made: "DistilledRows | FeedbackEdit | MadePairs", out: Path, as_json: bool) -> None:
     """Write rows that were made, print what became of them, and say what is to be known of them."""
-    from harness.data.edit import refuse_output, save
+    from harness.data.edit.save import refuse_output, save
 
     refuse_output(out, made.edit.inputs)
     print_saved(save(made.edit, made.outcomes, out), as_json)

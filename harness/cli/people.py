@@ -228,7 +228,7 @@ def feedback_pairs(
 
 
 def _open(at: ExperimentFile, out: Path) -> "tuple[Session, list[FeedbackRow]]":
-    from harness.data.edit import refuse_output
+    from harness.data.edit.save import refuse_output
     from harness.store import read_feedback
 
     refuse_output(out, [])

@@ -123,7 +123,8 @@ def data_augment(
     """
     from harness.cli.progress_bar import TerminalProgress
     from harness.data.columns import column_options
-    from harness.data.edit import row_suffix, save
+    from harness.data.edit.row_files import row_suffix
+    from harness.data.edit.save import save
     from harness.experiment.augmentation import choose_rows, make_rows, plan
 
     tests = against or []
@@ -309,7 +310,7 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.data.edit import refuse_output
+    from harness.data.edit.save import refuse_output
     from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
@@ -372,7 +373,7 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.data.edit import refuse_output
+    from harness.data.edit.save import refuse_output
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
@@ -411,7 +412,7 @@ def data_propose_prompts(
 
     It is shown the task and some training rows, and the texts are written as a grid.
     """
-    from harness.data.edit import refuse_existing
+    from harness.data.edit.save import refuse_existing
     from harness.experiment.distilled_rows import (
         PromptProposal,
         plan_proposals,

@@ -13,8 +13,9 @@ from typing import Literal, NamedTuple
 from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import overlaps
-from harness.data.edit import Change, EditedRow, draw
 from harness.data.edit.augment import QuestionText, WrittenQuestion, augment, find_question
+from harness.data.edit.changes import Change, EditedRow
+from harness.data.edit.mix import draw
 from harness.data.examples import read_example
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError

@@ -18,7 +18,8 @@ import numpy as np
 from harness import __version__
 from harness.data import Notes, SourcedExample, readers, splits
 from harness.data import examples as items_of
-from harness.data.edit import Change, Edit, EditedRow, digest_of, drop
+from harness.data.edit.changes import Change, EditedRow, drop
+from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
 from harness.data.text_files import Row, display_path
 from harness.errors import Problem, Unscored, UserError

@@ -17,7 +17,8 @@ import numpy as np
 
 from harness import plugins
 from harness.data import SourcedExample
-from harness.data.edit import Change, Edit, EditedRow
+from harness.data.edit.changes import Change, EditedRow
+from harness.data.edit.save import Edit
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of

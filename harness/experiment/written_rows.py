@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 from harness.cache import memo
 from harness.data import PartName, readers
-from harness.data.edit import cut_special, find_special, name_output
+from harness.data.cells import cut_special, find_special
+from harness.data.edit.row_files import name_output
 from harness.data.text_files import cap_problems
 from harness.errors import CandidateFailed, Problem, as_argument
 from harness.evaluation import wrap_prompt

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from harness.data import SourcedExample, readers
 from harness.data.check.personal_data import redact
 from harness.data.contamination import find_contaminated_rows
-from harness.data.edit import Edit, EditedRow, digest_of, drop
+from harness.data.edit.changes import EditedRow, drop
+from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, refuse

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from harness.data import readers
 from harness.data.check.personal_data import check_region, redact
-from harness.data.edit import digest_of
+from harness.data.edit.save import digest_of
 from harness.data.text_files import Row
 from harness.data.turns import read_turn
 from harness.errors import Problem, UserError

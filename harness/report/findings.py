@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from harness.data.check import Finding
-from harness.data.edit import OutputNames, free_folders, name_output
+from harness.data.edit.row_files import OutputNames, free_folders, name_output
 from harness.data.readers import file_of
 from harness.errors import Problem, UserError, as_argument
 from harness.formatting import count, percent, pluralize

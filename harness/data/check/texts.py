@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 
+from harness.data.cells import find_special
 from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt, find_personal_data, mask_text, mask_value
-from harness.data.edit import find_special
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.data.quality import THRESHOLDS, choose_threshold

@@ -23,7 +23,7 @@ from harness.data.columns import (
     is_id,
     option_text,
 )
-from harness.data.edit import new_name
+from harness.data.edit.row_files import new_name
 from harness.data.examples import FIELD, examples, pairs
 from harness.data.multiple_choice import list_choice_columns
 from harness.data.tools import defines_tools_alone
