@@ -81,12 +81,10 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         role = mapping(source.recipe).get("role") if source else None
         expanded[name] = {"role": role, **member.recipe} if role else member.recipe
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
-    places = {
-        name: overriding.place_of(tree, ("candidates", member.source)) for name, member in members.items()
-    }
-    return LoadedExperiment(
-        experiment, tree.folder, selected, places, CommandLine.from_options(path, overrides)
-    )
+    written = {name: ("candidates", member.source) for name, member in members.items()}
+    places = {name: overriding.place_of(tree, keys) for name, keys in written.items()}
+    typed = CommandLine.from_options(path, overrides)
+    return LoadedExperiment(experiment, tree.folder, selected, places, typed)
 
 
 class _GateAlone(Spec):

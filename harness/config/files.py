@@ -32,9 +32,8 @@ def read_experiment(path: Path) -> Tree:
     if not path.is_file():
         step = "write one: harness init DIR --data FILE; or name another with -c"
         raise UserError(describe_missing_file(path, str(path), "an experiment file", step))
-    return read_file(
-        path.parent.resolve() / path.name, path.parent.resolve(), "name:, target: and candidates:"
-    )
+    folder = path.parent.resolve()
+    return read_file(folder / path.name, folder, "name:, target: and candidates:")
 
 
 def read_file(path: Path, folder: Path, expected: str) -> Tree:

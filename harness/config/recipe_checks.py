@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import chain, product
+from itertools import product
 from math import inf, prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,9 +73,8 @@ def check_decoding(written: WrittenRecipe, target: spec.Task | None) -> Iterator
             found = f"the best by {reward!r}, which is not a candidate"
             if reward in plugins.names("metrics"):
                 found = f"the best by {reward!r}, which needs the reference, and no user has it"
-            able = {
-                name for name, member in members.items() if mapping(member.recipe).get("method") in makers
-            }
+            methods = {name: mapping(member.recipe).get("method") for name, member in members.items()}
+            able = {name for name, method in methods.items() if method in makers}
             yield Problem(place, found, expected, did_you_mean(reward, able))
         elif (made_by := mapping(members[reward].recipe).get("method", spec.BASE)) not in makers:
             found = f"the best by {reward}, whose method {made_by} makes no reward model"
@@ -231,15 +230,11 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     """Refuse values to try, then points of them whose values do not go together or with `params`."""
     recipe, method, tree = written.recipe, written.method, written.tree
     known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
-    single = [
-        problem
-        for name, values in known.items()
-        for value in values
-        for problem in problems_of(
-            method.params, {**recipe.params, name: value}, tree, (*written.keys, key, name)
-        )
-        if problem.found.startswith(f"{name}:")
-    ]
+    single: list[Problem] = []
+    for name, value in ((name, value) for name, values in known.items() for value in values):
+        keys = (*written.keys, key, name)
+        problems = problems_of(method.params, {**recipe.params, name: value}, tree, keys)
+        single += [problem for problem in problems if problem.found.startswith(f"{name}:")]
     yield from single
     if single or prod(map(len, known.values())) > _MOST_TRIALS:
         return
@@ -273,9 +268,8 @@ def _check_prompts(written: WrittenRecipe, key: str) -> Iterator[Problem]:
             found = f"{name} in the recipe and in {key}"
             yield Problem(where, found, "it in one of the two", f"move {name} of the recipe into {key}")
         else:
-            yield from chain.from_iterable(
-                problems_of(spec.Recipe, {name: one}, written.tree, at) for one in values
-            )
+            for value in values:
+                yield from problems_of(spec.Recipe, {name: value}, written.tree, at)
     if recipe.subject_to:
         found = f"subject_to with the method {recipe.method}, whose weights forget nothing"
         yield Problem(written.where("subject_to"), found, "a method that trains", "remove subject_to")

@@ -332,10 +332,8 @@ def _unusable_judges(tree: Tree) -> Iterator[Problem]:
     A judge of a panel stands in it once, by whatever spelling of its address.
     """
     listed: list[tuple[Keys, Any]] = [(("judge",), tree.data.get("judge"))]
-    panel = tree.data.get("panel")
-    listed += [
-        (("panel", index), judge) for index, judge in enumerate(panel if isinstance(panel, list) else ())
-    ]
+    if isinstance(panel := tree.data.get("panel"), list):
+        listed += [(("panel", index), judge) for index, judge in enumerate(panel)]
     rubric = read_valid(Rubric, {**tree.data, "judge": "any", "panel": ()})
     many_digits = rubric and any(a[: len(b)] == b for a, b in permutations(rubric.grades, 2))
     for keys, one in listed:

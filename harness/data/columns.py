@@ -187,9 +187,8 @@ def answer_column(task: Task, layout: Layout | None, names: Collection[str]) -> 
 def require_column(shown: str, names: Iterable[str], column: str, option: str) -> None:
     """Refuse a column that no row has."""
     if column not in (names := set(names)):
-        raise UserError(
-            Problem(f"{shown}, {option}", f"no column {column!r}", "a column", did_you_mean(column, names))
-        )
+        where, hint = f"{shown}, {option}", did_you_mean(column, names)
+        raise UserError(Problem(where, f"no column {column!r}", "a column", hint))
 
 
 def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
@@ -227,11 +226,10 @@ def _read_qa(row: Row, roles: Roles) -> QuestionAndAnswers:
         if isinstance(turns, dict):  # a message with its replies
             return QuestionAndAnswers(join_texts(turns), (_tree_text(turns.get("replies")),))
         turns = turns if isinstance(turns, list) else [turns]
-        are_system = [
-            isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from")) for turn in turns
-        ]
-        system = [turn for turn, is_system in zip(turns, are_system, strict=True) if is_system]
-        said = [turn for turn, is_system in zip(turns, are_system, strict=True) if not is_system]
+        system, said = list[Any](), list[Any]()
+        for turn in turns:
+            is_system = isinstance(turn, dict) and "system" in (turn.get("role"), turn.get("from"))
+            (system if is_system else said).append(turn)
         texts = join_texts(said[:-1]), (join_texts(said[-1:]),), join_texts(beside)
         return QuestionAndAnswers(*texts, system=join_texts(system))
     parts = (join_texts(fields.get(name)) for name in roles.questions if name != CONTEXT)

@@ -89,9 +89,8 @@ def drop_contaminated(
     if found:
         places = ", ".join(row.training.where.removeprefix(where).lstrip(": ") for row in found[:10])
         more = ", …" if len(found) > 10 else ""
-        notes.removed.append(
-            f"{where}: {pluralize(len(found), 'row')} dropped, evaluated too ({places}{more})"
-        )
+        dropped = f"{pluralize(len(found), 'row')} dropped, evaluated too ({places}{more})"
+        notes.removed.append(f"{where}: {dropped}")
     gone = {row.training.where for row in found}
     return [row for row in training if row.where not in gone]
 

@@ -137,9 +137,8 @@ def _guess(
     lists = {c for c in columns - objects if _are_lists(cells[c])}
     nested = _find_nested(cells)
     prompt = prompt or nested[0]
-    answers = fields.get("reference") or (
-        f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
-    )
+    query = f"{{{min(sql)}}}" if len(sql) == 1 and len(plain) > 1 else nested[1]
+    answers = fields.get("reference") or query
     shown = {*columns_of(prompt, in_order)}
     free = (plain | objects | lists) - shown - {*SYSTEMS}
     answers = answers or find_answer(free) or find_by_name(free, _OTHER_ANSWERS, _OTHER_QUESTIONS)
@@ -221,9 +220,8 @@ def may_answer(column: str) -> bool:
 def _join_pair(names: Sequence[str]) -> str | None:
     """Write the template of two texts that are compared, each behind its name; None where there are none."""
     pairs = [("premise", "hypothesis")] if {"premise", "hypothesis"} <= {*names} else []
-    stems = {
-        c: found[1] for c in names if (found := _PAIRED.fullmatch(c)) and find_head(found[1]) in _COMPARED
-    }
+    paired = {name: found[1] for name in names if (found := _PAIRED.fullmatch(name))}
+    stems = {name: stem for name, stem in paired.items() if find_head(stem) in _COMPARED}
     pairs += [(one, other) for one, other in pairwise(sorted(stems)) if stems[one] == stems[other]]
     said = [f"{spell(name).capitalize()}: {{{name}}}" for name in (pairs[0] if len(pairs) == 1 else ())]
     return "\n".join(said) or None
@@ -237,9 +235,7 @@ def spell(column: str) -> str:
 def add_contexts(prompt: str, answer: str, rows: Sequence[Row]) -> str:
     """Put what a question is about in front of it: contexts by their names, and titles that differ."""
     names = dict.fromkeys(name for row in rows for name in row.fields)
-    turns = (
-        {HISTORY} if any(map(list_history, rows)) else set()
-    )  # which stand before the question as they are
+    turns = {HISTORY} if any(map(list_history, rows)) else set()  # which stand before the question anyway
     shown = {*columns_of(prompt, names), answer.partition(".")[0], *turns}
     parts = []
     for name in (name for name in names if name not in shown and not is_id(name)):
@@ -326,6 +322,5 @@ def _list_mixed(content: Rows) -> list[Problem]:
     cells: dict[str, ColumnCells] = {}
     for row in content.rows:
         count_cells(cells, row)
-    return find_mixed_columns(
-        {name: of for name, of in cells.items() if find_by_name({name}, (*QUESTIONS, *ANSWERS))}
-    )
+    usual = (*QUESTIONS, *ANSWERS)
+    return find_mixed_columns({name: cells[name] for name in cells if find_by_name({name}, usual)})

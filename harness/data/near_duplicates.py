@@ -254,9 +254,8 @@ class _Search:
             return False
         if not any(text in telling for text in texts):
             return True
-        (less, of_less), (more, _) = sorted(
-            ((telling.get(t, t), t) for t in texts), key=lambda one: len(one[0])
-        )
+        own = [(telling.get(text, text), text) for text in texts]
+        (less, of_less), (more, _) = sorted(own, key=lambda pair: len(pair[0]))
         if less == more or _similarity(less, more) >= self._threshold:
             return True
         if f" {less} " not in f" {more} ":
@@ -368,9 +367,8 @@ def _bands(
 ) -> Iterator[NDArray[np.int64]]:
     """Yield for every band the bucket of each text, -1 for a text that is alone in it or is not chosen."""
     # The most rows in a band with which a pair at the threshold is seldom overlooked.
-    n_rows = max(
-        (r for r in range(1, 9) if (1 - threshold**r) ** (PERMUTATIONS // r) <= OVERLOOKED), default=1
-    )
+    seldom = (n for n in range(1, 9) if (1 - threshold**n) ** (PERMUTATIONS // n) <= OVERLOOKED)
+    n_rows = max(seldom, default=1)
     # Two bands that differ may get one number: a candidate more, which is then verified.
     factors = np.random.default_rng(_SEED).integers(1, 2**63, n_rows, dtype=np.uint64) | np.uint64(1)
     for start in range(0, PERMUTATIONS - n_rows + 1, n_rows):

@@ -416,9 +416,8 @@ def _solve(
 
     moved = {group: i for i, group in enumerate(movable)}
     names = sorted({name for of in classes for name in of})
-    rows: dict[tuple[int, str], int] = {
-        key: i for i, key in enumerate((p, n) for p in range(n_parts) for n in names)
-    }
+    needs = [(part, name) for part in range(n_parts) for name in names]
+    rows = {need: i for i, need in enumerate(needs)}
     needed, where = np.ones(len(rows)), list[tuple[int, int]]()
     for group, of in enumerate(classes):
         for name in of:

@@ -151,10 +151,9 @@ def _kind_of(part: Any) -> str:
     """Name the kind of a part; empty of what is not a part."""
     if not isinstance(part, Mapping):
         return ""
-    named = part.get("type")
-    return (
-        named if isinstance(named, str) else next((kind for kind in _KINDS if kind in drop_empty(part)), "")
-    )
+    if isinstance(named := part.get("type"), str):
+        return named
+    return next((kind for kind in _KINDS if kind in drop_empty(part)), "")
 
 
 def _join(read: Any) -> Content:

@@ -47,7 +47,7 @@ from harness.records import FEEDBACK_ORIGIN, Example
 from harness.spec import Fields, Task
 
 THOUGHTS = frozenset(
-    {"reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"}
+    ["reasoning_content", "reasoning", "thinking", "redacted_thinking", "thought", "thoughts"]
 )
 _FIRST = 2_000  # rows by which a context is told
 _LONG = 40  # characters of a text that is more than a name
@@ -309,18 +309,16 @@ def _find_contexts(
 ) -> Iterator[ContextColumn]:
     """Find columns that may hold what the questions are about: long texts, or such as explain the answers."""
     for name in columns:
-        read = [
-            (text_of(row.fields[name]), row) for row in rows if row.fields.get(name) not in (None, "", [], {})
-        ]
-        if len(read) < _FEWEST or find_head(name) in TELLING or find_head(name).removesuffix("s") in TELLING:
+        filling = [row for row in rows if row.fields.get(name) not in (None, "", [], {})]
+        texts, head = [text_of(row.fields[name]) for row in filling], find_head(name)
+        if len(filling) < _FEWEST or head in TELLING or head.removesuffix("s") in TELLING:
             continue
-        texts, of = [text for text, _ in read], [row for _, row in read]
-        if _is_derived(texts, of) or _shows_question(texts, of):
+        if _is_derived(texts, filling) or _shows_question(texts, filling):
             continue
         is_long = median(len(text) for text in texts) >= _LONG and len({*texts}) > 1
         are_words = 2 * sum(" " in text.strip() or not text.isascii() for text in texts) > len(texts)
-        explained = _describe_explained(texts, of)
-        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, of)]
+        explained = _describe_explained(texts, filling)
+        reasons = ["long texts" if is_long and are_words else "", explained, _describe_held(texts, filling)]
         if why := ", ".join(filter(None, reasons)):
             yield ContextColumn(name, filled[name], why, bool(explained))
 

@@ -277,10 +277,9 @@ class _Maker:
         is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
         self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
-        self.entries.append(
-            TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
-        )
-        self.size += _size(self.entries[-1])
+        entry = TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
+        self.entries.append(entry)
+        self.size += _size(entry)
         while self.size > self.held:
             self.share /= 2
             self.entries = [entry for entry in self.entries if entry.draw < self.share]

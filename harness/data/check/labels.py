@@ -145,9 +145,7 @@ def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Findin
         if p < ALPHA / max(1, len(tested) * len(labels)):
             found.append((form, label, p))
     # Of forms of the same rows the first stands, a word before its sign.
-    once = {
-        tuple(entry.where for entry in rows[form]): (form, label, p) for form, label, p in reversed(found)
-    }
+    once = {tuple(entry.where for entry in rows[marker[0]]): marker for marker in reversed(found)}
     for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
         marked = rows[form]
         n = sum(entry.answer == label for entry in marked)

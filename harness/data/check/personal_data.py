@@ -36,18 +36,18 @@ _REGION = "US"  # of numbers without a country code
 _LONGEST = 300  # characters of a piece
 
 
-def find_personal_data(text: str, region: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the kind and the value of each piece of personal data, and of each key or token of a service.
+def find_personal_data(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the kind and the value of each piece of personal data, and of each key or token of a service."""
+    yield from ((KEYS, token) for token in find_tokens(text))
+    yield from _find_persons(text)
+
+
+def _find_persons(text: str, region: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the pieces as the plain form of the text has them.
 
     Phone numbers are those with a country code and those of the US written with separators; with `region`,
     an ISO 3166 code, all numbers that are valid in that country.
     """
-    yield from ((KEYS, token) for token in find_tokens(text))
-    yield from _find_persons(text, region)
-
-
-def _find_persons(text: str, region: str) -> Iterator[tuple[str, str]]:
-    """Yield the pieces as the plain form of the text has them."""
     text = text.translate(_PLAIN)
     if "@" in text:
         yield from (("e-mail addresses", match) for match in _EMAIL.findall(text))

@@ -6,7 +6,6 @@ Invariant: exact duplicates are counted among all rows, near ones among those wh
 
 import random
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -148,18 +147,6 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
     )
 
 
-class _AlikeRow(NamedTuple):
-    """A training row, the test row that it may ask the same as, and how alike they are."""
-
-    row: TableEntry
-    item: TableEntry
-    by: Overlap
-
-    @property
-    def place(self) -> str:
-        return f"{self.item.where} ({self.by.measure} {self.by.similarity:.2f})"
-
-
 def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     """List the training rows that a test row repeats, and those that may ask the same in other words.
 
@@ -180,11 +167,11 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         answers=[entry.answer for entry in left],
         encode=given.encode,
     )
-    alike = [_AlikeRow(left[o.training], given.test.entries[o.evaluated], o) for o in found]
+    alike = [(left[o.training].where, given.test.entries[o.evaluated], o) for o in found]
     # Dedup looks at words alone, so what only embeddings find is decided row by row.
-    by_sense = [pair for pair in alike if pair.by.measure == "embeddings"]
-    in_words = [pair for pair in alike if pair.by.measure != "embeddings"]
-    dropped = [*(row.training.where for row in exact), *(pair.row.where for pair in in_words)]
+    by_sense = [pair for pair in alike if pair[2].measure == "embeddings"]
+    in_words = [pair for pair in alike if pair[2].measure != "embeddings"]
+    dropped = [*(row.training.where for row in exact), *(where for where, *_ in in_words)]
     emptied = table.files_emptied_by(dropped)
     if emptied:
         # Without these no row is left to train on.
@@ -203,7 +190,7 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
             else f"train without {files}, or test on another file",
         )
     exact = [row for row in exact if file_of(row.training.where) not in emptied]
-    in_words = [pair for pair in in_words if file_of(pair.row.where) not in emptied]
+    in_words = [pair for pair in in_words if file_of(pair[0]) not in emptied]
     against = " ".join(f"--against {as_argument(file)}" for file in given.test.files)
     command = f"harness data dedup FILE {against} --out OUT"
     if exact:
@@ -225,17 +212,19 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         yield _say_alike(by_sense, "by sense", DECIDE_BY_SENSE.replace("page,", decided))
 
 
-def _say_alike(pairs: Sequence[_AlikeRow], how: str, command: str) -> Finding:
+def _say_alike(pairs: Sequence[tuple[str, TableEntry, Overlap]], how: str, command: str) -> Finding:
+    """List training rows by their places, each with the test row that it is like."""
+    places = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
+    questions = [excerpt(" ".join(_bare_question(item).split()), 80) for _, item, _ in pairs]
+    rows = tuple(where for where, *_ in pairs)
     return Finding(
         "warning",
         f"training rows whose question may be that of a test row, {how}",
         "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not",
-        tuple(pair.row.where for pair in pairs),
-        "; ".join(f"{pair.row.where} and {pair.place}" for pair in pairs[:3]),
+        rows,
+        "; ".join(f"{row} and {place}" for row, place in zip(rows[:3], places, strict=False)),
         command,
-        beside=tuple(
-            f"{pair.place}: {excerpt(' '.join(_bare_question(pair.item).split()), 80)!r}" for pair in pairs
-        ),
+        beside=tuple(f"{place}: {asked!r}" for place, asked in zip(places, questions, strict=True)),
     )
 
 

@@ -99,19 +99,19 @@ def augment(
     """
     made = list(_make_rows(rows, roles, written))
     # A made row may repeat or contradict an earlier one.
-    fit = [one.row._replace(where=f"{one.row.where}, new") for one in made if not one.why_not]
+    fit = [row._replace(where=f"{row.where}, new") for _, row, why_not, _ in made if not why_not]
     judged = iter(_judge(rows, fit, roles))
     by_row: dict[int, list[EditedRow]] = defaultdict(list)
-    for one in made:
-        change = Change(one.row.where, "dropped", (f"{what} that {one.why_not}",), one.repeats)
-        if not one.why_not:
+    for i, row, why_not, repeats in made:
+        change = Change(row.where, "dropped", (f"{what} that {why_not}",), repeats)
+        if not why_not:
             found = next(judged)
-            change = Change(one.row.where, "added", (f"a row by {by}",))
+            change = Change(row.where, "added", (f"a row by {by}",))
             if found and found.kind == "dropped":
-                change = found._replace(where=one.row.where, reasons=(f"{what}: {found.reason}",))
-        fields = {**dict.fromkeys(rows[one.of].fields if in_columns else ()), **one.row.fields}
-        made_row = one.row._replace(fields=fields) if change.kind == "added" else None
-        by_row[one.of].append(EditedRow(made_row, change))
+                change = found._replace(where=row.where, reasons=(f"{what}: {found.reason}",))
+        fields = {**dict.fromkeys(rows[i].fields if in_columns else ()), **row.fields}
+        added = row._replace(fields=fields) if change.kind == "added" else None
+        by_row[i].append(EditedRow(added, change))
     outcomes: list[EditedRow] = []
     new = (*_marks(rows), ORIGIN) if in_columns else ()
     for i, row in enumerate(rows):
@@ -135,22 +135,13 @@ def _judge(rows: Sequence[Row], fit: Sequence[Row], roles: Roles) -> list[Change
     return changes[len(rows) :]
 
 
-class _AugmentedRow(NamedTuple):
-    """A row made from the row `of`; `why_not` says what forbids to write it, `repeats` what it repeats."""
-
-    row: Row
-    of: int
-    why_not: str
-    repeats: str
-
-
 def _make_rows(
     rows: Sequence[Row], roles: Roles, written: Mapping[int, Sequence[WrittenQuestion]]
-) -> Iterator[_AugmentedRow]:
+) -> Iterator[tuple[int, Row, str, str]]:
+    """Yield the index of an original, a row made from it, what forbids to write that, and what it repeats."""
     known, marks = {row.fields.get("id") for row in rows}, _marks(rows)
-    answers = [
-        set(filter(None, map(fold_text, read_question_and_answers(row, roles).answers))) for row in rows
-    ]
+    read = [read_question_and_answers(row, roles) for row in rows]
+    answers = [set(filter(None, map(fold_text, qa.answers))) for qa in read]
     times = Counter(answer for of in answers for answer in of)
     labels = {answer for answer, n in times.items() if n > 1}  # no words of a question, though they may recur
     for i, found in written.items():
@@ -170,7 +161,7 @@ def _make_rows(
             why_not = one.failure
             if one.fields is None and not why_not:
                 why_not = _unfit(one.text, original.text, answers[i] - labels)
-            yield _AugmentedRow(Row(row.where, fields), i, why_not, one.of)
+            yield i, Row(row.where, fields), why_not, one.of
 
 
 def _marks(rows: Sequence[Row]) -> dict[str, str]:

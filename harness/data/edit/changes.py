@@ -279,9 +279,7 @@ def _column_text(column: str | None) -> str:
 def _read(file: Path) -> RowDecisions | None:
     try:
         kept = parse_json(file.read_bytes())
-        rows = {
-            int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept["rows"].items()
-        }
+        rows = _read_rows(kept["rows"])
         if not re.fullmatch("[0-9a-f]{16,64}", kept["digest"]):
             raise ValueError(kept["digest"])
         return RowDecisions(kept["digest"], rows, kept.get("column"))
@@ -290,6 +288,10 @@ def _read(file: Path) -> RowDecisions | None:
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         shown, step = readers.display_path(str(file)), "move it away, or give it another name"
         raise UserError(Problem(shown, "a file of another making", "decisions on rows", step)) from None
+
+
+def _read_rows(written: Mapping[str, Any]) -> dict[int, RowDecision]:
+    return {int(line): RowDecision(row["decision"], row.get("label") or "") for line, row in written.items()}
 
 
 def line_of(row: Row) -> int:
@@ -354,7 +356,7 @@ def decisions_by_line(kept: Decisions, path: str, roles: Roles) -> dict[int, Row
             if label.strip() not in values
         ]
     refuse(readers.cap_problems(problems, kept.shown, "malformed decisions"))
-    out = {int(line): RowDecision(of["decision"], of.get("label") or "") for line, of in kept.rows.items()}
+    out = _read_rows(kept.rows)
     if not template:
         return out
     commonest = {label: json.loads(held.most_common(1)[0][0]) for label, held in values.items()}

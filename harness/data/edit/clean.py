@@ -79,9 +79,7 @@ def clean(
             yield changes.drop(row, "decided")
             continue
         reasons: dict[str, None] = {}
-        fields = {
-            name: _clean_value(value, name, reasons, mending.special) for name, value in row.fields.items()
-        }
+        fields = {name: _clean_value(v, name, reasons, mending.special) for name, v in row.fields.items()}
         for name, value in decision.values.items() if decision else ():
             if fields.get(name) != value:
                 fields[name], reasons[f"relabelled in {name!r}"] = value, None

@@ -157,10 +157,10 @@ def _drop_evaluated(left: Mapping[int, DedupEntry], tests: Sequence[DedupEntry])
         changes[indices[one.training]] = drop(row, f"in the test file by {one.measure}", of, one.similarity)
     # As a comparison refuses them: also where indentation differs.
     first = {question: e.row.where for e in reversed(tests) if (question := fold_text(e.qa.whole))}
-    equal = ((i, e, question) for i, e in left.items() if (question := fold_text(e.qa.whole)) in first)
-    return changes | {
-        i: drop(e.row, "a question of the test file", first[question]) for i, e, question in equal
-    }
+    for i, entry in left.items():
+        if (question := fold_text(entry.qa.whole)) in first:
+            changes[i] = drop(entry.row, "a question of the test file", first[question])
+    return changes
 
 
 def _drop_equal(left: Mapping[int, DedupEntry]) -> _Changes:

@@ -108,10 +108,9 @@ def _place_augmented(found: SplitRows, content: Rows, roles: Roles, way: SplitOp
             changes[where] = Change(where, "dropped", ("augmented from a row that is not trained on",), of)
     rows = [row for row in content.rows if splits.is_augmented(row)]
     others = [row for name, part in found.parts.items() if name != "train" for row in part]
-    augmented, known, every = (
-        [read_question_and_answers(row, roles).whole for row in of] for of in (rows, others, content.rows)
-    )
-    for row, near in zip(rows, _nearest(augmented, known, way.alike, every), strict=True):
+    asked = {row.where: read_question_and_answers(row, roles).whole for row in content.rows}
+    augmented, known = ([asked[row.where] for row in listed] for listed in (rows, others))
+    for row, near in zip(rows, _nearest(augmented, known, way.alike, [*asked.values()]), strict=True):
         if near:
             reason = "alike to a question of another part"
             changes[row.where] = Change(row.where, "dropped", (reason,), others[near.row].where)
@@ -340,9 +339,8 @@ def _problems(shown: str, split_up: SplitRows, way: SplitOptions) -> Iterator[Pr
             yield Problem(shown, found, "rows in every part", step)
     if not (way.stratify and way.time):
         return
-    counts = {
-        name: Counter(str(row.fields.get(way.stratify)) for row in rows) for name, rows in parts.items()
-    }
+    column = way.stratify
+    counts = {name: Counter(str(row.fields.get(column)) for row in rows) for name, rows in parts.items()}
     total = sum(counts.values(), Counter[str]())
     for name in way.parts:
         for value, n in sorted(total.items()):
