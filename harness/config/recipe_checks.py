@@ -231,10 +231,11 @@ def _check_points(written: WrittenRecipe, key: str) -> Iterator[Problem]:
     recipe, method, tree = written.recipe, written.method, written.tree
     known = {name: values for name, values in recipe.tried.items() if name in method.params.model_fields}
     single: list[Problem] = []
-    for name, value in ((name, value) for name, values in known.items() for value in values):
-        keys = (*written.keys, key, name)
-        problems = problems_of(method.params, {**recipe.params, name: value}, tree, keys)
-        single += [problem for problem in problems if problem.found.startswith(f"{name}:")]
+    for name, values in known.items():
+        for value in values:
+            params, keys = {**recipe.params, name: value}, (*written.keys, key, name)
+            problems = problems_of(method.params, params, tree, keys)
+            single += [problem for problem in problems if problem.found.startswith(f"{name}:")]
     yield from single
     if single or prod(map(len, known.values())) > _MOST_TRIALS:
         return
