@@ -21,9 +21,8 @@ def rows_of(*fields):
 
 
 def draw_rows(*columns):
-    return st.lists(st.fixed_dictionaries(dict.fromkeys(columns, WORDS)), max_size=8).map(
-        lambda f: rows_of(*f)
-    )
+    fields = st.fixed_dictionaries(dict.fromkeys(columns, WORDS))
+    return st.lists(fields, max_size=8).map(lambda rows: rows_of(*rows))
 
 
 def list_written_rows(outcomes):

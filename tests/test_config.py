@@ -29,6 +29,10 @@ LORA = "candidates.l={{method: lora, params: {{{}}}}}"
 RANKS = LORA.format("r: [8, 16], learning_rate: 1e-3")
 
 
+OVERRIDES = ["target.limit=4", "target=suites/tiny.yaml", "gate.macro=0.03", "gate={each: 0.06}", "seeds=[3]"]
+OVERRIDES += [f"{SHOTS}.shots=[1, 3]", "candidates.rag=few-shot"]
+
+
 def read(folder, *overrides, candidates=(), text=None):
     if text is not None:
         (folder / "harness.yaml").write_text(text)
@@ -98,19 +102,7 @@ def test_every_shipped_recipe_loads_by_its_short_name(folder, name):
 
 @pytest.mark.e2e
 @settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(
-    order=st.permutations(
-        [
-            "target.limit=4",
-            "target=suites/tiny.yaml",
-            "gate.macro=0.03",
-            "gate={each: 0.06}",
-            "candidates.shots.prompting.few_shot.shots=[1, 3]",
-            "candidates.rag=few-shot",
-            "seeds=[3]",
-        ]
-    )
-)
+@given(order=st.permutations(OVERRIDES))
 def test_the_order_of_overrides_does_not_matter(folder, order):
     reference = sorted(order)
     assert experiment(folder, *order) == experiment(folder, *reference)

@@ -63,15 +63,9 @@ def ids(examples):
 def test_all_fields_of_a_row_arrive_and_what_is_missing_is_its_files_name_and_index(task):
     listed = {"references": ["A", "a"], "choices": ["A", "a", "b"], "constraints": [{"kind": "upper"}]}
     example = load_task(task([row("a", id="i", slice="s", **listed)]), 0).test[0]
-    assert example == Example(
-        id="i",
-        messages=({"role": "user", "content": "What is a?"},),
-        references=("A", "a"),
-        choices=("A", "a", "b"),
-        cluster="i",
-        slice="s",
-        constraints=({"kind": "upper"},),
-    )
+    turns = ({"role": "user", "content": "What is a?"},)
+    answers, choices, checks = ("A", "a"), ("A", "a", "b"), ({"kind": "upper"},)
+    assert example == Example("i", turns, answers, choices, "i", "s", constraints=checks)
     assert ids(load_task(task(make_rows("item", 2)), 0).test) == ["test-0", "test-1"]
     examples = load_task(task([row("a", id="x"), row("b", cluster="family")]), 0).test
     assert [e.cluster for e in examples] == ["x", "family"]
@@ -130,10 +124,8 @@ def test_rows_are_the_same_from_every_kind_of_file(tmp_path):
     (tmp_path / "test.json.gz").write_bytes(gzip.compress(json.dumps(rows, indent=1).encode()))
     (tmp_path / "test.json").write_text(json.dumps(rows, indent=1))
     write(tmp_path / "test.jsonl", rows)
-    first, *others = (
-        load_task(Task(name="t", data={"test": str(tmp_path / f"test.{kind}")}), 0).test
-        for kind in ("jsonl", "csv", "parquet", "jsonl.gz", "json.gz", "json")
-    )
+    files = [str(tmp_path / f"test.{kind}") for kind in "jsonl csv parquet jsonl.gz json.gz json".split()]
+    first, *others = (load_task(Task(name="t", data={"test": file}), 0).test for file in files)
     assert [other == first for other in others] == [True] * 5
 
     (tmp_path / "test.jsonl").write_text('{"prompt": "a\u2028b", "reference": "c"}\n', encoding="utf-8")
@@ -422,9 +414,8 @@ def test_a_version_changes_with_what_is_asked_and_not_with_more_training_rows(ta
 
 
 # Families that overlap in cluster and in question, so that groups chain.
-families = st.lists(
-    st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from("xyz")), min_size=2, max_size=60
-)
+family = st.tuples(st.integers(0, 12), st.integers(0, 12), st.sampled_from("xyz"))
+families = st.lists(family, min_size=2, max_size=60)
 
 
 def source_examples(rows):
@@ -532,10 +523,8 @@ def test_evaluated_rows_that_ask_the_same_are_one_cluster_whatever_their_answers
     first, other, again = list_clusters(items.test)
     assert first == again != other
     assert len(set(list_clusters(items.validation))) == 2
-    assert [note.rpartition(": ")[2] for note in items.notes] == [
-        f"1 repeat of questions in {part}; each question counts as one item"
-        for part in ("validation", "test")
-    ]
+    said = "1 repeat of questions in {}; each question counts as one item"
+    assert [n.rpartition(": ")[2] for n in items.notes] == [said.format(n) for n in ("validation", "test")]
 
 
 def test_clusters_and_questions_that_are_shared_are_one_and_others_none(task):

@@ -98,10 +98,8 @@ def test_a_layout_whose_question_lies_deeper_is_refused_by_its_name(augment_file
 
 def test_the_question_of_a_message_tree_is_reworded_and_its_replies_stay(augment_file):
     said = [{"text": "Behind the depot.", "role": "assistant", "rank": 0, "replies": []}]
-    trees = [
-        {"message_tree_id": str(i), "prompt": {**TREE, "text": row["text"], "replies": said}}
-        for i, row in enumerate(rows(3))
-    ]
+    roots = [{**TREE, "text": row["text"], "replies": said} for row in rows(3)]
+    trees = [{"message_tree_id": str(i), "prompt": root} for i, root in enumerate(roots)]
     jsonl(Path("t.jsonl"), trees)
     run_data(augment_file, "t.jsonl", "--out", "new.jsonl")
     made = [row for row in read("new.jsonl") if row.get("augmented_from")]

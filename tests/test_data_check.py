@@ -60,10 +60,9 @@ def test_texts_alone_are_checked_the_worst_stands_first_and_many_empty_columns_a
     (found,) = alarms(find([*rows, rows[0]]))
     assert (found.check, lines(found)) == ("repeated_rows", [401])
 
-    rows = [
-        {**row, **{f"c{i}": "x" for i in range(20) if n % 7 or i < 5}}
-        for n, row in enumerate(make_clean_rows(40))
-    ]
+    rows = make_clean_rows(40)
+    for n, row in enumerate(rows):
+        row |= {f"c{i}": "x" for i in range(20) if n % 7 or i < 5}
     (found,) = (f for f in find(rows, "missing_values") if "empty" in f.title)
     assert found.title.startswith("15 columns have empty cells; the most 'c5' 6, ")
 
@@ -329,9 +328,8 @@ def test_data_sets_of_the_hub_with_one_last_name_are_written_to_files_of_their_o
     rows = tuple(f"{hub}:3" for hub in hubs)
     finding = check.Finding("error", "t", "m", rows=rows, command=f"harness data {verb} FILE --out OUT")
     (filled,) = fill_commands([finding], hubs)
-    assert filled.steps == tuple(
-        f"harness data {verb} {hub} --out {name}" for hub, name in zip(hubs, written, strict=True)
-    )
+    named = zip(hubs, written, strict=True)
+    assert filled.steps == tuple(f"harness data {verb} {hub} --out {name}" for hub, name in named)
 
 
 def test_a_page_is_never_written_over_rows(duplicate_file, tmp_path):
@@ -456,9 +454,8 @@ def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_th
     assert alarms(find([*longer, {**changed, "label": "delivery"}], "repeated_rows")) == []
 
     rows = make_clean_rows(40)
-    tickets = [
-        {**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in enumerate((*rows, *rows))
-    ]
+    twice = enumerate((*rows, *rows))
+    tickets = [{**row, "text": f"Ticket {500 + 3 * i}: {row['text']}"} for i, row in twice]
     (found,) = alarms(find(tickets, "repeated_rows"))
     assert lines(found) == list(range(41, 81))
     assert found.beside[0].partition(" ")[0].endswith("rows.jsonl:1")
@@ -466,10 +463,8 @@ def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_th
 
 def test_two_questions_on_one_context_are_no_near_duplicates(find):
     context = " ".join(WORDS[:120])
-    rows = [
-        {"context": context, "question": f"{WORDS[i]} {WORDS[-i]} {WORDS[100 + i]}?", "answer": WORDS[i]}
-        for i in range(1, 60)
-    ]
+    asked = [(f"{WORDS[i]} {WORDS[-i]} {WORDS[100 + i]}?", WORDS[i]) for i in range(1, 60)]
+    rows = [{"context": context, "question": question, "answer": answer} for question, answer in asked]
     assert alarms(find(rows, "repeated_rows")) == []
 
 
@@ -578,10 +573,9 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
 def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
     rng = random.Random(3)
     own = {group: rng.sample(WORDS, 25) for group in range(30)}
+    placed = [(group, i) for group in own for i in range(20)]
     rows = [
-        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g}
-        for g in own
-        for i in range(20)
+        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g} for g, i in placed
     ]
     test = write(tmp_path / "test.jsonl", rows[480:])
     told, apart = (

@@ -384,10 +384,8 @@ def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(
 
 
 def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
-    rows = [
-        {"prompt": f"Code of {a}?", "reference": f"    return {b}", "source": "a"}
-        for a, b in pairwise(WORDS[:30])
-    ]
+    named = [(f"Code of {a}?", f"    return {b}") for a, b in pairwise(WORDS[:30])]
+    rows = [{"prompt": asks, "reference": says, "source": "a"} for asks, says in named]
     write(tmp_path / "code.jsonl", rows)
     command = ["data", "clean", str(tmp_path / "code.jsonl"), "--out"]
     for options in ([], ["--leading-spaces"]):

@@ -106,11 +106,9 @@ def test_answers_of_low_quality_are_listed_and_dropped_with_their_trait_and_othe
 
 def test_forms_that_all_answers_share_and_a_short_yes_are_no_fault_and_an_answer_without_a_word_is(tmp_path):
     sentence = "The {} is kept in the second drawer of the hall."
+    lamps = ([{"name": f"n{i}", "kind": "lamp", "price": i * 3 + k} for k in range(6)] for i in range(60))
     sets = {
-        "json": [
-            json.dumps([{"name": f"n{i}", "kind": "lamp", "price": i * 3 + k} for k in range(6)])
-            for i in range(60)
-        ],
+        "json": list(map(json.dumps, lamps)),
         "short": [sentence.format(f"lamp {i}") for i in range(60)] + ["Yes.", "No."] * 3 + ["@#$ ???"],
     }
     for name, answers in sets.items():
@@ -156,9 +154,8 @@ def test_rows_that_ask_or_answer_nothing_are_dropped_with_the_reason():
     assert [outcome.row.fields for outcome in run_rows(clean, *rows)] == [*rows]
 
     asked, said = {"role": "user", "content": "Hi"}, {"role": "assistant", "content": "  "}
-    outcomes = run_rows(
-        clean, {"messages": [asked, said]}, {"messages": [asked, {**said, "content": "Yes "}]}
-    )
+    talks = [asked, said], [asked, {**said, "content": "Yes "}]
+    outcomes = run_rows(clean, *({"messages": talk} for talk in talks))
     assert outcomes[0].change.reason == "an empty answer"
     assert outcomes[1].row.fields["messages"][1]["content"] == "Yes"
 
@@ -213,9 +210,8 @@ def test_a_dry_run_writes_nothing_and_prints_nothing_that_a_terminal_would_obey(
 def test_decisions_drop_keep_and_relabel(data):
     file = jsonl(Path("r.jsonl"), [{"text": t, "label": "x"} for t in "abc"])
     rows = {"1": {"decision": "drop"}, "2": {"decision": "relabel", "label": "y"}, "3": {"decision": "keep"}}
-    Path("d.json").write_text(
-        json.dumps({"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows})
-    )
+    kept = {"file": "r.jsonl", "digest": checksum(file), "column": "label", "rows": rows}
+    Path("d.json").write_text(json.dumps(kept))
     run_data(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
     assert read("n.jsonl") == [{"text": "b", "label": "y"}, {"text": "c", "label": "x"}]
     assert [row["reason"] for row in manifest("n.jsonl")["rows"]] == ["decided", "relabelled in 'label'"]
@@ -314,9 +310,8 @@ def test_decisions_of_two_columns_or_of_another_making_are_not_kept_in_one_file(
 
 def test_a_template_names_the_columns_that_ask(data):
     rows = [{"subject": "Card", "body": body, "queue": "x"} for body in ("lost", "lost", " ")]
-    jsonl(
-        Path("r.jsonl"), [*rows, {**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
-    )
+    rows += [{**rows[0], "subject": "Other"}, {"subject": "", "body": "", "queue": "x"}]
+    jsonl(Path("r.jsonl"), rows)
     words = ("--prompt", "{subject}: {body}", "--reference", "queue")
     assert run_data(data, "clean", "r.jsonl", *words, "--out", "c.jsonl").startswith("5 read, 4 written")
     assert run_data(data, "dedup", "c.jsonl", *words, "--out", "n.jsonl").startswith("4 read, 3 written")
@@ -383,10 +378,8 @@ def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, co
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Refund"}]
 ASKS, SAYS = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
-RATED = {
-    "instruction": "Who?",
-    "completions": [{"response": "Me.", "overall_score": 5}, {"response": "none", "overall_score": 1}],
-}
+SCORED = [{"response": said, "overall_score": score} for said, score in (("Me.", 5), ("none", 1))]
+RATED = {"instruction": "Who?", "completions": SCORED}
 REPLY = {"text": "Me.", "role": "assistant", "replies": []}
 SPELT = LAYOUT_ROWS | {
     "UltraFeedback": RATED,
@@ -429,9 +422,8 @@ def dedup_texts(*rows, **options):
     """Return what is written, by number, and the changes."""
     made = rows_of(*({"text": text, "label": label} for text, label in rows))
     outcomes = dedup(made, ASKED, **options)
-    return [int(row.where[8:]) for row in list_written_rows(outcomes)], [
-        str(o.change) for o in outcomes if o.change
-    ]
+    kept = [int(row.where[8:]) for row in list_written_rows(outcomes)]
+    return kept, [str(outcome.change) for outcome in outcomes if outcome.change]
 
 
 def test_equal_and_nearly_equal_rows_are_dropped_and_name_the_one_that_stays():
@@ -458,9 +450,8 @@ def test_questions_in_another_context_or_beside_other_tools_are_no_duplicates():
     for name in ("French", "German"):
         system = {"role": "system", "content": f"Answer politely and in {name}"}
         assert len(kept_fields({"messages": [system, *said]}, {"messages": said})) == 2
-    choices = [
-        {"prompt": "Which is larger?", "choices": [a, b], "reference": b} for a, b in ("ab", "cb", "ab")
-    ]
+    asked = {"prompt": "Which is larger?", "reference": "b"}
+    choices = [{**asked, "choices": [*both]} for both in ("ab", "cb", "ab")]
     assert kept_fields(*choices, conflicts="drop") == choices[:2]
 
     asked = {"role": "user", "content": "What is the weather in Paris?"}
@@ -471,16 +462,9 @@ def test_questions_in_another_context_or_beside_other_tools_are_no_duplicates():
     ]
     assert kept_fields(*chats, conflicts="drop") == chats
 
-    built = {
-        "question": "When was it built?",
-        "answer": "1912",
-        "context": " ".join(f"a{i}" for i in range(30)),
-    }
-    rows = (
-        built,
-        {**built, "context": " ".join(f"b{i}" for i in range(30))},
-        {**built, "question": "Who built it?"},
-    )
+    one, other = (" ".join(f"{letter}{i}" for i in range(30)) for letter in "ab")
+    built = {"question": "When was it built?", "answer": "1912", "context": one}
+    rows = built, {**built, "context": other}, {**built, "question": "Who built it?"}
     assert kept_fields(*rows, {**built, "question": "when was it built"}) == [*rows]
 
 
@@ -491,13 +475,8 @@ def test_an_answer_with_two_thumbs_is_a_contradiction_and_no_duplicate():
 
 def test_conflicting_answers_are_reported_and_stay_unless_they_are_to_be_dropped():
     rows = ("Where?", "here"), ("other", "x"), ("where?", "there")
-    assert dedup_texts(*rows) == (
-        [1, 2, 3],
-        [
-            "r.jsonl:1: reported, another answer to the question of r.jsonl:3",
-            "r.jsonl:3: reported, another answer to the question of r.jsonl:1",
-        ],
-    )
+    said = "r.jsonl:{}: reported, another answer to the question of r.jsonl:{}"
+    assert dedup_texts(*rows) == ([1, 2, 3], [said.format(1, 3), said.format(3, 1)])
     assert dedup_texts(*rows, conflicts="drop")[0] == [2]
 
 
@@ -518,10 +497,9 @@ def test_rows_too_like_a_test_file_are_dropped(data):
     Path("t.csv").write_text(f"prompt,reference\nwhere is my card?,card\n{LONG} now,parcel\n")
     said = run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "n.jsonl")
     assert said.startswith("3 read, 1 written, 2 dropped")
-    assert [(row["reason"], row["of"]) for row in manifest("n.jsonl")["rows"]] == [
-        ("in the test file by words in common", "t.csv:3"),
-        ("a question of the test file", "t.csv:2"),
-    ]
+    reasons = {row["of"]: row["reason"] for row in manifest("n.jsonl")["rows"]}
+    expected = {"t.csv:3": "in the test file by words in common", "t.csv:2": "a question of the test file"}
+    assert reasons == expected
     run_data(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "m.jsonl")
     assert Path("m.jsonl").read_bytes() == Path("n.jsonl").read_bytes()
     shown = read_refusal(data, "dedup", "r.jsonl", "--against", "t.csv", "--out", "t.csv")
@@ -540,16 +518,14 @@ def test_trees_that_go_on_otherwise_are_no_duplicates_and_answers_in_another_ord
 
 
 def test_ids_in_front_do_not_hide_equal_texts(data):
-    said = [
-        f"{text} {text[::-1]} q{i}w" for i, text in enumerate(("one two", "my card", "a fee", "old pin") * 3)
-    ]
+    texts = ("one two", "my card", "a fee", "old pin") * 3
+    said = [f"{text} {text[::-1]} q{i}w" for i, text in enumerate(texts)]
     rows = [{"text": f"Ticket {100 + i * 7}: {text}", "label": "x"} for i, text in enumerate((*said, *said))]
     jsonl(Path("r.jsonl"), rows)
     assert run_data(data, "dedup", "r.jsonl", "--out", "n.jsonl").startswith("24 read, 12 written")
     run_data(data, "split", "r.jsonl", "--shares", "0.5,0,0.5", "--out", "parts")
-    train, test = (
-        {row["text"].partition(": ")[2] for row in read(f"parts/{n}.jsonl")} for n in ("train", "test")
-    )
+    parts = (read(f"parts/{name}.jsonl") for name in ("train", "test"))
+    train, test = ({row["text"].partition(": ")[2] for row in part} for part in parts)
     assert not train & test
 
 
@@ -647,10 +623,7 @@ SIGNS = st.text(
 def test_equal_texts_are_right_by_every_metric_of_texts(name, one_form, other):
     write = json.dumps if name == "json_fields" else str
     for answer, reference in ((one_form, other), (other, one_form)):
-        answer, reference = (
-            write({"a": text}) if name == "json_fields" else text for text in (answer, reference)
-        )
-        assert one(name, answer, reference) == 1
+        assert one(name, *(write({"a": t}) if name == "json_fields" else t for t in (answer, reference))) == 1
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf"])

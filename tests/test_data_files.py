@@ -220,9 +220,8 @@ def test_mixed_types_and_numbers_too_large_are_refused_where_a_column_has_one_ty
 
 
 def test_a_first_line_that_is_probably_a_row_is_refused_unless_columns_are_named(data):
-    Path("r.csv").write_text(
-        "I lost my card,card\n" + "".join(f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9))
-    )
+    lines = [f"q{i},{('card', 'pin')[i % 2]}\n" for i in range(9)]
+    Path("r.csv").write_text("I lost my card,card\n" + "".join(lines))
     for verb in ("clean", "dedup", "split"):
         said = read_refusal(data, verb, "r.csv", "--out", "n.csv" if verb != "split" else "n")
         assert "'card', which 5 rows hold" in said
@@ -351,12 +350,8 @@ def test_what_leaves_more_than_one_reading_is_refused_with_the_command_that_conv
 
 
 def test_decimals_dates_and_nan_of_parquet_are_texts_and_json(tmp_path):
-    cells = {
-        "price": Decimal("12.50"),
-        "day": date(2026, 3, 1),
-        "rate": float("nan"),
-        "at": datetime(2026, 3, 1, 9, tzinfo=UTC),
-    }
+    cells = {"price": Decimal("12.50"), "day": date(2026, 3, 1), "rate": float("nan")}
+    cells["at"] = datetime(2026, 3, 1, 9, tzinfo=UTC)
     frame = pandas.DataFrame({"prompt": [Decimal("3.10")], "reference": [cells], "day": [date(2026, 1, 2)]})
     frame.to_parquet(tmp_path / "rows.parquet")
     fields = {"prompt": "{prompt} on {day}"}

@@ -213,17 +213,15 @@ def test_folds_have_every_row_once_by_class_and_group_and_say_so(data):
     rows = [{"text": f"{i * i} q{i}w v{i}u", "label": f"l{i % 2}", "who": f"w{i // 4}"} for i in range(60)]
     jsonl(Path("r.jsonl"), rows)
     for out in ("a", "b"):
-        run_data(
-            data, "split", "r.jsonl", "--folds", "5", "--stratify", "label", "--group", "who", "--out", out
-        )
+        words = ("--folds", "5", "--stratify", "label", "--group", "who")
+        run_data(data, "split", "r.jsonl", *words, "--out", out)
     parts = [read(f"a/fold-{i}.jsonl") for i in range(1, 6)]
     assert sorted(row["text"] for part in parts for row in part) == sorted(row["text"] for row in rows)
     assert [sum(row["label"] == "l0" for row in part) for part in parts] == [6] * 5
     assert len({row["who"] for row in rows}) == sum(len({row["who"] for row in part}) for part in parts)
     assert manifest("a/split")["parameters"]["folds"] == 5
-    assert {p.name: p.read_bytes() for p in Path("a").iterdir()} == {
-        p.name: p.read_bytes() for p in Path("b").iterdir()
-    }
+    one, other = ({file.name: file.read_bytes() for file in Path(out).iterdir()} for out in "ab")
+    assert one == other
 
 
 @pytest.mark.parametrize(
@@ -246,9 +244,8 @@ def test_folds_that_cannot_be_are_refused(data, words, said):
 def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
     """Each of 40 groups holds eight rows, and each fourth group one row of a rare class."""
     labels = ["rare" if i % 32 == 0 else "ab"[i % 2] for i in range(320)]
-    rows = rows_of(
-        *({"text": f"q{i} {i * 7}", "label": of, "who": f"c{i // 8}"} for i, of in enumerate(labels))
-    )
+    named = enumerate(labels)
+    rows = rows_of(*({"text": f"q{i} {i * 7}", "label": label, "who": f"c{i // 8}"} for i, label in named))
     found = split_rows(rows, stratify="label", group="who", folds=5, seed=seed)
     counts = [Counter(row.fields["label"] for row in fold) for fold in found.parts.values()]
     assert [count["rare"] for count in counts] == [2] * 5
@@ -259,22 +256,19 @@ def test_classes_that_share_groups_have_their_share_in_every_fold(seed):
 
 def make_grouped_rows(groups):
     """Return rows of which each group has the classes that it lists."""
-    each = [(who, label) for who, labels in enumerate(groups) for label in labels]
-    return rows_of(
-        *({"text": f"{i * i} q{i}w v{i}u", "label": label, "who": who} for i, (who, label) in enumerate(each))
-    )
+    each = [{"label": label, "who": who} for who, labels in enumerate(groups) for label in labels]
+    return rows_of(*({"text": f"{i * i} q{i}w v{i}u", **row} for i, row in enumerate(each)))
 
 
 def can_be_parted(groups, k, *, by_class):
     """Try every way: each of k parts has a group, and by class each part has all classes."""
     classes = set().union(*groups) if by_class else set()
-    return any(
-        len(set(way)) == k
-        and all(
-            classes <= set().union(*(g for g, p in zip(groups, way, strict=True) if p == q)) for q in range(k)
-        )
-        for way in product(range(k), repeat=len(groups))
-    )
+
+    def gives_all(way):
+        held = [set().union(*(g for g, p in zip(groups, way, strict=True) if p == part)) for part in range(k)]
+        return len(set(way)) == k and all(classes <= of_part for of_part in held)
+
+    return any(map(gives_all, product(range(k), repeat=len(groups))))
 
 
 @pytest.mark.e2e
@@ -392,7 +386,7 @@ def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data)
         (("--temperature", "0"), "a number above 0"),
         (
             ("--rows", "90", "--weights", "0.5,0.5"),
-            "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
+            "found 9 rows; expected 45 for its share; next: --rows 18",
         ),
         (("--replacement",), "--rows N"),
         (("--weights", "0.99,0.01", "--rows", "5"), "b.jsonl: found a share that draws no row"),
@@ -420,9 +414,8 @@ def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
     rows = make_distinct_rows(60, lambda i: "rare" if i % 10 == 0 else "often")
     drawn = list_written_rows(sample(Rows("r", "r", rows), 10, "label", 0))
     assert sorted(row.fields["label"] for row in drawn) == ["often"] * 5 + ["rare"] * 5
-    with pytest.raises(
-        UserError, match=r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
-    ):
+    said = r"6 rows of the class 'rare'; expected at least 10 .* --rows 12 at most"
+    with pytest.raises(UserError, match=said):
         sample(Rows("r", "r", rows), 20, "label", 0)
     rows = make_distinct_rows(60, lambda i: f"label {i % 4}")
     with pytest.raises(UserError, match=r"--rows: found 3 for 4 values of 'label'; .* next: --rows 4"):
@@ -431,9 +424,8 @@ def test_a_balanced_sample_has_equally_many_of_every_value_or_is_refused():
 
 def test_what_is_not_drawn_stands_in_the_manifest(data):
     jsonl(Path("r.jsonl"), [row.fields for row in make_distinct_rows(9)])
-    assert run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl").startswith(
-        "9 read, 4 written"
-    )
+    said = run_data(data, "sample", "r.jsonl", "--rows", "4", "--out", "n.jsonl")
+    assert said.startswith("9 read, 4 written")
     assert len(read("n.jsonl")) == 4
     assert {row["reason"] for row in manifest("n.jsonl")["rows"]} == {"not drawn"}
     said = read_refusal(data, "sample", "r.jsonl", "--rows", "10", "--out", "m.jsonl")

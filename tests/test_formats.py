@@ -224,9 +224,8 @@ def test_a_task_says_from_where_places_count_as_the_refusal_writes_it(load, told
 
 
 def write_places(places):
-    Path("r.csv").write_text(
-        "question,A,B,C,D,answer\n" + "".join(f"What is {i}?,w,x,y,z,{n}\n" for i, n in enumerate(places))
-    )
+    lines = [f"What is {i}?,w,x,y,z,{n}\n" for i, n in enumerate(places)]
+    Path("r.csv").write_text("question,A,B,C,D,answer\n" + "".join(lines))
 
 
 @pytest.mark.e2e
@@ -337,11 +336,8 @@ def test_all_turns_of_a_conversation_are_trained_on_and_stay_together(load):
     test = [{"messages": [say("When?"), SAID]}]
     loaded = load(train=rows, test=test, data={"turns": "all"})
     made = sorted((*loaded.train, *loaded.validation), key=lambda e: e.id)
-    assert [(e.id, e.cluster, e.references) for e in made] == [
-        ("b-1", "b", ("Me.",)),
-        ("train-0-2", "train-0", ("Me.",)),
-        ("train-0-6", "train-0", ("Yes.",)),
-    ]
+    expected = [("b-1", "b", "Me."), ("train-0-2", "train-0", "Me."), ("train-0-6", "train-0", "Yes.")]
+    assert [(e.id, e.cluster, *e.references) for e in made] == expected
     assert made[1].messages == (BRIEF, ASKED)
     assert made[2].messages == (BRIEF, ASKED, SAID, AGAIN, {**SAID, "content": "Hm."}, AGAIN)
     found = list_problems(load, train=[ROWS["Alpaca"]], test=[ROWS["chat"]], data={"turns": "all"})

@@ -192,10 +192,8 @@ def test_notes_name_the_split_that_keeps_alike_rows_together_and_no_file_twice()
     train = [source(text, f"{at}:{i}") for i, text in enumerate(texts) for at in data_sets]
     test = source(f"{ask} please?", "hub:c/items:1")
     names = {}
-    one, other = (
-        overlap_notes([row for row in train if row.where.startswith(at)], [test], at, names=names)
-        for at in data_sets
-    )
+    rows = {at: [row for row in train if row.where.startswith(at)] for at in data_sets}
+    one, other = (overlap_notes(rows[at], [test], at, names=names) for at in data_sets)
     assert "--out rows.dedup.jsonl`" in "".join(one)
     assert "--out rows.dedup-2.jsonl`" in "".join(other)
     (both,) = overlap_notes(train, [test], " and ".join(data_sets))
@@ -203,9 +201,8 @@ def test_notes_name_the_split_that_keeps_alike_rows_together_and_no_file_twice()
     assert "--out rows.dedup-2.jsonl`" in both
 
 
-WORDS = (
-    "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note".split()
-)
+WORDS = "card transfer lost cash fee money top up pin wrong refund bank rate late order app abroad note"
+WORDS = WORDS.split()
 
 
 @cache

@@ -39,10 +39,8 @@ def write(folder, tiny, candidates=CANDIDATES, **options):
     path = tiny_experiment.write(folder, tiny, candidates, **options)
     letters = tiny_experiment.letters(slice(0, 5))
     tiny_experiment.rows(folder / "curated.jsonl", letters[::3])
-    more = [
-        {**row, "id": f"more-{i}", "prompt": f"Once more: {row['prompt']}"} for i, row in enumerate(letters)
-    ]
-    tiny_experiment.rows(folder / "more.jsonl", more)
+    more = ({"id": f"more-{i}", "prompt": f"Once more: {row['prompt']}"} for i, row in enumerate(letters))
+    tiny_experiment.rows(folder / "more.jsonl", [row | new for row, new in zip(letters, more, strict=True)])
     return path
 
 
@@ -181,15 +179,15 @@ def test_a_mixture_draws_the_shares_that_are_written(tmp_path):
     def draw_training_rows(**keys):
         return load_training_rows(of, items, (), Mix(**keys), 0).train
 
-    shares = draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
-    assert Counter(e.slice for e in shares) == {"train": 4, "other": 16}
-    assert shares == draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=20)
+    shares = dict(zip(files, (0.2, 0.8), strict=True))
+    drawn = draw_training_rows(files=shares, rows=20)
+    assert Counter(e.slice for e in drawn) == {"train": 4, "other": 16}
+    assert drawn == draw_training_rows(files=shares, rows=20)
     repeated = draw_training_rows(files=files, rows=200, replacement=True)
     assert (len(repeated), len({e.id for e in repeated})) == (200, 200)
-    with pytest.raises(
-        UserError, match=r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
-    ):
-        draw_training_rows(files=dict(zip(files, (0.2, 0.8), strict=True)), rows=50)
+    said = r"found 30 rows; expected 40 .*rows: 37 in mix:, or replacement: true"
+    with pytest.raises(UserError, match=said):
+        draw_training_rows(files=shares, rows=50)
 
 
 def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
@@ -197,9 +195,8 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
     tiny_experiment.rows(tmp_path / "pairs.jsonl", pairs)
     (found,) = session_of(path).training.values()
-    assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == {
-        (f"yes {i}", f"no {i}") for i in range(8)
-    }
+    expected = {(f"yes {i}", f"no {i}") for i in range(8)}
+    assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == expected
 
 
 PAID = 6.0
@@ -252,7 +249,6 @@ def test_a_sample_and_a_mixture_cost_what_they_drew(taught_data):
 
 def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
     there = Path("taught.jsonl.manifest.json")
-    there.write_text(
-        there.read_text().replace('"cost_usd": 6.0,\n      "share"', '"usd": 6.0,\n      "share"')
-    )
+    damaged = '"usd": 6.0,\n      "share"'
+    there.write_text(there.read_text().replace(damaged.replace("usd", "cost_usd"), damaged))
     assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")

@@ -214,10 +214,8 @@ def files(folder, train, test):
     """Write 40 training rows in one layout, and test rows in another, five of which are training rows too."""
     rows, others = texts(40, 0), texts(15, 1)
     written = {"train": (TWO_LAYOUTS[train], rows), "test": (TWO_LAYOUTS[test], [*others, *rows[:5]])}
-    return [
-        write(folder / f"{part}.jsonl", [layout(row["prompt"], row["reference"]) for row in of])
-        for part, (layout, of) in written.items()
-    ]
+    made = {part: [layout(*row.values()) for row in of] for part, (layout, of) in written.items()}
+    return [write(folder / f"{part}.jsonl", content) for part, content in made.items()]
 
 
 @pytest.mark.parametrize(("train", "test"), list(permutations(TWO_LAYOUTS, 2)))
@@ -287,9 +285,8 @@ def test_the_check_and_clean_say_that_rows_have_another_layout(lumped_file):
     (found,) = (f for f in findings if f.severity == "error")
     assert (found.title, found.count) == ("rows of another layout than most: chat (20)", 20)
     assert found.command.startswith("no command: write them to a file of their own")
-    assert "20 dropped: a row of another layout: chat" in run_command(
-        "harness data clean r.jsonl --out n.jsonl"
-    )
+    said = run_command("harness data clean r.jsonl --out n.jsonl")
+    assert "20 dropped: a row of another layout: chat" in said
 
 
 @pytest.mark.parametrize(("one", "other"), list(permutations(TWO_LAYOUTS, 2)))
