@@ -385,8 +385,8 @@ def test_a_mixture_needs_two_different_files_of_whatever_columns_and_kinds(data)
         (("--weights", "1"), "1 for 2 files"),
         (("--temperature", "0"), "a number above 0"),
         (
-            ("--rows", "90", "--weights", "0.5,0.5"),
-            "found 9 rows; expected 45 for its share; next: --rows 18",
+            ("--rows=90", "--weights=.5,.5"),
+            "b.jsonl: found 9 rows; expected 45 for its share; next: --rows 18",
         ),
         (("--replacement",), "--rows N"),
         (("--weights", "0.99,0.01", "--rows", "5"), "b.jsonl: found a share that draws no row"),
