@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.config import checks, files, grids, weight_sources
+from harness.config import checks, files, grids
 from harness.config import overrides as overriding
 from harness.config.files import is_shipped
 from harness.config.overrides import CommandLine
@@ -133,7 +133,7 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
             tree.problems.append(Problem("candidates", found, "names of candidates", hint))
     if requested:
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)
-    return tuple(name for name, member in members.items() if weight_sources.answers(member.recipe))
+    return tuple(name for name, member in members.items() if checks.answers(member.recipe))
 
 
 def _place(problem: Problem) -> tuple[str, int]:
