@@ -5,7 +5,7 @@ Invariant: the page shows the document that `harness compare` writes, and comput
 
 import streamlit as st
 
-from harness.report import experiment_document, front_file
+from harness.report import CAPTION, experiment_document, front_file
 from harness.report.pareto_front import NARROW
 from parts import controls, project, safe_text
 
@@ -28,7 +28,7 @@ def page() -> None:
         with right:
             if drawn := front_file(report, NARROW):
                 st.image(drawn, width="stretch")
-                safe_text.say(first.caption, "name")
+                safe_text.say(CAPTION, "name")
         # The table takes the whole width, as its cells do not wrap.
         safe_text.table(first.table.columns, first.table.rows)
         for note in first.table.notes:

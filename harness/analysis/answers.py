@@ -254,7 +254,7 @@ def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
     scored = [
         replace(row, parts={_VALUE.name: (float(value),)}) for row, value in zip(rows, values, strict=True)
     ]
-    return identical_difference(_VALUE, align(_VALUE, scored, scored), 0).base
+    return identical_difference(_VALUE, align(_VALUE, scored, scored)).base
 
 
 def add_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:

@@ -82,7 +82,7 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
         )
 
 
-def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Estimate:
+def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
     """Estimate the score of one run with its 95 % interval; rows with an error score worst.
 
     Where the metric has no worst value they are left out; either way they are counted.
@@ -96,7 +96,7 @@ def estimate(metric: Metric, rows: Sequence[SampleResult], seed: int = 0) -> Est
         IncompatibleRuns: no row could be scored.
     """
     filled = fill_errors(metric, rows, rows)
-    found = identical_difference(metric, align(metric, filled.base, filled.base), seed).base
+    found = identical_difference(metric, align(metric, filled.base, filled.base)).base
     return found._replace(n_errors=filled.errors.total)
 
 
@@ -114,7 +114,6 @@ def compare_rows(
     base: Sequence[SampleResult],
     new: Sequence[SampleResult],
     *,
-    seed: int = 0,
     alpha: float = 0.05,
     identical: bool = False,
     base_errors: BaseErrors = "worst",
@@ -146,21 +145,18 @@ def compare_rows(
     """
     filled = fill_errors(metric, base, base if identical else new, base_errors)
     errors, arms = filled.errors, align(metric, filled.base, filled.new)
-    plain = identical_difference(metric, arms, seed) if identical else estimate_difference(metric, arms, seed)
-    found = plain
+    found = plain = (identical_difference if identical else estimate_difference)(metric, arms)
     if errors.base and filled.base_extremes:
         # The base's failed answers as passed by it, and as failed.
-        lost, kept = (
-            estimate_difference(metric, align(metric, rows, filled.new), seed)
-            for rows in filled.base_extremes
-        )
+        arms_of_extremes = (align(metric, rows, filled.new) for rows in filled.base_extremes)
+        lost, kept = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
         found = bound_difference(plain, (lost, kept))
         errors = replace(errors, delta_lost=lost.delta, delta_kept=kept.delta)
     changes, moved = flips(metric, arms.base, arms.new)  # (n,)
     n_clusters = int(arms.clusters.max()) + 1
     both_ends, one_end = found.ends(alpha), found.ends(2 * alpha)
     shown = clip_to_bounds(metric, both_ends)
-    valid = valid_estimate(metric, arms, plain, seed, alpha)
+    valid = valid_estimate(metric, arms, plain, alpha)
     return Comparison(
         task=base[0].task,
         metric=metric.name,

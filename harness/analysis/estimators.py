@@ -243,18 +243,18 @@ class Difference(NamedTuple):
     refused: str = ""
 
 
-def identical_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+def identical_difference(metric: Metric, arms: Arms) -> Difference:
     """Describe an arm compared with itself."""
     if is_mean(metric, arms):
         score = _mean_estimate(metric, arms.base[:, 0], arms)
     else:
-        boot = _bootstrap(arms, lambda w: metric.aggregate(arms.base, w), seed)[0]
+        boot = _bootstrap(arms, lambda w: metric.aggregate(arms.base, w))[0]
         score = _bca_estimate(metric, boot, arms.base, arms)
     score = _score_in_folds(score, metric, arms.base, arms, arms.base_folds)
     return Difference(0.0, lambda alpha: Interval(0.0, 0.0), "identical", score, score)
 
 
-def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+def estimate_difference(metric: Metric, arms: Arms) -> Difference:
     """Estimate what changed, by the estimator that suits the metric and its scores.
 
     Where items were answered in folds, the intervals hold what the folds' models differ by as well.
@@ -262,7 +262,7 @@ def estimate_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
     """
-    found = _difference(metric, arms, seed)
+    found = _difference(metric, arms)
     old_folds, new_folds = arms.base_folds, arms.new_folds
     if old_folds.any() and new_folds.any() and not np.array_equal(old_folds, new_folds):
         raise IncompatibleRuns(
@@ -301,9 +301,8 @@ def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, f
     return score._replace(low=max(low, metric.bounds[0]), high=min(high, metric.bounds[1]))
 
 
-def _difference(metric: Metric, arms: Arms, seed: int) -> Difference:
-    mean = is_mean(metric, arms)
-    found = _mean_difference(metric, arms) if mean else _bca_difference(metric, arms, seed)
+def _difference(metric: Metric, arms: Arms) -> Difference:
+    found = (_mean_difference if is_mean(metric, arms) else _bca_difference)(metric, arms)
     if stats.has_few_clusters(arms.clusters):
         n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
         unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
@@ -334,14 +333,14 @@ def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Diffe
     return found._replace(ends=ends, estimator="bounds")
 
 
-def valid_estimate(metric: Metric, arms: Arms, found: Difference, seed: int, alpha: float) -> Estimate | None:
+def valid_estimate(metric: Metric, arms: Arms, found: Difference, alpha: float) -> Estimate | None:
     """Estimate the delta on the items valid in both arms; None where there are none."""
     n_valid = int(arms.valid.sum())
     if n_valid == 0:
         return None
     if n_valid < len(arms.ids):
         again = identical_difference if found.estimator == "identical" else estimate_difference
-        found = again(metric, arms.only(arms.valid), seed)
+        found = again(metric, arms.only(arms.valid))
     return Estimate(found.delta, *clip_to_bounds(metric, found.ends(alpha)), n_valid, metric.unit)
 
 
@@ -362,12 +361,12 @@ def _mean_difference(metric: Metric, arms: Arms) -> Difference:
     return Difference(mean.mean, ends, "cluster-t", *scores, None if mean.se is None else mean.df)
 
 
-def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
+def _bca_difference(metric: Metric, arms: Arms) -> Difference:
     def both_and_delta(weights: Array) -> Array:
         old, now = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
         return np.stack([old, now, now - old])
 
-    old, now, changed = _bootstrap(arms, both_and_delta, seed)
+    old, now, changed = _bootstrap(arms, both_and_delta)
     changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
     df = _bca_df(arms)
     ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
@@ -375,7 +374,7 @@ def _bca_difference(metric: Metric, arms: Arms, seed: int) -> Difference:
     return Difference(changed.estimate, ends, "bca", *scores, df)
 
 
-def _bootstrap(arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.Bootstrap]:
+def _bootstrap(arms: Arms, statistic: stats.Statistic) -> list[stats.Bootstrap]:
     """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
     even = bool((arms.weights == 1).all())  # as they are where all items were evaluated
 
@@ -383,7 +382,7 @@ def _bootstrap(arms: Arms, statistic: stats.Statistic, seed: int) -> list[stats.
         return np.atleast_2d(statistic(draws if even else draws * arms.weights))
 
     if arms.clusters.max() > 0 and not stats.has_few_clusters(arms.clusters):
-        return stats.bootstrap(weigh, arms.clusters, seed=seed)
+        return stats.bootstrap(weigh, arms.clusters, seed=0)
     none: Array = np.array([])
     return [stats.Bootstrap(float(row[0]), none, none) for row in weigh(np.ones((1, len(arms.ids))))]
 

@@ -117,7 +117,6 @@ def judge(
     controls: Sequence[ControlFacts] = (),
     compared: ComparedArms | None = None,
     missing: Sequence[str] = (),
-    seed: int = 0,
     level: float | None = None,
     cumulative: Rule | None = None,
     export: Rule | None = None,
@@ -128,7 +127,7 @@ def judge(
     identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
     the control arms beside which the rows were computed. `compared` is what `compare_arms` says of these very
     measurements, where somebody keeps it for another verdict on them. `missing` names tasks that one of the
-    arms did not answer: the verdict is then no pass. `seed` is that of the cut of tasks into halves. `level`
+    arms did not answer: the verdict is then no pass. `level`
     is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
     the rule against the first base, where the baseline is another one, `export` that of an artefact against
     its own run. Where `policy.tasks` names tasks, others are compared and not judged.
@@ -136,7 +135,7 @@ def judge(
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
-    compared = compared or compare_arms(measured, policy, identical=identical, seed=seed)
+    compared = compared or compare_arms(measured, policy, identical=identical)
     judged = [m for m in measured if is_judged(m.task.name, policy)]
     tasks = _keep_primary(compared.tasks, judged)
     there = {t.task.name for t in tasks}

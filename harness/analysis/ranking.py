@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from harness.store import MetricColumns
 
 _ALPHA = 0.05
-_SEED = 0  # of the bootstrap, as everywhere
 
 
 class _Answers(NamedTuple):
@@ -47,7 +46,7 @@ def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | Non
 def _estimate(metric: Metric, own: _Answers, n_errors: int) -> Estimate | None:
     if not own.scored.any():
         return None
-    return identical_difference(metric, _arms(own, own), _SEED).base._replace(n_errors=n_errors)
+    return identical_difference(metric, _arms(own, own)).base._replace(n_errors=n_errors)
 
 
 def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
@@ -76,7 +75,7 @@ def _differ(metric: Metric, one: _Answers, other: _Answers) -> bool:
     arms = _arms(one, other)
     if not arms.ids:
         return False
-    low, high = estimate_difference(metric, arms, _SEED).ends(_ALPHA)
+    low, high = estimate_difference(metric, arms).ends(_ALPHA)
     return low > 0 or high < 0
 
 
@@ -158,7 +157,7 @@ def compare_recipes(
     aligned = [a.only(np.array([i in shared for i in a.ids])) for a in aligned]
     old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
     arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
-    found = estimate_difference(metric, arms, _SEED)
+    found = estimate_difference(metric, arms)
     low, high = found.ends(_ALPHA)
     se = (high - low) / (2 * quantile(found.df, 1 - _ALPHA / 2))
     score_se = (found.new.high - found.new.low) / (2 * stats.z_quantile(1 - _ALPHA / 2))

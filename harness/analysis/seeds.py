@@ -117,7 +117,7 @@ def gain_label(run: CandidateFacts) -> str:
 
 
 def variance_components(
-    seeds: Sequence[float], items: Variance, pooled: Variance | None = None
+    seeds: Sequence[float], items: Variance, pooled: Variance | None
 ) -> VarianceComponents | None:
     """Return the variance components of the mean of several seeds; None if the seeds' part is unknown.
 

@@ -140,9 +140,7 @@ class LearningCurve:
     exponent: float
 
 
-def learning_curve(
-    candidate: str, trained: Sequence[TrainingSize], metric: Metric, seed: int = 0
-) -> LearningCurve | None:
+def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metric) -> LearningCurve | None:
     """Fit the error over sizes, and extrapolate to 2 and 4 times the data.
 
     None with fewer than four sizes, or if the metric has no best value to count errors from.
@@ -155,7 +153,7 @@ def learning_curve(
         return None
     ordered = sorted(trained, key=lambda t: t.n_train)
     sizes = [t.n_train for t in ordered]
-    observed, drawn = _errors(metric, best, [t.rows for t in ordered], seed)  # (1, k), (d, k)
+    observed, drawn = _errors(metric, best, [t.rows for t in ordered])  # (1, k), (d, k)
     n_items = len(ordered[-1].rows)
     weights = 1 / np.maximum(drawn.var(axis=0), (0.5 / n_items) ** 2)
     fits = [stats.fit_power_law(sizes, errors, weights) for errors in (observed, drawn)]
@@ -169,9 +167,7 @@ def learning_curve(
     return LearningCurve(candidate, points, tuple(ahead), float(fits[0].exponent[0]))
 
 
-def _errors(
-    metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]], seed: int
-) -> tuple[Array, Array]:
+def _errors(metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]]) -> tuple[Array, Array]:
     """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
     filled = [fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
     arms = [align(metric, filled[-1], rows) for rows in filled]
@@ -179,7 +175,7 @@ def _errors(
     arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
     clusters = arms[0].clusters
     n_clusters = int(clusters.max()) + 1
-    times = np.random.default_rng(seed).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
+    times = np.random.default_rng(0).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
     whole, drawn = np.ones((1, len(clusters))), times[:, clusters].astype(float)
     weights = arms[0].weights
     scores = [np.stack([metric.aggregate(a.new, w * weights) for a in arms], axis=-1) for w in (whole, drawn)]

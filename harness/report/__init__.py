@@ -12,6 +12,7 @@ from harness.analysis.gating import exit_code
 from harness.analysis.verdict import WORDS
 from harness.cache import make_private_folder
 from harness.report.document import (
+    CAPTION,
     CLASSES,
     ERROR,
     Command,

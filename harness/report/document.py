@@ -23,6 +23,11 @@ ERROR = "ERROR"  # of a run that failed, which has no verdict
 CLASSES = {"PASS": "passes", "FAIL": "fails", "UNDECIDED": "undecided", "DRIFT": "undecided", ERROR: "fails"}
 _COLOURS = {"passes": "green", "fails": "red", "undecided": "yellow"}
 STYLES = {word: _COLOURS[class_] for word, class_ in CLASSES.items()}  # on the terminal
+PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
+CAPTION = (
+    "Further right: better at the task. Further up: kept more of what it could do before. A ring marks what"
+    " to ship. Grey: another candidate is at least as good on both. Lines are 95 % intervals."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +73,7 @@ class FirstPage:
     """The part of a document that is seen without turning a page; the decision is its last line.
 
     `table.notes` say what its columns mean. `picture` is an SVG, and `picture_file` the name of its file
-    beside the document; both are empty where there is nothing to draw. `alt` names it, `caption` says how to
-    read it.
+    beside the document; both are empty where there is nothing to draw.
     """
 
     reasons: Sequence[Reason]
@@ -77,8 +81,6 @@ class FirstPage:
     next_steps: Sequence[Command]
     picture: str = ""
     picture_file: str = ""
-    alt: str = ""
-    caption: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,30 +98,24 @@ class ResultDocument:
 def markdown(document: ResultDocument, level: int = 1) -> str:
     """Render the document with the last line first; `level` is that of its heading."""
     mark = f" ({document.mark})" if document.mark else ""
-    lead = [escape(document.lead), ""] if document.lead else []
-    first = _markdown_first(document.first) if document.first else []
-    title = f"{'#' * level} {escape(document.title)}{mark}"
-    said = [title, "", f"**{escape(document.last_line)}**", "", *first, *lead]
+    lines = [f"{'#' * level} {escape(document.title)}{mark}", "", f"**{escape(document.last_line)}**", ""]
+    if page := document.first:
+        lines += [f"- **{escape(r.about)}:** {escape(r.sentence)}" for r in page.reasons] + [""]
+        lines += [*markdown_table(page.table.columns, page.table.rows), ""] if page.table.rows else []
+        lines += [line for note in page.table.notes for line in (f"<sub>{escape(note)}</sub>", "")]
+        if page.picture_file:
+            lines += [f"![{escape(PICTURE)}]({quote(page.picture_file)})", ""]
+            lines += [f"<sub>{escape(CAPTION)}</sub>", ""]
+        commands = ((f"`{clean(step.line)}` " if step.line else "", step) for step in page.next_steps)
+        steps = [f"- {line}{escape(step.purpose)}".rstrip() for line, step in commands]
+        lines += ["**What to do next**", "", *steps, ""] if steps else []
+    lines += [escape(document.lead), ""] if document.lead else []
     for section in (s for s in document.sections if not s.appendix):
-        said += _markdown_section(section, mark, level + 1)
+        lines += _markdown_section(section, mark, level + 1)
     if behind := [s for s in document.sections if s.appendix]:
-        said += [f"{'#' * (level + 1)} Appendix{mark}", ""]
-        said += [line for section in behind for line in _markdown_section(section, mark, level + 2)]
-    return "\n".join(said).rstrip("\n") + "\n"
-
-
-def _markdown_first(page: FirstPage) -> list[str]:
-    said = [f"- **{escape(r.about)}:** {escape(r.sentence)}" for r in page.reasons] + [""]
-    said += [*markdown_table(page.table.columns, page.table.rows), ""] if page.table.rows else []
-    said += [line for note in page.table.notes for line in (f"<sub>{escape(note)}</sub>", "")]
-    if page.picture_file:
-        said += [f"![{escape(page.alt)}]({quote(page.picture_file)})", ""]
-        said += [f"<sub>{escape(page.caption)}</sub>", ""]
-    said += ["**What to do next**", ""] if page.next_steps else []
-    for step in page.next_steps:
-        line = f"`{clean(step.line)}` " if step.line else ""
-        said.append(f"- {line}{escape(step.purpose)}".rstrip())
-    return [*said, ""] if page.next_steps else said
+        lines += [f"{'#' * (level + 1)} Appendix{mark}", ""]
+        lines += [line for section in behind for line in _markdown_section(section, mark, level + 2)]
+    return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def _markdown_section(section: Section, mark: str, level: int) -> list[str]:

@@ -46,11 +46,6 @@ from harness.report.wording import (
 )
 from harness.spec import PEOPLE, Experiment, GatePolicy
 
-PICTURE = "What each candidate gains on the task against what it keeps of its other capabilities"
-CAPTION = (
-    "Further right: better at the task. Further up: kept more of what it could do before. A ring marks what"
-    " to ship. Grey: another candidate is at least as good on both. Lines are 95 % intervals."
-)
 _TASKS_NAMED = 3  # of those that lost most
 
 
@@ -68,8 +63,6 @@ def first_page(report: ExperimentReport) -> FirstPage:
         next_steps=list(next_steps(report)),
         picture=picture,
         picture_file=f"{report.file_name}.front.svg" if picture else "",
-        alt=PICTURE,
-        caption=CAPTION,
     )
 
 
@@ -115,20 +108,14 @@ def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:
 
 def reasons(report: ExperimentReport) -> Iterator[Reason]:
     """Say why the decision is what it is, and how sure that is; of a smoke run nothing."""
-    run = find_judged(report)
     if report.smoke:
         return
-    if run is None:
-        yield from _reasons_untrained(report)
+    if run := find_judged(report):
+        yield Reason("Gain", _gain_sentence(report, run))
+        yield Reason("Forgetting", _describe_forgetting(report, run))
+        yield from (Reason("Not judged", sentence) for sentence in list_unjudged_losses(report))
+        yield Reason("How sure", _certainty(report, run))
         return
-    yield Reason("Gain", _gain_sentence(report, run))
-    yield Reason("Forgetting", _describe_forgetting(report, run))
-    yield from (Reason("Not judged", said) for said in list_unjudged_losses(report))
-    yield Reason("How sure", _certainty(report, run))
-
-
-def _reasons_untrained(report: ExperimentReport) -> Iterator[Reason]:
-    """Say what an untrained candidate rests on, where no fine-tune was measured."""
     name = best_untrained(report.facts)
     run = next((f for f in report.facts if f.name == name), None)
     if run is None or run.target is None:
@@ -274,8 +261,7 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     wins = [f.wins for f in report.facts if f.wins and run and f.name == run.name and has_goal]
     awaits_ratings = any(w.lacking or (w.rate is None and w.by == PEOPLE) for w in wins)
     if decision is not None and decision.candidate:
-        yield _promotion(report, decision.candidate)
-        yield from _exports(report, decision.candidate)
+        yield from _put_into_use(report, decision.candidate)
     elif decision is not None and awaits_ratings:
         line = report.typed.command("rate", "export", "pairs.csv", "--pairs")
         yield Command(line, "draws pairs of answers for people to compare; harness rate import takes them")
@@ -308,26 +294,21 @@ def _ask_more_seeds(report: ExperimentReport) -> Command | None:
     return Command(line, f"trains {run.name} with {n} in all, {why}")
 
 
-def _promotion(report: ExperimentReport, name: str) -> Command:
-    """Say how a candidate becomes the champion, with a reason where no gate has judged it."""
+def _put_into_use(report: ExperimentReport, name: str) -> Iterator[Command]:
+    """Say how a candidate becomes the champion, and how a fine-tune leaves for other programs."""
+    runs = [f for f in report.facts if f.name == name]
+    methods = [plugins.find_method(f.method) for f in runs]
     purpose = f"makes {name} the champion, which later gates compare with"
-    methods = (f.method for f in report.facts if f.name == name)
-    if not all(plugins.find_method(method).makes_language_model for method in methods):
-        purpose += f" on {report.task} alone"
+    purpose += "" if all(m.makes_language_model for m in methods) else f" on {report.task} alone"
     purpose += ", once it has answered the items that were not sampled" if report.sampled else ""
-    if any(f.name == name and f.verdict is not None for f in report.facts):
-        return Command(report.typed.command("promote", name), purpose)
-    line = report.typed.command("promote", name, "--force", "--reason", "REASON")
-    return Command(line, f"{purpose}; no gate has judged it")
-
-
-def _exports(report: ExperimentReport, name: str) -> Iterator[Command]:
-    """Say how a fine-tune leaves for other programs; nothing of what is a base or behind an endpoint."""
-    methods = [plugins.find_method(f.method) for f in report.facts if f.name == name]
+    is_judged = any(f.verdict is not None for f in runs)
+    reason = () if is_judged else ("--force", "--reason", "REASON")
+    line = report.typed.command("promote", name, *reason)
+    yield Command(line, purpose if is_judged else f"{purpose}; no gate has judged it")
     if all(method.tunes and not method.is_remote for method in methods):
         line = report.typed.command("export", name, "--to", "merged")
         yield Command(line, "writes one model; --to gguf for llama.cpp and Ollama")
-        if all(f.answer == "generate" for f in report.facts if f.name == name):
+        if all(f.answer == "generate" for f in runs):
             line = report.typed.command("serve", name)
             yield Command(line, "serves it here by OpenAI's protocol")
 

@@ -13,7 +13,7 @@ from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.verdict import WORDS
 from harness.records import TrainingRecord
 from harness.report import pictures
-from harness.report.document import CLASSES, Section
+from harness.report.document import CAPTION, CLASSES, Section
 from harness.report.escape import clean, clean_lines, page_environment, shorten, shorten_for_picture
 from harness.report.experiment_report import RIGHT, WRONG, ExperimentReport, describe_prompt
 from harness.report.pictures import heat
@@ -58,6 +58,7 @@ def html(report: ExperimentReport) -> str:
         document=shown,
         body=[c for c in chapters if not c.section.appendix],
         appendix=[c for c in chapters if c.section.appendix],
+        caption=CAPTION,
         heat=heat(report),
         answers=[(task, list(of)) for task, of in groupby(report.answers, key=lambda item: item.task)],
         marks={RIGHT: "right", WRONG: "wrong"},

@@ -199,7 +199,7 @@ def measure(world: World, draws: int, seed: int = 0) -> Coverage:
         folds = deal(rng, rows, world.k)
         arms = pair_arms(world, rows, folds, rng)
         plain = arms._replace(base_folds=np.zeros_like(folds), new_folds=np.zeros_like(folds))
-        found, forgot = (estimate_difference(METRIC, one, 0) for one in (arms, plain))
+        found, forgot = (estimate_difference(METRIC, one) for one in (arms, plain))
         deltas[draw], ends[draw] = found.delta, [found.ends(0.05), forgot.ends(0.05)]
     truth = float(deltas.mean())
     holds = (ends[..., 0] <= truth) & (truth <= ends[..., 1])  # (draws, 2)
