@@ -24,8 +24,8 @@ from harness.analysis.decision import Decision
 from harness.analysis.estimators import Comparison, Estimate, at_level
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import GateResult
-from harness.analysis.operating_characteristic import power_warnings
 from harness.analysis.seeds import Family, family_of, place_in_family
+from harness.analysis.significance import power_warnings
 from harness.analysis.target_rules import cumulative_of, cumulative_policy, cumulative_rule
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app

@@ -12,7 +12,7 @@ from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.estimators import Estimate
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import exit_code
-from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison
 from harness.formatting import Unit
 from harness.metrics import Metric, mean_metric

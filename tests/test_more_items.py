@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.operating_characteristic import (
+from harness.analysis.significance import (
     SpareItems,
     find_settling,
     list_spare_items,

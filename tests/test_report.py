@@ -19,7 +19,7 @@ from harness import formatting, plugins
 from harness import report as reports
 from harness.analysis.candidate_facts import UnreadAnswers
 from harness.analysis.estimators import Estimate
-from harness.analysis.operating_characteristic import SpareItems
+from harness.analysis.significance import SpareItems
 from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile

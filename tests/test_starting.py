@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from harness import config, plugins
 from harness.analysis.decision import decide
-from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.significance import power_warnings
 from harness.cli import app
 from harness.data import load_task
 from harness.errors import UserError

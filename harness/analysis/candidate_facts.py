@@ -13,7 +13,7 @@ from harness import formatting, plugins, stats
 from harness.analysis.answers import RetrievalUse, SeveralAnswers
 from harness.analysis.estimators import Comparison, Estimate, is_judge, orient
 from harness.analysis.human_preferences import PREFERENCE, UNCHECKED_PREFERENCE, Wins
-from harness.analysis.operating_characteristic import SpareItems
+from harness.analysis.significance import SpareItems
 from harness.analysis.target_scores import LearningCurve, TargetScore, TrivialBaseline
 from harness.analysis.verdict import Verdict
 from harness.formatting import RATE, Unit

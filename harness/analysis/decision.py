@@ -43,7 +43,6 @@ from harness.analysis.economics import (
 from harness.analysis.explain import describe_power, reasons, seeds_text
 from harness.analysis.goals import judge_by_wins, open_rating, size_sentences
 from harness.analysis.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
-from harness.analysis.operating_characteristic import SpareItems
 from harness.analysis.seeds import (
     Family,
     FamilyMember,
@@ -51,6 +50,7 @@ from harness.analysis.seeds import (
     place_in_family,
     pool_seeds,
 )
+from harness.analysis.significance import SpareItems
 from harness.analysis.target_scores import (
     LearningCurve,
     TrivialBaseline,

@@ -34,8 +34,7 @@ from harness.analysis.items_needed import (
     upper_se,
 )
 from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
-from harness.analysis.operating_characteristic import miss_rates
-from harness.analysis.significance import loss_rate_p, macro_p
+from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
 from harness.analysis.target_rules import ControlFacts, control_rule, require_calibration, target_rule
 from harness.analysis.verdict import (
     NAMED,

@@ -26,7 +26,7 @@ from harness.analysis.candidate_facts import (
 from harness.analysis.economics import Worth
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.goals import open_rating
-from harness.analysis.operating_characteristic import find_settling
+from harness.analysis.significance import find_settling
 from harness.analysis.verdict import Verdict
 from harness.spec import PEOPLE
 

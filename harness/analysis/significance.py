@@ -1,27 +1,46 @@
-"""Significance of the gate's rules: the p of each, and the veto of many small losses.
+"""p-values of the gate's rules, chances of a wrong verdict, and what would settle an open one.
 
 Invariant: a p-value belongs to a bound, so it is below a level exactly where the bound at that level passes.
-Scores of 0 and 1 by the binomial laws of how many items differ and how many of these are lost, each task's
-disagreement shrunk to that of all; other scores by the normal approximation.
+Chances come from widths that were found (which hold n, disagreement and clusters) or, before a run, from a
+disagreement that is assumed. Scores of 0 and 1 by the binomial laws of how many items differ and how many of
+these are lost, each task's disagreement shrunk to that of all; other scores by the normal approximation.
+Items are named only where the tasks hold them unused; every sentence and next step on an open verdict comes
+from one `Settling`.
 Source: a bound inverted over its level; Clopper & Pearson 1934 for the critical rule; Šidák 1967 for the
-chance over candidates; Holm 1979 for the step; DerSimonian & Laird 1986 for the spread between tasks
+chance over candidates; Holm 1979 for the step; DerSimonian & Laird 1986 for the spread between tasks;
+Chow, Shao & Wang 2008 for sizes
 """
 
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from math import floor, isfinite, sqrt
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from math import ceil, floor, inf, isfinite, log, log1p, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
 import numpy as np
 from scipy import special
 
-from harness import stats
+from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate, at_level, orient
-from harness.analysis.items_needed import find_planning_se, upper_se
-from harness.analysis.macro import SharedItems, average_macro
-from harness.analysis.verdict import TargetFacts, TaskComparison, margin_of, margin_share
-from harness.spec import GatePolicy, TargetPolicy
+from harness.analysis.items_needed import POWER, find_planning_se, find_settling_growth, lower_se, upper_se
+from harness.analysis.macro import Macro, SharedItems, average_macro
+from harness.analysis.verdict import (
+    ItemsNeeded,
+    MissRate,
+    TargetFacts,
+    TaskComparison,
+    Verdict,
+    find_own_margin,
+    is_judged,
+    is_relative,
+    is_reported_only,
+    list_items_needed,
+    margin_of,
+    margin_share,
+    margin_text,
+    may_decide,
+)
+from harness.spec import Experiment, GatePolicy, Suite, TargetPolicy, Task
 
 _MOST_Z = 8.0  # smaller p-values than this leaves decide nothing
 _STEP_Z = 1e-4  # p-values differ by less than a thousandth of themselves from one step to the next
@@ -170,3 +189,267 @@ def se_at(c: Comparison, delta: float, se: float) -> float:
     if abs(delta) <= c.disagreement:
         return se
     return max(se, stats.paired_se(abs(delta), c.n, delta, c.design_effect))
+
+
+_MACRO_LOSSES = (-0.01, -0.02, -0.03, -0.05, -0.10)
+_TASK_LOSSES = (-0.05, -0.10)
+_ASSUMED_DISAGREEMENT = 0.15
+
+
+def power_warnings(
+    suites: Sequence[Suite],
+    n: Mapping[str, int],
+    policy: GatePolicy,
+    n_members: int = 1,
+) -> tuple[str, ...]:
+    """Say before anything runs which margins the items at hand probably cannot show.
+
+    `n` maps the names of tasks to their items, of which 15 % are expected to differ. A margin can be shown
+    where an equal model passes the macro, and a loss of twice a task's margin is noticed, in 80 % of cases; a
+    critical task where at least losing nothing would pass. Clusters are not known yet and left out. Of
+    `n_members` fine-tunes each has to be shown at the level of Holm's first step.
+    """
+    among = f" as one of {n_members}" if n_members > 1 else ""
+    show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
+    counted = _list_judged(suites, n, policy)
+    judged = _list_of_macro(counted)
+    critical = [c for c in counted if {c.task.name, c.suite.name} & set(policy.critical)]
+    refusing = [
+        c for c in counted if c.suite.role == "safety" and c not in critical and policy.safety is not None
+    ]
+    warnings = [_macro_warning(judged, show, among)]
+    for vetoed, role in ((judged, "capability"), (refusing, "safety")):
+        warnings += [_warn_of_each(c.task, c.n, len(vetoed), policy, role) for c in vetoed]
+    for c in critical:
+        # Losing nothing leaves α^{1/n} as the bound on what is kept.
+        needed = ceil(log(show.alpha) / log1p(-2 * policy.critical_margin))
+        if c.n >= needed:
+            continue
+        margin = f"critical margin {formatting.percent(policy.critical_margin)} %"
+        few = f"{formatting.count(c.n)} items are too few for anything to pass{among}"
+        takes = f"it takes {formatting.count(needed)} items that the base passes"
+        warnings.append(f"{c.task.name}, {margin}: {few}, even without a single loss; {takes}")
+    return tuple(w for w in warnings if w)
+
+
+def miss_rates(
+    admitted: Sequence[TaskComparison], macro: Macro, validity: Comparison | None, policy: GatePolicy
+) -> tuple[MissRate, ...]:
+    """Work out the operating characteristic from the found widths, which hold n, disagreement and clusters.
+
+    A true loss larger than the disagreement found needs more of it, and gets the variance that goes
+    with it. "each" is of a loss in one task, named at random; "equal" counts macro, each and validity.
+    """
+    if macro.se <= 0:
+        return ()
+    rates = []
+    for d in _MACRO_LOSSES:
+        ses = [se_at(t.counted, d, lower_se(t.counted)) for t in admitted]
+        se = stats.quadrature(np.multiply(macro.factors, ses).tolist(), macro.correlations)
+        lost = d * sum(macro.factors)
+        missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
+        rates.append(MissRate(d, missed, "macro"))
+    rates += [MissRate(d, chance_to_pass(admitted, d, policy), "each") for d in _TASK_LOSSES]
+    margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
+    passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
+    if isfinite(macro.se):  # else too few clusters to show anything
+        # Where a task stops `each`, what is found on it takes the macro down with it.
+        kept, stopped, both = 1.0, 0.0, 0.0
+        for t, stop, factor in zip(admitted, stops(admitted, 0.0, policy), macro.factors, strict=True):
+            own = factor * lower_se(t.counted)
+            rest = sqrt(max(macro.se**2 - own**2, 0.0))
+            room = margin + factor * stop.delta - z * macro.se
+            passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
+            kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
+            both += stop.chance * passes_then
+        passes = max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
+    if validity is not None and lower_se(orient(validity)) > 0:
+        se = lower_se(orient(validity))
+        passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)
+    return (*rates, MissRate(0.0, 1 - passes, "equal"))
+
+
+def _times(n: int, factor: float) -> float:
+    return ceil(n * factor) if isfinite(factor) else inf
+
+
+def chance_of_an_equal_model(
+    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
+) -> float | None:
+    """Work out before a run how often one of `n_members` fine-tunes that lost nothing passes the macro.
+
+    `n` maps the names of tasks to their items, of which 15 % are expected to differ. None where the margin is
+    relative to the base's skill, or no capability task is judged.
+    """
+    judged = _list_of_macro(_list_judged(suites, n, policy))
+    if not judged or is_relative(policy.macro):
+        return None
+    policy = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
+    return stats.noninferiority_power(0.0, margin_share(policy.macro), _macro_se(judged), policy.alpha)
+
+
+class _PlannedTask(NamedTuple):
+    task: Task
+    suite: Suite
+    n: int
+
+
+def _list_judged(suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy) -> list[_PlannedTask]:
+    tasks = ((task, suite) for suite in suites for task in suite.tasks if is_judged(task.name, policy))
+    return [_PlannedTask(task, suite, n[task.name]) for task, suite in tasks if n.get(task.name)]
+
+
+def _list_of_macro(planned: Sequence[_PlannedTask]) -> list[_PlannedTask]:
+    return [one for one in planned if one.suite.role == "capability" and not is_reported_only(one.task)]
+
+
+def _macro_se(planned: Sequence[_PlannedTask]) -> float:
+    return sqrt(sum(_ASSUMED_DISAGREEMENT / one.n for one in planned)) / len(planned)
+
+
+def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: str) -> str:
+    if not planned:
+        return "no capability task has items, so the macro cannot pass"
+    if is_relative(policy.macro):
+        known = "once the base has answered, it is known what it takes"
+        return f"macro margin {margin_text(policy.macro)}: {known}"
+    margin, n, se = margin_share(policy.macro), sum(one.n for one in planned), _macro_se(planned)
+    power = stats.noninferiority_power(0.0, margin, se, policy.alpha)
+    if power >= POWER:
+        return ""
+    needed = _times(n, find_settling_growth(se, margin, policy.alpha))
+    return (
+        f"macro margin {formatting.percent(margin)} points: with {formatting.count(n)} items over "
+        f"{formatting.pluralize(len(planned), 'task')} a fine-tune that lost nothing passes{among} only "
+        f"{100 * power:.0f} % of the time; some {formatting.count(needed)} items make that 80 %"
+    )
+
+
+def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
+    written, alpha = find_own_margin(task, policy, role), policy.alpha / n_tasks
+    margin = margin_share(written)
+    if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
+        return ""
+    delta = -2 * margin
+    se = stats.paired_se(_ASSUMED_DISAGREEMENT, n, delta)
+    found_beyond = stats.regression_power(delta, margin, se, alpha=0.5)
+    power = min(stats.regression_power(delta, 0.0, se, alpha), found_beyond)
+    if power >= POWER:
+        return ""
+    growth = max(find_settling_growth(se, 2 * margin, alpha), find_settling_growth(se, margin, 0.5))
+    needed = _times(n, growth)
+    return (
+        f"{task.name}, margin {formatting.percent(margin)} points: with {formatting.count(n)} items a real "
+        f"loss of {formatting.percent(2 * margin)} points is noticed {100 * power:.0f} % of the time; "
+        f"some {formatting.count(needed)} items make that 80 %"
+    )
+
+
+WIDEST_MARGIN = 0.1  # margin that is offered: to lose more is to forget
+_STEP = 1000  # margins are offered in tenths of a point
+
+
+class SpareItems(NamedTuple):
+    """Test items of a task that were not asked: it asked `n` of `held`; its answers may be generated.
+
+    The settings `keys` limit them; without any they were not drawn, and `compare` alone asks them.
+    """
+
+    task: str
+    keys: tuple[str, ...]
+    n: int
+    held: int
+    is_generated: bool = True
+
+    @property
+    def left(self) -> int:
+        """Number of items that were not asked."""
+        return self.held - self.n
+
+
+def list_spare_items(
+    experiment: Experiment, compared: Iterable[TaskComparison], count_held: Callable[[Task], int]
+) -> tuple[SpareItems, ...]:
+    """List the judged tasks that hold test items which were not drawn, else those beyond a limit."""
+    drawn = {t.task.name: t for t in compared if isfinite(t.room)}
+    if drawn:
+        return tuple(
+            SpareItems(name, (), t.comparison.n, t.comparison.n + int(t.room), t.task.kind == "generate")
+            for name, t in drawn.items()
+        )
+    spare = []
+    for at_suite, suite in enumerate(experiment.suites):
+        for place, task in enumerate(suite.tasks):
+            named = place if task.lm_eval else _name_entry(task.name, place)
+            at = f"suites.{_name_entry(suite.name, at_suite)}.tasks.{named}"
+            limits = {f"{at}.limit": task.limit, f"{at}.data.limits.test": task.data.limits.test}
+            written = {key: limit for key, limit in limits.items() if limit is not None}
+            if written and may_decide(task, suite.role, suite.name, experiment.gate):
+                n, generated = min(written.values()), task.kind == "generate"
+                spare.append(SpareItems(task.name, tuple(written), n, count_held(task), generated))
+    return tuple(one for one in spare if one.left > 0)
+
+
+def _name_entry(name: str, place: int) -> str:
+    """Name an entry of a list as settings do: by its place where its name would be read otherwise."""
+    return str(place) if "." in name or name.isdigit() else name
+
+
+class Settling(NamedTuple):
+    """Ways to settle open verdicts: `needed` more items, while the tasks hold `left` unused.
+
+    `sizes` says how many items tasks have to ask in all, empty where they hold too few; `margin` is then
+    the setting of the least margin that the items at hand can show, empty where there is none.
+    """
+
+    needed: int
+    left: int
+    sizes: dict[SpareItems, int]
+    margin: str
+
+    @property
+    def held_text(self) -> str:
+        """Say how many items the tasks hold unused, where they hold too few."""
+        return f"only {formatting.count(self.left)} unused items" if self.left else "no unused items"
+
+    @property
+    def text(self) -> str:
+        """Say what would settle the verdicts, and whether it exists."""
+        more = f"some {formatting.count(self.needed)} more items would settle it"
+        if self.sizes:
+            return f"{more}, and the tasks hold them"
+        shown = f" ({self.margin} can be shown)" if self.margin else ""
+        return f"{more}, but the tasks hold {self.held_text}{shown}"
+
+
+def find_settling(verdicts: Sequence[Verdict], spare: Sequence[SpareItems], *, relative: bool) -> Settling:
+    """Find what would settle verdicts that need more items; a `relative` margin is a share of skill."""
+    rules = [rule for verdict in verdicts for rule in verdict.rules]
+    most = max((verdict.items_needed or 0 for verdict in verdicts), default=0)
+    needed = list_items_needed(rules) or ItemsNeeded({}, {}, most)
+    by_task = {task: n for name, n in needed.of_macro.items() for task in name.split(" and ")}
+    by_task |= {task: max(n, by_task.get(task, 0)) for task, n in needed.of_task.items()}
+    # An open rule judges by the items of these tasks.
+    usable = {s.task: s for s in spare if s.task in by_task or (needed.of_answers > 0 and s.is_generated)}
+    # So many items in all that every open rule has its own; none where the tasks lack them.
+    left = {task: one.left for task, one in usable.items()}
+    of_macro = sum(left[task] for task in left if task in by_task)
+    is_enough = (
+        all(left.get(task, 0) >= n for task, n in needed.of_task.items())
+        and of_macro >= sum(needed.of_macro.values())
+        and sum(left.values()) >= needed.of_answers
+    )
+    is_exact = not needed.of_answers and all(left.get(task, 0) >= n for task, n in by_task.items())
+    sizes = {
+        one: one.n + by_task[task] if is_exact and one.keys else one.held
+        for task, one in usable.items()
+        if is_enough
+    }
+    # The least margin of the macro that shows it, unless other rules are open too.
+    open_rules = [rule for rule in rules if rule.outcome == "inconclusive"]
+    lowers = (float(x) for rule in open_rules if isinstance(x := rule.numbers.get("lower"), float))
+    least, names = (floor(-min(lowers, default=-1.0) * _STEP) + 1) / _STEP, {rule.name for rule in open_rules}
+    margin = ""
+    if not sizes and names in ({"macro"}, {"cumulative"}) and least <= WIDEST_MARGIN:
+        margin = f"gate.{names.pop()}={100 * least:g}%" if relative else f"gate.{names.pop()}={least:g}"
+    return Settling(needed.total, sum(left.values()), sizes, margin)

@@ -13,8 +13,8 @@ from harness.analysis.answers import AnswerDiversity, answer_diversity
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
 from harness.analysis.economics import index_sentences
 from harness.analysis.gating import GateResult
-from harness.analysis.operating_characteristic import list_spare_items
 from harness.analysis.seeds import family_of, place_in_family, summarize_seeds
+from harness.analysis.significance import list_spare_items
 from harness.analysis.target_scores import LearningCurve, trivial_baseline
 from harness.analysis.verdict import (
     TaskComparison,

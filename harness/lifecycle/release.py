@@ -12,8 +12,8 @@ from typing import Literal
 
 from harness import config, data, report, store
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
-from harness.analysis.operating_characteristic import list_spare_items
 from harness.analysis.run_diff import Differences, differences
+from harness.analysis.significance import list_spare_items
 from harness.analysis.target_rules import cumulative_of
 from harness.analysis.verdict import Verdict, is_relative
 from harness.config import CommandLine

@@ -20,8 +20,8 @@ from harness.analysis.candidate_facts import CandidateFacts, target_unit
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.labelled_answers import MetricCalibration
-from harness.analysis.operating_characteristic import Settling, SpareItems, find_settling
 from harness.analysis.seeds import Family, SeedSummary
+from harness.analysis.significance import Settling, SpareItems, find_settling
 from harness.analysis.target_scores import LearningCurve, TrivialBaseline
 from harness.analysis.verdict import Verdict
 from harness.config import CommandLine

@@ -26,8 +26,8 @@ from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
 from harness.analysis.goals import judge_by_wins
 from harness.analysis.labelled_answers import count_enough_labels
-from harness.analysis.operating_characteristic import WIDEST_MARGIN, SpareItems, find_settling
 from harness.analysis.seeds import pool_seeds
+from harness.analysis.significance import WIDEST_MARGIN, SpareItems, find_settling
 from harness.analysis.verdict import WORDS, MissRate, Verdict, name_reasons
 from harness.config import CommandLine
 from harness.report.columns import explain_columns, result_headings, result_rows

@@ -23,7 +23,7 @@ from harness.analysis.estimators import Comparison
 from harness.formatting import count, percent, points
 from harness.analysis.verdict import TaskComparison
 from harness.analysis.macro import average_macro
-from harness.analysis.operating_characteristic import miss_rates
+from harness.analysis.significance import miss_rates
 from harness.spec import GatePolicy, Task
 
 BENCHMARKS = {

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from harness.analysis.operating_characteristic import power_warnings
+from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import MissRate, Verdict
 from harness.spec import Suite as SuiteSpec
 from harness.spec import Task

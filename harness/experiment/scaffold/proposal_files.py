@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 from harness import config
-from harness.analysis.operating_characteristic import chance_of_an_equal_model, power_warnings
 from harness.analysis.seeds import family_of
+from harness.analysis.significance import chance_of_an_equal_model, power_warnings
 from harness.config import LoadedExperiment
 from harness.data import SPLITS, TaskItems, load_task
 from harness.evaluation.session import join_items
