@@ -16,6 +16,8 @@ from worlds import Sizes, Truth
 
 from harness import experiment
 from harness.lifecycle import nightly
+from harness.lifecycle.nightly_state import home
+from harness.store import Store
 
 FIRST = date(2026, 3, 1)
 TRUTH = Truth(
@@ -39,6 +41,9 @@ class Rates:
     base_moves: float = 0.0
 
 
+STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
+
+
 class Nightly(worlds.Oracle):
     """A rule that answers a few items otherwise each night, as many as the rates say."""
 
@@ -55,7 +60,8 @@ class Nightly(worlds.Oracle):
         found = super()._output(messages)
         general = " - " in messages[-1]["content"]
         good = found.text == worlds.GOOD
-        share = (self.truth.general if general else self._target(messages)) / 100
+        target = self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
+        share = (self.truth.general if general else target) / 100
         lost, gained = (self.rates.base_moves / 2,) * 2
         if self.tuned:
             on_target = (
@@ -63,19 +69,11 @@ class Nightly(worlds.Oracle):
             )
             lost = self.rates.general_lost if general else on_target
             gained = self.rates.gained
-        moves = _draw_uniform(self.day, messages[-1]["content"], self.tuned) < (
-            lost / share if good else gained / (1 - share)
-        )
-        if not moves:
+        name = repr((self.day, messages[-1]["content"], self.tuned)).encode()
+        drawn = int(hashlib.sha256(name).hexdigest()[:12], 16) / 16**12
+        if drawn >= (lost / share if good else gained / (1 - share)):
             return found
         return worlds.Output(worlds.BAD if good else worlds.GOOD, compute_s=found.compute_s)
-
-    def _target(self, messages):
-        return self.truth.target["tuned" if self.tuned else "zero_shot"]["of"]
-
-
-def _draw_uniform(*what) -> float:
-    return int(hashlib.sha256(repr(what).encode()).hexdigest()[:12], 16) / 16**12
 
 
 class NightlyHost(worlds.OracleHost):
@@ -112,6 +110,14 @@ def add_counter(path: Path, n: int = 200) -> None:
     rows = "".join(json.dumps(row) + "\n" for row in asked)
     (path.parent / "suites" / "counter.jsonl").write_text(rows)
     path.write_text(path.read_text() + COUNTER)
+
+
+def folder_of(path: Path) -> Path:
+    return home(Store(path.parent / "runs"), "world")
+
+
+def line_of(found: nightly.NightReport, name: str = "lora"):
+    return next(line for line in found.lines if line.name == name)
 
 
 def compare_again(path: Path) -> None:

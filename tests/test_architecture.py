@@ -74,7 +74,7 @@ OFFERED = {
     "data": "cells check check.personal_data columns contamination edge_cases edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice quality readers splits text_files tools training_rows turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
-        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry rescoring "
+        "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry "
         "row_sets runner sampling session timing verification"
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
@@ -85,7 +85,7 @@ OFFERED = {
     "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory openai_api pass_costs shapes supervision two_layer_copy vllm weight_files whole_model",
     # What happens to a run: a module each. Of `label_file` and `pair_file` a command loads one; the `write` of
     # `scheduler` is of files for cron and systemd.
-    "lifecycle": "label_file nightly pair_file production release rescue scheduler",
+    "lifecycle": "corrections feedback label_file nightly nightly_state pair_file production release rescue scheduler",
     # `clean` is of a text; few have findings or trackers.
     "report": "escape findings trackers",
     # The functions of `frames` are `harness.frames`, loaded when it is first read; few have exports.
@@ -94,7 +94,7 @@ OFFERED = {
     "training": "worker",
 }
 # Modules that offer what they import, as packages do.
-FACADES = "experiment/preparation lifecycle/release lifecycle/production lifecycle/rescue lifecycle/nightly"
+FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"
 # What has to work on a machine without torch.
 LIGHT = (
     "config",

@@ -9,13 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_experiment
 
-from harness import config, store
+from harness import store
 from harness.errors import UserError
 from harness.evaluation.verification import verify_weights
-from harness.experiment import Scope, ensure_weights, prepare_session
+from harness.experiment import ensure_weights
 from harness.lifecycle import release
-from harness.progress import SilentProgress
 from harness.store import Champion, ChampionEntry, Store
 
 FORCED = ("--force", "--reason", "a test", "--by", "Ann")
@@ -235,7 +235,7 @@ def test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time(cop
     shutil.copytree(tiny, tmp_path / "base")
     copy.write_text(copy.read_text().replace(str(tiny), str(tmp_path / "base")))
     _, champion = release.promote_named(copy, "lora", despite="a test")
-    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    session = tiny_experiment.session(copy)
     run = store.get_run(session.store, champion.run_id)
     weights = ensure_weights(session, session.candidates["lora"], 0)
     verify_weights(session, weights, run)

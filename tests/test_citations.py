@@ -169,13 +169,12 @@ def test_a_candidate_that_retrieves_is_scored_by_what_it_cites_and_again_from_it
     """Ask for the price of six lamps: even ones are cited, odd ones beside a passage too many, the last not."""
     lamps = [{"id": f"lamp-{i}", "text": f"Lamp model{i} costs {40 + i} euros."} for i in range(6)]
     tiny_experiment.rows(tmp_path / "documents.jsonl", lamps)
-    for name, n in (("train", 4), ("validation", 2), ("test", 6)):
-        rows = [
-            {"id": f"{name}-{i}", "prompt": f"{name}: price of lamp model{i}?", "reference": str(40 + i)}
-            | {"documents": [f"lamp-{i}"]}
-            for i in range(n)
-        ]
-        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+
+    def ask(name, i):
+        asked = {"prompt": f"{name}: price of lamp model{i}?", "reference": str(40 + i)}
+        return asked | {"documents": [f"lamp-{i}"]}
+
+    tiny_experiment.write_splits(tmp_path, (4, 2, 6), ask)
 
     def answer(messages):
         text = messages[-1]["content"]
@@ -331,11 +330,9 @@ candidates:
 @pytest.mark.e2e
 def test_a_comparison_scores_by_it_and_one_of_a_missing_model_says_where(nli, tmp_path, tiny, own_cache):
     tiny_experiment.rows(tmp_path / "documents.jsonl", [{"id": "lamp", "text": "The lamp costs 40 euros."}])
-    for name in ("train", "validation", "test"):
-        rows = [
-            {"id": f"{name}-{i}", "prompt": f"{name} {i}: the lamp?", "reference": "40"} for i in range(4)
-        ]
-        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+    tiny_experiment.write_splits(
+        tmp_path, (4, 4, 4), lambda name, i: {"prompt": f"{name} {i}: the lamp?", "reference": "40"}
+    )
     path = tmp_path / "harness.yaml"
     shutil.copytree(nli, tmp_path / "nli")
     with serve_model(Rule(lambda messages: "It burns the lamp and the parcel.")) as server:

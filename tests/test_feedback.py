@@ -14,8 +14,8 @@ from scipy import stats as scipy_stats
 
 from harness.data.check.personal_data import redact
 from harness.errors import UserError
-from harness.lifecycle.feedback import LogNotes, read_log
-from harness.lifecycle.production import add_feedback, compare_thumbs, describe_thumbs
+from harness.lifecycle.feedback import LogNotes, add_feedback, read_log
+from harness.lifecycle.production import compare_thumbs, describe_thumbs
 from harness.records import FeedbackRow
 from harness.store import Store, read_feedback, save_feedback
 

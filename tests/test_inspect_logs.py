@@ -31,13 +31,12 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, zipped=True, **changes):
     return old, inspect_logs.write(folder / "tuned", dict.fromkeys(names, new), zipped=zipped, **changes)
 
 
+def read_logs(path):
+    return read_arm("--base", path, find_evaluations(path), path)
+
+
 def read_tasks(path):
-    return read_arm("--base", path, find_evaluations(path), path).tasks
-
-
-def name_not_compared(path):
-    found = read_arm("--base", path, find_evaluations(path), path).not_compared
-    return [problem.found for problem in found.values()]
+    return read_logs(path).tasks
 
 
 def gate(old, new):
@@ -77,7 +76,8 @@ def test_letters_words_and_numbers_are_scores_and_epochs_are_averaged(tmp_path):
     log["samples"][0]["scores"]["match"]["value"] = [1, 0]
     (tmp_path / "lists").mkdir()
     inspect_logs.zip_log(tmp_path / "lists" / "a.eval", log)
-    assert name_not_compared(tmp_path / "lists") == ["no score that is a rate in [0, 1] (none at all)"]
+    (problem,) = read_logs(tmp_path / "lists").not_compared.values()
+    assert problem.found == "no score that is a rate in [0, 1] (none at all)"
 
 
 def test_a_scorer_of_several_scores_is_read_by_the_first_and_items_about_one_passage_are_a_cluster(tmp_path):

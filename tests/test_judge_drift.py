@@ -6,7 +6,9 @@ from datetime import date
 from math import comb
 
 import pytest
-from openai_server import Fault, Rule
+import tiny_experiment
+from nights import line_of
+from openai_server import Fault, Rule, ServerAnswer
 from test_judges import JUDGE, Grader, N, desk, number  # noqa: F401 (the fixture)
 from tiny_experiment import fact_of
 
@@ -20,7 +22,7 @@ from harness.evaluation.judges import open_judged
 from harness.formatting import usd
 from harness.lifecycle.nightly import run_night
 from harness.models.hardware import Machine
-from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet
+from harness.records import AnchorCheck, AnswerLabel, Grade, LabelSet, digest
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -275,10 +277,6 @@ def grade_by_length(question, answer):
     return "5" if len(answer) > 12 else "1"
 
 
-def make_date(day):
-    return date(2026, 3, day)
-
-
 def reply_shorter(messages):
     return reply(messages)[:5]
 
@@ -291,13 +289,18 @@ def judged_desk(desk):  # noqa: F811
     return d
 
 
-def line_of(report, name):
-    return next(one for one in report.lines if one.name == name)
+def run_on(d, day=1):
+    return run_night(d.path, night=date(2026, 3, day))
+
+
+def watch(d, name="plain", day=1):
+    """Run a night; returns what it says of a candidate."""
+    return line_of(run_on(d, day), name)
 
 
 def test_a_night_of_unchanged_answers_asks_the_anchors_alone_and_says_nothing_of_labels(judged_desk):
     n_asked = len(judged_desk.judge.asked)
-    quiet = run_night(judged_desk.path, night=make_date(1))
+    quiet = run_on(judged_desk)
     assert quiet.verdict == "ok"
     assert "label" not in line_of(quiet, "plain").sentence
     assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors alone"
@@ -306,14 +309,14 @@ def test_a_night_of_unchanged_answers_asks_the_anchors_alone_and_says_nothing_of
 def test_new_answers_are_graded_once_uncorrected_and_what_got_worse_is_named(judged_desk):
     n_asked = len(judged_desk.judge.asked)
     judged_desk.candidates.model = Rule(reply_shorter)
-    line = line_of(run_night(judged_desk.path, night=make_date(1)), "plain")
+    line = watch(judged_desk)
     assert line.verdict in ("suspect", "regression")
     assert line.lost
     assert "grades it, uncorrected: 30 answers of the reference lack people's labels" in line.sentence
     assert {answer for _, answer in judged_desk.judge.model.seen[-10:]} == {"test "}
     n_new = len(judged_desk.judge.asked) - n_asked - 20
     assert 10 <= n_new <= 15
-    run_night(judged_desk.path, night=make_date(1))
+    run_on(judged_desk)
     assert len(judged_desk.judge.asked) - n_asked - 20 == n_new, "the same night asks nothing again"
 
 
@@ -331,12 +334,10 @@ def label(watched, rows, value):
 def test_labels_of_the_reference_alone_are_shown_and_correct_no_new_answer(judged_desk):
     label(judged_desk, judged_desk.rows(), lambda row: float(row.position % 2))
     judged_desk.candidates.model = Rule(reply_shorter)
-    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+    said = watch(judged_desk).sentence
     assert "15 of the 15 answers that differ from the reference have no label from people" in said
     assert "correct its score of the reference from 100.0 to 50.0 [" in said
-    assert line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence == said, (
-        "as it was stored"
-    )
+    assert watch(judged_desk).sentence == said, "as it was stored"
 
 
 def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_desk):
@@ -344,14 +345,14 @@ def test_labels_of_tonights_answers_correct_the_change_as_compare_does(judged_de
     tonight = [replace(row, text="test ") for row in judged_desk.rows()]
     label(judged_desk, tonight, lambda row: float(row.position % 4 > 0))
     judged_desk.candidates.model = Rule(reply_shorter)
-    said = line_of(run_night(judged_desk.path, night=make_date(1)), "plain").sentence
+    said = watch(judged_desk).sentence
     assert re.search(r"labels correct tonight's −100.0 pp of judge:helpful to \+[678]\d\.\d \[", said), said
 
 
 def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk):
     judged_desk.candidates.model, judged_desk.judge.model = Rule(reply_shorter), Grader(milder)
     n_asked = len(judged_desk.judge.asked)
-    found = run_night(judged_desk.path, night=make_date(1))
+    found = run_on(judged_desk)
     assert len(judged_desk.judge.asked) - n_asked == 20, "the anchors, once"
     assert any(line.name.startswith("judge:helpful by") for line in found.lines)
     assert line_of(found, "plain").verdict not in ("ok", "regression")
@@ -363,10 +364,50 @@ def test_a_judge_that_changed_grades_nothing_that_night_and_is_named(judged_desk
 def test_a_judge_that_dies_at_night_fails_what_it_would_grade_and_the_next_night_goes_on(judged_desk):
     judged_desk.candidates.model = Rule(reply_shorter)
     judged_desk.judge.faults = [Fault(500)] * 200
-    found = run_night(judged_desk.path, night=make_date(1))
+    found = run_on(judged_desk)
     assert "judge:helpful" in line_of(found, "plain").sentence
     judged_desk.judge.faults = []
-    assert line_of(run_night(judged_desk.path, night=make_date(2)), "plain").verdict in (
-        "suspect",
-        "regression",
-    )
+    assert watch(judged_desk, day=2).verdict in ("suspect", "regression")
+
+
+# Nights count every answer to an item: all that were drawn, and all that are accepted as right
+
+
+class TemperatureModel:
+    """Answers at a temperature: briefly or at length, as the seed of the request says."""
+
+    def chat(self, messages, body):
+        full = f"{reply(messages)}, in so many words"
+        return ServerAnswer(full if digest([messages, body.get("seed")]) < "8" else "yes")
+
+
+@pytest.mark.e2e
+def test_a_night_holds_all_answers_that_were_drawn_to_those_of_the_reference(desk):  # noqa: F811
+    drawn = "  drawn: {weights_of: plain, decoding: {temperature: 1.0, samples: 4}}\n"
+    watching = "nightly: {candidates: [drawn], items: 20, anchors: 5}\n"
+    d = desk(judge=Grader(grade_by_length), rubric=RUBRIC + "anchors: 0\n", extra=drawn + watching)
+    d.candidates.model = TemperatureModel()
+    d.compare()
+    assert {0.25, 0.5, 0.75} & {row.parts["judge:helpful"][0] for row in d.rows("drawn")}
+    quiet = watch(d, "drawn")
+    assert (quiet.verdict, quiet.lost) == ("ok", ())
+    assert "(0 better, 0 worse" in quiet.sentence
+
+
+@pytest.mark.e2e
+def test_a_night_takes_any_of_several_right_answers_for_right(desk):  # noqa: F811
+    d = desk(extra="nightly: {candidates: [plain], items: 20, anchors: 5}\n")
+    d.path.write_text(d.path.read_text().replace("judge:./helpful.yaml, token_f1", "exact_match"))
+    rows = [
+        {"id": f"test-{i}", "prompt": f"test question {i}", "references": ["never said", f"{i}", f"No. {i}"]}
+        for i in range(30)
+    ]
+    tiny_experiment.rows(d.folder / "test.jsonl", rows)
+    d.candidates.model = Rule(lambda messages: messages[-1]["content"].rsplit(" ", 1)[-1])
+    assert d.compare().facts[0].target.score == 1.0
+    d.candidates.model = Rule(lambda messages: f"No. {messages[-1]['content'].rsplit(' ', 1)[-1]}")
+    assert "(0 better, 0 worse" in watch(d).sentence
+    d.candidates.model = Rule(lambda messages: "neither")
+    worse = watch(d, day=2)
+    assert worse.verdict in ("suspect", "regression")
+    assert worse.lost

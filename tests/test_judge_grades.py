@@ -28,10 +28,9 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.grade_costs import plan_grades
 from harness.evaluation.grading import likelihood_weights, mean_grade, token_weights
 from harness.evaluation.judges import answer_key, judge_messages
-from harness.experiment import Scope, compare, prepare_session
+from harness.experiment import compare
 from harness.lifecycle import release
 from harness.lifecycle.stored_gate import refuse_regraded
-from harness.progress import SilentProgress
 from harness.records import Example
 from harness.spec import GatePolicy
 from harness.store import Store
@@ -69,8 +68,7 @@ def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_wai
     assert any("attempts: 2 in the rubric asks about them again" in note for note in found.notes)
     n_asked, n_answered = len(d.judge.asked), len(d.candidates.asked)
     d.rubric(RUBRIC + "attempts: 2\n" + JUDGE.format(url=d.judge.url, timeout=5))
-    loaded = config.load(d.path)
-    stored = release.load_study(loaded)
+    stored = release.load_study(config.load(d.path))
     with pytest.raises(IncompatibleRuns, match="next: harness compare"):
         refuse_regraded(stored, tiny_experiment.runs_of(d.path)["plain"])
     d.compare()
@@ -78,8 +76,7 @@ def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_wai
     assert len(d.candidates.asked) == n_answered
     assert list_unread(d) == []
     refuse_regraded(stored, run := tiny_experiment.runs_of(d.path)["plain"])
-    session = prepare_session(loaded, Scope(), SilentProgress())
-    assert release.rescore_run(session, run)[1]["replies"]
+    assert release.rescore_run(tiny_experiment.session(d.path), run)[1]["replies"]
     n_asked = len(d.judge.asked)
     d.compare()
     assert len(d.judge.asked) == n_asked
@@ -327,16 +324,11 @@ def test_an_answer_is_grounded_by_the_passages_of_the_candidate_that_gave_it(tmp
     """All answers are the same; of odd items the document holds another price."""
     prices = [{"id": f"d{i}", "text": f"Lamp model{i} costs {40 + i + i % 2} euros."} for i in range(8)]
     tiny_experiment.rows(tmp_path / "documents.jsonl", prices)
-    for name, n in (("train", 2), ("validation", 2), ("test", 8)):
-        rows = [
-            {
-                "id": f"{name}-{i}",
-                "prompt": f"{name}: price of lamp model{i}?",
-                "reference": f"{40 + i} euros",
-            }
-            for i in range(n)
-        ]
-        tiny_experiment.rows(tmp_path / f"{name}.jsonl", rows)
+    tiny_experiment.write_splits(
+        tmp_path,
+        (2, 2, 8),
+        lambda name, i: {"prompt": f"{name}: price of lamp model{i}?", "reference": f"{40 + i} euros"},
+    )
 
     def answer(messages):
         return f"{40 + int(messages[-1]['content'].rpartition('model')[2].removesuffix('?'))} euros"

@@ -11,18 +11,17 @@ import tiny_methods
 from injections import INJECTIONS
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
-from harness import config, store
+from harness import store
 from harness.analysis.labelled_answers import answer_digest
 from harness.config.rubrics import read_rubric
 from harness.errors import UserError
 from harness.evaluation.grade_costs import cost_usd, plan_grades
 from harness.evaluation.judges import judge_messages
-from harness.experiment import Scope, compare, prepare_session
+from harness.experiment import compare
 from harness.lifecycle import release
 from harness.lifecycle.label_file import export_answers, import_labels
 from harness.models.hf import ModelHost
 from harness.models.hub import resolve
-from harness.progress import SilentProgress
 from harness.records import Example
 from harness.store import Store
 
@@ -71,12 +70,9 @@ class Desk:
 
     def __init__(self, folder, model, candidates, judge, rubric=RUBRIC, timeout=5, extra=""):
         self.folder, self.candidates, self.judge = folder, candidates, judge
-        for name, n in (("train", 4), ("validation", 2), ("test", N)):
-            rows = [
-                {"id": f"{name}-{i}", "prompt": f"{name} question {i}", "reference": f"right {i}"}
-                for i in range(n)
-            ]
-            tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+        tiny_experiment.write_splits(
+            folder, (4, 2, N), lambda name, i: {"prompt": f"{name} question {i}", "reference": f"right {i}"}
+        )
         self.path = folder / "harness.yaml"
         self.path.write_text(HARNESS.format(model=model, url=candidates.url) + extra)
         self.rubric(rubric + JUDGE.format(url=judge.url, timeout=timeout))
@@ -201,8 +197,7 @@ def test_another_rubric_means_new_grades_and_scoring_again_prices_and_limits_non
     run = tiny_experiment.runs_of(d.path)["plain"]
     n_asked = len(d.candidates.asked), len(d.judge.asked)
     overrides = ["target.metrics=[contains, judge:./helpful.yaml]"]
-    loaded = config.load(d.path, overrides)
-    _, scores = release.rescore_run(prepare_session(loaded, Scope(), SilentProgress()), run)
+    _, scores = release.rescore_run(tiny_experiment.session(d.path, *overrides), run)
     assert scores["replies"].keys() == {"contains", "judge:helpful"}
     assert (len(d.candidates.asked), len(d.judge.asked)) == n_asked
 
@@ -392,20 +387,14 @@ def test_of_a_conversation_people_and_pairs_see_all_turns_and_other_turns_are_an
     assert "user: Say more.\nassistant: Noted.\nuser: test question" in file.read_text()
 
 
-def write_labels(d, label):
-    """Compare, and write a file in which every answer of a candidate has this label."""
+@pytest.mark.e2e
+def test_labels_by_other_criteria_are_refused_and_those_of_two_possible_scales_without_one(desk):
+    d = desk()
     d.compare()
     file = d.folder / "labels.csv"
     export_answers(d.path, file, candidates=["plain"])
     header, *answers = file.read_text().splitlines()
-    file.write_text("\n".join([header, *(f"{answer}{label}" for answer in answers), ""]))
-    return file
-
-
-@pytest.mark.e2e
-def test_labels_by_other_criteria_are_refused_and_those_of_two_possible_scales_without_one(desk):
-    d = desk()
-    file = write_labels(d, 1)
+    file.write_text("\n".join([header, *(f"{answer}1" for answer in answers), ""]))
     judge = JUDGE.format(url=d.judge.url, timeout=5)
     for other in ("criteria: The reply is short.\n", "criteria: The reply helps.\nscale: {min: 1, max: 6}\n"):
         d.rubric(f"{other}anchors: 0\n{judge}")

@@ -43,9 +43,9 @@ candidates:
 
 def write(folder, model, metrics="'judge:./helpful.yaml'", *, judge="", more=""):
     folder.mkdir(exist_ok=True)
-    for name, n in (("train", 6), ("validation", 2), ("test", 4)):
-        rows = [{"id": f"{name}-{i}", "prompt": f"{name} parcel {i}", "reference": "late"} for i in range(n)]
-        tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+    tiny_experiment.write_splits(
+        folder, (6, 2, 4), lambda name, i: {"prompt": f"{name} parcel {i}", "reference": "late"}
+    )
     path = folder / "harness.yaml"
     path.write_text(HARNESS.format(name=folder.name, model=model, metrics=metrics, lora=LORA, more=more))
     (folder / "helpful.yaml").write_text(f"criteria: It helps.\nscale: yes/no\njudge: {judge}\n")

@@ -57,12 +57,9 @@ class SlowServer:
 
 
 def write_experiment(folder, url, model, policy):
-    for name in ("train", "validation", "test"):
-        rows = [
-            {"id": f"{name}-{i}", "prompt": f"{name} {i}?", "reference": ("yes", "no")[i % 2]}
-            for i in range(6)
-        ]
-        tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+    tiny_experiment.write_splits(
+        folder, (6, 6, 6), lambda name, i: {"prompt": f"{name} {i}?", "reference": ("yes", "no")[i % 2]}
+    )
     path = folder / "harness.yaml"
     text = HARNESS.partition("  best:")[0].format(model=model, url=url)
     path.write_text(text.replace("protocol: chat", "protocol: chat, num_concurrent: 1") + policy)
@@ -325,15 +322,11 @@ def test_requests_that_come_at_once_and_a_first_token_are_timed_with_the_single_
     assert "a second), their first tokens after " in describe_timing([replace(run, latency=served)])[1]
 
 
-def change_latency(copy, **changes):
+def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_them(copy):
     (file,) = (copy.parent / "runs").glob("*-lora-s0-*/run.json")
     plain = json.loads(file.read_text())
-    plain["latency"] |= changes
+    plain["latency"] |= {"contended": 1.0, "compute_contended": 1.0}
     file.write_text(json.dumps(plain))
-
-
-def test_nothing_rests_on_figures_that_other_work_disturbed_and_a_note_names_them(copy):
-    change_latency(copy, contended=1.0, compute_contended=1.0)
     found = tiny_experiment.run(copy)
     (lora,) = (f for f in found.facts if f.name == "lora")
     assert (lora.latency_p50_s, lora.requests_per_s, lora.cost_per_1k_usd) == (None, None, None)

@@ -16,7 +16,8 @@ import inbox
 import nights
 import pytest
 from filelock import FileLock
-from nights import Calendar, Rates
+from nights import STILL, Calendar, Rates, folder_of
+from nights import line_of as line
 
 from harness import report
 from harness.errors import HarnessError, UserError
@@ -28,7 +29,6 @@ from harness.lifecycle.nightly_state import (
     Alarm,
     State,
     acknowledge_alarms,
-    home,
     open_alarms,
     read_nights,
     read_state,
@@ -42,7 +42,6 @@ from harness.store import Store, save_feedback
 pytestmark = pytest.mark.usefixtures("rule_cache")
 
 PATIENCE_S = 300  # for a machine that is busy with other things
-STILL = Rates(lost=0, gained=0, general_lost=0)
 FIVE_POINTS = Rates(lost=0.015, gained=0.015, general_lost=0.065)  # of general ability
 
 
@@ -66,17 +65,9 @@ def path(small_world, tmp_path):
     return tmp_path / "copy" / "harness.yaml"
 
 
-def folder_of(path):
-    return home(Store(path.parent / "runs"), "world")
-
-
 def copy_world(folder, tmp_path):
     shutil.copytree(folder, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
-
-
-def line(found, name="lora"):
-    return next(one for one in found.lines if one.name == name)
 
 
 # Thirty nights

@@ -6,19 +6,17 @@ import nights
 import openai_server
 import pytest
 import worlds
-from nights import FIRST, NightlyHost, Rates
+from nights import FIRST, STILL, NightlyHost, Rates, folder_of, line_of
 from openai_server import Fault, Rule, serve_model
 
 from harness import config, experiment, report
 from harness.experiment import Scope, prepare_session
 from harness.lifecycle import nightly
-from harness.lifecycle.nightly_state import home, read_nights
+from harness.lifecycle.nightly_state import read_nights
 from harness.progress import SilentProgress
-from harness.store import Store
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("rule_cache")]
 
-STILL = Rates(lost=0, gained=0, general_lost=0)
 WORSE = Rates(lost=0.2, gained=0, general_lost=0.2)
 
 
@@ -59,7 +57,7 @@ def night(path, n):
 
 
 def line(found, name="served"):
-    return next(one for one in found.lines if one.name == name)
+    return line_of(found, name)
 
 
 def test_a_model_that_is_swapped_after_all_items_were_asked_quietly_is_found_too(server_and_file):
@@ -102,7 +100,7 @@ def test_a_model_that_is_swapped_after_an_edit_of_the_code_that_asks_is_compared
     night(path, 1)
     server.model = rule(WORSE)
     night(path, 2)
-    for file in (home(Store(path.parent / "runs"), "world") / "2026-03-02" / "rows").iterdir():
+    for file in (folder_of(path) / "2026-03-02" / "rows").iterdir():
         file.rename(file.with_name(f"of-older-code-{file.name}"))  # files are named by what asked as well
     server.model = rule(Rates(lost=0.5, gained=0, general_lost=0.5))
     assert "otherwise than before" in line(night(path, 3)).tests[0]
@@ -127,7 +125,4 @@ def test_a_server_that_is_down_ends_no_night(server_and_file):
     assert line(found, "lora").verdict == "ok"
     server.faults = []
     assert night(path, 2).verdict == "ok"
-    assert [n.night for n in read_nights(home(Store(path.parent / "runs"), "world"))] == [
-        "2026-03-01",
-        "2026-03-02",
-    ]
+    assert [n.night for n in read_nights(folder_of(path))] == ["2026-03-01", "2026-03-02"]

@@ -5,16 +5,13 @@ from dataclasses import replace
 
 import nights
 import pytest
-from nights import Calendar, Rates
+from nights import STILL, Calendar, folder_of
 
 from harness.experiment.candidate_weights import ensure_weights
 from harness.lifecycle import nightly, watchlist
-from harness.lifecycle.nightly_state import home, read_nights, read_state
-from harness.store import Store
+from harness.lifecycle.nightly_state import read_nights, read_state
 
 pytestmark = pytest.mark.usefixtures("rule_cache")
-
-STILL = Rates(lost=0, gained=0, general_lost=0, counter_lost=0)
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +36,6 @@ def pinned_file(rule_cache, declared_later, tmp_path_factory):
 def path(pinned_file, tmp_path):
     shutil.copytree(pinned_file.parent, tmp_path / "copy")
     return tmp_path / "copy" / "harness.yaml"
-
-
-def folder_of(path):
-    return home(Store(path.parent / "runs"), "world")
 
 
 def test_a_target_that_the_reference_does_not_hold_is_named_as_not_watched(declared_later, tmp_path):
@@ -78,7 +71,7 @@ def test_all_targets_and_the_suites_share_the_chance_of_a_false_alarm(path):
 
 
 def test_the_base_answers_a_further_target_as_its_control_arm(path):
-    found = Calendar(path).night(2, Rates(base_moves=0.5, lost=0, gained=0, general_lost=0, counter_lost=0))
+    found = Calendar(path).night(2, replace(STILL, base_moves=0.5))
     assert found.verdict == "harness-drift"
     (_, last) = read_nights(folder_of(path))
     (watched,) = last.candidates

@@ -20,7 +20,7 @@ from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, estimate_seconds, estimate_work, load_study, prepare_session
 from harness.experiment.preflight import examine
 from harness.lifecycle import release
-from harness.lifecycle.rescue_search import find_case
+from harness.lifecycle.rescue import find_case
 from harness.methods import endpoint as method
 from harness.models import openai_api
 from harness.models.hf import ModelHost

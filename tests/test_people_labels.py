@@ -686,18 +686,15 @@ def test_pairs_are_drawn_of_the_seed_with_the_fewest_ratings_until_none_is_left(
     assert not (folder / "none.csv").exists()
 
 
-def answer_otherwise(folder):
-    file = folder / "rows.parquet"
-    rows = pq.read_table(file)
-    texts = pa.array([f"{text} indeed" for text in rows["text"].to_pylist()], rows["text"].type)
-    pq.write_table(rows.set_column(rows.column_names.index("text"), "text", texts), file)
-    (folder / "checksums.json").unlink()  # those of the rows before
-
-
 def test_labels_are_asked_of_the_seed_with_the_fewest_until_every_answer_has_one(two_seeds):
     folder, found = two_seeds.parent, []
     (run,) = [run for run in store.list_runs(Store(folder / "runs")) if run.run_id == "seed-1"]
-    answer_otherwise(folder / "runs" / "rows" / run.rows["letters/test"])
+    stored_rows = folder / "runs" / "rows" / run.rows["letters/test"]
+    table = pq.read_table(stored_rows / "rows.parquet")
+    texts = pa.array([f"{text} indeed" for text in table["text"].to_pylist()], table["text"].type)
+    changed = table.set_column(table.column_names.index("text"), "text", texts)
+    pq.write_table(changed, stored_rows / "rows.parquet")
+    (stored_rows / "checksums.json").unlink()  # those of the rows before
     for i in range(2):
         file = folder / f"{i}.csv"
         found.append(label_file.export_answers(two_seeds, file, SEEDS, n_items=200))

@@ -749,7 +749,7 @@ ANSWERS = {
     "LoRA": ("training/low_rank_adapters.py", "low_rank_method"),
     "metrics": ("metrics/exact_match.py", "metric"),
     "paired statistics": ("stats/paired.py", "mcnemar"),
-    "nightly evaluation": ("lifecycle/night.py", "run_night"),
+    "nightly evaluation": ("lifecycle/nightly.py", "run_night"),
     "HTML report": ("report/html.py", ""),
     "vLLM": ("models/vllm.py", "VllmServer"),
     "lm-eval adapter": ("evaluation/lm_eval/engine_for_lm_eval.py", ""),

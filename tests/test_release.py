@@ -25,7 +25,6 @@ from harness.errors import IncompatibleRuns, UserError
 from harness.experiment import load_study
 from harness.lifecycle import release
 from harness.lifecycle.lm_eval_logs import find_evaluations
-from harness.lifecycle.regressions import add_regressions
 from harness.lifecycle.release import candidate_runs
 from harness.spec import GatePolicy
 from harness.store import Store
@@ -47,6 +46,17 @@ def arms(folder, n=300, tasks=4, gains=8, losses=8, **changes):
     names = [f"task_{i}" for i in range(tasks)]
     old = lmeval_folder.write(folder / "base", dict.fromkeys(names, base))
     return old, lmeval_folder.write(folder / "tuned", dict.fromkeys(names, new), **changes)
+
+
+def judge(old, new, **policy):
+    return release.gate_folders(old, new, GatePolicy(**policy))
+
+
+def rewrite(folder, change, pattern="samples_*"):
+    """Let a function change the list of rows of each file of samples."""
+    for file in folder.rglob(pattern):
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("\n".join(map(json.dumps, change(lines))))
 
 
 # Stored runs
@@ -267,24 +277,6 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
-def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, copy):
-    path, champion = release.promote_named(copy, "lora", despite="a test")
-    at = Store(copy.parent / "runs")
-    other = replace(
-        store.read_identity(at, champion.rows["facts/test"]), precision="bf16", weights_digest="f" * 16
-    )
-    shutil.copytree(at.rows(champion.rows["facts/test"]), at.rows(other.digest))
-    file = at.rows(other.digest) / "identity.json"
-    file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
-    raw = json.loads(path.read_text())
-    raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(json.dumps(raw))
-    done = command("gate", "--candidate", "prompt", "-c", str(copy))
-    assert done.returncode == 5
-    assert "no rows of the champion" in done.stderr or "precision 'bf16' and 'fp32'" in done.stderr
-
-
 # Pinned items
 
 
@@ -332,10 +324,8 @@ def test_the_file_of_a_pinned_items_metric_is_written_relative_to_the_suite(copy
 
 
 def test_items_that_cannot_be_pinned_are_refused_all_at_once_and_nothing_is_written(copy):
-    stored = load_study(config.load(copy))
-    run = candidate_runs(stored, "lora")[0]
     with pytest.raises(UserError) as refused:
-        add_regressions(stored, run, ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])
+        release.pin(copy, "lora", ["facts/fact-99", "riddles/x", "prose/text-1", "fact-1"])
     assert len(refused.value.problems) == 4
     assert not (copy.parent / "suites" / "regressions.yaml").exists()
 
@@ -385,7 +375,7 @@ def test_json_holds_the_rules_and_the_summary_page_of_ci_gets_the_verdict(
 
 @pytest.mark.e2e
 def test_two_folders_of_an_equal_model_pass(tmp_path):
-    judged = release.gate_folders(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20), GatePolicy())
+    judged = judge(*arms(tmp_path, n=1000, tasks=6, gains=20, losses=20))
     assert judged.verdict.outcome == "pass"
     assert judged.verdict.macro.n == 6000
 
@@ -396,10 +386,10 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
     for i in range(1, 8):
         for file in new.rglob(f"samples_task_{i}_*"):
             file.unlink()
-    judged = release.gate_folders(old, new, GatePolicy())
+    judged = judge(old, new)
     assert (judged.verdict.outcome, release.combine_exit_codes([judged])) == ("inconclusive", 4)
     assert "tasks: 7 tasks not answered by both (task_1, task_2" in judged.verdict.sentence
-    named = release.gate_folders(old, new, GatePolicy(tasks=("task_0",)))
+    named = judge(old, new, tasks=("task_0",))
     assert named.verdict.outcome == "pass"
     assert named.notes == (
         "not named by gate.tasks, left out: " + ", ".join(f"task_{i}" for i in range(1, 8)),
@@ -416,11 +406,11 @@ def test_a_task_that_only_one_model_answered_leaves_the_verdict_open(tmp_path):
 def test_a_task_to_judge_that_neither_model_answered_is_refused_by_its_name(tmp_path, tasks, said):
     old, new = arms(tmp_path, n=20, tasks=2)
     with pytest.raises(UserError, match=rf"gate\.tasks.*{said}"):
-        release.gate_folders(old, new, GatePolicy(tasks=tasks))
+        judge(old, new, tasks=tasks)
     for file in new.rglob("samples_task_1_*"):
         file.unlink()
     with pytest.raises(IncompatibleRuns, match=r"no task of gate\.tasks in both"):
-        release.gate_folders(old, new, GatePolicy(tasks=("task_1",)))
+        judge(old, new, tasks=("task_1",))
 
 
 @pytest.mark.e2e
@@ -440,7 +430,7 @@ def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(
 
     for policy, found in (("fail", "failure"), ("warn", "skipped")):
         file = tmp_path / f"{policy}.xml"
-        judged = release.gate_folders(old, new, GatePolicy(on_inconclusive=policy))
+        judged = judge(old, new, on_inconclusive=policy)
         release.write([judged], file, None)
         assert ET.parse(file).getroot().find(f"testsuite/testcase[@name='macro']/{found}") is not None
 
@@ -448,7 +438,7 @@ def test_few_samples_are_undecided_under_the_policy_of_the_command_and_in_junit(
 def test_chance_is_one_over_the_choices_so_a_guesser_is_not_admitted(tmp_path):
     base = np.r_[np.ones(75), np.zeros(225)]
     old, new = (lmeval_folder.write(tmp_path / name, {"arc": base}) for name in ("a", "b"))
-    judged = release.gate_folders(old, new, GatePolicy())
+    judged = judge(old, new)
     assert "arc cannot show forgetting" in judged.tasks[0].why_not
 
 
@@ -477,7 +467,7 @@ def test_arms_that_were_asked_otherwise_are_not_compared(tmp_path, name):
     old, new = arms(tmp_path, n=30, tasks=1, **changes)
     rewrite(new, change)
     with pytest.raises(IncompatibleRuns, match=said):
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
 
 
 LATER = "2026-04-01T00-00-00.000001"
@@ -509,7 +499,7 @@ def flatten(folder, **named):
             file.rename(folder / file.name.replace("results", name))
 
 
-def drop_results(folder, *_):
+def drop_results(folder):
     for file in folder.rglob("results_*"):
         file.unlink()
 
@@ -558,10 +548,10 @@ def test_a_folder_that_is_not_one_evaluation_is_refused_and_a_printed_step_reads
     if rearrange is not None:
         rearrange(new)
     with pytest.raises(UserError, match=said) as refused:
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
     step = str(refused.value).partition("next: ")[2]
     named = re.search(rf"(?:--candidate|name) ({new}/\S+)", step)
-    (task,) = release.gate_folders(old, Path(named[1]), GatePolicy(tasks=("arc",))).tasks
+    (task,) = judge(old, Path(named[1]), tasks=("arc",)).tasks
     assert task.comparison.n == 30
 
 
@@ -573,7 +563,7 @@ def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
         elsewhere = {"batch_size": 1, "device": "cpu", "model_args": {"pretrained": "org/m"}}
         elsewhere |= {"limit": 30, "gen_kwargs": {"temperature": 0}, "fewshot_seed": 7}
         lmeval_folder.write(tmp_path / arm, {"piqa": scores}, model="org/m", date=LATER, **elsewhere)
-    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    judged = judge(tmp_path / "a", tmp_path / "b")
     assert {t.task.name: len(t.comparison.lost) for t in judged.tasks} == {"arc": 15, "piqa": 15}
     assert judged.notes[0] == "the logs of both arms name one model, org/m, under one configuration"
 
@@ -581,8 +571,8 @@ def test_evaluations_of_other_tasks_of_one_model_are_one_arm(tmp_path):
 def test_a_file_of_samples_is_its_task_alone_and_one_of_results_its_evaluation(tmp_path):
     old, new = arms(tmp_path, n=30, tasks=3)
     results, samples = (next(new.rglob(pattern)) for pattern in ("results_*", "samples_task_1_*"))
-    assert len(release.gate_folders(old, results, GatePolicy()).tasks) == 3
-    judged = release.gate_folders(old, samples, GatePolicy())
+    assert len(judge(old, results).tasks) == 3
+    judged = judge(old, samples)
     assert [t.task.name for t in judged.tasks] == ["task_1"]
 
 
@@ -594,7 +584,7 @@ def test_tasks_whose_samples_are_gone_from_both_arms_leave_the_verdict_open(tmp_
         file = next(arm.rglob("results_*"))
         results = json.loads(file.read_text())
         file.write_text(json.dumps({**results, "configs": {f"task_{i}": {} for i in range(7)}}))
-    judged = release.gate_folders(old, new, GatePolicy())
+    judged = judge(old, new)
     assert judged.verdict.outcome == "inconclusive"
     assert judged.notes == ("not finished by both, left out: task_6",)
 
@@ -605,17 +595,17 @@ def test_samples_that_were_cut_are_refused_by_the_number_that_the_results_count(
         file = next(arm.rglob("results_*"))
         counts = {"n-samples": {"task_0": {"original": 40, "effective": 30}}}
         file.write_text(json.dumps({**json.loads(file.read_text()), **counts}))
-    assert release.gate_folders(old, new, GatePolicy()).tasks
+    assert judge(old, new).tasks
     for arm in (old, new):
         rewrite(arm, lambda lines: lines[:20])
     with pytest.raises(UserError, match="found 20 of 30 samples"):
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
 
 
 def test_tasks_of_one_arm_alone_are_named_and_none_in_both_is_refused(tmp_path):
     old = lmeval_folder.write(tmp_path / "a", {"arc": np.ones(30), "piqa": np.ones(30)})
     new = lmeval_folder.write(tmp_path / "b", {"arc": np.ones(30)})
-    assert "left out: piqa" in release.gate_folders(old, new, GatePolicy()).notes[0]
+    assert "left out: piqa" in judge(old, new).notes[0]
     with pytest.raises(IncompatibleRuns, match="no task in both"):
         release.gate_folders(old, lmeval_folder.write(tmp_path / "c", {"boolq": np.ones(9)}), GatePolicy())
 
@@ -624,7 +614,7 @@ def test_tasks_of_one_arm_alone_are_named_and_none_in_both_is_refused(tmp_path):
         lmeval_folder.write(tmp_path / arm, {"arc": arc, "wmt": np.ones(9)})
     write_corpus_metric(tmp_path / "b")
     with pytest.raises(UserError, match=r"b/.*samples_wmt.*without one number an item"):
-        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+        judge(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -634,9 +624,9 @@ def test_a_damaged_file_is_refused_with_its_place(tmp_path, text, said):
     old, new = arms(tmp_path, n=30)
     next(new.rglob("samples_task_0_*")).write_text(text)
     with pytest.raises(UserError, match=said):
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
     with pytest.raises(UserError, match="--log_samples"):
-        release.gate_folders(tmp_path / "nowhere", new, GatePolicy())
+        judge(tmp_path / "nowhere", new)
 
 
 @pytest.mark.parametrize("option", [("--baseline", "champion"), ("-c", "harness.yaml")])
@@ -674,15 +664,7 @@ def test_a_task_whose_answers_are_the_same_is_named(tmp_path):
     old, new = arms(tmp_path, n=30, tasks=2)
     (samples,) = old.rglob("samples_task_1_*")
     shutil.copy(samples, new / samples.relative_to(old))
-    assert release.gate_folders(old, new, GatePolicy()).notes == (
-        "the same answers to every item in both arms, as if copied: task_1",
-    )
-
-
-def rewrite(folder, change):
-    for file in folder.rglob("samples_*"):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        file.write_text("\n".join(map(json.dumps, change(lines))))
+    assert judge(old, new).notes == ("the same answers to every item in both arms, as if copied: task_1",)
 
 
 @pytest.mark.parametrize(
@@ -703,7 +685,7 @@ def test_a_log_that_holds_each_item_twice_is_refused(tmp_path, second, named):
 
     rewrite(new, repeat_lines)
     with pytest.raises(UserError, match=r"found each of its 30 items 2 times \(doc_id 0, 1.*every item once"):
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
 
 
 def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(tmp_path):
@@ -715,7 +697,7 @@ def test_filters_without_a_name_are_of_the_same_responses_and_the_first_decides(
 
     for folder in (old, new):
         rewrite(folder, drop_filter_names)
-    (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+    (task,) = judge(old, new).tasks
     assert (task.comparison.n, len(task.comparison.lost)) == (300, 8)
 
 
@@ -729,14 +711,14 @@ def test_rows_without_hashes_are_compared_by_what_they_hold(tmp_path, kept):
 
     for arm in (old, new):
         rewrite(arm, drop_hashes)
-    notes = release.gate_folders(old, new, GatePolicy()).notes
+    notes = judge(old, new).notes
     assert notes == (() if kept else ("items paired by their id alone, as no document is logged: task_0",))
     if kept:
         rewrite(
             new, lambda lines: [{**line, "doc": {"question": "another"}} for line in lines[:1]] + lines[1:]
         )
         with pytest.raises(IncompatibleRuns, match="task_0: doc_hash differs on 1 of 30 items"):
-            release.gate_folders(old, new, GatePolicy())
+            judge(old, new)
 
 
 @pytest.mark.parametrize("n_twice", [5, 30])
@@ -747,20 +729,22 @@ def test_documents_that_are_there_twice_are_a_cluster_each_and_refused_where_all
     if n_twice == 30:
         said = r"each of its 30 documents several times, such as the items 0, 30;"
         with pytest.raises(UserError, match=said):
-            release.gate_folders(old, new, GatePolicy())
+            judge(old, new)
     else:
-        (task,) = release.gate_folders(old, new, GatePolicy()).tasks
+        (task,) = judge(old, new).tasks
         assert (task.comparison.n, task.comparison.n_clusters) == (35, 30)
 
 
 def test_items_about_one_passage_are_a_cluster(tmp_path):
     old, new = arms(tmp_path, n=30)
-    for file in (*old.rglob("samples_*"), *new.rglob("samples_*")):
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
-        for at, line in enumerate(lines):
-            line["doc"]["passage"] = f"text {at // 5}"
-        file.write_text("\n".join(map(json.dumps, lines)))
-    judged = release.gate_folders(old, new, GatePolicy())
+
+    def name_passages(lines):
+        docs = ({**line["doc"], "passage": f"text {at // 5}"} for at, line in enumerate(lines))
+        return [{**line, "doc": doc} for line, doc in zip(lines, docs, strict=True)]
+
+    for arm in (old, new):
+        rewrite(arm, name_passages)
+    judged = judge(old, new)
     assert {t.comparison.n_clusters for t in judged.tasks} == {6}
 
 
@@ -771,11 +755,11 @@ def test_tasks_whose_names_differ_in_letters_that_no_task_may_bear_are_judged_ea
         lmeval_folder.write(tmp_path / arm, {"exam_化学": [chemistry] * 400, "exam_物理": [physics] * n})
         for arm, (chemistry, physics) in scores.items()
     ]
-    judged = release.gate_folders(*arms, GatePolicy())
+    judged = judge(*arms)
     assert judged.verdict.outcome == "fail"
     assert sorted(len(t.comparison.lost) for t in judged.tasks) == [0, 400]
     assert len({t.task.name for t in judged.tasks}) == 2
-    alone = release.gate_folders(*arms, GatePolicy(tasks=("exam_物理",), critical=("exam_物理",)))
+    alone = judge(*arms, tasks=("exam_物理",), critical=("exam_物理",))
     assert alone.verdict.outcome == "pass"
     (critical,) = (rule for rule in alone.verdict.rules if rule.name == "critical")
     assert critical.outcome == "pass"
@@ -784,8 +768,7 @@ def test_tasks_whose_names_differ_in_letters_that_no_task_may_bear_are_judged_ea
 def write_log(folder, metric, scores):
     """Write a folder of samples of one task, scored by one metric of this name, and without the results file."""
     written = lmeval_folder.write(folder, {"speech": scores})
-    for results in written.rglob("results_*"):
-        results.unlink()
+    drop_results(written)
 
     def rename_metric(line):
         rest = {key: value for key, value in line.items() if not key.startswith("acc")}
@@ -798,7 +781,7 @@ def write_log(folder, metric, scores):
 def test_errors_per_word_may_exceed_1_and_have_no_upper_bound(tmp_path):
     worse = [0.3, 1.6, 0.4, 0.0] * 20
     old, new = (write_log(tmp_path / arm, "wer", s) for arm, s in (("a", [0.2] * 80), ("b", worse)))
-    judged = release.gate_folders(old, new, GatePolicy())
+    judged = judge(old, new)
     (task,) = judged.tasks
     assert (task.comparison.metric, task.comparison.unit.is_rate) == ("wer", False)
     assert task.comparison.delta == pytest.approx(0.575 - 0.2)
@@ -811,27 +794,25 @@ def test_other_scores_above_1_are_refused_by_the_file_and_the_metric(tmp_path):
     with pytest.raises(
         UserError, match=r"samples_speech.*found metrics that are not rates in \[0, 1\] \(acc\)"
     ):
-        release.gate_folders(old, new, GatePolicy())
+        judge(old, new)
 
 
 def write_corpus_metric(folder):
-    for file in folder.rglob("samples_wmt_*"):
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
-        pairs = [{**row, "metrics": ["bleu"], "bleu": ["a reference", "an answer"]} for row in rows]
-        file.write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    pair = {"metrics": ["bleu"], "bleu": ["a reference", "an answer"]}
+    rewrite(folder, lambda lines: [line | pair for line in lines], "samples_wmt_*")
 
 
 def test_a_task_without_a_number_of_each_item_is_named_and_the_others_are_judged(tmp_path):
     lost = np.arange(400) >= 80
     for arm, scores in (("a", np.ones(400)), ("b", lost.astype(float))):
         write_corpus_metric(lmeval_folder.write(tmp_path / arm, {"arc": scores, "wmt": np.ones(9)}))
-    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    judged = judge(tmp_path / "a", tmp_path / "b")
     assert ([t.task.name for t in judged.tasks], judged.verdict.outcome) == (["arc"], "fail")
     assert "wmt is not compared: metrics without one number an item (bleu)" in judged.notes
     with pytest.raises(UserError, match=r"samples_wmt.*without one number an item \(bleu\)"):
-        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy(tasks=["wmt", "arc"]))
+        judge(tmp_path / "a", tmp_path / "b", tasks=["wmt", "arc"])
     next((tmp_path / "b").rglob("samples_wmt*")).write_text("damaged")
-    again = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy(tasks=["arc"]))
+    again = judge(tmp_path / "a", tmp_path / "b", tasks=["arc"])
     assert (again.verdict.outcome, again.notes[0]) == ("fail", "not named by gate.tasks, left out: wmt")
 
 
@@ -842,12 +823,12 @@ def test_a_link_to_a_folder_of_logs_is_named_as_not_followed(tmp_path):
     link.symlink_to(tmp_path / "elsewhere")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "more").symlink_to(tmp_path / "elsewhere")
-    judged = release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+    judged = judge(tmp_path / "a", tmp_path / "b")
     assert (
         f"{link} is a link to a folder, which is not followed; next: name that folder itself" in judged.notes
     )
     with pytest.raises(UserError, match=r"neither; .*links/more is a link, which is not followed"):
-        release.gate_folders(tmp_path / "a", tmp_path / "links", GatePolicy())
+        judge(tmp_path / "a", tmp_path / "links")
 
 
 @pytest.mark.parametrize("write", [lmeval_folder.write, partial(inspect_logs.write, zipped=False)])
@@ -860,7 +841,7 @@ def test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound(tm
     with pytest.raises(
         UserError, match="2,147,483,649 bytes of JSON in one file; expected at most 2,147,483,648"
     ):
-        release.gate_folders(tmp_path / "a", tmp_path / "b", GatePolicy())
+        judge(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -891,7 +872,7 @@ def test_real_samples_of_lm_eval_are_read(tmp_path):
             ]
             text = "\n".join(map(json.dumps, changed))
             (folder / f"samples_{task}_{lmeval_folder.DATE}.jsonl").write_text(text)
-    judged = release.gate_folders(tmp_path / "base", tmp_path / "tuned", GatePolicy())
+    judged = judge(tmp_path / "base", tmp_path / "tuned")
     lost = {t.task.name: len(t.comparison.lost) for t in judged.tasks}
     assert sum(lost.values()) == sum(n for task, n in lost.items() if "winogrande" in task) > 10
     assert len(lost) == len(by_task)
@@ -900,10 +881,8 @@ def test_real_samples_of_lm_eval_are_read(tmp_path):
 def test_a_score_that_falls_and_is_not_compared_is_named(tmp_path):
     old = lmeval_folder.write(tmp_path / "base", {"arc": [1, 1, 0, 1] * 50})
     new = lmeval_folder.write(tmp_path / "tuned", {"arc": [1, 1, 1, 0] * 50})
-    (samples,) = new.rglob("samples_*.jsonl")
-    rows = [json.loads(line) | {"acc_norm": 0.0} for line in samples.read_text().splitlines()]
-    samples.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    (note,) = release.gate_folders(old, new, GatePolicy()).notes
+    rewrite(new, lambda lines: [line | {"acc_norm": 0.0} for line in lines])
+    (note,) = judge(old, new).notes
     assert note == "worse and not compared, as the first rate of a task decides: acc_norm of arc 0.75 → 0"
 
 
@@ -918,7 +897,7 @@ def test_a_direction_that_is_not_logged_is_told_by_the_name_and_said(tmp_path, m
     for samples in tmp_path.rglob("samples_*.jsonl"):
         text = samples.read_text().replace('"acc_norm"', '"other"').replace('"acc"', f'"{metric}"')
         samples.write_text(text)
-    judged = release.gate_folders(*arms, GatePolicy())
+    judged = judge(*arms)
     assert len(judged.tasks[0].comparison.lost) == n_lost
     said = f"whether higher or lower is better is not logged and told by the name: {metric} of t, {better}"
     assert said in judged.notes

@@ -11,16 +11,16 @@ import tiny_experiment
 import tiny_model
 from checked_rows import write
 from fake_rows import script_candidate
+from tiny_experiment import session
 
 from harness import config, experiment, metrics, plugins, store
 from harness.cli import main
-from harness.config import load
 from harness.config.rubrics import read_rubric
 from harness.data import load_task
 from harness.data.training_rows import load_training_rows
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import suite_sets, target_sets
 from harness.evaluation.runner import fill
 from harness.experiment import Scope, prepare_session
@@ -45,10 +45,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 @pytest.fixture
 def path(tiny, tmp_path):
     return tiny_experiment.write(tmp_path, tiny, PROMPT)
-
-
-def session(path, *overrides):
-    return prepare_session(config.load(path, overrides), Scope(), SilentProgress())
 
 
 def base_sets(made):
@@ -364,7 +360,7 @@ def test_answers_are_compared_and_trained_without_special_tokens_around_them(dat
     for line in (1, 2):
         change(path, "letters/test.jsonl", line, reference=written)
         change(path, "letters/train.jsonl", line, reference=written)
-    items = prepare_session(load(path), Scope(), SilentProgress()).target.items
+    items = session(path).target.items
     assert {e.references for e in (*items.test, *items.train)} == {("late",), ("money",)}
     (note,) = [note for note in items.overlap if "special tokens" in note]
     assert note.startswith("4 rows with special tokens in answers, such as ")
@@ -379,7 +375,7 @@ def test_special_tokens_in_prompts_and_documents_are_told(tmp_path, tiny, token)
     path = write_free_answers(tmp_path, tiny)
     change(path, "letters/test.jsonl", 3, prompt=f"{token} Where is my lamp box?")
     change(path, "general/facts.jsonl", 1, prompt=f"{token} What follows?")
-    items = prepare_session(load(path), Scope(), SilentProgress()).target.items
+    items = session(path).target.items
     assert [note.partition(", such")[0] for note in items.overlap] == [
         "1 row with special tokens in prompts"
     ] * 2

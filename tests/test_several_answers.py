@@ -1,8 +1,6 @@
 """Several answers to an item: drawn by seeds of their own, settled without the reference, shown as pass@k."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import tiny_experiment
@@ -13,14 +11,12 @@ from harness.analysis.answers import answer_diversity, list_each_answer, several
 from harness.errors import UserError
 from harness.evaluation import EvaluationJob, evaluate_block
 from harness.evaluation.candidates import base_weights
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import target_sets
 from harness.evaluation.runner import fill
 from harness.evaluation.sampled_answers import seed_of, settle
-from harness.experiment import Scope, prepare_session
 from harness.metrics import load_metrics, normalize
 from harness.models.candidate import TextCandidate
-from harness.progress import SilentProgress
 from harness.records import Example, Output, RowsIdentity, Sample
 from harness.spec import Decoding, Task
 
@@ -28,7 +24,6 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 IDENTITY = RowsIdentity("w", "t", "task", "v", "test", "p", "generate", "fp32", "e", "l", "cpu", decoding="d")
 WORDS = ("late", "money", "Late.", "neither")
-PASSK = json.loads((Path(__file__).parent / "golden.json").read_text())["passk"]["value"]
 
 
 class SeedCandidate(TextCandidate):
@@ -180,17 +175,6 @@ def test_failed_answers_lower_the_score_and_are_counted_with_their_item(metric):
         assert one.estimate.score == pytest.approx(found.score)
 
 
-# pass@k
-
-
-@pytest.mark.parametrize("name", ["n50c10k1", "n50c10k5", "n50c10k10", "n10c3k5"])
-def test_pass_at_k_is_that_of_the_golden_values(name):
-    from harness import stats
-
-    n, c, k = (int(part) for part in name.replace("n", "").replace("c", " ").replace("k", " ").split())
-    assert stats.pass_at_k(n, c, k) == pytest.approx(PASSK[name], abs=1e-9)
-
-
 def test_collapse_is_counted_over_all_answers():
     rows = evaluate_block(SeedCandidate(), job_of(samples=4), 0)
     each = list_each_answer(rows, {row.example_id: row.samples for row in rows})
@@ -249,11 +233,9 @@ def sets_of(session):
 
 def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, f"  one: {{decoding: {{{DRAWN}}}}}\n")
-    first = prepare_session(config.load(path), Scope(), SilentProgress())
+    first = tiny_experiment.session(path)
     fill(first, SeedCandidate(), sets_of(first), "one")
-    changed = prepare_session(
-        config.load(path, ["candidates.one.decoding.choose=majority"]), Scope(), SilentProgress()
-    )
+    changed = tiny_experiment.session(path, "candidates.one.decoding.choose=majority")
     assert rescore_stored(changed, sets_of(changed)) == []
     for old, new in zip(sets_of(first), sets_of(changed), strict=True):
         before, after = (store.read_rows(first.store, s.identity.digest) for s in (old, new))
@@ -267,7 +249,5 @@ def test_another_choice_among_stored_answers_asks_no_model(tiny, tmp_path):
             max(of, key=lambda w, of=of: [normalize(x) for x in of].count(normalize(w))) if of else all_[0]
             for of, all_ in zip(votes, words, strict=True)
         ]
-    other = prepare_session(
-        config.load(path, ["candidates.one.decoding.samples=5"]), Scope(), SilentProgress()
-    )
+    other = tiny_experiment.session(path, "candidates.one.decoding.samples=5")
     assert len(rescore_stored(other, sets_of(other))) == 2, "more answers have to be drawn"

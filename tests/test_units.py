@@ -16,10 +16,9 @@ from harness.analysis.decision import decide
 from harness.analysis.run_diff import differences
 from harness.formatting import RATE, Unit
 from harness.lifecycle.nightly_changes import compare_base
-from harness.lifecycle.rescue import Rescue
+from harness.lifecycle.rescue import Rescue, select_case
 from harness.lifecycle.rescue_result import HalfVerdict, TrialResult
 from harness.lifecycle.rescue_result import rows as rescue_rows
-from harness.lifecycle.rescue_search import select_case
 from harness.metrics import Metric, is_flipped, mean_metric, weighted_mean
 from harness.records import MetricRange, RowsIdentity, Run
 from harness.report import ExperimentReport

@@ -4,7 +4,7 @@ Invariant: what is written depends on the arguments alone.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from harness import config, store
@@ -79,6 +79,12 @@ def write(
 
 def rows(path: Path, content: Sequence[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in content))
+
+
+def write_splits(folder: Path, sizes: tuple[int, int, int], row: Callable[[str, int], dict]) -> None:
+    """Write rows of train, validation and test, made of the split's name and their number in it."""
+    for name, n in zip(("train", "validation", "test"), sizes, strict=True):
+        rows(folder / f"{name}.jsonl", [{"id": f"{name}-{i}"} | row(name, i) for i in range(n)])
 
 
 def write_facts(folder: Path, n: int) -> None:

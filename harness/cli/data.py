@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from harness.data.text_files import Rows
     from harness.experiment.distilled_rows import DistilledRows
     from harness.experiment.preference_pairs import MadePairs
-    from harness.lifecycle.production import FeedbackEdit
+    from harness.lifecycle.corrections import FeedbackEdit
 
 _SEEN = 1_000  # rows by which the columns of a file are recognised
 

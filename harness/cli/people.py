@@ -164,7 +164,7 @@ def feedback_add(
     A row that is stored already is not stored again. Names of persons are not found.
     """
     from harness.cli.progress_bar import TerminalProgress
-    from harness.lifecycle.production import add_feedback, describe_added
+    from harness.lifecycle.feedback import add_feedback, describe_added
     from harness.store import Store
 
     loaded = at.load()
@@ -198,7 +198,7 @@ def feedback_rows(
 
     Rows that ask what is evaluated are left out. Test items are made of marked rows alone.
     """
-    from harness.lifecycle.production import make_rows, make_test_items
+    from harness.lifecycle.corrections import make_rows, make_test_items
 
     out = require_out(out, "harness feedback rows", "corrections.jsonl")
     session, stored = _open(at, out)
@@ -219,7 +219,7 @@ def feedback_pairs(
 
     Pairs that ask what is evaluated are left out.
     """
-    from harness.lifecycle.production import make_pairs
+    from harness.lifecycle.corrections import make_pairs
 
     out = require_out(out, "harness feedback pairs", "preferences.jsonl")
     session, stored = _open(at, out)

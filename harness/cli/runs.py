@@ -112,7 +112,7 @@ def runs_rm(
     """
     from harness import store
     from harness.lifecycle import release
-    from harness.lifecycle.nightly import references
+    from harness.lifecycle.nightly_state import references
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"

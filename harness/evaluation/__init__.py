@@ -110,23 +110,17 @@ class EncodedItem(NamedTuple):
 
 def encode_block(candidate: Candidate, job: EvaluationJob, index: int) -> list[EncodedItem]:
     """Encode all prompts of the candidate in one block of items."""
-    examples = job.examples[index * BLOCK : (index + 1) * BLOCK]
-    prompts = [_prompts(job, example) for example in examples]
+    prompts, chat = [], job.task.chat_template
+    for example in job.examples[index * BLOCK : (index + 1) * BLOCK]:
+        texts = [prompt_text(job.task, example)]  # the context, then the texts scored after it
+        if _is_ranked(job, example):
+            gap = "" if chat or not example.messages else " "
+            texts += [PromptText(example.messages, gap + choice, chat) for choice in example.choices]
+        elif job.task.kind == "bits_per_byte":  # a whole text has no question
+            texts.append(PromptText((), example.references[0], chat_template=False))
+        prompts.append(texts)
     ids = iter(candidate.encode_all([text for texts in prompts for text in texts]))
     return [EncodedItem(next(ids), tuple(next(ids) for _ in texts[1:])) for texts in prompts]
-
-
-def _prompts(job: EvaluationJob, example: Example) -> list[PromptText]:
-    """List an item's context, then the texts scored after it."""
-    messages, chat = example.messages, job.task.chat_template
-    is_text = job.task.kind == "bits_per_byte"  # a whole text has no question
-    scored: list[PromptText] = []
-    if _is_ranked(job, example):
-        gap = "" if chat or not messages else " "
-        scored = [PromptText(messages, gap + choice, chat) for choice in example.choices]
-    elif is_text:
-        scored = [PromptText((), example.references[0], chat_template=False)]
-    return [prompt_text(job.task, example), *scored]
 
 
 def prompt_text(task: Task, example: Example) -> PromptText:

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
-from harness import plugins
+from harness import plugins, regularizers
 from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
 from harness.data.columns import option_text
 from harness.data.contamination import Encode, ReadBy, overlap_notes
@@ -31,15 +31,7 @@ from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
-from harness.regularizers import (
-    Answered,
-    MixContext,
-    Mixture,
-    find_shipped_answers,
-    mixes_rows,
-    mixtures,
-    work_factor,
-)
+from harness.regularizers import Answered, MixContext, Mixture
 from harness.spec import Experiment, Fields, Recipe, Task
 
 
@@ -280,7 +272,7 @@ def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
 def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
     """List the problems of the general rows of a recipe's regularisers."""
     try:
-        mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
+        regularizers.mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
     except UserError as error:
         return error.problems
     return ()
@@ -290,7 +282,7 @@ def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Seque
     """Return the base's answers to a mixture's prompts that ship with the package, if all are there."""
     if not session.target.task.chat_template:
         return ()
-    return find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
+    return regularizers.find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
 
 
 def regularization_work(
@@ -302,10 +294,12 @@ def regularization_work(
     """
     n_total, n_per_step = n_rows
     base = session.sources.get(source.base_model or "", session.source)
-    total = costs.Work(trained=round(plain.trained * (work_factor(source.regularize, n_per_step) - 1)))
-    for name, mixture in mixtures(source.regularize, mix_context(session, source, seed)).items():
+    total = costs.Work(
+        trained=round(plain.trained * (regularizers.work_factor(source.regularize, n_per_step) - 1))
+    )
+    for name, mixture in regularizers.mixtures(source.regularize, mix_context(session, source, seed)).items():
         share = mixture.n / max(1, n_total)
-        n_steps = ceil(plain.steps * share) if mixes_rows(name) else 0
+        n_steps = ceil(plain.steps * share) if regularizers.mixes_rows(name) else 0
         total += costs.Work(trained=round(plain.trained * share), steps=n_steps)
         if mixture.max_new_tokens and not find_shipped(session, base, mixture):
             total += costs.estimate_answering(

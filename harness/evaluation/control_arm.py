@@ -62,10 +62,22 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
         return ""
     start, base = load(), session.host(source).base
     again = reevaluate(session, [b[:2] for b in chosen], [base], "control arm: the base again")
-    compared = [
-        (_compare_block(session, block, repeated), repeated)
-        for block, (repeated,) in zip(chosen, again, strict=True)
-    ]
+    compared = []
+    for block, (repeated,) in zip(chosen, again, strict=True):
+        identity, primary = block.rows.identity.digest, block.rows.measured.primary
+        block_origin = store.origins(session.store, identity).get(block.place, Origin())
+        pairs = list(zip(block.stored, repeated, strict=True))
+        found = ControlBlock(
+            task=block.rows.measured.task.name,
+            rows=identity,
+            index=block.place,
+            n=len(repeated),
+            environment=block_origin.environment,
+            reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
+            differing=_item_names(new for old, new in pairs if differs(old, new)),
+            flipped=_item_names(new for old, new in pairs if is_flipped(old, new, primary)),
+        )
+        compared.append((found, repeated))
     session.learn_pace("answering", Work(), load().since(start).wall_s, source, teaches=False)
     now = datetime.now(UTC)
     control = Control(
@@ -117,21 +129,6 @@ def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: in
 
 def _interleave(queues: Sequence[Sequence[tuple[RowSet, int]]]) -> list[tuple[RowSet, int]]:
     return [block for turn in zip_longest(*queues) for block in turn if block]
-
-
-def _compare_block(session: Session, block: _StoredBlock, repeated: Rows) -> ControlBlock:
-    block_origin = store.origins(session.store, block.rows.identity.digest).get(block.place, Origin())
-    pairs = list(zip(block.stored, repeated, strict=True))
-    return ControlBlock(
-        task=block.rows.measured.task.name,
-        rows=block.rows.identity.digest,
-        index=block.place,
-        n=len(repeated),
-        environment=block_origin.environment,
-        reworded=_item_names(new for old, new in pairs if old.prompt_digest != new.prompt_digest),
-        differing=_item_names(new for old, new in pairs if differs(old, new)),
-        flipped=_item_names(new for old, new in pairs if is_flipped(old, new, block.rows.measured.primary)),
-    )
 
 
 def _item_names(rows: Iterator[SampleResult]) -> tuple[str, ...]:

@@ -181,7 +181,10 @@ def _plan_items(
     for judged in measured.judged.values():
         n_each = n_answers * len(orders(judged.rubric))
         more = n_passages if judged.rubric.passages else 0
-        longest = [_n_read(measured, judged, example) + more for example in examples]
+        # Of each prompt its texts, and an answer of the task's maximal length.
+        (order, *_), answer = orders(judged.rubric), measured.task.max_new_tokens
+        prompts = (judge_messages(judged.rubric, example, "", order) for example in examples)
+        longest = [sum(costs.tokens(turn["content"]) for turn in turns) + answer + more for turns in prompts]
         for judge in judged.judges:
             n_anchors = min(judged.rubric.anchors, n_each * len(examples)) if judge.settings else 0
             again = n_checks * n_anchors
@@ -190,13 +193,6 @@ def _plan_items(
             written = grades * LIMITS.max_new_tokens
             cost = tokens_usd(judge.prices, read, written) if judge.prices else None
             yield PlannedGrades(measured.task.name, judged.metric, judge.name, grades, read, written, cost)
-
-
-def _n_read(measured: MeasuredTask, judged: JudgedMetric, example: Example) -> int:
-    """Estimate the tokens of one prompt: its texts, and an answer of the task's maximal length."""
-    (order, *_) = orders(judged.rubric)
-    messages = judge_messages(judged.rubric, example, "", order)
-    return sum(costs.tokens(turn["content"]) for turn in messages) + measured.task.max_new_tokens
 
 
 _TEMPLATE = 64  # tokens of a chat template around one turn, at most
@@ -252,47 +248,33 @@ def short_contexts(
     """
     measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
     measured_by += [(pairs, session.target, True)] if pairs else []
-    named = [session.candidates[name] for name in names]
-    return [
-        short
-        for judged, measured, is_pair in measured_by
-        for judge in judged.judges
-        if (short := _short_context(session, named, measured, judged, judge, is_pair=is_pair))
-    ]
-
-
-def _short_context(
-    session: Session,
-    candidates: Sequence[ResolvedCandidate],
-    measured: MeasuredTask,
-    judged: JudgedMetric,
-    judge: Judge,
-    *,
-    is_pair: bool,
-) -> ShortContext | None:
-    source = session.candidates[judge.name].served_base if judge.absent else None
-    if judge.weights:
-        source = judge.weights.source
-    context = context_length(source) if source and not is_packed(source) else None
-    examples = [*measured.items.validation, *measured.items.test]
-    if is_pair:  # the other answer is another candidate's
-        examples = [replace(example, references=("",)) for example in measured.items.test]
-    if source is None or context is None or not examples:
-        return None
-    answers = (2 if is_pair else 1) * measured.task.max_new_tokens
-    if judged.rubric.passages and measured.role == "target":
-        answers += max((passage_tokens(session, c, examples) for c in candidates), default=0)
-    texts = list(_prompts(judged, examples, chat=bool(chat_template(source))))
-    contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
-    most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)
-    if max(most_tokens) + answers <= context:  # no tokenizer makes more tokens than there are bytes
-        return None
-    sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
-    n_long = sum(size + answers > context for size in sizes)
-    n_sure = sum(size > context for size in sizes)
-    named = (measured.task.name, judged.metric, judge.name, context)
-    short = ShortContext(*named, len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
-    return short if n_long else None
+    short = []
+    for judged, measured, is_pair in measured_by:
+        examples = [*measured.items.validation, *measured.items.test]
+        if is_pair:  # the other answer is another candidate's
+            examples = [replace(example, references=("",)) for example in measured.items.test]
+        for judge in judged.judges:
+            source = session.candidates[judge.name].served_base if judge.absent else None
+            source = judge.weights.source if judge.weights else source
+            context = context_length(source) if source and not is_packed(source) else None
+            if source is None or context is None or not examples:
+                continue
+            answers = (2 if is_pair else 1) * measured.task.max_new_tokens
+            if judged.rubric.passages and measured.role == "target":
+                named = (session.candidates[name] for name in names)
+                answers += max((passage_tokens(session, one, examples) for one in named), default=0)
+            texts = list(_prompts(judged, examples, chat=bool(chat_template(source))))
+            contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
+            most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)
+            if max(most_tokens) + answers <= context:  # no tokenizer makes more tokens than there are bytes
+                continue
+            sizes = [len(e.context) + len(e.continuation) for e in encode_all(load_tokenizer(source), texts)]
+            if n_long := sum(size + answers > context for size in sizes):
+                n_sure = sum(size > context for size in sizes)
+                where = (measured.task.name, judged.metric, judge.name, context)
+                sums = (len(sizes), n_long, n_sure, max(sizes) + answers, min(sizes))
+                short.append(ShortContext(*where, *sums))
+    return short
 
 
 def _prompts(judged: JudgedMetric, examples: Sequence[Example], *, chat: bool) -> Iterator[PromptText]:

@@ -27,19 +27,10 @@ import numpy as np
 from harness import formatting, store
 from harness.config import Rubric
 from harness.errors import CandidateFailed, SharedFailure
-from harness.evaluation import costs
+from harness.evaluation import costs, judges
 from harness.evaluation.costs import Budget
 from harness.evaluation.grade_costs import cost_usd, open_budget
-from harness.evaluation.judges import (
-    LIMITS,
-    Judge,
-    JudgedMetric,
-    Order,
-    UngradedAnswer,
-    grade_value,
-    judge_messages,
-    read_grade,
-)
+from harness.evaluation.judges import Judge, JudgedMetric, Order, UngradedAnswer
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.formatting import pluralize
@@ -107,7 +98,14 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnsw
     # found even if the grading is interrupted.
     judged = answers[0].judged
     assert judge.settings is not None, "a judge behind an address"
-    anchors = {anchor.key for anchor in anchors_of(judged, judge, answers)}
+    # Missing anchors are chosen by digest, that is as if at random, from the answers that are graded first.
+    known = store.read_anchors(judged.store, judge.book)
+    anchors = {anchor.key for anchor in known}
+    if (n_lacking := judged.rubric.anchors - len(known)) > 0:
+        fresh = sorted((a for a in answers if a.key not in anchors), key=lambda a: a.key)[:n_lacking]
+        known += [Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in fresh]
+        store.keep_anchors(judged.store, judge.book, known)
+        anchors |= {anchor.key for anchor in known}
     anchor_answers = [answer for answer in answers if answer.key in anchors]
     budget = open_budget(judged, judge)
     with _open_server(judge.settings, judged) as (server, candidate):
@@ -165,7 +163,7 @@ def _say(candidate: ChatCandidate, budget: Budget | None, answer: UngradedAnswer
         return _grade_in_words(candidate, answer)
     prices, messages = answer.judge.prices, _messages(answer)
     read = sum(costs.tokens(message["content"]) for message in messages)
-    with budget.reserve(read, LIMITS.max_new_tokens) as spend:
+    with budget.reserve(read, judges.LIMITS.max_new_tokens) as spend:
         grade = _grade_in_words(candidate, answer)
         spend(cost_usd([grade], prices), grade.n_prompt_tokens, grade.n_output_tokens)
     return grade
@@ -175,21 +173,21 @@ def _grade_in_words(candidate: ChatCandidate, answer: UngradedAnswer) -> Grade:
     """Ask for one grade in words, at temperature 0; with log-probabilities the mean of all grades counts."""
     rubric = answer.judged.rubric
     prompt = candidate.encode(_messages(answer)).context
-    (output,) = candidate.generate([prompt], LIMITS)
+    (output,) = candidate.generate([prompt], judges.LIMITS)
     if output.finish_reason == "error":
         return _grade(answer, output, "", None)
-    grade = read_grade(rubric, output.text)
+    grade = judges.read_grade(rubric, output.text)
     weights = token_weights(rubric, output.first_logprobs) if grade is not None else None
     if weights is not None:
         text = f"{output.text} ({weights_text(rubric, weights)})"
         return _grade(answer, output, text, mean_grade(rubric, weights, answer.order))
-    value = None if grade is None else grade_value(rubric, grade, answer.order)
+    value = None if grade is None else judges.grade_value(rubric, grade, answer.order)
     return _grade(answer, output, output.text, value)
 
 
 def _messages(answer: UngradedAnswer) -> list[Message]:
     rubric = answer.judged.rubric
-    return judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
+    return judges.judge_messages(rubric, answer.example, answer.answer, answer.order, answer.passages)
 
 
 def _grade_by_likelihood(
@@ -267,28 +265,12 @@ def weights_text(rubric: Rubric, weights: Array) -> str:
 
 def mean_grade(rubric: Rubric, weights: Array, order: Order) -> float:
     """Return the mean grade as a share of the scale."""
-    values = np.array([grade_value(rubric, grade, order) for grade in rubric.grades])
+    values = np.array([judges.grade_value(rubric, grade, order) for grade in rubric.grades])
     return float(weights @ values)
 
 
 ALPHA = 0.01  # chance of an alarm about a judge that did not change, at each check
 _NEXT = "the judge as it was, or another version: in the rubric, by which all answers are graded again"
-
-
-def anchors_of(judged: JudgedMetric, judge: Judge, answers: Sequence[UngradedAnswer]) -> list[Anchor]:
-    """Return a book's anchors; missing ones are chosen from these answers, which are graded first.
-
-    They are chosen by digest, that is as if at random.
-    """
-    anchors = store.read_anchors(judged.store, judge.book)
-    n_lacking, keys = judged.rubric.anchors - len(anchors), {anchor.key for anchor in anchors}
-    if n_lacking > 0:
-        new_answers = sorted((a for a in answers if a.key not in keys), key=lambda a: a.key)
-        anchors += [
-            Anchor(a.key, a.task, a.example, a.answer, a.order, a.passages) for a in new_answers[:n_lacking]
-        ]
-        store.keep_anchors(judged.store, judge.book, anchors)
-    return anchors
 
 
 def check_anchors(

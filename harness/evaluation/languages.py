@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from harness.cache import memo
-from harness.evaluation.session import MeasuredTask, Session
-from harness.records import Example, digest
+from harness.evaluation.session import Session
+from harness.records import digest
 
 
 class Spoken(NamedTuple):
@@ -67,7 +67,16 @@ def describe_unspoken(session: Session) -> Iterator[str]:
     measured = [session.target, *capability]
     limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE]
     key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured)])
-    target, *suites = memo("languages", key, lambda: [_languages_of(m) for m in measured])
+
+    def find_languages() -> list[list[str]]:  # of the prompts and of the answers of each task
+        found = []
+        for items in (m.items.test for m in measured):
+            prompts = ("\n".join([item.prompt, *item.choices[:1]]) for item in items)
+            texts = (prompts, (reference for item in items for reference in item.references))
+            found.append([*dict.fromkeys(filter(None, map(find_language, texts)))])
+        return found
+
+    target, *suites = memo("languages", key, find_languages)
     spoken = dict.fromkeys(language for languages in suites for language in languages)
     for language in [one for one in target if spoken and one not in spoken]:
         known = SPOKEN.get(language, Spoken(f"the language “{language}”"))
@@ -78,14 +87,3 @@ def describe_unspoken(session: Session) -> Iterator[str]:
             f"language: the target is in {known.name}, the capability suites are in {others}: what is"
             f" forgotten of {known.name} is not measured; next: {step}"
         )
-
-
-def _languages_of(measured: MeasuredTask) -> list[str]:
-    """List the languages of a task's prompts and answers."""
-    items = measured.items.test
-    found = [find_language(texts) for texts in (map(_asked, items), (r for e in items for r in e.references))]
-    return [*dict.fromkeys(filter(None, found))]
-
-
-def _asked(example: Example) -> str:
-    return "\n".join([example.prompt, *example.choices[:1]])

@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, provenance, store
+from harness.config import is_judged
 from harness.data import SCORING, SPLITS, Split
 from harness.evaluation import EvaluationJob, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
@@ -90,7 +91,12 @@ class RowSet(NamedTuple):
         """The same rows before a judge or a reward model has graded them."""
         if not (self.measured.judged or self.chooser):
             return self
-        m = self.measured.without_judges() if self.measured.judged else self.measured
+        m = self.measured
+        if m.judged:
+            kept = tuple(name for name in m.task.metrics if not is_judged(name))
+            task = m.task.model_copy(update={"metrics": kept, "primary": ""})
+            own = {name: metric for name, metric in m.metrics.items() if name not in m.judged}
+            m = m._replace(task=task, metrics=own, judged={})
         choice = choice_name(self.decoding) if self.chooser else self.identity.choice
         named = replace(self.identity, scoring_digest=_scoring_digest(m), choice=choice)
         return self._replace(measured=m, identity=named, chooser=None)
@@ -380,20 +386,19 @@ def metric_ranges(sets: Iterable[RowSet]) -> dict[str, dict[str, MetricRange]]:
 
 
 def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
-    """List test, and validation if any, of each further target that a recipe can answer."""
-    able = (m for m in session.more_targets if _can_answer(recipe, weights, m))
-    sets = [rows for m in able for rows in target_sets(replace(session, target=m), recipe, weights, seed)]
-    return [rows for rows in sets if rows.ids]
+    """List test, and validation if any, of each further target that has what the recipe needs.
 
-
-def _can_answer(recipe: Recipe, weights: Weights, measured: MeasuredTask) -> bool:
-    """Tell whether a task has what a recipe's prompts, answers and sampling need; False for a classifier."""
-    # Ranked labels are the task's own, and a judge that chooses among answers is the target's.
-    task, decoding = measured.task, recipe.sampling
+    None for a classifier. Ranked labels are the task's own, and a judge that chooses is the target's.
+    """
+    by_judge = recipe.sampling is not None and recipe.sampling.by not in (None, MEAN_LOGPROB)
+    if by_judge or not weights.is_language_model:
+        return []
     promptings = (plugins.load("prompting", name) for name in recipe.prompting)
     needs = {need for plugin in promptings for need in getattr(plugin, "NEEDS", ())}
-    ranks = recipe.answer == "rank" and task.kind == "generate" and not task.labels
-    by_judge = decoding is not None and decoding.by not in (None, MEAN_LOGPROB)
-    in_chat = weights.kind != "chat" or openai_api.can_chat(task)
-    prompts = all(task.data.source(need) for need in needs)
-    return weights.is_language_model and prompts and in_chat and not (ranks or by_judge)
+    sets: list[RowSet] = []
+    for m in session.more_targets:
+        ranks = recipe.answer == "rank" and m.task.kind == "generate" and not m.task.labels
+        in_chat = weights.kind != "chat" or openai_api.can_chat(m.task)
+        if in_chat and not ranks and all(m.task.data.source(need) for need in needs):
+            sets += target_sets(replace(session, target=m), recipe, weights, seed)
+    return [rows for rows in sets if rows.ids]

@@ -68,8 +68,17 @@ def draw_answers(
     repeated = [prompt for prompt in prompts for _ in range(n)]
     seeds = [seed_of(prompt.example.id, index) for prompt in prompts for index in range(n)]
     outputs = candidate.generate([p.context.context for p in repeated], limits, seeds) if repeated else []
-    if decoding.by == MEAN_LOGPROB:
-        outputs = _score_tokens(candidate, task, repeated, outputs)
+    if decoding.by == MEAN_LOGPROB:  # of each nonempty answer, in nats per token, as the model scores it
+        encoded = candidate.encode_all(
+            [
+                PromptText(prompt.example.messages, output.text, task.chat_template)
+                for prompt, output in zip(repeated, outputs, strict=True)
+            ]
+        )
+        fit = [i for i, e in enumerate(encoded) if e.continuation and outputs[i].finish_reason != "error"]
+        scores = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fit])
+        means = {i: s.logprob / len(encoded[i].continuation) for i, s in zip(fit, scores, strict=True)}
+        outputs = [replace(output, mean_logprob=means.get(i)) for i, output in enumerate(outputs)]
     groups = (outputs[start : start + n] for start in range(0, len(outputs), n))
     return [
         replace(
@@ -81,22 +90,6 @@ def draw_answers(
         )
         for samples in groups
     ]
-
-
-def _score_tokens(
-    candidate: Candidate, task: Task, prompts: Sequence[ItemPrompt], outputs: Sequence[Output]
-) -> list[Output]:
-    """Score the tokens of each nonempty answer, in nats per token, as the model itself would."""
-    encoded = candidate.encode_all(
-        [
-            PromptText(prompt.example.messages, output.text, task.chat_template)
-            for prompt, output in zip(prompts, outputs, strict=True)
-        ]
-    )
-    fit = [i for i, e in enumerate(encoded) if e.continuation and outputs[i].finish_reason != "error"]
-    scores = candidate.loglikelihood([(encoded[i].context, encoded[i].continuation) for i in fit])
-    mean_logprobs = {i: s.logprob / len(encoded[i].continuation) for i, s in zip(fit, scores, strict=True)}
-    return [replace(output, mean_logprob=mean_logprobs.get(i)) for i, output in enumerate(outputs)]
 
 
 def settle(

@@ -78,8 +78,8 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
     """Stratify a task by the base's answers; None if it has to be evaluated in full.
 
     That is a task with few items or clusters, or one that the base did not answer completely. Single items
-    scored 0 or 1 are stratified by margin, and by score if the base is clearly above `chance`; all others
-    form one stratum.
+    scored 0 or 1 are stratified by quarters of the margin, if there are many, and by score if the base is
+    clearly above `chance`; all others form one stratum.
     """
     scores = [row.parts.get(metric.name) for row in rows]
     if len(rows) < FEWEST_ITEMS or None in scores:
@@ -93,23 +93,22 @@ def pool_of(rows: Sequence[SampleResult], metric: Metric, chance: float = 0.0) -
         return ItemStrata({"all": ids}, {"all": _EXPECTED_UNKNOWN}, clusters={} if single else clusters)
     right = fmean(row.parts[metric.name] == (1.0,) for row in rows)
     by_score = right - chance > _CLEAR * sqrt(0.25 / (_count_first_look(len(rows)) / 2))
-    return _strata(rows, metric.name if by_score else "")
-
-
-def _strata(rows: Sequence[SampleResult], score: str) -> ItemStrata:
-    """Stratify single items by quarters of the margin, if there are many, and by a score if named."""
     by_margin = len(rows) >= 4 * BLOCK and all(row.margin is not None for row in rows)
     closest = sorted(rows, key=lambda row: (abs(row.margin or 0.0) if by_margin else 0.0, row.example_id))
     expected = _EXPECTED if by_margin else (_EXPECTED_UNKNOWN,)
-    ids: dict[str, tuple[str, ...]] = {}
+    stratum_ids: dict[str, tuple[str, ...]] = {}
     shares: dict[str, float] = {}
     for k, part in enumerate(np.array_split(np.arange(len(rows)), len(expected))):
-        for scored in (0.0, 1.0) if score else (None,):
+        for scored in (0.0, 1.0) if by_score else (None,):
             name = (f"quarter {k + 1}" if by_margin else "all") + ("" if scored is None else f", {scored:g}")
-            stratum = [closest[i] for i in part if scored is None or closest[i].parts[score] == (scored,)]
+            stratum = [
+                row
+                for row in (closest[i] for i in part)
+                if not by_score or row.parts[metric.name] == (scored,)
+            ]
             if stratum:
-                ids[name], shares[name] = tuple(row.example_id for row in stratum), expected[k]
-    return ItemStrata(ids, shares, bool(score))
+                stratum_ids[name], shares[name] = tuple(row.example_id for row in stratum), expected[k]
+    return ItemStrata(stratum_ids, shares, by_score)
 
 
 def plan_variance(pool: ItemStrata, drawn: Mapping[str, int]) -> float:

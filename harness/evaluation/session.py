@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from harness import provenance, store
 from harness.cache import memo
-from harness.config import is_judged
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed, NotStored
 from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order
@@ -80,13 +79,6 @@ class MeasuredTask(NamedTuple):
         if self.task.lm_eval or self.weights is not None:
             return self.items.test if split == "test" else ()
         return put_in_order(getattr(self.items, split), self.versions[split])
-
-    def without_judges(self) -> "MeasuredTask":
-        """Return the task without judged metrics, as it is answered."""
-        kept = tuple(name for name in self.task.metrics if not is_judged(name))
-        task = self.task.model_copy(update={"metrics": kept, "primary": ""})
-        metrics = {name: metric for name, metric in self.metrics.items() if name not in self.judged}
-        return self._replace(task=task, metrics=metrics, judged={})
 
 
 class Fold(NamedTuple):

@@ -265,7 +265,17 @@ def describe_timing(runs: Iterable[Run]) -> list[str]:
     batch = _names(run for run in timed if run.latency["compute_contended"])
     trained = _names(run for run in timed if (run.training.waited_share or 0.0) > MOST_WAITED)
     notes = [f"time of one request: {', '.join(quiet)}"] if quiet else []
-    under_load = [_load_text(run) for run in timed if run.latency.get("at_once_contended") == 0]
+    under_load = []
+    for run in (run for run in timed if run.latency.get("at_once_contended") == 0):
+        n, all_s = run.latency["at_once"], run.latency["at_once_s"]
+        first, first_of_all = (
+            run.latency.get(name) for name in ("first_token_s", "first_token_at_once_p50_s")
+        )
+        alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
+        together = f", their first tokens after {seconds(first_of_all)}" if first_of_all is not None else ""
+        rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
+        answered = f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second)"
+        under_load.append(f"{answered}{together}{alone}")
     notes += [f"several requests at once: {'; '.join(under_load)}"] if under_load else []
     others = "were disturbed by other work on this machine, twice: marked ~ and left out of the decision"
     notes += [f"latencies of {single} {others}"] if single else []
@@ -276,16 +286,6 @@ def describe_timing(runs: Iterable[Run]) -> list[str]:
 
 def _names(runs: Iterable[Run]) -> str:
     return ", ".join(dict.fromkeys(run.candidate for run in runs))
-
-
-def _load_text(run: Run) -> str:
-    n, all_s = run.latency["at_once"], run.latency["at_once_s"]
-    first = run.latency.get("first_token_s")
-    alone = f"; one alone has its first token after {seconds(first)}" if first is not None else ""
-    p50 = run.latency.get("first_token_at_once_p50_s")
-    together = f", their first tokens after {seconds(p50)}" if p50 is not None else ""
-    rate = f"{n / all_s:.1f}" if n / all_s < 10 else count(n / all_s)
-    return f"{run.label} answers {n:.0f} within {seconds(all_s)} ({rate} a second){together}{alone}"
 
 
 def _mean_s(rows: Iterable[SampleResult]) -> float:

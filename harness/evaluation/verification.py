@@ -6,7 +6,7 @@ would send its model other token ids than the run's. Prompts that hold a special
 as servers read the token.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from itertools import zip_longest
 from pathlib import Path
@@ -50,20 +50,17 @@ def verify_weights(session: Session, weights: Weights, run: Run) -> None:
         found, expected = f"a base with the digest {source.weights_digest}", f"{run.base_digest}, the run's"
         step = "name the base_model that it was trained on"
         problems.append(Problem(run.run_id, found, expected, step))
-    refuse([*problems, *_find_unlike_promoted(session.store, run)])
-
-
-def _find_unlike_promoted(at: store.Store, run: Run) -> Iterator[Problem]:
-    """Yield each file of a kept champion's weights that is not as it was promoted."""
-    for champion in store.kept_champions(at.folder.parent):
-        if champion.run_id == run.run_id and champion.files:
-            now = store.hash_weights(at, champion.fit_key)
-            for name in sorted({*champion.files, *now}):
-                if now.get(name) != champion.files.get(name):
-                    change = "missing" if name not in now else "changed" if name in champion.files else "new"
-                    where = str(at.weights(champion.fit_key) / name)
-                    found = f"a file that is {change} since its promotion"
-                    yield Problem(where, found, "the files that were promoted", _AGAIN)
+    for champion in store.kept_champions(session.store.folder.parent):
+        if champion.run_id != run.run_id or not champion.files:
+            continue
+        now = store.hash_weights(session.store, champion.fit_key)
+        for name in sorted({*champion.files, *now}):
+            if now.get(name) != champion.files.get(name):
+                change = "missing" if name not in now else "changed" if name in champion.files else "new"
+                where = str(session.store.weights(champion.fit_key) / name)
+                found = f"a file that is {change} since its promotion"
+                problems.append(Problem(where, found, "the files that were promoted", _AGAIN))
+    refuse(problems)
 
 
 _N = 50  # prompts of each task that is asked in chat

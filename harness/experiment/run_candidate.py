@@ -19,8 +19,7 @@ from harness.errors import CandidateFailed, one_line
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import rescore_stored, score_answered
 from harness.evaluation.row_sets import (
     RowSet,
     RunRequest,

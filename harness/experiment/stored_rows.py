@@ -20,8 +20,7 @@ from harness.data import Split
 from harness.data.edge_cases import reported_cases
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.judging_stage import answer_and_score, score_answered
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
 from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import MeasuredTask, Session

@@ -18,7 +18,7 @@ from harness.errors import Diverged
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import find_shipped, mix_context, regularization_work, training_data
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import prompting_digest, prompting_step, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items

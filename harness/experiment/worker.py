@@ -22,7 +22,7 @@ from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
-from harness.evaluation.rescoring import rescore_stored
+from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session

@@ -1,5 +1,4 @@
 """Stages after a comparison: release and champions, feedback from production, rescue, nights.
 
-Invariant: each is a loop around a plan and its analysis. `release`, `production`, `rescue` and `nightly`
-are what others import; the other modules hold their parts.
+Invariant: each is a loop around a plan and its analysis.
 """

@@ -7,7 +7,7 @@ finished unless somebody asks for that.
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from harness import config, provenance, store
 from harness.analysis import comparison
@@ -18,7 +18,7 @@ from harness.errors import Problem, UserError
 from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE
 from harness.records import Run
-from harness.store import Champion, ChampionEntry, History, Leftover, References, Store, exports
+from harness.store import Champion, ChampionEntry, Leftover, References, Store, exports
 
 
 def promote(
@@ -92,18 +92,7 @@ def roll_back(path: Path, number: int | None = None, *, why: str = "", by: str =
     Raises:
         UserError: no such champion is left, it is the champion already, or its rows are gone.
     """
-    stored = load_study(config.load(path))
-    with store.hold_champions(stored.store):
-        history = _read(stored)
-        earlier = _find(stored, history, number, next(iter(history.way_back), None))
-        name = f"champion {earlier.number} of {stored.experiment.target.name}"
-        if earlier.champion == history.champion:
-            step = f"name another one, as {stored.typed.command('champions', 'list')} numbers them"
-            raise UserError(Problem(name, "the present champion", "an earlier one", step))
-        if lost := [one for one in missing_files(stored.store, earlier.champion) if one.startswith("rows")]:
-            step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
-            raise UserError(Problem(name, f"no {', no '.join(lost)}", "all that a gate compares with", step))
-        return _repeat(stored, history, replace(earlier, event="rollback", why=why), by)
+    return _record_again(path, "rollback", number, why, by)
 
 
 def retire(path: Path, number: int | None = None, *, why: str = "", by: str = "") -> ChampionEntry:
@@ -112,11 +101,50 @@ def retire(path: Path, number: int | None = None, *, why: str = "", by: str = ""
     Raises:
         UserError: there is no such champion, or it is retired already.
     """
+    return _record_again(path, "retirement", number, why, by)
+
+
+def _record_again(
+    path: Path, event: Literal["rollback", "retirement"], number: int | None, why: str, by: str
+) -> ChampionEntry:
+    """Record an entry about an earlier promotion, by its number, under the next number."""
     stored = load_study(config.load(path))
+    target = stored.experiment.target.name
     with store.hold_champions(stored.store):
-        history = _read(stored)
-        retired = _find(stored, history, number, history.present.number if history.present else None)
-        return _repeat(stored, history, replace(retired, event="retirement", why=why), by)
+        store.read_champion(stored.folder, target)  # the champion's file has to agree with the history
+        history = store.read_history(stored.folder, target)
+        default = history.present.number if history.present else None
+        if event == "rollback":
+            default = next(iter(history.way_back), None)
+        asked = default if number is None else number
+        named = next((entry for entry in history.entries if entry.number == asked), None)
+        if named is None or named.promoted not in history.recent:
+            found = f"{asked}, which is retired" if named else f"no {asked or 'such champion'}"
+            numbers = ", ".join(map(str, sorted(history.recent))) or "none so far"
+            step = stored.typed.command("champions", "list") if history.entries else ""
+            step = step or f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
+            raise UserError(Problem(f"champions of {target}", found, f"one of the numbers: {numbers}", step))
+        earlier = history.entries[named.promoted - 1]
+        name = f"champion {earlier.number} of {target}"
+        if event == "rollback" and earlier.champion == history.champion:
+            step = f"name another one, as {stored.typed.command('champions', 'list')} numbers them"
+            raise UserError(Problem(name, "the present champion", "an earlier one", step))
+        lost = [gone for gone in missing_files(stored.store, earlier.champion) if gone.startswith("rows")]
+        if event == "rollback" and lost:
+            step = f"{stored.typed.command('compare')}, then {stored.typed.command('promote', 'RUN')}"
+            raise UserError(Problem(name, f"no {', no '.join(lost)}", "all that a gate compares with", step))
+        entry = replace(
+            earlier,
+            event=event,
+            why=why,
+            number=len(history.entries) + 1,
+            when=provenance.timestamp(),
+            who=by or provenance.git_user(stored.folder),
+            keep=stored.experiment.champions.keep,
+            exports=_hash_exports(stored.store, earlier.champion.run_id),
+        )
+        store.record_champion(stored.store, entry)
+    return entry
 
 
 def missing_files(at: Store, champion: Champion) -> list[str]:
@@ -124,39 +152,6 @@ def missing_files(at: Store, champion: Champion) -> list[str]:
     rows = [f"rows of {key}" for key, of in champion.rows.items() if not at.parquet(of).exists()]
     trained = champion.fit_key and not at.weights(champion.fit_key).exists()
     return [*rows, *([f"weights {champion.fit_key}"] if trained else [])]
-
-
-def _read(stored: Study) -> History:
-    """Read the history of the experiment's target, once the champion's file agrees with it."""
-    store.read_champion(stored.folder, stored.experiment.target.name)
-    return store.read_history(stored.folder, stored.experiment.target.name)
-
-
-def _find(stored: Study, history: History, number: int | None, default: int | None) -> ChampionEntry:
-    """Return the promotion that an entry is about, by its number or the default, unless it is retired."""
-    asked, target = default if number is None else number, stored.experiment.target.name
-    entry = next((one for one in history.entries if one.number == asked), None)
-    if entry is None or entry.promoted not in history.recent:
-        found = f"{asked}, which is retired" if entry else f"no {asked or 'such champion'}"
-        numbers = ", ".join(map(str, sorted(history.recent))) or "none so far"
-        step = stored.typed.command("champions", "list") if history.entries else ""
-        step = step or f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
-        raise UserError(Problem(f"champions of {target}", found, f"one of the numbers: {numbers}", step))
-    return history.entries[entry.promoted - 1]
-
-
-def _repeat(stored: Study, history: History, entry: ChampionEntry, by: str) -> ChampionEntry:
-    """Record an entry about an earlier promotion, under the next number."""
-    entry = replace(
-        entry,
-        number=len(history.entries) + 1,
-        when=provenance.timestamp(),
-        who=by or provenance.git_user(stored.folder),
-        keep=stored.experiment.champions.keep,
-        exports=_hash_exports(stored.store, entry.champion.run_id),
-    )
-    store.record_champion(stored.store, entry)
-    return entry
 
 
 def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:

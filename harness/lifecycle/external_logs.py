@@ -4,7 +4,7 @@ Invariant: items are paired by their id and only where both models had the same 
 computed that needs a model.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,17 +12,8 @@ from harness.analysis import gating
 from harness.analysis.gating import GateResult
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean, gather, refuse
 from harness.formatting import figure, pluralize
-from harness.lifecycle import inspect_logs, lm_eval_logs
-from harness.lifecycle.eval_logs import (
-    HIGHER,
-    Arm,
-    differences,
-    is_lower_better,
-    is_named,
-    measurement,
-    read_arm,
-    task_names,
-)
+from harness.lifecycle import eval_logs, inspect_logs, lm_eval_logs
+from harness.lifecycle.eval_logs import Arm
 from harness.spec import GatePolicy
 
 
@@ -56,7 +47,9 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
             f"{', '.join(new.names)}); expected the same; "
             "next: evaluate both models on the same tasks with one evaluator"
         )
-    problems = [problem for name in shared for problem in differences(old.tasks[name], new.tasks[name])]
+    problems = [
+        problem for name in shared for problem in eval_logs.differences(old.tasks[name], new.tasks[name])
+    ]
     if problems:
         raise IncompatibleRuns("\n".join(problems))
     answers = [
@@ -71,17 +64,18 @@ def gate_folders(base: Path, candidate: Path, policy: GatePolicy) -> GateResult:
         raise UserError(
             Problem(f"--candidate {candidate}", found, "another evaluation of another model", step)
         )
-    names = task_names(known)
-    measured = [measurement(names[name], old.tasks[name], new.tasks[name]) for name in shared]
+    names = eval_logs.task_names(known)
+    measured = [eval_logs.measurement(names[name], old.tasks[name], new.tasks[name]) for name in shared]
     renamed = {key: tuple(names.get(n, n) for n in getattr(policy, key)) for key in ("tasks", "critical")}
     policy = policy.model_copy(update=renamed)
     absent = [names[name] for name in wanted if name not in shared]
     result = gating.judge(measured, policy, target=None, identical=False, missing=absent)
     left_out = [name for name in known if name not in wanted and name not in not_compared]
+    links = [link for path in (base, candidate) for link in _list_links(path)]
     notes = (
         *([f"not named by gate.tasks, left out: {', '.join(left_out)}"] if left_out else []),
-        *_list_not_compared(absent, not_compared, (base, candidate)),
-        *_list_doubts(old, new, shared, same),
+        *([f"not finished by both, left out: {', '.join(absent)}"] if absent else []),
+        *_list_notes(old, new, shared, same, not_compared, links),
     )
     labels = (candidate.name, base.name) if new.model == old.model else (new.model, old.model)
     return replace(result, candidate=labels[0], baseline=labels[1], notes=notes)
@@ -104,22 +98,10 @@ def _read_arms(base: Path, candidate: Path, wanted: Collection[str]) -> tuple[Ar
                 expected = "samples of lm-eval or of harness eval -s, or logs of inspect"
                 step = "run lm_eval with --log_samples --output_path DIR, or inspect eval with --log-dir DIR"
                 raise UserError(Problem(str(path), found, expected, step))
-            arms.append(read_arm(option, path, samples or logs, other, wanted))
+            arms.append(eval_logs.read_arm(option, path, samples or logs, other, wanted))
     refuse(problems)
     old, new = arms
     return old, new
-
-
-def _list_not_compared(
-    absent: Sequence[str], not_compared: Mapping[str, Problem], arms: Iterable[Path]
-) -> Iterator[str]:
-    """Name what is there of either arm and has no part in the verdict."""
-    if absent:
-        yield f"not finished by both, left out: {', '.join(absent)}"
-    for name, problem in not_compared.items():
-        yield f"{name} is not compared: {problem.found}"
-    for link in (link for arm in arms for link in _list_links(arm)):
-        yield f"{link} is a link to a folder, which is not followed; next: name that folder itself"
 
 
 def _list_links(path: Path) -> list[Path]:
@@ -128,8 +110,19 @@ def _list_links(path: Path) -> list[Path]:
     return sorted(one for one in below if one.is_symlink() and one.is_dir())
 
 
-def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str]) -> Iterator[str]:
-    """Say what the logs leave in doubt: two models, the same items, and the scores that count."""
+def _list_notes(
+    old: Arm,
+    new: Arm,
+    shared: Sequence[str],
+    same: Sequence[str],
+    not_compared: Mapping[str, Problem],
+    links: Sequence[Path],
+) -> Iterator[str]:
+    """Name what has no part in the verdict, then what the logs leave in doubt: models, items and scores."""
+    for name, problem in not_compared.items():
+        yield f"{name} is not compared: {problem.found}"
+    for link in links:
+        yield f"{link} is a link to a folder, which is not followed; next: name that folder itself"
     for option, arm in (("--base", old), ("--candidate", new)):
         if len(arm.addresses) > 1:
             yield f"{option}: one model by its name, served at {' and '.join(arm.addresses)}"
@@ -143,9 +136,11 @@ def _list_doubts(old: Arm, new: Arm, shared: Sequence[str], same: Sequence[str])
             unknown.append(name)
         for score, after in log.not_compared.items():
             before = old.tasks[name].not_compared.get(score)
-            if before is not None and (after > before if is_lower_better(score) else after < before):
+            if before is not None and (
+                after > before if eval_logs.is_lower_better(score) else after < before
+            ):
                 worse.append(f"{score} of {name} {figure(before)} → {figure(after)}")
-        if not log.is_direction_logged and not is_named(log.metric, HIGHER):
+        if not log.is_direction_logged and not eval_logs.is_named(log.metric, eval_logs.HIGHER):
             guessed.append(f"{log.metric} of {name}, {'higher' if log.higher_is_better else 'lower'}")
     if unknown:
         yield f"items paired by their id alone, as no document is logged: {', '.join(unknown)}"

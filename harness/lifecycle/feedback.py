@@ -83,31 +83,25 @@ def read_log(path: str, notes: LogNotes, region: str = "") -> Iterator[LoggedRow
     """
     problems: list[Problem] = []
     shown = readers.display_path(path)
-    for row in _stream_masked(path, region):
-        try:
-            yield _read_row(row, notes)
-        except _Unusable as reason:
-            notes.left_out.setdefault(str(reason), []).append(row.where)
-        except UserError as error:
-            problems += error.problems
+    try:
+        for row in readers.stream(path, "train"):
+            try:
+                yield _read_row(row, notes)
+            except _Unusable as reason:
+                notes.left_out.setdefault(str(reason), []).append(row.where)
+            except UserError as error:
+                problems += error.problems
+    except UserError as error:  # of the file, which may quote cells
+        masked = (
+            replace(p, found=redact(p.found, region)[0], next_step=redact(p.next_step, region)[0])
+            for p in error.problems
+        )
+        raise UserError(list(masked)) from None
     if {"0", "-1"} <= notes.thumbs.keys():
         found = f"thumbs of 0, and of -1 at {notes.thumbs['-1']}: whether 0 is down or none is unknown"
         problems.append(Problem(notes.thumbs["0"], found, "up, down or nothing", "write these words"))
     if problems:
         raise UserError(readers.cap_problems(problems, shown, "values that are not understood"))
-
-
-def _stream_masked(path: str, region: str) -> Iterator[Row]:
-    """Stream the rows of a file; its errors may quote cells, so they are masked."""
-
-    def mask(text: str) -> str:
-        return redact(text, region)[0]
-
-    try:
-        yield from readers.stream(path, "train")
-    except UserError as error:
-        masked = [replace(p, found=mask(p.found), next_step=mask(p.next_step)) for p in error.problems]
-        raise UserError(masked) from None
 
 
 def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
@@ -234,25 +228,21 @@ def _read_time(value: Any, where: str) -> str:
     """Write a time as ISO 8601 in UTC; one without a zone is taken for UTC."""
     if value is None:
         return ""
+    text, seconds = str(value).strip(), None
+    with suppress(ValueError):
+        seconds = float(text)
     try:
-        moment = _parse_time(str(value).strip()).astimezone(UTC)
+        if seconds is None:
+            moment = datetime.fromisoformat(text)
+            moment = moment if moment.tzinfo else moment.replace(tzinfo=UTC)
+        elif seconds < _SECONDS:
+            raise ValueError
+        else:
+            moment = datetime.fromtimestamp(seconds / 1000 if seconds >= _MILLISECONDS else seconds, UTC)
+        return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, OverflowError, OSError):
         expected = "ISO 8601, or seconds since 1970"
         raise UserError(_misread(where, "time", "another value", expected)) from None
-    return moment.strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _parse_time(text: str) -> datetime:
-    """Read a time; the ValueError of one that is not understood is the caller's."""
-    try:
-        seconds = float(text)
-    except ValueError:
-        moment = datetime.fromisoformat(text)
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-    seconds = seconds / 1000 if seconds >= _MILLISECONDS else seconds
-    if seconds < _SECONDS:
-        raise ValueError
-    return datetime.fromtimestamp(seconds, UTC)
 
 
 def _check_name(name: str, column: str, where: str) -> str:

@@ -19,19 +19,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 from harness.data.text_files import refuse_bomb
 from harness.errors import Problem, UserError, refuse_unreadable
-from harness.lifecycle.eval_logs import (
-    MOST_BYTES,
-    Evaluation,
-    LoggedItem,
-    TaskLog,
-    average_scores,
-    digest_logged,
-    find_text_cluster,
-    is_lower_better,
-    is_rate,
-    join_copies,
-    refuse_large,
-)
+from harness.lifecycle import eval_logs
+from harness.lifecycle.eval_logs import Evaluation, LoggedItem, TaskLog
 from harness.records import Status, canonical_json, digest, parse_json
 
 _WORDS = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0, "yes": 1.0, "true": 1.0, "no": 0.0, "false": 0.0}
@@ -74,31 +63,23 @@ class Log(NamedTuple):
     samples: Callable[[], Sequence[Mapping[str, Any]]]
 
 
-def log_files(path: Path) -> list[Path]:
-    """List the logs that a path names: itself, or those below a folder. JSON that is not a log is none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        return []
-    logs = sorted(path.rglob("*.eval"))
-    for file in sorted(path.rglob("*.json")):
-        with file.open(encoding="utf-8", errors="replace") as text:
-            start = text.read(400)
-        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # as logs begin
-            logs.append(file)
-    return logs
-
-
 def find_evaluations(path: Path) -> list[Evaluation]:
     """List the logs that a path names, the newest last, each of one task as it was given arguments.
 
-    The score is the first rate that a log lists; epochs are averaged. Chance is one over the number
-    of choices where one of them is right. Answers that were cut off or filtered are told apart.
+    A path names itself, or the logs below a folder; JSON that is not a log is none. The score is the first
+    rate that a log lists; epochs are averaged. Chance is one over the number of choices where one of them is
+    right. Answers that were cut off or filtered are told apart.
 
     Raises:
         UserError: there are logs and none is finished, or a file is damaged.
     """
-    logs = sorted(map(_read, log_files(path)), key=lambda log: str(log.header["eval"].get("created")))
+    files = [path] if path.is_file() else sorted(path.rglob("*.eval"))
+    for file in sorted(path.rglob("*.json")) if path.is_dir() else ():
+        with file.open(encoding="utf-8", errors="replace") as text:
+            start = text.read(400)
+        if all(f'"{key}"' in start for key in ("version", "status", "eval")):  # as logs begin
+            files.append(file)
+    logs = sorted(map(_read, files), key=lambda log: str(log.header["eval"].get("created")))
     if logs and all(_status(log.header) != "success" for log in logs):
         states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
         raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
@@ -113,17 +94,34 @@ def _evaluation(log: Log) -> Evaluation:
         task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
     identity = {key: spec.get(key) for key in _WHO}
     finished = _status(log.header) == "success"
-    tasks = {task: partial(_parse_task, task, log)} if finished else {}
+    tasks = {task: partial(_score_items, task, log)} if finished else {}
     unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
     return Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished, address)
 
 
 def _read(file: Path) -> Log:
+    """Read a log's header; of one that was cut short there is only its beginning, without samples."""
+    names: list[str] = []
     with _readable(file):
-        header, samples = _unzip(file) if zipfile.is_zipfile(file) else _parse(file)
+        is_zipped = zipfile.is_zipfile(file)
+        if is_zipped:
+            with file.open("rb") as raw:
+                names = _open_archive(raw).namelist()
+            begun = "_journal/start.json" if "header.json" not in names else "header.json"
+            (text,) = _read_members(file, lambda name: name == begun)
+            header = parse_json(text) if "header.json" in names else {"status": "started", **parse_json(text)}
+        else:
+            eval_logs.refuse_large(file)
+            header = parse_json(file.read_text("utf-8"))
+        spec = header.get("eval") if isinstance(header, dict) else None
+        if not isinstance(spec, dict) or "task" not in spec:
+            raise ValueError("no task in it")
 
     def read_samples() -> Sequence[Mapping[str, Any]]:
-        read = samples()
+        read = [] if is_zipped else header.get("samples") or []
+        if "header.json" in names:
+            of_zip = _read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
+            read = list(map(parse_json, of_zip))
         objects = [sample for sample in read if isinstance(sample, dict)]
         if len(objects) < len(read):
             raise ValueError("a sample that is not an object")
@@ -137,77 +135,45 @@ def _readable(file: Path) -> AbstractContextManager[None]:
     return refuse_unreadable(file, "a log of inspect, as .eval or .json", step)
 
 
-def _parse(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
-    refuse_large(file)
-    log = _header(parse_json(file.read_text("utf-8")))
-    samples = log.get("samples") or []
-    return log, lambda: samples
-
-
-def _unzip(file: Path) -> tuple[Mapping[str, Any], Callable[[], Sequence[object]]]:
-    """Read the header; of an evaluation that was cut short there is only its beginning, without samples."""
-    with file.open("rb") as raw:
-        names = _open_archive(raw).namelist()
-    if "header.json" not in names:
-        (start,) = _read_members(file, lambda name: name == "_journal/start.json")
-        return _header({"status": "started", **parse_json(start)}), list
-    (header,) = _read_members(file, lambda name: name == "header.json")
-
-    def samples() -> list[object]:
-        found = _read_members(file, lambda name: name.startswith("samples/") and name.endswith(".json"))
-        return [parse_json(sample) for sample in found]
-
-    return _header(parse_json(header)), samples
-
-
-def _header(value: object) -> Mapping[str, Any]:
-    """Refuse by ValueError what is not a log's header."""
-    spec = value.get("eval") if isinstance(value, dict) else None
-    if not isinstance(value, dict) or not isinstance(spec, dict) or "task" not in spec:
-        raise ValueError("no task in it")
-    return value
-
-
 def _status(header: Mapping[str, Any]) -> str:
     return "invalidated" if header.get("invalidated") else str(header.get("status"))
 
 
-def _parse_task(task: str, log: Log) -> TaskLog | Problem:
-    with _readable(log.path):
-        return _score_items(task, log)
-
-
 def _score_items(task: str, log: Log) -> TaskLog | Problem:
-    by_item: dict[str, list[Mapping[str, Any]]] = {}
-    for sample in log.samples():
-        by_item.setdefault(str(sample.get("id")), []).append(sample)
-    _refuse_gaps(log, by_item)
-    scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
-    names = _name_scores(log, scored.values())
-    if isinstance(names, Problem):
-        return names
-    metric, *others = names
-    scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
-    if bad := [name for name, values in scores.items() if None in values]:
-        # Left out on one side only, they would move the other's mean.
-        found = f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
-        raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
-    items = {
-        name: _item(by_item[name], [x for x in values if x is not None]) for name, values in scores.items()
-    }
-    return TaskLog(
-        task,
-        metric,
-        not is_lower_better(metric),
-        join_copies(log.path, items),
-        _settings(log.header),
-        "generate",
-        "inspect",
-        "use the same --limit and --sample-id",
-        not_compared=average_scores(
-            {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
-        ),
-    )
+    with _readable(log.path):
+        by_item: dict[str, list[Mapping[str, Any]]] = {}
+        for sample in log.samples():
+            by_item.setdefault(str(sample.get("id")), []).append(sample)
+        _refuse_gaps(log, by_item)
+        scored = {name: [_scores(sample) for sample in samples] for name, samples in by_item.items()}
+        names = _name_scores(log, scored.values())
+        if isinstance(names, Problem):
+            return names
+        metric, *others = names
+        scores = {name: [found.get(metric) for found in epochs] for name, epochs in scored.items()}
+        if bad := [name for name, values in scores.items() if None in values]:
+            # Left out on one side only, they would move the other's mean.
+            found = (
+                f"{len(bad)} of {len(scores)} items without a number as {metric} (id {', '.join(bad[:5])})"
+            )
+            raise UserError(Problem(str(log.path), found, "a score of every item", _AGAIN))
+        items = {
+            name: _item(by_item[name], [x for x in values if x is not None])
+            for name, values in scores.items()
+        }
+        return TaskLog(
+            task,
+            metric,
+            not eval_logs.is_lower_better(metric),
+            eval_logs.join_copies(log.path, items),
+            _settings(log.header),
+            "generate",
+            "inspect",
+            "use the same --limit and --sample-id",
+            not_compared=eval_logs.average_scores(
+                {name: [found.get(name) for epochs in scored.values() for found in epochs] for name in others}
+            ),
+        )
 
 
 def _refuse_gaps(log: Log, by_item: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -243,7 +209,9 @@ def _name_scores(log: Log, scored: Iterable[Sequence[Mapping[str, object]]]) -> 
     for found in (found for epochs in scored for found in epochs):
         for name, value in found.items():
             there.setdefault(name, []).append(value)
-    if chosen := next((name for name in (*listed, *there) if name in there and is_rate(there[name])), None):
+    if chosen := next(
+        (name for name in (*listed, *there) if name in there and eval_logs.is_rate(there[name])), None
+    ):
         return [str(name) for name in dict.fromkeys([chosen, *there])]
     found_none = f"no score that is a rate in [0, 1] ({', '.join(there) or 'none at all'})"
     step = "add a scorer, and run inspect score"
@@ -289,8 +257,10 @@ def _item(samples: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> Logg
             "prompt_hash": digest(_content(prompt)),
             "target_hash": digest(first.get("target")),
         },
-        answer=digest_logged([[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]),
-        cluster=find_text_cluster(first.get("metadata")),
+        answer=eval_logs.digest_logged(
+            [[one.get("uuid"), one.get("output"), one.get("scores")] for one in samples]
+        ),
+        cluster=eval_logs.find_text_cluster(first.get("metadata")),
         n_choices=len(choices) if one_is_right else 0,
         status=next((status for status in stopped if status != "ok"), "ok"),
     )
@@ -341,8 +311,8 @@ def _open_archive(raw: BinaryIO) -> zipfile.ZipFile:
 
 
 def _read_member(archive: zipfile.ZipFile, raw: BinaryIO, info: zipfile.ZipInfo) -> bytes:
-    if info.file_size > MOST_BYTES:
-        raise zipfile.BadZipFile(f"{info.filename}: more than {MOST_BYTES:,} bytes")
+    if info.file_size > eval_logs.MOST_BYTES:
+        raise zipfile.BadZipFile(f"{info.filename}: more than {eval_logs.MOST_BYTES:,} bytes")
     if info.compress_type != _ZSTANDARD:
         try:
             return archive.read(info)

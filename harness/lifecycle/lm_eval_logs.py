@@ -16,20 +16,8 @@ from typing import Any
 
 from harness.data.text_files import open_text
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
-from harness.lifecycle.eval_logs import (
-    ERROR_RATES,
-    Evaluation,
-    LoggedItem,
-    TaskLog,
-    average_scores,
-    digest_logged,
-    find_text_cluster,
-    is_lower_better,
-    is_named,
-    is_rate,
-    join_copies,
-    refuse_large,
-)
+from harness.lifecycle import eval_logs
+from harness.lifecycle.eval_logs import Evaluation, LoggedItem, TaskLog
 from harness.records import parse_json, read_object
 
 _SAMPLES = re.compile(r"samples_(?P<task>.+?)(?P<date>_\d{4}-\d\d-\d\dT[\d.+\-]+)?\.jsonl$")
@@ -61,23 +49,18 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     Raises:
         UserError: a results file is damaged, or is of another model than its folder.
     """
+    results = _RESULTS.match(path.name) if path.is_file() else None
+    if path.is_dir():
+        files = sorted(path.rglob("samples_*.jsonl"))
+    elif path.is_file() and path.suffix == ".jsonl":
+        files = [path]
+    else:
+        files = sorted(path.parent.glob("samples_*.jsonl")) if results else []
     samples: dict[tuple[str, Path], dict[str, Path]] = {}
-    for file in _sample_files(path):
-        if named := _SAMPLES.match(file.name):
+    for file in files:
+        if (named := _SAMPLES.match(file.name)) and (not results or results["date"] == named["date"]):
             samples.setdefault((named["date"] or "", file.parent), {})[named["task"]] = file
     return [_evaluation(path, folder, date, samples[date, folder]) for date, folder in sorted(samples)]
-
-
-def _sample_files(path: Path) -> list[Path]:
-    if path.is_dir():
-        return sorted(path.rglob("samples_*.jsonl"))
-    if path.suffix == ".jsonl":
-        return [path] if path.is_file() else []
-    named = _RESULTS.match(path.name) if path.is_file() else None
-    if named is None:
-        return []
-    matches = [(file, _SAMPLES.match(file.name)) for file in sorted(path.parent.glob("samples_*.jsonl"))]
-    return [file for file, match in matches if match and (match["date"] or "") == (named["date"] or "")]
 
 
 def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]) -> Evaluation:
@@ -85,7 +68,7 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
     results_file = next((file for file in named if date or file.name == "results.json"), None)
     results = {}
     if results_file:
-        refuse_large(results_file)
+        eval_logs.refuse_large(results_file)
         results = read_object(results_file) or {}
         if not results:
             found, step = "no results that can be read", "copy the file again, or evaluate again"
@@ -106,76 +89,77 @@ def _evaluation(path: Path, folder: Path, date: str, samples: Mapping[str, Path]
         step = f"name {as_argument(str(results_file))} itself to take it as {model}"
         expected = "those of the model that the folder is named after"
         raise UserError(Problem(str(results_file), found, expected, step))
-    tasks = {task: partial(_parse_task, task, file, results) for task, file in sorted(samples.items())}
+    tasks = {task: partial(_score_items, task, file, results) for task, file in sorted(samples.items())}
     (first, *more) = samples.values()
     unfinished = () if path == first else tuple(_dict(results, "configs").keys() - samples.keys())
     file = results_file or (folder if more else first)
     return Evaluation(file, model, identity if model else None, tasks, unfinished)
 
 
-def _parse_task(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
-    with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
-        return _score_items(task, path, results)
-
-
 def _score_items(task: str, path: Path, results: Mapping[str, Any]) -> TaskLog | Problem:
-    rows = _rows(path)
-    samples = _keep_first_filter(path, rows)
-    metrics = _metrics(path, list(samples.values()))
-    if isinstance(metrics, Problem):
-        return metrics
-    metric, *others = metrics
-    # Left out on one side only, items without a score would move the other's mean.
-    scores = {item: row.get(metric) for item, row in samples.items()}
-    unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
-    if unscored:
-        named = ", ".join(unscored[:5])
-        lacking = f"{len(unscored)} of {len(scores)} items without a number as {metric} (doc_id {named})"
-        raise UserError(Problem(str(path), lacking, "a finite score of every item", "evaluate again"))
-    expected = _dict(_dict(results, "n-samples"), task).get("effective")
-    if isinstance(expected, int) and expected > len(samples):  # as in a copy that was cut
-        advice = "copy the file again, or evaluate again"
-        raise UserError(Problem(str(path), f"{len(samples)} of {expected} samples", "all of them", advice))
-    direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
-    higher = bool(direction) if direction is not None else not is_lower_better(metric)
-    bounds = (0.0, inf) if is_named(metric, ERROR_RATES) else (0.0, 1.0)
-    config = _dict(results, "config")
-    settings = {name: _first(results.get(name), config.get(name)) for name in _SETTINGS}
-    settings["version"] = _dict(results, "versions").get(task)
-    settings["num_fewshot"] = _dict(results, "n-shot").get(task)
-    settings["filter"] = rows[0].get("filter")
-    items = join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
-    # Other metrics of the first filter, and the metric by other filters, do not decide.
-    values = {name: [row.get(name) for row in samples.values()] for name in others}
-    first_filter = next(iter(samples.values())).get("filter")
-    for row in (row for row in rows if row.get("filter") != first_filter):
-        values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
-    # Kind "choice": whether an answer was unparsable or truncated is not in these files.
-    return TaskLog(
-        task,
-        metric,
-        higher,
-        items,
-        settings,
-        "choice",
-        "lm-eval",
-        "use the same --limit",
-        bounds,
-        average_scores(values),
-        direction is not None,
-    )
+    with refuse_unreadable(path, "samples of lm-eval", "copy the file again, or evaluate again"):
+        rows = _rows(path)
+        samples = _keep_first_filter(path, rows)
+        metrics = _metrics(path, list(samples.values()))
+        if isinstance(metrics, Problem):
+            return metrics
+        metric, *others = metrics
+        # Left out on one side only, items without a score would move the other's mean.
+        scores = {item: row.get(metric) for item, row in samples.items()}
+        unscored = [item for item, x in scores.items() if not isinstance(x, int | float) or not isfinite(x)]
+        if unscored:
+            named = ", ".join(unscored[:5])
+            lacking = f"{len(unscored)} of {len(scores)} items without a number as {metric} (doc_id {named})"
+            raise UserError(Problem(str(path), lacking, "a finite score of every item", "evaluate again"))
+        expected = _dict(_dict(results, "n-samples"), task).get("effective")
+        if isinstance(expected, int) and expected > len(samples):  # as in a copy that was cut
+            advice = "copy the file again, or evaluate again"
+            raise UserError(
+                Problem(str(path), f"{len(samples)} of {expected} samples", "all of them", advice)
+            )
+        direction = _dict(_dict(results, "higher_is_better"), task).get(metric)
+        higher = bool(direction) if direction is not None else not eval_logs.is_lower_better(metric)
+        bounds = (0.0, inf) if eval_logs.is_named(metric, eval_logs.ERROR_RATES) else (0.0, 1.0)
+        config = _dict(results, "config")
+        settings = {}
+        for name in _SETTINGS:
+            logged = (value for value in (results.get(name), config.get(name)) if value not in (None, ""))
+            settings[name] = next(logged, None)
+        settings["version"] = _dict(results, "versions").get(task)
+        settings["num_fewshot"] = _dict(results, "n-shot").get(task)
+        settings["filter"] = rows[0].get("filter")
+        items = eval_logs.join_copies(path, {name: _item(row, metric) for name, row in samples.items()})
+        # Other metrics of the first filter, and the metric by other filters, do not decide.
+        values = {name: [row.get(name) for row in samples.values()] for name in others}
+        first_filter = next(iter(samples.values())).get("filter")
+        for row in (row for row in rows if row.get("filter") != first_filter):
+            values.setdefault(f"{metric} by {row.get('filter')}", []).append(row.get(metric))
+        # Kind "choice": whether an answer was unparsable or truncated is not in these files.
+        return TaskLog(
+            task,
+            metric,
+            higher,
+            items,
+            settings,
+            "choice",
+            "lm-eval",
+            "use the same --limit",
+            bounds,
+            eval_logs.average_scores(values),
+            direction is not None,
+        )
 
 
 def _item(row: Mapping[str, Any], metric: str) -> LoggedItem:
     return LoggedItem(
         score=float(row[metric]),
         digests={
-            name: str(row.get(name) or digest_logged(row[field]))
+            name: str(row.get(name) or eval_logs.digest_logged(row[field]))
             for name, field in _HASHES.items()
             if name in row or field in row
         },
-        answer=digest_logged([row.get("resps"), row[metric]]),
-        cluster=find_text_cluster(row.get("doc")),
+        answer=eval_logs.digest_logged([row.get("resps"), row[metric]]),
+        cluster=eval_logs.find_text_cluster(row.get("doc")),
         n_choices=len(row.get("resps") or row.get("arguments") or ()),
     )
 
@@ -232,8 +216,10 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
     if not scored:
         found = f"metrics without one number an item ({', '.join(map(str, listed)) or 'none'})"
         return Problem(str(path), found, *_WANTED)
-    errors = [name for name in scored if is_named(name, ERROR_RATES)]
-    rates = [name for name in scored if name not in errors and is_rate(row.get(name) for row in rows)]
+    errors = [name for name in scored if eval_logs.is_named(name, eval_logs.ERROR_RATES)]
+    rates = [
+        name for name in scored if name not in errors and eval_logs.is_rate(row.get(name) for row in rows)
+    ]
     if not rates + errors:
         found = f"metrics that are not rates in [0, 1] ({', '.join(map(str, scored))})"
         return Problem(str(path), found, *_WANTED)
@@ -244,7 +230,3 @@ def _metrics(path: Path, rows: Sequence[Mapping[str, Any]]) -> list[str] | Probl
 def _dict(value: Mapping[str, Any], key: str) -> dict[str, Any]:
     """Return an object within another one; an empty one where there is none, or something else."""
     return found if isinstance(found := value.get(key), dict) else {}
-
-
-def _first(*values: Any) -> Any:
-    return next((value for value in values if value not in (None, "")), None)

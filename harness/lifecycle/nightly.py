@@ -1,9 +1,427 @@
-"""Nightly regression test: champions and named candidates re-evaluated, with the base as the control arm.
+"""One night: the base and every watched candidate re-evaluated and compared with the references.
 
-Invariant: an alarm is raised once and stays until it is acknowledged; an unchanged candidate raises one
-with a chance of at most `nightly.alpha`, however many nights are evaluated.
+Invariant: one process at a time; a candidate that fails is recorded and the others go on; the same night run
+again evaluates only what is missing, and a finished one nothing. An alarm is raised once and stays until it
+is acknowledged; an unchanged candidate raises one with a chance of at most `nightly.alpha`, however many
+nights are evaluated.
 """
 
-from harness.lifecycle.night import acknowledge, run_night, run_prepared, send, status
-from harness.lifecycle.nightly_alarm import NightReport, night_document, refuse_webhook, to_json, write
-from harness.lifecycle.nightly_state import Alarm, Night, State, home, read_nights, read_state, references
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+from harness import config, provenance, store
+from harness.analysis.answers import add_samples
+from harness.config import LoadedExperiment, is_judged
+from harness.errors import HarnessError, Problem, UserError, one_line
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.grading import check_judge
+from harness.evaluation.judging_stage import grade_rows
+from harness.evaluation.row_sets import RowSet, suite_sets
+from harness.evaluation.session import Session
+from harness.experiment import Scope, ensure_weights, judge_labels, prepare_session, refuse_folds, stands_on
+from harness.lifecycle import nightly_changes, nightly_state, production, watchlist
+from harness.lifecycle.nightly_alarm import (
+    HARNESS,
+    NightReport,
+    list_missed_nights,
+    night_document,
+    refuse_webhook,
+    report_nights,
+    tell,
+    to_json,
+    write,
+)
+from harness.lifecycle.nightly_changes import NightArms
+from harness.lifecycle.watchlist import ItemBatch, NightItems, Rows, Target
+from harness.models.openai_api import PROTOCOLS
+from harness.progress import Progress, SilentProgress
+from harness.records import digest
+from harness.store import Store
+
+Publish = Callable[[NightReport], object]
+
+
+def run_night(
+    path: str | Path = "harness.yaml",
+    overrides: Sequence[str] = (),
+    *,
+    night: date | None = None,
+    progress: Progress | None = None,
+    publish: Publish | None = None,
+) -> NightReport:
+    """Run one night of an experiment as far as it is not done yet, and say what it shows.
+
+    `night` is its date, today by default. `publish` gets the report before its alarms count as raised:
+    where it fails or is killed, the same night raises them again.
+
+    Raises:
+        UserError: with every problem of the files at once, or there is no candidate to watch.
+        HarnessError: another night or compare is at work in the same runs folder.
+    """
+    loaded = config.load(Path(path), overrides)
+    session = prepare_session(loaded, Scope(), progress or SilentProgress())
+    return run_prepared(session, loaded, night or datetime.now().astimezone().date(), publish)
+
+
+def run_prepared(
+    session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
+) -> NightReport:
+    """Run one night on a prepared session, and publish it as `run_night` does."""
+    refuse_folds(session, "harness nightly run", "whose rows are those that the champion was trained on")
+    folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
+    with night_lock(folder):
+        state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
+        if nights and nights[-1].night > day.isoformat():
+            found = f"{day}, before the last night of {nights[-1].night}"
+            expected, step = "a night after the last one", "set the clock of this machine, and run it again"
+            raise UserError(Problem("nightly run", found, expected, step))
+        if not any(n.night == day.isoformat() for n in nights):
+            with store.hold(session.store):
+                store.begin(session.store, f"nightly-{experiment.name}")
+                night, references = _NightRun(session, loaded, folder, day, state, nights).run()
+            state = replace(state, references=references)
+            nightly_state.write_state(session.store, folder, state)
+            nightly_state.write_night(session.store, folder, night)
+            store.end(session.store, f"nightly-{experiment.name}")
+            nights.append(night)
+        report = report_nights(loaded, nights, state)
+        if publish is not None:
+            publish(report)
+        if report.new:
+            nightly_state.write_state(
+                session.store, folder, replace(state, alarms=(*state.alarms, *report.new))
+            )
+    return report
+
+
+@contextmanager
+def night_lock(folder: Path) -> Iterator[None]:
+    """Keep two nights of one experiment apart."""
+    from filelock import FileLock, Timeout
+
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        held = FileLock(folder / ".lock").acquire(timeout=0)
+    except Timeout:
+        found, step = "another nightly run at work there", "wait until it has finished"
+        raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
+    with held:
+        yield
+
+
+class _BaseRows(NamedTuple):
+    """Rows of a base tonight and in the reference."""
+
+    now: Rows
+    then: Rows
+    night: nightly_state.BaseNight
+
+
+class _NightRun:
+    """One night while it runs: what is evaluated, and the rows of each base once."""
+
+    def __init__(
+        self,
+        session: Session,
+        loaded: LoadedExperiment,
+        folder: Path,
+        day: date,
+        state: nightly_state.State,
+        nights: Sequence[nightly_state.Night],
+    ) -> None:
+        self.session, self.loaded, self.day, self.nights = session, loaded, day.isoformat(), nights
+        self.folder, self.home, self.state = folder / self.day, folder, state
+        self.environment = store.keep_environment(
+            session.store, provenance.describe_environment(session.machine.name)
+        )
+        # The tasks of each series, each target one: bits per byte and safety are for compare.
+        suites = [m for m in session.suites if m.role == "capability" and m.task.kind != "bits_per_byte"]
+        self.tasks = {
+            "target": [session.target],
+            **{f"target {m.task.name}": [m] for m in session.more_targets},
+            **({"general": suites} if suites else {}),
+        }
+        policy, taken = session.experiment.nightly, nights[-1].taken if nights else {}
+        self.plan: dict[str, NightItems] = {}
+        for key, measured in self.tasks.items():
+            pool = watchlist.build_pool({m.task.name: m.examples("test") for m in measured}, policy.anchors)
+            self.plan[key] = watchlist.choose_next_items(pool, taken.get(key, 0), policy.items)
+        measured_tasks = [m for measured in self.tasks.values() for m in measured]
+        self.metrics = {m.task.name: m.metrics[m.task.primary_metric] for m in measured_tasks}
+        self.controls: dict[str, _BaseRows] = {}
+        self.references = dict(state.references)
+
+    def run(self) -> tuple[nightly_state.Night, dict[str, nightly_state.Reference]]:
+        """Evaluate every candidate; returns the night and the references, new ones included."""
+        started = provenance.timestamp()
+        chosen = watchlist.targets(self.loaded, self.session, self.references)
+        labels = [label for label, _ in chosen]
+        with store.StoredProgress(self.session.progress, self.session.store, "A night", labels) as noted:
+            self.session = replace(self.session, progress=noted)
+            watched = []
+            for label, target in chosen:
+                try:
+                    if isinstance(target, HarnessError):
+                        raise target
+                    found = self._evaluate(target)
+                except Exception as error:  # noqa: BLE001 (one candidate must not end the night)
+                    found = nightly_state.NightCandidate(label, "", "", (), error=one_line(error))
+                self.session.progress.finish(label, f"{label}: {found.error or 'evaluated'}")
+                watched.append(found)
+        watched += self._list_changed_judges()
+        # What moved in the feedback that was stored since the last night; empty without any.
+        since = datetime.fromisoformat(self.nights[-1].started) if self.nights else None
+        try:
+            rows = store.read_feedback(self.session.store, added_since=since)
+            moved = production.summarize(production.find_drift(self.loaded, rows)) if rows else ()
+        except Exception as error:  # noqa: BLE001 (it must not end the night)
+            moved = (f"production was not compared: {one_line(error)}",)
+        night = nightly_state.Night(
+            night=self.day,
+            started=started,
+            finished=provenance.timestamp(),
+            commit=provenance.git_state(self.loaded.folder).sha or "",
+            precision=self.session.machine.precision,
+            environment=self.environment,
+            bases={name: control.night for name, control in self.controls.items()},
+            candidates=tuple(watched),
+            taken={key: one.taken for key, one in self.plan.items()},
+            left={key: one.left for key, one in self.plan.items()},
+            production=moved,
+        )
+        return night, self.references
+
+    def _list_changed_judges(self) -> Iterator[nightly_state.NightCandidate]:
+        """Yield the judges behind endpoints that grade their anchors otherwise than before, as failures."""
+        judged = [one for m in self.session.tasks for one in m.judged.values()]
+        books = {judge.book: (one, judge) for one in judged for judge in one.judges}
+        for one, judge in books.values():
+            if judge.book in self.session.checked_judges:
+                continue  # before it graded tonight
+            try:
+                if refused := self.session.refused_judges.get(judge.book):
+                    raise refused
+                check_judge(one, judge)
+            except Exception as error:  # noqa: BLE001 (one judge must not end the night)
+                yield nightly_state.NightCandidate(
+                    f"{one.metric} by {judge.name}", "", "", (), error=one_line(error)
+                )
+
+    def _evaluate(self, target: Target) -> nightly_state.NightCandidate:
+        session = self.session
+        reference = watchlist.pin_reference(session, target, self.references.get(target.name))
+        weights = ensure_weights(session, target.candidate, target.seed)
+        # The targets, and the suites where the weights are the candidate's own.
+        own = watchlist.list_test_sets(session, target.candidate.recipe, weights, target.seed)
+        if weights.is_language_model and weights.digest != target.candidate.base.weights_digest:
+            own += suite_sets(session, weights)
+        sets = self._comparable_sets(own, reference.rows)
+        control = self._control(target, reference) if weights.is_language_model else None
+        batches = self._batches(sets)
+        now = watchlist.reevaluate(session, self.folder, target.name, weights, batches)
+        making = weights.digest if weights.digest != reference.weights else ""
+        makings = [reference.rows, *(reference.makings if making else ())]
+        then = [self._reference_rows(sets, rows) for rows in makings]
+        self.references[target.name] = reference
+        prompting, further = own[0].identity.prompting_digest, {m.task.name for m in session.more_targets}
+        more = {s.name: s.identity.prompting_digest for s in sets if s.measured.task.name in further}
+        unwatched = [s.measured.task.name for s in own if s.name not in reference.rows]
+        since = served = ""
+        if weights.kind in PROTOCOLS:
+            since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
+            served = watchlist.describe_endpoint(target.candidate, since, self.day)
+        return nightly_state.NightCandidate(
+            name=target.name,
+            reference=reference.id,
+            tested=digest([weights.digest, prompting, self.environment, *filter(None, [since, more])]),
+            tests=watchlist.describe_tested(
+                session,
+                target.candidate.recipe,
+                reference,
+                weights,
+                prompting,
+                self.environment,
+                served,
+                more,
+            ),
+            since=since,
+            fit_keys=tuple(stands_on(weights)),
+            making=making,
+            n_references=1 + len(reference.makings),
+            judged=self._judge_change(now, then[0]),
+            unwatched=tuple(name for name in unwatched if name in further),
+            series=self._compare_series(sets, now, then, control),
+        )
+
+    def _compare_series(
+        self, sets: Sequence[RowSet], now: Rows, then: Sequence[Rows], control: _BaseRows | None
+    ) -> dict[str, nightly_state.SeriesNight]:
+        answered, most = {s.measured.task.name for s in sets}, self.session.experiment.gate.max_errors
+        series = {}
+        for key, measured in self.tasks.items():
+            tasks = {m.task.name for m in measured}
+            if not answered & tasks:
+                continue
+            arms = NightArms(now, then, None, None)
+            if control is not None and any(item[0] in tasks for item in control.then):
+                arms = arms._replace(base_now=control.now, base_then=control.then)
+            items = self.plan[key]
+            series[key] = nightly_changes.compare_series(arms, items.anchors, items.fresh, self.metrics, most)
+        return series
+
+    def _judge_change(self, now: Rows, then: Rows) -> nightly_state.JudgedChange | None:
+        """Put answers to the target that a judge grades beside people's labels; None of another metric."""
+        metric, task = self.session.target.primary, self.session.target.task.name
+        if not is_judged(metric.name):
+            return None
+        tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
+        return nightly_changes.compare_judged_answers(
+            metric,
+            tonight,
+            before,
+            judge_labels(self.session.store, self.session.target.task, metric.name),
+            self.session.experiment.gate.max_errors,
+        )
+
+    def _find_night_of_change(
+        self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
+    ) -> str:
+        """Return the night since when an endpoint's anchors are as now; empty where as the reference."""
+        # Its weights cannot be seen, so only answers that moved show another model.
+        fixed = [batch for batch in batches if batch.kind == "anchors"]
+        before = [w for n in self.nights for w in n.candidates if (w.name, w.reference) == (who, reference)]
+        since = next((w.since for w in reversed(before) if not w.error), "")
+        if since:
+            parts = [
+                (batch.rows, store.read_measured(watchlist.batch_file(self.home / since, who, batch)) or ())
+                for batch in fixed
+            ]
+            earlier = watchlist.index_by_item(row for of in grade_rows(self.session, parts) for row in of)
+            then = earlier or then  # none are found where the code that evaluates has changed since
+        anchors = {(batch.rows.measured.task.name, i) for batch in fixed for i in batch.ids}
+        tonight_s = {item: row for item, row in now.items() if item in anchors}
+        return self.day if nightly_changes.has_moved(tonight_s, then, self.metrics) else since
+
+    def _control(self, target: Target, reference: nightly_state.Reference) -> _BaseRows:
+        source = target.candidate.base
+        if source.name not in self.controls:
+            sets = self._comparable_sets(watchlist.base_sets(self.session, source), reference.base)
+            batches, who = self._batches(sets), f"base {source.name}"
+            now = watchlist.reevaluate(self.session, self.folder, who, base_weights(source), batches)
+            then = self._reference_rows(sets, reference.base)
+            fresh = [cluster for one in self.plan.values() for cluster in one.fresh]
+            # The anchors of the first night in this environment since a drift was acknowledged.
+            nights = nightly_state.nights_since_ack(self.state, HARNESS, "harness-drift", self.nights)
+            first = next((self.home / n.night for n in nights if n.environment == self.environment), None)
+            fixed = (
+                [watchlist.batch_file(first, who, batch) for batch in batches if batch.kind == "anchors"]
+                if first
+                else []
+            )
+            last = watchlist.index_by_item(row for file in fixed for row in store.read_measured(file) or ())
+            found = nightly_changes.compare_base(now, then, fresh, last, self.metrics)
+            self.controls[source.name] = _BaseRows(now, then, found)
+        return self.controls[source.name]
+
+    def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
+        """Keep the tasks that are watched and of which the reference holds rows."""
+        return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
+
+    def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:
+        """Cut tonight's items by task and kind; tasks without items tonight are left out."""
+        plans = self.plan.values()
+        ids_by_kind = {
+            "anchors": watchlist.ids_by_task(cluster for plan in plans for cluster in plan.anchors),
+            "fresh": watchlist.ids_by_task(cluster for plan in plans for cluster in plan.fresh),
+        }
+        return [
+            ItemBatch(rows, kind, tuple(ids))
+            for rows in sets
+            for kind, by_task in ids_by_kind.items()
+            if (ids := by_task.get(rows.measured.task.name))
+        ]
+
+    def _reference_rows(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> Rows:
+        """Read rows of the reference with all answers to each item, graded by the judges of tonight."""
+        at, digests = self.session.store, [reference[s.name] for s in sets]
+        rows = [add_samples(store.read_rows(at, key), store.read_drawn(at, key)) for key in digests]
+        parts = list(zip(sets, rows, strict=True))
+        return watchlist.index_by_item(row for of in grade_rows(self.session, parts) for row in of)
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """State between two nights: the report of the last one, and what is missing since."""
+
+    last: NightReport | None
+    n_nights: int
+    missed: tuple[str, ...]
+    unfinished: tuple[str, ...]
+    open: tuple[nightly_state.Alarm, ...]
+
+
+def status(path: Path, today: str) -> Status:
+    """Report where the nights of an experiment stand; loads no model.
+
+    Raises:
+        UserError: with every problem of the file at once, or a night's file cannot be read.
+    """
+    loaded = config.load(path)
+    folder = nightly_state.home(Store(loaded.folder / "runs"), loaded.experiment.name)
+    state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
+    last = report_nights(loaded, nights, state) if nights else None
+    # Nights that began and were ended before they finished.
+    begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
+    missed = tuple(list_missed_nights(nights, today))
+    return Status(last, len(nights), missed, tuple(begun), tuple(nightly_state.open_alarms(state)))
+
+
+def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -> list[nightly_state.Alarm]:
+    """Close the open alarms about a candidate, `harness`, or all; evidence is then collected afresh.
+
+    With `new_reference` the next night compares with the newest stored run.
+
+    Raises:
+        UserError: there is nothing to close.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = nightly_state.home(at, loaded.experiment.name)
+    with night_lock(folder):
+        state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
+        state, closed = nightly_state.acknowledge_alarms(state, about, nights[-1].night if nights else "")
+        if new_reference:
+            kept = {n: r for n, r in state.references.items() if about not in (None, "harness", n)}
+            state = replace(state, references=kept)
+        if not closed and not new_reference:
+            known = nightly_state.open_alarms(state)
+            found = f"no open alarm about {about}" if about else "no open alarm"
+            step = f"one of: {', '.join(a.about for a in known)}" if known else "there is nothing to do"
+            raise UserError(
+                Problem(f"nightly ack, {loaded.experiment.name}", found, "an alarm to close", step)
+            )
+        nightly_state.write_state(at, folder, state)
+    return closed
+
+
+def send(path: Path, webhook: str, night: str) -> str:
+    """Send open alarms that were not sent yet to a webhook; returns what went wrong, or nothing.
+
+    Raises:
+        UserError: the address is none of the web.
+        HarnessError: a night is being run.
+    """
+    loaded = config.load(path)
+    at = Store(loaded.folder / "runs")
+    folder = nightly_state.home(at, loaded.experiment.name)
+    with night_lock(folder):
+        before = nightly_state.read_state(folder)
+        state, error = tell(before, loaded.experiment.name, webhook, night)
+        if state != before:
+            nightly_state.write_state(at, folder, state)
+    return error

@@ -27,7 +27,6 @@ from harness.errors import Problem, UserError
 from harness.lifecycle.nightly_changes import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.lifecycle.nightly_state import (
     Alarm,
-    BaseNight,
     JudgedChange,
     Night,
     NightCandidate,
@@ -172,23 +171,25 @@ def _drifts(nights: Sequence[Night], state: State) -> dict[str, str]:
             seen |= {(base, night.environment, item) for item in fresh}
             moved = flips.setdefault((base, n_acks), [])
             moved.append((sum(fresh.values()), len(fresh)))
-            if said := _describe_drift(found, drift_e(moved, rate), rate):
-                out[night.night] = said
+            named = (
+                (found.reworded, "prompts of the base are other tokens than in the reference"),
+                (
+                    found.differing,
+                    "anchors of the base came back otherwise than before in the same environment",
+                ),
+            )
+            signs = [
+                f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
+                for items, what in named
+                if items
+            ]
+            if (e_value := drift_e(moved, rate)) >= DRIFT_E:
+                allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
+                strength = f"evidence {_strength(e_value)}"
+                signs.append(f"the base's scores move more often than {allowed} ({strength})")
+            if signs:
+                out[night.night] = signs[0]  # the surest one
     return out
-
-
-def _describe_drift(base: BaseNight, e_value: float, rate: float) -> str:
-    """Say what moved of the base, the surest sign first; empty where nothing did."""
-    for items, what in (
-        (base.reworded, "prompts of the base are other tokens than in the reference"),
-        (base.differing, "anchors of the base came back otherwise than before in the same environment"),
-    ):
-        if items:
-            return f"{formatting.count(len(items))} {what} ({', '.join(items[:3])} …)"
-    if e_value < DRIFT_E:
-        return ""
-    allowed = f"the A/A rate of {formatting.percent(rate)} % allows"
-    return f"the base's scores move more often than {allowed} (evidence {_strength(e_value)})"
 
 
 def _judge_candidate(
@@ -197,34 +198,31 @@ def _judge_candidate(
     if one.error:
         return CandidateVerdict(one.name, "error", f"{one.name}: failed: {one.error}", one.tests)
     kept = nights_since_ack(state, one.name, "regression", sound)
-    series = {key: _evidence(policy, one, key, kept) for key in one.series}
+    series: dict[str, Evidence] = {}
+    for key in one.series:
+        changes = []
+        for night in kept:
+            found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
+            if found and found.reference == one.reference and key in found.series and found.series[key].valid:
+                then = found.series[key]
+                largest = 2.0 if then.adjusted else 1.0  # both arms can move by the metric's whole range
+                changes.append(
+                    NightChanges(then.changes, found.tested, found.making, largest, then.unbounded)
+                )
+        seeds = Seeds(policy.seed_sd, one.n_references)
+        series[key] = judge(changes, policy.alpha, len(one.series), seeds)
     anchors = {key: fmean(s.anchors.values()) for key, s in one.series.items() if s.anchors and s.valid}
     lost = tuple(item for s in one.series.values() for item in s.lost)
     if harness:
         said = f"{one.name}: harness-drift: {harness}; nothing is said of {one.name}"
         return CandidateVerdict(one.name, "harness-drift", said, one.tests, series, anchors, lost)
     invalid: list[Verdict] = ["error" for s in one.series.values() if not s.valid]
-    verdict = worst_verdict([*(found.verdict for found in series.values()), *invalid])
+    verdict = worst_verdict([*(evidence.verdict for evidence in series.values()), *invalid])
     told = []
-    for key, found in series.items():
-        told.append("; ".join(_describe_series(key, found, one)) or f"{key}: no new items were evaluated")
+    for key, evidence in series.items():
+        told.append("; ".join(_describe_series(key, evidence, one)) or f"{key}: no new items were evaluated")
     said = f"{one.name}: {verdict}: {'; '.join(told)}"
     return CandidateVerdict(one.name, verdict, said, one.tests, series, anchors, lost)
-
-
-def _evidence(policy: NightlyPolicy, one: NightCandidate, key: str, nights: Iterable[Night]) -> Evidence:
-    changes = []
-    for night in nights:
-        found = next((w for w in night.candidates if w.name == one.name and not w.error), None)
-        if found is None or found.reference != one.reference or key not in found.series:
-            continue
-        series = found.series[key]
-        if series.valid:
-            largest = 2.0 if series.adjusted else 1.0  # both arms can move by the metric's whole range
-            changes.append(
-                NightChanges(series.changes, found.tested, found.making, largest, series.unbounded)
-            )
-    return judge(changes, policy.alpha, len(one.series), Seeds(policy.seed_sd, one.n_references))
 
 
 def _describe_series(key: str, e: Evidence, one: NightCandidate) -> Iterator[str]:

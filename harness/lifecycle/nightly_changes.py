@@ -18,11 +18,10 @@ import numpy as np
 
 from harness import stats
 from harness.analysis import comparison
-from harness.analysis.comparison import compare_on_target, correct_estimate, labels_missing
 from harness.analysis.labelled_answers import Labels, answer_digest
 from harness.analysis.target_rules import aa_rate
 from harness.lifecycle.nightly_state import BaseNight, JudgedChange, SeriesNight
-from harness.lifecycle.reevaluate import Cluster, Item, Rows
+from harness.lifecycle.watchlist import Cluster, Item, Rows
 from harness.metrics import Metric, is_flipped
 from harness.records import SampleResult
 from harness.stats import Array
@@ -52,20 +51,37 @@ def compare_series(
 ) -> SeriesNight:
     """Compare a series: Δ = (now − then) − (base now − base then), averaged over each cluster.
 
-    In shares of the metric's range where it has one. Not valid where more answers failed than a share of
-    `max_errors` allows, be it the candidate's or the base's; one failed answer is allowed in any case, unless
-    none is.
+    Changes stand by the first item of a cluster: shares of the metric's range, or by task where it has none.
+    `lost` names items that got worse, `left_out` counts those that could not be compared. Not valid where
+    more answers failed than a share of `max_errors` allows, be it the candidate's or the base's; one failed
+    answer is allowed in any case, unless none is.
     """
-    new, fixed = (_cluster_changes(arms, clusters, metrics) for clusters in (fresh, anchors))
+    new, fixed, unbounded = dict[str, float](), dict[str, float](), dict[str, dict[str, float]]()
+    lost, left_out = list[str](), 0
+    for cluster, changes, charted in (
+        *((cluster, new, unbounded) for cluster in fresh),
+        *((cluster, fixed, dict[str, dict[str, float]]()) for cluster in anchors),
+    ):
+        of_items = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
+        known = {item: d for item, d in of_items.items() if d is not None}
+        left_out += len(of_items) - len(known)
+        lost += (name(item) for item, d in known.items() if d < -stats.TIE)
+        parts: dict[str, list[Item]] = {}  # items of metrics with a range under "", the others by task
+        for item in cluster:
+            parts.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
+        for task, items in parts.items():
+            by_cluster = charted.setdefault(task, {}) if task else changes
+            if own := [known[i] / (1.0 if task else _range(metrics, i)) for i in items if i in known]:
+                by_cluster[name(items[0])] = round(fmean(own), 9)
     evaluated = [item for cluster in (*fresh, *anchors) for item in cluster if item in arms.now]
     errors = sum(_is_error(arms, item, metrics[item[0]]) for item in evaluated)
     return SeriesNight(
-        new.changes,
-        fixed.changes,
-        (*new.lost, *fixed.lost),
-        new.left_out + fixed.left_out,
+        new,
+        fixed,
+        tuple(lost),
+        left_out,
         adjusted=arms.base_now is not None and arms.base_then is not None,
-        unbounded=new.unbounded,
+        unbounded=unbounded,
         errors=errors,
         n_asked=len(evaluated),
         # One failure of 80 is no rate yet, and scored worst it can only raise the alarm, never hide a loss.
@@ -117,44 +133,6 @@ def score(row: SampleResult, metric: Metric) -> float | None:
     return metric.unit.sign * value if np.isfinite(value) else None
 
 
-class _ClusterChanges(NamedTuple):
-    """Changes by the first item of a cluster, items that got worse, and how many could not be compared.
-
-    Changes are shares of the metric's range; those of metrics without one stand by task in `unbounded`.
-    """
-
-    changes: dict[str, float]
-    unbounded: dict[str, dict[str, float]]
-    lost: list[str]
-    left_out: int
-
-
-def _cluster_changes(
-    arms: NightArms, clusters: Iterable[Cluster], metrics: Mapping[str, Metric]
-) -> _ClusterChanges:
-    found = _ClusterChanges({}, {}, [], 0)
-    for cluster in clusters:
-        all_of = {item: _change(arms, item, metrics[item[0]]) for item in cluster}
-        known = {item: d for item, d in all_of.items() if d is not None}
-        found = found._replace(left_out=found.left_out + len(all_of) - len(known))
-        found.lost.extend(name(item) for item, d in known.items() if d < -stats.TIE)
-        for task, of in _parts(cluster, metrics).items():
-            changes = found.unbounded.setdefault(task, {}) if task else found.changes
-            if own := [
-                known[item] / (1.0 if task else _range(metrics, item)) for item in of if item in known
-            ]:
-                changes[name(of[0])] = round(fmean(own), 9)
-    return found
-
-
-def _parts(cluster: Cluster, metrics: Mapping[str, Metric]) -> dict[str, list[Item]]:
-    """Part a cluster's items into those of metrics with a range, under "", and the others by task."""
-    out: dict[str, list[Item]] = {}
-    for item in cluster:
-        out.setdefault("" if isfinite(_range(metrics, item)) else item[0], []).append(item)
-    return out
-
-
 def _range(metrics: Mapping[str, Metric], item: Item) -> float:
     low, high = metrics[item[0]].bounds
     return high - low
@@ -185,11 +163,10 @@ def _difference(
 
 
 def _is_error(arms: NightArms, item: Item, metric: Metric) -> bool:
+    now, then = arms.now.get(item), [rows.get(item) for rows in arms.then]
     base_now, base_then = ((rows or {}).get(item) for rows in (arms.base_now, arms.base_then))
-    then = [rows.get(item) for rows in arms.then]
-    if any(row and row.status == "incomplete" for row in (arms.now.get(item), base_now)):
-        return True
-    return _is_failed(arms.now.get(item), then, metric) or _is_failed(base_now, [base_then], metric)
+    is_incomplete = any(row and row.status == "incomplete" for row in (now, base_now))
+    return is_incomplete or _is_failed(now, then, metric) or _is_failed(base_now, [base_then], metric)
 
 
 def _is_failed(now: SampleResult | None, then: Sequence[SampleResult | None], metric: Metric) -> bool:
@@ -211,14 +188,16 @@ def compare_judged_answers(
     answered = {row.example_id: row for row in now}
     old = [row for row in then if row.example_id in answered]
     new = [answered[row.example_id] for row in old]
-    by_judge, by_people = (compare_on_target(metric, old, new, of, max_errors) for of in ({}, labels))
+    by_judge, by_people = (
+        comparison.compare_on_target(metric, old, new, of, max_errors) for of in ({}, labels)
+    )
     if by_judge is None or by_people is None:
         return None
     pairs = [(row, before) for row, before in zip(new, old, strict=True) if row.status != "error"]
     changed = [row for row, before in pairs if row.text != before.text]
     reference = comparison.estimate(metric, then)
-    n_missing = labels_missing(metric.name, labels, then)
-    own = correct_estimate(metric, reference, then, labels)
+    n_missing = comparison.labels_missing(metric.name, labels, then)
+    own = comparison.correct_estimate(metric, reference, then, labels)
     return JudgedChange(
         metric=metric.name,
         n=len(new),

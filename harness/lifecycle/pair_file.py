@@ -19,13 +19,7 @@ from harness.analysis.human_preferences import Turn
 from harness.errors import IncompatibleRuns, Problem, UserError, refuse
 from harness.evaluation.judging_stage import map_shown_pairs
 from harness.experiment import StoredRows, Study, load_study
-from harness.lifecycle.label_file import (
-    list_measured_runs,
-    read_rows,
-    refuse_unwritable,
-    unknown_key,
-    write_rows,
-)
+from harness.lifecycle import label_file
 from harness.lifecycle.stored_gate import candidate_runs
 from harness.records import Rating, Run, SampleResult, digest
 from harness.report.escape import spreadsheet_lines
@@ -103,7 +97,7 @@ def export_pairs(
         UserError: the file exists, is no .csv or lies in no folder, or these are not two candidates.
         IncompatibleRuns: nothing is stored of a candidate as it is written now, or no pair lacks a rating.
     """
-    refuse_unwritable(file)
+    label_file.refuse_unwritable(file)
     stored = load_study(config.load(path, overrides))
     at, task = stored.store, stored.experiment.target
     ratings = store.list_ratings(at, task.name)
@@ -116,8 +110,14 @@ def export_pairs(
             f"next: {stored.typed.command('report')}"
         )
     names, sides, shown, open_ = lacking[0]
-    rows = [_file_row(sides, turn, shown[turn.example_id]) for turn in open_[:n_items]]
-    write_rows(file, COLUMNS, rows)
+    rows = []
+    for turn in open_[:n_items]:
+        answers = shown[turn.example_id]
+        left, right = answers if turn.left == "a" else answers[::-1]
+        question = min((row.prompt for row in answers), key=len)  # a longer one may tell whose answer it is
+        reference = " | ".join(answers[0].references[:_REFERENCES_SHOWN])
+        rows.append((_key(sides, turn), question, left.text, right.text, reference, ""))
+    label_file.write_rows(file, COLUMNS, rows)
     return PairExport(names, len(rows), len(open_) - len(rows), tuple(one.names[0] for one in lacking[1:]))
 
 
@@ -128,7 +128,7 @@ def _pairs_of_runs(stored: Study, candidates: Sequence[str]) -> list[tuple[Run, 
         if len(named) == 2 and named[0][0].candidate != named[1][0].candidate:
             return list(product(named[0], named[1]))
         raise _phrase_not_two(runs[0].label for runs in named)
-    measured = list_measured_runs(stored)
+    measured = label_file.list_measured_runs(stored)
     facts = [f for _, f in measured]
     best, untrained = strongest_run(facts), alternative(facts)
     if best is None or untrained is None or best.name == untrained.name:
@@ -193,14 +193,6 @@ def _pair_rows(at: Store, task: Task, sides: _Sides) -> dict[str, tuple[SampleRe
     return map_shown_pairs(*(read.with_drawn(run, task) for run in sides.runs))
 
 
-def _file_row(sides: _Sides, turn: Turn, rows: tuple[SampleResult, SampleResult]) -> tuple[str, ...]:
-    """Lay out a pair; the question is the shorter prompt, for the longer one may tell whose answer it is."""
-    left, right = rows if turn.left == "a" else rows[::-1]
-    question = min((row.prompt for row in rows), key=len)
-    reference = " | ".join(rows[0].references[:_REFERENCES_SHOWN])
-    return _key(sides, turn), question, left.text, right.text, reference, ""
-
-
 def _pair_key(sides: _Sides) -> str:
     return f"{_KEY}{digest(list(sides.rows))[:16]}"
 
@@ -215,18 +207,18 @@ def _read(
     """Read the ratings of a file; count the rows left blank."""
     problems, ratings, seen, n_blank = list[Problem](), list[Rating](), dict[str, int](), 0
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
-    lines = list(read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
+    lines = list(label_file.read_rows(file, COLUMNS, ("key", "left", "right", BETTER)))
     known = dict(_list_known_turns(at, task, pairs, {key.rpartition("-")[0] for _, (key, *_) in lines}))
     for line, (key, left, right, written) in lines:
         where = f"{file}:{line}"
         if not written:
             n_blank += 1
         elif key not in known:
-            problems.append(unknown_key(where, key, "pair of answers"))
+            problems.append(label_file.unknown_key(where, key, "pair of answers"))
         elif key in seen:
             expected = "one preference for each pair"
             problems.append(Problem(where, f"a key of line {seen[key]} again", expected, "keep one"))
-        elif _are_exchanged(known[key][2], (left, right)):
+        elif _words(*known[key][2]) == _words(right, left) != _words(left, right):
             step = "put them back, or export again"
             problems.append(Problem(where, "the texts of left and right exchanged", "them as exported", step))
         elif written.casefold() not in _WORDS:
@@ -275,7 +267,6 @@ def _list_known_turns(
                 yield _key(sides, turn), (sides, turn, shown)
 
 
-def _are_exchanged(exported: tuple[str, str], found: tuple[str, str]) -> bool:
-    """Tell whether each side shows the other's answer, whatever a spreadsheet has made of white space."""
-    old, now = ([spreadsheet_lines(text).split() for text in texts] for texts in (exported, found))
-    return old != now and old == now[::-1]
+def _words(*texts: str) -> list[list[str]]:
+    """Split texts into words, whatever a spreadsheet has made of their white space."""
+    return [spreadsheet_lines(text).split() for text in texts]

@@ -1,31 +1,46 @@
 """Release decisions on what is already stored: gate, promote, pin; and on results made elsewhere.
 
-Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a
-verdict takes a second and no torch; only `exact` scores again, in fp32, and a run of sampled items that is
-promoted answers whole tasks first, which is what later gates compare with.
+Invariant: no model is loaded and nothing is computed that the stored rows do not hold, so a verdict takes a
+second and no torch; only `exact` scores again, in fp32, and a run of sampled items that is promoted answers
+whole tasks first, which is what later gates compare with. A pinned regression keeps the wording, answer and
+settings of the task it came from; pinning it twice changes nothing. Scoring again by metric leaves nothing
+half done; in fp32 only the precision of computing differs, which tells a lost item from one that rounding
+moved.
 """
 
-from collections.abc import Sequence
+import json
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from harness import config, data, report, store
+from harness.analysis.estimators import Estimate
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
 from harness.analysis.run_diff import Differences, differences
 from harness.analysis.significance import list_spare_items
 from harness.analysis.target_rules import cumulative_of
 from harness.analysis.verdict import Verdict, is_relative
 from harness.config import CommandLine
-from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line
+from harness.data import load_task
+from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line, refuse
+from harness.evaluation.candidates import base_weights
+from harness.evaluation.judging_stage import rescore_stored
+from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.session import EngineSlot, Session
 from harness.experiment import (
+    Reader,
     Scope,
     Study,
     answer_all_items,
+    ensure_weights,
     find_lm_eval_tasks,
     is_target_only,
     load_study,
     prepare_session,
+    run_candidate,
+    suite_arm,
 )
 from harness.lifecycle.champions import (
     list_unreferenced,
@@ -37,7 +52,6 @@ from harness.lifecycle.champions import (
     roll_back,
 )
 from harness.lifecycle.external_logs import gate_folders
-from harness.lifecycle.regressions import SUITE, add_regressions, rescore_pinned, rescore_run
 from harness.lifecycle.stored_gate import (
     best_run,
     candidate_runs,
@@ -48,9 +62,9 @@ from harness.lifecycle.stored_gate import (
     select_seed,
 )
 from harness.progress import Progress, SilentProgress
-from harness.records import Run
+from harness.records import Example, Run, parse_json
 from harness.report import Command, family_text, gate_document, gate_json, gate_junit, markdown
-from harness.spec import Task
+from harness.spec import Recipe, Task, TaskData, is_path, metric_parts
 from harness.store import Champion
 
 
@@ -240,18 +254,6 @@ def _judge_or_explain(stored: Study, run: Run, champion: Champion | None, despit
     return judged
 
 
-def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
-    """Pin items; returns the suite's file, how many are new, and whether the experiment lists the suite.
-
-    Raises:
-        UserError: a name or an item is unknown.
-    """
-    stored = load_study(config.load(path))
-    run = candidate_runs(stored, name)[0]
-    file, added = add_regressions(stored, run, items)
-    return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)
-
-
 def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None) -> None:
     """Write JUnit XML where a file is named, and append to the summary page where CI names one."""
     if junit is not None:
@@ -260,3 +262,132 @@ def write(judged: Sequence[GateResult], junit: Path | None, summary: str | None)
     if summary:
         with Path(summary).open("a", encoding="utf-8") as page:
             page.writelines(f"{markdown(gate_document(one), 2)}\n" for one in judged)
+
+
+SUITE = "regressions"
+_SUFFIX = "-pinned"
+_KEPT_BACK = {"name", "data", "fields", "limit", "margin"}  # of the task the item came from
+
+
+def pin(path: Path, name: str, items: Sequence[str]) -> tuple[Path, int, bool]:
+    """Pin items of a run's suites, written `task/item`.
+
+    Returns the suite's file, how many are new, and whether the experiment lists the suite.
+
+    Raises:
+        UserError: the run or an item is unknown, or its task cannot be pinned; all items at once.
+    """
+    stored = load_study(config.load(path))
+    chosen = _find_items(stored, candidate_runs(stored, name)[0], items)
+    folder = stored.folder / "suites"
+    (folder / SUITE).mkdir(parents=True, exist_ok=True)
+    stored_suites = config.read_suites(folder) if (folder / f"{SUITE}.yaml").exists() else ()
+    tasks = {task.name: task for suite in stored_suites if suite.name == SUITE for task in suite.tasks}
+    added = 0
+    for task, examples in chosen.values():
+        rows_file = folder / SUITE / f"{task.name}.jsonl"
+        lines = rows_file.read_text("utf-8").splitlines() if rows_file.exists() else []
+        rows = [parse_json(line) for line in lines if line.strip()]
+        known = {row["id"] for row in rows}
+        for e in (e for e in examples if e.id not in known):
+            row: dict[str, Any] = {"id": e.id, "messages": list(e.messages), "references": list(e.references)}
+            row |= {"choices": list(e.choices)} if e.choices else {}
+            row |= {"constraints": [dict(c) for c in e.constraints]} if e.constraints else {}
+            rows.append(row | {"cluster": e.cluster, **({"slice": e.slice} if e.slice else {})})
+            added += 1
+        lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+        rows_file.write_text("".join(lines), "utf-8")
+        name, shots = f"{task.name}{_SUFFIX}", task.data.train if task.num_fewshot else None
+        kept = {k: v for k, v in task.model_dump().items() if k not in _KEPT_BACK}
+        kept |= {"name": name, "data": TaskData(train=shots, test=str(rows_file))}
+        tasks[name] = Task(**{**kept, "description": f"Items of {task.name} that a release lost once."})
+    file = folder / f"{SUITE}.yaml"
+    lines = [f"  - {json.dumps(_plain(task, folder), ensure_ascii=False)}\n" for task in tasks.values()]
+    file.write_text(f"name: {SUITE}\nrole: regression\ntasks:\n{''.join(lines)}", "utf-8")
+    return file, added, any(suite.name == SUITE for suite in stored.experiment.suites)
+
+
+def _find_items(stored: Study, run: Run, items: Iterable[str]) -> dict[str, tuple[Task, list[Example]]]:
+    """Find each item in the data of its task, and refuse at once all that cannot be pinned."""
+    tasks = {
+        t.name: t for suite in stored.experiment.suites if suite.role != "regression" for t in suite.tasks
+    }
+    chosen: dict[str, tuple[Task, list[Example]]] = {}
+    problems: list[Problem] = []
+    for item in dict.fromkeys(items):
+        name, slash, ident = item.partition("/")
+        task = tasks.get(name)
+        if not slash or task is None or f"{name}/test" not in run.rows:
+            hint = did_you_mean(name, tasks) if tasks else "list a suite under suites:"
+            problems.append(Problem("ITEM", repr(item), "task/item of a suite that the run answered", hint))
+            continue
+        if task.kind == "bits_per_byte":
+            expected, step = "an item that is right or wrong, not a text", "pin an item of another task"
+            problems.append(Problem("ITEM", repr(item), expected, step))
+            continue
+        known = {e.id: e for e in load_task(task, stored.experiment.seeds[0]).test}
+        if ident not in known:
+            problems.append(Problem("ITEM", repr(item), f"an item of {name}", did_you_mean(ident, known)))
+        else:
+            chosen.setdefault(name, (task, []))[1].append(known[ident])
+    refuse(problems)
+    return chosen
+
+
+def _plain(task: Task, folder: Path) -> dict[str, Any]:
+    """Write a task without its defaults, with paths relative to the suite's folder."""
+    plain = task.model_dump(mode="json", exclude_defaults=True)
+    plain["data"] = {
+        name: os.path.relpath(path, folder) if Path(path).exists() else path
+        for name, path in plain.get("data", {}).items()
+    }
+    metrics = list(task.metrics)
+    for at, (prefix, path, key) in enumerate(map(metric_parts, metrics)):
+        if is_path(path):  # also behind a prefix; a name stays
+            relative = os.path.relpath(path, folder)
+            metrics[at] = f"{prefix}{relative if relative.startswith('.') else f'./{relative}'}{key}"
+    return {"name": plain.pop("name"), **plain, "metrics": metrics}
+
+
+def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[str, Estimate]]]:
+    """Score a run again, and on the suites its base and the champion; returns it with its scores by task.
+
+    Raises:
+        IncompatibleRuns: some of its rows answer another task, prompt or model than the file's now.
+    """
+    candidate = session.candidates.get(run_before.candidate)
+    if candidate is None or Recipe.model_validate(run_before.recipe) != candidate.recipe:
+        raise IncompatibleRuns(
+            f"{run_before.run_id}: the recipe of {run_before.candidate} in the file differs; expected the "
+            "one that the run was made with; next: harness compare"
+        )
+    again, lacking = run_candidate.rescore_run(session, candidate, run_before)
+    if again is None:
+        raise IncompatibleRuns(
+            f"{run_before.run_id}: found no stored answers to {', '.join(lacking)} as prompted now; expected "
+            "that only their scoring has changed; next: harness compare evaluates again"
+        )
+    gated_against = [base_weights(base) for base in candidate.bases]
+    champion = store.read_champion(session.store.folder.parent, session.experiment.target.name)
+    if champion is not None:
+        gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
+    for weights in gated_against:
+        rescore_stored(session, suite_sets(session, weights))
+    return again, Reader(session).scores(again)
+
+
+def rescore_pinned(session: Session, run: Run) -> list[str]:
+    """Answer the regression suites in fp32 with a run's weights; returns the tasks now stored so.
+
+    Raises:
+        HarnessError: the weights cannot be opened.
+    """
+    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
+    exact = replace(
+        session,
+        machine=session.machine._replace(precision="fp32"),
+        suites=tuple(m for m in session.suites if m.role == "regression"),
+        slot=EngineSlot(),  # a base in fp32 must not answer for one in the run's precision
+    )
+    session.unload()
+    return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

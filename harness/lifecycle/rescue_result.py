@@ -5,7 +5,6 @@ Invariant: at most one trial is evaluated on the confirmation half.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from glob import escape as escaped
 from pathlib import Path
@@ -185,11 +184,37 @@ def rows(rescue: Rescue) -> list[tuple[str, ...]]:
         score = t.facts.target.unit.sign * t.facts.target.score if t.facts.target else 0.0
         return t.name != rescue.rescued_trial, t.search is None, t.name not in front, -score
 
-    return [_row(t, front) for t in sorted((rescue.original, *rescue.tried), key=key)]
+    table: list[tuple[str, ...]] = []
+    for t in sorted((rescue.original, *rescue.tried), key=key):
+        v, kept = t.search.verdict if t.search else None, t.capability_change
+        table.append(
+            (
+                t.name,
+                report.target_text(t.facts),
+                formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
+                f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
+                "yes" if t.name in front else "",
+                _word(t.search) if t.facts.state == "done" else report.verdict_word(t.facts),
+                _word(t.confirm),
+            )
+        )
+    return table
 
 
 def sentences(rescue: Rescue) -> list[str]:
     """List what is said under the table, the sum of it last."""
+    kept = []
+    if found := next((t for t in rescue.tried if t.name == rescue.rescued_trial), None):
+        kept.append("to keep it, add to candidates: in the file (nothing is computed again):")
+        named = {
+            name: re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
+            for name in found.recipes
+        }
+        for name, recipe in found.recipes.items():
+            plain = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
+            if plain.get("weights_of") in named:
+                plain["weights_of"] = named[plain["weights_of"]]
+            kept.append(f"  {named[name]}: {json.dumps(plain, ensure_ascii=False)}")
     judged = [(t, half) for t in rescue.tried for half in (t.search, t.confirm) if half]
     items = formatting.UNKNOWN
     if seen := rescue.original.search:
@@ -200,7 +225,7 @@ def sentences(rescue: Rescue) -> list[str]:
         *(f"{t.name} failed: {t.facts.error}" for t in rescue.tried if t.facts.state == "failed"),
         *rescue.notes,
         *(f"not tried: {reason}" for reason in rescue.left_out),
-        *_yaml_lines(rescue),
+        *kept,
         rescue.sentence,
     ]
 
@@ -238,65 +263,29 @@ def read(path: Path) -> Rescue | None:
     return found
 
 
-def front_file(rescue: Rescue) -> str:
-    """Draw gain against what is kept, the rescued one with a ring; empty where nothing was judged."""
-    facts = tuple(
-        replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
-    )
-    decision = Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ())
+def write(rescue: Rescue, folder: Path) -> list[Path]:
+    """Write Markdown, JSON and the picture beside the reports; returns what was written."""
+    stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
+    # Gain against what is kept, the rescued one with a ring; empty where nothing was judged.
     drawn = report.ExperimentReport(
         rescue.experiment,
         rescue.base_model,
         rescue.metric,
-        facts,
-        decision=decision,
+        tuple(
+            replace(t.facts, verdict=t.search.verdict) for t in (rescue.original, *rescue.tried) if t.search
+        ),
+        decision=Decision("fine-tune", rescue.rescued_trial, rescue.sentence, (), {}, ()),
         macro_margin=rescue.macro_margin,
     )
-    return report.front_file(drawn)
-
-
-def write(rescue: Rescue, folder: Path) -> list[Path]:
-    """Write Markdown, JSON and the picture beside the reports; returns what was written."""
-    stem = f"{rescue.experiment}.rescue-{rescue.candidate}" + (f"-s{rescue.seed}" if rescue.seed else "")
     forms = {
         ".md": report.markdown(rescue_document(rescue)),
         ".json": json.dumps(to_json(rescue), indent=2, ensure_ascii=False) + "\n",
-        ".front.svg": front_file(rescue),
+        ".front.svg": report.front_file(drawn),
     }
     return report.write_forms(folder, stem, forms)
-
-
-def _row(t: TrialResult, front: Sequence[str]) -> tuple[str, ...]:
-    v = t.search.verdict if t.search else None
-    kept = t.capability_change
-    return (
-        t.name,
-        report.target_text(t.facts),
-        formatting.points(*kept[:3]) if kept else formatting.UNKNOWN,
-        f"{formatting.count(v.lost)}/{formatting.count(v.gained)}" if v else formatting.UNKNOWN,
-        "yes" if t.name in front else "",
-        _word(t.search) if t.facts.state == "done" else report.verdict_word(t.facts),
-        _word(t.confirm),
-    )
 
 
 def _word(half: HalfVerdict | None) -> str:
     if half is None:
         return formatting.UNKNOWN
     return report.WORDS[half.verdict.outcome] if half.keeps_gains else "NO GAIN"
-
-
-def _yaml_lines(rescue: Rescue) -> Iterator[str]:
-    found = next((t for t in rescue.tried if t.name == rescue.rescued_trial), None)
-    if found is None:
-        return
-    yield "to keep it, add to candidates: in the file (nothing is computed again):"
-    named = {
-        name: re.sub(r"[^A-Za-z0-9_.\-]+", "-", name.partition("+")[0]).strip("-") + "-rescued"
-        for name in found.recipes
-    }
-    for name, recipe in found.recipes.items():
-        kept = Recipe.model_validate(recipe).model_dump(mode="json", exclude_defaults=True)
-        if kept.get("weights_of") in named:
-            kept["weights_of"] = named[kept["weights_of"]]
-        yield f"  {named[name]}: {json.dumps(kept, ensure_ascii=False)}"

@@ -180,18 +180,6 @@ def schedule_for_run(session: Session, run: Run) -> TrialSchedule:
     return schedule_trials(run.candidate, candidate.recipe, source, case)
 
 
-def trials_before_sweep(session: Session, name: str) -> tuple[RescueTrial, ...]:
-    """List the trials of a candidate before its sweep has chosen anything; none where nothing is tuned."""
-    candidate = session.candidates[name]
-    if not candidate.method.tunes or candidate.is_remote:
-        return ()
-    first = candidate.trials[0].source
-    others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
-    tracked = (_ANY_POINT,) if candidate.source.track else ()
-    case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
-    return schedule_trials(name, candidate.recipe, first, case).trials
-
-
 def _situation(session: Session, candidate: ResolvedCandidate, source: Recipe) -> RescueSituation:
     """Describe what to rescue; a margin relative to the base's skill counts as the usual one."""
     macro = session.experiment.gate.macro
@@ -263,10 +251,17 @@ def plan_document(plan: Sequence[TrialCost], left_out: Sequence[str]) -> ResultD
 
 def largest_work(session: Session, selected: Sequence[str]) -> Work:
     """Estimate all trials of the fine-tune whose rescue takes longest; which it will be, the gate says."""
-    works = [
-        sum((_work(session, t, 0) for t in trials_before_sweep(session, name)), Work()) for name in selected
-    ]
-    return max(works, key=session.seconds, default=Work())
+    works = [Work()]
+    for name in selected:
+        candidate = session.candidates[name]
+        if candidate.method.tunes and not candidate.is_remote:  # before its sweep has chosen anything
+            first = candidate.trials[0].source
+            others = {one.name: one.source.params for one in _list_other_adapters(session, candidate)}
+            tracked = (_ANY_POINT,) if candidate.source.track else ()
+            case = _situation(session, candidate, first)._replace(others=others, tracked=tracked)
+            trials = schedule_trials(name, candidate.recipe, first, case).trials
+            works.append(sum((_work(session, trial, 0) for trial in trials), Work()))
+    return max(works, key=session.seconds)
 
 
 def _work(session: Session, trial: RescueTrial, seed: int) -> Work:

@@ -182,10 +182,7 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
 
 
 def _refuse_unfit(
-    study: Study,
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
-    run: Run,
-    sampling: SamplingRecord | None,
+    study: Study, catalogue: Mapping[str, lm_eval.LmEvalTask], run: Run, sampling: SamplingRecord | None
 ) -> None:
     """Refuse a run without answers to the suites, or with answers that the files do not describe any more."""
     tasks = list(study.suite_tasks())
@@ -200,7 +197,26 @@ def _refuse_unfit(
             " to the suites as written now; next:"
             f" {study.typed.command('compare', '--candidates', run.candidate)}"
         )
-    _refuse_changed(study, catalogue, run, sampling)
+    # The versions of its rows against those that its files make now: of a task that was sampled that is the
+    # version of the whole task. A run of another experiment (a limited one, named by its id) answered other
+    # items on purpose.
+    experiment, changed = study.experiment, []
+    for task in experiment.tasks if run.experiment == experiment.name else ():
+        if (key := f"{task.name}/test") in run.rows:
+            own = store.read_identity(study.store, run.rows[key]).task_version
+            then = sampling.versions.get(task.name, own) if sampling else own
+            if task.lm_eval:
+                now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
+            else:
+                now = rows_version(task, version_of_test(task, experiment.seeds[0]))
+            if then != now:
+                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
+    if changed:
+        raise IncompatibleRuns(
+            f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
+            f"{'; '.join(changed)}; expected the files as they were; next: "
+            f"{study.typed.command('compare')}, which computes what changed"
+        )
     refuse_regraded(study, run)
     goal = study.experiment.gate.target
     if (goal.gain, goal.win_rate) != (None, None):
@@ -213,36 +229,6 @@ def count_members(experiment: Experiment, candidate: str) -> int:
     """Count the members of the family that a fine-tune belongs to; 1 of any other candidate."""
     family = family_of(experiment)
     return family.size if candidate in family.members else 1
-
-
-def _refuse_changed(
-    stored: Study,
-    catalogue: Mapping[str, lm_eval.LmEvalTask],
-    run: Run,
-    sampling: SamplingRecord | None,
-) -> None:
-    """Compare the versions of a run's rows with those that its files make now."""
-    # Of a task that was sampled that is the version of the whole task. A run of another experiment (a limited
-    # one, named by its id) answered other items on purpose.
-    experiment, changed = stored.experiment, []
-    if run.experiment != experiment.name:
-        return
-    for task in experiment.tasks:
-        if (key := f"{task.name}/test") in run.rows:
-            own = store.read_identity(stored.store, run.rows[key]).task_version
-            then = sampling.versions.get(task.name, own) if sampling else own
-            if task.lm_eval:
-                now = rows_version(catalogue[task.name].task, catalogue[task.name].version)
-            else:
-                now = rows_version(task, version_of_test(task, experiment.seeds[0]))
-            if then != now:
-                changed.append(f"{key} (task_version {then!r} then, {now!r} now)")
-    if changed:
-        raise IncompatibleRuns(
-            f"{run.run_id}: found other items, definitions or evaluation code than it answered: "
-            f"{'; '.join(changed)}; expected the files as they were; next: "
-            f"{stored.typed.command('compare')}, which computes what changed"
-        )
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:

@@ -1,25 +1,38 @@
-"""Watch list: the champion and the named candidates, each with its pinned reference.
+"""Watch list of a night: the champion and the named candidates, their pinned references, and the items asked.
 
 Invariant: a reference is pinned once and stays, so that a slow loss adds up; another champion, or
-`nightly ack --new-reference`, pins again.
+`nightly ack --new-reference`, pins again. A cluster is evaluated whole; clusters of several tasks that ask
+the same document are one, and so are those of one name. The order depends on the items and the seed alone,
+and goes through the tasks in turn. Rows lie in the night's folder and nowhere else, where a killed night goes
+on; an answer is written before the next task is evaluated, and before a judge sees it, whose grades lie in
+its book.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from harness import provenance, store
+from harness.analysis.halves import document_of, join_clusters, number_documents
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, HarnessError, IncompatibleRuns, Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
+from harness.evaluation.judging_stage import grade_rows
 from harness.evaluation.row_sets import RowSet, list_further_sets, suite_sets, target_sets
+from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
 from harness.experiment import load_study
+from harness.formatting import pluralize
 from harness.lifecycle.nightly_state import Reference
 from harness.lifecycle.release import candidate_runs
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
-from harness.records import Run, digest, drop_defaults
+from harness.records import Example, Run, SampleResult, digest, drop_defaults
 from harness.spec import MEAN_LOGPROB, Recipe
 from harness.store import Store
 from harness.training import Weights
@@ -66,7 +79,19 @@ def targets(
         others = _list_other_makings(runs, champion.rows, weights)
         one = Target(label, candidate, champion.seed, champion.rows, run_id, weights, others)
         out.append((label, one))
-    out += [(name, _find_target(loaded, session, name, references.get(name))) for name in named]
+    for name in named:
+        pinned, candidate = references.get(name), known[name]
+        if pinned is not None:
+            out.append((name, Target(name, candidate, pinned.seed, pinned.rows, pinned.id, pinned.weights)))
+            continue
+        try:
+            runs = candidate_runs(load_study(loaded), name)
+        except HarnessError as error:
+            out.append((name, error))
+            continue
+        run, weights = runs[0], runs[0].weights_digest
+        others = _list_other_makings(runs, run.rows, weights)
+        out.append((name, Target(name, candidate, run.seed, run.rows, run.run_id, weights, others)))
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
@@ -77,21 +102,6 @@ def targets(
             said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
             out[place] = label, CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
     return out
-
-
-def _find_target(
-    loaded: LoadedExperiment, session: Session, name: str, known: Reference | None
-) -> Target | HarnessError:
-    candidate = session.candidates[name]
-    if known is not None:
-        return Target(name, candidate, known.seed, known.rows, known.id, known.weights)
-    try:
-        runs = candidate_runs(load_study(loaded), name)
-    except HarnessError as error:
-        return error
-    found = runs[0]
-    others = _list_other_makings(runs, found.rows, found.weights_digest)
-    return Target(name, candidate, found.seed, found.rows, found.run_id, found.weights_digest, others)
 
 
 def _list_other_makings(
@@ -159,17 +169,11 @@ def _refuse_missing(at: Store, rows: Mapping[str, str]) -> None:
 def base_sets(session: Session, source: ModelSource) -> list[RowSet]:
     """List what the control arm can be evaluated on: the suites, and all targets by the plain prompt."""
     weights = base_weights(source)
-    return [*_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
+    return [*list_test_sets(session, Recipe(), weights, 0), *suite_sets(session, weights)]
 
 
-def list_own_sets(session: Session, target: Target, weights: Weights) -> list[RowSet]:
-    """List what a candidate is evaluated on: the targets, and the suites where the weights are its own."""
-    own = weights.is_language_model and weights.digest != target.candidate.base.weights_digest
-    sets = _test_sets(session, target.candidate.recipe, weights, target.seed)
-    return [*sets, *(suite_sets(session, weights) if own else [])]
-
-
-def _test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+def list_test_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
+    """List the test rows of all targets, the one that decides first."""
     further = list_further_sets(session, recipe, weights, seed)
     tests = sorted((rows for rows in further if rows.split == "test"), key=lambda rows: rows.name)
     return [target_sets(session, recipe, weights, seed)[1], *tests]
@@ -224,3 +228,138 @@ def describe_endpoint(candidate: ResolvedCandidate, since: str, night: str) -> s
     as_when = f"as since {since}" if since else "as in the reference"
     how = "otherwise than before" if since == night else as_when
     return f"the endpoint ({settings.name}), which answers its anchors {how}"
+
+
+Item = tuple[str, str]  # task, example id
+Cluster = tuple[Item, ...]
+
+
+class ItemPool(NamedTuple):
+    """All items of a series by cluster: those evaluated every night, and those that rotate."""
+
+    anchors: tuple[Cluster, ...]
+    rest: tuple[Cluster, ...]
+
+
+class NightItems(NamedTuple):
+    """Items of a series for one night; `taken` clusters of the pool were evaluated by its end.
+
+    `left` clusters have not been evaluated yet; 0 where the pool is used up and goes round again.
+    """
+
+    anchors: tuple[Cluster, ...]
+    fresh: tuple[Cluster, ...]
+    taken: int
+    left: int
+
+
+def build_pool(tasks: Mapping[str, Sequence[Example]], n_anchors: int) -> ItemPool:
+    """Order the clusters of some tasks and set the anchors aside, at least so many items of them."""
+    cluster_of, documents, by_task = dict[Item, str](), list[tuple[str, str]](), list[list[Cluster]]()
+    for task, examples in sorted(tasks.items()):
+        items_of, document_by_id = dict[str, list[Item]](), dict[str, str]()
+        for example in examples:
+            items_of.setdefault(example.cluster or example.id, []).append((task, example.id))
+            cluster_of[task, example.id] = example.cluster or f"{task}/{example.id}"
+            prompt = digest([example.messages, example.choices]) if example.messages else ""
+            if document := document_of(example.id, prompt):
+                document_by_id[example.id] = document
+        numbered = number_documents(document_by_id)
+        documents += [(document, cluster_of[task, item]) for item, document in numbered.items()]
+        names = sorted(items_of)
+        shuffled = np.random.default_rng(int(digest([task, 0]), 16)).permutation(len(names))
+        by_task.append([tuple(sorted(items_of[names[i]])) for i in shuffled])
+    # Clusters that share a name or a document are one, in the place of the first.
+    joined, pool = join_clusters(documents), dict[str, Cluster]()
+    for cluster in (cluster for turn in zip_longest(*by_task) for cluster in turn if cluster):
+        name = cluster_of[cluster[0]]
+        key = joined.get(name, name)
+        pool[key] = (*pool.get(key, ()), *cluster)
+    ordered = list(pool.values())
+    n = _count_clusters(ordered, n_anchors)
+    return ItemPool(tuple(ordered[:n]), tuple(ordered[n:]))
+
+
+def choose_next_items(pool: ItemPool, taken: int, n_items: int) -> NightItems:
+    """Choose the next clusters, at least so many items of them, or all where there are fewer."""
+    if not pool.rest:
+        return NightItems(pool.anchors, (), taken, 0)
+    start = taken % len(pool.rest)
+    turned = [*pool.rest[start:], *pool.rest[:start]]
+    fresh = turned[: _count_clusters(turned, n_items)]
+    after = taken + len(fresh)
+    return NightItems(pool.anchors, tuple(fresh), after, max(len(pool.rest) - after, 0))
+
+
+def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
+    """Map tasks to the ids of a choice of clusters, in its order."""
+    out: dict[str, list[str]] = {}
+    for cluster in clusters:
+        for task, example_id in cluster:
+            out.setdefault(task, []).append(example_id)
+    return out
+
+
+def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
+    """Count the first clusters that together hold so many items."""
+    n = 0
+    for at, cluster in enumerate(clusters):
+        if n >= n_items:
+            return at
+        n += len(cluster)
+    return len(clusters)
+
+
+Rows = dict[tuple[str, str], SampleResult]  # by task and example id
+
+
+class ItemBatch(NamedTuple):
+    """Some items of one task: the anchors or the fresh ones, in their prompts."""
+
+    rows: RowSet
+    kind: str
+    ids: tuple[str, ...]
+
+
+def reevaluate(
+    session: Session, folder: Path, who: str, weights: Weights, batches: Sequence[ItemBatch]
+) -> Rows:
+    """Return the rows of the batches, evaluated now or earlier in the same night; judges grade new answers.
+
+    Raises:
+        HarnessError: the weights cannot be opened, a judge cannot be asked, or the disk is full.
+    """
+    files = [batch_file(folder, who, batch) for batch in batches]
+    known = [store.read_measured(file) for file in files]
+    missing = [
+        at
+        for at, (rows, batch) in enumerate(zip(known, batches, strict=True))
+        if rows is None or [row.example_id for row in rows] != list(batch.ids)
+    ]
+    if missing:
+        with (
+            open_weights(session, weights) as candidate,
+            session.progress.stage(f"{who}: {pluralize(len(missing), 'task')}") as advance,
+        ):
+            for done, at in enumerate(missing):
+                whole, evaluate = batches[at].rows.answers.job(), batches[at].rows.measured.evaluate
+                by_id = {e.id: e for e in whole.examples}
+                job = replace(whole, examples=tuple(by_id[i] for i in batches[at].ids if i in by_id))
+                # What judges score is only answered here.
+                rows = [row for n in range(job.n_blocks) for row in evaluate(candidate, job, n)]
+                store.write_records(session.store, files[at], rows)
+                known[at] = rows
+                advance(done + 1, len(missing))
+    graded = grade_rows(session, [(b.rows, rows or ()) for b, rows in zip(batches, known, strict=True)])
+    return index_by_item(row for rows in graded for row in rows)
+
+
+def index_by_item(rows: Iterable[SampleResult]) -> Rows:
+    """Index rows by task and example id."""
+    return {(row.task, row.example_id): row for row in rows}
+
+
+def batch_file(folder: Path, who: str, batch: ItemBatch) -> Path:
+    """Name the file of a part, by everything that decides what it holds."""
+    key = digest([who, batch.rows.identity.digest, batch.kind, list(batch.ids)])
+    return folder / "rows" / f"{key}.jsonl"

@@ -30,7 +30,19 @@ def metric(task: Task, written: str) -> Metric:
     """Build the share of supported sentences in [0, 1]; the model is loaded with the first answer."""
     model, name = metric_parts(written)[1], metric_name(written)
     where = f"task {task.name}: metric {name}"
-    _refuse_unusable(model, where)
+    if find_spec(_PACKAGE) is None:
+        step = "pip install 'harness-evals[dense]', or remove the metric"
+        raise UserError(
+            Problem(where, "no package sentence-transformers", "the package that loads the model", step)
+        )
+    if is_path(model):
+        try:
+            said = json.loads((Path(model) / "config.json").read_text("utf-8"))
+        except (OSError, ValueError):
+            expected = "the folder of a sequence classifier"
+            step = "correct the path, or name a model of the hub"
+            raise UserError(Problem(where, f"no config.json in {model}", expected, step)) from None
+        _place(said.get("id2label") or {}, where)
 
     def score(output: Output, example: Example) -> float:
         return support(output.text, example, lambda pairs: _entailment(model, where)(pairs))
@@ -74,22 +86,6 @@ def _entailment(model: str, where: str) -> Entails:
         return [float(one) for one in chances[:, place]]
 
     return entails
-
-
-def _refuse_unusable(model: str, where: str) -> None:
-    if find_spec(_PACKAGE) is None:
-        step = "pip install 'harness-evals[dense]', or remove the metric"
-        raise UserError(
-            Problem(where, "no package sentence-transformers", "the package that loads the model", step)
-        )
-    if is_path(model):
-        try:
-            said = json.loads((Path(model) / "config.json").read_text("utf-8"))
-        except (OSError, ValueError):
-            expected = "the folder of a sequence classifier"
-            step = "correct the path, or name a model of the hub"
-            raise UserError(Problem(where, f"no config.json in {model}", expected, step)) from None
-        _place(said.get("id2label") or {}, where)
 
 
 def _place(labels: dict[Any, str], where: str) -> int:

@@ -59,13 +59,11 @@ def _fold(value: Any) -> Any:
 
 def _score(output: Output, example: Example) -> Parts | None:
     given = read_spans(output.text)
-    counted = [_count(given, read_spans(reference)) for reference in example.references]
+    counted: list[Parts] = []
+    for wanted in map(read_spans, example.references):
+        right = (given & wanted).total()
+        counted.append((float(right), float(given.total() - right), float(wanted.total() - right)))
     return max(counted, key=lambda parts: float(_f1(np.array([parts]), np.ones(1))), default=None)
-
-
-def _count(given: Counter[str], wanted: Counter[str]) -> Parts:
-    right = (given & wanted).total()
-    return float(right), float(given.total() - right), float(wanted.total() - right)
 
 
 def _f1(parts: Array, weights: Array) -> Array:

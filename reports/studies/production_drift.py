@@ -24,7 +24,7 @@ import numpy as np
 
 from harness.data.contamination import open_encoder
 from harness.formatting import interval, percent
-from harness.lifecycle.drift import ALPHA, Drift, compare_samples, embed_parts_of_words
+from harness.lifecycle.production import ALPHA, Drift, compare_samples, embed_parts_of_words
 from harness.records import Example, FeedbackRow, SampleResult
 from harness.stats import Array, clopper_pearson
 

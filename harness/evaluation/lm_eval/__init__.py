@@ -23,16 +23,7 @@ from harness.errors import Problem, UserError, gather, refuse
 from harness.evaluation import EvaluationJob
 from harness.evaluation.lm_eval import registry, requests, tasks
 from harness.evaluation.lm_eval.registry import datasets_folder, names
-from harness.evaluation.lm_eval.requests import (
-    RequestResponse,
-    Score,
-    UnfitRequest,
-    answer,
-    encode_requests,
-    limits_of,
-    metric_of,
-    parts_of,
-)
+from harness.evaluation.lm_eval.requests import RequestResponse, Score, UnfitRequest
 from harness.evaluation.lm_eval.tasks import sample_records
 from harness.metrics import Metric
 from harness.models import Candidate
@@ -121,7 +112,7 @@ def _describe(loaded: Sequence[Any], names: Sequence[str], limit: int | None, wh
         kind=_KINDS.get(loaded[0].OUTPUT_TYPE, "choice"),
         scores=tuple(scores[0][0]),
         left_out=tuple(scores[0][1]),
-        max_new_tokens=limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
+        max_new_tokens=requests.limits_of(loaded[0].get_config("generation_kwargs") or {}).max_new_tokens,
         num_fewshot=int(loaded[0].get_config("num_fewshot")),
         members=tuple(names),
         hashes=tuple(map(tuple, hashes)),
@@ -203,7 +194,7 @@ def _find(task: Task, datasets_dir: Path | None, gated: bool) -> LmEvalTask:
         task.model_copy(update=filled),
         TaskItems((), (), items, (), (), ()),
         described.version,
-        {s.name: metric_of(s) for s in listed},
+        {s.name: requests.metric_of(s) for s in listed},
         tuple(
             _text_example(f"{e.id}/{i}", text)
             for e, d in zip(items, described.documents, strict=True)
@@ -264,7 +255,9 @@ class _TaskEvaluator:
         """Encode the requests of one block of documents."""
         places = self._places(job, index)
         self._build(self.described.place(e.id) for e in job.examples)  # all of them, at the first block
-        ids = iter(encode_requests(candidate, [i for place in places for i in self._requests[place]]))
+        ids = iter(
+            requests.encode_requests(candidate, [i for place in places for i in self._requests[place]])
+        )
         return {place: [next(ids) for _ in self._requests[place]] for place in places}
 
     def block(
@@ -280,8 +273,8 @@ class _TaskEvaluator:
             members = dict.fromkeys(member for member, _ in places)
             parts = [[place for place in places if place[0] == member] for member in members]
         for part in parts:
-            requests = [i for place in part for i in self._requests[place]]
-            responses = iter(answer(candidate, requests, [e for place in part for e in ids[place]]))
+            asked = [i for place in part for i in self._requests[place]]
+            responses = iter(requests.answer(candidate, asked, [e for place in part for e in ids[place]]))
             by_place |= {place: [next(responses) for _ in self._requests[place]] for place in part}
         share = (time.perf_counter() - start) / max(len(examples), 1)
         values = self._values(by_place)
@@ -325,7 +318,7 @@ class _TaskEvaluator:
                 instance.resps = [response.response] * (instance.repeats or 1)
             task._instances = instances  # noqa: SLF001 (lm-eval has no other way to filter a part)
             task.apply_filters()
-            values.update({place: self._score_document(task, self._requests[place]) for place in places})
+            values |= {place: self._score_document(task, self._requests[place]) for place in places}
         return values
 
     def _score_document(self, task: Any, instances: Sequence[Any]) -> dict[str, Any]:
@@ -375,7 +368,7 @@ class _TaskEvaluator:
             n, reason = (unfit.n_tokens, unfit.reason) if unfit else (0, "no answer")
             return replace(row, n_prompt_tokens=n, finish_reason="error", error=reason)
         responses = [a for a in answers if isinstance(a, RequestResponse)]
-        parts = {s.name: parts_of(s, scored["values"][s.name]) for s in self.described.scores}
+        parts = {s.name: requests.parts_of(s, scored["values"][s.name]) for s in self.described.scores}
         target = scored["target"]
         row = replace(
             row,

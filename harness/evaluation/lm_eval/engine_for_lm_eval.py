@@ -46,9 +46,18 @@ class HarnessLM(LM):  # type: ignore[misc]
         max_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.candidate = (
-            _open_model(pretrained, precision, device) if isinstance(pretrained, str) else pretrained
-        )
+        if isinstance(pretrained, str):
+            given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
+            problems = [
+                Problem(key, repr(value), ", ".join(known), did_you_mean(value, known))
+                for key, (value, known) in given.items()
+                if value not in known
+            ]
+            refuse(problems)
+            source = resolve(pretrained)
+            machine = probe(_DEVICES[device], precision, shape(source))
+            pretrained = ModelHost(source, machine).base
+        self.candidate = pretrained
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Score each continuation after its context, in nats; True if it is the greedy one."""
@@ -98,18 +107,6 @@ class HarnessLM(LM):  # type: ignore[misc]
                     raise CandidateFailed(f"task {task}: {response.reason}", "leave the task out")
                 responses.append(response.response)
         return responses
-
-
-def _open_model(name: str, precision: str, device: str) -> HFCandidate:
-    given = {"precision": (precision, get_args(Precision)), "device": (device, tuple(_DEVICES))}
-    problems = [
-        Problem(key, repr(value), ", ".join(known), did_you_mean(value, known))
-        for key, (value, known) in given.items()
-        if value not in known
-    ]
-    refuse(problems)
-    source = resolve(name)
-    return ModelHost(source, probe(_DEVICES[device], precision, shape(source))).base
 
 
 if __name__ == "__main__":
