@@ -1,6 +1,7 @@
 """Admission by halves, and tasks that share items: what an equal or a worse model gets from the gate."""
 
 import json
+import math
 from collections import Counter
 from dataclasses import replace
 from functools import cache
@@ -368,11 +369,10 @@ def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is
     assert describe_more_items(0.0, alike, 0.02, 0.05, 0.0).items > 20_000
     assert "(t1 " in macro.sentence
 
-    found = describe_more_items(
-        0.0, [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=10)], 0.02, 0.05, 0.03
-    )
-    assert found.items is None
-    assert found.sentence == "the 30 items that the tasks still hold would not settle it"
+    for room, n in ((10, 30), (math.inf, 20)):
+        parts = [DeltaPart("a", 0.03, 50, room=20), DeltaPart("b", 0.0, 50, room=room)]
+        unsettled = None, f"the {n} items that the tasks still hold would not settle it"
+        assert describe_more_items(0.0, parts, 0.02, 0.05, 0.03)[:2] == unsettled
 
 
 def macro_se(found):

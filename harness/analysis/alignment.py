@@ -43,16 +43,8 @@ class Arms(NamedTuple):
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
         """Keep the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
-        return Arms(
-            select_ids(self.ids, mask),
-            codes,
-            self.weights[mask],
-            self.base[mask],
-            self.new[mask],
-            self.valid[mask],
-            self.base_folds[mask],
-            self.new_folds[mask],
-        )
+        kept = {name: getattr(self, name)[mask] for name in self._fields[2:]}
+        return Arms(select_ids(self.ids, mask), codes, **kept)
 
 
 def align(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Arms:

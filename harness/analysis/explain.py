@@ -32,18 +32,14 @@ from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, Verdict, name_reasons
 
 _ENOUGH_FOR_FULL = 10_000  # training examples
-_AMOUNTS = (
-    (
-        FEW,
-        "below 100 a prompt is the safer choice, and a fine-tune's gain counts only over three seeds or more",
+_AMOUNTS = {  # of training examples, by the number below which they are
+    FEW: (
+        "below 100 a prompt is the safer choice, and a fine-tune's gain counts only over three seeds or more"
     ),
-    (1_000, "enough for LoRA and the like, if the data stays as it is"),
-    (
-        _ENOUGH_FOR_FULL,
-        "enough to fine-tune for a clearly defined task, still with LoRA and the like",
-    ),
-    (inf, "enough to try full fine-tuning too"),
-)
+    1_000: "enough for LoRA and the like, if the data stays as it is",
+    _ENOUGH_FOR_FULL: "enough to fine-tune for a clearly defined task, still with LoRA and the like",
+    inf: "enough to try full fine-tuning too",
+}
 USUAL_AMOUNTS = (
     "Rules of thumb: 200 to 1,000 for classification, 1,000 to 5,000 for extraction and generation, 5,000 or"
     " more for reasoning; small text classifiers caught up with general models at about 100 labels, reliably"
@@ -298,7 +294,7 @@ def _amount(case: Case, run: CandidateFacts) -> str:
     n = run.n_train
     if not n:
         return f"How many examples {run.name} was trained on is unknown, so whether they suffice is too."
-    advice = next(text for below, text in _AMOUNTS if n < below)
+    advice = next(text for below, text in _AMOUNTS.items() if n < below)
     more, usd = "", case.policy.label_cost_usd * (FEW - n)
     if n < FEW:
         cost = f", for {formatting.usd(usd)} USD of labels" if usd else ""

@@ -117,7 +117,8 @@ def _advise(
 ) -> MoreItems:
     more = allocate_items(parts, wanted, correlations)
     if more is None:
-        room = formatting.count(ceil(sum(part.room for part in parts)))
+        # Tasks without a limit could be given any number: it is the others that hold too few.
+        room = formatting.count(ceil(sum(part.room for part in parts if isfinite(part.room))))
         return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
     n = max(1, sum(more))
     needed = sorted((-m, part.name) for m, part in zip(more, parts, strict=True) if m)

@@ -121,21 +121,9 @@ class Rule:
     """Outcome of one rule of the policy, and the numbers its sentence rests on."""
 
     name: Literal[
-        "errors",
-        "macro",
-        "each",
-        "safety",
-        "critical",
-        "regressions",
-        "validity",
-        "target",
-        "mode collapse",
-        "export",
-        "drift",
-        "control",
-        "tasks",
-        "cumulative",
-    ]
+        "errors", "macro", "each", "safety", "critical", "regressions", "validity", "target", "mode collapse",
+        "export", "drift", "control", "tasks", "cumulative",
+    ]  # fmt: skip
     outcome: RuleOutcome
     sentence: str
     numbers: dict[str, Number]
@@ -330,11 +318,7 @@ def margin_verdict(
     outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
     """Say how a margin was judged, and for an open one what would settle it."""
-    words = {
-        "pass": excluded,
-        "fail": broken,
-        "inconclusive": f"not shown; {advice.sentence}",
-    }
+    words = {"pass": excluded, "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
     return f"margin {margin}: {words[outcome]}"
 
 

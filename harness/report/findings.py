@@ -134,13 +134,6 @@ _DASHBOARD, _DECISIONS = "harness dashboard", " --decisions DECISIONS"
 _SOURCES = ("source", "file", "from_file", "mixed_from")  # columns that may say which file a row is from
 
 
-class _ColumnOptions(NamedTuple):
-    """Options that name columns: as the user wrote them, and all of them for rows that were mixed."""
-
-    by_user: Sequence[str] = ()
-    by_all: Sequence[str] = ()
-
-
 class _CommandStep(NamedTuple):
     """A verb that a finding asks for, and its options before and behind the output."""
 
@@ -172,10 +165,9 @@ def fill_commands(
     `named` are the options that the user gave, `named_of_all` those that read rows beside another column.
     `pages` maps a file whose rows the dashboard's Data page shows to the option that names the experiment.
     """
-    options = _ColumnOptions(named, named_of_all or named)
     alarms = [f for f in findings if f.severity != "note"]
-    steps = _chain(alarms, files, options, columns)
-    return [_fill(f, files, steps, options, pages) for f in findings]
+    steps = _chain(alarms, files, named, named_of_all or named, columns)
+    return [_fill(f, files, steps, named, pages) for f in findings]
 
 
 def order_commands(findings: Iterable[Finding]) -> list[str]:
@@ -189,11 +181,11 @@ def order_commands(findings: Iterable[Finding]) -> list[str]:
 
 
 def _fill(
-    finding: Finding, files: Sequence[str], steps: _Steps, named: _ColumnOptions, pages: Mapping[str, str]
+    finding: Finding, files: Sequence[str], steps: _Steps, named: Sequence[str], pages: Mapping[str, str]
 ) -> Finding:
     of = _files(finding, files)
     if _DECISIONS in finding.command:
-        first, *others = (_decide(finding.command, file, steps, named.by_user, pages) for file in of)
+        first, *others = (_decide(finding.command, file, steps, named, pages) for file in of)
         beside = (
             f"; {file}: {command.replace('  #', ',')}" for file, command in zip(of[1:], others, strict=True)
         )
@@ -204,7 +196,7 @@ def _fill(
     commands = tuple(dict.fromkeys(c for file in of for c in steps.of.get((step.verb, file), ())))
     own = (*step.before, *step.after)
     if not commands or not all(option in " ".join(commands) for option in own):  # a figure, not an alarm
-        commands = tuple(_command(step, file, named.by_user, steps.names) for file in of)
+        commands = tuple(_command(step, file, named, steps.names) for file in of)
     comment = finding.command.partition("  # ")[2]
     command = " && ".join(commands)
     return replace(finding, command=f"{command}  # {comment}" if comment else command, steps=commands)
@@ -229,7 +221,11 @@ def _decide(command: str, file: str, steps: _Steps, named: Sequence[str], pages:
 
 
 def _chain(
-    alarms: Sequence[Finding], files: Sequence[str], named: _ColumnOptions, columns: Container[str]
+    alarms: Sequence[Finding],
+    files: Sequence[str],
+    named: Sequence[str],
+    named_of_all: Sequence[str],
+    columns: Container[str],
 ) -> _Steps:
     """Write the commands of all alarms, each verb once a file."""
     wanted: dict[tuple[str, str], list[_CommandStep]] = {}
@@ -243,7 +239,7 @@ def _chain(
         if steps := wanted.get(("clean", file)):
             step = _join("clean", steps)
             cleaned[file] = step.after
-            out["clean", file] = (_command(step, file, named.by_user, names),)
+            out["clean", file] = (_command(step, file, named, names),)
             now[file] = name_output(names, file, "clean")
     written = dict(now)
     is_split = any(verb == "split" for verb, _ in wanted)
@@ -255,13 +251,13 @@ def _chain(
         first: tuple[str, ...] = (f"harness data mix {joined} --column {column} --out {as_argument(mixed)}",)
         for verb in ("dedup", "split"):
             if steps := [step for file in files for step in wanted.get((verb, file), ())]:
-                commands = (*first, _command(_join(verb, steps), mixed, named.by_all, names))
+                commands = (*first, _command(_join(verb, steps), mixed, named_of_all, names))
                 out |= {(verb, file): commands for file in files}
                 first, mixed = (), name_output(names, mixed, verb)
         return _Steps(out, cleaned, written, free_folders(files), names)
     for verb, file in ((verb, file) for verb in ("dedup", "split") for file in files):
         if steps := wanted.get((verb, file)):
-            out[verb, file] = (_command(_join(verb, steps), now[file], named.by_user, names),)
+            out[verb, file] = (_command(_join(verb, steps), now[file], named, names),)
             now[file] = name_output(names, now[file], verb)
     return _Steps(out, cleaned, written, free_folders(files), names)
 

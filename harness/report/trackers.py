@@ -163,12 +163,12 @@ def _metrics(report: ExperimentReport, f: CandidateFacts) -> dict[str, float]:
     found = {name: None if name in f.disturbed else find_shown_figure(f, name) for name in _FIGURES}
     found |= _interval(f"target/{report.metric}", f.target)
     if f.label != best_untrained(report.facts):
-        found |= _delta("target/vs_best_untrained", f.vs_untrained)
+        found |= _interval("target/vs_best_untrained", f.vs_untrained)
     if f.verdict:
         found |= _interval("forgetting/macro", f.verdict.macro)
         found |= {"forgetting/items_lost": f.verdict.lost, "forgetting/items_gained": f.verdict.gained}
     for c in report.comparisons.get(f.label, ()):
-        found |= _delta(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
+        found |= _interval(f"forgetting/{c.task}/{c.metric}{f'/{c.slice}' if c.slice else ''}", c)
     for one in fields(f.training):
         value = getattr(f.training, one.name)
         if isinstance(value, int | float) and not isinstance(value, bool):
@@ -176,12 +176,14 @@ def _metrics(report: ExperimentReport, f: CandidateFacts) -> dict[str, float]:
     return {name: float(v) for name, v in found.items() if v is not None and isfinite(v)}
 
 
-def _interval(name: str, e: Estimate | None) -> dict[str, float | None]:
-    return {name: e.score, f"{name}/low": e.low, f"{name}/high": e.high} if e else {}
-
-
-def _delta(name: str, c: Comparison | None) -> dict[str, float | None]:
-    return {name: c.delta, f"{name}/low": c.low, f"{name}/high": c.high} if c else {}
+def _interval(name: str, e: Estimate | Comparison | None) -> dict[str, float | None]:
+    if e is None:
+        return {}
+    return {
+        name: e.delta if isinstance(e, Comparison) else e.score,
+        f"{name}/low": e.low,
+        f"{name}/high": e.high,
+    }
 
 
 _AT_ONCE = 1_000  # metrics that a request may hold

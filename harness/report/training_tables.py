@@ -136,18 +136,17 @@ def compare_rates(trials: Sequence[Trial]) -> str:
     ends = [(known[-1][1], one) for one in trained if (known := numeric_points(one.validation_loss))]
     if not ends:
         return f"{said}; there is no validation loss, so nothing says which overfits."
-    sound = [(loss, one) for loss, one in ends if not _overfits(one)]
+    sound = []
+    for loss, one in ends:
+        diagnosis = diagnose(TrainingRecord(loss=one.loss, validation_loss=one.validation_loss))
+        if diagnosis is None or diagnosis.kind != "overfits":
+            sound.append((loss, one))
     if not sound:
         return f"{said}; all of them overfit: fewer epochs, a lower rate or more rows may help."
     loss, best = min(sound, key=lambda pair: pair[0])
     n_overfit = len(ends) - len(sound)
     said += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
     return f"{said}; {count(n_overfit)} of {count(len(ends))} overfit."
-
-
-def _overfits(one: Trial) -> bool:
-    found = diagnose(TrainingRecord(loss=one.loss, validation_loss=one.validation_loss))
-    return found is not None and found.kind == "overfits"
 
 
 def trial_line(one: TrialRun) -> str:
