@@ -708,10 +708,7 @@ def make_curve(more: float, candidate: str = "lora") -> LearningCurve:
 )
 def test_the_next_spend_is_what_brings_most_beyond_its_cost(more, label_usd, expected):
     decision = beside(
-        make_fine_tune("lora", 0.75, 0.01),
-        curve=make_curve(more),
-        point_usd=100.0,
-        label_cost_usd=label_usd,
+        make_fine_tune("lora", 0.75, 0.01), curve=make_curve(more), point_usd=100.0, label_cost_usd=label_usd
     )
     assert decision.arithmetic["next_best_spend"] == expected.replace("none, ", "")
     assert find_reason(decision, f"Next best spend: {expected}.")
@@ -853,10 +850,7 @@ def test_every_need_has_advice_that_is_held_against_what_is_chosen():
         lora = replace(make_fine_tune("lora", 0.60, -0.14), verdict=gate)
         assert words in find_reason(beside(lora, needs=("style_or_format",)), "(style or format)")
     for need in get_args(Need):
-        assert find_reason(
-            beside(LORA, needs=(need,)),
-            f"({need.replace('_', ' ')})",
-        )
+        assert find_reason(beside(LORA, needs=(need,)), f"({need.replace('_', ' ')})")
 
 
 def test_a_choice_says_on_which_worth_of_an_answer_it_rests_and_where_it_flips():

@@ -191,8 +191,7 @@ def test_of_a_critical_metric_where_lower_is_better_the_items_passed_are_those_w
 
 
 @pytest.mark.parametrize(
-    ("gained", "lost", "outcome"),
-    [(0, 20, "fail"), (30, 42, "pass"), (0, 8, "inconclusive"), (0, 0, "pass")],
+    ("gained", "lost", "outcome"), [(0, 20, "fail"), (30, 42, "pass"), (0, 8, "inconclusive"), (0, 0, "pass")]
 )
 def test_a_safety_task_fails_where_more_than_its_margin_is_shown_to_be_lost(gained, lost, outcome):
     """Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points."""

@@ -13,12 +13,7 @@ from hypothesis import strategies as st
 
 from harness.analysis.comparison import compare_rows, compare_validity
 from harness.analysis.gate_rules import apply_rules
-from harness.analysis.significance import (
-    SpareItems,
-    find_settling,
-    list_spare_items,
-    power_warnings,
-)
+from harness.analysis.significance import SpareItems, find_settling, list_spare_items, power_warnings
 from harness.analysis.verdict import Rule, TaskComparison, Verdict, list_items_needed
 from harness.cli import main
 from harness.config import CommandLine, load

@@ -183,8 +183,7 @@ _ADVICE: Mapping[Need, Advice] = {
     ),
     "sensitive_data": Advice("the model has to run here: one behind an external API is left out"),
     "general_purpose": Advice(
-        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others",
-        _PROMPTED,
+        "a model that serves many tasks stays as it is, for a fine-tune on one may lose others", _PROMPTED
     ),
     "rapid_iteration": Advice(
         "what changes every few days is prompted; a fine-tune is trained and judged again each time",

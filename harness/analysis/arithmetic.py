@@ -123,8 +123,7 @@ class Economics:
     )
     right_answer_usd: Annotated[Amount, (Number("worth of one more right answer, USD", _USD),)] = None
     pays_from_right_answer_usd: Annotated[
-        Amount,
-        (Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),),
+        Amount, (Number(f"worth of a right answer from which {_TUNED} pays, USD", _USD),)
     ] = None
     pays_from_point_usd: Annotated[
         Amount, (Number(f"worth of a point from which {_TUNED} pays, USD", _USD),)

@@ -24,10 +24,7 @@ from harness.analysis.alignment import (
     select_ids,
     validity_rows,
 )
-from harness.analysis.answers import (
-    COMMONEST,
-    commonest_answer_arms,
-)
+from harness.analysis.answers import COMMONEST, commonest_answer_arms
 from harness.analysis.estimators import (
     Comparison,
     Estimate,
@@ -40,11 +37,7 @@ from harness.analysis.estimators import (
     refuse_failed,
     valid_estimate,
 )
-from harness.analysis.judge_correction import (
-    GradedArm,
-    correct_difference,
-    correct_score,
-)
+from harness.analysis.judge_correction import GradedArm, correct_difference, correct_score
 from harness.analysis.labelled_answers import (
     Labels,
     count_enough_labels,

@@ -36,25 +36,13 @@ from harness.analysis.candidate_facts import (
     seeds_of,
     strongest_run,
 )
-from harness.analysis.economics import (
-    apply_budgets,
-    forecast_text,
-)
+from harness.analysis.economics import apply_budgets, forecast_text
 from harness.analysis.explain import describe_power, reasons, seeds_text
 from harness.analysis.goals import judge_by_wins, open_rating, size_sentences
 from harness.analysis.next_step import MORE_THAN_FEW, fails_gate, more_items_text, too_few
-from harness.analysis.seeds import (
-    Family,
-    FamilyMember,
-    family_members,
-    place_in_family,
-    pool_seeds,
-)
+from harness.analysis.seeds import Family, FamilyMember, family_members, place_in_family, pool_seeds
 from harness.analysis.significance import SpareItems
-from harness.analysis.target_scores import (
-    LearningCurve,
-    TrivialBaseline,
-)
+from harness.analysis.target_scores import LearningCurve, TrivialBaseline
 from harness.analysis.verdict import WORDS
 from harness.formatting import Unit
 from harness.spec import DecidePolicy
@@ -298,9 +286,7 @@ def _choose_with_gain(
             weighed += f"; it pays from {formatting.round_up(numbers.pays_from_requests)} requests"
         return _ship(case, alternative, f"{score_text(case, alternative)}; {gains}, but {weighed}")
     return _ship(
-        case,
-        winner,
-        f"{score_text(case, winner)}, {better} (the best untrained), and the gate passes",
+        case, winner, f"{score_text(case, winner)}, {better} (the best untrained), and the gate passes"
     )
 
 

@@ -25,9 +25,7 @@ from harness.analysis.admission import (
 from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.macro import SharedItems, find_shared_items
-from harness.analysis.target_rules import (
-    ControlFacts,
-)
+from harness.analysis.target_rules import ControlFacts
 from harness.analysis.verdict import (
     Rule,
     TargetFacts,

@@ -113,9 +113,7 @@ def cluster_name(row: SampleResult) -> str:
 
 
 def split(
-    tasks: Mapping[str, Sequence[SampleResult]],
-    seed: int,
-    documents: Mapping[str, Mapping[str, str]] = {},
+    tasks: Mapping[str, Sequence[SampleResult]], seed: int, documents: Mapping[str, Mapping[str, str]] = {}
 ) -> HalfSplit:
     """Split the clusters of all tasks, large ones first, so that each task is halved evenly.
 

@@ -136,9 +136,7 @@ class RecipeDifference(NamedTuple):
 
 
 def compare_recipes(
-    metric: Metric,
-    base: Sequence[Sequence[SampleResult]],
-    new: Sequence[Sequence[SampleResult]],
+    metric: Metric, base: Sequence[Sequence[SampleResult]], new: Sequence[Sequence[SampleResult]]
 ) -> RecipeDifference:
     """Compare the means over the seeds of two recipes, each given by the rows of its runs.
 

@@ -197,10 +197,7 @@ _ASSUMED_DISAGREEMENT = 0.15
 
 
 def power_warnings(
-    suites: Sequence[Suite],
-    n: Mapping[str, int],
-    policy: GatePolicy,
-    n_members: int = 1,
+    suites: Sequence[Suite], n: Mapping[str, int], policy: GatePolicy, n_members: int = 1
 ) -> tuple[str, ...]:
     """Say before anything runs which margins the items at hand probably cannot show.
 

@@ -10,11 +10,7 @@ from functools import partial
 from typing import Any
 
 from harness.analysis.seeds import family_of
-from harness.analysis.significance import (
-    chance_of_an_equal_model,
-    list_spare_items,
-    power_warnings,
-)
+from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
 from harness.config import CommandLine, LoadedExperiment, lint
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs

@@ -245,11 +245,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
             columns=("rule", "outcome", "evidence"),
             rows=[[r.name, WORDS[r.outcome], r.sentence] for r in v.rules],
         ),
-        Section(
-            "missed",
-            lead=miss_basis(v),
-            notes=[*map(miss_text, v.missed), *filter(None, [among])],
-        ),
+        Section("missed", lead=miss_basis(v), notes=[*map(miss_text, v.missed), *filter(None, [among])]),
         Section("lost", notes=lost, detail=True),
         Section("notes", notes=judged.notes),
     ]
