@@ -174,12 +174,13 @@ def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
 
 def n_rows(session: Session, recipe: Recipe) -> int:
     """Count the labelled rows of a recipe: each once, however often a mixture drew it."""
-    return len(_label_rows(session, recipe)) if recipe.train or recipe.mix else _n_trained(session, recipe)
+    rows = _label_rows(session, recipe) if recipe.train or recipe.mix else None
+    return len(training_data(session, recipe).items.train if rows is None else rows)
 
 
 def n_drawn_again(session: Session, recipe: Recipe) -> int:
     """Count the training rows of a recipe that repeat an earlier row, drawn again by a mixture."""
-    return _n_trained(session, recipe) - n_rows(session, recipe)
+    return len(training_data(session, recipe).items.train) - n_rows(session, recipe)
 
 
 def n_taught_rows(session: Session, recipe: Recipe) -> int:
@@ -190,10 +191,6 @@ def n_taught_rows(session: Session, recipe: Recipe) -> int:
     """
     taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
     return sum(file_of(where) in taught for where, _ in _label_rows(session, recipe)) if taught else 0
-
-
-def _n_trained(session: Session, recipe: Recipe) -> int:
-    return len(training_data(session, recipe).items.train)
 
 
 def _label_rows(session: Session, recipe: Recipe) -> set[tuple[str, str]]:

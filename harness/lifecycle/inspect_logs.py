@@ -83,20 +83,19 @@ def find_evaluations(path: Path) -> list[Evaluation]:
     if logs and all(_status(log.header) != "success" for log in logs):
         states = "; ".join(f"{log.path.name}: {_status(log.header)}" for log in logs)
         raise UserError(Problem(str(path), f"no finished log ({states})", "status success", _AGAIN))
-    return list(map(_evaluation, logs))
-
-
-def _evaluation(log: Log) -> Evaluation:
-    spec = log.header["eval"]
-    with _readable(log.path):
-        given = spec.get("task_args_passed", spec.get("task_args")) or {}
-        # With other arguments a task has other items.
-        task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
-    identity = {key: spec.get(key) for key in _WHO}
-    finished = _status(log.header) == "success"
-    tasks = {task: partial(_score_items, task, log)} if finished else {}
-    unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
-    return Evaluation(log.path, str(spec.get("model")), identity, tasks, unfinished, address)
+    evaluations = []
+    for log in logs:
+        spec, finished = log.header["eval"], _status(log.header) == "success"
+        with _readable(log.path):
+            given = spec.get("task_args_passed", spec.get("task_args")) or {}
+            # With other arguments a task has other items.
+            task = " ".join([str(spec["task"]), *(f"{key}={value}" for key, value in sorted(given.items()))])
+        identity = {key: spec.get(key) for key in _WHO}
+        tasks = {task: partial(_score_items, task, log)} if finished else {}
+        unfinished, address = () if finished else (task,), str(spec.get("model_base_url") or "")
+        model = str(spec.get("model"))
+        evaluations.append(Evaluation(log.path, model, identity, tasks, unfinished, address))
+    return evaluations
 
 
 def _read(file: Path) -> Log:

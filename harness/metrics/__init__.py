@@ -26,6 +26,7 @@ Array = NDArray[np.float64]
 Parts = tuple[float, ...]
 
 _BLOCK = 256  # items scored alone at once
+_JSON_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 _FLIP, _ROUNDING = 0.01, 1e-9  # of a rate a point; of another unit a hundredth of the larger score
 
 
@@ -93,6 +94,12 @@ def mean_metric(
 
     worst = (float(bounds[0] if higher_is_better else bounds[1]),)
     return Metric(name, higher_is_better, bounds, (name,), one_part, weighted_mean, lambda _: worst)
+
+
+def unfence_json(text: str) -> str:
+    """Return what a code fence around all of a text holds; without a fence the text."""
+    fenced = _JSON_FENCE.match(text.strip())
+    return fenced[1] if fenced else text
 
 
 def fold_leaf(value: Any) -> Any:

@@ -324,28 +324,23 @@ _BEGUN = b"+"  # says that what follows ran isolated
 
 def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
     """Return the first fenced block of a language, else of no language or of any, or all of a text."""
-    blocks = list(_find_fenced_blocks(text))
-    named = [code for language, code in blocks if wanted.fullmatch(language)]
-    unnamed = [code for language, code in blocks if not language]
-    every = [code for _, code in blocks]
-    return textwrap.dedent([*named, *unnamed, *every, text][0]).strip()
-
-
-def _find_fenced_blocks(text: str) -> Iterator[tuple[str, str]]:
-    """Yield language and lines of each fenced block; the last one may be open."""
-    mark, language, lines = "", "", list[str]()
+    blocks, mark, language, lines = list[tuple[str, str]](), "", "", list[str]()
     for line in text.splitlines():
         fence = _FENCE.match(line)
         if not mark:
             mark, language = fence.groups() if fence else ("", "")
             lines = []
         elif fence and fence.group(1).startswith(mark):
-            yield language, "\n".join(lines)
+            blocks.append((language, "\n".join(lines)))
             mark = ""
         else:
             lines.append(line)
-    if mark:
-        yield language, "\n".join(lines)
+    if mark:  # the last one may be open
+        blocks.append((language, "\n".join(lines)))
+    named = [code for language, code in blocks if wanted.fullmatch(language)]
+    unnamed = [code for language, code in blocks if not language]
+    every = [code for _, code in blocks]
+    return textwrap.dedent([*named, *unnamed, *every, text][0]).strip()
 
 
 def problems(where: str) -> Iterator[Problem]:

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import Any
 
 from harness.errors import Problem, Unscored, UserError, did_you_mean
-from harness.metrics import Metric, mean_metric
+from harness.metrics import Metric, mean_metric, unfence_json
 from harness.records import (
     COMMAS,
     EDGES,
@@ -35,7 +35,6 @@ from harness.spec import Task
 Constraint = Mapping[str, Any]
 
 _LIST_MARK = re.compile(LIST_MARK)
-_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 _NO_JSON = object()
 _MOST_S = 5  # of a processor, to check an answer by a schema
 
@@ -176,9 +175,8 @@ def _limit_time() -> Iterator[None]:
 
 def _json(text: str) -> Any:
     """Read JSON, also out of a code fence; `_NO_JSON` where it is none, as with NaN or Infinity."""
-    fenced = _FENCE.match(text)
     try:
-        return json.loads(fenced.group(1) if fenced else text, parse_constant=_refuse)
+        return json.loads(unfence_json(text), parse_constant=_refuse)
     except (ValueError, RecursionError):
         return _NO_JSON
 

@@ -6,17 +6,14 @@ Source: slot F1 of information extraction (Chinchor & Sundheim 1993, MUC-5), ove
 """
 
 import json
-import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from harness.metrics import Metric, fold_leaf, mean_metric, normalize
+from harness.metrics import Metric, fold_leaf, mean_metric, normalize, unfence_json
 from harness.records import Example, Output, compose_letters
 from harness.spec import Task
-
-_FENCE = re.compile(r"^```(?:json)?\s*\n(.*?)\n?```$", re.DOTALL)
 
 
 def metric(task: Task) -> Metric:
@@ -46,9 +43,8 @@ def _best(output: Output, example: Example) -> float | None:
 
 def _fields(text: str) -> Counter[str] | None:
     """Count the leaves of a JSON text, each with its path; None where it is none."""
-    fenced = _FENCE.match(text.strip())
     try:
-        value = json.loads(fenced.group(1) if fenced else text)
+        value = json.loads(unfence_json(text))
         return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))
     except (ValueError, RecursionError):
         return None
