@@ -1,8 +1,8 @@
 """Champions of a target, promoted, rolled back and retired; and removal of what no run or champion refers to.
 
-Invariant: what a rollback may return to stays: the rows and weights of nights and of the champions that are
-kept, and the exports of these. So does what work in progress needs, or work that was ended before it was
-finished unless somebody asks for that.
+Invariant: what a rollback may return to stays: the rows and weights of nights and of the kept champions, and
+the exports of these champions. So does what unfinished work needs, unless the caller asks to remove that
+too.
 """
 
 from dataclasses import replace

@@ -1,7 +1,7 @@
 """Rows, pairs and test items from the feedback of users, for the target of an experiment.
 
-Invariant: no training row or pair asks what is evaluated, and no test item what is trained on; nobody's
-feedback makes more than a cap of rows. An item is a test item only if a file says which person marked it.
+Invariant: no training row or pair asks what is evaluated, and no test item what is trained on; the feedback
+of one sender makes at most a cap of rows. An item is a test item only if a file says which person marked it.
 """
 
 from collections import Counter

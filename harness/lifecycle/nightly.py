@@ -328,7 +328,7 @@ class _NightRun:
         return self.controls[source.name]
 
     def _comparable_sets(self, sets: Sequence[RowSet], reference: Mapping[str, str]) -> list[RowSet]:
-        """Keep the tasks that are watched and of which the reference holds rows."""
+        """Keep the watched tasks for which the reference holds rows."""
         return [s for s in sets if s.measured.task.name in self.metrics and s.name in reference]
 
     def _batches(self, sets: Sequence[RowSet]) -> list[ItemBatch]:
@@ -413,7 +413,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     """Send open alarms that were not sent yet to a webhook; returns what went wrong, or nothing.
 
     Raises:
-        UserError: the address is none of the web.
+        UserError: the address does not begin with http:// or https://.
         HarnessError: a night is being run.
     """
     loaded = config.load(path)

@@ -419,7 +419,7 @@ def to_json(found: NightReport) -> dict[str, Any]:
 def write(found: NightReport, folder: Path) -> list[Path]:
     """Write the page and, where there are new alarms, the text of an issue; returns the files.
 
-    The text of an issue stays until somebody removes it, who thereby says that the issue is opened.
+    The text of an issue stays until it is removed, which says that the issue was opened.
     """
     make_private_folder(folder)
     texts = {

@@ -33,7 +33,7 @@ class NightArms(NamedTuple):
     """Rows of the four arms by item: the candidate now and then, and the base now and then.
 
     `then` holds one or more makings of the reference, whose mean counts. The base's are None where
-    nobody stands beside a candidate on these items.
+    these items have no control arm.
     """
 
     now: Rows

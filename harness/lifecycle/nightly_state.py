@@ -222,7 +222,7 @@ def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[Sta
 
 
 def open_alarms(state: State) -> list[Alarm]:
-    """List the alarms that nobody acknowledged."""
+    """List the alarms that were not acknowledged."""
     return [a for a in state.alarms if not a.acknowledged]
 
 

@@ -81,7 +81,7 @@ def units(scheduler: Scheduler, path: Path, at: str) -> dict[Path, str]:
     `path` is the experiment's file, `at` a time of day, hh:mm.
 
     Raises:
-        UserError: the time is none, or the experiment's file is not there or cannot be used.
+        UserError: the time is not a time of day, or the experiment's file is missing or cannot be used.
     """
     hour, minute = (int(part) if part.isdigit() else 99 for part in at.partition(":")[::2])
     if hour > 23 or minute > 59:

@@ -232,7 +232,7 @@ def count_members(experiment: Experiment, candidate: str) -> int:
 
 
 def refuse_regraded(stored: Study, run: Run) -> None:
-    """Refuse a run of which another judge or rubric than the files name now graded the rows of a task.
+    """Refuse a run whose rows another judge or rubric graded than the files name now.
 
     Raises:
         UserError: a rubric cannot be used.

@@ -58,9 +58,9 @@ class Target(NamedTuple):
 def targets(
     loaded: LoadedExperiment, session: Session, references: Mapping[str, Reference]
 ) -> list[tuple[str, Target | HarnessError]]:
-    """List who is watched, the champion first; what has nothing to be compared with is its error.
+    """List the watched candidates, the champion first; one without anything to compare with is its error.
 
-    Of whom a reference is pinned no stored run is needed: the recipe may have changed since.
+    A candidate with a pinned reference needs no stored run: its recipe may have changed since.
 
     Raises:
         UserError: there is no candidate to watch.

@@ -40,7 +40,7 @@ class Metric:
     is unparsable or truncated. `signature` says which settings made the number. Two answers of which `same`
     is equal are one answer, where the majority of several counts. An item that it does not read, by the
     form of its references, has no score, whatever is answered. One that `reads_any` answer finds the label in
-    a longer one: what is none of the labels as a whole, it scores.
+    a longer one: it also scores an answer that is not a label as a whole.
     """
 
     name: str

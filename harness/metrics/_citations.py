@@ -137,7 +137,7 @@ def _cut_label(written: str) -> tuple[str, str]:
 
 
 def _ends_of(written: str, marks: Marks) -> tuple[int, int] | None:
-    """Return both ends of a range of marks; None where it is none."""
+    """Return both ends of a range of marks; None for another text."""
     found = _RANGE.fullmatch(written)
     if not found or not {*found.groups()} <= marks.keys() or int(found[1]) > int(found[2]):
         return None

@@ -1,4 +1,4 @@
-"""Runs of code from answers, isolated, where somebody has allowed them; and the fenced blocks it stands in.
+"""Runs of code from answers, isolated, where they are allowed; and the fenced blocks it stands in.
 
 Invariant: nothing of an answer runs outside of namespaces of its own, under limits of time, memory, processes
 and files, and nothing runs unless `HARNESS_ALLOW_CODE_EXECUTION=1` says so. A program says that it has begun,
@@ -344,7 +344,7 @@ def extract_fenced(text: str, wanted: re.Pattern[str]) -> str:
 
 
 def problems(where: str) -> Iterator[Problem]:
-    """Yield what forbids to run an answer's code here: nobody has allowed it, or it cannot be isolated."""
+    """Yield what forbids to run an answer's code here: it is not allowed, or cannot be isolated."""
     if os.environ.get(ALLOWED) != "1":
         found, step = "a metric that runs the code of answers", f"export {ALLOWED}=1 where that may be"
         yield Problem(where, found, "permission on this machine", step)

@@ -174,7 +174,7 @@ def _limit_time() -> Iterator[None]:
 
 
 def _json(text: str) -> Any:
-    """Read JSON, also out of a code fence; `_NO_JSON` where it is none, as with NaN or Infinity."""
+    """Read JSON, also out of a code fence; `_NO_JSON` for any other text, as with NaN or Infinity."""
     try:
         return json.loads(unfence_json(text), parse_constant=_refuse)
     except (ValueError, RecursionError):

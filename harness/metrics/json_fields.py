@@ -42,7 +42,7 @@ def _best(output: Output, example: Example) -> float | None:
 
 
 def _fields(text: str) -> Counter[str] | None:
-    """Count the leaves of a JSON text, each with its path; None where it is none."""
+    """Count the leaves of a JSON text, each with its path; None for another text."""
     try:
         value = json.loads(unfence_json(text))
         return Counter(json.dumps(leaf) for leaf in _leaves(value, ()))
