@@ -45,40 +45,31 @@ def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Findi
         yield Finding("note", "answers with a thumb down", meaning, rows, of=table.n)
     if others := [row for row in table.unusable if row.layout]:
         named = Counter(row.layout for row in others).most_common()
-        yield Finding(
-            "error",
-            "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named),
-            "compare refuses them, and no command can read them together with the others",
-            tuple(row.where for row in others),
-            "",
-            "no command: write them to a file of their own; a candidate reads several, train: [a, b]",
-            of=table.n,
-        )
+        title = "rows of another layout than most: " + ", ".join(f"{name} ({n:,})" for name, n in named)
+        meaning = "compare refuses them, and no command can read them together with the others"
+        places = tuple(row.where for row in others)
+        step = "no command: write them to a file of their own; a candidate reads several, train: [a, b]"
+        yield Finding("error", title, meaning, places, "", step, of=table.n)
     if unusable := [row for row in table.unusable if row.why != THUMB_DOWN and not row.layout]:
         kinds = Counter(row.why for row in unusable).most_common(3)
-        yield Finding(
-            "error",
-            "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds),
-            "compare stops at such a row, unless it is told to leave it out",
-            tuple(row.where for row in unusable),
-            f"{unusable[0].where}: {unusable[0].why}",
-            "harness data clean FILE --out OUT",
-            of=table.n,
-        )
+        title = "rows that cannot be used: " + ", ".join(f"{why} ({n:,})" for why, n in kinds)
+        meaning = "compare stops at such a row, unless it is told to leave it out"
+        places = tuple(row.where for row in unusable)
+        example = f"{unusable[0].where}: {unusable[0].why}"
+        step = "harness data clean FILE --out OUT"
+        yield Finding("error", title, meaning, places, example, step, of=table.n)
     yield from _find_repeated_ids(table)
     yield from _list_empty_cells(table)
     for name, column in table.columns.items():
         if {"text", "number"} <= column.kinds.keys():
             rarest = min(("text", "number"), key=lambda kind: column.kinds[kind])
+            title = f"column {name!r} holds texts and numbers"
+            meaning = "1 and '1' become one text; a number where a text belongs is often a slip of an export"
+            places = tuple(column.of_kind[rarest])
+            example = f"the first {rarest}: {column.of_kind[rarest][0]}"
+            step = "write the column as texts alone"
             yield Finding(
-                "warning",
-                f"column {name!r} holds texts and numbers",
-                "1 and '1' become one text; a number where a text belongs is often a slip of an export",
-                tuple(column.of_kind[rarest]),
-                f"the first {rarest}: {column.of_kind[rarest][0]}",
-                "write the column as texts alone",
-                count=column.kinds[rarest],
-                of=table.n,
+                "warning", title, meaning, places, example, step, count=column.kinds[rarest], of=table.n
             )
     yield from _list_unused(table)
 
@@ -92,14 +83,12 @@ def _find_repeated_ids(table: RowTable) -> Iterator[Finding]:
             again.append((entry, earlier))
     if again:
         entry, earlier = again[0]
-        yield Finding(
-            "error",
-            "rows whose id stands already",
-            "compare stops at them, since it keeps answers by the id of their question",
-            tuple(entry.where for entry, _ in again),
-            f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}",
-            "harness data clean FILE --out OUT --new-ids",
-        )
+        title = "rows whose id stands already"
+        meaning = "compare stops at them, since it keeps answers by the id of their question"
+        places = tuple(entry.where for entry, _ in again)
+        example = f"{entry.where} has the id {excerpt(entry.example.id, 40)!r} of {earlier.where}"
+        step = "harness data clean FILE --out OUT --new-ids"
+        yield Finding("error", title, meaning, places, example, step)
 
 
 def _list_empty_cells(table: RowTable) -> Iterator[Finding]:
@@ -171,14 +160,12 @@ def check_amount(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     long = [(entry, text) for entry, text in texts if len(text.encode()) > context]
     counts = given.tokenizer.lengths([text for _, text in long])
     if beyond := [entry for (entry, _), n in zip(long, counts, strict=True) if n > context]:
-        yield Finding(
-            "error",
-            f"longer than the {context:,} tokens of {given.tokenizer.name}'s context",
-            "a training leaves such rows out or cuts them, and the model cannot read them",
-            tuple(entry.where for entry in beyond),
-            f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}",
-            "shorten the rows, or take a base with a longer context",
-        )
+        title = f"longer than the {context:,} tokens of {given.tokenizer.name}'s context"
+        meaning = "a training leaves such rows out or cuts them, and the model cannot read them"
+        places = tuple(entry.where for entry in beyond)
+        example = f"{max(counts):,} tokens: {excerpt(beyond[0].question, 60)}"
+        step = "shorten the rows, or take a base with a longer context"
+        yield Finding("error", title, meaning, places, example, step)
 
 
 def _show_lengths(lengths: Sequence[int], what: str, table: RowTable, n: int) -> Finding:

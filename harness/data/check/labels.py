@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import exp, log
 
-from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, TableEntry
+from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.edit.changes import unify_spellings
 
@@ -60,15 +60,11 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
     small = {label for label, m in counts.items() if m < _FEWEST}
     if small:
         rows = tuple(e.where for e, label in zip(table.entries, labels, strict=True) if label in small)
-        yield Finding(
-            "warning",
-            f"{len(small):,} labels with fewer than {_FEWEST} rows",
-            "validation or test may hold none of them, so nothing is known of them",
-            rows,
-            ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5]),
-            "collect more rows of them",
-            of=n,
-        )
+        title = f"{len(small):,} labels with fewer than {_FEWEST} rows"
+        meaning = "validation or test may hold none of them, so nothing is known of them"
+        example = ", ".join(f"{label!r} {counts[label]}" for label in sorted(small)[:5])
+        step = "collect more rows of them"
+        yield Finding("warning", title, meaning, rows, example, step, of=n)
     if given.test:
         train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
         if mix := _compare_mixes(train, test, table):
@@ -149,14 +145,12 @@ def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Findin
     for form, label, p in sorted(once.values(), key=lambda f: -len(rows[f[0]]))[:_SHOWN]:
         marked = rows[form]
         n = sum(entry.answer == label for entry in marked)
-        yield Finding(
-            "warning",
-            f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})",
-            "a model may learn the mark in place of the meaning, and fail where it is absent",
-            tuple(entry.where for entry in marked),
-            repr(excerpt(marked[0].question, 80)),
-            "remove the mark from the rows, if it is none of the question",
-        )
+        title = f"{form} gives the label {label!r} in {n:,} of {len(marked):,} rows (p = {p:.1g})"
+        meaning = "a model may learn the mark in place of the meaning, and fail where it is absent"
+        places = tuple(entry.where for entry in marked)
+        example = repr(excerpt(marked[0].question, 80))
+        step = "remove the mark from the rows, if it is none of the question"
+        yield Finding("warning", title, meaning, places, example, step)
 
 
 def forms(question: str) -> Iterator[str]:
@@ -217,27 +211,28 @@ def check_suspect_labels(table: RowTable, given: CheckContext) -> Iterator[Findi
     doubted, hardly = 100 * len(suspects) / n, "hardly more than where all are right"
     sampled = f", of {n:,} judged (sampled by class, of labels with {_FEWEST} rows or more)"
     said = sampled if n < len(table.digests) else ""
-    yield Finding(
-        "note",
+    title = (
         f"label accuracy: about {100 - doubted:.1f} %{said}"
         if is_alarm
-        else f"label accuracy: {doubted:.1f} % of the labels are suspect, {hardly}{said}",
-        f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
-        f"where all labels are right in up to {100 * _EXPECTED:.1f} %",
+        else f"label accuracy: {doubted:.1f} % of the labels are suspect, {hardly}{said}"
     )
+    meaning = (
+        f"a classifier of words is sure of another label in {100 * n_sure / n:.1f} % of the rows, "
+        f"where all labels are right in up to {100 * _EXPECTED:.1f} %"
+    )
+    yield Finding("note", title, meaning)
     if suspects:
         worst, likelier, p_own, p_likelier = suspects[0]
-        yield Finding(
-            "warning" if is_alarm else "note",
-            f"suspect labels{said}" + ("" if is_alarm else f", {hardly}"),
-            "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong",
-            tuple(entry.where for entry, *_ in suspects),
+        severity: Severity = "warning" if is_alarm else "note"
+        title = f"suspect labels{said}" + ("" if is_alarm else f", {hardly}")
+        meaning = "a wrong label teaches a wrong answer, and in test it counts a right answer as wrong"
+        places = tuple(entry.where for entry, *_ in suspects)
+        example = (
             f"{worst.where}: {excerpt(worst.question, 70)!r} is {worst.answer!r} "
-            f"({100 * p_own:.0f} %), more likely {likelier!r} ({100 * p_likelier:.0f} %)",
-            DECIDE,
-            tuple(label for _, label, *_ in suspects),
-            of=n,
+            f"({100 * p_own:.0f} %), more likely {likelier!r} ({100 * p_likelier:.0f} %)"
         )
+        proposed = tuple(label for _, label, *_ in suspects)
+        yield Finding(severity, title, meaning, places, example, DECIDE, proposed, of=n)
 
 
 def _judge_labels(

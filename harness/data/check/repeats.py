@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, RowTable, TableEntry
+from harness.data.check import DECIDE, DECIDE_BY_SENSE, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
 from harness.data.contamination import (
     EMBEDDINGS,
@@ -38,16 +38,13 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
     earlier = first[inverse.ravel()]
     again = np.flatnonzero(earlier != np.arange(len(table.digests)))
     if len(again):
-        yield Finding(
-            "warning",
-            "exact duplicates of an earlier row",
-            "repeated rows count twice in training, and set apart for test they contaminate it",
-            tuple(table.places(int(i)) for i in again),
-            f"{table.places(int(again[0]))} repeats {table.places(int(earlier[again[0]]))}",
-            "harness data dedup FILE --out OUT",
-            beside=tuple(table.places(int(earlier[i])) for i in again),
-            of=len(table.digests),
-        )
+        title = "exact duplicates of an earlier row"
+        meaning = "repeated rows count twice in training, and set apart for test they contaminate it"
+        places = tuple(table.places(int(i)) for i in again)
+        example = f"{table.places(int(again[0]))} repeats {table.places(int(earlier[again[0]]))}"
+        step = "harness data dedup FILE --out OUT"
+        beside = tuple(table.places(int(earlier[i])) for i in again)
+        yield Finding("warning", title, meaning, places, example, step, beside=beside, of=len(table.digests))
     distinct: dict[NormalizedRow, TableEntry] = {}
     for entry in table.entries:
         distinct.setdefault(fold_row(entry.qa), entry)
@@ -56,15 +53,14 @@ def check_repeated_rows(table: RowTable, given: CheckContext) -> Iterator[Findin
     numbers = sorted((i, group.kept, alike) for group in groups for i, alike in group.others)
     if near := [(entries[i], entries[kept], alike) for i, kept, alike in numbers]:
         row, kept, alike = max(near, key=lambda pair: pair[2])
-        yield Finding(
-            "warning",
-            f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)",
-            "they add little to learn from, and set apart for test they contaminate it",
-            tuple(row.where for row, _, _ in near),
-            f"{row.where} is {100 * alike:.0f} % {kept.where}: {_cut_question(row)} / {_cut_question(kept)}",
-            "harness data dedup FILE --out OUT",
-            beside=tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in near),
-        )
+        title = f"near duplicates of an earlier row (Jaccard index of {THRESHOLD:g} or more)"
+        meaning = "they add little to learn from, and set apart for test they contaminate it"
+        places = tuple(row.where for row, _, _ in near)
+        both = f"{_cut_question(row)} / {_cut_question(kept)}"
+        example = f"{row.where} is {100 * alike:.0f} % {kept.where}: {both}"
+        step = "harness data dedup FILE --out OUT"
+        beside = tuple(f"{k.where} ({100 * a:.0f} %): {_cut_question(k)}" for _, k, a in near)
+        yield Finding("warning", title, meaning, places, example, step, beside=beside)
     if given.encode:
         named = {row.where for row, _, _ in near}
         others = [entry for entry in entries if entry.where not in named]
@@ -86,15 +82,14 @@ def _find_by_sense(
     if pairs:
         row, first, cosine = max(pairs, key=lambda pair: pair[2])
         said = f", of {len(left):,} sampled" if len(left) < len(rows) else ""
+        title = f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})"
+        meaning = "read some: they add little to learn from, and set apart for test they contaminate it"
+        places = tuple(row.where for row, _, _ in pairs)
+        both = f"{_cut_question(row)} / {_cut_question(first)}"
+        example = f"{row.where} and {first.where} ({cosine:.2f}): {both}"
+        beside = tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs)
         yield Finding(
-            "warning",
-            f"rows that may repeat an earlier question, by sense (cosine of {EMBEDDINGS:g} or more{said})",
-            "read some: they add little to learn from, and set apart for test they contaminate it",
-            tuple(row.where for row, _, _ in pairs),
-            f"{row.where} and {first.where} ({cosine:.2f}): {_cut_question(row)} / {_cut_question(first)}",
-            DECIDE_BY_SENSE,
-            beside=tuple(f"{e.where} (embeddings {c:.2f}): {_cut_question(e)}" for _, e, c in pairs),
-            of=len(left),
+            "warning", title, meaning, places, example, DECIDE_BY_SENSE, beside=beside, of=len(left)
         )
 
 
@@ -133,17 +128,17 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
     command = f"harness data dedup FILE --conflicts drop --out OUT{all_of_them}"
     if table.files_emptied_by(places):
         command = DECIDE
-    yield Finding(
-        "error" if table.labels else "note",
-        f"{pluralize(len(groups), 'question')} with different answers",
+    severity: Severity = "error" if table.labels else "note"
+    title = f"{pluralize(len(groups), 'question')} with different answers"
+    meaning = (
         "one of them is wrong, or the question does not hold what decides"
         if table.labels
-        else "several answers may be right; a metric that compares with one reference takes others for wrong",
-        places,
-        f"{question!r}: {shown}" if there else "",
-        command if table.labels else "",
-        beside=tuple(beside),
-        of=len(table.digests),
+        else "several answers may be right; a metric that compares with one reference takes others for wrong"
+    )
+    example = f"{question!r}: {shown}" if there else ""
+    step = command if table.labels else ""
+    yield Finding(
+        severity, title, meaning, places, example, step, beside=tuple(beside), of=len(table.digests)
     )
 
 
@@ -178,17 +173,14 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         contaminated = tuple(where for where in dropped if file_of(where) in emptied)
         are = "are" if exact_places.issuperset(contaminated) else "are or may be"
         files = ", ".join(emptied)
-        split = "harness data split FILE --out OUT  # and test on its part, or on another file"
-        yield Finding(
-            "error" if exact else "warning",
-            f"all {len(contaminated):,} rows of {files} {are} in the test",
-            "the score on test counts what was learned by heart, and without these rows none is left to "
-            "train on",
-            contaminated,
-            command=split
-            if len(emptied) == len(table.files)
-            else f"train without {files}, or test on another file",
-        )
+        step = f"train without {files}, or test on another file"
+        if len(emptied) == len(table.files):
+            step = "harness data split FILE --out OUT  # and test on its part, or on another file"
+        title = f"all {len(contaminated):,} rows of {files} {are} in the test"
+        without = "without these rows none is left to train on"
+        meaning = f"the score on test counts what was learned by heart, and {without}"
+        severity: Severity = "error" if exact else "warning"
+        yield Finding(severity, title, meaning, contaminated, command=step)
     exact = [row for row in exact if file_of(row.training.where) not in emptied]
     in_words = [pair for pair in in_words if file_of(pair[0]) not in emptied]
     against = " ".join(f"--against {as_argument(file)}" for file in given.test.files)
@@ -196,15 +188,12 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if exact:
         first = exact[0]
         question = excerpt(" ".join(first.training.example.prompt.split()), 60)
-        yield Finding(
-            "error",
-            "training rows that a test row repeats",
-            "the score on test counts what was learned by heart",
-            tuple(row.training.where for row in exact),
-            f"{first.training.where} has the question of {first.evaluated.where}: {question!r}",
-            command,
-            beside=tuple(f"{row.evaluated.where}, with the same question" for row in exact),
-        )
+        title = "training rows that a test row repeats"
+        meaning = "the score on test counts what was learned by heart"
+        places = tuple(row.training.where for row in exact)
+        example = f"{first.training.where} has the question of {first.evaluated.where}: {question!r}"
+        beside = tuple(f"{row.evaluated.where}, with the same question" for row in exact)
+        yield Finding("error", title, meaning, places, example, command, beside=beside)
     if in_words:
         yield _say_alike(in_words, "in other words", command)
     if by_sense:
@@ -217,15 +206,13 @@ def _say_alike(pairs: Sequence[tuple[str, TableEntry, Overlap]], how: str, comma
     places = [f"{item.where} ({o.measure} {o.similarity:.2f})" for _, item, o in pairs]
     questions = [excerpt(" ".join(_bare_question(item).split()), 80) for _, item, _ in pairs]
     rows = tuple(where for where, *_ in pairs)
-    return Finding(
-        "warning",
-        f"training rows whose question may be that of a test row, {how}",
-        "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not",
-        rows,
-        "; ".join(f"{row} and {place}" for row, place in zip(rows[:3], places, strict=False)),
-        command,
-        beside=tuple(f"{place}: {asked!r}" for place, asked in zip(places, questions, strict=True)),
+    title = f"training rows whose question may be that of a test row, {how}"
+    meaning = (
+        "read the closest pairs: a contaminated row counts what was learned by heart, a look-alike does not"
     )
+    example = "; ".join(f"{row} and {place}" for row, place in zip(rows[:3], places, strict=False))
+    beside = tuple(f"{place}: {asked!r}" for place, asked in zip(places, questions, strict=True))
+    return Finding("warning", title, meaning, rows, example, command, beside=beside)
 
 
 def _bare_question(entry: TableEntry) -> str:

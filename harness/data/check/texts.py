@@ -35,14 +35,10 @@ def check_personal_data(table: RowTable, given: CheckContext) -> Iterator[Findin
             found.setdefault(kind, []).append((entry.where, mask_value(value)))
     for kind, where in found.items():
         rows = tuple(dict.fromkeys(place for place, _ in where))
-        yield Finding(
-            "warning",
-            f"{kind}: {len(where):,} found",
-            "a model may repeat them to anybody; they may need a legal basis to be trained on",
-            rows,
-            f"{where[0][0]}: {where[0][1]}",
-            DECIDE,
-        )
+        title = f"{kind}: {len(where):,} found"
+        meaning = "a model may repeat them to anybody; they may need a legal basis to be trained on"
+        example = f"{where[0][0]}: {where[0][1]}"
+        yield Finding("warning", title, meaning, rows, example, DECIDE)
 
 
 _MOST_FAULTS = 0.05  # share of answers, from which low scores are an alarm
@@ -66,15 +62,14 @@ def check_quality(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     base = as_argument(given.tokenizer.name) if given.tokenizer else ""
     model = f" --perplexity --base {base}" if given.perplexity else ""
     title = f"answers that score below {least:g} of 1 in quality" + (f" ({traits})" if low else "")
-    yield Finding(
-        "warning" if len(low) > _MOST_FAULTS * len(drawn) else "note",
-        title,
-        "a fine-tune learns to answer so; read some, and measure whether a training without them is better",
-        tuple(entry.where for entry, _ in low),
-        f"kept from each score on: {curve}",
-        f"harness data clean FILE --out OUT --min-quality {least:g}{model}",
-        of=len(drawn),
+    severity: Severity = "warning" if len(low) > _MOST_FAULTS * len(drawn) else "note"
+    meaning = (
+        "a fine-tune learns to answer so; read some, and measure whether a training without them is better"
     )
+    places = tuple(entry.where for entry, _ in low)
+    example = f"kept from each score on: {curve}"
+    step = f"harness data clean FILE --out OUT --min-quality {least:g}{model}"
+    yield Finding(severity, title, meaning, places, example, step, of=len(drawn))
 
 
 _LOST = "\ufffd"
@@ -93,34 +88,24 @@ def check_encoding_damage(table: RowTable, given: CheckContext) -> Iterator[Find
     lost = _find(table, lambda text: _LOST in text)
     if damaged:
         before = next(iter(damaged.values()))
-        yield Finding(
-            "error",
-            "damaged encoding",
-            "the model learns to write such signs, and the same word in two spellings",
-            tuple(damaged),
-            f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}",
-            "harness data clean FILE --out OUT",
-        )
+        meaning = "the model learns to write such signs, and the same word in two spellings"
+        example = f"{_cut_around(before)} → {_cut_around(mend_encoding(before))}"
+        step = "harness data clean FILE --out OUT"
+        yield Finding("error", "damaged encoding", meaning, tuple(damaged), example, step)
     if control:
         first = next(iter(control.values()))
         sign = next(i for i, (a, b) in enumerate(zip_longest(first, mend_signs(first))) if a != b)
-        yield Finding(
-            "warning",
-            "control characters, or line ends other than a line feed",
-            "they are invisible, and the tokenizer turns them into tokens that other rows do not have",
-            tuple(control),
-            repr(mask_text(first)[max(0, sign - 20) : sign + 20]),
-            "harness data clean FILE --out OUT",
-        )
+        title = "control characters, or line ends other than a line feed"
+        meaning = "they are invisible, and the tokenizer turns them into tokens that other rows do not have"
+        example = repr(mask_text(first)[max(0, sign - 20) : sign + 20])
+        step = "harness data clean FILE --out OUT"
+        yield Finding("warning", title, meaning, tuple(control), example, step)
     if lost:
-        yield Finding(
-            "error",
-            "signs that are lost (U+FFFD)",
-            "nothing brings them back but the file they came from, read in its own encoding",
-            tuple(lost),
-            _cut_around(next(iter(lost.values()))),
-            "harness data clean FILE --out OUT --drop-lost",
-        )
+        title = "signs that are lost (U+FFFD)"
+        meaning = "nothing brings them back but the file they came from, read in its own encoding"
+        example = _cut_around(next(iter(lost.values())))
+        step = "harness data clean FILE --out OUT --drop-lost"
+        yield Finding("error", title, meaning, tuple(lost), example, step)
     yield from _find_special_tokens(table, given)
 
 
@@ -188,13 +173,11 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
         first_of = ((e, next((t for t in e.spaced if t != strip(t)), "")) for e in table.entries)
         if spaced := [(entry, text) for entry, text in first_of if text]:
             masked = mask_text(spaced[0][1])
+            title = f"answers with white space {where} them"
+            meaning = "a trainer that reads the file teaches it, and exact match counts it as wrong"
+            example = repr(masked[-60:] if where == "behind" else masked[:60])
             yield Finding(
-                "warning",
-                f"answers with white space {where} them",
-                "a trainer that reads the file teaches it, and exact match counts it as wrong",
-                tuple(entry.where for entry, _ in spaced),
-                repr(masked[-60:] if where == "behind" else masked[:60]),
-                command,
+                "warning", title, meaning, tuple(entry.where for entry, _ in spaced), example, command
             )
     answered = [entry for entry in table.entries if entry.answer]
     if not table.labels:
@@ -203,18 +186,17 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
     several = several_spellings(entry.answer for entry in answered)
     if commonest := commonest_spellings(several):
         rare = [entry for entry in answered if entry.answer in commonest]
-        yield Finding(
-            "error",
-            f"{pluralize(len(several), 'label')} in several spellings",
-            "each spelling is a label of its own to a metric and to a classifier",
-            tuple(entry.where for entry in rare),
-            ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0]),
+        title = f"{pluralize(len(several), 'label')} in several spellings"
+        meaning = "each spelling is a label of its own to a metric and to a classifier"
+        places = tuple(entry.where for entry in rare)
+        example = ", ".join(f"{spelt!r} {n:,}" for spelt, n in several[0])
+        step = (
             f"{clean} --spellings"
             if table.labels_in_rows
-            else "no command: labels stand within longer texts; write each in one spelling by hand",
-            tuple(commonest[entry.answer] for entry in rare),
-            of=len(answered),
+            else "no command: labels stand within longer texts; write each in one spelling by hand"
         )
+        labels = tuple(commonest[entry.answer] for entry in rare)
+        yield Finding("error", title, meaning, places, example, step, labels, of=len(answered))
 
 
 def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
@@ -236,13 +218,11 @@ def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
         if p < ALPHA / n_tests:
             common = share > others[0] / max(1, sum(others))
             odd = [e for e in answered if e.source == source and has(e.answer) == common]
-            yield Finding(
-                "warning",
+            title = (
                 f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
-                f"{100 * others[0] / max(1, sum(others)):.0f} %",
-                "a mixed template: the model learns a source's format, not the one that you want",
-                tuple(entry.where for entry in odd),
-                excerpt(odd[0].answer, 80),
-                DECIDE,
-                of=len(answered),
+                f"{100 * others[0] / max(1, sum(others)):.0f} %"
             )
+            meaning = "a mixed template: the model learns a source's format, not the one that you want"
+            places = tuple(entry.where for entry in odd)
+            example = excerpt(odd[0].answer, 80)
+            yield Finding("warning", title, meaning, places, example, DECIDE, of=len(answered))
