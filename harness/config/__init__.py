@@ -126,10 +126,8 @@ def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tu
     known = {*members, *(member.source for member in members.values())}
     for name in requested:
         if name not in known:
-            found, hint = (
-                f"unknown candidate {name!r}" if name else "an empty name",
-                did_you_mean(name, known),
-            )
+            found = f"unknown candidate {name!r}" if name else "an empty name"
+            hint = did_you_mean(name, known)
             tree.problems.append(Problem("candidates", found, "names of candidates", hint))
     if requested:
         return tuple(name for name, m in members.items() if name in requested or m.source in requested)

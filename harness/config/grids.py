@@ -40,10 +40,8 @@ def _members(source: str, recipe: Any, tree: Tree) -> Iterator[tuple[str, GridMe
     for keys, listed in grids.items():
         if not listed:
             where = tree.where(("candidates", source, *keys))
-            found, step = (
-                f"an empty grid for {keys[-1]}",
-                f"write values between the brackets, or remove {keys[-1]}",
-            )
+            found = f"an empty grid for {keys[-1]}"
+            step = f"write values between the brackets, or remove {keys[-1]}"
             tree.problems.append(Problem(where, found, "at least one value", step))
     for values in product(*grids.values()):
         point = dict(zip(grids, values, strict=True))

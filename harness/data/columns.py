@@ -202,11 +202,9 @@ def read_question_and_answers(row: Row, roles: Roles) -> QuestionAndAnswers:
     is_up = read_flag(fields.get("label")) if roles == _ROLES["prompt and completion"] else None
     if is_up is not None:
         of = of._replace(thumb=str(is_up))
-    systems = (
-        SYSTEMS
-        if roles in _ROLES.values() or roles.questions == roles.answers
-        else list_systems(" ".join(map("{{{}}}".format, roles.questions)))
-    )
+    systems: Sequence[str] = SYSTEMS
+    if roles not in _ROLES.values() and roles.questions != roles.answers:
+        systems = list_systems(" ".join(map("{{{}}}".format, roles.questions)))
     if own := next((fields[name] for name in systems if isinstance(fields.get(name), str)), None):
         of = of._replace(system="\n".join(filter(None, (own, of.system))))
     try:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.data.cells import is_object
 from harness.data.multiple_choice import ANY_FORM, AnswerForms, has_choices, read_choices, settle_forms
-from harness.data.rated_rows import OWN_QUESTION, PREFERRED, RATED, TREE, best_answer, misfit, read_pair
+from harness.data.rated_rows import OWN_QUESTION, best_answer, misfit, read_pair
 from harness.data.text_files import Row, Rows
 from harness.data.tools import TOOL_FIELDS
 from harness.data.turns import (
@@ -35,7 +35,7 @@ from harness.data.turns import (
     write_json,
 )
 from harness.errors import Problem, UserError
-from harness.spec import Task
+from harness.spec import Fields, Task
 
 _CONTEXT = "Context:\n"
 THUMB_DOWN = "an answer with a thumb down"
@@ -68,11 +68,8 @@ def recognise(rows: Sequence[Row]) -> Layout | None:
 
 def layout_of(task: Task, content: Rows) -> Layout | None:
     """Return the layout that the rows of a task are read by; None where its templates say it all."""
-    template = type(task.fields).model_fields
-    said = (
-        task.fields.prompt != template["prompt"].default,
-        task.fields.reference != template["reference"].default,
-    )
+    fields, usual = task.fields, Fields()
+    said = fields.prompt != usual.prompt, fields.reference != usual.reference
     return None if task.kind == "bits_per_byte" or all(said) else recognise(content.rows)
 
 
@@ -350,130 +347,77 @@ def _preference(row: Row, context_apart: bool) -> dict[str, Any]:
 
 
 PAIRED = ("preference", "OpenAI preference", "UltraFeedback")  # layouts whose rows are pairs
-_PAIR_ASKS = ("messages", "prompt", "question", "instruction", "input")
+_PAIR_ASKS = "messages prompt question instruction input"
+
+
+def _layout(
+    name: str,
+    needs: str,
+    reads: Callable[[Row, bool], dict[str, Any]],
+    asking: str = "",
+    answering: str = "",
+    form: str = "",
+    *,
+    is_text: bool = False,
+) -> Layout:
+    """Declare a layout by the columns that its rows need, that ask and that answer, between blanks."""
+    columns, form = needs.split(), form or ", ".join(needs.split())
+    return Layout(name, form, _has(*columns), reads, tuple(asking.split()), tuple(answering.split()), is_text)
+
+
 LAYOUTS = (
-    Layout(
-        "OASST tree",
+    _layout(
+        "OASST tree", "message_tree_id prompt", best_answer, "prompt", "prompt",
         "message_tree_id, and a prompt with its replies",
-        _has(*TREE),
-        best_answer,
-        ("prompt",),
-        ("prompt",),
     ),
-    Layout(
-        "lm-eval log",
-        "doc_id, doc, target, resps",
-        _has("doc_id", "doc", "target", "resps"),
-        _refuse(
-            "lm-eval's log of a model's answers",
-            "rows of questions and answers",
-            "name the task itself (lm_eval: NAME); "
-            "harness gate --base FOLDER compares such logs of two models",
-        ),
-        ("doc",),
-        ("target",),
-    ),
-    Layout(
-        "OASST message",
-        "message_id, parent_id, text",
-        _has("message_id", "parent_id", "text"),
-        _refuse(  # a message of a tree that stands alone, since its question is in another row
-            "single messages of OASST",
-            "its message trees, one a row",
-            "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz",
-        ),
-        ("text",),
-        (),
-    ),
-    Layout(
-        "UltraFeedback",
+    _layout("lm-eval log", "doc_id doc target resps", _refuse(
+        "lm-eval's log of a model's answers", "rows of questions and answers",
+        "name the task itself (lm_eval: NAME); harness gate --base FOLDER compares such logs of two models",
+    ), "doc", "target"),
+    # A message of a tree that stands alone: its question is in another row.
+    _layout("OASST message", "message_id parent_id text", _refuse(
+        "single messages of OASST", "its message trees, one a row",
+        "take the file of trees, such as 2023-04-12_oasst_ready.trees.jsonl.gz",
+    ), "text"),
+    _layout(
+        "UltraFeedback", "instruction completions", best_answer, "instruction", "completions",
         "instruction, and completions with their ratings",
-        _has(*RATED),
-        best_answer,
-        ("instruction",),
-        ("completions",),
     ),
-    Layout(
-        "OpenAI preference",
-        "input, preferred_output, non_preferred_output",
-        _has(*PREFERRED),
-        _preference,
-        _PAIR_ASKS,
-        ("chosen", "rejected"),
+    _layout(
+        "OpenAI preference", "input preferred_output non_preferred_output", _preference, _PAIR_ASKS,
+        "chosen rejected",
     ),
-    Layout(
-        "FLAN", "inputs, targets", _has("inputs", "targets"), _flan, ("inputs",), ("targets",), is_text=True
-    ),
-    Layout(
-        "preference",
-        "chosen and rejected",
-        _has("chosen", "rejected"),
-        _preference,
-        _PAIR_ASKS,
-        ("chosen", "rejected"),
+    _layout("FLAN", "inputs targets", _flan, "inputs", "targets", is_text=True),
+    _layout(
+        "preference", "chosen rejected", _preference, _PAIR_ASKS, "chosen rejected", "chosen and rejected",
     ),
     _conversation("chat", "messages that end with the assistant's answer", "messages"),
     _conversation("ShareGPT", "conversations of from and value", "conversations"),
-    Layout(
-        "prompt and completion",
-        "prompt, completion",
-        _has("prompt", "completion"),
-        _completion,
-        ("prompt",),
-        ("completion",),
-        is_text=True,
+    _layout("prompt and completion", "prompt completion", _completion, "prompt", "completion", is_text=True),
+    _layout(
+        "Dolly", "instruction response", _instruction("response", "context"),
+        "instruction context", "response", "instruction, context (may be empty), response",
+    ),
+    _layout(
+        "Alpaca", "instruction output", _instruction("output", "input"),
+        "instruction input", "output", "instruction, input (may be empty), output",
+    ),
+    _layout(
+        "questions in turn", "questions answers", _questions_in_turn, "background context story questions",
+        "answers", "questions and answers in lists; the last question is asked, behind the others",
     ),
     Layout(
-        "Dolly",
-        "instruction, context (may be empty), response",
-        _has("instruction", "response"),
-        _instruction("response", "context"),
-        ("instruction", "context"),
-        ("response",),
+        "tokens and tags", "tokens or words, and ner_tags, ner or tags of each, such as B-PER and O",
+        lambda fields: bool(fields & {*WORDS}) and bool(fields & {*TAGS}), _tagged_tokens,
     ),
-    Layout(
-        "Alpaca",
-        "instruction, input (may be empty), output",
-        _has("instruction", "output"),
-        _instruction("output", "input"),
-        ("instruction", "input"),
-        ("output",),
-    ),
-    Layout(
-        "questions in turn",
-        "questions and answers in lists; the last question is asked, behind the others",
-        _has("questions", "answers"),
-        _questions_in_turn,
-        ("background", "context", "story", "questions"),
-        ("answers",),
-    ),
-    Layout(
-        "tokens and tags",
-        "tokens or words, and ner_tags, ner or tags of each, such as B-PER and O",
-        lambda fields: bool(fields & {*WORDS}) and bool(fields & {*TAGS}),
-        _tagged_tokens,
-    ),
-    Layout(
-        "xLAM",
-        "query, tools, answers",
-        _has("query", "tools", "answers"),
-        _calls,
-        ("query",),
-        ("answers",),
-        is_text=True,
-    ),
+    _layout("xLAM", "query tools answers", _calls, "query", "answers", is_text=True),
     Layout(
         "multiple choice",
         "question (or query, question_stem), choices or options, and answerKey, gold, answer or label",
-        has_choices,
-        _multiple_choice,
-        is_text=True,
+        has_choices, _multiple_choice, is_text=True,
     ),
     Layout(
-        "question",
-        "question, answers or answer, context where there is one",
-        lambda fields: "question" in fields and bool(fields & {"answer", "answers"}),
-        _question,
-        is_text=True,
+        "question", "question, answers or answer, context where there is one",
+        lambda fields: "question" in fields and bool(fields & {"answer", "answers"}), _question, is_text=True,
     ),
-)
+)  # fmt: skip

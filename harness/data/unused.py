@@ -37,6 +37,7 @@ from harness.data.turns import (
     MEDIA,
     SYSTEMS,
     count_unused_keys,
+    drop_empty,
     is_plain,
     list_history,
     list_systems,
@@ -142,12 +143,7 @@ class UnusedCounter:
         """Add a row, with the example that it was read as, where it can be used."""
         self.n += 1
         marks = {SOURCE, ORIGIN} if is_augmented(row) else ()
-        filled = [
-            name
-            for name, value in row.fields.items()
-            if value is not None and value not in ("", [], {}) and name not in marks
-        ]
-        self.filled.update(filled)
+        self.filled.update(name for name in drop_empty(row.fields) if name not in marks)
         self.shown.update(_list_shown(self.task, self.layout, row))
         self.keys += count_unused_keys(row.fields)
         if example and len(self.first) < _FIRST:

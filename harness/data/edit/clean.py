@@ -28,12 +28,7 @@ from harness.formatting import pluralize
 if TYPE_CHECKING:
     from ftfy import TextFixerConfig
 
-_ENCODING, _SIGNS, _FORM, _SPACES = (
-    "encoding fixed",
-    "control characters or line ends fixed",
-    "composed as NFC",
-    "trailing spaces cut",
-)
+_SIGNS = "control characters or line ends fixed"
 _LOST = "\ufffd"
 _FIRST = 2_000  # rows that say whether answers are objects
 _LONE_A_TILDE = re.compile(r"(?<!\w)Ã(?=[ ]|$)")
@@ -257,8 +252,8 @@ def _steps() -> dict[str, Any]:
         normalization=None,
     )
     return {
-        _ENCODING: mend_encoding,
+        "encoding fixed": mend_encoding,
         _SIGNS: lambda text: ftfy.fix_text(text, signs),
-        _FORM: lambda text: unicodedata.normalize("NFC", text),
-        _SPACES: str.rstrip,
+        "composed as NFC": lambda text: unicodedata.normalize("NFC", text),
+        "trailing spaces cut": str.rstrip,
     }

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -247,16 +246,14 @@ def manifest(
         inputs.append({"file": readers.display_path(path), "sha256": digest_of(path), **told})
     # A row that was not drawn leaves its part of what was paid to others.
     left = Counter(readers.file_of(c.where) for c in changes if c.reasons == (NOT_DRAWN,))
-    paid_before = (
-        row_files.take_share(
-            row_files.payments_for(path),
-            1 - left[readers.display_path(path)] / (row_files.n_rows_of(path) or 1),
-        )
-        for path in edit.inputs
-    )
-    paid = row_files.join_payments(chain.from_iterable(paid_before))
+    paid_before: list[row_files.Payment] = []
+    for path in edit.inputs:
+        share = 1 - left[readers.display_path(path)] / (row_files.n_rows_of(path) or 1)
+        paid_before += row_files.take_share(row_files.payments_for(path), share)
+    paid = row_files.join_payments(paid_before)
     if edit.cost_usd is not None and outputs:
         paid = row_files.join_payments([row_files.Payment(str(outputs[0]["sha256"]), edit.cost_usd), *paid])
+    is_taught = edit.taught or (edit.inputs and all(map(row_files.is_taught, edit.inputs)))
     libraries = {name: version(name) for name in _LIBRARIES} | {"unicode": unicodedata.unidata_version}
     return {
         "command": edit.command or f"harness data {edit.verb}",
@@ -270,11 +267,7 @@ def manifest(
         "notes": _join_unique((b["notes"] for b in before.values() if b), edit.notes),
         **({"personal_data": dict(sorted(persons.items()))} if persons else {}),
         **({"cost_usd": row_files.total_usd(paid), "paid": [one._asdict() for one in paid]} if paid else {}),
-        **(
-            {"labels": row_files.TAUGHT}
-            if edit.taught or (edit.inputs and all(map(row_files.is_taught, edit.inputs)))
-            else {}
-        ),
+        **({"labels": row_files.TAUGHT} if is_taught else {}),
         "rows": [change.plain() for change in changes],
     }
 
