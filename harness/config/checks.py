@@ -361,9 +361,7 @@ def _article(made: str) -> str:
         "adapter or model": "an adapter or a whole model",
         "adapter or delta or model": "an adapter, a delta or a whole model",
         "reward": "a reward model",
-        "classifier": "a classifier",
-        "head": "a classifier",
-        "embedding": "a classifier",
+        **dict.fromkeys(("classifier", "head", "embedding"), "a classifier"),
         "endpoint": "no weights here",
         "artefact": "a file that is served",
     }

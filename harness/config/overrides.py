@@ -1,11 +1,7 @@
-"""Settings from the command line, `a.b=value`, written over what the files say.
+"""Settings from the command line, `a.b=value`, and the options that the commands a command proposes repeat.
 
-Invariant: settings of different keys give the same experiment in any order; of two with the
-same key the later wins.
-
-Options of a command that the commands it proposes repeat.
-
-Invariant: what it writes can be pasted into a shell.
+Invariant: settings of different keys give the same experiment in any order; of two with the same key the
+later wins. A command that is proposed can be pasted into a shell.
 """
 
 import re
@@ -19,10 +15,8 @@ from ruamel.yaml.error import YAMLError
 from harness.config.yaml_loading import Keys, Tree, load_yaml, plain, short_repr
 from harness.errors import Problem, UserError, did_you_mean
 
-_FORM, _SUCH_AS = (
-    "KEY.KEY=VALUE",
-    "such as candidates.lora.params.r=8; a candidate is chosen by --candidates, or --candidate of gate",
-)
+_FORM, _CHOICE = "KEY.KEY=VALUE", "a candidate is chosen by --candidates, or --candidate of gate"
+_SUCH_AS = f"such as candidates.lora.params.r=8; {_CHOICE}"
 _OVERRIDE = "override "  # begins the place of a value that the command line gave
 
 
