@@ -295,7 +295,7 @@ def count_unused_keys(fields: Mapping[str, Any]) -> Counter[str]:
         if isinstance(value, Mapping) and not {*_SPEAKERS} & value.keys():
             found += count_unused_keys({k: of for k, of in value.items() if isinstance(of, list)})
         for entry in value if isinstance(value, list) else [value]:
-            found.update(dict.fromkeys(turn.unused) if (turn := read_leniently(entry)) else ())
+            found.update([*dict.fromkeys(turn.unused)] if (turn := read_leniently(entry)) else ())
     return found
 
 
