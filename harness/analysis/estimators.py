@@ -302,7 +302,28 @@ def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, f
 
 
 def _difference(metric: Metric, arms: Arms) -> Difference:
-    found = (_mean_difference if is_mean(metric, arms) else _bca_difference)(metric, arms)
+    old, now, binary = arms.base[:, 0], arms.new[:, 0], is_binary(metric, arms)
+    if is_mean(metric, arms):
+        mean, changes = stats.paired_delta(old, now, arms.clusters), now - old
+        scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
+        if binary and mean.n_clusters == mean.n:
+            found = Difference(mean.mean, _score_ends(metric, changes, arms), "tango", *scores)
+        else:
+            ends = _guard_ends(_t_ends(mean), mean.mean, metric, changes, arms, binary)
+            df = None if mean.se is None else mean.df
+            found = Difference(mean.mean, ends, "cluster-t", *scores, df)
+    else:
+
+        def both_and_delta(weights: Array) -> Array:
+            base, new = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
+            return np.stack([base, new, new - base])
+
+        *both, changed = _bootstrap(arms, both_and_delta)
+        changes, df = item_scores(metric, arms.new) - item_scores(metric, arms.base), _bca_df(arms)
+        ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
+        each = zip(both, (arms.base, arms.new), strict=True)
+        base, new = (_bca_estimate(metric, boot, parts, arms) for boot, parts in each)
+        found = Difference(changed.estimate, ends, "bca", base, new, df)
     if stats.has_few_clusters(arms.clusters):
         n, weigh = int(arms.clusters.max()) + 1, stats.effective_clusters(arms.clusters)
         unequal = f" of unequal size, which weigh {weigh:.1f}" if weigh < n - stats.TIE else ""
@@ -312,8 +333,7 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
     if not is_stratified_sample(metric, arms):
         return found
     # Items of one weight were drawn from one stratum.
-    changes = (arms.new - arms.base)[:, 0]
-    parts = [(weight, changes[arms.weights == weight]) for weight in np.unique(arms.weights)]
+    parts = [(weight, (now - old)[arms.weights == weight]) for weight in np.unique(arms.weights)]
     strata = [
         stats.StratumFlips(
             float((x > 0).sum()), float((x < 0).sum()), len(x), max(len(x), round(weight * len(x)))
@@ -348,30 +368,6 @@ def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
     """Cut an interval of a delta to what the metric's bounds allow; a t on few clusters reaches beyond."""
     most = metric.bounds[1] - metric.bounds[0]
     return Interval(max(ends.low, -most), min(ends.high, most))
-
-
-def _mean_difference(metric: Metric, arms: Arms) -> Difference:
-    old, now = arms.base[:, 0], arms.new[:, 0]
-    mean = stats.paired_delta(old, now, arms.clusters)
-    binary = is_binary(metric, arms)
-    scores = _mean_estimate(metric, old, arms), _mean_estimate(metric, now, arms)
-    if binary and mean.n_clusters == mean.n:
-        return Difference(mean.mean, _score_ends(metric, now - old, arms), "tango", *scores)
-    ends = _guard_ends(_t_ends(mean), mean.mean, metric, now - old, arms, binary)
-    return Difference(mean.mean, ends, "cluster-t", *scores, None if mean.se is None else mean.df)
-
-
-def _bca_difference(metric: Metric, arms: Arms) -> Difference:
-    def both_and_delta(weights: Array) -> Array:
-        old, now = metric.aggregate(arms.base, weights), metric.aggregate(arms.new, weights)
-        return np.stack([old, now, now - old])
-
-    old, now, changed = _bootstrap(arms, both_and_delta)
-    changes = item_scores(metric, arms.new) - item_scores(metric, arms.base)
-    df = _bca_df(arms)
-    ends = _guard_ends(_bca_ends(changed, df), changed.estimate, metric, changes, arms, False)
-    scores = _bca_estimate(metric, old, arms.base, arms), _bca_estimate(metric, now, arms.new, arms)
-    return Difference(changed.estimate, ends, "bca", *scores, df)
 
 
 def _bootstrap(arms: Arms, statistic: stats.Statistic) -> list[stats.Bootstrap]:

@@ -27,7 +27,7 @@ from harness.analysis.candidate_facts import (
     seeds_of,
 )
 from harness.analysis.goals import goal_sentences
-from harness.analysis.seeds import FamilyMember, gain_label, spread_text
+from harness.analysis.seeds import FamilyMember, gain_label
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, Verdict, name_reasons
 
@@ -53,7 +53,7 @@ def reasons(
     """List the sentences behind a decision, the strongest evidence first."""
     sentences: list[str] = []
     if case.judged and case.alternative:
-        sentences += [*_gains(case, case.judged, case.alternative), _tries(case)]
+        sentences += _gains(case, case.judged, case.alternative)
         sentences.append(_per_usd(case, numbers, case.judged))
         sentences.append(_break_even(case, numbers, case.judged, case.alternative))
         sentences += _worth(case, numbers)
@@ -88,17 +88,12 @@ def _gains(case: Case, run: CandidateFacts, alternative: CandidateFacts) -> list
     sentences = [f"{gain_label(run)}: {over_prompt}{over}, {chosen}{by}.", *goal_sentences(case, run)]
     if g and g.refused:
         sentences.append(f"Nothing is shown of that gain: {g.refused}.")
-    return sentences
-
-
-def _tries(case: Case) -> str:
-    """Say among how many settings validation chose on each side; an unequal budget flatters one side."""
     tuned, plain = (n_settings(f for f in case.facts if is_fine_tuned(f) == side) for side in (True, False))
     untrained, trained = formatting.pluralize(plain, "setting"), formatting.count(tuned)
-    text = f"Validation chose among {untrained} without training and {trained} with training"
-    if tuned <= plain:
-        return f"{text}."
-    return f"{text}, which flatters the fine-tunes: try more prompts (a grid over system, template or shots)."
+    more = "try more prompts (a grid over system, template or shots)"
+    flatters = f", which flatters the fine-tunes: {more}" if tuned > plain else ""
+    chose = f"Validation chose among {untrained} without training and {trained} with training"
+    return [*sentences, f"{chose}{flatters}."]
 
 
 def describe_power(case: Case, run: CandidateFacts) -> str:
@@ -329,7 +324,12 @@ def _seeds(run: CandidateFacts, n: int) -> str:
             f"Trained with {formatting.pluralize(n, 'seed')}: this judges the checkpoint, and how much the"
             " recipe varies between seeds is unknown."
         )
+    df, seed_df = spread.total.df, spread.seeds.df
+    covers = f"t on {formatting.figure(df)} degrees of freedom" if df is not None else "normal"
+    if spread.is_pooled:
+        covers += "; the seeds' variance is pooled over the recipes, as if all varied alike, on"
+        covers += f" {formatting.figure(seed_df)}"
     return (
-        f"Trained with {n} seeds: the gain is their mean, and its interval holds {spread_text(spread)}; the"
-        " checkpoint judged is the best on validation."
+        f"Trained with {n} seeds: the gain is their mean, and its interval holds items and seeds ({covers});"
+        " the checkpoint judged is the best on validation."
     )

@@ -15,7 +15,7 @@ from math import inf, sqrt
 from statistics import fmean
 from typing import NamedTuple
 
-from harness import formatting, plugins, stats
+from harness import plugins, stats
 from harness.analysis.alignment import quantile
 from harness.analysis.candidate_facts import (
     CandidateFacts,
@@ -226,18 +226,6 @@ def mean_p(mean: float, variance: Variance) -> float:
 def _cut(ends: stats.Interval, unit: Unit, least: float) -> stats.Interval:
     """Cut the interval to the possible values of a rate (or of a difference of rates)."""
     return stats.Interval(max(ends.low, least), min(ends.high, 1.0)) if unit.is_rate else ends
-
-
-def spread_text(components: VarianceComponents) -> str:
-    """Say which variances an interval over seeds covers: `items and seeds (t on 8.4 degrees of freedom)`."""
-    df, seed_df = components.total.df, components.seeds.df
-    t = f"t on {formatting.figure(df)} degrees of freedom" if df is not None else "normal"
-    if not components.is_pooled:
-        return f"items and seeds ({t})"
-    return (
-        f"items and seeds ({t}; the seeds' variance is pooled over the recipes, as if all varied alike, on"
-        f" {formatting.figure(seed_df)})"
-    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,13 +140,6 @@ def stops(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) 
     ]
 
 
-def chance_to_pass(admitted: Sequence[TaskComparison], delta: float, policy: GatePolicy) -> float:
-    """Return the chance that `each` passes where one task, named at random, truly lost so much."""
-    kept = [1 - stop.chance for stop in stops(admitted, 0.0, policy)]
-    lost = [1 - stop.chance for stop in stops(admitted, delta, policy)]
-    return fmean(one * float(np.prod(kept[:i] + kept[i + 1 :])) for i, one in enumerate(lost))
-
-
 def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha: float) -> Stop:
     if c.base_passed is None:
         found_se = upper_se(c) or find_planning_se(c, 0.0)  # 0 where all items rose
@@ -158,12 +151,8 @@ def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha
         chance = float(special.ndtr(z))
         density = float(np.exp(-(z**2) / 2)) / sqrt(2 * np.pi)
         return Stop(chance, delta - se * density / chance if chance else -beyond)
-    return _binomial_stop(delta, margin, max(1, round(c.n / c.design_effect)), disagreement, alpha)
-
-
-def _binomial_stop(delta: float, margin: float, n: int, disagreement: float, alpha: float) -> Stop:
-    """Add up over the number D of differing items, of which L are lost: 2L − D > max(margin · n, z √D)."""
-    share = min(max(disagreement, abs(delta)), 1.0)
+    # Added up over the number D of differing items, of which L are lost: 2L − D > max(margin · n, z √D).
+    n, share = max(1, round(c.n / c.design_effect)), min(max(disagreement, abs(delta)), 1.0)
     lost = (1 - delta / share) / 2
     centre, reach = n * share, _TAIL * sqrt(n * share * (1 - share)) + _TAIL
     differing = np.arange(max(0, floor(centre - reach)), min(n, floor(centre + reach)) + 1)  # (D,)
@@ -246,20 +235,25 @@ def miss_rates(
         lost = d * sum(macro.factors)
         missed = stats.noninferiority_power(lost, margin_share(policy.macro), se, policy.alpha)
         rates.append(MissRate(d, missed, "macro"))
-    rates += [MissRate(d, chance_to_pass(admitted, d, policy), "each") for d in _TASK_LOSSES]
+    without_loss = stops(admitted, 0.0, policy)
+    kept = [1 - stop.chance for stop in without_loss]
+    for d in _TASK_LOSSES:  # the chance that `each` passes where one task, named at random, lost so much
+        lost_one = [1 - stop.chance for stop in stops(admitted, d, policy)]
+        passing = fmean(p * float(np.prod(kept[:i] + kept[i + 1 :])) for i, p in enumerate(lost_one))
+        rates.append(MissRate(d, passing, "each"))
     margin, z = margin_share(policy.macro), stats.z_quantile(1 - policy.alpha)
     passes = stats.noninferiority_power(0.0, margin, macro.se, policy.alpha)
     if isfinite(macro.se):  # else too few clusters to show anything
         # Where a task stops `each`, what is found on it takes the macro down with it.
-        kept, stopped, both = 1.0, 0.0, 0.0
-        for t, stop, factor in zip(admitted, stops(admitted, 0.0, policy), macro.factors, strict=True):
+        all_kept, stopped, both = 1.0, 0.0, 0.0
+        for t, stop, factor in zip(admitted, without_loss, macro.factors, strict=True):
             own = factor * lower_se(t.counted)
             rest = sqrt(max(macro.se**2 - own**2, 0.0))
             room = margin + factor * stop.delta - z * macro.se
             passes_then = float(special.ndtr(room / rest)) if rest else float(room > 0)
-            kept, stopped = kept * (1 - stop.chance), stopped + stop.chance
+            all_kept, stopped = all_kept * (1 - stop.chance), stopped + stop.chance
             both += stop.chance * passes_then
-        passes = max(passes - (1 - kept) * both / stopped, 0.0) if stopped else passes
+        passes = max(passes - (1 - all_kept) * both / stopped, 0.0) if stopped else passes
     if validity is not None and lower_se(orient(validity)) > 0:
         se = lower_se(orient(validity))
         passes *= stats.noninferiority_power(0.0, policy.validity, se, policy.alpha)

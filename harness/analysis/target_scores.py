@@ -6,7 +6,7 @@ Source: `stats.fit_power_law`; the rule 0-R, Holte 1993, Machine Learning 11, fo
 """
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import isfinite
 from statistics import fmean
@@ -60,30 +60,20 @@ def trivial_baseline(metric: Metric, items: Sequence[Example]) -> TrivialBaselin
     """Find the rule that is right on most items, as the metric parses answers; None for other metrics."""
     if not trait(metric.name, "IS_SHARE_OF_RIGHT_LABELS", False):
         return None
-    return max((*_majority(metric, items), *_guess(metric, items)), key=lambda rule: rule.share, default=None)
-
-
-def _guess(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
-    """Yield a guess among the choices, if each item has some."""
-    if items and all(e.choices for e in items):
-        right = (fmean(_share(metric, choice, [e]) for choice in set(e.choices)) for e in items)
-        yield TrivialBaseline("guessing among the choices", fmean(right))
-
-
-def _majority(metric: Metric, items: Sequence[Example]) -> Iterator[TrivialBaseline]:
-    """Yield constant answers that are right on more and more items; the last is right on most.
-
-    A spelling is right on at most as many items as have a reference that the metric takes for the same.
-    """
+    rules, most = [], 0.0
+    # A spelling is right on at most as many items as have a reference that the metric takes for the same.
     right = Counter(label for e in items for label in {metric.same(r) for r in e.references})
     spelt = Counter(reference for e in items for reference in e.references)
-    most = 0.0
     for label in sorted(spelt, key=lambda label: (-right[metric.same(label)], -spelt[label])):
         if right[metric.same(label)] <= most * len(items):
-            return
+            break
         share = _share(metric, label, items)
-        yield TrivialBaseline(f"always answering {formatting.quote(label)}", share)
+        rules.append(TrivialBaseline(f"always answering {formatting.quote(label)}", share))
         most = max(most, share)
+    if items and all(e.choices for e in items):
+        right_guesses = (fmean(_share(metric, choice, [e]) for choice in set(e.choices)) for e in items)
+        rules.append(TrivialBaseline("guessing among the choices", fmean(right_guesses)))
+    return max(rules, key=lambda rule: rule.share, default=None)
 
 
 def _share(metric: Metric, label: str, items: Sequence[Example]) -> float:

@@ -86,7 +86,13 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> s
     lowest, highest = pictures.pad_range([0.0, -100 * (report.macro_margin or 0.0), *changes])
     y = AxisScale(lowest, highest, frame.bottom, frame.top)
     at = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in points]
-    body = [*_axes(report, frame, x, y), *_margin(report, frame, y), *_front_line(points, at)]
+    body = [*_axes(report, frame, x, y), *_margin(report, frame, y)]
+    # The front as steps: a candidate also stands for everything left of and below it.
+    corners = sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)
+    steps = corners[:1]
+    for (_, y0), (x1, y1) in pairwise(corners):
+        steps += [(x1, y0), (x1, y1)]
+    body += [path(steps, "front")] if len(corners) > 1 else []
     for family in lines:
         scales = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
         said = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
@@ -157,15 +163,6 @@ def _margin(report: ExperimentReport, frame: Frame, y: AxisScale) -> list[str]:
         line(frame.left, at, frame.right, at, "margin"),
         text(frame.left + 6, at + 16, said, "small"),
     ]
-
-
-def _front_line(points: Sequence[Point], at: Sequence[tuple[float, float]]) -> list[str]:
-    """Draw the front as steps: a candidate also stands for everything left of and below it."""
-    corners = sorted(xy for p, xy in zip(points, at, strict=True) if p.on_front)
-    steps = corners[:1]
-    for (_, y0), (x1, y1) in pairwise(corners):
-        steps += [(x1, y0), (x1, y1)]
-    return [path(steps, "front")] if len(corners) > 1 else []
 
 
 def _class(p: Point) -> str:
