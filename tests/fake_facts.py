@@ -111,3 +111,9 @@ def make_decision(facts: Any, policy: DecidePolicy | None = None, **changes: Any
     """Decide on a task of labels without documents, by the default policy unless one is given."""
     task: dict[str, Any] = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     return decide(facts, policy or DecidePolicy(), **(task | changes))
+
+
+def find_reason(decision: Decision, words: str) -> str:
+    """Return the one reason that holds these words."""
+    (reason,) = [reason for reason in decision.reasons if words in reason]
+    return reason

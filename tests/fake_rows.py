@@ -1,9 +1,12 @@
 """Rows as evaluate.py would write them, from nothing but scores."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import numpy as np
 
+from harness.analysis.comparison import compare_rows
+from harness.analysis.estimators import Comparison
 from harness.metrics import Metric, mean_metric
 from harness.models.candidate import TextCandidate, TextTable
 from harness.records import SampleResult, Status
@@ -65,3 +68,9 @@ def flips(n: int, gains: int, losses: int) -> tuple[np.ndarray, np.ndarray]:
     new[:losses] = 0
     base[n - gains :] = 0
     return base, new
+
+
+@cache
+def compare_flips(n: int, gains: int, losses: int) -> Comparison:
+    """Compare the arms of `flips`."""
+    return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))

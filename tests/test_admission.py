@@ -4,7 +4,6 @@ import json
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import cache
 
 import lmeval_folder
 import numpy as np
@@ -14,7 +13,6 @@ from hypothesis import strategies as st
 
 from harness import stats
 from harness.analysis.admission import admit, cut_tasks, cut_to_half
-from harness.analysis.comparison import compare_rows
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import judge
 from harness.analysis.halves import cluster_name
@@ -23,7 +21,7 @@ from harness.analysis.verdict import TaskComparison
 from harness.lifecycle import release
 from harness.spec import GatePolicy, Task
 from tests.fake_measurements import answers, measurement
-from tests.fake_rows import EXACT, flips, rows
+from tests.fake_rows import EXACT, compare_flips, flips, rows
 
 POLICY = GatePolicy()
 
@@ -292,10 +290,6 @@ def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
 # What the verdict says of its own chances, and of the items it would take
 
 
-def compare_flips(n, gains, losses):
-    return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
-
-
 def judge_comparisons(comparisons):
     tasks = [
         TaskComparison(Task(name=f"t{i}", data={}), "capability", c, True, "")
@@ -313,10 +307,7 @@ def draw(rng, n_tasks, n, disagreement, delta):
     deltas = np.zeros(n_tasks)
     deltas[rng.integers(n_tasks)] = delta
     shares = [((d := max(disagreement, abs(x))) + x, d - x, 2 - 2 * d) for x in deltas]
-    return [known(n, *map(int, rng.multinomial(n, np.array(p) / 2)[:2])) for p in shares]
-
-
-known = cache(compare_flips)
+    return [compare_flips(n, *map(int, rng.multinomial(n, np.array(p) / 2)[:2])) for p in shares]
 
 
 def chances(found):
@@ -360,7 +351,7 @@ def test_an_equal_model_is_stopped_by_macro_or_each_as_often_as_printed(n_tasks,
 
 def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is_said():
     # One task of 14,000 items and eight of 50: all tasks growing alike would take 37,000 items and more.
-    found = judge_comparisons([known(14_000, 700, 700), *[known(50, 2, 2)] * 8])
+    found = judge_comparisons([compare_flips(14_000, 700, 700), *[compare_flips(50, 2, 2)] * 8])
     macro = next(r for r in found.rules if r.name == "macro")
     by_task = dict(said.rsplit(" ", 1) for said in macro.numbers["items_needed_by_task"])
     assert "t0" not in by_task

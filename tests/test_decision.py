@@ -5,12 +5,12 @@ from typing import get_args
 
 import fake_facts
 import pytest
-from fake_facts import BITS, alternatives, candidate, comparison, make_fine_tune, verdict
+from fake_facts import BITS, alternatives, candidate, comparison, find_reason, make_fine_tune, verdict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from harness.analysis.candidate_facts import best_trained, best_untrained, n_settings
-from harness.analysis.decision import Decision, decide
+from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
 from harness.analysis.estimators import Estimate
 from harness.analysis.target_scores import (
@@ -43,12 +43,6 @@ LORA = make_fine_tune("lora", 0.81, 0.07)
 def beside(*more, **given) -> Decision:
     """Decide between the fair alternatives and more candidates."""
     return make_decision([*alternatives(), *more], **given)
-
-
-def find_reason(decision: Decision, words: str) -> str:
-    """Return the one reason that holds these words."""
-    (found,) = [reason for reason in decision.reasons if words in reason]
-    return found
 
 
 def test_only_a_gain_that_is_shown_and_passes_the_gate_is_shipped():
@@ -273,8 +267,7 @@ NO = TrivialBaseline("always answering “no”", 0.81)
 
 
 def decide_beside_trivial(facts, trivial=NO):
-    given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
-    return decide(facts, DecidePolicy(), trivial=trivial, **given)
+    return fake_facts.make_decision(facts, trivial=trivial)
 
 
 def test_what_is_worse_than_the_majority_class_is_not_shipped_and_what_may_be_is_said():
@@ -898,10 +891,8 @@ def rag(**changes):
 
 
 def arithmetic_at(requests_per_month, *facts, **policy):
-    by = DecidePolicy(
-        index_usd_per_month=30, requests_per_month=requests_per_month, right_answer_usd=0.0001, **policy
-    )
-    return decide(facts, by, closed_labels=False, has_documents=True, metric_name="m").arithmetic
+    by = {"index_usd_per_month": 30, "requests_per_month": requests_per_month, "right_answer_usd": 0.0001}
+    return make_decision(facts, closed_labels=False, has_documents=True, **by, **policy).arithmetic
 
 
 def test_break_even_and_what_pays_do_not_hang_on_the_forecast_where_an_index_is_priced():

@@ -3,15 +3,14 @@
 import json
 import shutil
 from dataclasses import replace
-from functools import cache
 from math import sqrt
 
 import fake_facts
 import numpy as np
 import pytest
 import tiny_experiment
-from fake_facts import alternatives, make_fine_tune
-from fake_rows import EXACT, flips, rows
+from fake_facts import alternatives, find_reason, make_fine_tune
+from fake_rows import EXACT, compare_flips, flips, rows
 from typer.testing import CliRunner
 
 from harness import config, report, store
@@ -21,7 +20,7 @@ from harness.analysis.answer_rules import mode_collapse_rule
 from harness.analysis.answers import AnswerCounts, AnswerDiversity, answer_diversity
 from harness.analysis.comparison import compare_commonest_answers, compare_rows
 from harness.analysis.decision import Decision
-from harness.analysis.estimators import Comparison, Estimate, at_level
+from harness.analysis.estimators import Estimate, at_level
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import GateResult
 from harness.analysis.seeds import Family, family_of, place_in_family
@@ -49,11 +48,6 @@ POLICY = GatePolicy()
 EIGHT = Family({f"lora-{i}": f"lora-{i}" for i in range(8)})
 
 
-@cache
-def compare_flips(n: int, gains: int, losses: int) -> Comparison:
-    return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
-
-
 def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = None) -> Verdict:
     """Judge one task for each pair of gains and losses among n items."""
     tasks = [
@@ -65,11 +59,6 @@ def verdict_of(*counts: tuple[int, int], n: int = 300, level: float | None = Non
 
 def make_decision(facts, family: Family = EIGHT) -> Decision:
     return fake_facts.make_decision([*alternatives(), *facts], family=family)
-
-
-def reason(decision: Decision, words: str) -> str:
-    (found,) = [said for said in decision.reasons if words in said]
-    return found
 
 
 SAFE, DOUBTFUL, LOST = [(12, 10)] * 8, [(18, 20)] * 8, [(5, 30)] * 8
@@ -110,8 +99,10 @@ def test_one_that_passes_alone_and_not_among_eight_leaves_it_undecided_and_says_
     assert decision.action == "undecided"
     assert f"its gate passes alone (p 0.0{round(1000 * p)}), not as one of 8 fine-tunes" in decision.sentence
     assert f"{corrected.items_needed:,} more items would settle it" in decision.sentence
-    assert "lora-0 not shown" in reason(decision, "would still pass its own gate with a chance of up to 34 %")
-    assert "UNDECIDED" in reason(decision, "as one of 8, at 0.6 %")
+    assert "lora-0 not shown" in find_reason(
+        decision, "would still pass its own gate with a chance of up to 34 %"
+    )
+    assert "UNDECIDED" in find_reason(decision, "as one of 8, at 0.6 %")
 
 
 @pytest.mark.parametrize("counts", [SAFE, DOUBTFUL, [(0, 0)] * 3, [(8, 10), (0, 3), (20, 12)]])

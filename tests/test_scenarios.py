@@ -4,10 +4,9 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
-from fake_facts import BITS, alternatives, candidate, make_decision, make_fine_tune
+from fake_facts import BITS, alternatives, candidate, find_reason, make_decision, make_fine_tune
 
 from harness.analysis.candidate_facts import BaseSize
-from harness.analysis.decision import decide
 from harness.analysis.estimators import Estimate
 from harness.models.hub import resolve
 from harness.spec import DecidePolicy
@@ -16,8 +15,7 @@ RAG = "rag(top_k=2)"
 
 
 def scenario(*facts, documents=False, **policy):
-    given = {"closed_labels": True, "has_documents": documents, "metric_name": "exact_match"}
-    decision = decide([*alternatives(), *facts], DecidePolicy(**policy), **given)
+    decision = make_decision([*alternatives(), *facts], DecidePolicy(**policy), has_documents=documents)
     (found,) = [reason for reason in decision.reasons if reason.startswith(("Scenario", "Of the six"))]
     return found
 
@@ -57,14 +55,9 @@ def test_only_slices_tell_a_behaviour_from_facts():
     assert "no slices knowledge and behaviour tell a behaviour from facts here" in scenario(lora)
     low, high = ({"behaviour": Estimate(s, s - 0.05, s + 0.05, 80)} for s in (0.2, 0.9))
     sliced = [replace(f, slices=low) for f in alternatives()]
-    given = {"closed_labels": True, "has_documents": False, "metric_name": "exact_match"}
     for slices, words in ((high, "gains"), (low, "on the slice behaviour it is not shown to")):
-        decision = decide([*sliced, replace(lora, slices=slices)], DecidePolicy(), **given)
-        (said,) = [
-            reason
-            for reason in decision.reasons
-            if reason.startswith("Of the six scenarios in docs/decision.md this is 4")
-        ]
+        decision = make_decision([*sliced, replace(lora, slices=slices)])
+        said = find_reason(decision, "Of the six scenarios in docs/decision.md this is 4")
         assert words in said
         assert "tell a behaviour from facts" not in said
 
@@ -101,9 +94,7 @@ SMALL, LARGE = BaseSize("small", 135_000_000, 0.27), BaseSize("large", 1_700_000
 
 
 def sentence(*facts, goal, metric="exact_match"):
-    found = make_decision(list(facts), metric_name=metric, goal=goal)
-    said = [reason for reason in found.reasons if "meet the goal" in reason]
-    return said[0] if said else ""
+    return find_reason(make_decision(list(facts), metric_name=metric, goal=goal), "meet the goal")
 
 
 def test_the_smallest_base_whose_whole_interval_reaches_the_goal_is_named():
@@ -160,6 +151,6 @@ def test_an_experiment_on_two_bases_names_the_smaller_one(tiny, tmp_path):
     assert sizes["prompt"].n_parameters == resolve(str(tiny)).n_parameters
     assert sizes["deep"].n_parameters > sizes["prompt"].n_parameters
     assert sizes["deep"].weights_gb == pytest.approx(4e-9 * sizes["deep"].n_parameters, rel=0.01)  # fp32
-    (said,) = (reason for reason in report.decision.reasons if "meet the goal" in reason)
+    said = find_reason(report.decision, "meet the goal")
     assert said.startswith("The smallest base that is shown to meet the goal of 0.0 % is tiny0")
     assert "with prompt" in said

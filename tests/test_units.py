@@ -7,12 +7,11 @@ from dataclasses import replace
 
 import fake_project
 import pytest
-from fake_facts import candidate, comparison, make_fine_tune, verdict
+from fake_facts import candidate, comparison, make_decision, make_fine_tune, verdict
 
 from harness import store
 from harness.analysis import comparison as compared
 from harness.analysis.candidate_facts import best_untrained
-from harness.analysis.decision import decide
 from harness.analysis.run_diff import differences
 from harness.formatting import RATE, Unit
 from harness.lifecycle.nightly_changes import compare_base
@@ -26,7 +25,6 @@ from harness.report.columns import result_headings, result_rows
 from harness.report.interchange import to_csv
 from harness.report.pareto_front import front, points_of
 from harness.report.wording import best_first
-from harness.spec import DecidePolicy
 from tests.fake_rows import EXACT, rows
 
 WER = Unit(1.0, "wer", higher_is_better=False)
@@ -40,7 +38,7 @@ UNTRAINED = [
 
 def a_report(*tuned_ones, untrained=UNTRAINED, metric="wer") -> ExperimentReport:
     facts = (*untrained, *tuned_ones)
-    decision = decide(facts, DecidePolicy(), closed_labels=False, has_documents=False, metric_name=metric)
+    decision = make_decision(facts, closed_labels=False, metric_name=metric)
     return ExperimentReport("e", "m", metric, facts, decision=decision, task="speech")
 
 

@@ -3,16 +3,16 @@
 import re
 from dataclasses import replace
 
+import fake_facts
 import fake_rows
 import numpy as np
 import pytest
 import tiny_experiment
-from fake_facts import alternatives, comparison, make_fine_tune, verdict
+from fake_facts import alternatives, comparison, find_reason, make_fine_tune, verdict
 from openai_server import Fault, Rule, serve_model
 from test_measurements import RATING
 
 from harness import config, store
-from harness.analysis.decision import decide
 from harness.analysis.estimators import Estimate
 from harness.analysis.human_preferences import (
     AnswerPairs,
@@ -331,13 +331,8 @@ JUDGED = Wins("knn", "judge:better", Estimate(0.9, 0.86, 0.94, 200), 20, 0.9, 80
 
 
 def make_decision(*facts, metric="token_f1", win_rate=0.6, **policy):
-    given = {"closed_labels": True, "has_documents": False, "metric_name": metric}
-    return decide([*alternatives(), *facts], DecidePolicy(**policy), win_rate=win_rate, **given)
-
-
-def find_reason(decision, words):
-    (found,) = [reason for reason in decision.reasons if words in reason]
-    return found
+    all_facts, by = [*alternatives(), *facts], DecidePolicy(**policy)
+    return fake_facts.make_decision(all_facts, by, metric_name=metric, win_rate=win_rate)
 
 
 def test_a_fine_tune_that_people_prefer_is_shipped_though_the_targets_metric_contradicts():
@@ -431,10 +426,9 @@ def test_a_gain_by_a_judge_that_no_labels_check_is_said_to_be_such_and_labels_ar
 
 
 def write_decision(wins, **changes):
-    facts = [*alternatives(), make_fine_tune("lora", 0.40, -0.34, wins=wins)]
+    lora = make_fine_tune("lora", 0.40, -0.34, wins=wins)
+    facts, decision = [*alternatives(), lora], make_decision(lora)
     goal = TargetPolicy(win_rate=0.6, by="judge:./better.yaml")
-    given = {"closed_labels": True, "has_documents": False, "metric_name": "token_f1", "win_rate": 0.6}
-    decision = decide(facts, DecidePolicy(), **given)
     return ExperimentReport(
         "desk", "base", "token_f1", tuple(facts), decision=decision, declared=goal, policy=DecidePolicy()
     )
@@ -547,10 +541,9 @@ def test_a_gain_that_labels_correct_is_not_called_unchecked_for_a_candidate_that
         *alternatives(),
         make_fine_tune("lora", 0.8, 0.06, vs_untrained=comparison(0.06, estimator="ppi")),
     ]
-    given = {"closed_labels": True, "has_documents": False, "metric_name": "judge:helpful"}
     for lacking, is_said in (("prompt", False), ("lora", True)):
         marked = tuple(replace(f, labels_missing=9 * (f.name == lacking)) for f in facts)
-        decision = decide(marked, DecidePolicy(), **given)
+        decision = fake_facts.make_decision(marked, metric_name="judge:helpful")
         made = ExperimentReport("desk", "base", "judge:helpful", marked, decision=decision)
         text = markdown(experiment_document(made))
         assert ("by a judge that too few labels of people check yet" in text) is is_said

@@ -10,6 +10,7 @@ import pytest
 import rescue_worlds
 import stored
 import worlds
+from fake_facts import find_reason
 from worlds import Sizes, Truth
 
 import harness
@@ -33,11 +34,6 @@ def answers(zero_shot, few_shot, rag, tuned, of="behaviour"):
 FORMAT = answers(20, 40, 20, 90)
 
 
-def find_reason(report, words):
-    (found,) = [reason for reason in report.decision.reasons if words in reason]
-    return found
-
-
 def verdict(report, name="lora"):
     return next(f.verdict for f in report.facts if f.name == name)
 
@@ -47,7 +43,8 @@ def test_where_only_facts_are_missing_retrieval_is_shipped(tmp_path):
     report = worlds.report(tmp_path, truth)
     assert (report.decision.action, report.decision.candidate) == ("rag", "rag")
     assert (
-        find_reason(report, "retrieval fixes that") == "The prompt fails on facts, and retrieval fixes that."
+        find_reason(report.decision, "retrieval fixes that")
+        == "The prompt fails on facts, and retrieval fixes that."
     )
 
 
@@ -58,7 +55,9 @@ def test_where_only_the_format_is_missing_and_data_suffice_the_fine_tune_is_ship
         report.decision.reasons
     )
     assert verdict(report).outcome == "pass"
-    assert "120 training examples: enough for LoRA and the like" in find_reason(report, "training ex")
+    assert "120 training examples: enough for LoRA and the like" in find_reason(
+        report.decision, "training ex"
+    )
 
 
 def test_a_fine_tune_that_collapses_elsewhere_is_blocked_whatever_it_gains(tmp_path):
@@ -99,7 +98,7 @@ def test_who_answers_too_few_requests_a_second_is_left_out_before_the_choice(tmp
     assert anyhow.decision.candidate == "fixed"
     report = worlds.report_world(tmp_path, truth, ["decide.min_requests_per_s=2"])
     assert (report.decision.action, report.decision.candidate) == ("fine-tune", "lora")
-    assert find_reason(report, "Left out before").startswith(
+    assert find_reason(report.decision, "Left out before").startswith(
         "Left out before the choice: fixed (it answers 1.67 requests a second, and the budget is 2)"
     )
     by_name = {f.name: f for f in report.facts}
@@ -160,13 +159,13 @@ def test_the_curve_of_a_fine_tune_is_measured_on_nested_parts_and_looks_ahead(tm
         assert ahead.gain.low < true < ahead.gain.high
         assert ahead.gain.score == pytest.approx(true, abs=0.03)
     assert "18.0 with 15, 40.0 with 30, 56.0 with 60, 68.0 with 120" in find_reason(
-        report, "Learning curve of lora"
+        report.decision, "Learning curve of lora"
     )
-    assert find_reason(report, "Next best spend: 120 more training rows.")
+    assert find_reason(report.decision, "Next best spend: 120 more training rows.")
     # The items show a gain of 43 points beyond doubt: more of them are worth nothing, 8 points more are.
     assert report.decision.arithmetic["more_training_rows_bring_points"] == pytest.approx(8, abs=3)
     dear = worlds.report_world(tmp_path, truth, ["decide.label_cost_usd=5000"])
-    assert find_reason(dear, "Next best spend: none, choose now.")
+    assert find_reason(dear.decision, "Next best spend: none, choose now.")
     assert "## Learning curve: lora" in markdown(experiment_document(report))
 
 

@@ -229,8 +229,7 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     if wanted and set(wanted) <= set(slices):
         return f"on the slice{'s' if len(wanted) > 1 else ''} {' and '.join(wanted)}, as said above"
     if need in ("changing_facts", "private_knowledge", "answers_with_sources"):
-        retrieving = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
-        return _describe_retrieval(case, need, retrieving) if retrieving else ""
+        return _describe_retrieval(case, need)
     if need == "sensitive_data":
         leaving = dict.fromkeys(f.name for f in case.facts if f.leaves_machine)
         if not leaving:
@@ -246,7 +245,10 @@ def _describe_measured(case: Case, need: Need, slices: Sequence[str]) -> str:
     return _describe_fine_tune(case, need, case.judged) if case.judged else ""
 
 
-def _describe_retrieval(case: Case, need: Need, run: CandidateFacts) -> str:
+def _describe_retrieval(case: Case, need: Need) -> str:
+    run = best(f for f in case.facts if action_of(f) in _RETRIEVES and not f.baseline)
+    if run is None:
+        return ""
     parts = []
     if run.recall is not None:
         parts.append(f"retrieval found {formatting.percent(run.recall)} % of the documents needed")

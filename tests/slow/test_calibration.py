@@ -5,7 +5,6 @@ correct implementation reaches plus three Monte-Carlo standard errors.
 """
 
 from dataclasses import replace
-from functools import cache
 from math import inf, sqrt
 
 import numpy as np
@@ -14,12 +13,11 @@ from scipy import special
 
 from harness import stats
 from harness.analysis.comparison import compare_rows
-from harness.analysis.estimators import Comparison
 from harness.analysis.gate_rules import apply_rules
 from harness.analysis.verdict import TaskComparison
 from harness.metrics import mean_metric
 from harness.spec import GatePolicy, Task
-from tests.fake_rows import EXACT, flips, ratio_metric, rows
+from tests.fake_rows import EXACT, compare_flips, ratio_metric, rows
 
 pytestmark = pytest.mark.slow
 
@@ -177,11 +175,6 @@ def test_a_bootstrap_that_finds_nothing_differing_does_not_pass_by_it():
         new = old * np.stack([rng.random(30) > 0.01, np.ones(30)], axis=1)
         passed.append(compare_rows(bounded, rows(old, bounded), rows(new, bounded)).lower > -0.01)
     assert np.mean(passed) == 0
-
-
-@cache
-def compare_flips(n: int, gains: int, losses: int) -> Comparison:
-    return compare_rows(EXACT, *(rows(arm) for arm in flips(n, gains, losses)))
 
 
 def pass_rate(n, disagreement, deltas, n_runs=400):
