@@ -159,8 +159,8 @@ def _stop(c: Comparison, delta: float, disagreement: float, margin: float, alpha
     weights = special.bdtr(differing, n, share) - np.where(
         differing > 0, special.bdtr(differing - 1, n, share), 0.0
     )
-    beyond = np.maximum(floor(margin * n + _ROUNDING), stats.z_quantile(1 - alpha) * np.sqrt(differing))
-    least = np.floor((differing + beyond) / 2 + _ROUNDING) + 1  # of L, to be beyond
+    excess = np.maximum(floor(margin * n + _ROUNDING), stats.z_quantile(1 - alpha) * np.sqrt(differing))
+    least = np.floor((differing + excess) / 2 + _ROUNDING) + 1  # of L, to be beyond
     over = np.where(least <= differing, special.bdtrc(least - 1, differing, lost), 0.0)
     fewer = np.maximum(differing - 1, 0)
     lost_then = (

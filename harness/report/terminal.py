@@ -203,27 +203,7 @@ def power_line(report: ExperimentReport) -> str:
 
 def terminal_table(report: ExperimentReport) -> Table:
     """Lay the candidates out in at most 100 columns, best first."""
-    rows, gap, name_width = _layout(report)
-    table = Table(
-        box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
-    )
-    if report.smoke:
-        table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
-        table.caption = Text(SMOKE)
-    first, *others = rows[0].values()
-    # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
-    table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
-    for heading in others:
-        table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
-    shown = shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
-    for name, row in zip(shown, rows[1:], strict=True):
-        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
-        table.add_row(Text(name), *list(cells)[1:])
-    return table
-
-
-def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
-    """Find the roomiest layout that fits: a narrower gap, terser cells, the metric below, shorter names."""
+    # The roomiest layout that fits: a narrower gap, terser cells, the metric below, shorter names.
     for tight, gap, stacked in ((False, 2, False), (False, 1, False), (True, 1, False), (True, 1, True)):
         broken, rows = result_headings(report), result_rows(report, tight=tight)
         heads = {name: head.replace("\n", " ") for name, head in broken.items()}
@@ -240,7 +220,23 @@ def _layout(report: ExperimentReport) -> tuple[list[dict[str, str]], int, int]:
         free = _count_free(rows, gap)
         if free >= max(cell_len(row["candidate"]) for row in rows):
             break
-    return rows, gap, max(free, least)
+    name_width = max(free, least)
+    table = Table(
+        box=None, pad_edge=False, padding=(0, gap, 0, 0), title_justify="left", caption_justify="left"
+    )
+    if report.smoke:
+        table.title = Text(f"{clean(report.experiment)}: {SMOKE}")
+        table.caption = Text(SMOKE)
+    first, *others = rows[0].values()
+    # Without a least width rich shrinks the one column that wraps to nothing where the others are wide.
+    table.add_column(Text(first), overflow="fold", min_width=cell_len(first), max_width=name_width)
+    for heading in others:
+        table.add_column(Text(heading), no_wrap=True, overflow="ellipsis")
+    shown = shorten_for_table([row["candidate"] for row in rows[1:]], name_width)
+    for name, row in zip(shown, rows[1:], strict=True):
+        cells = (Text(cell, STYLES.get(cell, "") if at == "verdict" else "") for at, cell in row.items())
+        table.add_row(Text(name), *list(cells)[1:])
+    return table
 
 
 def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
