@@ -293,10 +293,10 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
     if larger is None:
         return ""
     scores = f"reaches {score_text(case, larger)} and {run.label} {score_text(case, run)}"
-    said = f"{larger.name}, the larger model, {scores}"
+    text = f"{larger.name}, the larger model, {scores}"
     prices = larger.cost_per_1k_usd, run.cost_per_1k_usd
     if prices[0] is None or prices[1] is None:
-        return f"{said}; what {larger.name if prices[0] is None else run.label} costs is not known"
+        return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
     once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
     pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
     costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
@@ -304,7 +304,7 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
     spent += (
         " USD" if total == formatting.usd(sum(once)) else f" USD ({total} with labels, hosting and an index)"
     )
-    return f"{said}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
+    return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
 
 
 def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:

@@ -271,8 +271,8 @@ def _arm(
     corrected = correct_score(arm)
     told = people != _SPLIT
     binary = passes and bool(np.isin(grades, (0, 1)).all() and told.any())
-    said, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
-    cells = (int(((said == g) & (voted == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
+    graded, voted, groups = grades[told], (people[told] > _SPLIT).astype(float), clusters[told]
+    cells = (int(((graded == g) & (voted == p)).sum()) for g, p in ((1, 1), (1, 0), (0, 1), (0, 0)))
     table = Confusion(*cells) if binary else None
     return ArmCalibration(
         name=name,
@@ -284,10 +284,10 @@ def _arm(
         rogan_gladen=_rogan_gladen(metric, arm, table) if table else None,
         power=corrected.power if corrected else None,
         kappa=_kappa(grades, people, clusters),
-        agreement=estimate_share((said == voted).astype(float), groups, metric.unit) if binary else None,
+        agreement=estimate_share((graded == voted).astype(float), groups, metric.unit) if binary else None,
         confusion=table,
-        sensitivity=_share_right(metric, said, voted, groups, 1.0) if table else None,
-        specificity=_share_right(metric, said, voted, groups, 0.0) if table else None,
+        sensitivity=_share_right(metric, graded, voted, groups, 1.0) if table else None,
+        specificity=_share_right(metric, graded, voted, groups, 0.0) if table else None,
         error=estimate_error(grades - people, clusters, metric.unit),
         n_split=int((~told).sum()) if binary else 0,
     )

@@ -121,7 +121,7 @@ def find_shared_items(
         n_clusters += len({m.cluster_of[document] for document in old} - new)
         seen |= m.cluster_of.keys()
     differing = {name for (a, b), n in n_shared.items() if n < max(sizes[a], sizes[b]) for name in (a, b)}
-    said = [
+    texts = [
         f"{' and '.join(group)} hold {'nearly ' if differing & set(group) else ''}the same items and count "
         "as one task"
         for group in groups
@@ -131,7 +131,7 @@ def find_shared_items(
     return SharedItems(
         {name: group for group in groups for name in group},
         {frozenset((a, b)): _correlation(moves[a], moves[b]) for a, b in linked},
-        tuple(said + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
+        tuple(texts + [f"{a} and {b} share {formatting.pluralize(n, 'item')}" for (a, b), n in partly]),
         n_items,
         n_clusters,
     )

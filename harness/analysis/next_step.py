@@ -187,8 +187,8 @@ def sentences(case: Case, spend: Spend | None) -> list[str]:
         return [f"Next best spend: {spend.text}{waits}. {why}", *_open_gate_text(case, seed)]
     first = spend.text if spend.best or spend.is_unpriced else "none, choose now"
     options = f"{_items_text(case, spend)} {_rows_text(case, run, spend)}"
-    said = f"Next best spend: {first}. {options}{_describe_missing_prices(case)}"
-    return [said, *_open_gate_text(case, seed)]
+    text = f"Next best spend: {first}. {options}{_describe_missing_prices(case)}"
+    return [text, *_open_gate_text(case, seed)]
 
 
 def _items_text(case: Case, spend: Spend) -> str:

@@ -149,8 +149,8 @@ def _compare_scores(
     task = key.partition("/")[0]
     drawn = next((run for run in (one, other) if run.may_be_drawn(task)), None)
     if drawn is not None:
-        said = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
-        return Scores(None, None, None, said)
+        text = f"sampled items count by weights of the report: reports/{drawn.experiment}.md has them"
+        return Scores(None, None, None, text)
     means = _mean(metric.name, a), _mean(metric.name, b)
     if None in means:
         return Scores(*means, None, "only one run has it", metric.unit)

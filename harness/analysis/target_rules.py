@@ -41,11 +41,11 @@ def require_calibration(
     named = [t.task.name for t in tasks if is_judge(t.comparison.metric)]
     if identical or not named or policy.uncalibrated_judge == "allow":
         return rule
-    said = (
+    text = (
         f"{rule.name}: {', '.join(named)} graded by a judge that no labels of people calibrate (they are for"
         " the target alone); another primary metric, or gate.uncalibrated_judge: allow"
     )
-    return Rule(rule.name, "inconclusive", said, {"judged": named})
+    return Rule(rule.name, "inconclusive", text, {"judged": named})
 
 
 def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
@@ -58,13 +58,13 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         return Rule("target", "inconclusive", "target: it was not measured", {})
     if by_score and target.labels_missing:
         labels = formatting.pluralize(target.labels_missing, "more label")
-        said = (
+        sentence = (
             f"target: it is graded by a judge, and its grades of these answers need {labels} of people before"
             " anything rests on them (harness rate export), unless gate.uncalibrated_judge says allow"
         )
-        return Rule("target", "inconclusive", said, {"labels_missing": target.labels_missing})
-    if wanted.win_rate is not None and (said := _describe_unrated(target.wins, wanted.win_rate)):
-        return Rule("target", "inconclusive", said, {"win_rate": wanted.win_rate})
+        return Rule("target", "inconclusive", sentence, {"labels_missing": target.labels_missing})
+    if wanted.win_rate is not None and (sentence := _describe_unrated(target.wins, wanted.win_rate)):
+        return Rule("target", "inconclusive", sentence, {"win_rate": wanted.win_rate})
     judged: list[tuple[Outcome, str]] = []
     facts: dict[str, Number] = {"score": target.score.score, "n_items": target.score.n}
     if wanted.min is not None:  # a maximum if lower is better
@@ -88,10 +88,10 @@ def target_rule(target: TargetFacts | None, policy: GatePolicy) -> Rule:
         judged.append((_target_outcome(rate.low, rate.high, wanted.win_rate), reached))
         facts |= {"win_rate": wanted.win_rate, "n_ratings": wins.n_ratings}
     words = {"pass": "shown", "fail": "shown not to be reached", "inconclusive": "not shown"}
-    said = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
+    sentence = "target: " + "; ".join(f"{text}: {words[outcome]}" for outcome, text in judged)
     outcome = worst_outcome([outcome for outcome, _ in judged])
     facts |= {"p": target_p(target, wanted)} if outcome == "pass" else {}
-    return Rule("target", outcome, said, facts)
+    return Rule("target", outcome, sentence, facts)
 
 
 def _describe_unrated(wins: Wins | None, wanted: float) -> str:
@@ -184,8 +184,8 @@ def has_drifted(facts: ControlFacts) -> bool:
 def control_rule(controls: Sequence[ControlFacts]) -> Rule:
     """Call a harness that has moved by its name."""
     if not controls:
-        said = "control: no block of the base was re-evaluated with these rows"
-        return Rule("control", "skipped", said, {})
+        text = "control: no block of the base was re-evaluated with these rows"
+        return Rule("control", "skipped", text, {})
     drifted = [facts for facts in controls if has_drifted(facts)]
     n, flipped = sum(f.n_same + f.n_other for f in controls), [f for f in controls if f.flipped]
     counted: dict[str, Number] = {
@@ -195,38 +195,38 @@ def control_rule(controls: Sequence[ControlFacts]) -> Rule:
         "n_flipped": (n_flipped := sum(len(facts.flipped) for facts in flipped)),
     }
     if not drifted:
-        said = f"control: {formatting.count(n)} items of the base were re-evaluated"
+        text = f"control: {formatting.count(n)} items of the base were re-evaluated"
         if not flipped:
-            return Rule("control", "pass", f"{said} and came back as stored", counted)
+            return Rule("control", "pass", f"{text} and came back as stored", counted)
         allowed = formatting.percent(max(facts.aa_flips / facts.aa_n for facts in flipped))
-        said += (
+        text += (
             f" in another environment ({'; '.join(dict.fromkeys(facts.changed for facts in flipped))}),"
             f" {formatting.count(n_flipped)} of them with another score, which the A/A rate of"
             f" {allowed} % allows"
         )
-        return Rule("control", "pass", said, counted)
+        return Rule("control", "pass", text, counted)
     found = "; ".join(dict.fromkeys(_describe_moved(facts) for facts in drifted))
-    said = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
-    return Rule("control", "harness-drift", said, counted)
+    text = f"control: {found}; so the harness moved, and this says nothing of the candidate; next: {_NEXT}"
+    return Rule("control", "harness-drift", text, counted)
 
 
 def _describe_moved(facts: ControlFacts) -> str:
-    n, said = facts.n_same + facts.n_other, []
+    n, parts = facts.n_same + facts.n_other, []
     if facts.reworded:
         share = f"{formatting.count(len(facts.reworded))} of {formatting.count(n)}"
-        said.append(f"{share} prompts of the base are other tokens now than when stored")
+        parts.append(f"{share} prompts of the base are other tokens now than when stored")
     if facts.differing:
         share = f"{formatting.count(len(facts.differing))} of {formatting.count(facts.n_same)}"
-        said.append(f"{share} items of the base came back otherwise in the same environment")
+        parts.append(f"{share} items of the base came back otherwise in the same environment")
     if facts.flipped and flips_p(facts) < ALPHA:
         share = f"{formatting.count(len(facts.flipped))} of {formatting.count(facts.n_other)}"
         rate, p = formatting.percent(facts.aa_flips / facts.aa_n), formatting.p_value(flips_p(facts))
-        said.append(
+        parts.append(
             f"{share} items of the base have another score in another environment ({facts.changed}), "
             f"more than the A/A rate of {rate} % allows (exact binomial p {p})"
         )
     named = (facts.reworded or facts.differing or facts.flipped)[:3]
-    return f"{', '.join(said)} ({', '.join(named)} …)"
+    return f"{', '.join(parts)} ({', '.join(named)} …)"
 
 
 _STEP = "; harness promote asks for a reason"
@@ -238,10 +238,10 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     `against_own` is the paired difference to that run, None where its rows are not stored.
     """
     if against_own is None:
-        said = (
+        text = (
             f"export: its run {own_run} has no rows here to compare with; answer them again: harness compare"
         )
-        return Rule("export", "inconclusive", said, {})
+        return Rule("export", "inconclusive", text, {})
     c = at_level(orient(against_own), policy.alpha)
     margin = policy.export or find_own_margin(task, policy)
     share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
@@ -250,10 +250,10 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
     judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")
     change = (c.delta, c.low, c.high) if c.delta > 0 else (-c.delta, -c.high, -c.low)
     moved = f"{'rose' if c.delta > 0 else 'fell'} {formatting.interval(*change).replace(' [', ' points [')}"
-    said = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
+    text = f"export: {task.name} {moved} against {own_run} (lost {len(c.lost)}, won {len(c.gained)}), "
     facts: dict[str, Number] = {"delta": c.delta, "lower": c.lower, "margin": share, "own_run": own_run}
     facts |= {"lost": len(c.lost), "won": len(c.gained)}
-    return Rule("export", outcome, f"{said}margin {margin_text(margin)}: {judged}", facts)
+    return Rule("export", outcome, f"{text}margin {margin_text(margin)}: {judged}", facts)
 
 
 _KEPT = ("delta", "low", "high", "lower", "n_items", "items_needed", "items_needed_by_task")
@@ -274,17 +274,17 @@ def cumulative_rule(against_first: Verdict, first_base: str) -> Rule:
     """Judge the macro of a verdict against the first base, made by `cumulative_policy`."""
     macro = next(rule for rule in against_first.rules if rule.name == "macro")
     outcome: RuleOutcome = macro.outcome if macro.outcome in ("pass", "fail") else "skipped"
-    said = f"cumulative: against the first base, {macro.sentence}{_STEP if outcome == 'skipped' else ''}"
+    text = f"cumulative: against the first base, {macro.sentence}{_STEP if outcome == 'skipped' else ''}"
     kept: dict[str, Number] = {name: macro.numbers[name] for name in _KEPT if name in macro.numbers}
     return Rule(
-        "cumulative", outcome, said, {"first_base": first_base, "margin": macro.numbers["margin"], **kept}
+        "cumulative", outcome, text, {"first_base": first_base, "margin": macro.numbers["margin"], **kept}
     )
 
 
 def make_unmeasured_rule(why: str, first_base: str) -> Rule:
     """Say that nothing is known of the loss against the first base."""
-    said = f"cumulative: nothing to compare with the first base ({why}){_STEP}"
-    return Rule("cumulative", "skipped", said, {"first_base": first_base})
+    text = f"cumulative: nothing to compare with the first base ({why}){_STEP}"
+    return Rule("cumulative", "skipped", text, {"first_base": first_base})
 
 
 def cumulative_of(verdict: Verdict) -> Rule | None:

@@ -43,13 +43,13 @@ def diversity_section(label: str, found: Sequence[AnswerDiversity]) -> Section:
 
 def collapse_sentence(label: str, found: Sequence[AnswerDiversity]) -> str:
     """Name the tasks on which the answers have collapsed; empty where there is none."""
-    said = [
+    parts = [
         f"on {d.task} {quote(d.new.commonest)} is the answer to {percent(d.new.share)} % of the "
         f"{count(d.n)} items, the base's commonest to {percent(d.base.share)} %"
         for d in found
         if d.collapsed and d.base
     ]
-    return f"{label}: mode collapse, {'; '.join(said)}" if said else ""
+    return f"{label}: mode collapse, {'; '.join(parts)}" if parts else ""
 
 
 def diversity_text(label: str, found: Sequence[AnswerDiversity]) -> str:
@@ -135,16 +135,16 @@ def retrieval_section(facts: Iterable[CandidateFacts]) -> Section:
 
 def retrieval_text(f: CandidateFacts) -> str:
     """Say what retrieval found for a candidate and what it made of it; empty where nothing was retrieved."""
-    said = []
+    parts = []
     if f.recall is not None:
-        said.append(f"retrieval found {percent(f.recall)} % of the documents needed (recall@k)")
+        parts.append(f"retrieval found {percent(f.recall)} % of the documents needed (recall@k)")
     if (use := f.retrieval) is not None and use.n:
-        said.append(
+        parts.append(
             f"the passages held the answer to {count(use.found)} of {count(use.n)}"
             f" {'sampled answers' if use.by_answer else 'items'};"
             f" {count(use.unused)} were answered wrongly and {count(use.ungrounded)} right but not from them"
         )
-    return "; ".join(said)
+    return "; ".join(parts)
 
 
 _LEAST_ALPHA = 0.667  # of raters, for which Krippendorff allows tentative conclusions
@@ -234,9 +234,9 @@ def _length_between(metric: str, pair: PairCalibration, of: LengthFavour) -> str
     which = "longer" if of.favour.score > 0 else "shorter"
     ends = sorted((abs(of.favour.low), abs(of.favour.high)))
     by = score(of.favour.unit, abs(of.favour.score), *ends)
-    said = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
+    text = f"of two answers to an item {metric} favours the {which} one by {by} points more than people do"
     also = "" if of.is_length else "; what else sets the two candidates apart may be the cause as well"
-    return f"{said} ({share}){also}"
+    return f"{text} ({share}){also}"
 
 
 def _confusion(metric: str, arm: ArmCalibration) -> str:

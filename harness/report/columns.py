@@ -258,9 +258,9 @@ def explain_columns(report: ExperimentReport) -> str:
     n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
     tasks = "items of these tasks" + (f", {count(n)} in all," if n else "")
     shown = [CANDIDATE_COLUMNS[name] for name in _EXPLAINED]
-    said = " ".join(f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown)
-    said = said.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
-    return f"{said} In brackets: 95 % intervals."
+    text = " ".join(f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown)
+    text = text.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
+    return f"{text} In brackets: 95 % intervals."
 
 
 def print_table(

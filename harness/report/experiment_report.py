@@ -234,18 +234,18 @@ def show_items(metric: Metric, arms: Mapping[str, Sequence[SampleResult]], n: in
 
 def describe_answer(row: SampleResult) -> list[str]:
     """List what each metric makes of an answer, and what the answer took."""
-    said = [
+    lines = [
         f"{name.replace('_', ' ')}: {', '.join(map(formatting.plain, parts)) if parts else 'not scored'}"
         for name, parts in row.parts.items()
     ]
     if row.n_prompt_tokens:
         tokens = map(formatting.count, (row.n_prompt_tokens, row.n_output_tokens))
-        said.append("tokens: {} of the prompt + {} of the answer".format(*tokens))
-    said += [f"time in its batch: {formatting.seconds(row.compute_s)}"] if row.compute_s else []
+        lines.append("tokens: {} of the prompt + {} of the answer".format(*tokens))
+    lines += [f"time in its batch: {formatting.seconds(row.compute_s)}"] if row.compute_s else []
     if row.margin is not None:
-        said.append(f"margin of the right choice: {formatting.plain(row.margin, sign=True)} nats")
-    said += [f"passages: {', '.join(row.passages)}"] if row.passages else []
-    return said + ([f"error: {row.error}"] if row.error else [])
+        lines.append(f"margin of the right choice: {formatting.plain(row.margin, sign=True)} nats")
+    lines += [f"passages: {', '.join(row.passages)}"] if row.passages else []
+    return lines + ([f"error: {row.error}"] if row.error else [])
 
 
 def describe_prompt(n_tokens: int, was_sent: bool) -> str:

@@ -41,8 +41,8 @@ def data_document(findings: Sequence[Finding], title: str) -> ResultDocument:
             notes.append((f.check, f"{line}  {f.example}".rstrip()))
             continue
         alarms.append((f.severity, line))
-        said = {"rows": places(f), "e.g.": f.example, "means": f.meaning, "next": f.command}
-        alarms += [("", f"  {name}: {text}") for name, text in said.items() if text]
+        sentence = {"rows": places(f), "e.g.": f.example, "means": f.meaning, "next": f.command}
+        alarms += [("", f"  {name}: {text}") for name, text in sentence.items() if text]
     sections = [Section(rows=rows) for rows in (alarms, notes) if rows]
     return ResultDocument(title, sections, summary(findings))
 

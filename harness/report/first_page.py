@@ -168,8 +168,8 @@ def _describe_forgetting(report: ExperimentReport, run: CandidateFacts) -> str:
     lost = ", ".join(worst_tasks(report, run, vetoed)[:_TASKS_NAMED])
     worst = f", worst on {lost}" if lost else ""
     why = "" if verdict.outcome == "pass" else f" ({name_reasons(verdict)})"
-    said = f"the other capabilities of {run.label} changed by {found}{worst}"
-    return f"{said}; the gate says {WORDS[verdict.outcome]}{why}."
+    text = f"the other capabilities of {run.label} changed by {found}{worst}"
+    return f"{text}; the gate says {WORDS[verdict.outcome]}{why}."
 
 
 def list_unjudged_losses(report: ExperimentReport) -> list[str]:
@@ -189,11 +189,11 @@ def list_unjudged_losses(report: ExperimentReport) -> list[str]:
                 fell.setdefault(task, []).append(f"{f.label} {base} → {new}")
             elif "drift" not in judged:
                 rises[task] = max(rises.get(task, (0.0, "")), (c.delta, f.label))
-    said = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
+    parts = [f"{task} got worse ({', '.join(of)}): {report.not_admitted[task]}." for task, of in fell.items()]
     if rises:
         of = ", ".join(f"{task} by {rise:.2f} ({label})" for task, (rise, label) in rises.items())
-        said.append(f"bits per byte rose on {of}, an early sign of loss; gate.drift would judge it.")
-    return said
+        parts.append(f"bits per byte rose on {of}, an early sign of loss; gate.drift would judge it.")
+    return parts
 
 
 def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[object]) -> list[str]:
@@ -212,25 +212,25 @@ def worst_tasks(report: ExperimentReport, run: CandidateFacts, tasks: Sequence[o
 def _certainty(report: ExperimentReport, run: CandidateFacts) -> str:
     """Say on how many items and seeds it rests, how often the gate errs, and among how many fine-tunes."""
     n = formatting.count(run.target.n) if run.target else formatting.UNKNOWN
-    said = [f"measured on {n} test items"]
+    parts = [f"measured on {n} test items"]
     if (against := run.vs_untrained) and against.n_clusters < against.n:
-        said[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
+        parts[0] += f" in {formatting.count(against.n_clusters)} groups of alike ones"
     if miss := _nearest(run):
         lost, chance = f"{-100 * miss.delta:g} points", formatting.chance(miss.probability)
-        said.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
+        parts.append(f"the gate lets a loss of {lost} on every task pass in {chance} of cases")
     if report.family.size > 1:
-        said.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
+        parts.append(f"corrected for the {formatting.count(report.family.size)} fine-tunes that were judged")
     of = next((s for s in report.seeds if s.candidate == run.name), None)
     seeds = formatting.pluralize(len(of.seeds) if of else 1, "training seed")
     if is_cross_validated(run):
-        said.append(
+        parts.append(
             "each item answered by a model that did not see it; the gain's interval includes their spread"
         )
     elif of is not None and of.score is not None:
-        said.append(f"{seeds}, and the gain's interval includes their spread")
+        parts.append(f"{seeds}, and the gain's interval includes their spread")
     else:
-        said.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
-    return f"{'; '.join(said)}."
+        parts.append(f"{seeds}, so the spread between trainings is unknown (--seeds 0,1,2 shows it)")
+    return f"{'; '.join(parts)}."
 
 
 def nearest_miss(run: CandidateFacts) -> str:
@@ -254,8 +254,8 @@ def next_steps(report: ExperimentReport) -> Iterator[Command]:
     if report.smoke:
         names = report.typed.candidates
         selected = ["--candidates", ",".join(names)] if names else []
-        said = "measures it; a smoke run (--quick, --limit) is no evidence"
-        yield Command(report.typed.command("compare", *selected), said)
+        text = "measures it; a smoke run (--quick, --limit) is no evidence"
+        yield Command(report.typed.command("compare", *selected), text)
         return
     has_goal = report.declared is not None and report.declared.win_rate is not None
     wins = [f.wins for f in report.facts if f.wins and run and f.name == run.name and has_goal]

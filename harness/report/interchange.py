@@ -68,14 +68,14 @@ def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:
     for candidate, verdict, stops in judged:
         suite = ET.SubElement(root, "testsuite", name=clean(f"{name}: {candidate}"))
         for rule in verdict.rules:
-            class_name, said = clean(f"{name}.{candidate}"), clean(rule.sentence)
+            class_name, text = clean(f"{name}.{candidate}"), clean(rule.sentence)
             case = ET.SubElement(suite, "testcase", classname=class_name, name=rule.name, time="0")
             if rule.outcome in ("fail", "harness-drift") or (rule.outcome == "inconclusive" and stops):
-                ET.SubElement(case, "failure", type=rule.outcome, message=said).text = said
+                ET.SubElement(case, "failure", type=rule.outcome, message=text).text = text
             elif rule.outcome in ("inconclusive", "skipped"):
-                ET.SubElement(case, "skipped", message=said)
+                ET.SubElement(case, "skipped", message=text)
             else:
-                ET.SubElement(case, "system-out").text = said
+                ET.SubElement(case, "system-out").text = text
         failures, skipped = (len(suite.findall(f"testcase/{kind}")) for kind in ("failure", "skipped"))
         suite.attrib |= {"tests": f"{len(suite)}", "failures": f"{failures}", "errors": "0"}
         suite.attrib["skipped"] = f"{skipped}"

@@ -95,9 +95,9 @@ def front(report: ExperimentReport, frame: Frame = WIDE, lines: Lines = ()) -> s
     body += [path(steps, "front")] if len(corners) > 1 else []
     for family in lines:
         scales = [(x(rate * p.target.score), y(100 * p.kept.score)) for p in family]
-        said = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
+        sentence = "; ".join(f"{p.label}: {formatting.points(p.kept.score)} points" for p in family)
         dots = (mark("dot", *xy, "dominated") for xy in scales)
-        body.append(group(said, path(scales, "leader"), *dots))
+        body.append(group(sentence, path(scales, "leader"), *dots))
     for p, (at_x, at_y) in zip(points[::-1], at[::-1], strict=True):
         class_ = f"whisker {_class(p)}"
         body.append(line(x(rate * p.target.low), at_y, x(rate * p.target.high), at_y, class_))
@@ -157,11 +157,11 @@ def _margin(report: ExperimentReport, frame: Frame, y: AxisScale) -> list[str]:
     if margin is None:
         return []
     at = y(-100 * margin)
-    said = f"margin of the gate: {formatting.points(-margin)} points"
+    sentence = f"margin of the gate: {formatting.points(-margin)} points"
     return [
         pictures.rect(frame.left, at, frame.right - frame.left, frame.bottom - at, "beyond"),
         line(frame.left, at, frame.right, at, "margin"),
-        text(frame.left + 6, at + 16, said, "small"),
+        text(frame.left + 6, at + 16, sentence, "small"),
     ]
 
 
@@ -171,9 +171,10 @@ def _class(p: Point) -> str:
 
 def _mark(report: ExperimentReport, p: Point, x: float, y: float) -> str:
     score = formatting.score(report.unit, *p.target[:3])
-    said = f"{p.label}: target {score}, capability suite {formatting.points(*p.kept[:3])} points, {p.verdict}"
+    kept = formatting.points(*p.kept[:3])
+    words = f"{p.label}: target {score}, capability suite {kept} points, {p.verdict}"
     ring = [pictures.tag("circle", cx=x, cy=y, r=10.5, class_="ring")] if p.recommended else []
-    return group(said, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
+    return group(words, *ring, mark(_SHAPES[_CLASSES[p.verdict]], x, y, _class(p)))
 
 
 def _labels(points: Sequence[Point], frame: Frame, at: Sequence[tuple[float, float]]) -> list[str]:
@@ -222,8 +223,8 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], sca
     rows: list[list[_Key]] = [[]]
     shown_words = {p.verdict for p in points}
     keys = [
-        _Key(_SHAPES[_CLASSES[word]], _CLASSES[word], said)
-        for word, said in _MEANINGS.items()
+        _Key(_SHAPES[_CLASSES[word]], _CLASSES[word], sentence)
+        for word, sentence in _MEANINGS.items()
         if word in shown_words
     ]
     keys += [] if all(p.on_front for p in points) else [_Key("dot", "dominated", "dominated")]
@@ -243,6 +244,6 @@ def _legend(report: ExperimentReport, frame: Frame, points: Sequence[Point], sca
             x += key.width
     shown = {p.label for p in points}
     if absent := [f.label for f in report.facts if f.state == "done" and f.label not in shown]:
-        said = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
-        out.append(text(2.0, top - _LEGEND_ROW, said, "small"))
+        sentence = shorten(f"not measured on the capability suite: {', '.join(absent)}", 60)
+        out.append(text(2.0, top - _LEGEND_ROW, sentence, "small"))
     return out

@@ -292,7 +292,7 @@ def heat(report: ExperimentReport) -> Heat:
                 continue
             better, change = orient(c), formatting.points(c.delta)
             interval = formatting.points(c.delta, c.low, c.high).removeprefix(change).strip()
-            said = f"{c.metric} {change} {interval} points, n = {formatting.count(c.n)}"
+            sentence = f"{c.metric} {change} {interval} points, n = {formatting.count(c.n)}"
             strength = max(-1.0, min(1.0, better.delta / _FULL_COLOUR))
-            cells.append(Cell(change, interval, said, strength, better.low > 0 or better.high < 0))
+            cells.append(Cell(change, interval, sentence, strength, better.low > 0 or better.high < 0))
     return Heat(labels, tuple((task, tuple(cells)) for task, cells in rows.items()))

@@ -74,7 +74,7 @@ def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
 
 def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
     """Say what is known over seeds, and name the recipes about which nothing is known."""
-    said, unknown = [], []
+    parts, unknown = [], []
     for s in seeds:
         n_seeds = formatting.pluralize(len(s.seeds), "seed")
         if not s.score:
@@ -85,8 +85,8 @@ def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
         over, spread = formatting.score(unit, *s.score[:3]), formatting.score(unit, s.seed_sd)
         pooled = f", pooled over recipes on {count(s.seed_df)} df" if s.is_pooled else ""
         found = f"{over} ({each}; SD between seeds {spread}{pooled}){gain}, over items and seeds"
-        said.append(f"{s.candidate} over {n_seeds}: {found}")
-    return said + ([f"{VARIANCE_UNKNOWN}: {', '.join(unknown)}; 3 are needed"] if unknown else [])
+        parts.append(f"{s.candidate} over {n_seeds}: {found}")
+    return parts + ([f"{VARIANCE_UNKNOWN}: {', '.join(unknown)}; 3 are needed"] if unknown else [])
 
 
 def _short(name: str, grid: str) -> str:
@@ -284,12 +284,12 @@ def _origin_text(value: Any) -> str:
 def attribution_sentence(label: str, steps: Sequence[AttributionStep]) -> str:
     """Say where a candidate's change comes from; empty where there is nothing to split."""
     parts = [f"{formatting.points(*s.macro[:3])} by {s.what}" for s in steps if s.macro and s.target is None]
-    said = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
+    lines = [f"capability suite {' and '.join(parts)}, in points"] if len(parts) > 1 else []
     for s in steps:
         if (c := s.target) is not None:
             general = f", capability suite {formatting.points(*s.macro[:3])} points" if s.macro else ""
-            said.append(f"against {s.base}, which it starts from, {c.metric} {change_text(c)}{general}")
-    return f"{label}: {'; '.join(said)}" if said else ""
+            lines.append(f"against {s.base}, which it starts from, {c.metric} {change_text(c)}{general}")
+    return f"{label}: {'; '.join(lines)}" if lines else ""
 
 
 def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:

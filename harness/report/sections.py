@@ -77,11 +77,11 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
     done = [f for f in best_first(report) if f.state == "done"]
     shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
     shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
-    said = [s for s in shown if s.rows or s.notes]
+    parts = [s for s in shown if s.rows or s.notes]
     header = (f"{figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
     lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, _ESTIMAND]))
     mark = SMOKE if report.smoke else ""
-    return ResultDocument(report.experiment, said, last_line(report), lead, mark, first_page(report))
+    return ResultDocument(report.experiment, parts, last_line(report), lead, mark, first_page(report))
 
 
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
@@ -194,9 +194,9 @@ def _gate(report: ExperimentReport, f: CandidateFacts) -> Section:
     notes += filter(None, [family_text(report.family.size, report.family.alpha)])
     if f.corrected is not None and f.standing is not None:
         level, outcome = formatting.percent(f.standing.level), WORDS[f.corrected.outcome]
-        said = [f"as one of {f.standing.n} fine-tunes, at {level} %: {outcome}"]
-        said += [report.settling(f.corrected).text] if f.corrected.items_needed else []
-        notes.append("; ".join([*said, *filter(None, [nearest_miss(f)])]))
+        parts = [f"as one of {f.standing.n} fine-tunes, at {level} %: {outcome}"]
+        parts += [report.settling(f.corrected).text] if f.corrected.items_needed else []
+        notes.append("; ".join([*parts, *filter(None, [nearest_miss(f)])]))
     return Section("gate", title, columns, rows, miss_basis(f.verdict), notes, f.label)
 
 

@@ -72,15 +72,15 @@ def terminal(report: ExperimentReport, console: Console, *, verbose: bool = Fals
             if points:
                 console.print(Text(clean(about.removesuffix(f": {UNKNOWN}")), style="bold"))
                 console.print(_bullets(points))
-        if said := power_line(report):
-            console.print(Text(clean(f"power: {said}")))
+        if text := power_line(report):
+            console.print(Text(clean(f"power: {text}")))
     else:
         notes = list_notes(report)
         console.print()
         console.print(_bullets(notes[:_NOTES]))
         if (more := len(notes) - _NOTES) > 0:
-            said = f"{formatting.pluralize(more, 'more note')}: see the report, or --verbose"
-            console.print(Text(f" - {said}", style="dim"))
+            text = f"{formatting.pluralize(more, 'more note')}: see the report, or --verbose"
+            console.print(Text(f" - {text}", style="dim"))
     console.print()
     print_last(report, console)
 
@@ -89,19 +89,19 @@ def list_notes(report: ExperimentReport) -> list[str]:
     """List what is to be known beside the table in single lines, what matters most first."""
     run = find_judged(report)
     about = [f for f in best_first(report) if run is None or f.run_id != run.run_id]
-    said = {f.label: candidate_points(report, f) for f in report.facts}
+    text = {f.label: candidate_points(report, f) for f in report.facts}
     stopping = {f.label: _list_stopping(report, f) for f in report.facts}
-    notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in said[f.label]]
+    notes = [f"{f.label}: {point}" for f in about if f.state == "failed" for point in text[f.label]]
     notes += describe_unread(best_first(report), report.metric)
     if not report.smoke:
         notes += describe_stopped(about)
         notes += list_unjudged_losses(report)
         notes += name_higher_on_test(report)
         if run:
-            notes += [point if run.label in point else f"{run.label}: {point}" for point in said[run.label]]
+            notes += [point if run.label in point else f"{run.label}: {point}" for point in text[run.label]]
         notes += [f"{f.label}: {verdict_word(f)}: {point}" for f in about for point in stopping[f.label]]
         notes += [power] if (power := power_line(report)) else []
-    rest = [(f.label, point) for f in about for point in said[f.label] if point not in stopping[f.label]]
+    rest = [(f.label, point) for f in about for point in text[f.label] if point not in stopping[f.label]]
     notes += [f"{label}: {point}" for label, point in rest]
     return [*dict.fromkeys([*notes, *filter(None, [labels_note(report)]), *list_other_notes(report)])]
 
@@ -153,26 +153,26 @@ def _describe_measured(report: ExperimentReport, f: CandidateFacts) -> Iterator[
     of = report.diversity.get(f.label, ())
     if several := several_text(f):
         yield several
-    said = [
+    parts = [
         attribution_sentence(f.label, report.steps.get(f.label, ())),
         collapse_sentence(f.label, of) or diversity_text(f.label, of),
         *_brief_notes(report),
     ]
-    yield from (text.removeprefix(own) for text in said if text.startswith(own))
+    yield from (text.removeprefix(own) for text in parts if text.startswith(own))
 
 
 def _list_stopping(report: ExperimentReport, f: CandidateFacts) -> list[str]:
     """Say in short which rules keep a candidate back; the whole sentences stand in the report."""
-    said = []
+    parts = []
     stopped = f.verdict and f.verdict.outcome in ("fail", "inconclusive")
     for rule in f.verdict.deciding if f.verdict and stopped else ():
         vetoed = rule.numbers.get("vetoed")
         if rule.name in ("each", "safety") and rule.outcome == "fail" and isinstance(vetoed, list | tuple):
             lost = ", ".join(worst_tasks(report, f, vetoed))
-            said.append(f"{rule.name}: more than a task's margin lost on {lost}")
+            parts.append(f"{rule.name}: more than a task's margin lost on {lost}")
         else:
-            said.append(rule.sentence)
-    return said
+            parts.append(rule.sentence)
+    return parts
 
 
 def list_other_notes(report: ExperimentReport) -> list[str]:
@@ -196,9 +196,9 @@ def power_line(report: ExperimentReport) -> str:
     """Say in one line what the gate could have missed, of all fine-tunes; empty where nothing is known."""
     by_chance: dict[str, list[str]] = {}
     for f in best_first(report):
-        if is_fine_tuned(f) and (said := nearest_miss(f)):
-            by_chance.setdefault(said, []).append(f.label)
-    return "; ".join(f"{said} ({', '.join(names)})" for said, names in by_chance.items())
+        if is_fine_tuned(f) and (text := nearest_miss(f)):
+            by_chance.setdefault(text, []).append(f.label)
+    return "; ".join(f"{text} ({', '.join(names)})" for text, names in by_chance.items())
 
 
 def terminal_table(report: ExperimentReport) -> Table:

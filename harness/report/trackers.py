@@ -66,8 +66,8 @@ def send(
         try:
             link = senders[name](experiment, runs, folder / FOLDER / name)
         except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
-            said = _first_line(error)
-            link = f"the results were not sent ({said}); next: harness report, which sends them again"
+            text = _first_line(error)
+            link = f"the results were not sent ({text}); next: harness report, which sends them again"
         links.append(f"{name}: {mask_secrets(link)}")
         missed = {run.label: run.seen.get(name, Seen()).error for run in runs}
         links += [
@@ -209,8 +209,8 @@ def register_champion(target: str, present: ChampionEntry | None, folder: Path) 
         version = version or client.create_model_version(target, source, tags=tags).version
         client.set_registered_model_alias(target, ALIAS, str(version))
     except Exception as error:  # noqa: BLE001  (a server of somebody else's: any kind)
-        said = f"{_first_line(error)}); the next promotion or rollback registers it"
-        return mask_secrets(f"mlflow: the champion was not registered ({said}")
+        text = f"{_first_line(error)}); the next promotion or rollback registers it"
+        return mask_secrets(f"mlflow: the champion was not registered ({text}")
     return mask_secrets(f"mlflow: version {version} of {target} is the {ALIAS} on {address}")
 
 

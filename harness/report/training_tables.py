@@ -48,7 +48,7 @@ def show_trainings(trained: Sequence[CandidateFacts]) -> Section:
     kinds = {is_of_preferences(f.training) for f in trained if smooth(f.training)}
     found = ((f.label, diagnose(f.training)) for f in trained)
     notes = [f"{label} {of.sentence}." for label, of in found if of]
-    notes += [f"{f.label} {said}." for f in trained if (said := describe_forgetting(f.training))]
+    notes += [f"{f.label} {sentence}." for f in trained if (sentence := describe_forgetting(f.training))]
     notes += [LIKELIHOOD] * (False in kinds) + [PREFERENCES] * (True in kinds)
     return Section("training", "Training", columns, rows, notes=notes)
 
@@ -85,8 +85,8 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
         outcome = one.error or ("chosen" if one.chosen else "")
         outcome = f"pruned at step {count(one.pruned_at)}" if one.is_pruned else outcome
         taken_steps = count(one.points[-1][0]) if one.points else UNKNOWN
-        said = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
-        rows.append([*map(print_tried_value, one.params.values()), *said])
+        parts = [*[taken_steps] * steps, found, *[forgot] * is_bound, taken, weights, outcome]
+        rows.append([*map(print_tried_value, one.params.values()), *parts])
     title = f"{'Search' if searched_by else 'Sweep'}: {label}"
     return Section("sweep", title, columns, rows, _trials_text(trials, searched_by), label=label)
 
@@ -94,23 +94,23 @@ def trials_section(trials: Sequence[Trial], searched_by: str, metric: str, unit:
 def _trials_text(trials: Sequence[Trial], searched_by: str) -> str:
     """Say how many trials there were, who proposed them, how much they trained, and what bound the choice."""
     by = f", proposed by {searched_by}" if searched_by else ""
-    said = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
+    parts = [f"{count(len(trials))} trials on validation rows{by}."] if searched_by else []
     if any(trial.is_pruned for trial in trials):
         whole = max(len(trial.points) for trial in trials)
         spent = sum((len(trial.points) or whole) / whole for trial in trials)
-        said.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
+        parts.append(f"With pruned ones they take as much training as {plain(spent)} whole trials.")
     if most := max((t.most_forgetting for t in trials if t.most_forgetting is not None), default=None):
         bound = f"{percent(most)} % on general items for validation"
         if any(t.forgetting is not None and t.forgetting <= most for t in trials):
-            said.append(f"The best was chosen among those that forgot at most {bound}.")
+            parts.append(f"The best was chosen among those that forgot at most {bound}.")
         else:
-            said.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
-    said += [sentence] if (sentence := compare_rates(trials)) else []
+            parts.append(f"The one that forgot least was chosen, as all forgot more than {bound}.")
+    parts += [sentence] if (sentence := compare_rates(trials)) else []
     for trial in trials:
         if trial.alike:
             same = "; ".join(map(_params_text, (trial.params, *trial.alike)))
-            said.append(f"Sent as equal values, so one trial: {same}.")
-    return " ".join(said)
+            parts.append(f"Sent as equal values, so one trial: {same}.")
+    return " ".join(parts)
 
 
 _LEARNING_RATE = "learning_rate"
@@ -131,22 +131,22 @@ def compare_rates(trials: Sequence[Trial]) -> str:
         return min((step, loss) for step, loss in smooth(one) if step >= half)[1]
 
     fastest = min(trained, key=loss_at_half)
-    said = f"By step {count(ceil(half))} training loss fell fastest with {_params_text(fastest.params)}"
-    said += f", to {plain(loss_at_half(fastest))}"
+    sentence = f"By step {count(ceil(half))} training loss fell fastest with {_params_text(fastest.params)}"
+    sentence += f", to {plain(loss_at_half(fastest))}"
     ends = [(known[-1][1], one) for one in trained if (known := numeric_points(one.validation_loss))]
     if not ends:
-        return f"{said}; there is no validation loss, so nothing says which overfits."
+        return f"{sentence}; there is no validation loss, so nothing says which overfits."
     sound = []
     for loss, one in ends:
         diagnosis = diagnose(TrainingRecord(loss=one.loss, validation_loss=one.validation_loss))
         if diagnosis is None or diagnosis.kind != "overfits":
             sound.append((loss, one))
     if not sound:
-        return f"{said}; all of them overfit: fewer epochs, a lower rate or more rows may help."
+        return f"{sentence}; all of them overfit: fewer epochs, a lower rate or more rows may help."
     loss, best = min(sound, key=lambda pair: pair[0])
     n_overfit = len(ends) - len(sound)
-    said += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
-    return f"{said}; {count(n_overfit)} of {count(len(ends))} overfit."
+    sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
+    return f"{sentence}; {count(n_overfit)} of {count(len(ends))} overfit."
 
 
 def trial_line(one: TrialRun) -> str:
@@ -227,23 +227,23 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
         risen = validation[-1][1]
         then = [loss for at, loss in train if at <= step]
         if risen > best * (1 + _CHANGE) and then and last < then[-1]:
-            said = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
-            said += f" {plain(then[-1])} to {plain(last)}; fewer epochs, a lower r and lora_alpha,"
-            said += " lora_dropout or more rows may help"
-            return Diagnosis("overfits", f"overfits after step {count(step)}: {said}")
+            why = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
+            why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, a lower r and lora_alpha,"
+            why += " lora_dropout or more rows may help"
+            return Diagnosis("overfits", f"overfits after step {count(step)}: {why}")
     if last > first * (1 - _CHANGE):
-        said = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
-        return Diagnosis("underfits", f"underfits: {said}")
+        why = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"
+        return Diagnosis("underfits", f"underfits: {why}")
     if last > _KNOWN_BY_HEART and last < before * (1 - 2 * _CHANGE):
-        said = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
-        return Diagnosis("underfits", f"underfits: {said}; more epochs may help")
+        why = f"training loss was still falling, from {plain(before)} to {plain(last)} in the last round"
+        return Diagnosis("underfits", f"underfits: {why}; more epochs may help")
     if validation and last < _KNOWN_BY_HEART and validation[-1][1] > 2 * last + _CHANGE:
-        said = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"
-        return Diagnosis("memorizes", f"knows its training rows by heart: {said}; more rows would do more")
-    said = f"training loss levelled off at {plain(last)}"
-    said += f", validation loss {plain(validation[-1][1])}" if validation else ""
-    said += ", which holds none of the rows replayed" if training.n_replayed else ""
-    return Diagnosis("fits", f"neither underfits nor overfits: {said}")
+        why = f"training loss {plain(last)}, validation loss {plain(validation[-1][1])}"
+        return Diagnosis("memorizes", f"knows its training rows by heart: {why}; more rows would do more")
+    why = f"training loss levelled off at {plain(last)}"
+    why += f", validation loss {plain(validation[-1][1])}" if validation else ""
+    why += ", which holds none of the rows replayed" if training.n_replayed else ""
+    return Diagnosis("fits", f"neither underfits nor overfits: {why}")
 
 
 def describe_forgetting(training: TrainingRecord) -> str:
@@ -283,8 +283,8 @@ def front_sentence(name: str, training: TrainingRecord, sign: int = 1) -> str:
         return ""
     recipe = f"{{method: checkpoint, init_from: {name}, params: {{step: {earlier[0]}}}}}"
     steps = f"step{'s' * (len(earlier) > 1)} {', '.join(map(count, earlier))}"
-    said = f"{steps} of its training on the front of target and capability"
-    return f"{said}: {recipe} is such a candidate, without training"
+    sentence = f"{steps} of its training on the front of target and capability"
+    return f"{sentence}: {recipe} is such a candidate, without training"
 
 
 def _capability(point: TrackedPoint) -> str:
@@ -380,7 +380,7 @@ def curves(label: str, training: TrainingRecord, title: str) -> str:
     body.append(path(((x(step), y(loss)) for step, loss in smooth(training)), "train"))
     body += [path(((x(step), y(loss)) for step, loss in validation), "validation")] if validation else []
     for step, loss in validation:
-        said = f"step {count(step)}: validation loss {plain(loss)}"
+        sentence = f"step {count(step)}: validation loss {plain(loss)}"
         beside = text(x(step) - 9, y(loss) - 9, plain(loss), "over small", "end")
-        body.append(group(said, mark("diamond", x(step), y(loss), "validated"), beside))
+        body.append(group(sentence, mark("diamond", x(step), y(loss), "validated"), beside))
     return picture(_WIDTH, _HEIGHT, f"{name.capitalize()} of {label} by step", body)

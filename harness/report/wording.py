@@ -33,8 +33,8 @@ def last_line(report: ExperimentReport) -> str:
     """Return the verdict: one sentence, marked where it rests on a smoke run."""
     if report.smoke:
         failed = [f.label for f in report.facts if f.state == "failed"]
-        said = f"{', '.join(failed)} failed" if failed else "Everything works"
-        return f"{said}; no decision ({SMOKE})"
+        text = f"{', '.join(failed)} failed" if failed else "Everything works"
+        return f"{text}; no decision ({SMOKE})"
     return report.decision.sentence if report.decision else "Nothing was decided."
 
 
@@ -63,8 +63,8 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
     """Say what one candidate reached on the target before anything else is measured."""
     score = score_text(target) + formatting.errors(target.n_errors)
-    said = f"{name}: {short_name(metric)} {score}{f' · {SMOKE}' if smoke else ''}"
-    return f"{said}, a first result; next, the capability suite of the base"
+    text = f"{name}: {short_name(metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    return f"{text}, a first result; next, the capability suite of the base"
 
 
 def score_text(e: Estimate | None) -> str:
@@ -214,14 +214,14 @@ def describe_unread(facts: Iterable[CandidateFacts], metric: str) -> list[str]:
             cut.setdefault(f.unread.limit, []).append(f"{f.label} {100 * f.unread.cut:.0f} %")
         if f.unread and f.unread.unparsable > _FEW_UNREAD:
             unparsable.append(f"{f.label} {100 * f.unread.unparsable:.0f} %")
-    said = [
+    parts = [
         f"* answers cut at max_new_tokens: {limit}: {', '.join(named)}; set max_new_tokens: {2 * limit}"
         for limit, named in cut.items()
     ]
     step = ""
     if trait(metric, "READS_WHOLE", False):
         step = "; tell the prompt to answer with the label alone, or set primary: label_in_answer"
-    return said + (
+    return parts + (
         [f"* empty answers, or none of the labels: {', '.join(unparsable)}{step}"] if unparsable else []
     )
 
