@@ -79,7 +79,7 @@ OFFERED = {
     ),
     # Jobs besides a comparison, each loaded by its command; `plan` and `begin` say too little alone.
     "experiment": (
-        "augmentation check_rows distilled_rows new_questions preference_pairs preflight run_candidate scaffold standalone worker writers"
+        "augmentation check_rows distilled_rows preference_pairs preflight run_candidate scaffold standalone worker writers"
     ),
     # A group: engines, weights and devices, of which each package needs a few.
     "models": "against_base artefacts chat_templates deltas devices embedded_model hardware hf hub loglikelihood memory openai_api pass_costs shapes supervision two_layer_copy vllm weight_files whole_model",

@@ -14,7 +14,7 @@ from tiny_model import ASKED, logits, unchanged
 
 from harness import store
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.candidate_costs import estimate_costs
+from harness.experiment.candidate_costs import Estimates
 from harness.experiment.training_fit import fit_work
 from harness.methods import bottleneck, embedding, gkd, head
 from harness.models import deltas
@@ -363,5 +363,5 @@ def test_the_teacher_counts_in_the_memory_and_the_time_before_anything_runs(tiny
     assert taught.trained == alone.trained
     assert taught.read == taught.trained  # a teacher of the base's size
     assert taught.generated == 0.5 * 2 * n_rows * 6
-    memory = {cost.candidate: cost.memory_gib for cost in estimate_costs(session, ("alone", "taught"), ROOM)}
+    memory = {cost.candidate: cost.memory_gib for cost in Estimates(session).costs(("alone", "taught"), ROOM)}
     assert memory["taught"] > memory["alone"]

@@ -24,8 +24,7 @@ from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
 from harness.config.overrides import CommandLine
-from harness.experiment import estimate_seconds, estimate_work
-from harness.experiment.candidate_costs import estimate_costs
+from harness.experiment import Estimates, estimate_seconds
 from harness.formatting import seconds
 from harness.models.hardware import Memory
 from harness.report import ExperimentReport
@@ -159,9 +158,9 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
     room = Memory(free_gib=8.0, total_gib=8.0, of="main memory")
     file = ExperimentFile(config=tiny_experiment.write(tmp_path, tiny))
     session, loaded = file.open_session(dry_run=True)
-    work = estimate_work(session, loaded.selected)
+    work = Estimates(session).work(loaded.selected)
     plan = estimate_seconds(session, work)
-    *rows, total = plan_section(session, work, plan, estimate_costs(session, loaded.selected, room)).rows
+    *rows, total = plan_section(session, work, plan, Estimates(session).costs(loaded.selected, room)).rows
     assert [row[0] for row in rows] == list(work)
     for column in (1, 2, 3):
         assert sum(int(row[column].replace(",", "")) for row in rows) == int(total[column].replace(",", ""))

@@ -9,15 +9,12 @@ import tiny_experiment
 import tiny_methods
 from openai_server import Fault, Rule, ServerAnswer, serve_model
 
-from harness.config import load
 from harness.data.edit.row_files import payments_for, total_usd
 from harness.data.edit.save import save
 from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
 from harness.experiment.preference_pairs import Drawing, make_pairs, open_ranking
-from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -298,7 +295,7 @@ def open_pairs(folder, tiny, *overrides, candidates=CANDIDATES):
     tiny_experiment.rows(folder / "suites" / "pairs.jsonl", tiny_methods.pair_rows(slice(0, 4)))
     tiny_experiment.rows(folder / "made.jsonl", tiny_methods.pair_rows(slice(0, 1)))
     (folder / "by_length.py").write_text(BY_LENGTH)
-    return prepare_session(load(path, overrides), Scope(), SilentProgress())
+    return tiny_experiment.session(path, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -358,7 +355,7 @@ def test_the_pairs_are_read_as_the_rows_of_a_pair_method(session, pairs_result, 
     out = folder / "written.jsonl"
     save(pairs_result.edit, pairs_result.outcomes, out)
     path = tiny_experiment.write(folder, tiny, "  dpo: {method: dpo, train: written.jsonl}\n")
-    (found,) = prepare_session(load(path), Scope(), SilentProgress()).training.values()
+    (found,) = tiny_experiment.session(path).training.values()
     assert [pair.references[0] for pair in found.items.pairs] == [
         row["chosen"] for row in rows_of(pairs_result)
     ]

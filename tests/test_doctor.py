@@ -23,18 +23,15 @@ from harness.evaluation.costs import (
     tokens,
 )
 from harness.experiment import (
+    Estimates,
     Scope,
     describe_stored,
     estimate_seconds,
-    estimate_work,
     first_line,
     look_up,
     prepare_session,
 )
-from harness.experiment.candidate_costs import (
-    checkpoints_gb,
-    estimate_costs,
-)
+from harness.experiment.candidate_costs import checkpoints_gb
 from harness.experiment.plan import BASE_ARM as ARM
 from harness.experiment.preflight import _disk_problems, compiler_problems, examine
 from harness.formatting import seconds
@@ -53,7 +50,8 @@ def session(path, *overrides):
 
 
 def estimate_by_name(path, room, *overrides):
-    return {cost.candidate: cost for cost in estimate_costs(*session(path, *overrides), room)}
+    opened, selected = session(path, *overrides)
+    return {cost.candidate: cost for cost in Estimates(opened).costs(selected, room)}
 
 
 ROOMY, TIGHT = Memory(1e6, 1e6, "GPU"), Memory(0.5, 80.0, "GPU")
@@ -284,15 +282,15 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
         shutil.rmtree(folder)
     session, loaded = ExperimentFile(config=copy).open_session()
     stored = look_up(session, loaded.selected)
-    whole, work = (estimate_work(session, loaded.selected, found=found) for found in (None, stored))
+    whole, work = (Estimates(session).work(loaded.selected, found=found) for found in (None, stored))
     assert set(work) == missing
     assert bool(sum(one.trained for one in work.values())) is trains
     whole_s, missing_s = (sum(estimate_seconds(session, of).values()) for of in (whole, work))
     n_done = 6 - len(missing - {ARM})
-    said = describe_stored(session, stored, missing_s)
+    said = describe_stored(session.unknown_bases(), stored, missing_s)
     rest = f"; the others take about {seconds(missing_s)}" if n_done else ""
     assert said == f"{n_done} of 6 runs are stored already{rest}"
-    line = first_line(session, 6, whole_s, missing_s)
+    line = first_line(session.experiment, session.machine, 6, whole_s, missing_s)
     assert f"; about {seconds(missing_s)} for what is missing, about {seconds(whole_s)} from nothing" in line
 
 

@@ -17,8 +17,7 @@ from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import RunRequest, target_sets
 from harness.experiment import Scope, executors, prepare_session, worker
 from harness.experiment.executors import StartedWorker, Starter, open_starter
-from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
-from harness.experiment.plan import Step, make_plan
+from harness.experiment.plan import TRIES, Journal, Outcome, Step, append, make_plan, wait_for_files
 from harness.progress import SilentProgress
 from harness.spec import ExecutionPolicy
 from harness.store import Store
@@ -212,7 +211,7 @@ def test_bad_input_at_a_worker_ends_everything(finished_session, monkeypatch):
 @contextmanager
 def write_plan(session, loaded, *names):
     """Write the assignment of some candidates; gives its file."""
-    plan, file = plan_session(session, 1, names), worker.name_assignment(session)
+    plan, file = plan_session(session, 1, names), worker.name_assignment(session.store)
     worker.write_assignment(file, session, loaded, Scope(), plan, 1)
     # That of the base is not measured again: it would be another one each time.
     for place, step in enumerate(plan.needs):

@@ -8,8 +8,7 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, Sha
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session, worker
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.journal import TRIES, Journal
-from harness.experiment.plan import Step, make_plan
+from harness.experiment.plan import TRIES, Journal, Step, make_plan
 from harness.experiment.trials import fails_alone, phrase_no_trial
 from harness.progress import SilentProgress
 from harness.report.document import markdown
@@ -92,7 +91,7 @@ class OpenedPlan:
         self.session = prepare_session(loaded, Scope(), SilentProgress())
         candidate = self.session.candidates["found"]
         self.plan = make_plan(self.session, [RunRequest(candidate, seed) for seed in (0, 1)], 1)
-        self.file = worker.name_assignment(self.session)
+        self.file = worker.name_assignment(self.session.store)
         self.journal = worker.write_assignment(self.file, self.session, loaded, Scope(), self.plan, 1)
 
     def pull(self, progress=None):

@@ -30,13 +30,12 @@ from harness.analysis.verdict import Rule, TargetFacts, TaskComparison, Verdict
 from harness.cli import app
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation import EvaluationJob
-from harness.experiment import Scope, prepare_session, study_session
 from harness.experiment import measure as measure_run
+from harness.experiment import study_session
 from harness.experiment.judged_runs import Reader
 from harness.experiment.preflight import measure_noise, task_noise
 from harness.lifecycle import release
 from harness.metrics import mean_metric
-from harness.progress import SilentProgress
 from harness.records import Noise, RowsIdentity, SampleResult, TaskNoise
 from harness.report import ExperimentReport, gate_document, gate_json
 from harness.report.wording import miss_text
@@ -572,7 +571,7 @@ def test_a_task_whose_score_is_within_its_noise_is_not_admitted(rate, admitted):
 
 
 def test_a_comparison_judges_with_the_noise_of_its_base(copy):
-    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    session = tiny_experiment.session(copy)
     run = tiny_experiment.runs_of(copy)["lora"]
     of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
@@ -582,7 +581,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
 
 
 def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
-    session = prepare_session(config.load(copy), Scope(), SilentProgress())
+    session = tiny_experiment.session(copy)
     found = measure_noise(session)
     assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
     assert (found.flips, found.n) == (0, 32)

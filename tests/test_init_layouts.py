@@ -1,24 +1,19 @@
 """`harness init` reads the layouts of public data sets: what becomes of each column, the prompt, the answers."""
 
-import csv
 import json
 import shlex
 
 import pytest
+from checked_rows import write
+from proposals import propose, read_evaluated, write_csv
 from typer.testing import CliRunner
 
 from harness.cli import app
-from harness.data import load_task
 from harness.errors import UserError
-from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.experiment.scaffold import Request, Resources
-from harness.models.hardware import Machine, Memory
 
-HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 N = 40
 NAMES = ("Ann Lee", "Bob Ray", "Cleo Fox") * 4
-ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here, so that nothing is loaded
 
 
 def say(i, n=9):
@@ -367,23 +362,19 @@ LAYOUTS = {
 }
 
 
-def write_rows(folder, make):
-    path = folder / "mine.jsonl"
-    made = [make(i) for i in range(N)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in made))
-    return path, made
+def make_rows(make):
+    return [make(i) for i in range(N)]
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
 def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name):
     make, columns, expected, instruction = LAYOUTS[name]
-    path, made = write_rows(tmp_path, make)
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    made = make_rows(make)
+    found = propose(tmp_path, made)
     assert next(line for line in found.said if line.startswith("columns: ")) == f"columns: {columns}"
     assert found.task.system == instruction
-    assert not examine_rows(RowCheck([str(path)])).table.unusable
-    items = load_task(found.task, 0)
-    read = [*items.validation, *items.test]  # in folds every row to train on is tested
+    assert not examine_rows(RowCheck([str(tmp_path / "mine.jsonl")])).table.unusable
+    read = read_evaluated(found.task)
     assert len(read) == N
     assert {(e.prompt, e.references[0]) for e in read} == {expected(row) for row in made}
 
@@ -395,81 +386,62 @@ def test_a_layout_is_read_whole_and_asked_as_a_practitioner_would(tmp_path, name
         (("[0 2]", "[1]", "[ -1  10 ]"), ("0; 2", "1", "-1; 10")),
         (("['red' 'blue']", "['red']"), ("red; blue", "red")),
         (('["red", "blue"]', '["red"]'), ("red; blue", "red")),
+        (("['red']", '["it\'s"]', "['red', \"it's\"]", "[]"), ("red", "it's", "red; it's", "none")),
     ],
-    ids=["label numbers", "NumPy's numbers", "NumPy's texts", "JSON"],
+    ids=["label numbers", "NumPy's numbers", "NumPy's texts", "JSON", "as pandas writes them"],
 )
 def test_lists_in_a_csv_column_of_labels_are_labels(tmp_path, cells, expected):
-    path = tmp_path / "tagged.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "labels"), *((say(i), cells[i % len(cells)]) for i in range(N))])
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
-    items = load_task(found.task, 0)
-    assert {e.references for e in [*items.validation, *items.test]} == {(text,) for text in expected}
+    path = write_csv(tmp_path, [("text", "labels"), *((say(i), cells[i % len(cells)]) for i in range(N))])
+    read = read_evaluated(propose(tmp_path, path).task)
+    assert {e.references for e in read} == {(text,) for text in expected}
 
 
 def test_labels_and_tags_that_are_numbers_are_said_to_mean_nothing_or_refused(tmp_path):
-    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick((-1, 1), i)})
-    request = Request(tmp_path / "new", str(path), **ELSEWHERE)
-    (said,) = (line for line in scaffold.propose(request, HERE).warnings if line.startswith("the labels"))
+    rows = make_rows(lambda i: {"text": say(i), "label": pick((-1, 1), i)})
+    (said,) = (line for line in propose(tmp_path, rows).warnings if line.startswith("the labels"))
     assert said.startswith("the labels are numbers, codes or steps of a rating, which tell a prompt nothing")
-    told = request._replace(instruction="Is it good (1) or bad (-1)? Reply with the number.")
-    assert not any("are numbers" in line for line in scaffold.propose(told, HERE).warnings)
+    told = propose(tmp_path, rows, instruction="Is it good (1) or bad (-1)? Reply with the number.")
+    assert not any("are numbers" in line for line in told.warnings)
 
-    path, _ = write_rows(
-        tmp_path, lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())}
-    )
+    tagged = make_rows(lambda i: {"tokens": say(i).split(), "ner_tags": [0] * len(say(i).split())})
     with pytest.raises(UserError, match="no command can: the file holds no names"):
-        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+        propose(tmp_path, tagged)
 
 
 @pytest.mark.parametrize("share", [1, 2], ids=["all rows", "every other row"])
 def test_rows_that_constraints_judge_and_no_reference_answers_are_refused(tmp_path, share):
     judged = {"constraints": [{"kind": "json_keys", "keys": ["queue"]}]}
-    path, _ = write_rows(
-        tmp_path, lambda i: {"prompt": say(i)} | ({"reference": say(i + 1)} if (i + 1) % share else judged)
+    rows = make_rows(
+        lambda i: {"prompt": say(i)} | ({"reference": say(i + 1)} if (i + 1) % share else judged)
     )
     with pytest.raises(UserError, match="constraints and no reference"):
-        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+        propose(tmp_path, rows)
 
 
-def test_lists_that_pandas_wrote_to_csv_are_lists_and_a_spoken_object_is_what_somebody_says(tmp_path):
-    kinds = (["red"], ["it's"], ["red", "it's"], [])
-    path = tmp_path / "tagged.csv"
-    with path.open("w", newline="") as file:
-        csv.writer(file).writerows([("text", "tags"), *((f"text {i}", kinds[i % 4]) for i in range(N))])
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
-    items = load_task(found.task, 0)
-    wanted = {("red",), ("it's",), ("red; it's",), ("none",)}
-    assert {e.references for e in [*items.validation, *items.test]} == wanted
-
-    printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
+def test_a_printed_list_is_an_answer_and_a_spoken_object_is_what_somebody_says(tmp_path):
     path = tmp_path / "printed.csv"
+    printed = [f'what does {i} print?,"{["a", "b"] if i % 2 else i}"\n' for i in range(N)]
     path.write_text("question,answer\n" + "".join(printed))
-    found = scaffold.propose(Request(tmp_path / "other", str(path), **ELSEWHERE), HERE)
-    items = load_task(found.task, 0)
-    assert ("['a', 'b']",) in {e.references for e in [*items.validation, *items.test]}
+    assert ("['a', 'b']",) in {e.references for e in read_evaluated(propose(tmp_path, path).task)}
 
-    path, made = write_rows(
-        tmp_path,
+    rows = make_rows(
         lambda i: (
             {"dialogue": [{"speaker": "Ann", "text": say(i)}, {"speaker": "Bo", "text": "Yes."}]}
             | {"summary": say(i, 5)}
-        ),
+        )
     )
-    request = Request(tmp_path / "new", str(path), prompt="dialogue", reference="summary", **ELSEWHERE)
-    items = load_task(scaffold.propose(request, HERE).task, 0)
-    expected = {f"Ann: {row['dialogue'][0]['text']}\nBo: Yes." for row in made}
-    assert {e.prompt for e in [*items.validation, *items.test]} == expected
+    found = propose(tmp_path, rows, prompt="dialogue", reference="summary")
+    expected = {f"Ann: {row['dialogue'][0]['text']}\nBo: Yes." for row in rows}
+    assert {e.prompt for e in read_evaluated(found.task)} == expected
 
 
 def test_what_cannot_be_a_label_is_said(tmp_path):
-    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "label": pick(("yes", "no", "-"), i)})
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    found = propose(tmp_path, make_rows(lambda i: {"text": say(i), "label": pick(("yes", "no", "-"), i)}))
     assert any(line.startswith("the label '-' of 13 rows means nothing") for line in found.warnings)
 
-    path, _ = write_rows(tmp_path, lambda i: {"text": say(i), "joy": i % 2, "fear": 1 - i % 2})
+    rows = make_rows(lambda i: {"text": say(i), "joy": i % 2, "fear": 1 - i % 2})
     with pytest.raises(UserError, match="the columns joy, fear say yes or no each: write those that apply"):
-        scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+        propose(tmp_path, rows)
 
 
 @pytest.mark.parametrize(
@@ -499,8 +471,7 @@ def test_what_cannot_be_a_label_is_said(tmp_path):
     ids=["tickets", "names that say nothing", "texts next to ids"],
 )
 def test_what_cannot_be_told_is_refused_with_the_whole_command_which_works(tmp_path, make, options):
-    path, _ = write_rows(tmp_path, make)
-    new = tmp_path / "new"
+    path, new = write(tmp_path / "mine.jsonl", make_rows(make)), tmp_path / "new"
     refused = CliRunner().invoke(app, ["init", str(new), "--data", str(path)])
     assert isinstance(refused.exception, UserError)
     (problem,) = refused.exception.problems
@@ -566,7 +537,5 @@ SMALL = {
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_file_shows_by_names_and_form_whether_its_answers_are_labels(tmp_path, name):
     content, expected = SMALL[name]
-    path = tmp_path / "mine.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in content))
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    found = propose(tmp_path, content)
     assert next(line for line in found.said if line.startswith("task: ")).startswith(f"task: {expected}")

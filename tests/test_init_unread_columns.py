@@ -5,6 +5,7 @@ from functools import cache
 
 import pytest
 from checked_rows import write
+from proposals import propose, request
 from ruamel.yaml import YAML
 
 from harness import config
@@ -21,15 +22,7 @@ from harness.records import Example
 from harness.spec import TaskData
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
-HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 WORDS = "the lamp is on the table and the hen is in the garden"
-ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here: nothing is loaded
-
-
-def propose(tmp_path, content, **given):
-    """Propose an experiment for rows."""
-    path = write(tmp_path / "mine.jsonl", content)
-    return scaffold.propose(Request(tmp_path / "new", path, **ELSEWHERE | given), HERE)
 
 
 def make_choices(columns, answer, right, ask="question"):
@@ -146,7 +139,7 @@ def test_a_question_and_an_answer_are_read_in_capitals_and_beside_columns_withou
     path = tmp_path / "spam.csv"
     lines = [f"{'ham' if i % 2 else 'spam'},Say {i} {WORDS},,," for i in range(40)]
     path.write_text("\n".join(["v1,v2,,,", *lines]))
-    fields = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE).task.fields
+    fields = propose(tmp_path, path).task.fields
     assert (fields.prompt, fields.reference) == ("{v2}", "{v1}")
 
 
@@ -156,7 +149,7 @@ def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     for part, n in (("train", 60), ("validation", 10), ("test", 10)):
         content = [{"text": f"Say {part} {i}.", "label": "ab"[i % 2]} for i in range(n)]
         write(folder / f"{part}.jsonl", content)
-    found = scaffold.propose(Request(tmp_path / "new", str(folder), **ELSEWHERE), HERE)
+    found = propose(tmp_path, folder)
     (said,) = found.warnings
     assert "its validation and test rows are not read" in said
     data = YAML(typ="safe").load(said.partition("write data: ")[2].removesuffix(" in the suite"))
@@ -177,8 +170,9 @@ def resources(free_gib=64.0, device="cpu", gflops=1000.0):
 @pytest.fixture(scope="module")
 def large_file(tmp_path_factory):
     """Write three thousand rows with a label."""
-    asked = (f"Where is the {('card', 'pin')[i % 2]} of {i}?" for i in range(N))
-    content = [{"text": text, "label": "ab"[i % 2]} for i, text in enumerate(asked)]
+    content = [
+        {"text": f"Where is the {('card', 'pin')[i % 2]} of {i}?", "label": "ab"[i % 2]} for i in range(N)
+    ]
     return write(tmp_path_factory.mktemp("many") / "many.jsonl", content)
 
 
@@ -207,8 +201,7 @@ def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched
     assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
     assert "sweep" in found.candidates["full"]
 
-    asked = Request(tmp_path / "new", large_file, "own/model", minutes=20.0)
-    found = scaffold.propose(asked, resources())
+    found = propose(tmp_path, large_file, minutes=20.0)
     assert "the base is not here yet" in find_time_line(found)
     assert "lora" in found.candidates
 
@@ -228,10 +221,9 @@ def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
 
 def test_folds_of_a_few_rows_that_take_too_long_are_left_out_and_their_time_is_said(tiny, tmp_path):
     content = [{"text": f"Where is {i}?", "label": ("card", "pin")[i % 2]} for i in range(60)]
-    path = write(tmp_path / "few.jsonl", content)
-    asked = Request(tmp_path / "new", path, str(tiny), minutes=20.0)
-    assert scaffold.propose(asked, resources(gflops=1000.0)).task.data.folds == 5
-    slow = scaffold.propose(asked, resources(gflops=0.02))
+    asked = request(tmp_path, content, base_model=str(tiny), minutes=20.0)
+    quick, slow = (scaffold.propose(asked, resources(gflops=gflops)) for gflops in (1000.0, 0.02))
+    assert quick.task.data.folds == 5
     assert slow.task.data.folds is None
     (line,) = [line for line in slow.said if line.startswith("few rows: folds: 5")]
     assert "not set: that takes about" in line

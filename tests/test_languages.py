@@ -115,7 +115,7 @@ def test_public_tasks_whose_data_a_mirror_has_are_listed_for_a_gpu_and_named_for
 def test_a_hub_that_accepts_and_never_answers_costs_three_seconds_and_none_is_asked_offline():
     """The hub is a server that listens and says nothing; its address is read when a process starts."""
     program = (
-        "import time; from harness.experiment.scaffold import public_tasks as tasks;"
+        "import time; from harness.experiment.scaffold import proposal_files as tasks;"
         "from huggingface_hub import get_session; get_session(); begin = time.monotonic();"
         "print(tasks._reaches_hub(), time.monotonic() - begin)"
     )

@@ -6,7 +6,6 @@ import pytest
 import tiny_experiment
 from tiny_experiment import rows
 
-from harness import config
 from harness.config import load
 from harness.errors import UserError
 from harness.evaluation.candidates import base_weights
@@ -218,7 +217,7 @@ def test_a_fine_tune_on_texts_is_held_to_its_base_in_bits_per_byte(tiny, tmp_pat
 def test_what_changes_a_prompt_is_refused_on_texts(tiny, tmp_path, recipe, found):
     path = experiment(tmp_path, tiny, f"  one: {recipe}\n")
     with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
+        tiny_experiment.session(path, dry_run=True)
     (problem,) = refusal.value.problems
     (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
     assert problem.where.endswith(f"harness.yaml:{line}: candidate one")

@@ -17,7 +17,7 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, report
 from harness.analysis.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Scope, compare, estimate_seconds, estimate_work, load_study, prepare_session
+from harness.experiment import Estimates, Scope, compare, estimate_seconds, load_study, prepare_session
 from harness.experiment.preflight import examine
 from harness.lifecycle import release
 from harness.lifecycle.rescue import find_case
@@ -485,7 +485,7 @@ def test_an_endpoint_is_not_rescued_and_takes_no_time_or_memory_of_this_machine(
         find_case(session, loaded.selected, "served")
     loaded = config.load(file_and_report[0])
     session = prepare_session(loaded, Scope(), SilentProgress())
-    work = estimate_work(session, loaded.selected)
+    work = Estimates(session).work(loaded.selected)
     assert work["served"].read > 0
     assert "served" not in estimate_seconds(session, work)
     assert "prompt" in estimate_seconds(session, work)

@@ -9,7 +9,6 @@ from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
 from harness import config
-from harness.config import load
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
 from harness.experiment.distilled_rows import PromptProposal, propose_prompts
@@ -121,11 +120,14 @@ def test_every_try_is_shown_and_a_choice_is_read_from_stored_answers_until_the_s
     assert "few_shot(shots=2) was the best of 12 trials on validation" in page
 
     assert session.candidates["best"].recipe.system == "Whisper."
-    assert all(find_stored_runs(session, in_order(session, loaded.selected)))
+    assert all(find_stored_runs(session, in_order(session.candidates, loaded.selected)))
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
     session = prepare_session(more, Scope(), SilentProgress())
     assert session.candidates["best"].searches_prompts
-    assert [bool(run) for run in find_stored_runs(session, in_order(session, more.selected))] == [True, False]
+    assert [bool(run) for run in find_stored_runs(session, in_order(session.candidates, more.selected))] == [
+        True,
+        False,
+    ]
     (run,) = candidate_runs(load_study(config.load(path)), "best")
     assert run.recipe["system"] == "Whisper."
     more = config.load(path, ["candidates.best.sweep.system=[null, Shout., Whisper., Sing.]"])
@@ -176,14 +178,14 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
     path.write_text(f"{without}candidates:\n  one: {{method: base, {recipe}}}\n")
     with pytest.raises(UserError) as refusal:
-        prepare_session(config.load(path), Scope(dry_run=True), SilentProgress())
+        tiny_experiment.session(path, dry_run=True)
     (problem,) = refusal.value.problems
     (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
     assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
     assert problem.found == "answer: rank, and 16 items of desk, none with labels"
     assert problem.next_step == "labels: [..] in desk, or answer: generate"
     path.write_text(path.read_text().replace("metrics:", 'labels: ["yes", "no"]\n  metrics:'))
-    assert prepare_session(config.load(path), Scope(dry_run=True), SilentProgress()).candidates
+    assert tiny_experiment.session(path, dry_run=True).candidates
 
 
 GRID = """\
@@ -269,9 +271,7 @@ def write_proposing(folder, tiny, url):
 
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
-        session = prepare_session(
-            load(write_proposing(tmp_path, tiny, server.url)), Scope(), SilentProgress()
-        )
+        session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
         made = propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
         assert len(server.asked) == 4
         assert made.texts == (
@@ -319,9 +319,7 @@ def test_the_file_is_a_grid_that_an_experiment_takes(tiny, tmp_path, command, mo
 
 def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
-        session = prepare_session(
-            load(write_proposing(tmp_path, tiny, server.url)), Scope(), SilentProgress()
-        )
+        session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
         asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
         with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
             propose_prompts(session, "large", asked)

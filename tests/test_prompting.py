@@ -12,12 +12,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.row_sets import prompting_digest
 from harness.prompting import PromptingContext, compose, describe_prompts, index_sizes, recall
-from harness.records import Document, Example
+from harness.records import WORD, Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
 NAMES = plugins.names("prompting")
@@ -148,6 +149,20 @@ def test_nearest_shots_are_near_in_any_turn():
     item = conversation("We sell boats to islands.", "q")
     asked = apply({"few_shot": {"select": "knn", "shots": 1}}, item, replace(CONTEXT, train=train))
     assert asked.messages[0]["content"] == "I sell boats."
+
+
+SAID = st.lists(st.sampled_from(("blue", "lamp", "parcel", "late", "sky", "of")), min_size=1, max_size=7)
+
+
+@given(train=st.lists(SAID, min_size=1, max_size=12), question=SAID)
+def test_nearest_shots_are_ranked_as_by_scikit_learn_to_the_last_digit(train, question):
+    texts, asked = [" ".join(words) for words in train], " ".join(["what", *question])
+    vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
+    similarity = (vectorizer.fit_transform(texts) @ vectorizer.transform([asked]).T).toarray()[:, 0]
+    context = replace(CONTEXT, train=tuple(ask(text, f"{i}", f"{i}") for i, text in enumerate(texts)))
+    shown = shots(apply({"few_shot": {"select": "knn", "shots": 12}}, ask(asked), context))
+    expected = (-similarity).argsort(kind="stable").tolist()
+    assert [int(answer) for _, answer in shown] == expected[::-1]
 
 
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():

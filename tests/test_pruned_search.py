@@ -12,7 +12,7 @@ import tiny_experiment
 from harness import config, store
 from harness.errors import UserError
 from harness.evaluation.candidates import resolve_candidates
-from harness.experiment import Scope, prepare_session, report_stored
+from harness.experiment import report_stored
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.trials import _value, proposals, searcher
 from harness.models.hub import resolve
@@ -164,7 +164,7 @@ class TestAPrunedSearch:
         assert all(one.run.training.loss for one in trials)
 
     def test_is_found_after_what_nothing_refers_to_was_deleted(self, file_and_report):
-        session = prepare_session(config.load(file_and_report[0]), Scope(), SilentProgress())
+        session = tiny_experiment.session(file_and_report[0])
         runs = store.list_runs(session.store)
         left = list_unreferenced(session.store, run_references(runs))
         store.remove(session.store.folder, [one.path for one in left])
@@ -176,7 +176,7 @@ class TestAPrunedSearch:
     def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, file_and_report, tmp_path):
         """Nothing is trained for a candidate that is written as a trial was tried."""
         trial = next(t for t in the(file_and_report[1]).training.sweep if not t.is_pruned and not t.chosen)
-        session = prepare_session(config.load(file_and_report[0]), Scope(), SilentProgress())
+        session = tiny_experiment.session(file_and_report[0])
         own = session.candidates["found"].source
         recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
         made = session.with_candidates({"own": recipe})
@@ -294,7 +294,7 @@ class TestAPrunedSearch:
 def test_what_cannot_be_pruned_is_refused(tiny, tmp_path, changed, said):
     path = write_experiment(tmp_path, tiny, PRUNED.replace(*changed))
     with pytest.raises(UserError) as caught:
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
     assert said in str(caught.value)
     assert not (tmp_path / "runs" / "weights").exists()
 
@@ -428,6 +428,6 @@ class TestASearch:
         tried = next(f for f in less.facts if f.name == "found").training.sweep
         assert len(tried) == 3
         assert next(t for t in tried if t.chosen).validation == max(t.validation for t in tried)
-        session = prepare_session(config.load(path, ["candidates.found.trials=3"]), Scope(), SilentProgress())
+        session = tiny_experiment.session(path, "candidates.found.trials=3")
         shown = report_stored(session, ["prompt", "found"])
         assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3

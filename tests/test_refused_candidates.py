@@ -8,8 +8,6 @@ import tiny_methods
 
 from harness import config
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
-from harness.progress import SilentProgress
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -61,7 +59,7 @@ def test_a_candidate_that_cannot_be_made_is_refused_before_anything_runs(
 
 def prepare(tiny, folder, candidates):
     path = tiny_experiment.write(folder, tiny, f"  prompt: {{method: base}}\n{candidates}")
-    return prepare_session(config.load(path), Scope(), SilentProgress())
+    return tiny_experiment.session(path)
 
 
 def refusal(tiny, folder, candidates):
@@ -95,7 +93,7 @@ def test_references_that_the_metric_cannot_read_are_refused_with_one_of_them(tin
     target = tmp_path / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("[exact_match,", f"[{metric},"))
     with pytest.raises(UserError) as refused:
-        prepare_session(config.load(path), Scope(), SilentProgress())
+        tiny_experiment.session(path)
     said = str(refused.value)
     assert f"task letters: metric {metric}: found references that it cannot read, of all 18 items" in said
     assert "the first is “late”" in said

@@ -14,7 +14,7 @@ from harness import config, store
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.run_remarks import note_rewards
+from harness.experiment.run_remarks import describe_rewards
 from harness.experiment.training_fit import fit_work
 from harness.lifecycle.watchlist import targets
 from harness.methods import grpo, reward, rloo
@@ -217,7 +217,7 @@ def rewards_of_prompts(after):
 )  # fmt: skip
 def test_a_training_with_little_to_learn_from_its_rewards_is_remarked(figures, said):
     run = SimpleNamespace(candidate="policy", training=TrainingRecord(**figures))
-    remarks = list(note_rewards([run]))
+    remarks = list(describe_rewards(run.candidate, run.training))
     assert len(remarks) == (said is not None)
     assert all(said in remark for remark in remarks)
 

@@ -229,7 +229,10 @@ def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(
     def key(session, name):
         return folder_of(session, session.candidates[name], 0, None).name
 
-    assert [processes_of(two, two.candidates[n].source) for n in ("lora", "stepped", "bag")] == [2, 1, 1]
+    assert [
+        processes_of(two.experiment.training.accelerate, two.candidates[n].source)
+        for n in ("lora", "stepped", "bag")
+    ] == [2, 1, 1]
     (said,) = (line for line in recipe_warnings(two, two.candidates) if "process" in line)
     assert said.startswith("recipe of stepped: trains in one process, not in 2 (training.accelerate)")
     assert not any("process" in line for line in recipe_warnings(one, one.candidates))
@@ -395,12 +398,15 @@ def test_shards_are_refused_without_gpus_and_without_deepspeed(tiny, tmp_path):
 def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
     session = gpu_session(tiny, tmp_path, FSDP)
-    (problem,) = check_gpus(session)
+    (problem,) = check_gpus(session.experiment, session.machine.device)
     assert problem.found == "num_processes: 2, and 1 GPU for each training"
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
-    assert [*check_gpus(session)] == []
-    assert [*check_sharing(session, session.candidates["lora"])] == []
-    assert [problem.found for problem in check_sharing(session, session.candidates["tracked"])] == [
+    assert [*check_gpus(session.experiment, session.machine.device)] == []
+    assert [*check_sharing(session.experiment.training.accelerate, session.candidates["lora"])] == []
+    assert [
+        problem.found
+        for problem in check_sharing(session.experiment.training.accelerate, session.candidates["tracked"])
+    ] == [
         "track, and distributed_type: FSDP, whose weights are put together at the end alone",
         "optim: adamw_8bit, which is bitsandbytes', and distributed_type: FSDP",
     ]
@@ -410,7 +416,10 @@ def test_one_gpu_too_few_and_what_needs_whole_weights_are_named_for_shards(tiny,
 def test_four_bits_are_sharded_by_fsdp_alone_and_a_reference_by_nothing(tiny, tmp_path):
     def refused(policy, name):
         session = gpu_session(tiny, tmp_path / f"{policy.shards}{name}".replace("/", ""), policy, ON_GPUS)
-        return [problem.found for problem in check_sharing(session, session.candidates[name])]
+        return [
+            problem.found
+            for problem in check_sharing(session.experiment.training.accelerate, session.candidates[name])
+        ]
 
     assert refused(FSDP, "four") == []
     assert refused(ZERO_3, "four") == ["a base in nf4, and distributed_type: DEEPSPEED"]
@@ -431,7 +440,10 @@ def test_the_kind_of_shards_is_part_of_the_weights_key_where_there_are_some(tiny
     for name, policy in {"plain": plain, "FSDP": FSDP, "ZeRO 2": ZERO_2, "ZeRO 3": ZERO_3}.items():
         session = gpu_session(tiny, tmp_path / name, policy)
         keys[name] = [folder_of(session, session.candidates[c], 0, None).name for c in ("lora", "bag")]
-        assert shards_of(session, session.candidates["lora"].source) == policy.shards
+        assert (
+            shards_of(session.experiment.training.accelerate, session.candidates["lora"].source)
+            == policy.shards
+        )
     assert len({lora for lora, _ in keys.values()}) == 4
     assert len({bag for _, bag in keys.values()}) == 1
 

@@ -1,14 +1,16 @@
 """`harness init` looks at rows, proposes a task, and writes a folder in which compare runs."""
 
-import csv
 import json
 import shlex
 import shutil
+from functools import partial
 
 import pytest
 import tiny_experiment
 import tiny_model
+from checked_rows import write
 from fake_facts import candidate, make_fine_tune
+from proposals import HERE, propose, request, write_csv
 from tokenizers import Tokenizer
 from typer.testing import CliRunner
 
@@ -26,7 +28,6 @@ from harness.models.hardware import Machine, Memory
 from harness.models.hub import ModelSource
 from harness.records import has_closed_labels
 
-HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 LABELLED = [{"text": f"My {what} {i}?", "label": what} for i in range(20) for what in ("card", "pin")]
 WORDS = "the lamp is on the table and the hen is in the garden behind the old house"
 FREE = [{"instruction": f"Say {i}.", "input": "", "output": f"{i} {WORDS} {i}"} for i in range(40)]
@@ -59,30 +60,21 @@ ORDERS = [{"text": f"Send {i} hens.", "output": [{"item": "hens", "n": i}]} for 
 SQL = [{"question": f"Who is over {i}?", "sql": f"SELECT name FROM t WHERE age > {i}"} for i in range(40)]
 KINDS = {"labels": LABELLED, "choice": CHOICES, "text": FREE, "question": QUESTIONS, "preference": PAIRS}
 
-ELSEWHERE = {"base_model": "org/name"}  # whose tokenizer is not here: nothing is loaded
-
-
-def rows(folder, name, content):
-    path = folder / name
-    path.write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")
-    return str(path)
-
 
 @pytest.fixture
 def propose_rows(tmp_path):
     """Return a maker of proposals from rows; other arguments are fields of the request."""
-
-    def propose(content, **given):
-        request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content), **ELSEWHERE | given)
-        return scaffold.propose(request, HERE)
-
-    return propose
+    return partial(propose, tmp_path)
 
 
-def list_problems(*args, **kwargs):
+def refuse(*args, **given):
     with pytest.raises(UserError) as caught:
-        scaffold.propose(*args, **kwargs, here=HERE)
-    return [problem.found for problem in caught.value.problems]
+        propose(*args, **given)
+    return caught.value.problems
+
+
+def list_problems(*args, **given):
+    return [problem.found for problem in refuse(*args, **given)]
 
 
 @pytest.mark.e2e
@@ -290,8 +282,7 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
     content = [
         (row["prompt"], row["completion"], written[row["label"]]) for row in thumbs(60, lambda i: i % 3)
     ]
-    path = write_untitled(tmp_path, [("prompt", "completion", "label"), *content])
-    found = scaffold.propose(Request(tmp_path / "new", path, **ELSEWHERE), HERE)
+    found = propose(tmp_path, write_csv(tmp_path, [("prompt", "completion", "label"), *content]))
     assert "kto" in found.candidates
     items = load_task(found.task, 0)
     assert len(items.test) + len(items.validation) == 20
@@ -303,7 +294,7 @@ def test_thumbs_are_read_as_a_csv_file_holds_them(tmp_path, written):
     ("down", "method"), [(lambda i: i % 2, "kto"), (lambda i: False, None), (lambda i: True, None)]
 )
 def test_thumbs_of_ones_own_bring_what_learns_from_both_ways(propose_rows, tmp_path, down, method):
-    found = propose_rows(FREE, pairs=rows(tmp_path, "thumbs.jsonl", thumbs(20, down)))
+    found = propose_rows(FREE, pairs=write(tmp_path / "thumbs.jsonl", thumbs(20, down)))
     assert found.candidates.keys() & {"dpo", "kto"} == ({method} if method else set())
 
 
@@ -320,7 +311,7 @@ def test_many_rows_are_drawn_from_and_a_few_unusable_left_out_as_is_said(propose
 
 def test_many_unusable_rows_are_refused(tmp_path):
     content = [*FREE, *({**row, "output": ""} for row in FREE[:10])]
-    found = list_problems(Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", content)))
+    found = list_problems(tmp_path, content)
     assert found[0] == "an empty 'output'"
     assert found[-1] == "10 of 50 rows that cannot be used"
 
@@ -331,20 +322,17 @@ def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tm
     monkeypatch.chdir(tmp_path)
     asks, answers = columns
     content = [{asks: row["text"], answers: row["label"] if i % 5 else ""} for i, row in enumerate(LABELLED)]
-    rows(tmp_path, "mine.jsonl", content)
-    with pytest.raises(UserError) as caught:
-        scaffold.propose(Request(tmp_path / "new", "mine.jsonl", **ELSEWHERE), HERE)
-    command, _, new = caught.value.problems[-1].next_step.partition(", then --data ")
+    write(tmp_path / "mine.jsonl", content)
+    command, _, new = refuse(tmp_path, "mine.jsonl")[-1].next_step.partition(", then --data ")
     assert CliRunner().invoke(app, shlex.split(command)[1:]).exit_code == 0
-    assert scaffold.propose(Request(tmp_path / "new", new, **ELSEWHERE), HERE).kind == "labels"
+    assert propose(tmp_path, new).kind == "labels"
 
 
 @pytest.mark.e2e
 @pytest.mark.parametrize("columns", [("q", "a"), ("Text", "Intent"), ("Query", "kind")])
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
-    with (tmp_path / "my rows.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([columns, *((row["text"], row["label"]) for row in LABELLED)])
-    found = scaffold.propose(Request(tmp_path, str(tmp_path / "my rows.csv")), HERE)
+    lines = [columns, *((row["text"], row["label"]) for row in LABELLED)]
+    found = propose(tmp_path, write_csv(tmp_path, lines, "my rows.csv"))
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
     assert found.name == "my-rows"
 
@@ -357,15 +345,8 @@ def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns)
 @pytest.mark.parametrize("turn", [1, -1])
 def test_what_an_agent_said_answers_and_what_a_customer_said_asks(tmp_path, columns, turn):
     said = [columns, *((f"Where is lamp {i}?", f"It stands on shelf {i} by {WORDS}") for i in range(30))]
-    path = write_untitled(tmp_path, [row[::turn] for row in said])
-    fields = scaffold.propose(Request(tmp_path / "new", path, **ELSEWHERE), HERE).task.fields
+    fields = propose(tmp_path, write_csv(tmp_path, [row[::turn] for row in said])).task.fields
     assert (fields.prompt, fields.reference) == tuple(f"{{{c}}}" for c in columns)
-
-
-def write_untitled(tmp_path, content):
-    with (tmp_path / "mine.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows(content)
-    return str(tmp_path / "mine.csv")
 
 
 @pytest.mark.parametrize(
@@ -379,9 +360,7 @@ def write_untitled(tmp_path, content):
     ],
 )
 def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
-    with pytest.raises(UserError) as refusal:
-        scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content), **ELSEWHERE), HERE)
-    (problem,) = refusal.value.problems
+    (problem,) = refuse(tmp_path, write_csv(tmp_path, content))
     assert problem.where.endswith("mine.csv:1")
     assert problem.found == f"{found} where names of columns belong"
     assert problem.next_step == "add a header line, or where it is one: --prompt COLUMN --reference COLUMN"
@@ -390,9 +369,7 @@ def test_a_csv_without_a_header_is_refused(tmp_path, content, found):
 def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
     cells = [(i, row["text"], row["label"]) for i, row in enumerate(LABELLED)]
     content = [("Tickets of 2024", "", ""), ("id", "text", "label"), *cells]
-    with pytest.raises(UserError) as refusal:
-        scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content), **ELSEWHERE), HERE)
-    (problem,) = refusal.value.problems
+    (problem,) = refuse(tmp_path, write_csv(tmp_path, content))
     assert problem.where.endswith("mine.csv:1")
     assert problem.found == "a first line that names 1 of 3 columns"
     assert problem.next_step.startswith("delete the lines above it")
@@ -402,7 +379,7 @@ def test_a_line_above_the_header_is_refused_at_its_place(tmp_path):
 @pytest.mark.parametrize("header", [("q", "a"), ("Q", "A")])
 def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, header):
     content = [header, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
-    found = scaffold.propose(Request(tmp_path / "new", write_untitled(tmp_path, content), **ELSEWHERE), HERE)
+    found = propose(tmp_path, write_csv(tmp_path, content))
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{name}}}" for name in header)
     assert found.task.labels == ("a", "b", "c", "d")
 
@@ -410,26 +387,22 @@ def test_a_header_of_q_and_a_is_one_where_the_answers_are_letters(tmp_path, head
 @pytest.mark.e2e
 def test_a_header_that_is_a_value_too_is_taken_where_its_columns_are_named(tmp_path):
     content = [("q", "card"), *((row["text"], row["label"]) for row in LABELLED)]
-    data = write_untitled(tmp_path, content)
-    assert list_problems(Request(tmp_path / "new", data))[0].startswith("'card', which 20 rows")
-    found = scaffold.propose(Request(tmp_path / "new", data, prompt="q", reference="card", **ELSEWHERE), HERE)
+    data = write_csv(tmp_path, content)
+    assert list_problems(tmp_path, data)[0].startswith("'card', which 20 rows")
+    found = propose(tmp_path, data, prompt="q", reference="card")
     assert found.task.labels == ("card", "pin")
 
 
 @pytest.mark.parametrize("named", [{}, {"prompt": "te{x}t", "reference": "label"}])
 def test_a_column_with_braces_in_its_name_is_refused_in_one_sentence(tmp_path, named):
-    data = write_untitled(tmp_path, [("te{x}t", "label"), *((row["text"], row["label"]) for row in LABELLED)])
-    assert list_problems(Request(tmp_path / "new", data, **named)) == [
-        "the column 'te{x}t', which no template can name"
-    ]
+    data = write_csv(tmp_path, [("te{x}t", "label"), *((row["text"], row["label"]) for row in LABELLED)])
+    found = list_problems(tmp_path, data, **named)
+    assert found == ["the column 'te{x}t', which no template can name"]
 
 
 @pytest.mark.parametrize("named", [{"prompt": "txet"}, {"reference": "lable"}, {"prompt": "{text}: {txet}"}])
 def test_a_column_that_was_named_and_is_not_there_is_refused_once(tmp_path, named):
-    data = rows(tmp_path, "mine.jsonl", LABELLED)
-    with pytest.raises(UserError) as refusal:
-        scaffold.propose(Request(tmp_path / "new", data, **named, **ELSEWHERE), HERE)
-    (problem,) = refusal.value.problems
+    (problem,) = refuse(tmp_path, LABELLED, **named)
     assert problem.where.endswith(f"mine.jsonl, --{min(named)}")
     assert "did you mean" in problem.next_step
 
@@ -447,9 +420,10 @@ def test_columns_that_are_named_are_taken_and_numbered_ones_are_no_part_of_the_q
 
 def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "harness.yaml").write_text("mine")
-    request = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
-    found = list_problems(request)
-    assert found == [
+    asked = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
+    with pytest.raises(UserError) as caught:
+        scaffold.propose(asked, HERE)
+    assert [problem.found for problem in caught.value.problems] == [
         "no such file",
         "no such file",
         "a file that is there already",
@@ -569,9 +543,8 @@ def test_they_are_from_the_quantised_one_where_memory_allows_no_other(propose_ro
     base, card = ModelSource("llama", tmp_path, "a", "b", int(8e9)), Machine("cuda", "a card", "bf16", 1e5)
     here = Resources(card, Memory(16.0, 80.0, "the card"))
     _, candidates = propose_candidates("preference", load_task(found.task, 0), found.task, base, here)
-    request = Request(tmp_path / "new", str(tmp_path / "mine.jsonl"))
     path = scaffold.write(found)[0]
-    path.write_text(experiment_text(request, found.name, candidates))
+    path.write_text(experiment_text(request(tmp_path, PAIRS), found.name, candidates))
     assert config.load(path).experiment.candidates["dpo"].init_from == "qlora"
 
 
@@ -643,7 +616,7 @@ def test_a_kind_of_task_can_be_named_and_an_example_to_edit_is_one_of_labels(pro
     assert len(propose_rows(many, kind="labels").task.labels) == 15
 
     path = scaffold.write_example(tmp_path / "new")
-    found = scaffold.propose(Request(tmp_path / "new", str(path), **ELSEWHERE), HERE)
+    found = propose(tmp_path, path)
     assert (found.kind, found.task.labels) == ("labels", ("borrow", "broken", "extend", "return"))
     assert found.warnings == ()
 
@@ -658,5 +631,4 @@ def test_a_kind_of_task_can_be_named_and_an_example_to_edit_is_one_of_labels(pro
     ids=["choice", "question", "pairs"],
 )
 def test_a_kind_that_the_rows_are_not_of_is_refused(tmp_path, kind, said):
-    request = Request(tmp_path / "new", rows(tmp_path, "mine.jsonl", FREE), kind=kind)
-    assert said in " ".join(list_problems(request))
+    assert said in " ".join(list_problems(tmp_path, FREE, kind=kind))

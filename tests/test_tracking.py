@@ -12,7 +12,7 @@ from harness import plugins, store
 from harness.analysis.halves import cluster_name, split
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
-from harness.experiment import estimate_work
+from harness.experiment import Estimates
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.training_fit import folder_of
 from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
@@ -195,7 +195,7 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
-    both = estimate_work(session, ["lora", "held"])
+    both = Estimates(session).work(["lora", "held"])
     assert both["held"].read == both["lora"].read + work.read
     plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})

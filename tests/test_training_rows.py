@@ -11,15 +11,12 @@ import tiny_experiment
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 from rich.console import Console
 
-from harness.config import load
 from harness.data import load_task
 from harness.data.edit.changes import EditedRow
 from harness.data.edit.row_files import is_taught, payments_for, total_usd
 from harness.data.edit.save import Edit, save
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
-from harness.progress import SilentProgress
 from harness.records import parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
@@ -52,7 +49,7 @@ def file_and_report(tiny, tmp_path_factory):
 
 
 def session_of(path, **scope):
-    return prepare_session(load(path), Scope(**scope), SilentProgress())
+    return tiny_experiment.session(path, **scope)
 
 
 def problems(path):

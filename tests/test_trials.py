@@ -278,12 +278,12 @@ def test_the_best_of_those_that_keep_the_bound_is_chosen_on_items_that_no_test_a
     assert 0.02 < chosen <= 0.1 < harsh
 
     session = bound[0]
-    asked = general_items(session, 160)
+    asked = general_items(session.suites, session.first_seed, 160)
     assert [len(m.items.test) for m in asked] == [40, 40, 40, 40]
     tests = {e.id for m in session.suites for e in m.items.test}
     assert len(tests) == 4 * LIMIT
     assert tests.isdisjoint(e.id for m in asked for e in m.items.test)
-    assert [len(m.items.test) for m in general_items(session, 80)] == [20] * 4
+    assert [len(m.items.test) for m in general_items(session.suites, session.first_seed, 80)] == [20] * 4
 
 
 @pytest.mark.e2e
@@ -306,21 +306,21 @@ def test_a_task_of_which_few_items_are_left_does_not_count_like_the_others(tmp_p
     file = tmp_path / "suites" / "general" / "chat.jsonl"
     file.write_text("".join(file.read_text().splitlines(keepends=True)[: LIMIT + 4]))
     again, _ = open_world(tmp_path, TRIALS)
-    assert {m.task.name: len(m.items.test) for m in general_items(again, 160)} == {
+    assert {m.task.name: len(m.items.test) for m in general_items(again.suites, again.first_seed, 160)} == {
         m.task.name: 40 for m in again.suites if m.task.name != "chat"
     }
 
 
 def test_an_item_of_the_cluster_of_a_tested_one_is_left_out(bound, tmp_path):
     """One cluster holds an item that a test of another task asks, and one that none asks."""
-    whole = general_items(bound[0], 160)
+    whole = general_items(bound[0].suites, bound[0].first_seed, 160)
     asked, spare = bound[0].suites[1].items.test[0].id, whole[0].items.test[0].id
     open_world(tmp_path, TRIALS)
     for name, item in (("sums", asked), ("chat", spare)):
         file = tmp_path / "suites" / "general" / f"{name}.jsonl"
         file.write_text(file.read_text().replace(f'"id": "{item}"', f'"cluster": "shared", "id": "{item}"'))
     again, _ = open_world(tmp_path, TRIALS)
-    left = general_items(again, 160)
+    left = general_items(again.suites, again.first_seed, 160)
     assert {e.id for e in whole[0].items.test} - {e.id for e in left[0].items.test} == {spare}
     assert [len(m.items.test) for m in left] == [39, 40, 40, 40]
 

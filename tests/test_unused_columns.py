@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from checked_rows import make_clean_rows, run_command, texts, write
+from proposals import propose
 from ruamel.yaml import YAML
 from typer.testing import CliRunner
 
@@ -17,13 +18,9 @@ from harness.data.columns import find_roles
 from harness.data.readers import read
 from harness.data.text_files import Row
 from harness.errors import UserError
-from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, check_target, examine_rows
-from harness.experiment.scaffold import Request, Resources
-from harness.models.hardware import Machine, Memory
 from harness.spec import Task, TaskData
 
-HERE = Resources(Machine("cpu", "a machine", "fp32", 1000.0), Memory(64.0, 80.0, "memory"))
 N = 24
 
 
@@ -137,7 +134,7 @@ def test_the_check_alarms_at_a_context_and_its_command_reads_it(tmp_path, name):
 )
 def test_init_reads_a_context_by_its_name_and_offers_one_beside_turns(tmp_path, name, is_offered):
     file = write(tmp_path / "mine.jsonl", [make_row(name, i) for i in range(2 * N)])
-    proposal = scaffold.propose(Request(tmp_path / "new", file, base_model="org/name"), HERE)
+    proposal = propose(tmp_path, file)
     offered = [line for line in proposal.warnings if "may hold what the question is about" in line]
     prompts = [example.prompt for example in load_task(proposal.task, 0).train]
     assert bool(offered) == is_offered

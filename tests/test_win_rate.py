@@ -26,12 +26,10 @@ from harness.analysis.significance import target_p
 from harness.analysis.target_rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
-from harness.experiment import Scope, prepare_session
 from harness.experiment.stored_rows import Reader
 from harness.experiment.study import study_session
 from harness.experiment.target_facts import judge_pairs, open_where_failed, wins_of
 from harness.lifecycle import release
-from harness.progress import SilentProgress
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy
 from harness.stats import wilson, win_rate
@@ -278,7 +276,7 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     path, judge = desk
     tiny_experiment.run(path, "gate={}")
     assert judge.asked == []
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    session = tiny_experiment.session(path)
     runs = tiny_experiment.runs_of(path)
     reader = Reader(session)
     assert judge_pairs(session, reader, [runs["mine"]], runs["base"]) == []

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from harness.evaluation.costs import Work
     from harness.evaluation.session import Session
     from harness.experiment.preflight import Cost
-    from harness.records import Run
     from harness.report import ExperimentReport, Section
     from harness.spec import GatePolicy, Task
 
@@ -90,6 +89,8 @@ def compare(
     from harness import experiment
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope
+    from harness.lifecycle.rescue import largest_work
+    from harness.models.hardware import memory
 
     execution = {"executor": executor, "workers": workers, "threads": threads, "address": address}
     at = at.override(
@@ -109,17 +110,23 @@ def compare(
     if dry_run:
         experiment.refuse_sensitive(session, loaded, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
+    estimates, wanted = experiment.Estimates(session), {}
+    if learning_curve:
+        experiment.refuse_curve(session, loaded.selected)
+        wanted["learning curve"] = experiment.estimate_curve_work(session, loaded.selected)
+    if rescue:
+        wanted["rescue, at most"] = largest_work(session, loaded.selected)
     work, missing = (
-        _estimate_work(session, loaded.selected, learning_curve, rescue, scope.smoke, found)
-        if computes
-        else {}
+        estimates.work(loaded.selected, smoke=scope.smoke, found=found) | wanted if computes else {}
         for found in (None, stored)
     )
     plan, missing_plan = (experiment.estimate_seconds(session, of) for of in (work, missing))
     missing_s = sum(missing_plan.values())
-    warnings = experiment.warnings_before(session)
+    warnings = experiment.warnings_before(session.experiment, session.suites)
     if strict and warnings:
-        step = experiment.advise_before(session, at.command_line(candidates or [])).text
+        step = experiment.advise_before(
+            session.experiment, session.suites, at.command_line(candidates or [])
+        ).text
         expected = "margins that the items at hand can show"
         raise UserError([Problem("--strict", warning, expected, step) for warning in warnings])
     if fewer_items and computes:
@@ -129,17 +136,18 @@ def compare(
         )
     notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
     if dry_run:
-        _print_plan(session, loaded.selected, work, plan, as_json)
+        costs = estimates.costs(loaded.selected, memory(session.machine.device))
+        _print_plan(session, costs, work, plan, as_json)
         jobs = experiment.workers_sentence(session, loaded.selected, stored, scope)
-        known = experiment.describe_stored(session, stored, missing_s)
+        known = experiment.describe_stored(session.unknown_bases(), stored, missing_s)
         for line in [*notes, known, *filter(None, [jobs])]:
             say(line)
         say("next: the same command without --dry-run runs it")
         return
     whole_s = sum(plan.values()) if computes else None
-    say(experiment.first_line(session, len(loaded.selected), whole_s, missing_s))
+    say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
     tasks = [measured.task for measured in session.tasks]
-    power = [*warnings] or list(filter(None, [experiment.describe_power(session)]))
+    power = [*warnings] or list(filter(None, [experiment.describe_power(session.experiment, session.suites)]))
     if len(warnings) > 1:
         power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
     for line in [*power, *metric_warnings(tasks), *notes]:
@@ -156,27 +164,6 @@ def compare(
     raise typer.Exit(exit_code(found, session.experiment.gate, by_verdict=gate))
 
 
-def _estimate_work(
-    session: "Session",
-    selected: "Sequence[str]",
-    learning_curve: bool,
-    rescue: bool,
-    smoke: bool,
-    found: "Sequence[Run | None] | None",
-) -> "dict[str, Work]":
-    """Estimate what the candidates take, beside the runs that are `found`, and what is wanted beside them."""
-    from harness import experiment
-    from harness.lifecycle.rescue import largest_work
-
-    work = experiment.estimate_work(session, selected, smoke=smoke, found=found)
-    if learning_curve:
-        experiment.refuse_curve(session, selected)
-        work["learning curve"] = experiment.estimate_curve_work(session, selected)
-    if rescue:
-        work["rescue, at most"] = largest_work(session, selected)
-    return work
-
-
 def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool, dry_run: bool) -> list[str]:
     """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
     from harness import experiment
@@ -188,7 +175,7 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
         *experiment.describe_prompting(session, selected),
         *experiment.describe_unspoken(session),
         *experiment.recipe_warnings(session, selected),
-        *experiment.idle_workers(session),
+        *experiment.idle_workers(session.experiment.execution),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
     ]
 
@@ -282,26 +269,27 @@ def _end_with_input() -> None:
 
 
 def _print_plan(
-    session: "Session", names: "Sequence[str]", work: "dict[str, Work]", plan: dict[str, float], as_json: bool
+    session: "Session",
+    costs: "Sequence[Cost]",
+    work: "dict[str, Work]",
+    plan: dict[str, float],
+    as_json: bool,
 ) -> None:
     """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
     from harness.evaluation.grade_costs import plan_grades, plan_pairs
     from harness.experiment import judge_of_pairs
-    from harness.experiment.preflight import estimate_costs
-    from harness.models.hardware import memory
     from harness.report import ResultDocument, to_plain
 
-    found = estimate_costs(session, names, memory(session.machine.device))
-    pairs_judge = judge_of_pairs(session)
+    names, pairs_judge = [cost.candidate for cost in costs], judge_of_pairs(session)
     grades = [*plan_grades(session, names), *(plan_pairs(session, pairs_judge, names) if pairs_judge else ())]
     if as_json:
-        alone = {cost.candidate: to_plain(cost) for cost in found}
+        alone = {cost.candidate: to_plain(cost) for cost in costs}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}
         planned = {name: {**w._asdict(), "seconds": times[name]} for name, w in work.items()}
         judged = {f"{one.metric} of {one.task} by {one.judge}": one._asdict() for one in grades}
         print_json({**{name: {**w, **alone.get(name, {})} for name, w in planned.items()}, **judged})
         return
-    print_document(ResultDocument("", [plan_section(session, work, plan, found)], ""))
+    print_document(ResultDocument("", [plan_section(session, work, plan, costs)], ""))
     for one in grades:
         price = "" if one.cost_usd is None else f", {usd(one.cost_usd)} USD"
         what = f"{one.metric}: at most {count(one.grades)} grades of {one.task} by {one.judge}"
@@ -310,7 +298,7 @@ def _print_plan(
 
 
 def plan_section(
-    session: "Session", work: "dict[str, Work]", plan: dict[str, float], found: "Sequence[Cost]"
+    session: "Session", work: "dict[str, Work]", plan: dict[str, float], costs: "Sequence[Cost]"
 ) -> "Section":
     """Lay out planned work: its tokens, device time and price, which add up to the last line, and memory."""
     from harness.cli.setup import memory_texts
@@ -318,7 +306,7 @@ def plan_section(
     from harness.report import Section
 
     hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-    of_memory = {cost.candidate: memory_texts(cost) for cost in found}
+    of_memory = {cost.candidate: memory_texts(cost) for cost in costs}
 
     def row(name: str, one: "Work", took_s: float | None) -> list[str]:
         tokens = map(count, (one.trained, one.read, one.generated))
@@ -331,7 +319,7 @@ def plan_section(
         "device time; what several candidates share (the same weights and their suites) is counted once, with"
         " the first of them; memory estimated / measured"
     )
-    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in found if cost.knob]
+    knobs = [f"{cost.candidate} does not fit; try {cost.knob}" for cost in costs if cost.knob]
     columns = ("candidate", "trained", "read", "generated", "about", "cost USD", "memory GiB", "fits")
     return Section(columns=columns, rows=[*rows, [*total[:-2], "", ""]], lead=lead, notes=knobs)
 

@@ -162,8 +162,7 @@ def data_augment(
 
 def _write_prompts(wording: Wording) -> "Rewriting":
     """Write the prompts, and refuse what cannot be asked."""
-    from harness.experiment.augmentation import PARAPHRASE, TEXT, TRANSLATE, Rewriting
-    from harness.experiment.new_questions import NEW_QUESTION
+    from harness.experiment.augmentation import NEW_QUESTION, PARAPHRASE, TEXT, TRANSLATE, Rewriting
 
     by, via, language, instruction, variants, temperature, max_new_tokens, max_cost, seed = wording
     problems = []

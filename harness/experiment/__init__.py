@@ -22,6 +22,7 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.bases import BaseFit, FitQuery, examine_base
+from harness.experiment.candidate_costs import Estimates, estimate_seconds
 from harness.experiment.candidate_problems import find_adapter_config, key_problems, sensitive_endpoints
 from harness.experiment.candidate_result import attempt, describe_items, facts_of, show_first_result
 from harness.experiment.candidate_weights import (
@@ -37,13 +38,7 @@ from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.judged_runs import judge_and_decide
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.plan import (
-    arm_label,
-    estimate_seconds,
-    estimate_work,
-    list_answered_sets,
-    list_measured_bases,
-)
+from harness.experiment.plan import arm_label, list_answered_sets, list_measured_bases
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
 from harness.experiment.report_runs import (
     advise_before,
@@ -65,14 +60,7 @@ from harness.experiment.report_runs import (
 )
 from harness.experiment.run_candidate import find_stored_runs, time_again
 from harness.experiment.run_remarks import describe_prompting, describe_rewards
-from harness.experiment.stored_rows import (
-    Reader,
-    Runs,
-    StoredRows,
-    base_arm,
-    refuse_folds,
-    suite_arm,
-)
+from harness.experiment.stored_rows import Reader, Runs, StoredRows, base_arm, refuse_folds, suite_arm
 from harness.experiment.study import (
     Study,
     add_lm_eval,
@@ -165,7 +153,8 @@ def run_all(
     smoke, fewer_items = (scope.smoke, scope.fewer) if scope else (False, False)
     if learning_curve:
         refuse_curve(session, loaded.selected)
-    start, before, ordered = load(), sum(session.timed.values()), in_order(session, loaded.selected)
+    start, before = load(), sum(session.timed.values())
+    ordered = in_order(session.candidates, loaded.selected)
     found = find_stored_runs(session, ordered) if found is None else found
     from_nothing = not (any(found) or fewer_items or learning_curve)
     _refuse_forbidden(session, loaded, ordered, found)
@@ -180,7 +169,7 @@ def run_all(
             session, found = judged, find_stored_runs(judged, ordered)
         if chosen := choose_prompts(session, loaded.selected):
             session.candidates = {**session.candidates, **chosen}
-            ordered = in_order(session, loaded.selected)
+            ordered = in_order(session.candidates, loaded.selected)
             found = find_stored_runs(session, ordered)
         if scope:
             make_on_workers(session, loaded, scope, ordered, found)
@@ -231,7 +220,7 @@ def _refuse_forbidden(
 
 def refuse_sensitive(session: Session, loaded: LoadedExperiment, found: Sequence[Run | None]) -> None:
     """Refuse to plan what would send sensitive rows to somebody else's server."""
-    ordered = in_order(session, loaded.selected)
+    ordered = in_order(session.candidates, loaded.selected)
     refuse(sensitive_endpoints(session, _open_places(loaded, ordered, found)))
 
 
@@ -258,7 +247,20 @@ def _make_all(
     reader.prepare(digest for run in done if run for digest in run.rows.values())
     published = list(dict.fromkeys(one.candidate.base for one in ordered))
     for source in published:
-        _measure_or_fail(session, source, ordered)
+        # If all runs on it failed at workers, so did the base or what follows it: it is not tried again.
+        models = [
+            (one.candidate.name, one.seed)
+            for one in ordered
+            if one.candidate.base == source
+            and one.candidate.method.makes_language_model
+            and not one.candidate.is_remote
+        ]
+        if models and all(one in session.failures for one in models):
+            continue
+        try:
+            _measure_base(session, source)
+        except CandidateFailed as error:  # the runs on it fail, and the others go on
+            session.failures |= dict.fromkeys(models, error) | session.failures
     runs = []
     for (candidate, seed), stored in zip(ordered, done, strict=True):
         run, facts = attempt(session, reader, candidate, seed, stored)
@@ -298,26 +300,7 @@ def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunReques
 
 
 def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
-    label, rows = arm_label(session, source), base_arm(session, source)
+    label, rows = arm_label(session.experiment.base_model, source), base_arm(session, source)
     if rows:
         session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")
     return rows
-
-
-def _measure_or_fail(session: Session, source: ModelSource, ordered: Sequence[RunRequest]) -> None:
-    """Measure a base; where it cannot be loaded, the runs of the models on it fail, and the others go on."""
-    # Where all of these failed at workers, so did the base or what follows it, and it is not tried again
-    # here.
-    models = [
-        (one.candidate.name, one.seed)
-        for one in ordered
-        if one.candidate.base == source
-        and one.candidate.method.makes_language_model
-        and not one.candidate.is_remote
-    ]
-    if models and all(one in session.failures for one in models):
-        return
-    try:
-        _measure_base(session, source)
-    except CandidateFailed as error:
-        session.failures |= dict.fromkeys(models, error) | session.failures

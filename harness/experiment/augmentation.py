@@ -3,29 +3,157 @@
 Invariant: no row that is evaluated is shown to the model, and no new row asks what is evaluated, exactly or
 by the measures of the contamination check. The same model, texts, prompts and seed give the same rows, from
 the answer book where it was requested before; nothing is requested any more once the answers have cost what
-they may. Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back,
-to augment training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3.
+they may. For a new question a model is shown a few rows of one kind: only together with rows on the same
+context, system prompt, choices and tools, and only such as have one question and one answer as texts of
+their own. What was cut, lacks a part, or has an answer that is none of the labels makes no row. A new row
+keeps those fields of its row that all shown rows share.
+Source: back-translation by Sennrich et al. 2016, https://arxiv.org/abs/1511.06709; there and back, to augment
+training rows, by Yu et al. 2018, https://arxiv.org/abs/1804.09541, section 3; Wang et al. 2023,
+Self-Instruct, https://arxiv.org/abs/2212.10560, section 2.2; here rows alone are shown, no new question, so a
+request does not depend on another's answer.
 """
 
+import random
+import re
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import overlaps
 from harness.data.edit.augment import QuestionText, WrittenQuestion, augment, find_question
-from harness.data.edit.changes import Change, EditedRow
+from harness.data.edit.changes import Change, EditedRow, WrittenAnswer, label_places, put_answer
 from harness.data.edit.mix import draw
 from harness.data.examples import read_example
+from harness.data.guessed_columns import label_set
+from harness.data.multiple_choice import list_choices
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
 from harness.evaluation.session import Session
-from harness.experiment import new_questions, writers
-from harness.experiment.new_questions import CUT, ShownRows
+from harness.experiment import writers
 from harness.formatting import count, pluralize
 from harness.progress import Progress
-from harness.records import Limits, Message, Output, fold_text
+from harness.records import Limits, Message, Output, fold_text, match_label
+
+NEW_QUESTION = "Write a question with its answer, of the same kind as the others but about something else."
+SHOWN = 4  # rows in a prompt
+CUT = "was cut at --max-new-tokens"
+_MARK = re.compile(r"^[\W_]*(question|answer)[*_ ]{0,3}:[*_]{0,2}", re.IGNORECASE | re.MULTILINE)
+
+
+class SeedRow(NamedTuple):
+    """A row to be shown: its question and its answer, and what other rows must share to be shown with it.
+
+    `labels` are what a new answer can be; empty for any text.
+    """
+
+    row: Row
+    question: QuestionText
+    answer: WrittenAnswer
+    setting: tuple[str, ...]
+    labels: tuple[str, ...]
+
+
+class ShownRows(NamedTuple):
+    """Rows that a model is shown: the one that the new row stands beside, and others of its setting."""
+
+    seed: SeedRow
+    others: tuple[SeedRow, ...]
+
+    def messages(self, prompt: str) -> tuple[Message, ...]:
+        """Write a conversation in which the model has written the rows already, the row's own last."""
+        context, labels = self.seed.setting[0], self.seed.labels
+        about = [f"All questions are about this text:\n{context}"] if context else []
+        about += [f"Each answer is one of: {'; '.join(labels)}"] if labels else []
+        turns: list[Message] = []
+        for one in (*self.others, self.seed):
+            said = f"Question: {one.question.text.strip()}\nAnswer: {one.answer.text.strip()}"
+            turns += [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}]
+        first: Message = {"role": "user", "content": "\n\n".join((*about, prompt))}
+        return (first, *turns[1:], {"role": "user", "content": prompt})
+
+    def read(self, text: str, *, cut: bool) -> WrittenQuestion:
+        """Take the first question and its answer out of a text that a model wrote.
+
+        Where no shown row has an empty line, what follows one is what the model says about the row.
+        """
+        seed, marks = self.seed, [*_MARK.finditer(text)]
+        names = [mark[1].lower() for mark in marks]
+        ends = [*(mark.start() for mark in marks[1:]), len(text)]
+        at = next((i for i in range(1, len(marks)) if names[i - 1 : i + 1] == ["question", "answer"]), 0)
+        if cut and (not at or ends[at] == len(text)):
+            return WrittenQuestion("", CUT)
+        question, answer = (text[marks[i].end() : ends[i]].strip() for i in (at - 1, at)) if at else ("", "")
+        shown = "\n".join(
+            of.text.strip() for one in (seed, *self.others) for of in (one.question, one.answer)
+        )
+        if "\n\n" not in shown:
+            question, answer = (part.partition("\n\n")[0].strip() for part in (question, answer))
+        if not question or not answer:
+            return WrittenQuestion("", "lacks a question or its answer" if text.strip() else "is empty")
+        label = match_label(answer, seed.labels) if seed.labels else answer
+        if label is None:
+            return WrittenQuestion("", "has an answer that is none of the labels")
+        answered: Any = seed.row.fields
+        for key in seed.answer.keys:
+            answered = answered[key]
+        if type(answered) is int and not re.fullmatch(r"-?\d+", label):
+            return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
+        own = {"id", seed.question.column, seed.answer.keys[0]}
+        fields = {
+            name: value
+            for name, value in seed.question.put(seed.row.fields, question).items()
+            if name in own or all(one.row.fields.get(name) == value for one in self.others)
+        }
+        fields = put_answer(fields, seed.answer.keys, int(label) if type(answered) is int else label)
+        texts = tuple(one.question.text for one in self.others)
+        return WrittenQuestion(question, fields=fields, shown=texts)
+
+
+def find_seeds(
+    rows: Sequence[Row], roles: Roles, questions: Mapping[int, QuestionText], labels: tuple[str, ...]
+) -> dict[int, SeedRow]:
+    """Return the rows that can be shown, by index; `labels` are those of the task, if any."""
+    seeds = {
+        i: seed for i, question in questions.items() if (seed := _find_seed(rows[i], roles, question, labels))
+    }
+    free = [seed for seed in seeds.values() if not seed.labels]
+    texts = [seed.answer.text for seed in free], [seed.question.text for seed in free]
+    known = label_set(texts[0], roles.answers[0], texts[1]) if free else ()
+    return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
+
+
+def _find_seed(row: Row, roles: Roles, question: QuestionText, labels: tuple[str, ...]) -> SeedRow | None:
+    of, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
+    answers = [one for one in label_places(row.fields, roles) if one.keys[0] in roles.answers]
+    is_whole = of.question.strip() == question.text.strip()  # without turns before, or a second column
+    if len(answers) != 1 or not answers[0].text.strip() or not is_whole:
+        return None
+    labels = tuple(map(str, choices)) if of.choices else labels
+    if match_label(answers[0].text, labels) is None:
+        labels = ()
+    if of.choices and not labels:  # a letter or a number, which says nothing to a model
+        return None
+    return SeedRow(row, question, answers[0], (of.context, of.system, of.choices, of.tools), labels)
+
+
+def draw_shown(
+    seeds: Mapping[int, SeedRow], chosen: Sequence[int], n_variants: int, seed: int
+) -> dict[tuple[int, int], ShownRows]:
+    """Draw for each chosen row and variant the others of its setting, chosen too, that are shown with it."""
+    alike = defaultdict[tuple[str, ...], list[int]](list)
+    for i in chosen:
+        alike[seeds[i].setting].append(i)
+
+    def draw(i: int, variant: int) -> ShownRows:
+        pool = alike[seeds[i].setting]
+        drawn = random.Random(f"{seed}/shown/{i}/{variant}").sample(pool, min(SHOWN, len(pool)))
+        return ShownRows(seeds[i], tuple(seeds[other] for other in drawn if other != i)[: SHOWN - 1])
+
+    return {(i, k): draw(i, k) for i in chosen for k in range(n_variants)}
+
 
 By = Literal["paraphrase", "back-translation", "new-questions"]
 TEXT = "{text}"
@@ -120,12 +248,12 @@ def choose_rows(
         if at
     ]
     able = {i: found[i] for i, at in evaluated_at.items() if not at}
-    seeds = new_questions.find_seeds(content.rows, roles, able, labels) if how.by == "new-questions" else {}
+    seeds = find_seeds(content.rows, roles, able, labels) if how.by == "new-questions" else {}
     indices = list(seeds if how.by == "new-questions" else able)
     chosen = indices if n_rows is None else draw(indices, min(n_rows, len(indices)), f"{how.seed}/augment")
     if not chosen:
         raise UserError(_phrase_none(content, how, len(left), able))
-    shown = new_questions.draw_shown(seeds, chosen, how.variants, how.seed) if seeds else {}
+    shown = draw_shown(seeds, chosen, how.variants, how.seed) if seeds else {}
     return Augmentation(content, roles, {i: found[i] for i in chosen}, shown, tuple(left), tuple(evaluated))
 
 

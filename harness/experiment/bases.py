@@ -56,18 +56,16 @@ def choose_quantization(
         wanted = {quantization for base, quantization in trainings if base == name}
         if gpus and len(wanted) == 1 and weights_bytes(source, machine.precision) > able:
             out[name] = quantize(source, wanted.pop())
-    refuse(_sixteen_bit_problems(experiment, out))
-    return out
-
-
-def _sixteen_bit_problems(experiment: Experiment, sources: Mapping[str, ModelSource]) -> Iterator[Problem]:
-    """Yield that a candidate is to be served in 16 bits on a base that does not fit so."""
+    problems = []
     for name, recipe in experiment.candidates.items():
-        source = sources.get(recipe.base_model or experiment.base_model)
-        if recipe.serve_on == "bf16" and source and source.quantization:
-            found = f"serve_on: bf16 on {source.name}, which fits no GPU here in 16 bits"
+        served_on = out.get(recipe.base_model or experiment.base_model)
+        if recipe.serve_on == "bf16" and served_on and served_on.quantization:
+            found = f"serve_on: bf16 on {served_on.name}, which fits no GPU here in 16 bits"
+            expected = f"{served_on.quantization}, as it is trained"
             step = "remove serve_on, or a machine with more memory"
-            yield Problem(f"candidate {name}", found, f"{source.quantization}, as it is trained", step)
+            problems.append(Problem(f"candidate {name}", found, expected, step))
+    refuse(problems)
+    return out
 
 
 def sentences(sources: Mapping[str, ModelSource]) -> list[str]:
@@ -149,7 +147,13 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
             or the query has what is not a number or no precision.
     """
     refuse(_unusable(query))
-    config, tensors = _headers(name)
+    folder = embedded_model.unpack() if name in embedded_model.NAMES else Path(name).expanduser()
+    if folder.is_dir():
+        config: Mapping[str, Any] = read_config(folder)
+        refuse_damaged(folder)
+        tensors: Mapping[str, Tensor] = map_stored_tensors(folder)
+    else:
+        config, tensors = hub.remote_headers(name.removeprefix(HUB), "--base")
     counted = parameters_of(tensors, shapes.find_packed_bits(config))
     n_bytes = sum(tensor.end - tensor.begin for tensor in tensors.values())
     in_experts = float(expert_parameters(counted))
@@ -378,15 +382,3 @@ def leaves_experts(base: ModelSource, folder: Path) -> bool:
     said = read_object(folder / "adapter" / CONFIG)
     named = str([said.get("target_modules"), said.get("target_parameters")])
     return bool(said) and not _OF_EXPERTS.search(named) and hub.expert_share(base) > 0
-
-
-def _headers(name: str) -> tuple[Mapping[str, Any], Mapping[str, Tensor]]:
-    """Read a model's configuration and the headers of its weights, from a folder or the hub."""
-    folder = Path(name).expanduser()
-    if name in embedded_model.NAMES:
-        folder = embedded_model.unpack()
-    if not folder.is_dir():
-        return hub.remote_headers(name.removeprefix(HUB), "--base")
-    config = read_config(folder)
-    refuse_damaged(folder)
-    return config, map_stored_tensors(folder)

@@ -1,11 +1,13 @@
-"""Costs of candidates before they are made: memory, time, operations and price, beside what was measured.
+"""Work, time, memory and price of candidates before they are made, beside what was measured.
 
-Invariant: an estimate is of a candidate made alone, from nothing; a measured figure is of the newest stored
-run of the recipe as written now.
+Invariant: the cost of a candidate is that of making it alone, from nothing; a measured figure is that of the
+newest stored run of the recipe as written now. Work that candidates share (a base's suites, weights) counts
+with the first of them. What answering takes and what a training takes is estimated once for each candidate.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -13,11 +15,15 @@ from harness import plugins, store
 from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, work_of
+from harness.evaluation.costs import Work, times
+from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
-from harness.experiment.plan import list_answered_sets, making_work
-from harness.experiment.training_fit import processes_of
+from harness.evaluation.timing import n_timed
+from harness.experiment.candidate_weights import find_stored_weights
+from harness.experiment.plan import arm_label, list_answered_sets, list_measured_bases
+from harness.experiment.stored_rows import fold_sessions, is_cross_validated, is_measured
+from harness.experiment.training_fit import fit_work, processes_of
+from harness.experiment.validation_scores import estimate_tracking
 from harness.models import hub, memory
 from harness.models.hardware import Memory
 from harness.models.hf import ANSWERING, READING
@@ -48,85 +54,275 @@ class Cost:
     knob: str = ""
 
 
-_GIB = 2**30 / 1e9  # GB
-
-
 class EvalTokens(NamedTuple):
     """Tokens of an evaluation: in all, and the most whose keys, or whose logits, lie in memory together."""
 
     work: Work
     cached: int
-    scored: int = 0
-
-    def __or__(self, other: "EvalTokens") -> "EvalTokens":
-        """Return the larger of both peaks, beside the work of the first."""
-        return EvalTokens(self.work, max(self.cached, other.cached), max(self.scored, other.scored))
+    scored: int
 
 
-def estimate_costs(session: Session, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
-    """Estimate every selected candidate, and look up what was measured."""
-    runs = store.list_runs(session.store, session.experiment.name)
-    suites = _evaluation_work(session, suite_sets(session, base_weights(session.source)))
-    return tuple(_cost(session, name, suites, runs, room) for name in selected)
+TIMED_AGAIN = "single requests of the best"
+_GIB = 2**30 / 1e9  # GB
+_CHECKPOINTS = 3  # the newest, the best, and the one being written
 
 
-def _cost(session: Session, name: str, suites: EvalTokens, runs: Sequence[Run], room: Memory) -> Cost:
-    candidate = session.candidates[name]
-    recipe, method = candidate.recipe, candidate.method
-    if method.is_remote:
-        return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
-    time_s, memory_s = _find_measured(session, candidate, runs) or (None, None)
-    hour, device = session.experiment.decide.device_hour_usd, session.machine.device
-    spent = None if time_s is None else costs.price_usd(time_s, device, hour)
-    # Borrowed weights are made by another candidate.
-    made = [] if recipe.weights_of else [name]
-    training = making_work(session, made, [session.first_seed], from_nothing=True)
-    if not method.makes_language_model:
-        trained_s = session.seconds(training, candidate.base)
-        planned = costs.price_usd(trained_s, device, hour)
-        return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
-    own = _evaluation_work(session, list_answered_sets(session, recipe))
-    answering = own.work + (Work() if method.keeps_base else suites.work)
+class Estimates:
+    """Estimates of the candidates of a session."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._folds = [session, *fold_sessions(session)]
+        self._answering, self._making = cache(self._estimate_answering), cache(self._estimate_making)
+        self._longest_row = cache(self._find_longest_row)
+
+    @cached_property
+    def _suites(self) -> EvalTokens:
+        return self._evaluation(suite_sets(self._session, base_weights(self._session.source)))
+
+    def _estimate_answering(self, name: str) -> EvalTokens:
+        return self._evaluation(list_answered_sets(self._session, self._session.candidates[name].recipe))
+
+    def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
+        """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
+        # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
+        device, jobs = self._session.machine.device, [rows.job() for rows in sets]
+        most, longest = ANSWERING[device].tokens, [_longest_item(job) for job in jobs]
+        texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
+        scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
+        cached = min(most, BLOCK * max((n or most for n in longest), default=1))
+        return EvalTokens(sum(map(work_of, jobs), Work()), cached, scored)
+
+    def _estimate_making(self, place: int, name: str) -> Work:
+        """Estimate the trials and fits of a candidate with one seed; a trial answers validation rows too."""
+        session = self._folds[place]
+        made = session.candidates[name]
+        fits = [fit_work(session, trial.source, session.first_seed) for trial in made.trials]
+        if made.source.tried:
+            validation = target_sets(session, made.source, base_weights(session.source), 0)[0]
+            fits += [work_of(validation.job()) + Work(opened=1)] * (len(made.trials) - 1)
+        return sum(fits, estimate_tracking(session, made.source))
+
+    def _sum_making(self, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool) -> Work:
+        """Add up the trials and fits of candidates, of each seed and fold whose weights are not stored."""
+        total = Work()
+        for place, session in enumerate(self._folds):
+            for name in makes:
+                made, n = session.candidates[name], len(seeds)
+                if made.method.trains and not from_nothing:
+                    n = sum(find_stored_weights(session, made, seed) is None for seed in seeds)
+                total += times(self._making(place, name), n) if n else Work()
+        return total
+
+    def work(
+        self, selected: Collection[str], *, smoke: bool = False, found: Sequence[Run | None] | None = None
+    ) -> dict[str, Work]:
+        """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet.
+
+        Where the stored runs were `found`, only what is missing beside them counts. In a `smoke` run no more
+        requests are timed of what is best.
+        """
+        session, suites = self._session, self._suites.work
+        done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
+        candidates = [session.candidates[name] for name in selected]
+        n_control = min(session.experiment.gate.control_blocks, suites.blocks)
+        share = n_control / max(1, suites.blocks)
+        control = Work(
+            read=round(share * suites.read), generated=round(share * suites.generated), blocks=n_control
+        )
+        arm = suites + control + Work(opened=1)
+        bases = list_measured_bases(candidates) if session.suites else ()
+        missing = [source for source in bases if found is None or not is_measured(session, source)]
+        out = {arm_label(session.experiment.base_model, source): arm for source in missing}
+        made: set[str] = set()
+        judged: set[tuple[str, str]] = set()
+        n_validation = len(session.target.items.validation)
+        for candidate in candidates:
+            makes = [at for at in candidate.lineage if at not in made]
+            made.update(makes)
+            seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in done]
+            weights = (candidate.source_name, candidate.served_base.weights_digest)
+            gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
+            judged.add(weights)
+            if not seeds:
+                continue
+            once = Work(runs=1) + (suites if gated else Work())
+            if candidate.method.makes_language_model:
+                n_opened = 1 + len(session.folds) * is_cross_validated(session.folds, candidate)
+                once += self._answering(candidate.name).work
+                once += Work(opened=n_opened, requests=n_timed(n_validation))
+            making = self._sum_making(makes, seeds, from_nothing=found is None)
+            out[candidate.name] = times(once, len(seeds)) + making
+        if not smoke and any(candidate.name in out for candidate in candidates):
+            # The best untrained candidate and the best fine-tune are timed again.
+            local = (one for one in candidates if one.method.makes_language_model and not one.is_remote)
+            n_best = len({one.method.tunes for one in local})
+            if n_requests := n_best * n_timed(n_validation, best=True):
+                out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
+        return out
+
+    def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
+        """Estimate the cost of every selected candidate, and look up what was measured."""
+        runs = store.list_runs(self._session.store, self._session.experiment.name)
+        return tuple(self._cost(self._session.candidates[name], runs, room) for name in selected)
+
+    def _cost(self, candidate: ResolvedCandidate, runs: Sequence[Run], room: Memory) -> Cost:
+        session, method, name = self._session, candidate.method, candidate.name
+        if method.is_remote:
+            return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
+        time_s, memory_s = self._find_measured(candidate, runs) or (None, None)
+        hour, device = session.experiment.decide.device_hour_usd, session.machine.device
+        spent = None if time_s is None else costs.price_usd(time_s, device, hour)
+        # Borrowed weights are made by another candidate.
+        made = [] if candidate.recipe.weights_of else [name]
+        training = self._sum_making(made, [session.first_seed], from_nothing=True)
+        if not method.makes_language_model:
+            trained_s = session.seconds(training, candidate.base)
+            planned = costs.price_usd(trained_s, device, hour)
+            return Cost(name, None, None, trained_s, time_s, 0.0, planned, spent, fits=True)
+        shape = hub.shape(candidate.base)
+        answering = self._answering(name).work + (Work() if method.keeps_base else self._suites.work)
+        start_s = costs.start_s(weights_bytes(candidate.base.path), device)
+        seconds = start_s + session.seconds(training + answering, candidate.base)
+        peak_gib = self._peak_gb(candidate, shape) / _GIB if shape else None
+        fits = None if peak_gib is None else peak_gib <= room.free_gib
+        n = shape.active if shape else candidate.base.n_parameters
+        read = training.read + answering.read + answering.generated
+        items = session.target.items
+        context = answering.read / max(1, len(items.validation) + len(items.test))
+        flops = memory.inference_flops(n, read)
+        flops += memory.attention_flops(shape, read, context / 2) if shape else 0.0
+        if training.trained:
+            n_adapter = _n_adapter(candidate, shape) if shape else 0
+            on_gpu = device == "cuda"
+            flops += memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
+        return Cost(
+            candidate=name,
+            memory_gib=peak_gib,
+            memory_measured_gib=memory_s,
+            time_s=seconds,
+            time_measured_s=time_s,
+            flops=flops,
+            cost_usd=costs.price_usd(seconds, device, hour),
+            cost_measured_usd=spent,
+            fits=fits,
+            knob=self._find_knob(candidate, shape, room) if shape and fits is False else "",
+        )
+
+    def _peak_gb(
+        self, candidate: ResolvedCandidate, shape: Shape, batch: int | None = None, quantization: str = ""
+    ) -> float:
+        """Estimate the peak in GB, of training with so many rows and on a base quantised so."""
+        session, own = self._session, self._answering(candidate.name)
+        on_gpu, precision = session.machine.device == "cuda", session.machine.precision
+        served = quantization or (candidate.served_base.quantization if on_gpu else "")
+        cached, scored = max(own.cached, self._suites.cached), max(own.scored, self._suites.scored)
+        read = min(cached, READING[session.machine.device].tokens)
+        peak = memory.inference_peak(shape, cached, precision, quantization=served, read=read)
+        answering = peak.total + memory.BYTES[precision] * scored * shape.vocabulary / 1e9
+        if not _trains(candidate):
+            return answering
+        params = _params(candidate)
+        # A CPU keeps quantised weights unpacked, and has no checkpointing.
+        trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
+        cards = processes_of(session.experiment.training.accelerate, candidate.source) if on_gpu else 1
+        rows = ceil((batch or params.per_device_train_batch_size) / cards)
+        tokens, teacher = rows * self._longest_row(candidate.name), candidate.method.teaching.model(params)
+        stage = session.experiment.training.accelerate.sharded_stage
+        training = memory.training_peak(
+            shape,
+            _n_adapter(candidate, shape) or shape.n_parameters,
+            tokens,
+            precision,
+            quantization=trained,
+            checkpointing=on_gpu,
+            in_tiles=on_gpu and teacher is None,
+            optim=params.optim,
+            trained_in=params.trained_in,
+            shards=cards if stage else 1,
+            zero_stage=stage,
+        ).total
+        if teacher and (known := hub.shape(teacher)):
+            training += memory.taught_gb(shape, known, tokens, precision)
+        return max(training, answering)
+
+    def _find_longest_row(self, name: str) -> int:
+        """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
+        candidate = self._session.candidates[name]
+        step = prompting_step(self._session, candidate.source, self._session.first_seed)
+        items = training_data(self._session, candidate.source).items
+        in_pairs = candidate.method.draws_from == "pairs"
+        work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
+        longest = max((work([step(e)], 1).trained for e in rows), default=1)
+        return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
+
+    def _find_knob(self, candidate: ResolvedCandidate, shape: Shape, room: Memory) -> str:
+        """Find the first change that lets the candidate fit: a smaller batch, NF4, else a smaller model."""
+        method = candidate.method
+
+        def fits(batch: int | None, quantization: str = "") -> bool:
+            return self._peak_gb(candidate, shape, batch, quantization) / _GIB <= room.free_gib
+
+        if _trains(candidate):
+            written = _params(candidate).per_device_train_batch_size
+            smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
+            if size := next(filter(fits, smaller), 0):
+                steps = written // size
+                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
+            like_it = {"trains": True, "draws_from": method.draws_from}
+            on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
+            plain = not candidate.trained_base.quantization and self._session.machine.device == "cuda"
+            if on_nf4 and plain and fits(1, "nf4"):
+                return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
+            adapters = plugins.methods(makes="adapter", quantization="", **like_it)
+            if adapters and method.makes_whole_model:
+                return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
+        return "a smaller base_model"
+
+    def _find_measured(
+        self, candidate: ResolvedCandidate, runs: Sequence[Run]
+    ) -> tuple[float, float | None] | None:
+        """Return the seconds and the peak memory in GiB of a recipe's newest run that has its rows."""
+        at, task = self._session.store, self._session.target.task.name
+        same = [
+            run
+            for run in runs
+            if (run.candidate, run.state) == (candidate.name, "done")
+            and Recipe.model_validate(run.recipe) == candidate.recipe
+            and all(at.parquet(rows).exists() for rows in run.rows.values())
+        ]
+        if not same:
+            return None
+        run = same[-1]
+        own = TrainingRecord() if candidate.recipe.weights_of else run.training
+        tuned = run.weights_digest != run.base_digest
+        keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
+        answered = sum(r.compute_s for key in keys for r in store.read_rows(at, run.rows[key]))
+        return (own.wall_s or 0.0) + answered, own.peak_memory_gib
+
+
+def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
+    """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
+
+    An endpoint takes no time here.
+    """
+    candidates = session.candidates.values()
+    remote = {candidate.name for candidate in candidates if candidate.is_remote}
+    bases = {candidate.name: candidate.base for candidate in candidates}
+    bases |= {
+        arm_label(session.experiment.base_model, source): source for source in list_measured_bases(candidates)
+    }
+    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
+
+
+def checkpoints_gb(candidate: ResolvedCandidate) -> float:
+    """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
     shape = hub.shape(candidate.base)
-    start_s = costs.start_s(weights_bytes(candidate.base.path), session.machine.device)
-    seconds = start_s + session.seconds(training + answering, candidate.base)
-    needs = _Needs(session, candidate, shape, own | suites) if shape else None
-    peak_gib = needs.peak_gb() / _GIB if needs else None
-    fits = None if peak_gib is None else peak_gib <= room.free_gib
-    n = shape.active if shape else candidate.base.n_parameters
-    read = training.read + answering.read + answering.generated
-    items = session.target.items
-    context = answering.read / max(1, len(items.validation) + len(items.test))
-    attention = memory.attention_flops(shape, read, context / 2) if shape else 0.0
-    once = memory.inference_flops(n, read) + attention
-    if not training.trained:
-        flops = once
-    else:
-        n_adapter = _n_adapter(candidate, shape) if shape else 0
-        on_gpu = session.machine.device == "cuda"
-        flops = once + memory.training_flops(n, training.trained, n_adapter, checkpointing=on_gpu)
-    return Cost(
-        candidate=name,
-        memory_gib=peak_gib,
-        memory_measured_gib=memory_s,
-        time_s=seconds,
-        time_measured_s=time_s,
-        flops=flops,
-        cost_usd=costs.price_usd(seconds, device, hour),
-        cost_measured_usd=spent,
-        fits=fits,
-        knob=needs.find_knob(room) if needs and fits is False else "",
-    )
-
-
-def _evaluation_work(session: Session, sets: Iterable[RowSet]) -> EvalTokens:
-    """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
-    # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
-    jobs, most = [rows.job() for rows in sets], ANSWERING[session.machine.device].tokens
-    longest = max((_longest_item(job) or most for job in jobs), default=1)
-    whole = max((_longest_item(job) for job in jobs if job.task.kind == "bits_per_byte"), default=0)
-    scored = min(READING[session.machine.device].tokens, BLOCK * whole)
-    return EvalTokens(sum(map(work_of, jobs), Work()), min(most, BLOCK * longest), scored)
+    if not _trains(candidate) or shape is None:
+        return 0.0
+    params = _params(candidate)
+    each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
+    return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
 
 
 def _longest_item(job: EvaluationJob) -> int:
@@ -148,111 +344,3 @@ def _trains(candidate: ResolvedCandidate) -> bool:
 
 def _n_adapter(candidate: ResolvedCandidate, shape: Shape) -> int:
     return candidate.method.adapter.n_parameters(shape, _params(candidate))
-
-
-class _Needs(NamedTuple):
-    """A candidate whose model's shape is known, and what its evaluation holds in memory."""
-
-    session: Session
-    candidate: ResolvedCandidate
-    shape: Shape
-    evaluation: EvalTokens
-
-    def peak_gb(self, batch: int | None = None, quantization: str = "") -> float:
-        """Estimate the peak in GB, of training with so many rows and on a base quantised so."""
-        session, candidate, shape, evaluation = self
-        on_gpu, precision = session.machine.device == "cuda", session.machine.precision
-        served = quantization or (candidate.served_base.quantization if on_gpu else "")
-        read = min(evaluation.cached, READING[session.machine.device].tokens)
-        peak = memory.inference_peak(shape, evaluation.cached, precision, quantization=served, read=read)
-        answering = peak.total + memory.BYTES[precision] * evaluation.scored * shape.vocabulary / 1e9
-        if not _trains(candidate):
-            return answering
-        params = _params(candidate)
-        # A CPU keeps quantised weights unpacked, and has no checkpointing.
-        trained = quantization or (candidate.trained_base.quantization if on_gpu else "")
-        cards = processes_of(session, candidate.source) if on_gpu else 1
-        tokens = ceil((batch or params.per_device_train_batch_size) / cards) * self.longest_row()
-        teacher, stage = (
-            candidate.method.teaching.model(params),
-            session.experiment.training.accelerate.sharded_stage,
-        )
-        training = memory.training_peak(
-            shape,
-            _n_adapter(candidate, shape) or shape.n_parameters,
-            tokens,
-            precision,
-            quantization=trained,
-            checkpointing=on_gpu,
-            in_tiles=on_gpu and teacher is None,
-            optim=params.optim,
-            trained_in=params.trained_in,
-            shards=cards if stage else 1,
-            zero_stage=stage,
-        ).total
-        if teacher and (known := hub.shape(teacher)):
-            training += memory.taught_gb(shape, known, tokens, precision)
-        return max(training, answering)
-
-    def longest_row(self) -> int:
-        """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-        candidate = self.candidate
-        step = prompting_step(self.session, candidate.source, self.session.first_seed)
-        items = training_data(self.session, candidate.source).items
-        in_pairs = candidate.method.draws_from == "pairs"
-        work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
-        longest = max((work([step(e)], 1).trained for e in rows), default=1)
-        return min(longest, int(_params(candidate).max_length) * (2 if in_pairs else 1))
-
-    def find_knob(self, room: Memory) -> str:
-        """Find the first change that lets the candidate fit: a smaller batch, NF4, else a smaller model."""
-        candidate, method = self.candidate, self.candidate.method
-
-        def fits(batch: int | None, quantization: str = "") -> bool:
-            return self.peak_gb(batch, quantization) / _GIB <= room.free_gib
-
-        if _trains(candidate):
-            written = _params(candidate).per_device_train_batch_size
-            smaller = [size for size in (written // 2**k for k in range(1, 12)) if size >= 1]
-            if size := next(filter(fits, smaller), 0):
-                steps = written // size
-                return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
-            like_it = {"trains": True, "draws_from": method.draws_from}
-            on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
-            plain = not candidate.trained_base.quantization and self.session.machine.device == "cuda"
-            if on_nf4 and plain and fits(1, "nf4"):
-                return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
-            adapters = plugins.methods(makes="adapter", quantization="", **like_it)
-            if adapters and method.makes_whole_model:
-                return f"method: {adapters[0]}, whose optimiser is a hundredth of that"
-        return "a smaller base_model"
-
-
-_CHECKPOINTS = 3  # the newest, the best, and the one being written
-
-
-def checkpoints_gb(candidate: ResolvedCandidate) -> float:
-    """Estimate what the checkpoints of a candidate's training take on the disk while it runs."""
-    shape = hub.shape(candidate.base)
-    if not _trains(candidate) or shape is None:
-        return 0.0
-    params = _params(candidate)
-    each = memory.BYTES[params.trained_in] + memory.optimizer_bytes(params.optim, params.trained_in)
-    return _CHECKPOINTS * each * (_n_adapter(candidate, shape) or shape.n_parameters) / 1e9
-
-
-def _find_measured(
-    session: Session, candidate: ResolvedCandidate, runs: Sequence[Run]
-) -> tuple[float, float | None] | None:
-    """Return the seconds and the peak memory in GiB of a recipe's newest run that has its rows."""
-    own_runs = [r for r in runs if r.candidate == candidate.name and r.state == "done"]
-    same = [r for r in own_runs if Recipe.model_validate(r.recipe) == candidate.recipe]
-    same = [r for r in same if all(session.store.parquet(rows).exists() for rows in r.rows.values())]
-    if not same:
-        return None
-    run = same[-1]
-    own = TrainingRecord() if candidate.recipe.weights_of else run.training
-    task, tuned = session.target.task.name, run.weights_digest != run.base_digest
-    keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
-    answered = sum(r.compute_s for key in keys for r in store.read_rows(session.store, run.rows[key]))
-    return (own.wall_s or 0.0) + answered, own.peak_memory_gib

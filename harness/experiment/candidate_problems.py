@@ -17,20 +17,20 @@ from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidate_rows import regularization_problems, training_data
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import trials
 from harness.experiment.bases import marker_problems, quantization_problems
 from harness.experiment.training_fit import processes_of, shards_of
-from harness.experiment.validation_scores import check_tracking, constraint_problems, plan_tracked_steps
+from harness.experiment.validation_scores import plan_tracked_steps, scoring_problems
 from harness.experiment.written_rows import find_unwritable_rows
 from harness.models import hub, openai_api, vllm
 from harness.models.hardware import visible_gpus
-from harness.models.hub import architecture_difference, is_packed
+from harness.models.hub import ModelSource, architecture_difference, is_packed
 from harness.models.weight_files import CONFIG, describe_beside_low_rank
 from harness.records import read_object
 from harness.regularizers import layer_problems
 from harness.report import trackers
-from harness.spec import Recipe
+from harness.spec import AcceleratePolicy, Experiment, Recipe
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
@@ -39,6 +39,7 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
     problems = [*trackers.problems(loaded.experiment.report_to)]
     known, selected = session.candidates, loaded.selected
     needed = [known[name] for name in add_lineage(selected, known)]
+    policy = session.experiment.training.accelerate
     for candidate in needed:
         recipe, where = candidate.recipe, f"candidate {candidate.name}"
         checks = plugins.method(recipe.method).checks
@@ -55,27 +56,26 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += quantization_problems(candidate)
         problems += _name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
-        problems += _refuse_other_weights(session, candidate)
+        problems += _refuse_other_weights(session.source, candidate)
         problems += _unusable_reward(session, candidate)
         problems += _unusable_pairs(session, candidate)
-        problems += _check_prompt_use(session, candidate)
+        problems += _check_prompt_use(session.target, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
         problems += [*regularization_problems(session, candidate.recipe), *_layer_problems(candidate)]
-        problems += [*check_tracking(candidate), *trials.search_problems(candidate)]
-        problems += [*constraint_problems(session, candidate), *check_sharing(session, candidate)]
+        problems += [*scoring_problems(session, candidate), *trials.search_problems(candidate)]
+        problems += check_sharing(policy, candidate)
     problems += find_unwritable_rows(session, needed)
-    problems += [*check_gpus(session), *engine_problems(session, selected, needed)]
-    problems += [problem for name in selected for problem in _check_merging(session, known[name])]
+    problems += check_gpus(session.experiment, session.machine.device)
+    problems += engine_problems(session, selected, needed)
+    for name in selected:
+        problems += _check_merging(session.experiment.engine, known[name])
     problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
-    refuse(_locate(problems, loaded.places))
-
-
-def _locate(problems: Iterable[Problem], places: Mapping[str, str]) -> Iterator[Problem]:
-    """Put file and line before the candidate that a problem names; others stay as they are."""
-    named = {f"candidate {name}": place for name, place in places.items()}
-    for problem in problems:
-        place = named.get(problem.where.partition(":")[0])
-        yield replace(problem, where=f"{place}: {problem.where}") if place else problem
+    # File and line go before the candidate that a problem names.
+    places = {f"candidate {name}": place for name, place in loaded.places.items()}
+    named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
+    refuse(
+        replace(problem, where=f"{place}: {problem.where}") if place else problem for problem, place in named
+    )
 
 
 def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
@@ -142,9 +142,9 @@ def _merge_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
         yield from candidate.method.checks.of_merges(candidate.source, adapters, where)
 
 
-def _refuse_other_weights(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield that a base of the experiment's architecture would be compared with itself."""
-    own, base, recipe = candidate.base, session.source, candidate.recipe
+    own, recipe = candidate.base, candidate.recipe
     if candidate.given != own or own.weights_digest == base.weights_digest or recipe.role == "baseline":
         return
     if is_packed(own) or is_packed(base) or architecture_difference(own.path, base.path):
@@ -185,9 +185,9 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
         yield Problem(where, found, expected, "add rows of the other kind, with label: true or false")
 
 
-def _check_prompt_use(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _check_prompt_use(target: MeasuredTask, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield that no item has labels to rank, or that whole texts have no prompt to change."""
-    recipe, task, items = candidate.recipe, session.target.task, session.target.items
+    recipe, task, items = candidate.recipe, target.task, target.items
     evaluated, ranks = [*items.validation, *items.test], "rank" in _answers_tried(candidate.recipe)
     if ranks and task.kind == "generate" and not any(example.choices for example in evaluated):
         found = f"answer: rank, and {len(evaluated):,} items of {task.name}, none with labels"
@@ -222,11 +222,26 @@ def engine_problems(
         if session.candidates[name].makes == "delta":
             found = "weights of a form of our own, and engine: vllm"
             yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
+    # What vLLM does not compute of an adapter, or leaves out without a word.
     for candidate in needed:
-        yield from _adapter_problems(candidate)
+        where, adapters = (
+            f"candidate {candidate.name}",
+            [read_recipe_config(trial.source) for trial in candidate.trials],
+        )
+        beside = [_describe_unmergeable(adapter) or _describe_beside(adapter) for adapter in adapters]
+        rank = max(adapter.get("r", 0) for adapter in adapters)
+        if any(adapter.get("use_dora") for adapter in adapters):
+            found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
+            yield Problem(where, found, "a plain low-rank adapter", step)
+        elif named := next(filter(None, beside), ""):
+            found = f"an adapter {named}, and engine: vllm"
+            yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
+        elif rank > vllm.MAX_RANK:
+            found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
+            yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
-def _check_merging(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _check_merging(engine: str, candidate: ResolvedCandidate) -> Iterator[Problem]:
     if not candidate.recipe.serve_merged:
         return
     where = f"candidate {candidate.name}"
@@ -239,8 +254,8 @@ def _check_merging(session: Session, candidate: ResolvedCandidate) -> Iterator[P
     if candidate.served_base.quantization:
         found = f"serve_merged, and a base in {candidate.served_base.quantization}"
         yield Problem(where, found, "a base as it was", "serve_on: bf16, or remove serve_merged")
-    if session.experiment.engine != "transformers":
-        found = f"serve_merged, and engine: {session.experiment.engine}"
+    if engine != "transformers":
+        found = f"serve_merged, and engine: {engine}"
         yield Problem(where, found, "the engine that merges", "engine: transformers, or remove serve_merged")
 
 
@@ -249,24 +264,6 @@ def _describe_unmergeable(adapter: Mapping[str, Any]) -> str:
     if (family := adapter.get("peft_type", "LORA")) != "LORA":
         return f"of the family {family}"
     return next((f"with {name}" for name in ("use_dora", "lora_bias") if adapter.get(name)), "")
-
-
-def _adapter_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what vLLM does not compute of an adapter, or leaves out without a word."""
-    where, adapters = f"candidate {candidate.name}", [read_recipe_config(t.source) for t in candidate.trials]
-    if any(adapter.get("use_dora") for adapter in adapters):
-        found, step = "DoRA, and engine: vllm", f"use_dora: false, or {vllm.OTHERWISE}"
-        yield Problem(where, found, "a plain low-rank adapter", step)
-        return
-    more = [_describe_unmergeable(adapter) or _describe_beside(adapter) for adapter in adapters]
-    if named := next(filter(None, more), ""):
-        found = f"an adapter {named}, and engine: vllm"
-        yield Problem(where, found, "low-rank matrices alone, of one rank and scale", vllm.OTHERWISE)
-        return
-    rank = max(adapter.get("r", 0) for adapter in adapters)
-    if rank > vllm.MAX_RANK:
-        found, step = f"an adapter of rank {rank}, and engine: vllm", f"a lower r, or {vllm.OTHERWISE}"
-        yield Problem(where, found, f"a rank of at most {vllm.MAX_RANK}", step)
 
 
 def _describe_beside(adapter: Mapping[str, Any]) -> str:
@@ -282,7 +279,7 @@ def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Proble
     for name, where in places.items():
         if not session.candidates[name].is_remote:
             continue
-        yield from openai_api.problems(_settings(session, name), where)
+        yield from openai_api.problems(_settings(session.candidates[name]), where)
     yield from sensitive_endpoints(session, places)
 
 
@@ -290,8 +287,8 @@ def sensitive_endpoints(session: Session, places: Mapping[str, str]) -> Iterator
     """Yield the candidates that would send sensitive rows to somebody else's server."""
     step = "--candidates without it, or remove it or sensitive_data"
     for name, where in places.items():
-        if session.candidates[name].is_remote:
-            yield from sensitive_problems(session.experiment, _settings(session, name), name, where, step)
+        if (candidate := session.candidates[name]).is_remote:
+            yield from sensitive_problems(session.experiment, _settings(candidate), name, where, step)
 
 
 def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
@@ -301,33 +298,30 @@ def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[P
         candidate = session.candidates[name]
         if not candidate.is_remote:
             continue
-        settings, ranks = _settings(session, name), "rank" in _answers_tried(candidate.recipe)
+        settings, ranks = _settings(candidate), "rank" in _answers_tried(candidate.recipe)
         if settings.protocol == "chat" and (ranks or not openai_api.can_chat(task)):
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")
 
 
-def _settings(session: Session, name: str) -> openai_api.Settings:
-    return openai_api.Settings(**session.candidates[name].source.params)
+def _settings(candidate: ResolvedCandidate) -> openai_api.Settings:
+    return openai_api.Settings(**candidate.source.params)
 
 
 _ACCELERATE = "training.accelerate"
 
 
-def check_sharing(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield what forbids processes to share a candidate's training, of its first trial that has some."""
-    for trial in candidate.trials:
-        found = [*_sharing_problems(session, candidate, trial)]
-        yield from found
-        if found:
-            return
+def check_sharing(policy: AcceleratePolicy, candidate: ResolvedCandidate) -> list[Problem]:
+    """List what forbids processes to share a candidate's training, of its first trial with a problem."""
+    problems = ([*_sharing_problems(policy, candidate, trial)] for trial in candidate.trials)
+    return next(filter(None, problems), [])
 
 
 def _sharing_problems(
-    session: Session, candidate: ResolvedCandidate, trial: ResolvedCandidate
+    policy: AcceleratePolicy, candidate: ResolvedCandidate, trial: ResolvedCandidate
 ) -> Iterator[Problem]:
-    processes, where = processes_of(session, trial.source), f"candidate {candidate.name}"
+    processes, where = processes_of(policy, trial.source), f"candidate {candidate.name}"
     try:
         if processes > 1:
             rows_of_each(trial.method.params(**trial.source.params), processes)
@@ -335,7 +329,7 @@ def _sharing_problems(
         step = "another per_device_train_batch_size or gradient_accumulation_steps, or num_processes"
         yield Problem(where, str(error), "as many rows for each process", step)
         return
-    shards = shards_of(session, trial.source)
+    shards = shards_of(policy, trial.source)
     if not shards:
         return
     # These need weights that no process holds whole.
@@ -355,10 +349,10 @@ def _sharing_problems(
         yield Problem(where, found, "one of the two", whole)
 
 
-def check_gpus(session: Session) -> Iterator[Problem]:
+def check_gpus(experiment: Experiment, device: str) -> Iterator[Problem]:
     """Yield that there are fewer GPUs here than processes to share a training, or workers, with one each."""
-    policy, executor = session.experiment.training.accelerate, session.experiment.execution.executor
-    wanted, on_gpu = policy.num_processes, session.machine.device == "cuda"
+    policy, executor = experiment.training.accelerate, experiment.execution.executor
+    wanted, on_gpu = policy.num_processes, device == "cuda"
     if wanted == 1:
         return
     kind = f"distributed_type: {policy.distributed_type}"

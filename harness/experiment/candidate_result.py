@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from harness import plugins
+from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
 from harness.analysis.candidate_facts import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers
@@ -25,11 +25,11 @@ from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id
 from harness.evaluation.runner import answer
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.run_candidate import begin, make_run, record_failed_run
+from harness.experiment.run_candidate import begin, make_run
 from harness.experiment.stored_rows import (
     EdgeCases,
     Reader,
@@ -61,15 +61,16 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
     Raises:
         UserError: things are such that no run could be made, for example without room on the disk.
     """
-
-    def answers_as_base(candidate: ResolvedCandidate) -> bool:
+    for request in ordered:
         # The base as published, without judge, folds or draws.
+        candidate = request.candidate
         own = candidate.given == candidate.served_base == session.source
-        waits = candidate.recipe.sampling or session.target.judged or is_cross_validated(session, candidate)
-        return own and not candidate.is_remote and not waits
-
-    request = next((one for one in ordered if answers_as_base(one.candidate)), None)
-    if request is None:
+        waits = (
+            candidate.recipe.sampling or session.target.judged or is_cross_validated(session.folds, candidate)
+        )
+        if own and not candidate.is_remote and not waits:
+            break
+    else:
         return
     try:
         _show(session, request, smoke=smoke)
@@ -105,23 +106,19 @@ def describe_items(session: Session, test_rows: Sequence[SampleResult]) -> list[
         return []
     session.shown.append(session.target.task.name)
     prompts = {example.id: example.prompt for example in session.target.examples("test")}
-    lines = []
+    lines, metric = [], session.target.primary
     for row in [row for row in test_rows if row.status != "error"][:_N_ITEMS]:
         reference = quote(clean(row.references[0])) if row.references else UNKNOWN
-        said = f"{_print_score(session.target.primary, row)}: {quote(clean(row.text))}"
-        lines += [clean(prompts.get(row.example_id, row.prompt)), f"  {said} (reference: {reference})"]
+        ends, parts = extremes(metric, row.references), row.parts[metric.name]
+        if parts is None:
+            said = "not scored"
+        elif ends and parts in ends:  # the best or the worst score that there is
+            said = "right" if parts == ends.best else "wrong"
+        else:
+            said = f"{metric.name} {score(metric.unit, float(item_scores(metric, np.array([parts]))[0]))}"
+        answer_line = f"  {said}: {quote(clean(row.text))} (reference: {reference})"
+        lines += [clean(prompts.get(row.example_id, row.prompt)), answer_line]
     return lines
-
-
-def _print_score(metric: Metric, row: SampleResult) -> str:
-    """Call an answer right or wrong where its score is the best or the worst that there is, else print it."""
-    ends, parts = extremes(metric, row.references), row.parts[metric.name]
-    if parts is None:
-        return "not scored"
-    if ends and parts in ends:
-        return "right" if parts == ends.best else "wrong"
-    value = item_scores(metric, np.array([parts]))[0]
-    return f"{metric.name} {score(metric.unit, float(value))}"
 
 
 def attempt(
@@ -144,16 +141,26 @@ def attempt(
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
-        run = record_failed_run(session, candidate, seed, error)
+        run = describe_run(
+            session,
+            candidate,
+            seed,
+            run_id=make_failure_id(session, candidate.name, seed),
+            weights_digest="",
+            state="failed",
+            rows={},
+            error=one_line(error),
+        )
+        store.save_run(session.store, run)
         return run, facts_of(session, reader, run)
 
 
-def outcome(session: Session, reader: Reader, run: Run) -> Run:
+def outcome(target: MeasuredTask, reader: Reader, run: Run) -> Run:
     """Return a stored run as `compare` ended with it: failed where none of its test rows could be scored."""
     if run.state == "failed":
         return run
     try:
-        _refuse_unanswered(reader.read(run, session.target))
+        _refuse_unanswered(reader.read(run, target))
     except CandidateFailed as error:
         return replace(run, state="failed", rows={}, error=one_line(error))
     return run

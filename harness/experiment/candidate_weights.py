@@ -143,7 +143,7 @@ class _Maker(NamedTuple):
             return
         for place in range(1, track.points + 1):
             self.fit_anew(begun._replace(show_at=place))
-            kept = trials.read_kept_points(self.candidate, begun.folder)
+            kept = trials.read_points_so_far(self.candidate, begun.folder)
             for step, weights in list(kept.items())[-1:]:
                 point = measure_point(self.session, self.candidate, step, weights, self.seed)
                 show_point(*self, begun.folder, point)

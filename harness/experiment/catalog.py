@@ -29,7 +29,9 @@ def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
         UserError: `what` is none of the kinds that can be listed.
     """
     if what in plugins.KINDS:
-        return {name: _purpose(_FOLDER / what / f"{name}.py") for name in plugins.names(what)}
+        files = {name: _FOLDER / what / f"{name}.py" for name in plugins.names(what)}
+        docs = {name: ast.get_docstring(ast.parse(at.read_text("utf-8"))) for name, at in files.items()}
+        return {name: (text or "").partition("\n")[0] for name, text in docs.items()}
     if what == "keys":
         from harness.spec import Experiment
 
@@ -49,11 +51,6 @@ def map_purposes(what: str, suites: Path = Path("suites")) -> dict[str, str]:
     raise UserError(
         Problem("harness ls", repr(what), "something that can be listed", did_you_mean(what, kinds))
     )
-
-
-def _purpose(path: Path) -> str:
-    text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return text.partition("\n")[0]
 
 
 def _keys(model: "type[Spec]", prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -175,11 +175,17 @@ def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
         UserError: no columns clearly ask and answer.
     """
     named = {"prompt": options.prompt, "reference": options.reference}
-    unknown = [_unknown(key, column, first) for key, column in named.items() if column]
+    unknown = [  # a template over columns is read as it is
+        Problem(
+            f"--{key}", f"the column {column!r}", "a column of the rows", did_you_mean(column, first.names)
+        )
+        for key, column in named.items()
+        if column and "{" not in column and column not in first.names
+    ]
     cells: dict[str, ColumnCells] = {}
     for row in first.rows:
         count_cells(cells, row)
-    refuse([*filter(None, unknown), *find_mixed_columns(cells)])
+    refuse([*unknown, *find_mixed_columns(cells)])
     request = Request(Path(), options.files[0], prompt=options.prompt, reference=options.reference)
     columns = first.names - {"id"}
     holds_objects = any(isinstance(row.fields.get(name), dict) for row in first.rows for name in columns)
@@ -204,16 +210,6 @@ def usual_source(first: readers.Rows) -> str | None:
     given = [value for value in values if isinstance(value, str) and value]
     is_few = 2 <= len(set(given)) <= len(given) // _ROWS_A_SOURCE
     return _SOURCE if is_few and 2 * len(given) > len(values) else None
-
-
-def _unknown(key: str, column: str, first: readers.Rows) -> Problem | None:
-    """Refuse a column that none of the first rows has; a template over columns is read as it is."""
-    columns = first.names
-    if "{" in column or column in columns:
-        return None
-    return Problem(
-        f"--{key}", f"the column {column!r}", "a column of the rows", did_you_mean(column, columns)
-    )
 
 
 def _read_first_rows(paths: Sequence[str]) -> readers.Rows:

@@ -31,8 +31,7 @@ from harness.experiment import writers
 from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import pluralize
 from harness.metrics import Metric, normalize
-from harness.prompting import Step
-from harness.records import Example, Limits, Output, fold_text
+from harness.records import Example, Limits, Message, Output, fold_text
 from harness.spec import Fields, Task
 
 _REWRITE = """\
@@ -88,7 +87,7 @@ class _Teacher(NamedTuple):
     def refuse_unusable(self) -> None:
         session, candidate, request = self
         writers.refuse_without_text(session, candidate)
-        refuse_folds(session, "harness data distill", "in which every training row is tested too")
+        refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
         if request.prompts and (request.rewrite or request.min_score is not None):
             option = "--rewrite" if request.rewrite else "--min-score"
             found = "rows whose own answers are not read, by --prompts"
@@ -128,15 +127,17 @@ class _Teacher(NamedTuple):
     def prompts(self, rows: Sequence[SourcedExample]) -> list[writers.PromptRequest]:
         session, candidate, request = self
         step = prompting_step(session, candidate.recipe, session.first_seed)
-        drawn, limits = request.temperature > 0, self.limits
-        return [
-            writers.PromptRequest(
-                _prompt(row.example, request.rewrite, step).messages,
-                limits,
-                seed_of(request.seed, row.example.id, 0) if drawn else None,
-            )
-            for row in rows
-        ]
+        found, limits = [], self.limits
+        for example in (row.example for row in rows):
+            if request.rewrite:
+                texts = {"question": example.question, "answer": example.references[0]}
+                content = _REWRITE.format(instruction=request.rewrite, **texts)
+                messages: tuple[Message, ...] = ({"role": "user", "content": content},)
+            else:
+                messages = step(example).messages
+            seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
+            found.append(writers.PromptRequest(messages, limits, seed))
+        return found
 
 
 def plan_distillation(session: Session, name: str, request: Distillation) -> writers.WriterPlan:
@@ -202,15 +203,6 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     scored = [score for score in scores if score is not None]
     agreement = float(np.mean(scored)) if scored else None
     return DistilledRows(edit, outcomes, spent, agreement, notes)
-
-
-def _prompt(example: Example, instruction: str, step: Step) -> Example:
-    """Return the prompt of a teacher: the question as its recipe puts it, or to rewrite the answer to it."""
-    if not instruction:
-        return step(example)
-    texts = {"question": example.question, "answer": example.references[0]}
-    content = _REWRITE.format(instruction=instruction, **texts)
-    return Example(example.id, ({"role": "user", "content": content},))
 
 
 def _score(metric: Metric, example: Example, text: str) -> float | None:
@@ -290,14 +282,28 @@ def _ask_for_system_texts(
     session: Session, name: str, request: PromptProposal
 ) -> tuple[writers.Writer, list[Example], list[writers.PromptRequest]]:
     """Return the proposer, the training rows that it is shown, and its prompts."""
-    refuse_folds(session, "harness data propose-prompts", "in which every training row is tested too")
+    refuse_folds(session.folds, "harness data propose-prompts", "in which every training row is tested too")
     writer = writers.candidate_writer(session, name, request.max_cost)
     task, rows = session.target.task, session.target.items.train
     if not rows:
         found, step = "no training rows", "train: among its data; no other rows are shown to a proposer"
         raise UserError(Problem(f"task {task.name}", found, "rows that show the questions", step))
     shown = random.Random(f"{request.seed}/proposals").sample(rows, min(request.n_examples, len(rows)))
-    return writer, shown, [_ask_for_system_text(session, shown, request, k) for k in range(request.n)]
+    about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
+    about += [f"Its present system text: {task.system}" if task.system else ""]
+    examples = [
+        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
+    ]
+    limits, requests = Limits(request.max_new_tokens, (), request.temperature), []
+    for k in range(request.n):  # each text begins in another way, and is drawn by a seed of its own
+        content = _ASK.format(
+            task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
+            examples="\n".join(examples),
+            start=_STARTS[k % len(_STARTS)],
+        )
+        seed = seed_of(request.seed, "proposal", k) if request.temperature else None
+        requests.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
+    return writer, shown, requests
 
 
 def propose_prompts(session: Session, name: str, request: PromptProposal) -> ProposedPrompts:
@@ -340,23 +346,3 @@ def recipe_text(made: ProposedPrompts) -> str:
     said = [f"# {key}: {json.dumps(value, ensure_ascii=False)}" for key, value in made.provenance.items()]
     texts = [f"      - {json.dumps(text, ensure_ascii=False)}" for text in made.texts]
     return "\n".join([*said, "candidates:", "  proposed:", "    system:", "      - null", *texts, ""])
-
-
-def _ask_for_system_text(
-    session: Session, shown: Sequence[Example], request: PromptProposal, k: int
-) -> writers.PromptRequest:
-    """Ask for one text; each begins in another way, and is drawn by a seed of its own."""
-    task = session.target.task
-    about = [task.description, f"Its labels: {', '.join(task.labels)}." if task.labels else ""]
-    about += [f"Its present system text: {task.system}" if task.system else ""]
-    examples = [
-        f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
-    ]
-    content = _ASK.format(
-        task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
-        examples="\n".join(examples),
-        start=_STARTS[k % len(_STARTS)],
-    )
-    seed = seed_of(request.seed, "proposal", k) if request.temperature else None
-    limits = Limits(request.max_new_tokens, (), request.temperature)
-    return writers.PromptRequest(({"role": "user", "content": content},), limits, seed)

@@ -25,15 +25,9 @@ from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
-from harness.experiment.journal import TRIES, Journal
-from harness.experiment.plan import Plan, make_plan
+from harness.experiment.plan import TRIES, Journal, Plan, make_plan
 from harness.experiment.preparation import Scope
-from harness.experiment.worker import (
-    PACKAGE,
-    name_assignment,
-    work,
-    write_assignment,
-)
+from harness.experiment.worker import PACKAGE, name_assignment, work, write_assignment
 from harness.formatting import pluralize
 from harness.models.hardware import torch_threads, visible_gpus
 from harness.progress import Advance
@@ -90,7 +84,6 @@ def _start_here(
     if device != "cuda" and policy.workers is None:
         expected = "how many share the processors of this machine"
         raise UserError(Problem("execution.workers", "none, and no GPU", expected, "--workers 2"))
-    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
 
     def start(place: int) -> StartedWorker:
         gpu = {"CUDA_VISIBLE_DEVICES": gpus[place % len(gpus)]} if gpus else {}
@@ -101,7 +94,7 @@ def _start_here(
                 stdin=subprocess.PIPE,
                 stdout=output,
                 stderr=output,
-                env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)} | gpu,
+                env=os.environ | _own_environment(threads) | gpu,
                 start_new_session=True,  # a terminal's interrupt goes to the command, which ends the workers
             )
 
@@ -109,7 +102,8 @@ def _start_here(
             if (code := process.poll()) is None:
                 return None
             process.communicate()
-            return f"exit code {code}: {_last_line(log)}" if code else ""
+            lines = log.read_text("utf-8", "replace").strip().splitlines() if code else []
+            return f"exit code {code}: {(lines or ['it said nothing'])[-1]}" if code else ""
 
         def stop() -> None:
             process.kill()
@@ -120,8 +114,9 @@ def _start_here(
     return Starter(policy.workers or len(gpus), lambda places: list(map(start, places)))
 
 
-def _last_line(log: Path) -> str:
-    return (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
+def _own_environment(threads: int) -> dict[str, str]:
+    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
+    return {"PYTHONPATH": path, "OMP_NUM_THREADS": str(threads)}
 
 
 def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device: str) -> Starter:
@@ -147,16 +142,15 @@ def _start_by_submitit(file: Path, policy: ExecutionPolicy, threads: int, device
     def start(places: Sequence[int]) -> list[StartedWorker]:
         with executor.batch():
             jobs = [executor.submit(work, file) for _ in places]
-        return [StartedWorker(partial(_end_of_job, job), job.cancel) for job in jobs]
+        return [StartedWorker(partial(read_end, job), job.cancel) for job in jobs]
+
+    def read_end(job: Any) -> str | None:
+        if not job.done():
+            return None
+        error = job.exception()
+        return f"job {job.job_id}: {_last_words(error)}" if error else ""
 
     return Starter(policy.workers, start)
-
-
-def _end_of_job(job: Any) -> str | None:
-    if not job.done():
-        return None
-    error = job.exception()
-    return f"job {job.job_id}: {_last_words(error)}" if error else ""
 
 
 def _last_words(error: BaseException) -> str:
@@ -205,8 +199,7 @@ def _connect(address: str, threads: int) -> Any:
     except ImportError:
         raise _missing("ray", "ray") from None
     known = {name: value for name, value in os.environ.items() if name.startswith(_PASSED_ON)}
-    path = os.pathsep.join(filter(None, (str(PACKAGE.parent), os.environ.get("PYTHONPATH"))))
-    variables = known | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": path}
+    variables = known | _own_environment(threads)
     try:
         # A host and port are tried for some seconds: Ray itself waits for minutes.
         at = os.environ.get("RAY_ADDRESS", address) if address == "auto" else address
@@ -268,9 +261,11 @@ def make_on_workers(
     done = all(run and run.state == "done" for run in found)
     if done or policy.executor == "in_process":
         return
-    threads = worker_threads(session)
+    # As written, else the threads of this command, which local workers on its CPUs share.
+    on_cpu = policy.executor == "local" and session.machine.device == "cpu"
+    threads = policy.threads or max(1, torch_threads() // (policy.workers or 1 if on_cpu else 1))
     session.unload()
-    file = name_assignment(session)
+    file = name_assignment(session.store)
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
             plan = plan_of(session, requests, found, starter.size, scope)
@@ -316,7 +311,8 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
             last_words = next(iter(lost.values()), last_words)
             if n_lost >= TRIES * starter.size and not started:
                 found = f"every worker ended {TRIES} times without a result: {last_words}"
-                journal.fail_rest(CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers"))
+                error = CandidateFailed(found, f"{MEMORY_KNOBS}, or fewer workers")
+                journal.failed |= {step: error for step in journal.plan.needs if step not in journal.files}
                 return
             # Where none is lost, what the others left as under way is of one that was.
             places = list(lost) if started or lost else [0]
@@ -325,12 +321,3 @@ def follow(journal: Journal, starter: Starter, advance: Advance) -> None:
     finally:
         for worker in started.values():
             worker.stop()
-
-
-def worker_threads(session: Session) -> int:
-    """Return the threads of a worker: as written, else this command's, which workers on its CPUs share."""
-    policy = session.experiment.execution
-    if policy.threads:
-        return policy.threads
-    n_sharing = policy.workers or 1 if policy.executor == "local" and session.machine.device == "cpu" else 1
-    return max(1, torch_threads() // n_sharing)

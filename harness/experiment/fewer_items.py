@@ -16,7 +16,7 @@ from harness.analysis.verdict import Verdict, is_relative, margin_share
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version
-from harness.evaluation.sampling import ItemStrata, SamplingPlan
+from harness.evaluation.sampling import ItemStrata
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.judged_runs import InterimVerdict, judge_runs
@@ -121,8 +121,31 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
         return []
     full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
     plan = sampling.plan(pools, full, _margin(session, rows, pools), session.experiment.gate.alpha)
-    orders = {name: _order(session, name, pool, plan) for name, pool in pools.items()}
-    return [_interim_analysis(session, plan, pools, orders, k) for k in range(len(plan.alphas))]
+    seeds = {name: [name, session.source.weights_digest, session.first_seed] for name in pools}
+    orders = {
+        name: sampling.order_items(pool, plan.drawn[name], int(digest(seeds[name]), 16))
+        for name, pool in pools.items()
+    }
+    whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
+    n_all, analyses = count(sum(pool.n for pool in pools.values())), []
+    for k, alpha in enumerate(plan.alphas):
+        suites = tuple(
+            _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
+            if m.task.name in pools
+            else m
+            for m in session.suites
+        )
+        name = f"interim analysis {k + 1} of {len(plan.alphas)}"
+        said = (
+            f"fewer items: {count(sum(plan.n(task, k) for task in pools))} of {n_all} items of "
+            f"{', '.join(pools)} were evaluated, sampled by the base's answers; {name}, judged at alpha "
+            f"{alpha:.2g}, as are its intervals"
+        )
+        weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
+        versions = {task: whole[task] for task in weights}
+        record = SamplingRecord(name, alpha, session.experiment.gate.alpha, weights, versions)
+        analyses.append(InterimAnalysis(suites, said, record))
+    return analyses
 
 
 def narrow(session: Session, analysis: InterimAnalysis) -> None:
@@ -169,37 +192,6 @@ def _margin(
         scores = [of[0] for of in parts if of is not None]
         skills.append(sum(scores) / len(scores) - m.task.chance)
     return margin_share(margin) * max(sum(skills) / len(skills), _LEAST_SKILL)
-
-
-def _order(session: Session, name: str, pool: ItemStrata, plan: SamplingPlan) -> tuple[str, ...]:
-    seed = int(digest([name, session.source.weights_digest, session.first_seed]), 16)
-    return sampling.order_items(pool, plan.drawn[name], seed)
-
-
-def _interim_analysis(
-    session: Session,
-    plan: SamplingPlan,
-    pools: Mapping[str, ItemStrata],
-    orders: Mapping[str, tuple[str, ...]],
-    k: int,
-) -> InterimAnalysis:
-    suites = tuple(
-        _sample_task(m, pools[m.task.name], plan.drawn[m.task.name][k], orders[m.task.name])
-        if m.task.name in pools
-        else m
-        for m in session.suites
-    )
-    evaluated = sum(plan.n(name, k) for name in pools)
-    of = f"{count(evaluated)} of {count(sum(pool.n for pool in pools.values()))} items of {', '.join(pools)}"
-    name = f"interim analysis {k + 1} of {len(plan.alphas)}"
-    judged = f"{name}, judged at alpha {plan.alphas[k]:.2g}, as are its intervals"
-    said = f"fewer items: {of} were evaluated, sampled by the base's answers; {judged}"
-    weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
-    whole = {m.task.name: rows_version(m.task, m.versions["test"]) for m in session.suites}
-    versions = {task: whole[task] for task in weights}
-    gate_alpha = session.experiment.gate.alpha
-    record = SamplingRecord(name, plan.alphas[k], gate_alpha, weights, versions)
-    return InterimAnalysis(suites, said, record)
 
 
 def _sample_task(

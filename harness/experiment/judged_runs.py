@@ -1,21 +1,30 @@
 """Analysis of finished runs into a report: comparisons, verdicts, the decision, single items, and notes.
 
-Invariant: reads rows from the store and computes nothing that needs a model.
+Invariant: reads rows from the store and computes nothing that needs a model. A recipe's seeds are compared
+together as well as each for itself, and of these only the variances are kept. What is best on one of more
+targets was chosen on that target's validation rows.
 """
 
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from harness import plugins
+from harness.analysis import comparison
 from harness.analysis import decision as decide
+from harness.analysis.ablation import Means, Pair, ablations, training_sets
+from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned
+from harness.analysis.candidate_facts import CandidateFacts, ItemVariances, best_untrained, is_fine_tuned
 from harness.analysis.economics import index_sentences
+from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
-from harness.analysis.seeds import family_of, place_in_family, summarize_seeds
+from harness.analysis.macro import macro_between
+from harness.analysis.ranking import RecipeDifference, compare_recipes
+from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
-from harness.analysis.target_scores import LearningCurve, trivial_baseline
+from harness.analysis.target_scores import LearningCurve, TargetScore, trivial_baseline
 from harness.analysis.verdict import (
     TaskComparison,
     Verdict,
@@ -28,27 +37,22 @@ from harness.analysis.verdict import (
 )
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session
-from harness.experiment import target_comparisons as against
-from harness.experiment.gate_run import judge_stored_run, measure
+from harness.experiment.gate_run import judge_stored_run, measure, measure_over
 from harness.experiment.run_remarks import count_rows
-from harness.experiment.stored_rows import (
-    Facts,
-    Reader,
-    Rows,
-    Runs,
+from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
+from harness.experiment.study import (
+    Study,
+    calibrations,
+    correct_reached,
+    describe_reached,
+    is_target_only,
+    judge_labels,
+    study_session,
 )
-from harness.experiment.study import Study, calibrations, describe_reached, is_target_only, study_session
-from harness.experiment.target_comparisons import add_more_targets
-from harness.experiment.target_facts import add_wins, answers_on_target
+from harness.experiment.target_facts import add_wins, answers_on_target, compare_on, find_prompt, is_answered
 from harness.records import Run, has_closed_labels
-from harness.report import (
-    AttributionStep,
-    ExperimentReport,
-    ShownItem,
-    origin,
-    show_items,
-)
-from harness.spec import GatePolicy
+from harness.report import AttributionStep, ExperimentReport, ShownItem, origin, show_items
+from harness.spec import GatePolicy, Task
 
 
 class InterimVerdict(NamedTuple):
@@ -83,7 +87,7 @@ def judge_runs(session: Session, reader: Reader, runs: Runs) -> RunVerdicts:
     """
     reader.prepare(digest for run in runs for digest in run.rows.values())
     reached, study = describe_reached(session, reader, runs), study_session(session, reader)
-    compared = against.add_comparisons(study, runs, reached)
+    compared = add_comparisons(study, runs, reached)
     compared = add_wins(study, runs, compared)
     facts = add_more_targets(study, runs, compared)
     # A baseline is what others are to beat: what it lacks of the base's abilities is not judged.
@@ -134,6 +138,8 @@ def judge_and_decide(
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
     again = {f.name: n_drawn_again(session, recipes[f.name]) for f in judged if f.n_train}
+    in_file = {name: at for at, name in enumerate(recipes)}
+    ordered, comparers = sorted(judged, key=lambda f: in_file[f.name]), _comparers(of_runs.study, runs)
     curve = curve_of(judged)
     closed_labels = has_closed_labels(session.target.items.test)
     has_documents = bool(session.target.items.documents)
@@ -177,13 +183,18 @@ def judge_and_decide(
         one_half={t.task.name: t.half.why for run in tasks.values() for t in run if t.half},
         steps={f.label: steps[f.run_id] for f in judged if steps.get(f.run_id)},
         seeds=summarize_seeds(judged),
-        ablations=against.compare_grids(of_runs.study, runs, judged),
-        training_sets=against.compare_training_sets(of_runs.study, runs, judged, again),
+        ablations=ablations(ordered, *comparers),
+        training_sets=training_sets(ordered, recipes, session.experiment.decide, again, *comparers),
         curve=curve,
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
-        margins=_margins(tasks.values(), policy),
+        margins={
+            t.task.name: margin_of(t, policy)
+            for run in tasks.values()
+            for t in run
+            if is_in_macro(t) or is_safety(t, policy)
+        },
         answers=find_answers(session, reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,
@@ -207,7 +218,7 @@ def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple
     done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
     served_as = {n: f"{c.served_base.quantization.upper()} base" for n, c in session.candidates.items()}
     return {
-        run.run_id: against.steps_of(study, run, done, tasks[run.run_id], served_as[run.candidate])
+        run.run_id: steps_of(study, run, done, tasks[run.run_id], served_as[run.candidate])
         for run in done
         if plugins.method(run.method).tunes
     }
@@ -228,15 +239,6 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
         and not {t.task.name, t.suite} & set(policy.critical)
     }
     return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
-
-
-def _margins(runs: Iterable[Sequence[TaskComparison]], policy: GatePolicy) -> dict[str, float]:
-    return {
-        t.task.name: margin_of(t, policy)
-        for tasks in runs
-        for t in tasks
-        if is_in_macro(t) or is_safety(t, policy)
-    }
 
 
 def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdicts) -> tuple[ShownItem, ...]:
@@ -279,3 +281,147 @@ def describe_diversity(runs: Runs, judged: RunVerdicts) -> dict[str, tuple[Answe
                 found.append(replace(of, collapsed=False) if of and m.role == "safety" else of)
         out[f.label] = tuple(filter(None, found))
     return {label: found for label, found in out.items() if found}
+
+
+def add_comparisons(
+    study: Study, runs: Runs, facts: Facts, target: Task | None = None
+) -> list[CandidateFacts]:
+    """Add the paired differences on a target to the best untrained candidate and to the plain prompt.
+
+    Where a recipe has several seeds, every run of it gets the variances of their mean over the items too, but
+    of a judge's grades that people's labels correct: those vary by more than the items.
+    """
+    task = target or study.target
+    metric = study.primary(task)
+    labels = judge_labels(study.store, task, metric.name)
+    best = best_untrained(facts)
+    by_name = {run.candidate: run for run in runs if run.state == "done"}
+
+    def against(run: Run, other: Run | None) -> Comparison | None:
+        if other is None or run.state == "failed" or run.run_id == other.run_id:
+            return None
+        return compare_on(study, run, other, task)
+
+    def over_items(seeds: Runs, *others: Run | None) -> ItemVariances | None:
+        of = [study.rows.cut(run, task) for run in seeds]
+        rows = [study.rows.cut(other, task) if other else None for other in others]
+        return item_variances(metric, of, *rows) if len(of) > 1 and not labels else None
+
+    done = list(by_name.values())
+    others = {r.run_id: (by_name.get(best or ""), find_prompt(study, done, r)) for r in runs}
+    seeds: dict[str, list[Run]] = {}
+    for run in (run for run in runs if run.state == "done"):
+        seeds.setdefault(run.candidate, []).append(run)
+    found = {name: over_items(of, *others[of[0].run_id]) for name, of in seeds.items()}
+    return [
+        replace(
+            f,
+            vs_untrained=against(run, others[run.run_id][0]),
+            vs_prompt=against(run, others[run.run_id][1]),
+            over_items=found.get(run.candidate) if run.state == "done" else None,
+        )
+        for f, run in zip(facts, runs, strict=True)
+    ]
+
+
+def _comparers(study: Study, runs: Runs) -> tuple[Pair, Means]:
+    """Return how two runs, and two recipes over their seeds, are compared on the target."""
+    target, by_id = study.target, {run.run_id: run for run in runs}
+    metric = study.primary(target)
+    labels = judge_labels(study.store, target, metric.name)
+
+    def rows(of: Facts) -> list[Rows]:
+        return [study.rows.cut(by_id[f.run_id], target) for f in of]
+
+    def pair(old: CandidateFacts, new: CandidateFacts) -> Comparison | None:
+        return compare_on(study, by_id[new.run_id], by_id[old.run_id])
+
+    def means(old: Facts, new: Facts) -> RecipeDifference | None:
+        pairs = [pair(a, b) for a in old for b in new]
+        if labels or any(c is None or c.refused for c in pairs):  # a correction varies by more than the items
+            return average_pairs(pairs)
+        return compare_recipes(metric, rows(old), rows(new))
+
+    return pair, means
+
+
+def steps_of(
+    study: Study, run: Run, runs: Iterable[Run], tasks: Sequence[TaskComparison], served_as: str
+) -> tuple[AttributionStep, ...]:
+    """List the steps from the base to a run: over its quantised base, and from the run it starts from.
+
+    `tasks` are the run's comparisons with the base, which say what counts; `served_as` names the served base.
+    """
+    step = partial(_step, study, [t for t in tasks if is_in_macro(t)])
+    out, measured = [], measure(study, run)
+    over = measure_over(study, run, run.served_digest) if run.served_digest else []
+    if over:
+        served = {m.task.name: m.base for m in over}
+        before = [m._replace(new=served[m.task.name]) for m in measured if m.task.name in served]
+        out += [
+            step("quantisation", served_as, "base", before),
+            step("training", run.candidate, served_as, over),
+        ]
+    recipes = study.experiment.candidates
+    recipe = recipes[run.candidate]
+    init = recipes[recipe.weights_of or run.candidate].init_from
+    made = [r for r in runs if r.candidate == init and r.state == "done"]
+    if parent := next((r for r in made if r.seed == run.seed), made[0] if made else None):
+        old = {m.task.name: m.new for m in measure(study, parent)}
+        both = [m._replace(base=old[m.task.name]) for m in measured if m.task.name in old]
+        target = compare_on(study, run, parent)
+        method = plugins.method(run.method)
+        change = "more training" if method.trains else "a change of the adapter"
+        if run.training.n_pairs is not None:
+            change = "training on pairs"
+        elif method.interpolates:
+            change = "scaling"
+        out.append(step(change, run.candidate, parent.candidate, both, target))
+    return tuple(out)
+
+
+def _step(
+    study: Study,
+    counting: Sequence[TaskComparison],
+    what: str,
+    new: str,
+    base: str,
+    measured: Sequence[Measurement],
+    on_target: Comparison | None = None,
+) -> AttributionStep:
+    """Compare two arms as a verdict does; `counting` are the tasks of the run's own one."""
+    alpha = study.experiment.gate.alpha
+    compared = {m.task.name: found for m in measured if (found := compare_task(m, alpha))}
+    measured = [m for m in measured if m.task.name in compared]
+    macro = macro_between(measured, compared, counting, study.seed)
+    return AttributionStep(what, new, base, macro, tuple(compared.values()), on_target)
+
+
+def add_more_targets(study: Study, runs: Runs, facts: Facts) -> list[CandidateFacts]:
+    """Add what the runs reached on more targets; as they are where there are none."""
+    found: dict[str, tuple[TargetScore, ...]] = {}
+    for task in study.experiment.more_targets:
+        for run_id, score in _scores(study, runs, facts, task).items():
+            found[run_id] = (*found.get(run_id, ()), score)
+    return [replace(f, more_targets=found.get(f.run_id, ())) for f in facts]
+
+
+def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, TargetScore]:
+    """Map runs to their scores on one of them; a run of which no answer could be scored has none."""
+    metric, answered, own = study.primary(task), list[Run](), list[CandidateFacts]()
+    labels = judge_labels(study.store, task, metric.name)
+    for run, f in zip(runs, facts, strict=True):
+        if is_answered(study, run, task):
+            rows, validation = study.rows.with_drawn(run, task), None
+            if f"{task.name}/validation" in run.rows:
+                validation = comparison.estimate(metric, study.rows.cut(run, task, "validation")).score
+            there = replace(f, target=comparison.estimate(metric, rows), validation=validation)
+            answered.append(run)
+            own.append(correct_reached(metric, there, rows, labels))
+    compared = add_comparisons(study, answered, own, task)
+    best = best_untrained(compared)
+    return {
+        f.run_id: TargetScore(task.name, metric.name, f.target, best, f.vs_untrained, f.vs_prompt)
+        for f in compared
+        if f.target is not None
+    }

@@ -5,7 +5,7 @@ again, because what a curve says is of the target. Each point is measured by the
 and found again where it is stored.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from harness.analysis.candidate_facts import best_trained, strongest
@@ -13,7 +13,7 @@ from harness.analysis.target_scores import LearningCurve, TrainingSize, learning
 from harness.data import part_of
 from harness.errors import HarnessError, Problem, UserError
 from harness.evaluation.candidate_rows import training_data
-from harness.evaluation.candidates import base_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
 from harness.evaluation.session import MeasuredTask, Session, join_items
@@ -30,8 +30,8 @@ _LEAST = 8  # rows in the smallest part
 
 def refuse_curve(session: Session, selected: Iterable[str]) -> None:
     """Refuse a learning curve that no selected candidate could have."""
-    refuse_folds(session, "--learning-curve", "where a part of all rows would be tested on itself")
-    trained = _find_trained(session, selected)
+    refuse_folds(session.folds, "--learning-curve", "where a part of all rows would be tested on itself")
+    trained = _find_trained(session.candidates, selected)
     if not trained:
         expected, step = "a candidate that is trained here", "add one, or leave --learning-curve out"
         raise UserError(Problem("--learning-curve", "no fine-tune among the candidates", expected, step))
@@ -43,7 +43,7 @@ def refuse_curve(session: Session, selected: Iterable[str]) -> None:
 def estimate_curve_work(session: Session, selected: Iterable[str]) -> Work:
     """Estimate the curve of the fine-tune that takes longest; which one it will be, validation says."""
     works, n = [], len(SHARES)
-    for candidate in (session.candidates[name] for name in _find_trained(session, selected)):
+    for candidate in (session.candidates[name] for name in _find_trained(session.candidates, selected)):
         trains = fit_work(session, candidate.source, session.first_seed)
         evaluation = total_work(target_sets(session, candidate.recipe, base_weights(session.source), 0))
         once = Work(*(round(sum(SHARES) * amount) for amount in trains))._replace(fits=n)
@@ -66,7 +66,7 @@ def make_curve(session: Session, runs: Runs, facts: Facts) -> None:
 
 def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts) -> LearningCurve | None:
     """Fit the curve of stored parts; None where they were not made, or are fewer than four sizes."""
-    name = _curve_candidate(session, facts)
+    name = _curve_candidate(session.candidates, facts)
     known = f"{session.experiment.name}-{name}@"
     if name is None or not any(path.name.startswith(known) for path in session.store.folder.glob("*@*")):
         return None
@@ -93,7 +93,7 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
 
     One after the other, so that each goes on with the base that is in memory.
     """
-    name = _curve_candidate(session, facts)
+    name = _curve_candidate(session.candidates, facts)
     if name is None or _n_rows(session, name) * SHARES[0] < _LEAST:
         return
     whole = next(r for r in runs if r.candidate == name and r.state == "done")
@@ -102,16 +102,16 @@ def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session
     candidates[source] = settle_sweep(candidates[source], whole)
     last = session
     for share in SHARES:
-        target = _share_of(session, session.target, share)._replace(judged=session.target.judged)
-        training = {key: _share_of(session, of, share) for key, of in session.training.items()}
+        target = _share_of(session.target, share, session.first_seed)._replace(judged=session.target.judged)
+        training = {key: _share_of(of, share, session.first_seed) for key, of in session.training.items()}
         here = replace(last, target=target, training=training, suites=(), more_targets=())
         part = f"{name}@{_n_rows(here, name)}"
         last = here.with_candidates({**candidates, part: candidates[name]})
         yield last, RunRequest(last.candidates[part], session.first_seed)
 
 
-def _share_of(session: Session, of: MeasuredTask, share: float) -> MeasuredTask:
-    return join_items(of.task, of.role, of.suite, part_of(of.items, share, session.first_seed))
+def _share_of(whole: MeasuredTask, share: float, seed: int) -> MeasuredTask:
+    return join_items(whole.task, whole.role, whole.suite, part_of(whole.items, share, seed))
 
 
 def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
@@ -120,10 +120,10 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
     return recipe.with_params(chosen)
 
 
-def _curve_candidate(session: Session, facts: Facts) -> str | None:
+def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) -> str | None:
     name = best_trained(facts) or strongest(facts)
-    return name if name and _find_trained(session, [name]) else None
+    return name if name and _find_trained(candidates, [name]) else None
 
 
-def _find_trained(session: Session, selected: Iterable[str]) -> list[str]:
-    return [name for name in selected if session.candidates[name].method.trains]
+def _find_trained(candidates: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[str]:
+    return [name for name in selected if candidates[name].method.trains]

@@ -16,16 +16,15 @@ from harness.evaluation import prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.row_sets import RowSet, prompting_step
 from harness.evaluation.runner import open_weights
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_candidate import row_sets
 from harness.models import encode_all
-from harness.models.hub import load_tokenizer
+from harness.models.hub import ModelSource, load_tokenizer
 from harness.prompting import Step
 from harness.records import Example, Message, Run, SampleResult, canonical_json, digest, has_closed_labels
 from harness.report import ExperimentReport, KeptReport, ShownItem, ShownPrompt, excerpt
 from harness.spec import Recipe
-from harness.store import Store
 from harness.training import Weights
 
 _QUESTION = "question"  # the id of one that is not an item
@@ -69,14 +68,14 @@ def ask(session: Session, name: str, text: str = "", item: str = "") -> OneAnswe
         step = f"harness compare --candidates {name}, which makes them"
         raise UserError(Problem(f"candidate {name}", f"no {what}", "what an answer needs", step))
     sets = row_sets(session, candidate, weights, seed)
-    rows, example = _find_item(sets, item) if item else (sets[1], _question(session, candidate, text))
+    rows, example = _find_item(sets, item) if item else (sets[1], _question(session.target, candidate, text))
     prompted = _prompting(session, candidate.recipe, seed, rows)(example)
     job = rows.answers.job(examples=(prompted,))
     if not item:
         job = replace(job, metrics={})
     with open_weights(session, weights) as model:
         (row,) = rows.measured.evaluate(model, job, 0, rows.measured.encode(model, job, 0))
-    (prompt,) = _sent(session, weights, rows, [prompted])
+    (prompt,) = _sent(session.source, weights, rows, [prompted])
     return OneAnswer(prompt, row, bool(item))
 
 
@@ -104,7 +103,7 @@ def find_sent_prompts(session: Session, run: Run, task: str, items: Collection[s
         raise CandidateFailed(f"{task} has no item {absent[0]} now")
     put = _prompting(session, recipe, run.seed, rows)
     return dict(
-        zip(items, _sent(session, weights, rows, [put(examples[item]) for item in items]), strict=True)
+        zip(items, _sent(session.source, weights, rows, [put(examples[item]) for item in items]), strict=True)
     )
 
 
@@ -147,8 +146,14 @@ def _add_to_task(
     task, ids = items[0].task, [one.item for one in items[:_ITEMS]]
     made = {(item, sent): prompt for (of, item, sent), prompt in known.items() if of == task}
     columns_of: dict[tuple[str, str], list[str]] = {}
+    key = f"{task}/test"
     for column in items[0].answers:
-        run, rows_digest = _find_run(session.store, runs, column, f"{task}/test")
+        run = next((run for label, run in runs.items() if f"{column}, ".startswith(f"{label}, ")), None)
+        if run:
+            rows_digest = run.rows.get(key, "")
+        else:  # the base, whose rows a run on it names
+            of_base = (store.digest_of_base(session.store, other, key) for other in runs.values())
+            rows_digest = next(filter(None, of_base), "")
         rows = store.read_samples(session.store, rows_digest, ids) if rows_digest else {}
         lacking = [item for item, row in rows.items() if (item, row.prompt_digest) not in made]
         with suppress(HarnessError, ImportError, OSError, ValueError, LookupError):
@@ -169,14 +174,6 @@ def _add_to_task(
     return [replace(one, prompts=tuple(prompts.get(one.item, ()))) for one in items]
 
 
-def _find_run(at: Store, runs: Mapping[str, Run], column: str, key: str) -> tuple[Run | None, str]:
-    """Find a run of a column and its row set; of the base the row set alone, by a run on it."""
-    own = next((run for label, run in runs.items() if f"{column}, ".startswith(f"{label}, ")), None)
-    if own is not None:
-        return own, own.rows.get(key, "")
-    return None, next(filter(None, (store.digest_of_base(at, run, key) for run in runs.values())), "")
-
-
 def _find_item(sets: Sequence[RowSet], wanted: str) -> tuple[RowSet, Example]:
     """Find an item by its id, or by TASK/ID where several tasks have one of that id."""
     found = [
@@ -193,9 +190,9 @@ def _find_item(sets: Sequence[RowSet], wanted: str) -> tuple[RowSet, Example]:
     raise UserError(Problem(f"--item {wanted}", f"{len(found)} such items", "one of an evaluated task", step))
 
 
-def _question(session: Session, candidate: ResolvedCandidate, text: str) -> Example:
+def _question(target: MeasuredTask, candidate: ResolvedCandidate, text: str) -> Example:
     """Make a question of a text; one that is answered by a rank has the target's labels as choices."""
-    items = session.target.items.test
+    items = target.items.test
     choices = items[0].choices if has_closed_labels(items) else ()
     if candidate.recipe.answer == "rank" and not choices:
         found, step = "a text, and an answer that is chosen among each item's choices", "--item ID"
@@ -215,10 +212,10 @@ def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Ste
 _load_tokenizer_once = lru_cache(maxsize=1)(load_tokenizer)
 
 
-def _sent(session: Session, weights: Weights, rows: RowSet, examples: Sequence[Example]) -> list[SentPrompt]:
+def _sent(base: ModelSource, weights: Weights, rows: RowSet, examples: Sequence[Example]) -> list[SentPrompt]:
     """Write prompts as the weights are sent them: a text, messages as JSON, or the text of their tokens."""
     if weights.is_language_model and weights.kind != "chat":
-        tokenizer = _load_tokenizer_once(weights.source or session.source)
+        tokenizer = _load_tokenizer_once(weights.source or base)
         prompts = [prompt_text(rows.measured.task, example) for example in examples]
         tokens = [one.context for one in encode_all(tokenizer, prompts)]
         texts = [str(tokenizer.decode(list(ids), clean_up_tokenization_spaces=False)) for ids in tokens]

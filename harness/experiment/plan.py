@@ -1,34 +1,35 @@
-"""Plan of a comparison: its steps, which of them each one waits for, and the work that candidates are.
+"""Plan of a comparison: its steps, which of them each one waits for, and the journal of what became of them.
 
-Invariant: pure and cheap, no file is read for it. A step says what is to be there, so one that is run again
-computes nothing twice. Work that candidates share (a base's suites, weights) counts with the first of them.
+Invariant: a plan is pure and cheap, no file is read for it. A step says what is to be there, so one that is
+run again computes nothing twice. A line of the journal, a file that all workers see, is appended under a
+lock, counts once it is whole, and never changes. What waits for a failed step fails with it. What a worker
+made is waited for before anybody looks for it, for a network file system may remember for a while that a file
+is not there, and so it is never made twice.
+Source: nfs(5), *Directory entry caching*: `acdirmax`, 60 s unless the mount says otherwise.
 """
 
+import json
+import os
+import time
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Collection, Sequence
+from contextlib import suppress
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from harness.errors import CandidateFailed
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.costs import Work, times
-from harness.evaluation.row_sets import (
-    RowSet,
-    RunRequest,
-    list_further_sets,
-    suite_sets,
-    target_sets,
-    total_work,
-    work_of,
-)
+from harness.evaluation.row_sets import RowSet, RunRequest, list_further_sets, target_sets
 from harness.evaluation.session import Session
-from harness.evaluation.timing import n_timed
-from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.stored_rows import fold_sessions, is_cross_validated, is_measured
-from harness.experiment.training_fit import fit_work
-from harness.experiment.validation_scores import estimate_tracking
+from harness.experiment.stored_rows import is_cross_validated
 from harness.formatting import count
 from harness.models.hub import ModelSource
-from harness.records import Run
 from harness.spec import Recipe
+from harness.training.worker import decode_error
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 
 class Step(NamedTuple):
@@ -72,7 +73,7 @@ def make_plan(
     for one in requests:
         chooses = any(recipe.tried for recipe in one.candidate.lineage.values())
         apart = one.candidate.is_remote or bool(one.candidate.choosers)
-        apart = apart or is_cross_validated(session, one.candidate)
+        apart = apart or is_cross_validated(session.folds, one.candidate)
         if not (apart or (chooses and (needs_judge or not answers))):
             shared.append(one)
     plan = Plan({}, {})
@@ -158,90 +159,6 @@ class _Planner(NamedTuple):
 
 
 BASE_ARM = "capability suite of the base"
-TIMED_AGAIN = "single requests of the best"
-
-
-def estimate_work(
-    session: Session,
-    selected: Collection[str],
-    *,
-    smoke: bool = False,
-    found: Sequence[Run | None] | None = None,
-) -> dict[str, Work]:
-    """Estimate what each selected candidate trains, reads and generates, as if nothing were there yet.
-
-    Where the stored runs were `found`, only what is missing beside them counts. In a `smoke` run no more
-    requests are timed of what is best.
-    """
-    done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
-    candidates = [session.candidates[name] for name in selected]
-    suites = total_work(suite_sets(session, base_weights(session.source)))
-    n_control = min(session.experiment.gate.control_blocks, suites.blocks)
-    share = n_control / max(1, suites.blocks)
-    control = Work(
-        read=round(share * suites.read), generated=round(share * suites.generated), blocks=n_control
-    )
-    arm = suites + control + Work(opened=1)
-    bases = list_measured_bases(candidates) if session.suites else ()
-    missing = [source for source in bases if found is None or not is_measured(session, source)]
-    out = {arm_label(session, source): arm for source in missing}
-    made: set[str] = set()
-    judged: set[tuple[str, str]] = set()
-    for candidate in candidates:
-        makes = [at for at in candidate.lineage if at not in made]
-        made.update(makes)
-        seeds = [seed for seed in candidate.seeds if (candidate.name, seed) not in done]
-        weights = (candidate.source_name, candidate.served_base.weights_digest)
-        gated = candidate.method.tunes and not candidate.is_target_only and weights not in judged
-        once = _evaluation_work(session, candidate) + (suites if gated else Work())
-        judged.add(weights)
-        if seeds:
-            making = making_work(session, makes, seeds, from_nothing=found is None)
-            out[candidate.name] = times(once, len(seeds)) + making
-    if not smoke and any(candidate.name in out for candidate in candidates):
-        # The best untrained candidate and the best fine-tune are timed again.
-        local = (one for one in candidates if one.method.makes_language_model and not one.is_remote)
-        n_best = len({one.method.tunes for one in local})
-        n_requests = n_best * n_timed(len(session.target.items.validation), best=True)
-        if n_requests:
-            out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
-    return out
-
-
-def making_work(
-    session: Session, makes: Collection[str], seeds: Sequence[int], *, from_nothing: bool
-) -> Work:
-    """Estimate the trials and fits of some candidates, of each seed and fold whose weights are not stored.
-
-    Each trial of a sweep answers the validation rows as well.
-    """
-    total = Work()
-    for one in (session, *fold_sessions(session)):
-        for made in (one.candidates[name] for name in makes):
-            may_be_stored = made.method.trains and not from_nothing
-            lacking = [
-                seed for seed in seeds if not may_be_stored or find_stored_weights(one, made, seed) is None
-            ]
-            if not lacking:
-                continue
-            fits = [fit_work(one, trial.source, one.first_seed) for trial in made.trials]
-            if made.source.tried:
-                validation = target_sets(one, made.source, base_weights(one.source), 0)[0]
-                fits += [work_of(validation.job()) + Work(opened=1)] * (len(made.trials) - 1)
-            total += times(sum(fits, estimate_tracking(one, made.source)), len(lacking))
-    return total
-
-
-def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
-    """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
-
-    An endpoint takes no time here.
-    """
-    candidates = session.candidates.values()
-    remote = {candidate.name for candidate in candidates if candidate.is_remote}
-    bases = {candidate.name: candidate.base for candidate in candidates}
-    bases |= {arm_label(session, source): source for source in list_measured_bases(candidates)}
-    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
 
 
 def list_measured_bases(candidates: Collection[ResolvedCandidate]) -> list[ModelSource]:
@@ -250,9 +167,9 @@ def list_measured_bases(candidates: Collection[ResolvedCandidate]) -> list[Model
     return list(dict.fromkeys([*(c.base for c in gated), *(c.served_base for c in gated)]))
 
 
-def arm_label(session: Session, source: ModelSource) -> str:
-    """Name the measurement of a base on the capability suite."""
-    other = "" if source.name == session.experiment.base_model else f" {source.name}"
+def arm_label(base_model: str, source: ModelSource) -> str:
+    """Name the measurement of a base on the capability suite; `base_model` is the experiment's own."""
+    other = "" if source.name == base_model else f" {source.name}"
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
 
 
@@ -262,10 +179,178 @@ def list_answered_sets(session: Session, recipe: Recipe) -> list[RowSet]:
     return [*target_sets(session, recipe, weights, 0), *list_further_sets(session, recipe, weights, 0)]
 
 
-def _evaluation_work(session: Session, candidate: ResolvedCandidate) -> Work:
-    if not candidate.method.makes_language_model:
-        return Work(runs=1)
-    answers = total_work(list_answered_sets(session, candidate.recipe))
-    n_opened = 1 + len(session.folds) * is_cross_validated(session, candidate)
-    n_requests = n_timed(len(session.target.items.validation))
-    return answers + Work(opened=n_opened, requests=n_requests, runs=1)
+TRIES = 3  # of a step whose workers are killed
+PATIENCE_S = 90.0
+_FIRST_WAIT_S, _LONGEST_WAIT_S = 0.02, 1.0
+
+
+class Outcome(NamedTuple):
+    """Outcome of a step: the id of a control arm, or an error as `training.worker.decode_error` reads it.
+
+    `files` are those of the store that others need and that are complete now, relative to its folder.
+    """
+
+    value: str = ""
+    error: tuple[str, list[Any]] | None = None
+    files: tuple[str, ...] = ()
+
+
+class Journal:
+    """State of a plan, as read last.
+
+    `ready` are the steps that wait for nothing more, in the plan's order. `outcomes` are of the steps that
+    ended, and `failed` also holds what waited for one that failed. `n_begun` counts how often a step was
+    begun without an outcome; `passed_over` are searches whose lost trial was noted as a failed one. `refusal`
+    is bad input, which no step would escape. `files` maps a step that ended to what it and its needs left.
+    """
+
+    def __init__(self, file: Path, plan: Plan) -> None:
+        self.plan, self.file, self._n_read = plan, file, 0
+        self._steps = list(plan.needs)
+        self._places = {step: place for place, step in enumerate(self._steps)}
+        self.outcomes: dict[Step, Outcome] = {}
+        self.failed: dict[Step, Exception] = {}
+        self.files: dict[Step, tuple[str, ...]] = {}
+        self.ready: dict[Step, None] = {}
+        self.n_begun: Counter[Step] = Counter()
+        self.passed_over: set[Step] = set()
+        self.refusal: Exception | None = None
+        self._order = TopologicalSorter(plan.needs)
+        self._order.prepare()
+        self.read()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing is left to make."""
+        return self.refusal is not None or not self._order.is_active()
+
+    @property
+    def is_under_way(self) -> bool:
+        """Whether no step is left that waits for another one."""
+        return len(self.files) + len(self.ready) == len(self._steps)
+
+    @property
+    def controls(self) -> dict[str, str]:
+        """The control arms that were measured, by base."""
+        made = (item for item in self.outcomes.items() if item[0].kind == "control")
+        return {step.name: outcome.value for step, outcome in made if outcome.error is None}
+
+    def read(self) -> None:
+        """Read the whole lines that were appended since; one that was cut short by a kill is skipped."""
+        whole, ended, entries = b"", [], list[Any]()
+        if self.file.exists():
+            with self.file.open("rb") as file:
+                file.seek(self._n_read)
+                lines, newline, _ = file.read().rpartition(b"\n")
+            self._n_read += len(lines) + len(newline)
+            whole = lines
+        for line in whole.splitlines():
+            with suppress(ValueError):
+                entries.append(json.loads(line))
+        for kind, *content in entries:
+            if kind == "refused":
+                self.refusal = decode_error(*content)
+                continue
+            step = self._steps[content[0]]
+            if kind == "begun":
+                self.n_begun[step] += 1
+            elif kind == "passed over":
+                self.n_begun[step] = 0
+                self.passed_over.add(step)
+            else:
+                self.outcomes[step] = Outcome(*content[1:])
+                ended.append(step)
+        self._settle([step for step in ended if step in self.ready])
+
+    def _settle(self, ended: list[Step]) -> None:
+        """Let go on what waited for steps that ended; what waits for a failed one ends with it."""
+        while True:
+            for step in ended:
+                self.ready.pop(step)
+                self._order.done(step)
+                needs = self.plan.needs[step]
+                outcome = self.outcomes.get(step, Outcome())
+                if outcome.error:
+                    self.failed[step] = decode_error(*outcome.error)
+                elif error := next((self.failed[need] for need in needs if need in self.failed), None):
+                    self.failed[step] = error
+                before = (name for need in needs for name in self.files[need])
+                self.files[step] = tuple(dict.fromkeys((*before, *outcome.files)))
+            fresh = self._order.get_ready() if self._order.is_active() else ()
+            self.ready.update(dict.fromkeys(fresh))
+            ended = [
+                step
+                for step in fresh
+                if step in self.outcomes or any(need in self.failed for need in self.plan.needs[step])
+            ]
+            if not ended:
+                return
+
+    def claim(self, locks: Path) -> "tuple[Step, BaseFileLock] | None":
+        """Claim the first step that is ready and that no other worker has; a killed worker's claim ends."""
+        from filelock import FileLock, Timeout
+
+        locks.mkdir(exist_ok=True)
+        for step in list(self.ready):
+            lock = FileLock(locks / f"{self.file.parent.name}-{self._places[step]}")
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                continue
+            self.read()
+            if step in self.ready:
+                return step, lock
+            lock.release()
+        return None
+
+    def begin(self, step: Step) -> None:
+        """Note that a worker has begun a step."""
+        append(self.file, "begun", self._places[step])
+
+    def pass_over(self, step: Step) -> None:
+        """Note that a lost trial of a search was noted as a failed one, so that the search goes on."""
+        append(self.file, "passed over", self._places[step])
+
+    def end(self, step: Step, outcome: Outcome) -> None:
+        """Note the outcome of a step."""
+        append(self.file, "ended", self._places[step], *outcome)
+
+    def fail_unseen(self, runs: Path) -> None:
+        """Wait until all that was made is seen on this machine; what is not fails, with what waits for it."""
+        end = time.monotonic() + PATIENCE_S
+        for step, files in self.files.items():
+            try:
+                wait_for_files(runs, files, end - time.monotonic())
+            except CandidateFailed as error:
+                self.failed.setdefault(step, error)
+
+
+def append(file: Path, *entry: Any) -> None:
+    """Append a line to a journal, also after one that was cut short."""
+    from filelock import FileLock
+
+    with FileLock(file.with_suffix(".lock")), file.open("a+b") as journal:
+        is_cut = False
+        if journal.tell():
+            journal.seek(-1, os.SEEK_END)
+            is_cut = journal.read() != b"\n"
+        journal.write(b"\n" * is_cut + json.dumps(entry).encode() + b"\n")
+
+
+def wait_for_files(folder: Path, names: Sequence[str], patience_s: float = PATIENCE_S) -> None:
+    """Wait until files below a folder, which are known to be there, are seen by this machine.
+
+    Raises:
+        CandidateFailed: one of them is not seen in time.
+    """
+    end, pause = time.monotonic() + patience_s, _FIRST_WAIT_S
+    while unseen := [name for name in names if not (folder / name).exists()]:
+        if time.monotonic() > end:
+            found = f"{folder / unseen[0]}, which a worker wrote, is not seen here after {PATIENCE_S:.0f} s"
+            raise CandidateFailed(found, "a smaller acdirmax where the file system of the runs is mounted")
+        # Listing the folders on the way asks the server, where a name may come from memory.
+        for parent in {parent for name in unseen for parent in Path(name).parents}:
+            with suppress(OSError):
+                os.listdir(folder / parent)  # noqa: PTH208
+        time.sleep(pause)
+        pause = min(2 * pause, _LONGEST_WAIT_S)

@@ -192,7 +192,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     """
     candidate = session.candidates[name]
     writers.refuse_without_text(session, candidate)
-    refuse_folds(session, "harness pairs make", "in which every training row is tested too")
+    refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else training_data(session, candidate.source)).items
     rows = writers.draw_prompts(items.list_sourced("train"), drawing.n_prompts, drawing.seed)
@@ -253,6 +253,7 @@ def _draw(
     examples: Sequence[Example],
     by: Drawing,
 ) -> list[tuple[list[str], str]]:
+    """Draw answers; return for each example those that differ and are whole, and why there are no more."""
     task, step = session.target.task, prompting_step(session, candidate.recipe, session.first_seed)
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     requests = [
@@ -261,26 +262,18 @@ def _draw(
         for place in range(by.samples)
     ]
     outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {candidate.name}"))
-    return [
-        _usable([next(outputs) for _ in range(by.samples)], truncated=task.truncated_scores) for _ in examples
-    ]
-
-
-def _usable(drawn: Sequence[Output], *, truncated: bool) -> tuple[list[str], str]:
-    """Return the different answers that are whole, and why there are no more; a cut one is no example."""
-    kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
-    whole = [o for o in kept if truncated or o.finish_reason != "length"]
-    texts = list(dict.fromkeys(o.text.strip() for o in whole))
-    reason = (
-        writers.TOO_LONG
-        if all(o.error == writers.TOO_LONG for o in drawn)
-        else "answers that failed or are empty"
-        if not kept
-        else _CUT
-        if not whole
-        else "one answer only, sampled every time"
-    )
-    return texts, reason
+    found = []
+    for _ in examples:
+        drawn = [next(outputs) for _ in range(by.samples)]
+        kept = [o for o in drawn if o.finish_reason != "error" and o.text.strip()]
+        whole = [o for o in kept if task.truncated_scores or o.finish_reason != "length"]
+        reason = "one answer only, sampled every time"
+        if all(o.error == writers.TOO_LONG for o in drawn):
+            reason = writers.TOO_LONG
+        elif not whole:
+            reason = _CUT if kept else "answers that failed or are empty"
+        found.append((list(dict.fromkeys(o.text.strip() for o in whole)), reason))
+    return found
 
 
 def _pair(row: SourcedExample, scored: Sequence[tuple[float, str]], gap: float) -> EditedRow:

@@ -22,7 +22,7 @@ from harness.evaluation.control_arm import reevaluate
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.candidate_costs import Cost, checkpoints_gb, estimate_costs
+from harness.experiment.candidate_costs import Cost, Estimates, checkpoints_gb
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.check_rows import Brief, check_target
 from harness.experiment.report_runs import recipe_warnings, short_judges
@@ -88,7 +88,7 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     data = None
     with gather(problems):
         data = check_target(session.target.task, session.progress) if session else None
-    costs = estimate_costs(session, selected, room) if session else ()
+    costs = Estimates(session).costs(selected, room) if session else ()
     return Checkup(
         machine=machine,
         memory=room,

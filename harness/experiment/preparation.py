@@ -158,7 +158,12 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
     if scope.fewer:
         experiment = experiment.model_copy(update={"name": f"{experiment.name}{FEWER}"})
     if scope.quick:
-        candidates = {name: _short(recipe) for name, recipe in experiment.candidates.items()}
+        candidates = {
+            name: recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
+            if plugins.method(recipe.method).trains
+            else recipe
+            for name, recipe in experiment.candidates.items()
+        }
         experiment = _cap(experiment, SMOKE_LIMITS, SMOKE_ITEMS).model_copy(update={"candidates": candidates})
     if scope.limit:
         of, name = ItemLimits(test=scope.limit), f"{experiment.name}-limit{scope.limit}"
@@ -168,8 +173,20 @@ def narrow(experiment: Experiment, scope: Scope) -> Experiment:
 
 def _cap(experiment: Experiment, most: ItemLimits, n: int) -> Experiment:
     """Lower the limits of an experiment's targets, and those of its suites' tasks to n items."""
-    target, *more = (_cap_target(one, most) for one in (experiment.target, *experiment.more_targets))
-    suites = tuple(_cap_suite(suite, n) for suite in experiment.suites)
+
+    def cap_target(task: Task) -> Task:
+        # Where a split's limit is higher, or there is none.
+        own, caps = task.data.limits.model_dump(), most.model_dump()
+        known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
+        limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
+        return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
+
+    def cap_suite(suite: Suite) -> Suite:
+        tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
+        return suite.model_copy(update={"tasks": tasks})
+
+    target, *more = map(cap_target, (experiment.target, *experiment.more_targets))
+    suites = tuple(map(cap_suite, experiment.suites))
     return experiment.model_copy(update={"target": target, "more_targets": tuple(more), "suites": suites})
 
 
@@ -180,25 +197,6 @@ def refuse_two_ways(scope: Scope) -> None:
         expected = "whole tasks, from which the items are sampled"
         step = "--all-items, or leave the other out"
         raise UserError(Problem("--sequential", f"{' and '.join(given)} as well", expected, step))
-
-
-def _cap_target(task: Task, most: ItemLimits) -> Task:
-    """Lower the limits of a target's splits where they are higher, or where there are none."""
-    own, caps = task.data.limits.model_dump(), most.model_dump()
-    known = {split: [n for n in (own[split], caps[split]) if n is not None] for split in own}
-    limits = ItemLimits(**{split: min(of, default=None) for split, of in known.items()})
-    return task.model_copy(update={"data": task.data.model_copy(update={"limits": limits})})
-
-
-def _cap_suite(suite: Suite, n: int) -> Suite:
-    tasks = tuple(t.model_copy(update={"limit": min(n, t.limit or n)}) for t in suite.tasks)
-    return suite.model_copy(update={"tasks": tasks})
-
-
-def _short(recipe: Recipe) -> Recipe:
-    if not plugins.method(recipe.method).trains:
-        return recipe
-    return recipe.model_copy(update={"params": {**recipe.params, "num_train_epochs": 1.0}})
 
 
 def prepare_session(

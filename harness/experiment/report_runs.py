@@ -3,11 +3,10 @@
 Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 from harness.analysis.seeds import family_of
 from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
@@ -20,7 +19,7 @@ from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import bases
 from harness.experiment.candidate_result import outcome
 from harness.experiment.executors import plan_of
@@ -35,11 +34,11 @@ from harness.experiment.target_facts import judge_of_pairs
 from harness.experiment.training_fit import processes_of
 from harness.experiment.verdict_records import report_changes
 from harness.formatting import count, pluralize, seconds
-from harness.models.hardware import describe_speed, probe_notes
+from harness.models.hardware import Machine, describe_speed, probe_notes
 from harness.progress import spins_briefly
-from harness.records import Example, Run
+from harness.records import Run
 from harness.report import Command, ExperimentReport, advise_on_power
-from harness.spec import GatePolicy, Recipe
+from harness.spec import ExecutionPolicy, Experiment
 
 
 def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
@@ -48,7 +47,7 @@ def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport
     Raises:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
-    wanted = in_order(session, selected)
+    wanted = in_order(session.candidates, selected)
     return _report_runs(session, wanted, find_stored_runs(session, wanted), may_leave_out=True)
 
 
@@ -60,32 +59,27 @@ def _report_runs(
     may_leave_out: bool = False,
 ) -> ExperimentReport:
     """Report runs that were looked up; all have to be there, or the error names those to select instead."""
-    if absent := [one for one, run in zip(wanted, found, strict=True) if run is None]:
-        raise _phrase_absent(session, absent, wanted if may_leave_out else ())
-    reader = Reader(session)
-    return judge_and_report(
-        session, reader, [outcome(session, reader, run) for run in found if run is not None]
-    )
-
-
-def _phrase_absent(
-    session: Session, absent: Sequence[RunRequest], selectable: Sequence[RunRequest]
-) -> IncompatibleRuns:
-    """Say of which candidates no run is stored as written now, and as far as that is known why."""
-    names = [one.candidate.name for one in absent]
-    if unknown := session.unknown_bases():
-        return IncompatibleRuns(
+    absent = [one for one, run in zip(wanted, found, strict=True) if run is None]
+    names, unknown = [one.candidate.name for one in absent], session.unknown_bases() if absent else []
+    if unknown:
+        raise IncompatibleRuns(
             f"{session.store.folder}: unknown whether {', '.join(names)} is stored as written now: "
             f"{say_never_loaded(unknown)}; expected a finished run; "
             "next: harness report, which loads it once"
         )
-    reason = describe_outdated(session, absent[0])
-    stored_as = f" ({reason})" if reason else ""
-    kept = dict.fromkeys(one.candidate.name for one in selectable if one.candidate.name not in names)
-    step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
-    return IncompatibleRuns(
-        f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
-        f"expected one of each candidate; next: {step}"
+    if absent:
+        reason = describe_outdated(session, absent[0])
+        stored_as = f" ({reason})" if reason else ""
+        selectable = [one.candidate.name for one in wanted] if may_leave_out else []
+        kept = dict.fromkeys(name for name in selectable if name not in names)
+        step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
+        raise IncompatibleRuns(
+            f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
+            f"expected one of each candidate; next: {step}"
+        )
+    reader = Reader(session)
+    return judge_and_report(
+        session, reader, [outcome(session.target, reader, run) for run in found if run is not None]
     )
 
 
@@ -95,7 +89,7 @@ def report_stored_so_far(session: Session, selected: Sequence[str], needed: str)
     Raises:
         IncompatibleRuns: there is no run of `needed` as it is written now.
     """
-    wanted = in_order(session, selected)
+    wanted = in_order(session.candidates, selected)
     found = list(zip(wanted, find_stored_runs(session, wanted), strict=True))
     there = {needed, *(one.candidate.name for one, run in found if run)}
     kept = [(one, run) for one, run in found if one.candidate.name in there]
@@ -157,13 +151,13 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
 
 def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
     """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
-    return find_stored_runs(session, in_order(session, selected))
+    return find_stored_runs(session, in_order(session.candidates, selected))
 
 
-def describe_stored(session: Session, found: Sequence[Run | None], missing_s: float) -> str:
+def describe_stored(unknown_bases: Sequence[str], found: Sequence[Run | None], missing_s: float) -> str:
     """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
-    if unknown := session.unknown_bases():
-        return f"unknown whether any of it is stored: {say_never_loaded(unknown)}"
+    if unknown_bases:
+        return f"unknown whether any of it is stored: {say_never_loaded(unknown_bases)}"
     is_done = [run is not None and run.state == "done" for run in found]
     stored = f"{count(sum(is_done))} of {count(len(found))} runs are stored already"
     if all(is_done) or not any(is_done):
@@ -178,7 +172,7 @@ def workers_sentence(
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
-    plan = plan_of(session, in_order(session, selected), found, policy.workers or 1, scope)
+    plan = plan_of(session, in_order(session.candidates, selected), found, policy.workers or 1, scope)
     most = f", at most {count(policy.workers)} at once" if policy.workers else ""
     return f"workers ({policy.executor}{most}) would get {plan}"
 
@@ -193,13 +187,15 @@ def are_all_done(found: Iterable[Run | None]) -> bool:
     return all(run and run.state == "done" for run in found)
 
 
-def first_line(session: Session, n_candidates: int, whole_s: float | None, missing_s: float) -> str:
+def first_line(
+    experiment: Experiment, machine: Machine, n_candidates: int, whole_s: float | None, missing_s: float
+) -> str:
     """Say what runs where, in which precision, and how long what is missing and the whole take about.
 
     `whole_s` is None where all is stored.
     """
-    beside = whole_s is not None and session.machine.device == "cpu" and spins_briefly()
-    notes = [probe_notes(session.machine), "other work runs too, so threads spin briefly" if beside else ""]
+    beside = whole_s is not None and machine.device == "cpu" and spins_briefly()
+    notes = [probe_notes(machine), "other work runs too, so threads spin briefly" if beside else ""]
     said = f" ({'; '.join(filter(None, notes))})" if any(notes) else ""
     n = pluralize(n_candidates, "candidate")
     took = "all of it stored"
@@ -207,49 +203,41 @@ def first_line(session: Session, n_candidates: int, whole_s: float | None, missi
         rest = f"about {seconds(missing_s)} for what is missing, " if missing_s < whole_s else ""
         took = f"{rest}about {seconds(whole_s)} from nothing"
     return (
-        f"{session.experiment.name}: {n} on {session.experiment.base_model}, "
-        f"{session.machine.name}, {session.machine.precision}{said}, "
-        f"{describe_speed(session.machine.gflops)}; " + took
+        f"{experiment.name}: {n} on {experiment.base_model}, {machine.name}, {machine.precision}{said}, "
+        f"{describe_speed(machine.gflops)}; {took}"
     )
 
 
-def describe_power(session: Session) -> str:
+def describe_power(experiment: Experiment, suites: Sequence[MeasuredTask]) -> str:
     """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
-    members = family_of(session.experiment).size
-    chance = chance_of_an_equal_model(
-        session.experiment.suites, _count_asked(session), session.experiment.gate, members
-    )
+    members, n = family_of(experiment).size, _count_asked(suites)
+    chance = chance_of_an_equal_model(experiment.suites, n, experiment.gate, members)
     if not members or chance is None:
         return ""
     among = f", as one of {members}," if members > 1 else ""
     return f"power: a fine-tune that lost nothing{among} passes the macro {100 * chance:.0f} % of the time"
 
 
-def warnings_before(session: Session) -> tuple[str, ...]:
+def warnings_before(experiment: Experiment, suites: Sequence[MeasuredTask]) -> tuple[str, ...]:
     """Say which margins the items at hand probably cannot show, to one of as many fine-tunes as there are."""
-    return _warn_of_power(session, _count_asked(session), session.experiment.gate)
+    n, members = _count_asked(suites), family_of(experiment).size
+    return power_warnings(experiment.suites, n, experiment.gate, n_members=members)
 
 
-def advise_before(session: Session, typed: CommandLine) -> Command:
+def advise_before(experiment: Experiment, suites: Sequence[MeasuredTask], typed: CommandLine) -> Command:
     """Say how to run what the items at hand probably cannot show; commands as `typed`."""
-    held = {m.task.name: m.held for m in session.suites}
-    spare = list_spare_items(session.experiment, (), lambda task: held[task.name])
-    warn = partial(_warn_of_power, session)
-    return advise_on_power(session.experiment, _count_asked(session), spare, warn, typed)
+    held = {m.task.name: m.held for m in suites}
+    spare = list_spare_items(experiment, (), lambda task: held[task.name])
+    warn = partial(power_warnings, experiment.suites, n_members=family_of(experiment).size)
+    return advise_on_power(experiment, _count_asked(suites), spare, warn, typed)
 
 
-def _count_asked(session: Session) -> dict[str, int]:
-    return {m.task.name: len(m.items.test) for m in session.suites}
+def _count_asked(suites: Sequence[MeasuredTask]) -> dict[str, int]:
+    return {m.task.name: len(m.items.test) for m in suites}
 
 
-def _warn_of_power(session: Session, n: Mapping[str, int], policy: GatePolicy) -> tuple[str, ...]:
-    experiment = session.experiment
-    return power_warnings(experiment.suites, n, policy, n_members=family_of(experiment).size)
-
-
-def idle_workers(session: Session) -> list[str]:
+def idle_workers(policy: ExecutionPolicy) -> list[str]:
     """Say that workers are written, and no executor that would have them."""
-    policy = session.experiment.execution
     if policy.executor != "in_process" or (policy.workers or 1) == 1:
         return []
     return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
@@ -271,30 +259,23 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
                 size, written = candidate.base.n_parameters, trial.source.params
                 items = training_data(session, trial.source).items
                 rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
-                beside_rows = candidate.method.checks.remarks(candidate.method.params(**written), rows)
-                too_long = _long_rows(items.train, params) if candidate.method.trains_on_rows else []
-                published = lint(candidate.source.method, params, size, written)
-                for line in (*published, *beside_rows, *too_long, *_alone(session, trial.source)):
+                lines = [*lint(candidate.source.method, params, size, written)]
+                lines += candidate.method.checks.remarks(candidate.method.params(**written), rows)
+                if candidate.method.trains_on_rows and (most := params.get("max_length")) is not None:
+                    n_rows, limit = pluralize(len(items.train), "row"), f"max_length, {count(most)} tokens"
+                    lines += filter(None, [costs.describe_longer(items.train, most, n_rows, limit)])
+                wanted = session.experiment.training.accelerate.num_processes
+                if processes_of(session.experiment.training.accelerate, trial.source) < wanted:
+                    lines.append(
+                        f"trains in one process, not in {wanted} (training.accelerate), as its method or a "
+                        "regulariser of it cannot share steps"
+                    )
+                for line in lines:
                     said.setdefault(line, []).append(name)
     return [f"recipe of {', '.join(dict.fromkeys(names))}: {line}" for line, names in said.items()]
 
 
-def _alone(session: Session, source: Recipe) -> Iterator[str]:
-    wanted = session.experiment.training.accelerate.num_processes
-    if processes_of(session, source) < wanted:
-        found = f"trains in one process, not in {wanted} (training.accelerate)"
-        yield f"{found}, as its method or a regulariser of it cannot share steps"
-
-
-def _long_rows(rows: Sequence[Example], params: Mapping[str, Any]) -> list[str]:
-    if (most := params.get("max_length")) is None:
-        return []
-    limit = f"max_length, {count(most)} tokens"
-    said = costs.describe_longer(rows, most, pluralize(len(rows), "row"), limit)
-    return [said] if said else []
-
-
-def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
+def in_order(known: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[RunRequest]:
     """List recipes and seeds: the bases' first, then what trains, then what borrows weights.
 
     What starts from another candidate comes after it, and what is served on one base together,
@@ -304,7 +285,7 @@ def in_order(session: Session, selected: Iterable[str]) -> list[RunRequest]:
     Raises:
         UserError: one of them answers nothing.
     """
-    candidates = [session.candidates[name] for name in selected]
+    candidates = [known[name] for name in selected]
     for candidate in candidates:
         refuse_silent(candidate)
     places: dict[str, int] = {}

@@ -9,13 +9,13 @@ flipped answers alone never speak against an artefact. `records.PARITY` says wha
 from collections.abc import Sequence
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from harness import provenance, store
 from harness.analysis import comparison
-from harness.errors import CandidateFailed, one_line
+from harness.errors import CandidateFailed
 from harness.evaluation import prompt_text, timing
 from harness.evaluation.candidate_rows import describe_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
@@ -49,100 +49,9 @@ from harness.experiment.stored_rows import (
 )
 from harness.experiment.validation_scores import measure_points, read_tracked_weights
 from harness.models import Candidate, artefacts
-from harness.records import RowsIdentity, Run, SampleResult, TrackedPoint
+from harness.records import RowsIdentity, Run, TrackedPoint
 from harness.stats import Array
 from harness.training import Weights
-
-_N_PROMPTS, _N_TOKENS = 50, 8  # test prompts, and tokens at their end whose next one is compared
-_GIB = 2**30
-
-
-def measure_parity(
-    session: Session, candidate: ResolvedCandidate, weights: Weights, sets: Sequence[RowSet]
-) -> dict[str, Any]:
-    """Measure an artefact beside the run that it was exported from, as far as that is stored here.
-
-    `sets` are the artefact's answered rows, those of the target's test split second.
-    """
-    path, test = Path(candidate.source.path or ""), sets[1]
-    rows = test.read(session.store)
-    busy_s = sum(row.compute_s for row in rows)
-    found: dict[str, Any] = {"size_bytes": artefacts.count_bytes(path)}
-    if busy_s:
-        found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
-    texts = [row for s in sets if s.measured.task.kind == "bits_per_byte" for row in s.read(session.store)]
-    scored = [
-        (row.gold_logprob, row.gold_bytes) for row in texts if row.gold_bytes and row.gold_logprob is not None
-    ]
-    if scored:
-        nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
-        found["bits_per_byte"] = round(-nats / np.log(2) / n_bytes, 5)
-    run_id = str(artefacts.read_export(path).get("run_id") or "")
-    own = store.read_written_runs(session.store, [run_id]).get(run_id) if run_id else None
-    if own is None or test.name not in own.rows:
-        return found | ({"own_run": run_id} if run_id else {})
-    found |= {"own_run": run_id, "n_answers": len(rows)} | _count_changes(session, own, test, rows)
-    # The run's weights as its recipe is written now, if they are those of the run.
-    of_run = session.candidates.get(own.candidate)
-    if of_run is None or not of_run.method.makes_language_model or of_run.is_remote:
-        return found
-    own_weights = find_stored_weights(session, of_run, own.seed)
-    if own_weights is None or own_weights.digest != own.weights_digest:
-        return found
-    return found | _compare_in_fp32(session, own, own_weights, weights, test)
-
-
-def _count_changes(session: Session, own: Run, test: RowSet, rows: Sequence[SampleResult]) -> dict[str, int]:
-    """Count the answers that differ from the run's, with the scores that were lost and won."""
-    known = {row.example_id: row for row in store.read_rows(session.store, own.rows[test.name])}
-    before = [known[row.example_id] for row in rows if row.example_id in known]
-    if len(before) < len(rows):
-        return {}
-    changed = sum(a.text != b.text for a, b in zip(before, rows, strict=True))
-    c = comparison.compare_rows(test.measured.primary, before, rows)
-    return {"flipped": changed, "lost": len(c.lost), "won": len(c.gained)}
-
-
-def _compare_in_fp32(
-    session: Session, own: Run, own_weights: Weights, weights: Weights, test: RowSet
-) -> dict[str, Any]:
-    """Compare logits with those of the run in fp32, and count which of its own answers differ there."""
-    session.unload()
-    exact = replace(session, machine=session.machine._replace(precision="fp32"), slot=EngineSlot())
-    recipe = session.candidates[own.candidate].recipe
-    own_test = target_sets(exact, recipe, own_weights, own.seed)[1]
-    texts: list[tuple[int, ...]] = []
-    try:
-        with open_and_fill(exact, own_weights, [own_test], f"{own.candidate} in fp32") as model:
-            asked = [prompt_text(test.measured.task, e) for e in own_test.examples()[:_N_PROMPTS]]
-            texts = [ids for one in model.encode_all(asked) if len(ids := one.context) >= _N_TOKENS]
-            wanted = [*artefacts.list_logits(model, texts, _N_TOKENS)]
-    finally:
-        exact.unload()
-    answers = {row.example_id: row.text for row in own_test.read(session.store)}
-    rows = store.read_rows(session.store, own.rows[test.name])
-    floor = {"floor": sum(answers.get(row.example_id, row.text) != row.text for row in rows)}
-    with open_weights(session, weights) as model:
-        found = artefacts.list_logits(model, texts, _N_TOKENS)
-        pairs = [_compare_rows(a, b) for a, b in zip(wanted, found, strict=True)]
-        peak = model.worker.peak_bytes if isinstance(model, artefacts.ArtefactCandidate) else 0
-    gaps, divergences, agreements = (np.concatenate(column) for column in zip(*pairs, strict=True))
-    return floor | {
-        "n_positions": len(gaps),
-        "logit_gap": round(float(gaps.max()), 5),
-        "mean_kl": round(float(divergences.mean()), 6),
-        "top1_agreement": round(float(agreements.mean()), 5),
-        **({"peak_memory_gib": round(peak / _GIB, 3)} if peak else {}),
-    }
-
-
-def _compare_rows(run: Array, artefact: Array) -> tuple[Array, Array, Array]:
-    """Return per position the largest gap of a logit, the KL divergence in nats, and whether both agree."""
-    n = min(run.shape[1], artefact.shape[1])  # a vocabulary may be padded
-    exact = [of[:, :n].astype(float) for of in (run, artefact)]
-    p, q = (of - np.logaddexp.reduce(of, axis=-1, keepdims=True) for of in exact)
-    gaps = np.abs(run[:, :n] - artefact[:, :n]).max(-1)
-    return gaps, (np.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
 
 
 def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Run | None = None) -> Run:
@@ -185,7 +94,7 @@ def _train_and_evaluate(session: Session, candidate: ResolvedCandidate, seed: in
     lacking = score_answered(session, sets)
     if not lacking and (before := _find_before(session, name, seed, weights, sets)) is not None:
         return _add_points(
-            session, candidate, seed, weights, _save_again(session, candidate, run_id, sets, before)
+            session, candidate, seed, weights, _save_again(session.store, candidate, run_id, sets, before)
         )
     with open_and_fill(session, weights, lacking, name, candidate.base) as model:
         latency = _measure_times(session, model, sets, timing.FEW_REQUESTS)
@@ -296,7 +205,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
         return None, [rows.name for rows in lacking]
     (done,) = find_runs(session, [run_identity(session, candidate.name, run.seed, weights, sets)])
     run_id = run_id_of(session, candidate.name, run.seed, weights, sets)
-    return done or _save_again(session, candidate, run_id, sets, run), []
+    return done or _save_again(session.store, candidate, run_id, sets, run), []
 
 
 def _find_before(
@@ -313,7 +222,7 @@ def _find_before(
 
 
 def _save_again(
-    session: Session, candidate: ResolvedCandidate, run_id: str, sets: Sequence[RowSet], before: Run
+    at: store.Store, candidate: ResolvedCandidate, run_id: str, sets: Sequence[RowSet], before: Run
 ) -> Run:
     """Save a run with rows that were scored again; what was measured of it stays."""
     run = replace(
@@ -324,7 +233,7 @@ def _save_again(
         recipe=candidate.recipe.stored_form(),
         metrics=metric_ranges(sets),
     )
-    store.save_run(session.store, run)
+    store.save_run(at, run)
     return run
 
 
@@ -333,15 +242,15 @@ def find_stored_runs(session: Session, requests: Sequence[RunRequest]) -> list[R
 
     A run whose trials are not those of its search as it is written now is none.
     """
-    there = [_find_stored_sets(session, request) for request in requests]
-    store.read_ids(session.store, {s.identity.digest for one in there if one for s in one.sets})
+    stored = [_find_stored_sets(session, *request) for request in requests]
+    store.read_ids(session.store, {rows.identity.digest for one in stored if one for rows in one[1]})
     wanted = [
-        run_identity(session, request.candidate.name, request.seed, one.weights, one.sets) if one else None
-        for request, one in zip(requests, there, strict=True)
+        run_identity(session, request.candidate.name, request.seed, *one) if one else None
+        for request, one in zip(requests, stored, strict=True)
     ]
     found = [
-        run if run and one and _has_trials(run, one.weights) else None
-        for one, run in zip(there, find_runs(session, wanted), strict=True)
+        run if run and one and _has_trials(run, one[0]) else None
+        for one, run in zip(stored, find_runs(session, wanted), strict=True)
     ]
     if all(found):
         return found
@@ -371,15 +280,10 @@ def describe_outdated(session: Session, request: RunRequest) -> str:
     return f"its rows of {', '.join(lost)} are lost or damaged" if lost else ""
 
 
-class _StoredSets(NamedTuple):
-    """Weights that are there, and the row sets that a run of them refers to."""
-
-    weights: Weights
-    sets: Sequence[RowSet]
-
-
-def _find_stored_sets(session: Session, request: RunRequest) -> _StoredSets | None:
-    candidate, seed = request
+def _find_stored_sets(
+    session: Session, candidate: ResolvedCandidate, seed: int
+) -> tuple[Weights, list[RowSet]] | None:
+    """Find the weights of a run, and the row sets that it refers to."""
     if candidate.searches_prompts or (weights := find_stored_weights(session, candidate, seed)) is None:
         return None
     try:
@@ -387,9 +291,9 @@ def _find_stored_sets(session: Session, request: RunRequest) -> _StoredSets | No
     except CandidateFailed:  # its base cannot be loaded, and by what scores it rows are named
         return None
     # In folds it is kept which fold's model answered each test row.
-    needs_folds = is_cross_validated(session, candidate)
+    needs_folds = is_cross_validated(session.folds, candidate)
     has_all = not needs_folds or store.read_folds(session.store, sets[1].identity.digest)
-    return _StoredSets(weights, sets) if has_all else None
+    return (weights, sets) if has_all else None
 
 
 def _has_trials(run: Run, weights: Weights) -> bool:
@@ -406,17 +310,86 @@ def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, s
     return [*sets_of_target(session, candidate, weights, seed), *more, *suites]
 
 
-def record_failed_run(session: Session, candidate: ResolvedCandidate, seed: int, error: BaseException) -> Run:
-    """Record that a candidate could not be made, with its reason."""
-    run = describe_run(
-        session,
-        candidate,
-        seed,
-        run_id=make_failure_id(session, candidate.name, seed),
-        weights_digest="",
-        state="failed",
-        rows={},
-        error=one_line(error),
-    )
-    store.save_run(session.store, run)
-    return run
+_N_PROMPTS, _N_TOKENS = 50, 8  # test prompts, and tokens at their end whose next one is compared
+_GIB = 2**30
+
+
+def measure_parity(
+    session: Session, candidate: ResolvedCandidate, weights: Weights, sets: Sequence[RowSet]
+) -> dict[str, Any]:
+    """Measure an artefact beside the run that it was exported from, as far as that is stored here.
+
+    `sets` are the artefact's answered rows, those of the target's test split second.
+    """
+    path, test = Path(candidate.source.path or ""), sets[1]
+    rows = test.read(session.store)
+    busy_s = sum(row.compute_s for row in rows)
+    found: dict[str, Any] = {"size_bytes": artefacts.count_bytes(path)}
+    if busy_s:
+        found["tokens_per_s"] = round(sum(row.n_output_tokens for row in rows) / busy_s, 2)
+    texts = [row for s in sets if s.measured.task.kind == "bits_per_byte" for row in s.read(session.store)]
+    scored = [
+        (row.gold_logprob, row.gold_bytes) for row in texts if row.gold_bytes and row.gold_logprob is not None
+    ]
+    if scored:
+        nats, n_bytes = (sum(column) for column in zip(*scored, strict=True))
+        found["bits_per_byte"] = round(-nats / np.log(2) / n_bytes, 5)
+    run_id = str(artefacts.read_export(path).get("run_id") or "")
+    own = store.read_written_runs(session.store, [run_id]).get(run_id) if run_id else None
+    if own is None or test.name not in own.rows:
+        return found | ({"own_run": run_id} if run_id else {})
+    found |= {"own_run": run_id, "n_answers": len(rows)}
+    # The answers that differ from the run's, with the scores that were lost and won.
+    known = {row.example_id: row for row in store.read_rows(session.store, own.rows[test.name])}
+    before = [known[row.example_id] for row in rows if row.example_id in known]
+    if len(before) == len(rows):
+        c = comparison.compare_rows(test.measured.primary, before, rows)
+        changed = sum(a.text != b.text for a, b in zip(before, rows, strict=True))
+        found |= {"flipped": changed, "lost": len(c.lost), "won": len(c.gained)}
+    # The run's weights as its recipe is written now, if they are those of the run.
+    of_run = session.candidates.get(own.candidate)
+    if of_run is None or not of_run.method.makes_language_model or of_run.is_remote:
+        return found
+    own_weights = find_stored_weights(session, of_run, own.seed)
+    if own_weights is None or own_weights.digest != own.weights_digest:
+        return found
+    return found | _compare_in_fp32(session, own, own_weights, weights, test)
+
+
+def _compare_in_fp32(
+    session: Session, own: Run, own_weights: Weights, weights: Weights, test: RowSet
+) -> dict[str, Any]:
+    """Compare logits with those of the run in fp32, and count which of its own answers differ there."""
+    session.unload()
+    exact = replace(session, machine=session.machine._replace(precision="fp32"), slot=EngineSlot())
+    recipe = session.candidates[own.candidate].recipe
+    own_test = target_sets(exact, recipe, own_weights, own.seed)[1]
+    texts: list[tuple[int, ...]] = []
+    try:
+        with open_and_fill(exact, own_weights, [own_test], f"{own.candidate} in fp32") as model:
+            asked = [prompt_text(test.measured.task, e) for e in own_test.examples()[:_N_PROMPTS]]
+            texts = [ids for one in model.encode_all(asked) if len(ids := one.context) >= _N_TOKENS]
+            wanted = [*artefacts.list_logits(model, texts, _N_TOKENS)]
+    finally:
+        exact.unload()
+    answers = {row.example_id: row.text for row in own_test.read(session.store)}
+    rows = store.read_rows(session.store, own.rows[test.name])
+    floor = {"floor": sum(answers.get(row.example_id, row.text) != row.text for row in rows)}
+    columns: list[tuple[Array, Array, Array]] = []
+    with open_weights(session, weights) as model:
+        for both in zip(wanted, artefacts.list_logits(model, texts, _N_TOKENS), strict=True):
+            n = min(logits.shape[1] for logits in both)  # a vocabulary may be padded
+            cut = [logits[:, :n] for logits in both]
+            exact_logits = [logits.astype(float) for logits in cut]
+            p, q = (logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True) for logits in exact_logits)
+            divergence, agrees = (np.exp(p) * (p - q)).sum(-1), p.argmax(-1) == q.argmax(-1)
+            columns.append((np.abs(cut[0] - cut[1]).max(-1), divergence, agrees))
+        peak = model.worker.peak_bytes if isinstance(model, artefacts.ArtefactCandidate) else 0
+    gaps, divergences, agreements = (np.concatenate(column) for column in zip(*columns, strict=True))
+    return floor | {
+        "n_positions": len(gaps),
+        "logit_gap": round(float(gaps.max()), 5),
+        "mean_kl": round(float(divergences.mean()), 6),
+        "top1_agreement": round(float(agreements.mean()), 5),
+        **({"peak_memory_gib": round(peak / _GIB, 3)} if peak else {}),
+    }

@@ -193,8 +193,17 @@ def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
     """Say of candidates, and of the tasks of suites, where prompts hold less than is written."""
     said: dict[str, list[str]] = {}
     for name in names:
-        for note in _notes_of(session, name):
-            said.setdefault(note, []).append(name)
+        for trial in session.candidates[name].trials:
+            for one in fold_sessions(session) or [session]:
+                task, items = one.target.task, one.target.items
+                context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
+                evaluated = [*items.validation, *items.test]
+                notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
+                is_asked = session.candidates[name].method.makes_language_model
+                if is_asked and not has_instruction(task, trial.recipe, evaluated):
+                    notes.append(_BARE)
+                for note in notes:
+                    said.setdefault(note, []).append(name)
     for suite in session.suites:
         if suite.task.num_fewshot and not suite.task.lm_eval:
             shots = {"few_shot": {"shots": suite.task.num_fewshot}}
@@ -210,30 +219,25 @@ _BARE = (
 )
 
 
-def _notes_of(session: Session, name: str) -> Iterator[str]:
-    """Yield what the prompts that a candidate has or tries say of the target's items, in each fold."""
-    for trial in session.candidates[name].trials:
-        for one in fold_sessions(session) or [session]:
-            target, items = one.target, one.target.items
-            context = PromptingContext(target.task, items.train, items.documents, 0, dry_run=True)
-            evaluated = [*items.validation, *items.test]
-            yield from describe_prompts(trial.recipe.prompting, context, evaluated)
-            is_asked = session.candidates[name].method.makes_language_model
-            if is_asked and not has_instruction(target.task, trial.recipe, evaluated):
-                yield _BARE
-
-
 _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
 
 
 def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
+
+    def find_reason(task: Task, row: SampleResult) -> str:
+        if row.status == "truncated" and not task.truncated_scores:
+            return f"{_CUT} {task.max_new_tokens}"
+        if row.status == "unparsable":
+            return "none of the labels" if row.text.strip() else "empty"
+        return _FAILED if row.finish_reason == "error" else ""
+
     judged = [m for m in session.tasks if m.judged]
     for run in runs:
         for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
             rows = reader.answers(run, measured)
-            why = Counter(filter(None, (_reason(measured.task, row) for row in rows)))
+            why = Counter(filter(None, (find_reason(measured.task, row) for row in rows)))
             if n := why.total():
                 of = f"{count(n)} of {pluralize(len(rows), 'answer')} to {measured.task.name}"
                 reasons = ", ".join(f"{count(k)} {reason}" for reason, k in why.most_common())
@@ -241,15 +245,6 @@ def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> It
                 ungraded = f"{run.candidate}: {', '.join(measured.judged)} was not asked about {of}"
                 step = _STEP if any(reason.startswith(_CUT) for reason in why) else ""
                 yield f"{ungraded}: {reasons}{worst}{step}"
-
-
-def _reason(task: Task, row: SampleResult) -> str:
-    """Say why no judge was asked about an answer; empty where one was."""
-    if row.status == "truncated" and not task.truncated_scores:
-        return f"{_CUT} {task.max_new_tokens}"
-    if row.status == "unparsable":
-        return "none of the labels" if row.text.strip() else "empty"
-    return _FAILED if row.finish_reason == "error" else ""
 
 
 NO_CHANGE = "found nothing to change"
@@ -266,14 +261,27 @@ def describe_trainings(study: Study, runs: Runs) -> Iterator[str]:
     for run in runs:
         if reason := run.training.not_packed:
             yield f"{run.candidate}: trained without packing, which {reason}"
-    for note in (note_unmoved, note_rewards, _note_sweeps):
-        yield from note(runs)
+    yield from note_unmoved(runs)
+    for run in runs:
+        yield from describe_rewards(run.candidate, run.training)
+    for run in runs:
+        trials = run.training.sweep
+        for trial in (t for t in trials if t.chosen):
+            point = ", ".join(
+                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
+                for k, v in trial.params.items()
+            )
+            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
     for run in runs:  # an adapter made elsewhere may fit other bases than its own
         named = run.training.named_base
         if named and _cut_to_last_name(named) != _cut_to_last_name(run.base_model):
             yield f"{run.candidate}: its own files name {named} as its base; it was put on {run.base_model}"
-    for note_of in (_note_unchanged, _note_unswept):
-        yield from note_of(study, runs)
+    digests = {(run.candidate, run.seed): run.weights_digest for run in runs}
+    for run in runs:  # weights that equal those they were made from, as the method had nothing to change
+        init = study.experiment.candidates[run.candidate].init_from
+        if init and digests.get((init, run.seed)) == run.weights_digest:
+            yield f"{run.candidate}: {run.method} {NO_CHANGE}, so its weights are those of {init}"
+    yield from _note_unswept(study, runs)
     sign = study.primary(study.target).unit.sign
     for run in runs:
         has_own_weights = study.experiment.candidates[run.candidate].weights_of is None
@@ -291,14 +299,8 @@ def note_unmoved(runs: Iterable[Run]) -> Iterator[str]:
             yield f"{run.candidate}: not trained, as the learning rate of its {steps} was 0; try {step}"
 
 
-def note_rewards(runs: Iterable[Run]) -> Iterator[str]:
-    """Say what trainings on rewards or pairs had to learn from, and whether they learned it."""
-    for run in runs:
-        yield from describe_rewards(run.candidate, run.training)
-
-
 def describe_rewards(name: str, training: TrainingRecord) -> Iterator[str]:
-    """Say so of one training, which is called `name`."""
+    """Say what a training on rewards or pairs had to learn from, and whether it learned it."""
     rewards, equal = training.reward, [share for _, share in training.equal_rewards]
     known = [share for share in equal if share is not None]
     if rewards and all(mean is None for _, mean in rewards):
@@ -353,29 +355,8 @@ def measure_reward_gain(training: TrainingRecord) -> RewardGain | None:
     return RewardGain(len(known), fmean(before), fmean(after), mean.mean, low, high)
 
 
-def _note_sweeps(runs: Iterable[Run]) -> Iterator[str]:
-    for run in runs:
-        trials = run.training.sweep
-        for trial in (t for t in trials if t.chosen):
-            point = ", ".join(
-                f"{k} {v:g}" if isinstance(v, float) else f"{k} {print_tried_value(v)}"
-                for k, v in trial.params.items()
-            )
-            yield f"{run.candidate}: {point} was the best of {len(trials)} trials on validation"
-
-
 def _cut_to_last_name(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2]
-
-
-def _note_unchanged(study: Study, runs: Runs) -> Iterator[str]:
-    """Name what equals the weights that it was made from, as its method had nothing to change."""
-    of = {(run.candidate, run.seed): run.weights_digest for run in runs}
-    for run in runs:
-        recipe = study.experiment.candidates[run.candidate]
-        if recipe.init_from and of.get((recipe.init_from, run.seed)) == run.weights_digest:
-            same = f"its weights are those of {recipe.init_from}"
-            yield f"{run.candidate}: {run.method} {NO_CHANGE}, so {same}"
 
 
 def _note_unswept(study: Study, runs: Iterable[Run]) -> Iterator[str]:

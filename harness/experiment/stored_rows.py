@@ -5,7 +5,7 @@ of the run are those made of all rows. Stored rows are cut to the items of this 
 report. The A/A rate is of earlier measurements in the same precision in which nothing had drifted.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, cached_property
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
 from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
-from harness.evaluation.session import MeasuredTask, Session
+from harness.evaluation.session import Fold, MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Origin, Run, Sample, SampleResult, digest
@@ -40,17 +40,17 @@ class _FoldPart(NamedTuple):
     rows: RowSet
 
 
-def is_cross_validated(session: Session, candidate: ResolvedCandidate) -> bool:
+def is_cross_validated(folds: Sequence[Fold], candidate: ResolvedCandidate) -> bool:
     """Tell whether a candidate answers otherwise in each fold: by its weights or by its prompts."""
     trained = any(plugins.method(recipe.method).draws_from for recipe in candidate.lineage.values())
     prompted = bool(set(candidate.recipe.prompting) - {"zero_shot"})
-    return bool(session.folds) and (trained or prompted)
+    return bool(folds) and (trained or prompted)
 
 
-def refuse_folds(session: Session, what: str, why: str) -> None:
+def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
     """Refuse what has no meaning, or is not offered, where the target is tested in folds."""
-    if session.folds:
-        found = f"folds: {len(session.folds)}, {why}"
+    if folds:
+        found = f"folds: {len(folds)}, {why}"
         step = "a file of test rows (data.test), or one that is split once (data.all without folds)"
         raise UserError(Problem(what, found, "test rows that nothing shipped was trained on", step))
 
@@ -71,7 +71,7 @@ def fold_sessions(session: Session) -> list[Session]:
 
 def answer_folds(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> Weights:
     """Make and ask the model of every fold where that is not done; returns weights that stand on these."""
-    if not is_cross_validated(session, candidate):
+    if not is_cross_validated(session.folds, candidate):
         return weights
     parts = []
     for number, fold in enumerate(fold_sessions(session), start=1):
@@ -92,7 +92,7 @@ def sets_of_target(
     Where one of these was never made, test is a set that nobody has.
     """
     validation, test = target_sets(session, candidate.recipe, weights, seed)
-    if not is_cross_validated(session, candidate):
+    if not is_cross_validated(session.folds, candidate):
         return [validation, test]
     return [validation, _join_fold_sets(test, _find_stored_parts(session, candidate, seed))]
 
@@ -101,7 +101,7 @@ def rescore_folds(
     session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int
 ) -> list[RowSet]:
     """Score the stored answers of the folds as metrics are now; returns the sets that need a model."""
-    if not is_cross_validated(session, candidate):
+    if not is_cross_validated(session.folds, candidate):
         return []
     parts = _find_stored_parts(session, candidate, seed)
     if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
@@ -246,9 +246,6 @@ class Reader(StoredRows):
             for m in self._session.tasks
             if f"{m.task.name}/test" in run.rows
         }
-
-
-Described = Callable[[str], Mapping[str, str]]
 
 
 def judge_controls(at: Store) -> dict[str, ControlFacts]:

@@ -168,18 +168,17 @@ def is_of_recipe(run: Run, recipe: Recipe, at: Store) -> bool:
         own = Recipe.model_validate(run.recipe)
     except ValidationError:  # of another version, or damaged
         return False
-    if recipe.tried and not plugins.find_method(recipe.method).trains and _has_tried(run, recipe):
-        recipe = next((recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen), recipe)
+    if recipe.tried and not plugins.find_method(recipe.method).trains:
+        # Its prompt was chosen among those of the recipe: all of a sweep, some of a search.
+        params = [one.params for one in run.training.sweep]
+        if recipe.sweep:
+            is_tried = set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
+        else:
+            known = (of.get(name) in values for of in params for name, values in recipe.search.items())
+            is_tried = len(params) <= recipe.trials and all(known)
+        chosen = (recipe.with_prompt(one.params) for one in run.training.sweep if one.chosen)
+        recipe = next(chosen, recipe) if is_tried else recipe
     return _strip_unasked(recipe).is_stored_as(_strip_unasked(own).stored_form(), at.folder.parent)
-
-
-def _has_tried(run: Run, recipe: Recipe) -> bool:
-    """Tell whether a run's prompt was chosen among those of a recipe: all of a sweep, some of a search."""
-    params = [one.params for one in run.training.sweep]
-    if recipe.sweep:
-        return set(map(canonical_json, params)) == set(map(canonical_json, recipe.points))
-    known = all(of.get(name) in values for of in params for name, values in recipe.search.items())
-    return known and len(params) <= recipe.trials
 
 
 def _strip_unasked(recipe: Recipe) -> Recipe:
@@ -269,15 +268,14 @@ def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> 
     best = best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
-    of = (calibrate(metric, arms, pairs, found) for metric in session.target.metrics.values())
-    return tuple(replace(c, own=_name_own_kind(session, c.metric, done)) for c in of if c)
-
-
-def _name_own_kind(session: Session, metric: str, runs: Mapping[str, Run]) -> tuple[str, ...]:
-    """Name the runs whose base is a model that judges by a metric, which may like its own kind."""
-    # What answers behind an address is made from nobody knows what.
-    judged = session.target.judged.get(metric)
-    sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
-    bases = {source.weights_digest for source in sources if source}
-    here = (label for label, run in runs.items() if not find_method(run.method).is_remote)
-    return tuple(label for label in here if runs[label].base_digest in bases)
+    # A judge may like answers of its own base; what a model behind an address is made from is not known.
+    here = {label: run.base_digest for label, run in done.items() if not find_method(run.method).is_remote}
+    made = []
+    for metric in session.target.metrics.values():
+        if calibration := calibrate(metric, arms, pairs, found):
+            judged = session.target.judged.get(calibration.metric)
+            sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
+            bases = {source.weights_digest for source in sources if source}
+            own = tuple(label for label, base_digest in here.items() if base_digest in bases)
+            made.append(replace(calibration, own=own))
+    return tuple(made)

@@ -45,24 +45,26 @@ def target_facts(study: Study, run: Run, policy: GatePolicy) -> TargetFacts | No
     wanted = (goal.min, goal.gain, goal.win_rate, policy.mode_collapse)
     if not any(limit is not None for limit in wanted) or f"{task.name}/test" not in run.rows:
         return None
-    metric, rows = study.primary(task), study.rows.with_drawn(run, task)
-    labels, compared = judge_labels(study.store, task, metric.name), [rows]
+    metric, compared = study.primary(task), [study.rows.with_drawn(run, task)]
     best = find_best_untrained(study, run) if (goal.gain, goal.win_rate) != (None, None) else None
     gain = wins = None
     if best is not None:
-        base = study.rows.with_drawn(best, task)
         if goal.gain is not None:
             gain = compare_on(study, run, best)
-            compared.append(base)
+            compared.append(study.rows.with_drawn(best, task))
         if goal.win_rate is not None:
             wins = wins_of(study, run, best)
-    missing = labels_missing(metric.name, labels, *compared)
+    missing = labels_missing(metric.name, judge_labels(study.store, task, metric.name), *compared)
     return TargetFacts(
-        correct_estimate(metric, comparison.estimate(metric, rows), rows, labels),
+        score_on(study, run, task),
         gain,
         missing if policy.uncalibrated_judge == "refuse" else 0,
         wins,
-        compare_commonest(study, run) if policy.mode_collapse is not None else (),
+        comparison.compare_commonest_answers(
+            *answers_on_target(study, run), alpha=study.experiment.gate.alpha
+        )
+        if policy.mode_collapse is not None
+        else (),
     )
 
 
@@ -108,12 +110,6 @@ def find_prompt(study: Study, runs: Iterable[Run], run: Run) -> Run | None:
     recipes = study.experiment.candidates
     prompts = [one for one in runs if is_prompt(one) and recipes[one.candidate].role != "baseline"]
     return next((one for one in prompts if one.base_digest == run.base_digest), next(iter(prompts), None))
-
-
-def compare_commonest(study: Study, run: Run) -> tuple[Comparison, ...]:
-    """Compare the share of a run's commonest answer on the target with its base's and the references'."""
-    old, new = answers_on_target(study, run)
-    return comparison.compare_commonest_answers(old, new, alpha=study.experiment.gate.alpha)
 
 
 def answers_on_target(study: Study, run: Run) -> tuple[Rows | None, Rows]:
@@ -263,7 +259,13 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
     """Read the win rate of a run over another on the target."""
     at, policy, task, runs = study.store, study.experiment.gate, study.target, (base, run)
     rows = study.rows.cut(base, task), study.rows.cut(run, task)
-    pairs = _answer_pairs(*rows)
+    # Two answers that do not differ are a tie, also where both failed.
+    clusters = {now.example_id: now.cluster or now.example_id for _, now in pair_rows(*rows)}
+    differing = {now.example_id for old, now in pair_rows(*rows) if answers_differ(old, now)}
+    pairs = AnswerPairs(
+        {item: cluster for item, cluster in clusters.items() if item in differing},
+        {item: cluster for item, cluster in clusters.items() if item not in differing},
+    )
     digests = [one.rows[f"{task.name}/test"] for one in runs]
     votes = human_preferences.map_counted_shares(
         store.list_ratings(at, task.name), map_shown_pairs(*rows), *digests
@@ -281,7 +283,7 @@ def wins_of(study: Study, run: Run, base: Run) -> Wins:
                     preferred.won[now.example_id],
                     preferred.first[now.example_id],
                     (len(old.text), len(now.text)),
-                    now.cluster or now.example_id,
+                    clusters[now.example_id],
                     votes.get(now.example_id),
                 )
                 for old, now in pair_rows(*rows)
@@ -301,17 +303,6 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
     if wins.rate is None or len(failed) <= most * len(base):
         return wins
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
-
-
-def _answer_pairs(base: Rows, new: Rows) -> AnswerPairs:
-    """Part the items by whether their two answers differ; one that failed in both arms is a tie."""
-    both = list(pair_rows(base, new))
-    clusters = {now.example_id: now.cluster or now.example_id for _, now in both}
-    differing = {now.example_id for old, now in both if answers_differ(old, now)}
-    return AnswerPairs(
-        {item: cluster for item, cluster in clusters.items() if item in differing},
-        {item: cluster for item, cluster in clusters.items() if item not in differing},
-    )
 
 
 def _pairs(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:

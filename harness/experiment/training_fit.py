@@ -7,7 +7,6 @@ trackers is that of a point whose weights are kept.
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,7 +30,7 @@ from harness.models.weight_files import content_digest
 from harness.provenance import digest_code, versions_of
 from harness.records import Example, TrackedPoint, digest, drop_defaults, is_unspaced, parse_json
 from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
-from harness.spec import Recipe, Task, TaskData, is_path, metric_name
+from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training import LiveRun, make_live_id, open_trackers
 from harness.training.worker import launch
@@ -102,7 +101,7 @@ def fit(
         refuse_damaged(behind)
     source, method, folder = candidate.source, candidate.method, begun.folder
     part = folder.with_name(folder.name + ".part")
-    processes = processes_of(session, source)
+    processes = processes_of(session.experiment.training.accelerate, source)
     own_process = method.trains and (processes > 1 or has_own_process(session))
     if (folder / PRUNED).exists():
         (folder / PRUNED).unlink()
@@ -188,8 +187,8 @@ def _write_job(
         path=Path(source.path) if source.path else None,
         reward=reward,
         threads=training.threads_of(source.method),
-        processes=processes_of(session, source),
-        shards=shards_of(session, source),
+        processes=processes_of(session.experiment.training.accelerate, source),
+        shards=shards_of(session.experiment.training.accelerate, source),
         track=source.track.points if source.track else 0,
         pause_at=pause_at,
         live=describe_live_run(session, candidate, seed, begun.folder, begun.show_at),
@@ -241,28 +240,27 @@ def find_regularizer_rows(
     session: Session, candidate: ResolvedCandidate, seed: int
 ) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
     """Return the rows that a candidate's regularisers mix into training, and those that penalties read."""
-    evaluate = partial(_base_answers, session, candidate.base)
-    context = candidate.source.regularize, mix_context(session, candidate.source, seed), evaluate
+
+    def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
+        if shipped := find_shipped(session, candidate.base, mixture):
+            return shipped
+        task = Task(
+            name=name,
+            data=TaskData(),
+            metrics=("no_refusal",),
+            max_new_tokens=mixture.max_new_tokens,
+            chat_template=session.target.task.chat_template,
+        )
+        items = TaskItems((), (), mixture.rows, (), (), ())
+        weights = base_weights(candidate.base)
+        wanted = suite_set(session, weights, join_items(task, "capability", name, items))
+        if lacking := rescore_stored(session, [wanted]):
+            answer(session, weights, lacking, "base")
+        return wanted.read(session.store)
+
+    context = candidate.source.regularize, mix_context(session, candidate.source, seed), answer_as_base
     general = general_rows(*context)
     return mix_rows(*context), general
-
-
-def _base_answers(session: Session, base: ModelSource, name: str, mixture: Mixture) -> Iterable[Answered]:
-    if shipped := find_shipped(session, base, mixture):
-        return shipped
-    task = Task(
-        name=name,
-        data=TaskData(),
-        metrics=("no_refusal",),
-        max_new_tokens=mixture.max_new_tokens,
-        chat_template=session.target.task.chat_template,
-    )
-    items = TaskItems((), (), mixture.rows, (), (), ())
-    weights = base_weights(base)
-    wanted = suite_set(session, weights, join_items(task, "capability", name, items))
-    if lacking := rescore_stored(session, [wanted]):
-        answer(session, weights, lacking, "base")
-    return wanted.read(session.store)
 
 
 def folder_of(
@@ -296,6 +294,11 @@ def folder_of(
             own = {"chat_template"} | ({"system"} if source.system is None else set())
             known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
         trained_on = digest(known)
+    policy = session.experiment.training.accelerate
+    n_processes, given = processes_of(policy, source), list[Path]()
+    if source.path:
+        path = Path(source.path)
+        given = artefact_files(path) if method.makes_artefact else sorted(path.glob("adapter_*"))
     identity = {
         "method": source.method,
         "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
@@ -305,29 +308,23 @@ def folder_of(
         "reward": rewarded_by,
         "reads": method.reads(method.params(**source.params)),
         "merges": [one.digest for one in merges],
-        "path": content_digest(_list_given_files(source)) if source.path else "",
+        "path": content_digest(given) if source.path else "",
         "training": trained_on,
         "track": source.track.points if source.track else 0,
-        "processes": of_several if (of_several := processes_of(session, source)) > 1 else 0,
-        "shards": shards_of(session, source),
+        "processes": n_processes if n_processes > 1 else 0,
+        "shards": shards_of(policy, source),
         "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
 
-def _list_given_files(source: Recipe) -> list[Path]:
-    path = Path(source.path or "")
-    is_artefact = plugins.method(source.method).makes_artefact
-    return artefact_files(path) if is_artefact else sorted(path.glob("adapter_*"))
-
-
-def processes_of(session: Session, source: Recipe) -> int:
+def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:
     """Return how many processes share a training: one where its method, a regulariser or its base cannot."""
     changes_steps = has_hook(source.regularize, "prepare", "penalty", "step", "select")
     able = plugins.method(source.method).data_parallel and not changes_steps
-    return session.experiment.training.accelerate.num_processes if able else 1
+    return policy.num_processes if able else 1
 
 
-def shards_of(session: Session, source: Recipe) -> str:
+def shards_of(policy: AcceleratePolicy, source: Recipe) -> str:
     """Name how the processes of a training shard its weights; empty where each holds all of them."""
-    return session.experiment.training.accelerate.shards if processes_of(session, source) > 1 else ""
+    return policy.shards if processes_of(policy, source) > 1 else ""

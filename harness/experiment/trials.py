@@ -29,7 +29,7 @@ from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
 from harness.evaluation.session import Session
 from harness.experiment.training_fit import PRUNED, show_point
-from harness.experiment.validation_scores import validate
+from harness.experiment.validation_scores import read_kept_points, validate
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import Recipe, is_span, span_of
 from harness.store import CLAIMS, TrialRun, write_whole
@@ -136,11 +136,11 @@ class TrialKeeper(NamedTuple):
         scores: list[tuple[float, float | None]] = []
         n_points = self.candidate.source.track.points
         for place in range(1, n_points + 1):
-            kept = read_kept_points(self.candidate, folder)
+            kept = read_points_so_far(self.candidate, folder)
             if len(kept) < place and read_weights(self.candidate, folder) is None:
                 self.session.refuse_if_reading(f"point {place} of {folder.name}")
                 train(place)
-                kept = read_kept_points(self.candidate, folder)
+                kept = read_points_so_far(self.candidate, folder)
             if len(kept) < place:  # it has fewer checkpoints than points were requested
                 break
             step, weights = list(kept.items())[place - 1]
@@ -211,14 +211,9 @@ def phrase_no_trial(failed: Sequence[tuple[Mapping[str, Any], Exception]]) -> Ca
     return CandidateFailed(f"every trial failed: {said}", ", or ".join(filter(None, knobs)))
 
 
-def read_kept_points(trial: ResolvedCandidate, folder: Path) -> dict[int, training.Weights]:
+def read_points_so_far(trial: ResolvedCandidate, folder: Path) -> dict[int, training.Weights]:
     """Read the weights at the points of a training, by step, whether it is finished, pruned or under way."""
-    at = folder if folder.exists() else _part(folder)
-    found = {
-        step: read_weights(trial, point)
-        for step, point in training.map_tracked_folders(at / training.TRACKED).items()
-    }
-    return {step: weights for step, weights in found.items() if weights}
+    return read_kept_points(trial, folder if folder.exists() else _part(folder))
 
 
 def _part(folder: Path) -> Path:
@@ -284,7 +279,17 @@ def _search(
 ) -> Iterator[TrialProposal]:
     """Yield points of a search; a point that is proposed `again` is a further trial, or else none."""
     import optuna
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
+    space: dict[str, BaseDistribution] = {}
+    for name, values in source.search.items():
+        span = span_of(values) if is_span(values) else None
+        if span is None:
+            space[name] = CategoricalDistribution(range(len(values)))  # by place: a value may be a list
+        elif span.is_whole:
+            space[name] = IntDistribution(int(span.low), int(span.high), log=span.is_log)
+        else:
+            space[name] = FloatDistribution(span.low, span.high, log=span.is_log)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=_RANDOM)
     # The name decides Hyperband's brackets, and would be drawn.
@@ -294,7 +299,7 @@ def _search(
     n_points = source.track.points if source.prune and source.track else 1
     left, n_repeats = source.trials * n_points, 0
     while left >= n_points and n_repeats < _MOST_REPEATS:
-        proposed = study.ask({name: _distribution(values) for name, values in source.search.items()})
+        proposed = study.ask(space)
         point = {name: _value(values, proposed.params[name]) for name, values in source.search.items()}
         before = None if again else next((one for one in tried if one.params == point), None)
         if before:  # what answers a prompt gives is known: no trial is spent on it
@@ -348,17 +353,6 @@ def _pruner(source: Recipe) -> "BasePruner":
         "hyperband": {"min_resource": 1, "max_resource": source.track.points},
     }
     return _pruner_class(name)(**{**resource.get(name, {}), **given})
-
-
-def _distribution(values: Sequence[Any]) -> "BaseDistribution":
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    if not is_span(values):
-        return CategoricalDistribution(range(len(values)))  # by place: a value may be a list
-    span = span_of(values)
-    if span.is_whole:
-        return IntDistribution(int(span.low), int(span.high), log=span.is_log)
-    return FloatDistribution(span.low, span.high, log=span.is_log)
 
 
 def _value(values: Sequence[Any], proposed: Any) -> Any:

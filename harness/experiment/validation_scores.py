@@ -11,6 +11,7 @@ training answer the target's validation rows and general items of the half that 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -99,14 +100,18 @@ _KEPT = "forgetting.json"
 _FEW = 10  # items of a task
 
 
-def constraint_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that there are no items to measure forgetting on."""
-    bound = candidate.recipe.subject_to
-    if bound and not general_items(session, bound.items):
+def scoring_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+    """Yield that there are no items to measure forgetting on, or no checkpoints to measure."""
+    where, bound = f"candidate {candidate.name}", candidate.recipe.subject_to
+    if candidate.recipe.track and not candidate.method.tracks:
+        found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
+        expected = f"one of the methods {', '.join(methods(tracks=True))}"
+        yield Problem(where, found, expected, "remove track")
+    if bound and not general_items(session.suites, session.first_seed, bound.items):
         found = "subject_to: {forgetting: …}, and no general item outside the tests"
         expected = "items of the capability suites for validation"
         step = "data: {validation: FILE} at a task of a capability suite, or a limit below its items"
-        yield Problem(f"candidate {candidate.name}", found, expected, step)
+        yield Problem(where, found, expected, step)
 
 
 def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weights, bound: SubjectTo) -> float:
@@ -117,7 +122,7 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
         SharedFailure: no task counts on these items.
     """
     assert weights.folder
-    tasks, kept = general_items(session, bound.items), weights.folder / _KEPT
+    tasks, kept = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
     arms = [[suite_set(session, of, m) for m in tasks] for of in (base_weights(trial.base), weights)]
     key = digest([rows.identity.digest for arm in arms for rows in arm])
     known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
@@ -154,13 +159,12 @@ def capability_change(
     return rescale(found, metric.range.span)
 
 
-def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
+def general_items(suites: Sequence[MeasuredTask], seed: int, n_items: int) -> list[MeasuredTask]:
     """Return the capability tasks with as many items for validation, evenly over those that have some.
 
     A task of fewer than ten counts only where all have fewer: in the mean over tasks it would weigh as much.
     """
-    whole = [m for m in session.suites if not m.task.lm_eval]
-    seed = session.first_seed
+    whole = [m for m in suites if not m.task.lm_eval]
     tests = {m.task.name: load_task(m.task, seed).test for m in whole}
     clusters = {e.cluster for of in tests.values() for e in of if e.cluster != e.id}
     questions = {question_of(e) for of in tests.values() for e in of}
@@ -192,14 +196,6 @@ def general_items(session: Session, n_items: int) -> list[MeasuredTask]:
     return limited
 
 
-def check_tracking(candidate: ResolvedCandidate) -> Iterator[Problem]:
-    """Yield that a method keeps no checkpoints to measure."""
-    if candidate.recipe.track and not candidate.method.tracks:
-        found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
-        expected = f"one of the methods {', '.join(methods(tracks=True))}"
-        yield Problem(f"candidate {candidate.name}", found, expected, "remove track")
-
-
 def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[int]:
     """List the steps whose weights a candidate's training may keep; none where nobody knows them beforehand.
 
@@ -208,7 +204,7 @@ def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[i
     source, base = candidate.source, candidate.trained_base
     params = candidate.method.params(**source.params)
     alone = not (source.tried or session.folds or has_hook(source.regularize, "mix") or is_packed(base))
-    alone = alone and processes_of(session, source) == 1
+    alone = alone and processes_of(session.experiment.training.accelerate, source) == 1
     if not (source.track and alone and isinstance(params, SupervisedParams)) or params.packing:
         return []
     rows, tokenizer = training_data(session, source).items.train, load_tokenizer(base)
@@ -224,13 +220,16 @@ def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[i
 
 def read_tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:
     """Read the weights that were kept along a candidate's training, by step, as they are served."""
-    if not candidate.source.track or not weights.folder:
-        return {}
+    is_tracked = candidate.source.track and weights.folder
+    return read_kept_points(candidate, weights.folder) if is_tracked and weights.folder else {}
+
+
+def read_kept_points(candidate: ResolvedCandidate, folder: Path) -> dict[int, Weights]:
+    """Read the weights at the points of a training, by step; `folder` is that of its weights or its job."""
     found = {
-        step: read_weights(candidate, folder)
-        for step, folder in map_tracked_folders(weights.folder / TRACKED).items()
+        step: read_weights(candidate, point) for step, point in map_tracked_folders(folder / TRACKED).items()
     }
-    return {step: made for step, made in found.items() if made}
+    return {step: weights for step, weights in found.items() if weights}
 
 
 def measure_points(

@@ -13,11 +13,10 @@ from harness import __version__, formatting, store
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.verdict import WORDS, Verdict, is_invalid
 from harness.experiment.study import Study
-from harness.metrics import Metric
 from harness.provenance import timestamp
 from harness.records import Run, digest, load
 from harness.report import ExperimentReport, to_plain
-from harness.spec import DecidePolicy, Experiment, GatePolicy, Role, Task
+from harness.spec import DecidePolicy, Experiment, GatePolicy
 from harness.store import DecisionRecord, Store, VerdictRecord
 
 Settings = Mapping[str, Mapping[str, Any]]  # of tasks, by their names
@@ -64,27 +63,22 @@ def judgement_of(
     study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
 ) -> Judgement:
     """Put a verdict on a run beside the policies and the tasks that it was given by."""
-    settings = {
-        task.name: _task_settings(task, role, study.primary(task))
-        for task, role, _ in study.suite_tasks()
-        if study.is_judged(task)
-    }
+    settings = {}  # what the verdict hangs on of a task besides its rows, as JSON has it
+    for task, role, _ in study.suite_tasks():
+        if study.is_judged(task):
+            primary = study.primary(task)
+            settings[task.name] = {
+                "chance": task.chance,
+                "margin": task.margin,
+                "metric": primary.name,
+                "higher_is_better": primary.higher_is_better,
+                "bounds": [primary.range.low, primary.range.high],
+                "kind": task.kind,
+                "role": role,
+            }
     against = baseline_digest or run.base_digest
     gate, decide = study.experiment.gate, study.experiment.decide
     return Judgement(run, verdict, gate, baseline, against, settings, decide)
-
-
-def _task_settings(task: Task, role: Role, primary: Metric) -> dict[str, Any]:
-    """Return what a verdict hangs on of a task beside its rows, as JSON has it."""
-    return {
-        "chance": task.chance,
-        "margin": task.margin,
-        "metric": primary.name,
-        "higher_is_better": primary.higher_is_better,
-        "bounds": [primary.range.low, primary.range.high],
-        "kind": task.kind,
-        "role": role,
-    }
 
 
 def _describe_rules(policy: GatePolicy, decide: DecidePolicy) -> dict[str, Any]:
@@ -156,9 +150,11 @@ def verdict_change(at: Store, judgement: Judgement) -> str:
         return ""
     if (before.outcome, _was_invalid(before)) == (verdict.outcome, is_invalid(verdict.rules)):
         return ""
-    settings = [*_changes(before, run, judgement.rules), *_task_changes(before, tasks)]
-    found = [*settings, *_failures(before, verdict)]
-    unknown = [_SAME if before.tasks else _UNRECORDED, *_rule_changes(before, verdict)]
+    found = [*_changes(before, run, judgement.rules, tasks), *_failures(before, verdict)]
+    unknown, then = [_SAME if before.tasks else _UNRECORDED], {r.name: r.outcome for r in before.rules}
+    if changed := [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]:
+        pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
+        unknown.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
     was = f"{run.label}: the verdict of {before.created} against {baseline} was {WORDS[before.outcome]}"
     return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
 
@@ -173,8 +169,8 @@ def _was_invalid(before: VerdictRecord) -> bool:
     return then is not None and then.outcome == "inconclusive"
 
 
-def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any]) -> Iterator[str]:
-    """Name the settings, rows and version that are other than when a verdict was stored."""
+def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any], tasks: Settings) -> Iterator[str]:
+    """Name the settings, rows, version and tasks that are other than when a verdict was stored."""
     defaults = to_plain(GatePolicy())
     for key in dict.fromkeys([*rules, *(key for key in before.policy if "." in key)]):
         then, now = (of.get(key, defaults.get(key)) for of in (before.policy, rules))
@@ -184,19 +180,13 @@ def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any]) -> Itera
         yield f"other answers on {', '.join(other)}"
     if before.harness != __version__:
         yield f"harness {before.harness} → {__version__}"
-
-
-def _task_changes(before: VerdictRecord, tasks: Settings) -> Iterator[str]:
-    """Name the tasks that came, went or have other settings; none where the record does not hold them."""
-    if not before.tasks:
-        return
-    for name in sorted({*before.tasks, *tasks}):
-        then, now = before.tasks.get(name), tasks.get(name)
-        if then is None or now is None:
-            yield f"task {name} {'was not judged before' if then is None else 'is no longer judged'}"
+    for name in sorted({*before.tasks, *tasks}) if before.tasks else ():  # older records hold no tasks
+        old, new = before.tasks.get(name), tasks.get(name)
+        if old is None or new is None:
+            yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"
         else:
-            for key in sorted(key for key in {*then, *now} if then.get(key) != now.get(key)):
-                yield f"{key} of {name} {then.get(key)} → {now.get(key)}"
+            for key in sorted(key for key in {*old, *new} if old.get(key) != new.get(key)):
+                yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
 
 
 def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
@@ -211,15 +201,6 @@ def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
     several = "up to " if isinstance(named, list) and len(named) > 1 else ""
     on = f" on {', '.join(named)}" if isinstance(named, list) and named else ""
     yield f"{several}{formatting.percent(float(str(share)))} % of answers{on} failed"
-
-
-def _rule_changes(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
-    then = {rule.name: rule.outcome for rule in before.rules}
-    changed = [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]
-    if changed:
-        yield ", ".join(
-            f"rule {r.name} {WORDS[then.get(r.name, 'skipped')]} → {WORDS[r.outcome]}" for r in changed
-        )
 
 
 def report_changes(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[str]:

@@ -27,8 +27,7 @@ from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_set
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
-from harness.experiment.journal import TRIES, Journal, Outcome, append, wait_for_files
-from harness.experiment.plan import Plan, Step
+from harness.experiment.plan import TRIES, Journal, Outcome, Plan, Step, append, wait_for_files
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.run_candidate import row_sets
 from harness.models.hardware import Machine, cpu_kernels, cpu_name, current_device, torch_threads, use_threads
@@ -60,10 +59,10 @@ class Assignment(NamedTuple):
     costs: dict[str, Any]
 
 
-def name_assignment(session: Session) -> Path:
+def name_assignment(at: store.Store) -> Path:
     """Name the file of a new assignment, in a folder of its own; those of killed commands go."""
-    folder = session.store.folder.resolve() / WORKERS
-    store.remove(session.store.folder, [session.store.folder / WORKERS])
+    folder = at.folder.resolve() / WORKERS
+    store.remove(at.folder, [at.folder / WORKERS])
     file = folder / uuid4().hex / ASSIGNMENT
     file.parent.mkdir(parents=True)
     return file

@@ -20,13 +20,7 @@ from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.session import Fold, MeasuredTask, Session
 from harness.formatting import pluralize
 from harness.models import find_left_out
-from harness.models.hub import (
-    ModelSource,
-    chat_template,
-    is_packed,
-    list_special_tokens,
-    load_tokenizer,
-)
+from harness.models.hub import ModelSource, chat_template, is_packed, list_special_tokens, load_tokenizer
 from harness.prompting import PromptingContext, compose
 from harness.provenance import versions_of
 from harness.records import Example, Message, digest
@@ -66,9 +60,21 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
         rows += [row for one in candidates for row in _prompt_first_items(session, one)]
     texts = [list(row.messages) for row in rows]
     texts_digest = digest(texts) if bases else ""
+
+    def try_rows(base: ModelSource) -> dict[str, str]:
+        # What went wrong, by the place of the row.
+        tokenizer, found = load_tokenizer(base), dict[str, str]()
+        for place, messages in enumerate(texts):
+            try:
+                if role := find_left_out(tokenizer, messages):
+                    found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
+            except CandidateFailed as error:
+                found[str(place)] = error.reason
+        return found
+
     for base in sorted(bases, key=lambda base: base.name) if rows else ():
         key = digest([base.template_digest, texts_digest, versions_of("tokenization")])
-        yield from _name_unwritable(base, rows, memo("unwritable_rows", key, partial(_try_rows, base, texts)))
+        yield from _name_unwritable(base, rows, memo("unwritable_rows", key, partial(try_rows, base)))
 
 
 def _prompt_first_items(session: Session, candidate: ResolvedCandidate) -> Iterator[_Row]:
@@ -117,18 +123,6 @@ def _name_unwritable(base: ModelSource, rows: Sequence[_Row], found: Mapping[str
         yield from cap_problems(problems, file, "rows that the chat template does not write")
 
 
-def _try_rows(base: ModelSource, texts: Sequence[Sequence[Message]]) -> dict[str, str]:
-    """Write every row; returns what went wrong by the place of the row."""
-    tokenizer, found = load_tokenizer(base), dict[str, str]()
-    for place, messages in enumerate(texts):
-        try:
-            if role := find_left_out(tokenizer, messages):
-                found[str(place)] = f"a turn of {role!r} that the chat template leaves out"
-        except CandidateFailed as error:
-            found[str(place)] = error.reason
-    return found
-
-
 def cut_special_tokens(session: Session) -> Session:
     """Return a session whose answers and labels are without special tokens around them, and say so.
 
@@ -142,12 +136,18 @@ def cut_special_tokens(session: Session) -> Session:
     more = [_cut_task(measured, own, notes) for measured in session.more_targets]
     target = _cut_task(session.target, own, notes)
     items = replace(target.items, overlap=(*target.items.overlap, *notes))
+    training = {}
+    for key, measured in session.training.items():
+        own_notes: list[str] = []
+        made = _cut_task(measured, own, own_notes)
+        noted = replace(made.items, overlap=(*made.items.overlap, *own_notes))
+        training[key] = made._replace(items=noted)
     return replace(
         session,
         target=target._replace(items=items) if notes else target,
         suites=tuple(suites),
         more_targets=tuple(more),
-        training={key: _cut_noted(measured, own) for key, measured in session.training.items()},
+        training=training,
         folds=tuple(
             Fold(
                 _cut_task(fold.target, own, []),
@@ -156,12 +156,6 @@ def cut_special_tokens(session: Session) -> Session:
             for fold in session.folds
         ),
     )
-
-
-def _cut_noted(measured: MeasuredTask, own: _OwnTokens) -> MeasuredTask:
-    notes: list[str] = []
-    made = _cut_task(measured, own, notes)
-    return made._replace(items=replace(made.items, overlap=(*made.items.overlap, *notes)))
 
 
 def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> MeasuredTask:
@@ -178,26 +172,29 @@ def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> Meas
                 found["prompts"][where] = token
     for what, rows in found.items():
         notes += [_describe_special(what, rows, own)] if rows else []
-    notes += _describe_documents(measured, own)
+    shown = readers.display_path(measured.task.data.documents or "")
+    documents = {
+        f"{shown}:{d.id}": token
+        for d in measured.items.documents
+        if (token := find_special((d.title, d.text), own.tokens))
+    }
+    notes += [_describe_special("documents", documents, own)] if documents else []
     if not found["answers"]:
         return measured
-    items = measured.items
-    parts = (items.train, items.validation, items.test, items.pairs)
-    train, validation, test, pairs = (tuple(_cut_answers(e, own) for e in part) for part in parts)
-    cut = replace(items, train=train, validation=validation, test=test, pairs=pairs)
-    return measured._replace(items=cut)
 
-
-def _cut_answers(example: Example, own: _OwnTokens) -> Example:
     def cut(text: str) -> str:
         return cut_special(text, own.tokens) or text
 
-    return replace(
-        example,
-        references=tuple(map(cut, example.references)),
-        choices=tuple(map(cut, example.choices)),
-        rejected=cut(example.rejected),
-    )
+    def cut_answers(example: Example) -> Example:
+        return replace(
+            example,
+            references=tuple(map(cut, example.references)),
+            choices=tuple(map(cut, example.choices)),
+            rejected=cut(example.rejected),
+        )
+
+    parts = {part: tuple(map(cut_answers, getattr(measured.items, part))) for part in _PARTS}
+    return measured._replace(items=replace(measured.items, **parts))
 
 
 def _describe_special(what: str, rows: dict[str, str], own: _OwnTokens) -> str:
@@ -214,15 +211,3 @@ def _describe_special(what: str, rows: dict[str, str], own: _OwnTokens) -> str:
     ]
     held = f"{pluralize(len(rows), 'row')} with special tokens in {what}, such as {token!r} at {first}"
     return f"{held}, are {meant}; next: {' && '.join(commands)}"
-
-
-def _describe_documents(measured: MeasuredTask, own: _OwnTokens) -> list[str]:
-    held = {
-        d.id: token
-        for d in measured.items.documents
-        if (token := find_special((d.title, d.text), own.tokens))
-    }
-    if not held:
-        return []
-    shown = readers.display_path(measured.task.data.documents or "")
-    return [_describe_special("documents", {f"{shown}:{ident}": token for ident, token in held.items()}, own)]

@@ -71,7 +71,9 @@ def run_prepared(
     session: Session, loaded: LoadedExperiment, day: date, publish: Publish | None = None
 ) -> NightReport:
     """Run one night on a prepared session, and publish it as `run_night` does."""
-    refuse_folds(session, "harness nightly run", "whose rows are those that the champion was trained on")
+    refuse_folds(
+        session.folds, "harness nightly run", "whose rows are those that the champion was trained on"
+    )
     folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
     with night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)

@@ -241,7 +241,7 @@ def prepare(session: Session, selected: Sequence[str], wanted: str) -> PreparedR
         IncompatibleRuns: there is no run of it as written now.
     """
     experiment.refuse_folds(
-        session, "harness rescue", "where every trial would have to be made again in each"
+        session.folds, "harness rescue", "where every trial would have to be made again in each"
     )
     return _prepare(session, find_case(session, selected, answer_whole_tasks(session, selected, wanted)))
 

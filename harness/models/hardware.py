@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import geometric_mean
 from typing import TYPE_CHECKING, NamedTuple
 
-from harness.cache import cache_dir, recall, remember
+from harness.cache import cache_dir, memo, recall, remember
 from harness.errors import Problem, UserError
 from harness.formatting import figure, pluralize
 from harness.models.embedded_model import SHAPE
@@ -274,15 +274,20 @@ def probe(
 
 
 def cpu_kernels() -> dict[str, str]:
-    """Describe what chooses the kernels that compute on this CPU, and so the last digits of an answer."""
-    import torch
+    """Describe what chooses the kernels that compute on this CPU, and so the last digits of an answer.
 
-    return {
-        "capability": torch.backends.cpu.get_cpu_capability(),
-        "processor": processor_name() or "",
-        "flags": _cpu_flags(),
-        **{name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")},
-    }
+    What torch says of it is cached, by all that it depends on, so that a plan need not import torch.
+    """
+
+    def find_capability() -> str:
+        import torch
+
+        return torch.backends.cpu.get_cpu_capability()
+
+    known = {"processor": processor_name() or "", "flags": _cpu_flags()}
+    known |= {name: os.environ.get(name, "") for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA")}
+    key = digest([known, platform.machine(), version("torch")])
+    return {"capability": memo("cpu_capability", key, find_capability), **known}
 
 
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:

@@ -5,12 +5,14 @@ Source: Brown et al. 2020, arXiv:2005.14165 (fixed); Liu et al. 2022, arXiv:2101
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import islice, takewhile, zip_longest
 from typing import Literal
 
+import numpy as np
 from pydantic import Field
 
 from harness.errors import Problem, UserError
@@ -93,17 +95,35 @@ def _dialogue(example: Example) -> str:
 
 def _nearest(train: tuple[Example, ...]) -> Ranking:
     """Rank by cosine similarity of TF-IDF vectors; ties keep the training order."""
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    # Equal to scikit-learn's `TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)` to the last digit: the
+    # order of words decides how sums round, and so ties. A dry run would wait for that import.
+    from scipy.sparse import csr_array
 
-    def cut(example: Example) -> str:
-        return split_into_grams(fold_widths(_dialogue(example)))
+    def count_words(example: Example) -> Counter[str]:
+        return Counter(re.findall(WORD, split_into_grams(fold_widths(_dialogue(example))).lower()))
 
-    vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
-    vectors = vectorizer.fit_transform(list(map(cut, train)))  # (train, words), unit rows
+    counted = list(map(count_words, train))
+    n_rows = Counter(word for counts in counted for word in counts)
+    places = {word: place for place, word in enumerate(n_rows)}
+    rarity = np.log((1.0 + len(train)) / (1.0 + np.array([*n_rows.values()], float))) + 1.0  # (words,)
+
+    def weigh(counts: Counter[str], words: Iterable[str]) -> tuple[list[int], np.ndarray]:
+        known = [word for word in words if word in places]
+        at = [places[word] for word in known]
+        weights = (np.log(np.array([counts[word] for word in known], float)) + 1.0) * rarity[at]
+        return at, weights / np.sqrt(np.cumsum(weights * weights)[-1:])  # summed in this order
+
+    made = [weigh(counts, sorted(counts, key=places.__getitem__)) for counts in counted]
+    columns = [place for at, _ in made for place in at]
+    ends = np.cumsum([0, *(len(at) for at, _ in made)])
+    values = np.concatenate([weights for _, weights in made])
+    vectors = csr_array((values, columns, ends), shape=(len(train), len(places)))  # unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        similarity = (vectors @ vectorizer.transform([cut(example)]).T).toarray()[:, 0]
-        return (train[i] for i in (-similarity).argsort(kind="stable"))
+        counts, vector = count_words(example), np.zeros(len(places))
+        at, weights = weigh(counts, sorted(counts))
+        vector[at] = weights
+        return (train[i] for i in (-(vectors @ vector)).argsort(kind="stable"))
 
     return rank
 

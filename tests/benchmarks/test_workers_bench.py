@@ -22,8 +22,7 @@ from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
-from harness.experiment.journal import Journal, Outcome
-from harness.experiment.plan import Plan, make_plan
+from harness.experiment.plan import Journal, Outcome, Plan, make_plan
 from harness.models.hardware import probe
 from harness.progress import SilentProgress
 

@@ -15,8 +15,7 @@ from harness import config
 from harness.evaluation.row_sets import RunRequest
 from harness.experiment import Scope, prepare_session
 from harness.experiment import worker as workers
-from harness.experiment.journal import Outcome
-from harness.experiment.plan import make_plan
+from harness.experiment.plan import Outcome, make_plan
 from harness.progress import SilentProgress
 
 CANDIDATES = """\
@@ -58,7 +57,7 @@ def worker(command_driver, folder):
     loaded = config.load(folder / "harness.yaml")
     session = prepare_session(loaded, Scope(), SilentProgress())
     plan = make_plan(session, [RunRequest(session.candidates[name], 0) for name in loaded.selected], 1)
-    file = workers.name_assignment(session)
+    file = workers.name_assignment(session.store)
 
     def begin():
         file.with_name(workers.JOURNAL).unlink(missing_ok=True)

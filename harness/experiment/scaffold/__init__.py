@@ -29,16 +29,17 @@ from harness.experiment.scaffold.method_choice import (
     propose_candidates,
 )
 from harness.experiment.scaffold.proposal_files import (
+    PUBLIC,
     SCHEMA,
     SUITES,
     bound_time,
     experiment_text,
     load_proposal,
     propose_gate,
+    propose_public,
     suite_text,
     time_sentence,
 )
-from harness.experiment.scaffold.public_tasks import PUBLIC, propose_public
 from harness.experiment.scaffold.recognition import (
     NEEDS,
     AnswerForm,

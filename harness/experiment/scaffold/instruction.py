@@ -192,8 +192,18 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
     are_lists = any(isinstance(value, list) for value in read)
     entries = [entry for value in read for entry in (value if isinstance(value, list) else [value])]
     objects = [entry for entry in entries if isinstance(entry, dict)]
-    keys = list(dict.fromkeys(key for entry in objects for key in entry))
-    named = f" with the keys {', '.join(_describe_key(key, objects) for key in keys)}" if keys else ""
+    keys = []
+    for key in dict.fromkeys(key for entry in objects for key in entry):
+        values = [entry[key] for entry in objects if key in entry]
+        texts = Counter(value for value in values if isinstance(value, str))
+        is_whole = 1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and texts.total() == len(values)
+        if key in ("start", "end") and all(isinstance(value, int) for value in values):
+            keys.append(f"{key} (a place in the text, counted in characters from 0)")
+        elif is_whole and max(map(len, texts)) <= 30 and key not in _PIECES:
+            keys.append(f"{key} (one of {' | '.join(sorted(texts))})")
+        else:
+            keys.append(key)
+    named = f" with the keys {', '.join(keys)}" if keys else ""
     what = "the data" if find_head(columns.answer) in _GENERIC else f"the {spell(columns.answer)}"
     form = (
         "a JSON list of objects"
@@ -206,18 +216,6 @@ def _ask_for_json(columns: PromptColumns, references: Sequence[str]) -> str:
     return (
         f"Extract {what} from the {columns.noun} as {form}{named}{none}. Reply with the JSON {_NOTHING_ELSE}."
     )
-
-
-def _describe_key(key: str, objects: Sequence[dict[str, Any]]) -> str:
-    values = [entry[key] for entry in objects if key in entry]
-    if key in ("start", "end") and all(isinstance(value, int) for value in values):
-        return f"{key} (a place in the text, counted in characters from 0)"
-    texts = Counter(value for value in values if isinstance(value, str))
-    are_few = (
-        1 < len(texts) <= min(_MOST_VALUES, len(values) // 10) and len(texts) and max(map(len, texts)) <= 30
-    )
-    is_kind = are_few and texts.total() == len(values) and key not in _PIECES
-    return f"{key} (one of {' | '.join(sorted(texts))})" if is_kind else key
 
 
 def _ask_for_sql(columns: PromptColumns, references: Sequence[str]) -> str:

@@ -175,12 +175,9 @@ def describe_alternatives(items: TaskItems, base: ModelSource | None, here: Reso
         need = _need(name, {"params": other.params}, shape, here, longest)
         if _fits(need, here.room):
             cards = ", shared by several GPUs where there are some" if method.data_parallel else ""
-            found.append(f"{_name_recipe(name, other.params)} {other.reason}, in about {need}{cards}")
+            params = "".join(f" ({key}: {value})" for key, value in other.params.items())
+            found.append(f"{name}{params} {other.reason}, in about {need}{cards}")
     return f"other methods that fit, without added latency: {'; '.join(found)}" if found else ""
-
-
-def _name_recipe(name: str, params: Mapping[str, Any]) -> str:
-    return name + "".join(f" ({key}: {value})" for key, value in params.items())
 
 
 def _free(room: Memory) -> str:

@@ -175,20 +175,15 @@ def _fields(request: Request, content: readers.Rows, layout: Layout | None) -> d
             if whole == asking or (by_layout and whole == f"{{context}}\n\n{asking}")
             else {"prompt": whole}
         )
-    group = next(
-        (name for name in GROUPS if "cluster" not in columns and _groups_rows(content.rows, name)), None
-    )
-    if group and f"{{{group}}}" not in fields.values():
-        fields["cluster"] = f"{{{group}}}"
+    for group in GROUPS if "cluster" not in columns else ():
+        # A field that holds a few rows together: filled everywhere, repeated, of several values.
+        values = [row.fields.get(group) for row in content.rows]
+        is_filled = all(isinstance(value, str | int) and value != "" for value in values)
+        if is_filled and 5 <= len(set(values)) <= 0.8 * len(values):
+            if f"{{{group}}}" not in fields.values():
+                fields["cluster"] = f"{{{group}}}"
+            break
     return fields
-
-
-def _groups_rows(content: Sequence[Row], name: str) -> bool:
-    """Tell whether a field holds a few rows together: filled everywhere, repeated, of several values."""
-    values = [row.fields.get(name) for row in content]
-    if not all(isinstance(value, str | int) and value != "" for value in values):
-        return False
-    return 5 <= len(set(values)) <= 0.8 * len(values)
 
 
 def _kind(layout: Layout | None, examples: Sequence[Example], column: str) -> Kind:
@@ -261,7 +256,7 @@ def _recognise_answers(kind: Kind, examples: Sequence[Example], column: str) -> 
     are: dict[AnswerForm, Callable[[Sequence[str]], bool]] = {
         "calls": are_calls,
         "json": _are_json,
-        "reasoned": _are_reasoned,
+        "reasoned": lambda texts: all(map(_FINAL.search, texts)),
     }
     if form := next((form for form, tells in are.items() if references and tells(references)), None):
         return Answers(form)
@@ -308,10 +303,6 @@ def _is_span(value: object, text: str) -> bool:
         has_text = any(_is_span(inner, text) for inner in value.values() if isinstance(inner, str))
         return {"start", "end"} <= value.keys() or (has_text and bool(value.keys() & _KINDS))
     return isinstance(value, str) and value.casefold() in text
-
-
-def _are_reasoned(texts: Sequence[str]) -> bool:
-    return all(map(_FINAL.search, texts))
 
 
 def _are_numbers(texts: Sequence[str]) -> bool:

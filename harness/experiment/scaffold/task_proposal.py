@@ -108,11 +108,19 @@ def _find_columns(reading: Task, seen: RecognizedRows) -> PromptColumns:
 def _propose_answers(
     answers: Answers, columns: PromptColumns, examples: Sequence[Example], base: ModelSource | None
 ) -> dict[str, Any]:
-    metrics = choose_metrics(answers, columns, examples)
+    """Propose what the form of answers says: the kind, the metrics (the first decides), and the length."""
+    references = [max(example.references, key=len) for example in examples]
+    metrics = _METRICS[answers.form]
+    if is_rating(columns, answers.labels):
+        metrics = ["exact_match", *OF_RATINGS]
+    elif answers.form == "sql" and find_spec("sqlglot"):
+        metrics = ["sql_match", "token_f1"]
+    elif answers.form in ("short", "long"):  # an overlap of words needs words of Latin
+        letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
+        metrics = metrics if 2 * sum(sign < "ɐ" for sign in letters) >= len(letters) else ["chrf"]
     if answers.form == "choice":
         chance = fmean(1 / len(example.choices) for example in examples)
         return {"kind": "choice", "metrics": metrics, "chance": round(chance, 4)}
-    references = [max(example.references, key=len) for example in examples]
     whole = answers.form in ("labels", "calls", "json", "spans", "sql", "joined labels")
     proposed: dict[str, Any] = {"labels": list(answers.labels)} if answers.form == "labels" else {}
     proposed |= {"metrics": metrics, "max_new_tokens": _longest(references, base, 1.0 if whole else 0.95)}
@@ -134,22 +142,6 @@ _METRICS: dict[AnswerForm, list[str]] = {
 }
 
 
-_RATING_METRICS = ["exact_match", *OF_RATINGS]
-
-
-def choose_metrics(answers: Answers, columns: PromptColumns, examples: Sequence[Example]) -> list[str]:
-    """Choose the metrics of answers by their form, the first one decides; overlap needs words of Latin."""
-    if is_rating(columns, answers.labels):
-        return _RATING_METRICS
-    if answers.form == "sql" and find_spec("sqlglot"):
-        return ["sql_match", "token_f1"]
-    is_text = answers.form in ("short", "long")
-    references = [max(example.references, key=len) for example in examples if example.references]
-    letters = [sign for text in references[:200] for sign in text if sign.isalpha()]
-    is_latin = 2 * sum(sign < "ɐ" for sign in letters) >= len(letters)
-    return ["chrf"] if is_text and not is_latin else _METRICS[answers.form]
-
-
 def _longest(references: Sequence[str], base: ModelSource | None, share: float) -> int:
     """Return half again the tokens of the longer answers, within `_LEAST_TOKENS` and `_MOST_TOKENS`."""
     lengths = sorted(count_tokens(references, base))
@@ -161,7 +153,11 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
     """Count the tokens of texts by the base's tokenizer, whole; where it is not here, by their signs."""
     file = base.path / "tokenizer.json" if base else None
     if file is None or not file.is_file():
-        return [_guess_tokens(text) for text in texts]
+        # At most one token for three letters of English, and one for each other byte: byte-level BPE spends
+        # up to a token on each byte of a script that it has seen little of (Petrov et al. 2023,
+        # arXiv:2305.15425), and many tokenizers one on each digit.
+        n_plain = [sum(s.isascii() and (s.isalpha() or s.isspace()) for s in text) for text in texts]
+        return [-(-n // 3) + len(text.encode()) - n for n, text in zip(n_plain, texts, strict=True)]
     from tokenizers import Tokenizer
 
     with refuse_unreadable(file, "a file that save_pretrained wrote", "save or fetch the tokenizer again"):
@@ -170,14 +166,6 @@ def count_tokens(texts: Sequence[str], base: ModelSource | None) -> list[int]:
     tokenizer.no_padding()
     encoded = tokenizer.encode_batch([*texts], add_special_tokens=False)
     return [len(one.ids) for one in encoded]
-
-
-def _guess_tokens(text: str) -> int:
-    """Guess how many tokens a text is at most: one for three letters of English, one for each other byte."""
-    # Byte-level BPE spends up to a token on each byte of a script that it has seen little of (Petrov et al.
-    # 2023, arXiv:2305.15425), and many tokenizers one on each digit.
-    plain = sum(sign.isascii() and (sign.isalpha() or sign.isspace()) for sign in text)
-    return -(-plain // 3) + len(text.encode()) - plain
 
 
 def check_task(task: dict[str, Any], *, has_thumbs: bool) -> tuple[Task, TaskItems]:
@@ -305,7 +293,15 @@ def warn_of_unread(seen: RecognizedRows, task: Task, request: Request, unused: U
                 "again; next: to keep these parts, write each to a file, and name these as train, validation "
                 "and test under data: of the suite"
             )
-    yield from _parts_of_set(request)
+    if request.data.startswith(HUB) or Path(request.data).expanduser().is_dir():
+        data = absolute(request.data)
+        unread_parts = [part for part in readers.list_parts(data) if part in ("validation", "test")]
+        if unread_parts:
+            named_parts = ", ".join(f"{part}: {json.dumps(data)}" for part in ("train", *unread_parts))
+            yield (
+                f"{request.data}: its {' and '.join(unread_parts)} rows are not read, train is split again; "
+                f"next: to keep these parts, write data: {{{named_parts}}} in the suite"
+            )
 
 
 def _read_column(seen: RecognizedRows, column: str) -> list[Any]:
@@ -335,16 +331,3 @@ def _names_of_labels(seen: RecognizedRows, task: Task, unread: Sequence[str]) ->
             yield f"{named}; next: --reference {shlex.quote(column)}, which names them"
             return
     yield f"{named}; next: write names in their place, or say what they mean: --instruction TEXT"
-
-
-def _parts_of_set(request: Request) -> Iterator[str]:
-    """Warn of the parts of a folder or of a hub set beside the one that is split."""
-    if not (request.data.startswith(HUB) or Path(request.data).expanduser().is_dir()):
-        return
-    others = [part for part in readers.list_parts(absolute(request.data)) if part in ("validation", "test")]
-    if others:
-        named = ", ".join(f"{part}: {json.dumps(absolute(request.data))}" for part in ("train", *others))
-        yield (
-            f"{request.data}: its {' and '.join(others)} rows are not read, train is split again; next: to "
-            f"keep these parts, write data: {{{named}}} in the suite"
-        )

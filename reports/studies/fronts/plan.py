@@ -30,10 +30,10 @@ def plan(file: Path) -> list[Step]:
     """List the steps of an experiment in the order in which they can be made; runs nothing."""
     loaded = config.load(file)
     session = prepare_session(loaded, Scope(dry_run=True), SilentProgress())
-    requests = in_order(session, loaded.selected)
+    requests = in_order(session.candidates, loaded.selected)
     found = find_stored_runs(session, requests)
     open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
-    seconds = experiment.estimate_seconds(session, experiment.estimate_work(session, loaded.selected))
+    seconds = experiment.estimate_seconds(session, experiment.Estimates(session).work(loaded.selected))
     names = dict.fromkeys(one.candidate.name for one in requests)
     return [Step(file, name, name not in open_, seconds[name]) for name in names]
 
