@@ -236,29 +236,32 @@ def test_the_choice_is_made_on_validation_and_of_a_tie_by_tokens_or_order():
     assert best_untrained([ranked, replace(shots, validation=0.51)]) == "shots"
 
 
-def items(*references, metric="exact_match"):
-    """Return the trivial baseline of test items with these references."""
+def find_trivial(rows, metric, **changes):
+    """Return the trivial baseline of test items by their references and choices."""
     task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
-    rows = [Example(f"t/{i}", (), refs) for i, refs in enumerate(references)]
-    return trivial_baseline(load_metrics(task)[metric], rows)
+    asked = [Example(f"t/{i}", (), tuple(refs), choices=tuple(of)) for i, (refs, of) in enumerate(rows)]
+    return trivial_baseline(replace(load_metrics(task)[metric], **changes), asked)
+
+
+def items(*references, metric="exact_match", **changes):
+    return find_trivial([(refs, ()) for refs in references], metric, **changes)
+
+
+def choice_items(*rows, metric="accuracy"):
+    return find_trivial(rows, metric)
 
 
 def test_the_trivial_baseline_counts_labels_as_the_metric_does():
     assert items(("no",), ("No",), ("no.",), ("yes",), ("yes",)) == ("always answering “no”", 0.6)
     assert items(("a", "b"), ("b", "B"), ("c",), ("a", "b")) == ("always answering “b”", 0.75)
 
-    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["accuracy"])
-    rows = [Example(f"t/{i}", (), (ref,), choices=("A", "a", "b")) for i, ref in enumerate("AAaabbb")]
     expected = ("always answering “b”", pytest.approx(3 / 7))
-    assert trivial_baseline(load_metrics(task)["accuracy"], rows) == expected
+    assert choice_items(*((ref, "Aab") for ref in "AAaabbb")) == expected
 
     def score(output, example):
         raise Unscored("it takes too long")
 
-    task = Task(name="t", data={"test": "t.jsonl"}, metrics=["exact_match"])
-    metric = replace(load_metrics(task)["exact_match"], score=score)
-    expected = ("always answering “no”", 0.0)
-    assert trivial_baseline(metric, [Example("t/1", (), ("no",))]) == expected
+    assert items(("no",), score=score) == ("always answering “no”", 0.0)
     assert items(("no",), ("no",), metric="token_f1") is None
     assert items((), ()) is None
 
@@ -311,15 +314,6 @@ def test_nothing_that_may_not_be_shipped_is_named_until_a_question_is_settled():
         assert decision.sentence.endswith(
             "but its gate is UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items."
         )
-
-
-def choice_items(*of, metric="accuracy"):
-    """Return the trivial baseline of items with these references and choices."""
-    task = Task(name="t", data={"test": "t.jsonl"}, metrics=[metric])
-    rows = [
-        Example(f"t/{i}", (), tuple(refs), choices=tuple(choices)) for i, (refs, choices) in enumerate(of)
-    ]
-    return trivial_baseline(load_metrics(task)[metric], rows)
 
 
 def test_a_guess_among_an_items_own_choices_is_the_trivial_baseline_unless_a_label_is_right_more_often():
