@@ -125,8 +125,8 @@ def _require_pinned(one: JudgingCandidate, weights: Weights, where: str) -> Weig
     return weights
 
 
-SMOKE_LIMITS = ItemLimits(train=64, validation=16, test=24)
-SMOKE_ITEMS, SMOKE_PAIRS = 12, 32
+SMOKE_LIMITS = ItemLimits(train=24, validation=8, test=8)
+SMOKE_ITEMS, SMOKE_PAIRS = 4, 16
 
 
 class Scope(NamedTuple):

@@ -110,8 +110,8 @@ def describe_program(
         shared = ["--alias", name, "--parallel", str(AT_ONCE)]
         key = ["--api-key-env", address.api_key_env] if address.api_key_env else []
         most = str(limits.max_new_tokens)
-        own = ["--max-tokens", most, *_listens(address.host, address), *key]
-        command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *own]
+        options = ["--max-tokens", most, *_listens(address.host, address), *key]
+        command = [sys.executable, "-P", str(_LLAMA_SERVER), file.name, *shared, *options]
         theirs = ["--n-predict", most, "--temp", "0", "--metrics", *_listens(_ANY, address)]
         in_image = ["--model", f"/model/{file.name}", *shared, *theirs]
         compose = _compose(_LLAMA_IMAGE, in_image, file.parent, address, "LLAMA_API_KEY")
@@ -125,19 +125,19 @@ def describe_program(
         inside = shlex.join(["transformers", "serve", file.name, *_listens(_ANY, address)])
         script = ["sh", "-c", f"{install} && cd / && {inside}"]
         compose = _compose("python:3.11-slim", script, file, address, at=f"/{file.name}")
-        own = {"HF_HUB_OFFLINE": "1"}
-        return ServingProgram("`transformers serve`", file.name, command, file.parent, own, compose)
+        variables = {"HF_HUB_OFFLINE": "1"}
+        return ServingProgram("`transformers serve`", file.name, command, file.parent, variables, compose)
     program = vllm.program_of(policy)
     assert program is not None, "a program that is not there is refused"
     defaults = dumps({"temperature": 0, "max_new_tokens": limits.max_new_tokens})
     shared = ["--served-model-name", name, "--override-generation-config", defaults, *policy.args]
     command = [program, "serve", str(file.resolve()), *_listens(address.host, address), *shared]
-    key = {"VLLM_API_KEY": f"${address.api_key_env}"} if address.api_key_env else {}
+    variables = {"VLLM_API_KEY": f"${address.api_key_env}"} if address.api_key_env else {}
     in_image = ["--model", "/model", *_listens(_ANY, address), *shared]
     image = f"vllm/vllm-openai:v{vllm.release_of(policy)}"
     compose = _compose(image, in_image, file, address, "VLLM_API_KEY")
-    own = {**key, "VLLM_NO_USAGE_STATS": "1"}
-    return ServingProgram("vLLM's server", name, command, file, own, compose)
+    variables |= {"VLLM_NO_USAGE_STATS": "1"}
+    return ServingProgram("vLLM's server", name, command, file, variables, compose)
 
 
 def refuse_server(way: Way, address: Address, policy: VllmPolicy) -> None:
