@@ -115,3 +115,33 @@ class ForkDriver:
     def close(self) -> None:
         self._driver.stdin.close()
         self._driver.wait(60)
+
+
+def is_alive(number):
+    try:
+        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def children_of(number):
+    known, found = {}, []
+    for at in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((at / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+        known.setdefault(parent, []).append(int(at.name))
+    waiting = [number]
+    while waiting:
+        own = known.get(waiting.pop(), [])
+        found += own
+        waiting += own
+    return found
+
+
+def wait_for(holds, seconds=30):
+    until = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < until
+        time.sleep(0.05)

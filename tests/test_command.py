@@ -1,19 +1,17 @@
 """A command of one's own makes weights of our rows: they are judged like any, and what goes wrong is said."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from forking import is_alive, wait_for
 from tiny_experiment import fact_of, runs_of
 
 from harness import config
@@ -191,9 +189,7 @@ class TestWhatIsFound:
         assert "an adapter for another base" in said
 
     def test_a_model_of_another_architecture_is_refused(self, tiny, tmp_path):
-        deep = shutil.copytree(tiny, tmp_path / "deep")
-        settings = json.loads((deep / "config.json").read_text())
-        (deep / "config.json").write_text(json.dumps(settings | {"num_hidden_layers": 7}))
+        deep = tiny_model.copy(tiny, tmp_path / "deep", num_hidden_layers=7)
         said = failure(tiny, tmp_path / "fit", leaves(deep))
         assert "num_hidden_layers 7, which the base has as 2" in said
         assert "running it by hand" in said
@@ -202,7 +198,7 @@ class TestWhatIsFound:
 
 class TestRows:
     def rows(self, tiny, adapter, tmp_path, layout, *, chat=True):
-        context = replace(tiny_methods.context(tiny, tmp_path / "fit"), chat_template=chat)
+        context = tiny_methods.context(tiny, tmp_path / "fit", chat_template=chat)
         run = f"cp {{data}} {{validation}} {tmp_path} && {leaves(adapter)}"
         fit_command(tiny, tmp_path / "fit", run, context, rows=layout, shell=True)
         lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("train", "validation")]
@@ -240,7 +236,7 @@ class TestACommandThatFails:
         run = f"sleep 61 & echo $! > {tmp_path}/pid; wait # {{out}}"
         said = failure(tiny, tmp_path / "fit", run, shell=True, timeout_s=0.5)
         assert "had not finished after 0.5 s" in said
-        assert is_over(tmp_path / "pid")
+        wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
     @pytest.mark.e2e
     def test_ends_when_the_process_that_started_it_is_killed(self, tmp_path):
@@ -253,29 +249,7 @@ class TestACommandThatFails:
         wait_for(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip())
         parent.send_signal(signal.SIGKILL)
         parent.wait()
-        assert is_over(tmp_path / "pid")
-
-
-def wait_for(holds):
-    until = time.monotonic() + 30
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.02)
-
-
-def is_over(file):
-    """Wait until the process whose number a file holds is no more, or is a zombie nobody has asked after."""
-    number = int(file.read_text())
-
-    def is_ended():
-        try:
-            os.kill(number, 0)
-            return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-        except (ProcessLookupError, FileNotFoundError):
-            return True
-
-    wait_for(is_ended)
-    return True
+        wait_for(lambda: not is_alive(int((tmp_path / "pid").read_text())))
 
 
 def test_progress_and_the_last_lines_of_a_log_are_read_of_bars_too(tmp_path):

@@ -5,13 +5,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fake_vllm
 import pytest
 import tiny_experiment
 import tiny_methods
+from forking import children_of, is_alive, wait_for
 
 from harness import config, store
 from harness.analysis.comparison import check_comparable
@@ -57,36 +57,6 @@ def make_server(tiny, program, folder, heard=None, **settings):
         folder / "logs" / "server.log",
         lambda done, total, note="": notes.append((total, note)),
     )
-
-
-def is_alive(number):
-    try:
-        return Path(f"/proc/{number}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
-def children_of(number):
-    known, found = {}, []
-    for at in Path("/proc").glob("[0-9]*"):
-        try:
-            parent = int((at / "stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        known.setdefault(parent, []).append(int(at.name))
-    waiting = [number]
-    while waiting:
-        own = known.get(waiting.pop(), [])
-        found += own
-        waiting += own
-    return found
-
-
-def wait_for(holds, seconds=30):
-    until = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 @pytest.mark.e2e

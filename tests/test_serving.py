@@ -19,7 +19,7 @@ import fake_vllm
 import pytest
 import tiny_experiment
 import tiny_gguf
-from test_managed_vllm import children_of, is_alive, wait_for
+from forking import children_of, is_alive, wait_for
 from tiny_experiment import runs_of
 from typer.testing import CliRunner
 

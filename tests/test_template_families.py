@@ -1,7 +1,6 @@
 """Chat templates of known families, and of bases without one, in training and evaluation alike."""
 
 import json
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -321,9 +320,7 @@ def refusal(folder, base, *overrides):
 
 
 def test_a_base_of_t5s_kind_is_refused_as_one_before_its_template_is_asked_for(tmp_path, base):
-    folder = shutil.copytree(base, tmp_path / "t5")
-    known = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(known | {"is_encoder_decoder": True}))
+    folder = tiny_model.copy(base, tmp_path / "t5", is_encoder_decoder=True)
     said = refusal(tmp_path, folder)
     assert f"base_model {folder}: found an encoder with a decoder; expected a causal language model" in said
     assert "chat template" not in said

@@ -110,7 +110,8 @@ def _python(program: str) -> str:
 
 
 def _version(program: str, package: str) -> str:
-    return supervision.read_first_line([_python(program), "-I", "-c", _VERSION.format(package)], Path("/"))
+    command = [_python(program), "-I", "-c", _VERSION.format(package)]
+    return next(iter(supervision.read_lines(command, Path("/"))), "")
 
 
 FORMAT = Format(bits=_BITS, write=write, seconds=(15.0, 90.0), default="q8_0", problems=problems)

@@ -26,7 +26,7 @@ from harness.methods._shared import PICKLED, model_problems
 from harness.models import join_to_plain_text
 from harness.models.against_base import adapter_problems, read_named_base
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
-from harness.models.supervision import read_first_line, read_last_lines, run
+from harness.models.supervision import read_last_lines, read_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
 from harness.plugins import Method, MethodChecks
 from harness.provenance import digest_code
@@ -137,7 +137,7 @@ def fit(context: FitContext, params: Params) -> Weights:
         wall_s=round(ended.wall_s, 3),
         peak_memory_gib=round(ended.peak_bytes / 2**30, 3),
         command=mask_secrets(params.run),
-        command_version=mask_secrets(read_first_line(version, folder) if version else ""),
+        command_version=mask_secrets(next(iter(read_lines(version, folder)), "") if version else ""),
         exit_code=ended.code,
         **_curves(out),
     )

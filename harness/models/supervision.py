@@ -127,23 +127,29 @@ def steps(line: str) -> tuple[float, float]:
     return next(((done, of) for done, of in found if 0 <= done <= of and of > 0), (0, 1))
 
 
-def read_first_line(command: Sequence[str], folder: Path) -> str:
-    """Return the first line that a short command writes, as `tool --version` does; empty where it fails."""
+def read_lines(
+    command: Sequence[str],
+    folder: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float = _SHORT_S,
+) -> list[str]:
+    """Return the lines that a short command writes, as `tool --version` does; none where it fails."""
     try:
         made = subprocess.run(
             command,
             cwd=folder,
+            env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             encoding="utf-8",
             errors="replace",
-            timeout=_SHORT_S,
+            timeout=timeout_s,
             check=True,
         )
     except (OSError, subprocess.SubprocessError):
-        return ""
-    return ((made.stdout + made.stderr).strip().splitlines() or [""])[0].strip()
+        return []
+    return [line.strip() for line in (made.stdout + made.stderr).strip().splitlines()]
 
 
 class ServerProcess(NamedTuple):

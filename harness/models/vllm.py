@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import sys
 import weakref
 from collections.abc import Iterator, Sequence
@@ -28,7 +27,7 @@ from harness.models import openai_api
 from harness.models.batching import Pair, Tokens
 from harness.models.hardware import Machine, dtype
 from harness.models.hub import ModelSource, load_tokenizer
-from harness.models.supervision import OPENER, ServerProcess, start_server
+from harness.models.supervision import OPENER, ServerProcess, read_lines, start_server
 from harness.models.tokenization import stored_end_ids
 from harness.models.weight_files import refuse_infinite
 from harness.progress import Advance
@@ -86,24 +85,12 @@ def release_of(policy: VllmPolicy) -> str:
 
 @cache
 def _release(program: str, key: str) -> str:
-    return memo("vllm", key, lambda: _ask_release(program)) or ""
+    def ask() -> str | None:
+        lines = read_lines([program, "--version"], environment=_environment(), timeout_s=_VERSION_S)
+        matches = map(_VERSION.fullmatch, reversed(lines))
+        return next((match[1] for match in matches if match), None)
 
-
-def _ask_release(program: str) -> str | None:
-    try:
-        said = subprocess.run(
-            [program, "--version"],
-            env=_environment(),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=_VERSION_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    found = (_VERSION.fullmatch(line.strip()) for line in reversed(said.stdout.splitlines()))
-    return next((one[1] for one in found if one), None)
+    return memo("vllm", key, ask) or ""
 
 
 def identity(policy: VllmPolicy) -> tuple[str, str]:
