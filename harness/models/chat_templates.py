@@ -168,13 +168,17 @@ def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
 def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the blanks that a chat template writes between a prompt and its answer."""
     try:
-        prompt = render_chat(tokenizer, _QUESTION).text
-        answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
-        whole = render_chat(tokenizer, answered, asks=False).text
+        prompt, whole = _write_probe(tokenizer)
     except CandidateFailed:
         return ""
     before, _, _ = whole.removeprefix(prompt).partition(_ANSWER)
     return before if whole.startswith(prompt) and not before.strip() else ""
+
+
+def _write_probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
+    """Write a question as a prompt, and the same with its answer."""
+    answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
+    return render_chat(tokenizer, _QUESTION).text, render_chat(tokenizer, answered, asks=False).text
 
 
 def template_problems(
@@ -182,9 +186,7 @@ def template_problems(
 ) -> Iterator[Problem]:
     """Yield what forbids to train and evaluate by the template of a tokenizer; `ends` end an answer."""
     try:
-        prompt = render_chat(tokenizer, _QUESTION).text
-        answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
-        whole = render_chat(tokenizer, answered, asks=False).text
+        prompt, whole = _write_probe(tokenizer)
     except CandidateFailed as error:
         expected, step = "a Jinja template over messages and add_generation_prompt", "correct it"
         yield Problem(where, f"a template that cannot be rendered ({error.reason})", expected, step)
