@@ -220,8 +220,9 @@ def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[i
 
 def read_tracked_weights(candidate: ResolvedCandidate, weights: Weights) -> dict[int, Weights]:
     """Read the weights that were kept along a candidate's training, by step, as they are served."""
-    is_tracked = candidate.source.track and weights.folder
-    return read_kept_points(candidate, weights.folder) if is_tracked and weights.folder else {}
+    if not candidate.source.track or not weights.folder:
+        return {}
+    return read_kept_points(candidate, weights.folder)
 
 
 def read_kept_points(candidate: ResolvedCandidate, folder: Path) -> dict[int, Weights]:

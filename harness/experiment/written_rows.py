@@ -7,7 +7,7 @@ tokenizer give the same problems, which are remembered.
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.cache import memo
 from harness.data import PartName, readers
@@ -193,7 +193,7 @@ def _cut_task(measured: MeasuredTask, own: _OwnTokens, notes: list[str]) -> Meas
             rejected=cut(example.rejected),
         )
 
-    parts = {part: tuple(map(cut_answers, getattr(measured.items, part))) for part in _PARTS}
+    parts: dict[str, Any] = {part: tuple(map(cut_answers, getattr(measured.items, part))) for part in _PARTS}
     return measured._replace(items=replace(measured.items, **parts))
 
 

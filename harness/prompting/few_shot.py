@@ -13,6 +13,7 @@ from itertools import islice, takewhile, zip_longest
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from harness.errors import Problem, UserError
@@ -107,7 +108,7 @@ def _nearest(train: tuple[Example, ...]) -> Ranking:
     places = {word: place for place, word in enumerate(n_rows)}
     rarity = np.log((1.0 + len(train)) / (1.0 + np.array([*n_rows.values()], float))) + 1.0  # (words,)
 
-    def weigh(counts: Counter[str], words: Iterable[str]) -> tuple[list[int], np.ndarray]:
+    def weigh(counts: Counter[str], words: Iterable[str]) -> tuple[list[int], NDArray[np.float64]]:
         known = [word for word in words if word in places]
         at = [places[word] for word in known]
         weights = (np.log(np.array([counts[word] for word in known], float)) + 1.0) * rarity[at]
