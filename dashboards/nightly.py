@@ -113,24 +113,20 @@ def page() -> None:
     )
     tested = (f"{line.name} tests {'; '.join(line.tests)}" for line in last.lines if line.tests)
     safe_text.say_all([*(line.sentence for line in last.lines), *tested, *last.pool])
-    _alarms(state.alarms)
-    _control(stored)
-    controls.offer_csv(lambda: rows_of(told), "nightly")
-
-
-def _alarms(alarms: tuple[Alarm, ...]) -> None:
     st.subheader("Alarms", anchor=False)
     rows = [
         {"night": a.night, "about": a.about, "verdict": a.verdict}
         | {"told by webhook": a.told or UNKNOWN, "acknowledged": a.acknowledged or "open"}
-        for a in reversed(alarms)
+        for a in reversed(state.alarms)
     ]
     if rows:
         st.dataframe(rows, hide_index=True)
-        safe_text.say_all(f"{a.night}: {a.sentence}" for a in reversed(alarms))
+        safe_text.say_all(f"{a.night}: {a.sentence}" for a in reversed(state.alarms))
         st.caption("`harness nightly ack` closes them; evidence is then collected afresh.")
     else:
         st.text("None so far.")
+    _control(stored)
+    controls.offer_csv(lambda: rows_of(told), "nightly")
 
 
 def _control(stored: list[Night]) -> None:

@@ -10,7 +10,6 @@ import streamlit as st
 
 from harness import plugins, stats
 from harness.formatting import UNKNOWN, percent, points, score
-from harness.lifecycle.rescue import Rescue
 from harness.report import WORDS, ExperimentReport, front_file
 from harness.report.pareto_front import Point, points_of
 from harness.spec import BASE
@@ -32,9 +31,30 @@ def page() -> None:
     if not found:
         st.info("No candidate has both a score and a measured change on the capability suite.")
         return
-    tried = {one.original.facts.label: _rescue_points(one) for one in project.rescues(report)}
+    # Turn the scales of a rescue into points, as far as both of their scores are known.
+    tried = {
+        one.original.facts.label: [
+            Point(f"{one.original.facts.label} at scale {scale:g}", target, kept, "", False, False)
+            for scale, t in one.path
+            if (target := t.facts.target) and (kept := t.capability_change)
+        ]
+        for one in project.rescues(report)
+    }
     rescued = {label: line for label, line in tried.items() if len(line) > 1}
-    lines = [*_families(report, found), *rescued.values()]
+    # Group the scales of one fine-tune, each in the order of its scale: they lie on one line.
+    runs = {label: run.recipe for label, run in controls.runs_of(report, project.runs()).items()}
+    by_label = {p.label: p for p in found}
+    families: dict[str, list[tuple[float, Point]]] = {}
+    for label, recipe in runs.items():
+        of = recipe.get("init_from")
+        scaled = plugins.find_method(recipe.get("method", BASE)).interpolates
+        if scaled and of in by_label and label in by_label:
+            scale = float(recipe.get("params", {}).get("scale", _SCALE))
+            families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))
+    lines = [
+        *[[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()],
+        *rescued.values(),
+    ]
     drawn = front_file(report, lines=lines)
     st.image(drawn, width="stretch")
     st.download_button("SVG", drawn, "pareto.svg", "image/svg+xml", icon=":material/download:")
@@ -72,29 +92,6 @@ def _say_front(report: ExperimentReport, found: Sequence[Point]) -> None:
     absent = [f.label for f in report.facts if f.state == "done" and f.label not in {p.label for p in found}]
     if absent:
         safe_text.say(f"Not measured on the capability suite, so not drawn: {', '.join(absent)}.")
-
-
-def _families(report: ExperimentReport, found: Sequence[Point]) -> list[list[Point]]:
-    """Group the scales of one fine-tune, each in the order of its scale: they lie on one line."""
-    runs = {label: run.recipe for label, run in controls.runs_of(report, project.runs()).items()}
-    by_label = {p.label: p for p in found}
-    families: dict[str, list[tuple[float, Point]]] = {}
-    for label, recipe in runs.items():
-        of = recipe.get("init_from")
-        scaled = plugins.find_method(recipe.get("method", BASE)).interpolates
-        if scaled and of in by_label and label in by_label:
-            scale = float(recipe.get("params", {}).get("scale", _SCALE))
-            families.setdefault(of, [(1.0, by_label[of])]).append((scale, by_label[label]))
-    return [[p for _, p in sorted(family, key=lambda one: one[0])] for family in families.values()]
-
-
-def _rescue_points(of: Rescue) -> list[Point]:
-    """Turn the scales of a rescue into points, as far as both of their scores are known."""
-    return [
-        Point(f"{of.original.facts.label} at scale {scale:g}", target, kept, "", False, False)
-        for scale, t in of.path
-        if (target := t.facts.target) and (kept := t.capability_change)
-    ]
 
 
 page()

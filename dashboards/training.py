@@ -57,9 +57,17 @@ def page() -> None:
 
 
 def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
-    trained = {
-        name: run for name, run in _runs(runs, report).items() if len(numeric_points(run.training.loss)) > 1
-    }
+    # Runs by label, one for each training: a candidate that borrows weights logs the same again.
+    seen: set[object] = set()
+    out = {}
+    found = controls.runs_of(report, runs) or controls.newest(runs)
+    for name, run in sorted(found.items(), key=lambda one: bool(one[1].recipe.get("weights_of"))):
+        key = run.training.fit_key
+        if run.recipe.get("weights_of") and key in seen:
+            continue
+        seen.add(key)
+        out[name] = run
+    trained = {name: run for name, run in out.items() if len(numeric_points(run.training.loss)) > 1}
     if not trained:
         controls.show_empty("No training was logged yet.")
         return
@@ -138,20 +146,6 @@ def _draw_steps(chosen: Mapping[str, TrainingRecord]) -> None:
             charts.draw(charts.curves(accuracies, "token accuracy"), "token-accuracy", height=280)
         if rates:
             charts.draw(charts.curves(rates, "learning rate"), "learning-rate", height=280)
-
-
-def _runs(runs: list[Run], report: ExperimentReport | None) -> dict[str, Run]:
-    """Return runs by label, one for each training: a candidate that borrows weights logs the same again."""
-    seen: set[object] = set()
-    out = {}
-    found = controls.runs_of(report, runs) or controls.newest(runs)
-    for name, run in sorted(found.items(), key=lambda one: bool(one[1].recipe.get("weights_of"))):
-        key = run.training.fit_key
-        if run.recipe.get("weights_of") and key in seen:
-            continue
-        seen.add(key)
-        out[name] = run
-    return out
 
 
 def _curves(of: TrainingRecord | Trial) -> charts.Curves:

@@ -218,19 +218,15 @@ def experiment(folder: Path, metrics: str = "exact_match") -> None:
     )
 
 
-def write_runs(folder: Path, n_runs: int) -> None:
-    """Write so many runs that share the rows of one, without a report."""
+def write_large_project(folder: Path) -> Path:
+    """Write a project of a thousand runs with a report and nights."""
+    # Write so many runs that share the rows of one, without a report.
     write(folder, {"prompt": CANDIDATES["prompt"]}, with_report=False)
     at = Store(folder / "runs")
     (first,) = store.list_runs(at)
-    for i in range(n_runs - 1):
+    for i in range(1_000 - 1):
         run = replace(first, run_id=f"run-{i:04d}", candidate=f"candidate-{i % 50}", seed=i // 50)
         store.write_whole(at, at.run_file(run.run_id), json.dumps(asdict(run)))
-
-
-def write_large_project(folder: Path) -> Path:
-    """Write a project of a thousand runs with a report and nights."""
-    write_runs(folder, 1_000)
     write(folder)
     experiment(folder)
     nights(folder)

@@ -100,10 +100,11 @@ def passes_without(guard: Guard, copy: Path) -> str:
     file = copy / guard.file
     whole = file.read_text("utf-8")
     file.write_text(whole.replace(guard.text, guard.without), "utf-8")
+    one_core = {"PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
     asked = [sys.executable, "-m", "pytest", f"tests/{guard.test}", "-x", "-m", "", "-p", "no:cacheprovider"]
     try:
         ended = subprocess.run(
-            asked, cwd=copy, capture_output=True, text=True, timeout=BOUND_S, env=_environment(copy),
+            asked, cwd=copy, capture_output=True, text=True, timeout=BOUND_S, env=os.environ | one_core,
             preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (BOUND_BYTES, BOUND_BYTES)),
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -111,10 +112,6 @@ def passes_without(guard: Guard, copy: Path) -> str:
     finally:
         file.write_text(whole, "utf-8")
     return "" if ended.returncode == 1 else f"{guard.test} without {guard.text!r}: {ended.stdout[-600:]}"
-
-
-def _environment(copy: Path) -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(copy), "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def copy_checkout(folder: Path) -> Path:

@@ -8,13 +8,6 @@ import gzip
 from conftest import find_shared_data
 
 
-def copy_first_rows(source, target, n):
-    """Copy the first n lines of a file, compressed or not."""
-    opened = gzip.open if source.suffix == ".gz" else open
-    with opened(source, "rb") as rows, opened(target, "wb") as kept:
-        kept.writelines(row for row, _ in zip(rows, range(n), strict=False))
-
-
 def cut_mirror(folder, tasks, n):
     """Mirror the data of some tasks, the evaluated splits cut to their first n documents, the rest linked."""
     cut = {(data, config, split) for data, config, split in tasks.values()}
@@ -24,7 +17,10 @@ def cut_mirror(folder, tasks, n):
             target = folder / data / path.relative_to(source)
             target.parent.mkdir(parents=True, exist_ok=True)
             if (data, path.parent.name, path.name.partition(".")[0]) in cut:
-                copy_first_rows(path, target, n)
+                # Copy the first n lines of a file, compressed or not.
+                opened = gzip.open if path.suffix == ".gz" else open
+                with opened(path, "rb") as rows, opened(target, "wb") as kept:
+                    kept.writelines(row for row, _ in zip(rows, range(n), strict=False))
             else:
                 target.symlink_to(path)
     return folder

@@ -232,12 +232,6 @@ def write_experiment(seeds: Reader) -> Reader:
     return Reader(folder, files, _READ_EXPERIMENT)
 
 
-def write_people(seeds: Reader) -> Reader:
-    return seeds._replace(
-        files=("labels.csv", "pairs.csv"), commands=("rate import {file}",), protected="nothing"
-    )
-
-
 # Rows of production in their layouts; # stands for their number.
 FEEDBACK = {
     "own.jsonl": '{"request": "Where is parcel #?", "answer": "late", "thumb": "down", "correction": "soon", "sender": "u#", "time": "2026-11-03T10:00:00Z", "model": "lora", "assignment": "random"}',
@@ -340,7 +334,9 @@ def write_seeds(folder: Path, finished: Path, model: Path) -> dict[str, Reader]:
         "sets": write_sets(folder / "sets"),
         "store": stored,
         "experiment": write_experiment(stored),
-        "people": write_people(stored),
+        "people": stored._replace(
+            files=("labels.csv", "pairs.csv"), commands=("rate import {file}",), protected="nothing"
+        ),
         "feedback": write_feedback(stored),
         "cache": write_cache(finished, folder / "cache"),
         "logs": write_logs(folder / "logs"),
@@ -385,7 +381,14 @@ def run_command(folder: Path, words: str) -> Ended:
             except SystemExit as ended:
                 code = ended.code or 0
             except BaseException as error:  # noqa: BLE001 (that is what is looked for)
-                escaped, trace = _describe(error), traceback.format_exc()
+                # Name an exception by its type and the last function of ours that it passed.
+                own = [f for f in traceback.extract_tb(error.__traceback__) if "/harness/" in f.filename]
+                at = (
+                    f"{own[-1].filename.partition('/harness/')[2]}:{own[-1].lineno} {own[-1].name}"
+                    if own
+                    else "?"
+                )
+                escaped, trace = f"{type(error).__name__} in {at}", traceback.format_exc()
             finally:
                 signal.setitimer(signal.ITIMER_PROF, 0)
                 signal.setitimer(signal.ITIMER_REAL, 0)
@@ -399,13 +402,6 @@ def run_command(folder: Path, words: str) -> Ended:
 
 def _end(*_: Any) -> None:
     raise TooSlow
-
-
-def _describe(error: BaseException) -> str:
-    """Name an exception by its type and the last function of ours that it passed."""
-    own = [f for f in traceback.extract_tb(error.__traceback__) if "/harness/" in f.filename]
-    at = f"{own[-1].filename.partition('/harness/')[2]}:{own[-1].lineno} {own[-1].name}" if own else "?"
-    return f"{type(error).__name__} in {at}"
 
 
 class Drawn(NamedTuple):

@@ -77,13 +77,6 @@ def read_known_defaults() -> dict[str, dict[str, str]]:
     return known
 
 
-def _add_defaults() -> None:
-    """Write defaults of new fields; one that is known stays, so that a change of it is noticed."""
-    known = read_known_defaults()
-    merged = {model: {**fields, **known.get(model, {})} for model, fields in defaults().items()}
-    DEFAULTS.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n", "utf-8")
-
-
 def renew() -> list[str]:
     """Write the pins that differ and the plugins that are not listed; returns the concerns that changed."""
     text, changed = TABLE.read_text("utf-8"), list_unlisted_plugins()
@@ -104,7 +97,10 @@ def main() -> None:
     done = subprocess.run([sys.executable, "-m", "pytest", "-q", "-m", "not slow", GOLDEN_TESTS], check=False)
     if done.returncode:
         sys.exit("Results changed: raise the version of the concern, and say why in the commit.")
-    _add_defaults()
+    # Write defaults of new fields; one that is known stays, so that a change of it is noticed.
+    known = read_known_defaults()
+    merged = {model: {**fields, **known.get(model, {})} for model, fields in defaults().items()}
+    DEFAULTS.write_text(json.dumps(merged, indent=1, sort_keys=True) + "\n", "utf-8")
     changed = renew()
     changed += renew() if list_unlisted_plugins() or any(not v.pin for v in code_versions().values()) else []
     sys.stdout.write(f"Pins renewed: {', '.join(dict.fromkeys(changed)) or 'none differed'}\n")

@@ -100,10 +100,17 @@ def deal_folds(path: Path) -> None:
     write_in(path.parent / "suites" / "desk.yaml", apart, "all: desk/all.jsonl, folds: 3")
 
 
-def label_answers(at, runs):
-    """Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes."""
+def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
+    """Make a rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
+    made = stored(folder, GRID, versions=JUDGED, sizes=Sizes(general=160), edit=add_judge)
+    prepared = made.prepare()
+    rescued = rescue.run(prepared)
+    at = made.session.store
+    runs = {run.candidate: run for run in store.list_runs(at, "world")}
+    trial = runs[rescued.tried[-1].name]
+    # Let people label every answer to the target: of a fine-tune they refuse a fifth that the judge passes.
     labels = {}
-    for run in runs:
+    for run in runs.values():
         for row in store.read_rows(at, run.rows["desk/test"]):
             refused = (
                 run.weights_digest != run.base_digest and int(row.example_id.rpartition("-")[2]) % 5 == 0
@@ -114,21 +121,16 @@ def label_answers(at, runs):
     store.save_labels(
         at, LabelSet("people", "2026-01-01T00:00:00", "desk", "test", "judge_right", "ann", given)
     )
-
-
-def confirm_in_fp32(session, run):
-    weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
-    exact = replace(
-        session,
-        machine=session.machine._replace(precision="fp32"),
-        suites=tuple(m for m in session.suites if m.role == "regression"),
-    )
-    suite_arm(exact, weights, "in fp32")
-
-
-def promote_on_another_base(path, at, run):
-    """Promote a run, as if its first base had been another one that answered alike."""
-    file, champion = release.promote_named(path, run.candidate, despite="a test")
+    for run in (runs["lora"], trial):
+        weights = ensure_weights(prepared.session, prepared.session.candidates[run.candidate], run.seed)
+        exact = replace(
+            prepared.session,
+            machine=prepared.session.machine._replace(precision="fp32"),
+            suites=tuple(m for m in prepared.session.suites if m.role == "regression"),
+        )
+        suite_arm(exact, weights, "in fp32")
+    # Promote a run, as if its first base had been another one that answered alike.
+    file, champion = release.promote_named(made.path, runs["lora"].candidate, despite="a test")
     for key in (key for key in champion.rows if not key.startswith("desk/")):
         base = replace(store.read_identity(at, champion.rows[key]), weights_digest=champion.base_digest)
         first = replace(base, weights_digest=FIRST_BASE)
@@ -137,20 +139,6 @@ def promote_on_another_base(path, at, run):
         identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
     file.with_suffix(".history.jsonl").unlink()
     file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
-
-
-def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
-    """Make a rescued fine-tune with people's labels, a failed answer, lost items in fp32 and a champion."""
-    made = stored(folder, GRID, versions=JUDGED, sizes=Sizes(general=160), edit=add_judge)
-    prepared = made.prepare()
-    rescued = rescue.run(prepared)
-    at = made.session.store
-    runs = {run.candidate: run for run in store.list_runs(at, "world")}
-    trial = runs[rescued.tried[-1].name]
-    label_answers(at, runs.values())
-    for run in (runs["lora"], trial):
-        confirm_in_fp32(prepared.session, run)
-    promote_on_another_base(made.path, at, runs["lora"])
     return rescue_worlds.open_world(made.path, JUDGED), runs | {"trial": trial}
 
 

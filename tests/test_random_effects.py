@@ -266,8 +266,10 @@ def draw_differences(rng, sizes, correlation, draws):
     return np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
 
 
-def compute_by_matrices(sizes, x):
-    """Return CR2's squared error of the mean and Bell and McCaffrey's df, by the matrices themselves."""
+@pytest.mark.parametrize("sizes", [(3, 4, 5, 6, 7), (20, 20, 1, 1, 1, 1, 1, 1, 15, 12), (2,) * 6])
+def test_error_and_degrees_of_freedom_agree_with_the_matrices_of_the_paper(sizes):
+    x = np.random.default_rng(0).normal(size=sum(sizes))
+    # CR2's squared error of the mean and Bell and McCaffrey's df, by the matrices themselves.
     n, clusters = sum(sizes), np.repeat(np.arange(len(sizes)), sizes)
     hat, alike = np.full((n, n), 1 / n), (clusters[:, None] == clusters).astype(float)
     columns = []
@@ -278,13 +280,7 @@ def compute_by_matrices(sizes, x):
         columns.append((np.eye(n) - hat)[:, mine] @ root @ np.ones(mine.sum()) / n)
     g = np.column_stack(columns)
     form = g.T @ alike @ g
-    return float(((g.T @ x) ** 2).sum()), np.trace(form) ** 2 / np.trace(form @ form)
-
-
-@pytest.mark.parametrize("sizes", [(3, 4, 5, 6, 7), (20, 20, 1, 1, 1, 1, 1, 1, 15, 12), (2,) * 6])
-def test_error_and_degrees_of_freedom_agree_with_the_matrices_of_the_paper(sizes):
-    x = np.random.default_rng(0).normal(size=sum(sizes))
-    squared, df = compute_by_matrices(sizes, x)
+    squared, df = float(((g.T @ x) ** 2).sum()), np.trace(form) ** 2 / np.trace(form @ form)
     found = stats.clustered_mean(x, np.repeat(np.arange(len(sizes)), sizes))
     assert found.se**2 == pytest.approx(squared, rel=1e-9)
     assert found.df == pytest.approx(

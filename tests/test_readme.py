@@ -680,23 +680,19 @@ def harness(*words):
     return done.stdout
 
 
-def change_labels(rows):
-    """Give one row of five another label."""
-    rng = random.Random(1)
-    return [
-        {**row, "label": rng.choice([label for label in LABELS if label != row["label"]])}
-        if rng.random() < 0.2
-        else row
-        for row in rows
-    ]
-
-
 @pytest.fixture
 def training_sets(tmp_path, monkeypatch):
     """Check, clean, deduplicate and split rows, and compare a classifier on each file."""
     monkeypatch.chdir(tmp_path)
     rows = make_clean_rows(N + N_TEST)
-    messy = change_labels(rows[:N])
+    # Give one row of five another label.
+    rng = random.Random(1)
+    messy = [
+        {**row, "label": rng.choice([label for label in LABELS if label != row["label"]])}
+        if rng.random() < 0.2
+        else row
+        for row in rows[:N]
+    ]
     write(Path("messy.jsonl"), [*messy, *messy[:N_AGAIN]])
     write(Path("held.jsonl"), rows[N:])
     found = json.loads(harness("check", "messy.jsonl", "--json"))["findings"]

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 import tiny_model
@@ -57,8 +56,10 @@ def test_without_its_guard_a_test_fails(guard, checkout):
     assert passes_without(guard, checkout) == ""
 
 
-def bring_code(folder: Path, part: str) -> Path:
-    """Write code into a model's folder that leaves a mark where it is run; returns the mark's file."""
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_code_in_a_models_folder_is_never_run(tmp_path, part):
+    # The folder's own code leaves a mark where it is run.
+    folder = tiny_model.build(tmp_path / "model")
     names = {"model": ("config.json", {"AutoConfig": "own.Own", "AutoModelForCausalLM": "own.Own"})}
     names["tokenizer"] = ("tokenizer_config.json", {"AutoTokenizer": ["own.Own", None]})
     file, auto_map = names[part]
@@ -67,12 +68,6 @@ def bring_code(folder: Path, part: str) -> Path:
     (folder / file).write_text(json.dumps(said))
     mark = folder.parent / "mark"
     (folder / "own.py").write_text(f"open({str(mark)!r}, 'w').close()\nraise SystemExit\n")
-    return mark
-
-
-@pytest.mark.parametrize("part", ["model", "tokenizer"])
-def test_code_in_a_models_folder_is_never_run(tmp_path, part):
-    mark = bring_code(tiny_model.build(tmp_path / "model"), part)
     with pytest.raises((CandidateFailed, UserError)):
         ModelHost(hub.resolve(str(tmp_path / "model")), CPU)
     assert not mark.exists()

@@ -66,9 +66,24 @@ def write(
     (suites / "general.yaml").write_text(GENERAL)
     for split, words in (("train", slice(0, 5)), ("validation", slice(5, 6)), ("test", slice(6, 8))):
         rows(suites / "letters" / f"{split}.jsonl", letters(words))
-    rows(suites / "general" / "sums.jsonl", sums())
+    rows(
+        suites / "general" / "sums.jsonl",
+        [
+            {
+                "id": f"sum-{n}",
+                "prompt": f"One and {n} make",
+                "reference": str(n + 1),
+                "choices": [str(n + 1), str(n + 2), str(n + 3)],
+            }
+            for n in range(6)
+        ],
+    )
     rows(suites / "general" / "facts.jsonl", facts())
-    rows(suites / "general" / "prose.jsonl", prose())
+    lines = ("A brown hen walks past a gate.", "Send the lamp back.", "It is noon.", "The desk answers.")
+    rows(
+        suites / "general" / "prose.jsonl",
+        [{"id": f"text-{n}", "text": text} for n, text in enumerate(lines)],
+    )
     path = folder / "harness.yaml"
     path.write_text(
         f"name: tiny\nbase_model: {model}\nprecision: fp32\ndevice: cpu\ntarget: suites/letters.yaml\n"
@@ -111,28 +126,11 @@ def letters(words: slice) -> list[dict]:
     ]
 
 
-def sums() -> list[dict]:
-    return [
-        {
-            "id": f"sum-{n}",
-            "prompt": f"One and {n} make",
-            "reference": str(n + 1),
-            "choices": [str(n + 1), str(n + 2), str(n + 3)],
-        }
-        for n in range(6)
-    ]
-
-
 def facts() -> list[dict]:
     return [
         {"id": f"fact-{n}", "prompt": f"What follows the number {n}?", "reference": str(n + 1)}
         for n in range(6)
     ]
-
-
-def prose() -> list[dict]:
-    lines = ("A brown hen walks past a gate.", "Send the lamp back.", "It is noon.", "The desk answers.")
-    return [{"id": f"text-{n}", "text": text} for n, text in enumerate(lines)]
 
 
 def run(path: Path, *overrides: str, candidates: tuple[str, ...] = (), **options):

@@ -40,7 +40,21 @@ def write(folder: Path, file: Path, template: str | None = None) -> Path:
     made.add_rope_freq_base((config.get("rope_parameters") or config)["rope_theta"])
     made.add_layer_norm_rms_eps(config["rms_norm_eps"])
     made.add_vocab_size(config["vocab_size"])
-    _add_tokenizer(made, folder, config, template)
+    known = json.loads((folder / "tokenizer.json").read_text())
+    ids = known["model"]["vocab"] | {one["content"]: one["id"] for one in known["added_tokens"]}
+    special = {one["content"] for one in known["added_tokens"]}
+    tokens = sorted(ids, key=ids.get)
+    made.add_tokenizer_model("gpt2")
+    made.add_tokenizer_pre("gpt-2")
+    made.add_token_list(tokens)
+    made.add_token_types([TokenType.CONTROL if one in special else TokenType.NORMAL for one in tokens])
+    made.add_token_merges([" ".join(pair) for pair in known["model"]["merges"]])
+    made.add_bos_token_id(config["bos_token_id"])
+    made.add_eos_token_id(config["eos_token_id"])
+    made.add_add_bos_token(False)
+    own = (folder / "chat_template.jinja").read_text() if template is None else template
+    if own:
+        made.add_chat_template(own)
     for name, tensor in load_file(folder / "model.safetensors").items():
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             n = heads if "q_proj" in name else kv_heads
@@ -60,21 +74,3 @@ def _rename(name: str) -> str:
         _, n, rest = bare.split(".", 2)
         return f"blk.{n}.{NAMES[rest]}.weight"
     return {"embed_tokens": "token_embd", "norm": "output_norm", "lm_head": "output"}[bare] + ".weight"
-
-
-def _add_tokenizer(made: GGUFWriter, folder: Path, config: dict, template: str | None) -> None:
-    known = json.loads((folder / "tokenizer.json").read_text())
-    ids = known["model"]["vocab"] | {one["content"]: one["id"] for one in known["added_tokens"]}
-    special = {one["content"] for one in known["added_tokens"]}
-    tokens = sorted(ids, key=ids.get)
-    made.add_tokenizer_model("gpt2")
-    made.add_tokenizer_pre("gpt-2")
-    made.add_token_list(tokens)
-    made.add_token_types([TokenType.CONTROL if one in special else TokenType.NORMAL for one in tokens])
-    made.add_token_merges([" ".join(pair) for pair in known["model"]["merges"]])
-    made.add_bos_token_id(config["bos_token_id"])
-    made.add_eos_token_id(config["eos_token_id"])
-    made.add_add_bos_token(False)
-    own = (folder / "chat_template.jinja").read_text() if template is None else template
-    if own:
-        made.add_chat_template(own)

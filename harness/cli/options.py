@@ -93,7 +93,28 @@ def verb(
     """Add a function as a verb of a group, with commands as examples at the end of its help."""
 
     def add(function: _Verb) -> _Verb:
-        group.command(name, rich_help_panel=heading, epilog=examples(*commands))(_spell_out(function))
+        # Take every field of a tuple of options as a parameter, and give the function the tuples.
+        kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
+        tuples = {name: kind for name, kind in kinds.items() if hasattr(kind, "_fields")}
+
+        @wraps(function)
+        def call(**given: Any) -> None:
+            whole = {name: kind(*map(given.pop, kind._fields)) for name, kind in tuples.items()}
+            try:
+                function(**given, **whole)
+            except HarnessError as error:
+                at = next(
+                    (one for one in whole.values() if isinstance(one, ExperimentFile | StoredRuns)), None
+                )
+                if at or "config" in given:
+                    error.complete = (at or ExperimentFile(config=given["config"])).command_line().complete
+                raise
+
+        defaults = {name: one.default for name, one in signature(function).parameters.items()}
+        parameters = list(_parameters(kinds, defaults))
+        vars(call)["__signature__"] = Signature(parameters)
+        call.__annotations__ = {one.name: one.annotation for one in parameters}
+        group.command(name, rich_help_panel=heading, epilog=examples(*commands))(call)
         return function
 
     return add
@@ -107,29 +128,6 @@ def examples(*commands: str) -> str:
 def example_commands(command: Any) -> list[str]:
     """Return the commands that stand as examples in a verb's help."""
     return [line.strip() for line in (command.epilog or "").splitlines()[len(_BEFORE) :]]
-
-
-def _spell_out(function: Callable[..., None]) -> Callable[..., None]:
-    """Take every field of a tuple of options as a parameter, and give the function the tuples."""
-    kinds = {name: kind for name, kind in function.__annotations__.items() if name != "return"}
-    tuples = {name: kind for name, kind in kinds.items() if hasattr(kind, "_fields")}
-
-    @wraps(function)
-    def call(**given: Any) -> None:
-        whole = {name: kind(*map(given.pop, kind._fields)) for name, kind in tuples.items()}
-        try:
-            function(**given, **whole)
-        except HarnessError as error:
-            at = next((one for one in whole.values() if isinstance(one, ExperimentFile | StoredRuns)), None)
-            if at or "config" in given:
-                error.complete = (at or ExperimentFile(config=given["config"])).command_line().complete
-            raise
-
-    defaults = {name: one.default for name, one in signature(function).parameters.items()}
-    parameters = list(_parameters(kinds, defaults))
-    vars(call)["__signature__"] = Signature(parameters)
-    call.__annotations__ = {one.name: one.annotation for one in parameters}
-    return call
 
 
 def _parameters(kinds: dict[str, Any], defaults: dict[str, Any]) -> Iterator[Parameter]:

@@ -296,7 +296,11 @@ def sql(
     for name in answer.unread:
         say(f"left out, as damaged: {kept.folder / name}; next: repair or delete it")
     if as_json:
-        names = _distinct(answer.columns)
+        # Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`.
+        names: list[str] = []
+        for column in answer.columns:
+            own = (column, *(f"{column}_{i}" for i in range(1, len(answer.columns))))
+            names.append(next(name for name in own if name not in names))
         print_json([dict(zip(names, map(_plain, row), strict=True)) for row in answer.rows])
     elif as_csv:
         write_csv(sys.stdout, answer.columns, answer.rows)
@@ -312,15 +316,6 @@ def _cell(value: object) -> str:
 
     text = "" if value is None else f"{value:.6g}" if isinstance(value, float) else clean(str(value))
     return text if len(text) <= _WIDEST else text[: _WIDEST - 1] + "…"
-
-
-def _distinct(columns: Sequence[str]) -> list[str]:
-    """Name columns of one name apart, as DuckDB does in a subquery: `n`, `n_1`."""
-    names: list[str] = []
-    for column in columns:
-        own = (column, *(f"{column}_{i}" for i in range(1, len(columns))))
-        names.append(next(name for name in own if name not in names))
-    return names
 
 
 def _plain(value: Any) -> Any:

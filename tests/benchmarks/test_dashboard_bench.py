@@ -110,11 +110,6 @@ def large_project(tmp_path_factory):
     return folder
 
 
-def read_children_gb() -> float:
-    """Return the most memory that one process started from here has taken, in GB of 1e9 bytes."""
-    return resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9
-
-
 def round_of(folder: Path, what: str) -> list[Row]:
     """Open every page of a server that has just started; returns how long each took."""
     rows = []
@@ -160,7 +155,7 @@ def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(
         Row("the longest of these", max(beside_s), "s", None, "two processors for both"),
         Row(
             "peak resident memory",
-            read_children_gb(),
+            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
             "GB",
             None,
             "the largest of servers, writers and browser",

@@ -127,27 +127,6 @@ class Growth(NamedTuple):
         return sum(a != b for a, b in pairs) / len(pairs)
 
 
-def vary_texts(source: ModelSource, machine: Machine) -> list[Growth]:
-    """Vary items, choices and shots."""
-    half = N_ITEMS // 2
-    varied = (
-        ("items", f"{N_CHOICES} choices, no shots", {n: items(n) for n in ITEMS}),
-        ("choices an item", f"{N_ITEMS} items, no shots", {n: items(N_ITEMS, n) for n in CHOICES}),
-        ("shots", f"{half} items, {N_CHOICES} choices", {n: items(half, n_shots=n) for n in SHOTS}),
-    )
-    host, model = ModelHost(source, machine), lm_eval_model(source, machine)
-    for ask, who in ((ask_ours, host.base), (ask_lm_eval, model)):
-        ask(who, items(2))  # the first call warms up
-    return [
-        Growth(
-            what,
-            fixed,
-            tuple(Step(n, ask_ours(host.base, of), ask_lm_eval(model, of)) for n, of in by.items()),
-        )
-        for what, fixed, by in varied
-    ]
-
-
 def vary_adapters(source: ModelSource, machine: Machine, folder: Path) -> Growth:
     """Ask a base and one adapter after the other the same items, loading included."""
     folders = [write_adapter(source, machine, folder / str(i)) for i in range(N_ADAPTERS)]
@@ -225,7 +204,26 @@ def write(found: Sequence[Growth], machine: Machine, stem: Path, further: Sequen
 def test_growth_is_measured_on_both_sides_and_written(tmp_path):
     machine, source = probe(), resolve("smollm2-135m")
     forget(machine.device)
-    found = [*vary_texts(source, machine), vary_adapters(source, machine, tmp_path)]
+    half = N_ITEMS // 2
+    varied = (
+        ("items", f"{N_CHOICES} choices, no shots", {n: items(n) for n in ITEMS}),
+        ("choices an item", f"{N_ITEMS} items, no shots", {n: items(N_ITEMS, n) for n in CHOICES}),
+        ("shots", f"{half} items, {N_CHOICES} choices", {n: items(half, n_shots=n) for n in SHOTS}),
+    )
+    host, model = ModelHost(source, machine), lm_eval_model(source, machine)
+    for ask, who in ((ask_ours, host.base), (ask_lm_eval, model)):
+        ask(who, items(2))  # the first call warms up
+    found = [
+        *(
+            Growth(
+                what,
+                fixed,
+                tuple(Step(n, ask_ours(host.base, of), ask_lm_eval(model, of)) for n, of in by.items()),
+            )
+            for what, fixed, by in varied
+        ),
+        vary_adapters(source, machine, tmp_path),
+    ]
     memory = Row(
         "peak memory",
         peak_gb(machine.device),

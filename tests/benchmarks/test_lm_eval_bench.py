@@ -90,21 +90,6 @@ class Ours(NamedTuple):
     memory_gb: float
 
 
-def ask_ours(prepared) -> Ours:
-    """Ask every block of every task, without storing anything."""
-    session = prepared.session
-    candidate = ScoringCounter(session.host(session.source).base)
-    forget(session.machine.device)
-    rows = {}
-    for one in suite_sets(session, prepared.weights):
-        job = one.job()
-        rows[job.task.name] = [
-            row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
-        ]
-    seconds = sum(row.compute_s for of in rows.values() for row in of)
-    return Ours(rows, seconds, candidate, peak_gb(session.machine.device))
-
-
 def ask_lm_eval(section: Section, source, machine: Machine):
     """Let lm-eval ask the same documents of its own model; returns its samples, seconds and peak of memory in GB."""
     import lm_eval
@@ -197,7 +182,18 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
     shares, rounds = [], []
     for _ in range(ROUNDS):
-        ours = ask_ours(prepared)
+        # Ask every block of every task, without storing anything.
+        session = prepared.session
+        candidate = ScoringCounter(session.host(session.source).base)
+        forget(session.machine.device)
+        rows = {}
+        for one in suite_sets(session, prepared.weights):
+            job = one.job()
+            rows[job.task.name] = [
+                row for i in range(job.n_blocks) for row in one.measured.evaluate(candidate, job, i)
+            ]
+        seconds = sum(row.compute_s for of in rows.values() for row in of)
+        ours = Ours(rows, seconds, candidate, peak_gb(session.machine.device))
         shares = shares or peak_rows(section, ours.counted, prepared)
         prepared.session.unload()  # so that each side has the memory to itself
         rounds.append((ours, *ask_lm_eval(section, source, machine)))

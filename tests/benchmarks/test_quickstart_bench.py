@@ -23,56 +23,10 @@ ROOT = Path(__file__).parents[2]
 ITEMS_A_TASK = 32
 
 
-def command_rows(folder: Path) -> list[Row]:
-    help_s = statistics.median(run(folder, "--help").wall_s for _ in range(5))
-    (folder / "harness.yaml").write_text((ROOT / "harness.yaml").read_text())
-    (folder / "suites").symlink_to(ROOT / "suites")
-    first, again = run(folder, "compare"), run(folder, "compare")
-    facts = json.loads((folder / "reports" / "support.json").read_text())["facts"]
-    fit = next(f["training"] for f in facts if f["name"] == "lora")
-    trained = (
-        f"{fit['wall_s'] / 60:.1f} min train one of four adapters; the rest is mostly generating and scoring"
-    )
-    memory = f"one process; {fit['peak_memory_gib']:.1f} GiB were reached by the end of training"
-    unchanged = f"files, rows and statistics; torch {'was' if again.imported_torch else 'was not'} imported"
-    whole = f"`harness compare` from nothing, {len(facts)} candidates"
-    speed = fit["tokens_per_s"]
-    return [
-        Row("`harness --help`, median of 5", help_s, "s", 0.3, "starting Python and importing typer"),
-        Row(whole, first.wall_s / 60, "min", 10.0, trained),
-        Row("its peak resident memory", first.peak_gb, "GB", 8.0, memory),
-        Row("`harness compare` again, unchanged", again.wall_s, "s", 2.0, unchanged),
-        Row("training the adapter", speed, "tokens/s", None, arithmetic(4 * speed, probe())),
-    ]
-
-
 def arithmetic(passes_per_s: float, machine: Machine) -> str:
     n_parameters = hub.resolve("smollm2-135m").n_parameters
     share = passes_per_s * n_parameters / (machine.gflops * 1e9)
     return f"arithmetic, at {100 * share:.0f} % of the speed of a large matrix product"
-
-
-def measure_scoring() -> list[Row]:
-    """Score choices of the general suite with shared contexts packed, and one branch at a time."""
-    machine = probe()
-    host = ModelHost(hub.resolve("smollm2-135m"), machine)
-    plain = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
-    pairs = choices(host.base)
-    host.base.loglikelihood(pairs[:8])  # the first call warms up
-    asked = sum(len(context) + len(continuation) for context, continuation in pairs)
-    packed, alone = asked / time_scoring(host.base, pairs), asked / time_scoring(plain, pairs)
-    once = "arithmetic; a shared context counts for each choice, and is computed once"
-    return [
-        Row("scoring choices, packed", packed, "tokens/s", None, once),
-        Row("scoring them one at a time", alone, "tokens/s", None, arithmetic(2 * alone, machine)),
-        Row(
-            "packed against one at a time",
-            packed / alone,
-            "times as fast",
-            None,
-            "the context that choices share",
-        ),
-    ]
 
 
 def choices(candidate: HFCandidate) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
@@ -94,6 +48,43 @@ def time_scoring(candidate: HFCandidate, pairs: list) -> float:
 @pytest.mark.bench
 def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
-    rows = [*command_rows(tmp_path), *measure_scoring()]
+    help_s = statistics.median(run(tmp_path, "--help").wall_s for _ in range(5))
+    (tmp_path / "harness.yaml").write_text((ROOT / "harness.yaml").read_text())
+    (tmp_path / "suites").symlink_to(ROOT / "suites")
+    first, again = run(tmp_path, "compare"), run(tmp_path, "compare")
+    facts = json.loads((tmp_path / "reports" / "support.json").read_text())["facts"]
+    fit = next(f["training"] for f in facts if f["name"] == "lora")
+    trained = (
+        f"{fit['wall_s'] / 60:.1f} min train one of four adapters; the rest is mostly generating and scoring"
+    )
+    memory = f"one process; {fit['peak_memory_gib']:.1f} GiB were reached by the end of training"
+    unchanged = f"files, rows and statistics; torch {'was' if again.imported_torch else 'was not'} imported"
+    whole = f"`harness compare` from nothing, {len(facts)} candidates"
+    speed = fit["tokens_per_s"]
+    # Score choices of the general suite with shared contexts packed, and one branch at a time.
+    machine = probe()
+    host = ModelHost(hub.resolve("smollm2-135m"), machine)
+    plain = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
+    pairs = choices(host.base)
+    host.base.loglikelihood(pairs[:8])  # the first call warms up
+    asked = sum(len(context) + len(continuation) for context, continuation in pairs)
+    packed, alone = asked / time_scoring(host.base, pairs), asked / time_scoring(plain, pairs)
+    once = "arithmetic; a shared context counts for each choice, and is computed once"
+    rows = [
+        Row("`harness --help`, median of 5", help_s, "s", 0.3, "starting Python and importing typer"),
+        Row(whole, first.wall_s / 60, "min", 10.0, trained),
+        Row("its peak resident memory", first.peak_gb, "GB", 8.0, memory),
+        Row("`harness compare` again, unchanged", again.wall_s, "s", 2.0, unchanged),
+        Row("training the adapter", speed, "tokens/s", None, arithmetic(4 * speed, probe())),
+        Row("scoring choices, packed", packed, "tokens/s", None, once),
+        Row("scoring them one at a time", alone, "tokens/s", None, arithmetic(2 * alone, machine)),
+        Row(
+            "packed against one at a time",
+            packed / alone,
+            "times as fast",
+            None,
+            "the context that choices share",
+        ),
+    ]
     assert all(row.measured > 0 for row in rows)
     bench_page.write("Time and memory of the quickstart", rows, probe(), bench_page.stem("quickstart"))

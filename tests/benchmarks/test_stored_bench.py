@@ -32,21 +32,6 @@ def rows_of(what: str, found: CommandRun, goal: float | None, bounded_by: str) -
     ]
 
 
-def quickstart_rows(folder: Path) -> list[Row]:
-    stored_quickstart.write(folder)
-    read = "imports are half of it; then statistics, rows and the index"
-    return [
-        *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
-        *rows_of("`harness gate --candidate lora`", median_of(folder, *GATE), GATE_S, read),
-        *rows_of(
-            "`harness compare` again, unchanged",
-            median_of(folder, "compare"),
-            COMPARE_S,
-            "bootstraps of five sets of weights, rows, imports, and six forms of the report",
-        ),
-    ]
-
-
 def measure_by_candidates(folder: Path) -> Table:
     lines = []
     for names in CHOSEN:
@@ -88,7 +73,19 @@ def test_what_is_asked_of_stored_runs_is_measured_and_written(tmp_path, monkeypa
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))
     for name in ("quickstart", "worlds"):
         (tmp_path / name).mkdir()
-    rows = quickstart_rows(tmp_path / "quickstart")
+    folder = tmp_path / "quickstart"
+    stored_quickstart.write(folder)
+    read = "imports are half of it; then statistics, rows and the index"
+    rows = [
+        *rows_of("`harness --help`", median_of(folder, "--help"), 0.3, "starting Python and importing typer"),
+        *rows_of("`harness gate --candidate lora`", median_of(folder, *GATE), GATE_S, read),
+        *rows_of(
+            "`harness compare` again, unchanged",
+            median_of(folder, "compare"),
+            COMPARE_S,
+            "bootstraps of five sets of weights, rows, imports, and six forms of the report",
+        ),
+    ]
     assert not any("torch was imported" in row.bounded_by for row in rows)
     tables = (measure_by_candidates(tmp_path / "quickstart"), measure_by_items(tmp_path / "worlds"))
     bench_page.write("Commands on stored runs", rows, probe(), bench_page.stem("stored"), tables)

@@ -7,7 +7,7 @@ may be busy. The best of several rounds counts, in turn, so that other work dist
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 import bench_page
@@ -71,10 +71,6 @@ def tokenise(candidate, job: EvaluationJob, encode: Callable) -> tuple[float, li
     return time.perf_counter() - start, found
 
 
-def choose_fastest(rounds: Sequence[RoundTimes]) -> RoundTimes:
-    return min(rounds, key=lambda one: one.whole_s)
-
-
 def job_of(n_shots: int) -> EvaluationJob:
     """Lay out the items of the general suite's rows, over and over, each behind as many solved ones."""
     rows = [json.loads(line) for line in ROWS.read_text("utf-8").splitlines()]
@@ -117,7 +113,7 @@ def measure(candidate, job: EvaluationJob, name: str) -> tuple[list[Row], list[t
     ]
     lines = []
     for way, rounds in whole.items():
-        took = choose_fastest(rounds)
+        took = min(rounds, key=lambda one: one.whole_s)
         cells = (f"{took.whole_s:.2f}", f"{took.waited_s:.2f}", f"{100 * took.waited_s / took.whole_s:.0f} %")
         lines.append((name, way, *cells))
     return rows, lines

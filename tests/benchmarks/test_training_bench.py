@@ -38,18 +38,6 @@ MEASURED = [("harness", "bf16"), *((name, "bf16") for name in SIDES if name != "
 MEASURED += [("harness", "fp32"), ("plain TRL", "fp32")]
 
 
-def the_context(folder: Path, precision: str) -> FitContext:
-    experiment = config.load(ROOT / "harness.yaml", [f"precision={precision}"])
-    session = prepare_session(experiment, Scope(), SilentProgress())
-    step = prompting_step(session, session.experiment.candidates["lora"], 0)
-    train, validation = (
-        tuple(map(step, rows))
-        for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
-    )
-    chat = session.target.task.chat_template
-    return FitContext(session.source, session.machine, folder, train, validation, chat, 0, lambda *_: None)
-
-
 def measure(side: str, precision: str, folder: Path) -> dict[str, float]:
     """Train on one side in another process; return its costs, its share of the processors and of the matrix peak."""
     folder.mkdir()
@@ -64,7 +52,15 @@ def train(side: str, precision: str, folder: Path) -> dict[str, float]:
     """Train on one side in this process; both train by transformers' Trainer, whose processors' time is taken."""
     from transformers import Trainer
 
-    context = the_context(folder, precision)
+    experiment = config.load(ROOT / "harness.yaml", [f"precision={precision}"])
+    session = prepare_session(experiment, Scope(), SilentProgress())
+    step = prompting_step(session, session.experiment.candidates["lora"], 0)
+    train, validation = (
+        tuple(map(step, rows))
+        for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])
+    )
+    chat = session.target.task.chat_template
+    context = FitContext(session.source, session.machine, folder, train, validation, chat, 0, lambda *_: None)
     gflops = context.machine.gflops
     train_as_it_is, used = Trainer.train, 0.0
 

@@ -60,15 +60,6 @@ def shoot(page: Page, address: str, out: Path, height: int = 10_000) -> None:
         picture.quantize(256, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(out, optimize=True)
 
 
-def shoot_report(page: Page, folder: Path, out: Path) -> None:
-    """Save the first page of the kept report of the quickstart, as far as a window shows it."""
-    with tempfile.TemporaryDirectory() as written:
-        report.write(report.read(folder / "reports" / "support.json"), Path(written))
-        page.set_viewport_size(FIRST_PAGE)
-        page.goto((Path(written) / "support.html").as_uri())
-        page.screenshot(path=out)
-
-
 def write_faulty(folder: Path) -> None:
     """Write an experiment on letters with planted faults, one of which is a test item."""
     sys.path.insert(0, str(ROOT))
@@ -113,7 +104,12 @@ def main() -> None:
     asked.out.mkdir(parents=True, exist_ok=True)
     with serve_pages(asked.folder) as address, chromium() as browser:
         page = browser.new_context(color_scheme="dark" if asked.dark else "light").new_page()
-        shoot_report(page, asked.folder, asked.out / "report.png")
+        # Save the first page of the kept report of the quickstart, as far as a window shows it.
+        with tempfile.TemporaryDirectory() as written:
+            report.write(report.read(asked.folder / "reports" / "support.json"), Path(written))
+            page.set_viewport_size(FIRST_PAGE)
+            page.goto((Path(written) / "support.html").as_uri())
+            page.screenshot(path=(asked.out / "report.png"))
         for name, path in PATHS.items():
             shoot(page, address + path, asked.out / f"{name}.png")
         shoot_data(page, asked.out / "data.png")

@@ -92,7 +92,17 @@ def measure(section: Section, model: RandomModel, host: ModelHost, batches: Sequ
     ours = SideAnswers(
         said, time.perf_counter() - start, peaks.peak_gb(model.machine.device), f"blocks of {BLOCK}"
     )
-    theirs = find_best_lm_eval(section, asked, host, batches)
+    # Let lm-eval ask in each batch size, and keep the fastest that fits the memory.
+    import torch
+
+    found, too_large = [], []
+    for batch in batches:
+        try:
+            found.append(ask_lm_eval(section, asked, host, batch))
+        except torch.OutOfMemoryError:
+            too_large.append(batch)
+    best = min(found, key=lambda one: one.seconds)
+    theirs = best._replace(how=f"{best.how} (no memory for {too_large})") if too_large else best
     name = f"{section.name}, {len(asked)} items"
     times = f"lm-eval {theirs.seconds:.1f} s in {theirs.how}, harness {ours.seconds:.1f} s"
     rows = [Row(name, theirs.seconds / ours.seconds, "times as fast", section.goal, times, at_least=True)]
@@ -131,22 +141,6 @@ def generate_answers(candidate, asked: Sequence[Question], section: Section) -> 
 
 def _turn(question: Question) -> list[dict]:
     return [{"role": "user", "content": question.prompt}] if question.prompt else []
-
-
-def find_best_lm_eval(
-    section: Section, asked: Sequence[Question], host: ModelHost, batches: Sequence[int]
-) -> SideAnswers:
-    """Let lm-eval ask in each batch size, and keep the fastest that fits the memory."""
-    import torch
-
-    found, too_large = [], []
-    for batch in batches:
-        try:
-            found.append(ask_lm_eval(section, asked, host, batch))
-        except torch.OutOfMemoryError:
-            too_large.append(batch)
-    best = min(found, key=lambda one: one.seconds)
-    return best._replace(how=f"{best.how} (no memory for {too_large})") if too_large else best
 
 
 def ask_lm_eval(section: Section, asked: Sequence[Question], host: ModelHost, batch: int) -> SideAnswers:

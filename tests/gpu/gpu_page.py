@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_page import Table, convert_table, section, table_lines
+from bench_page import convert_table, section, table_lines
 from never_run import NEVER_RUN
 from published import PUBLISHED
 
@@ -77,7 +77,7 @@ def render_page(parts: tuple[Part, ...], ended: dict[str, PartEnd]) -> str:
     for part in parts:
         page += _figures(part, ended.get(part.name))
     for table in (NEVER_RUN, PUBLISHED):
-        page += _render_table(table)
+        page += [table.sentence, "", *table_lines(convert_table(table)), ""]
     return "\n".join(page[:-1]) + "\n"
 
 
@@ -96,7 +96,3 @@ def _figures(part: Part, ended: PartEnd | None) -> list[str]:
         return []
     first, *others = section(ended.figures)
     return [f"## {part.name}: {first}", *others]
-
-
-def _render_table(table: Table) -> list[str]:
-    return [table.sentence, "", *table_lines(convert_table(table)), ""]

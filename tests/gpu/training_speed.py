@@ -51,15 +51,25 @@ class TrainingResult(NamedTuple):
 
 def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[str, ...]) -> TrainingResult:
     """Train by harness, by plain TRL with each attention, and as QLoRA, after a step that starts the device."""
-    context = the_context(recipe, model, folder)
+    # Take rows of a general task, each behind some others as earlier turns of one conversation.
+    rows = rows_of("chat_facts")
+    train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
+    context = FitContext(
+        model.source, model.machine, folder / "lora", train, train[:2], True, 0, lambda *_: None
+    )
     first = context.train[: recipe.params.per_device_train_batch_size]
     train_by_trl(replace(context, train=first, folder=folder / "first"), recipe.params)
     ours = train_by_harness(context, recipe.params)
     plain = {name: train_by_trl(context, recipe.params, name) for name in attentions}
     in_nf4 = replace(context, source=quantize(model.source, "nf4"), folder=folder / "qlora")
     qlora = train_by_harness(in_nf4, recipe.params)
+    theirs = plain["sdpa"]
+    size = recipe.params.per_device_train_batch_size
+    name = f"LoRA r{recipe.params.r}, {ours.n_tokens:,} tokens in batches of {size}"
+    said = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its checkpoints"
+    ratio = ours.tokens_per_s / theirs.tokens_per_s
     rows = [
-        compare_with_trl(recipe, ours, plain["sdpa"]),
+        Row(name, ratio, "times as fast", GOAL, said, at_least=True),
         *(compare_with_sdpa(name, plain[name], plain["sdpa"]) for name in attentions if name != "sdpa"),
         memory_row("LoRA", recipe, context, model, ours),
         qlora_row(qlora, ours),
@@ -68,15 +78,6 @@ def measure(recipe: Recipe, model: RandomModel, folder: Path, attentions: tuple[
     sides = {f"plain TRL, {name}": trained for name, trained in plain.items()}
     named = {"harness, LoRA": ours, **sides, "harness, QLoRA": qlora}
     return TrainingResult(rows, [Line(*one) for one in named.items()])
-
-
-def the_context(recipe: Recipe, model: RandomModel, folder: Path) -> FitContext:
-    """Take rows of a general task, each behind some others as earlier turns of one conversation."""
-    rows = rows_of("chat_facts")
-    train = tuple(conversation(rows, i, recipe.n_turns) for i in range(recipe.n_rows))
-    return FitContext(
-        model.source, model.machine, folder / "lora", train, train[:2], True, 0, lambda *_: None
-    )
 
 
 def conversation(rows: tuple[Example, ...], i: int, n_turns: int) -> Example:
@@ -89,14 +90,6 @@ def conversation(rows: tuple[Example, ...], i: int, n_turns: int) -> Example:
     ]
     own = rows[i % len(rows)]
     return Example(f"row-{i}", (*turns, *own.messages), own.references[:1])
-
-
-def compare_with_trl(recipe: Recipe, ours: TrainingCosts, theirs: TrainingCosts) -> Row:
-    size = recipe.params.per_device_train_batch_size
-    name = f"LoRA r{recipe.params.r}, {ours.n_tokens:,} tokens in batches of {size}"
-    said = f"plain TRL {theirs.loop_s:.1f} s, harness {ours.loop_s:.1f} s with its checkpoints"
-    ratio = ours.tokens_per_s / theirs.tokens_per_s
-    return Row(name, ratio, "times as fast", GOAL, said, at_least=True)
 
 
 def compare_with_sdpa(name: str, other: TrainingCosts, sdpa: TrainingCosts) -> Row:
@@ -115,7 +108,15 @@ def memory_row(
     what: str, recipe: Recipe, context: FitContext, model: RandomModel, trained: TrainingCosts
 ) -> Row:
     """Set the peak beside the estimate for a batch of the longest rows."""
-    longest = count_longest_row(context)
+    # Count the tokens of the longest training row.
+    from transformers import AutoTokenizer
+
+    from harness.training.tokenized import tokenize
+
+    tokenizer = AutoTokenizer.from_pretrained(context.source.path)
+    answers = [example.references[:1] for example in context.train]
+    rows = tokenize(context.train, answers, context.chat_template, tokenizer, context.source)
+    longest = max(len(row.wholes[0]) for row in rows)
     tokens = recipe.params.per_device_train_batch_size * longest
     chosen = loop.settings(context, recipe.params)
     estimate = memory.training_peak(
@@ -130,15 +131,3 @@ def memory_row(
     said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch, activations "
     said += "computed again" if chosen["gradient_checkpointing"] else "kept"
     return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)
-
-
-def count_longest_row(context: FitContext) -> int:
-    """Count the tokens of the longest training row."""
-    from transformers import AutoTokenizer
-
-    from harness.training.tokenized import tokenize
-
-    tokenizer = AutoTokenizer.from_pretrained(context.source.path)
-    answers = [example.references[:1] for example in context.train]
-    rows = tokenize(context.train, answers, context.chat_template, tokenizer, context.source)
-    return max(len(row.wholes[0]) for row in rows)

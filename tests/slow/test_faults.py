@@ -78,11 +78,6 @@ def read_output(folder):
     return (folder / "said.txt").read_text()
 
 
-def list_leftovers(folder):
-    runs = folder / "runs"
-    return [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")]
-
-
 def weights(folder):
     return {path.name for path in (folder / "runs" / "weights").iterdir()}
 
@@ -94,7 +89,8 @@ def assert_same(folder, undisturbed):
     }
     assert read_all_rows(folder) == read_all_rows(undisturbed)
     assert weights(folder) == weights(undisturbed)
-    assert list_leftovers(folder) == []
+    runs = folder / "runs"
+    assert [*runs.glob("rows/*/blocks"), *runs.glob("weights/*.part")] == []
 
 
 def things(folder: Path) -> int:

@@ -74,25 +74,21 @@ def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
     rows = standalone.evaluate(prepared).rows
     ours = {task: {int(r.example_id.partition("-")[0]): r for r in found} for task, found in rows.items()}
     monkeypatch.chdir(mirror)  # lm-eval finds a folder where it would look for a name on the hub
-    theirs = samples_of_lm_eval(prepared.session, list(tasks), shots)
-    return BothSides(ours, theirs, prepared.session.machine.precision)
-
-
-def samples_of_lm_eval(session, tasks, shots):
-    """Let lm-eval load the same weights and do everything itself."""
+    # Let lm-eval load the same weights and do everything itself.
     import lm_eval
 
-    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[session.machine.precision]
+    dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[prepared.session.machine.precision]
     found = lm_eval.simple_evaluate(
         model="hf",
-        model_args={"pretrained": str(session.source.path), "dtype": dtype},
-        tasks=tasks,
+        model_args={"pretrained": str(prepared.session.source.path), "dtype": dtype},
+        tasks=list(tasks),
         num_fewshot=shots,
-        device=session.machine.device,
+        device=prepared.session.machine.device,
         batch_size=BATCH,
         bootstrap_iters=0,
     )
-    return found["samples"]
+    theirs = found["samples"]
+    return BothSides(ours, theirs, prepared.session.machine.precision)
 
 
 @pytest.fixture(scope="module")

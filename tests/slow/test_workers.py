@@ -192,14 +192,6 @@ def cluster():
     started.shutdown()
 
 
-def find_other_node(cluster):
-    """Return a node of a cluster that this process is not connected to, and that is not its head."""
-    from ray._private.worker import global_worker
-
-    own = global_worker.node._raylet_socket_name
-    return next(node for node in cluster.worker_nodes if node._raylet_socket_name != own)
-
-
 def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_process(
     path, reference_run, cluster
 ):
@@ -211,7 +203,13 @@ def test_a_ray_cluster_that_loses_a_worker_and_a_node_leaves_the_rows_of_one_pro
     wait_until(lambda: len(map_complete_files(path)) >= 6 or found)
     before = map_complete_files(path)
     assert thread.is_alive()
-    cluster.remove_node(find_other_node(cluster), allow_graceful=False)
+    # A node of the cluster that this process is not connected to, and that is not its head.
+    from ray._private.worker import global_worker
+
+    own = global_worker.node._raylet_socket_name
+    cluster.remove_node(
+        next(node for node in cluster.worker_nodes if node._raylet_socket_name != own), allow_graceful=False
+    )
     thread.join(240)
     assert [f.state for f in found[0].facts].count("failed") == 1
     assert_same(path, reference_run)
