@@ -172,7 +172,9 @@ def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(new_exp
     assert run_action(new_experiment, **given) == (2, {})
 
 
-def test_no_input_is_pasted_into_a_script():
+def test_no_input_is_pasted_into_a_script_and_what_the_gate_step_writes_is_given_out():
+    for name in ("verdict", "exit-code"):
+        assert ACTION["outputs"][name]["value"] == f"${{{{ steps.gate.outputs.{name} }}}}"
     assert [step["name"] for step in ACTION["runs"]["steps"] if "${{" in step["run"]] == []
 
 
@@ -196,11 +198,6 @@ def test_the_example_workflow_runs_the_action_on_pull_requests_but_not_of_forks_
     assert required <= set(step["with"])
     (step,) = [s for s in WORKFLOW["jobs"]["gate"]["steps"] if "upload-artifact" in s.get("uses", "")]
     assert step["if"] == "always()"
-
-
-@pytest.mark.parametrize("name", ["verdict", "exit-code"])
-def test_the_action_gives_out_what_its_gate_step_writes(name):
-    assert ACTION["outputs"][name]["value"] == f"${{{{ steps.gate.outputs.{name} }}}}"
 
 
 def test_the_nightly_workflow_makes_the_quickstart_once_and_asks_its_fine_tune_every_night(

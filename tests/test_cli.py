@@ -18,8 +18,6 @@ from harness import store
 from harness.analysis.decision import Decision
 from harness.analysis.gating import GateResult
 from harness.cache import cache_dir
-from harness.cli import app
-from harness.cli.app import data_app, nightly_app, rate_app, regressions_app, runs_app
 from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
@@ -48,10 +46,6 @@ def copy(finished_run, tmp_path):
     return shutil.copytree(finished_run[0], tmp_path / "copy")
 
 
-def names(typer_app):
-    return [c.name or c.callback.__name__ for c in typer_app.registered_commands]
-
-
 @pytest.fixture(scope="module")
 def measured_folder(finished_run, command_driver, own_cache, tmp_path_factory):
     """Copy the finished experiment and compare it in a process of its own, which measures the machine."""
@@ -74,19 +68,6 @@ def test_what_is_stored_is_judged_again_without_a_model(measured_folder, verb):
 def test_without_a_verb_the_verbs_are_shown_and_the_version_is_printed(harness):
     assert "compare" in harness().stdout + harness().stderr
     assert harness("--version", check=0).stdout == f"harness-evals {version('harness-evals')}\n"
-
-
-def test_the_verbs_are_these():
-    verbs = [[name] for name in names(app)] + [["runs", name] for name in names(runs_app)]
-    verbs += [["regressions", name] for name in names(regressions_app)]
-    verbs += [["data", name] for name in names(data_app)]
-    verbs += [["nightly", name] for name in names(nightly_app)]
-    verbs += [["rate", name] for name in names(rate_app)]
-    assert [v[-1] for v in verbs] == (
-        "init doctor compare train worker eval ask report decide gate promote export serve dashboard rescue monitor ls reindex score schema sql "
-        "list show diff rm add confirm check clean dedup split mix sample augment distill propose-prompts run status ack install "
-        "export import".split()
-    )
 
 
 def test_compare_prints_the_table_of_what_is_selected_and_progress_apart(harness, copy):
@@ -224,7 +205,13 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        # What the parser refuses.
         ("compere", "compere"),
+        ("data check x --fail-on warnin", "warning"),
+        ("runs list --jsn", "--json"),
+        ("runs show", "RUN"),
+        ("compare --workers", "--workers"),
+        ("compare --json=x", "--json"),
         ("compare --candidates=no_such", "no_such"),
         ("compare -c nowhere.yaml", "nowhere.yaml"),
         ("compare no_such_key=1", "no_such_key"),
@@ -260,6 +247,8 @@ def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness,
         ("doctor other.yaml", "next: harness doctor -c other.yaml\n"),
         ("gate --candidate lora other.yaml", "next: harness gate --candidate lora -c other.yaml\n"),
         ("nightly run other.yaml", "next: harness nightly run -c other.yaml\n"),
+        ("compare -c other.yaml other.yaml", "next: harness compare -c other.yaml\n"),
+        ("compare --config=harness.yaml other.yaml", "next: harness compare --config=harness.yaml\n"),
         ("compare none.yaml", "expected KEY.KEY=VALUE"),
     ],
 )
@@ -595,22 +584,20 @@ CSV = "text,label\n" + "".join(
 
 
 @pytest.mark.e2e
-def test_the_command_after_init_is_one_that_a_shell_takes(harness, tmp_path):
-    (tmp_path / "rows.csv").write_text(CSV)
-    done = harness("init", "my tickets", "--data", "rows.csv", check=0)
-    assert "harness compare -c 'my tickets/harness.yaml' --dry-run" in done.stdout
-
-
-@pytest.mark.e2e
-def test_init_says_what_it_saw_writes_a_folder_and_never_overwrites(harness, tmp_path):
+def test_init_says_what_it_saw_writes_a_folder_names_what_a_shell_takes_and_never_overwrites(
+    harness, tmp_path
+):
     (tmp_path / "mine.csv").write_text(CSV)
-    said = harness("init", "new", "--data", "mine.csv", check=0).stdout.splitlines()
+    said = harness("init", "my tickets", "--data", "mine.csv", check=0).stdout.splitlines()
     asked = "Classify the text. Reply with one of these labels and nothing else: card, pin."
     assert said[0] == f"instruction: {asked}"
     assert "columns: text → question; label → label" in said
     assert "mine.csv: 20 rows" in said
-    assert "new/harness.yaml" in said[-1]
-    assert (tmp_path / "new" / "suites" / "mine.yaml").exists()
+    assert "harness compare -c 'my tickets/harness.yaml' --dry-run" in said[-1]
+    assert (tmp_path / "my tickets" / "suites" / "mine.yaml").exists()
+    first = (tmp_path / "my tickets" / "harness.yaml").read_text().splitlines()[0]
+    linked = tmp_path / "my tickets" / first.removeprefix("# yaml-language-server: $schema=")
+    assert json.loads(linked.read_text()) == json.loads(harness("schema", check=0).stdout)
     found = json.loads(harness("init", "--data", "mine.csv", "--json", check=0).stdout)
     written = ["harness.yaml", "suites/mine.yaml", "harness.schema.json"]
     assert (found["task"], found["files"]) == ("labels", written)
@@ -654,16 +641,6 @@ def test_an_item_that_is_pinned_is_measured_gated_and_confirmed_in_fp32(harness,
     (rule,) = [r for r in found["rules"] if r["name"] == "regressions"]
     assert rule["outcome"] in ("pass", "fail")  # the tiny experiment runs in fp32, so nothing is open
     assert "facts-pinned in fp32" in harness("regressions", "confirm", "lora", cwd=copy, check=0).stderr
-
-
-@pytest.mark.e2e
-def test_the_schema_is_printed_as_init_links_it(harness, tmp_path):
-    rows = [{"prompt": f"Is {i} even?", "reference": ("yes", "no")[i % 2]} for i in range(60)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    harness("init", "new", "--data", "rows.jsonl", check=0)
-    first = (tmp_path / "new" / "harness.yaml").read_text().splitlines()[0]
-    linked = tmp_path / "new" / first.removeprefix("# yaml-language-server: $schema=")
-    assert json.loads(linked.read_text()) == json.loads(harness("schema", check=0).stdout)
 
 
 def test_a_promotion_says_what_the_gate_said_and_names_the_file_that_it_then_compares_with(harness, copy):

@@ -44,13 +44,9 @@ def test_a_changed_or_a_new_file_makes_the_checkout_dirty(repository, name):
     assert provenance.git_state(repository).dirty is True
 
 
-def test_outside_a_repository_the_commit_is_unknown(tmp_path, monkeypatch):
-    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert provenance.git_state(tmp_path) == (None, None)
-
-
-def test_without_git_the_commit_is_unknown(repository, monkeypatch):
-    monkeypatch.setenv("PATH", "")
+@pytest.mark.parametrize("name", ["PATH", "GIT_DIR"], ids=["without git", "outside a repository"])
+def test_the_commit_is_unknown(repository, monkeypatch, name):
+    monkeypatch.setenv(name, "")
     assert provenance.git_state(repository) == (None, None)
 
 

@@ -32,45 +32,24 @@ def project(tmp_path):
     assert (tmp_path / "precious" / "thesis.txt").read_text() == "years of work"
 
 
-def name_rows(run, name):
-    run["rows"]["support/test"] = name
-
-
-def name_weights(run, name):
-    run["training"]["fit_key"] = name
-
-
-def name_weights_behind(run, name):
-    run["training"]["stands_on"] = {name: "w"}
-
-
-def name_run(run, name):
-    run["run_id"] = name
-
-
-def name_candidate(run, name):  # names a folder of event files
-    run["candidate"] = name
-
-
-PLACES = [name_rows, name_weights, name_weights_behind, name_run, name_candidate]
+PLACES = {  # of a name in a run
+    "rows": lambda name: {"rows": {"support/test": name}},
+    "weights": lambda name: {"training": {"fit_key": name}},
+    "weights behind": lambda name: {"training": {"stands_on": {name: "w"}}},
+    "run": lambda name: {"run_id": name},
+    "candidate": lambda name: {"candidate": name},  # names a folder of event files
+}
 
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [
-        (place, name)
-        for place in PLACES
-        for name in (*HOSTILE_NAMES, "ABSOLUTE")
-        if name or place != name_weights
-    ],
-    ids=lambda one: getattr(one, "__name__", ascii(one)[:20]),
+    [(p, name) for p in PLACES for name in (*HOSTILE_NAMES, "ABSOLUTE") if name or p != "weights"],
+    ids=lambda one: ascii(one)[:20],
 )
 def test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it(project, command, place, name):
     name = str(project.parent / "precious") if name == "ABSOLUTE" else name
     file = project / "runs" / "lora-0" / "run.json"
-    content = json.loads(file.read_text())
-    (lambda run: place(run, name))(content)
-    file.write_text(json.dumps(content))
+    file.write_text(json.dumps(json.loads(file.read_text()) | PLACES[place](name)))
     code, _, said = command("runs", "rm", "lora-0", "--runs", project / "runs")
     assert (code, (project / "runs" / "rows").is_dir()) == (2, True)
     assert "lora-0/run.json: found" in said
@@ -335,7 +314,6 @@ def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_anothe
         release.remove_unreferenced(run_store, References())
 
 
-@pytest.mark.usefixtures("own_cache")
 class InterruptAtStage(SilentProgress):
     """Progress that ends the command, as Ctrl-C does, where a stage opens whose label begins so."""
 
@@ -348,33 +326,25 @@ class InterruptAtStage(SilentProgress):
         return super().stage(label, expected_s)
 
 
-class TestAnExperiment:
-    """A compare with a sweep, and an adapter that stands on its winner."""
+def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
+    tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT))
+    assert len(list((store.folder / "weights").iterdir())) == 3
+    found = release.list_unreferenced(store, References())
+    assert (found.removable, found.wanted_by) == ((), ())
+    for one in stores.list_runs(store):
+        release.remove_run(store, one.run_id, References())
+    release.remove_unreferenced(store, References())
+    assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
-    @pytest.fixture
-    def path(self, tiny, tmp_path):
-        path = tiny_experiment.write(tmp_path, tiny, SWEPT)
-        tiny_experiment.run(path)
-        return path
 
-    def test_nothing_of_it_is_unused_and_all_is_once_its_runs_are_gone(self, path):
-        store = Store(path.parent / "runs")
-        assert len(list((store.folder / "weights").iterdir())) == 3
-        found = release.list_unreferenced(store, References())
-        assert (found.removable, found.wanted_by) == ((), ())
-        for one in stores.list_runs(store):
-            release.remove_run(store, one.run_id, References())
-        release.remove_unreferenced(store, References())
-        assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
-
-    @pytest.mark.e2e
-    def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(self, tiny, tmp_path):
-        path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-        with pytest.raises(KeyboardInterrupt):
-            tiny_experiment.run(path, progress=InterruptAtStage("base: "))
-        assert stores.list_begun(Store(tmp_path / "runs")) == ["tiny", "tiny-prompt-s0"]
-        tiny_experiment.run(path)
-        assert stores.list_begun(Store(tmp_path / "runs")) == []
+@pytest.mark.e2e
+def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(tiny, store, tmp_path):
+    path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
+    with pytest.raises(KeyboardInterrupt):
+        tiny_experiment.run(path, progress=InterruptAtStage("base: "))
+    assert stores.list_begun(store) == ["tiny", "tiny-prompt-s0"]
+    tiny_experiment.run(path)
+    assert stores.list_begun(store) == []
 
 
 def measure_disk_use(store):

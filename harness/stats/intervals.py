@@ -163,8 +163,11 @@ def bootstrap(
         raise ValueError("resampling needs at least two clusters")
     step = max(1, _CHUNK // n)
     estimate = _rows(statistic, np.ones((1, n)))  # (s, 1)
+    # Draw clusters with replacement as weights of items (d, n), in blocks that fit the cache.
+    small = len(codes) * n_draws <= _KEPT
+    drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
     draws = np.hstack(
-        [_rows(statistic, weights) for weights in _sample_clusters(codes, g, n_draws, seed)]
+        [_rows(statistic, weights) for weights in (counts.astype(float) for counts in drawn)]
     )  # (s, d)
     blocks = [np.arange(at, min(at + step, g))[:, None] for at in range(0, g, step)]
     left_out = np.hstack([_rows(statistic, (codes != block).astype(float)) for block in blocks])  # (s, g)
@@ -202,16 +205,6 @@ def bca_interval(boot: Bootstrap, alpha: float = 0.05) -> Interval:
 
 def _rows(statistic: Statistic, weights: Array) -> Array:
     return np.atleast_2d(statistic(weights))
-
-
-def _sample_clusters(codes: NDArray[np.intp], g: int, n_draws: int, seed: int) -> Iterator[Array]:
-    """Draw clusters with replacement as weights of items (d, n), in blocks that fit the cache.
-
-    Draws of few items are kept as small integers, because every metric and candidate of a task uses the same.
-    """
-    small = len(codes) * n_draws <= _KEPT
-    drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
-    return (counts.astype(float) for counts in drawn)
 
 
 @lru_cache(maxsize=16)

@@ -205,21 +205,17 @@ def interim_bounds(fractions: Sequence[float], alpha: float = 0.05) -> tuple[flo
     spent_before, nodes, weight = 0.0, np.zeros(1), np.ones(1)  # paths start at 0
     for fraction, step in zip(fractions, steps, strict=True):
         spent = alpha_spent(min(float(fraction), 1.0), alpha)
-        limit = _crossing(nodes, weight, float(step), spent - spent_before)
+        # Bisect for the limit that this share of the paths exceeds at the next look.
+        low, high = -_REACH, _REACH
+        while high - low > 1e-12:
+            middle = (low + high) / 2
+            beyond = float(weight @ special.ndtr((nodes - middle) / sqrt(float(step))))
+            low, high = (middle, high) if beyond > (spent - spent_before) else (low, middle)
+        limit = (low + high) / 2
         bounds.append(limit / sqrt(fraction))
         nodes, weight = _carry_paths(nodes, weight, float(step), limit, float(fraction))
         spent_before = spent
     return tuple(bounds)
-
-
-def _crossing(at: Array, weight: Array, step: float, allowed: float) -> float:
-    """Bisect for the limit that this share of the paths exceeds at the next look."""
-    low, high = -_REACH, _REACH
-    while high - low > 1e-12:
-        middle = (low + high) / 2
-        beyond = float(weight @ special.ndtr((at - middle) / sqrt(step)))
-        low, high = (middle, high) if beyond > allowed else (low, middle)
-    return (low + high) / 2
 
 
 def _carry_paths(at: Array, weight: Array, step: float, limit: float, fraction: float) -> tuple[Array, Array]:

@@ -30,7 +30,7 @@ def _list_missing_cells(found: Mapping[str, CellFigures]) -> Iterator[str]:
     for name, one in ((c.name, found.get(c.name)) for c in CELLS):
         if one is None:
             yield f"{name}: not simulated"
-        elif is_stale(name, one):
+        elif is_stale(one):
             yield f"{name}: code that it runs has changed, and its first draws were not drawn again"
         elif one.n_draws < DRAWS:
             yield f"{name}: {one.n_draws:,} draws of {DRAWS:,}"

@@ -7,6 +7,6 @@ candidates; each level of each stands in at least one cell of every estimator th
 from tests.calibration import chances, chosen, collapses, decisions, estimates, gates, nights
 from tests.calibration.cell import Cell
 
-FILES = (estimates, gates, collapses, chances, decisions, nights, chosen)
-CELLS: tuple[Cell, ...] = tuple(cell for file in FILES for cell in file.CELLS)
+_FILES = (estimates, gates, collapses, chances, decisions, nights, chosen)
+CELLS: tuple[Cell, ...] = tuple(cell for file in _FILES for cell in file.CELLS)
 BY_NAME = {cell.name: cell for cell in CELLS}

@@ -91,8 +91,8 @@ def _summary(cells: Sequence[Cell], known: Sequence[Cell], found: Mapping[str, C
         f"at least {count(min(draws, default=0))} draws a cell, {count(DRAWS)} in {count(n_full)} of them"
     )
     said = f"{said}; {fewest}, {minutes:.0f} minutes of one core."
-    n_stale = sum(is_stale(c.name, found[c.name]) for c in known)
-    n_repeated = sum(is_repeated(c.name, found[c.name]) for c in known)
+    n_stale = sum(is_stale(found[c.name]) for c in known)
+    n_repeated = sum(is_repeated(found[c.name]) for c in known)
     if not n_stale + n_repeated:
         return f"{said} No code that a cell runs has changed since it was simulated."
     stale = f" {_STALE.format(count(n_stale))}" if n_stale else ""
@@ -105,7 +105,7 @@ def _table(cells: Iterable[Cell], found: Mapping[str, CellFigures]) -> list[str]
 
 
 def _line(cell: Cell, claim: Claim, found: CellFigures, name: str) -> str:
-    figure, mark = found.figures[name], "†" * is_stale(cell.name, found)
+    figure, mark = found.figures[name], "†" * is_stale(found)
     said = "withdrawn" if claim.withdrawn else "yes" if holds(claim, figure) else "**FAILS**"
     cells = (
         cell.world,

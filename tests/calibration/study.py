@@ -1,14 +1,14 @@
 """The simulation of all cells in processes, kept cell by cell, so that a second call goes on.
 
-Invariant: a kept figure is used again only where it has the draws and all code that its cell may run is the same
-(`tests/calibration/closure.py`), or the first draws have the same outcomes by the code as it is now; a cell's draws
-depend on its name alone, never on what ran before.
+Invariant: a kept figure is used again only where it has the draws and the code that cells run is the same, or the
+first draws have the same outcomes by the code as it is now (all cells: some two minutes of a processor); a cell's
+draws depend on its name alone, never on what ran before.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
 from pathlib import Path
@@ -16,14 +16,20 @@ from typing import Any, NamedTuple
 
 from harness.formatting import seconds
 from tests.calibration.cell import DRAWS, Cell, Figure, outcomes, run
-from tests.calibration.closure import closure, digest_of, elements
-from tests.calibration.design import BY_NAME, CELLS, FILES
-from tests.calibration.sources import Definition, Sources
+from tests.calibration.design import BY_NAME, CELLS
+from tests.pins import pin_of
 
 ROOT = Path(__file__).parents[2]
 KEPT = ROOT / "reports" / "calibration.json"
 PROCESSES = 2
 FIRST = 40  # draws whose outcomes are kept, and drawn again where code has changed
+# What cells run, but for plugins; a test traces them.
+CODE = (
+    *(f"harness/{package}/**/*.py" for package in ("analysis", "records", "spec", "stats")),
+    "harness/evaluation/sampling.py", "harness/experiment/fewer_items.py", "harness/formatting.py",
+    "harness/lifecycle/nightly_*.py", "harness/metrics/__init__.py", "harness/plugins.py",
+    "tests/calibration/*.py", "tests/fake_rows.py",
+)  # fmt: skip
 
 
 class CellFigures(NamedTuple):
@@ -41,46 +47,36 @@ class CellFigures(NamedTuple):
     repeated: str = ""
 
 
-def closures(sources: Sources) -> dict[str, frozenset[Definition]]:
-    """Map each cell to the code of ours that it may run: what makes it, and what runs it."""
-    runs = sources.definition("tests.calibration.cell", "run")
-    return {
-        cell.name: closure(sources, [made, runs])
-        for file in FILES
-        for cell, made in zip(file.CELLS, elements(sources, file.__name__, "CELLS"), strict=True)
-    }
+def code_files() -> list[Path]:
+    """List the files that cells run, and those that make and count the draws."""
+    return sorted({file for pattern in CODE for file in ROOT.glob(pattern)})
 
 
 @cache
-def code_digests(root: Path = ROOT) -> dict[str, str]:
-    """Map each cell to the digest of the code that it may run, in a checkout that has the same design."""
-    sources = Sources(root)
-    return {name: digest_of(sources, found) for name, found in closures(sources).items()}
+def code_digest() -> str:
+    """Digest the code that cells run, without its docstrings and comments."""
+    return pin_of(code_files())
 
 
-def is_stale(name: str, one: CellFigures) -> bool:
-    """Tell whether code that a cell may run has changed since it was simulated, or last repeated."""
-    return code_digests().get(name) not in {one.code, one.repeated}
+def is_stale(one: CellFigures) -> bool:
+    """Tell whether code that cells run has changed since a cell was simulated, or last repeated."""
+    return code_digest() not in {one.code, one.repeated}
 
 
-def is_repeated(name: str, one: CellFigures) -> bool:
+def is_repeated(one: CellFigures) -> bool:
     """Tell whether code has changed since a cell was simulated, and gave the outcomes of its first draws again."""
-    return one.code != code_digests().get(name) == one.repeated
+    return one.code != code_digest() == one.repeated
 
 
 def simulate(name: str, n_draws: int, kept: CellFigures | None) -> CellFigures:
     """Run the cell of a name; where enough draws are kept and the first come out as they did, these alone."""
-    start, code, cell = time.process_time(), code_digests()[name], BY_NAME[name]
-    first = draw_first_outcomes(cell, n_draws)
+    start, code, cell = time.process_time(), code_digest(), BY_NAME[name]
+    drawn = outcomes(cell, min(FIRST, n_draws))
+    # In six digits: in the last bits two machines differ.
+    first = {claim: " ".join(f"{value:.6g}" for value in values) for claim, values in drawn.items()}
     if kept and kept.n_draws >= n_draws and kept.first == first:
         return kept._replace(repeated=code)
     return CellFigures(run(cell, n_draws), n_draws, time.process_time() - start, code, first)
-
-
-def draw_first_outcomes(cell: Cell, n_draws: int) -> dict[str, str]:
-    """Write the outcomes of a cell's first draws, in six digits: in the last bits two machines differ."""
-    drawn = outcomes(cell, min(FIRST, n_draws))
-    return {claim: " ".join(f"{value:.6g}" for value in values) for claim, values in drawn.items()}
 
 
 def read(path: Path = KEPT) -> dict[str, CellFigures]:
@@ -125,10 +121,10 @@ def study(
                 continue
             found[name] = future.result()
             write(found, path)
-            rest = (
-                estimate_left_s(known, left, found, n_draws, (time.perf_counter() - start) * processes, done)
-                / processes
-            )
+            # By what each cell took the last time, else by the mean of those that are done.
+            mean = (time.perf_counter() - start) * processes / done / n_draws
+            waiting = [name for name in left if not _is_current(found, name, n_draws)]
+            rest = sum(known.get(name, mean) for name in waiting) * n_draws / processes
             how = "the first draws repeat" if found[name].repeated else seconds(found[name].seconds)
             said = f"{done}/{len(left)} {name}: {how}; at most some {seconds(rest)} left"
             sys.stderr.write(said + "\n")
@@ -137,18 +133,4 @@ def study(
 
 def _is_current(found: Mapping[str, CellFigures], name: str, n_draws: int) -> bool:
     one = found.get(name)
-    return one is not None and one.n_draws >= n_draws and not is_stale(name, one)
-
-
-def estimate_left_s(
-    known: Mapping[str, float],
-    names: Iterable[str],
-    found: Mapping[str, CellFigures],
-    n_draws: int,
-    spent_s: float,
-    done: int,
-) -> float:
-    """Estimate the seconds of a processor that are left: by what each cell took the last time, else by the mean."""
-    waiting = [name for name in names if not _is_current(found, name, n_draws)]
-    mean = spent_s / done / n_draws
-    return sum(known.get(name, mean) for name in waiting) * n_draws
+    return one is not None and one.n_draws >= n_draws and not is_stale(one)
