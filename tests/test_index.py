@@ -158,6 +158,9 @@ def test_what_is_no_report_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(UserError, match="no report"):
         report.read(path)
+
+
+def test_files_that_are_no_reports_are_not_listed(tmp_path):
     (tmp_path / "other.json").write_text('{"a": 1}')
+    assert report.kept_reports(tmp_path) == []
     assert report.kept_reports(tmp_path / "absent") == []
-    assert report.kept_reports(tmp_path) == ([path] if "facts" in text else [])

@@ -27,10 +27,26 @@ from tests.golden import golden
         lambda: stats.clustered_mean([0.1, float("nan")], [0, 1]),
         lambda: stats.clustered_mean([], []),
         lambda: stats.paired_delta([], []),
+        lambda: stats.neyman_allocation({"a": 3}, {"a": 0.1}, 4),
+        lambda: stats.inclusion_weights(["a"], {"b": 4}),
+        lambda: stats.pareto_front([]),
+        lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
+        lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
+        lambda: stats.interim_bounds([]),
+        lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
+        lambda: stats.interim_bounds([0.5]),
+        lambda: stats.interim_bounds([1.0], 0.7),
+        lambda: stats.alpha_spent(0.0),
+        lambda: stats.stratified_flips_interval([StratumFlips(1, 0, 5, 4)]),
+        lambda: stats.betting_mixture([np.array([0.0, 2.0])], 1.0),
+        lambda: stats.betting_mixture([np.array([])], 1.0),
+        lambda: stats.betting_mixture([np.array([np.nan])], 1.0),
+        lambda: stats.cusum([], 0, 1, 1),
+        lambda: stats.cusum([1.0], 0, -1, 1),
     ],
 )
 def test_impossible_input_is_refused(call):
-    with pytest.raises(ValueError, match=r"found|needed|must"):
+    with pytest.raises(ValueError, match=r"found|needed|must|between|lacks|expected|sample|outside"):
         call()
 
 
@@ -41,18 +57,6 @@ def test_strata_get_more_items_where_they_vary_and_weights_that_add_up_to_the_po
     assert found["c"] <= 10
     weights = stats.inclusion_weights(["a", "a", "b"], {"a": 10, "b": 7})
     assert weights == [5, 5, 7]
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: stats.neyman_allocation({"a": 3}, {"a": 0.1}, 4),
-        lambda: stats.inclusion_weights(["a"], {"b": 4}),
-    ],
-)
-def test_a_sample_that_does_not_fit_its_pool_is_refused(call):
-    with pytest.raises(ValueError):  # noqa: PT011 (each says its own numbers)
-        call()
 
 
 @pytest.mark.parametrize("n", [1, 3, 7, 10, 50, 100, 150, 300, 7 / 3])
@@ -127,19 +131,6 @@ def test_a_collapsed_model_gives_one_answer_and_signal_to_noise_is_the_spread_ov
     assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
 
 
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: stats.pareto_front([]),
-        lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
-        lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
-    ],
-)
-def test_impossible_points_are_refused(call):
-    with pytest.raises(ValueError):  # noqa: PT011 (each says its own numbers)
-        call()
-
-
 WINS = {
     "weighted_alpaca_eval_gpt4_turbo": lambda p: p - 1,
     "alpaca_eval_gpt4": lambda p: {1: 0.0, 2: 1.0}.get(p, 0.5),
@@ -190,22 +181,6 @@ def test_looking_more_often_never_makes_the_last_bound_lower(fractions, alpha):
     kept = [x for i, x in enumerate(sorted(fractions)) if i == 0 or x - sorted(fractions)[i - 1] > 1e-3]
     bounds = stats.interim_bounds([*kept, 1.0], alpha)
     assert bounds[-1] >= stats.z_quantile(1 - alpha) - 1e-6
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        lambda: stats.interim_bounds([]),
-        lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
-        lambda: stats.interim_bounds([0.5]),
-        lambda: stats.interim_bounds([1.0], 0.7),
-        lambda: stats.alpha_spent(0.0),
-        lambda: stats.stratified_flips_interval([StratumFlips(1, 0, 5, 4)]),
-    ],
-)
-def test_what_makes_no_sense_is_refused(wrong):
-    with pytest.raises(ValueError, match=r"expected|sample"):
-        wrong()
 
 
 def test_strata_have_tangos_interval_where_asked_in_full_and_always_a_width():
@@ -322,21 +297,6 @@ def test_the_chart_is_nists_and_agrees_with_its_own_recursion():
         total = max(0.0, total + value - 0.5)
         expected.append(total)
     assert stats.cusum(x, 0, 0.5, 5).high == pytest.approx(expected)
-
-
-@pytest.mark.parametrize(
-    "call",
-    [
-        lambda: stats.betting_mixture([np.array([0.0, 2.0])], 1.0),
-        lambda: stats.betting_mixture([np.array([])], 1.0),
-        lambda: stats.betting_mixture([np.array([np.nan])], 1.0),
-        lambda: stats.cusum([], 0, 1, 1),
-        lambda: stats.cusum([1.0], 0, -1, 1),
-    ],
-)
-def test_impossible_paths_are_refused(call):
-    with pytest.raises(ValueError, match=r"found|expected|outside"):
-        call()
 
 
 FAVOUR = 0.1

@@ -100,9 +100,7 @@ def data_clean(
     roles = roles_of(first, named._replace(reference=named.reference or (kept and kept.column)))
     layout = None if all(named) else formats.recognise(first.rows)
     found = decisions_by_line(kept, file, roles) if kept else {}
-    used = _digests({"decisions": [str(decisions)] if decisions else []})
     spelt = spellings_in(readers.stream(file, "train"), roles, first.shown) if spellings else {}
-    of_spellings = {"spellings": spelt} if spellings else {}
     special: tuple[str, ...] | None = () if special_tokens else None
     if special_tokens and base:
         from harness.experiment.check_rows import tokenizer_of
@@ -122,7 +120,9 @@ def data_clean(
         score = answer_scorer(base, perplexity=perplexity)
         low = low_quality(readers.stream(file, "train"), roles, min_quality, score)
         of_these |= {"min_quality": min_quality, "perplexity": base if perplexity else None}
-    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these, **of_spellings, **used}
+    of_these |= {"spellings": spelt} if spellings else {}
+    of_these |= _digests("decisions", [str(decisions)] if decisions else [])
+    parameters = {**roles._asdict(), "drop_lost": drop_lost, **of_these}
     edit = remarks.edit("clean", parameters, [file])
     rows = readers.stream(file, "train")
     ids = RowIds(readers.stream(file, "train")) if new_ids else None
@@ -164,7 +164,7 @@ def data_dedup(
     content, evaluated = read_all(file), list(map(read_all, tests))
     roles = roles_of(content, named)
     others = [(row, of) for c in evaluated for of in [roles_of_test(c, named)] for row in c.rows]
-    parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests({"against": tests})}
+    parameters = {"alike": _alike(alike), "conflicts": conflicts, **_digests("against", tests)}
     edit = remarks.edit("dedup", {**parameters, **roles._asdict()}, [file])
     outcomes = dedup(content.rows, roles, alike=alike, conflicts=conflicts, against=others)
     _save(edit, outcomes, out, dry_run=dry_run, as_json=as_json)
@@ -366,16 +366,12 @@ def roles_of_test(content: "Rows", named: RowColumns) -> "Roles":
     return roles_of(content, RowColumns(*own))
 
 
-def _digests(files: dict[str, list[str]]) -> dict[str, list[dict[str, str]]]:
+def _digests(option: str, files: list[str]) -> dict[str, list[dict[str, str]]]:
     """Name the files that an edit takes beside its rows, each with the digest of its content."""
     from harness.data.edit.save import digest_of
     from harness.data.text_files import display_path
 
-    named = (
-        (option, [{"file": display_path(f), "sha256": digest_of(f)} for f in of])
-        for option, of in files.items()
-    )
-    return {option: of for option, of in named if of}
+    return {option: [{"file": display_path(f), "sha256": digest_of(f)} for f in files]} if files else {}
 
 
 def refuse_out(out: Path | None, inputs: list[str], *, dry_run: bool = False, folder: bool = False) -> None:

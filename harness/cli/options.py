@@ -7,7 +7,7 @@ variable from there. A verb that takes a tuple of options gets them as one value
 import os
 import shlex
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, wraps
 from inspect import Parameter, Signature, signature
 from math import inf
@@ -46,12 +46,19 @@ class Option(NamedTuple):
         """Declare it to typer; a switch has no `--no-` beside it."""
         name = self.name or f"--{parameter.replace('_', '-')}"
         variable = name.partition("/")[0].strip("-").replace("-", "_").upper()
-        names = (name, self.short) if self.short else (name,)
+        least, most = self.min or 0.0, inf if self.max is None else self.max
+
+        def refuse_outside(value: Any) -> Any:
+            if value is not None and not least <= value <= most:
+                nearest = most if value > most else least
+                raise UserError(Problem(name, str(value), self.range, f"such as {name} {nearest:g}"))
+            return value
+
         return typer.Option(
-            *names,
+            *(name, *filter(None, [self.short])),
             help=f"{self.help} [{self.range}]" if self.range else self.help,
             envvar=f"HARNESS_{variable}" if self.env else None,
-            callback=self._refuse_outside(name) if self.range else None,
+            callback=refuse_outside if self.range else None,
             metavar=self.metavar,
             formats=list(self.formats) or None,
         )
@@ -62,18 +69,6 @@ class Option(NamedTuple):
         if self.min is None:
             return ""
         return f"{self.min:g} or more" if self.max is None else f"{self.min:g} to {self.max:g}"
-
-    def _refuse_outside(self, name: str) -> Callable[[Any], Any]:
-        least, most = self.min or 0.0, inf if self.max is None else self.max
-
-        def refuse_outside(value: Any) -> Any:
-            """Refuse a number outside of the range."""
-            if value is not None and not least <= value <= most:
-                nearest = most if value > most else least
-                raise UserError(Problem(name, str(value), self.range, f"such as {name} {nearest:g}"))
-            return value
-
-        return refuse_outside
 
 
 class Argument(NamedTuple):
@@ -150,22 +145,19 @@ def _declare(name: str, kind: Any) -> Any:
 
 def _refuse_a_file(overrides: list[str] | None) -> list[str]:
     """Refuse an experiment's file among overrides, with the command that reads it."""
-    for word in overrides or ():
-        if word.endswith((".yaml", ".yml")) and Path(word).is_file():
-            step = shlex.join(["harness", *_name_as_config(sys.argv[1:], word)])
-            raise UserError(Problem(word, "a file in the place of an override", "a.b=value", step))
+    for file in overrides or ():
+        if file.endswith((".yaml", ".yml")) and Path(file).is_file():
+            typed, names = sys.argv[1:], ("-c", "--config")
+            has_config = any(word.partition("=")[0] in names for word in typed)
+            command = ["harness"]  # with -c before the file, or without it where a file is named already
+            for before, word in zip(["", *typed], typed, strict=False):
+                if word != file or before in names:
+                    command.append(word)
+                elif not has_config:
+                    command += ["-c", word]
+            expected, step = "a.b=value", shlex.join(command)
+            raise UserError(Problem(file, "a file in the place of an override", expected, step))
     return overrides or []
-
-
-def _name_as_config(typed: Sequence[str], file: str) -> Iterator[str]:
-    """Put -c before a file among words; one that names a file already keeps it, and loses this word."""
-    names = ("-c", "--config")
-    has_config = any(word.partition("=")[0] in names for word in typed)
-    for before, word in zip(["", *typed], typed, strict=False):
-        if word != file or before in names:
-            yield word
-        elif not has_config:
-            yield from ("-c", word)
 
 
 Config = Annotated[Path, Option("The experiment file.", short="-c", env=True)]
@@ -271,19 +263,14 @@ def config_option(config: Path) -> str:
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
-def require_out(out: Path | None, command: str, example: str) -> Path:
-    """Return the file to write."""
+def require_out(out: Path | None, command: str, example: str, inputs: Sequence[str] = ()) -> Path:
+    """Return the file to write; refuse one that cannot be written, or is one of the inputs."""
+    from harness.data.edit.save import refuse_output
+
     if out is None:
         raise UserError(Problem(command, "no --out", "a new file", f"name it: --out {example}"))
+    refuse_output(out, [*inputs])
     return out
-
-
-def refuse_grid(name: str, known: Collection[str], command: str) -> None:
-    """Refuse the name of a grid, which stands for several candidates."""
-    if name not in known:
-        members = [one for one in known if one.startswith(f"{name}[")]
-        found = f"{name}, a grid of {len(members)} candidates"
-        raise UserError(Problem(command, found, "one candidate", f"one of: {', '.join(members)}"))
 
 
 def refuse_draws(temperature: float, top_p: float, *, greedy: bool = False) -> None:

@@ -201,7 +201,7 @@ def feedback_rows(
     from harness.lifecycle.corrections import make_rows, make_test_items
 
     out = require_out(out, "harness feedback rows", "corrections.jsonl")
-    session, stored = _open(at, out)
+    session, stored = _open(at)
     if test_items:
         save_made(make_test_items(session, stored, str(test_items)), out, as_json)
         say(f"next: more_targets in {at.config}, a task with data: {{test: {name_beside(at.config, out)}}}")
@@ -222,15 +222,13 @@ def feedback_pairs(
     from harness.lifecycle.corrections import make_pairs
 
     out = require_out(out, "harness feedback pairs", "preferences.jsonl")
-    session, stored = _open(at, out)
+    session, stored = _open(at)
     save_made(make_pairs(session, stored, per_sender, str(out)), out, as_json)
     say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")
 
 
-def _open(at: ExperimentFile, out: Path) -> "tuple[Session, list[FeedbackRow]]":
-    from harness.data.edit.save import refuse_output
+def _open(at: ExperimentFile) -> "tuple[Session, list[FeedbackRow]]":
     from harness.store import read_feedback
 
-    refuse_output(out, [])
     session, _ = at.open_session(dry_run=True)
     return session, read_feedback(session.store)

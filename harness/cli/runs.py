@@ -164,11 +164,6 @@ def reindex(kept: StoredRuns, as_json: Json = False) -> None:
     print_value(store.reindex(store.Store(kept.folder))._asdict(), as_json)
 
 
-def _brief(run: "Run") -> str:
-    state = run.error if run.state == "failed" else run.state
-    return f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}: {state}"
-
-
 def _map_facts(
     found: "Sequence[Run]", trials: "Mapping[str, Sequence[TrialRun]]", freed: "Mapping[str, int]"
 ) -> dict[str, Any]:
@@ -202,7 +197,9 @@ def _map_lines(
 
     lines = {}
     for run in found:
-        lines[run.run_id] = f"{_brief(run)}, {size(freed[run.run_id])}"
+        state = run.error if run.state == "failed" else run.state
+        made = f"{run.created}  {run.method} × {run.prompting}, seed {run.seed}, {run.base_model}"
+        lines[run.run_id] = f"{made}: {state}, {size(freed[run.run_id])}"
         for one in trials.get(run.run_id, ()):
             chosen = ", chosen" if one.trial.fit_key == run.training.fit_key else ""
             lines[f"  {one.run.run_id}"] = f"trial of {one.run.candidate}, {trial_line(one)}{chosen}"

@@ -40,7 +40,6 @@ from harness.cli.options import (
     TopP,
     name_beside,
     refuse_draws,
-    refuse_grid,
     require_out,
     verb,
 )
@@ -309,12 +308,11 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.data.edit.save import refuse_output
     from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
     if not dry_run:
-        refuse_output(require_out(out, _DISTILL, "taught.jsonl"), [prompts] if prompts else [])
+        require_out(out, _DISTILL, "taught.jsonl", [prompts] if prompts else [])
     session = _open_session(at, teacher, _DISTILL, dry_run=dry_run)
     request = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
@@ -372,12 +370,10 @@ def pairs_make(
 
     Of each training prompt the best answer and the worst make a pair.
     """
-    from harness.data.edit.save import refuse_output
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
     out = require_out(out, _MAKE, "pairs.jsonl")
-    refuse_output(out, [])
     session = _open_session(at, candidate, _MAKE)
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))
@@ -412,32 +408,30 @@ def data_propose_prompts(
     It is shown the task and some training rows, and the texts are written as a grid.
     """
     from harness.data.edit.save import refuse_existing
-    from harness.experiment.distilled_rows import (
-        PromptProposal,
-        plan_proposals,
-        propose_prompts,
-        recipe_text,
-    )
+    from harness.experiment import distilled_rows as prompts
 
     refuse_draws(temperature, 1.0, greedy=True)
     if not dry_run:
         refuse_existing(require_out(out, _PROPOSE, "proposed.yaml"))
     session = _open_session(at, proposer, _PROPOSE, dry_run=dry_run)
-    request = PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
-    plan = plan_proposals(session, proposer, request)
+    request = prompts.PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
+    plan = prompts.plan_proposals(session, proposer, request)
     if dry_run or out is None:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
-    path, made = out, propose_prompts(session, proposer, request)
-    with path.open("x", encoding="utf-8") as file:
-        file.write(recipe_text(made))
+    made = prompts.propose_prompts(session, proposer, request)
+    with out.open("x", encoding="utf-8") as file:
+        file.write(prompts.recipe_text(made))
     print_lines({"texts": list(made.texts), **made.provenance}, made.texts, as_json)
-    say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {path} into harness.yaml")
+    say(f"{len(made.texts)} of {n} texts differ; next: copy the candidate in {out} into harness.yaml")
 
 
 def _open_session(at: ExperimentFile, name: str, command: str, *, dry_run: bool = False) -> "Session":
     session, _ = at.open_session(name, dry_run=dry_run)
-    refuse_grid(name, session.candidates, command)
+    if name not in session.candidates:
+        members = [one for one in session.candidates if one.startswith(f"{name}[")]
+        found = f"{name}, a grid of {len(members)} candidates"
+        raise UserError(Problem(command, found, "one candidate", f"one of: {', '.join(members)}"))
     return session

@@ -17,9 +17,9 @@ from typing import NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file, make_private_folder
 from harness.records import BLOCK, Origin, RowsIdentity, Run, digest, is_bare_name, read_object
-from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_record, write_whole
+from harness.store.layout import Store, write_record, write_whole
 from harness.store.measurements import keep_environment, keep_origin, origins
-from harness.store.row_files import note_checksum
+from harness.store.row_files import write_checked
 from harness.store.rows import identities, is_stored_as
 
 
@@ -240,13 +240,7 @@ def find_base_rows(
     write_record(store, path.with_name("identity.json"), identity)
     for index in range(-(-len(ids) // BLOCK)):
         keep_origin(store, identity.digest, index, origin)
-
-    def write(part: Path) -> None:
-        part.write_bytes(content)
-        note_checksum(store, path, part)
-
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, write)
+    write_checked(store, path, lambda part: part.write_bytes(content))
     with suppress(OSError):
         os.utime(cached)
     return True

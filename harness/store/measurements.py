@@ -41,8 +41,8 @@ from harness.records import (
     parse_json,
 )
 from harness.store import index, layout
-from harness.store.layout import AGAIN, Store, clear_errors, rename_when_whole, write_whole
-from harness.store.row_files import FEEDBACK_COLUMNS, note_checksum, whole_feedback_files
+from harness.store.layout import Store, write_whole
+from harness.store.row_files import FEEDBACK_COLUMNS, whole_feedback_files, write_checked
 
 
 def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> None:
@@ -50,13 +50,13 @@ def keep_origin(store: Store, rows_digest: str, index: int, origin: Origin) -> N
     by_block = {block: list(known) for block, known in origins(store, rows_digest).items()}
     by_block[index] = list(origin)
     content = {f"{block:05d}": known for block, known in sorted(by_block.items())}
-    write_whole(store, _origins_file(store, rows_digest), json.dumps(content) + "\n")
+    write_whole(store, store.rows(rows_digest) / "origins.json", json.dumps(content) + "\n")
 
 
 def origins(store: Store, rows_digest: str) -> dict[int, Origin]:
     """Map the blocks of a row set to their origins; blocks without a note are absent."""
     with suppress(OSError, ValueError):
-        return load(dict[int, Origin], _origins_file(store, rows_digest).read_bytes())
+        return load(dict[int, Origin], (store.rows(rows_digest) / "origins.json").read_bytes())
     return {}
 
 
@@ -102,10 +102,6 @@ def read_measured(path: Path) -> list[SampleResult] | None:
     with suppress(OSError, ValueError):
         return [load(SampleResult, line) for line in layout.read_lines(path) if line]
     return None
-
-
-def _origins_file(store: Store, rows_digest: str) -> Path:
-    return store.rows(rows_digest) / "origins.json"
 
 
 _LEAST = 0.5  # flips: none among n items shows a small rate, not a rate of 0
@@ -339,10 +335,8 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
             for batch in chain([first], batches):
                 writer.write_table(pyarrow.Table.from_pylist(list(map(asdict, batch)), schema))
                 n_rows += len(batch)
-        note_checksum(store, path, part)
 
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, write)
+    write_checked(store, path, write)
     if store.index.exists():
         index.update(store)
     return n_rows

@@ -26,7 +26,7 @@ from harness.records import (
     load,
     many_rows,
 )
-from harness.store.layout import ANEW, Store, failure, write_whole
+from harness.store.layout import AGAIN, ANEW, Store, clear_errors, failure, rename_when_whole, write_whole
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -38,6 +38,17 @@ def note_checksum(store: Store, path: Path, written: Path) -> None:
     """Note the checksum of a finished file before it gets its final name."""
     known = {*(_read_checksums(path) or ()), _checksum(written)}
     write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
+
+
+def write_checked(store: Store, path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file whose checksum is noted before it gets its name."""
+
+    def write_and_note(part: Path) -> None:
+        write(part)
+        note_checksum(store, path, part)
+
+    with clear_errors(store, str(path), AGAIN):
+        rename_when_whole(store, path, write_and_note)
 
 
 def is_as_written(path: Path) -> bool | None:

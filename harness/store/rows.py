@@ -53,6 +53,7 @@ from harness.store.row_files import (
     row_of,
     rows_from,
     whole_file,
+    write_checked,
 )
 
 if TYPE_CHECKING:
@@ -315,13 +316,7 @@ def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[Sampl
     if not lines:
         return
     path = store.rows(rows_digest) / "samples" / f"{index:05d}.jsonl"
-
-    def write(part: Path) -> None:
-        part.write_text(lines, "utf-8", newline="\n")
-        note_checksum(store, path, part)
-
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, write)
+    write_checked(store, path, lambda part: part.write_text(lines, "utf-8", newline="\n"))
 
 
 def _drawn_files(store: Store, rows_digest: str) -> list[Path]:
