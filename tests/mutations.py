@@ -1,14 +1,10 @@
 """Mutated inputs: files of every reader and of the store, damaged by chance and read by the commands.
 
-    python tests/mutations.py --draws 10000          all readers, some minutes; failures by kind at the end
-    python tests/mutations.py --reader logs --only 17   one draw of one reader, with its traceback
-
 Invariant: a draw depends on its reader and its number alone. A draw fails where an exception leaves the command
 or a traceback is printed, where it takes longer than `BOUND_S` of the processor, ends with a code that is not documented, or
 where scores of a store whose rows are damaged differ from those of the whole one.
 """
 
-import argparse
 import contextlib
 import csv
 import gzip
@@ -20,7 +16,6 @@ import shlex
 import shutil
 import signal
 import sys
-import tempfile
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -497,72 +492,3 @@ def find_wrong(ended: Ended) -> str:
     if ended.code and not ended.err.strip() and ended.code not in (1, 3, 4):
         return f"exit code {ended.code} without a word"
     return ""
-
-
-def main() -> None:
-    """Draw as many as are wanted of all readers, or of one; ends with 1 where one failed."""
-    asked = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    asked.add_argument("--draws", type=int, default=10_000)
-    asked.add_argument("--reader", choices=list(SHARES))
-    asked.add_argument("--only", type=int, help="this draw alone, with its traceback")
-    asked.add_argument("--seeds", type=Path, help="where seeds lie or are to be written, to be used again")
-    args = asked.parse_args()
-    import torch
-
-    torch.set_num_threads(1)
-    readers = _find_seeds(args.seeds or Path(tempfile.mkdtemp(prefix="mutations-")))
-    failed: dict[tuple[str, str], list[Drawn]] = {}
-    for name in [args.reader] if args.reader else SHARES:
-        share = 1 if args.reader else SHARES[name]
-        numbers = range(round(args.draws * share)) if args.only is None else [args.only]
-        with tempfile.TemporaryDirectory(dir=_MEMORY if _MEMORY.is_dir() else None) as scratch:
-            draws = Draws(name, readers[name], Path(scratch, "seeds"))
-            for drawn in map(draws.draw, numbers):
-                if drawn.wrong:
-                    failed.setdefault((name, drawn.wrong), []).append(drawn)
-                if args.only is not None:
-                    say(
-                        f"{drawn.ended.out}\n{drawn.ended.err}\n{drawn.ended.trace}\nexit code {drawn.ended.code}"
-                    )
-        say(
-            f"{name}: {len(numbers)} draws, {sum(len(of) for (by, _), of in failed.items() if by == name)} failed"
-        )
-    for (name, wrong), (first, *more) in sorted(failed.items(), key=lambda one: -len(one[1])):
-        say(f"{len(more) + 1:6d}  {name}: {wrong}")
-        say(f"        draw {first.number}: {first.how} of {first.file}: harness {first.words}")
-    sys.exit(1 if failed else 0)
-
-
-def say(line: str) -> None:
-    sys.stdout.write(line + "\n")
-    sys.stdout.flush()
-
-
-def _find_seeds(folder: Path) -> dict[str, Reader]:
-    import tiny_experiment
-    import tiny_model
-
-    kept = folder / "readers.json"
-    if not kept.exists():
-        model = tiny_model.build(folder / "tiny")
-        path = tiny_experiment.write(folder / "finished", model, tiny_experiment.CANDIDATES + MORE)
-        tiny_experiment.run(path)
-        kept.write_text(json.dumps(write_seeds(folder / "seeds", path.parent, model), default=str))
-    readers = json.loads(kept.read_text())
-    return {
-        name: Reader(Path(at), *map(tuple, given), protected)
-        for name, (at, *given, protected) in readers.items()
-    }
-
-
-MORE = """\
-  drawn: {method: base, decoding: {temperature: 0.7, samples: 3}}
-  swept: {method: lora, params: {r: 2, num_train_epochs: 1, max_length: 200}, sweep: {learning_rate: [0.01, 0.02]}}
-"""
-
-if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = os.environ["HF_DATASETS_OFFLINE"] = "1"
-    os.environ["HARNESS_CACHE"] = tempfile.mkdtemp(prefix="cache-")
-    os.environ["HARNESS_IGNORE_LOAD"] = "1"
-    sys.path.insert(0, str(ROOT))
-    main()
