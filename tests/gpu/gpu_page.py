@@ -1,22 +1,44 @@
 """The page of `make gpu`: each part's figures, kept in one JSON file, and what nobody has run on a GPU.
 
 Invariant: the page is written anew from the file after each part, so that a run which is stopped leaves those
-that ended; a part that is run again replaces its own figures alone.
+that ended; a part that is run again replaces its own figures alone. A line of `never_run.txt` names the files of
+tests that hold on CPUs what can be held there; a figure of `published.txt` was read at the address beside it.
 """
 
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bench_page import convert_table, section, table_lines
-from never_run import NEVER_RUN
-from published import PUBLISHED
+from bench_page import Table, convert_table, section, table_lines
 
 LIMIT_S = 600  # of a part
 
 _INTRODUCTION = (
     "`make gpu` lists these parts, `make gpu ARGS=PART` runs one and `make gpu ARGS=all` those that have no figures yet; each takes at "
     "most ten minutes and writes this page anew. Tests that a CPU can run pass there in `make test`; of the measurements a small form does."
+)
+
+
+def _read_table(name: str, sentence: str, *columns: str) -> Table:
+    lines = Path(__file__).with_name(name).read_text("utf-8").splitlines()
+    return Table(sentence, columns, tuple(tuple(line.split(" => ")) for line in lines))
+
+
+NEVER_RUN = _read_table(
+    "never_run.txt",
+    "No test runs on a GPU, of what the harness offers or leaves out:",
+    "what",
+    "state",
+    "what is tested on CPUs instead",
+)
+PUBLISHED = _read_table(
+    "published.txt",
+    "As published by others, on other cards and texts, and measured by nobody here:",
+    "of",
+    "figure, as published",
+    "model",
+    "card",
+    "read at",
 )
 
 

@@ -120,18 +120,8 @@ def run(part: Part, limit_s: float) -> PartEnd:
     """Run the tests of a part in a process of their own, for so many seconds."""
     with tempfile.TemporaryDirectory() as folder:
         report, figures = Path(folder) / "report.xml", Path(folder) / "figures.json"
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-m",
-            "gpu",
-            "-s",
-            "-n",
-            "0",
-            f"--junitxml={report}",
-            *part.tests,
-        ]
+        options = ["-m", "gpu", "-s", "-n", "0", f"--junitxml={report}"]
+        command = [sys.executable, "-m", "pytest", *options, *part.tests]
         start = time.perf_counter()
         process = subprocess.Popen(
             command, cwd=_ROOT, env={**os.environ, FIGURES: str(figures)}, start_new_session=True

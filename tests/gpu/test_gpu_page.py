@@ -8,9 +8,7 @@ import bench_page
 import gpu_parts
 import pytest
 from bench_page import Row, Table, stem
-from gpu_page import Part, PartEnd, keep, read_parts, render_page, state
-from never_run import NEVER_RUN
-from published import PUBLISHED
+from gpu_page import NEVER_RUN, PUBLISHED, Part, PartEnd, keep, read_parts, render_page, state
 
 from harness.models.hardware import Machine
 
