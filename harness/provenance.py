@@ -78,16 +78,10 @@ def _list_imports(file: Path, root: Path) -> Iterator[Path]:
             base = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
             for alias in node.names:
                 yield from _list_files(base, f"{node.module}.{alias.name}" if node.module else alias.name)
-        elif isinstance(node, ast.Call) and (name := _find_imported(node)):
-            yield from _list_files(root, name)
-
-
-def _find_imported(call: ast.Call) -> str:
-    """Return the module named in a call of `import_module` or `__import__`; empty for any other call."""
-    if ast.unparse(call.func).rpartition(".")[2] not in ("import_module", "__import__"):
-        return ""
-    name = call.args[0] if call.args else None
-    return name.value if isinstance(name, ast.Constant) and isinstance(name.value, str) else ""
+        elif isinstance(node, ast.Call) and node.args:
+            function, name = ast.unparse(node.func).rpartition(".")[2], node.args[0]
+            if function in ("import_module", "__import__") and isinstance(name, ast.Constant):
+                yield from _list_files(root, name.value) if isinstance(name.value, str) else ()
 
 
 def _list_files(base: Path, name: str) -> Iterator[Path]:

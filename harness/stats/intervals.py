@@ -129,7 +129,6 @@ def _check_count(successes: float, n: float) -> None:
 
 Statistic = Callable[[Array], Array]
 
-_EXACT = 16  # clusters up to which every pattern of signs is tried
 _CHUNK = 2**19  # weights held at once: 4 MiB, which stays in the cache
 _KEPT = 2**23  # weights kept for the next statistic (one byte each where clusters are few)
 

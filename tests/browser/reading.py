@@ -6,6 +6,8 @@ from pathlib import Path
 
 from serving import PATIENCE_S, PROBES
 
+from harness import formatting
+
 PAGES = sorted(
     path.stem for path in (Path(__file__).parents[2] / "dashboards").glob("*.py") if path.stem != "app"
 )
@@ -45,3 +47,17 @@ def grid(page, place=0) -> list[dict[str, str]]:
     read = "rows => rows.map(r => [...r.children].map(c => c.textContent))"
     heads, rows = table.locator("thead th").all_text_contents(), table.locator("tbody tr").evaluate_all(read)
     return [dict(zip(heads, row, strict=False)) for row in rows]
+
+
+def hold_changes(page, comparisons: list[dict]) -> set[str]:
+    """Hold the changes that a page shows to those of the JSON; returns the tasks that both have."""
+    shown = {(row["task"], row["metric"]): row["change"] for row in grid(page)}
+    expected = {
+        (c["task"], c["metric"]): formatting.change(
+            formatting.Unit(**c["unit"]), c["delta"], c["low"], c["high"]
+        )
+        for c in comparisons
+    }
+    shared = shown.keys() & expected.keys()
+    assert {key: shown[key] for key in shared} == {key: expected[key] for key in shared}
+    return {task for task, _ in shared}
