@@ -163,6 +163,7 @@ def bootstrap(
     step = max(1, _CHUNK // n)
     estimate = _rows(statistic, np.ones((1, n)))  # (s, 1)
     # Draw clusters with replacement as weights of items (d, n), in blocks that fit the cache.
+    # Draws of few items are kept as small integers: every metric and candidate of a task uses the same.
     small = len(codes) * n_draws <= _KEPT
     drawn = _cache_counts(codes.tobytes(), g, n_draws, seed) if small else _counts(codes, g, n_draws, seed)
     draws = np.hstack(
