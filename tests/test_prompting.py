@@ -12,13 +12,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.row_sets import prompting_digest
 from harness.prompting import PromptingContext, compose, describe_prompts, index_sizes, recall
-from harness.records import WORD, Document, Example
+from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
 NAMES = plugins.names("prompting")
@@ -151,17 +150,10 @@ def test_nearest_shots_are_near_in_any_turn():
     assert asked.messages[0]["content"] == "I sell boats."
 
 
-def test_nearest_shots_are_ranked_as_by_scikit_learn_to_the_last_digit():
-    rng, words = np.random.default_rng(0), ("blue", "lamp", "parcel", "late", "sky", "of")
-    for _ in range(60):
-        texts = [" ".join(rng.choice(words, rng.integers(1, 8))) for _ in range(rng.integers(1, 13))]
-        asked = " ".join(["what", *rng.choice(words, rng.integers(1, 8))])
-        vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
-        similarity = (vectorizer.fit_transform(texts) @ vectorizer.transform([asked]).T).toarray()[:, 0]
-        context = replace(CONTEXT, train=tuple(ask(text, f"{i}", f"{i}") for i, text in enumerate(texts)))
-        shown = shots(apply({"few_shot": {"select": "knn", "shots": 12}}, ask(asked), context))
-        expected = (-similarity).argsort(kind="stable").tolist()
-        assert [int(answer) for _, answer in shown] == expected[::-1]
+def test_nearest_shots_of_rows_without_any_word_keep_the_order_of_the_rows():
+    context = replace(CONTEXT, train=tuple(ask(text, text) for text in ("?", "!", "…")))
+    asked = apply({"few_shot": {"select": "knn", "shots": 2}}, ask("Is it?"), context)
+    assert [shown for shown, _ in shots(asked)] == ["!", "?"]
 
 
 def test_nearest_shots_come_last_and_rank_as_cosines_by_hand():

@@ -12,8 +12,6 @@ from dataclasses import replace
 from itertools import islice, takewhile, zip_longest
 from typing import Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
 from harness.errors import Problem, UserError
@@ -95,36 +93,21 @@ def _dialogue(example: Example) -> str:
 
 
 def _nearest(train: tuple[Example, ...]) -> Ranking:
-    """Rank by cosine similarity of TF-IDF vectors; ties keep the training order."""
-    # Equal to scikit-learn's `TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)` to the last digit: the
-    # order of words decides how sums round, and so ties. A dry run would wait for that import.
-    from scipy.sparse import csr_array
+    """Rank by cosine similarity of TF-IDF vectors; ties and rows without a word keep the training order."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
 
-    def count_words(example: Example) -> Counter[str]:
-        return Counter(re.findall(WORD, split_into_grams(fold_widths(_dialogue(example))).lower()))
+    def cut(example: Example) -> str:
+        return split_into_grams(fold_widths(_dialogue(example)))
 
-    counted = list(map(count_words, train))
-    n_rows = Counter(word for counts in counted for word in counts)
-    places = {word: place for place, word in enumerate(n_rows)}
-    rarity = np.log((1.0 + len(train)) / (1.0 + np.array([*n_rows.values()], float))) + 1.0  # (words,)
-
-    def weigh(counts: Counter[str], words: Iterable[str]) -> tuple[list[int], NDArray[np.float64]]:
-        known = [word for word in words if word in places]
-        at = [places[word] for word in known]
-        weights = (np.log(np.array([counts[word] for word in known], float)) + 1.0) * rarity[at]
-        return at, weights / np.sqrt(np.cumsum(weights * weights)[-1:])  # summed in this order
-
-    made = [weigh(counts, sorted(counts, key=places.__getitem__)) for counts in counted]
-    columns = [place for at, _ in made for place in at]
-    ends = np.cumsum([0, *(len(at) for at, _ in made)])
-    values = np.concatenate([weights for _, weights in made])
-    vectors = csr_array((values, columns, ends), shape=(len(train), len(places)))  # unit rows
+    texts = list(map(cut, train))
+    if not any(re.search(WORD, text) for text in texts):
+        return lambda example: iter(train)
+    vectorizer = TfidfVectorizer(token_pattern=WORD, sublinear_tf=True)
+    vectors = vectorizer.fit_transform(texts)  # (train, words), unit rows
 
     def rank(example: Example) -> Iterator[Example]:
-        counts, vector = count_words(example), np.zeros(len(places))
-        at, weights = weigh(counts, sorted(counts))
-        vector[at] = weights
-        return (train[i] for i in (-(vectors @ vector)).argsort(kind="stable"))
+        similarity = (vectors @ vectorizer.transform([cut(example)]).T).toarray()[:, 0]
+        return (train[i] for i in (-similarity).argsort(kind="stable"))
 
     return rank
 
