@@ -222,6 +222,7 @@ def test_conversations_are_reworded_in_the_last_turn_of_the_user(augment_file):
         ("http://h/v1 --model m --max-cost 1", "no prices to count it by"),
         ("http://h/v1 --model m --variants 2 --temperature 0", "answers that can differ"),
         ("http://h/v1 --model m --instruction shorter", "{text}"),
+        ("http://h/v1 --model m --via German", "German for paraphrase"),
         ("http://h/v1 --model m --api-key-env NO_SUCH_KEY", "no variable NO_SUCH_KEY"),
         ("writer", "found no file"),
     ],

@@ -175,6 +175,11 @@ def _write_prompts(wording: Wording) -> "Rewriting":
         problems.append(Problem("--variants", found, "answers that can differ", step))
     if via.strip().lower() == language.strip().lower() and by == "back-translation":
         problems.append(Problem("--via", via, f"another language than {language}", "--via German"))
+    for name, value in (("via", via), ("language", language)):
+        if by != "back-translation" and value != Wording._field_defaults[name]:
+            problems.append(
+                Problem(f"--{name}", f"{value} for {by}", "--by back-translation", f"leave --{name} out")
+            )
     if max_cost is not None and not 0 < max_cost < float("inf"):
         problems.append(Problem("--max-cost", f"{max_cost:g}", "USD above 0", "leave it out for no limit"))
     refuse(problems)
