@@ -188,6 +188,14 @@ def test_what_so_few_rows_cannot_show_is_refused_before_it_runs(harness, tiny, t
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_dry_run_says_how_often_an_equal_model_passes_and_that_of_a_smoke_run_does_not(
+    harness, tiny, tmp_path
+):
+    tiny_experiment.write(tmp_path, tiny)
+    assert "passes as one of 2" in harness("compare", "--dry-run", check=0).stderr
+    assert "passes as one of 2" not in harness("compare", "--dry-run", "--quick", check=0).stderr
+
+
 @pytest.mark.e2e
 def test_a_quick_run_is_marked_on_every_page_and_takes_no_results_place(harness, copy):
     shutil.rmtree(copy / "reports", ignore_errors=True)

@@ -134,7 +134,14 @@ def compare(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
             " from, the base answers the sampled items again"
         )
-    notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
+    power = [*warnings] or list(filter(None, [experiment.describe_power(session.experiment, session.suites)]))
+    if len(warnings) > 1:
+        power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
+    notes = [
+        *([] if scope.smoke else power),  # a smoke run is no evidence anyway
+        *metric_warnings([measured.task for measured in session.tasks]),
+        *_list_notes(session, loaded.selected, computes=computes, dry_run=dry_run),
+    ]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
         _print_plan(session, costs, work, plan, as_json)
@@ -146,11 +153,7 @@ def compare(
         return
     whole_s = sum(plan.values()) if computes else None
     say(experiment.first_line(session.experiment, session.machine, len(loaded.selected), whole_s, missing_s))
-    tasks = [measured.task for measured in session.tasks]
-    power = [*warnings] or list(filter(None, [experiment.describe_power(session.experiment, session.suites)]))
-    if len(warnings) > 1:
-        power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
-    for line in [*power, *metric_warnings(tasks), *notes]:
+    for line in notes:
         say(line)
     with progress.follow(missing_plan):
         found = experiment.run_all(session, loaded, scope, learning_curve=learning_curve, found=stored)
