@@ -97,3 +97,18 @@ def test_whatever_cells_were_seen_to_run_makes_them_stale_where_it_changes():
         if any(file.is_relative_to(study.ROOT / p) for p in ("harness", "tests"))
     }
     assert own - {Path(__file__)} <= set(study.code_files())
+
+
+def test_a_default_of_a_policy_makes_cells_stale_and_a_comment_does_not(tmp_path, monkeypatch):
+    for file in study.code_files():
+        copied = tmp_path / file.relative_to(study.ROOT)
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        copied.write_text(file.read_text("utf-8"), "utf-8")
+    ours, policies = study.code_digest(), tmp_path / "harness/spec/policies.py"
+    monkeypatch.setattr(study, "ROOT", tmp_path)
+    read_afresh = study.code_digest.__wrapped__
+    policies.write_text(policies.read_text("utf-8") + "# a remark\n", "utf-8")
+    assert read_afresh() == ours
+    changed = policies.read_text("utf-8").replace("macro: Margin = 0.02", "macro: Margin = 0.03")
+    policies.write_text(changed, "utf-8")
+    assert read_afresh() != ours

@@ -277,6 +277,24 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
+def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, copy):
+    path, champion = release.promote_named(copy, "lora", despite="a test")
+    at = Store(copy.parent / "runs")
+    other = replace(
+        store.read_identity(at, champion.rows["facts/test"]), precision="bf16", weights_digest="f" * 16
+    )
+    shutil.copytree(at.rows(champion.rows["facts/test"]), at.rows(other.digest))
+    file = at.rows(other.digest) / "identity.json"
+    file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
+    raw = json.loads(path.read_text())
+    raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
+    path.with_suffix(".history.jsonl").unlink()
+    path.write_text(json.dumps(raw))
+    done = command("gate", "--candidate", "prompt", "-c", str(copy))
+    assert done.returncode == 5
+    assert "no rows of the champion" in done.stderr
+
+
 # Pinned items
 
 

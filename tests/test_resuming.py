@@ -16,6 +16,7 @@ from harness.evaluation.runner import open_weights
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.training_fit import FitInputs, fit
 from harness.methods import bottleneck, dpo, full, head, lora, spectrum
+from harness.models.weight_files import tensors_of
 from harness.progress import SilentProgress
 from harness.training import CHECKPOINTS, checkpoints
 
@@ -77,6 +78,9 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
         seen = []
         with pytest.raises(Interrupted):
             fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(stop, seen), **params)
+        for kept in (tmp_path / f"cut-{stop}" / CHECKPOINTS).glob("checkpoint-*/model.safetensors"):
+            trained = sum((t.end - t.begin) // 4 for t in tensors_of(kept).values())
+            assert trained == whole.training.n_trainable, "a checkpoint holds what is trained"
         first = len(seen)
         again = fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(None, seen), **params)
         assert again.digest == whole.digest

@@ -385,6 +385,8 @@ def test_a_folder_without_runs_is_refused_and_stays_as_it_is(tmp_path):
         stores.query(Store(tmp_path / "nowhere"), "FROM runs")
     with pytest.raises(UserError, match="found no stored run"):
         stores.query(Store(tmp_path), "FROM runs")
+    with pytest.raises(UserError, match="no stored run"):
+        frames.runs(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 

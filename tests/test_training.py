@@ -492,7 +492,7 @@ def loss_of(tiny, tmp_path, kind, *, packing):
         train_dataset=Dataset.from_list(rows),
     )
     if packing:
-        trainer.data_collator.padding_free, trainer.data_collator.return_position_ids = False, True
+        sft.batch_packs(trainer.data_collator)
     batch = next(iter(trainer.get_train_dataloader()))
     assert len(batch["input_ids"]) == (2 if packing else 3), "packs keep rows of their own"
     return trainer.compute_loss(trainer.model, batch).item()

@@ -302,7 +302,9 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
     costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
     total = formatting.usd(economics.add_one_time_costs_usd(run, larger, case.policy))
     spent += (
-        " USD" if total == formatting.usd(sum(once)) else f" USD ({total} with labels, hosting and an index)"
+        " USD"
+        if total == formatting.usd(sum(once))
+        else f" USD ({total} net, with labels, hosting and an index)"
     )
     return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
 

@@ -263,13 +263,14 @@ def config_option(config: Path) -> str:
     return "" if config == CONFIG else f" -c {shlex.quote(str(config))}"
 
 
-def require_out(out: Path | None, command: str, example: str, inputs: Sequence[str] = ()) -> Path:
-    """Return the file to write; refuse one that cannot be written, or is one of the inputs."""
+def require_out(out: Path | None, command: str, example: str, inputs: Sequence[str] | None = None) -> Path:
+    """Return the file to write; one of rows made from `inputs` is refused where it cannot be written."""
     from harness.data.edit.save import refuse_output
 
     if out is None:
         raise UserError(Problem(command, "no --out", "a new file", f"name it: --out {example}"))
-    refuse_output(out, [*inputs])
+    if inputs is not None:
+        refuse_output(out, inputs)
     return out
 
 

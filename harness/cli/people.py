@@ -200,7 +200,7 @@ def feedback_rows(
     """
     from harness.lifecycle.corrections import make_rows, make_test_items
 
-    out = require_out(out, "harness feedback rows", "corrections.jsonl")
+    out = require_out(out, "harness feedback rows", "corrections.jsonl", [])
     session, stored = _open(at)
     if test_items:
         save_made(make_test_items(session, stored, str(test_items)), out, as_json)
@@ -221,7 +221,7 @@ def feedback_pairs(
     """
     from harness.lifecycle.corrections import make_pairs
 
-    out = require_out(out, "harness feedback pairs", "preferences.jsonl")
+    out = require_out(out, "harness feedback pairs", "preferences.jsonl", [])
     session, stored = _open(at)
     save_made(make_pairs(session, stored, per_sender, str(out)), out, as_json)
     say(f"next: train: {name_beside(at.config, out)} on a candidate with method: dpo in {at.config}")

@@ -378,7 +378,7 @@ def pairs_make(
     from harness.experiment.preference_pairs import Drawing, make_pairs
 
     refuse_draws(temperature, top_p)
-    out = require_out(out, _MAKE, "pairs.jsonl")
+    out = require_out(out, _MAKE, "pairs.jsonl", [])
     session = _open_session(at, candidate, _MAKE)
     drawing = Drawing(samples, temperature, top_p, max_new_tokens, rank, gap, rows, seed, max_cost)
     made = make_pairs(session, candidate, drawing, str(out))

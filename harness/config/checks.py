@@ -143,7 +143,7 @@ def _names_and_roles(tasks: Iterable[tuple[Keys, spec.Task]], tree: Tree) -> Ite
 def _rescue_and_nightly(tree: Tree, members: Mapping[str, GridMember]) -> Iterator[Problem]:
     if rescue := read_valid(spec.RescuePolicy, tree.data.get("rescue", {})):
         yield from check_general_rows(rescue.replay, tree.where(("rescue", "replay")))
-        known = plugins.rescue_steps()
+        known = plugins.rescue_steps() if rescue.steps else ()  # asking loads all methods
         for index, step in enumerate(rescue.steps or ()):
             if step not in known:
                 where, hint = tree.where(("rescue", "steps", index)), did_you_mean(step, known)

@@ -133,7 +133,7 @@ def read_lines(
     environment: Mapping[str, str] | None = None,
     timeout_s: float = _SHORT_S,
 ) -> list[str]:
-    """Return the lines that a short command writes, as `tool --version` does; none where it fails."""
+    """Return the lines of a short command, of its errors if there are no others; none where it fails."""
     try:
         made = subprocess.run(
             command,
@@ -149,7 +149,7 @@ def read_lines(
         )
     except (OSError, subprocess.SubprocessError):
         return []
-    return [line.strip() for line in (made.stdout + made.stderr).strip().splitlines()]
+    return [line.strip() for line in (made.stdout.strip() or made.stderr.strip()).splitlines()]
 
 
 class ServerProcess(NamedTuple):

@@ -271,10 +271,13 @@ def _trainer(
         eval_dataset=Dataset.from_list(rows[1]),
     )
     if params.packing and not tokenized.joins_packs(model):
-        # The packs of a batch stay in rows of their own; TRL joins them in one, as FlashAttention wants them.
-        collator: Any = trainer.data_collator
-        collator.padding_free, collator.return_position_ids = False, True
+        batch_packs(trainer.data_collator)
     return trainer
+
+
+def batch_packs(collator: Any) -> None:
+    """Keep the packs of a batch in rows of their own; TRL joins them in one, as FlashAttention wants them."""
+    collator.padding_free, collator.return_position_ids = False, True
 
 
 def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":

@@ -45,8 +45,8 @@ def page(cells: Sequence[Cell], found: Mapping[str, CellFigures]) -> str:
     """Write the page as Markdown; cells that were not simulated yet are left out and counted."""
     known = [c for c in cells if c.name in found]
     functions = (
-        "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `gating.power_warnings`, "
-        "`decision.decide`, `nightly.alarm`, the plan of fewer items and the halves of a rescue"
+        "`comparison.estimate`, `comparison.compare_rows`, `gating.judge`, `significance.power_warnings`, "
+        "`decision.decide`, `nightly_alarm`, the plan of fewer items and the halves of a rescue"
     )
     lines = [
         "# Calibration of the printed numbers",
