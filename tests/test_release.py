@@ -277,7 +277,7 @@ def test_a_champion_whose_rows_are_gone_is_refused(copy):
     assert f"harness compare --candidates lora -c {copy}, then harness promote lora -c" in str(refused.value)
 
 
-def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, copy):
+def test_rows_of_a_champion_in_another_precision_are_refused(command, copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
     at = Store(copy.parent / "runs")
     other = replace(
@@ -292,7 +292,7 @@ def test_rows_of_another_precision_are_refused_and_the_digest_is_named(command, 
     path.write_text(json.dumps(raw))
     done = command("gate", "--candidate", "prompt", "-c", str(copy))
     assert done.returncode == 5
-    assert "no rows of the champion" in done.stderr
+    assert "precision 'bf16' and 'fp32'" in done.stderr
 
 
 # Pinned items
