@@ -66,9 +66,9 @@ def page() -> None:
         )
     rows = []
     for p in found:
-        kept = "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3])
+        change = "0 (base weights)" if p.kept.low == p.kept.high == 0 else points(*p.kept[:3])
         row = {"candidate": p.label, f"target {report.metric}": score(report.unit, *p.target[:3])}
-        row |= {"capability suite": kept, "verdict": p.verdict}
+        row |= {"capability suite": change, "verdict": p.verdict}
         row["on the front"] = "yes" if p.on_front else ""
         rows.append(row | {"recommended": "yes" if p.recommended else ""})
     controls.show_rows(rows, "pareto")

@@ -60,8 +60,8 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
     # Runs by label, one for each training: a candidate that borrows weights logs the same again.
     seen: set[object] = set()
     out = {}
-    found = controls.runs_of(report, runs) or controls.newest(runs)
-    for name, run in sorted(found.items(), key=lambda one: bool(one[1].recipe.get("weights_of"))):
+    shown = controls.runs_of(report, runs) or controls.newest(runs)
+    for name, run in sorted(shown.items(), key=lambda named: bool(named[1].recipe.get("weights_of"))):
         key = run.training.fit_key
         if run.recipe.get("weights_of") and key in seen:
             continue
@@ -77,8 +77,8 @@ def _draw_trainings(runs: list[Run], report: ExperimentReport | None) -> None:
         return
     _draw({name: trained[name] for name in chosen})
     for name in chosen:
-        if found := diagnose(trained[name].training):
-            st.text(f"{name} {found.sentence}.")
+        if diagnosis := diagnose(trained[name].training):
+            st.text(f"{name} {diagnosis.sentence}.")
     tracked = {name: trained[name] for name in chosen if trained[name].training.tracked}
     _draw_points({name: run.training for name, run in tracked.items()})
     sign = report.unit.sign if report else 1
