@@ -177,12 +177,14 @@ _DIGEST = re.compile(r"\b[0-9a-f]{16,}\b|(?<=-)[0-9a-f]{8}\b")  # the end of a r
 _DATE = re.compile(r"20\d\d-\d\d-\d\d(?:[T ]\d\d:\d\d[:\d.+Z]*)?")
 _PATH = re.compile(r"/\S*/(?=\w)")
 _TIME = re.compile(
-    r"(?:&lt;|<)?[\d.,]+ (?:ms|s)\b|[\d.,]+ a second|(?:&lt;|<)?\b0\.000\d*"
+    r"(?:&lt;|<)?[\d.,]+ (?:ms|s)\b|[\d.,]+ a second|\b\d+ threads?\b|(?:&lt;|<)?\b0\.000\d*"
 )  # and what it costs
-_TIMED = re.compile(r"TIME \| TIME|^\| \S+ \| 8 \||\bgit ")  # rows of tables that hold what was measured
+_TIMED = re.compile(
+    r"TIME \| TIME|^\| \S+ \| 8 \||^\| threads \||\bgit "
+)  # rows of tables that hold what was measured
 _MEASURED = re.compile(
     "created|wall_s|copying_s|harness|device|git_|record$|latency|compute_s|per_s$|first_token|under_load|timed"
-    "|cost|_usd|break_even|^precision$|weights_gb"  # the last two are the machine's choice
+    "|cost|_usd|break_even|^precision$|weights_gb|^threads$"  # the last three are the machine's choice
 )
 
 
