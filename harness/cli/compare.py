@@ -137,11 +137,8 @@ def compare(
     power = [*warnings] or list(filter(None, [experiment.describe_power(session.experiment, session.suites)]))
     if len(warnings) > 1:
         power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
-    notes = [
-        *([] if scope.smoke else power),  # a smoke run is no evidence anyway
-        *metric_warnings([measured.task for measured in session.tasks]),
-        *_list_notes(session, loaded.selected, computes=computes, dry_run=dry_run),
-    ]
+    notes = [] if scope.smoke else power  # a smoke run is no evidence anyway
+    notes = [*notes, *_list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
         _print_plan(session, costs, work, plan, as_json)
@@ -173,6 +170,7 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
 
     short = experiment.short_judges(session, selected) if computes else []
     return [
+        *metric_warnings([measured.task for measured in session.tasks]),
         *session.target.items.notes,
         *experiment.describe_training_rows(session, selected),
         *experiment.describe_prompting(session, selected),
