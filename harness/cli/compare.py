@@ -89,7 +89,6 @@ def compare(
     from harness import experiment
     from harness.cli.progress_bar import TerminalProgress
     from harness.experiment import Scope
-    from harness.lifecycle.rescue import largest_work
     from harness.models.hardware import memory
 
     execution = {"executor": executor, "workers": workers, "threads": threads, "address": address}
@@ -115,6 +114,8 @@ def compare(
         experiment.refuse_curve(session, loaded.selected)
         wanted["learning curve"] = experiment.estimate_curve_work(session, loaded.selected)
     if rescue:
+        from harness.lifecycle.rescue import largest_work
+
         wanted["rescue, at most"] = largest_work(session, loaded.selected)
     work, missing = (
         estimates.work(loaded.selected, smoke=scope.smoke, found=found) | wanted if computes else {}
@@ -134,11 +135,9 @@ def compare(
             "fewer items: the plan is the most that candidates take; where a task is large enough to sample"
             " from, the base answers the sampled items again"
         )
-    power = [*warnings] or list(filter(None, [experiment.describe_power(session.experiment, session.suites)]))
-    if len(warnings) > 1:
-        power = [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
-    notes = [] if scope.smoke else power  # a smoke run is no evidence anyway
-    notes = [*notes, *_list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)]
+    notes = _list_notes(session, loaded.selected, computes=computes, dry_run=dry_run)
+    if not scope.smoke:  # whose numbers are no evidence anyway
+        notes = [*experiment.describe_power(session.experiment, session.suites, warnings), *notes]
     if dry_run:
         costs = estimates.costs(loaded.selected, memory(session.machine.device))
         _print_plan(session, costs, work, plan, as_json)

@@ -208,14 +208,20 @@ def first_line(
     )
 
 
-def describe_power(experiment: Experiment, suites: Sequence[MeasuredTask]) -> str:
-    """Say how often a fine-tune that lost nothing passes the macro; empty where none is judged."""
+def describe_power(
+    experiment: Experiment, suites: Sequence[MeasuredTask], warnings: Sequence[str]
+) -> list[str]:
+    """Say which margin cannot be shown, or how often an equal model passes the macro, if it is judged."""
+    if len(warnings) > 1:
+        return [f"power: {warnings[0]} (and {len(warnings) - 1} more margins; --strict lists them all)"]
+    if warnings:
+        return [*warnings]
     members, n = family_of(experiment).size, _count_asked(suites)
     chance = chance_of_an_equal_model(experiment.suites, n, experiment.gate, members)
     if not members or chance is None:
-        return ""
+        return []
     among = f", as one of {members}," if members > 1 else ""
-    return f"power: a fine-tune that lost nothing{among} passes the macro {100 * chance:.0f} % of the time"
+    return [f"power: a fine-tune that lost nothing{among} passes the macro {100 * chance:.0f} % of the time"]
 
 
 def warnings_before(experiment: Experiment, suites: Sequence[MeasuredTask]) -> tuple[str, ...]:
