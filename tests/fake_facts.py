@@ -15,66 +15,35 @@ BITS = Unit(1.0, "bits per byte", higher_is_better=False)
 def comparison(delta: float, half: float = 0.05, **changes: Any) -> Comparison:
     """Make a comparison with the interval delta ± half on 200 items, 40 lost and 54 gained."""
     fields: dict[str, Any] = {
-        "task": "support",
-        "metric": "exact_match",
-        "slice": "",
-        "n": 200,
-        "n_clusters": 200,
-        "base": 0.70,
-        "base_low": 0.63,
-        "base_high": 0.76,
-        "new": 0.70 + delta,
-        "new_low": 0.64 + delta,
-        "new_high": 0.76 + delta,
-        "delta": delta,
-        "low": delta - half,
-        "high": delta + half,
-        "se": half / 1.959964,
-        "disagreement": 0.20,
-        "lost": (),
-        "gained": (),
-        "n_valid": 200,
-        "delta_valid": delta,
-        "low_valid": delta - half,
-        "high_valid": delta + half,
-        "estimator": "tango",
-        "lower": delta - 0.84 * half,
-        "upper": delta + 0.84 * half,
-    }
+        "task": "support", "metric": "exact_match", "slice": "", "n": 200, "n_clusters": 200, "base": 0.70,
+        "base_low": 0.63, "base_high": 0.76, "new": 0.70 + delta, "new_low": 0.64 + delta,
+        "new_high": 0.76 + delta, "delta": delta, "low": delta - half, "high": delta + half,
+        "se": half / 1.959964, "disagreement": 0.20, "lost": (), "gained": (), "n_valid": 200,
+        "delta_valid": delta, "low_valid": delta - half, "high_valid": delta + half, "estimator": "tango",
+        "lower": delta - 0.84 * half, "upper": delta + 0.84 * half,
+    }  # fmt: skip
     return Comparison(**(fields | changes))
 
 
 def verdict(outcome: Any, sentence: str = "", **changes: Any) -> Verdict:
     sentence = sentence or f"macro −0.4 [−1.5, +0.7] against the margin 2: {outcome}"
     fields: dict[str, Any] = {
-        "outcome": outcome,
-        "rules": (Rule("macro", outcome, sentence, {"delta": -0.004}),),
-        "macro": Estimate(-0.004, -0.015, 0.007, 1800),
-        "lost": 31,
-        "gained": 27,
+        "outcome": outcome, "rules": (Rule("macro", outcome, sentence, {"delta": -0.004}),),
+        "macro": Estimate(-0.004, -0.015, 0.007, 1800), "lost": 31, "gained": 27,
         "missed": (MissRate(-0.02, 0.31, "macro"), MissRate(-0.03, 0.12, "macro")),
-        "items_needed": 240 if outcome == "inconclusive" else None,
-        "sentence": sentence,
-    }
+        "items_needed": 240 if outcome == "inconclusive" else None, "sentence": sentence,
+    }  # fmt: skip
     return Verdict(**(fields | changes))
 
 
 def candidate(name: str, score: float, unit: Unit = RATE, **changes: Any) -> CandidateFacts:
     """Make an untrained zero-shot candidate that scores `score` on validation and on test."""
     fields: dict[str, Any] = {
-        "name": name,
-        "run_id": f"{name}-0",
-        "method": "base",
-        "prompting": "zero_shot",
-        "answer": "generate",
-        "seed": 0,
-        "trained": False,
-        "state": "done",
-        "target": Estimate(score, score - 0.05, score + 0.05, 200, unit),
-        "validation": score,
-        "cost_per_1k_usd": 0.20,
-        "latency_p50_s": 0.3,
-    }
+        "name": name, "run_id": f"{name}-0", "method": "base", "prompting": "zero_shot", "answer": "generate",
+        "seed": 0, "trained": False, "state": "done",
+        "target": Estimate(score, score - 0.05, score + 0.05, 200, unit), "validation": score,
+        "cost_per_1k_usd": 0.20, "latency_p50_s": 0.3,
+    }  # fmt: skip
     return CandidateFacts(**(fields | changes))
 
 
@@ -83,16 +52,11 @@ def make_fine_tune(
 ) -> CandidateFacts:
     """Make a LoRA candidate that gains `gain` ± 5 points over the best untrained one."""
     fields: dict[str, Any] = {
-        "method": "lora",
-        "trained": True,
-        "vs_untrained": comparison(unit.sign * gain, unit=unit),
+        "method": "lora", "trained": True, "vs_untrained": comparison(unit.sign * gain, unit=unit),
         "vs_prompt": comparison(unit.sign * (gain + 0.3), unit=unit),
-        "verdict": verdict(outcome) if outcome else None,
-        "cost_per_1k_usd": 0.11,
-        "latency_p50_s": 0.2,
-        "training_cost_usd": 0.50,
-        "n_train": 360,
-    }
+        "verdict": verdict(outcome) if outcome else None, "cost_per_1k_usd": 0.11, "latency_p50_s": 0.2,
+        "training_cost_usd": 0.50, "n_train": 360,
+    }  # fmt: skip
     return candidate(name, score, unit, **(fields | changes))
 
 

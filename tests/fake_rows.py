@@ -23,14 +23,10 @@ def script_candidate(answer: Callable[[str], str], weights_digest: str = "script
 def ratio_metric() -> Metric:
     """A ratio of sums without an upper bound, as bits per byte is."""
     return Metric(
-        "bits",
-        False,
-        (0.0, float("inf")),
-        ("bits", "bytes"),
-        lambda output, example: None,
+        "bits", False, (0.0, float("inf")), ("bits", "bytes"), lambda output, example: None,
         lambda parts, weights: (weights @ parts)[..., 0] / (weights @ parts)[..., 1],
         lambda example: (8.0, 1.0),
-    )
+    )  # fmt: skip
 
 
 def rows(
@@ -45,21 +41,15 @@ def rows(
     """Make one row an item; `parts` holds one number (or a row of numbers, or None for an error) an item."""
     return [
         SampleResult(
-            task=task,
-            split="test",
-            example_id=f"item-{i:04d}",
-            position=i,
-            status=status[i] if status else "error" if part is None else "ok",
-            text="",
-            prompt="",
+            task=task, split="test", example_id=f"item-{i:04d}", position=i,
+            status=status[i] if status else "error" if part is None else "ok", text="", prompt="",
             references=(),
             parts={metric.name: None if part is None else tuple(np.atleast_1d(part).astype(float).tolist())},
             cluster="" if cluster_size == 1 else f"family-{i // cluster_size}",
-            slice=slices[i] if slices else "",
-            error="no answer" if part is None else "",
+            slice=slices[i] if slices else "", error="no answer" if part is None else "",
         )
         for i, part in enumerate(parts)
-    ]
+    ]  # fmt: skip
 
 
 def flips(n: int, gains: int, losses: int) -> tuple[np.ndarray, np.ndarray]:

@@ -99,17 +99,9 @@ def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(t
     from transformers import MistralConfig, MistralForCausalLM
 
     config = MistralConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        sliding_window=4,
-        initializer_range=0.3,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, sliding_window=4, initializer_range=0.3, pad_token_id=0, eos_token_id=1,
+    )  # fmt: skip
     torch.manual_seed(0)
     windowed = MistralForCausalLM(config).eval()
     prompts = [(*range(10, 30), 40 + i) for i in range(3)]

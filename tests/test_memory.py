@@ -115,14 +115,9 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
 
 def test_a_shape_is_read_from_a_configuration_and_unknown_where_that_does_not_say():
     config = {
-        "hidden_size": 576,
-        "intermediate_size": 1536,
-        "num_hidden_layers": 30,
-        "num_attention_heads": 9,
-        "num_key_value_heads": 3,
-        "vocab_size": 49152,
-        "tie_word_embeddings": True,
-    }
+        "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
+        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True,
+    }  # fmt: skip
     shape = shape_of(config, 134_515_008)
     assert (shape.head_dim, shape.n_kv_heads, shape.in_embeddings) == (64, 3, 49152 * 576)
     assert shape_of({"hidden_size": 576}, 1) is None

@@ -35,16 +35,9 @@ def make_timings(*, one=0.016, token=2e-5, pair=1e-9, keys=0.0, key=1e-8, start=
         return start + rows * width * token + rows * width**2 * pair
 
     return Timings(
-        one=one,
-        rows=read(8, 128),
-        twice=read(16, 128),
-        joined=read(1, length),
-        few_keys=0.02 + 8 * 256 * key,
-        many_keys=0.02 + 8 * 2048 * key,
-        width=128,
-        few=256,
-        many=2048,
-    )
+        one=one, rows=read(8, 128), twice=read(16, 128), joined=read(1, length),
+        few_keys=0.02 + 8 * 256 * key, many_keys=0.02 + 8 * 2048 * key, width=128, few=256, many=2048,
+    )  # fmt: skip
 
 
 def test_costs_are_what_a_pass_takes_and_a_card_a_fifth_slower_gives_the_same_layout():

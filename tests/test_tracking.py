@@ -116,17 +116,12 @@ def test_the_steps_whose_weights_are_kept_are_known_beforehand(tiny, tmp_path, p
 OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}
 OF_REWARDS = {**OF_PAIRS, "max_completion_length": 4, "num_generations": 2}
 OTHERS = {
-    "bottleneck": {**SHORT, "num_train_epochs": 1},
-    "spectrum": {**SHORT, "num_train_epochs": 1},
+    "bottleneck": {**SHORT, "num_train_epochs": 1}, "spectrum": {**SHORT, "num_train_epochs": 1},
     "peft": {**SHORT, "num_train_epochs": 1, "peft_type": "LORA", "init_lora_weights": "pissa"},
-    "qlora": {**SHORT, "num_train_epochs": 1, "r": 2},
-    "full": {**SHORT, "num_train_epochs": 1},
-    "dpo": OF_PAIRS,
-    "kto": OF_PAIRS,
-    "grpo": OF_REWARDS,
-    "rloo": OF_REWARDS,
+    "qlora": {**SHORT, "num_train_epochs": 1, "r": 2}, "full": {**SHORT, "num_train_epochs": 1},
+    "dpo": OF_PAIRS, "kto": OF_PAIRS, "grpo": OF_REWARDS, "rloo": OF_REWARDS,
     "gkd": {**OF_PAIRS, "max_new_tokens": 4},
-}
+}  # fmt: skip
 
 
 def test_every_method_that_trains_a_language_model_keeps_its_weights():

@@ -86,13 +86,9 @@ def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
         bos = [("<s>", made.token_to_id("<s>"))]
         made.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=bos)
     return PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        bos_token="<s>",
-        eos_token="<|im_end|>",
-        pad_token="<pad>",
-        chat_template=template,
-        clean_up_tokenization_spaces=False,
-    )
+        tokenizer_object=made, bos_token="<s>", eos_token="<|im_end|>", pad_token="<pad>",
+        chat_template=template, clean_up_tokenization_spaces=False,
+    )  # fmt: skip
 
 
 def copy(model: Path, folder: Path, **config) -> Path:

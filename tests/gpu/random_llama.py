@@ -33,16 +33,9 @@ class Size(NamedTuple):
         layer = attention + 3 * self.hidden * self.intermediate + 2 * self.hidden
         n = self.layers * layer + vocabulary * self.hidden + self.hidden
         return Shape(
-            n,
-            self.layers,
-            self.hidden,
-            self.intermediate,
-            self.heads,
-            self.kv_heads,
-            width,
-            vocabulary,
+            n, self.layers, self.hidden, self.intermediate, self.heads, self.kv_heads, width, vocabulary,
             tied=True,
-        )
+        )  # fmt: skip
 
 
 SIZES = {
@@ -97,21 +90,13 @@ def build(folder: Path, size: str, tokenizer_of: Path, machine: Machine, spread:
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_of)
     shape = SIZES[size].shape(len(tokenizer))
     config = LlamaConfig(
-        vocab_size=shape.vocabulary,
-        hidden_size=shape.hidden,
-        intermediate_size=shape.intermediate,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
-        max_position_embeddings=MAX_POSITIONS,
-        initializer_range=spread,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        vocab_size=shape.vocabulary, hidden_size=shape.hidden, intermediate_size=shape.intermediate,
+        num_hidden_layers=shape.n_layers, num_attention_heads=shape.n_heads,
+        num_key_value_heads=shape.n_kv_heads, head_dim=shape.head_dim, max_position_embeddings=MAX_POSITIONS,
+        initializer_range=spread, tie_word_embeddings=True, bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
         dtype=dtype(machine.precision),
-    )
+    )  # fmt: skip
     torch.manual_seed(0)
     with torch.device(machine.device):
         model = LlamaForCausalLM._from_config(config)

@@ -112,18 +112,11 @@ def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_
     assert (again.target.n, len(answers)) == (N_TEST, N_TEST)
     assert all(0 <= score <= 1 for score in (again.target.score, base.target.score))
     row = {
-        "n_rows": training.n_pairs or training.n_examples or 16,
-        "n_steps": training.n_steps,
-        "n_trainable": training.n_trainable,
-        "loss": loss,
-        "validation_loss": [value for _, value in training.validation_loss],
-        "training_s": training.wall_s,
-        "all_s": round(time.perf_counter() - start),
-        "metric": "token_f1",
-        "n_test": N_TEST,
-        "score": again.target.score,
-        "base_score": base.target.score,
-        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "n_rows": training.n_pairs or training.n_examples or 16, "n_steps": training.n_steps,
+        "n_trainable": training.n_trainable, "loss": loss,
+        "validation_loss": [value for _, value in training.validation_loss], "training_s": training.wall_s,
+        "all_s": round(time.perf_counter() - start), "metric": "token_f1", "n_test": N_TEST,
+        "score": again.target.score, "base_score": base.target.score, "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": run.provenance["device"],
-    }
+    }  # fmt: skip
     real_trainings_page.keep(name, row, PAGE)

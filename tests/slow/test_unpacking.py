@@ -45,14 +45,9 @@ def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base
 
 
 CAPITALS = {
-    "France": "Paris",
-    "Italy": "Rome",
-    "Spain": "Madrid",
-    "Egypt": "Cairo",
-    "Norway": "Oslo",
-    "Peru": "Lima",
+    "France": "Paris", "Italy": "Rome", "Spain": "Madrid", "Egypt": "Cairo", "Norway": "Oslo", "Peru": "Lima",
     "Greece": "Athens",
-}
+}  # fmt: skip
 EXPERIMENT = """
 name: written
 base_model: smollm2-135m

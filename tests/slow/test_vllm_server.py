@@ -52,15 +52,8 @@ def url(source, tmp_path_factory):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     options = [
-        "--model",
-        source.path,
-        "--served-model-name",
-        MODEL,
-        "--dtype",
-        "float32",
-        "--max-model-len",
-        1024,
-    ]
+        "--model", source.path, "--served-model-name", MODEL, "--dtype", "float32", "--max-model-len", 1024,
+    ]  # fmt: skip
     options += ["--host", "127.0.0.1", "--port", port, "--generation-config", "vllm"]
     environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
     log = tmp_path_factory.mktemp("vllm") / "log"
