@@ -20,7 +20,7 @@ from harness.lifecycle.watchlist import targets
 from harness.methods import grpo, reward, rloo
 from harness.models.hub import resolve
 from harness.progress import SilentProgress
-from harness.records import Example, TrainingRecord, ValidationReward
+from harness.records import Example, Limits, TrainingRecord, ValidationReward
 from harness.spec import Task, TaskData
 from harness.store import Store
 from harness.training import CHECKPOINTS, Reward, open_scorer
@@ -103,6 +103,26 @@ def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, 
     assert len(validated) == len(context.validation)
     assert fmean(one.after for one in validated) > fmean(one.before for one in validated)
     assert not any(p.is_dir() for p in (made.folder / "adapter").iterdir())
+
+
+def test_the_reward_on_validation_is_that_of_served_answers_though_dropout_trains(tiny, tmp_path):
+    given = {"reward": write_reward(tmp_path, "return [sum(map(ord, text)) for text in completions]")}
+    params = {
+        "r": 4,
+        "lora_dropout": 0.5,
+        "learning_rate": 0.1,
+        "warmup_steps": 0,
+        "max_steps": 3,
+        "beta": 0.001,
+    }
+    params |= {"per_device_train_batch_size": 8, "max_completion_length": 6}
+    made = tiny_methods.fit(tiny, tmp_path / "fit", grpo, params, **given)
+    with tiny_methods.host_of(tiny).use_adapter(made.folder / "adapter", made.digest) as opened:
+        prompts = [opened.encode(e.messages).context for e in tiny_methods.examples(slice(5, 6))]
+        served = [output.text.strip() for output in opened.generate(prompts, Limits(6))]
+    rewards = [sum(map(ord, answer)) for answer in served]
+    assert [reward.after for reward in made.training.validation_rewards] == rewards
+    assert [reward.before for reward in made.training.validation_rewards] != rewards
 
 
 @pytest.mark.e2e

@@ -147,6 +147,7 @@ def _validate(
             texts += tokenizer.batch_decode(made, skip_special_tokens=True)
         return score(examples, [text.strip() for text in texts])
 
+    trainer.model_wrapped.eval()  # dropout would change answers
     with (
         unwrap_model_for_generation(trainer.model_wrapped, trainer.accelerator) as model,
         torch.inference_mode(),
