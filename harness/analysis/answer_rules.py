@@ -15,6 +15,13 @@ from typing import Literal
 from harness import formatting
 from harness.analysis.estimators import Comparison, at_level, orient
 from harness.analysis.items_needed import DeltaPart, describe_more_items, find_planning_se, lower_se
+from harness.analysis.margins import (
+    comparison_facing_se,
+    margin_outcome,
+    margin_text,
+    margin_verdict,
+    ruled_out,
+)
 from harness.analysis.significance import noninferiority_p
 from harness.analysis.verdict import (
     NAMED,
@@ -24,18 +31,13 @@ from harness.analysis.verdict import (
     TargetFacts,
     TaskComparison,
     add_items_needed,
-    comparison_facing_se,
     is_in_macro,
     is_named_critical,
     is_perplexity,
     is_reported_only,
     is_safety,
     list_ids,
-    margin_outcome,
-    margin_text,
-    margin_verdict,
     may_decide,
-    ruled_out,
     worst_outcome,
 )
 from harness.spec import GatePolicy

@@ -34,6 +34,18 @@ from harness.analysis.items_needed import (
     upper_se,
 )
 from harness.analysis.macro import NOTHING_SHARED, Macro, SharedItems, average_macro, plan_parts
+from harness.analysis.margins import (
+    comparison_facing_se,
+    critical_rates,
+    is_relative,
+    loss_margin_text,
+    margin_of,
+    margin_outcome,
+    margin_share,
+    margin_text,
+    margin_verdict,
+    ruled_out,
+)
 from harness.analysis.significance import loss_rate_p, macro_p, miss_rates
 from harness.analysis.target_rules import ControlFacts, control_rule, require_calibration, target_rule
 from harness.analysis.verdict import (
@@ -47,23 +59,14 @@ from harness.analysis.verdict import (
     Verdict,
     add_items_needed,
     add_items_of_tasks,
-    comparison_facing_se,
     is_in_macro,
     is_invalid,
     is_named_critical,
     is_perplexity,
-    is_relative,
     is_reported_only,
     is_safety,
     list_ids,
     list_items_needed,
-    loss_margin_text,
-    margin_of,
-    margin_outcome,
-    margin_share,
-    margin_text,
-    margin_verdict,
-    ruled_out,
     worst_outcome,
 )
 from harness.spec import GatePolicy
@@ -323,7 +326,7 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
     judged += [Rule("critical", "inconclusive", f"{name} was not measured", {}) for name in sorted(missing)]
     outcome = worst_outcome([rule.outcome for rule in judged])
     facts: dict[str, Number] = {k: v for rule in judged for k, v in rule.numbers.items()}
-    facts["margin"] = policy.critical_margin
+    facts["margin"] = critical_rates(policy).fails_above
     ps = [p for rule in judged if isinstance(p := rule.numbers.get("p"), float)]
     facts |= {"p": max(ps)} if ps else {}
     text = "critical: " + "; ".join(rule.sentence for rule in judged)
@@ -334,7 +337,8 @@ def critical_rule(tasks: Sequence[TaskComparison], policy: GatePolicy, identical
 
 def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     """Judge the loss rate among the items that the base passed by its exact one-sided bounds."""
-    c, name, margin = t.comparison, t.task.name, policy.critical_margin
+    c, name = t.comparison, t.task.name
+    allowed, passing = critical_rates(policy)
     if not c.base_passed:
         why = "its scores are not 0 or 1" if c.base_passed is None else "the base passed no item"
         return Rule("critical", "inconclusive", f"{name}: losses cannot be counted, {why}", {})
@@ -345,10 +349,10 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     most_lost, most_passed = lost + may_be_lost, passed + may_be_lost
     low = _loss_bounds(lost, passed + may_be_kept, c.design_effect, policy.alpha).low
     high = _loss_bounds(most_lost, most_passed, c.design_effect, policy.alpha).high
-    outcome: Outcome = "fail" if low > margin else "pass" if high < 2 * margin else "inconclusive"
+    outcome: Outcome = "fail" if low > allowed else "pass" if high < passing else "inconclusive"
     text = (
         f"{name}: {lost} of {passed} items that the base passed are lost, "
-        f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(margin)} %: "
+        f"{formatting.interval(lost / passed, low, high)} %, margin {formatting.percent(allowed)} %: "
     )
     text += {
         "fail": f"more than the margin is shown ({list_ids(c.lost)})",
@@ -357,7 +361,7 @@ def _critical_task(t: TaskComparison, policy: GatePolicy) -> Rule:
     }[outcome]
     facts: dict[str, Number] = {f"{name}_lost": lost, f"{name}_passed": passed}
     facts |= {f"{name}_low": low, f"{name}_high": high, f"{name}_lost_items": list(c.lost[:NAMED])}
-    facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, 2 * margin)
+    facts["p"] = loss_rate_p(most_lost / c.design_effect, most_passed / c.design_effect, passing)
     return Rule("critical", outcome, text, facts)
 
 
@@ -367,12 +371,12 @@ def _loss_bounds(lost: float, passed: float, effect: float, alpha: float) -> Int
 
 def _count_critical_items(c: Comparison, policy: GatePolicy) -> int | None:
     """Grow the sample at the observed loss rate until one of the bounds decides; None if none does."""
-    passed, factor = c.base_passed or 0, 1.0
+    passed, factor, rates = c.base_passed or 0, 1.0, critical_rates(policy)
     if not passed:
         return None
     while factor < MOST_ITEMS:
         factor *= 1.1
         low, high = _loss_bounds(len(c.lost) * factor, passed * factor, c.design_effect, policy.alpha)
-        if low > policy.critical_margin or high < 2 * policy.critical_margin:
+        if low > rates.fails_above or high < rates.passes_below:
             return ceil(c.n * (factor - 1))
     return None

@@ -21,7 +21,8 @@ from harness.analysis.alignment import align
 from harness.analysis.estimators import Comparison, Estimate, mean_change
 from harness.analysis.halves import HalfSplit, documents_of
 from harness.analysis.items_needed import DeltaPart, find_planning_se, lower_se
-from harness.analysis.verdict import TaskComparison, is_relative, skill
+from harness.analysis.margins import is_relative, skill
+from harness.analysis.verdict import TaskComparison
 from harness.metrics import flips
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval

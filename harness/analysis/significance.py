@@ -24,20 +24,23 @@ from harness import formatting, stats
 from harness.analysis.estimators import Comparison, Estimate, at_level, orient
 from harness.analysis.items_needed import POWER, find_planning_se, find_settling_growth, lower_se, upper_se
 from harness.analysis.macro import Macro, SharedItems, average_macro
+from harness.analysis.margins import (
+    critical_rates,
+    is_relative,
+    margin_of,
+    margin_share,
+    margin_text,
+    task_margin,
+)
 from harness.analysis.verdict import (
     ItemsNeeded,
     MissRate,
     TargetFacts,
     TaskComparison,
     Verdict,
-    find_own_margin,
     is_judged,
-    is_relative,
     is_reported_only,
     list_items_needed,
-    margin_of,
-    margin_share,
-    margin_text,
     may_decide,
 )
 from harness.spec import Experiment, GatePolicy, Suite, TargetPolicy, Task
@@ -208,10 +211,10 @@ def power_warnings(
         warnings += [_warn_of_each(c.task, c.n, len(vetoed), policy, role) for c in vetoed]
     for c in critical:
         # Losing nothing leaves α^{1/n} as the bound on what is kept.
-        needed = ceil(log(show.alpha) / log1p(-2 * policy.critical_margin))
+        needed = ceil(log(show.alpha) / log1p(-critical_rates(policy).passes_below))
         if c.n >= needed:
             continue
-        margin = f"critical margin {formatting.percent(policy.critical_margin)} %"
+        margin = f"critical margin {formatting.percent(critical_rates(policy).fails_above)} %"
         few = f"{formatting.count(c.n)} items are too few for anything to pass{among}"
         takes = f"it takes {formatting.count(needed)} items that the base passes"
         warnings.append(f"{c.task.name}, {margin}: {few}, even without a single loss; {takes}")
@@ -317,7 +320,7 @@ def _macro_warning(planned: Sequence[_PlannedTask], policy: GatePolicy, among: s
 
 
 def _warn_of_each(task: Task, n: int, n_tasks: int, policy: GatePolicy, role: str) -> str:
-    written, alpha = find_own_margin(task, policy, role), policy.alpha / n_tasks
+    written, alpha = task_margin(task, role, policy), policy.alpha / n_tasks
     margin = margin_share(written)
     if is_relative(written) or 2 * margin >= 1:  # no task can lose twice as much
         return ""

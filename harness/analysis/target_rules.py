@@ -14,6 +14,14 @@ from typing import NamedTuple
 from harness import formatting, stats
 from harness.analysis.estimators import Comparison, at_level, is_judge, orient
 from harness.analysis.human_preferences import Wins
+from harness.analysis.margins import (
+    is_relative,
+    margin_outcome,
+    margin_share,
+    margin_text,
+    ruled_out,
+    task_margin,
+)
 from harness.analysis.significance import target_p
 from harness.analysis.verdict import (
     Number,
@@ -23,12 +31,6 @@ from harness.analysis.verdict import (
     TargetFacts,
     TaskComparison,
     Verdict,
-    find_own_margin,
-    is_relative,
-    margin_outcome,
-    margin_share,
-    margin_text,
-    ruled_out,
     worst_outcome,
 )
 from harness.spec import PEOPLE, GatePolicy, Task
@@ -243,7 +245,7 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
         )
         return Rule("export", "inconclusive", text, {})
     c = at_level(orient(against_own), policy.alpha)
-    margin = policy.export or find_own_margin(task, policy)
+    margin = policy.export or task_margin(task, "target", policy)
     share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
     outcome = margin_outcome(c.lower, c.upper, share)
     words = {"pass": ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}

@@ -1,9 +1,7 @@
-"""Verdict, rules and margins of the gate.
+"""Verdict of the gate, its rules' outcomes, and which rule judges a task.
 
 Invariant: an outcome is `pass`, `fail`, `inconclusive` or `harness-drift` (a rule may also be `skipped`),
-and a set of outcomes is as good as its worst. A relative margin becomes a loss only once the base was
-measured; until then what it amounts to is unknown. One-sided bounds judge a margin: a bound above it passes,
-below it fails, otherwise it is open.
+and a set of outcomes is as good as its worst.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,9 +13,7 @@ from harness import formatting
 from harness.analysis.estimators import Comparison, Estimate, at_level, rescale
 from harness.analysis.halves import Half
 from harness.analysis.human_preferences import Wins
-from harness.analysis.items_needed import MoreItems, find_facing_se
-from harness.spec import GatePolicy, Margin, Task
-from harness.stats import Interval
+from harness.spec import GatePolicy, Task
 
 Outcome = Literal["pass", "fail", "inconclusive", "harness-drift"]
 RuleOutcome = Literal["pass", "fail", "inconclusive", "harness-drift", "skipped"]
@@ -263,63 +259,12 @@ def is_perplexity(t: TaskComparison) -> bool:
     return t.task.primary_metric == "perplexity"
 
 
-def margin_share(margin: Margin) -> float:
-    """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
-    return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
-
-
-def is_relative(margin: Margin) -> bool:
-    """Tell whether a margin is a share of the base's skill, written `10%`."""
-    return isinstance(margin, str)
-
-
-def find_own_margin(task: Task, policy: GatePolicy, role: str = "capability") -> Margin:
-    """Return the margin of a task: its own, else the policy's for each task of its role."""
-    return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
-
-
-def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
-    """Return the loss that counts as a regression on this task, as a share of its metric's range."""
-    margin = find_own_margin(t.task, policy, t.role)
-    return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
-
-
-def skill(t: TaskComparison) -> float:
-    """Return how far the base is above chance, on the items that admit the task, as a share of the range."""
-    return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
-
-
-def margin_text(margin: Margin) -> str:
-    """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
-    unit = "% of the base's skill" if is_relative(margin) else "pp"
-    return f"{formatting.percent(margin_share(margin))} {unit}"
-
-
 def name_reasons(verdict: Verdict) -> str:
     """Name what the rules that settle a verdict are about."""
     return ", ".join(dict.fromkeys(_REASONS.get(rule.name, rule.name) for rule in verdict.deciding))
 
 
 NAMED = 20  # items, or tasks, named in a rule's numbers
-
-
-def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
-    """Judge a loss by its one-sided bounds against a margin, all as shares."""
-    return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
-
-
-def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> str:
-    """Say that a loss is ruled out, with the one-sided bound where the printed interval still holds it."""
-    bound = f"{formatting.percent(-lower)} pp is the one-sided {100 * (1 - policy.alpha):g} % bound"
-    return "a larger loss is ruled out" + (f" ({bound})" if low <= -margin else "")
-
-
-def margin_verdict(
-    outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
-) -> str:
-    """Say how a margin was judged, and for an open one what would settle it."""
-    words = {"pass": excluded, "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
-    return f"margin {margin}: {words[outcome]}"
 
 
 def add_items_needed(facts: dict[str, Number], outcome: str, more: int | None) -> dict[str, Number]:
@@ -336,18 +281,6 @@ def add_items_of_tasks(
         return facts
     by_task = [f"{task} {formatting.count(n)}" for task, n in known.items()]
     return {**facts, "items_needed": sum(known.values()), "items_needed_by_task": by_task}
-
-
-def comparison_facing_se(c: Comparison, margin: float) -> float:
-    """Return the standard error of a comparison on the side facing the margin."""
-    return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
-
-
-def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
-    """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
-    c, of_range = t.counted, "" if t.span == 1 else " of its range"
-    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
-    return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
 
 
 def list_ids(ids: Sequence[str]) -> str:

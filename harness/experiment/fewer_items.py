@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from harness import store
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
-from harness.analysis.verdict import Verdict, is_relative, margin_share
+from harness.analysis.margins import is_relative, margin_share
+from harness.analysis.verdict import Verdict
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version

@@ -21,6 +21,7 @@ from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
 from harness.analysis.macro import macro_between
+from harness.analysis.margins import is_relative, margin_of
 from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
@@ -30,10 +31,8 @@ from harness.analysis.verdict import (
     Verdict,
     is_in_macro,
     is_judged,
-    is_relative,
     is_reported_only,
     is_safety,
-    margin_of,
 )
 from harness.evaluation.candidate_rows import n_drawn_again
 from harness.evaluation.session import Session

@@ -18,10 +18,11 @@ from typing import Any, Literal
 from harness import config, data, report, store
 from harness.analysis.estimators import Estimate
 from harness.analysis.gating import GateResult, combine_exit_codes, worst_result
+from harness.analysis.margins import is_relative
 from harness.analysis.run_diff import Differences, differences
 from harness.analysis.significance import list_spare_items
 from harness.analysis.target_rules import cumulative_of
-from harness.analysis.verdict import Verdict, is_relative
+from harness.analysis.verdict import Verdict
 from harness.config import CommandLine
 from harness.data import load_task
 from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, did_you_mean, one_line, refuse

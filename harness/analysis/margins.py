@@ -1,0 +1,93 @@
+"""Margins: how large a loss each rule of the gate allows, how one is judged against it and printed.
+
+Invariant: a margin is settled here alone, for the rules, their chances and what is said before a run. A
+relative margin becomes a loss only once the base was measured; until then its amount is unknown. One-sided
+bounds judge a margin: a bound above it passes, below it fails, otherwise it is open.
+"""
+
+from typing import NamedTuple
+
+from harness import formatting
+from harness.analysis.estimators import Comparison
+from harness.analysis.items_needed import MoreItems, find_facing_se
+from harness.analysis.verdict import Outcome, TaskComparison
+from harness.spec import GatePolicy, Margin, Task
+from harness.stats import Interval
+
+
+class LossRates(NamedTuple):
+    """Loss rates of a critical task: it fails where one above `fails_above` is shown.
+
+    It passes where one below `passes_below` is shown.
+    """
+
+    fails_above: float
+    passes_below: float
+
+
+def task_margin(task: Task, role: str, policy: GatePolicy) -> Margin:
+    """Return the margin of a task as written: its own, else the policy's for each task of its role."""
+    return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
+
+
+def critical_rates(policy: GatePolicy) -> LossRates:
+    """Return the loss rates that judge a critical task, shares of the items that the base passed."""
+    return LossRates(policy.critical_margin, 2 * policy.critical_margin)
+
+
+def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
+    """Return the loss that counts as a regression on this task, as a share of its metric's range."""
+    margin = task_margin(t.task, t.role, policy)
+    return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
+
+
+def margin_share(margin: Margin) -> float:
+    """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
+    return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
+
+
+def is_relative(margin: Margin) -> bool:
+    """Tell whether a margin is a share of the base's skill, written `10%`."""
+    return isinstance(margin, str)
+
+
+def skill(t: TaskComparison) -> float:
+    """Return how far the base is above chance, on the items that admit the task, as a share of the range."""
+    return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
+
+
+def margin_text(margin: Margin) -> str:
+    """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
+    unit = "% of the base's skill" if is_relative(margin) else "pp"
+    return f"{formatting.percent(margin_share(margin))} {unit}"
+
+
+def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
+    """Judge a loss by its one-sided bounds against a margin, all as shares."""
+    return "pass" if lower > -margin else "fail" if upper < -margin else "inconclusive"
+
+
+def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> str:
+    """Say that a loss is ruled out, with the one-sided bound where the printed interval still holds it."""
+    bound = f"{formatting.percent(-lower)} pp is the one-sided {100 * (1 - policy.alpha):g} % bound"
+    return "a larger loss is ruled out" + (f" ({bound})" if low <= -margin else "")
+
+
+def margin_verdict(
+    outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
+) -> str:
+    """Say how a margin was judged, and for an open one what would settle it."""
+    words = {"pass": excluded, "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
+    return f"margin {margin}: {words[outcome]}"
+
+
+def comparison_facing_se(c: Comparison, margin: float) -> float:
+    """Return the standard error of a comparison on the side facing the margin."""
+    return find_facing_se(c.delta, Interval(c.lower, c.upper), margin, c.alpha)
+
+
+def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
+    """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
+    c, of_range = t.counted, "" if t.span == 1 else " of its range"
+    fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
+    return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
