@@ -85,9 +85,8 @@ def test_the_winner_of_a_grid_is_that_of_validation_and_one_seed_leaves_its_vari
 
 
 def make_seeds(*names, scores):
-    return [
-        make_fine_tune(n, x, 0.05, run_id=f"{n}-{s}", seed=s) for n in names for s, x in enumerate(scores)
-    ]
+    arms = [(name, seed, score) for name in names for seed, score in enumerate(scores)]
+    return [make_fine_tune(n, score, 0.05, run_id=f"{n}-{seed}", seed=seed) for n, seed, score in arms]
 
 
 def test_from_three_seeds_on_what_varies_between_the_seeds_of_both_is_added():

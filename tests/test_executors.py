@@ -6,6 +6,7 @@ import threading
 import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,10 +63,6 @@ def list_needed_jobs(plan, job):
     return {one for need in plan.needs[job] for one in (need, *list_needed_jobs(plan, need))}
 
 
-def kinds(plan):
-    return sorted({(job.kind, job.name) for job in plan.needs})
-
-
 def find_answer(plan, name):
     (answer,) = (job for job in plan.needs if (job.kind, job.name) == ("answer", name))
     return answer
@@ -74,12 +71,9 @@ def find_answer(plan, name):
 def test_steps_wait_for_what_they_need_and_trials_are_steps_of_their_own(session):
     plan = plan_session(session, 1)
     assert {Step("fit", "next"), Step("fit", "lora")} < list_needed_jobs(plan, find_answer(plan, "next"))
-    plan = plan_session(session, 2)
     needed = list_needed_jobs(plan, find_answer(plan, "prompt"))
     assert {job.kind for job in needed} == {"base", "control"}
     assert plan.needs[Step("fit", "lora")] == ()
-
-    plan = plan_session(session, 1)
     trials = {job for job in plan.needs if job.kind == "trial"}
     assert trials == {Step("trial", "swept", 0, part, 2) for part in range(2)}
     assert trials < list_needed_jobs(plan, find_answer(plan, "swept"))
@@ -92,10 +86,10 @@ def test_a_plan_counts_its_steps_and_shared_weights_answer_the_suites_once(sessi
     assert Step("answer", "lora", suites=True) in plan.rests_on["hybrid", 0]
 
     assert str(plan_session(session, 1, ("prompt", "lora"))) == "5 steps (base 1, fit 1, control 1, answer 2)"
-    assert "far" not in {name for _, name in kinds(plan_session(session, 1))}
+    assert "far" not in {job.name for job in plan_session(session, 1).needs}
     # Of interim analyses only weights are made that no answer decides on.
-    expected = [("fit", "bag"), ("fit", "lora"), ("fit", "next")]
-    assert kinds(plan_session(session, 1, answers=False)) == expected
+    steps = {(job.kind, job.name) for job in plan_session(session, 1, answers=False).needs}
+    assert steps == {("fit", "bag"), ("fit", "lora"), ("fit", "next")}
 
 
 @pytest.fixture
@@ -157,32 +151,22 @@ def test_a_line_that_a_kill_cut_short_is_skipped_and_its_step_claimed_again(sess
     assert journal.failed == {}
 
 
-def start_in_process(work):
-    """Return what starts workers in this process: each works to its end at once."""
+def make_on(session, loaded, names, work, monkeypatch):
+    """Let a worker in this process make runs, which is `work` on the assignment's file; returns the session."""
 
-    def start(places):
+    def start(file, places):
         for _ in places:
-            work()
+            work(file)
         return [StartedWorker(lambda: "", lambda: None) for _ in places]
 
-    return Starter(1, start)
-
-
-def make_on(session, loaded, names, work, monkeypatch):
-    """Let workers make runs, each of them `work` on the assignment's file; returns the session."""
     monkeypatch.setattr(
-        executors, "open_starter", lambda file, *_: nullcontext(start_in_process(lambda: work(file)))
+        executors, "open_starter", lambda file, *_: nullcontext(Starter(1, partial(start, file)))
     )
-    session = add_workers(session)
+    policy = ExecutionPolicy(executor="local", workers=1, threads=1)
+    session = replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
     requests = [RunRequest(session.candidates[name], 0) for name in names]
     executors.make_on_workers(session, loaded, Scope(), requests, [None] * len(requests))
     return session
-
-
-def add_workers(session):
-    """Return the session with workers, which keeps failures where the session does."""
-    policy = ExecutionPolicy(executor="local", workers=1, threads=1)
-    return replace(session, experiment=session.experiment.model_copy(update={"execution": policy}))
 
 
 def test_a_base_that_no_worker_can_answer_with_fails_what_is_made_of_it(finished_session, monkeypatch):

@@ -2,6 +2,7 @@
 
 import pytest
 import tiny_experiment
+from tiny_experiment import fact_of
 
 from harness import config, store
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, UserError
@@ -29,10 +30,6 @@ def write_experiment(folder, tiny, tried):
     return tiny_experiment.write(folder, tiny, f"{TRIED}    {tried}\n")
 
 
-def fact(report):
-    return next(f for f in report.facts if f.name == "found")
-
-
 def folders(path):
     return {f.name: (f / "fit.json").stat().st_mtime_ns for f in (path.parent / "runs").glob("weights/*")}
 
@@ -44,7 +41,7 @@ def folders(path):
 def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path, tried):
     path = write_experiment(tmp_path, tiny, tried)
     report = tiny_experiment.run(path)
-    found = fact(report)
+    found = fact_of(report, "found")
     assert found.state == "done"
     trials = found.training.sweep
     assert len(trials) == (3 if "sweep" in tried else 6)
@@ -56,7 +53,7 @@ def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_amon
     before = folders(path)
     again = tiny_experiment.run(path)
     assert folders(path) == before
-    assert [t.error for t in fact(again).training.sweep] == [t.error for t in trials]
+    assert [t.error for t in fact_of(again, "found").training.sweep] == [t.error for t in trials]
     listed = store.list_trials(Store(tmp_path / "runs"))
     assert {one.run.error for one in listed if one.state == "failed"} == {failed[0].error}
 
@@ -64,12 +61,12 @@ def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_amon
 @pytest.mark.e2e
 def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_tried_again(tiny, tmp_path):
     path = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 9]}")
-    failed = fact(tiny_experiment.run(path))
+    failed = fact_of(tiny_experiment.run(path), "found")
     assert failed.state == "failed"
     assert "every trial failed: max_length 8: " in failed.error
     assert "; max_length 9: " in failed.error
     other = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
-    assert fact(tiny_experiment.run(other)).state == "done"
+    assert fact_of(tiny_experiment.run(other), "found").state == "done"
 
 
 class Stages(SilentProgress):

@@ -8,6 +8,7 @@ from statistics import fmean
 
 import pytest
 import tiny_experiment
+from tiny_experiment import fact_of
 
 from harness import config, store
 from harness.errors import UserError
@@ -27,6 +28,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 SPACE = {"learning_rate": [1e-4, 1e-1, "log"], "r": [2, 4]}
 POINTS = 4
+HALVING = "{successive_halving: {reduction_factor: 2}}"
 PRUNED = """\
   prompt: {method: base}
   found:
@@ -48,12 +50,23 @@ def write_experiment(folder, model, candidates=PRUNED):
     return path
 
 
+def resolve_search(path, tiny, **changes):
+    """Return the candidate `found` of an experiment with a changed recipe."""
+    written = config.load(path).experiment
+    recipe = written.candidates["found"].model_copy(update=changes)
+    experiment = written.model_copy(update={"candidates": {"found": recipe}})
+    return resolve_candidates(experiment, {written.base_model: resolve(str(tiny))})["found"]
+
+
+def change_source(candidate, **changes):
+    return replace(candidate, source=candidate.source.model_copy(update=changes))
+
+
 @pytest.fixture(scope="module")
 def candidate(tiny, tmp_path_factory):
-    found = config.load(write_experiment(tmp_path_factory.mktemp("one"), tiny, PRUNED)).experiment
-    recipe = found.candidates["found"].model_copy(update={"search": SPACE, "trials": 16})
-    experiment = found.model_copy(update={"candidates": {"found": recipe}})
-    return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
+    return resolve_search(
+        write_experiment(tmp_path_factory.mktemp("one"), tiny), tiny, search=SPACE, trials=16
+    )
 
 
 def walk_search(candidate, score, *, sign=1):
@@ -66,9 +79,8 @@ def walk_search(candidate, score, *, sign=1):
             if proposal.should_prune(n, points[-1][1]) and n < POINTS:
                 pruned_at = n
                 break
-        made.append(
-            Trial(params=proposal.params, validation=points[-1][1], points=tuple(points), pruned_at=pruned_at)
-        )
+        found = {"validation": points[-1][1], "points": tuple(points), "pruned_at": pruned_at}
+        made.append(Trial(params=proposal.params, **found))
     return made
 
 
@@ -79,15 +91,14 @@ def score_by_rate(params, n):
 PRUNERS = {
     "median": {},
     "percentile": {"percentile": 50.0},
-    "successive_halving": {"reduction_factor": 2},
     "hyperband": {},
+    "successive_halving": {"reduction_factor": 2},
 }
 
 
 @pytest.mark.parametrize("name", PRUNERS)
 def test_each_pruner_ends_trials_early_and_the_search_trains_as_much_as_whole_trials_would(candidate, name):
-    source = candidate.source.model_copy(update={"prune": {name: PRUNERS[name]}})
-    pruner = replace(candidate, source=source)
+    pruner = change_source(candidate, prune={name: PRUNERS[name]})
     made = walk_search(pruner, score_by_rate)
     assert walk_search(pruner, score_by_rate) == made
     pruned = [trial for trial in made if trial.is_pruned]
@@ -105,14 +116,18 @@ def test_where_lower_is_better_high_scores_are_pruned_and_the_pruner_is_named(ca
     assert not best.is_pruned
     assert any(trial.is_pruned for trial in made)
     assert searcher(candidate.source).endswith(", pruned by its SuccessiveHalvingPruner")
-    assert "pruned" not in searcher(candidate.source.model_copy(update={"prune": {}}))
+    assert "pruned" not in searcher(change_source(candidate, prune={}).source)
 
 
 # A search that is pruned
 
 
-def the(report, name="found"):
-    return next(fact for fact in report.facts if fact.name == name)
+def list_trials(report):
+    return fact_of(report, "found").training.sweep
+
+
+def describe_trials(report):
+    return [(t.params, t.points, t.pruned_at, t.loss) for t in list_trials(report)]
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +137,7 @@ def file_and_report(tiny, own_cache, tmp_path_factory):
 
 
 def folders(path):
+    """Map the folders of weights to their files, each with its time of change."""
     return {
         f.name: sorted((str(p.relative_to(f)), p.stat().st_mtime_ns) for p in f.rglob("*") if p.is_file())
         for f in (path.parent / "runs" / "weights").iterdir()
@@ -131,7 +147,7 @@ def folders(path):
 @pytest.mark.e2e
 class TestAPrunedSearch:
     def test_ends_trials_at_points_shows_and_lists_them_and_chooses_a_whole_one(self, file_and_report):
-        tried = the(file_and_report[1]).training.sweep
+        tried = list_trials(file_and_report[1])
         early = [trial for trial in tried if trial.is_pruned]
         assert early
         spent = sum(len(trial.points) for trial in tried)
@@ -142,7 +158,7 @@ class TestAPrunedSearch:
         assert len(chosen.points) == POINTS
         assert chosen.validation == max(t.validation for t in tried if not t.is_pruned)
 
-        for trial in (t for t in the(file_and_report[1]).training.sweep if t.is_pruned):
+        for trial in early:
             folder = file_and_report[0].parent / "runs" / "weights" / trial.fit_key
             assert sorted(p.name for p in folder.iterdir()) == ["pruned.json", "tracked"]
             assert len(list((folder / "tracked").iterdir())) == len(trial.points)
@@ -150,16 +166,12 @@ class TestAPrunedSearch:
             assert trial.wall_s > 0
 
         text = markdown(experiment_document(file_and_report[1]))
-        trial = next(t for t in the(file_and_report[1]).training.sweep if t.is_pruned)
         assert "pruned by its SuccessiveHalvingPruner" in text
-        assert f"pruned at step {trial.pruned_at}" in text
+        assert f"pruned at step {early[0].pruned_at}" in text
         assert "With pruned ones they take as much training as " in text
 
         trials = store.list_trials(store.Store(file_and_report[0].parent / "runs"))
-        states = {
-            trial.fit_key: "pruned" if trial.is_pruned else "done"
-            for trial in the(file_and_report[1]).training.sweep
-        }
+        states = {trial.fit_key: "pruned" if trial.is_pruned else "done" for trial in tried}
         assert {one.trial.fit_key: one.state for one in trials} == states
         assert all(one.run.training.loss for one in trials)
 
@@ -168,14 +180,12 @@ class TestAPrunedSearch:
         runs = store.list_runs(session.store)
         left = list_unreferenced(session.store, run_references(runs))
         store.remove(session.store.folder, [one.path for one in left])
-        assert (
-            the(report_stored(session, ["prompt", "found"])).training.sweep
-            == the(file_and_report[1]).training.sweep
-        )
+        stored = report_stored(session, ["prompt", "found"])
+        assert list_trials(stored) == list_trials(file_and_report[1])
 
     def test_a_trial_is_what_a_candidate_of_its_parameters_is(self, file_and_report, tmp_path):
         """Nothing is trained for a candidate that is written as a trial was tried."""
-        trial = next(t for t in the(file_and_report[1]).training.sweep if not t.is_pruned and not t.chosen)
+        trial = next(t for t in list_trials(file_and_report[1]) if not t.is_pruned and not t.chosen)
         session = tiny_experiment.session(file_and_report[0])
         own = session.candidates["found"].source
         recipe = Recipe(method="lora", params={**own.params, **trial.params}, track=Tracking(points=4))
@@ -183,7 +193,7 @@ class TestAPrunedSearch:
         assert find_stored_weights(made, made.candidates["own"], 0).training.fit_key == trial.fit_key
 
     def test_a_trial_that_was_trained_in_parts_is_the_one_that_was_not(self, file_and_report, tiny, tmp_path):
-        chosen = next(t for t in the(file_and_report[1]).training.sweep if t.chosen)
+        chosen = next(t for t in list_trials(file_and_report[1]) if t.chosen)
         words = ", ".join(f"{name}: {value}" for name, value in chosen.params.items())
         alone = f"""\
   found:
@@ -214,12 +224,8 @@ class TestAPrunedSearch:
         for _ in range(3):
             with pytest.raises(KeyboardInterrupt):
                 tiny_experiment.run(other, progress=EndsAt())
-        tried, known = (
-            the(report).training.sweep for report in (tiny_experiment.run(other), file_and_report[1])
-        )
-        assert [(t.params, t.points, t.pruned_at) for t in tried] == [
-            (t.params, t.points, t.pruned_at) for t in known
-        ]
+        tried, known = (describe_trials(one) for one in (tiny_experiment.run(other), file_and_report[1]))
+        assert [t[:3] for t in tried] == [t[:3] for t in known]
         assert set(folders(other)) == set(folders(file_and_report[0]))
 
     def test_without_its_pruner_trains_on_what_was_pruned_and_with_it_again_shows_what_it_did(
@@ -227,24 +233,22 @@ class TestAPrunedSearch:
     ):
         copied = tmp_path / "copied"
         shutil.copytree(file_and_report[0].parent, copied)
-        trial = next(t for t in the(file_and_report[1]).training.sweep if t.is_pruned)
+        trial = next(t for t in list_trials(file_and_report[1]) if t.is_pruned)
         path = copied / "harness.yaml"
         written = path.read_text()
         path.write_text("".join(line for line in path.open() if not line.startswith("    prune:")))
         report = tiny_experiment.run(path)
-        whole = next(t for t in the(report).training.sweep if t.params == trial.params)
+        whole = next(t for t in list_trials(report) if t.params == trial.params)
         assert (whole.is_pruned, whole.fit_key) == (False, trial.fit_key)
         assert (copied / "runs" / "weights" / trial.fit_key / "fit.json").exists()
         assert not (copied / "runs" / "weights" / trial.fit_key / "pruned.json").exists()
         path.write_text(written)
         before = folders(path)
-        again, known = (
-            the(report).training.sweep for report in (tiny_experiment.run(path), file_and_report[1])
-        )
+        report = tiny_experiment.run(path)
+        again, known = list_trials(report), list_trials(file_and_report[1])
         assert folders(path) == before
-        assert [(t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in again] == [
-            (t.params, t.points, t.pruned_at, t.loss, t.chosen) for t in known
-        ]
+        assert describe_trials(report) == describe_trials(file_and_report[1])
+        assert [t.chosen for t in again] == [t.chosen for t in known]
         assert next(t for t in again if t.fit_key == trial.fit_key).wall_s == whole.wall_s
 
     def test_with_a_pruner_that_ends_trials_sooner_shows_them_at_the_points_where_that_does(
@@ -252,39 +256,29 @@ class TestAPrunedSearch:
     ):
         """What another pruner ended, or trained whole, is shown as one that was so from the start shows it."""
         late = "{median: {n_startup_trials: 1, n_warmup_steps: 3}}"
-        write_experiment(tmp_path, tiny, PRUNED.replace("{successive_halving: {reduction_factor: 2}}", late))
+        write_experiment(tmp_path, tiny, PRUNED.replace(HALVING, late))
         path = tmp_path / "harness.yaml"
-        later = the(tiny_experiment.run(path)).training.sweep
+        later = list_trials(tiny_experiment.run(path))
         write_experiment(tmp_path, tiny, PRUNED)
-        sooner, known = (
-            the(report).training.sweep for report in (tiny_experiment.run(path), file_and_report[1])
-        )
-        ended = {trial.fit_key: trial.pruned_at for trial in known if trial.is_pruned}
+        sooner = tiny_experiment.run(path)
+        ended = {t.fit_key: t.pruned_at for t in list_trials(file_and_report[1]) if t.is_pruned}
         assert any(t.pruned_at is None or t.pruned_at > ended[t.fit_key] for t in later if t.fit_key in ended)
-        assert [(t.params, t.points, t.pruned_at, t.loss) for t in sooner] == [
-            (t.params, t.points, t.pruned_at, t.loss) for t in known
-        ]
+        assert describe_trials(sooner) == describe_trials(file_and_report[1])
 
 
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
         (("    track: {points: 4, items: 4}\n", ""), "add search, and track"),
-        (("{successive_halving: {reduction_factor: 2}}", "best_first"), "best_first"),
+        ((HALVING, "best_first"), "best_first"),
         (("{reduction_factor: 2}", "{reduction: 2}"), "unexpected keyword argument 'reduction'"),
         (
             ("{reduction_factor: 2}", "{reduction_factor: 1}"),
             "parameters of Optuna's SuccessiveHalvingPruner",
         ),
-        (
-            ("{successive_halving: {reduction_factor: 2}}", "{hyperband: {reduction_factor: -1}}"),
-            "parameters of Optuna's HyperbandPruner",
-        ),
-        (
-            ("{successive_halving: {reduction_factor: 2}}", "{hyperband: {reduction_factor: 1}}"),
-            "parameters of Optuna's HyperbandPruner",
-        ),
-        (("{successive_halving: {reduction_factor: 2}}", "{median: {}, hyperband: {}}"), "2 pruners"),
+        ((HALVING, "{hyperband: {reduction_factor: -1}}"), "parameters of Optuna's HyperbandPruner"),
+        ((HALVING, "{hyperband: {reduction_factor: 1}}"), "parameters of Optuna's HyperbandPruner"),
+        ((HALVING, "{median: {}, hyperband: {}}"), "2 pruners"),
         (
             ("    prune:", "    subject_to: {forgetting: 0.1}\n    prune:"),
             "no general item outside the tests",
@@ -313,10 +307,7 @@ SEARCHED = """\
 @pytest.fixture(scope="module")
 def searching(tiny, tmp_path_factory):
     path = tiny_experiment.write(tmp_path_factory.mktemp("one"), tiny, SEARCHED.replace("TRIALS", "12"))
-    found = config.load(path).experiment
-    recipe = found.candidates["found"].model_copy(update={"search": SEARCHED_SPACE})
-    experiment = found.model_copy(update={"candidates": {"found": recipe}})
-    return resolve_candidates(experiment, {found.base_model: resolve(str(tiny))})["found"]
+    return resolve_search(path, tiny, search=SEARCHED_SPACE)
 
 
 def walk_whole(searching, score, *, seed=0, sign=1):
@@ -340,8 +331,7 @@ class TestProposals:
             assert point["r"] in (2, 4, 8)
             assert 0 <= point["lora_dropout"] <= 0.2
 
-        recipe = searching.source.model_copy(update={"search": {"r": [2, 64, "log"]}})
-        points = walk_whole(replace(searching, source=recipe), lambda point: 0.5)
+        points = walk_whole(change_source(searching, search={"r": [2, 64, "log"]}), lambda point: 0.5)
         assert all(isinstance(point["r"], int) and 2 <= point["r"] <= 64 for point in points)
 
     def test_are_the_same_of_the_same_seed_and_findings_alone(self, searching):
@@ -353,14 +343,12 @@ class TestProposals:
         assert other[5:] != first[5:]
 
     def test_of_more_trials_begin_as_those_of_fewer(self, searching):
-        many = replace(searching, source=searching.source.model_copy(update={"trials": 60}))
-        more = replace(searching, source=searching.source.model_copy(update={"trials": 40}))
-        longer = walk_whole(many, lambda point: -distance(point))
-        assert longer[:40] == walk_whole(more, lambda point: -distance(point))
+        longer = walk_whole(change_source(searching, trials=60), lambda point: -distance(point))
+        assert longer[:40] == walk_whole(change_source(searching, trials=40), lambda point: -distance(point))
         assert longer[:12] == walk_whole(searching, lambda point: -distance(point))
 
     def test_come_nearer_to_what_scores_better_also_where_lower_is_better(self, searching):
-        many = replace(searching, source=searching.source.model_copy(update={"trials": 60}))
+        many = change_source(searching, trials=60)
         for sign in (1, -1):
             found = walk_whole(many, lambda point, sign=sign: -sign * distance(point), sign=sign)
             assert fmean(map(distance, found[-20:])) < 0.5 * fmean(map(distance, found[:10]))
@@ -384,16 +372,11 @@ def searched(tiny, own_cache, tmp_path_factory):
     return path, tiny_experiment.run(path)
 
 
-def fit_times(path):
-    return {f.name: (f / "fit.json").stat().st_mtime_ns for f in (path.parent / "runs" / "weights").iterdir()}
-
-
 class TestASearch:
     def test_keeps_the_trial_that_is_best_on_validation_shows_every_one_and_counts_their_number(
         self, searched
     ):
-        fact = next(f for f in searched[1].facts if f.name == "found")
-        tried = fact.training.sweep
+        fact, tried = fact_of(searched[1], "found"), list_trials(searched[1])
         assert (fact.state, len(tried)) == ("done", 3)
         chosen = next(t for t in tried if t.chosen)
         assert chosen.validation == max(t.validation for t in tried)
@@ -403,31 +386,29 @@ class TestASearch:
         assert "Search: found" in text
         assert "3 trials on validation rows, proposed by TPE of Optuna" in text
         assert "was the best of 3 trials on validation" in text
-
-        said = " ".join(map(str, searched[1].decision.reasons))
-        assert "and 3 with" in said
+        assert "and 3 with" in " ".join(map(str, searched[1].decision.reasons))
 
     @pytest.mark.e2e
     def test_is_not_trained_again_and_goes_on_with_more_trials(self, searched):
         path, _ = searched
-        before = fit_times(path)
+        before = folders(path)
         tiny_experiment.run(path)
-        assert fit_times(path) == before
+        assert folders(path) == before
         more = tiny_experiment.run(path, "candidates.found.trials=5")
-        after = fit_times(path)
+        after = folders(path)
         assert before.items() <= after.items()
-        assert len(next(f for f in more.facts if f.name == "found").training.sweep) == 5
+        assert len(list_trials(more)) == 5
 
     @pytest.mark.e2e
     def test_with_fewer_trials_than_it_has_made_is_shown_and_chosen_of_those_alone(self, searched):
         path, _ = searched
         tiny_experiment.run(path, "candidates.found.trials=5")
-        before = fit_times(path)
+        before = folders(path)
         less = tiny_experiment.run(path, "candidates.found.trials=3")
-        assert fit_times(path) == before
-        tried = next(f for f in less.facts if f.name == "found").training.sweep
+        assert folders(path) == before
+        tried = list_trials(less)
         assert len(tried) == 3
         assert next(t for t in tried if t.chosen).validation == max(t.validation for t in tried)
         session = tiny_experiment.session(path, "candidates.found.trials=3")
         shown = report_stored(session, ["prompt", "found"])
-        assert len(next(f for f in shown.facts if f.name == "found").training.sweep) == 3
+        assert len(list_trials(shown)) == 3

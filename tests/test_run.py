@@ -13,7 +13,6 @@ import tiny_experiment
 from fake_rows import script_candidate
 
 from harness import config, store
-from harness.config import load
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.row_sets import prompting_digest, suite_sets, target_sets
 from harness.evaluation.runner import fill
@@ -38,11 +37,7 @@ def path(tiny, tmp_path):
 
 @pytest.fixture
 def long_session(path):
-    asked = [
-        {"id": f"n{n}", "prompt": f"What follows {n}?", "reference": str(n + 1)}
-        for n in range(2 * BLOCK + 22)
-    ]
-    tiny_experiment.rows(path.parent / "suites" / "general" / "facts.jsonl", asked)
+    tiny_experiment.write_facts(path.parent, 2 * BLOCK + 22)
     return session(path)
 
 
@@ -167,8 +162,7 @@ print(json.dumps(asdict(identity(session, weights, asked, "test", "p", "generate
 
 
 def identity_by(folder):
-    said = subprocess.check_output([sys.executable, "-c", IDENTITY], cwd=folder, text=True)
-    return json.loads(said)
+    return json.loads(subprocess.check_output([sys.executable, "-c", IDENTITY], cwd=folder, text=True))
 
 
 @pytest.mark.e2e
@@ -185,19 +179,13 @@ def identity_by(folder):
 def test_rows_of_another_code_version_are_stored_elsewhere(tmp_path, concern, field):
     package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
     before = identity_by(tmp_path)
+    with (package / "evaluate.py").open("a") as code:  # code that changes without its version
+        code.write("\n\nMORE = 1\n")
+    assert identity_by(tmp_path) == before
     table = package / "code_versions.toml"
     table.write_text(table.read_text().replace(f'["{concern}"]\nversion = ', f'["{concern}"]\nversion = 9'))
     after = identity_by(tmp_path)
     assert {name for name in before if before[name] != after[name]} == {field}
-
-
-@pytest.mark.e2e
-def test_code_that_changes_without_its_version_names_the_same_rows(tmp_path):
-    package = shutil.copytree(Path(run_candidate.__file__).parents[1], tmp_path / "harness")
-    before = identity_by(tmp_path)
-    with (package / "evaluate.py").open("a") as code:
-        code.write("\n\nMORE = 1\n")
-    assert identity_by(tmp_path) == before
 
 
 def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
@@ -228,21 +216,16 @@ def test_the_tasks_own_system_message_stands_unless_the_recipe_brings_one(path):
         sets = target_sets(made, made.experiment.candidates["prompt"], base_weights(made.source), 0)
         return sets[0].job().examples[0].messages[0]
 
-    assert read_first_message() == {"role": "system", "content": "Be brief."}
-    assert read_first_message("candidates.prompt.system=Be long.") == {
-        "role": "system",
-        "content": "Be long.",
-    }
+    for overrides, said in (((), "Be brief."), (("candidates.prompt.system=Be long.",), "Be long.")):
+        assert read_first_message(*overrides) == {"role": "system", "content": said}
 
 
 def test_shots_of_a_suites_task_come_from_its_own_training_rows(path):
     general = path.parent / "suites" / "general"
     shots = [{"id": f"s{n}", "prompt": f"Shot {n}?", "reference": f"answer {n}"} for n in range(5)]
     tiny_experiment.rows(general / "shots.jsonl", shots)
-    text = tiny_experiment.GENERAL.replace(
-        "{test: general/facts.jsonl}",
-        "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2",
-    )
+    both = "{train: general/shots.jsonl, test: general/facts.jsonl}, num_fewshot: 2"
+    text = tiny_experiment.GENERAL.replace("{test: general/facts.jsonl}", both)
     (path.parent / "suites" / "general.yaml").write_text(text)
     asked = rows_of(session(path), "facts").job().examples[0].messages
     assert [m["role"] for m in asked] == ["user", "assistant", "user", "assistant", "user"]
@@ -284,23 +267,14 @@ def test_what_a_run_was_made_of_lies_in_its_folder(finished_run):
         assert written["latency"]["n"] >= 5
 
 
-@pytest.fixture
-def experiment(tiny, tmp_path):
-    return load(tiny_experiment.write(tmp_path, tiny)).experiment
-
-
-def limits_of(experiment):
-    return experiment.target.data.limits
-
-
-def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(experiment):
+def test_a_quick_run_and_a_limit_take_the_fewest_items_of_both(path):
+    experiment = config.load(path).experiment
     found = narrow(experiment, Scope(limit=4, quick=True))
-    assert limits_of(found).test == 4
-    assert limits_of(found).train == SMOKE_LIMITS.train
+    limits = found.target.data.limits
+    assert (limits.test, limits.train) == (4, SMOKE_LIMITS.train)
     assert {task.limit for suite in found.suites for task in suite.tasks} == {4}
     found = narrow(experiment, Scope(limit=1000, quick=True))
-    assert limits_of(found) == SMOKE_LIMITS
+    assert found.target.data.limits == SMOKE_LIMITS
     assert {task.limit for suite in found.suites for task in suite.tasks} == {SMOKE_ITEMS}
-    data = experiment.target.data.model_copy(update={"limits": SMOKE_LIMITS.model_copy(update={"train": 8})})
-    few = experiment.model_copy(update={"target": experiment.target.model_copy(update={"data": data})})
-    assert limits_of(narrow(few, Scope(quick=True))).train == 8
+    few = config.load(path, ["target.data.limits.train=8"]).experiment
+    assert narrow(few, Scope(quick=True)).target.data.limits.train == 8

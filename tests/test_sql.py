@@ -68,12 +68,8 @@ def sql(*words):
 
 def test_the_items_that_every_fine_tune_lost_are_the_same_in_sql_and_in_pandas(store, monkeypatch):
     monkeypatch.chdir(store.folder.parent)
-    (program,) = (
-        block
-        for block in re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
-        if "best" in block
-    )
-    names = {}
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.DOTALL)
+    (program,), names = [block for block in blocks if "best" in block], {}
     exec(program, names)
     by_sql = stores.query(store, QUERIES[0]).rows
     assert [key for key, _ in names["lost"].items()] == [tuple(row[:3]) for row in by_sql]
@@ -103,19 +99,14 @@ def test_a_delta_is_the_score_less_the_bases_and_names_what_docs_say_was_lost(st
 def store_with_errors(store, metric, bounds, base, new):
     """Store two arms of scores, None where an answer failed, as a run `bad`; returns the rows."""
     identities = [replace(BASE, task_version="bad", weights_digest=w) for w in ("b", "weights of bad")]
-    arms = [
-        [
-            row(i, parts={metric: None if x is None else (x,)}, status="error" if x is None else "ok")
-            for i, x in enumerate(arm)
-        ]
-        for arm in (base, new)
-    ]
-    for identity, arm in zip(identities, arms, strict=True):
-        complete(store, identity, arm)
-    run = make_run(
-        "bad", [], rows={"support/test": identities[1].digest}, metrics={"support": {metric: bounds}}
-    )
-    stores.save_run(store, run)
+    arms = []
+    for identity, arm in zip(identities, (base, new), strict=True):
+        parts = [{metric: None if x is None else (x,)} for x in arm]
+        states = ["error" if x is None else "ok" for x in arm]
+        arms.append([row(i, parts=parts[i], status=states[i]) for i in range(len(arm))])
+        complete(store, identity, arms[-1])
+    metrics, rows = {"support": {metric: bounds}}, {"support/test": identities[1].digest}
+    stores.save_run(store, make_run("bad", [], rows=rows, metrics=metrics))
     return arms
 
 
@@ -137,10 +128,8 @@ def test_a_mean_delta_counts_failed_answers_as_a_comparison_does(store, metric):
 
 def test_failed_answers_without_a_worst_value_or_of_several_parts_have_no_delta(store):
     store_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [None, 0.25])
-    found = stores.query(
-        store, "SELECT delta, failed FROM deltas WHERE run_id = 'bad' ORDER BY example_id"
-    ).rows
-    assert found == [(None, "run"), (-0.25, "")]
+    query = "SELECT delta, failed FROM deltas WHERE run_id = 'bad' ORDER BY example_id"
+    assert stores.query(store, query).rows == [(None, "run"), (-0.25, "")]
 
     several = replace(BASE, task_version="several")
     complete(store, several, [row(0, parts={"f1": (1.0, 0.0)}), row(1, parts={"f1": (1.0, 0.0)})])
@@ -175,9 +164,8 @@ def test_a_training_and_each_trial_of_its_search_stand_in_their_tables(store):
     whole = {"params": {"r": 2}, "validation": 0.5, "chosen": True, "fit_key": "a", "wall_s": 2.0}
     pruned = {"params": {"r": 4}, "validation": 0.1, "pruned_at": 6, "points": [[6, 0.1]], "fit_key": "b"}
     stores.save_run(store, make_run("found", [], training={"wall_s": 3.0, "sweep": [whole, pruned]}))
-    assert stores.query(store, "SELECT run_id, wall_s FROM training WHERE wall_s IS NOT NULL").rows == [
-        ("found", 3.0)
-    ]
+    query = "SELECT run_id, wall_s FROM training WHERE wall_s IS NOT NULL"
+    assert stores.query(store, query).rows == [("found", 3.0)]
     asked = "SELECT trial, params->>'r', validation, pruned_at, chosen, fit_key FROM trials ORDER BY trial"
     assert stores.query(store, asked).rows == [(1, "2", 0.5, None, True, "a"), (2, "4", 0.1, 6, False, "b")]
 
@@ -192,44 +180,26 @@ def test_a_decisions_inputs_are_those_of_its_last_comparison(store):
 
 
 def test_an_improvement_is_above_0_where_a_lower_score_is_better(store):
-    wer = MetricRange(higher_is_better=False, low=0.0, high=None)
-    old, new = (replace(BASE, task_version="wer", weights_digest=w) for w in ("b", "weights of wer"))
-    for identity, score in ((old, 0.5), (new, 0.2)):
-        complete(store, identity, [row(i, parts={"wer": (score,)}) for i in range(2)])
-    stores.save_run(
-        store, make_run("wer", [], rows={"support/test": new.digest}, metrics={"support": {"wer": wer}})
-    )
-    query = "SELECT DISTINCT delta, improvement, higher_is_better, scale FROM deltas WHERE run_id = 'wer'"
+    store_with_errors(store, "wer", MetricRange(False, 0.0, None), [0.5, 0.5], [0.2, 0.2])
+    query = "SELECT DISTINCT delta, improvement, higher_is_better, scale FROM deltas WHERE run_id = 'bad'"
     assert stores.query(store, query).rows == [(pytest.approx(-0.3), pytest.approx(0.3), False, 1.0)]
-    assert stores.query(store, "SELECT DISTINCT higher_is_better FROM scores WHERE run_id = 'wer'").rows == [
-        (False,)
-    ]
+    assert column(store, "SELECT DISTINCT higher_is_better FROM scores WHERE run_id = 'bad'") == [False]
     lost = stores.query(store, QUERIES[0]).rows
     assert [name for _, _, name, _ in lost] == ["exact_match"]
 
 
 def test_the_gain_of_a_decision_has_the_direction_of_its_metric(store):
-    facts = [
-        {
-            "run_id": name,
-            "name": name,
-            "seed": 0,
-            "vs_untrained": {"delta": gain, "low": gain - 0.3, "high": gain + 0.4},
-        }
-        for name, gain in (("lora", -0.1), ("dpo", 0.2))
-    ]
-    decision = DecisionRecord(
-        "desk", "wer", "lora", "Ship it.", facts, "0.1.0", "2025-01-01", higher_is_better=False, scale=1.0
-    )
-    stores.save_decision(store, decision)
-    assert [(row[0], float(row[4])) for row in stores.query(store, QUERIES[2]).rows] == [
-        ("lora", 0.1),
-        ("dpo", -0.2),
-    ]
-    ends = stores.query(
-        store, "SELECT gain_low, gain_high FROM decision_inputs WHERE candidate = 'lora'"
-    ).rows
-    assert ends == [(pytest.approx(-0.3), pytest.approx(0.4))]
+    gains = {
+        "lora": {"delta": -0.1, "low": -0.4, "high": 0.3},
+        "dpo": {"delta": 0.2, "low": -0.1, "high": 0.6},
+    }
+    facts = [{"run_id": name, "name": name, "seed": 0, "vs_untrained": gain} for name, gain in gains.items()]
+    given = ("desk", "wer", "lora", "Ship it.", facts, "0.1.0", "2025-01-01")
+    stores.save_decision(store, DecisionRecord(*given, higher_is_better=False, scale=1.0))
+    found = [(row[0], float(row[4])) for row in stores.query(store, QUERIES[2]).rows]
+    assert found == [("lora", 0.1), ("dpo", -0.2)]
+    query = "SELECT gain_low, gain_high FROM decision_inputs WHERE candidate = 'lora'"
+    assert stores.query(store, query).rows == [(pytest.approx(-0.3), pytest.approx(0.4))]
 
 
 # Verdicts
@@ -283,12 +253,8 @@ def test_a_verdict_given_again_after_a_trial_policy_holds_again(store):
 def test_a_query_is_printed_as_a_table_json_and_csv(store):
     query = "SELECT run_id, trained FROM runs ORDER BY run_id"
     table = sql(query, "--runs", store.folder).stdout.splitlines()
-    assert [line.split() for line in table] == [
-        ["run_id", "trained"],
-        ["dpo", "True"],
-        ["lora", "True"],
-        ["prompt", "False"],
-    ]
+    cells = [line.split() for line in table]
+    assert cells == [["run_id", "trained"], ["dpo", "True"], ["lora", "True"], ["prompt", "False"]]
     plain = json.loads(sql(query, "--runs", store.folder, "--json").stdout)
     assert plain[0] == {"run_id": "dpo", "trained": True}
     lines = sql(query, "--runs", store.folder, "--csv").stdout.splitlines()
@@ -322,20 +288,11 @@ OUTSIDE = [
     *(f"FROM {reader}('{{file}}')" for reader in (*READERS, "read_parquet", "parquet_metadata")),
     *("FROM '{file}'", "FROM '{file}.parquet'", "FROM read_text('{runs}/rows/../../safe.csv')"),
     *("FROM read_text('{runs}/harness.duckdb')", "FROM read_csv('http://127.0.0.1:9/x.csv')"),
-    *(
-        "FROM frame_of_python",
-        "FROM glob('/etc/*')",
-        "FROM duckdb_secrets()",
-        "FROM query('FROM ''{file}''')",
-    ),
+    "FROM frame_of_python", "FROM glob('/etc/*')", "FROM duckdb_secrets()", "FROM query('FROM ''{file}''')",
     "FROM enable_logging(storage='file', storage_path='{file}.log')",
-    "FROM enable_profiling(save_location='{file}.log')",
-    "COPY (SELECT 1) TO '{file}.log'",
-    "ATTACH '{file}.log'",
-    "INSTALL httpfs",
-    "LOAD httpfs",
-    "SET enable_external_access = true",
-]
+    "FROM enable_profiling(save_location='{file}.log')", "COPY (SELECT 1) TO '{file}.log'", "ATTACH '{file}.log'",
+    "INSTALL httpfs", "LOAD httpfs", "SET enable_external_access = true",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("form", ["--csv", "frames"])

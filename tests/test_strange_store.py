@@ -156,15 +156,10 @@ def test_a_champion_that_names_a_path_is_refused(project, command, change):
 def test_a_name_in_an_experiment_file_is_one_of_a_file(tmp_path, command, name, place):
     names = {"experiment": "e", "task": "t", "candidate": "c"} | {place: name}
     (tmp_path / "rows.jsonl").write_text('{"prompt": "a", "reference": "b"}\n')
-    (tmp_path / "harness.yaml").write_text(
-        json.dumps(
-            {
-                "name": names["experiment"],
-                "target": {"name": names["task"], "data": {"test": "rows.jsonl"}},
-                "candidates": {names["candidate"]: {"prompting": "zero_shot"}},
-            }
-        )
-    )
+    target = {"name": names["task"], "data": {"test": "rows.jsonl"}}
+    candidates = {names["candidate"]: {"prompting": "zero_shot"}}
+    experiment = {"name": names["experiment"], "target": target, "candidates": candidates}
+    (tmp_path / "harness.yaml").write_text(json.dumps(experiment))
     code, _, said = command("compare", "--dry-run", "-c", tmp_path / "harness.yaml")
     assert (code, "expected letters, digits and the signs _ . -" in said) == (2, True)
 
@@ -211,29 +206,27 @@ def run_store(store):
     """Save a run of weights w on a base b."""
     complete(store, IDENTITY, make_rows(3))
     training = {"fit_key": "own", "stands_on": {"lost": "l"}}
-    stores.save_run(
-        store, make_run("a", [IDENTITY.digest], weights_digest="w", base_digest="b", training=training)
-    )
+    run = make_run("a", [IDENTITY.digest], weights_digest="w", base_digest="b", training=training)
+    stores.save_run(store, run)
     return store
 
 
-def test_rows_and_weights_of_no_run_are_unused(run_store):
-    complete(run_store, OTHER, make_rows(3))
-    write_fit(run_store, "own", "w")
-    write_fit(run_store, "nobody's", "n")
-    assert list_unused(run_store) == {*folders(OTHER), "weights/nobody's"}
-
-
-def test_the_trials_that_a_run_is_found_by_way_of_are_wanted_with_their_rows(run_store):
-    complete(run_store, replace(IDENTITY, weights_digest="l"), make_rows(3))
-    write_fit(run_store, "lost", "l")
-    assert list_unused(run_store) == set()
-
-
-@pytest.mark.parametrize("changes", [{"weights_digest": "b"}, {"precision": "bf16"}], ids=str)
-def test_what_a_run_is_compared_with_or_confirmed_by_is_wanted(run_store, changes):
-    complete(run_store, replace(IDENTITY, **changes), make_rows(3))
-    assert list_unused(run_store) == set()
+@pytest.mark.parametrize(
+    ("changes", "weights", "is_used"),
+    [
+        ({"weights_digest": "other"}, ("nobody's", "n"), False),
+        ({"weights_digest": "l"}, ("lost", "l"), True),  # of a trial by way of which the run is found
+        ({"weights_digest": "b"}, ("own", "w"), True),  # what it is compared with
+        ({"precision": "bf16"}, ("own", "w"), True),  # what it is confirmed by
+    ],
+)
+def test_rows_and_weights_are_unused_where_no_run_rests_on_them(run_store, changes, weights, is_used):
+    identity = replace(IDENTITY, **changes)
+    complete(run_store, identity, make_rows(3))
+    for fit_key, digest in (("own", "w"), weights):
+        write_fit(run_store, fit_key, digest)
+    unused = set() if is_used else {*folders(identity), f"weights/{weights[0]}"}
+    assert list_unused(run_store) == unused
 
 
 def test_rows_and_weights_of_a_champion_are_wanted(store):
@@ -279,9 +272,7 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
     append(store, IDENTITY, make_rows(64))
     write_fit(store, "fit.part", "w")
     assert list_unused(store) == set()
-    assert list_unused(store, unfinished=True) == {*folders(IDENTITY), "weights/fit.part"} | (
-        {".unfinished"} if (store.folder / ".unfinished").exists() else set()
-    )
+    assert list_unused(store, unfinished=True) - {".unfinished"} == {*folders(IDENTITY), "weights/fit.part"}
 
 
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
@@ -347,25 +338,21 @@ def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(tiny, s
     assert stores.list_begun(store) == []
 
 
-def measure_disk_use(store):
-    return stores.disk_use(store, stores.list_runs(store))
-
-
 def write_champion(store, run_id, **changes):
     """Write a champion's file beside the runs folder, as `promote` does."""
     champion = stores.Champion("desk", run_id, "lora", 0, "desk", "m", "w", "b", "2025", {}, {}, {})
     path = store.folder.parent / "baselines" / "champions" / "desk.json"
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(replace(champion, **changes))))
 
 
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x" * 10_000)
-    before = measure_disk_use(store)
+    before = stores.disk_use(store, stores.list_runs(store))
     assert before.weights == 10_000
     stores.remove_run(store, "b")
-    after = measure_disk_use(store)
+    after = stores.disk_use(store, stores.list_runs(store))
     files = [use.rows + use.weights + use.unfinished for use in (before, after)]
     assert before.freed["b"] == files[0] - files[1] > 10_000
 
@@ -374,22 +361,19 @@ def test_rows_and_weights_that_are_not_complete_are_named_apart(store):
     complete(store, OTHER, make_rows(3))
     append(store, IDENTITY, make_rows(64))
     stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoint-1" / "x", "x" * 500)
-    assert measure_disk_use(store).rows == size(store.rows(OTHER.digest))
-    assert measure_disk_use(store).unfinished == size(store.rows(IDENTITY.digest)) + 500
+    use = stores.disk_use(store, [])
+    assert use.rows == size(store.rows(OTHER.digest))
+    assert use.unfinished == size(store.rows(IDENTITY.digest)) + 500
 
 
-def test_the_champion_is_not_removed(store):
+def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_run_is_called(store):
     save_two_runs(store)
+    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     write_champion(store, "b")
     with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
         release.remove_run(store, "b", References())
     release.remove_run(store, "a", References())
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
-
-
-def test_rows_and_weights_of_a_champion_are_kept_whatever_the_run_is_called(store):
-    save_two_runs(store)
-    stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
     write_champion(store, "a run of another folder", **kept)
     release.remove_run(store, "b", References())

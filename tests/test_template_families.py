@@ -135,11 +135,9 @@ def test_whole_conversations_are_trained_and_asked_alike_without_a_template(tmp_
 
 def test_thoughts_that_the_prompt_begins_are_not_begun_twice(tokenizers):
     source, tokenizer = tokenizers["thoughts that the prompt begins"]
-    (row,) = tokenize(
-        [Example("row", (_USER,))], [("<think>\nhm\n</think>\n\nlate",)], True, tokenizer, source
-    )
-    whole = tokenizer.decode(row.wholes[0])
-    assert whole.endswith("assistant\n<think>\nhm\n</think>\n\nlate<|im_end|>")
+    answer = "<think>\nhm\n</think>\n\nlate"
+    (row,) = tokenize([Example("row", (_USER,))], [(answer,)], True, tokenizer, source)
+    assert tokenizer.decode(row.wholes[0]).endswith(f"assistant\n{answer}<|im_end|>")
 
 
 @pytest.mark.e2e
@@ -157,16 +155,16 @@ def test_a_base_that_begins_thoughts_learns_what_it_is_asked(tmp_path):
 
 
 ENDS = {
-    "a list in generation_config.json": ({"eos_token_id": [1, 2]}, {"eos_token_id": 3}, "<|im_end|>"),
-    "a number in generation_config.json": ({"eos_token_id": 1}, {}, "<|im_end|>"),
-    "config.json alone": (None, {"eos_token_id": 1}, "<|im_end|>"),
+    "a list in generation_config.json": ({"eos_token_id": [1, 2]}, {"eos_token_id": 3}),
+    "a number in generation_config.json": ({"eos_token_id": 1}, {}),
+    "config.json alone": (None, {"eos_token_id": 1}),
 }
 
 
 @pytest.mark.parametrize("chat", [True, False])
 @pytest.mark.parametrize("named", ENDS)
 def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_none(tmp_path, named, chat):
-    generation, config, end = ENDS[named]
+    generation, config = ENDS[named]
     base = tiny_model.copy(tiny_model.build(tmp_path / "whole"), tmp_path / "base", **config)
     forget_tokens(base, "eos_token", "bos_token", "pad_token")
     (base / "generation_config.json").unlink()
@@ -174,8 +172,7 @@ def test_an_end_that_the_model_alone_names_is_trained_where_the_tokenizer_has_no
         (base / "generation_config.json").write_text(json.dumps(generation))
     source = resolve(str(base))
     (row,) = tokenize([Example("row", (_USER,))], [("late",)], chat, load_tokenizer(source), source)
-    learnt = load_tokenizer(source).decode(row.wholes[0][row.start :])
-    assert learnt.strip() == f"late{end}"
+    assert load_tokenizer(source).decode(row.wholes[0][row.start :]).strip() == "late<|im_end|>"
 
 
 def forget_tokens(base, *names):
@@ -205,9 +202,8 @@ def test_a_tokenizer_that_ends_every_text_ends_no_prompt(tmp_path):
     tokenizer = load_tokenizer(source)
     (row,) = tokenize([Example("row", (_USER,))], [("late",)], False, tokenizer, source)
     assert tokenizer.decode(row.wholes[0]) == "<s>Where is my parcel? late<|im_end|>"
-    assert encode_all(tokenizer, [PromptText((_USER,), "", False)])[0].context == tuple(
-        row.wholes[0][: row.start]
-    )
+    (asked,) = encode_all(tokenizer, [PromptText((_USER,), "", False)])
+    assert asked.context == tuple(row.wholes[0][: row.start])
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -308,9 +304,8 @@ def base(tmp_path_factory):
     return folder
 
 
-def session_of(folder, base, *overrides, candidates=LORA):
-    path = tiny_experiment.write(folder, base, candidates)
-    return tiny_experiment.session(path, *overrides)
+def session_of(folder, base, *overrides):
+    return tiny_experiment.session(tiny_experiment.write(folder, base, LORA), *overrides)
 
 
 def refusal(folder, base, *overrides):
@@ -354,15 +349,13 @@ def test_a_named_template_begins_as_the_tokenizer_does_and_ends_turns_by_what_it
 
 def test_the_template_is_part_of_what_names_rows_and_weights(tmp_path, base):
     (tmp_path / "own.jinja").write_text(OWN)
-    digests = {
-        written: session_of(tmp_path, base, f"chat_template={written}").source.template_digest
-        for written in ("chatml", "alpaca", "own.jinja")
-    }
+    digests = {}
+    for name in ("chatml", "alpaca", "own.jinja"):
+        digests[name] = session_of(tmp_path, base, f"chat_template={name}").source.template_digest
     assert len(set(digests.values())) == 3
     (tmp_path / "own.jinja").write_text(OWN.replace("[assistant]", "[me]").replace("{{ m['role'] }}", "me"))
-    assert (
-        session_of(tmp_path, base, "chat_template=own.jinja").source.template_digest != digests["own.jinja"]
-    )
+    changed = session_of(tmp_path, base, "chat_template=own.jinja")
+    assert changed.source.template_digest != digests["own.jinja"]
 
 
 @pytest.mark.parametrize(
@@ -377,9 +370,8 @@ def test_the_template_is_part_of_what_names_rows_and_weights(tmp_path, base):
 )
 def test_a_template_that_cannot_be_used_is_refused_before_anything_is_trained(tmp_path, base, written, said):
     (tmp_path / "broken.jinja").write_text("{% for m in messages %}{{ m['content'] }}")
-    (tmp_path / "endless.jinja").write_text(
-        OWN.replace("{{ eos_token if m['role'] == 'assistant' else '' }}", "")
-    )
+    end = "{{ eos_token if m['role'] == 'assistant' else '' }}"
+    (tmp_path / "endless.jinja").write_text(OWN.replace(end, ""))
     (tmp_path / "apart.jinja").write_text(OWN.replace("[assistant] ", "Answer: "))
     assert said in refusal(tmp_path, base, f"chat_template={written}")
     assert not (tmp_path / "runs").exists()
@@ -396,10 +388,8 @@ def test_a_whole_experiment_trains_and_answers_by_the_template_and_leaves_it_wit
 
     saved = AutoTokenizer.from_pretrained(adapter)
     ours = load_tokenizer(tiny_experiment.session(path).source)
-    written = [
-        one.apply_chat_template(list(ASKED), tokenize=False, add_generation_prompt=True)
-        for one in (saved, ours)
-    ]
+    asks = {"tokenize": False, "add_generation_prompt": True}
+    written = [one.apply_chat_template(list(ASKED), **asks) for one in (saved, ours)]
     assert written[0] == written[1]
     assert written[0].endswith("### Response:\n")
     runs = tiny_experiment.runs_of(path)

@@ -1,14 +1,13 @@
 """Each trial of a sweep or search is a run: listed below that of its candidate, shown, compared and removed."""
 
 import json
-import sys
 
 import pytest
 import tiny_experiment
 from test_store import IDENTITY, OTHER, complete, make_rows, make_run
+from tiny_experiment import fact_of
 
 from harness import store as stores
-from harness.cli import main
 from harness.errors import UserError
 from harness.lifecycle import release
 from harness.records import MetricRange, Trial
@@ -29,13 +28,9 @@ def keep_trial(store, key, validation=0.5, rows=(), **known):
     outcome = {"state": "failed", "error": "it diverged"} if validation is None else {}
     trial = Trial(params={"r": len(key)}, validation=validation, fit_key=key, **known)
     run = make_run(
-        f"desk-lora-s0-trial-{key}",
-        rows,
-        weights_digest=f"weights of {key}",
-        training={"fit_key": key},
-        metrics={"task-0": {"f1": MetricRange(True, 0.0, 1.0)}},
-        **outcome,
-    )
+        f"desk-lora-s0-trial-{key}", rows, weights_digest=f"weights of {key}", training={"fit_key": key},
+        metrics={"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}, **outcome,
+    )  # fmt: skip
     stores.write_whole(store, store.weights(key) / "adapter.bin", "x" * 10_000)
     found = TrialRun(run, trial, "f1")
     stores.save_trial(store, found)
@@ -46,11 +41,8 @@ def save_chosen(store, run_id, *trials, **changes):
     """Save the run of a candidate whose weights were chosen among trials: those of the first."""
     first = trials[0]
     behind = {one.trial.fit_key: one.run.weights_digest for one in trials if one.run.state == "done"}
-    training = {
-        "fit_key": first.trial.fit_key,
-        "stands_on": behind,
-        "sweep": [one.to_plain()["trial"] for one in trials],
-    }
+    sweep = [one.to_plain()["trial"] for one in trials]
+    training = {"fit_key": first.trial.fit_key, "stands_on": behind, "sweep": sweep}
     changes = {"weights_digest": first.run.weights_digest, "training": training} | changes
     stores.save_run(store, make_run(run_id, [], **changes))
 
@@ -63,24 +55,13 @@ def weights(store):
     return {path.name for path in (store.folder / "weights").iterdir()}
 
 
-def print_runs(store, capsys, monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["harness", "runs", "list", "--runs", str(store.folder), *words])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert not ended.value.code
-    return capsys.readouterr().out
-
-
-def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, capsys, monkeypatch):
+def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, command):
     first, other = keep_trial(store, "aa"), keep_trial(store, "bbb", 0.25, pruned_at=12)
     lost, failed = keep_trial(store, "cccc"), keep_trial(store, "ddddd", None)
     save_chosen(store, "desk-lora-s0-1", first, other, failed)
-    lines = print_runs(store, capsys, monkeypatch).splitlines()
-    assert [line.partition(": ")[0] for line in lines] == [
-        "desk-lora-s0-1",
-        *(f"  {one.run.run_id}" for one in (first, other, failed)),
-        lost.run.run_id,
-    ]
+    lines = command("runs", "list", "--runs", store.folder, check=0).stdout.splitlines()
+    trials = [f"  {one.run.run_id}" for one in (first, other, failed)]
+    assert [line.partition(": ")[0] for line in lines] == ["desk-lora-s0-1", *trials, lost.run.run_id]
     said = [line.partition(": ")[2] for line in lines]
     assert said[1:4] == [
         "trial of lora, r 2: f1 50.0 % on validation, chosen",
@@ -91,20 +72,20 @@ def test_trials_are_listed_below_their_run_and_those_of_none_at_the_end(store, c
     assert said[4].endswith(", 10 kB")
 
 
-def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(
-    store, capsys, monkeypatch
-):
+def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_among_it(store, command):
     first, pruned = keep_trial(store, "aa"), keep_trial(store, "bbb", 0.25, pruned_at=12)
     keep_trial(store, "cccc", None)
     save_chosen(store, "desk-lora-s0-1", first, pruned)
-    facts = json.loads(print_runs(store, capsys, monkeypatch, "--json"))
+    facts = json.loads(command("runs", "list", "--runs", store.folder, "--json", check=0).stdout)
     known = {name.rpartition("-")[2]: (of["state"], of.get("trial_of")) for name, of in facts.items()}
-    assert known == {
+    chosen = "desk-lora-s0-1"
+    expected = {
         "1": ("done", None),
-        "aa": ("done", "desk-lora-s0-1"),
-        "bbb": ("pruned", "desk-lora-s0-1"),
+        "aa": ("done", chosen),
+        "bbb": ("pruned", chosen),
         "cccc": ("failed", ""),
     }
+    assert known == expected
     assert facts[pruned.run.run_id]["params"] == {"r": 3}
 
 
@@ -172,10 +153,8 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
     left = keep_trial(store, "bbb")
     stores.write_whole(store, store.weights("bbb") / "fit.json", json.dumps({"digest": "weights of bbb"}))
     removed = release.remove_unreferenced(store, References()).removable
-    assert {str(one.path.relative_to(store.folder)) for one in removed} == {
-        "weights/bbb",
-        f"trials/{left.run.run_id}.json",
-    }
+    paths = {str(one.path.relative_to(store.folder)) for one in removed}
+    assert paths == {"weights/bbb", f"trials/{left.run.run_id}.json"}
     assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
 
 
@@ -185,18 +164,22 @@ def test_while_work_is_unfinished_its_trials_are_not_unused(store):
     assert release.list_unreferenced(store, References()).removable == ()
 
 
-def keep_prompt_trial(store, system, rows=()):
-    trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
-    metrics = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}
-    run = make_run(f"desk-best-s0-trial-{system}", rows, weights_digest="the base", metrics=metrics)
-    stores.save_trial(store, found := TrialRun(run, trial, "f1"))
-    return found
+def keep_prompt_trials(store, **rows):
+    """Keep trials of system messages, each with its rows, and the run that was chosen among them."""
+    metrics, made = {"task-0": {"f1": MetricRange(True, 0.0, 1.0)}}, []
+    for system, digests in rows.items():
+        trial = Trial(params={"system": system}, validation=0.5, asked=f"asked {system}")
+        run_id = f"desk-best-s0-trial-{system}"
+        run = make_run(run_id, digests, weights_digest="the base", metrics=metrics)
+        made.append(TrialRun(run, trial, "f1"))
+        stores.save_trial(store, made[-1])
+    sweep = {"sweep": [one.to_plain()["trial"] for one in made]}
+    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
+    return made
 
 
 def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_among_it(store):
-    trials = [keep_prompt_trial(store, "brief"), keep_prompt_trial(store, "kind")]
-    sweep = {"sweep": [one.to_plain()["trial"] for one in trials]}
-    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
+    trials = keep_prompt_trials(store, brief=[], kind=[])
     (run,) = stores.list_runs(store)
     assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
     assert stores.list_unneeded_trials(store, [run]) == []
@@ -209,49 +192,36 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
 def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(store):
     complete(store, IDENTITY, make_rows(40))
     complete(store, OTHER, make_rows(40))
-    chosen = keep_prompt_trial(store, "brief", [IDENTITY.digest])
-    sweep = {"sweep": [chosen.to_plain()["trial"]]}
-    stores.save_run(store, make_run("desk-best-s0-1", [], weights_digest="the base", training=sweep))
+    keep_prompt_trials(store, brief=[IDENTITY.digest])
     found = release.list_unreferenced(store, References())
     assert [one.path.name for one in found.removable] == [OTHER.digest]
 
 
 @pytest.mark.e2e
 def test_the_trials_of_a_sweep_are_runs_that_can_be_listed_shown_compared_and_removed(
-    own_cache, tiny, tmp_path, monkeypatch, capsys
+    tiny, tmp_path, harness
 ):
     path = tiny_experiment.write(tmp_path, tiny, SWEPT)
     report = tiny_experiment.run(path)
     store = Store(tmp_path / "runs")
     trials = stores.list_trials(store)
     assert sorted(one.state for one in trials) == ["done", "done", "failed", "failed"]
-    sweep = next(fact for fact in report.facts if fact.name == "swept").training.sweep
-    assert {one.trial.fit_key: one.trial.validation for one in trials} == {
-        one.fit_key: one.validation for one in sweep
-    }
-    monkeypatch.chdir(tmp_path)
-
-    def run_command(*words):
-        monkeypatch.setattr(sys, "argv", ["harness", "runs", *words])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return ended.value.code or 0, capsys.readouterr().out
-
-    lines = run_command("list")[1].splitlines()
+    sweep = fact_of(report, "swept").training.sweep
+    kept = {one.trial.fit_key: one.trial.validation for one in trials}
+    assert kept == {one.fit_key: one.validation for one in sweep}
+    lines = harness("runs", "list").stdout.splitlines()
     assert len(lines) == 6
     assert sum(line.startswith("  tiny-swept-s0-trial-") for line in lines) == 4
     assert sum("not a number" in line for line in lines) == 2
     done = [one.run.run_id for one in trials if one.state == "done"]
-    assert "learning_rate: 0.02" in run_command("show", done[1])[1] + run_command("show", done[0])[1]
-    assert "learning_rate" in run_command("diff", *done)[1]
-    assert run_command("rm", done[0])[0] == 2
-    code, _ = run_command("rm", tiny_experiment.runs_of(path)["swept"].run_id)
-    assert (code, stores.list_trials(store)) == (0, [])
+    assert "learning_rate: 0.02" in "".join(harness("runs", "show", run_id).stdout for run_id in done)
+    assert "learning_rate" in harness("runs", "diff", *done).stdout
+    harness("runs", "rm", done[0], check=2)
+    harness("runs", "rm", tiny_experiment.runs_of(path)["swept"].run_id, check=0)
+    assert stores.list_trials(store) == []
     assert list((store.folder / "weights").iterdir()) == []
     again = tiny_experiment.run(path)
-    assert [t.validation for t in next(f for f in again.facts if f.name == "swept").training.sweep] == [
-        one.validation for one in sweep
-    ]
+    assert [t.validation for t in fact_of(again, "swept").training.sweep] == [t.validation for t in sweep]
 
 
 @pytest.mark.e2e
