@@ -24,7 +24,6 @@ from harness import config, experiment, plugins
 from harness.analysis.halves import split
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.stored_rows import fold_sessions
 from harness.experiment.training_fit import folder_of
 from harness.lifecycle import rescue
 from harness.models.hub import ModelSource
@@ -176,7 +175,7 @@ def open_world(path: Path, versions: dict[str, Version], overrides=(), scope: Sc
     for name in loaded.selected:
         candidate = session.candidates[name]
         if candidate.source.method == "lora":
-            for part, seed in product((session, *fold_sessions(session)), candidate.seeds):
+            for part, seed in product((session, *session.in_folds()), candidate.seeds):
                 lay_down(part, candidate, AS_IT_IS, seed)
     found = experiment.run_all(session, loaded, scope if scope.fewer else None)
     return World(path, session, loaded, found, host)

@@ -238,7 +238,7 @@ def test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time(cop
     session = tiny_experiment.session(copy)
     run = store.get_run(session.store, champion.run_id)
     weights = ensure_weights(session, session.candidates["lora"], 0)
-    verify_weights(session, weights, run)
+    verify_weights(session.store, session.source, weights, run)
     file = tmp_path / "base" / "tokenizer.json" if which == "base" else weights.folder / "adapter" / which
     if which == "added":
         file.write_text("{}")
@@ -247,7 +247,7 @@ def test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time(cop
         file.write_bytes(content[:-2] + bytes([content[-2] ^ 1]) + content[-1:])
         os.utime(file, ns=(then.st_atime_ns, then.st_mtime_ns))
     with pytest.raises(UserError) as refused:
-        verify_weights(session, weights, run)
+        verify_weights(session.store, session.source, weights, run)
     assert str(file) in str(refused.value)
 
 

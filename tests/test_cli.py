@@ -24,7 +24,7 @@ from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
 from harness.config.overrides import CommandLine
-from harness.experiment import Estimates, estimate_seconds
+from harness.experiment import Estimates
 from harness.formatting import seconds
 from harness.models.hardware import Memory
 from harness.report import ExperimentReport
@@ -142,7 +142,7 @@ def test_the_rows_of_a_dry_run_add_up_to_its_last_one(own_cache, tiny, tmp_path)
     file = ExperimentFile(config=tiny_experiment.write(tmp_path, tiny))
     session, loaded = file.open_session(dry_run=True)
     work = Estimates(session).work(loaded.selected)
-    plan = estimate_seconds(session, work)
+    plan = Estimates(session).seconds(work)
     *rows, total = plan_section(session, work, plan, Estimates(session).costs(loaded.selected, room)).rows
     assert [row[0] for row in rows] == list(work)
     for column in (1, 2, 3):

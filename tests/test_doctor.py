@@ -26,7 +26,6 @@ from harness.experiment import (
     Estimates,
     Scope,
     describe_stored,
-    estimate_seconds,
     first_line,
     look_up,
     prepare_session,
@@ -285,7 +284,7 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     whole, work = (Estimates(session).work(loaded.selected, found=found) for found in (None, stored))
     assert set(work) == missing
     assert bool(sum(one.trained for one in work.values())) is trains
-    whole_s, missing_s = (sum(estimate_seconds(session, of).values()) for of in (whole, work))
+    whole_s, missing_s = (sum(Estimates(session).seconds(of).values()) for of in (whole, work))
     n_done = 6 - len(missing - {ARM})
     said = describe_stored(session.unknown_bases(), stored, missing_s)
     rest = f"; the others take about {seconds(missing_s)}" if n_done else ""

@@ -576,7 +576,7 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     of_facts = (TaskNoise("facts", 6, {"layout": 3}, None),)
     measured = replace(measurement(0, 1, precision="fp32"), base_digest=run.base_digest, tasks=of_facts)
     store.save_noise(session.store, measured)
-    found = measure_run(study_session(session, Reader(session)), run)
+    found = measure_run(study_session(session, Reader(session.store, session.tasks)), run)
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 

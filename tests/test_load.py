@@ -258,9 +258,12 @@ def test_the_time_in_a_batch_is_of_undisturbed_blocks_and_measured_again_without
     weights, test = weights_and_test(session, run)
     times = mark_blocks(session, run, contended=False)
     with open_weights(session, weights) as model:
-        assert batch_time(session, model, test) == (pytest.approx(sum(times) / len(times)), False)
+        assert batch_time(session.store, session.machine.device, model, test) == (
+            pytest.approx(sum(times) / len(times)),
+            False,
+        )
         mark_blocks(session, run, contended=True)
-        again = batch_time(session, model, test)
+        again = batch_time(session.store, session.machine.device, model, test)
     assert again.compute_s > 0
     assert again.compute_s != pytest.approx(sum(times) / len(times), rel=1e-9)
 
@@ -274,7 +277,9 @@ def test_a_block_that_takes_next_to_no_time_is_asked_again_until_enough_is_measu
     mark_blocks(session, run, contended=True)
     reads = (Load(took_s * i, took_s * i, 0.0) for i in count())
     with open_weights(session, weights) as model:
-        assert not batch_time(session, model, test, read=lambda: next(reads)).contended
+        assert not batch_time(
+            session.store, session.machine.device, model, test, read=lambda: next(reads)
+        ).contended
     # One reading before, one behind each block, and one for what others took of the processors.
     assert next(reads).wall_s == pytest.approx((1 + n_asked + 1) * took_s)
 

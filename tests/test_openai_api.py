@@ -17,7 +17,7 @@ from tiny_model import CHOICES, QUESTIONS
 from harness import config, report
 from harness.analysis.comparison import check_comparable
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
-from harness.experiment import Estimates, Scope, compare, estimate_seconds, load_study, prepare_session
+from harness.experiment import Estimates, Scope, compare, load_study, prepare_session
 from harness.experiment.preflight import examine
 from harness.lifecycle import release
 from harness.lifecycle.rescue import find_case
@@ -487,8 +487,8 @@ def test_an_endpoint_is_not_rescued_and_takes_no_time_or_memory_of_this_machine(
     session = prepare_session(loaded, Scope(), SilentProgress())
     work = Estimates(session).work(loaded.selected)
     assert work["served"].read > 0
-    assert "served" not in estimate_seconds(session, work)
-    assert "prompt" in estimate_seconds(session, work)
+    assert "served" not in Estimates(session).seconds(work)
+    assert "prompt" in Estimates(session).seconds(work)
 
 
 @pytest.mark.e2e

@@ -314,7 +314,7 @@ def test_a_cross_encoder_chooses_among_what_the_retriever_puts_first(reranker):
 def digest_prompts(prompting, train=()):
     items = SimpleNamespace(train=train, validation=(), test=(), documents=DOCUMENTS)
     target = SimpleNamespace(task=TASK, versions={"train": "v"}, items=items)
-    return prompting_digest(SimpleNamespace(target=target), Recipe(prompting=prompting), 0)
+    return prompting_digest(target, Recipe(prompting=prompting), 0)
 
 
 @pytest.mark.parametrize("part", ["rerank", "model"])

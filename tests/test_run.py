@@ -197,9 +197,9 @@ def test_prompts_depend_on_the_rows_documents_and_seed_that_they_show(path):
     documents = (Document("d", "Lamps", "A lamp is a lamp."),)
     items = replace(made.target.items, documents=documents)
     told = replace(made, target=made.target._replace(items=items))
-    assert prompting_digest(made, found, 0) != prompting_digest(told, found, 0)
-    assert prompting_digest(made, shots, 0) != prompting_digest(made, shots, 1)
-    assert prompting_digest(made, plain, 0) == prompting_digest(told, plain, 1)
+    assert prompting_digest(made.target, found, 0) != prompting_digest(told.target, found, 0)
+    assert prompting_digest(made.target, shots, 0) != prompting_digest(made.target, shots, 1)
+    assert prompting_digest(made.target, plain, 0) == prompting_digest(told.target, plain, 1)
 
 
 def test_another_system_message_of_a_task_is_another_task(path):

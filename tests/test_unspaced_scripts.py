@@ -126,8 +126,8 @@ def test_how_words_are_cut_is_part_of_an_identity_only_where_texts_have_no_blank
     def digest_prompts(documents, *questions, split="test"):
         items = SimpleNamespace(**{"train": (), "validation": (), "test": (), split: questions})
         items.documents = documents
-        session = SimpleNamespace(target=SimpleNamespace(versions={"train": "v"}, items=items))
-        return prompting_digest(session, Recipe(prompting={"rag": {}}), 0)
+        target = SimpleNamespace(versions={"train": "v"}, items=items)
+        return prompting_digest(target, Recipe(prompting={"rag": {}}), 0)
 
     def digest_plainly(documents):
         version = plugins.version("prompting", "rag")

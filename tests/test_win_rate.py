@@ -278,7 +278,7 @@ def test_the_trial_of_a_rescue_is_judged_on_the_spot_beside_its_reference(desk):
     assert judge.asked == []
     session = tiny_experiment.session(path)
     runs = tiny_experiment.runs_of(path)
-    reader = Reader(session)
+    reader = Reader(session.store, session.tasks)
     assert judge_pairs(session, reader, [runs["mine"]], runs["base"]) == []
     found = wins_of(study_session(session, reader), runs["mine"], runs["base"])
     assert len(judge.asked) >= 2 * len(wins_items(path))

@@ -121,7 +121,7 @@ def compare(
         estimates.work(loaded.selected, smoke=scope.smoke, found=found) | wanted if computes else {}
         for found in (None, stored)
     )
-    plan, missing_plan = (experiment.estimate_seconds(session, of) for of in (work, missing))
+    plan, missing_plan = (estimates.seconds(of) for of in (work, missing))
     missing_s = sum(missing_plan.values())
     warnings = experiment.warnings_before(session.experiment, session.suites)
     if strict and warnings:
@@ -173,7 +173,7 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
         *session.target.items.notes,
         *experiment.describe_training_rows(session, selected),
         *experiment.describe_prompting(session, selected),
-        *experiment.describe_unspoken(session),
+        *experiment.describe_unspoken(session.target, session.suites),
         *experiment.recipe_warnings(session, selected),
         *experiment.idle_workers(session.experiment.execution),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused
@@ -222,13 +222,13 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one candidate, or find its weights."""
+    from harness import store
     from harness.experiment import describe_rewards, ensure_weights
-    from harness.experiment.run_candidate import begin
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
     candidates, seed = session.candidates, session.first_seed
     for name in loaded.selected:
-        begin(session, name, seed)
+        store.begin(session.store, session.name_begun(name, seed))
     made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
     print_value(
         {
@@ -277,11 +277,12 @@ def _print_plan(
 ) -> None:
     """Print what each candidate trains, reads and generates, its time, price and memory; the sums last."""
     from harness.evaluation.grade_costs import plan_grades, plan_pairs
-    from harness.experiment import judge_of_pairs
     from harness.report import ResultDocument, to_plain
 
-    names, pairs_judge = [cost.candidate for cost in costs], judge_of_pairs(session)
-    grades = [*plan_grades(session, names), *(plan_pairs(session, pairs_judge, names) if pairs_judge else ())]
+    names, pairs_judge = [cost.candidate for cost in costs], session.judge_of_pairs
+    grades = [*plan_grades(session, names)]
+    if pairs_judge:
+        grades += plan_pairs(session.target, pairs_judge, [session.candidates[name] for name in names])
     if as_json:
         alone = {cost.candidate: to_plain(cost) for cost in costs}
         times = {name: round(plan[name], 1) if name in plan else None for name in work}

@@ -153,7 +153,7 @@ def _evaluate_candidate(candidate: str, at: ExperimentFile, as_json: bool) -> No
     out = {}
     for name in loaded.selected:
         run = make_run(session, session.candidates[name], session.first_seed)
-        out[name] = Reader(session).scores(run)
+        out[name] = Reader(session.store, session.tasks).scores(run)
     print_scores(out, as_json)
 
 

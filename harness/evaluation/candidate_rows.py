@@ -12,7 +12,7 @@ here.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import ceil
 
@@ -24,35 +24,15 @@ from harness.data.edit.row_files import OutputNames, is_taught, n_rows_of, payme
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
 from harness.data.training_rows import describe_source, load_training_rows, shown_paths
-from harness.errors import CandidateFailed, Problem, UserError, refuse
+from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs, lm_eval
-from harness.evaluation.candidates import ResolvedCandidate, add_lineage
+from harness.evaluation.candidates import ResolvedCandidate, add_lineage, digest_training_rows
 from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
 from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
 from harness.regularizers import Answered, MixContext, Mixture
 from harness.spec import Experiment, Fields, Recipe, Task
-
-
-def digest_training_rows(recipe: Recipe) -> str:
-    """Digest a recipe's settings for training rows; empty if it uses the target's."""
-    if not (recipe.train or recipe.mix):
-        return ""
-    mix = recipe.mix.model_dump(mode="json") if recipe.mix else None
-    return digest([plugins.method(recipe.method).draws_from, recipe.train, mix])
-
-
-def training_data(session: Session, recipe: Recipe) -> MeasuredTask:
-    """Return the target with the rows that a recipe trains on.
-
-    Raises:
-        CandidateFailed: the recipe is not a candidate of the file, so its rows were not read.
-    """
-    key = digest_training_rows(recipe)
-    if key and key not in session.training:
-        raise CandidateFailed("its training rows were not read", "name its train: or mix: in harness.yaml")
-    return session.training[key] if key else session.target
 
 
 def read_training_rows(
@@ -126,8 +106,8 @@ def describe_training_rows(session: Session, selected: Iterable[str]) -> list[st
         recipe = candidate.source
         if name != candidate.source_name or not digest_training_rows(recipe):
             continue
-        notes = training_data(session, recipe).items.notes
-        for note in (f"trains on {describe_rows(session, recipe)}", *notes):
+        rows = session.training_data(recipe)
+        for note in (f"trains on {describe_rows(rows, recipe)}", *rows.items.notes):
             names_by_note.setdefault(note, []).append(name)
     if session.folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
         note = "made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"
@@ -135,15 +115,15 @@ def describe_training_rows(session: Session, selected: Iterable[str]) -> list[st
     return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]
 
 
-def describe_rows(session: Session, recipe: Recipe) -> str:
-    """Name the files and the number of training rows; for a mixture the shares drawn.
+def describe_rows(measured: MeasuredTask, recipe: Recipe) -> str:
+    """Name the files and the number of a recipe's training rows; for a mixture the shares drawn.
 
     Empty for the target's rows.
     """
     if not digest_training_rows(recipe):
         return ""
     part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
-    rows = training_data(session, recipe).items.list_sourced(part)
+    rows = measured.items.list_sourced(part)
     source = describe_source(recipe)
     if recipe.mix:
         drawn = Counter(file_of(row.where) for row in rows)
@@ -152,57 +132,53 @@ def describe_rows(session: Session, recipe: Recipe) -> str:
     return f"{source}: {count(len(rows))} {kind}"
 
 
-def rows_cost_usd(session: Session, candidate: ResolvedCandidate) -> float:
+def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe], MeasuredTask]) -> float:
     """Add up what a teacher was paid in USD for the rows of a candidate and of its lineage.
 
     Files made from the same rows cost once; a mixture costs the share of a file's rows that it drew.
+    `training_data` returns the rows that a recipe trains on.
 
     Raises:
         UserError: the manifest of a file cannot be read.
     """
     used: dict[tuple[str, float], None] = {}
     for recipe in candidate.lineage.values():
-        for file in row_files(session, recipe):
+        measured = training_data(recipe)
+        for file in row_files(measured.task, recipe):
             share = 1.0
             if recipe.mix and (n := n_rows_of(file)):
                 part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
-                places = {row.where for row in training_data(session, recipe).items.list_sourced(part)}
+                places = {row.where for row in measured.items.list_sourced(part)}
                 share = sum(file_of(where) == display_path(file) for where in places) / n
             used[file, share] = None
     return total_usd(payment for file, share in used for payment in take_share(payments_for(file), share))
 
 
-def n_rows(session: Session, recipe: Recipe) -> int:
+def n_rows(measured: MeasuredTask, recipe: Recipe) -> int:
     """Count the labelled rows of a recipe: each once, however often a mixture drew it."""
-    rows = _label_rows(session, recipe) if recipe.train or recipe.mix else None
-    return len(training_data(session, recipe).items.train if rows is None else rows)
+    return len(_label_rows(measured) if recipe.train or recipe.mix else measured.items.train)
 
 
-def n_drawn_again(session: Session, recipe: Recipe) -> int:
-    """Count the training rows of a recipe that repeat an earlier row, drawn again by a mixture."""
-    return len(training_data(session, recipe).items.train) - n_rows(session, recipe)
-
-
-def n_taught_rows(session: Session, recipe: Recipe) -> int:
+def n_taught_rows(measured: MeasuredTask, recipe: Recipe) -> int:
     """Count the rows labelled by a teacher, according to the manifests of their files.
 
     Raises:
         UserError: the manifest of a file cannot be read.
     """
-    taught = {display_path(file) for file in row_files(session, recipe) if is_taught(file)}
-    return sum(file_of(where) in taught for where, _ in _label_rows(session, recipe)) if taught else 0
+    taught = {display_path(file) for file in row_files(measured.task, recipe) if is_taught(file)}
+    return sum(file_of(where) in taught for where, _ in _label_rows(measured)) if taught else 0
 
 
-def _label_rows(session: Session, recipe: Recipe) -> set[tuple[str, str]]:
+def _label_rows(measured: MeasuredTask) -> set[tuple[str, str]]:
     """Return place and content of the training rows; several answers of a conversation share a place."""
-    rows = training_data(session, recipe).items.list_sourced("train")
+    rows = measured.items.list_sourced("train")
     return {(row.where, digest([row.example.messages, row.example.references])) for row in rows}
 
 
-def row_files(session: Session, recipe: Recipe) -> tuple[str, ...]:
+def row_files(task: Task, recipe: Recipe) -> tuple[str, ...]:
     """List the source files of a recipe's training rows or pairs; empty if it reads none."""
     part = plugins.method(recipe.method).draws_from
-    own = session.target.task.data.source(part) if part else None
+    own = task.data.source(part) if part else None
     files = recipe.mix.paths if recipe.mix else recipe.train
     return files or ((own,) if own else ())
 
@@ -257,48 +233,43 @@ def refuse_or_note(
     return replace(own, overlap=tuple(dict.fromkeys(notes)))  # pairs may be those of the training file
 
 
-def mix_context(session: Session, source: Recipe, seed: int) -> MixContext:
-    """Return what general rows are sampled from: no item of a target or suite may be among them."""
-    own = training_data(session, source).items
-    evaluated = {session.target.task.name: (*own.test, *own.validation)}
-    evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in session.more_targets}
-    evaluated |= {m.task.name: m.items.test for m in session.suites}
-    return MixContext(len(own.train), seed, evaluated)
-
-
-def regularization_problems(session: Session, recipe: Recipe) -> Sequence[Problem]:
+def regularization_problems(recipe: Recipe, context: MixContext) -> Sequence[Problem]:
     """List the problems of the general rows of a recipe's regularisers."""
     try:
-        regularizers.mixtures(recipe.regularize, mix_context(session, recipe, session.first_seed))
+        regularizers.mixtures(recipe.regularize, context)
     except UserError as error:
         return error.problems
     return ()
 
 
-def find_shipped(session: Session, base: ModelSource, mixture: Mixture) -> Sequence[Answered]:
+def find_shipped(task: Task, base: ModelSource, mixture: Mixture) -> Sequence[Answered]:
     """Return the base's answers to a mixture's prompts that ship with the package, if all are there."""
-    if not session.target.task.chat_template:
+    if not task.chat_template:
         return ()
     return regularizers.find_shipped_answers(digest([base.weights_digest, base.template_digest]), mixture)
 
 
 def regularization_work(
-    session: Session, source: Recipe, seed: int, plain: costs.Work, n_rows: tuple[int, int]
+    recipe: Recipe,
+    context: MixContext,
+    is_shipped: Callable[[Mixture], object],
+    plain: costs.Work,
+    n_rows: tuple[int, int],
 ) -> costs.Work:
     """Estimate the extra work of regularisers in a training; `n_rows` are the rows in total and per step.
 
-    It consists of rows mixed in or read by penalties, additional passes, and the base's answers.
+    It consists of rows mixed in or read by penalties, additional passes, and the base's answers unless
+    `is_shipped`.
     """
     n_total, n_per_step = n_rows
-    base = session.sources.get(source.base_model or "", session.source)
     total = costs.Work(
-        trained=round(plain.trained * (regularizers.work_factor(source.regularize, n_per_step) - 1))
+        trained=round(plain.trained * (regularizers.work_factor(recipe.regularize, n_per_step) - 1))
     )
-    for name, mixture in regularizers.mixtures(source.regularize, mix_context(session, source, seed)).items():
+    for name, mixture in regularizers.mixtures(recipe.regularize, context).items():
         share = mixture.n / max(1, n_total)
         n_steps = ceil(plain.steps * share) if regularizers.mixes_rows(name) else 0
         total += costs.Work(trained=round(plain.trained * share), steps=n_steps)
-        if mixture.max_new_tokens and not find_shipped(session, base, mixture):
+        if mixture.max_new_tokens and not is_shipped(mixture):
             total += costs.estimate_answering(
                 mixture.rows, ranked=False, max_new_tokens=mixture.max_new_tokens
             )

@@ -22,6 +22,14 @@ from harness.training import DIGESTS, FIT, Weights, adapter_digest
 DIVERGED = "diverged.json"
 
 
+def digest_training_rows(recipe: Recipe) -> str:
+    """Digest a recipe's settings for training rows; empty if it uses the target's."""
+    if not (recipe.train or recipe.mix):
+        return ""
+    mix = recipe.mix.model_dump(mode="json") if recipe.mix else None
+    return digest([plugins.method(recipe.method).draws_from, recipe.train, mix])
+
+
 @dataclass(frozen=True, slots=True)
 class ResolvedCandidate:
     """A candidate with everything that its recipe refers to.

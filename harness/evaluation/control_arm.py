@@ -37,10 +37,9 @@ class _StoredBlock(NamedTuple):
     stored: Rows
 
 
-def origin(session: Session, control: str = "") -> Origin:
-    """Return the origin of rows that are computed now."""
-    environment = provenance.describe_environment(session.machine.name)
-    return Origin(store.keep_environment(session.store, environment), control)
+def origin(at: store.Store, device: str, control: str = "") -> Origin:
+    """Return the origin of rows that are computed now on a device of this name."""
+    return Origin(store.keep_environment(at, provenance.describe_environment(device)), control)
 
 
 def measure_once(session: Session, source: ModelSource) -> str:
@@ -56,8 +55,11 @@ def measure_once(session: Session, source: ModelSource) -> str:
 
 def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     """Let a base answer some stored blocks again, different ones each time; return the measurement's id."""
-    earlier = sum(c.base_digest == source.weights_digest for c in store.controls(session.store))
-    chosen = list(_take_next_blocks(session, source, n_blocks, earlier))
+    at = session.store
+    sets = [s for s in suite_sets(session, base_weights(source)) if n_blocks and s.is_there(at)]
+    earlier = sum(c.base_digest == source.weights_digest for c in store.controls(at))
+    seed = int(source.weights_digest, 16)
+    chosen = list(_take_next_blocks(at, sets, n_blocks, earlier, seed))
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
@@ -65,7 +67,7 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     compared = []
     for block, (repeated,) in zip(chosen, again, strict=True):
         identity, primary = block.rows.identity.digest, block.rows.measured.primary
-        block_origin = store.origins(session.store, identity).get(block.place, Origin())
+        block_origin = store.origins(at, identity).get(block.place, Origin())
         pairs = list(zip(block.stored, repeated, strict=True))
         found = ControlBlock(
             task=block.rows.measured.task.name,
@@ -85,10 +87,10 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
         created=now.isoformat(),
         base_digest=source.weights_digest,
         precision=session.machine.precision,
-        environment=origin(session).environment,
+        environment=origin(at, session.machine.name).environment,
         blocks=tuple(block for block, _ in compared),
     )
-    store.save_control(session.store, control, compared)
+    store.save_control(at, control, compared)
     return control.id
 
 
@@ -104,24 +106,24 @@ def reevaluate(
             advance(n_done, len(blocks))
 
 
-def _take_next_blocks(session: Session, source: ModelSource, n: int, earlier: int) -> Iterator[_StoredBlock]:
+def _take_next_blocks(
+    at: store.Store, sets: Sequence[RowSet], n: int, earlier: int, seed: int
+) -> Iterator[_StoredBlock]:
     """Take the next blocks, alternating generated answers and other tasks, each kind in a seeded order."""
-    sets = suite_sets(session, base_weights(source))
-    stored_sets = [s for s in sets if n and store.has_rows(session.store, s.identity, s.ids)]
-    order = np.random.default_rng(int(source.weights_digest, 16)).permutation(len(stored_sets))
+    order = np.random.default_rng(seed).permutation(len(sets))
     kinds: dict[bool, list[list[tuple[RowSet, int]]]] = {True: [], False: []}
-    for rows in (stored_sets[i] for i in order):
+    for rows in (sets[i] for i in order):
         blocks = [(rows, index) for index in range(rows.n_blocks)]
         kinds[rows.measured.task.kind == "generate"].append(blocks)
     queues = []
     for turns in map(_interleave, kinds.values()):
-        at = earlier * -(-n // 2) % len(turns) if turns else 0
-        queues.append([*turns[at:], *turns[:at]])
+        first = earlier * -(-n // 2) % len(turns) if turns else 0
+        queues.append([*turns[first:], *turns[:first]])
     # A block cut by a limit now but not then had another layout and is left out.
-    spans = ((rows, at, slice(at * BLOCK, (at + 1) * BLOCK)) for rows, at in _interleave(queues))
+    spans = ((rows, place, slice(place * BLOCK, (place + 1) * BLOCK)) for rows, place in _interleave(queues))
     read = (
-        (span, _StoredBlock(rows, at, store.read_rows(session.store, rows.identity.digest)[span]))
-        for rows, at, span in spans
+        (span, _StoredBlock(rows, place, store.read_rows(at, rows.identity.digest)[span]))
+        for rows, place, span in spans
     )
     whole = (block for span, block in read if len(block.stored) == len(block.rows.ids[span]))
     return islice(whole, n)

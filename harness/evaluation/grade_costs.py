@@ -16,12 +16,11 @@ from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Budget, Words, price_usd
 from harness.evaluation.judges import LIMITS, GradingLimit, Judge, JudgedMetric, judge_messages, orders
-from harness.evaluation.row_sets import prompting_step
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
 from harness.models import encode_all
 from harness.models.hub import chat_template, context_length, is_packed, load_tokenizer
-from harness.prompting import context_of
+from harness.prompting import Step, context_of
 from harness.records import Example, Grade, PromptText
 from harness.spec import TokenPrices
 from harness.store import list_grades, read_asked_again
@@ -144,7 +143,8 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
     n_answers = sum(len(one.seeds) * (of.samples if (of := one.recipe.decoding) else 1) for one in named)
     examples = [*target.items.validation, *target.items.test]
     shown = any(one.rubric.passages for one in target.judged.values())
-    n_passages = max((passage_tokens(session, one, examples) for one in named), default=0) if shown else 0
+    steps = [session.prompting_step(one.recipe, one.seeds[0]) for one in named] if shown else []
+    n_passages = max((passage_tokens(step, examples) for step in steps), default=0)
     yield from _plan_items(target, examples, n_answers, n_passages, n_checks=len(named))
     n_own = sum(len(one.seeds) for one in named if not one.method.keeps_base)
     for other in session.more_targets:
@@ -154,19 +154,18 @@ def plan_grades(session: Session, candidates: Sequence[str]) -> Iterator[Planned
         yield from _plan_items(suite, suite.items.test, 1 + n_own, n_checks=1 + len(named))
 
 
-def plan_pairs(session: Session, judged: JudgedMetric, candidates: Sequence[str]) -> Iterator[PlannedGrades]:
+def plan_pairs(
+    target: MeasuredTask, judged: JudgedMetric, candidates: Iterable[ResolvedCandidate]
+) -> Iterator[PlannedGrades]:
     """Yield a judge's planned comparisons of fine-tunes with the best untrained candidate."""
-    target = session.target
-    named = [session.candidates[name] for name in candidates]
-    n_tuned = sum(len(one.seeds) for one in named if one.method.tunes and not one.is_baseline)
+    n_tuned = sum(len(one.seeds) for one in candidates if one.method.tunes and not one.is_baseline)
     other = "x" * _CHARACTERS * target.task.max_new_tokens  # an answer as long as the task allows
     examples = [replace(example, references=(other,)) for example in target.items.test]
     yield from _plan_items(target._replace(judged={judged.metric: judged}), examples, n_tuned)
 
 
-def passage_tokens(session: Session, candidate: ResolvedCandidate, examples: Sequence[Example]) -> int:
-    """Estimate the tokens of the longest passages in a candidate's prompts."""
-    step = prompting_step(session, candidate.recipe, candidate.seeds[0])
+def passage_tokens(step: Step, examples: Sequence[Example]) -> int:
+    """Estimate the tokens of the longest passages in the prompts that a step makes."""
     return max((costs.tokens(context_of(step(e).prompt, e.prompt)) for e in examples), default=0)
 
 
@@ -262,7 +261,8 @@ def short_contexts(
             answers = (2 if is_pair else 1) * measured.task.max_new_tokens
             if judged.rubric.passages and measured.role == "target":
                 named = (session.candidates[name] for name in names)
-                answers += max((passage_tokens(session, one, examples) for one in named), default=0)
+                steps = (session.prompting_step(one.recipe, one.seeds[0]) for one in named)
+                answers += max((passage_tokens(step, examples) for step in steps), default=0)
             texts = list(_prompts(judged, examples, chat=bool(chat_template(source))))
             contents = ([*(turn["content"] for turn in text.messages), text.continuation] for text in texts)
             most_tokens = (sum(len(part.encode()) + _TEMPLATE for part in parts) for parts in contents)

@@ -15,7 +15,7 @@ Source: G-Eval, Liu et al. 2023, arXiv 2303.16634, section 2; Fisher's exact tes
 
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -47,13 +47,21 @@ Keep = Callable[[Sequence[Grade]], None]
 Say = Callable[[UngradedAnswer], Grade]
 
 
-def grade_answers(session: Session, answers: Sequence[UngradedAnswer]) -> None:
-    """Let one judge grade answers by one rubric; grades are stored as they arrive.
+def grade_answers(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
+    """Let judges grade answers, book by book; grades are stored as they arrive.
 
     Raises:
-        SharedFailure: the judge cannot be asked, or the rubric's budget is spent.
+        SharedFailure: a judge cannot be asked, or a rubric's budget is spent.
     """
-    distinct = list({answer.key: answer for answer in answers}.values())
+    books: dict[str, dict[str, UngradedAnswer]] = {}
+    for answer in ungraded:
+        books.setdefault(answer.judge.book, {})[answer.key] = answer
+    for answers in books.values():
+        _grade_book(session, list(answers.values()))
+
+
+def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
+    """Let one judge grade answers by one rubric."""
     judged, judge = distinct[0].judged, distinct[0].judge
     label = f"{judged.metric}: {pluralize(len(distinct), 'answer')} graded by {judge.name}"
     with session.progress.stage(label) as advance:

@@ -51,17 +51,8 @@ def score_answered(session: Session, sets: Sequence[RowSet]) -> list[RowSet]:
     lacking = rescore_stored(session, sets, ungraded)
     if not ungraded:
         return lacking
-    grade_all(session, ungraded)
+    grade_answers(session, ungraded)
     return rescore_stored(session, lacking)
-
-
-def grade_all(session: Session, ungraded: Iterable[UngradedAnswer]) -> None:
-    """Grade answers book by book."""
-    books: dict[str, list[UngradedAnswer]] = {}
-    for pending in ungraded:
-        books.setdefault(pending.judge.book, []).append(pending)
-    for answers in books.values():
-        grade_answers(session, answers)
 
 
 def grade_rows(
@@ -72,7 +63,7 @@ def grade_rows(
     scored = [score_by_grades(rows, answered, ungraded) for rows, answered in parts]
     if not ungraded:
         return scored
-    grade_all(session, ungraded)
+    grade_answers(session, ungraded)
     return [score_by_grades(rows, answered, []) for rows, answered in parts]
 
 

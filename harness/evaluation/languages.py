@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from harness.cache import memo
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask
 from harness.records import digest
 
 
@@ -61,10 +61,10 @@ def find_language(texts: Iterable[str]) -> str:
     return language if n >= _SHARE * len(read) else ""
 
 
-def describe_unspoken(session: Session) -> Iterator[str]:
+def describe_unspoken(target: MeasuredTask, suites: Iterable[MeasuredTask]) -> Iterator[str]:
     """Say that no task of the capability suites is in a language of the target, where that is known."""
-    capability = [m for m in session.suites if m.role == "capability"]
-    measured = [session.target, *capability]
+    capability = [m for m in suites if m.role == "capability"]
+    measured = [target, *capability]
     limits = [_MOST_TEXTS, _FEWEST_TEXTS, _READ, _FEWEST_LETTERS, _SHARE]
     key = digest([limits, *([m.task.name, m.versions["test"]] for m in measured)])
 
@@ -76,9 +76,9 @@ def describe_unspoken(session: Session) -> Iterator[str]:
             found.append([*dict.fromkeys(filter(None, map(find_language, texts)))])
         return found
 
-    target, *suites = memo("languages", key, find_languages)
-    spoken = dict.fromkeys(language for languages in suites for language in languages)
-    for language in [one for one in target if spoken and one not in spoken]:
+    asked, *evaluated = memo("languages", key, find_languages)
+    spoken = dict.fromkeys(language for languages in evaluated for language in languages)
+    for language in [one for one in asked if spoken and one not in spoken]:
         known = SPOKEN.get(language, Spoken(f"the language “{language}”"))
         others = " and ".join(SPOKEN.get(one, Spoken(one)).name for one in spoken)
         examples = ", ".join([*known.tasks][:3])

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 from harness import metrics, plugins, provenance, store
 from harness.config import is_judged
-from harness.data import SCORING, SPLITS, Split
+from harness.data import SCORING, SPLITS, Split, TaskItems
 from harness.evaluation import EvaluationJob, costs, wrap_prompt
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judges import GradeReader
@@ -36,7 +36,6 @@ from harness.records import (
     SampleResult,
     digest,
     is_unspaced,
-    turns_as_text,
 )
 from harness.spec import MEAN_LOGPROB, Decoding, Recipe, Role, Task, metric_name
 from harness.training import Weights
@@ -82,6 +81,10 @@ class RowSet(NamedTuple):
         """The number of blocks of `BLOCK` items, without building prompts."""
         return -(-len(self.ids) // BLOCK)
 
+    def is_there(self, at: store.Store) -> bool:
+        """Tell whether the rows are complete."""
+        return store.has_rows(at, self.identity, self.ids)
+
     def read(self, at: store.Store) -> list[SampleResult]:
         """Read the rows, which must all be stored."""
         return store.read_rows(at, self.identity.digest, len(self.ids))
@@ -124,18 +127,18 @@ class RowSet(NamedTuple):
 
 def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -> list[RowSet]:
     """List validation and test of the target, prompted as this recipe does."""
-    prompting = prompting_digest(session, recipe, seed)
-    if _has_turns(session):  # rows then contain all turns; weights do not depend on that
-        prompting = digest([prompting, "turns"])
     target, answer, drawn = session.target, recipe.answer, recipe.sampling
+    prompting = prompting_digest(target, recipe, seed)
+    if _has_turns(target.items):  # rows then contain all turns; weights do not depend on that
+        prompting = digest([prompting, "turns"])
     chooser = None
     if drawn and (made := dict(weights.choosers).get(drawn.reward_model)):
         maker = session.candidates[drawn.reward_model]
-        maker_step = cache(partial(prompting_step, session, maker.source, seed))
+        maker_step = cache(partial(session.prompting_step, maker.source, seed))
         chooser = Chooser(reward_name(drawn.reward_model), made, maker.trained_base, maker_step)
     choice = choice_name(drawn, chooser.weights.digest if chooser else "")
     settings = {"decoding": answers_digest(drawn), "choice": choice}
-    step = cache(partial(prompting_step, session, recipe, seed))
+    step = cache(partial(session.prompting_step, recipe, seed))
     return [
         RowSet(
             target,
@@ -268,65 +271,25 @@ class RunIdentity(NamedTuple):
     rows: dict[str, str]
 
 
-def run_identity(
-    session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]
-) -> RunIdentity | None:
-    """Return the identity of the run of these rows; None if rows are missing, so that there is no run."""
-    if not all(is_there(session, s) for s in sets):
-        return None
-    return RunIdentity(
-        run_id_of(session, name, seed, weights, sets), {s.name: s.identity.digest for s in sets}
-    )
+def make_failure_id(begun: str) -> str:
+    """Return the id of the run that says why a recipe failed, from its begun name."""
+    return f"{begun}-failed"
 
 
-def find_runs(session: Session, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
+def identify_run(begun: str, weights: Weights, sets: Sequence[RowSet]) -> RunIdentity:
+    """Return the identity of a run, finished or to be made, from its begun name, weights and rows."""
+    rows = {s.name: s.identity.digest for s in sets}
+    return RunIdentity(f"{begun}-{digest([rows, weights.digest])[:8]}", rows)
+
+
+def find_runs(at: store.Store, wanted: Sequence[RunIdentity | None]) -> list[Run | None]:
     """Find the stored runs; None for each that is missing."""
-    stored = store.read_written_runs(session.store, [named.run_id for named in wanted if named])
+    stored = store.read_written_runs(at, [named.run_id for named in wanted if named])
     pairs = [(named, stored.get(named.run_id)) if named else (None, None) for named in wanted]
     return [run if named and run and run.rows == named.rows else None for named, run in pairs]
 
 
-def failure(session: Session, known: Mapping[str, Run], request: RunRequest) -> Run | None:
-    """Find the failed run of the recipe's current form among the known runs."""
-    run = known.get(make_failure_id(session, request.candidate.name, request.seed))
-    return run if run and Recipe.model_validate(run.recipe) == request.candidate.recipe else None
-
-
-def is_there(session: Session, rows: RowSet) -> bool:
-    """Tell whether a row set is complete."""
-    return store.has_rows(session.store, rows.identity, rows.ids)
-
-
-def run_id_of(session: Session, name: str, seed: int, weights: Weights, sets: Sequence[RowSet]) -> str:
-    """Return the id of a finished run, from its weights and rows."""
-    rows = {s.name: s.identity.digest for s in sets}
-    return f"{name_begun_run(session, name, seed)}-{digest([rows, weights.digest])[:8]}"
-
-
-def make_failure_id(session: Session, name: str, seed: int) -> str:
-    """Return the id of the run that says why a recipe failed."""
-    return f"{name_begun_run(session, name, seed)}-failed"
-
-
-def name_begun_run(session: Session, name: str, seed: int) -> str:
-    """Return the name of a run that has begun; its result is not known yet."""
-    return f"{session.experiment.name}-{name}-s{seed}"
-
-
-def prompting_step(session: Session, recipe: Recipe, seed: int) -> Step:
-    """Return the function that turns an example of the target into this recipe's prompt."""
-    task, items = session.target.task, session.target.items
-    context = PromptingContext(task, items.train, items.documents, seed, session.dry_run)
-    prompted = compose(recipe.prompting, context)
-    system = recipe.system if recipe.system is not None else task.system
-    return lambda example: replace(
-        wrap_prompt(prompted(example), system, recipe.template),
-        earlier=turns_as_text(example.messages[:-1]),
-        plain_prompt=example.prompt,
-    )
-
-
-def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
+def prompting_digest(target: MeasuredTask, recipe: Recipe, seed: int) -> str:
     """Digest the prompt around a question, and the sources of shots and passages."""
     promptings = []
     for name, params in recipe.prompting.items():
@@ -335,13 +298,13 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
         for key in {*getattr(plugin, "MODELS", ())} & plain.keys():  # a model counts by its content
             plain[key] = plugin.source_digest(plain[key]) or plain[key]
         promptings.append((name, plugins.version("prompting", name), plain))
-    items = session.target.items
-    sources: list[Any] = [seed, session.target.versions["train"], items.documents]
+    items = target.items
+    sources: list[Any] = [seed, target.versions["train"], items.documents]
     questions = (e.question for e in chain(items.train, items.validation, items.test))
     texts = [*(f"{d.title} {d.text}" for d in items.documents), *questions]
     sources += [versions_of("words")] if is_unspaced(texts) else []
     sources += [versions_of("widths")] if has_widths(texts) else []
-    sources += ["turns"] if _has_turns(session) else []
+    sources += ["turns"] if _has_turns(items) else []
     return digest(
         [
             promptings,
@@ -353,16 +316,15 @@ def prompting_digest(session: Session, recipe: Recipe, seed: int) -> str:
     )
 
 
-def _has_turns(session: Session) -> bool:
-    items = session.target.items
+def _has_turns(items: TaskItems) -> bool:
     return any(len(example.messages) > 1 for example in chain(items.train, items.validation, items.test))
 
 
-def describe_run(session: Session, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
-    """Build the record of a run from its recipe and its outcome."""
+def describe_run(experiment: str, candidate: ResolvedCandidate, seed: int, **outcome: Any) -> Run:
+    """Build the record of a run of an experiment from its recipe and its outcome."""
     recipe, base, served = candidate.recipe, candidate.base, candidate.served_base
     return Run(
-        experiment=session.experiment.name,
+        experiment=experiment,
         candidate=candidate.name,
         method=candidate.source.method,
         prompting=" + ".join(

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from harness import provenance, store
 from harness.config import is_shipped
@@ -23,8 +23,8 @@ from harness.evaluation import EvaluationJob
 from harness.evaluation.candidates import refuse_damaged
 from harness.evaluation.control_arm import measure_once, origin
 from harness.evaluation.costs import Work
-from harness.evaluation.row_sets import RowSet, is_there, work_of
-from harness.evaluation.session import Session
+from harness.evaluation.row_sets import RowSet, work_of
+from harness.evaluation.session import MeasuredTask, Session
 from harness.models import Candidate, artefacts, classifier, common_length, openai_api
 from harness.models.deltas import apply_delta
 from harness.models.hardware import cpu_kernels, load
@@ -52,16 +52,16 @@ def fill(
     for row_set in sets:
         rows = row_set.answers
         with session.claim(rows.identity.digest):
-            if not is_there(session, rows):
+            if not rows.is_there(session.store):
                 _fill(session, candidate, rows, name, control)
-        if shared and _is_shared(session, row_set):
+        if shared and _is_shared(row_set.measured, (session.target, *session.training.values())):
             environment = provenance.describe_environment(session.machine.name)
             store.keep_base_rows(session.store, row_set.identity, environment, cpu_kernels())
 
 
 def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, control: str) -> None:
     """Compute the blocks of one set; workers' times count as disturbed by the other workers."""
-    job, block_origin = rows.job(), origin(session, control)
+    job, block_origin = rows.job(), origin(session.store, session.machine.name, control)
     done = store.list_stored_blocks(session.store, job.identity, rows.ids)
     work, times = work_of(job), []
     missing = [index for index in range(job.n_blocks) if index not in done]
@@ -86,17 +86,21 @@ def _fill(session: Session, candidate: Candidate, rows: RowSet, name: str, contr
 def find_base_rows(session: Session, sets: Iterable[RowSet]) -> list[RowSet]:
     """Fetch a base's cached rows of suites from other experiments; return the sets without cached rows."""
     environment = provenance.describe_environment(session.machine.name)
+    targets = session.target, *session.training.values()
     return [
         rows
         for rows in sets
-        if not _is_shared(session, rows)
+        if not _is_shared(rows.measured, targets)
         or not store.find_base_rows(session.store, rows.identity, rows.ids, environment, cpu_kernels())
     ]
 
 
-def _is_shared(session: Session, rows: RowSet) -> bool:
-    """Tell whether rows may be cached outside their folder: those of public suites, never of the target."""
-    m, task = rows.measured, rows.measured.task
+def _is_shared(m: MeasuredTask, targets: Iterable[MeasuredTask]) -> bool:
+    """Tell whether rows may be cached outside their folder: those of public suites, never of the target.
+
+    `targets` is the target with each candidate's training rows.
+    """
+    task = m.task
     if m.judged or m.role not in ("capability", "safety"):
         return False
     if not task.lm_eval:  # shipped rows without the user's own words
@@ -105,7 +109,7 @@ def _is_shared(session: Session, rows: RowSet) -> bool:
             return False
     held = [
         example
-        for held_items in (session.target.items, *(other.items for other in session.training.values()))
+        for held_items in (target.items for target in targets)
         for example in (*held_items.train, *held_items.validation, *held_items.test, *held_items.pairs)
     ]
     items = [*m.items.train, *m.items.test]
@@ -123,7 +127,7 @@ def open_weights(session: Session, weights: Weights) -> Iterator[Candidate]:
     """
     refuse_damaged(weights)
     start = load()
-    with OPENERS[weights.kind](session, weights) as candidate:
+    with OPENERS[weights.kind](_Opening(session, weights)) as candidate:
         session.learn_load("opened", Work(opened=1), load().since(start), candidate.engine)
         yield candidate
 
@@ -184,82 +188,88 @@ def encode_blocks(
                 ids.append(waiting.result())
 
 
-Opener = Callable[[Session, Weights], AbstractContextManager[Candidate]]
+class _Opening(NamedTuple):
+    """Weights to open, with one method for each way to open them."""
+
+    session: Session
+    weights: Weights
+
+    @property
+    def source(self) -> ModelSource:
+        return self.weights.source or self.session.source
+
+    @property
+    def folder(self) -> Path:
+        assert self.weights.folder is not None, f"weights of the kind {self.weights.kind} lie in a folder"
+        return self.weights.folder
+
+    def base(self) -> AbstractContextManager[Candidate]:
+        return nullcontext(self.session.host(self.source).base)
+
+    def model(self) -> AbstractContextManager[Candidate]:
+        """Open a model in place of the base."""
+        source = self.source._replace(path=self.folder / "model", weights_digest=self.weights.digest)
+        return nullcontext(self.session.host(source).base)
+
+    def adapter(self) -> AbstractContextManager[Candidate]:
+        """Open the base with an adapter, merged if requested."""
+        host, folder, digest = self.session.host(self.source), self.folder / "adapter", self.weights.digest
+        if self.weights.merged:
+            assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
+            return host.use_adapter(folder, digest, merged=True)
+        return host.use_adapter(folder, digest)
+
+    @contextmanager
+    def delta(self) -> Iterator[Candidate]:
+        host = self.session.host(self.source)
+        assert isinstance(host, ModelHost), "deltas are refused for other engines"
+        with apply_delta(host.model, self.folder / "delta"):
+            engine = host.base.engine.partition("/")[2]
+            yield HFCandidate(host.model, host.tokenizer, self.weights.digest, engine, host.costs)
+
+    @contextmanager
+    def endpoint(self) -> Iterator[Candidate]:
+        """Open the model behind an endpoint; prompts are written as for the base.
+
+        Raises:
+            UserError: the rows are sensitive, and the server is external.
+        """
+        settings = openai_api.settings_of(self.folder)
+        step = "a candidate that answers here or in your network, or remove sensitive_data"
+        told = (settings, "an endpoint", "decide.needs", step)
+        refuse(sensitive_problems(self.session.experiment, *told))
+        with openai_api.open_endpoint(settings, self.weights.digest, self.source) as candidate:
+            yield candidate
+
+    @contextmanager
+    def artefact(self) -> Iterator[Candidate]:
+        """Open a GGUF or ONNX file in a worker; a base in memory is unloaded for it."""
+        session, digest = self.session, self.weights.digest
+        session.unload()
+        path = artefacts.read_path(self.folder)
+        log = session.store.folder / ".artefacts" / f"{digest[:8]}-{os.getpid()}.log"
+        with artefacts.open_artefact(path, digest, self.source, log, session.gguf_command) as candidate:
+            yield candidate
+
+    def classifier(self) -> AbstractContextManager[Candidate]:
+        return nullcontext(classifier(self.folder, self.weights.digest))
+
+    def text_head(self, opens: Callable[..., Candidate]) -> AbstractContextManager[Candidate]:
+        folder = self.folder / self.weights.kind
+        return nullcontext(opens(folder, self.source, self.session.machine, self.weights.digest))
 
 
-def _open_adapter(session: Session, weights: Weights) -> AbstractContextManager[Candidate]:
-    """Open the base with an adapter, merged if requested."""
-    host, folder = session.host(_source(session, weights)), _folder(weights) / "adapter"
-    if weights.merged:
-        assert isinstance(host, ModelHost), "serve_merged is refused for other engines"
-        return host.use_adapter(folder, weights.digest, merged=True)
-    return host.use_adapter(folder, weights.digest)
-
-
-@contextmanager
-def _open_delta(session: Session, weights: Weights) -> Iterator[Candidate]:
-    host = session.host(_source(session, weights))
-    assert isinstance(host, ModelHost), "deltas are refused for other engines"
-    with apply_delta(host.model, _folder(weights) / "delta"):
-        engine = host.base.engine.partition("/")[2]
-        yield HFCandidate(host.model, host.tokenizer, weights.digest, engine, host.costs)
-
-
-@contextmanager
-def _open_endpoint(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open the model behind an endpoint; prompts are written as for the base.
-
-    Raises:
-        UserError: the rows are sensitive, and the server is external.
-    """
-    source, settings = _source(session, weights), openai_api.settings_of(_folder(weights))
-    step = "a candidate that answers here or in your network, or remove sensitive_data"
-    told = (settings, "an endpoint", "decide.needs", step)
-    refuse(sensitive_problems(session.experiment, *told))
-    with openai_api.open_endpoint(settings, weights.digest, source) as candidate:
-        yield candidate
-
-
-@contextmanager
-def _open_artefact(session: Session, weights: Weights) -> Iterator[Candidate]:
-    """Open a GGUF or ONNX file in a worker; a base in memory is unloaded for it."""
-    session.unload()
-    path = artefacts.read_path(_folder(weights))
-    log = session.store.folder / ".artefacts" / f"{weights.digest[:8]}-{os.getpid()}.log"
-    source, command = _source(session, weights), session.gguf_command
-    with artefacts.open_artefact(path, weights.digest, source, log, command) as candidate:
-        yield candidate
-
-
-OPENERS: Mapping[str, Opener] = {
-    "base": lambda session, weights: nullcontext(session.host(_source(session, weights)).base),
-    "model": lambda session, weights: nullcontext(
-        session.host(  # in place of the base
-            _source(session, weights)._replace(path=_folder(weights) / "model", weights_digest=weights.digest)
-        ).base
-    ),
-    "adapter": _open_adapter,
-    "delta": _open_delta,
-    "artefact": _open_artefact,
-    "classifier": lambda _, weights: nullcontext(classifier(_folder(weights), weights.digest)),
-    HEAD: lambda session, weights: nullcontext(_text_head(open_head, session, weights)),
-    EMBEDDING: lambda session, weights: nullcontext(_text_head(open_embedding, session, weights)),
-    **dict.fromkeys(openai_api.PROTOCOLS, _open_endpoint),
+OPENERS: Mapping[str, Callable[[_Opening], AbstractContextManager[Candidate]]] = {
+    "base": _Opening.base,
+    "model": _Opening.model,
+    "adapter": _Opening.adapter,
+    "delta": _Opening.delta,
+    "artefact": _Opening.artefact,
+    "classifier": _Opening.classifier,
+    HEAD: lambda opening: opening.text_head(open_head),
+    EMBEDDING: lambda opening: opening.text_head(open_embedding),
+    **dict.fromkeys(openai_api.PROTOCOLS, _Opening.endpoint),
 }
-
-
-def _text_head(opens: Callable[..., Candidate], session: Session, weights: Weights) -> Candidate:
-    folder = _folder(weights) / weights.kind
-    return opens(folder, _source(session, weights), session.machine, weights.digest)
-
-
-def _source(session: Session, weights: Weights) -> ModelSource:
-    return weights.source or session.source
-
-
-def _folder(weights: Weights) -> Path:
-    assert weights.folder is not None, f"weights of the kind {weights.kind} lie in a folder"
-    return weights.folder
 
 
 def sensitive_problems(

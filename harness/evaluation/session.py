@@ -16,10 +16,15 @@ from harness import provenance, store
 from harness.cache import memo
 from harness.data import SPLITS, Split, TaskItems, task_version
 from harness.errors import CandidateFailed, NotStored
-from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order
-from harness.evaluation.candidates import ResolvedCandidate, resolve, resolve_candidates
+from harness.evaluation import EvaluationJob, costs, encode_block, evaluate_block, put_in_order, wrap_prompt
+from harness.evaluation.candidates import (
+    ResolvedCandidate,
+    digest_training_rows,
+    resolve,
+    resolve_candidates,
+)
 from harness.evaluation.costs import Kind, Pace, read_pace, record_pace
-from harness.evaluation.judges import JudgedMetric
+from harness.evaluation.judges import JudgedMetric, open_judged
 from harness.metrics import Metric, load_metrics
 from harness.models import Candidate, hub, vllm
 from harness.models.hardware import Load, Machine
@@ -29,9 +34,11 @@ from harness.models.loglikelihood import ENGINES
 from harness.models.memory import release_gpu_memory
 from harness.models.two_layer_copy import find_copied_engine
 from harness.progress import Progress
+from harness.prompting import PromptingContext, Step, compose
 from harness.provenance import versions_of
-from harness.records import Example, SampleResult, digest
-from harness.spec import Experiment, Recipe, Role, Task
+from harness.records import Example, SampleResult, digest, turns_as_text
+from harness.regularizers import MixContext
+from harness.spec import PEOPLE, Experiment, Recipe, Role, Task
 from harness.store import Store
 from harness.training import Weights
 
@@ -185,6 +192,64 @@ class Session:
     def resolve(self, name: str, recipe: Recipe) -> ResolvedCandidate:
         """Resolve a recipe that is not in the file, such as that of a former champion."""
         return resolve(name, recipe, self.experiment, self.sources, self.candidates)
+
+    def name_begun(self, name: str, seed: int) -> str:
+        """Return the name of a candidate's run that has begun; its result is not known yet."""
+        return f"{self.experiment.name}-{name}-s{seed}"
+
+    def in_folds(self) -> "list[Session]":
+        """Return a session for each fold, which trains on the rows of the others and tests on its own."""
+        return [
+            replace(
+                self,
+                target=fold.target._replace(judged=self.target.judged),
+                training=fold.training,
+                folds=(),
+            )
+            for fold in self.folds
+            if fold.target.size("test")  # of a smoke run some fold may have no item
+        ]
+
+    def training_data(self, recipe: Recipe) -> MeasuredTask:
+        """Return the target with the rows that a recipe trains on.
+
+        Raises:
+            CandidateFailed: the recipe is not a candidate of the file, so its rows were not read.
+        """
+        key = digest_training_rows(recipe)
+        if key and key not in self.training:
+            raise CandidateFailed(
+                "its training rows were not read", "name its train: or mix: in harness.yaml"
+            )
+        return self.training[key] if key else self.target
+
+    def mix_context(self, recipe: Recipe, seed: int) -> MixContext:
+        """Return what general rows are sampled from: no item of a target or suite may be among them."""
+        own = self.training_data(recipe).items
+        evaluated = {self.target.task.name: (*own.test, *own.validation)}
+        evaluated |= {m.task.name: (*m.items.test, *m.items.validation) for m in self.more_targets}
+        evaluated |= {m.task.name: m.items.test for m in self.suites}
+        return MixContext(len(own.train), seed, evaluated)
+
+    def prompting_step(self, recipe: Recipe, seed: int) -> Step:
+        """Return the function that turns an example of the target into a recipe's prompt."""
+        task, items = self.target.task, self.target.items
+        context = PromptingContext(task, items.train, items.documents, seed, self.dry_run)
+        prompted = compose(recipe.prompting, context)
+        system = recipe.system if recipe.system is not None else task.system
+        return lambda example: replace(
+            wrap_prompt(prompted(example), system, recipe.template),
+            earlier=turns_as_text(example.messages[:-1]),
+            plain_prompt=example.prompt,
+        )
+
+    @property
+    def judge_of_pairs(self) -> JudgedMetric | None:
+        """The judge by whom the gate asks for a win rate; None if it asks for none, or by people."""
+        goal = self.experiment.gate.target
+        if goal.win_rate is None or goal.by == PEOPLE:
+            return None
+        return open_judged(goal.by, self.store, self.judging, self.machine)
 
     def seconds(self, work: costs.Work, source: ModelSource | None = None) -> float:
         """Estimate how long an amount of work takes here, by the pace measured so far."""

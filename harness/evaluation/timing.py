@@ -16,9 +16,8 @@ from typing import NamedTuple
 
 from harness import store
 from harness.evaluation import EvaluationJob, evaluate_block
-from harness.evaluation.costs import Work
+from harness.evaluation.costs import Kind, Work
 from harness.evaluation.row_sets import RowSet
-from harness.evaluation.session import Session
 from harness.formatting import count, seconds
 from harness.models import Candidate, openai_api
 from harness.models.hardware import MOST_WAITED, Load, ignores_load, load
@@ -91,10 +90,10 @@ def time_requests(
     return min(first, time_once(), key=lambda latency: (latency.contended, latency.p50_s))
 
 
-def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int) -> Latency:
+def request_latency(device: str, candidate: Candidate, rows: RowSet, n: int) -> Latency:
     """Time single requests to a candidate for items of a row set, from the item to the answer.
 
-    A failed request, such as one that is too long, has no time.
+    `device` is that of models here. A failed request, such as one that is too long, has no time.
     """
     job, step = rows.job(), rows.step()
     items, failed = rows.measured.examples(rows.split)[:n], set[int]()
@@ -108,7 +107,7 @@ def request_latency(session: Session, candidate: Candidate, rows: RowSet, n: int
         latency = time_requests(
             answer,
             len(items),
-            n_threads=_n_threads(session, candidate),
+            n_threads=_n_threads(device, candidate),
             over_network=openai_api.is_endpoint(candidate.engine),
         )
     answered = tuple(s for i, s in enumerate(latency.times_s) if i not in failed)
@@ -129,7 +128,7 @@ def n_timed(n_items: int, *, best: bool = False) -> int:
 
 
 def time_load(
-    session: Session, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
+    device: str, candidate: Candidate, rows: RowSet, *, generates: bool, at_once: int = AT_ONCE
 ) -> dict[str, float]:
     """Time concurrent requests including prompting, complete ones and ones that end with the first token.
 
@@ -164,7 +163,7 @@ def time_load(
     def answer_one_token(i: int) -> None:
         evaluate_block(candidate, replace(one_token, examples=(step(items[i]),)), 0)
 
-    timed = partial(time_requests, n_threads=_n_threads(session, candidate))
+    timed = partial(time_requests, n_threads=_n_threads(device, candidate))
     with merge_adapter(candidate):
         together = timed(partial(answer_all, job), 1)
         alone = timed(answer_one_token, min(_FEWEST, len(items))) if generates else None
@@ -183,8 +182,11 @@ def _first_token_figures(tokens: Latency) -> dict[str, float]:
     return {"first_token_at_once_p50_s": tokens.p50_s, "first_token_at_once_p95_s": tokens.p95_s}
 
 
+LearnLoad = Callable[[Kind, Work, Load, str], None]  # `Session.learn_load`
+
+
 @contextmanager
-def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
+def learn_requests(learn_load: LearnLoad, candidate: Candidate, n: int) -> Iterator[dict[str, float]]:
     """Learn how long single requests to a model take here, for the estimates of later commands.
 
     The block fills in the figures of their times; requests that all failed teach nothing.
@@ -192,7 +194,7 @@ def learn_requests(session: Session, candidate: Candidate, n: int) -> Iterator[d
     start, figures = load(), dict[str, float]()
     yield figures
     if "p50_s" in figures:
-        session.learn_load("requests", Work(requests=n), load().since(start), candidate.engine)
+        learn_load("requests", Work(requests=n), load().since(start), candidate.engine)
 
 
 def measure_prompting(rows: RowSet, n: int) -> float:
@@ -212,15 +214,20 @@ class BatchTime(NamedTuple):
 
 
 def batch_time(
-    session: Session, candidate: Candidate, rows: RowSet, *, read: Callable[[], Load] = load
+    at: store.Store,
+    device: str,
+    candidate: Candidate,
+    rows: RowSet,
+    *,
+    read: Callable[[], Load] = load,
 ) -> BatchTime:
     """Return the mean time of a stored request in undisturbed blocks; without any a block is repeated.
 
     A very fast block is repeated many times: otherwise a moment in which its process has to wait would
     dominate its time.
     """
-    stored = store.read_rows(session.store, rows.identity.digest)
-    origins = store.origins(session.store, rows.identity.digest)
+    stored = store.read_rows(at, rows.identity.digest)
+    origins = store.origins(at, rows.identity.digest)
     quiet = [row for row in stored if not origins.get(row.position // BLOCK, Origin()).contended]
     if quiet:
         return BatchTime(_mean_s(quiet), contended=False)
@@ -228,7 +235,7 @@ def batch_time(
     again: list[SampleResult] = []
     while not again or read().since(start).wall_s < _LEAST_S:
         again += rows.measured.evaluate(candidate, rows.job(), 0)
-    if read().since(start).is_contended(_n_threads(session, candidate)):
+    if read().since(start).is_contended(_n_threads(device, candidate)):
         return BatchTime(min(_mean_s(stored), _mean_s(again)), contended=True)
     return BatchTime(_mean_s(again), contended=False)
 
@@ -292,7 +299,7 @@ def _mean_s(rows: Iterable[SampleResult]) -> float:
     return fmean(row.compute_s for row in rows)
 
 
-def _n_threads(session: Session, candidate: Candidate) -> int:
+def _n_threads(device: str, candidate: Candidate) -> int:
     """Return how many threads compute while a candidate answers; 0 if it answers elsewhere."""
-    here = session.machine.device == "cpu" and candidate.engine.startswith("transformers")
+    here = device == "cpu" and candidate.engine.startswith("transformers")
     return 1 if here else 0

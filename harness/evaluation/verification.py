@@ -19,22 +19,24 @@ from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
 from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import Session
-from harness.models import artefacts, encode_all, hub, render_chat
+from harness.models import Candidate, artefacts, encode_all, hub, render_chat
 from harness.models.chat_templates import special_tokens_of
-from harness.models.hub import refuse_changed_files
+from harness.models.hub import ModelSource, refuse_changed_files
 from harness.records import PromptText, Run
 from harness.training import Weights
 
 _AGAIN = "harness compare makes the weights again where their folder was deleted"
 
 
-def verify_weights(session: Session, weights: Weights, run: Run) -> None:
+def verify_weights(at: store.Store, base: ModelSource, weights: Weights, run: Run) -> None:
     """Hash each file of a run's weights and of their base, and compare with what the run answered with.
+
+    `base` is that of weights that name none.
 
     Raises:
         UserError: names each file that changed, is missing or was added, or the weights are not the run's.
     """
-    source = weights.source or session.source
+    source = weights.source or base
     problems: list[Problem] = []
     with gather(problems):
         refuse_changed_files(source)
@@ -50,14 +52,14 @@ def verify_weights(session: Session, weights: Weights, run: Run) -> None:
         found, expected = f"a base with the digest {source.weights_digest}", f"{run.base_digest}, the run's"
         step = "name the base_model that it was trained on"
         problems.append(Problem(run.run_id, found, expected, step))
-    for champion in store.kept_champions(session.store.folder.parent):
+    for champion in store.kept_champions(at.folder.parent):
         if champion.run_id != run.run_id or not champion.files:
             continue
-        now = store.hash_weights(session.store, champion.fit_key)
+        now = store.hash_weights(at, champion.fit_key)
         for name in sorted({*champion.files, *now}):
             if now.get(name) != champion.files.get(name):
                 change = "missing" if name not in now else "changed" if name in champion.files else "new"
-                where = str(session.store.weights(champion.fit_key) / name)
+                where = str(at.weights(champion.fit_key) / name)
                 found = f"a file that is {change} since its promotion"
                 problems.append(Problem(where, found, "the files that were promoted", _AGAIN))
     refuse(problems)
@@ -91,7 +93,8 @@ def refuse_other_prompts(
         return
     path = Path(candidate.source.path or "")
     if artefacts.format_of(path) == "gguf":
-        encoded = _encode_as_gguf(session, weights, base, asked.values())
+        with open_weights(session, weights) as model:
+            encoded = _encode_as_gguf(model, base, asked.values())
     else:  # by the tokenizer beside an ONNX file, or in a whole model's folder
         folder = artefacts.find_tokenizer_folder(path)
         source = candidate.base._replace(path=folder, switches="", template="")
@@ -107,27 +110,26 @@ def refuse_other_prompts(
 
 
 def _encode_as_gguf(
-    session: Session, weights: Weights, base: _Tokenizer, asked: Iterable[Sequence[PromptText]]
+    model: Candidate, base: _Tokenizer, asked: Iterable[Sequence[PromptText]]
 ) -> Sequence[_Ids]:
     """Encode prompts by the template and tokenizer in a GGUF file, as llama.cpp's server does."""
-    with open_weights(session, weights) as model:
-        assert isinstance(model, artefacts.ArtefactCandidate)
-        template = model.metadata[artefacts.TEMPLATE]
-        if not template:
-            raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
-        own = copy(base)
-        own.chat_template = template
-        for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
-            if model.metadata[key].isdecimal():
-                setattr(own, name, base.convert_ids_to_tokens(int(model.metadata[key])))
-        begins = model.metadata[artefacts.ADDS_BOS] == "true" and own.bos_token
-        encoded = []
-        for prompts in asked:
-            texts = [render_chat(own, one.messages).text for one in prompts]
-            # The server writes the token itself, and takes away the template's.
-            texts = [text.removeprefix(begins) if begins else text for text in texts]
-            encoded.append(model.tokenize(texts))
-        return encoded
+    assert isinstance(model, artefacts.ArtefactCandidate)
+    template = model.metadata[artefacts.TEMPLATE]
+    if not template:
+        raise CandidateFailed(f"{model.worker.file} without a chat template", _STEP)
+    own = copy(base)
+    own.chat_template = template
+    for name, key in (("bos_token", artefacts.BOS), ("eos_token", artefacts.EOS)):
+        if model.metadata[key].isdecimal():
+            setattr(own, name, base.convert_ids_to_tokens(int(model.metadata[key])))
+    begins = model.metadata[artefacts.ADDS_BOS] == "true" and own.bos_token
+    encoded = []
+    for prompts in asked:
+        texts = [render_chat(own, one.messages).text for one in prompts]
+        # The server writes the token itself, and takes away the template's.
+        texts = [text.removeprefix(begins) if begins else text for text in texts]
+        encoded.append(model.tokenize(texts))
+    return encoded
 
 
 def _refuse_difference(base: _Tokenizer, task: str, wanted: _Ids, own: _Ids) -> None:

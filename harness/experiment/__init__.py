@@ -22,7 +22,7 @@ from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.bases import BaseFit, FitQuery, examine_base
-from harness.experiment.candidate_costs import Estimates, estimate_seconds
+from harness.experiment.candidate_costs import Estimates
 from harness.experiment.candidate_problems import find_adapter_config, key_problems, sensitive_endpoints
 from harness.experiment.candidate_result import attempt, describe_items, facts_of, show_first_result
 from harness.experiment.candidate_weights import (
@@ -77,7 +77,6 @@ from harness.experiment.target_facts import (
     find_prompt,
     is_answered,
     is_better_on_validation,
-    judge_of_pairs,
     judge_pairs,
     list_untrained,
     reached_on_target,
@@ -181,9 +180,12 @@ def run_all(
             make_all = partial(_make_all, session, ordered, None, smoke=False)
             base_rows = _measure_base(session, session.source)
             said, runs = fewer.run_interim_analyses(session, base_rows, make_all)
-            said, reader = [*said, *fewer.name_settled_runs(session, runs)], Reader(session)
+            said, reader = (
+                [*said, *fewer.name_settled_runs(session, runs)],
+                Reader(session.store, session.tasks),
+            )
         else:
-            said, reader = [], Reader(session)
+            said, reader = [], Reader(session.store, session.tasks)
             runs = _make_all(session, ordered, reader, found, smoke=smoke)
         if not smoke and (session.experiment.concurrency or not are_all_done(found)):
             runs = _time_the_best(session, reader, ordered, runs)
@@ -210,7 +212,7 @@ def _refuse_forbidden(
     """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
     open_ = _open_places(loaded, ordered, found)
     judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
-    judged += filter(None, [judge_of_pairs(session)])
+    judged += filter(None, [session.judge_of_pairs])
     tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     short = short_judges(session, loaded.selected) if open_ else []
@@ -242,7 +244,7 @@ def _make_all(
     smoke: bool,
 ) -> list[Run]:
     """Measure the bases and make every run, as far as that is not done yet or `found`."""
-    reader = reader or Reader(session)
+    reader = reader or Reader(session.store, session.tasks)
     done = [run if run and run.state == "done" else None for run in found or [None] * len(ordered)]
     reader.prepare(digest for run in done if run for digest in run.rows.values())
     published = list(dict.fromkeys(one.candidate.base for one in ordered))

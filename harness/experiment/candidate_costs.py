@@ -5,7 +5,7 @@ newest stored run of the recipe as written now. Work that candidates share (a ba
 with the first of them. What answering takes and what a training takes is estimated once for each candidate.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import ceil
@@ -13,15 +13,14 @@ from typing import Any, NamedTuple
 
 from harness import plugins, store
 from harness.evaluation import EvaluationJob, costs
-from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.row_sets import RowSet, prompting_step, suite_sets, target_sets, work_of
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.plan import arm_label, list_answered_sets, list_measured_bases
-from harness.experiment.stored_rows import fold_sessions, is_cross_validated, is_measured
+from harness.experiment.stored_rows import is_cross_validated, is_measured
 from harness.experiment.training_fit import fit_work, processes_of
 from harness.experiment.validation_scores import estimate_tracking
 from harness.models import hub, memory
@@ -67,26 +66,39 @@ _GIB = 2**30 / 1e9  # GB
 _CHECKPOINTS = 3  # the newest, the best, and the one being written
 
 
+@dataclass(frozen=True)
 class Estimates:
     """Estimates of the candidates of a session."""
 
-    def __init__(self, session: Session) -> None:
-        self._session = session
-        self._folds = [session, *fold_sessions(session)]
-        self._answering, self._making = cache(self._estimate_answering), cache(self._estimate_making)
-        self._longest_row = cache(self._find_longest_row)
+    session: Session
+
+    @cached_property
+    def _folds(self) -> list[Session]:
+        return [self.session, *self.session.in_folds()]
+
+    @cached_property
+    def _answering(self) -> Callable[[str], EvalTokens]:
+        return cache(self._estimate_answering)
+
+    @cached_property
+    def _making(self) -> Callable[[int, str], Work]:
+        return cache(self._estimate_making)
+
+    @cached_property
+    def _longest_row(self) -> Callable[[str], int]:
+        return cache(self._find_longest_row)
 
     @cached_property
     def _suites(self) -> EvalTokens:
-        return self._evaluation(suite_sets(self._session, base_weights(self._session.source)))
+        return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
 
     def _estimate_answering(self, name: str) -> EvalTokens:
-        return self._evaluation(list_answered_sets(self._session, self._session.candidates[name].recipe))
+        return self._evaluation(list_answered_sets(self.session, self.session.candidates[name].recipe))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
         """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""
         # Of whole texts that are scored the logits of a pass lie there, of answers those of few tokens.
-        device, jobs = self._session.machine.device, [rows.job() for rows in sets]
+        device, jobs = self.session.machine.device, [rows.job() for rows in sets]
         most, longest = ANSWERING[device].tokens, [_longest_item(job) for job in jobs]
         texts = (n for job, n in zip(jobs, longest, strict=True) if job.task.kind == "bits_per_byte")
         scored = min(READING[device].tokens, BLOCK * max(texts, default=0))
@@ -122,7 +134,7 @@ class Estimates:
         Where the stored runs were `found`, only what is missing beside them counts. In a `smoke` run no more
         requests are timed of what is best.
         """
-        session, suites = self._session, self._suites.work
+        session, suites = self.session, self._suites.work
         done = {(run.candidate, run.seed) for run in found or () if run and run.state == "done"}
         candidates = [session.candidates[name] for name in selected]
         n_control = min(session.experiment.gate.control_blocks, suites.blocks)
@@ -161,13 +173,29 @@ class Estimates:
                 out[TIMED_AGAIN] = Work(opened=n_best, requests=n_requests)
         return out
 
+    def seconds(self, work: Mapping[str, Work]) -> dict[str, float]:
+        """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
+
+        An endpoint takes no time here.
+        """
+        session, candidates = self.session, self.session.candidates.values()
+        remote = {candidate.name for candidate in candidates if candidate.is_remote}
+        bases = {candidate.name: candidate.base for candidate in candidates}
+        bases |= {
+            arm_label(session.experiment.base_model, source): source
+            for source in list_measured_bases(candidates)
+        }
+        return {
+            name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote
+        }
+
     def costs(self, selected: Iterable[str], room: Memory) -> tuple[Cost, ...]:
         """Estimate the cost of every selected candidate, and look up what was measured."""
-        runs = store.list_runs(self._session.store, self._session.experiment.name)
-        return tuple(self._cost(self._session.candidates[name], runs, room) for name in selected)
+        runs = store.list_runs(self.session.store, self.session.experiment.name)
+        return tuple(self._cost(self.session.candidates[name], runs, room) for name in selected)
 
     def _cost(self, candidate: ResolvedCandidate, runs: Sequence[Run], room: Memory) -> Cost:
-        session, method, name = self._session, candidate.method, candidate.name
+        session, method, name = self.session, candidate.method, candidate.name
         if method.is_remote:
             return Cost(name, None, None, None, None, 0.0, None, None, fits=True)
         time_s, memory_s = self._find_measured(candidate, runs) or (None, None)
@@ -213,7 +241,7 @@ class Estimates:
         self, candidate: ResolvedCandidate, shape: Shape, batch: int | None = None, quantization: str = ""
     ) -> float:
         """Estimate the peak in GB, of training with so many rows and on a base quantised so."""
-        session, own = self._session, self._answering(candidate.name)
+        session, own = self.session, self._answering(candidate.name)
         on_gpu, precision = session.machine.device == "cuda", session.machine.precision
         served = quantization or (candidate.served_base.quantization if on_gpu else "")
         cached, scored = max(own.cached, self._suites.cached), max(own.scored, self._suites.scored)
@@ -248,9 +276,9 @@ class Estimates:
 
     def _find_longest_row(self, name: str) -> int:
         """Return the tokens of the longest training row (of a pair, with both answers), cut at max_length."""
-        candidate = self._session.candidates[name]
-        step = prompting_step(self._session, candidate.source, self._session.first_seed)
-        items = training_data(self._session, candidate.source).items
+        candidate = self.session.candidates[name]
+        step = self.session.prompting_step(candidate.source, self.session.first_seed)
+        items = self.session.training_data(candidate.source).items
         in_pairs = candidate.method.draws_from == "pairs"
         work, rows = (costs.preference, items.pairs) if in_pairs else (costs.training, items.train)
         longest = max((work([step(e)], 1).trained for e in rows), default=1)
@@ -271,7 +299,7 @@ class Estimates:
                 return f"params.per_device_train_batch_size: {size} with gradient_accumulation_steps: {steps}"
             like_it = {"trains": True, "draws_from": method.draws_from}
             on_nf4 = plugins.methods(makes=method.makes, quantization="nf4", **like_it)
-            plain = not candidate.trained_base.quantization and self._session.machine.device == "cuda"
+            plain = not candidate.trained_base.quantization and self.session.machine.device == "cuda"
             if on_nf4 and plain and fits(1, "nf4"):
                 return f"method: {on_nf4[0]}, with params.per_device_train_batch_size: 1"
             adapters = plugins.methods(makes="adapter", quantization="", **like_it)
@@ -283,7 +311,7 @@ class Estimates:
         self, candidate: ResolvedCandidate, runs: Sequence[Run]
     ) -> tuple[float, float | None] | None:
         """Return the seconds and the peak memory in GiB of a recipe's newest run that has its rows."""
-        at, task = self._session.store, self._session.target.task.name
+        at, task = self.session.store, self.session.target.task.name
         same = [
             run
             for run in runs
@@ -299,20 +327,6 @@ class Estimates:
         keys = [key for key in run.rows if tuned or key.rpartition("/")[0] == task]
         answered = sum(r.compute_s for key in keys for r in store.read_rows(at, run.rows[key]))
         return (own.wall_s or 0.0) + answered, own.peak_memory_gib
-
-
-def estimate_seconds(session: Session, work: Mapping[str, Work]) -> dict[str, float]:
-    """Say how long planned work takes here: on its own base, or on the experiment's where it has none.
-
-    An endpoint takes no time here.
-    """
-    candidates = session.candidates.values()
-    remote = {candidate.name for candidate in candidates if candidate.is_remote}
-    bases = {candidate.name: candidate.base for candidate in candidates}
-    bases |= {
-        arm_label(session.experiment.base_model, source): source for source in list_measured_bases(candidates)
-    }
-    return {name: session.seconds(one, bases.get(name)) for name, one in work.items() if name not in remote}
 
 
 def checkpoints_gb(candidate: ResolvedCandidate) -> float:

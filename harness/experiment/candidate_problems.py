@@ -14,7 +14,7 @@ from typing import Any
 from harness import plugins
 from harness.config import LoadedExperiment
 from harness.errors import Problem, UserError, refuse
-from harness.evaluation.candidate_rows import regularization_problems, training_data
+from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
 from harness.evaluation.runner import sensitive_problems
 from harness.evaluation.session import MeasuredTask, Session
@@ -61,7 +61,8 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _unusable_pairs(session, candidate)
         problems += _check_prompt_use(session.target, candidate)
         problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
-        problems += [*regularization_problems(session, candidate.recipe), *_layer_problems(candidate)]
+        context = session.mix_context(candidate.recipe, session.first_seed)
+        problems += [*regularization_problems(candidate.recipe, context), *_layer_problems(candidate)]
         problems += [*scoring_problems(session, candidate), *trials.search_problems(candidate)]
         problems += check_sharing(policy, candidate)
     problems += find_unwritable_rows(session, needed)
@@ -159,9 +160,8 @@ def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator
     if written is None:
         return
     if candidate.reward is None:
-        target = session.target
-        rows = training_data(session, candidate.source).items.train
-        yield from reward_problems(written, target.task, rows, where)
+        rows = session.training_data(candidate.source).items.train
+        yield from reward_problems(written, session.target.task, rows, where)
     elif candidate.reward.base.template_digest != candidate.base.template_digest:
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
@@ -173,7 +173,7 @@ def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[
     method = candidate.method
     if method.draws_from != "pairs" or candidate.recipe.weights_of:
         return
-    pairs = training_data(session, candidate.source).items.pairs
+    pairs = session.training_data(candidate.source).items.pairs
     where, name = f"candidate {candidate.name}", candidate.recipe.method
     thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
     if thumbs and not method.unpaired:

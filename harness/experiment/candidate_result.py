@@ -29,7 +29,7 @@ from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_i
 from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.run_candidate import begin, make_run
+from harness.experiment.run_candidate import make_run
 from harness.experiment.stored_rows import (
     EdgeCases,
     Reader,
@@ -89,7 +89,7 @@ def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
     lacking = score_answered(session, [rows])
     if not lacking or is_measured(session, candidate.base):
         return
-    begin(session, candidate.name, seed)
+    store.begin(session.store, session.name_begun(candidate.name, seed))
     answer(session, weights, lacking, candidate.name)
     found = rows.read(session.store)
     if all(row.status == "error" for row in found):
@@ -142,10 +142,10 @@ def attempt(
         raise
     except Exception as error:  # noqa: BLE001 (one run must not stop the others)
         run = describe_run(
-            session,
+            session.experiment.name,
             candidate,
             seed,
-            run_id=make_failure_id(session, candidate.name, seed),
+            run_id=make_failure_id(session.name_begun(candidate.name, seed)),
             weights_digest="",
             state="failed",
             rows={},
@@ -226,7 +226,7 @@ class _Measured(NamedTuple):
             disturbed=disturbed,
             measured_on="its server, over HTTP" if self.is_remote else run.provenance.get("device") or "",
             training_cost_usd=self.price(run.training.total_s),
-            rows_cost_usd=rows_cost_usd(session, self.candidate),
+            rows_cost_usd=rows_cost_usd(self.candidate, session.training_data),
             n_train=self.n_train(),
             n_taught=self.n_taught(),
             base=self.base_size(),
@@ -312,11 +312,11 @@ class _Measured(NamedTuple):
         if self.is_remote or plugins.method(self.run.method).made_elsewhere:
             return 0
         if training.n_pairs is None:
-            return n_rows(self.session, candidate.source)
+            return n_rows(self.session.training_data(candidate.source), candidate.source)
         if training.init_wall_s is None or (candidate.choosers and candidate.init is None):
             return training.n_pairs
         behind = candidate.init.source if candidate.init else Recipe()
-        return training.n_pairs + n_rows(self.session, behind)
+        return training.n_pairs + n_rows(self.session.training_data(behind), behind)
 
     def n_taught(self) -> int:
         """Count the rows of what was trained on that a teacher labelled, and no person."""
@@ -325,7 +325,7 @@ class _Measured(NamedTuple):
             return 0
         own = self.run.training.n_pairs is None
         made_by = candidate.source if own else candidate.init.source if candidate.init else None
-        return n_taught_rows(self.session, made_by) if made_by else 0
+        return n_taught_rows(self.session.training_data(made_by), made_by) if made_by else 0
 
 
 def rows_by_slice(rows: Sequence[SampleResult], edge_cases: EdgeCases) -> dict[str, Rows]:

@@ -25,7 +25,7 @@ from harness.data.text_files import Row, display_path
 from harness.errors import Problem, Unscored, UserError
 from harness.evaluation import seed_of
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.row_sets import prompting_digest, prompting_step
+from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.stored_rows import refuse_folds
@@ -126,7 +126,7 @@ class _Teacher(NamedTuple):
 
     def prompts(self, rows: Sequence[SourcedExample]) -> list[writers.PromptRequest]:
         session, candidate, request = self
-        step = prompting_step(session, candidate.recipe, session.first_seed)
+        step = session.prompting_step(candidate.recipe, session.first_seed)
         found, limits = [], self.limits
         for example in (row.example for row in rows):
             if request.rewrite:
@@ -192,7 +192,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         "teacher": name,
         "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
         "weights": writer.weights_digest,
-        "prompting": "" if request.rewrite else prompting_digest(session, candidate.recipe, seed),
+        "prompting": "" if request.rewrite else prompting_digest(session.target, candidate.recipe, seed),
         "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
         **request._asdict(),
         "max_new_tokens": teacher.limits.max_new_tokens,

@@ -77,7 +77,7 @@ def run_interim_analyses(
         for run in runs:
             if run.state == "done" and run.run_id not in settled:
                 store.save_sampling(session.store, run.run_id, analysis.sampling)
-        if is_settled(judge_runs(session, Reader(session), runs).facts):
+        if is_settled(judge_runs(session, Reader(session.store, session.tasks), runs).facts):
             break
     session.progress = progress
     return [analysis.said], runs
@@ -212,7 +212,7 @@ def _sample_task(
 
 def _keep_settled(session: Session, runs: Runs) -> None:
     """Keep the verdicts on fine-tunes that more items would not change."""
-    judged = judge_runs(session, Reader(session), runs)
+    judged = judge_runs(session, Reader(session.store, session.tasks), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
     for f in judged.facts:
         open_ = f.trained and f.verdict and f.run_id not in session.settled

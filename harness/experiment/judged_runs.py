@@ -34,7 +34,7 @@ from harness.analysis.verdict import (
     is_reported_only,
     is_safety,
 )
-from harness.evaluation.candidate_rows import n_drawn_again
+from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.session import Session
 from harness.experiment.gate_run import judge_stored_run, measure, measure_over
 from harness.experiment.run_remarks import count_rows
@@ -136,7 +136,10 @@ def judge_and_decide(
     family = family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
-    again = {f.name: n_drawn_again(session, recipes[f.name]) for f in judged if f.n_train}
+    again = {}  # training rows that a mixture drew once more, by candidate
+    for f in (f for f in judged if f.n_train):
+        rows = session.training_data(recipes[f.name])
+        again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
     in_file = {name: at for at, name in enumerate(recipes)}
     ordered, comparers = sorted(judged, key=lambda f: in_file[f.name]), _comparers(of_runs.study, runs)
     curve = curve_of(judged)
@@ -203,7 +206,7 @@ def judge_and_decide(
         diversity=describe_diversity(runs, of_runs),
         family=family,
         spans={t.task.name: t.span for run in tasks.values() for t in run if t.span != 1},
-        labels=calibrations(session, reader, runs, judged),
+        labels=calibrations(session.target, reader, runs, judged),
         declared=policy.target,
         sampled=any(m.weights is not None for m in session.suites),
         spare=spare,

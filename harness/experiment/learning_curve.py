@@ -12,7 +12,6 @@ from harness.analysis.candidate_facts import best_trained, strongest
 from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
 from harness.data import part_of
 from harness.errors import HarnessError, Problem, UserError
-from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.row_sets import RunRequest, target_sets, total_work
@@ -85,7 +84,7 @@ def fit_stored_curve(session: Session, reader: Reader, runs: Runs, facts: Facts)
 
 
 def _n_rows(session: Session, name: str) -> int:
-    return len(training_data(session, session.candidates[name].source).items.train)
+    return len(session.training_data(session.candidates[name].source).items.train)
 
 
 def _parts(session: Session, runs: Runs, facts: Facts) -> Iterator[tuple[Session, RunRequest]]:

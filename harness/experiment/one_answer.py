@@ -14,7 +14,7 @@ from harness import store
 from harness.errors import CandidateFailed, HarnessError, Problem, UserError
 from harness.evaluation import prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.row_sets import RowSet, prompting_step
+from harness.evaluation.row_sets import RowSet
 from harness.evaluation.runner import open_weights
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import find_stored_weights
@@ -204,8 +204,7 @@ def _prompting(session: Session, recipe: Recipe, seed: int, rows: RowSet) -> Ste
     """Return what puts the prompt around an item; it retrieves and draws shots also in a dry session."""
     if rows.measured.role != "target":
         return rows.step()
-    able = replace(session, target=rows.measured, dry_run=False)
-    return prompting_step(able, recipe, seed)
+    return replace(session, target=rows.measured, dry_run=False).prompting_step(recipe, seed)
 
 
 # Prompts are written by candidate and task, mostly of one base; its digests are part of the key.

@@ -22,12 +22,12 @@ from harness.data.edit.save import Edit
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import seed_of
-from harness.evaluation.candidate_rows import row_files, training_data
+from harness.evaluation.candidate_rows import row_files
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.grade_costs import GradeAccount
+from harness.evaluation.grading import grade_answers
 from harness.evaluation.judges import GradeReader, JudgedMetric, key_problems
-from harness.evaluation.judging_stage import grade_all
-from harness.evaluation.row_sets import prompting_digest, prompting_step
+from harness.evaluation.row_sets import prompting_digest
 from harness.evaluation.session import Session
 from harness.experiment import writers
 from harness.experiment.candidate_weights import ensure_weights
@@ -94,7 +94,7 @@ def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ran
         raise UserError(Problem("--rank", found, "a candidate that makes one", f"one with the method {able}"))
     seed = session.first_seed
     weights = ensure_weights(session, candidate, seed)
-    step = prompting_step(session, candidate.source, seed)
+    step = session.prompting_step(candidate.source, seed)
     folder = weights.folder
     assert folder is not None, "a reward model is trained into a folder"
 
@@ -135,7 +135,7 @@ def _rank_by_judge(session: Session, judged: JudgedMetric, left_usd: Callable[[]
         if not reader.ungraded:
             return scores
         limited = judged._replace(limit=account.limit(left_usd()))
-        grade_all(session, [one._replace(judged=limited) for one in reader.ungraded])
+        grade_answers(session, [one._replace(judged=limited) for one in reader.ungraded])
         return read(examples, answers)[1]
 
     by = {"judge": judged.metric, "books": [judge.book for judge in judged.judges]}
@@ -194,7 +194,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     writers.refuse_without_text(session, candidate)
     refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
-    items = (session.target if draws_pairs else training_data(session, candidate.source)).items
+    items = (session.target if draws_pairs else session.training_data(candidate.source)).items
     rows = writers.draw_prompts(items.list_sourced("train"), drawing.n_prompts, drawing.seed)
     writer = writers.candidate_writer(session, name, drawing.max_cost)
     budgeted = writers.BudgetedWriter(
@@ -230,7 +230,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         "recipe": recipe.model_dump(mode="json", exclude_defaults=True),
         "base_model": candidate.base.name,
         "weights": writer.weights_digest,
-        "prompting": prompting_digest(session, recipe, session.first_seed),
+        "prompting": prompting_digest(session.target, recipe, session.first_seed),
         "computed": ["by an endpoint, whose draws may differ"] if candidate.is_remote else computed,
         **drawing._asdict(),
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
@@ -241,7 +241,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     known = spent.cost_usd is not None and ranking_usd is not None
     total = (spent.cost_usd or 0.0) + (ranking_usd or 0.0) if known else None
     own = (session.target.task.data.source("train") or "",)
-    files = own if candidate.method.draws_from == "pairs" else row_files(session, candidate.source) or own
+    files = own if candidate.method.draws_from == "pairs" else row_files(task, candidate.source) or own
     edit = Edit("make", used, files, command="harness pairs make", cost_usd=total)
     return MadePairs(edit, outcomes, spent, ranking_usd, notes)
 
@@ -254,7 +254,7 @@ def _draw(
     by: Drawing,
 ) -> list[tuple[list[str], str]]:
     """Draw answers; return for each example those that differ and are whole, and why there are no more."""
-    task, step = session.target.task, prompting_step(session, candidate.recipe, session.first_seed)
+    task, step = session.target.task, session.prompting_step(candidate.recipe, session.first_seed)
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     requests = [
         writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))

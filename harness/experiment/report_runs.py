@@ -13,7 +13,7 @@ from harness.analysis.significance import chance_of_an_equal_model, list_spare_i
 from harness.config import CommandLine, LoadedExperiment, lint
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import describe_training_rows, training_data
+from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
@@ -30,7 +30,6 @@ from harness.experiment.run_candidate import describe_outdated, find_stored_runs
 from harness.experiment.run_remarks import describe_prompting, describe_trainings, list_remarks
 from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import study_session
-from harness.experiment.target_facts import judge_of_pairs
 from harness.experiment.training_fit import processes_of
 from harness.experiment.verdict_records import report_changes
 from harness.formatting import count, pluralize, seconds
@@ -77,7 +76,7 @@ def _report_runs(
             f"{session.store.folder}: found no run of {', '.join(names)} as written now{stored_as}; "
             f"expected one of each candidate; next: {step}"
         )
-    reader = Reader(session)
+    reader = Reader(session.store, session.tasks)
     return judge_and_report(
         session, reader, [outcome(session.target, reader, run) for run in found if run is not None]
     )
@@ -117,8 +116,8 @@ def judge_and_report(
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
     of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
-    of_rows += [*describe_prompting(session, names), *describe_unspoken(session)]
-    of_pairs = [*filter(None, [judge_of_pairs(session)])]
+    of_rows += [*describe_prompting(session, names), *describe_unspoken(session.target, session.suites)]
+    of_pairs = [*filter(None, [session.judge_of_pairs])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
     for one in of_pairs:
@@ -251,7 +250,7 @@ def idle_workers(policy: ExecutionPolicy) -> list[str]:
 
 def short_judges(session: Session, selected: Sequence[str]) -> list[ShortContext]:
     """List the judges that run here whose context may not hold what they are asked."""
-    return short_contexts(session, selected, judge_of_pairs(session))
+    return short_contexts(session, selected, session.judge_of_pairs)
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
@@ -263,7 +262,7 @@ def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:
             for trial in candidate.trials:
                 params = candidate.method.params(**trial.source.params).model_dump()
                 size, written = candidate.base.n_parameters, trial.source.params
-                items = training_data(session, trial.source).items
+                items = session.training_data(trial.source).items
                 rows = items.pairs if candidate.method.draws_from == "pairs" else items.train
                 lines = [*lint(candidate.source.method, params, size, written)]
                 lines += candidate.method.checks.remarks(candidate.method.params(**written), rows)

@@ -17,7 +17,7 @@ from harness.evaluation import has_instruction
 from harness.evaluation.session import Session
 from harness.evaluation.timing import describe_timing
 from harness.experiment.bases import base_remarks
-from harness.experiment.stored_rows import Reader, Runs, fold_sessions
+from harness.experiment.stored_rows import Reader, Runs
 from harness.experiment.study import Study
 from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
@@ -194,7 +194,7 @@ def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
     said: dict[str, list[str]] = {}
     for name in names:
         for trial in session.candidates[name].trials:
-            for one in fold_sessions(session) or [session]:
+            for one in session.in_folds() or [session]:
                 task, items = one.target.task, one.target.items
                 context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
                 evaluated = [*items.validation, *items.test]

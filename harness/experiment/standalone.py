@@ -21,7 +21,6 @@ from harness.evaluation.row_sets import suite_sets, work_of
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.preparation import join_lm_eval_task
-from harness.experiment.run_candidate import begin
 from harness.experiment.stored_rows import suite_arm
 from harness.formatting import pluralize, seconds
 from harness.metrics import Metric
@@ -159,7 +158,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
     found = _load_tasks(tasks, session.experiment.datasets_dir)
-    begin(session, name, session.first_seed)
+    store.begin(session.store, session.name_begun(name, session.first_seed))
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
         refused = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"

@@ -21,7 +21,7 @@ from harness.data.edge_cases import reported_cases
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered
-from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import fill, find_base_rows, open_weights
 from harness.evaluation.session import Fold, MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights, stands_on
@@ -55,31 +55,19 @@ def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
         raise UserError(Problem(what, found, "test rows that nothing shipped was trained on", step))
 
 
-def fold_sessions(session: Session) -> list[Session]:
-    """Return a session for each fold, which trains on the rows of the others and tests on its own."""
-    return [
-        replace(
-            session,
-            target=fold.target._replace(judged=session.target.judged),
-            training=fold.training,
-            folds=(),
-        )
-        for fold in session.folds
-        if fold.target.size("test")  # of a smoke run some fold may have no item
-    ]
-
-
 def answer_folds(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> Weights:
     """Make and ask the model of every fold where that is not done; returns weights that stand on these."""
     if not is_cross_validated(session.folds, candidate):
         return weights
     parts = []
-    for number, fold in enumerate(fold_sessions(session), start=1):
-        part = _part(fold, candidate, ensure_weights(fold, candidate, seed), seed)
-        name = f"{candidate.name}, fold {number}"
-        answer_and_score(fold, part.weights, [part.rows], name, candidate.base)
+    for number, fold in enumerate(session.in_folds(), start=1):
+        made = ensure_weights(fold, candidate, seed)
+        part = _FoldPart(fold, made, target_sets(fold, candidate.recipe, made, seed)[1])
+        answer_and_score(fold, made, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
         parts.append(part)
-    _join(session, _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts)
+    _join(
+        session.store, _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts
+    )
     behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))
     return weights._replace(training=replace(weights.training, stands_on=behind))
 
@@ -107,19 +95,19 @@ def rescore_folds(
     if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
         return lacking
     joined = _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts)
-    if len(parts) < len(fold_sessions(session)):
+    if len(parts) < len(session.in_folds()):
         return [joined]
-    _join(session, joined, parts)
+    _join(session.store, joined, parts)
     return []
 
 
-def _part(fold: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> _FoldPart:
-    return _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
-
-
 def _find_stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
-    made = ((fold, find_stored_weights(fold, candidate, seed)) for fold in fold_sessions(session))
-    return [_part(fold, candidate, weights, seed) for fold, weights in made if weights]
+    made = ((fold, find_stored_weights(fold, candidate, seed)) for fold in session.in_folds())
+    return [
+        _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
+        for fold, weights in made
+        if weights
+    ]
 
 
 def _join_fold_sets(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
@@ -128,10 +116,10 @@ def _join_fold_sets(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
     return test._replace(identity=replace(test.identity, weights_digest=who))
 
 
-def _join(session: Session, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
+def _join(at: Store, joined: RowSet, parts: Sequence[_FoldPart]) -> None:
     """Write the folds' rows as one set, in the order of test, unless that is done."""
-    at, identity = session.store, joined.identity
-    if is_there(session, joined) and store.read_folds(at, identity.digest):
+    identity = joined.identity
+    if joined.is_there(at) and store.read_folds(at, identity.digest):
         return
     found, folds, origins = {}, {}, list[Origin]()
     for number, part in enumerate(parts, start=1):
@@ -202,17 +190,18 @@ class StoredRows:
 class Reader(StoredRows):
     """Reads a row set once, cut to the items of this experiment, with their inclusion weights."""
 
-    def __init__(self, session: Session) -> None:
-        super().__init__(session.store)
-        self._session = session
-        self._weights = {m.task.name: m.weights for m in session.suites if m.weights is not None}
+    def __init__(self, at: Store, tasks: Sequence[MeasuredTask]) -> None:
+        """Read rows of the tasks, the first of which is the target."""
+        super().__init__(at)
+        self._tasks = tasks
+        self._weights = {m.task.name: m.weights for m in tasks if m.weights is not None}
         self.rows = cache(self._rows)
         self.facts: dict[str, tuple[Run, CandidateFacts]] = {}  # of each run that was described, by its id
 
     @cached_property
     def edge_cases(self) -> EdgeCases:
         """The edge cases of the target that are reported, each with the ids of its test items."""
-        items = self._session.target.items
+        items = self._tasks[0].items
         return reported_cases(items.train, items.test)
 
     def _rows(self, rows_digest: str, n: int) -> Rows:
@@ -243,7 +232,7 @@ class Reader(StoredRows):
                 for name, metric in m.metrics.items()
                 if comparison.is_comparable(metric, rows := self.read(run, m), rows)
             }
-            for m in self._session.tasks
+            for m in self._tasks
             if f"{m.task.name}/test" in run.rows
         }
 
@@ -303,26 +292,15 @@ def suite_arm(session: Session, weights: Weights, name: str, *, shared: bool = F
     What is `shared` is looked for, and left, where experiments in other folders on this machine find it.
     """
     sets = suite_sets(session, weights)
-    if lacking := _list_missing(session, sets, shared=shared):
+    lacking = score_answered(session, sets)
+    if lacking := find_base_rows(session, lacking) if shared else lacking:
         with open_weights(session, weights) as candidate:
             fill(session, candidate, lacking, name, shared=shared)
         score_answered(session, lacking)
     return {s.measured.task.name: s.identity.digest for s in sets}
 
 
-def _list_missing(session: Session, sets: Sequence[RowSet], *, shared: bool) -> list[RowSet]:
-    """List the sets that have to be evaluated; what is `shared` is fetched first."""
-    lacking = score_answered(session, sets)
-    return find_base_rows(session, lacking) if shared else lacking
-
-
 def is_measured(session: Session, source: ModelSource) -> bool:
     """Tell whether a base has nothing left to evaluate on the suites, here or in another folder before."""
-    return not _list_missing(session, suite_sets(session, base_weights(source)), shared=True)
-
-
-def find_measured_arm(session: Session, source: ModelSource) -> dict[str, str]:
-    """Find a base's rows of the capability suite where it was measured; empty where rows are missing."""
     sets = suite_sets(session, base_weights(source))
-    is_whole = all(is_there(session, s) for s in sets)
-    return {s.measured.task.name: s.identity.digest for s in sets} if is_whole else {}
+    return not find_base_rows(session, score_answered(session, sets))

@@ -23,11 +23,13 @@ from harness.analysis.gating import ComparedArms
 from harness.analysis.labelled_answers import Labels, MetricCalibration, calibrate, latest_labels
 from harness.analysis.verdict import is_judged
 from harness.config import CommandLine, LoadedExperiment, current_labels
+from harness.evaluation.candidates import base_weights
 from harness.evaluation.lm_eval import LmEvalTask
-from harness.evaluation.session import Session
+from harness.evaluation.row_sets import suite_sets
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_result import facts_of, rows_by_slice
 from harness.experiment.preparation import find_lm_eval_tasks
-from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Runs, StoredRows, find_measured_arm
+from harness.experiment.stored_rows import EdgeCases, Facts, Reader, Runs, StoredRows
 from harness.metrics import Metric, load_metrics
 from harness.models.openai_api import WHO_ANSWERS
 from harness.plugins import find_method
@@ -145,13 +147,19 @@ def study_session(session: Session, reader: Reader) -> Study:
         settled = store.read_sampling(session.store, run.run_id) if run.run_id in session.settled else None
         return settled.weights if settled else current
 
+    def find_base_arm(run: Run) -> dict[str, str]:
+        # Rows of the base's capability suite where it was measured; none where some are missing.
+        sets = suite_sets(session, base_weights(session.candidates[run.candidate].base))
+        is_whole = all(rows.is_there(session.store) for rows in sets)
+        return {rows.measured.task.name: rows.identity.digest for rows in sets} if is_whole else {}
+
     return Study(
         session.experiment,
         session.store,
         {m.task.name: m.metrics for m in session.tasks},
         reader,
         find_weights,
-        lambda run: find_measured_arm(session, session.candidates[run.candidate].base),
+        find_base_arm,
         store.find_first_base(session.store.folder.parent, session.target.task.name),
         settled=session.settled,
     )
@@ -258,22 +266,24 @@ def count_missing(study: Study, *runs: Run) -> int:
     return labels_missing(metric, labels, *(study.rows.cut(run, study.target) for run in runs))
 
 
-def calibrations(session: Session, reader: Reader, runs: Runs, facts: Facts) -> tuple[MetricCalibration, ...]:
+def calibrations(
+    target: MeasuredTask, reader: Reader, runs: Runs, facts: Facts
+) -> tuple[MetricCalibration, ...]:
     """Put each labelled metric of the target beside its labels; runs are paired with the best untrained."""
-    found = current_labels(store.list_labels(session.store, session.target.task.name), session.target.task)
+    found = current_labels(store.list_labels(reader.at, target.task.name), target.task)
     if not found:
         return ()
     done = {f.label: run for f, run in zip(facts, runs, strict=True) if f.state == "done"}
-    arms = {label: reader.with_drawn(run, session.target.task) for label, run in done.items()}
+    arms = {label: reader.with_drawn(run, target.task) for label, run in done.items()}
     best = best_untrained(facts)
     base = next((f.label for f in facts if f.name == best and f.label in arms), None)
     pairs = [(f.label, base) for f in facts if base and f.label in arms and f.label != base]
     # A judge may like answers of its own base; what a model behind an address is made from is not known.
     here = {label: run.base_digest for label, run in done.items() if not find_method(run.method).is_remote}
     made = []
-    for metric in session.target.metrics.values():
+    for metric in target.metrics.values():
         if calibration := calibrate(metric, arms, pairs, found):
-            judged = session.target.judged.get(calibration.metric)
+            judged = target.judged.get(calibration.metric)
             sources = [judge.weights.source for judge in judged.judges if judge.weights] if judged else []
             bases = {source.weights_digest for source in sources if source}
             own = tuple(label for label, base_digest in here.items() if base_digest in bases)

@@ -21,10 +21,10 @@ from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.verdict import TargetFacts
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.judges import JudgedMetric, open_judged, read_stored_grades
+from harness.evaluation.grading import grade_answers
+from harness.evaluation.judges import read_stored_grades
 from harness.evaluation.judging_stage import (
     answers_differ,
-    grade_all,
     list_ungraded_pairs,
     map_shown_pairs,
     pair_rows,
@@ -221,27 +221,19 @@ def refuse_lost_folds(study: Study, run: Run) -> None:
         )
 
 
-def judge_of_pairs(session: Session) -> JudgedMetric | None:
-    """Return the judge by whom the gate asks for a win rate; None where it asks for none, or by people."""
-    goal = session.experiment.gate.target
-    if goal.win_rate is None or goal.by == PEOPLE:
-        return None
-    return open_judged(goal.by, session.store, session.judging, session.machine)
-
-
 def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
     """Let the gate's judge compare answers of fine-tunes with the best untrained candidate's, or a base's.
 
     Returns why it could not, if it could not; what it said until then is kept.
     """
-    judged = judge_of_pairs(session)
+    judged = session.judge_of_pairs
     if judged is None:
         return []
     pairs = [(run, base) for run in runs] if base else _pairs(runs, describe_reached(session, reader, runs))
     task, examples = session.target.task, session.target.items.test
     rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
     try:
-        grade_all(session, [one for pair in rows for one in list_ungraded_pairs(judged, examples, *pair)])
+        grade_answers(session, [one for pair in rows for one in list_ungraded_pairs(judged, examples, *pair)])
     except CandidateFailed as error:
         return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
     return []

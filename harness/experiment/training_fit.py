@@ -7,6 +7,7 @@ trackers is that of a point whose weights are kept.
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from math import ceil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +16,10 @@ from harness import plugins, training
 from harness.data import TaskItems
 from harness.errors import Diverged
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import find_shipped, mix_context, regularization_work, training_data
+from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.judging_stage import rescore_stored
-from harness.evaluation.row_sets import prompting_digest, prompting_step, suite_set
+from harness.evaluation.row_sets import prompting_digest, suite_set
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
 from harness.masking import mask_values
@@ -166,8 +167,8 @@ def _learn_pace(
 def _write_job(
     session: Session, candidate: ResolvedCandidate, seed: int, part: Path, begun: FitInputs, pause_at: int
 ) -> None:
-    source, step = candidate.source, prompting_step(session, candidate.source, seed)
-    items = training_data(session, source).items
+    source, step = candidate.source, session.prompting_step(candidate.source, seed)
+    items = session.training_data(source).items
     reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
     if begun.reward and begun.reward.folder and candidate.reward:
         reward = training.Reward(
@@ -218,7 +219,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
         return costs.Work()
     params = method.params(**source.params)
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-    items, step = training_data(session, source).items, prompting_step(session, source, seed)
+    items, step = session.training_data(source).items, session.prompting_step(source, seed)
     n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
     n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
     epochs = params.num_train_epochs
@@ -232,7 +233,11 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))
-    whole = plain + extra + regularization_work(session, source, seed, plain, (n_rows, step_rows))
+    is_shipped = partial(find_shipped, session.target.task, base)
+    general = regularization_work(
+        source, session.mix_context(source, seed), is_shipped, plain, (n_rows, step_rows)
+    )
+    whole = plain + extra + general
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
 
 
@@ -242,7 +247,7 @@ def find_regularizer_rows(
     """Return the rows that a candidate's regularisers mix into training, and those that penalties read."""
 
     def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
-        if shipped := find_shipped(session, candidate.base, mixture):
+        if shipped := find_shipped(session.target.task, candidate.base, mixture):
             return shipped
         task = Task(
             name=name,
@@ -258,7 +263,7 @@ def find_regularizer_rows(
             answer(session, weights, lacking, "base")
         return wanted.read(session.store)
 
-    context = candidate.source.regularize, mix_context(session, candidate.source, seed), answer_as_base
+    context = candidate.source.regularize, session.mix_context(candidate.source, seed), answer_as_base
     general = general_rows(*context)
     return mix_rows(*context), general
 
@@ -284,12 +289,12 @@ def folder_of(
     if not method.draws_from:
         trained_on = ""
     else:
-        target = training_data(session, source)
+        target = session.training_data(source)
         pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
         rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
         drawn = [seed] if method.seeded else []
         computed = [session.machine.precision, session.machine.device]
-        known: list[Any] = [pairs, rows, prompting_digest(session, source, seed), drawn, computed]
+        known: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), drawn, computed]
         if pairs:  # the task's own part of their prompts, which no version of the pairs holds
             own = {"chat_template"} | ({"system"} if source.system is None else set())
             known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
@@ -313,7 +318,7 @@ def folder_of(
         "track": source.track.points if source.track else 0,
         "processes": n_processes if n_processes > 1 else 0,
         "shards": shards_of(policy, source),
-        "regularize": regularizers_digest(source.regularize, mix_context(session, source, seed)),
+        "regularize": regularizers_digest(source.regularize, session.mix_context(source, seed)),
     }
     return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness import provenance, store, training
 from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, SharedFailure, one_line
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
-from harness.evaluation.row_sets import describe_run, metric_ranges, name_begun_run, target_sets
+from harness.evaluation.row_sets import describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
 from harness.experiment.training_fit import PRUNED, show_point
 from harness.experiment.validation_scores import read_kept_points, validate
@@ -83,12 +83,12 @@ class TrialKeeper(NamedTuple):
         # The candidate that makes the weights, also where another one takes them.
         maker = replace(self.candidate, name=self.candidate.source_name, recipe=self.candidate.source)
         seed = self.session.first_seed
-        run = describe_run(self.session, maker, seed, run_id=self._run_id(key), **of_run)
+        run = describe_run(self.session.experiment.name, maker, seed, run_id=self._run_id(key), **of_run)
         curveless = replace(made, loss=(), validation_loss=())  # the run's training has them
         store.save_trial(self.session.store, TrialRun(run, curveless, self.session.target.primary.name))
 
     def _run_id(self, fit_key: str) -> str:
-        named = name_begun_run(self.session, self.candidate.source_name, self.session.first_seed)
+        named = self.session.name_begun(self.candidate.source_name, self.session.first_seed)
         return f"{named}-trial-{fit_key[:_KEY_DIGITS]}"
 
     def find_failed(self, fit_key: str) -> Trial | None:

@@ -24,11 +24,10 @@ from harness.analysis.halves import cluster_name, split
 from harness.data import load_task, task_version
 from harness.data.contamination import key as question_of
 from harness.errors import CandidateFailed, Problem, SharedFailure
-from harness.evaluation.candidate_rows import training_data
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import answer_and_score
-from harness.evaluation.row_sets import is_there, prompting_step, suite_set, target_sets, work_of
+from harness.evaluation.row_sets import suite_set, target_sets, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.training_fit import processes_of
 from harness.metrics import Metric, extremes
@@ -57,7 +56,7 @@ def validate(session: Session, trial: ResolvedCandidate, weights: Weights) -> Va
         NotStored: answers or their scores are missing, and the session only reads.
     """
     rows = target_sets(session, trial.source, weights, session.first_seed)[0]
-    if not is_there(session, rows):
+    if not rows.is_there(session.store):
         session.refuse_if_reading(f"answers of {trial.name} to validation rows")
         answer_and_score(session, weights, [rows], "sweep", trial.base)
     answered = rows.read(session.store)
@@ -207,10 +206,10 @@ def plan_tracked_steps(session: Session, candidate: ResolvedCandidate) -> list[i
     alone = alone and processes_of(session.experiment.training.accelerate, source) == 1
     if not (source.track and alone and isinstance(params, SupervisedParams)) or params.packing:
         return []
-    rows, tokenizer = training_data(session, source).items.train, load_tokenizer(base)
+    rows, tokenizer = session.training_data(source).items.train, load_tokenizer(base)
     found: set[int] = set()
     for seed in candidate.seeds:
-        prompts = [*map(prompting_step(session, source, seed), rows)]
+        prompts = [*map(session.prompting_step(source, seed), rows)]
         answers = [example.references[:1] for example in prompts]
         made = tokenize(prompts, answers, session.target.task.chat_template, tokenizer, base)
         if n := sum(len(whole) <= params.max_length for _, (whole,) in made):

@@ -23,7 +23,7 @@ from harness.errors import CandidateFailed, Problem, UserError, refuse
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.control_arm import measure_once
 from harness.evaluation.judging_stage import rescore_stored
-from harness.evaluation.row_sets import RowSet, is_there, suite_sets, target_sets
+from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
 from harness.evaluation.session import Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
@@ -229,7 +229,7 @@ class _Worker(NamedTuple):
     def find_unanswered(self, sets: Sequence[RowSet]) -> list[RowSet]:
         """List the sets that lack answers; what judges have yet to grade is graded where the command runs."""
         lacking = rescore_stored(self.session, sets)
-        return [rows for rows in lacking if not is_there(self.session, rows.answers)]
+        return [rows for rows in lacking if not rows.answers.is_there(self.session.store)]
 
     def base(self, weights_digest: str) -> ModelSource:
         known = (source for one in self.session.candidates.values() for source in one.bases)

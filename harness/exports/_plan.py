@@ -180,7 +180,8 @@ def _find_weights(session: Session, run: Run) -> tuple[ResolvedCandidate, Weight
         found = f"weights of the kind {weights.kind}"
         raise UserError(Problem(where, found, _ONE, _OTHER))
     as_served = merge_weights(weights) if recipe.serve_merged else weights
-    verify_weights(session, weights if weights.digest == run.weights_digest else as_served, run)
+    served = weights if weights.digest == run.weights_digest else as_served
+    verify_weights(session.store, session.source, served, run)
     if (reason := unmergeable(weights.kind, weights.folder)) is not None:
         raise UserError(Problem(where, reason[0], "weights that can be merged into the base", reason[1]))
     validation = target_sets(session, candidate.recipe, weights, run.seed)[0]

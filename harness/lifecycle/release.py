@@ -374,7 +374,7 @@ def rescore_run(session: Session, run_before: Run) -> tuple[Run, dict[str, dict[
         gated_against.append(gated_against[0]._replace(digest=champion.weights_digest))
     for weights in gated_against:
         rescore_stored(session, suite_sets(session, weights))
-    return again, Reader(session).scores(again)
+    return again, Reader(session.store, session.tasks).scores(again)
 
 
 def rescore_pinned(session: Session, run: Run) -> list[str]:

@@ -304,7 +304,7 @@ def run(prepared: PreparedRescue) -> Rescue:
 
 
 def _prepare_context(session: Session, case: RescueCase) -> _Context:
-    reader = experiment.Reader(session)
+    reader = experiment.Reader(session.store, session.tasks)
     reference = store.get_run(session.store, case.reference.run_id)
     study = experiment.study_session(session, reader)
     scores = {one.task: one for one in case.facts.more_targets}

@@ -21,7 +21,6 @@ from harness import config, formatting
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.verdict import WORDS
 from harness.cli.progress_bar import TerminalProgress
-from harness.evaluation.candidate_rows import training_data
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
 from harness.experiment.run_remarks import measure_reward_gain
@@ -171,7 +170,7 @@ def page(path: Path, report: ExperimentReport) -> str:
     n_heldout, accuracy = judge.training.n_heldout or 0, judge.training.heldout_accuracy[-1][1] or 0.0
     trained = {facts.name: facts.training for facts in report.facts}
     head = HEAD.format(
-        n_first=len(training_data(session, session.candidates["lora"].source).items.train),
+        n_first=len(session.training_data(session.candidates["lora"].source).items.train),
         n_pairs=judge.training.n_pairs,
         judge=formatting.interval(accuracy, *wilson(accuracy * n_heldout, n_heldout)),
         n_heldout=n_heldout,

@@ -18,7 +18,6 @@ from bench_page import Row, Table
 from beside_trl import train_by_harness, train_by_trl
 
 from harness import config
-from harness.evaluation.row_sets import prompting_step
 from harness.experiment import Scope, prepare_session
 from harness.models import hub, memory
 from harness.models.hardware import probe
@@ -54,7 +53,7 @@ def train(side: str, precision: str, folder: Path) -> dict[str, float]:
 
     experiment = config.load(ROOT / "harness.yaml", [f"precision={precision}"])
     session = prepare_session(experiment, Scope(), SilentProgress())
-    step = prompting_step(session, session.experiment.candidates["lora"], 0)
+    step = session.prompting_step(session.experiment.candidates["lora"], 0)
     train, validation = (
         tuple(map(step, rows))
         for rows in (session.target.items.train[:N_ROWS], session.target.items.validation[:2])

@@ -42,7 +42,7 @@ def outcome_on(experiment_file, rescue_result):
     session, loaded = open_experiment(experiment_file)
     prepared = rescue.prepare(session, loaded.selected, "lora")
     session = prepared.session
-    study = study_session(session, Reader(session))
+    study = study_session(session, Reader(session.store, session.tasks))
 
     def outcome(tried, half):
         part = measure(study, store.get_run(session.store, tried.facts.run_id), half)

@@ -31,7 +31,7 @@ from harness.errors import UserError
 from harness.evaluation.languages import SPOKEN, find_language
 from harness.evaluation.lm_eval import registry
 from harness.evaluation.session import join_items
-from harness.experiment.candidate_costs import Estimates, estimate_seconds
+from harness.experiment.candidate_costs import Estimates
 from harness.experiment.preparation import Scope, prepare_session
 from harness.experiment.scaffold.recognition import Request
 from harness.formatting import pluralize, seconds
@@ -243,7 +243,8 @@ def bound_time(
         experiment = session.experiment.model_copy(update={"target": narrow})
         target = join_items(narrow, "target", narrow.name, _spread(whole, limits))
         bounded = replace(session, experiment=experiment, target=target).with_candidates(recipes)
-        time_s = sum(estimate_seconds(bounded, Estimates(bounded).work(recipes)).values())
+        estimates = Estimates(bounded)
+        time_s = sum(estimates.seconds(estimates.work(recipes)).values())
         found = BoundedSetup(narrow, kept, time_s, (*rows, *tried))
         if found.time_s <= 60 * minutes:
             return found

@@ -33,7 +33,8 @@ def plan(file: Path) -> list[Step]:
     requests = in_order(session.candidates, loaded.selected)
     found = find_stored_runs(session, requests)
     open_ = {one.candidate.name for one, run in zip(requests, found, strict=True) if run is None}
-    seconds = experiment.estimate_seconds(session, experiment.Estimates(session).work(loaded.selected))
+    estimates = experiment.Estimates(session)
+    seconds = estimates.seconds(estimates.work(loaded.selected))
     names = dict.fromkeys(one.candidate.name for one in requests)
     return [Step(file, name, name not in open_, seconds[name]) for name in names]
 
