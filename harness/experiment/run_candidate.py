@@ -81,7 +81,7 @@ _GIB = 2**30
 
 
 class _RunParts(NamedTuple):
-    """What makes a run of one candidate and seed: the weights that answer, and its row sets."""
+    """Parts of the run of one candidate and seed: the weights that answer, and its row sets."""
 
     session: Session
     candidate: ResolvedCandidate
