@@ -416,16 +416,6 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
         assert set(finding.steps) <= set(chain)
 
 
-def test_the_last_line_of_a_check_is_the_whole_chain(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    write_lines("rows.csv", damage_rows(make_clean_rows(200, 0)))
-    said = CliRunner().invoke(app, ["data", "check", "rows.csv"]).stdout.splitlines()[-1]
-    assert said.endswith(
-        "; next: harness data clean rows.csv --out rows.clean.csv --spellings"
-        " && harness data dedup rows.clean.csv --out rows.clean.dedup.csv"
-    )
-
-
 def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rows = make_clean_rows(400)
@@ -622,13 +612,6 @@ def test_rows_of_one_sense_and_label_are_found_by_embeddings(tmp_path):
     assert sense.beside[0].endswith("rows.jsonl:1 (embeddings 1.00): 'Where is my card'")
     assert "--decisions" in sense.command
     assert check.check_rows(table, check.CheckContext(), ["repeated_rows"]) == [near]
-
-
-def test_test_rows_with_columns_of_their_own_are_read_by_them(find, tmp_path):
-    rows = make_clean_rows(60)
-    test = [{"question": row["text"], "answer": row["label"]} for row in make_clean_rows(60)[:9]]
-    (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", test)]))
-    assert lines(found) == list(range(1, 10))
 
 
 @pytest.mark.parametrize(

@@ -236,22 +236,27 @@ def test_decisions_that_do_not_fit_are_refused(data, decisions, found):
     assert found in read_refusal(data, "clean", "r.jsonl", "--decisions", "d.json", "--out", "n.jsonl")
 
 
-def write_two_columns(answers="category"):
-    """Write three rows with two columns that might answer, and a decision on one of them."""
-    rows = [{"text": t, "label": "open", "category": "x"} for t in "abc"]
-    digest = checksum(jsonl(Path("r.jsonl"), rows))
-    keep_decision("r.jsonl", 2, RowDecision("relabel", "y"), digest, answers)
-    return digest
+DECIDED = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
 
 
-def test_a_label_goes_into_the_column_that_was_looked_at(data):
-    write_two_columns()
-    words = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
-    said = read_refusal(data, *words, "--reference", "label")
+def test_a_label_goes_into_the_column_that_was_looked_at_and_a_file_holds_decisions_on_one_column(data):
+    file = jsonl(Path("r.jsonl"), [{"text": t, "label": "open", "category": "x"} for t in "abc"])
+    digest = checksum(file)
+    keep_decision("r.jsonl", 2, RowDecision("relabel", "y"), digest, "category")
+    said = read_refusal(data, *DECIDED, "--reference", "label")
     assert "labels of the column 'category', where 'label' answers" in said
-    run_data(data, *words)
+    run_data(data, *DECIDED)
     expected = [("open", "x"), ("open", "y"), ("open", "x")]
     assert [(row["label"], row["category"]) for row in read("n.jsonl")] == expected
+    expected = "decisions on the column 'category'; expected those on the column 'label'"
+    with pytest.raises(UserError, match=expected):
+        keep_decision("r.jsonl", 1, RowDecision("keep"), digest, "label")
+
+    for own in ("my notes", '{"digest": "0", "rows": 3}'):
+        Path("r.jsonl.decisions.json").write_text(own)
+        with pytest.raises(UserError, match="a file of another making"):
+            keep_decision("r.jsonl", 1, RowDecision("keep"), digest)
+        assert Path("r.jsonl.decisions.json").read_text() == own
 
 
 def test_lists_in_cells_are_written_as_lists_again(data):
@@ -264,48 +269,22 @@ def test_lists_in_cells_are_written_as_lists_again(data):
     assert rows == [{"text": f"text {i}", "labels": kinds[i % 3]} for i in range(15)]
 
 
-def write_template_rows(label):
-    """Write rows whose label a template makes of two columns, and a decision that relabels one of them."""
-    rows = [{"text": f"q{i}", "team": team, "rank": rank} for i, (team, rank) in enumerate(TEAMS)]
+def test_a_label_of_several_columns_goes_into_all_of_them_and_one_that_does_not_fit_is_refused(data):
+    teams = ("card", 1), ("card", 1), ("fee", 2), ("fee", 2)
+    rows = [{"text": f"q{i}", "team": team, "rank": rank} for i, (team, rank) in enumerate(teams)]
     digest = checksum(jsonl(Path("r.jsonl"), rows))
-    keep_decision("r.jsonl", 2, RowDecision("relabel", label), digest, "{team}-{rank}")
-    return rows
-
-
-TEAMS = [("card", 1), ("card", 1), ("fee", 2), ("fee", 2)]
-OF_TWO = ("clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl", "--prompt", "text")
-
-
-def test_a_label_of_several_columns_goes_into_all_of_them(data):
-    rows = write_template_rows("fee-2")
-    run_data(data, *OF_TWO)
-    assert read("n.jsonl") == [rows[0], {**rows[1], "team": "fee", "rank": 2}, *rows[2:]]
-    (changed,) = manifest("n.jsonl")["rows"]
-    assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
-
-
-def test_a_label_that_does_not_fit_the_columns_that_answer_is_refused(data):
-    write_template_rows("fee-3")
-    assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *OF_TWO)
-
-    write_template_rows("fee-2")
-    said = read_refusal(data, *OF_TWO, "--reference", "{rank} of {team}")
+    words = (*DECIDED, "--prompt", "text")
+    keep_decision("r.jsonl", 2, RowDecision("relabel", "fee-3"), digest, "{team}-{rank}")
+    assert "row 2: found the label 'fee-3', which no row has" in read_refusal(data, *words)
+    keep_decision("r.jsonl", 2, RowDecision("relabel", "fee-2"), digest, "{team}-{rank}")
+    said = read_refusal(data, *words, "--reference", "{rank} of {team}")
     assert "where 'rank', 'team' answer" in said
     assert 'such as "column": "{rank} {team}"' in said
 
-
-def test_decisions_of_two_columns_or_of_another_making_are_not_kept_in_one_file(data):
-    digest = write_two_columns()
-    expected = "decisions on the column 'category'; expected those on the column 'label'"
-    with pytest.raises(UserError, match=expected):
-        keep_decision("r.jsonl", 1, RowDecision("keep"), digest, "label")
-
-    file = jsonl(Path("r.jsonl"), [{"text": "a", "label": "x"}])
-    for own in ("my notes", '{"digest": "0", "rows": 3}'):
-        Path("r.jsonl.decisions.json").write_text(own)
-        with pytest.raises(UserError, match="a file of another making"):
-            keep_decision("r.jsonl", 1, RowDecision("keep"), checksum(file))
-        assert Path("r.jsonl.decisions.json").read_text() == own
+    run_data(data, *words)
+    assert read("n.jsonl") == [rows[0], {**rows[1], "team": "fee", "rank": 2}, *rows[2:]]
+    (changed,) = manifest("n.jsonl")["rows"]
+    assert changed["reason"] == "relabelled in 'team'; relabelled in 'rank'"
 
 
 def test_a_template_names_the_columns_that_ask(data):
@@ -358,33 +337,33 @@ def test_rows_that_their_layout_cannot_read_are_dropped_with_the_reason(data):
     assert read("m.jsonl") == thumbs
 
 
-@pytest.mark.parametrize(
-    ("column", "before", "after"),
-    [
-        ("references", ["x"], ["y"]),
-        (
-            "messages",
-            *([{"role": "user", "content": "a"}, {"role": "assistant", "content": t}] for t in "xy"),
-        ),
-    ],
-)
+TALKS = [[{"role": "user", "content": "a"}, {"role": "assistant", "content": said}] for said in "xy"]
+
+
+@pytest.mark.parametrize(("column", "before", "after"), [("references", ["x"], ["y"]), ("messages", *TALKS)])
 def test_a_decision_relabels_the_one_answer_of_a_list_or_a_conversation(data, column, before, after):
     asks = {} if column == "messages" else {"prompt": "a"}
     digest = checksum(jsonl(Path("r.jsonl"), [{**asks, column: before}]))
     keep_decision("r.jsonl", 1, RowDecision("relabel", "y"), digest, column)
-    run_data(data, "clean", "r.jsonl", "--decisions", "r.jsonl.decisions.json", "--out", "n.jsonl")
+    run_data(data, *DECIDED)
     assert read("n.jsonl") == [{**asks, column: after}]
 
 
-TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Refund"}]
 ASKS, SAYS = {"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me."}
-SCORED = [{"response": said, "overall_score": score} for said, score in (("Me.", 5), ("none", 1))]
-RATED = {"instruction": "Who?", "completions": SCORED}
-REPLY = {"text": "Me.", "role": "assistant", "replies": []}
 SPELT = LAYOUT_ROWS | {
-    "UltraFeedback": RATED,
-    "OASST": {"message_tree_id": "1", "prompt": {"text": "Who?", "role": "prompter", "replies": [REPLY]}},
-    "chat of several turns": {"messages": [*TALK, ASKS, SAYS]},
+    "UltraFeedback": {
+        "instruction": "Who?",
+        "completions": [{"response": "Me.", "overall_score": 5}, {"response": "none", "overall_score": 1}],
+    },
+    "OASST": {
+        "message_tree_id": "1",
+        "prompt": {
+            "text": "Who?",
+            "role": "prompter",
+            "replies": [{"text": "Me.", "role": "assistant", "replies": []}],
+        },
+    },
+    "chat of several turns": {"messages": [*TALKS[0], ASKS, SAYS]},
     "chat of parts": {"messages": [ASKS, {**SAYS, "content": [{"type": "text", "text": "Me."}]}]},
     "references": {"prompt": "Who?", "references": ["Me."]},
     "two columns": {"prompt": "Who?", "reference": "Me.", "references": ["Me."]},
@@ -404,14 +383,12 @@ def test_labels_in_several_spellings_are_mended_in_every_layout(find, tmp_path, 
     assert mended == [fill_layout(SPELT[layout], row["text"], LABELS[i % 4]) for i, row in enumerate(rows)]
 
 
-def test_a_decision_relabels_no_rated_answers(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    digest = checksum(Path(write(tmp_path / "r.jsonl", [SPELT["UltraFeedback"]])))
+def test_a_decision_relabels_no_rated_answers(data):
+    digest = checksum(jsonl(Path("r.jsonl"), [SPELT["UltraFeedback"]]))
     keep_decision("r.jsonl", 1, RowDecision("relabel", "refund"), digest, "completions")
-    words = "data clean r.jsonl --decisions r.jsonl.decisions.json --out n.jsonl"
-    expected = "relabel, where a row has several rated answers; expected drop or keep"
-    with pytest.raises(UserError, match=expected):
-        CliRunner().invoke(app, words.split(), catch_exceptions=False)
+    assert "relabel, where a row has several rated answers; expected drop or keep" in read_refusal(
+        data, *DECIDED
+    )
 
 
 def kept_fields(*fields, **options):
@@ -695,6 +672,7 @@ SPELLINGS = {
     "leading zeros": (["007", "7", 7, "07"], ["007", "07", "7"]),
     "forms": (["Hue\u0301", "Hué", "caf\u200be", "Cafe."], None),
     "words of YAML": (["on", "off", "null", "1e3", "0x1F", "2024-01-02", "~", "1_000"], None),
+    "signs of YAML": (["yes", "no", "a: b", "it's", "[x]", "# y", "naïve", "{text}"], None),
 }
 
 

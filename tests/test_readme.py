@@ -7,14 +7,12 @@ children are shown shows all of them. Commands are the lines of ```sh blocks, an
 """
 
 import ast
-import contextlib
 import html
 import importlib.util
 import inspect
 import io
 import json
 import os
-import random
 import re
 import shlex
 import shutil
@@ -22,30 +20,25 @@ import subprocess
 import sys
 import textwrap
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 import tiny_experiment
-from checked_rows import LABELS, make_clean_rows, write
 from rich.console import Console
 from ruamel.yaml import YAML
 from test_architecture import ORDER
 from typer.main import get_command
-from typer.testing import CliRunner
 
-import harness.experiment as experiment
 from harness import cli, config, data, errors, plugins, records, report, spec
-from harness.cli import app, main
 from harness.cli.options import example_commands
-from harness.data.edit.changes import RowDecision, keep_decision
 from harness.experiment.catalog import map_purposes
 from harness.models import hub
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.prompting import PromptingContext
-from harness.records import Example, Output, checksum
+from harness.records import Example, Output
 from harness.regularizers import Start
 from harness.report import ExperimentReport
 from harness.report.columns import CANDIDATE_COLUMNS, result_headings
@@ -68,16 +61,19 @@ def blocks(language: str, text: str = DOCS) -> list[list[str]]:
     return [textwrap.dedent(block).splitlines() for _, of, block in FENCE.findall(text) if of == language]
 
 
-def generator():
-    found = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+def load_file(path: Path):
+    found = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     return module
 
 
+GENERATOR = load_file(ROOT / "docs" / "generate.py")
+
+
 @cache
 def reference(page: str) -> str:
-    return "\n\n".join(getattr(generator(), page)())
+    return "\n\n".join(getattr(GENERATOR, page)())
 
 
 def tree() -> list[Path]:
@@ -242,7 +238,7 @@ def test_the_site_is_built_without_a_warning(tmp_path):
 def test_every_link_of_a_page_leads_to_a_file(page):
     links = re.findall(r"\]\((?!https?:)([^)#]+)", FENCE.sub("", PAGES[page]))
     files = {(ROOT / page).parent / link for link in links}
-    generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in generator().REFERENCE}
+    generated = {ROOT / "docs" / "reference" / f"{name}.md" for name in GENERATOR.REFERENCE}
     assert {
         str(file) for file in map(Path.resolve, files) if not file.exists() and file not in generated
     } == set()
@@ -327,13 +323,15 @@ def readme_experiment(tmp_path):
     return tmp_path
 
 
-def test_the_experiment_of_readme_loads_from_any_folder(readme_experiment):
+def test_the_experiment_of_readme_loads_from_any_folder_and_its_data_is_read_as_it_says(readme_experiment):
     loaded = config.load(readme_experiment / "harness.yaml")
     assert [suite.name for suite in loaded.experiment.suites] == ["general"]
-    assert [name for name in loaded.selected if name.startswith("lora")] == [
-        "lora[learning_rate=0.0002]",
-        "lora[learning_rate=0.001]",
-    ]
+    rates = ["lora[learning_rate=0.0002]", "lora[learning_rate=0.001]"]
+    assert [name for name in loaded.selected if name.startswith("lora")] == rates
+    items = data.load_task(loaded.experiment.target, 0)
+    assert len(items.test) == 5
+    assert len(items.train) + len(items.validation) == 7  # one of another label and one leak are removed
+    assert len(items.removed) == 2
 
 
 PARTS = [
@@ -374,23 +372,12 @@ def test_the_experiment_that_gates_an_adapter_made_elsewhere_loads_with_its_rows
     assert (len(items.train), len(items.validation), len(items.test)) == (4, 1, 1)
 
 
-def test_the_data_of_readme_is_read_as_it_says(readme_experiment):
-    items = data.load_task(config.load(readme_experiment / "harness.yaml").experiment.target, 0)
-    assert len(items.test) == 5
-    assert len(items.train) + len(items.validation) == 7  # one of another label and one leak are removed
-    assert len(items.removed) == 2
-
-
 def test_the_row_of_readme_is_an_item(tmp_path):
     (tmp_path / "rows.jsonl").write_text("\n".join(blocks("json")[0]))
     task = spec.Task(name="row", data=spec.TaskData(test=str(tmp_path / "rows.jsonl")))
     item = data.load_task(task, 0).test[0]
-    assert (item.prompt, item.references, item.cluster, item.slice) == (
-        "Where is my parcel?",
-        ("delivery",),
-        "parcels",
-        "behaviour",
-    )
+    assert (item.prompt, item.references) == ("Where is my parcel?", ("delivery",))
+    assert (item.cluster, item.slice) == ("parcels", "behaviour")
 
 
 def test_the_suites_of_readme_load_and_its_endpoints(readme_experiment):
@@ -420,10 +407,7 @@ def test_the_suite_of_lm_eval_in_readme_loads(readme_experiment):
 def plugin(path: str, folder: Path):
     file = folder / Path(path).name
     file.write_text(example_file(path))
-    found = importlib.util.spec_from_file_location(file.stem, file)
-    module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
-    return module
+    return load_file(file)
 
 
 ASKED = Example("e", ({"role": "user", "content": "Which queue?"},), references=("billing",))
@@ -482,13 +466,9 @@ def test_the_notebook_of_readme_runs_and_prints_what_the_command_does(finished_r
     folder = shutil.copytree(finished_run[0], tmp_path / "copy")
     code = example_file("notebook.py")
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        [sys.executable, "-c", code], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     scores, verdict, decision = done.stdout.splitlines()
     expected = {f.label: f.target.score for f in finished_run[1].facts if f.label in ("prompt", "lora")}
     assert ast.literal_eval(scores) == expected, done.stderr
@@ -573,7 +553,9 @@ def test_contributing_lists_every_slow_file_and_the_order_of_the_modules():
     assert re.findall(r"\w+", order) == there
 
 
-NOTEBOOK = Path(__file__).parents[1] / "docs" / "quickstart.ipynb"
+NOTEBOOK = ROOT / "docs" / "quickstart.ipynb"
+
+
 CELLS = [cell for cell in json.loads(NOTEBOOK.read_text("utf-8"))["cells"] if cell["cell_type"] == "code"]
 
 
@@ -585,150 +567,64 @@ def run(source: str, names: dict[str, object]) -> object:
     return eval(compile(ast.Expression(last.value), str(NOTEBOOK), "eval"), names) if last else None
 
 
-@pytest.fixture(scope="module")
-def values(tiny, own_cache, tmp_path_factory):
-    """Run the notebook beside a tiny experiment; return the value of each cell."""
-    folder = tmp_path_factory.mktemp("notebook")
-    tiny_experiment.write(folder, tiny, "  prompt: {method: base}\n  bag: {method: classifier}\n")
+def test_the_notebook_shows_scores_as_a_frame_and_ends_in_what_a_terminal_shows(
+    tiny, own_cache, tmp_path, monkeypatch
+):
+    tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  bag: {method: classifier}\n")
+    monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    with pytest.MonkeyPatch.context() as here:
-        here.chdir(folder)
-        return [run("".join(cell["source"]), names) for cell in CELLS]
-
-
-def test_the_notebook_shows_scores_as_a_frame_and_ends_in_what_a_terminal_shows(values):
-    frame = values[-2]
+    *_, frame, shown_last = [run("".join(cell["source"]), names) for cell in CELLS]
     assert sorted(frame["candidate"]) == ["bag", "prompt"]
     assert (frame["low"] <= frame["score"]).all()
     assert list(frame["score"]) == sorted(frame["score"], reverse=True)
 
     shown = io.StringIO()
-    report.terminal(values[-1], Console(file=shown, width=100))
-    page = html.unescape(re.sub(r"<[^>]+>", "", values[-1]._repr_html_()))
+    report.terminal(shown_last, Console(file=shown, width=100))
+    page = html.unescape(re.sub(r"<[^>]+>", "", shown_last._repr_html_()))
     assert page.split() == shown.getvalue().split()
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "howto" / "edit_data.md").read_text("utf-8")
-TUTORIAL = PAGE.split("## From a messy file to a comparison\n")[1].split("\n## ")[0]
+TUTORIAL = (
+    PAGES["docs/howto/edit_data.md"].split("## From a messy file to a comparison\n")[1].split("\n## ")[0]
+)
+
+
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
 
 
-class CommandResult(NamedTuple):
-    command: str
-    code: int
-    printed: str
-    expected: str
+def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_nothing_in_place(
+    command, tmp_path
+):
+    verbs = []
+    for (language, text), (next_language, shown) in pairwise([*BLOCKS, ("", "")]):
+        if language in ("csv", "yaml"):
+            name = {"csv": "tickets.csv", "yaml": "harness.yaml"}[language]
+            (tmp_path / name).write_text(text, "utf-8")
+        for line in text.splitlines() if language == "sh" else ():
+            printed = command(*shlex.split(line)[1:], check=0).stdout
+            verbs.append(line.split()[2])
+            lines = iter(printed.splitlines())
+            expected = shown.splitlines() if next_language == "text" else []
+            assert [part for part in expected if part not in lines] == [], printed
+            if line == "harness compare --dry-run":
+                assert {"prompt", "ranked", "lora"} <= {row.split("  ")[0] for row in printed.splitlines()}
+    assert verbs == ["check", "clean", "dedup", "split", "--dry-run", "augment"]
+    written = next(text for language, text in BLOCKS if language == "csv")
+    assert (tmp_path / "tickets.csv").read_text("utf-8") == written
+    assert not (tmp_path / "runs").exists()
 
 
-@pytest.fixture(scope="module")
-def tutorial(tmp_path_factory):
-    """Write the files of the tutorial and run its commands, one after the other, in one folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder := tmp_path_factory.mktemp("tutorial"))
-        yield folder, [ran for i in range(len(BLOCKS)) for ran in step(i, patch)]
+REPORTS = ROOT / "reports"
 
 
-def step(i, patch):
-    language, text = BLOCKS[i]
-    if language in ("csv", "yaml"):
-        Path({"csv": "tickets.csv", "yaml": "harness.yaml"}[language]).write_text(text, encoding="utf-8")
-    for line in text.splitlines() if language == "sh" else ():
-        following = BLOCKS[i + 1] if i + 1 < len(BLOCKS) else ("", "")
-        expected = following[1] if following[0] == "text" else ""
-        out = io.StringIO()
-        patch.setattr(sys, "argv", shlex.split(line))
-        with contextlib.redirect_stdout(out), pytest.raises(SystemExit) as ended:
-            main()
-        yield CommandResult(line, ended.value.code or 0, out.getvalue(), expected)
-
-
-def test_every_command_of_the_tutorial_ends_well_prints_what_it_shows_and_changes_nothing_in_place(tutorial):
-    assert {ran.command: ran.code for ran in tutorial[1] if ran.code} == {}
-    expected = ["check", "clean", "dedup", "split", "--dry-run", "augment"]
-    assert [ran.command.split()[2] for ran in tutorial[1]] == expected
-    for ran in tutorial[1]:
-        printed = iter(ran.printed.splitlines())
-        assert [line for line in ran.expected.splitlines() if line not in printed] == [], ran.printed
-    (ran,) = [ran for ran in tutorial[1] if ran.command == "harness compare --dry-run"]
-    lines = [line.split("  ")[0] for line in ran.printed.splitlines()]
-    assert {"prompt", "ranked", "lora"} <= set(lines)
-
-    assert (tutorial[0] / "tickets.csv").read_text("utf-8") == next(
-        text for kind, text in BLOCKS if kind == "csv"
-    )
-    assert not (tutorial[0] / "runs").exists()
-
-
-N, N_TEST, N_AGAIN = 400, 300, 20
-EXPERIMENT = """\
-name: mended
-target:
-  name: tickets
-  data: {train: messy.jsonl, validation: parts/validation.jsonl, test: parts/test.jsonl}
-  fields: {prompt: "{text}", reference: "{label}"}
-  labels: [refund, delivery, account, invoice]
-candidates:
-  messy: {method: classifier, params: {ngram_range: [1, 1]}}
-  relabelled: {method: classifier, train: relabelled.jsonl, params: {ngram_range: [1, 1]}}
-  unique: {method: classifier, train: unique.jsonl, params: {ngram_range: [1, 1]}}
-"""
-
-
-def harness(*words):
-    done = CliRunner().invoke(app, ["data", *words])
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
-@pytest.fixture
-def training_sets(tmp_path, monkeypatch):
-    """Check, clean, deduplicate and split rows, and compare a classifier on each file."""
-    monkeypatch.chdir(tmp_path)
-    rows = make_clean_rows(N + N_TEST)
-    # Give one row of five another label.
-    rng = random.Random(1)
-    messy = [
-        {**row, "label": rng.choice([label for label in LABELS if label != row["label"]])}
-        if rng.random() < 0.2
-        else row
-        for row in rows[:N]
-    ]
-    write(Path("messy.jsonl"), [*messy, *messy[:N_AGAIN]])
-    write(Path("held.jsonl"), rows[N:])
-    found = json.loads(harness("check", "messy.jsonl", "--json"))["findings"]
-    (suspects,) = (f for f in found if f["check"] == "suspect_labels" and f["labels"])
-    digest = checksum(Path("messy.jsonl"))
-    for place, label in zip(suspects["rows"], suspects["labels"], strict=True):
-        line = int(place.rpartition(":")[2])
-        keep_decision("messy.jsonl", line, RowDecision("relabel", label), digest, "label")
-    decided = ("--decisions", "messy.jsonl.decisions.json")
-    harness("clean", "messy.jsonl", "--out", "relabelled.jsonl", *decided)
-    harness("dedup", "relabelled.jsonl", "--out", "unique.jsonl")
-    harness("split", "held.jsonl", "--shares", "0.1,0.1,0.8", "--stratify", "label", "--out", "parts")
-    Path("harness.yaml").write_text(EXPERIMENT)
-    (table,) = experiment.compare(tmp_path / "harness.yaml").training_sets
-    return {one.candidate: one for one in table.sets}
-
-
-def test_mended_labels_raise_the_score_and_dropped_duplicates_leave_it(training_sets):
-    assert training_sets["relabelled"].difference.low > 0
-    again = training_sets["unique"].difference
-    assert again.low > 0
-    assert Path("unique.jsonl").read_bytes().count(b"\n") == N
-    assert abs(training_sets["unique"].score - training_sets["relabelled"].score) < 0.05
-
-
-REPORTS = Path(__file__).parents[1] / "reports"
-
-
-def data_check(figures):
-    return data_check_page.page(figures, json.loads(READ.read_text("utf-8")))
-
-
-@pytest.mark.parametrize(("name", "page"), [("data_check", data_check), ("mended_rows", mended_rows.page)])
-def test_a_page_is_what_its_figures_give(name, page):
+@pytest.mark.parametrize("name", ["data_check", "mended_rows"])
+def test_a_page_is_what_its_figures_give(name):
     figures = json.loads((REPORTS / f"{name}.json").read_text("utf-8"))
-    assert (REPORTS / f"{name}.md").read_text("utf-8") == page(figures)
+    if name == "data_check":
+        page = data_check_page.page(figures, json.loads(READ.read_text("utf-8")))
+    else:
+        page = mended_rows.page(figures)
+    assert (REPORTS / f"{name}.md").read_text("utf-8") == page
 
 
 def test_at_least_fifty_findings_that_nobody_planted_were_read():
