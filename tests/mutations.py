@@ -216,14 +216,9 @@ def write_experiment(seeds: Reader) -> Reader:
     with (folder / "harness.yaml").open("a") as file:
         file.write("  tuned: tuned\n")
     files = (
-        "*.yaml",
-        "rubrics/*",
-        "suites/*.yaml",
-        "baselines/*.yaml",
-        "baselines/champions/*",
-        "suites/**/*.jsonl",
-        "reports/*",
-    )
+        "*.yaml", "rubrics/*", "suites/*.yaml", "baselines/*.yaml", "baselines/champions/*",
+        "suites/**/*.jsonl", "reports/*",
+    )  # fmt: skip
     return Reader(folder, files, _READ_EXPERIMENT)
 
 

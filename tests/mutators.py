@@ -71,17 +71,13 @@ def _mix_lines(draw: random.Random, data: bytes) -> bytes:
 
 
 _OF_BYTES: tuple[Callable[[random.Random, bytes], bytes], ...] = (
-    _flip_bits,
-    _put_bytes,
-    _end_lines_otherwise,
-    _recode,
-    _mix_lines,
+    _flip_bits, _put_bytes, _end_lines_otherwise, _recode, _mix_lines,
     _on_span(lambda data, start, end: data[:start]),
     _on_span(lambda data, start, end: data[:start] + data[end:]),
     _on_span(lambda data, start, end: data[:end] + data[start:]),
     _on_span(lambda data, start, end: data[end:] + data[start:end] + data[:start]),
     _on_span(lambda data, start, end: data[:start] + bytes(end - start) + data[end:]),
-)
+)  # fmt: skip
 
 
 # What is done to values

@@ -155,12 +155,9 @@ def write(folder: Path, sizes: Sizes = USUAL, extra: str = "") -> Path:
     path = worlds.write(folder, BASE, sizes)
     config_file = json.loads((folder / "model" / "config.json").read_text())
     shape = {
-        "num_attention_heads": 2,
-        "hidden_size": 8,
-        "num_hidden_layers": 6,
-        "intermediate_size": 16,
+        "num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 6, "intermediate_size": 16,
         "vocab_size": 32,
-    }
+    }  # fmt: skip
     (folder / "model" / "config.json").write_text(json.dumps({**config_file, **shape}))
     path.write_text(path.read_text() + extra)
     return path

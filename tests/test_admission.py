@@ -62,27 +62,6 @@ def test_an_equal_model_near_chance_seems_to_lose_only_where_a_task_is_admitted_
     assert Counter(v.outcome for v in after)["fail"] == 0
 
 
-@pytest.mark.parametrize(
-    "n_tasks",
-    [
-        pytest.param(1, marks=pytest.mark.slow),
-        pytest.param(8, marks=pytest.mark.slow),
-        pytest.param(57, marks=pytest.mark.weekly),
-    ],
-)
-@pytest.mark.parametrize(("score", "flip_rate"), [(0.53, 0.3), (0.57, 0.15)])
-def test_an_equal_model_near_chance_rarely_fails_and_a_loss_of_the_margin_rarely_passes(
-    n_tasks, score, flip_rate
-):
-    """With one half-task of 50 items the standard error is 8 points, so 2 % fail however they are admitted."""
-    n_draws = {1: 300, 8: 60, 57: 15}[n_tasks]
-    rng = np.random.default_rng(1)
-    equal = Counter(verdict(suite(rng, n_tasks, score, flip_rate)).outcome for _ in range(n_draws))
-    worse = Counter(verdict(suite(rng, n_tasks, score, flip_rate, 0.02)).outcome for _ in range(n_draws))
-    assert equal["fail"] / n_draws <= 0.02 + 3 * (0.02 * 0.98 / n_draws) ** 0.5
-    assert worse["pass"] / n_draws <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
-
-
 def make_lopsided_task(passed, chance=0.5, n=100, seed=0):
     """Make a task of which the base passes so many items of either half, the new model just the same."""
     plain = measurement("t", np.ones(n), np.ones(n))
@@ -171,23 +150,6 @@ def test_an_item_that_several_tasks_hold_is_counted_once():
         found = verdict(measured)
         numbers = macro_of(found).numbers
         assert (found.macro.n, numbers["n_items"], numbers["n_clusters"]) == (n, n, n)
-
-
-@pytest.mark.parametrize(
-    ("n_copies", "together", "before"),
-    [
-        pytest.param(2, 1.0, 0.1, marks=pytest.mark.slow),
-        pytest.param(8, 1.0, 0.2, marks=pytest.mark.weekly),
-        pytest.param(8, 0.7, 0.1, marks=pytest.mark.weekly),
-    ],
-)
-def test_copies_pass_a_true_loss_of_the_margin_no_more_often_than_alpha(n_copies, together, before):
-    rng, n_draws = np.random.default_rng(3), 120
-    drawn = [copies(rng, n_copies, n=150, together=together) for _ in range(n_draws)]
-    passed = [macro_of(verdict(measured)).outcome == "pass" for measured in drawn]
-    unknown = [macro_of(judge_apart(measured)).outcome == "pass" for measured in drawn]
-    assert np.mean(passed) <= 0.05 + 3 * (0.05 * 0.95 / n_draws) ** 0.5
-    assert np.mean(unknown) >= before
 
 
 def make_sharing_tasks(rng, q_shared, q_own):
@@ -298,18 +260,6 @@ def judge_comparisons(comparisons):
     return apply_rules(tasks, POLICY, validity=None, target=None, identical=False)
 
 
-def outcomes(found):
-    return {r.name: r.outcome for r in found.rules}
-
-
-def draw(rng, n_tasks, n, disagreement, delta):
-    """Draw so many equal tasks of n items, one of which, at random, truly lost so much."""
-    deltas = np.zeros(n_tasks)
-    deltas[rng.integers(n_tasks)] = delta
-    shares = [((d := max(disagreement, abs(x))) + x, d - x, 2 - 2 * d) for x in deltas]
-    return [compare_flips(n, *map(int, rng.multinomial(n, np.array(p) / 2)[:2])) for p in shares]
-
-
 def chances(found):
     return {(m.what, m.delta): m.probability for m in found.missed}
 
@@ -320,33 +270,6 @@ def test_the_chance_that_each_misses_does_not_hang_on_the_task_that_noise_single
     even = [compare_flips(200, 9, 9)] * 6 + [compare_flips(200, 10, 11)] * 2
     said = [chances(judge_comparisons(tasks))["each", -0.10] for tasks in (noisy, even)]
     assert said[0] == pytest.approx(said[1], abs=0.05)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_tasks", "n", "disagreement"), [(8, 100, 0.1), (4, 50, 0.1), (8, 300, 0.1), (20, 100, 0.15)]
-)
-@pytest.mark.parametrize("delta", [-0.05, -0.10])
-def test_each_misses_a_loss_in_one_task_as_often_as_printed(n_tasks, n, disagreement, delta):
-    """At four tasks of 50 items 89 % were printed for −5 points, where 93 % and more pass."""
-    rng, n_draws = np.random.default_rng(4), 200
-    equal = [judge_comparisons(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(30)]
-    printed = np.mean([chances(found)["each", delta] for found in equal])
-    lost = [judge_comparisons(draw(rng, n_tasks, n, disagreement, delta)) for _ in range(n_draws)]
-    passed = np.mean([outcomes(found)["each"] == "pass" for found in lost])
-    assert passed == pytest.approx(printed, abs=0.04 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("n_tasks", "n", "disagreement"), [(1, 200, 0.1), (8, 100, 0.1), (8, 500, 0.2), (20, 100, 0.15)]
-)
-def test_an_equal_model_is_stopped_by_macro_or_each_as_often_as_printed(n_tasks, n, disagreement):
-    rng, n_draws = np.random.default_rng(5), 200
-    found = [judge_comparisons(draw(rng, n_tasks, n, disagreement, 0.0)) for _ in range(n_draws)]
-    printed = np.mean([chances(one)["equal", 0.0] for one in found])
-    stopped = np.mean([{outcomes(one)[name] for name in ("macro", "each")} != {"pass"} for one in found])
-    assert stopped == pytest.approx(printed, abs=0.03 + 3 * (printed * (1 - printed) / n_draws) ** 0.5)
 
 
 def test_more_items_are_asked_of_the_small_tasks_and_what_none_of_them_settle_is_said():

@@ -809,12 +809,9 @@ def test_a_slider_decides_as_the_command_does_by_that_policy(open_page, tmp_path
     before = arithmetic(page)
     page.select_slider(key=f"decide_{slider}").set_value(*change.values()).run()
     expected = decision.decide(
-        made.facts,
-        DecidePolicy(**change),
-        closed_labels=False,
-        has_documents=False,
+        made.facts, DecidePolicy(**change), closed_labels=False, has_documents=False,
         metric_name="exact_match",
-    )
+    )  # fmt: skip
     shown = arithmetic(page)
     assert shown == list_page_rows(expected, formatting.RATE, DecidePolicy(**change))
     assert shown != before

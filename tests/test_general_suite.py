@@ -189,12 +189,8 @@ def test_negations_and_errors_are_recognised_in_ten_languages(tells, yes, no):
 def test_a_constraint_reads_the_punctuation_and_lists_of_ten_languages(constraint, good, bad):
     task = next(task for task in TASKS if task.name == "instructions")
     row = {
-        "id": "x",
-        "prompt": "?",
-        "reference": good,
-        "cluster": "",
-        "constraints": [json.loads(constraint)],
-    }
+        "id": "x", "prompt": "?", "reference": good, "cluster": "", "constraints": [json.loads(constraint)],
+    }  # fmt: skip
     answers = [text.replace("\\n", "\n") for text in (good, bad)]
     assert [score_answer(task, row, text) for text in answers] == [1.0, 0.0]
 

@@ -45,14 +45,11 @@ def items(texts):
 def feedback(texts, answers=None, senders=None, **of_all):
     return [
         FeedbackRow(
-            f"{texts[i]} {i}",
-            json.dumps([{"content": texts[i], "role": "user"}]),
-            answers[i] if answers else "",
-            sender=senders[i] if senders else "",
-            **of_all,
+            f"{texts[i]} {i}", json.dumps([{"content": texts[i], "role": "user"}]),
+            answers[i] if answers else "", sender=senders[i] if senders else "", **of_all,
         )
         for i in range(len(texts))
-    ]
+    ]  # fmt: skip
 
 
 def answered(texts, answers):
@@ -90,16 +87,12 @@ def test_distances_are_those_of_scipy_and_of_the_definition():
     [
         (ask(120, seed=1), ["late"] * 120, set(), "no need to measure the champion anew"),
         (
-            ask(60, seed=1) + ask(60, "money", seed=1),
-            ["late"] * 120,
-            {"requests texts"},
+            ask(60, seed=1) + ask(60, "money", seed=1), ["late"] * 120, {"requests texts"},
             "then measure the champion anew: harness compare",
         ),
         (
-            ask(60, seed=1) + ask(60, seed=1, frames=GERMAN),
-            ["late"] * 120,
-            {"requests texts", "requests length", "requests language"},
-            "then measure the champion anew",
+            ask(60, seed=1) + ask(60, seed=1, frames=GERMAN), ["late"] * 120,
+            {"requests texts", "requests length", "requests language"}, "then measure the champion anew",
         ),
         (
             ask(120, seed=1),
@@ -108,7 +101,7 @@ def test_distances_are_those_of_scipy_and_of_the_definition():
             "while requests did not: measure what is served anew: harness compare",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_moved_is_named_with_whether_to_measure_anew(requests, answers, expected, step):
     texts = ask(120)
     found = compare_samples(

@@ -444,12 +444,8 @@ def test_neftune_of_preferences_is_in_the_steps_and_neither_in_reference_nor_hel
     """The one loss is ours on a CPU, the other TRL's own; both read the reference before the first step."""
     monkeypatch.setenv("HARNESS_CACHE", str(tmp_path / "cache"))  # which knows no reference yet
     params = {
-        "r": 2,
-        "max_steps": 3,
-        "per_device_train_batch_size": 2,
-        "loss_type": loss_type,
-        "heldout": 0.25,
-    }
+        "r": 2, "max_steps": 3, "per_device_train_batch_size": 2, "loss_type": loss_type, "heldout": 0.25,
+    }  # fmt: skip
     noisy = {"neftune": {"noise_alpha": 7.0}}
     made = tiny_methods.fit(tiny, tmp_path / "fit", dpo, params, regularize=noisy)
     noise = noise_of(7.0)

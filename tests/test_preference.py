@@ -96,12 +96,9 @@ def make_both_trainers(tiny, folder, init, way):
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
         rows = texts(context.pairs) if kind is DPOTrainer else tokens_of(context, tokenizer)
         config = DPOConfig(
-            output_dir=str(folder),
-            precompute_ref_log_probs=True,
-            remove_unused_columns=False,
-            **loop.settings(context, dpo.Params()),
-            beta=0.3,
-        )
+            output_dir=str(folder), precompute_ref_log_probs=True, remove_unused_columns=False,
+            **loop.settings(context, dpo.Params()), beta=0.3,
+        )  # fmt: skip
         trainer = kind(
             args=config,
             train_dataset=Dataset.from_list(rows),

@@ -60,13 +60,6 @@ def test_a_constant_shift_moves_the_macro_and_so_does_turning_its_sign(tasks, sh
     assert (turned[0], *turned[1]) == pytest.approx((-mean, -high, -low), abs=1e-9)
 
 
-@given(changes)
-def test_swapping_the_arms_flips_the_sign_of_a_paired_delta(new):
-    base = np.zeros(len(new))
-    there, back = stats.paired_delta(base, new), stats.paired_delta(new, base)
-    assert (back.mean, back.se) == pytest.approx((-there.mean, there.se), abs=1e-12)
-
-
 @given(counts, counts)
 def test_swapping_the_arms_leaves_mcnemar_and_mirrors_a_win_rate(wins, losses):
     assert stats.mcnemar(wins, losses) == stats.mcnemar(losses, wins)
@@ -88,13 +81,6 @@ def test_permuting_the_items_changes_nothing(x, seed):
         for o in (np.arange(len(x)), order)
     ]
     assert found[1] == pytest.approx(found[0], abs=1e-9)
-
-
-@given(changes, st.integers(2, 4))
-def test_copies_inside_a_cluster_make_nothing_surer(x, times):
-    clusters = np.arange(len(x))
-    copied, of = np.tile(x, times), np.tile(clusters, times)
-    assert stats.clustered_mean(copied, of).se >= stats.clustered_mean(x, clusters).se - 1e-12
 
 
 SIZES = [50, 100, 200, 400, 800]
@@ -145,13 +131,10 @@ def test_sizes_that_fit_nothing_are_refused(sizes, weights):
 def columns(scores, metric=EXACT, **options):
     of = rows(scores, metric, **options)
     return MetricColumns(
-        tuple(r.example_id for r in of),
-        tuple(r.cluster for r in of),
-        tuple(r.parts[metric.name] for r in of),
-        tuple(r.weight for r in of),
-        tuple(r.status == "error" for r in of),
-        tuple(r.references for r in of),
-    )
+        tuple(r.example_id for r in of), tuple(r.cluster for r in of),
+        tuple(r.parts[metric.name] for r in of), tuple(r.weight for r in of),
+        tuple(r.status == "error" for r in of), tuple(r.references for r in of),
+    )  # fmt: skip
 
 
 def make_scores(n_right, n=200):

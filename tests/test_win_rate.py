@@ -390,15 +390,11 @@ def test_the_win_rate_of_a_recipe_is_the_mean_over_its_seeds():
     rates = (0.6, 0.7, 0.8)
     seeds = [
         make_fine_tune(
-            "lora",
-            0.9,
-            0.1,
-            seed=i,
-            run_id=f"lora-{i}",
+            "lora", 0.9, 0.1, seed=i, run_id=f"lora-{i}",
             wins=PEOPLE_RATED._replace(rate=Estimate(r, r, r, 99)),
         )
         for i, r in enumerate(rates)
-    ]
+    ]  # fmt: skip
     found = make_decision(*seeds)
     assert found.arithmetic["gain_over_untrained"] == pytest.approx(0.2)
     assert find_reason(found, "The goal is").endswith(
@@ -494,13 +490,10 @@ def test_a_judge_of_pairs_that_prefers_the_place_or_the_length_is_unmasked():
     assert by_place.longer is None  # no lengths differ
     long_new = bias_of(
         pairs(
-            80,
-            lambda i: float(i % 2),
-            lambda i: 0.5,
-            lambda i: (50, 90 if i % 2 else 20),
+            80, lambda i: float(i % 2), lambda i: 0.5, lambda i: (50, 90 if i % 2 else 20),
             lambda i: i % 4 > 1,
         )
-    )
+    )  # fmt: skip
     assert long_new.longer.score == 1.0
     # People prefer the new answer to half of the items whatever its length, and the judge the longer one.
     assert long_new.longer_beside_people.favour.score == pytest.approx(0.5)

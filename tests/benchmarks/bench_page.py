@@ -35,21 +35,12 @@ class Row(NamedTuple):
         return self.measured >= self.goal if self.at_least else self.measured < self.goal
 
 
-class Picture(NamedTuple):
-    """An SVG file beside the page: what tells its name from the page's, what it shows, and its content."""
-
-    name: str
-    alt: str
-    svg: str
-
-
 class Table(NamedTuple):
-    """What stands below the rows: a sentence, the columns, the cells of each line, perhaps a picture of them."""
+    """What stands below the rows: a sentence, the columns, the cells of each line."""
 
     sentence: str
     columns: tuple[str, ...]
     lines: tuple[tuple[object, ...], ...]
-    picture: Picture | None = None
 
 
 def stem(name: str) -> Path:
@@ -65,18 +56,11 @@ def write(
     tables: Sequence[Table] = (),
     command: str = "make bench",
 ) -> None:
-    """Write `<stem>.json`, `<stem>.md` and a `<stem>.<name>.svg` for each picture."""
-    # JSON and Markdown say where, with what and by which command the rows were measured.
-    content = {
-        **make_record(title, rows, machine),
-        "command": command,
-        "tables": [convert_table(t, stem) for t in tables],
-    }
+    """Write `<stem>.json` and `<stem>.md`, which say where, with what and by which command the rows were measured."""
+    content = {**make_record(title, rows, machine, tables), "command": command}
     stem.parent.mkdir(parents=True, exist_ok=True)
     stem.with_suffix(".json").write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     stem.with_suffix(".md").write_text(_markdown(content), encoding="utf-8")
-    for picture in (t.picture for t in tables if t.picture):
-        (stem.parent / _file(picture, stem)).write_text(picture.svg, encoding="utf-8")
 
 
 def make_record(
@@ -89,18 +73,8 @@ def make_record(
         "probed": machine._asdict(),
         **provenance.collect(machine.name if machine.device == "cuda" else None),
         "rows": [{**r._asdict(), "met": r.is_met} for r in rows],
-        "tables": [convert_table(t) for t in tables],
+        "tables": [t._asdict() for t in tables],
     }
-
-
-def convert_table(table: Table, stem: Path | None = None) -> dict[str, Any]:
-    """Turn a table into plain types; its picture is named, with what it shows."""
-    drawn = {table.picture.alt: _file(table.picture, stem)} if table.picture and stem else {}
-    return {"sentence": table.sentence, "columns": table.columns, "lines": table.lines, "pictures": drawn}
-
-
-def _file(picture: Picture, stem: Path) -> str:
-    return f"{stem.name}.{picture.name}.svg"
 
 
 def _markdown(content: dict[str, Any]) -> str:
@@ -122,8 +96,7 @@ def section(content: dict[str, Any]) -> list[str]:
     head = ["| what | measured | goal | met | what bounds it |", "|---|---|---|---|---|"]
     lines = [content["title"], "", where, "", *head, *map(_line, content["rows"]), ""]
     for table in content["tables"]:
-        drawn = [line for alt, file in table["pictures"].items() for line in (f"![{alt}]({file})", "")]
-        lines += [table["sentence"], "", *drawn, *table_lines(table), ""]
+        lines += [table["sentence"], "", *table_lines(table), ""]
     return lines
 
 

@@ -15,14 +15,9 @@ from harness.training import trainer as loop
 from harness.training.sft import _rows
 
 _SHARED = (
-    "learning_rate",
-    "num_train_epochs",
-    "weight_decay",
-    "per_device_train_batch_size",
-    "lr_scheduler_type",
-    "warmup_steps",
-    "max_length",
-)
+    "learning_rate", "num_train_epochs", "weight_decay", "per_device_train_batch_size", "lr_scheduler_type",
+    "warmup_steps", "max_length",
+)  # fmt: skip
 
 
 class TrainingCosts(NamedTuple):
@@ -43,12 +38,9 @@ def train_by_harness(context: FitContext, params: LowRankParams) -> TrainingCost
     peaks.forget(context.machine.device)
     measured = lora.METHOD.fit(context, params).training
     return TrainingCosts(
-        measured.n_tokens,
-        measured.n_steps,
-        measured.train_loop_s,
-        mean_of_last([loss for _, loss in measured.loss]),
-        peaks.peak_gb(context.machine.device),
-    )
+        measured.n_tokens, measured.n_steps, measured.train_loop_s,
+        mean_of_last([loss for _, loss in measured.loss]), peaks.peak_gb(context.machine.device),
+    )  # fmt: skip
 
 
 def train_by_trl(
@@ -65,40 +57,28 @@ def train_by_trl(
     base, tokenizer = load_base(context.source, context.machine, attention)
     rows, _ = _rows(context.train, context, tokenizer, params)
     config = SFTConfig(
-        output_dir=str(context.folder / "trl"),
-        seed=context.seed,
+        output_dir=str(context.folder / "trl"), seed=context.seed,
         bf16=autocast and context.machine.precision == "bf16",
-        fp16=autocast and context.machine.precision == "fp16",
-        use_cpu=not on_gpu,
+        fp16=autocast and context.machine.precision == "fp16", use_cpu=not on_gpu,
         gradient_checkpointing=loop.settings(context, params)["gradient_checkpointing"],
-        completion_only_loss=True,
-        report_to="none",
-        disable_tqdm=True,
-        logging_steps=1,
-        include_num_input_tokens_seen="non_padding",
-        save_strategy="no",
+        completion_only_loss=True, report_to="none", disable_tqdm=True, logging_steps=1,
+        include_num_input_tokens_seen="non_padding", save_strategy="no",
         **params.model_dump(include=set(_SHARED)),
-    )
+    )  # fmt: skip
     if config.n_gpu > 1:
         config._n_gpu = 1
     trainer = SFTTrainer(
-        model=base,
-        args=config,
-        processing_class=tokenizer,
-        peft_config=lora_config(params),
+        model=base, args=config, processing_class=tokenizer, peft_config=lora_config(params),
         train_dataset=Dataset.from_list(rows),
-    )
+    )  # fmt: skip
     trainer.train()
     state = trainer.state
     loop_s = next(e["train_runtime"] for e in reversed(state.log_history) if "train_runtime" in e)
     losses = [entry["loss"] for entry in state.log_history if "loss" in entry]
     return TrainingCosts(
-        state.num_input_tokens_seen,
-        state.global_step,
-        loop_s,
-        mean_of_last(losses),
+        state.num_input_tokens_seen, state.global_step, loop_s, mean_of_last(losses),
         peaks.peak_gb(context.machine.device),
-    )
+    )  # fmt: skip
 
 
 def mean_of_last(losses: list[float]) -> float:

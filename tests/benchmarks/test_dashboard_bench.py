@@ -154,12 +154,9 @@ def test_every_page_is_measured_on_a_large_store_at_rest_and_while_runs_come_in(
         Row("saving a run, pages opened", statistics.median(beside_s), "s", None, "two processors for both"),
         Row("the longest of these", max(beside_s), "s", None, "two processors for both"),
         Row(
-            "peak resident memory",
-            resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9,
-            "GB",
-            None,
-            "the largest of servers, writers and browser",
+            "peak resident memory", resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / 1e9, "GB",
+            None, "the largest of servers, writers and browser",
         ),
-    ]
+    ]  # fmt: skip
     title = "The dashboard on ten million rows"
     bench_page.write(title, rows, probe(), bench_page.stem("dashboard"))

@@ -43,34 +43,25 @@ def rows(
     equal, whole = next(x for x in lines if x.delta == 0), sum(WHOLE.values())
     saved = min((s.saved for s in strata), default=1.0)
     by_score = min(e.saved for e in covariate)
+    by_looks = equal.n_full / equal.n_looks
     drawn = f"{count(equal.n_strata)} items on average"
     again = f", and {saved:.2f} times fewer by strata of the base's margin" if strata else ""
+    by_power = (
+        f"{drawn} by looks against {count(whole)}; what they add is power that the margin does not need"
+    )
+    as_large = f"{drawn} by looks against {count(equal.n_full)}{again}; {BOUND}"
+    together = (
+        f"{by_looks:.2f} by looks, times {saved:.2f} by the base's margin and {by_score:.2f} by its score, of the "
+        "benchmark where that is least, as if the two strata were independent"
+    )
+    verdict = "items for a verdict on a model that lost nothing, against the whole benchmarks"
+    large = "the same where the tasks are many times as large as what is drawn of them"
+    enough = equal.n_full / equal.n_strata * saved
     return [
-        Row(
-            "items for a verdict on a model that lost nothing, against the whole benchmarks",
-            whole / equal.n_strata,
-            "times fewer",
-            GOAL,
-            f"{drawn} by looks against {count(whole)}; what they add is power that the margin does not need",
-            at_least=True,
-        ),
-        Row(
-            "the same against a suite that is just large enough",
-            equal.n_full / equal.n_strata * saved,
-            "times fewer",
-            GOAL,
-            f"{drawn} by looks against {count(equal.n_full)}{again}; {BOUND}",
-            at_least=True,
-        ),
-        Row(
-            "the same where the tasks are many times as large as what is drawn of them",
-            equal.n_full / equal.n_looks * saved * by_score,
-            "times fewer",
-            None,
-            f"{equal.n_full / equal.n_looks:.2f} by looks, times {saved:.2f} by the base's margin and {by_score:.2f} "
-            "by its score, of the benchmark where that is least, as if the two strata were independent",
-        ),
-    ]
+        Row(verdict, whole / equal.n_strata, "times fewer", GOAL, by_power, at_least=True),
+        Row("the same against a suite that is just large enough", enough, "times fewer", GOAL, as_large, at_least=True),
+        Row(large, by_looks * saved * by_score, "times fewer", None, together),
+    ]  # fmt: skip
 
 
 def tables(
@@ -88,47 +79,39 @@ def tables(
         "items, in whole blocks of 160; these rows have no log-probabilities."
     )
     ways = ("whole", "enough", "looks", "by answers")
-    head = (
-        "true delta",
-        "pairs",
-        "disagreement %",
-        *(f"passes, {w} %" for w in ways),
-        *(f"fails, {w} %" for w in ways),
+    head = ("true delta", "pairs", "disagreement %")
+    head += tuple(f"{what}, {way} %" for what in ("passes", "fails") for way in ways)
+    judged = tuple(
+        (
+            *(points(x.delta), count(x.n_pairs), percent(x.disagreement)),
+            *map(percent, (x.passes_whole, x.passes_full, x.passes_looks, x.passes_strata)),
+            *map(percent, (x.fails_whole, x.fails_full, x.fails_looks, x.fails_strata)),
+            *(count(x.n_looks), count(x.n_strata)),
+        )
+        for x in lines
     )
-    judged = Table(
-        about,
-        (*head, "items by looks", "items by answers"),
-        tuple(
-            (
-                points(x.delta),
-                count(x.n_pairs),
-                *map(
-                    percent, (x.disagreement, x.passes_whole, x.passes_full, x.passes_looks, x.passes_strata)
-                ),
-                *map(percent, (x.fails_whole, x.fails_full, x.fails_looks, x.fails_strata)),
-                count(x.n_looks),
-                count(x.n_strata),
-            )
-            for x in lines
-        ),
-    )
-    of_score = Table(
+    explained = (
         "Variance of an item's change, and what is left of it within the items that the base passed and failed; the "
         "last column is how many times fewer items then do, of a task so large that what is drawn is a small part. "
-        "Where a large part is drawn less is saved: which items the whole task holds stays uncertain.",
-        ("benchmark", "pairs", "variance", "within the base's score", "times fewer at equal variance"),
-        tuple(
-            (e.benchmark, count(e.n_pairs), f"{e.whole:.3f}", f"{e.within:.3f}", f"{e.saved:.2f}")
-            for e in covariate
-        ),
+        "Where a large part is drawn less is saved: which items the whole task holds stays uncertain."
     )
-    closest = Table(
+    of_score = tuple(
+        (e.benchmark, count(e.n_pairs), f"{e.whole:.3f}", f"{e.within:.3f}", f"{e.saved:.2f}")
+        for e in covariate
+    )
+    closest = (
         "Share of multiple-choice items of the quickstart's general suite whose score a fine-tune changed, by quarters "
-        "of the base's margin, the closest calls first:",
-        ("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %", "times fewer at equal variance"),
-        tuple((s.candidate, count(s.n_items), *map(percent, s.rates), f"{s.saved:.2f}") for s in strata),
+        "of the base's margin, the closest calls first:"
     )
-    return [judged, of_score, *([closest] if strata else [])]
+    by_margin = tuple(
+        (s.candidate, count(s.n_items), *map(percent, s.rates), f"{s.saved:.2f}") for s in strata
+    )
+    fewer = "times fewer at equal variance"
+    return [
+        Table(about, (*head, "items by looks", "items by answers"), judged),
+        Table(explained, ("benchmark", "pairs", "variance", "within the base's score", fewer), of_score),
+        *([Table(closest, ("candidate", "items", "1st quarter %", "2nd %", "3rd %", "4th %", fewer), by_margin)] if strata else []),
+    ]  # fmt: skip
 
 
 @pytest.mark.bench
@@ -136,12 +119,7 @@ def test_items_for_a_verdict_are_counted_and_written():
     runs = Path(os.environ.get("HARNESS_BENCH_RUNS", ROOT / "runs"))
     lines, strata = study(), strata_of(runs) if runs.is_dir() else []
     covariate = measure_explained()
-    bench_page.write(
-        "Fewer items for a verdict",
-        rows(lines, strata, covariate),
-        probe(),
-        bench_page.stem("fewer_items"),
-        tables(lines, strata, covariate),
-    )
+    page = rows(lines, strata, covariate), probe(), bench_page.stem("fewer_items")
+    bench_page.write("Fewer items for a verdict", *page, tables(lines, strata, covariate))
     equal = next(x for x in lines if x.delta == 0)
     assert equal.n_looks < equal.n_full

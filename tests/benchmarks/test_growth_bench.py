@@ -17,8 +17,7 @@ from typing import NamedTuple
 
 import bench_page
 import pytest
-from bench_page import Picture, Row, Table
-from growth_picture import growth_picture
+from bench_page import Row, Table
 from peaks import forget, peak_gb
 
 from harness.evaluation import EvaluationJob, evaluate_block
@@ -97,12 +96,9 @@ def lm_eval_model(source: ModelSource, machine: Machine, adapter: Path | None = 
     from lm_eval.models.huggingface import HFLM
 
     return HFLM(
-        pretrained=str(source.path),
-        dtype=_DTYPES[machine.precision],
-        device=machine.device,
-        batch_size=BATCH,
-        peft=str(adapter) if adapter else None,
-    )
+        pretrained=str(source.path), dtype=_DTYPES[machine.precision], device=machine.device,
+        batch_size=BATCH, peft=str(adapter) if adapter else None,
+    )  # fmt: skip
 
 
 class Step(NamedTuple):
@@ -173,31 +169,17 @@ def row_of(growth: Growth) -> Row:
     """Compare both sides at the largest number."""
     n, ours, theirs = growth.steps[-1]
     times = f"lm-eval {theirs.seconds:.1f} s in batches of {BATCH}, harness {ours.seconds:.1f} s"
-    return Row(
-        f"{growth.what}: {n} ({growth.fixed})", theirs.seconds / ours.seconds, "times as fast", None, times
-    )
+    what = f"{growth.what}: {n} ({growth.fixed})"
+    return Row(what, theirs.seconds / ours.seconds, "times as fast", None, times)
 
 
 def table_of(growth: Growth) -> Table:
-    """Lay the steps out, with their picture."""
     lines = tuple(
         (n, f"{ours.seconds:.2f}", f"{theirs.seconds:.2f}", f"{theirs.seconds / ours.seconds:.1f}")
         for n, ours, theirs in growth.steps
     )
     columns = (growth.what, "harness, s", "lm-eval, s", "times as fast")
-    series = {
-        who: [(s.n, getattr(s, side).seconds) for s in growth.steps]
-        for who, side in (("harness", "ours"), ("lm-eval", "theirs"))
-    }
-    name = growth.what.partition(" ")[0]
-    picture = Picture(name, f"Seconds by {growth.what}", growth_picture(growth.what, series))
-    return Table(f"By {growth.what} ({growth.fixed}):", columns, lines, picture)
-
-
-def write(found: Sequence[Growth], machine: Machine, stem: Path, further: Sequence[Row] = ()) -> None:
-    """Write the page with its pictures."""
-    rows, tables = [*map(row_of, found), *further], list(map(table_of, found))
-    bench_page.write("How the time of scoring grows", rows, machine, stem, tables)
+    return Table(f"By {growth.what} ({growth.fixed}):", columns, lines)
 
 
 @pytest.mark.bench
@@ -224,13 +206,9 @@ def test_growth_is_measured_on_both_sides_and_written(tmp_path):
         ),
         vary_adapters(source, machine, tmp_path),
     ]
-    memory = Row(
-        "peak memory",
-        peak_gb(machine.device),
-        "GB",
-        None,
-        "both sides in one process, three models at the most",
-    )
-    write(found, machine, bench_page.stem("growth"), [memory])
+    held = "both sides in one process, three models at the most"
+    memory = Row("peak memory", peak_gb(machine.device), "GB", None, held)
+    rows, tables = [*map(row_of, found), memory], list(map(table_of, found))
+    bench_page.write("How the time of scoring grows", rows, machine, bench_page.stem("growth"), tables)
     # bf16 turns near-ties over; more than a tenth would be another computation.
     assert all(growth.differ <= 0.1 for growth in found), [(g.what, g.differ) for g in found]

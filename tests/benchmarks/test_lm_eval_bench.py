@@ -72,13 +72,9 @@ MMLU_5 = Section(
     goal=4,
 )
 GENERATION = Section(
-    "generation, gsm8k with its 5 shots",
-    {"gsm8k": ("openai/gsm8k", "main", "test")},
-    n_items=16,
-    shots=None,
-    batch=16,
-    goal=2,
-)
+    "generation, gsm8k with its 5 shots", {"gsm8k": ("openai/gsm8k", "main", "test")}, n_items=16, shots=None,
+    batch=16, goal=2,
+)  # fmt: skip
 
 
 class Ours(NamedTuple):
@@ -209,13 +205,9 @@ def measure(section: Section, folder, monkeypatch) -> SectionResult:
         else f"{section.items} items"
     )
     ratio = Row(
-        f"{section.name}, {n_items}",
-        theirs_s / ours.seconds,
-        "times as fast",
-        section.goal,
-        times,
+        f"{section.name}, {n_items}", theirs_s / ours.seconds, "times as fast", section.goal, times,
         at_least=True,
-    )
+    )  # fmt: skip
     return SectionResult([ratio, *shares], agreement(ours.rows, samples))
 
 

@@ -79,12 +79,9 @@ def test_the_quickstart_is_measured_and_written(tmp_path, monkeypatch):
         Row("scoring choices, packed", packed, "tokens/s", None, once),
         Row("scoring them one at a time", alone, "tokens/s", None, arithmetic(2 * alone, machine)),
         Row(
-            "packed against one at a time",
-            packed / alone,
-            "times as fast",
-            None,
+            "packed against one at a time", packed / alone, "times as fast", None,
             "the context that choices share",
         ),
-    ]
+    ]  # fmt: skip
     assert all(row.measured > 0 for row in rows)
     bench_page.write("Time and memory of the quickstart", rows, probe(), bench_page.stem("quickstart"))

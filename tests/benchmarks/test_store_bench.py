@@ -161,39 +161,20 @@ def measure_rows(at: Store, found: StoreCosts) -> list[Row]:
     start = time.perf_counter()
     store.save_run(at, run_of(found.n_runs, sets))
     saving_s = time.perf_counter() - start
-    asked = queries(at)
     what = f"{found.n_rows / 1e6:.1f} million rows in {found.n_runs:,} runs"
+    per_s, pair = found.n_rows / found.ingest_s, f"paired comparison of two runs on {A_SET:,} items"
+    goal_s = 1.0 if found.n_rows > 10_000_000 else 0.5
+    its_peak = "its peak resident memory"
     return [
-        Row(
-            f"ingest of {what}",
-            found.n_rows / found.ingest_s,
-            "rows/s",
-            200_000,
-            "reading the scores' columns of Parquet",
-            at_least=True,
-        ),
-        Row(
-            "its peak resident memory",
-            found.ingest_gb,
-            "GB",
-            4.0,
-            "the scores of all rows in one transaction",
-        ),
+        Row(f"ingest of {what}", per_s, "rows/s", 200_000, "reading the scores' columns of Parquet", at_least=True),
+        Row(its_peak, found.ingest_gb, "GB", 4.0, "the scores of all rows in one transaction"),
         Row("the index on the disk", size_gb, "GB", None, "scores; texts stay in the Parquet files"),
-        Row(
-            f"a run of {2 * A_SET:,} rows more", saving_s, "s", None, "the times of all files, and its scores"
-        ),
+        Row(f"a run of {2 * A_SET:,} rows more", saving_s, "s", None, "the times of all files, and its scores"),
         Row("listing the runs", found.listing_s, "s", None, "reading their JSON"),
-        Row(
-            f"paired comparison of two runs on {A_SET:,} items",
-            found.comparison_s,
-            "s",
-            1.0 if found.n_rows > 10_000_000 else 0.5,
-            "making Python objects of two row sets",
-        ),
-        Row("its peak resident memory", found.comparison_gb, "GB", 4.0, "the libraries, and two row sets"),
-        *(Row(what, seconds, "s", None, "opening Parquet files") for what, seconds in asked.items()),
-    ]
+        Row(pair, found.comparison_s, "s", goal_s, "making Python objects of two row sets"),
+        Row(its_peak, found.comparison_gb, "GB", 4.0, "the libraries, and two row sets"),
+        *(Row(what, seconds, "s", None, "opening Parquet files") for what, seconds in queries(at).items()),
+    ]  # fmt: skip
 
 
 @pytest.mark.bench
@@ -206,17 +187,12 @@ def test_the_store_of_ten_million_rows_is_measured_and_written(tmp_path):
     assert all(row.measured > 0 for row in rows)
     command = f"HARNESS_BENCH_ROWS={n_rows} make bench ARGS='-k store'"
     columns = ("rows", "runs", "ingest, rows/s", "peak GB", "listing, s", "comparison, s")
-    lines = [
+    lines = tuple(
         (
-            f"{one.n_rows:,}",
-            f"{one.n_runs:,}",
-            f"{one.n_rows / one.ingest_s:,.0f}",
-            f"{one.ingest_gb:.1f}",
-            f"{one.listing_s:.3f}",
-            f"{one.comparison_s:.2f}",
+            *(f"{s.n_rows:,}", f"{s.n_runs:,}", f"{s.n_rows / s.ingest_s:,.0f}", f"{s.ingest_gb:.1f}"),
+            *(f"{s.listing_s:.3f}", f"{s.comparison_s:.2f}"),
         )
-        for one in sizes
-    ]
-    bench_page.write(
-        title, rows, probe(), bench_page.stem("store"), [Table("By rows:", columns, tuple(lines))], command
+        for s in sizes
     )
+    table = Table("By rows:", columns, lines)
+    bench_page.write(title, rows, probe(), bench_page.stem("store"), [table], command)

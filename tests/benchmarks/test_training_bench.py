@@ -98,32 +98,16 @@ def test_training_is_measured_against_plain_trl_and_written(tmp_path):
     ours = costs["harness", "bf16"]
     for name, key, goal in (("the matrix peak", "peak", 50), ("two processors, of 200", "cpu", 180)):
         rows.append(Row(f"its share of {name}, bf16", ours[key], "%", goal, "", at_least=True))
-    table = Table(
-        "Each in a process of its own; each loss is over its own last batches, in which other rows lie:",
+    said = "Each in a process of its own; each loss is over its own last batches, in which other rows lie:"
+    columns = ("who", "precision", "tokens/s", "steps", "loss of the last quarter", "CPU", "matrix peak")
+    lines = tuple(
         (
-            "who",
-            "precision",
-            "tokens/s",
-            "steps",
-            "loss of the last quarter",
-            "CPU",
-            "matrix peak",
-            "GB at the peak",
-        ),
-        tuple(
-            (
-                side,
-                precision,
-                f"{c['n_tokens'] / c['loop_s']:.0f}",
-                c["n_steps"],
-                f"{c['last_loss']:.3f}",
-                f"{c['cpu']:.0f} %",
-                f"{c['peak']:.0f} %",
-                f"{c['peak_gb']:.1f}",
-            )
-            for (side, precision), c in costs.items()
-        ),
+            *(*side, f"{c['n_tokens'] / c['loop_s']:.0f}", c["n_steps"], f"{c['last_loss']:.3f}"),
+            *(f"{c['cpu']:.0f} %", f"{c['peak']:.0f} %", f"{c['peak_gb']:.1f}"),
+        )
+        for side, c in costs.items()
     )
+    table = Table(said, (*columns, "GB at the peak"), lines)
     bench_page.write("Training against plain TRL", rows, probe(), bench_page.stem("training"), [table])
 
 

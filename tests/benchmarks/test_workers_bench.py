@@ -86,17 +86,14 @@ def measure_planning(session: Session, folder: Path) -> list[Row]:
     return [
         *rows,
         Row(
-            f"{of} planned: {len(plan.needs):,} steps",
-            plan_s,
-            "s",
-            None,
+            f"{of} planned: {len(plan.needs):,} steps", plan_s, "s", None,
             "a training and a set of answers each",
         ),
         Row("memory of the plan", plan_mb, "MB", None, "its steps and what each waits for"),
         Row(
             "all of them claimed and noted", pull_s, "s", None, "two locks and two lines of the journal each"
         ),
-    ]
+    ]  # fmt: skip
 
 
 def time_workers(folder: Path, model: Path) -> Table:
