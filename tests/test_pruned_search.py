@@ -89,11 +89,9 @@ def score_by_rate(params, n):
 
 
 PRUNERS = {
-    "median": {},
-    "percentile": {"percentile": 50.0},
-    "hyperband": {},
+    "median": {}, "percentile": {"percentile": 50.0}, "hyperband": {},
     "successive_halving": {"reduction_factor": 2},
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", PRUNERS)

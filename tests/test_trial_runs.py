@@ -80,11 +80,8 @@ def test_as_json_a_trial_is_a_run_with_its_state_and_the_run_that_was_chosen_amo
     known = {name.rpartition("-")[2]: (of["state"], of.get("trial_of")) for name, of in facts.items()}
     chosen = "desk-lora-s0-1"
     expected = {
-        "1": ("done", None),
-        "aa": ("done", chosen),
-        "bbb": ("pruned", chosen),
-        "cccc": ("failed", ""),
-    }
+        "1": ("done", None), "aa": ("done", chosen), "bbb": ("pruned", chosen), "cccc": ("failed", ""),
+    }  # fmt: skip
     assert known == expected
     assert facts[pruned.run.run_id]["params"] == {"r": 3}
 

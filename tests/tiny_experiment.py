@@ -70,14 +70,12 @@ def write(
         suites / "general" / "sums.jsonl",
         [
             {
-                "id": f"sum-{n}",
-                "prompt": f"One and {n} make",
-                "reference": str(n + 1),
+                "id": f"sum-{n}", "prompt": f"One and {n} make", "reference": str(n + 1),
                 "choices": [str(n + 1), str(n + 2), str(n + 3)],
             }
             for n in range(6)
         ],
-    )
+    )  # fmt: skip
     rows(suites / "general" / "facts.jsonl", facts())
     lines = ("A brown hen walks past a gate.", "Send the lamp back.", "It is noon.", "The desk answers.")
     rows(

@@ -27,25 +27,21 @@ def write(folder: Path, n: int = 6) -> Path:
 def arc(n: int, start: int = 0) -> list[dict]:
     return [
         {
-            "id": f"q{i}",
-            "question": f"Which colour has the {THINGS[i % 10]} at the depot number {i}?",
-            "choices": {"text": list(COLOURS), "label": ["A", "B", "C", "D"]},
-            "answerKey": "ABCD"[i % 4],
+            "id": f"q{i}", "question": f"Which colour has the {THINGS[i % 10]} at the depot number {i}?",
+            "choices": {"text": list(COLOURS), "label": ["A", "B", "C", "D"]}, "answerKey": "ABCD"[i % 4],
         }
         for i in range(start, start + n)
-    ]
+    ]  # fmt: skip
 
 
 def schemas(n: int) -> list[dict]:
     return [
         {
             "sentence": f"The {THINGS[i]} hit the {THINGS[i + 1]} because _ was late.",
-            "option1": f"the {THINGS[i]}",
-            "option2": f"the {THINGS[i + 1]}",
-            "answer": str(1 + i % 2),
+            "option1": f"the {THINGS[i]}", "option2": f"the {THINGS[i + 1]}", "answer": str(1 + i % 2),
         }
         for i in range(n)
-    ]
+    ]  # fmt: skip
 
 
 def minimal_pairs(n: int, start: int = 0) -> list[dict]:
@@ -84,13 +80,11 @@ def sums(n: int, start: int = 0) -> list[dict]:
 def questions(n: int, start: int = 0) -> list[dict]:
     return [
         {
-            "question": f"What is next to the {THINGS[i % 10]}?",
-            "choices": list(THINGS[:4]),
-            "answer": i % 4,
-            "subject": "anatomy",
+            "question": f"What is next to the {THINGS[i % 10]}?", "choices": list(THINGS[:4]),
+            "answer": i % 4, "subject": "anatomy",
         }
         for i in range(start, start + n)
-    ]
+    ]  # fmt: skip
 
 
 def _data(folder: Path, configs: dict[str, dict[str, list[dict]]]) -> None:

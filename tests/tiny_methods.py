@@ -36,13 +36,11 @@ def pairs(words: slice) -> tuple[Example, ...]:
 def pair_rows(words: slice) -> list[dict]:
     return [
         {
-            "id": f"pair-{row['id']}",
-            "prompt": row["prompt"],
-            "chosen": row["reference"],
+            "id": f"pair-{row['id']}", "prompt": row["prompt"], "chosen": row["reference"],
             "rejected": OTHER[row["reference"]],
         }
         for row in letters(words)
-    ]
+    ]  # fmt: skip
 
 
 def host_of(folder, precision="fp32") -> ModelHost:

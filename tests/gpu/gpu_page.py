@@ -25,21 +25,13 @@ def _read_table(name: str, sentence: str, *columns: str) -> Table:
 
 
 NEVER_RUN = _read_table(
-    "never_run.txt",
-    "No test runs on a GPU, of what the harness offers or leaves out:",
-    "what",
-    "state",
+    "never_run.txt", "No test runs on a GPU, of what the harness offers or leaves out:", "what", "state",
     "what is tested on CPUs instead",
-)
+)  # fmt: skip
 PUBLISHED = _read_table(
-    "published.txt",
-    "As published by others, on other cards and texts, and measured by nobody here:",
-    "of",
-    "figure, as published",
-    "model",
-    "card",
-    "read at",
-)
+    "published.txt", "As published by others, on other cards and texts, and measured by nobody here:", "of",
+    "figure, as published", "model", "card", "read at",
+)  # fmt: skip
 
 
 class Part(NamedTuple):

@@ -41,8 +41,7 @@ PARTS = (
     Part(
         "scores",
         _answers(
-            "scores_are_those_of_one_sequence_at_a_time_on_the_cpu",
-            "scores_in_bf16_are_near_those_in_fp32",
+            "scores_are_those_of_one_sequence_at_a_time_on_the_cpu", "scores_in_bf16_are_near_those_in_fp32",
             "each_device_attends_and_multiplies_in_its_own_way",
             "scores_are_the_same_where_a_batch_does_not_fit",
         ),
@@ -52,10 +51,8 @@ PARTS = (
     Part(
         "answers",
         _answers(
-            "answers_are_those_of_the_cpu",
-            "adapters_switched_on_one_base_say_what_each_says_alone",
-            "a_base_in_nf4_says_what_it_says_on_the_cpu",
-            "answers_are_the_same_where_a_batch_does_not_fit",
+            "answers_are_those_of_the_cpu", "adapters_switched_on_one_base_say_what_each_says_alone",
+            "a_base_in_nf4_says_what_it_says_on_the_cpu", "answers_are_the_same_where_a_batch_does_not_fit",
         ),
         "generated answers against the CPU's, several adapters on one loaded base, bitsandbytes' NF4, halved batches",
     ),
@@ -76,19 +73,17 @@ PARTS = (
         "a whole comparison of the tiny model: LoRA, QLoRA, LLM.int8, full, a paged 8-bit optimiser, a head; then by two workers on one GPU",
     ),
     Part(
-        "sharing",
-        (f"{_COMPARE}::test_two_gpus_share_each_training",),
+        "sharing", (f"{_COMPARE}::test_two_gpus_share_each_training",),
         "QLoRA, Spectrum, bottleneck adapters and DPO by two GPUs, with whole weights and by FSDP2; needs two",
     ),
     Part("choices", _section(0), "zero-shot multiple choice of a large model beside lm-eval's own model"),
     Part("shots", _section(1), "multiple choice behind 25 shots beside lm-eval's own model"),
     Part("generation", _section(2), "generation behind 5 shots beside lm-eval's own model"),
     Part(
-        "training",
-        (f"{_BENCH}::test_a_large_model_trains_beside_trl",),
+        "training", (f"{_BENCH}::test_a_large_model_trains_beside_trl",),
         "LoRA beside plain TRL, QLoRA's peak memory against the estimate, FlashAttention-2 and Liger where they are installed",
     ),
-)
+)  # fmt: skip
 
 
 def main(asked: Sequence[str], stem: Path, parts: tuple[Part, ...] = PARTS, limit_s: float = LIMIT_S) -> int:

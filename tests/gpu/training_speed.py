@@ -120,14 +120,10 @@ def memory_row(
     tokens = recipe.params.per_device_train_batch_size * longest
     chosen = loop.settings(context, recipe.params)
     estimate = memory.training_peak(
-        model.shape,
-        memory.lora_parameters(model.shape, recipe.params.r),
-        tokens,
-        model.machine.precision,
+        model.shape, memory.lora_parameters(model.shape, recipe.params.r), tokens, model.machine.precision,
         quantization=context.source.quantization if model.machine.device == "cuda" else "",
-        checkpointing=chosen["gradient_checkpointing"],
-        in_tiles=model.machine.device == "cuda",
-    ).total
+        checkpointing=chosen["gradient_checkpointing"], in_tiles=model.machine.device == "cuda",
+    ).total  # fmt: skip
     said = f"{trained.peak_gb:.1f} GB, estimated {estimate:.1f} GB with {tokens:,} tokens in a batch, activations "
     said += "computed again" if chosen["gradient_checkpointing"] else "kept"
     return Row(f"{what} training: peak memory", trained.peak_gb / estimate, "of the estimate", 1.0, said)

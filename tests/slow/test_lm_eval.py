@@ -79,14 +79,10 @@ def ask_both(folder, tasks, n, monkeypatch, *, shots=None, precision=PRECISION):
 
     dtype = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}[prepared.session.machine.precision]
     found = lm_eval.simple_evaluate(
-        model="hf",
-        model_args={"pretrained": str(prepared.session.source.path), "dtype": dtype},
-        tasks=list(tasks),
-        num_fewshot=shots,
-        device=prepared.session.machine.device,
-        batch_size=BATCH,
+        model="hf", model_args={"pretrained": str(prepared.session.source.path), "dtype": dtype},
+        tasks=list(tasks), num_fewshot=shots, device=prepared.session.machine.device, batch_size=BATCH,
         bootstrap_iters=0,
-    )
+    )  # fmt: skip
     theirs = found["samples"]
     return BothSides(ours, theirs, prepared.session.machine.precision)
 

@@ -14,11 +14,9 @@ pytestmark = pytest.mark.weekly
 
 # On half of so few items 2 points cannot be shown, whoever is judged. One training keeps it short.
 CHANCE = [
-    "gate.macro=0.05",
-    "gate.each=0.15",
-    "gate.validity=0.05",
+    "gate.macro=0.05", "gate.each=0.15", "gate.validity=0.05",
     "rescue={steps: [scale, replay], scales: [0.5, 0.25], shares: [0.1], max_trained: 1}",
-]
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")

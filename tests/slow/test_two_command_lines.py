@@ -43,12 +43,9 @@ def mirror(tmp_path_factory):
 def run(mirror, *words):
     """Run a command where lm-eval finds a folder in place of a name on the hub."""
     done = subprocess.run(
-        [sys.executable, *map(str, words)],
-        cwd=mirror,
-        env={**os.environ, "HARNESS_DATASETS_DIR": str(mirror)},
-        capture_output=True,
-        text=True,
-    )
+        [sys.executable, *map(str, words)], cwd=mirror,
+        env={**os.environ, "HARNESS_DATASETS_DIR": str(mirror)}, capture_output=True, text=True,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 

@@ -27,12 +27,9 @@ MODEL = "smollm2-135m"
 PATIENCE_S = 500
 NATS = 1e-3
 QUESTIONS = (
-    "Where is my parcel?",
-    "What is the capital of France?",
-    "Name three colours.",
-    "Write one sentence about the sea.",
-    "How many legs has a spider?",
-)
+    "Where is my parcel?", "What is the capital of France?", "Name three colours.",
+    "Write one sentence about the sea.", "How many legs has a spider?",
+)  # fmt: skip
 CHOICES = ("Paris", "It is late.", "red, green and blue", "eight")
 
 
