@@ -27,6 +27,7 @@ from hypothesis import HealthCheck, settings
 from serving import PATIENCE_S, load_page
 
 from harness.cache import cache_dir
+from harness.errors import UserError
 from harness.provenance import thread_count
 from harness.store import Store
 
@@ -148,6 +149,13 @@ def find_shared_data(path: str) -> Path:
     if os.environ.get("CI") == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+def refused(call, *given, **named) -> UserError:
+    """Call what has to be refused; returns the error."""
+    with pytest.raises(UserError) as caught:
+        call(*given, **named)
+    return caught.value
 
 
 @pytest.fixture
