@@ -256,8 +256,12 @@ def prepare_from_report(session: Session, found: ExperimentReport) -> PreparedRe
 
 def _prepare(session: Session, case: RescueCase) -> PreparedRescue:
     found = schedule_for_run(session, case.run)
-    if problems := [p for trial in found.trials for p in regularization_problems(session, trial.source)]:
-        raise UserError(dict.fromkeys(problems))
+    problems: dict[Problem, None] = {}
+    for trial in found.trials:
+        context = session.mix_context(trial.source, session.first_seed)
+        problems |= dict.fromkeys(regularization_problems(trial.source, context))
+    if problems:
+        raise UserError(problems)
     recipes = {name: recipe for trial in found.trials for name, recipe in trial.recipes.items()}
     return PreparedRescue(session.with_candidates(recipes), case, found)
 
