@@ -74,13 +74,9 @@ class ForkDriver:
     def __init__(self) -> None:
         with terminal_signals():
             self._driver = subprocess.Popen(
-                [sys.executable, "-c", _DRIVER],
-                cwd=ROOT,
-                env={**os.environ, "OMP_NUM_THREADS": "1"},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-            )
+                [sys.executable, "-c", _DRIVER], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            )  # fmt: skip
 
     def run(
         self,
@@ -95,12 +91,8 @@ class ForkDriver:
         # No file may grow beyond `most_bytes`. `killed` says at which file operation, as arguments of
         # `killed_operation.Killer`. `ends` is when to send which signal.
         asked = {
-            "folder": str(folder),
-            "words": words,
-            "most_bytes": most_bytes,
-            "main": main,
-            "killed": killed,
-        }
+            "folder": str(folder), "words": words, "most_bytes": most_bytes, "main": main, "killed": killed,
+        }  # fmt: skip
         self._driver.stdin.write(json.dumps(asked) + "\n")
         self._driver.stdin.flush()
         pid = int(self._driver.stdout.readline())

@@ -78,8 +78,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_code_tests.py::test_a_fork_bomb_is_bounded_and_nothing_of_it_is_left", "harness/metrics/_run_code.py", " --nproc={limits.processes}", ""),
     ("test_judges.py::test_thirty_answers_that_instruct_the_judge_gain_nothing_though_it_obeys_what_stands_outside_the_marks", "harness/evaluation/judges.py", "word = digest(plain)[:8]  # in none of the texts, and unknown to their authors\n    while any(word in text for text in plain):", 'word = "aaaaaaaa"\n    while not word:'),
     ("test_rubrics.py::test_what_could_end_a_turn_is_broken_up", "harness/evaluation/judges.py", '_CONTROL.sub(lambda found: f"{found[0]} ", text)', "text"),
-    ("test_structured_answers.py::test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
-    ("test_structured_answers.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
+    ("test_metrics.py::test_a_pattern_that_takes_for_ever_on_an_answer_leaves_it_unscored", "harness/metrics/follows.py", "signal.setitimer(signal.ITIMER_VIRTUAL, _MOST_S)", "pass"),
+    ("test_metrics.py::test_a_schema_that_is_none_or_would_be_fetched_is_refused", "harness/metrics/follows.py", ", registry=Registry()", ""),
     # Secrets
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "_digest(key, logged.sender) if logged.sender", "logged.sender if logged.sender"),
     ("test_secrets.py::test_a_secret_is_masked_in_every_form_and_stays_masked", "harness/masking.py", 'return _OPTION.sub(_mask_value, text) if "-" in text else text', "return text"),

@@ -112,26 +112,6 @@ def test_tests_of_every_usual_form_are_run(tests):
     assert score(ADD.replace("+", "-"), tests) == (0.0,)
 
 
-# What ends a program before its tests does not pass them
-
-
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import sys\nsys.exit(0)",
-        "import os\nos._exit(0)",
-        "raise SystemExit(0)",
-        "def add(a, b):\n    import os\n    os._exit(0)",
-        "def add(a, b):\n    raise SystemExit",
-        "import os\nos.write(1, b'+' + b'0' * 32)\nos._exit(0)",
-        "print('+' + '0' * 32, flush=True)\nimport os\nos._exit(0)",
-        "import builtins\nbuiltins.AssertionError = SystemExit\n" + ADD.replace("+", "-"),
-    ],
-)
-def test_a_program_that_ends_early_has_not_passed(program):
-    assert not passes(program, TESTS, SOON)
-
-
 MOCKED = """
 def add(a, b):
     from unittest.mock import MagicMock
@@ -151,6 +131,16 @@ ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self
 @pytest.mark.parametrize(
     "program",
     [
+        # What ends before its tests.
+        "import sys\nsys.exit(0)",
+        "import os\nos._exit(0)",
+        "raise SystemExit(0)",
+        "def add(a, b):\n    import os\n    os._exit(0)",
+        "def add(a, b):\n    raise SystemExit",
+        "import os\nos.write(1, b'+' + b'0' * 32)\nos._exit(0)",
+        "print('+' + '0' * 32, flush=True)\nimport os\nos._exit(0)",
+        "import builtins\nbuiltins.AssertionError = SystemExit\n" + ADD.replace("+", "-"),
+        # What answers with an object that equals everything.
         f"{ANY}def add(a, b): return Any()",
         "def add(a, b):\n    class Any(int):\n        __eq__ = lambda self, other: 1\n    return Any()",
         f"from unittest.mock import patch\n{ANY}add = lambda a, b: [Any()][0]",
@@ -161,7 +151,7 @@ ANY = "class Any:\n    def __eq__(self, other): return True\n    def __ne__(self
         "class Any(int):\n    def __eq__(self, other): return isinstance(other, int)\nadd = lambda a, b: Any()",
     ],
 )
-def test_an_object_that_equals_everything_is_no_right_answer(program):
+def test_a_program_that_ends_early_or_answers_with_what_equals_everything_has_not_passed(program):
     assert not passes(program, TESTS, SOON)
 
 
@@ -240,10 +230,6 @@ assert all(1 <= one in numbers for one in (1, 2))
 """
 
 
-def test_members_and_chains_of_honest_values_are_right():
-    assert passes(MEMBERS, MEMBERSHIP, SOON)
-
-
 CALLED = """
 from unittest.mock import MagicMock, call
 made = MagicMock(return_value=3)
@@ -256,6 +242,17 @@ class Even:
     def __eq__(self, other): return (self.n - getattr(other, "n", other)) % 2 == 0
 """
 NUMBERS = "from decimal import Decimal\nmake = lambda: (Decimal(1), float('nan'))"
+OWN_EQUALITY = """
+from dataclasses import dataclass
+@dataclass
+class Point:
+    x: int
+class Money:
+    def __init__(self, n): self.n = n
+    def __eq__(self, other): return self.n == getattr(other, 'n', other)
+class Bag:
+    def __eq__(self, other): return vars(self) == getattr(other, '__dict__', {})
+"""
 
 
 @pytest.mark.parametrize(
@@ -265,6 +262,8 @@ NUMBERS = "from decimal import Decimal\nmake = lambda: (Decimal(1), float('nan')
         ("make = lambda call: call(1)", CALLED),
         (EVEN, "assert Even(1) == 3\nassert Even(1) == Even(5)\nassert not Even(1) == 2"),
         (NUMBERS, "import math\nassert make()[0] == 1 and make()[0] < 2\nassert math.isnan(make()[1])"),
+        (OWN_EQUALITY, "assert Point(1) == Point(1)\nassert Money(3) == 3\nassert Bag() == Bag()"),
+        (MEMBERS, MEMBERSHIP),
     ],
 )
 def test_values_that_tell_others_apart_and_what_tests_expect_are_right(code, tests):
@@ -277,16 +276,6 @@ def test_builtins_that_an_answer_replaces_do_not_decide_its_tests():
     assert passes(program, "assert all([add(1, 2) == 3])", SOON)
     assert not passes(program, "assert all([add(1, 2) == 4])", SOON)
     assert not passes(program, "assert isinstance(add(1, 2), str)", SOON)
-
-
-def test_a_class_with_an_equality_of_its_own_may_be_what_is_asked_for():
-    program = (
-        "from dataclasses import dataclass\n@dataclass\nclass Point:\n    x: int\n"
-        "class Money:\n    def __init__(self, n): self.n = n\n"
-        "    def __eq__(self, other): return self.n == getattr(other, 'n', other)\n"
-        "class Bag:\n    def __eq__(self, other): return vars(self) == getattr(other, '__dict__', {})\n"
-    )
-    assert passes(program, "assert Point(1) == Point(1)\nassert Money(3) == 3\nassert Bag() == Bag()", SOON)
 
 
 # What it must not do
@@ -411,11 +400,11 @@ def test_nothing_runs_where_it_cannot_be_isolated(monkeypatch, tmp_path):
     tried.write_text("#!/bin/sh\necho 'unshare failed: Operation not permitted' >&2\nexit 1\n")
     tried.chmod(0o755)
     monkeypatch.setitem(_run_code._ENVIRONMENT, "PATH", f"{tmp_path}:{_run_code._ENVIRONMENT['PATH']}")
-    explain_not_isolated.cache_clear()
-    passes.cache_clear()
+    for cached in (explain_not_isolated, passes):
+        cached.cache_clear()
     try:
         with pytest.raises(UserError, match="Operation not permitted"):
             score("open('/tmp/ran', 'w')", TESTS)
     finally:
-        explain_not_isolated.cache_clear()
-        passes.cache_clear()
+        for cached in (explain_not_isolated, passes):
+            cached.cache_clear()

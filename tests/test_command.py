@@ -11,11 +11,12 @@ import pytest
 import tiny_experiment
 import tiny_methods
 import tiny_model
+from conftest import refused
 from forking import is_alive, wait_for
 from tiny_experiment import fact_of, runs_of
 
 from harness import config
-from harness.errors import CandidateFailed, UserError
+from harness.errors import CandidateFailed
 from harness.methods import command
 from harness.methods.command import METHOD, Params, fit
 from harness.models import supervision
@@ -308,10 +309,9 @@ class TestRefusedBeforeAnythingRuns:
     def refusal(self, tmp_path, tiny, params, more=""):
         candidates = f"  prompt: {{method: base}}\n  theirs: {{method: command, params: {params}}}\n{more}"
         path = tiny_experiment.write(tmp_path, tiny, candidates)
-        with pytest.raises(UserError) as caught:
-            tiny_experiment.run(path)
+        caught = refused(tiny_experiment.run, path)
         assert not (tmp_path / "runs" / "weights").exists()
-        return str(caught.value)
+        return str(caught)
 
     def test_a_template_with_an_unknown_placeholder(self, tmp_path, tiny):
         (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")

@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import EXPERIMENT, OTHER, TARGET
+from conftest import EXPERIMENT, OTHER, TARGET, refused
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from harness import config
-from harness.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 
@@ -171,11 +170,10 @@ def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, can
     (where / "harness.yaml").write_text(text)
     (where / "suites" / "tiny.yaml").write_text(target)
     (where / "suites" / "other.yaml").write_text(other)
-    with pytest.raises(UserError) as caught:
-        config.load(where / "harness.yaml", overrides, candidates)
-    assert caught.value.exit_code == 2
-    assert all(problem.found and problem.expected for problem in caught.value.problems)
-    return [(p.where, p.found, p.next_step) for p in caught.value.problems]
+    caught = refused(config.load, where / "harness.yaml", overrides, candidates)
+    assert caught.exit_code == 2
+    assert all(problem.found and problem.expected for problem in caught.problems)
+    return [(p.where, p.found, p.next_step) for p in caught.problems]
 
 
 def find_only_problem(where, *args, **kwargs):
@@ -299,9 +297,7 @@ def test_a_broken_suite_a_recipe_of_ones_own_and_text_that_is_not_utf8_are_refus
     assert sorted(problem[:2] for problem in found) == expected
 
     (folder / "harness.yaml").write_bytes(b"name: tiny\n# caf\xe9\n")
-    with pytest.raises(UserError) as caught:
-        config.load(folder / "harness.yaml")
-    problem = caught.value.problems[0]
+    problem = refused(config.load, folder / "harness.yaml").problems[0]
     assert problem.where == "harness.yaml:2"
     assert problem.found == "byte 0xe9 at offset 16, which is not UTF-8"
 

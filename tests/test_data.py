@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from checked_rows import write
-from conftest import find_shared_data
+from conftest import find_shared_data, refused
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -51,9 +51,8 @@ def task(tmp_path):
 
 
 def list_problems(task):
-    with pytest.raises(UserError) as caught:
-        load_task(task, 0)
-    return [(Path(p.where).name, p.found) for p in caught.value.problems]
+    caught = refused(load_task, task, 0)
+    return [(Path(p.where).name, p.found) for p in caught.problems]
 
 
 def ids(examples):
@@ -142,9 +141,8 @@ def test_folders_are_read_by_split_and_a_hub_id_without_a_network_says_how_to_go
     assert (len(items.train) + len(items.validation), len(items.test)) == (5, 2)
 
     monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
-    with pytest.raises(UserError) as caught:
-        load_task(Task(name="t", data={"test": "hub:nobody/nothing"}), 0)
-    assert "HARNESS_DATASETS_DIR" in caught.value.problems[0].next_step
+    caught = refused(load_task, Task(name="t", data={"test": "hub:nobody/nothing"}), 0)
+    assert "HARNESS_DATASETS_DIR" in caught.problems[0].next_step
 
 
 def test_hub_sets_stream_by_slice_and_a_damaged_or_empty_one_is_refused(tmp_path, monkeypatch):
@@ -231,9 +229,8 @@ def test_rows_of_unknown_labels_are_removed_or_refused_and_no_label_is_silently_
     rows = [row("a", reference="refund"), row("b", reference="repair")]
     found = list_problems(task(rows, labels=["refnd", "repair"], data={"unknown_labels": "drop"}))
     assert found == [("labels of task tiny", "'refnd', which no row has")]
-    with pytest.raises(UserError) as caught:
-        load_task(task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
-    assert caught.value.problems[0].next_step == "did you mean 'refund'?"
+    caught = refused(load_task, task([row("a", reference="refnd")], labels=["refund", "repair"]), 0)
+    assert caught.problems[0].next_step == "did you mean 'refund'?"
 
 
 def test_documents_that_are_missing_or_empty_are_refused(task):
@@ -257,9 +254,7 @@ def test_a_file_in_utf16_is_refused_with_the_command_that_converts_it(
     text = "prompt,reference\n" + "".join(f"What is {i}?,größer {i}\n" for i in range(500))
     file = Path("my rows.csv.gz" if packed else "my rows.csv")
     file.write_bytes(gzip.compress(text.encode(codec)) if packed else text.encode(codec))
-    with pytest.raises(UserError) as caught:
-        readers.read(str(file), "test")
-    (problem,) = caught.value.problems
+    (problem,) = refused(readers.read, str(file), "test").problems
     assert (problem.found, problem.expected) == (f"text in {name}", "text in UTF-8")
     subprocess.run(problem.next_step, shell=True, check=True)
     assert len(readers.read("my rows.utf8.csv", "test").rows) == 500
@@ -279,9 +274,7 @@ def test_a_file_in_another_encoding_is_told_by_how_a_line_of_it_reads(
 ):
     monkeypatch.chdir(tmp_path)
     Path("r.csv").write_bytes(f"prompt,reference\n{text},{text}\n".encode(encoding) * 20)
-    with pytest.raises(UserError) as caught:
-        readers.read("r.csv", "train")
-    step = caught.value.problems[0].next_step
+    step = refused(readers.read, "r.csv", "train").problems[0].next_step
     assert f"{named} '{text}" in step
     subprocess.run(step.rpartition("as the first: ")[2], shell=True, check=True)
     assert readers.read("r.utf8.csv", "train").rows[0].fields == {"prompt": text, "reference": text}
@@ -313,9 +306,7 @@ def test_blanks_in_front_of_quotes_and_commas_at_the_end_are_told_by_what_they_a
     if found is None:
         assert {row.fields["label"] for row in read_text(content)} == {"billing"}
         return
-    with pytest.raises(UserError) as caught:
-        read_text(content)
-    assert caught.value.problems[0].found == found
+    assert refused(read_text, content).problems[0].found == found
 
 
 @pytest.mark.parametrize(
@@ -354,9 +345,7 @@ UNTITLED = (
 
 
 def test_a_csv_whose_first_line_is_a_row_is_refused(read_text):
-    with pytest.raises(UserError) as refusal:
-        read_text(UNTITLED)
-    (problem,) = refusal.value.problems
+    (problem,) = refused(read_text, UNTITLED).problems
     assert (Path(problem.where).name, problem.next_step) == ("test.csv:1", "add a header line")
     assert problem.found == "'refund', which 2 rows hold in that column, where names of columns belong"
 
@@ -442,9 +431,7 @@ def test_a_split_keeps_every_row_empties_no_side_and_parts_no_cluster_and_no_que
 
 def test_rows_that_all_ask_the_same_or_are_of_one_cluster_cannot_be_split(task):
     rows = [{**row, "prompt": "Which?", "text": f"A text of {i}."} for i, row in enumerate(make_rows("r", 9))]
-    with pytest.raises(UserError) as caught:
-        load_task(task(make_rows("t", 2), train=rows), 0)
-    (problem,) = caught.value.problems
+    (problem,) = refused(load_task, task(make_rows("t", 2), train=rows), 0).problems
     assert problem.found == "training rows that all ask the same"
     file = problem.where.rpartition(":")[0]
     assert problem.next_step == f"harness data check {file} names the columns that tell them apart"

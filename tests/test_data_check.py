@@ -24,7 +24,7 @@ from checked_rows import (
     run_command,
     write,
 )
-from conftest import find_shared_data
+from conftest import find_shared_data, refused
 from typer.testing import CliRunner
 
 from harness import config as configuration
@@ -162,9 +162,7 @@ def test_html_escapes_what_rows_hold(tmp_path):
 
 
 def list_problems(*arguments, **asked):
-    with pytest.raises(UserError) as error:
-        examine_rows(RowCheck(list(map(str, arguments)), **asked))
-    return error.value.problems
+    return refused(examine_rows, RowCheck(list(map(str, arguments)), **asked)).problems
 
 
 def test_problems_of_all_files_come_at_once(tmp_path):

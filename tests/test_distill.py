@@ -189,14 +189,11 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         renamed = [
             {
-                "id": r["id"],
-                "cluster": r["cluster"],
-                "text": r["prompt"],
-                "label": r["reference"],
+                "id": r["id"], "cluster": r["cluster"], "text": r["prompt"], "label": r["reference"],
                 "from": "x",
             }
             for r in rows
-        ]
+        ]  # fmt: skip
         tiny_experiment.rows(file, renamed)
     session = session_of(path, "target.fields={prompt: '{text}', reference: '{label}'}")
     (row,) = rows_of(distill_rows(session, "large", Distillation(n_rows=1), "a.jsonl"))
@@ -207,12 +204,9 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
 def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     session = session_of(
-        path,
-        "target.labels=[]",
-        "target.metrics=[exact_match]",
-        "target.truncated_scores=true",
+        path, "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true",
         "decide.device_hour_usd=3600",
-    )
+    )  # fmt: skip
     made = distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
     assert made.spent.cost_usd == pytest.approx(made.spent.compute_s)
     assert made.spent.cost_usd > 0

@@ -25,10 +25,7 @@ ASKED = '[{"content":"Where is my lamp box?","role":"user"}]'
 FORMS = {
     "a stored completion": (
         {
-            "object": "chat.completion",
-            "created": 1790000000,
-            "model": "lora",
-            "messages": [USER],
+            "object": "chat.completion", "created": 1790000000, "model": "lora", "messages": [USER],
             "choices": [{"index": 0, "message": SAID, "finish_reason": "stop"}],
             "metadata": {"thumb": "down", "correction": "money", "assignment": "random"},
         },
@@ -48,40 +45,29 @@ FORMS = {
     ),
     "preference data": (
         {
-            "input": {"messages": [USER]},
-            "preferred_output": [{"role": "assistant", "content": "money"}],
+            "input": {"messages": [USER]}, "preferred_output": [{"role": "assistant", "content": "money"}],
             "non_preferred_output": [SAID],
         },
         ("late", None, "", "money", "", "", ""),
     ),
     "a conversation that ends with the answer": (
-        {"messages": [USER, SAID]},
-        ("late", None, "", "", "", "", ""),
+        {"messages": [USER, SAID]}, ("late", None, "", "", "", "", ""),
     ),
     "columns": (
         {"request": USER["content"], "answer": "late", "thumb": 1, "time": 1790000000000},
         ("late", True, "", "", "", "2026-09-21T14:13:20Z", ""),
     ),
-}
+}  # fmt: skip
 SECRETS = {
-    "ann.lee@example.org": "e-mail addresses",
-    "sk-proj-abcdefghijkl1234": "keys and tokens",
-    "glpat-abcdefghijklmnop": "keys and tokens",
-    "AKIAABCDEFGHIJKLMNOP": "keys and tokens",
-    "api_key=hunter2hunter2": "keys and tokens",
-    "password: hunter2": "keys and tokens",
-    "89.160.20.112": "IP addresses",
-    "2001:db8:85a3::8a2e:370:7334": "IP addresses",
-    "536-22-1234": "US social security numbers",
-    "4111 1111 1111 1111": "credit card numbers",
-    "DE89370400440532013000": "IBANs",
-    "+44 20 7946 0018": "phone numbers",
-    "030 / 901820": "phone numbers",
-    "ann@пример.рф": "e-mail addresses",
-    "de89-3704-0044-0532-0130-00": "IBANs",
-    "4111\u00a01111\u20091111\u20111111": "credit card numbers",
-    "::ffff:89.160.20.112": "IP addresses",
-}
+    "ann.lee@example.org": "e-mail addresses", "sk-proj-abcdefghijkl1234": "keys and tokens",
+    "glpat-abcdefghijklmnop": "keys and tokens", "AKIAABCDEFGHIJKLMNOP": "keys and tokens",
+    "api_key=hunter2hunter2": "keys and tokens", "password: hunter2": "keys and tokens",
+    "89.160.20.112": "IP addresses", "2001:db8:85a3::8a2e:370:7334": "IP addresses",
+    "536-22-1234": "US social security numbers", "4111 1111 1111 1111": "credit card numbers",
+    "DE89370400440532013000": "IBANs", "+44 20 7946 0018": "phone numbers", "030 / 901820": "phone numbers",
+    "ann@пример.рф": "e-mail addresses", "de89-3704-0044-0532-0130-00": "IBANs",
+    "4111\u00a01111\u20091111\u20111111": "credit card numbers", "::ffff:89.160.20.112": "IP addresses",
+}  # fmt: skip
 NO_SECRETS = [
     "version 1.2.3 of 2024-11-03 at 12:30:45",
     "order 1234-5678, 3.14159 of 12,345,678",
@@ -128,12 +114,9 @@ def test_a_table_may_hold_messages_as_json(tmp_path, desk):
 def test_no_personal_data_is_printed_or_written(tmp_path, desk):
     text = " and ".join(SECRETS)
     row = {
-        "request": text,
-        "answer": text,
-        "correction": text,
-        "preference": text,
+        "request": text, "answer": text, "correction": text, "preference": text,
         "sender": "ann.lee@example.org",
-    }
+    }  # fmt: skip
     done = desk("feedback", "add", log(tmp_path, [row]), check=0)
     (row,) = stored(tmp_path)
     files = (file.read_bytes().decode("latin1") for file in tmp_path.glob("runs/**/*") if file.is_file())
@@ -276,15 +259,11 @@ def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silenc
 def corrections(n, **changed):
     rows = [
         {
-            "request": f"Nobody tells me about parcel {i}.",
-            "answer": "money",
-            "correction": "late",
-            "preference": "late",
-            "sender": f"u{i % 4}",
-            "time": 1790000000 + i,
+            "request": f"Nobody tells me about parcel {i}.", "answer": "money", "correction": "late",
+            "preference": "late", "sender": f"u{i % 4}", "time": 1790000000 + i,
         }
         for i in range(n)
-    ]
+    ]  # fmt: skip
     return [{**row, **changed} for row in rows]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from checked_rows import list_cases, write
-from conftest import find_shared_data
+from conftest import find_shared_data, refused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,9 +98,8 @@ def load(tmp_path):
 
 
 def list_problems(load, **parts):
-    with pytest.raises(UserError) as caught:
-        load(**parts)
-    return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.value.problems]
+    caught = refused(load, **parts)
+    return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.problems]
 
 
 OF_PAIRS = ("preference", "transcript", "OpenAI pref", "Ultra", "OASST")
@@ -169,16 +168,13 @@ PLACES = {
     "labels that are choices in some rows": (("B", "A", "O"), ["A", "C"], "BO"),
     "true and false": (("True", "False"), [True, "false", "TRUE"], ["True", "False", "True"]),
     "undecided": (
-        WORDS, [1, 2, 3],
-        "which is 'x' if answers are places from 0 and 'w' if they are places from 1",
+        WORDS, [1, 2, 3], "which is 'x' if answers are places from 0 and 'w' if they are places from 1",
     ),
     "one more than a choice": (
-        ("2", "4", "6"), [2, 2],
-        "which is '2' if answers are choices and '6' if they are",
+        ("2", "4", "6"), [2, 2], "which is '2' if answers are choices and '6' if they are",
     ),
     "a label or a choice": (
-        ("B", "A"), ["A"],
-        "which is 'A' if answers are choices and 'B' if they are labels",
+        ("B", "A"), ["A"], "which is 'A' if answers are choices and 'B' if they are labels",
     ),
     "both": (WORDS, [0, 4, 2], "which is not a place from 1, and 4 in "),
     "negative": (WORDS, [0, -1], "-1 in 'answer'"), "too large": (WORDS, [0, 9], "9 in 'answer'"),

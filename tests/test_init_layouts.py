@@ -42,14 +42,12 @@ EXTRACT_ENTITIES = (
 LAYOUTS = {
     "dialogue": (
         lambda i: {"id": f"d{i}", "dialogue": f"Ann: {say(i)}", "summary": f"Ann says {say(i, 5)}."},
-        "id → id; dialogue → question; summary → answer",
-        lambda row: (row["dialogue"], row["summary"]),
+        "id → id; dialogue → question; summary → answer", lambda row: (row["dialogue"], row["summary"]),
         "Summarize the dialogue in one sentence. Reply with the summary and nothing else.",
     ),
     "CNN/DM": (
         lambda i: {"article": say(i, 40), "highlights": f"{say(i + 50)}.\n{say(i + 90)}.", "id": f"{i:040x}"},
-        "article → question; highlights → answer; id → id",
-        lambda row: (row["article"], row["highlights"]),
+        "article → question; highlights → answer; id → id", lambda row: (row["article"], row["highlights"]),
         "Summarize the article in two sentences. Reply with the summary and nothing else.",
     ),
     "SQL with a schema": (
@@ -59,24 +57,20 @@ LAYOUTS = {
         "Write one SQL query on the tables of the schema that answers the question. Reply with the query and nothing else.",
     ),
     "SQL called a query": (
-        lambda i: {"nl": f"Who is over {i}?", "query": sql(i)},
-        "nl → question; query → answer",
+        lambda i: {"nl": f"Who is over {i}?", "query": sql(i)}, "nl → question; query → answer",
         lambda row: (row["nl"], row["query"]),
         "Write one SQL query that answers the question. Reply with the query and nothing else.",
     ),
     "reviews": (
         lambda i: {"title": say(i, 3), "text": say(i, 20), "rating": i % 5 + 1},
         "title, text → question; rating → label",
-        lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])),
-        RATE_REVIEW,
+        lambda row: (f"{row['title']}\n\n{row['text']}", str(row["rating"])), RATE_REVIEW,
     ),
     "PubMedQA": (
         lambda i: {
-            "pubid": f"x{i}",
-            "question": f"Do hens help {i}?",
+            "pubid": f"x{i}", "question": f"Do hens help {i}?",
             "context": {"contexts": [say(i, 20), say(i + 50, 20)], "labels": ["A", "B"]},
-            "long_answer": say(i + 90, 20),
-            "final_decision": pick(("yes", "no", "maybe"), i),
+            "long_answer": say(i + 90, 20), "final_decision": pick(("yes", "no", "maybe"), i),
         },
         "pubid, long_answer, context.labels → not used; question → question; context → context; final_decision → label",
         lambda row: ("\n".join(row["context"]["contexts"]) + f"\n\n{row['question']}", row["final_decision"]),
@@ -84,8 +78,7 @@ LAYOUTS = {
     ),
     "titles": (
         lambda i: {"id": f"a{i}", "text": say(i, 40), "title": say(i + 50, 3)},
-        "id → id; text → question; title → answer",
-        lambda row: (row["text"], row["title"]),
+        "id → id; text → question; title → answer", lambda row: (row["text"], row["title"]),
         "Write a title for the text in one sentence. Reply with the title and nothing else.",
     ),
     "classes called an index": (
@@ -108,11 +101,9 @@ LAYOUTS = {
     ),
     "entities of a few names": (
         lambda i: {
-            "text": f"{pick(NAMES, i)} is {i}.",
-            "entities": [{"text": pick(NAMES, i), "type": "PER"}],
+            "text": f"{pick(NAMES, i)} is {i}.", "entities": [{"text": pick(NAMES, i), "type": "PER"}],
         },
-        "text → question; entities → answer",
-        lambda row: (row["text"], json.dumps(row["entities"])),
+        "text → question; entities → answer", lambda row: (row["text"], json.dumps(row["entities"])),
         "Extract the entities from the text as a JSON list of objects with the keys text, type; an empty list where there are none. Reply with the JSON and nothing else.",
     ),
     "entities": (
@@ -128,18 +119,13 @@ LAYOUTS = {
     ),
     "translation": (
         lambda i: {"translation": {"de": f"Die Henne {i} steht.", "en": f"The hen {i} stands."}},
-        "translation → question and answer",
-        lambda row: (row["translation"]["de"], row["translation"]["en"]),
+        "translation → question and answer", lambda row: (row["translation"]["de"], row["translation"]["en"]),
         "Translate the text from German to English. Reply with the translation and nothing else.",
     ),
     "QuAC": (
         lambda i: {
-            "dialogue_id": f"C{i}",
-            "background": say(i),
-            "context": say(i, 30),
-            "turn_ids": ["q0", "q1"],
-            "questions": [f"Who is {i}?", f"When, {i}?"],
-            "yesnos": [2, 2],
+            "dialogue_id": f"C{i}", "background": say(i), "context": say(i, 30), "turn_ids": ["q0", "q1"],
+            "questions": [f"Who is {i}?", f"When, {i}?"], "yesnos": [2, 2],
             "answers": {"texts": [[f"Ann {i}"], [f"in {i}", f"{i}"]], "answer_starts": [[1], [2, 3]]},
         },
         "dialogue_id, turn_ids → id; background, context → context; questions → question; yesnos → not used; answers → answer",
@@ -148,10 +134,7 @@ LAYOUTS = {
     ),
     "DROP": (
         lambda i: {
-            "section_id": f"n{i}",
-            "query_id": f"q{i}",
-            "passage": say(i, 30),
-            "question": f"Who is {i}?",
+            "section_id": f"n{i}", "query_id": f"q{i}", "passage": say(i, 30), "question": f"Who is {i}?",
             "answers_spans": {"spans": [f"Ann {i}"], "types": ["span"]},
         },
         "section_id, query_id → id; passage → context; question → question; answers_spans → answer; answers_spans.types → not used",
@@ -160,10 +143,7 @@ LAYOUTS = {
     ),
     "SQuAD": (
         lambda i: {
-            "id": f"s{i}",
-            "title": f"T{i // 4}",
-            "context": say(i // 4, 30),
-            "question": f"Who is {i}?",
+            "id": f"s{i}", "title": f"T{i // 4}", "context": say(i // 4, 30), "question": f"Who is {i}?",
             "answers": {"text": [f"Ann {i}"], "answer_start": [3]},
         },
         "id → id; title → group, for the split; context → context; question → question; answers → answer",
@@ -178,9 +158,7 @@ LAYOUTS = {
     ),
     "MATH": (
         lambda i: {
-            "problem": f"{i} + {i}?",
-            "level": f"Level {i % 5}",
-            "solution": f"It is \\boxed{{{2 * i}}}.",
+            "problem": f"{i} + {i}?", "level": f"Level {i % 5}", "solution": f"It is \\boxed{{{2 * i}}}.",
         },
         "problem → question; level → not used; solution → answer",
         lambda row: (row["problem"], row["solution"]),
@@ -195,28 +173,20 @@ LAYOUTS = {
     "PIQA": (
         lambda i: {"goal": f"Open {i}", "sol1": f"pull {i}", "sol2": f"push {i}", "label": i // 2 % 2},
         "goal → question; sol1, sol2 → choice; label → answer",
-        lambda row: (row["goal"], row[f"sol{row['label'] + 1}"]),
-        "Say how to reach the goal.",
+        lambda row: (row["goal"], row[f"sol{row['label'] + 1}"]), "Say how to reach the goal.",
     ),
     "MedMCQA": (
         lambda i: {
-            "id": f"m{i}",
-            "question": f"Which is {i}?",
-            **{f"op{c}": f"{c}{i}" for c in "abcd"},
-            "cop": i % 4,
-            "exp": say(i, 20),
-            "topic_name": None,
+            "id": f"m{i}", "question": f"Which is {i}?", **{f"op{c}": f"{c}{i}" for c in "abcd"},
+            "cop": i % 4, "exp": say(i, 20), "topic_name": None,
         },
         "id → id; question → question; opa, opb, opc, opd → choice; cop → answer; exp → not used; topic_name → empty",
-        lambda row: (row["question"], row["op" + "abcd"[row["cop"]]]),
-        "Answer the question.",
+        lambda row: (row["question"], row["op" + "abcd"[row["cop"]]]), "Answer the question.",
     ),
     "SciQ": (
         lambda i: {
-            "question": f"Which is {i}?",
-            **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)},
-            "correct_answer": f"right {i}",
-            "support": say(i, 30),
+            "question": f"Which is {i}?", **{f"distractor{k}": f"wrong {k} {i}" for k in (3, 1, 2)},
+            "correct_answer": f"right {i}", "support": say(i, 30),
         },
         "question → question; distractor3, distractor1, distractor2 → choice; correct_answer → answer; support → context",
         lambda row: (f"{row['support']}\n\n{row['question']}", row["correct_answer"]),
@@ -224,14 +194,11 @@ LAYOUTS = {
     ),
     "GPQA": (
         lambda i: {
-            "Record ID": f"rec{i}",
-            "Question": f"Which is {i}?",
-            "Correct Answer": f"right {i}",
+            "Record ID": f"rec{i}", "Question": f"Which is {i}?", "Correct Answer": f"right {i}",
             **{f"Incorrect Answer {k}": f"wrong {k} {i}" for k in (1, 2, 3)},
         },
         "Record ID → id; Question → question; Correct Answer → answer; Incorrect Answer 1, Incorrect Answer 2, Incorrect Answer 3 → choice",
-        lambda row: (row["Question"], row["Correct Answer"]),
-        "Answer the question.",
+        lambda row: (row["Question"], row["Correct Answer"]), "Answer the question.",
     ),
     "BoolQ": (
         lambda i: {"question": f"is {i} even", "answer": i % 2 == 0, "passage": say(i, 30)},
@@ -241,10 +208,7 @@ LAYOUTS = {
     ),
     "HellaSwag": (
         lambda i: {
-            "ind": i,
-            "ctx": say(i),
-            "endings": [say(i + 50 * k, 4) for k in (1, 2, 3)],
-            "label": f"{i % 3}",
+            "ind": i, "ctx": say(i), "endings": [say(i + 50 * k, 4) for k in (1, 2, 3)], "label": f"{i % 3}",
         },
         "ind → not used; ctx → question; endings → choice; label → answer",
         lambda row: (row["ctx"], row["endings"][int(row["label"])]),
@@ -252,13 +216,11 @@ LAYOUTS = {
     ),
     "lists of tags": (
         lambda i: {"text": say(i), "tags": [[], ["mail"], ["bills"], ["mail", "bills"]][i % 4]},
-        "text → question; tags → answer",
-        lambda row: (row["text"], "; ".join(row["tags"]) or "none"),
+        "text → question; tags → answer", lambda row: (row["text"], "; ".join(row["tags"]) or "none"),
         "Classify the text. Reply with all that apply of: bills, mail, none. Write ';' between them.",
     ),
     "lists of numbers": (
-        lambda i: {"text": say(i), "labels": [[3], [7], [3, 7]][i % 3]},
-        "text → question; labels → answer",
+        lambda i: {"text": say(i), "labels": [[3], [7], [3, 7]][i % 3]}, "text → question; labels → answer",
         lambda row: (row["text"], "; ".join(map(str, row["labels"]))),
         "Classify the text. Reply with all that apply of: 3, 7. Write ';' between them.",
     ),
@@ -275,14 +237,12 @@ LAYOUTS = {
         lambda i: {
             "thread": [{"role": "prompter", "text": f"Is {i}?"}, {"role": "assistant", "text": say(i, 10)}]
         },
-        "thread → question and answer",
-        lambda row: (row["thread"][0]["text"], row["thread"][1]["text"]),
+        "thread → question and answer", lambda row: (row["thread"][0]["text"], row["thread"][1]["text"]),
         "Reply to the message in about 10 words, and nothing else.",
     ),
     "turns by another name": (
         lambda i: {
-            "id": i,
-            "dialog": [{"from": "human", "value": f"Is {i}?"}, {"from": "gpt", "value": say(i, 10)}],
+            "id": i, "dialog": [{"from": "human", "value": f"Is {i}?"}, {"from": "gpt", "value": say(i, 10)}],
         },
         "id → id; dialog → question and answer",
         lambda row: (row["dialog"][0]["value"], row["dialog"][1]["value"]),
@@ -296,15 +256,12 @@ LAYOUTS = {
     ),
     "entities in pairs": (
         lambda i: {"sentence": f"Ann met Omar on day {i}.", "entities": [["Ann", "PER"], ["Omar", "PER"]]},
-        "sentence → question; entities → answer",
-        lambda row: (row["sentence"], json.dumps(row["entities"])),
+        "sentence → question; entities → answer", lambda row: (row["sentence"], json.dumps(row["entities"])),
         "Extract the entities from the sentence as a JSON list; an empty list where there are none. Reply with the JSON and nothing else.",
     ),
     "Alpaca with objects": (
         lambda i: {
-            "instruction": "Sort it.",
-            "input": say(i),
-            "output": {"queue": pick("ab", i), "place": i},
+            "instruction": "Sort it.", "input": say(i), "output": {"queue": pick("ab", i), "place": i},
         },
         "instruction, input → question; output → answer",
         lambda row: (f"Sort it.\n\n{row['input']}", json.dumps(row["output"])),
@@ -312,26 +269,19 @@ LAYOUTS = {
     ),
     "half stars": (
         lambda i: {"review": say(i, 20), "rating": pick((0.5, 1.0, 2.5, 4.0, 5.0), i)},
-        "review → question; rating → label",
-        lambda row: (row["review"], f"{row['rating']:g}"),
+        "review → question; rating → label", lambda row: (row["review"], f"{row['rating']:g}"),
         "Rate the review on a scale from 0.5 (lowest) to 5 (highest) in steps of a half, as its author did. Reply with the number and nothing else.",
     ),
     "WinoGrande": (
         lambda i: {
-            "sentence": f"_ is {i}",
-            "option1": f"Ann{i}",
-            "option2": f"Bob{i}",
-            "answer": "12"[i // 2 % 2],
+            "sentence": f"_ is {i}", "option1": f"Ann{i}", "option2": f"Bob{i}", "answer": "12"[i // 2 % 2],
         },
         "sentence → question; option1, option2 → choice; answer → answer",
-        lambda row: (row["sentence"], row[f"option{row['answer']}"]),
-        "Fill in the blank.",
+        lambda row: (row["sentence"], row[f"option{row['answer']}"]), "Fill in the blank.",
     ),
     "RACE": (
         lambda i: {
-            "article": say(i // 4, 30),
-            "question": f"Which is {i}?",
-            "options": [f"{c}{i}" for c in "wxyz"],
+            "article": say(i // 4, 30), "question": f"Which is {i}?", "options": [f"{c}{i}" for c in "wxyz"],
             "answer": "ABCD"[i % 4],
         },
         "article → context; question → question; options → choice; answer → answer",
@@ -340,9 +290,7 @@ LAYOUTS = {
     ),
     "TREC": (
         lambda i: {
-            "text": f"What is {i} ?",
-            "coarse_label": pick(("NUM", "LOC"), i),
-            "fine_label": f"f{i % 9}",
+            "text": f"What is {i} ?", "coarse_label": pick(("NUM", "LOC"), i), "fine_label": f"f{i % 9}",
         },
         "text → question; coarse_label → label; fine_label → not used",
         lambda row: (row["text"], row["coarse_label"]),
@@ -350,16 +298,13 @@ LAYOUTS = {
     ),
     "mail": (
         lambda i: {
-            "ticket_id": i,
-            "subject": say(i, 3),
-            "body": say(i, 20),
-            "queue": pick(("Sales", "Bills"), i),
+            "ticket_id": i, "subject": say(i, 3), "body": say(i, 20), "queue": pick(("Sales", "Bills"), i),
         },
         "ticket_id → id; subject, body → question; queue → label",
         lambda row: (f"{row['subject']}\n\n{row['body']}", row["queue"]),
         "Classify the message by its queue. Reply with one of these labels and nothing else: Bills, Sales.",
     ),
-}
+}  # fmt: skip
 
 
 def make_rows(make):
@@ -497,27 +442,22 @@ SMALL = {
     "stars": (label_rows("stars", (5, 4, 5, 3, 1, 5, 4, 2, 5, 1, 4, 3)), "ratings in 5 steps"),
     "ratings with decimals": (label_rows("rating", (5.0, 4.0, 5.0, 1.0, 4.0, 2.0, 5.0, 1.0)), "ratings in 4"),
     "yes, no, maybe": (
-        answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")),
-        "a closed set of 3",
+        answer_rows(("yes", "no", "maybe", "no", "yes", "yes", "no", "no")), "a closed set of 3",
     ),
     "a decision": (label_rows("final_decision", ("yes", "no", "maybe") * 3), "a closed set of 3 labels"),
     "queues": (
-        label_rows("queue", ("Sales", "Bills", "Returns and Repairs", "Bills") * 2),
-        "a closed set of 3",
+        label_rows("queue", ("Sales", "Bills", "Returns and Repairs", "Bills") * 2), "a closed set of 3",
     ),
     "teams, two with one row": (
-        label_rows("team", (*"wwwwmmmm", "infra", "data")),
-        "a closed set of 4 labels",
+        label_rows("team", (*"wwwwmmmm", "infra", "data")), "a closed set of 4 labels",
     ),
     "sentiment": (
-        label_rows("sentiment", ("good", "bad", "good", "bad", "so so", "good", "bad", "bad")),
-        "a closed",
+        label_rows("sentiment", ("good", "bad", "good", "bad", "so so", "good", "bad", "bad")), "a closed",
     ),
     "codes": (label_rows("label", (0, 1, 2) * 3), "a closed set of 3 labels"),
     "an output without a telling name": (label_rows("output", MAIL), "a closed set of 3 labels"),
     "tags that are joined": (
-        label_rows("tags", ("a", "b", "a; b", "c", "a", "b; c", "b", "c")),
-        "several of 3 labels",
+        label_rows("tags", ("a", "b", "a; b", "c", "a", "b; c", "b", "c")), "several of 3 labels",
     ),
     "persons": (answer_rows(NAMES), "short free text"),
     "answers that all differ": (label_rows("label", [f"kind {i}" for i in range(10)]), "short free text"),
@@ -527,11 +467,10 @@ SMALL = {
     "prices with a sign": (label_rows("output", ("$10", "$20", "$30") * 4), "numbers; scored by exact_match"),
     "counts": (answer_rows((3, 2, 5, 3, 2, 5, 2, 3, 5, 2)), "numbers; scored by exact_match"),
     "points of a hundred": (
-        label_rows("score", (50, 90, 50, 70, 90, 70, 85, 60)),
-        "numbers; scored by exact_match",
+        label_rows("score", (50, 90, 50, 70, 90, 70, 85, 60)), "numbers; scored by exact_match",
     ),
     "SQL": (label_rows("sql", [sql(i) for i in range(9)]), "SQL; scored by sql_match"),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -5,12 +5,12 @@ from functools import cache
 
 import pytest
 from checked_rows import write
+from conftest import refused
 from proposals import propose, request
 from ruamel.yaml import YAML
 
 from harness import config
 from harness.data import TaskItems, load_task
-from harness.errors import UserError
 from harness.experiment import scaffold
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.experiment.scaffold import Request, Resources
@@ -122,9 +122,7 @@ def test_thumbs_beside_turns_are_warned_of(tmp_path, column):
 )
 def test_columns_of_a_layout_in_capitals_are_not_left_out(tmp_path, columns, layout):
     content = [dict(zip(columns, (f"Say {i}.", f"It is {i}", f"no {i}"), strict=True)) for i in range(40)]
-    with pytest.raises(UserError) as refusal:
-        propose(tmp_path, content)
-    (problem,) = refusal.value.problems
+    (problem,) = refused(propose, tmp_path, content).problems
     assert problem.found == f"columns {', '.join(columns)}"
     assert problem.expected.startswith(f"{layout} rows")
     small = [{name.lower(): value for name, value in row.items()} for row in content]

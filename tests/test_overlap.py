@@ -8,7 +8,7 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from string import ascii_lowercase
-from typing import NamedTuple
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,12 +45,6 @@ RULES = (
     "Visitors may bring one bag that is not a larger than a sheet of paper and must leave umbrellas,"
     " tripods and food at the counter near the main entrance"
 )
-
-
-class TaskTexts(NamedTuple):
-    """The texts of an lm-eval task's documents, which are all that the leak check reads."""
-
-    texts: tuple[Example, ...]
 
 
 def find_lowest_threshold(similarities: list[float]) -> float:
@@ -163,7 +157,7 @@ def test_rows_in_other_words_are_noted_with_their_places_and_what_removes_them(l
 def test_documents_of_lm_eval_are_looked_at_as_items_are(leaky_task):
     data = leaky_task[0].data.model_copy(update={"validation": None})
     target = leaky_task[0].model_copy(update={"data": data})
-    arc = TaskTexts((Example("7/0", ({"role": "user", "content": RULES},)),))
+    arc = SimpleNamespace(texts=(Example("7/0", ({"role": "user", "content": RULES},)),))
     said = refuse_or_note(target, {"target": load_task(target, 0)}, {"arc": arc})
     assert "train.jsonl:5 and arc document 7/0" in said.notes[-2]
 

@@ -12,6 +12,7 @@ from typing import get_args, get_type_hints
 import numpy as np
 import pytest
 import tiny_experiment
+from conftest import refused
 
 import harness
 from harness import config, metrics, plugins
@@ -143,9 +144,8 @@ def test_a_file_that_is_no_metric_is_refused_at_its_line(tmp_path, source, found
 def test_a_metric_that_is_not_there_is_refused_with_the_file(folder, written, found):
     (folder / "own").mkdir()
     (folder / "own" / "exact_match.py").write_text(STARTS)
-    with pytest.raises(UserError) as caught:
-        config.load(folder / "harness.yaml", [f"target.metrics=['{written}']"])
-    assert [p.found.split(" /")[0] for p in caught.value.problems] == [found]
+    caught = refused(config.load, folder / "harness.yaml", [f"target.metrics=['{written}']"])
+    assert [p.found.split(" /")[0] for p in caught.problems] == [found]
 
 
 @pytest.mark.parametrize(
@@ -362,15 +362,12 @@ def test_a_method_that_interpolates_starts_from_weights_of_its_kind_and_takes_a_
 
 
 def test_a_misspelt_plugin_is_refused_with_the_nearest_name_or_all():
-    with pytest.raises(UserError) as caught:
-        plugins.load("prompting", "few_shots", "harness.yaml:7")
-    problem = caught.value.problems[0]
+    problem = refused(plugins.load, "prompting", "few_shots", "harness.yaml:7").problems[0]
     assert problem.where == "harness.yaml:7"
     assert problem.found == "unknown prompting 'few_shots'"
     assert problem.next_step == "did you mean 'few_shot'?"
-    with pytest.raises(UserError) as caught:
-        plugins.load("prompting", "qqqq")
-    assert all(name in caught.value.problems[0].next_step for name in plugins.names("prompting"))
+    caught = refused(plugins.load, "prompting", "qqqq")
+    assert all(name in caught.problems[0].next_step for name in plugins.names("prompting"))
 
 
 @pytest.mark.parametrize("name", plugins.names("regularizers"))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from checked_rows import damage_rows, make_clean_rows
+from conftest import refused
 from openai_server import Rule, serve_model
 from typer.testing import CliRunner
 
@@ -211,9 +212,7 @@ def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
     def load(train):
         return load_task(Task(name="t", data={"train": train, "test": test}, labels=["yes", "no"]), 0)
 
-    with pytest.raises(UserError) as refused:
-        load(train)
-    (problem,) = refused.value.problems
+    (problem,) = refused(load, train).problems
     assert problem.next_step == "harness data clean train.jsonl --out train.clean.jsonl --special-tokens"
     run(problem.next_step)
     assert {e.references for e in load("train.clean.jsonl").train} == {("yes",), ("no",)}

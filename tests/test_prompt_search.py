@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import jsonschema
 import pytest
 import tiny_experiment
+from conftest import refused
 from openai_server import Rule, ServerAnswer, serve_model
 from tiny_experiment import runs_of
 
@@ -177,9 +178,7 @@ def test_labels_are_ranked_where_items_have_labels_alone(tiny, tmp_path, recipe)
     path = write(tmp_path, "http://127.0.0.1:9/v1", tiny, "")
     without = path.read_text().partition("candidates:")[0].replace('  labels: ["yes", "no"]\n', "")
     path.write_text(f"{without}candidates:\n  one: {{method: base, {recipe}}}\n")
-    with pytest.raises(UserError) as refusal:
-        tiny_experiment.session(path, dry_run=True)
-    (problem,) = refusal.value.problems
+    (problem,) = refused(tiny_experiment.session, path, dry_run=True).problems
     (line,) = (n for n, text in enumerate(path.read_text().splitlines(), 1) if text.startswith("  one:"))
     assert problem.where.endswith(f"harness.yaml:{line}: candidate one")
     assert problem.found == "answer: rank, and 16 items of desk, none with labels"

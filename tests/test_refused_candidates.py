@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import tiny_experiment
 import tiny_methods
+from conftest import refused
 
 from harness import config
 from harness.errors import UserError
@@ -47,9 +48,7 @@ def test_a_candidate_that_cannot_be_made_is_refused_before_anything_runs(
     own = [] if overrides else [f"own: {candidate}"]
     written = "".join(f"  {line}\n" for line in (*BESIDE, *others, *own))
     path.write_text(f"{beginning}candidates:\n{written}")
-    with pytest.raises(UserError) as refused:
-        tiny_experiment.run(path, *overrides)
-    rest = str(refused.value)
+    rest = str(refused(tiny_experiment.run, path, *overrides))
     assert overrides or "harness.yaml:" in rest
     for part in said:
         assert part in rest
@@ -63,9 +62,7 @@ def prepare(tiny, folder, candidates):
 
 
 def refusal(tiny, folder, candidates):
-    with pytest.raises(UserError) as refused:
-        prepare(tiny, folder, candidates)
-    return str(refused.value)
+    return str(refused(prepare, tiny, folder, candidates))
 
 
 TRACKED = "  lora: {{method: lora, params: {{num_train_epochs: 2{}}}, track: {{points: 2}}}}\n"
@@ -92,9 +89,7 @@ def test_references_that_the_metric_cannot_read_are_refused_with_one_of_them(tin
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     target = tmp_path / "suites" / "letters.yaml"
     target.write_text(target.read_text().replace("[exact_match,", f"[{metric},"))
-    with pytest.raises(UserError) as refused:
-        tiny_experiment.session(path)
-    said = str(refused.value)
+    said = str(refused(tiny_experiment.session, path))
     assert f"task letters: metric {metric}: found references that it cannot read, of all 18 items" in said
     assert "the first is “late”" in said
 

@@ -2,10 +2,10 @@
 
 import gzip
 import json
-import re
 from collections import Counter
 from dataclasses import replace
-from math import log
+from itertools import product
+from typing import NamedTuple
 
 import pytest
 import tiny_experiment
@@ -32,17 +32,9 @@ PRICE = Example(
 def make_row(example, passages, text, status="ok"):
     asked = with_context(example, passages)
     return SampleResult(
-        task="task",
-        split="test",
-        example_id=example.id,
-        position=0,
-        status=status,
-        text=text,
-        prompt=asked.prompt,
-        references=example.references,
-        parts={},
-        passages=asked.passages,
-    )
+        task="task", split="test", example_id=example.id, position=0, status=status, text=text,
+        prompt=asked.prompt, references=example.references, parts={}, passages=asked.passages,
+    )  # fmt: skip
 
 
 def use(passages, text, right, example=PRICE, documents=(LAMP, SHIP), status="ok"):
@@ -179,9 +171,8 @@ def test_the_table_and_the_sentence_say_what_was_found_and_used():
     )
 
 
-N = 240
 HARNESS = """\
-name: xquad
+name: shops
 base_model: {model}
 precision: fp32
 device: cpu
@@ -203,81 +194,68 @@ candidates:
 """
 
 
-def rank_by_bm25(texts, questions):
-    """Return which paragraph each question finds first, by another BM25 than rag's: the formula itself."""
+class Shops(NamedTuple):
+    """Twenty shops by two parts of their names, what is said and asked of them, and words of no document."""
 
-    def words(text):
-        return re.findall(r"\w+", text.lower())
-
-    documents = [words(text) for text in texts]
-    counts = [{w: d.count(w) for w in set(d)} for d in documents]
-    n, mean = len(documents), sum(map(len, documents)) / len(documents)
-    holding = {}
-    for of in counts:
-        for word in of:
-            holding[word] = holding.get(word, 0) + 1
-
-    def score(asked, of, size):
-        return sum(
-            log(1 + (n - holding[w] + 0.5) / (holding[w] + 0.5))
-            * of[w] / (of[w] + 1.5 * (0.25 + 0.75 * size / mean))
-            for w in asked if w in of
-        )  # fmt: skip
-
-    out = []
-    for asked in map(words, questions):
-        scored = [score(asked, of, len(d)) for of, d in zip(counts, documents, strict=True)]
-        best = sorted(range(n), key=lambda i: -scored[i])
-        out.append(best[0] if scored[best[0]] > 1.3 * scored[best[1]] else None)
-    return out
+    names: tuple[str, str]
+    hour: str
+    document: str
+    question: str
+    invented: str
+    unknown: str
 
 
-def write_failures(folder):
-    with gzip.open(find_shared_data("rows/squad_xquad_en/all.jsonl.gz"), "rt", encoding="utf-8") as file:
-        stored = [json.loads(line) for line in file]
-    texts = list(dict.fromkeys(row["context"] for row in stored))
-    ids = {text: f"paragraph-{i}" for i, text in enumerate(texts)}
-    found = rank_by_bm25(texts, [row["question"] for row in stored])
-    clear = [
-        row for row, at in zip(stored, found, strict=True) if at is not None and texts[at] == row["context"]
-    ]
-    clear = list({row["question"]: row for row in clear}.values())[:N]
-    assert len(clear) == N
-    rows, answers, kinds = [], {}, {}
-    for i, row in enumerate(clear):
+SHOPS = {
+    "English": Shops(
+        ("Amber Birch Cedar Doum Elm", "Bridge Gate Hill Lake"), "{}:{}0 in the morning",
+        "The {0} shop opens at {1}; lamps and tents are sold there. Welcome to {0}.",
+        "When does the {} shop open?", "Zebras zigzag quietly 77123 times.", "no idea whatsoever",
+    ),
+    "Chinese": Shops(
+        ("青 白 红 黑 金", "河 山 湖 城"), "早上{}点{}分",
+        "{0}商店每天{1}开门，经理姓王，卖灯和帐篷。欢迎光临{0}商店。", "请问{}商店几点开门？",
+        "斑马静静地跑了77123次。", "完全不知道",
+    ),
+}  # fmt: skip
+DIGITS = {"English": "67891", "Chinese": "一二三四五"}
+
+
+def write_failures(folder, language):
+    """Write a question of each shop; returns what is answered, and how often each kind of failure is planted."""
+    shops = SHOPS[language]
+    first, second = (part.split() for part in shops.names)
+    names = [f"{one}{other}" for one, other in product(first, second)]
+    hours = [shops.hour.format(*pair) for pair in product(DIGITS[language], DIGITS[language][:4])]
+    opening = dict(zip(names, hours, strict=True))
+    rows, answers, kinds = [], {}, Counter()
+    for i, name in enumerate(names):
         kind = ("used", "ungrounded", "unused", "missed", "used")[i % 5]
-        answer, wanted = row["answers"][0], row["context"]
-        if kind == "missed":  # what is needed stands in a paragraph that the question does not find
-            other = next(
-                o for o in clear[::-1] if o["answers"][0].casefold() not in row["context"].casefold()
-            )
-            answer, wanted = other["answers"][0], other["context"]
-        kinds[row["question"]] = kind
-        answers[row["question"]] = {
-            "used": answer,
-            "ungrounded": f"{answer}. Zebras zigzag quietly 77123 times.",
-            "unused": "no idea whatsoever",
-            "missed": "no idea whatsoever",
-        }[kind]
-        rows.append(
-            {"id": f"q{i}", "prompt": row["question"], "reference": answer, "documents": [ids[wanted]]}
-        )
+        wanted = names[i - 7] if kind == "missed" else name  # its question finds the shop that it names
+        asked, right = shops.question.format(name), opening[wanted]
+        told = {"used": right, "ungrounded": f"{right}. {shops.invented}"}
+        answers[asked] = told.get(kind, shops.unknown)
+        kinds[kind] += 1
+        rows.append({"id": f"q{i}", "prompt": asked, "reference": right, "documents": [wanted]})
     tiny_experiment.rows(folder / "test.jsonl", rows)
     for name in ("train", "validation"):
         plain = [{"id": f"{name}-{i}", "prompt": f"{name} {i}?", "reference": f"r{i}"} for i in range(4)]
         tiny_experiment.rows(folder / f"{name}.jsonl", plain)
-    tiny_experiment.rows(folder / "documents.jsonl", [{"id": ids[t], "text": t} for t in texts])
+    documents = [{"id": name, "text": shops.document.format(name, opening[name])} for name in names]
+    tiny_experiment.rows(folder / "documents.jsonl", documents)
     return answers, kinds
 
 
 @pytest.mark.e2e
-def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tmp_path, tiny, own_cache):
-    answers, kinds = write_failures(tmp_path)
+@pytest.mark.parametrize("language", SHOPS)
+def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(
+    language, tmp_path, tiny, own_cache
+):
+    answers, wanted = write_failures(tmp_path, language)
     path = tmp_path / "harness.yaml"
 
     def answer(messages):
         text = messages[-1]["content"]
-        return answers.get(text.rpartition("\n\n")[2], "no idea whatsoever") if "Context:" in text else "?!"
+        return answers.get(text.rpartition("\n\n")[2], "?!") if "Context:" in text else "?!"
 
     with serve_model(Rule(answer)) as server:
         path.write_text(HARNESS.format(model=tiny, url=server.url))
@@ -292,12 +270,11 @@ def test_failures_planted_into_retrieval_are_counted_in_the_report_as_planted(tm
     assert find_shown_figure(facts["rag"], "cost_per_1k_usd") == pytest.approx(1000 * chosen_s + 1.5)
     assert "1.50 USD of 1,000 requests to rag, by the 20,000 forecast" in made.decision.reasons[-1]
     use = facts["rag"].retrieval
-    wanted = {kind: list(kinds.values()).count(kind) for kind in ("used", "ungrounded", "unused", "missed")}
     assert {kind: getattr(use, kind) for kind in wanted} == wanted
-    assert (use.n, use.known, use.errors, use.unclear) == (N, 0, 0, 0)
-    assert use.retrieved.recall == use.retrieved.reciprocal_rank == 1 - wanted["missed"] / N
+    assert (use.n, use.known, use.errors, use.unclear) == (20, 0, 0, 0)
+    assert use.retrieved.recall == use.retrieved.reciprocal_rank == 1 - wanted["missed"] / 20
     page = markdown(experiment_document(made))
-    line = next(line for line in page.splitlines() if line.startswith(f"| rag | {N} |"))
+    line = next(line for line in page.splitlines() if line.startswith("| rag | 20 |"))
     shown = dict(zip(RETRIEVAL_COLUMNS, [cell.strip() for cell in line.split("|")[1:-1]], strict=True))
     said = ("used", "used, not grounded", "found, not used", "not found, wrong")
     assert [shown[name] for name in said] == [str(n) for n in wanted.values()]

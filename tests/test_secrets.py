@@ -33,13 +33,8 @@ FORMS = {
     "AccountKey={};EndpointSuffix=x": "AccountKey=***;EndpointSuffix=x",
 }
 SHAPES = [
-    *("hf_abcdefghijklmnop", "sk-proj-abcdefghijkl", "ghp_abcdefghijklmnop", "github_pat_abcdefghijkl"),
-    *(
-        "AKIAABCDEFGHIJKLMNOP",
-        "glpat-abcdefghijklmnop",
-        "xoxb-123456789012",
-        "AIzaabcdefghijklmnopqrstuvwxyz",
-    ),
+    *"hf_abcdefghijklmnop sk-proj-abcdefghijkl ghp_abcdefghijklmnop github_pat_abcdefghijkl".split(),
+    *"AKIAABCDEFGHIJKLMNOP glpat-abcdefghijklmnop xoxb-123456789012 AIzaabcdefghijklmnopqrstuvwxyz".split(),
     "eyJhbGciOiJIUzI1.eyJzdWIiOiIxMjM0.abc-def",
     "-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----",
 ]
@@ -65,11 +60,9 @@ def test_what_looks_like_a_key_of_a_service_is_masked(shape):
 def test_values_are_masked_by_the_names_of_their_keys_lists_and_options_included():
     plain = {"api_key": HIDDEN, "api_key_env": "VARIABLE", "pad_token": "<pad>", "n_tokens": 3, "token": ""}
     assert mask_values(plain) == plain | {"api_key": "***"}
-    values = {"api_keys": [HIDDEN, HIDDEN], "command": ["trl", "--token", HIDDEN, "--seed", "1"]}
-    assert mask_values(values) == {
-        "api_keys": ["***", "***"],
-        "command": ["trl", "--token", "***", "--seed", "1"],
-    }
+    assert mask_values({"api_keys": [HIDDEN, HIDDEN]}) == {"api_keys": ["***", "***"]}
+    command = ["trl", "--token", HIDDEN, "--seed", "1"]
+    assert mask_values({"command": command}) == {"command": ["trl", "--token", "***", "--seed", "1"]}
 
 
 @pytest.mark.parametrize("text", NO_SECRETS)

@@ -9,6 +9,7 @@ import pytest
 import tiny_experiment
 import tiny_model
 from checked_rows import write
+from conftest import refused
 from fake_facts import candidate, make_fine_tune
 from proposals import HERE, propose, request, write_csv
 from tokenizers import Tokenizer
@@ -68,9 +69,7 @@ def propose_rows(tmp_path):
 
 
 def refuse(*args, **given):
-    with pytest.raises(UserError) as caught:
-        propose(*args, **given)
-    return caught.value.problems
+    return refused(propose, *args, **given).problems
 
 
 def list_problems(*args, **given):
@@ -116,21 +115,17 @@ KINDS_OF_ROWS = {
     "calls of tools": (of_forty(call_tools), "text", ("tool_call", "token_f1")),
     "few different calls of tools": (of_forty(call_one_of_two), "text", ("tool_call", "token_f1")),
     "short answers that are numbers": (
-        of_forty(lambda i: {"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"}),
-        "text",
+        of_forty(lambda i: {"prompt": f"Half of {i} cm?", "reference": f"{i / 2:g} cm"}), "text",
         ("exact_match", "token_f1"),
     ),
     "answers in another script": (
-        of_forty(lambda i: {"prompt": f"{i}?", "reference": f"これは長い答えです{i}"}),
-        "text",
-        ("chrf",),
+        of_forty(lambda i: {"prompt": f"{i}?", "reference": f"これは長い答えです{i}"}), "text", ("chrf",),
     ),
     "labels that differ in white space": (
-        of_forty(lambda i: {"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]}),
-        "labels",
+        of_forty(lambda i: {"text": f"Case {i}.", "label": (" x", "x", "y ", "y")[i % 4]}), "labels",
         ("exact_match", "macro_f1"),
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.e2e
@@ -421,9 +416,8 @@ def test_columns_that_are_named_are_taken_and_numbered_ones_are_no_part_of_the_q
 def test_all_problems_come_at_once_and_nothing_is_written(tmp_path):
     (tmp_path / "harness.yaml").write_text("mine")
     asked = Request(tmp_path, str(tmp_path / "no.jsonl"), "smollm2", str(tmp_path / "none.jsonl"))
-    with pytest.raises(UserError) as caught:
-        scaffold.propose(asked, HERE)
-    assert [problem.found for problem in caught.value.problems] == [
+    caught = refused(scaffold.propose, asked, HERE)
+    assert [problem.found for problem in caught.problems] == [
         "no such file",
         "no such file",
         "a file that is there already",

@@ -12,12 +12,14 @@ SUITES = Path(__file__).parents[1] / "suites"
 FILES = ("train", "validation", "test", "pairs", "refusals", "documents")
 
 
-def _read(name: str) -> list[dict[str, Any]]:
-    lines = (SUITES / "support" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+ROWS: dict[str, list[dict[str, Any]]] = {
+    name: [
+        json.loads(line) for line in (SUITES / "support" / f"{name}.jsonl").read_text("utf-8").splitlines()
+    ]
+    for name in FILES
+}
 
 
-ROWS = {name: _read(name) for name in FILES}
 SPLITS = {name: ROWS[name] for name in ("train", "validation", "test")}
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+from conftest import refused
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 from rich.console import Console
 
@@ -53,9 +54,7 @@ def session_of(path, **scope):
 
 
 def problems(path):
-    with pytest.raises(UserError) as error:
-        session_of(path)
-    return str(error.value)
+    return str(refused(session_of, path))
 
 
 def task(folder, **data):

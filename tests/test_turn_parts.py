@@ -8,6 +8,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 from checked_rows import write
+from conftest import refused
 from tiny_methods import CPU
 
 from harness.data import load_task
@@ -234,9 +235,7 @@ CANDIDATES = """\
 def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(tiny, tmp_path):
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": True} for i in range(4)]
     path = tiny_experiment.write(tmp_path, tiny, "  dpo: {method: dpo}\n" + CANDIDATES, pairs=rows)
-    with pytest.raises(UserError) as error:
-        tiny_experiment.run(path)
-    said = str(error.value)
+    said = str(refused(tiny_experiment.run, path))
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said
