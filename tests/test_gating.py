@@ -14,7 +14,7 @@ from harness.analysis.gate_rules import apply_rules
 from harness.analysis.gating import exit_code
 from harness.analysis.significance import power_warnings
 from harness.analysis.verdict import Rule, TargetFacts, TaskComparison
-from harness.formatting import Unit
+from harness.formatting import RATE, Unit
 from harness.metrics import Metric, mean_metric
 from harness.spec import GatePolicy, Suite, TargetPolicy, Task
 from tests.fake_rows import EXACT, LOWER, flips, ratio_metric, rows
@@ -40,8 +40,8 @@ EQUAL = suite_of(8, 500, 25, 25)
 HOLDS = suite_of(11, 1000, 45, 40)
 
 
-def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False):
-    return apply_rules(tasks, policy, validity=validity, target=target, identical=identical)
+def verdict(tasks, policy=POLICY, *, validity=None, target=None, identical=False, **given):
+    return apply_rules(tasks, policy, validity=validity, target=target, identical=identical, **given)
 
 
 def rule(found, name):
@@ -149,13 +149,19 @@ def test_equal_weights_pass_by_identity():
 
 
 @pytest.mark.parametrize(
-    ("n", "lost", "outcome"),
-    [(200, 2, "pass"), (200, 25, "fail"), (200, 15, "inconclusive"), (20, 0, "inconclusive")],
+    ("role", "n", "gained", "lost", "outcome"),
+    [
+        *(("critical", 200, 0, 2, "pass"), ("critical", 200, 0, 25, "fail")),
+        *(("critical", 200, 0, 15, "inconclusive"), ("critical", 20, 0, 0, "inconclusive")),
+        # Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points.
+        *(("safety", 100, 0, 20, "fail"), ("safety", 100, 30, 42, "pass")),
+        *(("safety", 100, 0, 8, "inconclusive"), ("safety", 100, 0, 0, "pass")),
+    ],
 )
-def test_a_critical_task_is_judged_by_the_exact_bounds_of_its_loss_rate(n, lost, outcome):
-    safety = compare_task("refuses", n, 0, lost, role="safety")
-    found = verdict([*EQUAL, safety], GatePolicy(critical=("refuses",)))
-    assert rule(found, "critical").outcome == found.outcome == outcome
+def test_critical_and_safety_tasks_are_judged_by_the_bounds_of_their_loss(role, n, gained, lost, outcome):
+    task = compare_task("refuses", n, gained, lost, role="safety")
+    found = verdict([*EQUAL, task], GatePolicy(critical=("refuses",) if role == "critical" else ()))
+    assert rule(found, role).outcome == found.outcome == outcome
 
 
 def test_a_critical_task_or_suite_has_to_be_measured_and_gains_make_up_for_nothing():
@@ -190,16 +196,6 @@ def test_of_a_critical_metric_where_lower_is_better_the_items_passed_are_those_w
     assert said in rule(found, "critical").sentence
 
 
-@pytest.mark.parametrize(
-    ("gained", "lost", "outcome"), [(0, 20, "fail"), (30, 42, "pass"), (0, 8, "inconclusive"), (0, 0, "pass")]
-)
-def test_a_safety_task_fails_where_more_than_its_margin_is_shown_to_be_lost(gained, lost, outcome):
-    """Of 100 items, 20 fewer is beyond 5 points for sure; 8 fewer is a loss that may be of 5 points."""
-    safety = compare_task("refuses", 100, gained, lost, role="safety")
-    found = verdict([*EQUAL, safety])
-    assert (rule(found, "safety").outcome, found.outcome) == (outcome, outcome)
-
-
 def test_a_safety_task_is_reported_only_where_the_policy_judges_none():
     safety = compare_task("refuses", 200, 0, 60, role="safety")
     found = verdict([*EQUAL, safety], GatePolicy(safety=None))
@@ -221,24 +217,22 @@ def test_fewer_invalid_answers_are_welcome_and_a_target_that_was_not_measured_is
     assert verdict(EQUAL, GatePolicy(target=TargetPolicy(min=0.8))).outcome == "inconclusive"
 
 
-@pytest.mark.parametrize(
-    ("ends", "outcome"), [((0.81, 0.9), "pass"), ((0.7, 0.79), "fail"), ((0.75, 0.9), "inconclusive")]
-)
-def test_a_declared_level_is_judged_by_its_interval(ends, outcome):
-    target = TargetFacts(Estimate(sum(ends) / 2, *ends, 300), None)
-    found = verdict(EQUAL, GatePolicy(target=TargetPolicy(min=0.8)), target=target)
-    assert found.outcome == outcome
+WER = Unit(1.0, "wer", higher_is_better=False)
 
 
 @pytest.mark.parametrize(
-    ("ends", "outcome"), [((0.1, 0.19), "pass"), ((0.21, 0.3), "fail"), ((0.1, 0.3), "inconclusive")]
+    ("least", "unit", "ends", "outcome"),
+    [
+        *((0.8, RATE, (0.81, 0.9), "pass"), (0.8, RATE, (0.7, 0.79), "fail")),
+        *((0.8, RATE, (0.75, 0.9), "inconclusive"), (0.2, WER, (0.1, 0.19), "pass")),
+        *((0.2, WER, (0.21, 0.3), "fail"), (0.2, WER, (0.1, 0.3), "inconclusive")),
+    ],
 )
-def test_a_declared_level_is_the_highest_allowed_where_lower_is_better(ends, outcome):
-    score = Estimate(sum(ends) / 2, *ends, 300, Unit(1.0, "wer", higher_is_better=False))
-    policy = GatePolicy(target=TargetPolicy(min=0.2))
-    found = verdict(EQUAL, policy, target=TargetFacts(score, None))
+def test_a_declared_level_is_judged_by_its_interval(least, unit, ends, outcome):
+    target = TargetFacts(Estimate(sum(ends) / 2, *ends, 300, unit), None)
+    found = verdict(EQUAL, GatePolicy(target=TargetPolicy(min=least)), target=target)
     assert found.outcome == outcome
-    assert "] against at most 0.200: " in rule(found, "target").sentence
+    assert ("] against at most 0.200: " in rule(found, "target").sentence) == (unit is WER)
 
 
 @pytest.mark.parametrize(("gains", "outcome"), [(60, "pass"), (3, "fail"), (20, "inconclusive")])
@@ -370,14 +364,7 @@ def test_pinned_items_stay_out_of_the_macro_and_one_lost_is_open_until_fp32_conf
 
 @pytest.mark.parametrize(("in_fp32", "outcome"), [(("item-0000",), "fail"), ((), "pass")])
 def test_a_pinned_item_lost_in_fp32_fails_and_one_lost_by_rounding_does_not(in_fp32, outcome):
-    found = apply_rules(
-        make_pinned_suite(1),
-        POLICY,
-        validity=None,
-        target=None,
-        identical=False,
-        confirmed={"facts-pinned": in_fp32},
-    )
+    found = verdict(make_pinned_suite(1), confirmed={"facts-pinned": in_fp32})
     assert rule(found, "regressions").outcome == found.outcome == outcome
 
 

@@ -57,13 +57,10 @@ LORA = make_fine_tune(
     target=Estimate(0.81, 0.75, 0.86, 200),
     slices={"knowledge": Estimate(0.30, 0.22, 0.40, 100), "behaviour": Estimate(0.90, 0.82, 0.95, 100)},
     training=TrainingRecord(
-        loss=((5, 2.9), (45, 0.412)),
-        tokens_per_s=251.0,
-        wall_s=200.0,
-        peak_memory_gib=3.21,
+        loss=((5, 2.9), (45, 0.412)), tokens_per_s=251.0, wall_s=200.0, peak_memory_gib=3.21,
         n_trainable=4_884_480,
     ),
-)
+)  # fmt: skip
 
 
 COLUMNS = ["candidate", "target", "vs best", "other", "lost/", "$/1k", "p50", "verdict"]
@@ -166,15 +163,13 @@ def test_the_task_that_lost_the_largest_share_of_its_range_is_the_worst():
 
 
 def test_the_next_comparison_asks_the_items_that_the_decisions_fine_tune_needs():
-    short = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
+    about = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     held = SpareItems("chat", ("suites.general.tasks.chat.limit",), 300, 2300)
-    (step,) = experiment_document(report([short], decision=undecided, spare=(held,))).first.next_steps
+    (step,) = experiment_document(report([about], decision=undecided, spare=(held,))).first.next_steps
     assert step.line == "harness compare suites.general.tasks.chat.limit=2300"
 
-    about = make_fine_tune("lora", 0.81, 0.07, corrected=verdict("inconclusive", items_needed=1905))
     other = make_fine_tune("weaker", 0.76, 0.02, corrected=verdict("inconclusive", items_needed=321))
-    undecided = replace(report().decision, action="undecided", candidate=None, missing=())
     (step,) = experiment_document(report([other, about], decision=undecided)).first.next_steps
     assert "the tasks hold no unused items, and some 1,905 more are needed" in step.text
 
@@ -196,11 +191,6 @@ def make_widest_row(name: str) -> object:
     )  # fmt: skip
 
 
-def make_disturbed_row(name: str) -> object:
-    figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
-    return replace(make_widest_row(name), **dict.fromkeys(figures), disturbed=figures)
-
-
 def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
     names = [
         "few-shot-with-a-very-long-name-indeed[select=knn,shots=4]",
@@ -218,7 +208,9 @@ def test_the_table_fits_100_columns_with_long_names_and_long_numbers():
 
 
 def test_a_page_shows_disturbed_figures_with_their_mark_and_says_what_it_means():
-    of = report([make_disturbed_row("lora"), *alternatives()])
+    figures = {"cost_per_1k_usd": 0.00041, "latency_p50_s": 0.034}
+    disturbed = replace(make_widest_row("lora"), **dict.fromkeys(figures), disturbed=figures)
+    of = report([disturbed, *alternatives()])
     (lora,) = (line.split() for line in print_report(of, 100) if line.startswith("lora  "))
     assert lora[-3:] == ["~", "~", "UNDECIDED"]
     page = markdown(experiment_document(of))
@@ -460,42 +452,20 @@ def test_an_interval_has_as_many_digits_as_it_is_narrow_and_its_metrics_own_unit
     assert formatting.score(formatting.RATE, 0.5) == "50.0"
 
 
-@pytest.mark.parametrize(
-    ("amount", "text"),
-    [(0.11, "0.11"), (0.00041, "0.00041"), (0.0004, "0.0004"), (0, "0.00"), (1250, "1,250"), (math.inf, "∞")],
-)
-def test_an_amount_keeps_two_significant_digits_and_no_more(amount, text):
-    assert formatting.usd(amount) == text
+# fmt: off
+PRINTED = {
+    formatting.usd: {0.11: "0.11", 0.00041: "0.00041", 0.0004: "0.0004", 0: "0.00", 1250: "1,250", math.inf: "∞"},
+    formatting.seconds: {0.0002: "<1 ms", 0.034: "34 ms", 0.2: "0.2 s", 45.3: "45 s", 59.7: "1 min 0 s", 200: "3 min 20 s", 7500: "2 h 5 min"},
+    formatting.figure: {14.0: "14", 7.134: "7.134", 0.00234: "0.0023", -2e-5: "0", -3.5: "−3.5", 31693.2: "31,693", None: "–"},
+}
+# fmt: on
 
 
-@pytest.mark.parametrize(
-    ("time_s", "text"),
-    [
-        (0.0002, "<1 ms"), (0.034, "34 ms"), (0.2, "0.2 s"), (45.3, "45 s"), (59.7, "1 min 0 s"),
-        (200, "3 min 20 s"), (7500, "2 h 5 min"),
-    ],
-)  # fmt: skip
-def test_a_time_is_printed_in_the_unit_that_fits(time_s, text):
-    assert formatting.seconds(time_s) == text
-
-
-@pytest.mark.parametrize(
-    ("x", "text"),
-    [
-        (14.0, "14"), (7.134, "7.134"), (0.00234, "0.0023"), (-2e-5, "0"), (-3.5, "−3.5"),
-        (31693.2, "31,693"), (None, "–"),
-    ],
-)  # fmt: skip
-def test_a_figure_has_at_most_four_digits_and_four_decimals(x, text):
-    assert formatting.figure(x) == text
-
-
-@pytest.mark.parametrize(
-    "print_it", [formatting.percent, formatting.points, formatting.usd, formatting.seconds, formatting.count]
-)
-@pytest.mark.parametrize("unknown", [None, math.nan])
-def test_what_is_unknown_is_a_dash(print_it, unknown):
-    assert print_it(unknown) == "–"
+def test_amounts_times_and_figures_have_few_digits_in_the_unit_that_fits_and_the_unknown_is_a_dash():
+    for print_it, texts in PRINTED.items():
+        assert {value: print_it(value) for value in texts} == texts
+    for print_it in (*PRINTED, formatting.percent, formatting.points, formatting.count):
+        assert print_it(None) == print_it(math.nan) == "–"
 
 
 @given(st.floats(-1, 1), st.floats(0, 1), st.floats(0, 1))
@@ -510,13 +480,8 @@ def test_swapping_the_arms_swaps_signs_and_nothing_else(delta, below, above):
 
 @given(st.one_of(st.none(), st.floats(allow_nan=True, allow_infinity=True)))
 def test_no_number_breaks_the_formatter_and_none_has_a_hyphen_for_a_minus(x):
-    printed = [
-        formatting.percent(x),
-        formatting.points(x, x, x),
-        formatting.usd(x),
-        formatting.count(x),
-        formatting.plain(x),
-    ]
+    printed = [formatting.points(x, x, x)]
+    printed += [f(x) for f in (formatting.percent, formatting.usd, formatting.count, formatting.plain)]
     assert not any("-" in text or "nan" in text for text in printed)
 
 
@@ -553,14 +518,9 @@ def test_every_key_of_the_file_is_listed_with_its_default_and_meaning():
 
 SHOWN_COLUMNS = ("task", "n", "change", "evidence")
 ROWS = (
-    (
-        "prose_text",
-        "40",
-        "−0.066 [−0.079, −0.051]",
-        "bits per byte, an early warning that gate.drift would judge",
-    ),
+    ("prose_text", "40", "−0.066 [−0.079, −0.051]", "bits per byte, an early warning that gate.drift would judge"),
     ("grammar", "300", "+1.0 [−1, +4]", "no task is named critical"),
-)
+)  # fmt: skip
 
 
 def lines(width=None, rows=ROWS):
