@@ -143,7 +143,6 @@ def test_copies_of_a_task_show_no_more_than_the_task():
 
 
 def test_an_item_that_several_tasks_hold_is_counted_once():
-    """It was counted once a task: "at 1,600 items in 1,600 clusters" of eight copies of 200."""
     a, b = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     half = measurement("z", *flips(200, 12, 12), documents=[*list(a.documents.values())[:100], *range(100)])
     for measured, n in (([a], 200), ([a, b], 200), ([a, half], 300), ([a, b, half], 300)):
@@ -242,7 +241,6 @@ def test_tasks_that_share_some_items_are_correlated_named_and_gain_no_width():
     a, b = copies(np.random.default_rng(0), 2, n=400, loss=0.0, together=0.0)
     apart_, known = judge_apart([a, b]).macro, verdict([a, b]).macro
     assert known.high - known.low >= apart_.high - apart_.low - 1e-12
-    # Each copy was asked for the same 1,480 documents: "some 2,960 more items (c0 1,480, c1 1,480)".
     twice = copies(np.random.default_rng(0), 2, n=200, loss=0.0)
     one, both = (macro_of(verdict(measured)).numbers for measured in (twice[:1], twice))
     assert (one["items_needed"], both["items_needed"]) == (1_480, 1_480)
@@ -265,7 +263,6 @@ def chances(found):
 
 
 def test_the_chance_that_each_misses_does_not_hang_on_the_task_that_noise_singles_out():
-    """Of eight equal tasks one happened to differ on 20 %; it was printed as what the veto would miss."""
     noisy = [*[compare_flips(200, 8, 8)] * 7, compare_flips(200, 20, 20)]
     even = [compare_flips(200, 9, 9)] * 6 + [compare_flips(200, 10, 11)] * 2
     said = [chances(judge_comparisons(tasks))["each", -0.10] for tasks in (noisy, even)]

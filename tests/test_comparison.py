@@ -154,7 +154,6 @@ def test_a_metric_without_bounds_is_neither_a_rate_nor_narrow_on_one_cluster():
     c = compare_scores([[1.0, 2.0]], [[2.0, 2.0]], RATIO)
     assert (c.delta, c.low, c.high, c.se) == (0.5, -inf, inf, inf)
     assert estimate(RATIO, rows([[1.0, 2.0]], RATIO))[:3] == (0.5, 0.0, inf)
-    # They were: each item its own cluster, they were refused as "items of a single cluster".
     unbounded = mean_metric("points", lambda output, example: None, bounds=(-inf, inf))
     old, new = np.repeat([1.0, 0.0], [30, 10]), np.repeat([1.0, 0.0], [20, 20])
     c = compare_scores(old, new, unbounded)
@@ -186,7 +185,6 @@ def test_validity_pools_tasks_and_counts_what_failed_in_one_arm():
 
 @pytest.mark.parametrize("parts", [[3.0] * 40, [[3.0, 2.0]] * 40])
 def test_an_unbounded_metric_whose_items_all_agree_says_nothing_of_others(parts):
-    """It gave the point [0, 0], which passed every margin."""
     metric = RATIO if isinstance(parts[0], list) else mean_metric("m", lambda o, e: None, bounds=(-inf, inf))
     c = compare_scores(parts, parts, metric)
     assert (c.delta, c.low, c.high) == (0, -inf, inf)
@@ -333,7 +331,6 @@ def test_all_ties_have_a_width_and_do_not_pass_by_it(score):
 
 
 def test_the_loss_of_all_of_three_items_is_no_pass_of_each():
-    """It was: among eight tasks three items are too few for Holm to show anything."""
     tasks = [("small", *flips(3, 0, 3)), *((f"t{i}", *flips(400, 3, 3)) for i in range(7))]
     compared = [
         TaskComparison(

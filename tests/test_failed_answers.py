@@ -57,7 +57,6 @@ def compare_common_items(base, new):
 
 
 def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
-    """It did: of 1,000 items it errs on the 300 that it would lose, and 700 equal ones were left."""
     base, new = [1.0] * 1000, [None] * 300 + [1.0] * 700
     before = compare_common_items(base, new)
     assert (formatting.points(before.delta, before.low, before.high), before.n) == ("0.0 [−0.5, +0.5]", 700)
@@ -72,7 +71,6 @@ def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
 
 
 def test_errors_on_the_target_score_worst_for_everybody():
-    """With 40 % errors a candidate looked 2 points better; it answers 29 points fewer items right."""
     base = [1.0] * 40 + [0.0] * 20 + [1.0] * 30 + [0.0] * 10
     new = [1.0] * 41 + [0.0] * 19 + [None] * 40
     before = compare_common_items(base, new)
@@ -194,7 +192,6 @@ def test_without_a_worst_value_one_error_is_enough(critical):
 
 
 def test_failures_on_a_task_that_is_not_admitted_count_only_where_they_may_have_kept_it_out():
-    # The base alone says that it cannot show forgetting: 20 of its 100 answers made the verdict invalid.
     fine, guessed = make_measurement(*flips(2000, 2, 2)), [1.0, 0.0] * 50
     failed = make_measurement(guessed, [None] * 20 + guessed[20:], "guessed", chance=0.5)
     assert judge_tasks(fine, failed).outcome == "pass"

@@ -103,7 +103,6 @@ def test_three_agreeing_seeds_ship_what_one_ships_and_none_over_a_base_that_fail
     g = pool_facts(three)
     assert (g.delta, g.low, g.high) == pytest.approx((0.0517, 0.011, 0.093), abs=0.001)
     assert decision(one).candidate == decision(three).candidate == "lora"
-    # Before, 99.5 % beside an interval whose own distribution said 93.9 %.
     told = decision(three).arithmetic["probability_above_tau"]
     assert told == pytest.approx(scipy_stats.t.cdf(g.delta / g.se, g.df))
 
