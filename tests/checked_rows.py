@@ -1,5 +1,6 @@
 """Rows to check, clean by their making, and what was found of them."""
 
+import csv
 import json
 import random
 import shlex
@@ -40,6 +41,14 @@ def damage_rows(rows):
 
 def write(path: Path, rows) -> str:
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    return str(path)
+
+
+def write_csv(path: Path, rows, delimiter=",") -> str:
+    with Path(path).open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter)
+        writer.writeheader()
+        writer.writerows(rows)
     return str(path)
 
 

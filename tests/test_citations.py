@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import tiny_experiment
+import tiny_model
 import torch
 from checked_rows import list_cases
 from openai_server import Rule, serve_model
@@ -214,21 +215,10 @@ WORDS = "lamp : the costs 40 euros . a parcel takes three days what does cost ? 
 @pytest.fixture(scope="module")
 def nli(tmp_path_factory):
     """Save a random sequence classifier with the labels of natural language inference, in an odd order."""
-    from transformers import BertConfig, BertForSequenceClassification, BertTokenizer
-
-    folder = tmp_path_factory.mktemp("nli")
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]))
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     labels = {0: "contradiction", 1: "ENTAILMENT", 2: "neutral"}
-    config = BertConfig(
-        vocab_size=len(tokenizer), max_position_embeddings=64, initializer_range=1.0,
-        id2label=labels, label2id={label: i for i, label in labels.items()}, **sizes,
-    )  # fmt: skip
-    BertForSequenceClassification(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
-    return folder / "model"
+    named = {"id2label": labels, "label2id": {label: i for i, label in labels.items()}}
+    folder, kind = tmp_path_factory.mktemp("nli") / "model", "BertForSequenceClassification"
+    return tiny_model.build_bert(folder, WORDS, kind, initializer_range=1.0, **named)
 
 
 def build_metrics(written):

@@ -59,6 +59,8 @@ def experiment(folder, *overrides, **kwargs):
         (["candidates.x="], lambda e: e.candidates["x"].method, "base"),
         (["gate={macro: 1e-2}"], lambda e: e.gate.macro, 0.01),
         (["gate.target.min=0.7"], lambda e: e.gate.target.min, 0.7),  # the mapping on its way is made
+        (["gate.critical=[other]"], lambda e: e.gate.critical, ("other",)),  # a suite
+        (["gate.critical=[sums]"], lambda e: e.gate.critical, ("sums",)),  # a task
         (["seeds=[1]", "seeds=[2]"], lambda e: e.seeds, (2,)),
         (["target.limit=5"], lambda e: e.target.limit, 5),
         (["suites.other.tasks.capitals.margin=0.1"], lambda e: e.suites[0].tasks[1].margin, 0.1),
@@ -170,10 +172,10 @@ def problems(where, *overrides, text=EXPERIMENT, target=TARGET, other=OTHER, can
     (where / "harness.yaml").write_text(text)
     (where / "suites" / "tiny.yaml").write_text(target)
     (where / "suites" / "other.yaml").write_text(other)
-    caught = refused(config.load, where / "harness.yaml", overrides, candidates)
-    assert caught.exit_code == 2
-    assert all(problem.found and problem.expected for problem in caught.problems)
-    return [(p.where, p.found, p.next_step) for p in caught.problems]
+    error = refused(config.load, where / "harness.yaml", overrides, candidates)
+    assert error.exit_code == 2
+    assert all(problem.found and problem.expected for problem in error.problems)
+    return [(p.where, p.found, p.next_step) for p in error.problems]
 
 
 def find_only_problem(where, *args, **kwargs):
@@ -278,12 +280,6 @@ def test_an_experiment_without_candidates_is_told_what_to_write(folder, written)
 def test_a_suite_that_does_not_fit_beside_the_target_is_refused(folder, other, where, found, next_step):
     said = zip((where, found, next_step), find_only_problem(folder, other=other), strict=True)
     assert all(expected in (None, shown) for expected, shown in said)
-
-
-@pytest.mark.parametrize("name", ["other", "sums"])
-def test_a_critical_name_may_be_a_task_or_a_suite(folder, name):
-    loaded = config.load(folder / "harness.yaml", [f"gate.critical=[{name}]"])
-    assert loaded.experiment.gate.critical == (name,)
 
 
 def test_a_broken_suite_a_recipe_of_ones_own_and_text_that_is_not_utf8_are_refused_at_their_line(folder):

@@ -38,15 +38,9 @@ def says(messages):
 
 def write(folder, tiny, url, *, prices=PRICES, candidates=""):
     teacher = f"{{base_url: {url}, model: tiny, protocol: chat, max_retries: 0, num_concurrent: 2, {prices}}}"
-    return tiny_experiment.write(
-        folder,
-        tiny,
-        f"  large: {{method: endpoint, role: baseline, params: {teacher}}}\n  prompt: {{method: base}}\n  bag: {{method: classifier}}\n{candidates}",
-    )
-
-
-def session_of(path, *overrides):
-    return tiny_experiment.session(path, *overrides)
+    large = f"  large: {{method: endpoint, role: baseline, params: {teacher}}}\n"
+    others = "  prompt: {method: base}\n  bag: {method: classifier}\n"
+    return tiny_experiment.write(folder, tiny, f"{large}{others}{candidates}")
 
 
 @pytest.fixture
@@ -60,7 +54,7 @@ def rows_of(made):
 
 
 def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels(server, tiny, tmp_path):
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     made = distill_rows(session, "large", Distillation(), "taught.jsonl")
     own = {e.id: e for e in session.target.items.train}
     rows = rows_of(made)
@@ -73,7 +67,7 @@ def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels(server, ti
 
 
 def test_what_the_teacher_answered_is_asked_and_paid_once(server, tiny, tmp_path):
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     first = distill_rows(session, "large", Distillation(n_rows=4), "a.jsonl")
     n = len(server.asked)
     assert n == 4
@@ -86,7 +80,7 @@ def test_what_the_teacher_answered_is_asked_and_paid_once(server, tiny, tmp_path
 
 
 def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     n = len(session.target.items.train)
 
     def dies(messages):
@@ -107,7 +101,7 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
 
 def test_a_budget_ends_the_asking_and_keeps_what_was_answered(server, tiny, tmp_path):
     one_at_a_time = "candidates.large.params.num_concurrent=1"  # prompts of unlike length cost the same here
-    session = session_of(write(tmp_path, tiny, server.url), one_at_a_time)
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url), one_at_a_time)
     said = r"6 answers have cost 0\.9\d* USD, the next may cost .* and --max-cost is 1"
     with pytest.raises(CandidateFailed, match=said):
         distill_rows(session, "large", Distillation(max_cost=1.0), "a.jsonl")
@@ -117,7 +111,7 @@ def test_a_budget_ends_the_asking_and_keeps_what_was_answered(server, tiny, tmp_
 
 
 def test_a_budget_needs_prices(server, tiny, tmp_path):
-    session = session_of(write(tmp_path, tiny, server.url, prices=""))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url, prices=""))
     with pytest.raises(UserError, match="an endpoint without prices"):
         distill_rows(session, "large", Distillation(max_cost=1.0), "a.jsonl")
     assert not server.asked
@@ -125,7 +119,7 @@ def test_a_budget_needs_prices(server, tiny, tmp_path):
 
 
 def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
-    session = session_of(
+    session = tiny_experiment.session(
         write(tmp_path, tiny, server.url), "target.labels=[]", "target.metrics=[exact_match]"
     )
     asked = Distillation(rewrite="Add a reason.", n_rows=3)
@@ -144,7 +138,7 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
     messages = [{"role": role, "content": text} for role, text in turns]
     rows = [{"id": "one", "messages": messages, "reference": "odd"}]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
-    session = session_of(path, "target.labels=[]", "target.metrics=[exact_match]")
+    session = tiny_experiment.session(path, "target.labels=[]", "target.metrics=[exact_match]")
     distill_rows(session, "large", Distillation(rewrite="Be kind."), "a.jsonl")
     said = server.asked[0][1]["messages"][-1]["content"]
     assert "user: My number is 7.\nassistant: Noted.\nuser: Even or odd?" in said
@@ -152,7 +146,7 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
 
 def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
     server.model = UsageTeacher(lambda messages: "late")
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     made = distill_rows(session, "large", Distillation(min_score=1.0), "a.jsonl")
     own = {e.id: e.references[0] for e in session.target.items.train}
     assert [row["id"] for row in rows_of(made)] == [ident for ident, label in own.items() if label == "late"]
@@ -160,13 +154,13 @@ def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
 
 def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
     server.model = UsageTeacher(lambda messages: "I cannot say")
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     with pytest.raises(UserError, match="and none gives a row: an answer that is not a label of the task"):
         distill_rows(session, "large", Distillation(n_rows=2), "a.jsonl")
 
 
 def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(server, tiny, tmp_path):
-    session = session_of(write(tmp_path, tiny, server.url))
+    session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     file = tmp_path / "prompts.jsonl"
     marks = {"source": "augmented", "augmented_from": "The invoice of May?"}
     courier = {"prompt": "When does the courier come?", **marks}
@@ -184,18 +178,12 @@ def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(
 
 def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
     path = write(tmp_path, tiny, server.url)
-    folder = tmp_path / "suites" / "letters"
-    for file in folder.glob("*.jsonl"):
+    for file in (tmp_path / "suites" / "letters").glob("*.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
-        renamed = [
-            {
-                "id": r["id"], "cluster": r["cluster"], "text": r["prompt"], "label": r["reference"],
-                "from": "x",
-            }
-            for r in rows
-        ]  # fmt: skip
-        tiny_experiment.rows(file, renamed)
-    session = session_of(path, "target.fields={prompt: '{text}', reference: '{label}'}")
+        kept = [{"id": row["id"], "cluster": row["cluster"], "from": "x"} for row in rows]
+        texts = [{"text": row["prompt"], "label": row["reference"]} for row in rows]
+        tiny_experiment.rows(file, [one | other for one, other in zip(kept, texts, strict=True)])
+    session = tiny_experiment.session(path, "target.fields={prompt: '{text}', reference: '{label}'}")
     (row,) = rows_of(distill_rows(session, "large", Distillation(n_rows=1), "a.jsonl"))
     assert row.keys() == {"id", "text", "label", "from", "cluster"}
     assert row["label"] in ("late", "money")
@@ -203,7 +191,7 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
 
 def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-    session = session_of(
+    session = tiny_experiment.session(
         path, "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true",
         "decide.device_hour_usd=3600",
     )  # fmt: skip

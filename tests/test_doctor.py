@@ -61,30 +61,23 @@ def test_every_candidate_has_an_estimate_and_beside_it_what_was_measured(copy):
     found = examine(copy, [], SilentProgress())
     assert [cost.candidate for cost in found.costs] == ["prompt", "shots", "ranked", "bag", "lora", "hybrid"]
     lora, bag = (next(c for c in found.costs if c.candidate == name) for name in ("lora", "bag"))
-    assert lora.memory_gib > 0
-    assert lora.flops > 0
-    assert lora.time_measured_s > 0
-    assert lora.memory_measured_gib > 0
-    assert lora.cost_measured_usd > 0
-    assert bag.memory_gib is None
-    assert bag.fits
+    assert min(lora.memory_gib, lora.flops) > 0
+    assert min(lora.time_measured_s, lora.memory_measured_gib, lora.cost_measured_usd) > 0
+    assert (bag.memory_gib, bag.fits) == (None, True)
     assert found.problems == ()
 
 
 @pytest.mark.e2e
 def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_measured_figures(copy):
     assert estimate_by_name(copy, ROOMY, "candidates.lora.params.r=4")["lora"].time_measured_s is None
-    found = estimate_by_name(copy, ROOMY)
+    found, tight = estimate_by_name(copy, ROOMY), estimate_by_name(copy, TIGHT)
     assert found["lora"].time_s > found["prompt"].time_s
     assert found["lora"].flops > found["prompt"].flops
-    assert all(cost.fits and not cost.knob for cost in estimate_by_name(copy, ROOMY).values())
-    tight = estimate_by_name(copy, TIGHT)
-    assert tight["prompt"].fits is False
-    assert tight["prompt"].knob == "a smaller base_model"
+    assert all(cost.fits and not cost.knob for cost in found.values())
+    assert (tight["prompt"].fits, tight["prompt"].knob) == (False, "a smaller base_model")
     suite = copy.parent / "suites" / "letters.yaml"
-    least = estimate_by_name(copy, ROOMY)["prompt"].memory_gib
     suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 40"))
-    assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > least
+    assert estimate_by_name(copy, ROOMY)["prompt"].memory_gib > found["prompt"].memory_gib
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,8 @@ def test_a_table_may_hold_messages_as_json(tmp_path, desk):
 
 def test_no_personal_data_is_printed_or_written(tmp_path, desk):
     text = " and ".join(SECRETS)
-    row = {
-        "request": text, "answer": text, "correction": text, "preference": text,
-        "sender": "ann.lee@example.org",
-    }  # fmt: skip
-    done = desk("feedback", "add", log(tmp_path, [row]), check=0)
+    texts = dict.fromkeys(("request", "answer", "correction", "preference"), text)
+    done = desk("feedback", "add", log(tmp_path, [texts | {"sender": "ann.lee@example.org"}]), check=0)
     (row,) = stored(tmp_path)
     files = (file.read_bytes().decode("latin1") for file in tmp_path.glob("runs/**/*") if file.is_file())
     seen = "\n".join([str(row), done.stdout, done.stderr, *files])
@@ -158,9 +155,8 @@ def test_a_log_is_added_once_and_equal_rows_in_it_all_count(tmp_path, desk):
     assert desk("feedback", "add", path, check=0).stdout.startswith("log.jsonl: 3 rows added\n")
     again = desk("feedback", "add", path, "feedback.region=US", check=0).stdout
     assert again.startswith("log.jsonl: 0 rows added, 3 are there already\n")
-    assert (
-        "feedback.region: found 'UK'" in desk("feedback", "add", path, "feedback.region=UK", check=2).stderr
-    )
+    refused = desk("feedback", "add", path, "feedback.region=UK", check=2).stderr
+    assert "feedback.region: found 'UK'" in refused
     more = log(tmp_path, [row, {**row, "answer": "new"}], "more.jsonl")
     assert desk("feedback", "add", more, check=0).stdout.startswith("more.jsonl: 1 row added, 1 are there")
     assert len(stored(tmp_path)) == 4
@@ -247,24 +243,20 @@ def test_feedback_is_a_table_of_sql_and_a_damaged_file_is_not_left_out_in_silenc
     assert "found other bytes than were written" in told
     assert f"rm -r {file.parent.relative_to(tmp_path)}" in told
     key = tmp_path / "runs" / "feedback" / "key"
-    for damaged in ("", "zz", key.read_text()[:8]):
-        key.write_text(damaged)
-        assert (
-            "no whole key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
-        )
-    key.unlink()
-    assert "no whole key, but rows digested with it" in desk("feedback", "add", "log.jsonl", check=2).stderr
+    for damaged in ("", "zz", key.read_text()[:8], None):
+        key.unlink() if damaged is None else key.write_text(damaged)
+        told = desk("feedback", "add", "log.jsonl", check=2).stderr
+        assert "no whole key, but rows digested with it" in told
 
 
 def corrections(n, **changed):
-    rows = [
-        {
-            "request": f"Nobody tells me about parcel {i}.", "answer": "money", "correction": "late",
-            "preference": "late", "sender": f"u{i % 4}", "time": 1790000000 + i,
-        }
+    texts = {"answer": "money", "correction": "late", "preference": "late"}
+    return [
+        {"request": f"Nobody tells me about parcel {i}.", "sender": f"u{i % 4}", "time": 1790000000 + i}
+        | texts
+        | changed
         for i in range(n)
-    ]  # fmt: skip
-    return [{**row, **changed} for row in rows]
+    ]
 
 
 def test_masking_says_how_many_of_all_rows_are_done(tmp_path):
@@ -278,19 +270,19 @@ def answered(tmp_path, harness, tiny):
     """Return `harness` beside a log: 12 corrections of 4 senders, one test question, and one that is no label."""
     tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     asked = tiny_experiment.letters(slice(6, 7))[0]["prompt"]
-    rows = [
-        *corrections(12),
-        *corrections(1, request=asked, sender="v"),
-        *corrections(1, correction="soon", sender="w"),
-    ]
-    harness("feedback", "add", log(tmp_path, rows), check=0)
+    tested, unknown = corrections(1, request=asked, sender="v"), corrections(1, correction="soon", sender="w")
+    harness("feedback", "add", log(tmp_path, [*corrections(12), *tested, *unknown]), check=0)
     return harness
+
+
+def read_written(folder, name="rows.jsonl"):
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 @pytest.mark.e2e
 def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tmp_path, answered):
     done = answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "2", check=0)
-    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = read_written(tmp_path)
     assert sorted(row["source"] for row in rows) == sorted(f"log.jsonl:{i}" for i in range(5, 13))
     assert {row["reference"] for row in rows} == {"late"}
     for reason in (
@@ -301,22 +293,19 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
         assert reason in done.stdout
     answered("data", "check", "rows.jsonl", check=0)
     answered("feedback", "pairs", "--out", "pairs.jsonl", check=0)
-    pairs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    pairs = read_written(tmp_path, "pairs.jsonl")
     assert len(pairs) == 13
     assert {(pair["chosen"], pair["rejected"]) for pair in pairs} == {("late", "money")}
 
 
 @pytest.mark.e2e
 def test_a_masked_request_is_known_as_the_test_item_that_holds_the_address(tmp_path, answered):
-    question, test = (
-        "Please write to ann.lee@example.org about my parcel.",
-        tmp_path / "suites/letters/test.jsonl",
-    )
+    question = "Please write to ann.lee@example.org about my parcel."
+    test = tmp_path / "suites/letters/test.jsonl"
     item = json.loads(test.read_text().splitlines()[0]) | {"id": "mail", "prompt": question}
     test.write_text(test.read_text() + json.dumps(item) + "\n")
-    answered(
-        "feedback", "add", log(tmp_path, corrections(1, request=question, sender="z"), "mail.jsonl"), check=0
-    )
+    mail = log(tmp_path, corrections(1, request=question, sender="z"), "mail.jsonl")
+    answered("feedback", "add", mail, check=0)
     done = answered("feedback", "rows", "--out", "rows.jsonl", check=0)
     assert "2 dropped: asks what is evaluated" in done.stdout
 
@@ -332,15 +321,12 @@ def test_a_test_item_is_made_only_of_a_row_that_a_person_marked(tmp_path, answer
     assert "marked.csv:3: found no stored row" in told
     marks.write_text(f"id,marked_by,reference\n{first},ann,\n{second},ann,money\n")
     answered("feedback", "rows", "--test-items", marks, "--out", "items.jsonl", check=0)
-    items = [json.loads(line) for line in (tmp_path / "items.jsonl").read_text().splitlines()]
-    assert [(one["id"], one["reference"], one["marked_by"]) for one in items] == [
-        (first, "late", "ann"),
-        (second, "money", "ann"),
-    ]
-    live = "more_targets: [{name: live, data: {test: items.jsonl}, metrics: [exact_match]}]\n"
-    (tmp_path / "harness.yaml").write_text((tmp_path / "harness.yaml").read_text() + live)
+    items = [(row["id"], row["reference"], row["marked_by"]) for row in read_written(tmp_path, "items.jsonl")]
+    assert items == [(first, "late", "ann"), (second, "money", "ann")]
+    with (tmp_path / "harness.yaml").open("a") as file:
+        file.write("more_targets: [{name: live, data: {test: items.jsonl}, metrics: [exact_match]}]\n")
     answered("feedback", "rows", "--out", "rows.jsonl", "--per-sender", "9", check=0)
-    rows = [json.loads(line)["id"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    rows = [row["id"] for row in read_written(tmp_path)]
     assert len(rows) == 10
     assert not {first, second} & {*rows}
 

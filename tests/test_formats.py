@@ -102,10 +102,6 @@ def list_problems(load, **parts):
     return [(p.where.rpartition("/")[2], p.found, p.expected) for p in caught.problems]
 
 
-OF_PAIRS = ("preference", "transcript", "OpenAI pref", "Ultra", "OASST")
-PAIRS = [name for name in ROWS if name.startswith(OF_PAIRS)]
-
-
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
     example = load(test=[ROWS[name]]).test[0]
@@ -248,7 +244,10 @@ def test_init_and_clean_keep_from_where_places_count_and_such_rows_are_not_mixed
     assert (code, "numbers are places from 0" in said) == (2, True)
 
 
-@pytest.mark.parametrize("name", PAIRS)
+OF_PAIRS = ("preference", "transcript", "OpenAI pref", "Ultra", "OASST")
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name.startswith(OF_PAIRS)])
 def test_a_preference_row_becomes_a_pair(load, name):
     pair = load(test=[{"prompt": "x", "reference": "y"}], pairs=[ROWS[name]]).pairs[0]
     assert (pair.messages, pair.references, pair.rejected) == ((ASKED,), ("Me.",), "No.")
@@ -387,13 +386,10 @@ def test_one_file_and_a_split_are_refused_together(part):
         Task.model_validate({"name": "t", "data": {"all": "a.jsonl", part: "b.jsonl"}})
 
 
-def transcripts(n):
-    begin = "\n\nHuman: Who is {}?\n\nAssistant:"
-    return [{"chosen": begin.format(i) + " Me.", "rejected": begin.format(i) + " No."} for i in range(n)]
-
-
 def test_pairs_of_what_is_set_aside_are_left_out(load, tmp_path):
-    path = write(tmp_path / "pairs.jsonl", transcripts(50))
+    begin = "\n\nHuman: Who is {}?\n\nAssistant:"
+    turns = [begin.format(i) for i in range(50)]
+    path = write(tmp_path / "pairs.jsonl", [{"chosen": f"{t} Me.", "rejected": f"{t} No."} for t in turns])
     items = load(data={"all": path, "pairs": path})
     assert [p.messages for p in items.pairs] == [item.messages for item in items.train]
     assert items.removed[0].endswith("18 pairs left out, set aside for validation or test")

@@ -10,8 +10,6 @@ import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -20,6 +18,7 @@ import tiny_experiment
 import tiny_model
 from hypothesis import example, given
 from hypothesis import strategies as st
+from test_failed_trials import Stages
 from tiny_methods import host_of
 from tiny_model import ASKED, QUESTIONS, adapter_on
 
@@ -32,7 +31,6 @@ from harness.models.hf import ANSWERING, HFCandidate
 from harness.models.hub import load_tokenizer, resolve, set_switches
 from harness.models.tokenization import encode_all, end_ids
 from harness.models.weight_files import Tensor, parameters_of
-from harness.progress import Advance, SilentProgress
 from harness.provenance import code_versions
 from harness.records import Limits, PromptText, digest
 
@@ -577,26 +575,12 @@ CANDIDATES = f"""\
 """
 
 
-class Stages(SilentProgress):
-    """Progress that keeps the names of its stages."""
-
-    def __init__(self) -> None:
-        self.names: list[str] = []
-
-    @contextmanager
-    def stage(self, label: str, expected_s: float = 0.0) -> Iterator[Advance]:
-        self.names.append(label)
-        with super().stage(label, expected_s) as advance:
-            yield advance
-
-
 @pytest.mark.e2e
 def test_the_base_is_loaded_once_for_the_answers_of_all_its_adapters_and_deltas(tmp_path, tiny):
     """PiSSA moves the base's own weights, and is put on as a low-rank adapter of the base as published."""
     path, stages = tiny_experiment.write(tmp_path, tiny, CANDIDATES), Stages()
     report = tiny_experiment.run(path, "suites=[]", progress=stages)
-    assert {f.name: f.state for f in report.facts} == dict.fromkeys(
-        ("prompt", "plain", "pissa", "moved", "halved", "shots"), "done"
-    )
-    assert sum(name.startswith("training") for name in stages.names) == 4
-    assert stages.names.count("loading the base model") == 1
+    names = ("prompt", "plain", "pissa", "moved", "halved", "shots")
+    assert {f.name: f.state for f in report.facts} == dict.fromkeys(names, "done")
+    assert sum(name.startswith("training") for name in stages.begun) == 4
+    assert stages.begun.count("loading the base model") == 1

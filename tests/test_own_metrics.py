@@ -72,23 +72,15 @@ def score_answer(written, text, *references):
     return float(metric.aggregate(np.array([parts]), np.ones(1)))
 
 
-@pytest.fixture
-def metric_folder(folder):
+def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(folder):
     (folder / "suites" / "starts.py").write_text(STARTS)
-    return folder
+    loaded = config.load(folder / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
+    assert list(metrics.load_metrics(loaded.experiment.target)) == ["exact_match", "starts"]
 
-
-def test_a_metric_of_ones_own_is_a_file_whose_path_is_relative_to_the_suite(metric_folder):
-    target = config.load(metric_folder / "harness.yaml", ["target.metrics=[exact_match, suites/starts.py]"])
-    task = target.experiment.target
-    assert list(metrics.load_metrics(task)) == ["exact_match", "starts"]
-
-    text = (
-        metric_folder / "suites" / "tiny.yaml"
-    ).read_text() + "    metrics: [./starts.py]\n    primary: starts\n"
-    (metric_folder / "suites" / "tiny.yaml").write_text(text)
-    task = config.load(metric_folder / "harness.yaml").experiment.target
-    assert task.metrics == (str(metric_folder / "suites" / "starts.py"),)
+    with (folder / "suites" / "tiny.yaml").open("a") as suite:
+        suite.write("    metrics: [./starts.py]\n    primary: starts\n")
+    task = config.load(folder / "harness.yaml").experiment.target
+    assert task.metrics == (str(folder / "suites" / "starts.py"),)
     assert task.primary_metric == "starts"
 
 
@@ -193,21 +185,20 @@ def test_of_evaluates_numbers_one_is_named_and_errors_are_better_when_fewer(tmp_
     assert score_answer(f"evaluate:{path}", "a blue lamp", "red", "blue") == 0
 
 
-def make_bounded_task(path, **bounds):
-    return Task(name="t", data=TaskData(), metrics=(f"evaluate:{path}",), bounds=bounds["bounds"])
-
-
 def test_bounds_may_be_declared_for_evaluate_and_a_score_outside_of_them_is_refused(tmp_path):
-    task = make_bounded_task(script(tmp_path, "shared"), bounds={"evaluate:shared": (0, 1)})
-    (metric,) = metrics.load_metrics(task).values()
+    def load_bounded(name, most, **written):
+        named = f"evaluate:{script(tmp_path, name, **written)}"
+        bounds = {f"evaluate:{name}": (0, most)}
+        task = Task(name="t", data=TaskData(), metrics=(named,), bounds=bounds)
+        (metric,) = metrics.load_metrics(task).values()
+        return metric
+
+    metric = load_bounded("shared", 1)
     assert (metric.bounds, metric.unit.is_rate) == ((0.0, 1.0), True)
     assert metric.worst(Example("e", ())) == (0.0,)
     assert metric.signature.endswith("|bounds:0,1")
-
-    path = script(tmp_path, "many", returned='{"n": 3.0}')
-    (metric,) = metrics.load_metrics(make_bounded_task(path, bounds={"evaluate:many": (0, 2)})).values()
     with pytest.raises(UserError, match=r"a score of 3 \(item e\).*0 to 2"):
-        metric.score(Output("a"), Example("e", (), references=("a",)))
+        load_bounded("many", 2, returned='{"n": 3.0}').score(Output("a"), Example("e", (), references=("a",)))
 
 
 @pytest.mark.parametrize(
@@ -272,23 +263,14 @@ def reward(tmp_path):
     return tmp_path / "reward.py"
 
 
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        *(
-            (name, True)
-            for name in FILES
-            if name not in ("beside.py", "units/unused.py", "harness/records.py")
-        ),
-        ("beside.py", False),
-        ("units/unused.py", False),
-        ("harness/records.py", False),
-    ],
-)
-def test_what_it_imports_from_its_folder_counts_and_nothing_else(reward, name, counts):
+NOT_IMPORTED = ("beside.py", "units/unused.py", "harness/records.py")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_what_it_imports_from_its_folder_counts_and_nothing_else(reward, name):
     before = digest_code(reward)
     (reward.parent / name).write_text(FILES[name] + "\nCHANGED = 1\n")
-    assert (digest_code(reward) != before) is counts
+    assert (digest_code(reward) == before) is (name in NOT_IMPORTED)
 
 
 def test_a_file_alone_has_its_checksum_whatever_stands_above_it(tmp_path):
@@ -332,26 +314,17 @@ def test_the_needs_of_a_prompting_are_files_of_the_data():
 
 
 @pytest.mark.parametrize("name", plugins.names("methods"))
-class TestAMethod:
-    def test_declares_the_parameters_of_its_file(self, name):
-        assert plugins.method(name).params is plugins.load("methods", name).Params
-
-    def test_draws_from_a_file_of_the_data(self, name):
-        assert plugins.method(name).draws_from in {"", *TaskData.model_fields}
-
-    def test_trains_where_it_has_the_parameters_of_the_training_loop(self, name):
-        method = plugins.method(name)
-        assert method.trains == issubclass(method.params, LoopParams)
-
-    def test_has_a_row_in_the_table_of_the_docs(self, name):
-        docs = Path(harness.__file__).parents[1] / "docs" / "howto" / "model.md"
-        first_cells = [
-            line.split("|")[1] for line in docs.read_text("utf-8").splitlines() if line.startswith("|")
-        ]
-        assert any(f"`{name}`" in cell for cell in first_cells)
-
-    def test_runs_code_whose_versions_are_listed(self, name):
-        assert set(plugins.method(name).loops) <= set(code_versions())
+def test_a_method_declares_what_its_file_and_the_docs_say(name):
+    method = plugins.method(name)
+    assert method.params is plugins.load("methods", name).Params
+    assert method.draws_from in {"", *TaskData.model_fields}
+    assert method.trains == issubclass(method.params, LoopParams)
+    assert set(method.loops) <= set(code_versions())
+    assert set(method.hooks) <= set(plugins.HOOKS)
+    assert method.trains or not method.hooks
+    docs = Path(harness.__file__).parents[1] / "docs" / "howto" / "model.md"
+    rows = [line for line in docs.read_text("utf-8").splitlines() if line.startswith("|")]
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows)
 
 
 @pytest.mark.parametrize("name", plugins.methods(interpolates=True))
@@ -376,13 +349,6 @@ def test_a_regularizer_has_a_hook_and_a_method_that_calls_it(name):
     assert any(hasattr(plugin, hook) for hook in plugins.HOOKS)
     assert hasattr(plugin, "sample") or not hasattr(plugin, "mix")
     assert any(plugins.takes(plugins.method(method), name) for method in plugins.names("methods"))
-
-
-@pytest.mark.parametrize("name", plugins.names("methods"))
-def test_the_hooks_of_a_method_are_known_and_one_that_trains_nothing_has_none(name):
-    method = plugins.method(name)
-    assert set(method.hooks) <= set(plugins.HOOKS)
-    assert method.trains or not method.hooks
 
 
 NORMS = """

@@ -1,14 +1,12 @@
 """Commands that the data verbs and the note on leaks print, run as they stand in the folder where they were printed."""
 
-import csv
-import json
 import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
-from checked_rows import damage_rows, make_clean_rows
+from checked_rows import damage_rows, make_clean_rows, write, write_csv
 from conftest import refused
 from openai_server import Rule, serve_model
 from typer.testing import CliRunner
@@ -28,19 +26,6 @@ FILL = [f"{word} {word} {i}" for i, word in enumerate(("one", "two", "three", "f
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-def jsonl(name, rows):
-    Path(name).write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
-    return name
-
-
-def table(name, rows, delimiter=","):
-    with Path(name).open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, rows[0], delimiter=delimiter)
-        writer.writeheader()
-        writer.writerows(rows)
-    return name
 
 
 def harness(*words):
@@ -65,11 +50,11 @@ def note_of(fields, training, test, **more):
     def rows(texts):
         return [{asked: text, answered: "ab"[i % 2]} for i, text in enumerate(texts)]
 
-    data = {"train": jsonl("own.jsonl", rows(training))}
+    data = {"train": write(Path("own.jsonl"), rows(training))}
     if test:
         data |= {
-            "test": jsonl("test.jsonl", rows(test)),
-            "validation": jsonl("v.jsonl", rows(["seven of nine"])),
+            "test": write(Path("test.jsonl"), rows(test)),
+            "validation": write(Path("v.jsonl"), rows(["seven of nine"])),
         }
     else:
         data = {"all": data["train"]}
@@ -94,7 +79,7 @@ def test_the_split_that_the_note_names_keeps_groups_and_columns():
         {"frage": f"{text} {i}", "klasse": "ab"[i % 2], "wer": f"w{i // 2}"}
         for i, text in enumerate([ASK, f"{ASK} now", *FILL * 2] * 3)
     ]
-    data = {"all": jsonl("rows.jsonl", rows)}
+    data = {"all": write(Path("rows.jsonl"), rows)}
     task = Task.model_validate({"name": "t", "data": data, "fields": {**NAMED, "cluster": "{wer}"}})
     (note,) = refuse_or_note(task, {"t": load_task(task, 0)}, {}).overlap
     (command,) = re.findall("`(.+?)`", note)
@@ -107,8 +92,8 @@ def test_the_split_that_the_note_names_keeps_groups_and_columns():
 
 
 def test_each_file_of_a_candidates_own_rows_has_its_command():
-    first = jsonl("a b.jsonl", [{"frage": text, "klasse": "a"} for text in (*FILL, LEAKS[0])])
-    second = jsonl("c.jsonl", [{"frage": f"{text} c", "klasse": "b"} for text in (*FILL, f"{ASK} now")])
+    first = write(Path("a b.jsonl"), [{"frage": text, "klasse": "a"} for text in (*FILL, LEAKS[0])])
+    second = write(Path("c.jsonl"), [{"frage": f"{text} c", "klasse": "b"} for text in (*FILL, f"{ASK} now")])
     note_of(NAMED, FILL, [LEAKS[1], "eight"])
     data = {"train": "own.jsonl", "validation": "v.jsonl", "test": "test.jsonl"}
     task = Task.model_validate({"name": "target", "data": data, "fields": NAMED})
@@ -135,31 +120,31 @@ def rename_columns(rows):
 
 
 CHECKS = {
-    "csv": lambda: [table("rows.csv", damage_rows(make_clean_rows(60)))],
+    "csv": lambda: [write_csv("rows.csv", damage_rows(make_clean_rows(60)))],
     "semicolons and umlauts": lambda: [
-        table("Übersicht Juli.csv", rename_columns(damage_rows(make_clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
+        write_csv("Übersicht Juli.csv", rename_columns(damage_rows(make_clean_rows(60))), ";"), "--prompt", "{Anrede}: {Frage}", "--reference", "Größe",
     ],
-    "two files": lambda: [table("a.csv", damage_rows(make_clean_rows(60))), table("b.csv", damage_rows(make_clean_rows(60, 1))[10:])],
+    "two files": lambda: [write_csv("a.csv", damage_rows(make_clean_rows(60))), write_csv("b.csv", damage_rows(make_clean_rows(60, 1))[10:])],
     "a test file": lambda: [
-        jsonl("train.jsonl", make_clean_rows(60)), "--test", jsonl("-t.jsonl", make_clean_rows(60)[:20]).replace("-t", "./-t"),
+        write(Path("train.jsonl"), make_clean_rows(60)), "--test", write(Path("-t.jsonl"), make_clean_rows(60)[:20]).replace("-t", "./-t"),
     ],
     "another mix": lambda: [
-        jsonl("train.jsonl", make_clean_rows(400)[:300]), "--test",
-        jsonl("t.jsonl", [row for row in make_clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
+        write(Path("train.jsonl"), make_clean_rows(400)[:300]), "--test",
+        write(Path("t.jsonl"), [row for row in make_clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
     ],
     "chat": lambda: [
-        jsonl("chat.jsonl", [
+        write(Path("chat.jsonl"), [
             {"messages": [{"role": "user", "content": r["text"]}, {"role": "assistant", "content": r["label"] + " "}]}
             for r in damage_rows(make_clean_rows(60))
         ]),
     ],
     "pairs": lambda: [
-        jsonl("pairs.jsonl", [
+        write(Path("pairs.jsonl"), [
             {"prompt": r["text"], "chosen": r["label"], "rejected": "nothing "} for r in damage_rows(make_clean_rows(60))
         ]),
     ],
-    "ids that stand twice": lambda: [jsonl("rows.jsonl", [{"id": i // 2, **r} for i, r in enumerate(make_clean_rows(60))])],
-    "a clean file": lambda: [jsonl("rows.jsonl", make_clean_rows(60))],
+    "ids that stand twice": lambda: [write(Path("rows.jsonl"), [{"id": i // 2, **r} for i, r in enumerate(make_clean_rows(60))])],
+    "a clean file": lambda: [write(Path("rows.jsonl"), make_clean_rows(60))],
 }  # fmt: skip
 
 
@@ -177,7 +162,7 @@ def test_the_chain_of_a_check_runs_also_where_it_was_run_before(name):
 
 
 def test_the_step_of_a_refusal_that_is_a_command_runs():
-    table("rows.csv", make_clean_rows(20))
+    write_csv("rows.csv", make_clean_rows(20))
     Path("not packed.csv.gz").write_bytes(Path("rows.csv").read_bytes())
     for words in (
         ("clean", "rows.csv", "--out", "new folder/rows.csv"),
@@ -193,7 +178,7 @@ def test_the_step_of_a_refusal_that_is_a_command_runs():
 
 def test_the_check_of_rows_in_other_words_reads_the_columns_that_were_named():
     rows = [{"Ticket": i, "Kundentext": f"Where is parcel {i}?", "Queue": "post"} for i in range(8)]
-    table("rows.csv", rows, ";")
+    write_csv("rows.csv", rows, ";")
     columns = ("--prompt", "Kundentext", "--reference", "Queue")
     with serve_model(Rule(lambda messages: messages[-1]["content"] + " Thank you!")) as server:
         asked = ("--with", server.url, "--model", "tiny", "--out", "more.csv")
@@ -206,8 +191,8 @@ def test_a_label_that_holds_a_special_token_names_the_command_that_strips_it():
     texts = [f"{ASK} {word}?" for word in FILL]
     labelled = [{"prompt": text, "reference": ("yes", "no")[i % 2]} for i, text in enumerate(texts)]
     labelled[3]["reference"] = "no<|im_end|>"
-    train = jsonl("train.jsonl", labelled)
-    test = jsonl("test.jsonl", [{"prompt": "Is that all?", "reference": "yes"}])
+    train = write(Path("train.jsonl"), labelled)
+    test = write(Path("test.jsonl"), [{"prompt": "Is that all?", "reference": "yes"}])
 
     def load(train):
         return load_task(Task(name="t", data={"train": train, "test": test}, labels=["yes", "no"]), 0)

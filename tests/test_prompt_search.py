@@ -54,13 +54,11 @@ def answer(messages):
 
 
 def write(folder, url, model, tried):
-    parity = (("even", "yes"), ("odd", "no"))
-    for name, n in (("train", 8), ("validation", 6), ("test", 10)):
-        rows = [
-            {"id": f"{name}-{i}", "prompt": f"{name} {i}: {parity[i % 2][0]}?", "reference": parity[i % 2][1]}
-            for i in range(n)
-        ]
-        tiny_experiment.rows(folder / f"{name}.jsonl", rows)
+    def ask(name, i):
+        word, label = (("even", "yes"), ("odd", "no"))[i % 2]
+        return {"prompt": f"{name} {i}: {word}?", "reference": label}
+
+    tiny_experiment.write_splits(folder, (8, 6, 10), ask)
     path = folder / "harness.yaml"
     path.write_text(HARNESS.format(model=model, url=url, tried=tried))
     return path

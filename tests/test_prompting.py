@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
+import tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -79,7 +79,6 @@ def test_a_prompting_asks_the_question_last_behind_one_system_message_and_prints
     roles = [message["role"] for message in apply({name: {}}, item).messages]
     assert (roles[0], roles.count("system")) == ("system", 1)
     assert apply({name: {}}) == apply({name: {}})
-    apply({name: {}})
     assert capfd.readouterr() == ("", "")
 
 
@@ -247,25 +246,16 @@ def test_a_question_that_matches_nothing_still_gets_the_first_passages(text):
     assert apply({"rag": {"top_k": 2}}, ask(text)).passages == ("lamp", "shipping")
 
 
-SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-SIZES |= {"max_position_embeddings": 64}
+WORDS = sorted({word for d in DOCUMENTS for word in f"{d.title} {d.text} how much is".lower().split()})
 
 
 @pytest.fixture(scope="module")
 def embedder(tmp_path_factory):
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import BertConfig, BertModel, BertTokenizer
 
     folder = tmp_path_factory.mktemp("embedder")
-    words = sorted({word for d in DOCUMENTS for word in f"{d.title} {d.text} how much is".lower().split()})
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "?"]
-    (folder / "vocab.txt").write_text("\n".join([*special, *words]))
-    tokenizer = BertTokenizer(str(folder / "vocab.txt"))
-    torch.manual_seed(0)
-    BertModel(BertConfig(vocab_size=len(tokenizer), **SIZES)).save_pretrained(folder / "bert")
-    tokenizer.save_pretrained(folder / "bert")
-    bert = Transformer(str(folder / "bert"), max_seq_length=64)
+    bert = Transformer(str(tiny_model.build_bert(folder / "bert", [".", "?", *WORDS])), max_seq_length=64)
     SentenceTransformer(modules=[bert, Pooling(16)], device="cpu").save(str(folder / "model"))
     return folder / "model"
 
@@ -286,16 +276,10 @@ def test_dense_retrieval_ranks_as_the_cosines_of_the_models_embeddings_and_print
 
 
 @pytest.fixture(scope="module")
-def reranker(embedder, tmp_path_factory):
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    folder = tmp_path_factory.mktemp("reranker")
-    tokenizer = AutoTokenizer.from_pretrained(embedder)
-    torch.manual_seed(3)
-    config = BertConfig(vocab_size=len(tokenizer), num_labels=1, initializer_range=1.0, **SIZES)
-    BertForSequenceClassification(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+def reranker(tmp_path_factory):
+    folder, words = tmp_path_factory.mktemp("reranker"), [".", "?", *WORDS]
+    head = {"num_labels": 1, "initializer_range": 1.0}
+    return tiny_model.build_bert(folder, words, "BertForSequenceClassification", seed=3, **head)
 
 
 def test_a_cross_encoder_chooses_among_what_the_retriever_puts_first(reranker):

@@ -381,27 +381,22 @@ def test_the_row_of_readme_is_an_item(tmp_path):
 
 
 def test_the_suites_of_readme_load_and_its_endpoints(readme_experiment):
-    (readme_experiment / "suites" / "house").mkdir(parents=True)
-    (readme_experiment / "suites" / "house" / "style.jsonl").write_text(
-        '{"prompt": "Greet", "reference": "Ahoy"}\n'
+    path, suites = readme_experiment / "harness.yaml", readme_experiment / "suites"
+    (suites / "house").mkdir(parents=True)
+    (suites / "house" / "style.jsonl").write_text('{"prompt": "Greet", "reference": "Ahoy"}\n')
+    for name in ("house", "catalogue"):
+        (suites / f"{name}.yaml").write_text(example_file(f"suites/{name}.yaml"))
+    house, catalogue = (
+        config.load(path, [f"suites=[suites/{name}.yaml]"]).experiment.suites[0].tasks
+        for name in ("house", "catalogue")
     )
-    (readme_experiment / "suites" / "house.yaml").write_text(example_file("suites/house.yaml"))
-    loaded = config.load(readme_experiment / "harness.yaml", ["suites=[suites/house.yaml]"])
-    assert loaded.experiment.suites[0].tasks[0].margin == 0.05
+    assert house[0].margin == 0.05
+    assert [task.name for task in catalogue] == ["winogrande", "arc_easy", "gsm8k"]
 
     block = next(block for block in blocks("yaml") if any("method: endpoint" in line for line in block))
     written = [line.strip().partition(":") for line in block if line.startswith("  ")]
-    loaded = config.load(
-        readme_experiment / "harness.yaml", [f"candidates.{name}={recipe}" for name, _, recipe in written]
-    )
+    loaded = config.load(path, [f"candidates.{name}={recipe}" for name, _, recipe in written])
     assert {name for name, *_ in written} <= set(loaded.selected)
-
-
-def test_the_suite_of_lm_eval_in_readme_loads(readme_experiment):
-    (readme_experiment / "suites").mkdir()
-    (readme_experiment / "suites" / "catalogue.yaml").write_text(example_file("suites/catalogue.yaml"))
-    loaded = config.load(readme_experiment / "harness.yaml", ["suites=[suites/catalogue.yaml]"])
-    assert [task.name for task in loaded.experiment.suites[0].tasks] == ["winogrande", "arc_easy", "gsm8k"]
 
 
 def plugin(path: str, folder: Path):

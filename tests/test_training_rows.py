@@ -49,12 +49,8 @@ def file_and_report(tiny, tmp_path_factory):
     return path, tiny_experiment.run(path, "suites=[]")
 
 
-def session_of(path, **scope):
-    return tiny_experiment.session(path, **scope)
-
-
 def problems(path):
-    return str(refused(session_of, path))
+    return str(refused(tiny_experiment.session, path))
 
 
 def task(folder, **data):
@@ -190,7 +186,7 @@ def test_a_pair_method_trains_on_pairs_of_its_own(tiny, tmp_path):
     path = write(tmp_path, tiny, "  dpo: {method: dpo, train: pairs.jsonl}\n")
     pairs = [{"prompt": f"Say {i}.", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(8)]
     tiny_experiment.rows(tmp_path / "pairs.jsonl", pairs)
-    (found,) = session_of(path).training.values()
+    (found,) = tiny_experiment.session(path).training.values()
     expected = {(f"yes {i}", f"no {i}") for i in range(8)}
     assert {(pair.references[0], pair.rejected) for pair in found.items.pairs} == expected
 

@@ -20,7 +20,7 @@ from harness.methods import kto
 from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
-from harness.spec import Task, TaskData
+from harness.spec import Task
 from harness.training import LoraParams, lora_config, unpaired
 from harness.training.low_rank_adapters import load_policy
 
@@ -153,28 +153,16 @@ def thumbs(words):
     return tuple(made)
 
 
-def rows_of(tmp_path, rows):
-    tiny_experiment.rows(tmp_path / "test.jsonl", [{"prompt": "test", "reference": "a"}])
-    tiny_experiment.rows(tmp_path / "train.jsonl", [{"prompt": f"{i}", "reference": "a"} for i in range(5)])
-    tiny_experiment.rows(tmp_path / "pairs.jsonl", rows)
-    data = {name: str(tmp_path / f"{name}.jsonl") for name in ("train", "test", "pairs")}
-    return load_task(Task(name="t", data=TaskData(**data)), 0).pairs
-
-
-def test_thumbs_are_read_as_trl_writes_them_beside_pairs(tmp_path):
-    up, down, chat, pair = rows_of(
-        tmp_path,
-        [
-            {"prompt": "Where is it?", "completion": "late", "label": True},
-            {"prompt": "Where was it?", "completion": "money", "label": 0},
-            {
-                "prompt": [{"role": "user", "content": "When?"}],
-                "completion": [{"role": "assistant", "content": "noon"}],
-                "label": True,
-            },
-            {"prompt": "Who?", "chosen": "me", "rejected": "you"},
-        ],
-    )
+def test_thumbs_are_read_as_trl_writes_them_beside_pairs(load, tmp_path):
+    asked, answered = {"role": "user", "content": "When?"}, {"role": "assistant", "content": "noon"}
+    rows = [
+        {"prompt": "Where is it?", "completion": "late", "label": True},
+        {"prompt": "Where was it?", "completion": "money", "label": 0},
+        {"prompt": [asked], "completion": [answered], "label": True},
+        {"prompt": "Who?", "chosen": "me", "rejected": "you"},
+    ]
+    pairs = write(tmp_path / "pairs.jsonl", rows)
+    up, down, chat, pair = load({"prompt": "test", "reference": "a"}, pairs=pairs).pairs
     assert (up.prompt, up.references, up.rejected) == ("Where is it?", ("late",), "")
     assert (down.prompt, down.references, down.rejected) == ("Where was it?", (), "money")
     assert (chat.prompt, chat.references) == ("When?", ("noon",))
@@ -227,15 +215,10 @@ def test_training_parts_answers_with_thumbs_up_from_those_with_thumbs_down(tiny,
     assert figures.kl
 
 
-CANDIDATES = """\
-  kto: {method: kto, params: {r: 2, max_steps: 2, max_length: 200}}
-"""
-
-
 def test_thumbs_are_refused_where_pairs_are_needed_and_where_all_point_one_way(tiny, tmp_path):
     rows = [{"prompt": f"Letter {i}?", "completion": "late", "label": True} for i in range(4)]
-    path = tiny_experiment.write(tmp_path, tiny, "  dpo: {method: dpo}\n" + CANDIDATES, pairs=rows)
-    said = str(refused(tiny_experiment.run, path))
+    candidates = "  dpo: {method: dpo}\n  kto: {method: kto, params: {r: 2, max_steps: 2, max_length: 200}}\n"
+    said = str(refused(tiny_experiment.run, tiny_experiment.write(tmp_path, tiny, candidates, pairs=rows)))
     assert "dpo, and 4 of 4 rows in pairs: with a thumb" in said
     assert "method: kto" in said
     assert "kto, and thumbs that all point one way" in said

@@ -18,8 +18,8 @@ from harness.data.columns import find_roles
 from harness.data.readers import read
 from harness.data.text_files import Row
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, check_target, examine_rows
-from harness.spec import Task, TaskData
+from harness.experiment.check_rows import RowCheck, examine_rows
+from harness.spec import Task
 
 N = 24
 
@@ -220,12 +220,6 @@ def test_a_leak_is_found_where_training_and_test_rows_have_different_layouts(tmp
     train_file, test_file = files(tmp_path, train, test)
     found = examine_rows(RowCheck([train_file], [test_file], only=["test_leaks"])).findings
     assert next(f for f in found if f.severity == "error").count == 5
-
-
-def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
-    train, test = files(tmp_path, "chat", "our own")
-    brief = check_target(Task(name="letters", data=TaskData(train=train, test=test)))
-    assert "training rows that a test row repeats, 12.5 % (5 of 40)" in brief.lines[0]
 
 
 @pytest.mark.parametrize(

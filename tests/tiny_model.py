@@ -67,6 +67,22 @@ def build(
     return folder
 
 
+def build_bert(folder: Path, words: list[str], kind: str = "BertModel", *, seed: int = 0, **settings) -> Path:
+    """Save a random BERT of some kind, and a tokenizer that knows these words."""
+    import torch
+    import transformers
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words]))
+    known = transformers.BertTokenizer(str(folder / "vocab.txt"))
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(seed)
+    config = transformers.BertConfig(vocab_size=len(known), max_position_embeddings=64, **sizes, **settings)
+    getattr(transformers, kind)(config).save_pretrained(folder)
+    known.save_pretrained(folder)
+    return folder
+
+
 def tokenizer(template: str | None = CHATML, adds_bos: bool = False):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
