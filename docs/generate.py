@@ -45,6 +45,11 @@ PYTHON = (
     ("For a metric", "harness.records", ("Example", "Output", "SampleResult")),
     ("For a prompting", "harness.prompting", ("PromptingContext", "with_context", "question")),
     ("For a method", "harness.training", ("FitContext", "Weights", "SupervisedParams", "fine_tune")),
+    (
+        "For a method",
+        "harness.training",
+        ("load_policy", "pairs_that_fit", "make_policy_trainer", "train_policy", "add_curves"),
+    ),
     ("For a method", "harness.plugins", ("Method",)),
     (
         "For a regularizer",
@@ -226,6 +231,8 @@ def plugin_parameters() -> Iterator[str]:
         for name, purpose in map_purposes(kind).items():
             yield f"### `{name}` {{ #{kind}-{name} }}"
             yield purpose
+            if kind == "regularizers":
+                yield f"Supported by {', '.join(_supporting_methods(name))}."
             params = plugins.load(kind, name, "docs").Params
             for key, model in _sections(params, "", {}).items() if params.model_fields else ():
                 yield (
@@ -250,6 +257,18 @@ def plugin_parameters() -> Iterator[str]:
         ("task", "meaning"),
         ((f"`{name}`", text) for name, text in map_purposes("tasks", ROOT / "suites").items()),
     )
+
+
+def _supporting_methods(regularizer: str) -> Iterator[str]:
+    """Yield the methods whose training calls its hooks, with the parameter that one needs for that."""
+    for name in plugins.methods(trains=True):
+        method = plugins.method(name)
+        if plugins.takes(method, regularizer):
+            yield f"`{name}`"
+            continue
+        for parameter, value in method.hooks_where:
+            if plugins.takes(method, regularizer, {parameter: value}):
+                yield f"`{name}` with `{parameter}: {value}`"
 
 
 def _metric_row(item: tuple[str, str]) -> tuple[str, ...]:

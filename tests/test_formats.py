@@ -111,6 +111,14 @@ def test_a_row_of_another_tool_becomes_a_question_and_its_answer(load, name):
         assert example.choices == ("You.", "Me.")
 
 
+def test_every_layout_that_is_read_stands_in_the_docs():
+    page = Path(__file__).parents[1] / "docs" / "howto" / "data.md"
+    documented = set(re.findall(r"^\| ([\w &-]+) \| ", page.read_text("utf-8"), re.MULTILINE))
+    refused = {"lm-eval log", "OASST message"}
+    missing = {layout.name for layout in formats.LAYOUTS} - documented - refused
+    assert missing == set(), f"add a row to the formats in {page}, and one to ROWS above"
+
+
 AGAIN = {"role": "user", "content": "Sure?"}
 YES = {**SAID, "content": "Yes."}
 PARTS = [{"type": "text", "text": "What is"}, {"type": "input_text", "text": "it?"}]

@@ -324,7 +324,7 @@ def test_a_method_declares_what_its_file_and_the_docs_say(name):
     assert method.trains or not method.hooks
     docs = Path(harness.__file__).parents[1] / "docs" / "howto" / "model.md"
     rows = [line for line in docs.read_text("utf-8").splitlines() if line.startswith("|")]
-    assert any(f"`{name}`" in row.split("|")[1] for row in rows)
+    assert any(f"`{name}`" in row.split("|")[1] for row in rows), f"add a row for {name} to {docs}"
 
 
 @pytest.mark.parametrize("name", plugins.methods(interpolates=True))

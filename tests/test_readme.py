@@ -19,6 +19,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -280,7 +281,8 @@ def test_every_column_of_the_result_table_is_explained():
     of_quickstart = ExperimentReport("support", "smollm2-135m", "exact_match", ())
     explained = [(row[0].strip("`"), row[1]) for row in table("column")]
     heads = result_headings(of_quickstart).items()
-    assert explained == [(head.replace("\n", " "), CANDIDATE_COLUMNS[name].meaning) for name, head in heads]
+    columns = [(head.replace("\n", " "), CANDIDATE_COLUMNS[name].meaning) for name, head in heads]
+    assert explained == columns, "docs/howto/reports.md has a row for each name in RESULT_TABLE"
 
 
 def list_public_classes(module) -> set[str]:
@@ -415,6 +417,11 @@ def test_the_metric_and_prompting_of_readme_score_and_ask(tmp_path):
     assert metric.score(Output("Billing, I think"), ASKED) == (1.0,)
     assert metric.score(Output("no billing"), ASKED) == (0.0,)
 
+    module = plugin("harness/metrics/length_within.py", tmp_path)
+    metric = module.metric(task, module.Params(low=2, high=3))
+    assert [metric.score(Output(text), ASKED) for text in ("one", "one two", "1 2 3 4")] == [(0,), (1,), (0,)]
+    assert not metric.reads(ASKED)
+
     module = plugin("harness/prompting/reminder.py", tmp_path)
     context = PromptingContext(spec.Task(name="t", data=spec.TaskData()), (), (), 0)
     asked = module.build(context, module.Params(text="One word."))(ASKED)
@@ -423,18 +430,20 @@ def test_the_metric_and_prompting_of_readme_score_and_ask(tmp_path):
 
 
 @pytest.mark.e2e
-def test_the_method_of_readme_trains_weights_that_can_be_opened(tmp_path, tiny, own_cache):
-    module = plugin("harness/methods/ia3.py", tmp_path)
+@pytest.mark.parametrize(("name", "rate"), [("ia3", 0.1), ("orpo", 0.01)])
+def test_the_methods_of_the_docs_train_weights_that_can_be_opened(tmp_path, tiny, own_cache, name, rate):
+    module = plugin(f"harness/methods/{name}.py", tmp_path)
     source, machine = hub.resolve(str(tiny)), Machine("cpu", "CPU", "fp32", 100.0)
-    rows = (ASKED,) * 4
+    rows = (replace(ASKED, rejected="delivery"),) * 4
     with SilentProgress().stage("training") as advance:
-        context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance)
-        made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=0.1))
+        context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance, pairs=rows)
+        made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=rate))
     host = ModelHost(source, machine)
     asked = host.base.encode(ASKED.messages, "billing")
     before = host.base.loglikelihood([asked[:2]])[0].logprob
     with host.use_adapter(made.folder / "adapter", made.digest) as candidate:
-        assert candidate.loglikelihood([asked[:2]])[0].logprob > before
+        after = candidate.loglikelihood([asked[:2]])[0].logprob
+    assert after > before if name == "ia3" else after != before  # TRL's ORPO learns prompts too
 
 
 def test_the_regularizers_of_the_docs_freeze_and_hold_what_they_say(tmp_path, tiny):

@@ -369,4 +369,7 @@ def test_a_regularized_head_is_a_candidate_beside_the_plain_one(tiny, tmp_path):
 
 
 def test_every_method_that_makes_gradient_steps_takes_a_regularizer():
-    assert [name for name in plugins.methods(trains=True) if not plugins.method(name).hooks] == []
+    without = [name for name in plugins.methods(trains=True) if not plugins.method(name).hooks]
+    assert without == [], (
+        "METHOD names in `hooks` those that its loop calls: docs/howto/extend.md#a-regularizer"
+    )

@@ -8,7 +8,7 @@ import tiny_methods
 from rescue_worlds import Version, items_as_rows, world
 from worlds import Sizes
 
-from harness import plugins, store
+from harness import store
 from harness.analysis.halves import cluster_name, split
 from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
@@ -111,21 +111,6 @@ def test_the_steps_whose_weights_are_kept_are_known_beforehand(tiny, tmp_path, p
     made = fit_tracked(tiny, tmp_path, track=3, **params)
     planned = plan_tracked_steps(lora.Params(**{**SHORT, **params}), 12, 3)
     assert planned == [*map_tracked_folders(made.folder / TRACKED)]
-
-
-OF_PAIRS = {"r": 2, "max_length": 200, "learning_rate": 0.01, "per_device_train_batch_size": 2}
-OF_REWARDS = {**OF_PAIRS, "max_completion_length": 4, "num_generations": 2}
-OTHERS = {
-    "bottleneck": {**SHORT, "num_train_epochs": 1}, "spectrum": {**SHORT, "num_train_epochs": 1},
-    "peft": {**SHORT, "num_train_epochs": 1, "peft_type": "LORA", "init_lora_weights": "pissa"},
-    "qlora": {**SHORT, "num_train_epochs": 1, "r": 2}, "full": {**SHORT, "num_train_epochs": 1},
-    "dpo": OF_PAIRS, "kto": OF_PAIRS, "grpo": OF_REWARDS, "rloo": OF_REWARDS,
-    "gkd": {**OF_PAIRS, "max_new_tokens": 4},
-}  # fmt: skip
-
-
-def test_every_method_that_trains_a_language_model_keeps_its_weights():
-    assert plugins.methods(tracks=True) == sorted({*OTHERS, "lora"})
 
 
 def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_in_fp32(tiny, tmp_path):

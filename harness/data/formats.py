@@ -245,10 +245,6 @@ def _chat(field: str) -> Callable[[Row, bool], dict[str, Any]]:
     return reads
 
 
-def _flan(row: Row, context_apart: bool) -> dict[str, Any]:
-    return {"messages": user_turns(read_text(row, "inputs"), row), "references": [read_text(row, "targets")]}
-
-
 def _refuse(found: str, expected: str, next_step: str) -> Callable[[Row, bool], dict[str, Any]]:
     """Refuse every row of a layout that holds nothing to learn from."""
 
@@ -365,6 +361,16 @@ def _layout(
     return Layout(name, form, _has(*columns), reads, tuple(asking.split()), tuple(answering.split()), is_text)
 
 
+def _two_texts(name: str, asks: str, answers: str) -> Layout:
+    """Declare a layout of two columns of texts: one asks, the other answers."""
+
+    def reads(row: Row, context_apart: bool) -> dict[str, Any]:
+        return {"messages": user_turns(read_text(row, asks), row), "references": [read_text(row, answers)]}
+
+    return _layout(name, f"{asks} {answers}", reads, asks, answers, is_text=True)
+
+
+# The first that fits is taken.
 LAYOUTS = (
     _layout(
         "OASST tree", "message_tree_id prompt", best_answer, "prompt", "prompt",
@@ -387,7 +393,7 @@ LAYOUTS = (
         "OpenAI preference", "input preferred_output non_preferred_output", _preference, _PAIR_ASKS,
         "chosen rejected",
     ),
-    _layout("FLAN", "inputs targets", _flan, "inputs", "targets", is_text=True),
+    _two_texts("FLAN", "inputs", "targets"),
     _layout(
         "preference", "chosen rejected", _preference, _PAIR_ASKS, "chosen rejected", "chosen and rejected",
     ),

@@ -1,7 +1,7 @@
 """Columns of results: what tables show of a candidate's run and of a comparison, and how it is printed.
 
 Invariant: a column is listed here alone. The terminal, Markdown, HTML, CSV, the leaderboard and the docs read
-its heading, meaning, value and digits from here; figures that SQL has as well stand in `records.figures`.
+its heading, meaning, value and digits from here; those of `records.SERVING` are in SQL and trackers too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

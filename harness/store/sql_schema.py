@@ -1,7 +1,7 @@
 """The tables that people query: each view of the index with its columns, units and meanings.
 
 Invariant: the description matches the views; `harness sql --tables` and the docs are generated from it.
-Unknown values are NULL. Measured figures are those of `records.figures`.
+Unknown values are NULL. Measured figures are those of `records/run_records.py`.
 """
 
 from collections.abc import Iterable, Mapping

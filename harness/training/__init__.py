@@ -35,6 +35,7 @@ from harness.training.heads import (
     open_head,
     train_head,
 )
+from harness.training.heldout import HeldOutParams, add_curves, pairs_that_fit, trainer_options
 from harness.training.job import (
     FIT,
     TrainingJob,
@@ -62,10 +63,13 @@ from harness.training.low_rank_adapters import (
     LoraParams,
     LowRankParams,
     adapter_parameters,
+    load_policy,
     lora_config,
     low_rank_method,
     low_rank_problems,
     lower_rank,
+    make_policy_trainer,
+    train_policy,
     unknown_names,
 )
 from harness.training.parallel import is_first, make_once, rows_of_each, write_launch
