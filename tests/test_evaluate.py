@@ -63,11 +63,8 @@ def test_the_order_is_a_shuffle_by_the_version_alone_and_no_block_depends_on_ano
     assert sorted(e.id for e in first) == sorted(e.id for e in examples) != [e.id for e in first]
 
     job = job_of(*map(example, range(66)), max_new_tokens=2)
-    alone = evaluate_block(base, job, 1)
-    evaluate_block(base, job, 0)
-    assert [(r.example_id, r.text) for r in evaluate_block(base, job, 1)] == [
-        (r.example_id, r.text) for r in alone
-    ]
+    alone, _, after = ([(r.example_id, r.text) for r in evaluate_block(base, job, n)] for n in (1, 0, 1))
+    assert after == alone
 
 
 @pytest.mark.parametrize(
@@ -88,11 +85,11 @@ def test_an_answer_outside_the_closed_set_is_unparsable():
     found = rows(script_candidate(answers.get), *closed)
     assert [(r.status, r.parts["exact_match"]) for r in found] == [("ok", (1.0,)), ("unparsable", (0.0,))]
     closed = example(choices=("yes", "no"), reference="no")
-    (found,) = rows(
+    found = row(
         script_candidate(lambda _: "No, I think."), closed, metrics=("label_in_answer", "exact_match")
     )
     assert (found.status, found.parts) == ("unparsable", {"label_in_answer": (1.0,), "exact_match": (0.0,)})
-    (empty,) = rows(script_candidate(lambda _: " "), closed, metrics=("label_in_answer",))
+    empty = row(script_candidate(lambda _: " "), closed, metrics=("label_in_answer",))
     assert empty.parts == {"label_in_answer": (0.0,)}
 
 
@@ -143,11 +140,9 @@ def test_items_with_choices_are_ranked_under_rank_and_by_the_byte_where_the_task
     assert [(r.finish_reason, r.text) for r in found] == [("ranked", "no"), ("stop", "no")]
 
     asked = example(reference="a", choices=("a", "abcd"))
-    found = [
-        row(table(a=-2.0, abcd=-3.0), asked, kind="choice", length_normalized=normalized).text
-        for normalized in (False, True)
-    ]
-    assert found == ["a", "abcd"]
+    for normalized, text in ((False, "a"), (True, "abcd")):
+        found = row(table(a=-2.0, abcd=-3.0), asked, kind="choice", length_normalized=normalized)
+        assert found.text == text
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -203,18 +198,14 @@ def test_the_system_message_stands_first_and_the_template_wraps_the_last_turn():
     shots = ({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"})
     asked = Example("x", (*shots, {"role": "user", "content": "c {d}"}), ("e",))
     found = wrap_prompt(asked, "Be brief.", "Q: {prompt}\nA:")
-    assert found.messages == (
-        {"role": "system", "content": "Be brief."},
-        *shots,
-        {"role": "user", "content": "Q: c {d}\nA:"},
-    )
+    system, last = {"role": "system", "content": "Be brief."}, {"role": "user", "content": "Q: c {d}\nA:"}
+    assert found.messages == (system, *shots, last)
     assert wrap_prompt(example(), "", None).messages[0] == {"role": "system", "content": ""}
     assert wrap_prompt(example(), None, None) == example()
     text = Example("text", (), ("A red fox.",))
     assert wrap_prompt(text, "Be brief.", "Q: {prompt}") == text
-    asked = replace(
-        example(), messages=({"role": "system", "content": "You sell lamps."}, *example().messages)
-    )
+    own = {"role": "system", "content": "You sell lamps."}
+    asked = replace(example(), messages=(own, *example().messages))
     found = wrap_prompt(asked, "Be brief.", None).messages
     assert [turn["role"] for turn in found] == ["system", "user"]
     assert found[0]["content"] == "Be brief.\n\nYou sell lamps."
@@ -244,9 +235,8 @@ def evaluate_own_metric(score, **bounds):
     """Answer one item that a metric of one's own scores so, beside exact_match."""
     job = job_of(example(7))
     own = mean_metric("own", lambda output, example: score, **bounds)
-    return evaluate_block(
-        script_candidate(lambda text: "yes"), replace(job, metrics={**job.metrics, "own": own}), 0
-    )[0]
+    both = replace(job, metrics={**job.metrics, "own": own})
+    return evaluate_block(script_candidate(lambda text: "yes"), both, 0)[0]
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf, -math.inf])
@@ -259,9 +249,8 @@ def test_a_score_that_is_no_number_is_none_and_the_row_says_of_which_metric_and_
 
 @pytest.mark.parametrize("score", [1.5, -0.01])
 def test_a_score_out_of_its_metrics_bounds_is_refused_with_metric_item_and_bounds(score):
-    with pytest.raises(
-        UserError, match=rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
-    ):
+    told = rf"metric own: found a score of {score} \(item item-7\); expected 0 to 1"
+    with pytest.raises(UserError, match=told):
         evaluate_own_metric(score)
 
 

@@ -42,10 +42,14 @@ def never(new):
 def generate_by_engine(model, prompts, n, size=SIZE):
     """Answer by the engine, with no stop strings; rows are filled up to n tokens."""
     pad_id, end_id = model.config.pad_token_id, model.generation_config.eos_token_id
-    rows = answers(
-        PromptReader(model, size, PrefixCache(model)), prompts, Continuation(n, [pad_id, end_id], never)
-    )
+    reader = PromptReader(model, size, PrefixCache(model))
+    rows = answers(reader, prompts, Continuation(n, [pad_id, end_id], never))
     return [row + [pad_id] * (n - len(row)) for row in rows]
+
+
+def assert_greedy(model, prompts, n):
+    alone = [generate_greedily(model, prompt, n) for prompt in prompts]
+    assert generate_by_engine(model, prompts, n) == alone
 
 
 @FEW
@@ -54,18 +58,12 @@ def generate_by_engine(model, prompts, n, size=SIZE):
     st.lists(st.lists(st.integers(4, 300), min_size=1, max_size=9), min_size=1, max_size=5),
 )
 def test_a_shared_beginning_read_once_changes_no_answer(model, prefix, ends):
-    prompts = [(*prefix, *end) for end in ends]
-    assert generate_by_engine(model, prompts, 6) == [
-        generate_greedily(model, prompt, 6) for prompt in prompts
-    ]
+    assert_greedy(model, [(*prefix, *end) for end in ends], 6)
 
 
 def test_one_prompt_that_another_begins_with_is_answered_too(model):
     long = tuple(range(10, 40))
-    prompts = [long[:20], long, long[:20]]
-    assert generate_by_engine(model, prompts, 4) == [
-        generate_greedily(model, prompt, 4) for prompt in prompts
-    ]
+    assert_greedy(model, [long[:20], long, long[:20]], 4)
 
 
 def test_rows_that_have_ended_are_no_longer_computed(model):
@@ -75,9 +73,8 @@ def test_rows_that_have_ended_are_no_longer_computed(model):
     last = [next((n for n, token in enumerate(row, 1) if token in ends), 6) for row in alone]
     with note_shapes(model.get_input_embeddings()) as read:
         rows = answers(PromptReader(model, SIZE, PrefixCache(model)), prompts, Continuation(6, ends, never))
-    assert [row[:n] for row, n in zip(rows, last, strict=True)] == [
-        row[:n] for row, n in zip(alone, last, strict=True)
-    ]
+    found, expected = ([row[:n] for row, n in zip(of, last, strict=True)] for of in (rows, alone))
+    assert found == expected
     assert min(last) < max(last)
     computed = [n for n, width in read if width == 1]
     assert computed[-1] == sum(n == max(last) for n in last) < len(prompts)
@@ -104,10 +101,7 @@ def test_a_model_with_a_window_answers_after_a_shared_beginning_that_is_longer(t
     )  # fmt: skip
     torch.manual_seed(0)
     windowed = MistralForCausalLM(config).eval()
-    prompts = [(*range(10, 30), 40 + i) for i in range(3)]
-    assert generate_by_engine(windowed, prompts, 3) == [
-        generate_greedily(windowed, prompt, 3) for prompt in prompts
-    ]
+    assert_greedy(windowed, [(*range(10, 30), 40 + i) for i in range(3)], 3)
 
 
 DRAWN = Limits(8, (), temperature=1.0)
@@ -121,9 +115,8 @@ def sample_answers(model, folder, prompts, seeds):
 def test_a_seed_draws_the_same_answer_whatever_is_asked_beside_it(model, tiny):
     prompts = [tuple(range(10, 10 + n)) for n in (20, 5, 31, 5)]
     together = sample_answers(model, tiny, prompts, [3, 4, 5, 6])
-    assert together == [
-        sample_answers(model, tiny, [p], [s])[0] for p, s in zip(prompts, (3, 4, 5, 6), strict=True)
-    ]
+    for prompt, seed, text in zip(prompts, (3, 4, 5, 6), together, strict=True):
+        assert sample_answers(model, tiny, [prompt], [seed]) == [text]
     assert together[1] != together[3], "two seeds of one prompt"
 
 
@@ -164,38 +157,22 @@ def list_seen_ids(tree, token):
     return tuple(tree.ids[i] for i in range(token + 1) if token < tree.ends[i])
 
 
-def row(pairs, number):
-    """Return the tokens of a pair that predict something."""
-    context, continuation = pairs[number]
-    return context + continuation[:-1]
-
-
 @PURE
 @given(PAIRS, BUDGETS)
-def test_what_predicts_a_token_sees_what_stands_before_it_and_no_other_branch(pairs, budget):
+def test_a_tree_computes_each_needed_position_once_which_sees_no_other_branch_and_keeps_to_the_budget(
+    pairs, budget
+):
+    longest = max(len(context) + len(continuation) for context, continuation in pairs)
     for tree in grow(pairs, budget):
+        needed = set()
         for number, sources in zip(tree.numbers, tree.sources, strict=True):
             context, continuation = pairs[number]
             before = [(*context, *continuation[:i]) for i in range(len(continuation))]
             assert [list_seen_ids(tree, source) for source in sources] == before
-
-
-@PURE
-@given(PAIRS, BUDGETS)
-def test_a_tree_computes_each_needed_position_once_and_no_other(pairs, budget):
-    for tree in grow(pairs, budget):
-        rows = [row(pairs, n) for n in tree.numbers]
-        needed = {tokens[:i] for tokens in rows for i in range(1, len(tokens) + 1)}
+            needed |= {before[-1][:i] for i in range(1, len(before[-1]) + 1)}
         computed = [list_seen_ids(tree, token) for token in range(tree.n_tokens)]
         assert len(computed) == len(needed)
         assert set(computed) == needed
-
-
-@PURE
-@given(PAIRS, BUDGETS)
-def test_a_tree_of_several_sequences_keeps_to_the_budget_or_twice_what_it_shares(pairs, budget):
-    longest = max(len(context) + len(continuation) for context, continuation in pairs)
-    for tree in grow(pairs, budget):
         assert len(tree.numbers) == 1 or tree.n_tokens <= max(budget, 2 * longest)
 
 

@@ -28,10 +28,9 @@ def test_answers_and_log_probabilities_are_golden(golden_figures, name):
 def test_losses_and_norms_of_weights_are_golden(golden_figures, method):
     name = golden_model.name_fit(method)
     found, expected = golden_figures["fits"][name], GOLDEN["fits"][name]
-    assert [step for step, _ in found["loss"]] == [step for step, _ in expected["loss"]]
-    assert [loss for _, loss in found["loss"]] == pytest.approx(
-        [loss for _, loss in expected["loss"]], rel=1e-3
-    )
+    (steps, losses), (known, golden) = (zip(*of["loss"], strict=True) for of in (found, expected))
+    assert steps == known
+    assert losses == pytest.approx(golden, rel=1e-3)
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-3, abs=1e-5)
 
 

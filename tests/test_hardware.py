@@ -1,4 +1,4 @@
-"""Device and precision are probed once and remembered; what a machine cannot do is refused."""
+"""Device and precision are probed once; what the cache remembers holds for all processes."""
 
 import os
 import subprocess
@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from harness import cache
 from harness.cache import cache_dir, recall, remember
 from harness.errors import UserError
 from harness.evaluation.costs import Work
@@ -28,14 +29,13 @@ pytestmark = pytest.mark.usefixtures("watched_load")
 SMALL = Shape(1e7, 12, 64, 192, 6, 4, 11, 500)
 
 
-def probe_quietly(*asked, **options):
+def probe_quietly(*asked):
     """Probe as on a quiet machine, which the one that runs the tests may not be."""
-    return probe(
-        *asked,
-        shape=SMALL,
-        measure=lambda *of: hardware.measure_machine(*of)._replace(contended=False),
-        **options,
-    )
+
+    def measure(*given):
+        return hardware.measure_machine(*given)._replace(contended=False)
+
+    return probe(*asked, shape=SMALL, measure=measure)
 
 
 def machine(gflops, *, contended=False):
@@ -151,9 +151,8 @@ def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache
     assert len(found.step_speeds) == 3
     assert found.speeds.keys() == {"bf16", "fp32"}
     read, generated, trained = (1e9 * speed / small.n_parameters for speed in found.step_speeds)
-    assert Work(read=1000, generated=100, trained=10).seconds(small.n_parameters, found) == pytest.approx(
-        2000 / read + 200 / generated + 40 / trained
-    )
+    seconds = Work(read=1000, generated=100, trained=10).seconds(small.n_parameters, found)
+    assert seconds == pytest.approx(2000 / read + 200 / generated + 40 / trained)
 
 
 @pytest.mark.e2e
@@ -188,35 +187,41 @@ def test_the_cache_lies_where_the_environment_says(tmp_path, monkeypatch):
 # GPUs, as the driver's files say them
 
 
-@pytest.fixture
-def with_gpu(tmp_path):
-    """Lay out the files of a machine with one GPU; returns its root and a function that changes it."""
-    root = tmp_path / "root"
-
-    def install(model="NVIDIA A100-SXM4-80GB", driver="550.54.15"):
-        information = root / "proc/driver/nvidia/gpus/0000:01:00.0/information"
-        information.parent.mkdir(parents=True, exist_ok=True)
-        information.write_text(f"Model: \t\t {model}\nIRQ:   \t\t 16\n")
-        version = (
-            f"NVRM version: NVIDIA UNIX x86_64 Kernel Module  {driver}  Release Build\nGCC version: 12\n"
-        )
-        (root / "proc/driver/nvidia/version").write_text(version)
-        (root / "dev").mkdir(exist_ok=True)
-        (root / "dev/nvidia0").touch()
-
-    install()
-    return root, install
-
-
-def fake_gpu(name):
-    return lambda *_: Machine("cuda", name, "bf16", 9000.0)
-
-
-def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, with_gpu, monkeypatch):
+def test_a_cpu_taken_beside_a_gpu_is_not_remembered_and_said(empty_cache, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    root, _ = with_gpu
+    root = tmp_path / "root"  # whose files are those of a machine with one GPU
+    files = {
+        "proc/driver/nvidia/gpus/0000:01:00.0/information": "Model: \t\t NVIDIA A100-SXM4-80GB\nIRQ:   \t\t 16\n",
+        "proc/driver/nvidia/version": "NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Release Build\n",
+        "dev/nvidia0": "",
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(content)
+    gpu = Machine("cuda", "A100", "bf16", 9000.0)
     first = probe(measure=machine(100.0), root=root)
     assert "a GPU is here" in describe_unused_gpu(first, root)
     assert "550.54.15" in describe_unused_gpu(first, root)
-    assert probe(measure=fake_gpu("A100"), root=root).device == "cuda", "the driver was mended"
-    assert describe_unused_gpu(fake_gpu("A100")("auto", "auto"), root) == ""
+    assert probe(measure=lambda *_: gpu, root=root).device == "cuda", "the driver was mended"
+    assert describe_unused_gpu(gpu, root) == ""
+
+
+# What the cache remembers
+
+
+def test_what_is_remembered_is_made_once_and_none_again(empty_cache):
+    made = []
+    values = [cache.memo("kind", "key", lambda: made.append(1) or [1, 2]) for _ in range(2)]
+    assert values == [[1, 2]] * 2
+    assert len(made) == 1
+    assert cache.memo("kind", "none", lambda: None) is None
+    assert cache.memo("kind", "none", lambda: 1) == 1
+
+
+def test_of_two_processes_that_make_it_together_the_first_holds_for_both(empty_cache):
+    def make():
+        cache.memo("costs", "card", lambda: "first")  # another process, which is done earlier
+        return "second"
+
+    assert cache.memo("costs", "card", make) == "first"
+    assert cache.memo("costs", "card", lambda: "third") == "first"

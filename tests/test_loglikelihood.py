@@ -16,13 +16,8 @@ from harness.models.loglikelihood import Executor, layout_digest
 
 # Few ids beside many, so that some sequences begin alike.
 IDS = st.one_of(st.integers(4, 6), st.integers(4, 300))
-PAIRS = st.lists(
-    st.tuples(
-        st.lists(IDS, min_size=1, max_size=12).map(tuple), st.lists(IDS, min_size=1, max_size=5).map(tuple)
-    ),
-    min_size=1,
-    max_size=12,
-)
+CONTEXT, REST = (st.lists(IDS, min_size=1, max_size=n).map(tuple) for n in (12, 5))
+PAIRS = st.lists(st.tuples(CONTEXT, REST), min_size=1, max_size=12)
 FEW = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -189,23 +184,22 @@ class BlockingModel:
         return out
 
 
+LADDER = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
+
+
 @pytest.mark.parametrize("run_out", [raise_gpu_oom, raise_cpu_oom])
-def test_out_of_memory_halves_the_group_and_the_numbers_stay(model, run_out):
-    pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
-    agree(Executor(CrowdedModel(model, 20, run_out), 512, "packed"), model, pairs)
-
-
-def test_out_of_memory_halves_what_begins_alike_too_and_what_ran_out_once_is_not_tried_again(model):
-    crowded = CrowdedModel(model, 20)
+def test_out_of_memory_halves_the_group_also_of_what_begins_alike_and_what_ran_out_is_not_tried_again(
+    model, run_out
+):
+    crowded = CrowdedModel(model, 20, run_out)
     executor = Executor(crowded, 512, "packed")
-    pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6, 7)]
-    executor.score(pairs)
+    agree(executor, model, LADDER)
     assert max(crowded.tried) > 20
     crowded.tried.clear()
-    agree(executor, model, pairs)
+    agree(executor, model, LADDER)
     assert max(crowded.tried) <= 20
     pairs = [(tuple(range(5, 11)), (start, start + 1, start + 2, 7)) for start in (20, 30, 40, 50)]
-    agree(Executor(CrowdedModel(model, 13), 512, "packed"), model, pairs)
+    agree(Executor(CrowdedModel(model, 13, run_out), 512, "packed"), model, pairs)
 
 
 def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
@@ -221,8 +215,7 @@ def test_what_ran_out_of_memory_is_let_go_before_the_halves_are_tried(model):
                 held.append(weakref.ref(ballast))
             return super().__call__(input_ids, **inputs)
 
-    pairs = [(tuple(range(5 + n, 5 + 2 * n)), (20, 21)) for n in (3, 4, 5, 6)]
-    Executor(HoldingModel(model, 8), 512, "packed").score(pairs)
+    Executor(HoldingModel(model, 8), 512, "packed").score(LADDER[:4])
     assert held
 
 

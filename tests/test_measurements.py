@@ -1,17 +1,22 @@
-"""Ratings in the store: kept as files, indexed, found again, and never in the way of other writers."""
+"""What the store keeps with its rows: ratings, items to read, indexes and reports, made anew where they are old."""
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import duckdb
 import pytest
-from test_store import IDENTITY, complete, make_rows, make_run, row
+from test_store import IDENTITY, OTHER, complete, list_indexed_runs, make_rows, make_run, row, save_two_runs
 
+import harness
+from harness import report
 from harness import store as stores
-from harness.errors import HarnessError
+from harness.errors import HarnessError, UserError
 from harness.records import Rating, SampleResult
-from harness.store import index
+from harness.store import TABLES, index, ingest
 
 RATING = Rating(
     "r1", "ann", "2026-01-01T10:00:00+00:00", "support", "test", "item-00001",
@@ -50,16 +55,13 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
     assert not store.index.exists(), "a click builds no index"
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("one",)]
     assert list_indexed_ratings(store) == ["r1", "r2"]
-    (store.folder / "ratings" / "torn.json").write_text('{"rating_id": "r3"')
+    torn = store.folder / "ratings" / "torn.json"
+    torn.write_text('{"rating_id": "r3"')
     counts = stores.reindex(store)
     assert (
-        list_indexed_ratings(store)
-        == [rating.rating_id for rating in stores.list_ratings(store)]
-        == ["r1", "r2"]
+        list_indexed_ratings(store) == [one.rating_id for one in stores.list_ratings(store)] == ["r1", "r2"]
     )
-    assert [said.partition(":")[0] for said in counts.skipped] == [
-        str(store.folder / "ratings" / "torn.json")
-    ]
+    assert [said.partition(":")[0] for said in counts.skipped] == [str(torn)]
 
 
 @pytest.mark.e2e
@@ -124,14 +126,9 @@ def test_rows_that_ask_the_same_have_one_digest_of_the_document_however_the_prom
 def test_rows_for_a_comparison_hold_the_scores_of_one_metric_and_no_texts(store_and_sample):
     at, sample = store_and_sample
     found = stores.read_scores(at, IDENTITY.digest, "exact_match")
-    names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight")
-    kept = [{name: getattr(r, name) for name in names} for r in sample]
+    names = ("task", "split", "example_id", "position", "status", "cluster", "slice", "weight", "parts")
     empty = {"text": "", "prompt": "", "references": ()}
-    expected = [
-        SampleResult(**one, **empty, parts={"exact_match": r.parts["exact_match"]})
-        for one, r in zip(kept, sample, strict=True)
-    ]
-    assert found == expected
+    assert found == [SampleResult(**{name: getattr(r, name) for name in names}, **empty) for r in sample]
     with pytest.raises(HarnessError, match="absent"):
         stores.read_scores(at, "absent", "exact_match")
 
@@ -141,11 +138,8 @@ def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(st
     found = stores.read_samples(at, IDENTITY.digest, ["item-00007", "item-00003", "nobody"])
     assert found == {"item-00007": sample[7], "item-00003": sample[3]}
     assert stores.read_samples(at, "absent", ["item-00007"]) == {}
-    at, _ = store_and_sample
-    assert stores.count_statuses(at, [IDENTITY.digest, "absent"]) == {
-        IDENTITY.digest: {"ok": 38, "truncated": 2}
-    }
-    at, sample = store_and_sample
+    statuses = stores.count_statuses(at, [IDENTITY.digest, "absent"])
+    assert statuses == {IDENTITY.digest: {"ok": 38, "truncated": 2}}
     assert stores.list_slices(at, [IDENTITY.digest, "absent"]) == sorted({r.slice for r in sample} - {""})
 
 
@@ -160,22 +154,15 @@ def test_statuses_and_slices_are_listed_and_a_few_items_read_with_their_texts(st
 def test_items_are_found_by_text_status_and_id_and_read_a_page_at_a_time(store_and_sample, wanted, n):
     at, sample = store_and_sample
     digests = [IDENTITY.digest, "absent"]
-    found = stores.read_answers(at, digests, "exact_match", stores.ItemFilter(**wanted), n=5)
+    asked = (at, digests, "exact_match", stores.ItemFilter(**wanted))
+    found = stores.read_answers(*asked, n=5)
     assert (found[0], len(found[1])) == (n, min(n, 5))
     if n == 40:
-        _, (later,) = stores.read_answers(
-            at, digests, "exact_match", stores.ItemFilter(**wanted), offset=7, n=1
-        )
+        _, (later,) = stores.read_answers(*asked, offset=7, n=1)
         row = sample[7]
-        parts = row.parts["exact_match"]
-        assert (later.id, later.question, tuple(later.references)) == (
-            row.example_id,
-            row.prompt,
-            row.references,
-        )
-        assert later.answers == {
-            IDENTITY.digest: (row.text, row.status, None if parts is None else list(parts))
-        }
+        expected = (row.example_id, row.prompt, row.references)
+        assert (later.id, later.question, tuple(later.references)) == expected
+        assert later.answers == {IDENTITY.digest: (row.text, row.status, list(row.parts["exact_match"]))}
 
 
 def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
@@ -186,3 +173,140 @@ def test_items_that_differ_are_those_of_another_or_an_unknown_digest(store):
     wanted = [row(2).example_id, row(3).example_id]
     assert stores.list_differing_items(store, IDENTITY.digest, other.digest) == wanted
     assert stores.list_differing_items(store, IDENTITY.digest, "absent") == []
+
+
+@pytest.fixture
+def old_store(store):
+    complete(store, IDENTITY, make_rows(3))
+    stores.save_run(store, make_run("a", [IDENTITY.digest]))
+    store.index.unlink()
+    with duckdb.connect(str(store.index)) as db:
+        db.execute(f"CREATE TABLE meta AS SELECT {ingest.VERSION - 1} AS version")
+    return store
+
+
+@pytest.mark.e2e
+def test_an_old_index_is_queried_as_the_folders_are_also_while_it_is_kept_open(old_store):
+    before = old_store.index.read_bytes()
+    with duckdb.connect(str(old_store.index), read_only=True):
+        assert stores.query(old_store, "SELECT run_id FROM runs").rows == [("a",)]
+    assert old_store.index.read_bytes() == before
+    assert stores.query(old_store, "SELECT run_id, count(*) FROM samples GROUP BY ALL").rows == [("a", 3)]
+    assert list_indexed_runs(old_store) == ["a"]
+
+
+def test_a_run_is_saved_beside_an_old_index_which_is_then_a_new_one(old_store):
+    stores.save_run(old_store, make_run("b", []))
+    assert list_indexed_runs(old_store) == ["a", "b"]
+    with duckdb.connect(str(old_store.index), read_only=True) as db:
+        assert db.execute("SELECT version FROM meta").fetchall() == [(ingest.VERSION,)]
+
+
+def test_an_index_of_another_version_of_harness_is_built_anew(old_store):
+    stores.reindex(old_store)
+    with duckdb.connect(str(old_store.index)) as db:
+        db.execute("UPDATE meta SET written_by = '0.0.1'")
+        db.execute("DROP VIEW runs")
+    assert stores.query(old_store, "SELECT run_id FROM runs").rows == [("a",)]
+
+
+def test_a_damaged_first_file_of_rows_keeps_nobody_from_saving_a_run_or_querying_the_others(store):
+    digests = []
+    for task in ("sums", "facts"):
+        identity = replace(IDENTITY, task=task)
+        complete(store, identity, make_rows(3))
+        digests.append(identity.digest)
+    first, second = sorted(digests)
+    store.parquet(first).write_bytes(store.parquet(first).read_bytes()[:40])
+    stores.save_run(store, make_run("a", [second]))
+    assert list_indexed_runs(store) == ["a"]
+    expected = [("a", 3)]
+    assert stores.query(store, "SELECT DISTINCT run_id, count(*) FROM samples GROUP BY ALL").rows == expected
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "n"), [("runs", 2), ("scores", 145), ("samples", 145), ("deltas", 0), ("verdicts", 0)]
+)
+def test_a_frame_has_the_documented_columns_and_a_row_for_each_of_the_table(store, name, n):
+    save_two_runs(store)
+    (table,) = (table for table in TABLES if table.name == name)
+    frame = getattr(harness.frames, name)(store.folder)
+    assert list(frame.columns) == [column.name for column in table.columns]
+    assert len(frame) == n
+
+
+def test_importing_the_package_loads_no_pandas():
+    program = "import sys, harness; sys.exit(any(name in sys.modules for name in ('pandas', 'duckdb')))"
+    assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=False).returncode == 0
+
+
+@pytest.fixture
+def two_sets(store):
+    for identity, n in ((IDENTITY, 3), (OTHER, 5)):
+        write(store, identity, n)
+    return store
+
+
+def write(store, identity, n):
+    stores.append_block(store, identity, 0, [row(i, prompt=f"question {i} of {n}") for i in range(n)])
+    stores.complete_rows(store, identity, n)
+
+
+def ids(n):
+    return [row(i).example_id for i in range(n)]
+
+
+def test_sets_whose_ids_were_read_together_are_complete_and_one_that_grows_is_seen_to(two_sets):
+    longer = replace(IDENTITY, task="other")
+    stores.read_ids(two_sets, [IDENTITY.digest, OTHER.digest, longer.digest])
+    assert stores.has_rows(two_sets, IDENTITY, ids(3))
+    assert stores.has_rows(two_sets, OTHER, ids(5))
+    assert not stores.has_rows(two_sets, IDENTITY, ids(4))
+    assert not stores.has_rows(two_sets, longer, ids(1))
+    write(two_sets, IDENTITY, 4)
+    assert stores.has_rows(two_sets, IDENTITY, ids(4))
+
+
+def test_a_damaged_file_among_others_has_no_ids_and_does_not_hide_those_of_the_others(two_sets):
+    path = two_sets.parquet(OTHER.digest)
+    path.write_bytes(path.read_bytes()[:-20])
+    stores.read_ids(two_sets, [IDENTITY.digest, OTHER.digest])
+    assert stores.has_rows(two_sets, IDENTITY, ids(3))
+    assert not stores.has_rows(two_sets, OTHER, ids(5))
+
+
+@pytest.fixture
+def kept_report(finished_run, tmp_path):
+    report.write(finished_run[1], tmp_path)
+    (path,) = report.kept_reports(tmp_path)
+    return path
+
+
+def test_a_report_read_back_is_the_same(finished_run, kept_report):
+    made, found = finished_run[1], report.read(kept_report)
+    assert report.to_json(found) == report.to_json(made)
+    pages = [report.markdown(report.experiment_document(one)) for one in (made, found)]
+    assert pages[0] == pages[1]
+    assert found.policy == made.policy
+
+
+def test_a_report_of_another_version_is_read_as_far_as_it_goes(finished_run, kept_report):
+    plain = json.loads(kept_report.read_text())
+    plain["later"] = plain["facts"][0]["later"] = {"unknown": 1}
+    del plain["policy"]
+    kept_report.write_text(json.dumps(plain))
+    found = report.read(kept_report)
+    assert found.policy is None
+    assert [f.label for f in found.facts] == [f.label for f in finished_run[1].facts]
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"experiment": "x"}', '{"experiment": "x", "facts": 3}'])
+def test_what_is_no_report_is_refused_and_not_listed(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
+    with pytest.raises(UserError, match="no report"):
+        report.read(tmp_path / "x.json")
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert report.kept_reports(tmp_path) == report.kept_reports(tmp_path / "absent") == []

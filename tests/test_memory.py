@@ -1,15 +1,28 @@
-"""Memory and operations are those that were published or measured, and memory that runs out is noticed."""
+"""Memory, time and operations are those that were published or measured; what fits a card is said from headers alone."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import torch
 from fake_facts import candidate
 from golden import golden
+from model_headers import decoder, write_headers
+from test_training import LLAMA_2_7B
+from typer.testing import CliRunner
 
 from harness.analysis.economics import break_even
-from harness.errors import CandidateFailed
+from harness.cli.app import app
+from harness.cli.setup import gigabytes
+from harness.errors import CandidateFailed, UserError
+from harness.experiment.bases import FitQuery, examine_base, ways
 from harness.models import memory
 from harness.models.memory import explain_out_of_memory, ran_out_of_memory
-from harness.models.shapes import Shape, shape_of
+from harness.models.shapes import Shape, has_other_layers, shape_of
 from harness.spec import DecidePolicy
 
 LLAMA_7B = Shape(6738415616.0, 32, 4096, 11008, 32, 32, 128, 32000)
@@ -38,11 +51,10 @@ def test_the_memory_of_qwens_table_is_within_a_fifth_on_nearly_all_cells():
     off = {}
     for (size, nf4), measured in MEASURED.items():
         shape, how = QWEN[size], "nf4" if nf4 else ""
+        n_trained = memory.lora_parameters(shape, 64)
         for length, gb in zip(LENGTHS, measured, strict=True):
-            estimate = memory.training_peak(
-                shape, memory.lora_parameters(shape, 64), length, quantization=how
-            ).total
-            off[size, nf4, length] = estimate / gb - 1
+            peak = memory.training_peak(shape, n_trained, length, quantization=how)
+            off[size, nf4, length] = peak.total / gb - 1
     assert len(off) == 24
     assert sum(abs(x) <= 0.20 for x in off.values()) >= 22, off
 
@@ -55,9 +67,8 @@ def test_the_weights_of_llama_take_the_known_bytes():
     assert state == pytest.approx(expected["adamw_mixed16_GB"])
     assert state + memory.weights_gb(LLAMA_7B, "bf16") == pytest.approx(expected["adamw_mixed18_GB"])
     nothing_left_out = LLAMA_7B._replace(vocabulary=0)
-    assert memory.weights_gb(nothing_left_out, "bf16", quantization="nf4") == pytest.approx(
-        expected["nf4_w_GB_4p127"]
-    )
+    in_nf4 = memory.weights_gb(nothing_left_out, "bf16", quantization="nf4")
+    assert in_nf4 == pytest.approx(expected["nf4_w_GB_4p127"])
 
 
 def test_a_65b_model_in_nf4_fits_a_card_of_48_gb():
@@ -98,10 +109,8 @@ def test_the_costs_and_break_evens_of_t_few_are_the_published_ones():
     own = memory.inference_flops(half, asked)
     # T-Few runs the whole backward pass.
     spent = memory.training_flops(half, asked * 8 * 1000)
-    in_context = {
-        name: memory.inference_flops(n, shots + asked)
-        for name, n in (("infer_icl175", 175e9), ("infer_67", 6.7e9), ("infer_13", 13e9))
-    }
+    sizes = {"infer_icl175": 175e9, "infer_67": 6.7e9, "infer_13": 13e9}
+    in_context = {name: memory.inference_flops(n, shots + asked) for name, n in sizes.items()}
     assert own == pytest.approx(expected["infer_tfew"], rel=tolerance)
     assert spent == pytest.approx(expected["train_tfew"], rel=tolerance)
     for name, flops in in_context.items():
@@ -177,3 +186,288 @@ def test_a_candidate_without_memory_fails_with_what_to_turn():
     with pytest.raises(CandidateFailed, match="out of memory while training; try: max_length"):  # noqa: SIM117
         with explain_out_of_memory("out of memory while training", "max_length"):
             torch.empty(1 << 46)
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """Write the configuration and headers of Llama-2-7B; its weights are a hole in the file."""
+    heads = {"heads": 32, "kv_heads": 32, "head_dim": 128}
+    sizes = decoder(layers=32, hidden=4096, inner=11008, vocabulary=32000, tied=False, **heads)
+    return write_headers(tmp_path_factory.mktemp("llama"), LLAMA_2_7B, sizes)
+
+
+def map_ways(base, query):
+    return {(way.name, way.checkpointing): way for way in examine_base(str(base), query).ways}
+
+
+def test_a_7b_model_in_fp16_with_and_without_checkpointing(llama):
+    """The exercise: 2,048 tokens, batch 4, s b h L = 2048 × 4 × 4096 × 32."""
+    # Korthikanti et al. 2022: 34 s b h a layer with attention in blocks, 36.5 GB; 2 s b h a layer and one
+    # whole layer where they are computed again, 2.1 + 1.1 GB. Rajbhandari et al. 2020: 16 bytes a parameter,
+    # and 2 of a copy.
+    found = examine_base(str(llama), FitQuery(24.0, 2048, 4, "fp16"))
+    assert found.n_parameters == 6_738_415_616
+    full = {way.checkpointing: way for way in found.ways if way.name == "full fine-tuning"}
+    assert full[False].peak.activations == pytest.approx(36.5, abs=0.05)
+    assert full[True].peak.activations == pytest.approx(2.147 + 1.141, abs=0.01)
+    for way in full.values():
+        states = way.peak.weights + way.peak.gradients + way.peak.optimizer
+        assert states == pytest.approx(18 * 6.738, abs=0.01)
+        assert not way.fits
+    fitting = {(way.name, way.checkpointing) for way in found.ways if way.fits}
+    assert fitting == {("prompting", None), ("LoRA", True), ("QLoRA", True), ("peft IA3", True)}
+    (prompting,) = (way for way in examine_base(str(llama), FitQuery(24.0)).ways if way.name == "prompting")
+    assert prompting.peak.keys == pytest.approx(2048 * 4 * 524_288 / 1e9)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_rough"),
+    [("jamba", False), ("kimi_linear", True), ("falcon_h1", True), ("mamba", True), ("llama4_text", False)],
+)
+def test_of_a_family_whose_layers_are_not_all_attention_the_figures_of_adapters_are_said_to_be_rough(
+    kind, is_rough
+):
+    from transformers import CONFIG_MAPPING
+
+    written = json.loads(CONFIG_MAPPING[kind]().to_json_string())
+    assert has_other_layers(written) is is_rough
+
+
+def test_time_and_price_follow_the_tokens_the_speed_and_the_hour(llama):
+    asked = FitQuery(24.0, tokens=1e6, tflops=100, hour_usd=3.0)
+    once, twice = (map_ways(llama, query) for query in (asked, asked._replace(tokens=2e6)))
+    start_s = 10 + 2 * 6_738_415_616 / 1.5e9
+    lora = once["LoRA", True]
+    assert twice["LoRA", True].time_s - start_s == pytest.approx(2 * (lora.time_s - start_s))
+    assert lora.cost_usd == pytest.approx(lora.time_s * 3 / 3600)
+    assert once["LoRA", False].time_s < lora.time_s < once["full fine-tuning", True].time_s
+    assert {way.time_s for way in examine_base(str(llama), FitQuery(24.0)).ways} == {None}
+
+
+def test_four_cards_share_a_training_whose_states_no_card_holds_alone(llama):
+    """Rajbhandari et al. 2020, figure 1: stage 2 leaves the weights whole, stage 3 nothing."""
+    asked = FitQuery(80.0, 2048, 4, "bf16", tokens=1e6, tflops=100, hour_usd=3.0, gpus=4)
+    found, alone = map_ways(llama, asked), map_ways(llama, asked._replace(gpus=1))
+    n, full = 6.738, "full fine-tuning"
+    layers = 2 * 6 * n / 32  # held whole, in fp32 and in 16 bits
+    sharded, parted = found[f"{full} by FSDP or ZeRO 3", True], found[f"{full} by ZeRO 2", True]
+    assert sharded.peak[:3] == pytest.approx((6 * n / 4 + layers, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert parted.peak[:3] == pytest.approx((6 * n, 4 * n / 4, 8 * n / 4), abs=0.01)
+    assert [found[full, True].fits, parted.fits, sharded.fits] == [False, True, True]
+    row, batch = found["LoRA", False], alone["LoRA", False]
+    assert row.peak.activations == pytest.approx(batch.peak.activations / 4)  # a row of four on each card
+    start_s = 10 + 2 * 6_738_415_616 / 1.5e9
+    assert 4 * (row.time_s - start_s) == pytest.approx(batch.time_s - start_s)
+    assert row.cost_usd == pytest.approx(4 * row.time_s * 3 / 3600)
+    four, shared = found["QLoRA by FSDP", True].peak, found["QLoRA", True].peak
+    assert shared.weights == alone["QLoRA", True].peak.weights
+    assert four.weights == pytest.approx(shared.weights * (1 / 4 + 2 / 32))
+    assert not any("QLoRA by ZeRO" in name for name, _ in found)
+    assert found["prompting", None].peak.weights == pytest.approx(2 * n / 4, abs=0.01)
+
+
+def test_the_command_says_what_fits_and_on_which_assumption_also_as_json(llama):
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--precision", "fp16", "--hour-usd", "2.5")
+    assert done.exit_code == 0
+    assert "24 GB are enough for prompting, LoRA, QLoRA" in done.stdout
+    assert "6,738 million parameters; 4 rows of 2,048 tokens in fp16" in done.stdout
+    assert "1,000,000 training tokens, if they reach 42.0 % of 100 TFLOP/s" in done.stdout
+    done = doctor("--base", str(llama), "--gpu", "24GB", "--json")
+    found = json.loads(done.stdout)
+    assert found["n_parameters"] == 6_738_415_616
+    assert {way["name"] for way in found["ways"] if way["fits"]} == {"prompting", "LoRA", "QLoRA", "peft IA3"}
+    assert found["ways"][1]["peak"]["optimizer"] > 0
+    shown = " ".join(doctor("--base", str(llama), "--gpu", "80GB", "--gpus", "4").output.split())
+    assert "4 × 80 GB are enough for prompting, LoRA" in shown
+    assert "GB on each of 4 cards, which share rows and time evenly" in shown
+    assert "proposed: spectrum: trains the quarter of the model's own matrices" in shown
+
+
+@pytest.mark.parametrize(
+    ("gb", "gpus", "proposed", "reason"),
+    [
+        (24.0, 1, ["LoRA", "peft IA3"], "merged it answers as fast as the base"),
+        (16.0, 1, ["QLoRA"], "LoRA on the base in 16 bits takes 20.8 GB of 16, on NF4 11.2"),
+        (8.0, 2, ["QLoRA by FSDP"], "LoRA on the base in 16 bits takes 12.9 GB of 8, on NF4 7.5"),
+        (80.0, 1, ["LoRA", "peft IA3", "spectrum"], "from 46.1 GB; it answers as fast as the base"),
+        (8.0, 1, [], ""),
+    ],
+)
+def test_trainings_are_proposed_by_the_card_with_their_reason(llama, gb, gpus, proposed, reason):
+    found = examine_base(str(llama), FitQuery(gb, gpus=gpus)).proposed
+    assert [one.partition(":")[0] for one in found] == proposed
+    assert reason in "; ".join(found)
+
+
+# Billions of parameters, those active, and hidden, inner, layers, experts and experts a token by config.json.
+MIXTURES = {
+    "Qwen3-30B-A3B": (30.53, 3.3, (2048, 6144, 48, 128, 8), {"moe_intermediate_size": 768}),
+    "Mixtral-8x7B": (46.7, 12.9, (4096, 14336, 32, 8, 2), {}),
+    # The card leaves the 0.58 billion of the embeddings out.
+    "gpt-oss-20b": (20.9, 3.6 + 0.58, (2880, 2880, 24, 32, 4), {}),
+}
+
+
+def mixture_shape(name, **changes):
+    total, _, (hidden, inner, layers, experts, chosen), own = MIXTURES[name]
+    rest = {"num_attention_heads": 32, "num_key_value_heads": 4, "vocab_size": 151936, **own, **changes}
+    sizes = {"hidden_size": hidden, "intermediate_size": inner, "num_hidden_layers": layers}
+    mixed = {"num_experts": experts, "num_experts_per_tok": chosen}
+    return shape_of({**sizes, **mixed, **rest}, total * 1e9)
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_of_a_mixture_of_experts_the_active_parameters_are_those_of_its_card(name):
+    assert mixture_shape(name).active == pytest.approx(MIXTURES[name][1] * 1e9, rel=0.02)
+
+
+def test_experts_stay_in_16_bits_so_qlora_is_no_way():
+    shape = mixture_shape("Qwen3-30B-A3B", head_dim=128)
+    assert memory.weights_gb(shape, "bf16", quantization="nf4") == pytest.approx(60, abs=1)
+    qlora = [way for way in ways(shape, FitQuery(1000.0)) if way.name == "QLoRA"]
+    assert [way.fits for way in qlora] == [False, False]
+    assert "95% of the parameters are in experts" in qlora[0].why_not
+
+
+def test_a_loss_in_tiles_takes_no_more_for_a_larger_vocabulary():
+    shape = shape_of(LLAMA_2_7B, 6.7e9)
+    for vocabulary in (64_000, 152_000):
+        peak = memory.training_peak(shape._replace(vocabulary=vocabulary), 2e7, 8192, in_tiles=True)
+        assert peak.logits == pytest.approx((2 * 4096 * 32_768 + 4 * 8192 * 4096) / 1e9)
+
+
+@pytest.mark.parametrize(("written", "gb"), [("24GB", 24), ("80", 80), ("15 GiB", 16.106), ("40g", 40)])
+def test_a_cards_memory_is_read_as_people_write_it(written, gb):
+    assert gigabytes(written) == pytest.approx(gb, abs=0.001)
+
+
+@pytest.mark.parametrize(
+    ("written", "step"),
+    [
+        ("2x80GB", "--gpu 80GB --gpus 2"), ("8 × 24GiB", "--gpu 24GiB --gpus 8"), ("h100", "--gpu 24GB"),
+        ("0GB", "--gpu 24GB"), ("-24GB", "--gpu 24GB"), ("24TB", "--gpu 24GB"),
+    ],
+)  # fmt: skip
+def test_what_is_no_cards_memory_is_refused_with_how_to_write_it(written, step):
+    with pytest.raises(UserError) as refused:
+        gigabytes(written)
+    (problem,) = refused.value.problems
+    assert (problem.found, problem.next_step) == (written, step)
+
+
+@pytest.mark.parametrize(
+    ("said", "found"),
+    [
+        ({"num_key_value_heads": -1}, "num_key_value_heads: -1"),
+        ({"num_key_value_heads": "8"}, "num_key_value_heads: '8'"),
+        ({"head_dim": "x"}, "head_dim: 'x'"),
+        ({"intermediate_size": [64, -1]}, r"intermediate_size: \[64, -1\]"),
+        ({"model_type": "mixtral", "num_local_experts": 8, "num_experts_per_tok": 2}, "experts of 34,6"),
+        ({"time_step_limit": [0.0, float("inf")]}, ""),
+        ({"rope_theta": float("nan")}, ""),
+        ({"quantization_config": {"quant_method": "compressed-tensors", "config_groups": [1]}}, ""),
+    ],
+)
+def test_sizes_that_are_no_sizes_or_not_those_of_the_weights_are_refused_and_nothing_else(
+    llama, tmp_path, said, found
+):
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({**LLAMA_2_7B, **said}))
+    if found:
+        with pytest.raises(UserError, match=found):
+            examine_base(str(tmp_path), FitQuery(24.0))
+    else:
+        assert examine_base(str(tmp_path), FitQuery(24.0)).n_parameters == 6_738_415_616
+
+
+def test_more_cards_than_rows_are_refused_with_the_batch_that_they_share(llama):
+    with pytest.raises(UserError, match=r"8 cards, and 4 rows of a batch.*--batch 8"):
+        examine_base(str(llama), FitQuery(24.0, batch=4, gpus=8))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        *((content, "expected an object of names and values") for content in ("null", "[]", "5", '"x"')),
+        ("{}", "without layers"),
+        ("{", "no JSON"),
+    ],
+)
+def test_a_configuration_that_is_no_object_or_has_no_shape_is_refused(llama, tmp_path, content, said):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_2_7B))
+    with pytest.raises(UserError, match="no safetensors"):
+        examine_base(str(tmp_path), FitQuery(24.0))
+    (tmp_path / "model.safetensors").symlink_to(llama / "model.safetensors")
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(UserError, match=said):
+        examine_base(str(tmp_path), FitQuery(24.0))
+
+
+def doctor(*arguments):
+    return CliRunner().invoke(app, ["doctor", *arguments], env={"COLUMNS": "200"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--base", "{base}"], "--gpu: found nothing"),
+        (["--base", "{base}", "--gpu", "large"], "--gpu: found large"),
+        (["--base", "{base}", "--gpu", "0"], "--gpu: found 0"),
+        (["--gpu", "24"], "--base: found nothing"),
+        (["--base", "{base}", "--gpu", "24", "--precision", "fp8"], "--precision: found fp8"),
+        (["--base", "{base}", "--gpu", "24", "--tokens", "inf"], "--tokens: found inf"),
+        (["--base", "{base}", "--gpu", "24", "--hour-usd", "inf"], "--hour-usd: found inf"),
+    ],
+)
+def test_what_the_command_cannot_use_is_refused(llama, arguments, said):
+    done = doctor(*(one.format(base=llama) for one in arguments))
+    assert isinstance(done.exception, UserError)
+    assert said in str(done.exception)
+
+
+def hub_of(folder, served):
+    """Return a server that gives a folder's files as the hub does, and counts the bytes it served."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            file = folder / self.path.rpartition("/")[2]
+            there = file.exists() and "/resolve/" in self.path
+            wanted = self.headers.get("Range", "").removeprefix("bytes=").split("-")
+            begin, end = (int(wanted[0]), int(wanted[1])) if len(wanted) == 2 else (0, None)
+            content = b""
+            if there and self.command == "GET":
+                with file.open("rb") as stored:
+                    stored.seek(begin)
+                    content = stored.read(-1 if end is None else end + 1 - begin)
+                served.append(len(content))
+            self.send_response(404 if not there else 206 if end else 200)
+            size = len(content) if self.command == "GET" or not there else file.stat().st_size
+            for name, value in (("ETag", '"0"'), ("X-Repo-Commit", "0" * 40), ("Content-Length", size)):
+                self.send_header(name, str(value))
+            self.end_headers()
+            self.wfile.write(content)
+
+        do_HEAD = do_GET  # noqa: N815
+
+        def log_message(self, *_):
+            """Say nothing."""
+
+    server = HTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.e2e
+def test_of_a_model_on_the_hub_the_headers_are_fetched_and_no_weights(llama, tmp_path):
+    served = []
+    server = hub_of(llama, served)
+    code = (
+        "from harness.experiment.bases import FitQuery, examine_base\n"
+        "print(examine_base('meta-llama/Llama-2-7b', FitQuery(24.0)).n_parameters)"
+    )
+    endpoint = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_OFFLINE": "0"}
+    environment = os.environ | endpoint | {"HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    server.shutdown()
+    assert done.stdout.strip() == "6738415616", done.stderr
+    assert sum(served) < 1_000_000

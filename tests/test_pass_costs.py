@@ -110,9 +110,7 @@ SIZE = 135_000_000
 
 @pytest.fixture
 def tiny_session(tiny, tmp_path):
-    return prepare_session(
-        config.load(tiny_experiment.write(tmp_path / "own", tiny)), Scope(), SilentProgress()
-    )
+    return tiny_experiment.session(tiny_experiment.write(tmp_path / "own", tiny))
 
 
 def test_work_that_took_twice_as_long_doubles_the_estimates_of_its_kind_and_size_alone():
@@ -171,20 +169,14 @@ def test_all_that_a_comparison_took_is_learnt_as_one_kind_of_work_or_another(tin
 
 
 def test_a_training_is_estimated_by_its_steps_as_its_trainer_makes_them(tiny_session):
-    def count_trained_tokens(**params):
-        recipe = Recipe(method="lora", params={"per_device_train_batch_size": 2, **params})
-        return fit_work(tiny_session, recipe, 0).trained
-
-    n_rows = len(tiny_session.target.items.train)
-    whole = count_trained_tokens(num_train_epochs=1)
-    assert count_trained_tokens(max_steps=1) == pytest.approx(whole * 2 / n_rows, rel=0.01)
-    assert count_trained_tokens(max_steps=n_rows) == pytest.approx(2 * whole, rel=0.01)
-
     def plan_fit(**params):
         recipe = Recipe(method="lora", params={"per_device_train_batch_size": 4, **params})
         return fit_work(tiny_session, recipe, 0)
 
     n_rows = len(tiny_session.target.items.train)
+    whole = plan_fit(num_train_epochs=1).trained
+    assert plan_fit(max_steps=1).trained == pytest.approx(whole * 4 / n_rows, rel=0.01)
+    assert plan_fit(max_steps=n_rows).trained == pytest.approx(4 * whole, rel=0.01)
     assert plan_fit(num_train_epochs=2).steps == 2 * -(-n_rows // 4)
     assert plan_fit(num_train_epochs=1, gradient_accumulation_steps=3).steps == -(-n_rows // 12)
     assert plan_fit(max_steps=7).steps == 7

@@ -123,15 +123,12 @@ TWO = """\
 """
 
 
-def prepare_candidates(folder, model, room, candidates=TWO):
-    path = tiny_experiment.write(folder, model, candidates)
-    path.write_text(path.read_text().replace("device: cpu", "device: cuda").replace("fp32", "bf16"))
-    return prepare_session(config.load(path), Scope(dry_run=True), SilentProgress(), GPU, room)
-
-
 def test_a_base_that_fits_no_gpu_is_measured_as_its_fine_tunes_are_served(tiny, tmp_path):
     room = int(memory.OVERHEAD_GB * GB + 0.6 * 2 * resolve(str(tiny)).n_parameters)
-    session = prepare_candidates(tmp_path, tiny, {0: room, "cpu": GB})
+    path = tiny_experiment.write(tmp_path, tiny, TWO)
+    path.write_text(path.read_text().replace("device: cpu", "device: cuda").replace("fp32", "bf16"))
+    memories = {0: room, "cpu": GB}
+    session = prepare_session(config.load(path), Scope(dry_run=True), SilentProgress(), GPU, memories)
     prompt, qlora = (session.candidates[name] for name in ("prompt", "qlora"))
     assert session.source.quantization == "nf4"
     assert prompt.base == qlora.base == qlora.trained_base == qlora.served_base == session.source

@@ -68,25 +68,27 @@ def test_of_a_beginning_one_token_at_most_is_projected_and_of_the_rest_what_pred
     assert [math.prod(shape[:-1]) for shape in projected] == [1, 6 * 3]
 
 
-LONG = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0, 8.0, 16.0, 32.0]}
+LONG = {
+    "rope_type": "longrope",
+    "short_factor": [1.0] * 4,
+    "long_factor": [4.0, 8.0, 16.0, 32.0],
+    "rope_theta": 1e4,
+}
+DYNAMIC = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4}
+GLOBAL_AND_LOCAL = {
+    "num_layers": 2,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 1]],
+    "window_size": 16,
+}
 KINDS = {
     "longrope": families.Kind(
-        "Phi3Config", {"original_max_position_embeddings": 20, "rope_parameters": {**LONG, "rope_theta": 1e4}}
+        "Phi3Config", {"original_max_position_embeddings": 20, "rope_parameters": LONG}
     ),
-    "dynamic": families.Kind(
-        "LlamaConfig",
-        {
-            "max_position_embeddings": 20,
-            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
-        },
-    ),
-    "places": families.Kind(
-        "GPTNeoConfig",
-        {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "window_size": 16},
-        engine="padded",
-    ),
+    "dynamic": families.Kind("LlamaConfig", {"max_position_embeddings": 20, "rope_parameters": DYNAMIC}),
+    "places": families.Kind("GPTNeoConfig", GLOBAL_AND_LOCAL, engine="padded"),
+    "content": families.Kind("DogeConfig", {"keep_window_size": 16}, engine="padded"),
 }
-KINDS["content"] = families.Kind("DogeConfig", {"keep_window_size": 16}, engine="padded")
 # Some stay below 20 tokens, some begin below and end above, one stands above.
 PREFIX = tuple(range(40, 52))
 PAIRS = [
@@ -135,12 +137,7 @@ def test_greedy_answers_are_those_of_each_prompt_alone(host, load_untouched):
     prompts = [context for context, _ in PAIRS]
     ends = end_ids(host.tokenizer, host.model.generation_config)
     for prompt, output in zip(prompts, host.base.generate(prompts, Limits(6)), strict=True):
+        given = {"max_new_tokens": 6, "eos_token_id": ends, "pad_token_id": ends[0]}
         with torch.inference_mode():
-            whole = load_untouched().generate(
-                torch.tensor([prompt]),
-                max_new_tokens=6,
-                do_sample=False,
-                eos_token_id=ends,
-                pad_token_id=ends[0],
-            )
+            whole = load_untouched().generate(torch.tensor([prompt]), do_sample=False, **given)
         assert output.text == host.tokenizer.decode(whole[0, len(prompt) :], skip_special_tokens=True)
