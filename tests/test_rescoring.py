@@ -81,17 +81,11 @@ SUITES = {"sums/test", "facts/test", "prose/test"}
 
 @pytest.mark.parametrize(
     "override",
-    [
-        "target.metrics=[contains,token_f1]",
-        "target.truncated_scores=true",
-        "target.primary=macro_f1",
-        "target.margin=0.01",
-        "target.description=Sorting.",
-    ],
+    "metrics=[contains,token_f1] truncated_scores=true primary=macro_f1 margin=0.01 description=Sorting.".split(),
 )
 def test_what_only_judges_answers_asks_nobody_again(path, override):
     answer_all(session(path))
-    assert list_lacking(session(path, override)) == set()
+    assert list_lacking(session(path, f"target.{override}")) == set()
 
 
 @pytest.mark.e2e
@@ -296,60 +290,47 @@ def test_a_row_that_the_template_does_not_write_is_named_before_anything_runs(
     assert not (tmp_path / "runs" / "rows").exists()
 
 
-def test_a_turn_that_the_template_leaves_out_is_named(command, tmp_path):
-    alone = "{% set messages = messages[-1:] %}" + tiny_model.CHATML
-    path = write_free_answers(tmp_path, tiny_model.build(tmp_path / "base", template=alone))
-    said = [
-        {"role": "user", "content": "Its number is 7."},
-        {"role": "assistant", "content": "Yes."},
-        TWICE[1],
-    ]
-    change(path, "letters/test.jsonl", 2, prompt=None, messages=said)
+LAST_TURN = "{% set messages = messages[-1:] %}"
+NO_BREVITY = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
+ONE_TURN = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
+ENDLESS = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
+ANSWERED = [
+    {"role": "user", "content": "Its number is 7."},
+    {"role": "assistant", "content": "Yes."},
+    TWICE[1],
+]
+PAIR = {"messages": TWICE, "chosen": "late", "rejected": "money"}
+# A template, candidates and pairs that are added, and what is said.
+UNWRITTEN = {
+    "a turn left out": (
+        *(LAST_TURN + tiny_model.CHATML, "", ()),
+        "test.jsonl:2: found a turn of 'user' that the chat template leaves out",
+    ),
+    "pairs": (ALTERNATES, "", [PAIR], "pairs.jsonl:1: found a conversation"),
+    "a system text": (
+        *(NO_BREVITY + tiny_model.CHATML, "  told: {method: base, system: Be short.}\n", ()),
+        "candidate told: the prompt of item ",
+    ),
+    "shots": (
+        *(ONE_TURN + tiny_model.CHATML, "  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n", ()),
+        "candidate shown: the prompt of item ",
+    ),
+    "no end": (
+        *(ENDLESS + tiny_model.CHATML, "", ()),
+        "found a chat template that takes more than 1,000,000 steps",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_what_a_template_does_not_write_is_named(command, tmp_path, name):
+    template, candidates, pairs, expected = UNWRITTEN[name]
+    base = tiny_model.build(tmp_path / "base", template=template)
+    path = write_free_answers(tmp_path, base, extra=candidates, pairs=pairs)
+    if name == "a turn left out":
+        change(path, "letters/test.jsonl", 2, prompt=None, messages=ANSWERED)
     code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "test.jsonl:2: found a turn of 'user' that the chat template leaves out" in said) == (
-        2,
-        True,
-    )
-
-
-def test_pairs_are_written_too(command, tmp_path, strict):
-    pair = {"messages": TWICE, "chosen": "late", "rejected": "money"}
-    path = write_free_answers(tmp_path, strict, pairs=[pair])
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "pairs.jsonl:1: found a conversation" in said) == (2, True)
-
-
-def test_a_system_text_of_a_candidate_that_the_template_refuses_is_named(command, tmp_path):
-    refuses = "{% if messages[0]['content'] == 'Be short.' %}{{ raise_exception('no') }}{% endif %}"
-    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
-    path = write_free_answers(tmp_path, base, extra="  told: {method: base, system: Be short.}\n")
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "candidate told: the prompt of item " in said) == (2, True)
-
-
-def test_shots_that_a_template_refuses_are_named(command, tmp_path):
-    refuses = "{% if messages[1:] %}{{ raise_exception('one turn alone') }}{% endif %}"
-    base = tiny_model.build(tmp_path / "base", template=refuses + tiny_model.CHATML)
-    path = write_free_answers(
-        tmp_path, base, extra="  shown: {method: base, prompting: {few_shot: {shots: 2}}}\n"
-    )
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert (code, "candidate shown: the prompt of item " in said) == (2, True)
-
-
-BOMB = "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}{% endfor %}{% endfor %}{% endfor %}"
-
-
-def test_a_template_that_never_ends_is_a_problem_of_the_base_with_the_bound(command, tmp_path):
-    path = write_free_answers(
-        tmp_path, tiny_model.build(tmp_path / "base", template=BOMB + tiny_model.CHATML)
-    )
-    code, _, said = command("compare", "-c", path, "--dry-run")
-    assert code == 2
-    (line,) = [line for line in said.splitlines() if "chat template" in line]
-    assert (
-        f"base_model {tmp_path / 'base'}: found a chat template that takes more than 1,000,000 steps" in line
-    )
+    assert (code, expected in said) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -386,18 +367,12 @@ LABELS = ("refund", "card")
 TEST = [{"prompt": f"t{i} v{i * 3}", "reference": LABELS[i % 2]} for i in range(6)]
 GOOD = [{"prompt": f"q{i} w{i * 7}", "reference": LABELS[i % 2]} for i in range(20)]
 FAULTY = [
-    *GOOD,
-    {"prompt": "a b c", "reference": "refnd"},
-    {"prompt": "", "reference": "card"},
-    {"prompt": "x y", "reference": ""},
-    TEST[3],
-]
+    *GOOD, {"prompt": "a b c", "reference": "refnd"}, {"prompt": "", "reference": "card"},
+    {"prompt": "x y", "reference": ""}, TEST[3],
+]  # fmt: skip
 LINES = {
-    21: "reference 'refnd'",
-    22: "an empty prompt",
-    23: "an empty reference",
-    24: "'t3 v9', the question of",
-}
+    21: "reference 'refnd'", 22: "an empty prompt", 23: "an empty reference", 24: "'t3 v9', the question of",
+}  # fmt: skip
 
 
 def problems(read):
@@ -425,12 +400,8 @@ def test_all_problems_of_rows_come_in_one_round_and_none_hides_another(tmp_path)
     assert {21, 24} <= {int(p.where.rpartition(":")[2]) for p in found if ":" in p.where}
     assert any(p.found.startswith("32 rows that cannot be used; 4 are shown") for p in found)
 
-
-def test_so_do_those_of_a_candidates_own_rows(tmp_path):
-    asked = task(tmp_path, GOOD)
-    own = write(tmp_path / "own.jsonl", FAULTY)
-    items = load_task(asked, 0)
-    assert_all_lines(problems(lambda: load_training_rows(asked, items, [own], None, 0)))
+    asked, own = task(tmp_path, GOOD), write(tmp_path / "own.jsonl", FAULTY)
+    assert_all_lines(problems(lambda: load_training_rows(asked, load_task(asked, 0), [own], None, 0)))
 
 
 def test_rows_that_cannot_be_read_are_not_said_to_be_evaluated(tmp_path):
