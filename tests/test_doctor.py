@@ -26,8 +26,9 @@ from harness.experiment import (
     Estimates,
     Scope,
     describe_stored,
+    find_stored_runs,
     first_line,
-    look_up,
+    in_order,
     prepare_session,
 )
 from harness.experiment.candidate_costs import checkpoints_gb
@@ -86,12 +87,12 @@ def test_what_trains_or_answers_longer_takes_more_and_a_changed_recipe_has_no_me
 )
 def test_three_checkpoints_of_a_whole_model_need_room_on_the_disk(tiny, tmp_path, params, n_bytes):
     candidates = f"  prompt: {{method: base}}\n  full: {{method: full, params: {{{params}}}}}\n"
-    opened, selected = session(tiny_experiment.write(tmp_path, tiny, candidates))
+    opened, _ = session(tiny_experiment.write(tmp_path, tiny, candidates))
     needed = 3 * n_bytes * opened.source.n_parameters / 1e9
     assert checkpoints_gb(opened.candidates["full"]) == pytest.approx(needed)
-    found = [str(p) for p in _disk_problems(opened, selected, 0.9 * needed, "here")]
+    found = [str(p) for p in _disk_problems(opened.candidates.values(), 0.9 * needed, "here")]
     assert any("checkpoints of full" in one for one in found)
-    assert [*_disk_problems(opened, selected, 5 + needed, "here")] == []
+    assert [*_disk_problems(opened.candidates.values(), 5 + needed, "here")] == []
 
 
 @pytest.mark.e2e
@@ -273,7 +274,7 @@ def test_the_plan_of_a_run_that_goes_on_holds_what_is_missing(copy, removed, mis
     for folder in [found for pattern in removed for found in (copy.parent / "runs").glob(pattern)]:
         shutil.rmtree(folder)
     session, loaded = ExperimentFile(config=copy).open_session()
-    stored = look_up(session, loaded.selected)
+    stored = find_stored_runs(session, in_order(session.candidates, loaded.selected))
     whole, work = (Estimates(session).work(loaded.selected, found=found) for found in (None, stored))
     assert set(work) == missing
     assert bool(sum(one.trained for one in work.values())) is trains

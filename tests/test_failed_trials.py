@@ -95,7 +95,8 @@ class OpenedPlan:
         """Let a worker make all that is left; returns the plan's journal as it is then."""
         own = worker._prepare(worker._read_assignment(self.file))
         own.progress = progress or own.progress
-        worker.pull(own, Journal(self.file.with_name(worker.JOURNAL), self.plan), self.file)
+        journal = Journal(self.file.with_name(worker.JOURNAL), self.plan)
+        worker._Worker(own, journal, self.file).pull()
         self.journal.read()
         return self.journal
 

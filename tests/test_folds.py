@@ -335,7 +335,8 @@ def test_weights_made_elsewhere_are_named_and_a_learning_curve_is_refused(file_a
     adapter = next((path.parent / "runs").rglob("adapter_config.json")).parent
     given = path.with_name("given.yaml")
     given.write_text(f"{path.read_text()}\n  given: {{method: adapter, path: {adapter}}}\n")
-    (note,) = describe_training_rows(tiny_experiment.session(given), ["given"])
+    made = tiny_experiment.session(given)
+    (note,) = describe_training_rows(made.candidates, ["given"], made.training_data, in_folds=True)
     assert note.startswith("given: made elsewhere")
 
     with pytest.raises(UserError, match="folds: 3, where a part of all rows would be tested on itself"):

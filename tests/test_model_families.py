@@ -338,8 +338,9 @@ def test_a_base_whose_thinking_nobody_decided_is_named_and_a_decision_is_another
         for said in ("", "chat_template_kwargs: {enable_thinking: false}\n")
     }
     undecided, decided = sessions.values()
-    assert [r for r in base_remarks(undecided, []) if "chat_template_kwargs" in r]
-    assert list(base_remarks(decided, [])) == []
+    remarks, none = (list(base_remarks(s.store, s.candidates, s.sources, [])) for s in (undecided, decided))
+    assert [remark for remark in remarks if "chat_template_kwargs" in remark]
+    assert none == []
     assert undecided.source == resolve(str(base)), "a key at its default moves nothing that is stored"
     assert decided.source.template_digest != undecided.source.template_digest
     assert decided.source.weights_digest == undecided.source.weights_digest

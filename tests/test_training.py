@@ -682,7 +682,7 @@ def set_device(session, device, process):
 def test_where_a_gpu_is_a_training_has_a_process_of_its_own_unless_told_otherwise(tiny, tmp_path):
     session = tiny_experiment.session(tiny_experiment.write(tmp_path, tiny))
     asked = [(device, process) for device in ("cpu", "cuda") for process in ("auto", "same", "own")]
-    own = [has_own_process(set_device(session, *one)) for one in asked]
+    own = [has_own_process(TrainingPolicy(process=process), device) for device, process in asked]
     assert own == [False, False, True, True, False, True]
     there = set_device(session, "cuda", "auto")  # which finds no GPU, and says so in a process of its own
     with pytest.raises(Exception, match=r"CUDA|NVIDIA") as error:

@@ -26,9 +26,10 @@ from harness.analysis.significance import target_p
 from harness.analysis.target_rules import target_rule
 from harness.analysis.verdict import TargetFacts
 from harness.errors import UserError
+from harness.experiment import judge_pairs
 from harness.experiment.stored_rows import Reader
 from harness.experiment.study import study_session
-from harness.experiment.target_facts import judge_pairs, open_where_failed, wins_of
+from harness.experiment.target_facts import open_where_failed, wins_of
 from harness.lifecycle import release
 from harness.report import ExperimentReport, experiment_document, markdown
 from harness.spec import DecidePolicy, GatePolicy, TargetPolicy

@@ -105,7 +105,8 @@ def compare(
     scope = Scope(limit, quick, fewer_items, dry_run)
     with progress.stage("reading rows and models"):
         session = experiment.prepare_session(loaded, scope, progress)
-    stored = experiment.look_up(session, loaded.selected)
+    ordered = experiment.in_order(session.candidates, loaded.selected)
+    stored = experiment.find_stored_runs(session, ordered)
     if dry_run:
         experiment.refuse_sensitive(session, loaded, stored)
     computes = dry_run or learning_curve or rescue or not experiment.are_all_done(stored)
@@ -167,12 +168,14 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
     """List what is to be known before: of rows, trainings, prompts, recipes, workers and judges."""
     from harness import experiment
 
-    short = experiment.short_judges(session, selected) if computes else []
+    short = experiment.short_contexts(session, selected) if computes else []
     return [
         *metric_warnings([measured.task for measured in session.tasks]),
         *session.target.items.notes,
-        *experiment.describe_training_rows(session, selected),
-        *experiment.describe_prompting(session, selected),
+        *experiment.describe_training_rows(
+            session.candidates, selected, session.training_data, in_folds=bool(session.folds)
+        ),
+        *experiment.describe_prompting(session.candidates, session.tested_targets, session.suites, selected),
         *experiment.describe_unspoken(session.target, session.suites),
         *experiment.recipe_warnings(session, selected),
         *experiment.idle_workers(session.experiment.execution),

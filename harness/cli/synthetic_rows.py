@@ -47,8 +47,10 @@ from harness.errors import CandidateFailed, Problem, UserError, as_operand, refu
 from harness.formatting import price
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from harness.data.columns import Roles
-    from harness.evaluation.session import Session
+    from harness.evaluation.session import MeasuredTask, Session
     from harness.experiment.augmentation import EvaluatedQuestions, Rewriting
     from harness.experiment.writers import Writer
     from harness.models.openai_api import Settings
@@ -133,7 +135,7 @@ def data_augment(
     roles = roles_of(content, named)
     session = _session(by_whom, config, dry_run=dry_run)
     writer = _writer(session, by_whom, endpoint, how)
-    evaluated = _gather_evaluated(session, roles, tests, named)
+    evaluated = _gather_evaluated(session.tasks if session else (), roles, tests, named)
     chosen = choose_rows(
         content, roles, evaluated, n_rows, how, session.target.task.labels if session else ()
     )
@@ -265,12 +267,12 @@ def _settings(url: str, endpoint: Endpoint) -> "Settings":
 
 
 def _gather_evaluated(
-    session: "Session | None", roles: "Roles", tests: list[str], named: RowColumns
+    tasks: "Sequence[MeasuredTask]", roles: "Roles", tests: list[str], named: RowColumns
 ) -> "list[EvaluatedQuestions]":
     """Gather what new rows may not ask: what the experiment evaluates, and the files that are named."""
     from harness.experiment.augmentation import find_evaluated, read_evaluated
 
-    found = [find_evaluated(session)] if session else []
+    found = [find_evaluated(tasks)] if tasks else []
     for test in tests:
         content = read_all(test)
         found.append(read_evaluated(content, roles_of_test(content, named), roles))

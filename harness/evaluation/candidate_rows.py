@@ -27,7 +27,7 @@ from harness.data.training_rows import describe_source, load_training_rows, show
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage, digest_training_rows
-from harness.evaluation.session import Fold, MeasuredTask, Session, join_items
+from harness.evaluation.session import Fold, MeasuredTask, join_items
 from harness.formatting import count, percent
 from harness.models.hub import ModelSource
 from harness.records import digest
@@ -93,23 +93,29 @@ def read_folds(
     return tuple(folds)
 
 
-def describe_training_rows(session: Session, selected: Iterable[str]) -> list[str]:
+def describe_training_rows(
+    resolved: Mapping[str, ResolvedCandidate],
+    selected: Iterable[str],
+    training_data: Callable[[Recipe], MeasuredTask],
+    *,
+    in_folds: bool,
+) -> list[str]:
     """Describe each candidate's own training rows: which they are, how they were read, what was left out.
 
     Covers the selected candidates and those whose weights they use; with folds also which candidates may have
-    been trained on their test rows.
+    been trained on their test rows. `training_data` returns the rows that a recipe trains on.
     """
-    needed = add_lineage(selected, session.candidates)
-    candidates = {name: candidate for name, candidate in session.candidates.items() if name in needed}
+    needed = add_lineage(selected, resolved)
+    candidates = {name: candidate for name, candidate in resolved.items() if name in needed}
     names_by_note: dict[str, list[str]] = {}
     for name, candidate in candidates.items():
         recipe = candidate.source
         if name != candidate.source_name or not digest_training_rows(recipe):
             continue
-        rows = session.training_data(recipe)
+        rows = training_data(recipe)
         for note in (f"trains on {describe_rows(rows, recipe)}", *rows.items.notes):
             names_by_note.setdefault(note, []).append(name)
-    if session.folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
+    if in_folds and (made := [n for n, c in candidates.items() if c.method.made_elsewhere]):
         note = "made elsewhere; whatever it was trained on of the target's rows, the folds test it on too"
         names_by_note[note] = made
     return [f"{', '.join(names)}: {note}" for note, names in names_by_note.items()]

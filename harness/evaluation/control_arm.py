@@ -5,7 +5,7 @@ result), and never if everything is reused; the stored rows do not change.
 """
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import islice, zip_longest
 from math import isclose
@@ -22,6 +22,7 @@ from harness.metrics import is_flipped
 from harness.models import Candidate
 from harness.models.hardware import load
 from harness.models.hub import ModelSource
+from harness.progress import Progress
 from harness.records import BLOCK, Control, ControlBlock, Origin, SampleResult
 
 _ROUNDING = 1e-4  # relative difference that another order of summation explains
@@ -63,7 +64,9 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
     if not chosen:
         return ""
     start, base = load(), session.host(source).base
-    again = reevaluate(session, [b[:2] for b in chosen], [base], "control arm: the base again")
+    again = reevaluate(
+        session.progress, session.seconds, [b[:2] for b in chosen], [base], "control arm: the base again"
+    )
     compared = []
     for block, (repeated,) in zip(chosen, again, strict=True):
         identity, primary = block.rows.identity.digest, block.rows.measured.primary
@@ -95,12 +98,19 @@ def measure(session: Session, source: ModelSource, n_blocks: int) -> str:
 
 
 def reevaluate(
-    session: Session, blocks: Sequence[tuple[RowSet, int]], candidates: Sequence[Candidate], label: str
+    progress: Progress,
+    seconds: Callable[[Work], float],
+    blocks: Sequence[tuple[RowSet, int]],
+    candidates: Sequence[Candidate],
+    label: str,
 ) -> Iterator[list[list[SampleResult]]]:
-    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block."""
+    """Evaluate blocks of row sets with each candidate, ignoring stored rows; yield block by block.
+
+    `seconds` estimates how long work takes.
+    """
     jobs = {rows.name: rows.job() for rows, _ in blocks}
-    seconds = sum(session.seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
-    with session.progress.stage(label, len(candidates) * seconds) as advance:
+    expected_s = sum(seconds(work_of(jobs[rows.name])) / rows.n_blocks for rows, _ in blocks)
+    with progress.stage(label, len(candidates) * expected_s) as advance:
         for n_done, (rows, index) in enumerate(blocks, 1):
             yield [rows.measured.evaluate(candidate, jobs[rows.name], index) for candidate in candidates]
             advance(n_done, len(blocks))

@@ -238,13 +238,9 @@ class ShortContext(NamedTuple):
         )
 
 
-def short_contexts(
-    session: Session, names: Sequence[str], pairs: JudgedMetric | None = None
-) -> list[ShortContext]:
-    """List the judges whose context is too short for some prompts about the candidates' answers.
-
-    `pairs` is the judge that compares two answers for a win rate, if there is one.
-    """
+def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]:
+    """List the judges whose context is too short for some prompts about the candidates' answers."""
+    pairs = session.judge_of_pairs
     measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
     measured_by += [(pairs, session.target, True)] if pairs else []
     short = []

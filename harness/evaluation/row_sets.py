@@ -19,7 +19,7 @@ from harness import metrics, plugins, provenance, store
 from harness.config import is_judged
 from harness.data import SCORING, SPLITS, Split, TaskItems
 from harness.evaluation import EvaluationJob, costs, wrap_prompt
-from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judges import GradeReader
 from harness.evaluation.sampled_answers import answers_digest, choice_name, reward_name
 from harness.evaluation.session import MeasuredTask, Session
@@ -264,6 +264,12 @@ class RunRequest(NamedTuple):
     seed: int
 
 
+def list_open(requests: Sequence[RunRequest], found: Sequence[Run | None]) -> list[RunRequest]:
+    """List the requests whose run was not found finished."""
+    pairs = zip(requests, found, strict=True)
+    return [one for one, run in pairs if run is None or run.state != "done"]
+
+
 class RunIdentity(NamedTuple):
     """The id of a run, and the row set of each of its tasks and splits."""
 
@@ -364,3 +370,9 @@ def list_further_sets(session: Session, recipe: Recipe, weights: Weights, seed: 
         if in_chat and not ranks and all(m.task.data.source(need) for need in needs):
             sets += target_sets(replace(session, target=m), recipe, weights, seed)
     return [rows for rows in sets if rows.ids]
+
+
+def list_answered_sets(session: Session, recipe: Recipe) -> list[RowSet]:
+    """List the row sets of the targets that a recipe answers, as if the base answered them."""
+    weights = base_weights(session.source)
+    return [*target_sets(session, recipe, weights, 0), *list_further_sets(session, recipe, weights, 0)]

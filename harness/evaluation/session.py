@@ -166,6 +166,11 @@ class Session:
         return (self.target, *self.more_targets, *self.suites)
 
     @property
+    def tested_targets(self) -> "Sequence[MeasuredTask]":
+        """The target, or that of each fold."""
+        return [one.target for one in self.in_folds()] or [self.target]
+
+    @property
     def gguf_command(self) -> str:
         """The converter of GGUF, in whose environment llama.cpp lies."""
         return self.experiment.export.gguf.command or ""

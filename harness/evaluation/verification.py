@@ -7,6 +7,7 @@ as servers read the token.
 """
 
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from copy import copy
 from itertools import zip_longest
 from pathlib import Path
@@ -17,8 +18,6 @@ from harness.errors import CandidateFailed, Problem, UserError, gather, refuse
 from harness.evaluation import prompt_text
 from harness.evaluation.candidates import ResolvedCandidate, refuse_damaged
 from harness.evaluation.row_sets import RowSet
-from harness.evaluation.runner import open_weights
-from harness.evaluation.session import Session
 from harness.models import Candidate, artefacts, encode_all, hub, render_chat
 from harness.models.chat_templates import special_tokens_of
 from harness.models.hub import ModelSource, refuse_changed_files
@@ -72,9 +71,11 @@ _Tokenizer = Any  # of transformers
 
 
 def refuse_other_prompts(
-    session: Session, candidate: ResolvedCandidate, weights: Weights, sets: Iterable[RowSet]
+    opened: AbstractContextManager[Candidate], candidate: ResolvedCandidate, sets: Iterable[RowSet]
 ) -> None:
     """Refuse an artefact whose own template and tokenizer write prompts otherwise than they were answered.
+
+    `opened` opens the artefact's weights, where they have to be asked.
 
     Raises:
         CandidateFailed: it has no template, or gives other token ids; names the first difference.
@@ -93,7 +94,7 @@ def refuse_other_prompts(
         return
     path = Path(candidate.source.path or "")
     if artefacts.format_of(path) == "gguf":
-        with open_weights(session, weights) as model:
+        with opened as model:
             encoded = _encode_as_gguf(model, base, asked.values())
     else:  # by the tokenizer beside an ONNX file, or in a whole model's folder
         folder = artefacts.find_tokenizer_folder(path)

@@ -16,9 +16,13 @@ from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, refuse
 from harness.evaluation import judges
 from harness.evaluation.candidate_rows import describe_training_rows
+from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.costs import Work
+from harness.evaluation.grade_costs import short_contexts
+from harness.evaluation.grading import grade_answers
+from harness.evaluation.judging_stage import list_ungraded_pairs
 from harness.evaluation.languages import describe_unspoken
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest, list_answered_sets, list_open
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
 from harness.experiment.bases import BaseFit, FitQuery, examine_base
@@ -38,7 +42,7 @@ from harness.experiment.gate_run import judge_stored_run, measure
 from harness.experiment.judged_runs import judge_and_decide
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
-from harness.experiment.plan import arm_label, list_answered_sets, list_measured_bases
+from harness.experiment.plan import arm_label, list_measured_bases
 from harness.experiment.preparation import Scope, find_lm_eval_tasks, prepare_session, train_judges
 from harness.experiment.report_runs import (
     advise_before,
@@ -49,12 +53,9 @@ from harness.experiment.report_runs import (
     idle_workers,
     in_order,
     judge_and_report,
-    look_up,
     recipe_warnings,
     refuse_many,
     report_stored,
-    report_stored_so_far,
-    short_judges,
     warnings_before,
     workers_sentence,
 )
@@ -65,6 +66,7 @@ from harness.experiment.study import (
     Study,
     add_lm_eval,
     count_missing,
+    describe_reached,
     is_of_recipe,
     is_target_only,
     judge_labels,
@@ -77,8 +79,8 @@ from harness.experiment.target_facts import (
     find_prompt,
     is_answered,
     is_better_on_validation,
-    judge_pairs,
     list_untrained,
+    pair_with_best,
     reached_on_target,
     refuse_lost_folds,
     score_on,
@@ -138,7 +140,7 @@ def run_all(
     learning_curve: bool = False,
     found: Sequence[Run | None] | None = None,
 ) -> ExperimentReport:
-    """Make every selected run on a prepared session, and report them; `found` is what `look_up` has found.
+    """Make every selected run on a prepared session, and report them; `found` are the stored ones.
 
     Workers, where the experiment has some, first make what they can on sessions of the same `scope`. Where
     that takes fewer items, large tasks are evaluated in interim analyses, until the verdicts are settled;
@@ -181,7 +183,7 @@ def run_all(
             base_rows = _measure_base(session, session.source)
             said, runs = fewer.run_interim_analyses(session, base_rows, make_all)
             said, reader = (
-                [*said, *fewer.name_settled_runs(session, runs)],
+                [*said, *fewer.name_settled_runs(session.settled, session.experiment.gate.alpha, runs)],
                 Reader(session.store, session.tasks),
             )
         else:
@@ -210,29 +212,28 @@ def _refuse_forbidden(
     session: Session, loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
 ) -> None:
     """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
-    open_ = _open_places(loaded, ordered, found)
+    open_ = _place_open(loaded, ordered, found)
     judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
     judged += filter(None, [session.judge_of_pairs])
     tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
-    short = short_judges(session, loaded.selected) if open_ else []
+    short = short_contexts(session, loaded.selected) if open_ else []
     forbidden += [one.problem for one in short if one.problem]
-    refuse([*key_problems(session, open_), *judges.key_problems(judged), *forbidden])
+    refuse([*key_problems(session.experiment, open_), *judges.key_problems(judged), *forbidden])
 
 
 def refuse_sensitive(session: Session, loaded: LoadedExperiment, found: Sequence[Run | None]) -> None:
     """Refuse to plan what would send sensitive rows to somebody else's server."""
     ordered = in_order(session.candidates, loaded.selected)
-    refuse(sensitive_endpoints(session, _open_places(loaded, ordered, found)))
+    refuse(sensitive_endpoints(session.experiment, _place_open(loaded, ordered, found)))
 
 
-def _open_places(
+def _place_open(
     loaded: LoadedExperiment, ordered: Sequence[RunRequest], found: Sequence[Run | None]
-) -> dict[str, str]:
-    """Map the selected candidates of which a run is not done to where each is written."""
-    pairs = zip(ordered, found, strict=True)
-    open_ = {one.candidate.name for one, run in pairs if run is None or run.state != "done"}
-    return {name: loaded.places[name] for name in loaded.selected if name in open_}
+) -> list[tuple[str, ResolvedCandidate]]:
+    """List the selected candidates of which a run is not done, each with the place where it is written."""
+    open_ = {one.candidate.name: one.candidate for one in list_open(ordered, found)}
+    return [(loaded.places[name], open_[name]) for name in loaded.selected if name in open_]
 
 
 def _make_all(
@@ -269,7 +270,9 @@ def _make_all(
         runs.append(run)
         line = live_line(facts, session.target.task.primary_metric, smoke=smoke)
         is_new = stored is None and run.state == "done"
-        items = describe_items(session, reader.read(run, session.target)) if is_new else []
+        items = (
+            describe_items(session.target, session.shown, reader.read(run, session.target)) if is_new else []
+        )
         show = session.progress.finish if seed == candidate.seeds[-1] else session.progress.show
         show(candidate.name, line, *items)
     evaluated = [one.candidate for one, run in zip(ordered, runs, strict=True) if run.state == "done"]
@@ -306,3 +309,25 @@ def _measure_base(session: Session, source: ModelSource) -> dict[str, str]:
     if rows:
         session.progress.finish(label, f"{label}: measured on {pluralize(len(rows), 'task')}")
     return rows
+
+
+def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
+    """Let the gate's judge compare answers of fine-tunes with the best untrained candidate's, or a base's.
+
+    Returns why it could not, if it could not; what it said until then is kept.
+    """
+    judged = session.judge_of_pairs
+    if judged is None:
+        return []
+    pairs = (
+        [(run, base) for run in runs]
+        if base
+        else pair_with_best(runs, describe_reached(session, reader, runs))
+    )
+    task, examples = session.target.task, session.target.items.test
+    rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
+    try:
+        grade_answers(session, [one for pair in rows for one in list_ungraded_pairs(judged, examples, *pair)])
+    except CandidateFailed as error:
+        return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
+    return []

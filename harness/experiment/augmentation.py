@@ -31,7 +31,7 @@ from harness.data.multiple_choice import list_choices
 from harness.data.text_files import Row, Rows
 from harness.errors import Problem, UserError
 from harness.evaluation import costs, seed_of
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask
 from harness.experiment import writers
 from harness.formatting import count, pluralize
 from harness.progress import Progress
@@ -356,10 +356,10 @@ def make_rows(
     return told, spent
 
 
-def find_evaluated(session: Session) -> EvaluatedQuestions:
-    """Return what is evaluated: validation and test of the target, and the items of all other tasks."""
-    task = session.target.task
-    own = writers.list_evaluated(session)
+def find_evaluated(tasks: Sequence[MeasuredTask]) -> EvaluatedQuestions:
+    """Return what is evaluated: validation and test of the target (the first task), items of the others."""
+    task = tasks[0].task
+    own = writers.list_evaluated(tasks)
     choice = task.kind == "choice"
 
     def question_of(row: Row) -> str:

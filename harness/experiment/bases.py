@@ -15,7 +15,6 @@ from harness import plugins
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.session import Session
 from harness.models import embedded_model, hub, memory, shapes
 from harness.models.devices import Room, weights_bytes
 from harness.models.hardware import Machine
@@ -34,6 +33,7 @@ from harness.models.weight_files import (
 from harness.plugins import MethodAlternative
 from harness.records import Run, read_object
 from harness.spec import HUB, Experiment
+from harness.store import Store
 
 
 def choose_quantization(
@@ -357,9 +357,14 @@ def marker_problems(candidate: ResolvedCandidate, *, chat: bool) -> Iterator[Pro
         yield Problem(where, found, expected, f"{step}: the model learns from the answer alone, as usual")
 
 
-def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def base_remarks(
+    at: Store,
+    candidates: Mapping[str, ResolvedCandidate],
+    sources: Mapping[str, ModelSource],
+    runs: Iterable[Run],
+) -> Iterator[str]:
     """Yield what to know of bases whose thinking nobody decided, and of experts that were not trained."""
-    for name, source in session.sources.items():
+    for name, source in sources.items():
         undecided = not hub.is_packed(source) and not source.switches
         if undecided and _THINKING in hub.chat_template(source):
             yield (
@@ -368,8 +373,8 @@ def base_remarks(session: Session, runs: Iterable[Run]) -> Iterator[str]:
                 f"chat_template_kwargs: {{{_THINKING}: false}}"
             )
     for run in runs:
-        candidate = session.candidates.get(run.candidate)
-        made = session.store.weights(run.training.fit_key) if run.training.fit_key else None
+        candidate = candidates.get(run.candidate)
+        made = at.weights(run.training.fit_key) if run.training.fit_key else None
         if candidate and made and leaves_experts(candidate.base, made):
             yield (
                 f"{run.candidate}: its adapter leaves the base's experts alone; "

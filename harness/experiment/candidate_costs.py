@@ -15,11 +15,11 @@ from harness import plugins, store
 from harness.evaluation import EvaluationJob, costs
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.costs import Work, times
-from harness.evaluation.row_sets import RowSet, suite_sets, target_sets, work_of
+from harness.evaluation.row_sets import RowSet, list_answered_sets, suite_sets, target_sets, work_of
 from harness.evaluation.session import Session
 from harness.evaluation.timing import n_timed
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.plan import arm_label, list_answered_sets, list_measured_bases
+from harness.experiment.plan import arm_label, list_measured_bases
 from harness.experiment.stored_rows import is_cross_validated, is_measured
 from harness.experiment.training_fit import fit_work, processes_of
 from harness.experiment.validation_scores import estimate_tracking
@@ -78,7 +78,10 @@ class Estimates:
 
     @cached_property
     def _answering(self) -> Callable[[str], EvalTokens]:
-        return cache(self._estimate_answering)
+        session = self.session
+        return cache(
+            lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
+        )
 
     @cached_property
     def _making(self) -> Callable[[int, str], Work]:
@@ -91,9 +94,6 @@ class Estimates:
     @cached_property
     def _suites(self) -> EvalTokens:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
-
-    def _estimate_answering(self, name: str) -> EvalTokens:
-        return self._evaluation(list_answered_sets(self.session, self.session.candidates[name].recipe))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
         """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""

@@ -4,7 +4,7 @@ Invariant: everything is found before a model is loaded, and each problem says w
 files of adapters made elsewhere are read, no weights.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -13,6 +13,7 @@ from typing import Any
 
 from harness import plugins
 from harness.config import LoadedExperiment
+from harness.data import TaskItems
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation.candidate_rows import regularization_problems
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage
@@ -30,7 +31,7 @@ from harness.models.weight_files import CONFIG, describe_beside_low_rank
 from harness.records import read_object
 from harness.regularizers import layer_problems
 from harness.report import trackers
-from harness.spec import AcceleratePolicy, Experiment, Recipe
+from harness.spec import AcceleratePolicy, Experiment, Recipe, Task
 from harness.training import encoder_of, is_of_bitsandbytes, reward_problems, rows_of_each, unknown_names
 
 
@@ -57,20 +58,29 @@ def refuse_weights(session: Session, loaded: LoadedExperiment) -> None:
         problems += _name_problems(candidate)
         problems += marker_problems(candidate, chat=session.target.task.chat_template)
         problems += _refuse_other_weights(session.source, candidate)
-        problems += _unusable_reward(session, candidate)
-        problems += _unusable_pairs(session, candidate)
+        items = session.training_data(candidate.source).items
+        problems += _unusable_reward(session.target.task, items, candidate)
+        problems += _unusable_pairs(items, candidate)
         problems += _check_prompt_use(session.target, candidate)
-        problems += [*_init_problems(session, candidate), *_merge_problems(candidate)]
+        problems += [
+            *_init_problems(candidate, partial(plan_tracked_steps, session)),
+            *_merge_problems(candidate),
+        ]
         context = session.mix_context(candidate.recipe, session.first_seed)
         problems += [*regularization_problems(candidate.recipe, context), *_layer_problems(candidate)]
-        problems += [*scoring_problems(session, candidate), *trials.search_problems(candidate)]
+        problems += [
+            *scoring_problems(session.suites, session.first_seed, candidate),
+            *trials.search_problems(candidate),
+        ]
         problems += check_sharing(policy, candidate)
-    problems += find_unwritable_rows(session, needed)
+    problems += find_unwritable_rows((*session.tasks, *session.training.values()), session.first_seed, needed)
     problems += check_gpus(session.experiment, session.machine.device)
-    problems += engine_problems(session, selected, needed)
+    problems += engine_problems(session.experiment, [known[name] for name in selected], needed)
     for name in selected:
         problems += _check_merging(session.experiment.engine, known[name])
-    problems += endpoint_problems(session, {name: loaded.places[name] for name in selected})
+    problems += endpoint_problems(
+        session.experiment, [(loaded.places[name], known[name]) for name in selected]
+    )
     # File and line go before the candidate that a problem names.
     places = {f"candidate {name}": place for name, place in loaded.places.items()}
     named = [(problem, places.get(problem.where.partition(":")[0])) for problem in problems]
@@ -97,12 +107,14 @@ def _name_problems(candidate: ResolvedCandidate) -> Iterator[Problem]:
             return
 
 
-def _init_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _init_problems(
+    candidate: ResolvedCandidate, plan_steps: Callable[[ResolvedCandidate], list[int]]
+) -> Iterator[Problem]:
     """Yield what forbids to start from the weights that `init_from` names, by its method or a regulariser."""
     if candidate.init is None or candidate.recipe.weights_of:
         return
     where, adapter = f"candidate {candidate.name}", find_adapter_config(candidate)
-    tracked = partial(plan_tracked_steps, session, candidate.init)
+    tracked = partial(plan_steps, candidate.init)
     params = candidate.method.params(**candidate.source.params)
     init = plugins.InitWeights(candidate.init.source, adapter, tracked)
     yield from candidate.method.checks.of_init(params, init, where)
@@ -155,25 +167,24 @@ def _refuse_other_weights(base: ModelSource, candidate: ResolvedCandidate) -> It
     yield Problem(f"candidate {candidate.name}", found, "what these weights are here", step)
 
 
-def _unusable_reward(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _unusable_reward(task: Task, items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
     written, where = candidate.recipe.reward, f"candidate {candidate.name}: reward"
     if written is None:
         return
     if candidate.reward is None:
-        rows = session.training_data(candidate.source).items.train
-        yield from reward_problems(written, session.target.task, rows, where)
+        yield from reward_problems(written, task, items.train, where)
     elif candidate.reward.base.template_digest != candidate.base.template_digest:
         found = f"{written}, a reward model on {candidate.reward.base.name}, whose tokenizer is another"
         step = f"base_model: {candidate.base.name} on {written}"
         yield Problem(where, found, f"the tokenizer of {candidate.base.name}", step)
 
 
-def _unusable_pairs(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def _unusable_pairs(items: TaskItems, candidate: ResolvedCandidate) -> Iterator[Problem]:
     """Yield what forbids training on the rows of `pairs:`: thumbs in place of pairs, or all of one kind."""
     method = candidate.method
     if method.draws_from != "pairs" or candidate.recipe.weights_of:
         return
-    pairs = session.training_data(candidate.source).items.pairs
+    pairs = items.pairs
     where, name = f"candidate {candidate.name}", candidate.recipe.method
     thumbs = [pair for pair in pairs if not (pair.references and pair.rejected)]
     if thumbs and not method.unpaired:
@@ -206,22 +217,23 @@ def _answers_tried(recipe: Recipe) -> list[Any]:
 
 
 def engine_problems(
-    session: Session, selected: Iterable[str], needed: Iterable[ResolvedCandidate]
+    experiment: Experiment, selected: Iterable[ResolvedCandidate], needed: Iterable[ResolvedCandidate]
 ) -> Iterator[Problem]:
     """Yield what vLLM cannot serve of the selected candidates and of the adapters made for them."""
-    if session.experiment.engine == "transformers":
+    if experiment.engine == "transformers":
         return
-    yield from vllm.problems(session.experiment.vllm)
-    for name in selected:
-        if session.candidates[name].makes == "adapter" and not session.experiment.vllm.enable_lora:
+    yield from vllm.problems(experiment.vllm)
+    for candidate in selected:
+        where = f"candidate {candidate.name}"
+        if candidate.makes == "adapter" and not experiment.vllm.enable_lora:
             found, expected = "an adapter, and vllm.enable_lora: false", "a vLLM that takes adapters"
-            yield Problem(f"candidate {name}", found, expected, "leave enable_lora out")
-        if session.candidates[name].served_base.quantization:
+            yield Problem(where, found, expected, "leave enable_lora out")
+        if candidate.served_base.quantization:
             step = f"serve_on: bf16, or {vllm.OTHERWISE}"
-            yield Problem(f"candidate {name}", "a quantised base, and engine: vllm", "a base as it was", step)
-        if session.candidates[name].makes == "delta":
+            yield Problem(where, "a quantised base, and engine: vllm", "a base as it was", step)
+        if candidate.makes == "delta":
             found = "weights of a form of our own, and engine: vllm"
-            yield Problem(f"candidate {name}", found, "an adapter or a whole model", vllm.OTHERWISE)
+            yield Problem(where, found, "an adapter or a whole model", vllm.OTHERWISE)
     # What vLLM does not compute of an adapter, or leaves out without a word.
     for candidate in needed:
         where, adapters = (
@@ -274,32 +286,33 @@ def _describe_beside(adapter: Mapping[str, Any]) -> str:
     return f"with {beside}" if beside else ""
 
 
-def key_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what forbids to ask candidates over HTTP now; `places` says where each is written."""
-    for name, where in places.items():
-        if not session.candidates[name].is_remote:
-            continue
-        yield from openai_api.problems(_settings(session.candidates[name]), where)
-    yield from sensitive_endpoints(session, places)
+Placed = Sequence[tuple[str, ResolvedCandidate]]  # where each candidate is written, and the candidate
 
 
-def sensitive_endpoints(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
+def key_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
+    """Yield what forbids to ask candidates over HTTP now."""
+    for where, candidate in placed:
+        if candidate.is_remote:
+            yield from openai_api.problems(_settings(candidate), where)
+    yield from sensitive_endpoints(experiment, placed)
+
+
+def sensitive_endpoints(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
     """Yield the candidates that would send sensitive rows to somebody else's server."""
     step = "--candidates without it, or remove it or sensitive_data"
-    for name, where in places.items():
-        if (candidate := session.candidates[name]).is_remote:
-            yield from sensitive_problems(session.experiment, _settings(candidate), name, where, step)
+    for where, candidate in placed:
+        if candidate.is_remote:
+            yield from sensitive_problems(experiment, _settings(candidate), candidate.name, where, step)
 
 
-def endpoint_problems(session: Session, places: Mapping[str, str]) -> Iterator[Problem]:
-    """Yield what no server could answer of candidates; `places` says where each is written."""
-    task = session.experiment.target
-    for name, where in places.items():
-        candidate = session.candidates[name]
+def endpoint_problems(experiment: Experiment, placed: Placed) -> Iterator[Problem]:
+    """Yield what no server could answer of candidates."""
+    for where, candidate in placed:
         if not candidate.is_remote:
             continue
         settings, ranks = _settings(candidate), "rank" in _answers_tried(candidate.recipe)
-        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(task)):
+        if settings.protocol == "chat" and (ranks or not openai_api.can_chat(experiment.target)):
+            name = candidate.name
             found = f"{name}, asked by chat, and a target that needs token ids or their log-probabilities"
             expected = "a target that is answered in chat, and answer: generate"
             yield Problem(where, found, expected, "protocol: completions, where the server has it")

@@ -72,41 +72,40 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
             break
     else:
         return
+    if (candidate.name, request.seed) in session.failures:
+        return
     try:
-        _show(session, request, smoke=smoke)
+        weights = ensure_weights(session, candidate, request.seed)
+        rows = sets_of_target(session, candidate, weights, request.seed)[1]
+        lacking = score_answered(session, [rows])
+        if not lacking or is_measured(session, candidate.base):
+            return
+        store.begin(session.store, session.name_begun(candidate.name, request.seed))
+        answer(session, weights, lacking, candidate.name)
+        answered = rows.read(session.store)
+        if all(row.status == "error" for row in answered):
+            return
+        score_line = first_result_line(
+            candidate.name,
+            estimate(session.target.primary, answered),
+            session.target.task.primary_metric,
+            smoke=smoke,
+        )
+        items = describe_items(session.target, session.shown, answered)
+        session.progress.show(candidate.name, score_line, *items)
     except UserError:
         raise
     except Exception:  # noqa: BLE001 (the run records it, and the others go on)
         return
 
 
-def _show(session: Session, request: RunRequest, *, smoke: bool) -> None:
-    candidate, seed = request
-    if (candidate.name, seed) in session.failures:
-        return
-    weights = ensure_weights(session, candidate, seed)
-    rows = sets_of_target(session, candidate, weights, seed)[1]
-    lacking = score_answered(session, [rows])
-    if not lacking or is_measured(session, candidate.base):
-        return
-    store.begin(session.store, session.name_begun(candidate.name, seed))
-    answer(session, weights, lacking, candidate.name)
-    found = rows.read(session.store)
-    if all(row.status == "error" for row in found):
-        return
-    target = estimate(session.target.primary, found)
-    metric = session.target.task.primary_metric
-    line = first_result_line(candidate.name, target, metric, smoke=smoke)
-    session.progress.show(candidate.name, line, *describe_items(session, found))
-
-
-def describe_items(session: Session, test_rows: Sequence[SampleResult]) -> list[str]:
-    """List question, score, answer and reference of the first test items; none once some were described."""
-    if session.shown or session.target.task.kind == "bits_per_byte":
+def describe_items(target: MeasuredTask, shown: list[str], test_rows: Sequence[SampleResult]) -> list[str]:
+    """List question, score, answer and reference of the first test items; none once some were `shown`."""
+    if shown or target.task.kind == "bits_per_byte":
         return []
-    session.shown.append(session.target.task.name)
-    prompts = {example.id: example.prompt for example in session.target.examples("test")}
-    lines, metric = [], session.target.primary
+    shown.append(target.task.name)
+    prompts = {example.id: example.prompt for example in target.examples("test")}
+    lines, metric = [], target.primary
     for row in [row for row in test_rows if row.status != "error"][:_N_ITEMS]:
         reference = quote(clean(row.references[0])) if row.references else UNKNOWN
         ends, parts = extremes(metric, row.references), row.parts[metric.name]

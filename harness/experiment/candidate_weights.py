@@ -138,15 +138,15 @@ class _Maker(NamedTuple):
 
     def fit_and_show_points(self, begun: FitInputs) -> None:
         """Train up to each planned point along a training, and show trackers the target's score there."""
-        track = self.candidate.source.track
-        if track is None or describe_live_run(*self, begun.folder) is None:
+        track, live = self.candidate.source.track, describe_live_run(*self, begun.folder)
+        if track is None or live is None:
             return
         for place in range(1, track.points + 1):
             self.fit_anew(begun._replace(show_at=place))
             kept = trials.read_points_so_far(self.candidate, begun.folder)
             for step, weights in list(kept.items())[-1:]:
                 point = measure_point(self.session, self.candidate, step, weights, self.seed)
-                show_point(*self, begun.folder, point)
+                show_point(live, point)
             if begun.folder.exists():
                 return
 

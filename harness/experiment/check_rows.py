@@ -106,15 +106,15 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
 def examine_table(
     options: RowCheck,
     reading: ReadingOptions,
-    of_test: ReadingOptions | None = None,
-    progress: Progress | None = None,
+    of_test: ReadingOptions,
+    progress: Progress | None,
 ) -> CheckReport:
-    """Run the checks on files whose rows are read in a known way; `of_test` where test rows differ."""
+    """Run the checks on files whose rows, and test rows (`of_test`), are read in a known way."""
     with (progress or SilentProgress()).stage(f"checking {', '.join(options.files)}") as advance:
         encode = open_encoder(options.embeddings, "--embeddings") if options.embeddings else None
         problems: list[Problem] = []
         tables: list[RowTable] = []
-        given_files = (options.files, "train", reading), (options.test, "test", of_test or reading)
+        given_files = (options.files, "train", reading), (options.test, "test", of_test)
         for files, split, of in given_files:
             with gather(problems):
                 tables += [read_table([absolute(path) for path in files], of, split)] if files else []

@@ -86,7 +86,7 @@ class _Teacher(NamedTuple):
 
     def refuse_unusable(self) -> None:
         session, candidate, request = self
-        writers.refuse_without_text(session, candidate)
+        writers.refuse_without_text(session.experiment, candidate)
         refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
         if request.prompts and (request.rewrite or request.min_score is not None):
             option = "--rewrite" if request.rewrite else "--min-score"
@@ -161,7 +161,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
     teacher = _Teacher(session, candidate, request)
     teacher.refuse_unusable()
     rows = teacher.rows()
-    notes = writers.check_contamination(session, rows, "train", request.prompts or out)
+    notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
     writer = writers.candidate_writer(session, name, request.max_cost)
     prompts = teacher.prompts(rows)
     budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
@@ -197,7 +197,7 @@ def distill_rows(session: Session, name: str, request: Distillation, out: str) -
         **request._asdict(),
         "max_new_tokens": teacher.limits.max_new_tokens,
         "spent": spent._asdict(),
-        "leak_check": writers.record_contamination(session, notes),
+        "leak_check": writers.record_contamination(session.tasks, notes),
     }
     edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
     scored = [score for score in scores if score is not None]

@@ -23,9 +23,9 @@ from typing import Any, NamedTuple
 
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, Problem, UserError
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import Session
-from harness.experiment.plan import TRIES, Journal, Plan, make_plan
+from harness.experiment.plan import TRIES, Journal, make_plan
 from harness.experiment.preparation import Scope
 from harness.experiment.worker import PACKAGE, name_assignment, work, write_assignment
 from harness.formatting import pluralize
@@ -227,22 +227,6 @@ def _missing(executor: str, package: str) -> UserError:
 _POLL_S = 0.1
 
 
-def plan_of(
-    session: Session,
-    requests: Sequence[RunRequest],
-    found: Sequence[Run | None],
-    n_workers: int,
-    scope: Scope,
-) -> Plan:
-    """Plan what workers make of the runs that are not done.
-
-    Of interim analyses they make weights alone: each analysis decides what the next one asks.
-    """
-    pairs = zip(requests, found, strict=True)
-    open_ = [one for one, run in pairs if run is None or run.state != "done"]
-    return make_plan(session, open_, n_workers, answers=not scope.fewer)
-
-
 def make_on_workers(
     session: Session,
     loaded: LoadedExperiment,
@@ -257,9 +241,8 @@ def make_on_workers(
     Raises:
         UserError: the executor cannot be used here, or a worker is not like this machine.
     """
-    policy = session.experiment.execution
-    done = all(run and run.state == "done" for run in found)
-    if done or policy.executor == "in_process":
+    policy, open_ = session.experiment.execution, list_open(requests, found)
+    if not open_ or policy.executor == "in_process":
         return
     # As written, else the threads of this command, which local workers on its CPUs share.
     on_cpu = policy.executor == "local" and session.machine.device == "cpu"
@@ -268,7 +251,8 @@ def make_on_workers(
     file = name_assignment(session.store)
     try:
         with open_starter(file, policy, threads, session.machine.device) as starter:
-            plan = plan_of(session, requests, found, starter.size, scope)
+            # Of interim analyses workers make weights alone: each decides what the next one asks.
+            plan = make_plan(session, open_, starter.size, answers=not scope.fewer)
             if not plan.needs:
                 return
             journal = write_assignment(file, session, loaded, scope, plan, threads)

@@ -5,7 +5,7 @@ the gate's rules on the capability suite is the last one, at an alpha that pays 
 a run stands which items it was judged on, so that the gate judges it so again without the model.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
@@ -27,7 +27,7 @@ from harness.experiment.stored_rows import Reader, Runs, base_arm
 from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
-from harness.spec import Experiment, Recipe
+from harness.spec import Margin, Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
@@ -69,7 +69,9 @@ def run_interim_analyses(
         return ["fewer items: no task is large enough to draw from, so all items were evaluated"], runs
     progress = session.progress
     for analysis in analyses:
-        narrow(session, analysis)
+        gate = session.experiment.gate.model_copy(update={"alpha": analysis.alpha})
+        session.experiment = session.experiment.model_copy(update={"gate": gate})
+        session.suites = analysis.suites
         session.progress = PrefixedProgress(progress, f"{analysis.name}: ")
         settled = set(session.settled)
         runs = make_all([run if run.run_id in session.settled else None for run in runs])
@@ -113,15 +115,23 @@ def answer_all_items(session: Session, run: Run) -> Run:
 
 def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> list[InterimAnalysis]:
     """Plan the interim analyses from the base's row sets of each task; none where all items are evaluated."""
+    gate = session.experiment.gate
     rows = {
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
         for m in session.suites
     }
-    pools = {m.task.name: pool for m in session.suites if (pool := _pool(session, m, rows[m.task.name]))}
+    pools = {
+        m.task.name: pool for m in session.suites if (pool := _pool(gate.critical, m, rows[m.task.name]))
+    }
     if not pools:
         return []
     full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
-    plan = sampling.plan(pools, full, _margin(session, rows, pools), session.experiment.gate.alpha)
+    plan = sampling.plan(
+        pools,
+        full,
+        _margin(gate.macro, [m for m in session.suites if m.task.name in pools], rows),
+        gate.alpha,
+    )
     seeds = {name: [name, session.source.weights_digest, session.first_seed] for name in pools}
     orders = {
         name: sampling.order_items(pool, plan.drawn[name], int(digest(seeds[name]), 16))
@@ -144,16 +154,9 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
         )
         weights = {m.task.name: dict(m.weights) for m in suites if m.weights is not None}
         versions = {task: whole[task] for task in weights}
-        record = SamplingRecord(name, alpha, session.experiment.gate.alpha, weights, versions)
+        record = SamplingRecord(name, alpha, gate.alpha, weights, versions)
         analyses.append(InterimAnalysis(suites, said, record))
     return analyses
-
-
-def narrow(session: Session, analysis: InterimAnalysis) -> None:
-    """Let a session ask what an interim analysis asks, and judge at its alpha."""
-    experiment: Experiment = session.experiment
-    gate = experiment.gate.model_copy(update={"alpha": analysis.alpha})
-    session.experiment, session.suites = experiment.model_copy(update={"gate": gate}), analysis.suites
 
 
 def is_settled(facts: Sequence[CandidateFacts]) -> bool:
@@ -173,22 +176,20 @@ def _counts(m: MeasuredTask) -> bool:
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _pool(session: Session, m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
-    critical = {m.task.name, m.suite} & set(session.experiment.gate.critical)
-    if critical or not _counts(m):
+def _pool(critical: Collection[str], m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
+    if {m.task.name, m.suite} & set(critical) or not _counts(m):
         return None
     return sampling.pool_of(rows, m.primary, m.task.chance)
 
 
 def _margin(
-    session: Session, rows: Mapping[str, Sequence[SampleResult]], pools: Mapping[str, ItemStrata]
+    margin: Margin, drawn: Sequence[MeasuredTask], rows: Mapping[str, Sequence[SampleResult]]
 ) -> float:
     """Return the macro's margin in points; a relative one as a share of the drawn tasks' mean skill."""
-    margin = session.experiment.gate.macro
     if not is_relative(margin):
         return margin_share(margin)
     skills = []
-    for m in (m for m in session.suites if m.task.name in pools):
+    for m in drawn:
         parts = [row.parts[m.primary.name] for row in rows[m.task.name]]
         scores = [of[0] for of in parts if of is not None]
         skills.append(sum(scores) / len(scores) - m.task.chance)
@@ -220,10 +221,9 @@ def _keep_settled(session: Session, runs: Runs) -> None:
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
 
 
-def name_settled_runs(session: Session, runs: Runs) -> list[str]:
-    """Name the runs that were evaluated on fewer items than the last interim analysis takes."""
-    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
-    last = session.experiment.gate.alpha
+def name_settled_runs(settled_runs: Mapping[str, InterimVerdict], last: float, runs: Runs) -> list[str]:
+    """Name the runs that were evaluated on fewer items than the last analysis (of alpha `last`) takes."""
+    found = [(run, settled_runs[run.run_id]) for run in runs if run.run_id in settled_runs]
     return [
         f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
         for run, settled in found

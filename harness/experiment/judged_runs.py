@@ -5,7 +5,7 @@ together as well as each for itself, and of these only the variances are kept. W
 targets was chosen on that target's validation rows.
 """
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -35,7 +35,8 @@ from harness.analysis.verdict import (
     is_safety,
 )
 from harness.evaluation.candidate_rows import n_rows
-from harness.evaluation.session import Session
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.gate_run import judge_stored_run, measure, measure_over
 from harness.experiment.run_remarks import count_rows
 from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
@@ -132,7 +133,7 @@ def judge_and_decide(
     """Compare, judge and decide over the runs of one experiment; `curve_of` finds its learning curve."""
     of_runs = judge_runs(session, reader, runs)
     judged, tasks = of_runs.facts, of_runs.tasks
-    steps = _steps(session, runs, of_runs)
+    steps = _steps(session.candidates, runs, of_runs)
     family = family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
@@ -197,7 +198,7 @@ def judge_and_decide(
             for t in run
             if is_in_macro(t) or is_safety(t, policy)
         },
-        answers=find_answers(session, reader, runs, of_runs),
+        answers=find_answers((session.target, *session.suites), reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,
         closed_labels=closed_labels,
@@ -214,11 +215,13 @@ def judge_and_decide(
     )
 
 
-def _steps(session: Session, runs: Runs, judged: RunVerdicts) -> dict[str, tuple[AttributionStep, ...]]:
+def _steps(
+    candidates: Mapping[str, ResolvedCandidate], runs: Runs, judged: RunVerdicts
+) -> dict[str, tuple[AttributionStep, ...]]:
     study, tasks = judged.study, judged.tasks
     unsettled = (run for run in runs if run.run_id in tasks and run.run_id not in study.settled)
     done = [run for run in unsettled if f"{study.target.name}/test" in run.rows]
-    served_as = {n: f"{c.served_base.quantization.upper()} base" for n, c in session.candidates.items()}
+    served_as = {n: f"{c.served_base.quantization.upper()} base" for n, c in candidates.items()}
     return {
         run.run_id: steps_of(study, run, done, tasks[run.run_id], served_as[run.candidate])
         for run in done
@@ -243,7 +246,9 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
     return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
 
 
-def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdicts) -> tuple[ShownItem, ...]:
+def find_answers(
+    tasks: Sequence[MeasuredTask], reader: Reader, runs: Runs, judged: RunVerdicts
+) -> tuple[ShownItem, ...]:
     """Show some items of every task with what each candidate answered, the best untrained first."""
     best = best_untrained(judged.facts)
     named = [(f.label, run) for f, run in zip(judged.facts, runs, strict=True) if f.state != "failed"]
@@ -255,7 +260,7 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
     bases: dict[str, Rows] = {
         one.task.name: list(one.base) for run in gated[::-1] for one in measure(judged.study, run)
     }
-    for m in (session.target, *session.suites):
+    for m in tasks:
         labels, by_rows, key = dict[str, list[str]](), dict[str, Run](), f"{m.task.name}/test"
         for label, run in ((label, run) for label, run in named if key in run.rows):
             labels.setdefault(run.rows[key], []).append(label)
@@ -264,7 +269,7 @@ def find_answers(session: Session, reader: Reader, runs: Runs, judged: RunVerdic
         if m.task.name in bases and all(run.weights_digest != run.base_digest for run in by_rows.values()):
             arms = {"base": bases[m.task.name]} | arms
         if arms and not is_reported_only(m.task):
-            shown += show_items(m.primary, arms, _SHOWN if m is session.target else _SHOWN_OF_SUITE)
+            shown += show_items(m.primary, arms, _SHOWN if m is tasks[0] else _SHOWN_OF_SUITE)
     return tuple(shown)
 
 

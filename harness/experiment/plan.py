@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from harness.errors import CandidateFailed
-from harness.evaluation.candidates import ResolvedCandidate, base_weights
-from harness.evaluation.row_sets import RowSet, RunRequest, list_further_sets, target_sets
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.row_sets import RunRequest
 from harness.evaluation.session import Session
 from harness.experiment.stored_rows import is_cross_validated
 from harness.formatting import count
 from harness.models.hub import ModelSource
-from harness.spec import Recipe
 from harness.training.worker import decode_error
 
 if TYPE_CHECKING:
@@ -171,12 +170,6 @@ def arm_label(base_model: str, source: ModelSource) -> str:
     """Name the measurement of a base on the capability suite; `base_model` is the experiment's own."""
     other = "" if source.name == base_model else f" {source.name}"
     return f"{BASE_ARM}{other}{' in ' * bool(source.quantization)}{source.quantization.upper()}"
-
-
-def list_answered_sets(session: Session, recipe: Recipe) -> list[RowSet]:
-    """List the row sets of the targets that a recipe answers, as if the base answered them."""
-    weights = base_weights(session.source)
-    return [*target_sets(session, recipe, weights, 0), *list_further_sets(session, recipe, weights, 0)]
 
 
 TRIES = 3  # of a step whose workers are killed

@@ -35,9 +35,10 @@ from harness.experiment.stored_rows import refuse_folds
 from harness.formatting import count, pluralize
 from harness.metrics import item_scores
 from harness.metrics import version as metric_version
+from harness.prompting import Step
 from harness.provenance import digest_code
 from harness.records import Example, Limits, Output, is_unspaced
-from harness.spec import is_path, metric_name, metric_plugin
+from harness.spec import Task, is_path, metric_name, metric_plugin
 from harness.training import Reward, open_scorer, reward_problems, rewards_of
 
 Score = Callable[[Sequence[Example], Sequence[str]], Sequence[float | None]]
@@ -70,21 +71,18 @@ def open_ranking(
         return _rank_by_reward_model(session, session.candidates[written])
     if name in session.target.judged:
         return _rank_by_judge(session, session.target.judged[name], left_usd)
-    _refuse_unknown(session, written or name)
+    known = {*plugins.names("metrics"), *session.target.judged}
+    known |= {one for one, candidate in session.candidates.items() if not candidate.method.answers}
+    if not is_path(written or name) and metric_plugin(written or name) not in known:
+        found, hint = f"unknown {written or name!r}", did_you_mean(written or name, known)
+        expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
+        raise UserError(Problem("--rank", found, expected, hint))
     task, where = session.target.task, "--rank"
     refuse(reward_problems(written or name, task, session.target.items.train, where))
     unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
     content = digest_code(Path(written)) if is_path(written) else metric_version(written or name, unspaced)
     score = rewards_of(Reward(written=written or name, task=task))
     return Ranking({"metric": name, "version": content}, score)
-
-
-def _refuse_unknown(session: Session, written: str) -> None:
-    known = {*plugins.names("metrics"), *session.target.judged}
-    known |= {name for name, one in session.candidates.items() if not one.method.answers}
-    if not is_path(written) and metric_plugin(written) not in known:
-        expected = "a metric, a Python file, a judge of the target, or a candidate that makes a reward model"
-        raise UserError(Problem("--rank", f"unknown {written!r}", expected, did_you_mean(written, known)))
 
 
 def _rank_by_reward_model(session: Session, candidate: ResolvedCandidate) -> Ranking:
@@ -191,7 +189,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         CandidateFailed: an endpoint cannot be asked, or the budget does not suffice; what came is kept.
     """
     candidate = session.candidates[name]
-    writers.refuse_without_text(session, candidate)
+    writers.refuse_without_text(session.experiment, candidate)
     refuse_folds(session.folds, "harness pairs make", "in which every training row is tested too")
     draws_pairs = candidate.method.draws_from == "pairs"
     items = (session.target if draws_pairs else session.training_data(candidate.source)).items
@@ -203,7 +201,14 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
     most_usd = drawing.max_cost
     left_usd = lambda: None if most_usd is None else most_usd - (budgeted.usage.cost_usd or 0.0)  # noqa: E731
     ranking = open_ranking(session, drawing.rank, left_usd)
-    answers = _draw(session, candidate, budgeted, [row.example for row in rows], drawing)
+    answers = _draw(
+        session.target.task,
+        session.prompting_step(candidate.recipe, session.first_seed),
+        budgeted,
+        [row.example for row in rows],
+        drawing,
+        name,
+    )
     # All answers are scored together.
     flat = [(row.example, text) for row, (texts, _) in zip(rows, answers, strict=True) for text in texts]
     scores = iter(ranking.score([example for example, _ in flat], [text for _, text in flat]) if flat else ())
@@ -219,7 +224,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         step = f"a larger --max-new-tokens, {step}" if _CUT in reasons else step
         raise UserError(Problem("harness pairs make", found, "answers that are ranked apart", step))
     paired = [row for row, outcome in zip(rows, outcomes, strict=True) if outcome.row]
-    notes = writers.check_contamination(session, paired, "pairs", out)
+    notes = writers.check_contamination(session.tasks, paired, "pairs", out)
     spent, ranking_usd = budgeted.usage, ranking.cost_usd()
     paid = {"answers_usd": spent.cost_usd, "ranking_usd": ranking_usd}
     task, recipe = session.target.task, candidate.recipe
@@ -235,7 +240,7 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
         **drawing._asdict(),
         "max_new_tokens": drawing.max_new_tokens or task.max_new_tokens,
         "rank": dict(ranking.by),
-        "leak_check": writers.record_contamination(session, notes),
+        "leak_check": writers.record_contamination(session.tasks, notes),
         "paid": paid,
     }
     known = spent.cost_usd is not None and ranking_usd is not None
@@ -247,21 +252,21 @@ def make_pairs(session: Session, name: str, drawing: Drawing, out: str) -> MadeP
 
 
 def _draw(
-    session: Session,
-    candidate: ResolvedCandidate,
+    task: Task,
+    step: Step,
     budgeted: writers.BudgetedWriter,
     examples: Sequence[Example],
     by: Drawing,
+    name: str,
 ) -> list[tuple[list[str], str]]:
     """Draw answers; return for each example those that differ and are whole, and why there are no more."""
-    task, step = session.target.task, session.prompting_step(candidate.recipe, session.first_seed)
     limits = Limits(by.max_new_tokens or task.max_new_tokens, task.stop, by.temperature, by.top_p)
     requests = [
         writers.PromptRequest(step(example).messages, limits, seed_of(by.seed, example.id, place))
         for example in examples
         for place in range(by.samples)
     ]
-    outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {candidate.name}"))
+    outputs = iter(budgeted.answers(requests, f"{pluralize(len(requests), 'answer')} of {name}"))
     found = []
     for _ in examples:
         drawn = [next(outputs) for _ in range(by.samples)]

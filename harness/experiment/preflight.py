@@ -17,15 +17,16 @@ from harness import config, metrics, provenance, store
 from harness.errors import Problem, UserError, gather
 from harness.evaluation import EvaluationJob
 from harness.evaluation.candidate_rows import describe_training_rows
-from harness.evaluation.candidates import base_weights
+from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.control_arm import reevaluate
+from harness.evaluation.grade_costs import short_contexts
 from harness.evaluation.row_sets import suite_sets
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_costs import Cost, Estimates, checkpoints_gb
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.check_rows import Brief, check_target
-from harness.experiment.report_runs import recipe_warnings, short_judges
+from harness.experiment.report_runs import recipe_warnings
 from harness.formatting import count, pluralize
 from harness.metrics import is_flipped
 from harness.models import Candidate, Size, hardware, vllm
@@ -78,12 +79,13 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     scope = Scope(renew_probe=True, embeddings=embeddings)
     session, selected = _open_experiment(path, overrides, scope, progress, problems)
     machine = session.machine if session else probe(renew=True)
+    candidates = [session.candidates[name] for name in selected] if session else []
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
-    problems += _disk_problems(session, selected, free_gb, str(path.parent))
+    problems += _disk_problems(candidates, free_gb, str(path.parent))
     engine = session.experiment if session and session.experiment.engine == "vllm" else None
     room = hardware.memory(machine.device)
     problems += compiler_problems(machine.device)
-    short = short_judges(session, selected) if session else []
+    short = short_contexts(session, selected) if session else []
     problems += [one.problem for one in short if one.problem]
     data = None
     with gather(problems):
@@ -107,15 +109,12 @@ def examine(path: Path, overrides: list[str], progress: Progress, embeddings: st
     )
 
 
-def _disk_problems(
-    session: Session | None, selected: Iterable[str], free_gb: float, where: str
-) -> Iterator[Problem]:
+def _disk_problems(candidates: Iterable[ResolvedCandidate], free_gb: float, where: str) -> Iterator[Problem]:
     """Yield that there is too little room on the disk, for anything or for the checkpoints of a training."""
     if free_gb < _LEAST_DISK_GB:
         yield Problem(where, f"{free_gb:.1f} GB free", f"{_LEAST_DISK_GB:g} GB or more", "free some")
-    candidates = [session.candidates[name] for name in selected] if session else []
     for candidate in candidates:
-        if session and (needed := checkpoints_gb(candidate)) > free_gb:
+        if (needed := checkpoints_gb(candidate)) > free_gb:
             found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
             step = "free some, or an adapter (method: lora)"
             yield Problem(where, found, "room for three of them", step)
@@ -127,7 +126,8 @@ def _open_experiment(
     try:
         loaded = config.load(path, overrides)
         session = prepare_session(loaded, scope, progress)
-        problems.extend(key_problems(session, {name: loaded.places[name] for name in loaded.selected}))
+        placed = [(loaded.places[name], session.candidates[name]) for name in loaded.selected]
+        problems.extend(key_problems(session.experiment, placed))
         for measured in session.tasks:
             problems.extend(metrics.problems(measured.task))
         return session, loaded.selected
@@ -172,7 +172,9 @@ def _experiment(session: Session, selected: Iterable[str]) -> tuple[str, ...]:
     others = [pluralize(len(things), what) for things, what in more if things]
     n_items = sum(len(m.items.test) for m in session.suites)
     suites = f"suites: {pluralize(len(session.suites), 'task')}, {pluralize(n_items, 'item')}"
-    said = (*items.overlap, *describe_training_rows(session, selected))
+    is_folded = bool(session.folds)
+    trained = describe_training_rows(session.candidates, selected, session.training_data, in_folds=is_folded)
+    said = (*items.overlap, *trained)
     return (*models, ", ".join([target, *others]), *said, suites)
 
 
@@ -211,7 +213,7 @@ def measure_noise(session: Session) -> Noise:
     if engine != "plain":
         arms[LAYOUT] = HFCandidate(host.model, host.tokenizer, host.base.weights_digest, "plain")
     blocks, candidates = [(rows, 0) for rows in sets], [host.base, *arms.values()]
-    again = reevaluate(session, blocks, candidates, "noise: the base again")
+    again = reevaluate(session.progress, session.seconds, blocks, candidates, "noise: the base again")
     tasks = tuple(
         task_noise(rows.job(), usual, dict(zip(arms, others, strict=True)))
         for rows, (usual, *others) in zip(sets, again, strict=True)

@@ -50,7 +50,7 @@ def attach_judges(session: Session, prepare: Prepare) -> Session:
     """
     judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
     problems: list[Problem] = []
-    for one, where in list_judging_candidates(_metrics(session)).items():
+    for one, where in list_judging_candidates(_metrics(session.experiment, session.tasks)).items():
         with gather(problems):
             judging[one.label] = _weights_of(session, one, where, prepare)
     refuse(problems)
@@ -63,7 +63,7 @@ def train_judges(session: Session) -> Session:
     One that cannot be trained fails those whose answers it would grade, with the reason.
     """
     judging = dict(session.judging)
-    for one in list_judging_candidates(_metrics(session)):
+    for one in list_judging_candidates(_metrics(session.experiment, session.tasks)):
         if one.experiment or not isinstance(judging[one.label], str):
             continue
         try:
@@ -74,9 +74,8 @@ def train_judges(session: Session) -> Session:
     return session if judging == session.judging else _add_judging(replace(session, judging=judging))
 
 
-def _metrics(session: Session) -> list[str]:
-    judged = [metric for m in session.tasks for metric in m.task.metrics]
-    return [*judged, session.experiment.gate.target.by]
+def _metrics(experiment: Experiment, tasks: Iterable[MeasuredTask]) -> list[str]:
+    return [*(metric for m in tasks for metric in m.task.metrics), experiment.gate.target.by]
 
 
 def _add_judging(session: Session) -> Session:
@@ -243,7 +242,12 @@ def _prepare_without_judges(
     targets = (experiment.target, *experiment.more_targets)
     named: list[tuple[Role, str, Task]] = [("target", task.name, task) for task in targets]
     named += [(suite.role, suite.name, task) for suite in experiment.suites for task in suite.tasks]
-    items = _load_all((task for _, _, task in named if not task.lm_eval), seed)
+    items: dict[str, TaskItems] = {}
+    problems: list[Problem] = []
+    for task in (task for _, _, task in named if not task.lm_eval):
+        with gather(problems):
+            items[task.name] = load_task(task, seed)
+    refuse(problems)
     encode = open_encoder(scope.embeddings, "--embeddings") if scope.embeddings else None
     items[experiment.target.name] = refuse_or_note(experiment.target, items, catalogue, encode=encode)
     n_pairs = SMOKE_PAIRS if scope.quick else None
@@ -322,16 +326,6 @@ def _find_unread(measured: MeasuredTask) -> Iterator[Problem]:
     found = f"references that it cannot read, of all {pluralize(len(items), 'item')} (the first is {shown})"
     step = "put another metric first in metrics: of the task, such as chrf, which reads any script"
     yield Problem(f"task {measured.task.name}: metric {metric.name}", found, "such as it can score", step)
-
-
-def _load_all(tasks: Iterable[Task], seed: int) -> dict[str, TaskItems]:
-    problems: list[Problem] = []
-    items: dict[str, TaskItems] = {}
-    for task in tasks:
-        with gather(problems):
-            items[task.name] = load_task(task, seed)
-    refuse(problems)
-    return items
 
 
 def find_lm_eval_tasks(experiment: Experiment) -> tuple[Experiment, dict[str, lm_eval.LmEvalTask]]:

@@ -15,16 +15,15 @@ from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs
 from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.grade_costs import ShortContext, short_contexts
 from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.languages import describe_unspoken
-from harness.evaluation.row_sets import RunRequest
+from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment import bases
 from harness.experiment.candidate_result import outcome
-from harness.experiment.executors import plan_of
 from harness.experiment.judged_runs import judge_and_decide
 from harness.experiment.learning_curve import fit_stored_curve
+from harness.experiment.plan import make_plan
 from harness.experiment.preparation import Scope
 from harness.experiment.run_candidate import describe_outdated, find_stored_runs
 from harness.experiment.run_remarks import describe_prompting, describe_trainings, list_remarks
@@ -40,24 +39,20 @@ from harness.report import Command, ExperimentReport, advise_on_power
 from harness.spec import ExecutionPolicy, Experiment
 
 
-def report_stored(session: Session, selected: Iterable[str]) -> ExperimentReport:
+def report_stored(session: Session, selected: Iterable[str], needed: str = "") -> ExperimentReport:
     """Report the stored runs of the selected candidates as they are written now; computes nothing.
+
+    With `needed`, which has to have a run, candidates without one are left out.
 
     Raises:
         IncompatibleRuns: a candidate has no stored run, or only runs of another recipe or other items.
     """
     wanted = in_order(session.candidates, selected)
-    return _report_runs(session, wanted, find_stored_runs(session, wanted), may_leave_out=True)
-
-
-def _report_runs(
-    session: Session,
-    wanted: Sequence[RunRequest],
-    found: Sequence[Run | None],
-    *,
-    may_leave_out: bool = False,
-) -> ExperimentReport:
-    """Report runs that were looked up; all have to be there, or the error names those to select instead."""
+    found = find_stored_runs(session, wanted)
+    if needed:
+        stored = {needed, *(one.candidate.name for one, run in zip(wanted, found, strict=True) if run)}
+        found = [run for one, run in zip(wanted, found, strict=True) if one.candidate.name in stored]
+        wanted = [one for one in wanted if one.candidate.name in stored]
     absent = [one for one, run in zip(wanted, found, strict=True) if run is None]
     names, unknown = [one.candidate.name for one in absent], session.unknown_bases() if absent else []
     if unknown:
@@ -69,7 +64,7 @@ def _report_runs(
     if absent:
         reason = describe_outdated(session, absent[0])
         stored_as = f" ({reason})" if reason else ""
-        selectable = [one.candidate.name for one in wanted] if may_leave_out else []
+        selectable = [] if needed else [one.candidate.name for one in wanted]
         kept = dict.fromkeys(name for name in selectable if name not in names)
         step = f"harness compare, or --candidates {','.join(kept)}" if kept else "harness compare"
         raise IncompatibleRuns(
@@ -80,19 +75,6 @@ def _report_runs(
     return judge_and_report(
         session, reader, [outcome(session.target, reader, run) for run in found if run is not None]
     )
-
-
-def report_stored_so_far(session: Session, selected: Sequence[str], needed: str) -> ExperimentReport:
-    """Report the stored runs of those selected candidates that have one; `needed` has to be among them.
-
-    Raises:
-        IncompatibleRuns: there is no run of `needed` as it is written now.
-    """
-    wanted = in_order(session.candidates, selected)
-    found = list(zip(wanted, find_stored_runs(session, wanted), strict=True))
-    there = {needed, *(one.candidate.name for one, run in found if run)}
-    kept = [(one, run) for one, run in found if one.candidate.name in there]
-    return _report_runs(session, [one for one, _ in kept], [run for _, run in kept])
 
 
 def judge_and_report(
@@ -115,8 +97,15 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    of_rows = [*session.target.items.notes, *describe_training_rows(session, names)]
-    of_rows += [*describe_prompting(session, names), *describe_unspoken(session.target, session.suites)]
+    is_folded = bool(session.folds)
+    of_rows = [
+        *session.target.items.notes,
+        *describe_training_rows(session.candidates, names, session.training_data, in_folds=is_folded),
+    ]
+    of_rows += [
+        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
+        *describe_unspoken(session.target, session.suites),
+    ]
     of_pairs = [*filter(None, [session.judge_of_pairs])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
@@ -148,11 +137,6 @@ def refuse_many(loaded: LoadedExperiment, *, yes: bool) -> None:
         raise UserError(Problem("candidates", found, expected, step))
 
 
-def look_up(session: Session, selected: Iterable[str]) -> list[Run | None]:
-    """Find the stored run of each selected recipe and seed, as it is written now, in the order they run."""
-    return find_stored_runs(session, in_order(session.candidates, selected))
-
-
 def describe_stored(unknown_bases: Sequence[str], found: Sequence[Run | None], missing_s: float) -> str:
     """Say how much of what a dry run plans is stored and how long the rest takes, or why that is unknown."""
     if unknown_bases:
@@ -171,7 +155,8 @@ def workers_sentence(
     policy = session.experiment.execution
     if policy.executor == "in_process":
         return ""
-    plan = plan_of(session, in_order(session.candidates, selected), found, policy.workers or 1, scope)
+    open_ = list_open(in_order(session.candidates, selected), found)
+    plan = make_plan(session, open_, policy.workers or 1, answers=not scope.fewer)
     most = f", at most {count(policy.workers)} at once" if policy.workers else ""
     return f"workers ({policy.executor}{most}) would get {plan}"
 
@@ -246,11 +231,6 @@ def idle_workers(policy: ExecutionPolicy) -> list[str]:
     if policy.executor != "in_process" or (policy.workers or 1) == 1:
         return []
     return [f"workers: {policy.workers}, and no executor: one process does it all; try --executor local"]
-
-
-def short_judges(session: Session, selected: Sequence[str]) -> list[ShortContext]:
-    """List the judges that run here whose context may not hold what they are asked."""
-    return short_contexts(session, selected, session.judge_of_pairs)
 
 
 def recipe_warnings(session: Session, selected: Iterable[str]) -> list[str]:

@@ -121,7 +121,7 @@ class _RunParts(NamedTuple):
         if (done := self.find_done()) is not None:
             return self.add_points(done)
         if candidate.method.makes_artefact:
-            refuse_other_prompts(session, candidate, weights, sets)
+            refuse_other_prompts(open_weights(session, weights), candidate, sets)
         lacking = score_answered(session, sets)
         if not lacking and (before := self.find_before()) is not None:
             return self.add_points(self.save_again(before))

@@ -5,7 +5,7 @@ under all judged metrics of its task together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -14,7 +14,8 @@ from harness import plugins
 from harness.analysis.alignment import fill_errors
 from harness.analysis.economics import index_usd_per_1k
 from harness.evaluation import has_instruction
-from harness.evaluation.session import Session
+from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.timing import describe_timing
 from harness.experiment.bases import base_remarks
 from harness.experiment.stored_rows import Reader, Runs
@@ -26,8 +27,10 @@ from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult, TrainingRecord
 from harness.report import front_sentence, print_tried_value
-from harness.spec import Task
+from harness.spec import DecidePolicy, Task
 from harness.stats import paired_delta, t_interval, wilson
+
+Candidates = Mapping[str, ResolvedCandidate]
 
 
 def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
@@ -42,19 +45,23 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
             also = f"; to {some} others some of several answers failed" if some else ""
             said = f"{run.candidate}: {len(failed) - some} of {len(rows)} test rows are errors and {counted}"
             yield f"{said}{also}, the first one {failed[0].example_id}: {failed[0].error}"
-    for count_of in (_count_uncited, _count_ungraded, _count_noteworthy, _note_merged):
-        yield from count_of(session, reader, done)
+    yield from _count_uncited(session.target, session.candidates, reader, done)
+    yield from _count_ungraded(session.tasks, reader, done)
+    yield from _count_noteworthy(session.tasks, reader, done)
+    yield from _note_merged(session, reader, done)
 
 
-def _count_uncited(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_uncited(
+    target: MeasuredTask, candidates: Candidates, reader: Reader, runs: Iterable[Run]
+) -> Iterator[str]:
     """Count the answers behind marked passages in which no citation is read, where citations are scored."""
-    if not any(name.startswith("citation_") for name in session.target.metrics):
+    if not any(name.startswith("citation_") for name in target.metrics):
         return
-    plain = {example.id: example.prompt for example in session.target.items.test}
+    plain = {example.id: example.prompt for example in target.items.test}
     for run in runs:
-        decoding = session.candidates[run.candidate].recipe.sampling
+        decoding = candidates[run.candidate].recipe.sampling
         is_chosen = decoding is not None and decoding.choose != "first"  # one answer counts, else each
-        rows = (reader.read if is_chosen else reader.answers)(run, session.target)
+        rows = (reader.read if is_chosen else reader.answers)(run, target)
         shown = []
         for row in (row for row in rows if row.status == "ok"):
             # One of several answers to an item has its number behind the item's id.
@@ -75,12 +82,12 @@ _NOTEWORTHY: Mapping[str, Callable[[SampleResult], bool]] = {
 }
 
 
-def _count_noteworthy(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_noteworthy(tasks: Sequence[MeasuredTask], reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Count such items by candidate and task; say what is alike once."""
     for what, shows in _NOTEWORTHY.items():
         alike: dict[str, list[str]] = {}
         for run in runs:
-            measured = (m for m in session.tasks if f"{m.task.name}/test" in run.rows)
+            measured = (m for m in tasks if f"{m.task.name}/test" in run.rows)
             counts = {m.task.name: sum(map(shows, reader.read(run, m))) for m in measured}
             if found := [f"{pluralize(n, 'item')} of {task}" for task, n in counts.items() if n]:
                 alike.setdefault(", ".join(found), []).append(run.candidate)
@@ -125,10 +132,10 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     used = {need for name, one in session.candidates.items() for need in one.lineage if need != name}
     return [
         *dict.fromkeys(of_times),
-        *_note_indexes(session, done),
+        *_note_indexes(session.target, session.candidates, session.experiment.decide, done),
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
-        *dict.fromkeys(base_remarks(session, done)),
-        *_note_endpoints(session, done),
+        *dict.fromkeys(base_remarks(session.store, session.candidates, session.sources, done)),
+        *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
         *_note_artefacts(session, done),
         *(
             f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
@@ -138,16 +145,17 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
     ]
 
 
-def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
+def _note_indexes(
+    target: MeasuredTask, candidates: Candidates, policy: DecidePolicy, runs: Iterable[Run]
+) -> Iterator[str]:
     """Say how large the index of a candidate is, which all of its seeds share, what it takes and costs."""
-    task, items = session.target.task, session.target.items
-    policy, hosting = session.experiment.decide, ""
+    task, items, hosting = target.task, target.items, ""
     if month := policy.index_usd_per_month:
         hosting = f"; hosting it costs {usd(month)} USD a month"
         if each := index_usd_per_1k(policy):
             hosting += f", {usd(each)} USD of 1,000 requests, which their $/1k holds"
     for run in {run.candidate: run for run in runs}.values():
-        recipe = session.candidates[run.candidate].recipe
+        recipe = candidates[run.candidate].recipe
         context = PromptingContext(task, items.train, items.documents, run.seed, dry_run=True)
         took = run.latency.get("prompting_s")  # reranking included
         chosen = (
@@ -159,18 +167,20 @@ def _note_indexes(session: Session, runs: Iterable[Run]) -> Iterator[str]:
             yield f"{said}{chosen}{hosting}"
 
 
-def _note_endpoints(session: Session, runs: Runs) -> Iterator[str]:
+def _note_endpoints(
+    candidates: Candidates, suites: Iterable[MeasuredTask], policy: DecidePolicy, runs: Runs
+) -> Iterator[str]:
     """Say of each endpoint what was measured of it and what was not."""
-    priced = session.experiment.decide.usd_per_million_tokens is not None
+    priced = policy.usd_per_million_tokens is not None
     for run in (run for run in runs if plugins.method(run.method).is_remote):
-        settings = Settings(**session.candidates[run.candidate].source.params)
+        settings = Settings(**candidates[run.candidate].source.params)
         priced_here = priced or settings.usd_per_million_tokens is not None
         cost = "" if priced_here else "; its requests have no price here without usd_per_million_tokens"
         endpoint = f"{settings.name}, asked by {settings.protocol}"
         yield f"{run.candidate}: {endpoint}; times include the network{cost}"
-        if session.candidates[run.candidate].is_target_only:
+        if candidates[run.candidate].is_target_only:
             yield f"{run.candidate}: a baseline, measured on the target alone"
-        elif left := [m.task.name for m in session.suites if f"{m.task.name}/test" not in run.rows]:
+        elif left := [m.task.name for m in suites if f"{m.task.name}/test" not in run.rows]:
             said = "which need token ids or their log-probabilities, and chat has neither"
             yield f"{run.candidate}: not evaluated on {', '.join(left)}, {said}"
     if priced and len({plugins.method(run.method).is_remote for run in runs}) > 1:
@@ -189,22 +199,29 @@ def _note_artefacts(session: Session, runs: Runs) -> Iterator[str]:
             yield f"{run.candidate}: {path.name}, {said}"
 
 
-def describe_prompting(session: Session, names: Iterable[str]) -> list[str]:
-    """Say of candidates, and of the tasks of suites, where prompts hold less than is written."""
+def describe_prompting(
+    candidates: Candidates,
+    targets: Sequence[MeasuredTask],
+    suites: Iterable[MeasuredTask],
+    names: Iterable[str],
+) -> list[str]:
+    """Say of candidates, and of the tasks of suites, where prompts hold less than is written.
+
+    `targets` is the target, or that of each fold.
+    """
     said: dict[str, list[str]] = {}
     for name in names:
-        for trial in session.candidates[name].trials:
-            for one in session.in_folds() or [session]:
-                task, items = one.target.task, one.target.items
+        for trial in candidates[name].trials:
+            for task, items in ((one.task, one.items) for one in targets):
                 context = PromptingContext(task, items.train, items.documents, 0, dry_run=True)
                 evaluated = [*items.validation, *items.test]
                 notes = [*describe_prompts(trial.recipe.prompting, context, evaluated)]
-                is_asked = session.candidates[name].method.makes_language_model
+                is_asked = candidates[name].method.makes_language_model
                 if is_asked and not has_instruction(task, trial.recipe, evaluated):
                     notes.append(_BARE)
                 for note in notes:
                     said.setdefault(note, []).append(name)
-    for suite in session.suites:
+    for suite in suites:
         if suite.task.num_fewshot and not suite.task.lm_eval:
             shots = {"few_shot": {"shots": suite.task.num_fewshot}}
             context = PromptingContext(suite.task, suite.items.train, (), 0, dry_run=True)
@@ -223,7 +240,7 @@ _CUT, _FAILED = "cut at max_new_tokens:", "failed"
 _STEP = " (raise max_new_tokens, or truncated_scores: true in the task lets judges grade cut ones)"
 
 
-def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
+def _count_ungraded(tasks: Iterable[MeasuredTask], reader: Reader, runs: Iterable[Run]) -> Iterator[str]:
     """Say of each run how many answers to a judged task were cut, empty or failed, and so never judged."""
 
     def find_reason(task: Task, row: SampleResult) -> str:
@@ -233,7 +250,7 @@ def _count_ungraded(session: Session, reader: Reader, runs: Iterable[Run]) -> It
             return "none of the labels" if row.text.strip() else "empty"
         return _FAILED if row.finish_reason == "error" else ""
 
-    judged = [m for m in session.tasks if m.judged]
+    judged = [m for m in tasks if m.judged]
     for run in runs:
         for measured in (m for m in judged if f"{m.task.name}/test" in run.rows):
             rows = reader.answers(run, measured)

@@ -21,19 +21,16 @@ from harness.analysis.judge_correction import JudgedPair, bias_of
 from harness.analysis.verdict import TargetFacts
 from harness.data import Split
 from harness.errors import CandidateFailed, IncompatibleRuns
-from harness.evaluation.grading import grade_answers
 from harness.evaluation.judges import read_stored_grades
 from harness.evaluation.judging_stage import (
     answers_differ,
-    list_ungraded_pairs,
     map_shown_pairs,
     pair_rows,
     preferences,
 )
-from harness.evaluation.session import Session
 from harness.experiment.candidate_result import facts_on_target, mark_recipe
-from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
-from harness.experiment.study import Study, correct_reached, describe_reached, is_of_recipe, judge_labels
+from harness.experiment.stored_rows import Facts, Rows, Runs
+from harness.experiment.study import Study, correct_reached, is_of_recipe, judge_labels
 from harness.metrics import Metric
 from harness.records import Run
 from harness.spec import PEOPLE, GatePolicy, Recipe, Task, metric_name
@@ -221,29 +218,11 @@ def refuse_lost_folds(study: Study, run: Run) -> None:
         )
 
 
-def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None = None) -> list[str]:
-    """Let the gate's judge compare answers of fine-tunes with the best untrained candidate's, or a base's.
-
-    Returns why it could not, if it could not; what it said until then is kept.
-    """
-    judged = session.judge_of_pairs
-    if judged is None:
-        return []
-    pairs = [(run, base) for run in runs] if base else _pairs(runs, describe_reached(session, reader, runs))
-    task, examples = session.target.task, session.target.items.test
-    rows = ((reader.cut(other, task), reader.cut(run, task)) for run, other in pairs)
-    try:
-        grade_answers(session, [one for pair in rows for one in list_ungraded_pairs(judged, examples, *pair)])
-    except CandidateFailed as error:
-        return [f"win rates by {judged.metric}: not all pairs could be judged ({error})"]
-    return []
-
-
 def add_wins(study: Study, runs: Runs, facts: Facts) -> list[CandidateFacts]:
     """Add the win rates of fine-tunes over the best untrained candidate, where the gate asks for them."""
     if study.experiment.gate.target.win_rate is None:
         return list(facts)
-    found = {run.run_id: wins_of(study, run, base) for run, base in _pairs(runs, facts)}
+    found = {run.run_id: wins_of(study, run, base) for run, base in pair_with_best(runs, facts)}
     return [replace(f, wins=found.get(f.run_id)) for f in facts]
 
 
@@ -297,7 +276,7 @@ def open_where_failed(wins: Wins, base: Rows, most: float, unread: Collection[st
     return wins._replace(rate=wins.rate._replace(low=0.0, high=1.0), is_open=True)
 
 
-def _pairs(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
+def pair_with_best(runs: Runs, facts: Facts) -> list[tuple[Run, Run]]:
     """List the finished fine-tunes, each with the run of the best untrained candidate."""
     best = best_untrained(facts)
     base = next((run for run in runs if run.candidate == best and run.state == "done"), None)

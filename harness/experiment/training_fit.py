@@ -26,12 +26,11 @@ from harness.masking import mask_values
 from harness.metrics import version as metric_version
 from harness.models.artefacts import artefact_files
 from harness.models.hardware import MOST_WAITED, ignores_load
-from harness.models.hub import ModelSource
 from harness.models.weight_files import content_digest
 from harness.provenance import digest_code, versions_of
 from harness.records import Example, TrackedPoint, digest, drop_defaults, is_unspaced, parse_json
 from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
-from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, is_path, metric_name
+from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
 from harness.training import LiveRun, make_live_id, open_trackers
 from harness.training.worker import launch
@@ -56,11 +55,8 @@ def describe_live_run(
     )
 
 
-def show_point(
-    session: Session, candidate: ResolvedCandidate, seed: int, folder: Path, point: TrackedPoint
-) -> None:
+def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
     """Send the target's score on validation at a point along a training to the trackers that see it."""
-    run = describe_live_run(session, candidate, seed, folder)
     if run and point.target is not None:
         with open_trackers(run, point.step) as send:
             send({"training/target": point.target}, point.step)
@@ -103,7 +99,9 @@ def fit(
     source, method, folder = candidate.source, candidate.method, begun.folder
     part = folder.with_name(folder.name + ".part")
     processes = processes_of(session.experiment.training.accelerate, source)
-    own_process = method.trains and (processes > 1 or has_own_process(session))
+    own_process = method.trains and (
+        processes > 1 or has_own_process(session.experiment.training, session.machine.device)
+    )
     if (folder / PRUNED).exists():
         (folder / PRUNED).unlink()
         folder.rename(part)
@@ -136,32 +134,24 @@ def fit(
     part.rename(folder)
     if method.trains:
         alone = processes == 1 and not (is_resumed or session.is_worker)
-        _learn_pace(session, work, folder, candidate.trained_base, time.monotonic() - began, alone=alone)
+        took_s = time.monotonic() - began
+        # One that stopped early made less, and one that generates its answers does what nobody estimated.
+        # What it took beside its steps is learnt of a training that read nothing before them.
+        record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
+        steps_s = min(record.get("train_loop_s", 0.0), took_s)
+        as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
+        waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
+        undisturbed = alone and waited <= MOST_WAITED
+        generates = bool({"reward", "teacher"} & record.keys())
+        base, of_steps = candidate.trained_base, undisturbed and as_estimated and not generates
+        session.learn_pace("training", work, steps_s, base, teaches=of_steps)
+        of_rest = undisturbed and not (work.read or work.generated)
+        session.learn_pace("fits", work, took_s - steps_s, base, teaches=of_rest)
 
 
-def has_own_process(session: Session) -> bool:
+def has_own_process(policy: TrainingPolicy, device: str) -> bool:
     """Tell whether each training has a process of its own: on a GPU, unless harness.yaml says otherwise."""
-    requested = session.experiment.training.process
-    return requested == "own" or (requested == "auto" and session.machine.device == "cuda")
-
-
-def _learn_pace(
-    session: Session, work: costs.Work, made: Path, base: ModelSource, took_s: float, *, alone: bool
-) -> None:
-    """Learn how fast this machine trains, from a training of the steps that were estimated, undisturbed."""
-    # One that stopped early made less, and one that generates its answers does what nobody estimated. What it
-    # took beside its steps is learnt of a training that read nothing before them.
-    record = parse_json((made / training.FIT).read_text("utf-8"))["training"]
-    steps_s = min(record.get("train_loop_s", 0.0), took_s)
-    as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
-    waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
-    undisturbed = alone and waited <= MOST_WAITED
-    generates = bool({"reward", "teacher"} & record.keys())
-    session.learn_pace(
-        "training", work, steps_s, base, teaches=undisturbed and as_estimated and not generates
-    )
-    reads_first = bool(work.read or work.generated)
-    session.learn_pace("fits", work, took_s - steps_s, base, teaches=undisturbed and not reads_first)
+    return policy.process == "own" or (policy.process == "auto" and device == "cuda")
 
 
 def _write_job(

@@ -99,14 +99,16 @@ _KEPT = "forgetting.json"
 _FEW = 10  # items of a task
 
 
-def scoring_problems(session: Session, candidate: ResolvedCandidate) -> Iterator[Problem]:
+def scoring_problems(
+    suites: Sequence[MeasuredTask], seed: int, candidate: ResolvedCandidate
+) -> Iterator[Problem]:
     """Yield that there are no items to measure forgetting on, or no checkpoints to measure."""
     where, bound = f"candidate {candidate.name}", candidate.recipe.subject_to
     if candidate.recipe.track and not candidate.method.tracks:
         found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
         expected = f"one of the methods {', '.join(methods(tracks=True))}"
         yield Problem(where, found, expected, "remove track")
-    if bound and not general_items(session.suites, session.first_seed, bound.items):
+    if bound and not general_items(suites, seed, bound.items):
         found = "subject_to: {forgetting: …}, and no general item outside the tests"
         expected = "items of the capability suites for validation"
         step = "data: {validation: FILE} at a task of a capability suite, or a limit below its items"
@@ -245,7 +247,12 @@ def measure_points(
     source, kept = candidate.source, read_tracked_weights(candidate, weights)
     if not source.track or not kept:
         return ()
-    sampled = _sample(session, base_rows, source.track.items)
+    rows = {
+        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
+        for m in session.suites
+        if m.task.name in base_rows
+    }
+    sampled = _sample(session.suites, session.first_seed, rows, source.track.items)
     return tuple(measure_point(session, candidate, step, made, seed, sampled) for step, made in kept.items())
 
 
@@ -264,26 +271,20 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
 
 
 def _sample(
-    session: Session, base_rows: Mapping[str, str], n_items: int
+    suites: Iterable[MeasuredTask], seed: int, rows: Mapping[str, list[SampleResult]], n_items: int
 ) -> list[tuple[MeasuredTask, list[SampleResult]]]:
-    """Sample items of the search half evenly from the tasks that count there; beside them the base's rows."""
-    rows = {
-        m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
-        for m in session.suites
-        if m.task.name in base_rows
-    }
-    seed = session.first_seed
+    """Sample items of the search half evenly from the tasks that count there, each with the base's rows."""
+    measured = [m for m in suites if m.task.name in rows]
     alike = [
         Measurement(m.task, m.role, m.suite, m.metrics, rows[m.task.name], rows[m.task.name])
-        for m in session.suites
-        if m.task.name in rows
+        for m in measured
     ]
     part = cut_to_half(alike, split(rows, seed), "search")
     counting = name_admitted_tasks(part)
     there = {m.task.name: m.base for m in part if m.task.name in counting}
     each = -(-n_items // max(1, len(there)))
     sampled = []
-    for m in (m for m in session.suites if m.task.name in there):
+    for m in (m for m in measured if m.task.name in there):
         ordered = sorted(
             there[m.task.name], key=lambda row: (digest([seed, cluster_name(row)]), row.example_id)
         )

@@ -25,7 +25,7 @@ from harness.evaluation.control_arm import measure_once
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import RowSet, suite_sets, target_sets
 from harness.evaluation.runner import answer, fill, find_base_rows, open_weights
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights, make_trial, note_failed_trial
 from harness.experiment.plan import TRIES, Journal, Outcome, Plan, Step, append, wait_for_files
 from harness.experiment.preparation import Scope, prepare_session
@@ -75,7 +75,7 @@ def write_assignment(
     machine = session.machine
     if machine.device == "cpu":
         machine = machine._replace(name=cpu_name(threads))
-    state = _state(session, machine.name, threads)
+    state = _state(session.sources, session.tasks, machine, threads)
     assignment = Assignment(loaded, scope, plan, machine, threads, Path.cwd(), state, list_known_costs())
     # The code comes first: what other code wrote need not be readable.
     content = pickle.dumps(_code_digest()) + pickle.dumps(assignment)
@@ -113,28 +113,7 @@ def work(file: Path, *, reports: bool = True) -> None:
         if reports and file.exists():
             append(file.with_name(JOURNAL), "refused", *encode_error(error))
         raise
-    pull(session, Journal(file.with_name(JOURNAL), assignment.plan), file)
-
-
-def pull(session: Session, journal: Journal, file: Path) -> None:
-    """Make one step after the other, as long as the command that wrote the file is interested."""
-    pause = _FIRST_WAIT_S
-    while file.exists() and not journal.is_over:
-        if claimed := journal.claim(session.store.folder / store.CLAIMS):
-            step, lock = claimed
-            try:
-                _Worker(session, journal, file).make(
-                    step,
-                )
-            finally:
-                lock.release()
-            pause = _FIRST_WAIT_S
-        elif journal.is_under_way:
-            return
-        else:
-            time.sleep(pause)
-            pause = min(2 * pause, _LONGEST_WAIT_S)
-        journal.read()
+    _Worker(session, Journal(file.with_name(JOURNAL), assignment.plan), file).pull()
 
 
 class _Worker(NamedTuple):
@@ -143,6 +122,24 @@ class _Worker(NamedTuple):
     session: Session
     journal: Journal
     file: Path
+
+    def pull(self) -> None:
+        """Make one step after the other, as long as the command that wrote the file is interested."""
+        journal, pause = self.journal, _FIRST_WAIT_S
+        while self.file.exists() and not journal.is_over:
+            if claimed := journal.claim(self.session.store.folder / store.CLAIMS):
+                step, lock = claimed
+                try:
+                    self.make(step)
+                finally:
+                    lock.release()
+                pause = _FIRST_WAIT_S
+            elif journal.is_under_way:
+                return
+            else:
+                time.sleep(pause)
+                pause = min(2 * pause, _LONGEST_WAIT_S)
+            journal.read()
 
     def make(self, step: Step) -> None:
         """Make a step as far as it is not stored, and note its outcome."""
@@ -265,22 +262,23 @@ def _prepare(assignment: Assignment) -> Session:
     learn_costs(assignment.costs)
     session = prepare_session(assignment.loaded, assignment.scope, SilentProgress(), assignment.machine)
     session.is_worker = True
-    _refuse_other(
-        assignment.state, _state(session, current_device(assignment.machine.device), torch_threads())
-    )
+    here = session.machine._replace(name=current_device(assignment.machine.device))
+    _refuse_other(assignment.state, _state(session.sources, session.tasks, here, torch_threads()))
     return session
 
 
-def _state(session: Session, device: str, threads: int) -> dict[str, str]:
+def _state(
+    sources: Mapping[str, ModelSource], tasks: Iterable[MeasuredTask], machine: Machine, threads: int
+) -> dict[str, str]:
     """Describe by name what rows and weights depend on: where they are computed, models and data."""
-    of_cpu = session.machine.device == "cpu"
+    of_cpu = machine.device == "cpu"
     kernels = {f"CPU {name}": value for name, value in cpu_kernels().items()} if of_cpu else {}
     if "CPU flags" in kernels:
         kernels["CPU flags"] = digest(kernels["CPU flags"])  # too many to read
-    models = {f"model {n}": f"{s.weights_digest}/{s.template_digest}" for n, s in session.sources.items()}
-    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in session.tasks}
-    computed = {"precision": session.machine.precision, "threads": str(threads)}
-    return provenance.describe_environment(device) | computed | kernels | models | data
+    models = {f"model {n}": f"{s.weights_digest}/{s.template_digest}" for n, s in sources.items()}
+    data = {f"data of {m.task.name}": digest(dict(m.versions)) for m in tasks}
+    computed = {"precision": machine.precision, "threads": str(threads)}
+    return provenance.describe_environment(machine.name) | computed | kernels | models | data
 
 
 def _refuse_other(expected: Mapping[str, str], found: Mapping[str, str]) -> None:

@@ -29,7 +29,7 @@ from harness.evaluation.candidate_rows import refuse_or_note
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
 from harness.evaluation.costs import Budget, Spend
 from harness.evaluation.runner import open_weights
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_problems import key_problems
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.formatting import count, pluralize, usd
@@ -48,7 +48,7 @@ from harness.records import (
     digest,
     parse_json,
 )
-from harness.spec import TokenPrices
+from harness.spec import Experiment, TokenPrices
 from harness.store import Store, append_lines, read_lines
 
 
@@ -78,7 +78,7 @@ def candidate_writer(session: Session, name: str, max_cost: float | None) -> Wri
         UserError: it generates no text, cannot be asked, or has no prices to hold a budget against.
     """
     candidate, seed = session.candidates[name], session.first_seed
-    refuse_without_text(session, candidate)
+    refuse_without_text(session.experiment, candidate)
     if candidate.is_remote:
         writer = _remote_writer(session, candidate)
         if max_cost is not None and writer.planned(1, 1) is None:
@@ -175,14 +175,14 @@ def _usd(read: float, written: float, prices: TokenPrices) -> float:
     return costs.request_usd(TokenCounts(read, 0, written), prices)
 
 
-def refuse_without_text(session: Session, candidate: ResolvedCandidate) -> None:
+def refuse_without_text(experiment: Experiment, candidate: ResolvedCandidate) -> None:
     """Refuse a candidate that generates no text, or cannot be asked now."""
     refuse_silent(candidate)
     where = f"candidate {candidate.name}"
     if not candidate.method.makes_language_model:
         found = f"the method {candidate.source.method}, which generates no text"
         raise UserError(Problem(where, found, "a candidate that generates its answers", "name another"))
-    refuse(key_problems(session, {candidate.name: where}))
+    refuse(key_problems(experiment, [(where, candidate)]))
 
 
 def write_question(example: Example) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -202,23 +202,23 @@ def draw_prompts(rows: Sequence[SourcedExample], n: int | None, seed: int) -> li
     return [row for row in rows if row.example.id in ids]
 
 
-def list_evaluated(session: Session) -> list[SourcedExample]:
-    """List what an experiment evaluates: validation and test of its target, and items of all other tasks."""
-    own = [row for rows in session.target.items.evaluated.values() for row in rows]
-    return own + [row for m in session.tasks[1:] for row in m.items.list_sourced("test")]
+def list_evaluated(tasks: Sequence[MeasuredTask]) -> list[SourcedExample]:
+    """List what is evaluated: validation and test of the target (the first task), items of the others."""
+    own = [row for rows in tasks[0].items.evaluated.values() for row in rows]
+    return own + [row for m in tasks[1:] for row in m.items.list_sourced("test")]
 
 
 def check_contamination(
-    session: Session, rows: Sequence[SourcedExample], part: PartName, file: str
+    tasks: Sequence[MeasuredTask], rows: Sequence[SourcedExample], part: PartName, file: str
 ) -> tuple[str, ...]:
     """Hold what rows ask against all that is evaluated; return notes of those alike in other words.
 
-    `file` is where the rows stand, or will.
+    The first of the tasks is the target; `file` is where the rows stand, or will.
 
     Raises:
         UserError: a row asks what is evaluated.
     """
-    items, task = session.target.items, session.target.task
+    items, task = tasks[0].items, tasks[0].task
     evaluated = [row for of in items.evaluated.values() for row in of]
     shown = display_path(file)
     if found := find_contaminated_rows(rows, evaluated, task.kind == "choice"):
@@ -227,14 +227,14 @@ def check_contamination(
     places = {**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}}
     train, pairs = (examples, ()) if part == "train" else ((), examples)
     own = replace(items, train=train, pairs=pairs, places=places)
-    others = {m.task.name: m.items for m in session.tasks[1:]}
+    others = {m.task.name: m.items for m in tasks[1:]}
     return refuse_or_note(task, {**others, task.name: own}, {}, {part: shown}).overlap
 
 
-def record_contamination(session: Session, notes: Sequence[str]) -> dict[str, Any]:
+def record_contamination(tasks: Sequence[MeasuredTask], notes: Sequence[str]) -> dict[str, Any]:
     """Say in a manifest what the contamination check held rows against, and what it noted."""
     return {
-        "evaluated": len(list_evaluated(session)),
+        "evaluated": len(list_evaluated(tasks)),
         "contaminated": 0,
         "in_other_words": list(notes),
     }

@@ -44,8 +44,13 @@ class _Row(NamedTuple):
     where: str
 
 
-def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidate]) -> Iterator[Problem]:
-    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file."""
+def find_unwritable_rows(
+    tasks: Sequence[MeasuredTask], seed: int, candidates: Iterable[ResolvedCandidate]
+) -> Iterator[Problem]:
+    """Yield the rows that the chat template of a candidate's base does not write, at most ten of a file.
+
+    The first of the tasks is the target.
+    """
     candidates = list(candidates)
     bases = {
         base
@@ -54,10 +59,9 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
         for base in (one.base, one.trained_base)
         if not is_packed(base) and chat_template(base)
     }
-    tasks = [session.target, *session.more_targets, *session.suites, *session.training.values()]
     rows = [row for measured in tasks for row in _list_rows(measured)]
-    if rows and session.target.task.chat_template:
-        rows += [row for one in candidates for row in _prompt_first_items(session, one)]
+    if rows and tasks[0].task.chat_template:
+        rows += [row for one in candidates for row in _prompt_first_items(tasks[0], seed, one)]
     texts = [list(row.messages) for row in rows]
     texts_digest = digest(texts) if bases else ""
 
@@ -77,17 +81,17 @@ def find_unwritable_rows(session: Session, candidates: Iterable[ResolvedCandidat
         yield from _name_unwritable(base, rows, memo("unwritable_rows", key, partial(try_rows, base)))
 
 
-def _prompt_first_items(session: Session, candidate: ResolvedCandidate) -> Iterator[_Row]:
+def _prompt_first_items(target: MeasuredTask, seed: int, candidate: ResolvedCandidate) -> Iterator[_Row]:
     """Yield first items of the target as a candidate is asked them: with its system text and as many shots.
 
     Shots are the fixed ones: which rows they are changes no turn, and the search for near ones takes time.
     """
-    recipe, task, items = candidate.trials[0].source, session.target.task, session.target.items
+    recipe, task, items = candidate.trials[0].source, target.task, target.items
     few = recipe.prompting.get("few_shot")
     shots = {} if few is None else {"few_shot": {**few, "select": "fixed"}}
     if recipe.system is None and not shots:
         return
-    step = compose(shots, PromptingContext(task, items.train, (), session.first_seed))
+    step = compose(shots, PromptingContext(task, items.train, (), seed))
     system = recipe.system if recipe.system is not None else task.system
     for example in (*items.validation, *items.test)[:_FIRST]:
         prompt = wrap_prompt(step(example), system, None)

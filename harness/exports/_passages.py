@@ -9,7 +9,7 @@ from typing import Any
 
 from harness import prompting
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask
 from harness.prompting import PromptingContext
 
 FILE = "passages.jsonl"
@@ -73,10 +73,10 @@ texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
 """
 
 
-def add_passages(session: Session, candidate: ResolvedCandidate, seed: int, folder: Path) -> None:
+def add_passages(target: MeasuredTask, candidate: ResolvedCandidate, seed: int, folder: Path) -> None:
     """Write the passages of a candidate with retrieval into its export, with README.md; nothing of others."""
-    items = session.target.items
-    context = PromptingContext(session.target.task, items.train, items.documents, seed, dry_run=True)
+    items = target.items
+    context = PromptingContext(target.task, items.train, items.documents, seed, dry_run=True)
     for settings, passages in prompting.list_passages(candidate.recipe.prompting, context):
         lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
         (folder / FILE).write_text("".join(f"{line}\n" for line in lines), "utf-8")

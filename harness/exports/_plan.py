@@ -237,7 +237,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         part.mkdir(mode=0o700)
         try:
             made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-            add_passages(session, plan.candidate, plan.run.seed, part)
+            add_passages(session.target, plan.candidate, plan.run.seed, part)
             export = _describe(session, plan, made, part)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
             (part / RECORD).write_text(f"{text}\n", "utf-8")

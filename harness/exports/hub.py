@@ -12,7 +12,7 @@ from typing import Any
 from harness.data import Split
 from harness.errors import Problem, UserError
 from harness.evaluation.session import MeasuredTask
-from harness.experiment import report_stored_so_far
+from harness.experiment import report_stored
 from harness.exports import PRECISIONS, ExportJob, ExportPlan, Format, Written, write_whole
 from harness.models.embedded_model import HUB_ID, LICENSE, NAMES
 from harness.models.weight_files import count_types
@@ -36,7 +36,7 @@ def write(job: ExportJob, folder: Path) -> Written:
     from huggingface_hub import ModelCard, ModelCardData
 
     plan, session = job.plan, job.session
-    report = report_stored_so_far(session, [*session.candidates], plan.run.candidate)
+    report = report_stored(session, [*session.candidates], plan.run.candidate)
     fact = next((one for one in report.facts if one.run_id == plan.run.run_id), None)
     if fact is None:
         found, expected = "a run that the report does not show", "the candidate's newest run"

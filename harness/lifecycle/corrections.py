@@ -21,7 +21,7 @@ from harness.experiment import writers
 from harness.lifecycle.feedback import mask_example
 from harness.metrics import normalize
 from harness.records import FEEDBACK_ORIGIN, Example, FeedbackRow, checksum
-from harness.spec import Fields
+from harness.spec import Fields, Task
 from harness.store import feedback_files
 
 _SENDERS_CAP = "more than --per-sender of one sender"
@@ -42,7 +42,7 @@ def make_rows(session: Session, rows: Sequence[FeedbackRow], per_sender: int, ou
     Raises:
         UserError: there is no correction, or the task's columns cannot hold one.
     """
-    prompt, reference = _columns(session)
+    prompt, reference = _columns(session.target.task)
     labels = {normalize(label): label for label in session.target.task.labels}
 
     def answers(row: FeedbackRow) -> _Answers | str:
@@ -83,7 +83,8 @@ def _make(
         kind = {"rows": "correction", "pairs": "preference"}[what]
         step = f"harness feedback add FILE, with a column {kind}"
         raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
-    evaluated = _mask_rows(session, writers.list_evaluated(session))
+    region = session.experiment.feedback.region
+    evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
     asked = find_contaminated_rows([_sourced(row) for row in rows], evaluated)
     leaks = {leak.training.example.id: leak.evaluated.where for leak in asked}
     n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
@@ -106,18 +107,17 @@ def _make(
         found = f"{len(rows):,} stored rows, all left out: {', '.join(reasons)}"
         step = "collect more feedback"
         raise UserError(Problem(f"harness feedback {what}", found, "at least one row", step))
-    notes = writers.check_contamination(session, kept, "train" if what == "rows" else "pairs", out)
+    notes = writers.check_contamination(session.tasks, kept, "train" if what == "rows" else "pairs", out)
     used = {
         "feedback": {path.parent.name: checksum(path) for path in feedback_files(session.store)},
         "per_sender": per_sender,
-        "leak_check": writers.record_contamination(session, notes),
+        "leak_check": writers.record_contamination(session.tasks, notes),
     }
     return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
 
 
-def _mask_rows(session: Session, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
+def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
     """Mask what rows ask, so that stored feedback that asks the same is found."""
-    region = session.experiment.feedback.region
     return [row._replace(example=mask_example(row.example, region)) for row in rows]
 
 
@@ -129,13 +129,13 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
     Raises:
         UserError: a mark names no person, no stored row or no answer; all such marks are listed.
     """
-    prompt, reference = _columns(session)
-    by_id = {row.row_id: row for row in rows}
+    prompt, reference = _columns(session.target.task)
+    by_id, region = {row.row_id: row for row in rows}, session.experiment.feedback.region
     problems, chosen = list[Problem](), list[tuple[FeedbackRow, str, str]]()
     for mark in readers.read(marks, "test").rows:
         cells = {name: str(value or "").strip() for name, value in mark.fields.items()}
         row = by_id.get(cells.get("id", ""))
-        text = redact(cells.get("reference", ""), session.experiment.feedback.region)[0]
+        text = redact(cells.get("reference", ""), region)[0]
         text = text or (row.correction if row else "")
         missing = "no marked_by" if not cells.get("marked_by") else "no stored row of this id"
         if row is None or not cells.get("marked_by") or not text:
@@ -146,7 +146,7 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
         else:
             chosen.append((row, text, redact(cells["marked_by"])[0]))
     refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
-    trained_rows = _mask_rows(session, session.target.items.list_sourced("train"))
+    trained_rows = _mask_rows(region, session.target.items.list_sourced("train"))
     asked = find_contaminated_rows(trained_rows, [_sourced(row) for row, _, _ in chosen])
     trained = {leak.evaluated.example.id: leak.training.where for leak in asked}
     outcomes = []
@@ -162,13 +162,12 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
     return FeedbackEdit(Edit("rows", used, (), command="harness feedback rows --test-items"), outcomes, ())
 
 
-def _columns(session: Session) -> tuple[str, str]:
+def _columns(task: Task) -> tuple[str, str]:
     """Return the columns of question and answer as the target's own files have them.
 
     Raises:
         UserError: its templates are no single columns, so that a row cannot be taken apart into them.
     """
-    task = session.target.task
     if task.fields == Fields():
         return "prompt", "reference"
     found = [FIELD.fullmatch(template) for template in (task.fields.prompt, task.fields.reference)]

@@ -76,7 +76,7 @@ def find_case(session: Session, selected: Sequence[str], wanted: str) -> RescueC
                 f"{wanted}: found a run of a recipe that the file does not have now; expected {name} as it "
                 "was; next: write it down as it was, or harness compare"
             )
-    report = experiment.report_stored_so_far(session, selected, name)
+    report = experiment.report_stored(session, selected, name)
     known = [f for f in report.facts if f.name == name and wanted in (name, f.run_id)]
     if not known:
         raise IncompatibleRuns(
