@@ -54,11 +54,7 @@ def test_steps_are_made_one_at_a_time_and_the_page_lists_what_is_left(steps_file
     assert "| halved-1 |" not in done
     assert "| harness | halved-1 | 0.0 |" in left
     assert "| three tasks | plain LoRA and 5 ways | 2.0 |" in left
-    (row,) = (
-        row
-        for row in rows_of("ways", "a CPU", report_done(steps_file, plan(steps_file)))
-        if row.candidate == "plain-1"
-    )
+    (row,) = (row for row in rows if row.candidate == "plain-1")
     assert row.held_back
     assert not {"critical", "regressions", "target"} & set(row.held_back)
 
@@ -159,15 +155,13 @@ def test_a_baseline_is_compared_at_its_own_price_by_report_and_gate_and_never_ju
     path, found = file_and_report
     assert [key.partition("/")[0] for key in tiny_experiment.runs_of(path)["large"].rows] == ["letters"] * 2
     assert find_large(found).verdict is None
-    assert "(a baseline, not judged)" in markdown(experiment_document(file_and_report[1]))
-    facts = find_large(file_and_report[1])
+    assert "(a baseline, not judged)" in markdown(experiment_document(found))
+    facts = find_large(found)
     assert facts.cost_per_1k_usd == pytest.approx((3 * facts.tokens.prompt + 15 * facts.tokens.output) / 1000)
 
-    path, _ = file_and_report
     (judged,) = gate(path, "tuned", ["gate.target.gain=0.05"])
     (rule,) = [rule for rule in judged.verdict.rules if rule.name == "target"]
     assert "over the best untrained candidate" in rule.sentence
-    (judged,) = gate(file_and_report[0], "tuned", ["candidates.tuned.params.num_concurrent=2"])
-    assert judged.candidate
+    assert gate(path, "tuned", ["candidates.tuned.params.num_concurrent=2"])
     with pytest.raises(UserError, match="large: found a baseline, measured on the target alone"):
-        gate(file_and_report[0], "large")
+        gate(path, "large")

@@ -143,32 +143,31 @@ def test_a_task_given_other_arguments_is_another_task(tmp_path):
         gate(tmp_path / "law", tmp_path / "music")
 
 
+WARM = {"max_tokens": 64, "temperature": 0.7}
+
+
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("old", "new", "said"),
     [
-        ({"task_version": 1}, "differ in task_version: 0 and 1"),
-        (
-            {"model_generate_config": {"max_tokens": 64, "temperature": 0.7}},
-            "differ in temperature: 'the default'",
-        ),
-        ({"scorers": [{"name": "match", "options": {}}]}, "differ in scorers"),
+        ({}, {"task_version": 1}, "differ in task_version: 0 and 1"),
+        ({}, {"model_generate_config": WARM}, "differ in temperature: 'the default'"),
+        ({}, {"scorers": [{"name": "match", "options": {}}]}, "differ in scorers"),
+        *[
+            ({field: {key: one}}, {field: {key: other}}, said)
+            for field, key, one, other, said in (
+                ("model_args", "torch_dtype", "bfloat16", "float32", "torch_dtype: 'bfloat16' and 'float32'"),
+                (
+                    "model_roles", "grader", {"model": "openai/one"}, {"model": "openai/other"},
+                    "in model_roles",
+                ),
+            )
+        ],
     ],
-)
-def test_another_version_decoding_or_scorer_is_refused_by_its_name(tmp_path, changes, said):
+)  # fmt: skip
+def test_another_version_decoding_scorer_precision_or_grader_is_refused_by_its_name(tmp_path, old, new, said):
+    arms = [inspect_logs.write(tmp_path / n, {"quiz": ["C"] * 9}, **of) for n, of in (("a", old), ("b", new))]
     with pytest.raises(IncompatibleRuns, match=said):
-        gate(*arms(tmp_path, n=9, tasks=1, **changes))
-
-
-def test_logs_of_another_precision_or_grader_are_not_compared(tmp_path):
-    old = inspect_logs.write(tmp_path / "a", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "bfloat16"})
-    new = inspect_logs.write(tmp_path / "b", {"quiz": ["C"] * 9}, model_args={"torch_dtype": "float32"})
-    with pytest.raises(IncompatibleRuns, match="torch_dtype: 'bfloat16' and 'float32'"):
-        gate(old, new)
-
-    old, new = arms(tmp_path, n=9, tasks=1, model_roles={"grader": {"model": "openai/other"}})
-    inspect_logs.write(old, {"task_0": ["C"] * 9}, model_roles={"grader": {"model": "openai/one"}})
-    with pytest.raises(IncompatibleRuns, match="differ in model_roles"):
-        gate(old, new)
+        gate(*arms)
 
 
 @pytest.mark.parametrize(

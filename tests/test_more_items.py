@@ -118,70 +118,38 @@ def join(*verdicts):
 A = SpareItems("a", ("suites.s.tasks.a.limit",), 300, 413)
 B = SpareItems("b", ("suites.s.tasks.b.limit", "suites.s.tasks.b.data.limits.test"), 100, 1_500)
 DRAWN = SpareItems("a", (), 160, 800)
-LIMIT_A, LIMIT_B = (
-    "suites.s.tasks.a.limit",
-    "suites.s.tasks.b.limit={0} suites.s.tasks.b.data.limits.test={0}",
-)
-WIDER = (
-    "harness gate --candidate lora gate.macro=0.032 judges by the least margin that these items can show; the"
-)
+LIMIT_A = "suites.s.tasks.a.limit"
+LIMIT_B = "suites.s.tasks.b.limit={0} suites.s.tasks.b.data.limits.test={0}"
+ON_90, ON_113 = (f"compare {LIMIT_A}={n + 300} judges again, on {n} more items" for n in (90, 113))
+NONE_HELD = "tasks hold no unused items, and some {} more are needed"
+WIDER = "harness gate --candidate lora gate.macro=0.032 judges by the least margin that these items can show; the "
+OTHER_TASKS = "harness compare judges again, once suites: lists other tasks"
 
 
 @pytest.mark.parametrize(
     ("verdicts", "spare", "advice"),
     [
-        (
-            [need(90, "a 90")],
-            [A],
-            f"compare {LIMIT_A}=390 judges again, on 90 more items that .* \\(a 390\\)$",
-        ),
-        (
-            [need(40, "a 40"), need(90, "a 90")],
-            [A, B],
-            f"compare {LIMIT_A}=390 judges again, on 90 more items",
-        ),
-        (
-            [need(1_113, "a 113", "b 1,000")],
-            [A, B],
-            f"{LIMIT_A}=413 {LIMIT_B.format('1100')} judges again, on 1,113",
-        ),
-        (
-            [need(1_200, "a 200", "b 1,000")],
-            [A, B],
-            f"{LIMIT_A}=413 {LIMIT_B.format('1500')} judges again, on 1,513",
-        ),
-        ([need(100, "a and c 100")], [A], f"compare {LIMIT_A}=413 judges again, on 113 more items"),
-        ([need(90, name="validity")], [A], f"compare {LIMIT_A}=413 judges again, on 113 more items"),
-        (
-            [need(300, "a 300")],
-            [DRAWN],
-            r"harness compare judges again, on 640 more items that the tasks hold \(a 800\)$",
-        ),
-        (
-            [need(1_975, "a 1,975")],
-            [A],
-            f"{WIDER} tasks hold only 113 unused items, and some 1,975 more are needed",
-        ),
-        ([need(1_975, "a 1,975")], [], f"{WIDER} tasks hold no unused items, and some 1,975 more are needed"),
-        ([need(90, "b 90")], [A], f"{WIDER} tasks hold no unused items, and some 90 more are needed"),
-        ([need(90, "a 90", lower=-0.4)], [], "harness compare judges again, once suites: lists other tasks"),
-        ([need(90, name="critical")], [], "harness compare judges again, once suites: lists other tasks"),
+        ([need(90, "a 90")], [A], f"{ON_90} that .* \\(a 390\\)$"),
+        ([need(40, "a 40"), need(90, "a 90")], [A, B], ON_90),
+        ([need(1_113, "a 113", "b 1,000")], [A, B], f"{LIMIT_A}=413 {LIMIT_B.format('1100')} judges again, on 1,113"),
+        ([need(1_200, "a 200", "b 1,000")], [A, B], f"{LIMIT_A}=413 {LIMIT_B.format('1500')} judges again, on 1,513"),
+        ([need(100, "a and c 100")], [A], ON_113),
+        ([need(90, name="validity")], [A], ON_113),
+        ([need(300, "a 300")], [DRAWN], r"harness compare judges again, on 640 more items that the tasks hold \(a 800\)$"),
+        ([need(1_975, "a 1,975")], [A], f"{WIDER}tasks hold only 113 unused items, and some 1,975 more are needed"),
+        ([need(1_975, "a 1,975")], [], WIDER + NONE_HELD.format("1,975")),
+        ([need(90, "b 90")], [A], WIDER + NONE_HELD.format("90")),
+        ([need(90, "a 90", lower=-0.4)], [], OTHER_TASKS),
+        ([need(90, name="critical")], [], OTHER_TASKS),
         # A rule on one task needs the items of that task.
-        ([need(90, "a 90", name="each")], [A, B], f"compare {LIMIT_A}=390 judges again, on 90 more items"),
-        (
-            [need(500, "a 500", name="each")],
-            [A, B],
-            "once suites: lists other tasks, .* only 113 unused items",
-        ),
-        (
-            [join(need(90, "a 90"), need(700, "b 700", name="critical"))],
-            [A, B],
-            f"{LIMIT_A}=390 {LIMIT_B.format('800')} judges again, on 790 more items",
-        ),
+        ([need(90, "a 90", name="each")], [A, B], ON_90),
+        ([need(500, "a 500", name="each")], [A, B], "once suites: lists other tasks, .* only 113 unused items"),
+        ([join(need(90, "a 90"), need(700, "b 700", name="critical"))], [A, B],
+         f"{LIMIT_A}=390 {LIMIT_B.format('800')} judges again, on 790 more items"),
         # Unusable answers are counted of generated ones alone.
         ([need(90, name="validity")], [A._replace(is_generated=False)], "once suites: lists other tasks"),
     ],
-)
+)  # fmt: skip
 def test_the_next_step_names_the_items_that_tasks_hold_or_something_else(verdicts, spare, advice):
     judging = ["gate", "--candidate", "lora"]
     found = advise_more_items(verdicts, spare, CommandLine(), relative=False, judging=judging)
@@ -214,14 +182,10 @@ def test_only_judged_tasks_that_hold_more_than_their_limit_are_listed():
     ]
     experiment = Experiment.model_validate(
         {
-            "name": "e",
-            "base_model": "m",
-            "target": {**tasks[0], "name": "t"},
-            "suites": suites,
-            "candidates": {"b": {}},
-            "gate": {"safety": None},
+            "name": "e", "base_model": "m", "target": {**tasks[0], "name": "t"}, "suites": suites,
+            "candidates": {"b": {}}, "gate": {"safety": None},
         }
-    )
+    )  # fmt: skip
     at = "suites.s.tasks"
     assert list_spare_items(experiment, (), lambda task: 413) == (
         SpareItems("both", (f"{at}.both.limit", f"{at}.both.data.limits.test"), 200, 413),
