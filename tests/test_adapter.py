@@ -47,21 +47,14 @@ def test_one_trained_by_plain_peft_has_the_rows_that_plain_peft_computes(tiny, p
     shutil.copytree(peft_adapter, tmp_path / "from-peft")
     tiny_experiment.run(path)
     runs = runs_of(path)
-    rows, base = (
-        store.read_rows(Store(tmp_path / "runs"), runs[name].rows["prose/test"])
-        for name in ("theirs", "prompt")
-    )
-    model = PeftModel.from_pretrained(
-        AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32), peft_adapter
-    )
+    digests = (runs[name].rows["prose/test"] for name in ("theirs", "prompt"))
+    rows, base = (store.read_rows(Store(tmp_path / "runs"), digest) for digest in digests)
+    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    model = PeftModel.from_pretrained(plain, peft_adapter)
     encode = ModelHost(resolve(str(tiny)), CPU).base.encode
     for row, before in zip(rows, base, strict=True):
         encoded = encode([], row.references[0], chat_template=False)
-        ids = torch.tensor([[*encoded.context, *encoded.continuation]])
-        with torch.no_grad():
-            logprobs = model(ids).logits[0].log_softmax(-1)
-        places = range(len(encoded.context) - 1, ids.shape[1] - 1)
-        expected = sum(logprobs[at, ids[0, at + 1]].item() for at in places)
+        expected = tiny_model.score_alone(model, encoded.context, encoded.continuation)
         assert row.gold_logprob == pytest.approx(expected, abs=1e-3)
         assert row.gold_logprob != pytest.approx(before.gold_logprob, abs=1e-3)
 
@@ -317,17 +310,11 @@ def test_an_adapter_that_cannot_be_opened_fails_alone(tiny, peft_adapter, tmp_pa
     found, expected = (runs_of(path) for path in paths.values())
     assert (found["bad"].state, found["theirs"].state) == ("failed", "done")
     assert "an adapter whose weights are not numbers" in found["bad"].error
+    answers, alone = (tiny_experiment.read_all_rows(path.parent) for path in paths.values())
     for name in ("theirs", "prompt"):
-        rows, alone = (
-            [
-                store.read_rows(Store(path.parent / "runs"), digest)
-                for digest in runs_of(path)[name].rows.values()
-            ]
-            for path in paths.values()
-        )
-        assert [[(r.text, r.gold_logprob) for r in of] for of in rows] == [
-            [(r.text, r.gold_logprob) for r in of] for of in alone
-        ]
+        for digest in expected[name].rows.values():
+            assert answers[digest] == alone[digest]
+        assert found[name].rows == expected[name].rows
         assert found[name].weights_digest == expected[name].weights_digest
 
 
@@ -347,15 +334,15 @@ def test_a_tensor_that_is_lacking_or_has_no_place_is_found_when_an_adapter_is_op
     host = ModelHost(resolve(str(tiny)), CPU)
     with host.use_adapter(tmp_path / "whole", "whole"):
         pass
-    unfit = "an adapter that does not fit"
-    edits = {
-        (lambda t: dict(sorted(t.items())[1:])): unfit,
-        (lambda t: t | {f"{min(t)}x": t[min(t)] + 1}): unfit,
+    edits = (
+        (lambda t: dict(sorted(t.items())[1:]), "an adapter that does not fit"),
+        (lambda t: t | {f"{min(t)}x": t[min(t)] + 1}, "an adapter that does not fit"),
         (
-            lambda t: {n: x * float("nan") if x.is_floating_point() else x for n, x in t.items()}
-        ): "not numbers",
-    }
-    for place, (edit, said) in enumerate(edits.items()):
+            lambda t: {n: x * (float("nan") if x.is_floating_point() else 1) for n, x in t.items()},
+            "not numbers",
+        ),
+    )
+    for place, (edit, said) in enumerate(edits):
         folder = shutil.copytree(tmp_path / "whole", tmp_path / str(place))
         edit_tensors(edit)(folder)
         with pytest.raises(CandidateFailed, match=said), host.use_adapter(folder, "spoilt"):
@@ -373,16 +360,13 @@ def pickle_adapter(theirs, folder):
 
 
 def test_pickled_weights_are_refused_unless_asked_for(tiny, peft_adapter, tmp_path):
-    said = refusal(tiny, tmp_path, pickle_adapter(peft_adapter, tmp_path / "pickled"))
+    pickled = pickle_adapter(peft_adapter, tmp_path / "pickled")
+    said = refusal(tiny, tmp_path, pickled)
     assert "a pickle, which can run code" in said
     assert "allow_pickle: true" in said
-
-
-def test_pickled_weights_that_are_asked_for_are_those_of_the_safetensors(tiny, peft_adapter, tmp_path):
-    pickled = pickle_adapter(peft_adapter, tmp_path / "pickled")
     first, second = (
-        tiny_methods.fit(tiny, tmp_path / name, adapter, {"allow_pickle": True}, path=folder)
-        for name, folder in (("a", peft_adapter), ("b", pickled))
+        tiny_methods.fit(tiny, tmp_path / folder.name[:1], adapter, {"allow_pickle": True}, path=folder)
+        for folder in (peft_adapter, pickled)
     )
     assert first.digest == second.digest
 
@@ -437,18 +421,18 @@ def test_names_that_are_there_are_taken_and_a_refused_one_is_shown_with_its_over
 
 
 @pytest.mark.e2e
-def test_a_misspelt_parameter_is_answered_with_the_one_that_is_there(tmp_path):
-    base = build(tmp_path / "base", "gpt-oss")
-    recipe = "{method: lora, params: {target_parameters: [mlp.experts.down_prj]}}"
-    with pytest.raises(UserError, match=r"did you mean 'mlp\.experts\.down_proj'"):
+@pytest.mark.parametrize(
+    ("name", "params", "wrong", "right"),
+    [
+        ("gpt-oss", "{target_parameters: [mlp.experts.down_prj]}", "down_prj", "mlp.experts.down_proj"),
+        ("Qwen3-MoE", "{target_modules: [q_prj, gate_proj, up_proj, down_proj]}", "q_prj", "q_proj"),
+    ],
+)
+def test_a_misspelt_part_of_an_expert_is_answered_with_the_one_that_is_there(
+    tmp_path, name, params, wrong, right
+):
+    base, recipe = build(tmp_path / "base", name), f"{{method: lora, params: {params}}}"
+    with pytest.raises(UserError, match=rf"{wrong}; .*did you mean '{re.escape(right)}'"):
         prepare_candidates(tmp_path, base, recipe)
-    assert prepare_candidates(tmp_path, base, recipe.replace("down_prj", "down_proj")).candidates["mine"]
-
-
-@pytest.mark.e2e
-def test_names_of_experts_that_peft_finds_by_other_names_are_taken(tmp_path):
-    base = build(tmp_path / "base", "Qwen3-MoE")
-    recipe = "{method: lora, params: {r: 2, target_modules: [q_proj, gate_proj, up_proj, down_proj]}}"
+    recipe = recipe.replace(wrong, right.rpartition(".")[2])
     assert prepare_candidates(tmp_path, base, recipe).candidates["mine"]
-    with pytest.raises(UserError, match=r"target_modules: q_prj; .*did you mean 'q_proj'"):
-        prepare_candidates(tmp_path, base, recipe.replace("q_proj", "q_proj, q_prj"))

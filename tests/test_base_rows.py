@@ -93,13 +93,11 @@ def test_a_second_experiment_asks_the_base_nothing_and_finds_the_rows_that_were_
     assert "prompt: letters/test" in seen
     (mine,), (theirs,) = first.facts, second.facts
     assert (mine.name, mine.state, mine.target) == (theirs.name, theirs.state, theirs.target)
-    assert tiny_experiment.runs_of(paths[1])["prompt"].latency["n"] > 0
-    one, two = ({}, {})
-    for path, rows in zip(paths, (one, two), strict=True):
-        at = Store(path.parent / "runs")
-        run = tiny_experiment.runs_of(path)["prompt"]
-        rows |= {name: stores.read_rows(at, digest) for name, digest in run.rows.items()}
-        assert all(stores.origins(at, digest) for digest in run.rows.values())
+    assert runs_of(paths[1])["prompt"].latency["n"] > 0
+    for path in paths:
+        rows = runs_of(path)["prompt"].rows.values()
+        assert all(stores.origins(Store(path.parent / "runs"), digest) for digest in rows)
+    one, two = (rows_of(path, runs_of(path)["prompt"]) for path in paths)
     suite = [name for name in one if not name.startswith("letters")]
     assert len(suite) == 3
     assert {name: one[name] for name in suite} == {name: two[name] for name in suite}
@@ -109,7 +107,7 @@ def test_a_second_experiment_asks_the_base_nothing_and_finds_the_rows_that_were_
 def test_rows_of_a_target_and_of_a_fine_tune_stay_in_their_folder(tmp_path, tiny):
     path = experiment(tmp_path, "one", tiny)
     stages(path, candidates=("prompt", "lora"))
-    run = tiny_experiment.runs_of(path)["prompt"]
+    run = runs_of(path)["prompt"]
     asked = stores.read_rows(Store(path.parent / "runs"), run.rows["words/test"])
     kept = b"".join(path.read_bytes() for path in list_kept_files())
     assert len(list_kept_files()) == 3
@@ -144,10 +142,8 @@ def test_a_task_with_an_item_that_the_target_holds_too_stays_in_its_folder(tmp_p
     path = experiment(tmp_path, "one", tiny)
     held = [json.loads(line) for line in SHIPPED.joinpath("instructions.jsonl").read_text().splitlines()]
     letters = tiny_experiment.letters(slice(6, 8))
-    mixed = [
-        {**letter, **{key: item[key] for key in shared}} for letter, item in zip(letters, held, strict=False)
-    ]
-    assert len(mixed) == len(letters)
+    both = zip(letters, held[: len(letters)], strict=True)
+    mixed = [{**letter, **{key: item[key] for key in shared}} for letter, item in both]
     tiny_experiment.rows(path.parent / "suites" / "letters" / "test.jsonl", mixed)
     suite = path.parent / "suites" / "general.yaml"
     suite.write_text(SUITE.replace("max_new_tokens: 4, limit: 6", "max_new_tokens: 4"))
@@ -182,8 +178,8 @@ def test_rows_are_found_in_the_same_environment_and_no_more_items_than_are_kept(
     assert find_base_rows(other, IDENTITY, IDS, HERE, KERNELS)
     assert stores.read_rows(other, IDENTITY.digest) == stores.read_rows(stored_base, IDENTITY.digest)
     assert stores.origins(other, IDENTITY.digest) == stores.origins(stored_base, IDENTITY.digest)
-    assert not find_base_rows(Store(tmp_path / "other"), IDENTITY, [*IDS, "another"], HERE, KERNELS)
-    assert find_base_rows(Store(tmp_path / "other"), IDENTITY, IDS[:2], HERE, KERNELS)
+    assert not find_base_rows(other, IDENTITY, [*IDS, "another"], HERE, KERNELS)
+    assert find_base_rows(other, IDENTITY, IDS[:2], HERE, KERNELS)
 
 
 def test_rows_of_another_environment_are_not_kept_as_of_this_one(tmp_path):
@@ -213,9 +209,8 @@ def test_the_least_recently_used_rows_go_first(stored_base, tmp_path):
     store_rows(stored_base, third)
     room = max(path.stat().st_size for path in list_kept_files()) * 2 + 100
     keep_base_rows(stored_base, third, HERE, KERNELS, bound_bytes=room)
-    found = [
-        find_base_rows(Store(tmp_path / "new"), one, IDS, HERE, KERNELS) for one in (IDENTITY, OTHER, third)
-    ]
+    new = Store(tmp_path / "new")
+    found = [find_base_rows(new, one, IDS, HERE, KERNELS) for one in (IDENTITY, OTHER, third)]
     assert found == [True, False, True]
     assert stores.base_rows_use().n_bytes <= room
 
@@ -235,13 +230,9 @@ for i in range(20):
 @pytest.mark.e2e
 def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
-    writers = [
-        subprocess.Popen(
-            [sys.executable, "-c", KEEP_OFTEN, str(tmp_path / f"{i}")],
-            env={**os.environ, "PYTHONPATH": paths, "HARNESS_CACHE": str(cache_dir())},
-        )
-        for i in range(3)
-    ]
+    env = {**os.environ, "PYTHONPATH": paths, "HARNESS_CACHE": str(cache_dir())}
+    commands = ([sys.executable, "-c", KEEP_OFTEN, str(tmp_path / f"{i}")] for i in range(3))
+    writers = [subprocess.Popen(command, env=env) for command in commands]
     assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
     assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE, KERNELS)
     assert all(path.suffix == ".parquet" for path in list_kept_files())
@@ -317,10 +308,8 @@ def test_its_answers_are_those_of_a_run_whose_base_was_asked_first(file_and_line
 def test_the_run_has_a_control_arm_and_its_first_rows_have_none(file_and_lines):
     path, run = file_and_lines[0], runs_of(file_and_lines[0])["prompt"]
     at = Store(path.parent / "runs")
-    controls = {
-        name: {origin.control for origin in store.origins(at, digest).values()}
-        for name, digest in run.rows.items()
-    }
+    origins = {name: store.origins(at, digest).values() for name, digest in run.rows.items()}
+    controls = {name: {origin.control for origin in known} for name, known in origins.items()}
     (measured,) = StoredRows(at).controls_of(run)
     assert measured.n_same > 0
     assert controls["letters/validation"] == {measured.id}

@@ -1,13 +1,14 @@
 """Pre-packed, quantised, chunked and 16-bit layers compute as before, as transformers' or bitsandbytes."""
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import tiny_experiment
 import tiny_methods
-from test_model_families import score_alone
 from tiny_experiment import runs_of
 from tiny_methods import CPU
+from tiny_model import score_alone
 
 from harness.errors import CandidateFailed
 from harness.methods import dpo, full, lora
@@ -93,19 +94,15 @@ def ids(n_rows, n=N):
 def logits(model, in_parts, **inputs):
     import torch
 
-    with torch.inference_mode():
-        if in_parts:
-            with chunk_attention(model):
-                return model(**inputs).logits
+    with torch.inference_mode(), chunk_attention(model) if in_parts else nullcontext():
         return model(**inputs).logits
 
 
 def assert_same(model, **inputs):
     import torch
 
-    torch.testing.assert_close(
-        logits(model, True, **inputs), logits(model, False, **inputs), rtol=1e-4, atol=1e-5
-    )
+    chunked, whole = (logits(model, in_parts, **inputs) for in_parts in (True, False))
+    torch.testing.assert_close(chunked, whole, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("n", [1, 128, 129, N])
@@ -120,10 +117,8 @@ def test_a_mask_of_ones_own_is_kept(small_llama):
     seen = (order[:, None] >= order) & ((order < 40) | (order // 50 == order[:, None] // 50))
     mask = torch.where(seen, 0.0, torch.finfo(torch.float32).min)[None, None]
     assert_same(small_llama, input_ids=ids(1), attention_mask=mask)
-    assert not torch.equal(
-        logits(small_llama, True, input_ids=ids(1), attention_mask=mask),
-        logits(small_llama, True, input_ids=ids(1)),
-    )
+    masked, causal = (logits(small_llama, True, input_ids=ids(1), attention_mask=m) for m in (mask, None))
+    assert not torch.equal(masked, causal)
 
 
 def test_rows_that_go_on_after_others_see_what_was_read(small_llama):
@@ -177,7 +172,8 @@ def test_the_quantisation_is_part_of_the_weights_digest_and_a_byte_a_weight(tiny
     plain = resolve(str(tiny))
     digests = {one.weights_digest for one in (plain, source, quantize(plain, "nf4"))}
     assert len(digests) == 3
-    assert source.template_digest == plain.template_digest
+    assert (source.template_digest, source.path) == (plain.template_digest, plain.path)
+    assert quantize(plain, "") == plain
     shape = Shape(1000.0, 2, 4, 8, 2, 2, 2, 50, tied=True)
     assert weights_gb(shape, "bf16", quantization="int8") == pytest.approx((800 + 200 * 2) / 1e9)
     assert weights_gb(shape, "bf16") == 1000 * BYTES["bf16"] / 1e9
@@ -254,21 +250,17 @@ def test_a_whole_model_is_held_in_fp32_served_in_fp16_and_never_bfloat16(tiny, t
     losses, kinds = train_steps(tiny, tmp_path, full, FP16)
     assert kinds == [{"torch.float32"}]
     assert losses[-1] < losses[0]
-    assert {tensor.dtype for tensor in tensors_of(tmp_path / "model" / "model.safetensors").values()} == {
-        "F16"
-    }
+    saved = tensors_of(tmp_path / "model" / "model.safetensors").values()
+    assert {tensor.dtype for tensor in saved} == {"F16"}
     with pytest.raises(CandidateFailed, match="dtype: bfloat16 with products in fp16"):
         tiny_methods.fit(tiny, tmp_path, full, {"dtype": "bfloat16", "max_steps": 1}, machine=FP16)
 
 
 @pytest.mark.e2e
 def test_a_comparison_in_fp16_runs_to_its_report(tiny, tmp_path):
-    candidates = (
-        "  prompt: {method: base}\n  lora: {method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}\n"
-    )
-    path = tiny_experiment.write(tmp_path, tiny, candidates)
-    path.write_text(path.read_text().replace("precision: fp32", "precision: fp16"))
-    found = tiny_experiment.run(path)
+    lora = "{method: lora, params: {r: 2, max_steps: 2, warmup_steps: 0}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  lora: {lora}\n")
+    found = tiny_experiment.run(path, "precision=fp16")
     assert {fact.name: fact.state for fact in found.facts} == {"prompt": "done", "lora": "done"}
 
 

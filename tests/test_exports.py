@@ -41,9 +41,8 @@ def made(tiny, own_cache, tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     path = tiny_experiment.write(folder, tiny, CANDIDATES)
     target = folder / "suites" / "letters.yaml"
-    target.write_text(
-        target.read_text().replace("data: {train", "data: {documents: letters/pages.jsonl, train")
-    )
+    written = target.read_text().replace("data: {train", "data: {documents: letters/pages.jsonl, train")
+    target.write_text(written)
     tiny_experiment.rows(folder / "suites" / "letters" / "pages.jsonl", PAGES)
     tiny_experiment.run(path)
     return path
@@ -79,10 +78,8 @@ def test_a_merged_folder_answers_as_the_run(made, tmp_path, name):
     assert not [file for file in folder.iterdir() if file.suffix in (".py", ".bin", ".pt", ".pkl")]
     assert record.types == {"F32": len(model.state_dict()) - 1}  # whose output layer is the embeddings
     for asked in answers_of(made, name):
-        text = tokenizer.apply_chat_template(
-            asked.prompt.messages, tokenize=False, add_generation_prompt=True
-        )
-        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+        asks = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        ids = tokenizer.apply_chat_template(asked.prompt.messages, **asks)["input_ids"]
         assert ids.shape[1] == asked.prompt.n_tokens
         new = model.generate(ids)[0, ids.shape[1] :]
         assert tokenizer.decode(new, skip_special_tokens=True).strip() == asked.row.text.strip()
@@ -176,11 +173,9 @@ def test_the_lines_beside_passages_give_the_prompt_of_the_run(made, tmp_path):
     assert len(lines.splitlines()) <= 25
     for asked in answers_of(made, "hybrid"):
         question = asked.prompt.messages[-1]["content"].partition("\n\n")[2]
-        program = lines.replace('"your question"', repr(question))
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=folder, capture_output=True, text=True, check=True
-        )
-        assert done.stdout.rstrip("\n") == asked.prompt.messages[-1]["content"]
+        command = [sys.executable, "-c", lines.replace('"your question"', repr(question))]
+        said = subprocess.check_output(command, cwd=folder, text=True)
+        assert said.rstrip("\n") == asked.prompt.messages[-1]["content"]
 
 
 def test_a_card_says_what_was_measured_and_holds_no_text_of_the_data(made, tmp_path):
@@ -189,16 +184,9 @@ def test_a_card_says_what_was_measured_and_holds_no_text_of_the_data(made, tmp_p
     folder, record = export_to(made, tmp_path, "hybrid", "--to", "hub")
     card = ModelCard.load(folder / "README.md")
     assert (card.data.library_name, card.data.license) == ("transformers", None)
-    for said in (
-        record.run_id,
-        record.weights_digest,
-        "| letters/test | 12 |",
-        "## Scores",
-        "## Gate: hybrid",
-        "learning_rate",
-        "The licence of the base model is not known here",
-        "## Passages for these weights",
-    ):
+    headings = ("## Scores", "## Gate: hybrid", "## Passages for these weights")
+    measured = (record.run_id, record.weights_digest, "| letters/test | 12 |", "learning_rate")
+    for said in (*headings, *measured, "The licence of the base model is not known here"):
         assert said in card.text, said
     assert not [page for page in PAGES if page["text"] in card.text]
     assert {"model.safetensors", "chat_template.jinja", "passages.jsonl"} < record.files.keys()
@@ -262,26 +250,19 @@ def write_converter(folder, before="", with_template=True):
 
 
 def test_a_gguf_file_has_the_template_of_the_run_and_its_types_are_counted(made, tmp_path):
-    folder, record = export_to(
-        made, tmp_path, "lora", "--to", "gguf", "--quantize", "f32", write_converter(tmp_path)
-    )
+    words = ("lora", "--to", "gguf", "--quantize", "f32", write_converter(tmp_path))
+    folder, record = export_to(made, tmp_path, *words)
+    name = f"{record.run_id}-f32.gguf"
     assert record.types == {"F32": 1}
-    assert sorted(record.files) == [
-        "chat_template.jinja",
-        "generation_config.json",
-        f"{record.run_id}-f32.gguf",
-    ]
-    assert exports.main_file(folder, record) == folder / f"{record.run_id}-f32.gguf"
+    assert sorted(record.files) == ["chat_template.jinja", "generation_config.json", name]
+    assert exports.main_file(folder, record) == folder / name
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
         ({"with_template": False}, "another chat template than the run's, or none"),
-        (
-            {"before": "sys.exit('BPE pre-tokenizer was not recognized')"},
-            "a converter that knows this tokenizer",
-        ),
+        ({"before": "sys.exit('BPE pre-tokenizer was not recognized')"}, "a converter that knows this token"),
         ({"before": "os.kill(os.getpid(), signal.SIGSEGV)"}, "-DGGML_NATIVE=OFF"),
     ],
 )

@@ -125,9 +125,8 @@ def test_generated_texts_and_shots_are_those_of_lm_eval_itself(our_results, thei
     samples = [s for s in their_results["samples"]["gsm8k"] if s["filter"] == "strict-match"]
     assert {s["doc_id"]: s["resps"][0][0] for s in samples} == {i: r.text for i, r in rows.items()}
     assert {s["doc_id"]: s["arguments"][0][0] for s in samples} == {i: r.prompt for i, r in rows.items()}
-    assert {s.task: s.num_fewshot for s in our_results.scores} == dict.fromkeys(TASKS, 1) | {
-        "blimp_causative": 0
-    }
+    shots = {s.task: s.num_fewshot for s in our_results.scores}
+    assert shots == dict.fromkeys(TASKS, 1) | {"blimp_causative": 0}
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
@@ -150,31 +149,17 @@ TEXT = st.tuples(PART, st.sampled_from("aeb.Zé"), PART).map("".join)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(context=TEXT, continuation=TEXT)
-def test_a_pair_becomes_the_token_ids_of_lm_eval(encoders, context, continuation):
-    ours, theirs = encoders
-    encoded = encode_pair(ours, context, continuation)
-    assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @example(context="Where is my par", continuation="cel")
 @given(context=TEXT, continuation=TEXT)
-def test_a_pair_is_flagged_where_its_tokens_do_not_begin_with_those_of_the_context(
+def test_a_pair_becomes_the_token_ids_of_lm_eval_and_is_flagged_where_they_merge_its_texts(
     encoders, context, continuation
 ):
     ours, theirs = encoders
-    encoded, whole = (encode_pair(ours, context, continuation), theirs.tok_encode(context + continuation))
-    before = theirs.tok_encode(context.rstrip())
+    encoded = encode_pair(ours, context, continuation)
+    assert (list(encoded.context), list(encoded.continuation)) == theirs._encode_pair(context, continuation)
+    before, whole = theirs.tok_encode(context.rstrip()), theirs.tok_encode(context + continuation)
     assert encoded.merged == (whole[: len(before)] != before)
-
-
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(context=TEXT, continuation=TEXT)
-def test_a_pair_that_is_not_flagged_loses_no_text(encoders, context, continuation):
-    encoded = encode_pair(encoders[0], context, continuation)
-    ids = (*encoded.context, *encoded.continuation)
-    said = encoders[0].tokenizer.decode(ids, skip_special_tokens=True)
+    said = ours.tokenizer.decode((*encoded.context, *encoded.continuation), skip_special_tokens=True)
     assert encoded.merged or said == context + continuation
 
 
@@ -189,23 +174,17 @@ def test_an_empty_context_is_the_first_token(encoders):
 def test_a_long_text_is_cut_into_the_windows_of_lm_eval(ids, length):
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-    expected = map(make_disjoint_window, get_rolling_token_windows(ids, 0, length, 1))
-    assert [(list(w.context), list(w.continuation)) for w in requests.windows(ids, 0, length)] == list(
-        expected
-    )
+    windows = [(list(w.context), list(w.continuation)) for w in requests.windows(ids, 0, length)]
+    assert windows == [*map(make_disjoint_window, get_rolling_token_windows(ids, 0, length, 1))]
 
 
 LOGPROB, SIZE = st.floats(-20, 0), st.integers(1, 30)
 LABELS = st.tuples(st.integers(0, 1), st.integers(0, 1))
 VALUES = {
-    "mean": st.floats(0, 1),
-    "perplexity": LOGPROB,
-    "weighted_perplexity": st.tuples(LOGPROB, SIZE),
-    "bits_per_byte": st.tuples(LOGPROB, SIZE),
-    "f1": LABELS,
-    "matthews_corrcoef": LABELS,
+    "mean": st.floats(0, 1), "perplexity": LOGPROB, "weighted_perplexity": st.tuples(LOGPROB, SIZE),
+    "bits_per_byte": st.tuples(LOGPROB, SIZE), "f1": LABELS, "matthews_corrcoef": LABELS,
     "brier_score": st.tuples(st.integers(0, 2), st.just((0.2, 0.5, 0.3))),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("aggregation", VALUES)
@@ -302,10 +281,7 @@ def test_all_problems_of_all_tasks_are_said_at_once_and_missing_subjects_in_one(
     [
         ("mmlu_virology", "without the configuration 'virology'"),
         ("piqa", "no copy in .* and the hub did not give baber/piqa"),
-        (
-            "gsm8k",
-            "several scores that could decide: 'exact_match,strict-match', 'exact_match,flexible-extract'",
-        ),
+        ("gsm8k", "several scores that could decide: 'exact_match,strict-match', 'exact_match,flexible-ext"),
         ("ifeval", "without the nltk data punkt_tab"),
     ],
 )
@@ -374,27 +350,24 @@ def test_the_standard_suite_is_read_offline_and_lm_eval_knows_its_tasks():
     assert all(task.margin for task in suite.tasks)
 
 
-def test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused(tmp_path, hub):
-    (member,) = registry.members("arc_easy", "t")
-    changed = member._replace(overrides={"dataset_kwargs": {"trust_remote_code": True}})
+def load_changed(name, hub, overrides, *, trusted=False):
+    (member,) = registry.members(name, "t")
+    return tasks.load(member._replace(overrides=overrides), None, hub, trusted=trusted, where="task t")
+
+
+def test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused(hub):
+    changed = {"dataset_kwargs": {"trust_remote_code": True}}
     with pytest.raises(UserError, match="write trust_remote_code: true"):
-        tasks.load(changed, None, hub, trusted=False, where="task t")
-    assert tasks.load(changed, None, hub, trusted=True, where="task t").task_name == "arc_easy"
-    (member,) = registry.members("gsm8k", "t")
-    settings_ = {"do_sample": True, "temperature": 0.7, "until": ["Q"]}
+        load_changed("arc_easy", hub, changed)
+    assert load_changed("arc_easy", hub, changed, trusted=True).task_name == "arc_easy"
+    sampled = {"generation_kwargs": {"do_sample": True, "temperature": 0.7, "until": ["Q"]}}
     with pytest.raises(UserError, match="whose answers are sampled"):
-        tasks.load(
-            member._replace(overrides={"generation_kwargs": settings_}), None, hub, trusted=False, where="t"
-        )
+        load_changed("gsm8k", hub, sampled)
 
 
 def test_a_metric_that_is_no_sum_over_items_is_left_out_and_said(hub):
-    (member,) = registry.members("arc_easy", "t")
     metrics = [{"metric": "acc", "aggregation": "median", "higher_is_better": True}, {"metric": "acc_norm"}]
-    task = tasks.load(
-        member._replace(overrides={"metric_list": metrics}), None, hub, trusted=False, where="t"
-    )
-    kept, left_out = scores.scores_of(task)
+    kept, left_out = scores.scores_of(load_changed("arc_easy", hub, {"metric_list": metrics}))
     assert [s.name for s in kept] == ["acc_norm"]
     assert "acc is left out: lm-eval aggregates it by median" in left_out[0]
 
@@ -453,19 +426,15 @@ def test_a_groups_tasks_have_a_file_each_and_what_is_asked_twice_is_written_once
     assert n_lines == {"samples_arc_challenge": 4, "samples_arc_easy": 6}
 
 
-def test_the_gate_reads_what_eval_wrote_and_refuses_a_copy_of_it(log_folder, tmp_path):
+def test_the_gate_reads_what_eval_wrote_and_refuses_a_copy_of_it_and_another_precision(log_folder, tmp_path):
     base, new = (rates_alone(log_folder, tmp_path / name) for name in ("base", "new"))
     n = 6 * len(TASKS[:-1])
     with pytest.raises(UserError, match=f"the answers of --base .* again, the same in all of {n} items"):
         gate_folders(base, new, GatePolicy())
-
-
-def test_the_gate_refuses_what_eval_wrote_in_another_precision(log_folder, tmp_path):
-    base, other = (rates_alone(log_folder, tmp_path / name) for name in ("base", "other"))
-    results = json.loads((other / "results.json").read_text())
-    (other / "results.json").write_text(json.dumps({**results, "precision": "bf16"}))
+    results = json.loads((new / "results.json").read_text())
+    (new / "results.json").write_text(json.dumps({**results, "precision": "bf16"}))
     with pytest.raises(IncompatibleRuns, match="differ in precision: 'fp32' and 'bf16'"):
-        gate_folders(base, other, GatePolicy())
+        gate_folders(base, new, GatePolicy())
 
 
 @pytest.mark.e2e
@@ -545,9 +514,8 @@ def test_an_answer_ends_before_a_stop_string(harness_lm, hf_lm):
     prompt = "Where is my parcel?"
 
     def ask(model, *until):
-        return model.generate_until(
-            [make_instance("generate_until", prompt, {"until": list(until), "max_gen_toks": 24})]
-        )
+        given = {"until": list(until), "max_gen_toks": 24}
+        return model.generate_until([make_instance("generate_until", prompt, given)])
 
     (whole,) = ask(harness_lm)
     stop = whole[len(whole) // 2 :][:3]

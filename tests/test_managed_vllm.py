@@ -30,7 +30,6 @@ from harness.spec import VllmPolicy
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
-NATS = 1e-4
 CANDIDATES = """\
   prompt: {method: base}
   lora: {method: lora, params: {r: 2, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}
@@ -65,20 +64,15 @@ def test_the_server_says_what_transformers_says_and_ends_with_all_that_it_starte
     host = make_server(tiny, program, tmp_path, heard, args=("--max-model-len=300",))
     local = ModelHost(resolve(str(tiny)), tiny_methods.CPU).base
     texts = [({"role": "user", "content": text},) for text in ("Where is my parcel?", "Who wrote it?")]
-    pairs = [
-        (e.context, e.continuation) for t in texts for e in (local.encode(t, "late"), local.encode(t, " a"))
-    ]
+    pairs = [local.encode(text, answer)[:2] for text in texts for answer in ("late", " a")]
     theirs = host.base
     assert theirs.engine == "vllm-server/9.9.9"
     assert theirs.max_context == 299
-    ours = local.loglikelihood(pairs)
-    assert [x.logprob for x in theirs.loglikelihood(pairs)] == pytest.approx(
-        [x.logprob for x in ours], abs=NATS
-    )
+    found, expected = ([x.logprob for x in one.loglikelihood(pairs)] for one in (theirs, local))
+    assert found == pytest.approx(expected, abs=1e-4)
     prompts = [theirs.encode(t).context for t in texts]
-    assert [o.text for o in theirs.generate(prompts, Limits(8))] == [
-        o.text for o in local.generate(prompts, Limits(8))
-    ]
+    found, expected = ([o.text for o in one.generate(prompts, Limits(8))] for one in (theirs, local))
+    assert found == expected
     said = (tmp_path / "logs" / "server.log").read_text()
     assert "'--max-model-len=300'" in said
     assert "'--dtype', 'float32'" in said
@@ -217,20 +211,16 @@ def test_a_comparison_by_the_server_has_the_answers_of_one_by_transformers(store
         expected, found = (answers(path, runs[name]) for path, runs in zip((ours, theirs), both, strict=True))
         assert found.keys() == expected.keys()
         assert [text for text, _ in found.values()] == [text for text, _ in expected.values()]
-        assert [p for _, p in found.values() if p is not None] == pytest.approx(
-            [p for _, p in expected.values() if p is not None], abs=1e-3
-        )
+        scored, known = ([p for _, p in of.values() if p is not None] for of in (found, expected))
+        assert scored == pytest.approx(known, abs=1e-3)
 
 
 @pytest.mark.slow
 def test_rows_say_which_vllm_answered_and_stored_ones_start_no_server_again(stores_and_report):
     path = stores_and_report[1][0]
-    rows = tiny_experiment.runs_of(path)["lora"].rows
-    identities = [
-        json.loads((path.parent / "runs" / "rows" / digest / "identity.json").read_text())
-        for digest in rows.values()
-    ]
-    assert {one["engine"] for one in identities} == {"vllm-server/9.9.9"}
+    at, rows = store.Store(path.parent / "runs"), tiny_experiment.runs_of(path)["lora"].rows
+    engines = {store.read_identity(at, digest).engine for digest in rows.values()}
+    assert engines == {"vllm-server/9.9.9"}
     (log,) = (path.parent / "runs" / ".vllm").glob("*.log")
     assert "serve" in log.read_text()
 
@@ -248,11 +238,10 @@ def test_another_version_or_setting_of_vllm_has_other_rows(tiny, program, tmp_pa
     assert vllm.identity(ours)[0] == "vllm-server/9.9.9"
     assert vllm.identity(theirs)[0] == "vllm-server/10.0.0"
     assert vllm.identity(ours)[1] == vllm.identity(theirs)[1]
-    plain, longer, elsewhere = (
-        VllmPolicy(command=str(program), **more)
-        for more in ({}, {"args": ("--max-model-len=4096",)}, {"start_timeout": 5})
-    )
-    assert vllm.identity(plain) == vllm.identity(elsewhere) != vllm.identity(longer)
+    longer, patient = ({"args": ("--max-model-len=4096",)}, {"start_timeout": 5})
+    settings = (VllmPolicy(command=str(program), **more) for more in ({}, patient, longer))
+    plain, later, other = map(vllm.identity, settings)
+    assert plain == later != other
 
 
 def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_has_not(program, monkeypatch):
@@ -266,15 +255,12 @@ def test_a_switch_of_kernels_in_the_environment_has_other_rows_and_a_log_level_h
         monkeypatch.setenv(name, "8000")
         assert list_identities() == plain
     seen = {plain}
-    for name, value in [
-        ("VLLM_ATTENTION_BACKEND", "TRITON"),
-        ("VLLM_ATTENTION_BACKEND", "FLASHINFER"),
-        ("VLLM_USE_DEEP_GEMM", "1"),
-        ("VLLM_KV_CACHE_LAYOUT", "HND"),
-        ("VLLM_BATCH_INVARIANT", "1"),
-        ("NVIDIA_TF32_OVERRIDE", "0"),
-    ]:
-        monkeypatch.setenv(name, value)
+    switches = (
+        "VLLM_ATTENTION_BACKEND=TRITON VLLM_ATTENTION_BACKEND=FLASHINFER VLLM_USE_DEEP_GEMM=1 "
+        "VLLM_KV_CACHE_LAYOUT=HND VLLM_BATCH_INVARIANT=1 NVIDIA_TF32_OVERRIDE=0"
+    )
+    for switch in switches.split():
+        monkeypatch.setenv(*switch.split("="))
         assert not seen & {list_identities()}
         seen.add(list_identities())
 
@@ -304,7 +290,7 @@ def test_an_adapter_is_refused_where_vllm_is_to_take_none(tiny, program, tmp_pat
 def test_the_server_gives_its_memory_back_before_anything_trains(tiny, program, tmp_path, fake_answers):
     extra = f"engine: vllm\nvllm: {{command: {program}}}\n"
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n", extra=extra)
-    session = prepare_session(config.load(path), Scope(), SilentProgress())
+    session = open_session(path)
     host = session.host(session.source)
     numbers = children_of(host._running.supervisor.pid)
     assert numbers
@@ -331,10 +317,13 @@ def open_session(path, *overrides, candidates=("prompt",)):
 
 @pytest.fixture
 def experiment_file(tiny, tmp_path):
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "adapter_config.json").write_text(json.dumps({"r": 256, "lora_alpha": 16}))
     patterns = {"r": 8, "lora_alpha": 16, "alpha_pattern": {"q_proj": 64}}
-    for name, written in (("scaled", patterns), ("soft", {"peft_type": "PROMPT_TUNING"})):
+    adapters = {
+        "theirs": {"r": 256, "lora_alpha": 16},
+        "scaled": patterns,
+        "soft": {"peft_type": "PROMPT_TUNING"},
+    }
+    for name, written in adapters.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "adapter_config.json").write_text(json.dumps(written))
     return tiny_experiment.write(tmp_path, tiny, REFUSED_CANDIDATES)
@@ -357,10 +346,8 @@ def test_what_vllm_cannot_serve_is_refused_all_at_once(experiment_file, program)
 
 
 def test_rows_of_two_engines_are_never_compared(experiment_file, program):
-    sessions = (
-        open_session(experiment_file),
-        open_session(experiment_file, "engine=vllm", f"vllm.command={program}"),
-    )
+    engines = ((), ("engine=vllm", f"vllm.command={program}"))
+    sessions = [open_session(experiment_file, *overrides) for overrides in engines]
     ours, theirs = (suite_sets(session, base_weights(session.source))[0].identity for session in sessions)
     assert theirs.engine == "vllm-server/9.9.9"
     assert ours.digest != theirs.digest

@@ -1,6 +1,7 @@
 """Bases and models made elsewhere: each is judged against its own base, and refused where it cannot be."""
 
 import json
+import math
 import shutil
 from types import SimpleNamespace
 
@@ -55,10 +56,9 @@ def nats(path, name):
 
 
 def test_a_merged_adapter_is_a_fine_tune_with_the_log_likelihoods_of_the_adapter(file_and_report):
-    path, _ = file_and_report
+    path, found = file_and_report
     assert nats(path, "theirs") == pytest.approx(nats(path, "adapted"), abs=1e-4)
     assert nats(path, "theirs") != pytest.approx(nats(path, "prompt"), abs=1e-2)
-    path, found = file_and_report
     runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["prompt"].weights_digest != runs["theirs"].weights_digest
     assert fact_of(found, "theirs").trained
@@ -79,7 +79,11 @@ def test_a_copy_of_the_base_is_judged_by_test_and_never_by_identity(tiny, tmp_pa
 def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_path):
     other = tiny_model.build(tmp_path / "other", seed=5)
     path = tiny_experiment.write(tmp_path / "work", tiny, candidates(other))
-    sums = [sum_of(n) for n in range(60)]
+    choices = ([str(n + 1), str(n + 2), str(n + 3)] for n in range(60))
+    sums = [
+        {"id": f"s-{n}", "prompt": f"One and {n} make", "reference": given[0], "choices": given}
+        for n, given in enumerate(choices)
+    ]
     tiny_experiment.rows(tmp_path / "work/suites/general/sums.jsonl", sums)
     tiny_experiment.run(path, candidates=("prompt",))
     answers = store.read_rows(Store(path.parent / "runs"), runs_of(path)["prompt"].rows["sums/test"])
@@ -89,11 +93,6 @@ def test_a_model_made_elsewhere_that_forgot_is_stopped_by_the_gate(tiny, tmp_pat
     verdict = fact_of(tiny_experiment.run(path), "theirs").verdict
     assert verdict.outcome == "fail"
     assert verdict.macro.score < -0.3
-
-
-def sum_of(n):
-    choices = [str(n + 1), str(n + 2), str(n + 3)]
-    return {"id": f"s-{n}", "prompt": f"One and {n} make", "reference": choices[0], "choices": choices}
 
 
 @pytest.mark.e2e
@@ -109,11 +108,11 @@ def test_a_model_with_more_tokens_than_the_base_answers_all_items(tiny, tmp_path
     assert (fact_of(found, "theirs").state, fact_of(found, "theirs").error) == ("done", "")
 
 
-def refusal(tiny, tmp_path, folder, more=""):
-    path = tiny_experiment.write(tmp_path / "work", tiny, candidates(folder, more))
+def refusal(folder, model, candidates, **options):
+    path = tiny_experiment.write(folder, model, candidates, **options)
     with pytest.raises(UserError) as caught:
         tiny_experiment.run(path)
-    assert not (tmp_path / "work" / "runs").exists()
+    assert not (folder / "runs").exists()
     return str(caught.value)
 
 
@@ -121,7 +120,7 @@ def test_a_model_without_a_tokenizer_is_refused_with_the_line_that_saves_one(tin
     folder = shutil.copytree(tiny, tmp_path / "bare")
     for file in [*folder.glob("tokenizer*"), *folder.glob("chat_template*"), *folder.glob("special*")]:
         file.unlink()
-    said = refusal(tiny, tmp_path, folder)
+    said = refusal(tmp_path / "work", tiny, candidates(folder))
     assert "without a tokenizer" in said
     assert f".save_pretrained('{folder}')" in said
 
@@ -133,7 +132,7 @@ def test_a_pickled_base_is_refused_with_the_lines_that_save_it_again(tiny, tmp_p
     folder = shutil.copytree(tiny, tmp_path / "pickled")
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
-    said = refusal(folder, tmp_path, tiny)
+    said = refusal(tmp_path / "work", folder, candidates(tiny))
     assert f"base_model {folder}: found {folder} with pickled weights, which can run code" in said
     exec(said.partition("where you trust them: ")[2])
     assert resolve(str(folder)).n_parameters == resolve(str(tiny)).n_parameters
@@ -141,7 +140,7 @@ def test_a_pickled_base_is_refused_with_the_lines_that_save_it_again(tiny, tmp_p
 
 def test_other_weights_as_base_model_are_refused_until_it_is_said_what_they_are(tiny, both_folders, tmp_path):
     more = f"  other: {{method: base, base_model: {both_folders[1]}}}\n"
-    said = refusal(tiny, tmp_path, both_folders[1], more)
+    said = refusal(tmp_path / "work", tiny, candidates(both_folders[1], more))
     assert "other weights of the architecture" in said
     assert "role: baseline" in said
 
@@ -169,11 +168,8 @@ def bases_report(tiny, own_cache, tmp_path_factory):
 
 
 def change(comparisons, task):
-    return next(
-        c.delta
-        for c in comparisons
-        if c.task == task and c.metric in ("accuracy", "contains", "bits_per_byte")
-    )
+    primary = ("accuracy", "contains", "bits_per_byte")
+    return next(c.delta for c in comparisons if c.task == task and c.metric in primary)
 
 
 def test_every_candidate_is_done_and_a_second_compare_computes_nothing(bases_report):
@@ -214,21 +210,17 @@ def test_each_is_measured_against_its_own_base_and_what_it_starts_from(bases_rep
     path, found = bases_report
     (step,) = found.steps["dpo"]
     assert (step.new, step.base, step.what) == ("dpo", "lora", "training on pairs")
-    assert step.target.delta == pytest.approx(
-        fact_of(found, "dpo").target.score - fact_of(found, "lora").target.score
-    )
+    scores = [fact_of(found, name).target.score for name in ("dpo", "lora")]
+    assert step.target.delta == pytest.approx(scores[0] - scores[1])
     runs = runs_of(path)
     assert runs["dpo"].training.init_wall_s == runs["lora"].training.wall_s
     assert fact_of(found, "dpo").n_train == 30 + 24  # a fifth of the pairs is held out
-
-    runs = runs_of(path)
     assert runs["theirs"].base_digest == runs["other"].weights_digest != runs["prompt"].weights_digest
     whole = next(c for c in found.comparisons["theirs"] if c.metric == "bits_per_byte")
     rows = store.read_rows(Store(path.parent / "runs"), runs["other"].rows["prose/test"])
     nats = sum(-row.gold_logprob for row in rows)
-    assert whole.base == pytest.approx(
-        nats / sum(row.gold_bytes for row in rows) / 0.6931471805599453, rel=1e-6
-    )
+    bits_per_byte = nats / sum(row.gold_bytes for row in rows) / math.log(2)
+    assert whole.base == pytest.approx(bits_per_byte, rel=1e-6)
     assert fact_of(found, "other").trained is False
     assert f"theirs: made from {path.parent / 'other'}, and measured against that" in found.notes
 
@@ -274,9 +266,7 @@ def test_answers_that_failed_score_worst_in_a_trial():
     assert mean_score(EXACT, rows(half)) == pytest.approx(0.5)
     assert mean_score(EXACT, rows([1.0, None, 1.0, None])) == pytest.approx(0.5), "it was 1.0"
     assert mean_score(EXACT, rows([None] * 3)) == 0.0
-    assert mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), (
-        "of an error rate 1 is the worst"
-    )
+    assert mean_score(LOWER, rows([0.0, None], LOWER)) == pytest.approx(0.5), "1 is the worst error rate"
 
 
 @pytest.mark.e2e
@@ -314,16 +304,8 @@ def test_more_than_64_candidates_need_a_yes(tiny, own_cache, tmp_path):
     refuse_many(config.load(path, candidates=["lora[learning_rate=1e-05]"]), yes=False)
 
 
-def read_refusal(tiny, tmp_path, candidates, pairs=()):
-    path = tiny_experiment.write(tmp_path, tiny, f"  lora: {{method: lora}}\n{candidates}", pairs=pairs)
-    with pytest.raises(UserError) as caught:
-        tiny_experiment.run(path)
-    assert not (tmp_path / "runs").exists()
-    return str(caught.value)
-
-
 def test_dpo_without_pairs_is_refused_with_the_key_to_add(tiny, own_cache, tmp_path):
-    said = read_refusal(tiny, tmp_path, "  dpo: {method: dpo}\n")
+    said = refusal(tmp_path, tiny, "  lora: {method: lora}\n  dpo: {method: dpo}\n")
     assert "dpo without pairs rows" in said
     assert "harness.yaml:9" in said
 

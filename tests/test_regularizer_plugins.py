@@ -33,12 +33,10 @@ QUICK = {"max_steps": 3, "learning_rate": 0.01, "per_device_train_batch_size": 4
 
 def read_documented(name):
     """Return the example of a regulariser in the docs, else in its own docstring, as a recipe writes it."""
-    texts = PAGE.read_text(), plugins.load("regularizers", name).__doc__ or ""
-    found = next(
-        filter(None, (re.search(rf"`regularize: (\{{{name}: [^`]*\}})`", text) for text in texts)), None
-    )
-    assert found, f"neither docs/howto/regularizers.md nor its docstring has `regularize: {{{name}: …}}`"
-    return yaml.safe_load(found[1])
+    for text in (PAGE.read_text(), plugins.load("regularizers", name).__doc__ or ""):
+        if found := re.search(rf"`regularize: (\{{{name}: [^`]*\}})`", text):
+            return yaml.safe_load(found[1])
+    pytest.fail(f"neither docs/howto/regularizers.md nor its docstring has `regularize: {{{name}: …}}`")
 
 
 def fit_regularized(tiny, folder, regularize, advance=tiny_methods.ignore):
@@ -47,11 +45,8 @@ def fit_regularized(tiny, folder, regularize, advance=tiny_methods.ignore):
     able = [m for m in ("full", "lora", "dpo") if name is None or plugins.takes(plugins.method(m), name)]
     plugin = plugins.load("regularizers", name) if name else None
     mixed = tiny_methods.examples(slice(2, 4))
-    given = {
-        "advance": advance,
-        "prepare": partial(regularizers.prepare, regularize),
-        "regularize": regularize,
-    }
+    prepare = partial(regularizers.prepare, regularize)
+    given = {"advance": advance, "prepare": prepare, "regularize": regularize}
     given |= {"general": {name: mixed}} if hasattr(plugin, "sample") else {}
     given |= {"train": (*tiny_methods.examples(slice(0, 2)), *mixed)} if hasattr(plugin, "mix") else {}
     return tiny_methods.fit(tiny, folder, plugins.load("methods", able[0]), QUICK, **given)
@@ -71,17 +66,11 @@ def test_what_it_exports_is_known_and_takes_the_arguments_of_its_hook(name):
     if "sample" in public:
         assert {"mix", "penalty"} & public
     arguments = {
-        "mix": ["mixture", "evaluate"],
-        "prepare": ["model", "params"],
-        "penalty": ["start", "params"],
-        "step": ["model", "backward", "params"],
-        "select": ["names", "progress", "params", "seed"],
-        "arguments": ["params"],
-        "smoothing": ["params"],
-        "sample": ["context", "params"],
-        "cost": ["params", "n_rows"],
-        "problem": ["params"],
-    }
+        "mix": ["mixture", "evaluate"], "prepare": ["model", "params"], "penalty": ["start", "params"],
+        "step": ["model", "backward", "params"], "select": ["names", "progress", "params", "seed"],
+        "arguments": ["params"], "smoothing": ["params"], "sample": ["context", "params"],
+        "cost": ["params", "n_rows"], "problem": ["params"],
+    }  # fmt: skip
     assert set(arguments) == PARTS
     for part in public & PARTS:
         assert list(inspect.signature(getattr(plugin, part)).parameters) == arguments[part]
@@ -149,16 +138,16 @@ def recipe(tiny, folder, written):
     return config.load(path).experiment.candidates
 
 
+FROZEN = {"freeze": {"first": 1}}
+
+
 @pytest.mark.parametrize(
     ("short", "full"),
     [
         ({"replay": 0.1}, {"replay": {"share": 0.1}}),
         ({"replay": {"share": 0.1, "data": "a.jsonl"}}, {"replay": {"share": 0.1, "data": "a.jsonl"}}),
         ({"replay": None}, {}),
-        (
-            {"replay": 0.1, "regularize": {"freeze": {"first": 1}}},
-            {"freeze": {"first": 1}, "replay": {"share": 0.1}},
-        ),
+        ({"replay": 0.1, "regularize": FROZEN}, {**FROZEN, "replay": {"share": 0.1}}),
         ({"regularize": "freeze"}, {"freeze": {}}),
     ],
 )
@@ -186,15 +175,10 @@ def test_the_digest_moves_with_parameters_and_rows_and_is_empty_without_any():
     first = digest({}, n_train=1) or digest(replay)
     assert digest({}) == ""
     assert first == digest(replay, seed=1)  # the base's own answers: no seed chooses among the prompts
-    others = [
-        digest({"replay": {"share": 0.2}}),
-        digest(replay, n_train=60),
-        digest({"freeze": {"first": 1}}),
-        digest({"freeze": {"first": 2}}),
-        digest({**replay, "freeze": {"first": 1}}),
-    ]
+    one, two = ({"freeze": {"first": n}} for n in (1, 2))
+    others = [*map(digest, ({"replay": {"share": 0.2}}, one, two, replay | one)), digest(replay, n_train=60)]
     assert len({first, *others}) == 6
-    assert digest({"freeze": {"first": 1}, **replay}) == others[-1]  # the order of keys says nothing
+    assert digest(one | replay) == digest(replay | one)  # the order of keys says nothing
 
 
 def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp_path):
@@ -203,12 +187,8 @@ def test_a_file_of_rows_is_digested_by_what_is_sampled_and_gives_all_of_them(tmp
     for name, written in (("a", rows), ("b", rows), ("c", other)):
         (tmp_path / name).mkdir()
         tiny_experiment.rows(tmp_path / name / "rows.jsonl", written)
-    found = [
-        regularizers.regularizers_digest(
-            {"replay": {"share": 0.1, "data": str(tmp_path / name / "rows.jsonl")}}, context()
-        )
-        for name in "abc"
-    ]
+    recipes = ({"replay": {"share": 0.1, "data": str(tmp_path / name / "rows.jsonl")}} for name in "abc")
+    found = [regularizers.regularizers_digest(recipe, context()) for recipe in recipes]
     assert found[0] == found[1] != found[2]
     path = tmp_path / "few.jsonl"
     path.write_text('{"prompt": "Who is it?", "reference": "Ada."}\n' * 2)
@@ -252,10 +232,8 @@ def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():
 
 def test_a_job_keeps_the_rows_of_each_penalty(tiny, tmp_path):
     regularize, rows = {"kl": {}, "ewc": {"strength": 1.0}}, tiny_methods.examples(slice(0, 2))
-    general = {"kl": rows[:1], "ewc": rows[1:]}
-    read, found = jobs.read_job(
-        tiny_methods.write_job(tiny, tmp_path, regularize=regularize, general=general)
-    )
+    given = {"regularize": regularize, "general": {"kl": rows[:1], "ewc": rows[1:]}}
+    read, found = jobs.read_job(tiny_methods.write_job(tiny, tmp_path, **given))
     assert read.regularize == regularize
     assert (found["general:kl"], found["general:ewc"]) == (rows[:1], rows[1:])
 
@@ -265,9 +243,9 @@ OF_LABELS = ("label_smoothing", {"factor": 0.3})
 OF_ALL = [("freeze", {"first": 1}), ("half", {"rounds": 1}), ("dropout", {"rate": 0.5})]
 
 
-def fit_head(module, tiny, folder, regularize, **params):
+def fit_head(tiny, folder, regularize, **params):
     given = {"regularize": regularize, "prepare": partial(regularizers.prepare, regularize)}
-    return tiny_methods.fit(tiny, folder, module, {**QUICK, **params}, **given)
+    return tiny_methods.fit(tiny, folder, head, {**QUICK, **params}, **given)
 
 
 def tensors(made):
@@ -282,8 +260,8 @@ def tensors(made):
     ],
 )
 def test_a_head_with_a_regularizer_is_another_one(tiny, tmp_path, train, name, written):
-    plain = fit_head(head, tiny, tmp_path / "plain", {}, train=train, r=2)
-    held = fit_head(head, tiny, tmp_path / "held", {name: written}, train=train, r=2)
+    plain = fit_head(tiny, tmp_path / "plain", {}, train=train, r=2)
+    held = fit_head(tiny, tmp_path / "held", {name: written}, train=train, r=2)
     assert tensors(held)["score.weight" if train == "all" else "base_model.model.score.weight"].any()
     assert held.digest != plain.digest
 
@@ -307,10 +285,10 @@ def test_a_new_head_has_no_start_to_be_held_to(tiny, adapted):
 
 @pytest.mark.e2e
 def test_what_is_frozen_or_not_of_the_half_is_not_trained_and_the_head_is(tiny, tmp_path):
-    first = tensors(fit_head(head, tiny, tmp_path / "first", {"freeze": {"first": 1}}, train="all"))
-    last = tensors(fit_head(head, tiny, tmp_path / "last", {"freeze": {"all_but_last": 1}}, train="all"))
-    half = tensors(fit_head(head, tiny, tmp_path / "half", {"half": {}}, train="all"))
-    whole = tensors(fit_head(head, tiny, tmp_path / "whole", {}, train="all"))
+    recipes = ({"freeze": {"first": 1}}, {"freeze": {"all_but_last": 1}}, {"half": {}}, {})
+    first, last, half, whole = (
+        tensors(fit_head(tiny, tmp_path / str(i), recipe, train="all")) for i, recipe in enumerate(recipes)
+    )
     layers = {name for name in whole if ".layers." in name}
     assert set(whole) - set(first) == {n for n in whole if ".layers.0." in n or "embed_tokens" in n}
     assert set(last) == {n for n in whole if ".layers.1." in n} | {"score.weight"}
@@ -333,9 +311,8 @@ def test_labels_are_smoothed_in_training_and_not_in_validation(tiny, tmp_path):
     assert beside == pytest.approx(validation, rel=1e-6)
     assert smoothed != pytest.approx(plain, abs=1e-3)
     # Of two labels the mean over both differs from the loss of the right one by half the margin.
-    assert smoothed - plain == pytest.approx(
-        (mean_over_labels(tiny, tmp_path / "mean") - plain) / 2, abs=1e-3
-    )
+    mean = mean_over_labels(tiny, tmp_path / "mean")
+    assert smoothed - plain == pytest.approx((mean - plain) / 2, abs=1e-3)
 
 
 def mean_over_labels(tiny, folder):
@@ -357,7 +334,6 @@ def mean_over_labels(tiny, folder):
 def test_a_regularized_head_is_a_candidate_beside_the_plain_one(tiny, tmp_path):
     quick = "train: all, num_train_epochs: 1, learning_rate: 0.01"
     candidates = (
-        "  prompt: {method: base}\n"
         f"  plain: {{method: head, params: {{{quick}}}}}\n"
         f"  held: {{method: head, params: {{{quick}}}, regularize: {{freeze: {{first: 1}}, sam: {{}}}}}}\n"
     )

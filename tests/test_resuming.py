@@ -24,6 +24,7 @@ SHORT = {"num_train_epochs": 3, "learning_rate": 0.01, "per_device_train_batch_s
 
 pytestmark = [pytest.mark.e2e, pytest.mark.usefixtures("own_cache")]
 WEEKLY = pytest.mark.weekly
+ONES, TWOS = ({"per_device_train_batch_size": n} for n in (1, 2))
 
 # Such steps change next to nothing: soon an epoch is no better than the one before.
 EARLY = {"learning_rate": 1e-9, "lr_scheduler_type": "constant", "early_stopping_patience": 1}
@@ -38,43 +39,22 @@ def fit_tiny(tiny, folder, method, advance=tiny_methods.ignore, **params):
     [
         pytest.param(lora, {"r": 2}, id="lora", marks=WEEKLY),
         pytest.param(lora, {"r": 2, "lora_dropout": 0.2}, id="dropout", marks=WEEKLY),
-        pytest.param(
-            lora,
-            {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 1, "lora_dropout": 0.2},
-            id="one epoch",
-        ),
-        pytest.param(
-            lora, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 1}, id="second epoch"
-        ),
-        pytest.param(
-            lora,
-            {"r": 2, "per_device_train_batch_size": 1, "gradient_accumulation_steps": 2, "max_steps": 9},
-            id="steps",
-        ),
+        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 1, "lora_dropout": 0.2}, id="one epoch"),
+        pytest.param(lora, {"r": 2, **ONES, "num_train_epochs": 2}, id="second epoch"),
+        pytest.param(lora, {"r": 2, **ONES, "gradient_accumulation_steps": 2, "max_steps": 9}, id="steps"),
         pytest.param(full, {}, id="full"),
-        pytest.param(bottleneck, {"bottleneck_size": 4, "per_device_train_batch_size": 2}, id="bottleneck"),
-        pytest.param(spectrum, {"share": 0.5, "per_device_train_batch_size": 2}, id="spectrum"),
-        pytest.param(
-            full,
-            {"num_train_epochs": 2, "per_device_train_batch_size": 2},
-            id="full in an epoch",
-            marks=WEEKLY,
-        ),
-        pytest.param(dpo, {"r": 2, "num_train_epochs": 2, "per_device_train_batch_size": 2}, id="dpo"),
-        pytest.param(
-            dpo,
-            {"r": 2, "num_train_epochs": 1, "per_device_train_batch_size": 2},
-            id="dpo in one epoch",
-            marks=WEEKLY,
-        ),
+        pytest.param(bottleneck, {"bottleneck_size": 4, **TWOS}, id="bottleneck"),
+        pytest.param(spectrum, {"share": 0.5, **TWOS}, id="spectrum"),
+        pytest.param(full, {"num_train_epochs": 2, **TWOS}, id="full in an epoch", marks=WEEKLY),
+        pytest.param(dpo, {"r": 2, "num_train_epochs": 2, **TWOS}, id="dpo"),
+        pytest.param(dpo, {"r": 2, "num_train_epochs": 1, **TWOS}, id="dpo in one epoch", marks=WEEKLY),
     ],
 )
 def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tmp_path, method, params):
     whole = fit_tiny(tiny, tmp_path / "whole", method, **params)
     n_steps = whole.training.n_steps
-    for stop in sorted(
-        {n_steps // 2 + 1, n_steps - 1}
-    ):  # after the first save in an epoch, before the last step
+    # After the first save in an epoch, and before the last step.
+    for stop in sorted({n_steps // 2 + 1, n_steps - 1}):
         seen = []
         with pytest.raises(Interrupted):
             fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(stop, seen), **params)
@@ -84,9 +64,8 @@ def test_a_stopped_training_ends_with_the_weights_of_an_undisturbed_one(tiny, tm
         first = len(seen)
         again = fit_tiny(tiny, tmp_path / f"cut-{stop}", method, stop_at(None, seen), **params)
         assert again.digest == whole.digest
-        assert again.training.loss == whole.training.loss
-        assert again.training.n_tokens == whole.training.n_tokens
-        assert again.training.validation_loss == whole.training.validation_loss
+        for name in ("loss", "n_tokens", "validation_loss"):
+            assert getattr(again.training, name) == getattr(whole.training, name)
         assert 1 < seen[first] <= stop
 
 

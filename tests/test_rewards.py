@@ -84,15 +84,9 @@ SHORT = "return [-float(len(text)) for text in completions]"
 def test_a_policy_learns_what_a_file_rewards_and_its_divergence_is_logged(tiny, tmp_path, module):
     context = tiny_methods.context(tiny, tmp_path / "fit", reward=write_reward(tmp_path, SHORT))
     params = module.Params(
-        r=4,
-        learning_rate=0.05,
-        lr_scheduler_type="constant",
-        warmup_steps=0,
-        num_train_epochs=8,
-        per_device_train_batch_size=24,
-        max_completion_length=6,
-        beta=0.001,
-    )
+        r=4, learning_rate=0.05, lr_scheduler_type="constant", warmup_steps=0, num_train_epochs=8,
+        per_device_train_batch_size=24, max_completion_length=6, beta=0.001,
+    )  # fmt: skip
     made = module.METHOD.fit(context, params)
     rewards = [value for _, value in made.training.reward]
     assert sum(rewards[-4:]) / 4 > sum(rewards[:2]) / 2 + 1
@@ -150,17 +144,12 @@ def example(reference):
 
 
 def test_a_metric_rewards_each_answer_and_one_that_is_better_when_low_with_its_sign_turned():
-    right, wrong = rl.rewards_of(Reward(written="exact_match", task=TASK))(
-        [example("late")] * 2, ["late", "money"]
-    )
-    assert (right, wrong) == (1.0, 0.0)
-    refused = rl.rewards_of(Reward(written="refusal", task=TASK))(
-        [example("late")], ["I cannot help with that."]
-    )
     from harness.metrics import load_metrics
 
+    exact, refusal = (rl.rewards_of(Reward(written=name, task=TASK)) for name in ("exact_match", "refusal"))
+    assert [*exact([example("late")] * 2, ["late", "money"])] == [1.0, 0.0]
     sign = load_metrics(TASK.model_copy(update={"metrics": ("refusal",)}))["refusal"].unit.sign
-    assert refused == [sign * 1.0]
+    assert refusal([example("late")], ["I cannot help with that."]) == [sign * 1.0]
 
 
 @pytest.mark.parametrize(
@@ -315,11 +304,8 @@ def test_a_metric_of_a_file_that_is_better_when_low_falls_while_it_rewards(tiny,
         "{r: 4, learning_rate: 0.05, lr_scheduler_type: constant, warmup_steps: 0, num_train_epochs: 8, "
         "per_device_train_batch_size: 24, max_completion_length: 6, beta: 0.001, max_length: 200}"
     )
-    path = tiny_experiment.write(
-        tmp_path,
-        tiny,
-        f"  prompt: {{method: base}}\n  brief: {{method: {method}, reward: ./brief.py, params: {params}}}\n",
-    )
+    brief = f"{{method: {method}, reward: ./brief.py, params: {params}}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n  brief: {brief}\n")
     suite = tmp_path / "suites" / "letters.yaml"
     suite.write_text(suite.read_text().replace("macro_f1]", "../brief.py]"))
     tiny_experiment.run(path)
@@ -376,10 +362,9 @@ def test_the_reward_model_is_made_first_and_its_choice_counts(file_and_report):
 
 def test_what_a_reward_model_chooses_is_drawn_as_without_a_choice_and_refused_at_night(file_and_report):
     path, _ = file_and_report
-    plain, chosen = read_drawn_answers(path, "first")[1], read_drawn_answers(path, "best")[1]
-    assert {k: [one.text for one in of] for k, of in plain.items()} == {
-        k: [one.text for one in of] for k, of in chosen.items()
-    }
+    drawn = [read_drawn_answers(path, name)[1] for name in ("first", "best")]
+    plain, chosen = ({k: [one.text for one in of] for k, of in one.items()} for one in drawn)
+    assert plain == chosen
     training = tiny_experiment.runs_of(path)["best"].training
     assert len(training.stands_on) == 1
     assert training.init_wall_s > 0

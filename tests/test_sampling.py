@@ -20,10 +20,8 @@ margins = st.floats(0.002, 0.1)
 
 def pool(n, seed=0):
     rng = np.random.default_rng(seed)
-    answered = rows((rng.random(n) < 0.6).astype(float))
-    found = sampling.pool_of(
-        [replace(row, margin=float(m)) for row, m in zip(answered, rng.normal(0, 2, n), strict=True)], EXACT
-    )
+    answered = zip(rows((rng.random(n) < 0.6).astype(float)), rng.normal(0, 2, n).tolist(), strict=True)
+    found = sampling.pool_of([replace(row, margin=margin) for row, margin in answered], EXACT)
     assert found
     return found
 
@@ -35,9 +33,8 @@ def test_the_closest_calls_are_strata_each_of_one_score():
     quarters = [found.sizes[f"quarter {k}, 0"] + found.sizes[f"quarter {k}, 1"] for k in (1, 2, 3, 4)]
     assert quarters == [175] * 4
     assert {f"item-{i:04d}" for i in range(263, 438)} >= set(found.ids["quarter 1, 1"])
-    assert {i for name, ids in found.ids.items() if name.endswith(", 1") for i in ids} == {
-        row.example_id for row, passed in zip(base, right, strict=True) if passed
-    }
+    passed = {row.example_id for row, is_right in zip(base, right, strict=True) if is_right}
+    assert {i for name, ids in found.ids.items() if name.endswith(", 1") for i in ids} == passed
     assert [found.expected[f"quarter {k}, 0"] for k in (1, 2, 3, 4)] == [0.35, 0.20, 0.10, 0.03]
     right = np.arange(700) % 2
     assert sampling.pool_of(rows(right.astype(float)), EXACT).sizes == {"all, 0": 350, "all, 1": 350}
@@ -52,16 +49,12 @@ def test_a_task_near_chance_has_no_strata_of_the_score_by_which_its_halves_are_a
 def test_clusters_are_drawn_one_after_the_other_and_large_ones_no_sooner():
     sizes = [20] * 20 + [1] * 200
     codes = np.repeat(np.arange(220), sizes)
-    answered = [
-        replace(row, cluster=f"c{c}") for row, c in zip(rows(np.ones(600)), codes.tolist(), strict=True)
-    ]
+    answered = [replace(row, cluster=f"c{codes[i]}") for i, row in enumerate(rows(np.ones(600)))]
     of = sampling.pool_of(answered, EXACT)
     cluster, large = {row.example_id: row.cluster for row in answered}, []
     for seed in range(200):
-        drawn = [
-            cluster[i]
-            for i in sampling.weights(of, {"all": 160}, sampling.order_items(of, [{"all": 160}], seed))
-        ]
+        order = sampling.order_items(of, [{"all": 160}], seed)
+        drawn = [cluster[i] for i in sampling.weights(of, {"all": 160}, order)]
         cut = [c for c in set(drawn) if drawn.count(c) < list(cluster.values()).count(c)]
         assert len(cut) <= 1
         large.append(sum(sizes[int(c[1:])] > 1 for c in drawn) / 160)

@@ -29,16 +29,8 @@ def test_a_cron_line_goes_to_the_folder_and_keeps_a_log(config):
     assert fields == ["30", "2", "*", "*", "*"]
     words = shlex.split(command)
     assert words[:2] == ["cd", str(config.parent)]
-    assert words[3:] == [
-        str(Path(sys.executable).with_name("harness")),
-        "nightly",
-        "run",
-        "-c",
-        "harness.yaml",
-        ">>",
-        str(config.parent / "runs" / "nightly.log"),
-        "2>&1",
-    ]
+    program, log = Path(sys.executable).with_name("harness"), config.parent / "runs" / "nightly.log"
+    assert words[3:] == [str(program), *"nightly run -c harness.yaml >>".split(), str(log), "2>&1"]
 
 
 def test_a_systemd_timer_makes_up_for_a_night_and_its_service_takes_a_verdict_for_no_failure(config):
@@ -94,32 +86,24 @@ def open_issues(folder, gh):
     command = folder / "bin" / "gh"
     command.write_text(f"#!/bin/sh\n{gh}\n")
     command.chmod(0o755)
-    return subprocess.run(
-        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", step["run"]],
-        cwd=folder,
-        check=False,
-        env={**os.environ, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"},
-    ).returncode
+    env = os.environ | {"PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    shell = "bash --noprofile --norc -eo pipefail -c".split()
+    return subprocess.run([*shell, step["run"]], cwd=folder, check=False, env=env).returncode
 
 
-@pytest.fixture
-def issue(config, monkeypatch):
+def test_an_issue_is_opened_once_whatever_became_of_the_night_and_tried_again_until_it_is(
+    config, monkeypatch
+):
     monkeypatch.chdir(config.parent)
     (config.parent / "reports").mkdir()
-    file = config.parent / "reports" / "desk.nightly.issue.md"
-    file.write_text("Nightly desk: $(lora) `regression`\n\nmore\n")
-    return file
-
-
-def test_an_issue_is_opened_once_whatever_became_of_the_night_and_tried_again_until_it_is(config, issue):
+    issue = config.parent / "reports" / "desk.nightly.issue.md"
+    issue.write_text("Nightly desk: $(lora) `regression`\n\nmore\n")
     assert open_issues(config.parent, "exit 1") == 1
     assert issue.exists()
     for _ in range(2):
         assert open_issues(config.parent, 'printf "%s\n" "$4" "$6" >> opened') == 0
-    assert (config.parent / "opened").read_text().splitlines() == [
-        "Nightly desk: $(lora) `regression`",
-        "reports/desk.nightly.issue.md",
-    ]
+    opened = (config.parent / "opened").read_text().splitlines()
+    assert opened == ["Nightly desk: $(lora) `regression`", "reports/desk.nightly.issue.md"]
 
 
 @pytest.mark.parametrize(

@@ -109,12 +109,8 @@ def adapters(tiny, tmp_path_factory, own_cache):
     made = []
     for seed, r in ((0, 2), (1, 2), (2, 3)):
         params = {
-            "r": r,
-            "lora_alpha": 3,
-            "learning_rate": 0.05 * (1 + seed),
-            "max_steps": 3,
-            "max_length": 200,
-        }
+            "r": r, "lora_alpha": 3, "learning_rate": 0.05 * (1 + seed), "max_steps": 3, "max_length": 200,
+        }  # fmt: skip
         folder = tmp_path_factory.mktemp("tuned")
         made.append(tiny_methods.fit(tiny, folder, lora, params).folder / "adapter")
     return made
@@ -201,6 +197,9 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
         merge(tiny, tmp_path, [adapters[0], adapters[2]], combination_type="linear")
 
 
+PATTERN, PISSA = {"r": 2, "rank_pattern": {"q_proj": 3}}, {"r": 2, "init_lora_weights": "pissa"}
+
+
 @pytest.mark.parametrize(
     ("configs", "combination", "said"),
     [
@@ -208,17 +207,9 @@ def test_adapters_of_unlike_rank_are_refused_where_the_way_needs_one(tiny, tmp_p
         ({"a": {"r": 2}, "b": {"r": 4}}, "svd", None),
         ({"a": {"r": 2}, "b": {"r": 2}}, "linear", None),
         ({"a": {"r": 2}, "b": {"peft_type": "IA3"}}, "svd", "b, an adapter of the family IA3"),
-        (
-            {"a": {"r": 2, "rank_pattern": {"q_proj": 3}}, "b": {"r": 3}},
-            "linear",
-            "linear of a of rank 2 and 3, b of rank 3",
-        ),
-        ({"a": {"r": 2, "rank_pattern": {"q_proj": 3}}, "b": {"r": 3}}, "cat", None),
-        (
-            {"a": {"r": 2, "init_lora_weights": "pissa"}, "b": {"r": 2}},
-            "ties",
-            "ties of a of rank 4, b of rank 2",
-        ),
+        ({"a": PATTERN, "b": {"r": 3}}, "linear", "linear of a of rank 2 and 3, b of rank 3"),
+        ({"a": PATTERN, "b": {"r": 3}}, "cat", None),
+        ({"a": PISSA, "b": {"r": 2}}, "ties", "ties of a of rank 4, b of rank 2"),
         ({"a": {"use_dora": True}, "b": {}}, "cat", "a, an adapter with use_dora"),
         ({"a": {"use_rslora": True}, "b": {}}, "cat", "a, an adapter with use_rslora"),
         ({"a": {}, "b": {"target_parameters": ["w"]}}, "svd", "b, an adapter with target_parameters"),
@@ -232,27 +223,19 @@ def test_what_cannot_be_merged_is_named(configs, combination, said):
     assert (found and found[0]) == said
 
 
-LORA = "{method: lora, params: {r: %d, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
-
-
-def write_experiment(tmp_path, tiny, own, more=""):
-    candidates = f"  prompt: {{method: base}}\n  one: {LORA % 2}\n  two: {LORA % 4}\n{more}  own: {own}\n"
-    return tiny_experiment.write(tmp_path, tiny, candidates)
-
-
 @pytest.mark.e2e
 def test_it_is_a_candidate_that_stands_on_the_others(tiny, tmp_path):
-    path = write_experiment(
-        tmp_path, tiny, "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"
-    )
-    report = tiny_experiment.run(path, candidates=("own",))
-    assert {fact.name: fact.state for fact in report.facts}["own"] == "done"
-    run = runs_of(path)["own"]
-    assert len(run.training.stands_on) == 2
-    assert run.training.init_wall_s > 0
-    again = tiny_experiment.run(path, candidates=("own",))
-    assert {fact.name: fact.state for fact in again.facts}["own"] == "done"
-    assert runs_of(path)["own"].weights_digest == run.weights_digest
+    lora = "{method: lora, params: {r: %d, num_train_epochs: 1, learning_rate: 0.01, max_length: 200}}"
+    own = "{method: merged, merges: [one, two], params: {weights: [0.5, 0.5]}}"
+    path = tiny_experiment.write(tmp_path, tiny, f"  one: {lora % 2}\n  two: {lora % 4}\n  own: {own}\n")
+    runs = []
+    for _ in range(2):
+        (fact,) = tiny_experiment.run(path, candidates=("own",)).facts
+        assert (fact.name, fact.state) == ("own", "done")
+        runs.append(runs_of(path)["own"])
+    assert len(runs[0].training.stands_on) == 2
+    assert runs[0].training.init_wall_s > 0
+    assert runs[0].weights_digest == runs[1].weights_digest
 
 
 @pytest.fixture(scope="module")
@@ -292,13 +275,9 @@ def test_it_answers_as_the_adapter_that_peft_scales(tiny, tuned_weights, tmp_pat
     model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
     model = PeftModel.from_pretrained(model, str(tuned_weights.folder / "adapter")).eval()
     context, continuation, _ = host_of(tiny).base.encode(ASKED, "late")
-    ids = torch.tensor([[*context, *continuation]])
-    with torch.inference_mode(), rescale_adapter_scale(model, scale):
-        logprobs = model(input_ids=ids).logits.log_softmax(-1)[0]
-    places = range(len(context) - 1, ids.shape[1] - 1)
-    assert logprob(tiny, made) == pytest.approx(
-        sum(float(logprobs[place, ids[0, place + 1]]) for place in places), abs=1e-4
-    )
+    with rescale_adapter_scale(model, scale):
+        expected = tiny_model.score_alone(model, context, continuation)
+    assert logprob(tiny, made) == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_small_scale_is_nearly_the_base_and_every_scale_has_a_digest_of_its_own(
@@ -407,7 +386,7 @@ def folder_and_report(tiny, tmp_path_factory, own_cache):
 def test_it_is_a_candidate_like_any_other_whose_documents_count_once(folder_and_report):
     folder, report = folder_and_report
     assert {f.name: f.state for f in report.facts} == dict.fromkeys(("prompt", "lora", "half"), "done")
-    runs = {run.candidate: run for run in store.list_runs(Store(folder / "runs"))}
+    runs = runs_of(folder / "harness.yaml")
     assert runs["half"].training.init_wall_s == pytest.approx(runs["lora"].training.wall_s, abs=0.01)
     assert [step.what for step in report.steps["half"]] == ["scaling"]
     (step,) = report.steps["half"]
@@ -417,30 +396,20 @@ def test_it_is_a_candidate_like_any_other_whose_documents_count_once(folder_and_
 
 
 @pytest.mark.e2e
-def test_replayed_rows_are_the_bases_own_answers_and_are_asked_once(tiny, tmp_path):
-    candidates = f"  prompt: {{method: base}}\n  mixed: {SMALL_LORA}, replay: 0.2}}\n"
-    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-    at = Store(tmp_path / "runs")
-    (run,) = [r for r in store.list_runs(at) if r.candidate == "mixed"]
-    assert next(f.state for f in report.facts if f.name == "mixed") == "done"
-    (asked,) = [i for i in store.identities(at) if i.task == "replay"]
-    assert asked.weights_digest == run.base_digest
-    rows = store.read_rows(at, asked.digest)
-    assert len(rows) == 12  # a fifth of thirty rows, and as many again, for answers that come to no end
-    assert 1 <= run.training.n_replayed <= 6
-
-
-@pytest.mark.e2e
-def test_rows_of_a_file_are_replayed_as_they_are(tiny, tmp_path):
+def test_replayed_rows_are_the_bases_own_answers_asked_once_or_those_of_a_file_as_they_are(tiny, tmp_path):
     general = [{"prompt": f"Say {n}.", "reference": f"Here is {n}."} for n in range(12)]
     tiny_experiment.rows(tmp_path / "general.jsonl", general)
-    candidates = (
-        f"  prompt: {{method: base}}\n  mixed: {SMALL_LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
-    )
-    tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-    (run,) = [r for r in store.list_runs(Store(tmp_path / "runs")) if r.candidate == "mixed"]
-    assert run.training.n_replayed == 3
-    assert not [i for i in store.identities(Store(tmp_path / "runs")) if i.task == "replay"]
+    candidates = f"  mixed: {SMALL_LORA}, replay: 0.2}}\n"
+    candidates += f"  file: {SMALL_LORA}, replay: {{share: 0.1, data: general.jsonl}}}}\n"
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    assert {f.state for f in tiny_experiment.run(path).facts} == {"done"}
+    at, runs = Store(tmp_path / "runs"), runs_of(path)
+    (asked,) = [i for i in store.identities(at) if i.task == "replay"]
+    assert asked.weights_digest == runs["mixed"].base_digest
+    # a fifth of thirty rows, and as many again, for answers that come to no end
+    assert len(store.read_rows(at, asked.digest)) == 12
+    assert 1 <= runs["mixed"].training.n_replayed <= 6
+    assert runs["file"].training.n_replayed == 3
 
 
 def test_rows_that_are_evaluated_are_never_replayed(tiny, tmp_path):
@@ -467,13 +436,11 @@ def test_half_of_the_layers_have_no_adapter_where_half_is_left_out(tiny, tmp_pat
 def test_whole_weights_lie_between_the_base_and_the_fine_tune(tiny, tmp_path):
     from safetensors.torch import load_file
 
-    candidates = (
-        "  prompt: {method: base}\n  full: {method: full, params: {max_steps: 2, learning_rate: 0.01}}\n"
-    )
+    candidates = "  full: {method: full, params: {max_steps: 2, learning_rate: 0.01}}\n"
     candidates += "  half: {method: interpolated, init_from: full, params: {scale: 0.25}}\n"
-    report = tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, candidates))
-    assert {f.state for f in report.facts} == {"done"}
-    runs = {run.candidate: run for run in store.list_runs(Store(tmp_path / "runs"))}
+    path = tiny_experiment.write(tmp_path, tiny, candidates)
+    assert {f.state for f in tiny_experiment.run(path).facts} == {"done"}
+    runs = runs_of(path)
     at = {name: tmp_path / "runs" / "weights" / runs[name].training.fit_key for name in ("full", "half")}
     base = load_file(tiny / "model.safetensors")
     full, mixed = (load_file(at[name] / "model" / "model.safetensors") for name in ("full", "half"))

@@ -57,11 +57,8 @@ def made(tiny, own_cache, tmp_path_factory):
 def write_gguf(path, name="gguf-f32", template=None):
     """Write the adapter's merged export as GGUF, with a record of its own."""
     at = store.Store(path.parent / "runs")
-    ((merged, record),) = [
-        one
-        for one in exports.exports_of(at, runs_of(path)["lora"].run_id).items()
-        if one[1].format == "merged"
-    ]
+    made = exports.exports_of(at, runs_of(path)["lora"].run_id).items()
+    ((merged, record),) = ((folder, export) for folder, export in made if export.format == "merged")
     folder = merged.with_name(name)
     folder.mkdir()
     file = tiny_gguf.write(merged, folder / "lora.gguf", template)
@@ -72,27 +69,17 @@ def write_gguf(path, name="gguf-f32", template=None):
     return folder
 
 
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 @contextmanager
 def serving(path, *words, **environment):
     """Start the command; yields its process and what it printed when it was ready, or all that it said."""
-    port = free_port()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
     command = [sys.executable, "-m", "harness", "serve", *words, "-c", str(path), "--port", str(port)]
     process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | environment,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # which a shell in the background ignores
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell in the background ignores
+    )  # fmt: skip
     try:
         lines = []
         for line in process.stdout:
@@ -139,10 +126,8 @@ def test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started(m
             short = json.loads(ask(url, "/chat/completions", KEY, sent))
             assert short["usage"]["completion_tokens"] <= 4  # the limit of the target
             assert "llamacpp:prompt_tokens_total" in ask(url.removesuffix("/v1"), "/metrics", KEY)
-            page = Request(
-                f"{url}/models", headers={"Authorization": f"Bearer {KEY}", "Origin": "http://evil"}
-            )
-            with urlopen(page, timeout=30) as answer:
+            headers = {"Authorization": f"Bearer {KEY}", "Origin": "http://evil"}
+            with urlopen(Request(f"{url}/models", headers=headers), timeout=30) as answer:
                 assert answer.headers.get("Access-Control-Allow-Origin", "") == ""
         if way != "merged":
             with pytest.raises(HTTPError, match="401"):
@@ -183,10 +168,8 @@ def test_a_server_that_is_not_the_run_is_ended_with_the_first_differences(made, 
             assert re.search(said, lines[-1]), lines
             assert ", stored " in lines[-1]
     finally:
-        for file in [*folder.iterdir()] if folder else []:
-            file.unlink()
         if folder:
-            folder.rmdir()
+            shutil.rmtree(folder)
 
 
 def invoke(path, *words):
@@ -247,21 +230,14 @@ def test_the_printed_command_and_compose_file_name_the_variable_of_the_key_alone
 
 def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     monkeypatch.setenv("SERVE_KEY", " ")
-    command = [
-        sys.executable,
-        "-P",
-        str(Path(artefacts.__file__).with_name("llama_server.py")),
-        "m.gguf",
-        "--alias",
-        "m",
-    ]
-    done = subprocess.run([*command, "--api-key-env", "SERVE_KEY"], capture_output=True, text=True)
+    program = str(Path(artefacts.__file__).with_name("llama_server.py"))
+    words = "m.gguf --alias m --api-key-env SERVE_KEY".split()
+    done = subprocess.run([sys.executable, "-P", program, *words], capture_output=True, text=True)
     assert (done.returncode, "no key in the variable SERVE_KEY" in done.stderr) == (2, True)
     own = {"VLLM_API_KEY": "$SERVE_KEY", "VLLM_NO_USAGE_STATS": "1"}
     program = ServingProgram("vLLM", "m", ["vllm", "serve"], Path("/a  b"), own, {})
-    assert program.as_shell() == (
-        'cd \'/a  b\' && VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
-    )
+    expected = 'VLLM_API_KEY="${SERVE_KEY:?}" VLLM_NO_USAGE_STATS="1" vllm serve'
+    assert program.as_shell() == f"cd '/a  b' && {expected}"
 
 
 def test_a_prompt_with_shots_is_sent_whole_and_named_as_not_served(made):

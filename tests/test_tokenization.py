@@ -52,9 +52,8 @@ class NotingTokenizer:
 
 @pytest.fixture(scope="module", params=[False, True], ids=["plain", "adds_bos"])
 def tokenizer(request, tmp_path_factory):
-    return load_tokenizer(
-        resolve(str(tiny_model.build(tmp_path_factory.mktemp("model"), adds_bos=request.param)))
-    )
+    folder = tiny_model.build(tmp_path_factory.mktemp("model"), adds_bos=request.param)
+    return load_tokenizer(resolve(str(folder)))
 
 
 def ids_alone(tokenizer, text, special):
@@ -94,10 +93,8 @@ def test_prompts_together_have_the_token_ids_of_each_alone(tokenizer, prompts):
 
 def choice_job(n_items=3, **fields):
     task = Task(name="task", data={}, kind="choice", metrics=("accuracy",), **fields)
-    examples = tuple(
-        Example(f"item-{i}", ({"role": "user", "content": f"Where is my par{i}?"},), CHOICES[:1], CHOICES)
-        for i in range(n_items)
-    )
+    asked = [({"role": "user", "content": f"Where is my par{i}?"},) for i in range(n_items)]
+    examples = tuple(Example(f"item-{i}", turns, CHOICES[:1], CHOICES) for i, turns in enumerate(asked))
     return EvaluationJob(task, "target", "test", examples, load_metrics(task), "rank", IDENTITY)
 
 
@@ -223,37 +220,31 @@ def list_cached_files():
 
 
 @pytest.mark.e2e
-def test_a_reference_is_read_once_for_all_learning_rates_and_seeds(tiny, tmp_path):
-    dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "one"), dpo.Params(**QUICK))
-    before = list_cached_files()
-    other = replace(tiny_methods.context(tiny, tmp_path / "two"), seed=1)
-    dpo.METHOD.fit(other, dpo.Params(**{**QUICK, "learning_rate": 0.001, "beta": 0.5}))
-    assert list_cached_files() == before
-
-
-@pytest.mark.e2e
 def test_another_reference_is_read_anew(tiny, tmp_path):
     started = tmp_path / "started"
     parent = lora.METHOD.fit(tiny_methods.context(tiny, started), lora.Params(**QUICK)).folder / "adapter"
     dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "base"), dpo.Params(**QUICK))
     before = list_cached_files()
     params = {name: value for name, value in QUICK.items() if name != "r"}
-    figures = dpo.METHOD.fit(
-        tiny_methods.context(tiny, tmp_path / "from", init=parent), dpo.Params(**params)
-    ).training
+    started = tiny_methods.context(tiny, tmp_path / "from", init=parent)
+    figures = dpo.METHOD.fit(started, dpo.Params(**params)).training
     assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out
     assert figures.reward_margin[0][1] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("changed", ["weights", "precision", "rows at a time"])
-def test_a_reference_that_is_read_otherwise_is_read_anew(tiny, tmp_path, changed):
+@pytest.mark.parametrize(
+    ("changed", "n_read"), [("rate and seed", 0), ("weights", 2), ("precision", 2), ("rows at a time", 2)]
+)  # of the pairs trained on, and of those held out
+def test_a_reference_is_read_once_for_all_rates_and_seeds_and_anew_where_it_is_another(
+    tiny, tmp_path, changed, n_read
+):
     dpo.METHOD.fit(tiny_methods.context(tiny, tmp_path / "before"), dpo.Params(**QUICK))
     before = list_cached_files()
     model = tiny_model.build(tmp_path / "other", seed=1) if changed == "weights" else tiny
-    machine = CPU._replace(precision="bf16") if changed == "precision" else CPU
+    given = {"machine": CPU._replace(precision="bf16")} if changed == "precision" else {}
     own = {"per_device_train_batch_size": 2} if changed == "rows at a time" else {}
-    dpo.METHOD.fit(
-        tiny_methods.context(model, tmp_path / "after", machine=machine), dpo.Params(**QUICK, **own)
-    )
-    assert len(list_cached_files() - before) == 2  # of the pairs trained on, and of those held out
+    if changed == "rate and seed":
+        given, own = {"seed": 1}, {"learning_rate": 0.001, "beta": 0.5}
+    dpo.METHOD.fit(tiny_methods.context(model, tmp_path / "after", **given), dpo.Params(**QUICK | own))
+    assert len(list_cached_files() - before) == n_read

@@ -1,4 +1,4 @@
-"""Trackers get every run of a report, read back by each tracker's own reader."""
+"""Trackers get every run of a report, and see a training while it runs; they change and cost nothing."""
 
 import json
 import struct
@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import tiny_experiment
+import tiny_methods
 from fake_facts import candidate, comparison, make_decision, make_fine_tune
 
 from harness.analysis.estimators import Estimate
@@ -14,21 +16,20 @@ from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
 from harness.report.trackers import list_tracked_runs
+from harness.training import LiveRun, open_trackers, read_seen, worker
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))
-LORA = make_fine_tune(
-    "lora",
-    0.81,
-    0.07,
-    training=TrainingRecord(loss=CURVE, wall_s=36.0, n_steps=3, tracked=POINTS),
-    target=Estimate(0.81, 0.75, 0.86, 200),
-)
+RECORD = TrainingRecord(loss=CURVE, wall_s=36.0, n_steps=3, tracked=POINTS)
+LORA = make_fine_tune("lora", 0.81, 0.07, training=RECORD, target=Estimate(0.81, 0.75, 0.86, 200))
 FACTS = (candidate("prompt", 0.70), LORA, replace(LORA, name="worse", run_id="worse-0", state="failed"))
 REPORT = ExperimentReport(
     "desk", "tiny", "exact_match", FACTS, comparisons={"lora": (comparison(-0.03, 0.04, task="chat"),)},
     decision=make_decision(FACTS[:2], closed_labels=False),
 )  # fmt: skip
+
+
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 def note_of(name: str, folder: Path, report: ExperimentReport = REPORT) -> str:
@@ -41,10 +42,9 @@ def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(
     assert found.curves["train/loss"] == ((1, 2.5), (2, 1.5))
     assert found.curves["training/target"] == ((2, 0.6), (3, 0.8))
     assert found.curves["training/forgetting"] == ((2, -0.01),)
-    assert [found.metrics[f"target/exact_match{at}"] for at in ("", "/low", "/high")] == [0.81, 0.75, 0.86]
-    assert [
-        found.metrics[f"forgetting/chat/exact_match{at}"] for at in ("", "/low", "/high")
-    ] == pytest.approx([-0.03, -0.07, 0.01])
+    for name, figures in (("target", (0.81, 0.75, 0.86)), ("forgetting/chat", (-0.03, -0.07, 0.01))):
+        sent = [found.metrics[f"{name}/exact_match{at}"] for at in ("", "/low", "/high")]
+        assert sent == pytest.approx(figures)
     assert found.metrics["forgetting/macro"] == -0.004
     assert found.metrics["training/wall_s"] == 36.0
     assert found.tags["verdict"] == "PASS"
@@ -52,22 +52,18 @@ def test_a_tracked_run_holds_curves_scores_intervals_forgetting_and_the_verdict(
 
 
 def test_tensorboard_reads_curves_figures_and_verdict_without_torch(tmp_path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
     said = note_of("tensorboard", tmp_path)
     folder = tmp_path / "trackers" / "tensorboard" / "desk"
     assert said == f"tensorboard: tensorboard --logdir {folder}"
     assert sorted(path.name for path in folder.iterdir()) == ["lora", "prompt", "worse"]
-    read = EventAccumulator(str(folder / "lora"))
-    read.Reload()
-    assert [(e.step, e.value) for e in read.Scalars("train/loss")] == [(1, 2.5), (2, 1.5)]
-    assert read.Scalars("target/exact_match")[0].value == pytest.approx(0.81)
-    assert read.Tensors("verdict")[0].tensor_proto.string_val == [b"PASS"]
+    curves = read_tensorboard(folder / "lora")
+    assert curves["train/loss"] == [(1, 2.5), (2, 1.5)]
+    assert curves["target/exact_match"] == [(0, pytest.approx(0.81))]
+    assert open_board(folder / "lora").Tensors("verdict")[0].tensor_proto.string_val == [b"PASS"]
 
 
 @pytest.mark.e2e
-def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, monkeypatch):
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path):
     from mlflow import MlflowClient
 
     said = [note_of("mlflow", tmp_path) for _ in range(2)]
@@ -76,11 +72,8 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, mo
     client = MlflowClient(address)
     place = client.get_experiment_by_name("desk").experiment_id
     runs = {run.info.run_name: run for run in client.search_runs([place])}
-    assert {name: run.info.status for name, run in runs.items()} == {
-        "prompt": "FINISHED",
-        "lora": "FINISHED",
-        "worse": "FAILED",
-    }
+    states = {name: run.info.status for name, run in runs.items()}
+    assert states == {"prompt": "FINISHED", "lora": "FINISHED", "worse": "FAILED"}
     assert len(client.search_runs([place])) == 3
     lora = runs["lora"]
     assert lora.data.metrics["target/exact_match/low"] == 0.75
@@ -91,33 +84,17 @@ def test_mlflow_holds_each_run_once_though_the_report_is_sent_twice(tmp_path, mo
 
 
 @pytest.mark.e2e
-def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
+def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path):
     note_of("wandb", tmp_path, replace(REPORT, facts=FACTS[1:2]))
     assert note_of("wandb", tmp_path).startswith("wandb: wandb sync")
-    assert len(list((tmp_path / "trackers" / "wandb" / "wandb").glob("offline-run-*"))) == 3, "each run once"
-    kept = {}
-    for path in (tmp_path / "trackers" / "wandb" / "wandb").glob("offline-run-*/*.wandb"):
-        kept[path.stem.removeprefix("run-")] = list(wandb_records(path))
-    assert sorted(kept) == ["lora-0", "prompt-0", "worse-0"]
-    records = kept["lora-0"]
-    history = [
-        {
-            item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
-            for item in r.history.item
-        }
-        for r in records
-        if r.WhichOneof("record_type") == "history"
-    ]
-    assert [(row["_step"], row.get("train/loss")) for row in history] == [(1, 2.5), (2, 1.5), (3, None)]
-    summary = {
-        item.nested_key[0] if item.nested_key else item.key: json.loads(item.value_json)
-        for r in records
-        if r.WhichOneof("record_type") == "summary"
-        for item in r.summary.update
-    }
-    assert summary["verdict"] == "PASS"
-    assert summary["target/exact_match"] == 0.81
+    folder = tmp_path / "trackers" / "wandb"
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 3, "each run once"
+    kept = sorted(path.stem for path in (folder / "wandb").glob("offline-run-*/*.wandb"))
+    assert kept == ["run-lora-0", "run-prompt-0", "run-worse-0"]
+    curves, figures = read_wandb(folder, "lora-0")
+    assert curves["train/loss"] == [(1, 2.5), (2, 1.5)]
+    assert curves["training/target"] == [(2, 0.6), (3, 0.8)]
+    assert (figures["verdict"], figures["target/exact_match"]) == ("PASS", 0.81)
 
 
 def wandb_records(path: Path):
@@ -155,3 +132,136 @@ def test_a_tracker_that_takes_nothing_costs_a_note_and_one_not_installed_is_refu
 def test_a_password_in_a_servers_address_is_not_printed(tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "no-such-scheme://me:secret@host/path")
     assert "secret" not in note_of("mlflow", tmp_path)
+
+
+PARAMS = {
+    "r": 2,
+    "num_train_epochs": 2,
+    "learning_rate": 0.01,
+    "max_length": 200,
+    "per_device_train_batch_size": 2,
+}
+ALL = ("tensorboard", "mlflow", "wandb")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def open_board(folder: Path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(folder))
+    board.Reload()
+    return board
+
+
+def read_tensorboard(folder: Path):
+    board = open_board(folder)
+    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
+
+
+def read_mlflow(folder: Path, run_id: str):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
+    places = [one.experiment_id for one in client.search_experiments()]
+    (run,) = client.search_runs(places, f"tags.`harness.id` = '{run_id}'")
+    return run, lambda name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
+
+
+def read_wandb(folder: Path, run_id: str):
+    """Return the curves by name, and the figures at the end, of the one offline run of an id."""
+    (file,) = folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
+    curves, figures = {}, {}
+    for record in wandb_records(file):
+        values = {
+            (item.nested_key[0] if item.nested_key else item.key): json.loads(item.value_json)
+            for item in [*record.history.item, *record.summary.update]
+        }
+        if record.WhichOneof("record_type") == "history":
+            for name, value in values.items():
+                curves.setdefault(name, []).append((values["_step"], value))
+        figures |= values
+    return curves, figures
+
+
+@pytest.mark.e2e
+def test_three_trackers_see_a_training_and_then_its_scores_verdict_and_files_under_one_id(
+    tiny, tmp_path, command
+):
+    lora = f"{{method: lora, track: {{points: 2}}, params: {json.dumps(PARAMS)}}}"
+    candidates = f"  prompt: {{method: base}}\n  lora: {lora}\n"
+    files = {}
+    for name, extra in (("plain", ""), ("tracked", "report_to: [tensorboard, mlflow, wandb]\n")):
+        (tmp_path / name).mkdir()
+        files[name] = tiny_experiment.write(tmp_path / name, tiny, candidates, extra=extra)
+        assert command("compare", "-c", files[name])[0] == 0
+    (fit,) = (tmp_path / "plain" / "runs" / "weights").glob("*/fit.json")
+    (same,) = (tmp_path / "tracked" / "runs" / "weights").glob("*/fit.json")
+    assert fit.parent.name == same.parent.name, "the key of weights depends on no tracker"
+    made, seen = (json.loads(path.read_text()) for path in (fit, same))
+    assert made["digest"] == seen["digest"]
+    for curve in ("loss", "validation_loss", "learning_rate"):
+        assert made["training"][curve] == seen["training"][curve]
+
+    folder, run_id = tmp_path / "tracked" / "reports" / "trackers", f"lora-0-{fit.parent.name[:8]}"
+    loss, validation = made["training"]["loss"], made["training"]["validation_loss"]
+    assert {name: one.error for name, one in read_seen(folder, run_id).items()} == dict.fromkeys(ALL, "")
+    in_board = read_tensorboard(folder / "tensorboard" / "tiny" / run_id)
+    run, history = read_mlflow(folder / "mlflow", run_id)
+    in_wandb, figures = read_wandb(folder / "wandb", run_id)
+    for of in (in_board.get, history, in_wandb.get):
+        assert of("train/loss") == [(step, pytest.approx(value)) for step, value in loss]
+        assert of("eval/loss") == [(step, pytest.approx(value)) for step, value in validation]
+        assert len(of("train/learning_rate")) == len(loss)
+        assert [step for step, _ in of("training/target")] == [15, 30]
+    score = figures["target/exact_match"]
+    assert run.data.metrics["target/exact_match"] == score
+    assert in_board["target/exact_match"] == [(0, pytest.approx(score))]
+    assert run.data.tags["verdict"] == figures["verdict"] != ""
+    assert run.info.status == "FINISHED"
+    assert run.data.params["learning_rate"] == "0.01"
+    kept = {path.name for path in folder.rglob("*") if path.is_file() or path.is_symlink()}
+    assert {"fit.json", "adapter_model.safetensors"} <= kept
+
+
+@pytest.mark.e2e
+def test_a_training_in_a_process_of_its_own_is_seen_and_needs_no_tracker_that_fails(
+    tiny, tmp_path, monkeypatch
+):
+    """MLflow's server is down, and where TensorBoard would write is a file: W&B goes on, and the weights are the same."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder, digests = tmp_path / "trackers", []
+    folder.mkdir()
+    (folder / "tensorboard").write_text("a file where the folder would be")
+    live = LiveRun("lora-0-abc", "lora", "tiny", folder, ALL, {"r": "2"})
+    for name, seen_by in (("plain", None), ("seen", live)):
+        tiny_methods.write_job(tiny, tmp_path / name, params=PARAMS, threads=1, live=seen_by)
+        worker.launch(tmp_path / name, tiny_methods.ignore)
+        digests.append(tiny_methods.read_fit(tmp_path / name)["digest"])
+    assert digests[0] == digests[1]
+    seen = read_seen(folder, "lora-0-abc")
+    assert [bool(seen[name].error) for name in ALL] == [True, True, False]
+    curves, _ = read_wandb(folder / "wandb", "lora-0-abc")
+    assert [step for step, _ in curves["train/loss"]] == [*range(1, 13)]
+
+
+@pytest.mark.e2e
+def test_a_training_that_goes_on_from_a_checkpoint_goes_on_under_its_id(tmp_path):
+    run = LiveRun("lora-0-abc", "lora", "tiny", tmp_path, ("tensorboard", "mlflow"), {"r": "2"})
+    for resumed_at, steps in ((None, range(1, 8)), (5, range(6, 9))):
+        with open_trackers(run, resumed_at) as send:
+            for step in steps:
+                send({"train/loss": 1 / step}, step)
+    once = [(step, pytest.approx(1 / step)) for step in range(1, 9)]
+    assert read_tensorboard(tmp_path / "tensorboard" / "tiny" / run.run_id)["train/loss"] == once
+    _, history = read_mlflow(tmp_path / "mlflow", run.run_id)  # of one run
+    assert sorted({*history("train/loss")}) == once
+    with open_trackers(run, None) as send:  # trained anew, from nothing
+        send({"train/loss": 3.0}, 1)
+    assert read_tensorboard(tmp_path / "tensorboard" / "tiny" / run.run_id)["train/loss"] == [(1, 3.0)]
+    assert read_mlflow(tmp_path / "mlflow", run.run_id)[1]("train/loss") == [(1, 3.0)]

@@ -43,6 +43,10 @@ def fit_tracked(tiny, folder, *, track, advance=tiny_methods.ignore, **params):
     return tiny_methods.fit(tiny, folder, lora, {**SHORT, "r": 2, **params}, **given)
 
 
+def read_step(made, step):
+    return json.loads((made.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
+
+
 # What is kept
 
 
@@ -60,10 +64,8 @@ def test_the_weights_of_a_step_are_those_of_a_training_that_ends_there(tiny, tmp
     steady = {"lr_scheduler_type": "constant", "warmup_steps": 0}
     long = fit_tracked(tiny, tmp_path / "long", track=2, **steady)
     short = fit_tracked(tiny, tmp_path / "short", track=1, num_train_epochs=1, **steady)
-    made = json.loads((long.folder / TRACKED / "step-12" / "fit.json").read_text())
-    kept = json.loads((short.folder / TRACKED / "step-12" / "fit.json").read_text())
-    assert made == kept
-    assert made["digest"] != long.digest
+    assert read_step(long, 12) == read_step(short, 12)
+    assert read_step(long, 12)["digest"] != long.digest
 
 
 def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, tracked_fit):
@@ -74,11 +76,7 @@ def test_a_training_that_was_stopped_keeps_the_same_weights(tiny, tmp_path, trac
     again = fit_tracked(tiny, tmp_path, track=4)
     assert list(map_tracked_folders(tmp_path / TRACKED)) == [6, 12, 18, 24]
     for step in (6, 12, 18, 24):
-        own, other = (
-            json.loads((of.folder / TRACKED / f"step-{step}" / "fit.json").read_text())
-            for of in (again, tracked_fit)
-        )
-        assert own == other
+        assert read_step(again, step) == read_step(tracked_fit, step)
 
 
 STOPPED_EARLY = {"learning_rate": 1e-12, "num_train_epochs": 50, "early_stopping_patience": 3}
@@ -120,10 +118,8 @@ def test_a_whole_model_is_kept_in_the_precision_it_is_served_in_and_trained_on_i
         for track in (4, 0)
     )
     early, *_, last = (folder / "model" for folder in map_tracked_folders(made.folder / TRACKED).values())
-    sizes = {
-        (folder / "model.safetensors").stat().st_size for folder in (early, last, plain.folder / "model")
-    }
-    assert len(sizes) == 1
+    folders = (early, last, plain.folder / "model")
+    assert len({(folder / "model.safetensors").stat().st_size for folder in folders}) == 1
     assert json.loads((early / "config.json").read_text())["dtype"] == "bfloat16"
     assert made.digest == plain.digest
     assert made.training.loss == plain.training.loss
@@ -160,9 +156,8 @@ def test_points_say_what_target_and_capability_were_then_and_are_stored_so(track
 
 def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_the_points(tracked_world):
     session = tracked_world.session
-    made = read_tracked_weights(
-        session.candidates["held"], find_stored_weights(session, session.candidates["held"], 0)
-    )
+    held = session.candidates["held"]
+    made = read_tracked_weights(held, find_stored_weights(session, held, 0))
     digests = {weights.digest for weights in made.values()}
     asked = [one for one in store.identities(session.store) if one.weights_digest in digests]
     assert {one.split for one in asked if one.task == "desk"} == {"validation"}
@@ -171,18 +166,17 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     assert len(general) == 2 * 160
     assert {half_of[cluster_name(row)] for row in general} == {"search"}
 
-    work = estimate_tracking(session, session.candidates["held"].source)
-    twice = session.candidates["held"].source.model_copy(update={"track": Tracking(points=4, items=160)})
+    work = estimate_tracking(session, held.source)
+    twice = held.source.model_copy(update={"track": Tracking(points=4, items=160)})
     assert 0 < work.read < estimate_tracking(session, twice).read == 2 * work.read
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
     both = Estimates(session).work(["lora", "held"])
     assert both["held"].read == both["lora"].read + work.read
     plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
-    assert plain != tracked
     assert (
-        folder_of(alike, alike.candidates["held"], 0, None) == tracked
-    )  # how many items are asked is no part
+        plain != tracked == folder_of(alike, alike.candidates["held"], 0, None)
+    )  # whose items are not a part
 
 
 def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured(tracked_world):
@@ -190,9 +184,8 @@ def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured
     assert again.host.opened == []
     before = run_of(tracked_world)
     store.remove_run(tracked_world.session.store, before.run_id)
-    with_answers = rescue_worlds.open_world(
-        tracked_world.path, {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
-    )
+    versions = {rescue_worlds.AS_IT_IS: rescue_worlds.COLLAPSED}
+    with_answers = rescue_worlds.open_world(tracked_world.path, versions)
     assert {*with_answers.host.opened} <= {rescue_worlds.AS_IT_IS}  # it is timed anew, no point is
     assert run_of(tracked_world).training.tracked == before.training.tracked
 
@@ -203,9 +196,8 @@ def test_a_second_call_opens_nothing_and_a_lost_run_is_made_of_what_was_measured
 def test_a_checkpoint_is_the_adapter_that_was_kept_at_its_step(tiny, tmp_path, tracked_fit):
     init = tracked_fit.folder / "adapter"
     made = tiny_methods.fit(tiny, tmp_path / "made", checkpoint, {"step": 12}, init=init)
-    kept = tracked_fit.folder / TRACKED / "step-12"
-    assert made.digest == json.loads((kept / "fit.json").read_text())["digest"]
-    for file in (kept / "adapter").iterdir():
+    assert made.digest == read_step(tracked_fit, 12)["digest"]
+    for file in (tracked_fit.folder / TRACKED / "step-12" / "adapter").iterdir():
         assert (made.folder / "adapter" / file.name).read_bytes() == file.read_bytes()
 
 
@@ -230,9 +222,6 @@ def test_a_tracked_fine_tune_is_rescued_by_its_checkpoint_without_training(tmp_p
     assert [tried.name for tried in found.tried] == ["held+step=10"]
     assert found.rescued_trial == "held+step=10"
     assert {*made.host.opened} == {"step-10"}
-    validation = [
-        one
-        for one in store.identities(made.session.store)
-        if one.split == "validation" and one.weights_digest == run_of(made, "held+step=10").weights_digest
-    ]
-    assert len(validation) == 1  # what was measured along the training is not asked again
+    rescued, asked = run_of(made, "held+step=10"), store.identities(made.session.store)
+    splits = [one.split for one in asked if one.weights_digest == rescued.weights_digest]
+    assert splits.count("validation") == 1  # what was measured along the training is not asked again

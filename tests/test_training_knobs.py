@@ -73,9 +73,8 @@ def test_a_batch_that_memory_is_not_enough_for_is_read_in_parts(tiny, tmp_path, 
     assert (parts.batch_size, parts.accumulated_batches) == (2, 3)  # by way of 3 and 2
     assert parts.n_steps == whole.n_steps
     assert (whole.batch_size, whole.accumulated_batches) == (None, None)
-    assert sorted(p.name for p in (tmp_path / "parts").iterdir()) == sorted(
-        p.name for p in (tmp_path / "whole").iterdir()
-    )
+    files = [sorted(p.name for p in (tmp_path / name).iterdir()) for name in ("parts", "whole")]
+    assert files[0] == files[1]
 
 
 @pytest.mark.e2e
@@ -201,9 +200,8 @@ def test_the_checkpoint_with_the_best_validation_loss_is_what_is_saved(tiny, tmp
     """The validation rows want answers of which each round knows less."""
     from safetensors.torch import load_file
 
-    others = tuple(
-        replace(row, references=("brown hen at noon",)) for row in tiny_methods.examples(slice(5, 6))
-    )
+    rows = tiny_methods.examples(slice(5, 6))
+    others = tuple(replace(row, references=("brown hen at noon",)) for row in rows)
     params = {
         "learning_rate": 0.05,
         "lr_scheduler_type": "constant",
@@ -231,15 +229,8 @@ MARKED = (
     "{% else %}{{ message['content'] }}<|im_end|>{% endif %}\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-TURNS = Example(
-    "two",
-    (
-        {"role": "user", "content": "one"},
-        {"role": "assistant", "content": "two"},
-        {"role": "user", "content": "three"},
-    ),
-    ("four",),
-)
+ROLES, TEXTS = ("user", "assistant", "user"), ("one", "two", "three")
+TURNS = Example("two", tuple({"role": r, "content": t} for r, t in zip(ROLES, TEXTS, strict=True)), ("four",))
 
 
 def read_learnt_text(tmp_path, *, every):
@@ -262,9 +253,8 @@ def test_a_training_on_marked_turns_makes_other_weights(tmp_path):
     method, digests = plugins.method("lora"), set()
     for every in (True, False):
         context = tiny_methods.context(base, tmp_path / str(every))
-        two = tuple(
-            Example(e.id, (*TURNS.messages[:2], *e.messages), e.references, e.choices) for e in context.train
-        )
+        turns = TURNS.messages[:2]
+        two = tuple(replace(row, messages=(*turns, *row.messages)) for row in context.train)
         params = method.params(r=2, max_steps=3, max_length=250, assistant_only_loss=every)
         digests.add(method.fit(replace(context, train=two), params).digest)
     assert len(digests) == 2

@@ -177,3 +177,13 @@ def logits(model, ids: list[int]):
     model.eval()
     with torch.no_grad():
         return model(torch.tensor([ids])).logits[0]
+
+
+def score_alone(model, context, continuation) -> float:
+    """Return the log-probability of a continuation as transformers alone gives it: one sequence, no mask."""
+    import torch
+
+    with torch.inference_mode():
+        logits = model(torch.tensor([[*context, *continuation]]), use_cache=False).logits[0].double()
+    rows = torch.log_softmax(logits, -1)[len(context) - 1 : -1]
+    return sum(row[token].item() for row, token in zip(rows, continuation, strict=True))
