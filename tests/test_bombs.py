@@ -75,45 +75,35 @@ def test_aliases_that_a_person_writes_and_many_brackets_side_by_side_are_read(fo
 MIB = 2**20
 
 
-def write_gzip(file, block, n, first=b""):
-    """Write a block of bytes n times as gzip members, each packed once."""
-    file.write_bytes(gzip.compress(first) + gzip.compress(block) * n)
-
-
-def write_parquet(file, columns):
-    import pyarrow
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table(columns), file, compression="zstd")
-
-
-ROW_BOMBS = ("line.jsonl.gz", "line.jsonl", "field.csv.gz", "rows.jsonl.gz", "list.json.gz")
+# What a file begins with, a block that it repeats, and how often.
+# What a file begins with, what a member repeats and how often, and the number of its members.
+GZIP_BOMBS = {
+    "line.jsonl.gz": (b"", b"x", MIB, 3000),
+    "field.csv.gz": (b'a\n"', b"x\n", MIB, 1500),
+    "rows.jsonl.gz": (b"", b'{"prompt": "%s", "reference": "b"}\n' % (b"a" * 8000), 4096, 30),
+    "list.json.gz": (b"", b"[", MIB, 3000),
+}
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("name", [*ROW_BOMBS, "texts.parquet", "nulls.parquet"])
+@pytest.mark.parametrize("name", [*GZIP_BOMBS, "line.jsonl", "texts.parquet", "nulls.parquet"])
 def test_a_file_of_rows_that_takes_gigabytes_is_refused_with_the_bound(tmp_path, command, name):
     file = tmp_path / name
-    if file.name == "line.jsonl.gz":
-        write_gzip(file, b"x" * MIB, 3000)
-    elif file.name == "line.jsonl":
+    if name in GZIP_BOMBS:
+        first, text, times, n = GZIP_BOMBS[name]
+        file.write_bytes(gzip.compress(first) + gzip.compress(text * times) * n)
+    elif name == "line.jsonl":
         with file.open("wb") as sparse:
             sparse.write(b'{"a": 1}\n' + b" " * 9000)
             sparse.truncate(3000 * MIB)
-    elif file.name == "field.csv.gz":
-        write_gzip(file, b"x\n" * MIB, 1500, b'a\n"')
-    elif file.name == "rows.jsonl.gz":
-        write_gzip(file, (b'{"prompt": "%s", "reference": "b"}\n' % (b"a" * 8000)) * 4096, 30)
-    elif file.name == "list.json.gz":
-        write_gzip(file, b"[" * MIB, 3000)
-    elif file.name == "texts.parquet":
-        write_parquet(file, {"prompt": ["x" * MIB] * 300})
-    elif file.name == "nulls.parquet":
+    else:
         import pyarrow
+        import pyarrow.parquet
 
-        write_parquet(file, {"prompt": pyarrow.nulls(20_000_000)})
-    assert (tmp_path / name).stat().st_blocks * 512 < 12 * MIB
-    code, _, said = command("data", "check", tmp_path / name)
+        prompts = ["x" * MIB] * 300 if name == "texts.parquet" else pyarrow.nulls(20_000_000)
+        pyarrow.parquet.write_table(pyarrow.table({"prompt": prompts}), file, compression="zstd")
+    assert file.stat().st_blocks * 512 < 12 * MIB
+    code, _, said = command("data", "check", file)
     assert (code, "200 times" in said or "MiB" in said, "next: " in said) == (2, True, True), said
 
 
@@ -146,22 +136,18 @@ def test_half_a_character_of_yaml_or_json_has_a_digest():
 
 
 @pytest.mark.e2e
-def test_an_experiment(folder):
+def test_deep_nesting_in_an_experiment_or_an_override_is_refused(folder):
+    with pytest.raises(UserError, match=r"override gate.macro=.*: found no YAML: '\[+…"):
+        config.load(folder / "harness.yaml", [f"gate.macro={DEEP}"])
     (folder / "harness.yaml").write_text(f"{EXPERIMENT}gate: {DEEP}\n")
     with pytest.raises(UserError, match=r"harness.yaml: found values in one another"):
         config.load(folder / "harness.yaml")
 
 
-@pytest.mark.e2e
-def test_an_override(folder):
-    with pytest.raises(UserError, match=r"override gate.macro=.*: found no YAML: '\[+…"):
-        config.load(folder / "harness.yaml", [f"gate.macro={DEEP}"])
-
-
 @pytest.mark.parametrize(
     ("name", "text"), [("r.jsonl", f'{{"a": {DEEP}}}'), ("r.json", f'[{{"a": {DEEP}}}]')]
 )
-def test_rows(tmp_path, name, text):
+def test_deep_nesting_in_rows_is_refused(tmp_path, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=r"malformed JSON .*100 deep"):
         readers.read(str(tmp_path / name), "train")
@@ -179,10 +165,9 @@ def test_deep_nesting_in_logs_of_lm_eval_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_a_log_of_inspect(tmp_path, zipped):
-    old, new = (
-        inspect_logs.write(tmp_path / name, {"quiz": ["C"] * 9}, zipped=zipped) for name in ("a", "b")
-    )
+def test_deep_nesting_in_a_log_of_inspect_is_refused(tmp_path, zipped):
+    names = ("a", "b")
+    old, new = (inspect_logs.write(tmp_path / name, {"quiz": ["C"] * 9}, zipped=zipped) for name in names)
     (file,) = [path for path in new.rglob("*") if path.is_file()]
     if zipped:
         with zipfile.ZipFile(file, "w") as archive:

@@ -68,11 +68,42 @@ def test_the_limits_of_all_steps_are_printed_and_fit_into_less_than_88_minutes(p
     assert found.pop("all") == sum(found.values()) < 88
 
 
-def test_limits_that_do_not_fit_are_refused_before_anything_runs(project):
-    done = project(minutes="80")
-    assert done.returncode == 1
-    assert "must be less than 80" in done.stdout
-    assert "== tests-fast" not in done.stdout
+OUTCOMES = {
+    "limits that do not fit": ({"minutes": "80"}, 1, ["must be less than 80"], "== tests-fast"),
+    "a skipped test": (
+        {"slow": "2 passed, 1 skipped in 5.00s"},
+        1,
+        ["FAILED: 1 skipped", "\n15 passed, 0 failed, 1 skipped\n"],
+        "slow machine",
+    ),
+    "a step that fails": (
+        {"compare": "exit 3"},
+        1,
+        ["FAILED: quickstart", "== tests-quickstart took"],  # the later ones still run
+        "slow machine",
+    ),
+    "a usual machine": ({"gflops": 276}, 0, ["slow tests \n", "compare \n"], "slow machine"),
+    "a slow machine": (
+        {"slow": "3 passed, 80 not run in 5.00s", "gflops": 68},
+        0,
+        [
+            "slow tests --no-loadscope-reorder --minutes=8 tests/slow/test_a.py",
+            "e2e tests --no-loadscope-reorder --minutes=27 tests/test_b.py",
+            "compare --quick",
+            "a slow machine: 80 e2e and slow tests not run",
+            "\n14 passed, 0 failed, 0 skipped\n",
+        ],
+        "== tests-quickstart",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "code", "said", "unsaid"), OUTCOMES.values(), ids=OUTCOMES)
+def test_a_run_says_what_became_of_its_steps(project, given, code, said, unsaid):
+    done = project(**given)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert [part for part in said if part not in done.stdout] == []
+    assert unsaid not in done.stdout
 
 
 def test_what_each_step_took_stands_beside_its_limit_and_the_totals_come_last(project):
@@ -88,20 +119,6 @@ def test_what_each_step_took_stands_beside_its_limit_and_the_totals_come_last(pr
     assert lines[-1] == "16 passed, 0 failed, 0 skipped"
 
 
-def test_a_skipped_test_is_a_failure(project):
-    done = project(slow="2 passed, 1 skipped in 5.00s")
-    assert done.returncode == 1
-    assert "FAILED: 1 skipped" in done.stdout
-    assert done.stdout.splitlines()[-1] == "15 passed, 0 failed, 1 skipped"
-
-
-def test_a_step_that_fails_is_named_and_the_later_ones_still_run(project):
-    done = project(compare="exit 3")
-    assert done.returncode == 1
-    assert "FAILED: quickstart" in done.stdout
-    assert "== tests-quickstart took" in done.stdout
-
-
 def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project):
     one, two = (
         "FAILED tests/slow/test_a.py::test_b - assert [",
@@ -112,24 +129,6 @@ def test_the_names_of_the_tests_that_failed_come_last_cut_to_a_line_each(project
     lines = done.stdout.splitlines()
     assert [lines[-3][: len(one)], *lines[-2:]] == [one, two, "15 passed, 2 failed, 0 skipped"]
     assert len(lines[-3]) == 200
-
-
-def test_a_slow_machine_runs_a_part_of_the_longer_tiers_and_a_smoke_run_and_says_so(project):
-    done = project(slow="3 passed, 80 not run in 5.00s", gflops=68)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "slow tests --no-loadscope-reorder --minutes=8 tests/slow/test_a.py" in done.stdout
-    assert "e2e tests --no-loadscope-reorder --minutes=27 tests/test_b.py" in done.stdout
-    assert "compare --quick" in done.stdout
-    assert "== tests-quickstart" not in done.stdout
-    assert "a slow machine: 80 e2e and slow tests not run" in done.stdout
-    assert done.stdout.splitlines()[-1] == "14 passed, 0 failed, 0 skipped"
-
-
-def test_a_usual_machine_runs_the_whole_slow_tier_and_the_quickstart(project):
-    done = project(gflops=276)
-    assert "slow tests \n" in done.stdout
-    assert "compare \n" in done.stdout
-    assert "slow machine" not in done.stdout
 
 
 @pytest.mark.e2e
@@ -221,19 +220,9 @@ def test_every_pin_that_is_installed_has_a_hash_and_the_version_of_the_constrain
 CODE = """
 import os, sys
 from harness.progress import spins_briefly
-readings = iter([100.0, 100.0 + float(sys.argv[1])]) if len(sys.argv) > 1 else None
-print(spins_briefly(readings and readings.__next__, 0.2), os.environ.get("GOMP_SPINCOUNT"))
+readings = iter([100.0, 100.0 + float(sys.argv[1])])
+print(spins_briefly(readings.__next__, 0.2), os.environ.get("GOMP_SPINCOUNT"))
 """
-
-
-def settle(*busy_s, **given):
-    """Settle it in a process of its own, where processors were busy for so many of 0.2 seconds."""
-    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
-    own = {name: value for name, value in os.environ.items() if name not in names} | given
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, *map(str, busy_s)], env=own, capture_output=True, text=True, check=True
-    )
-    return done.stdout.split()
 
 
 N_PROCESSORS = len(os.sched_getaffinity(0))
@@ -254,4 +243,9 @@ N_PROCESSORS = len(os.sched_getaffinity(0))
     ],
 )
 def test_threads_spin_briefly_where_other_work_wants_their_processors(busy_s, given, settled):
-    assert settle(busy_s, **given) == settled
+    """Processors of a process of its own were busy for so many of 0.2 seconds."""
+    names = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "OMP_NUM_THREADS")
+    own = {name: value for name, value in os.environ.items() if name not in names} | given
+    command = [sys.executable, "-c", CODE, str(busy_s)]
+    done = subprocess.run(command, env=own, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == settled

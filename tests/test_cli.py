@@ -101,20 +101,27 @@ def test_a_failed_candidate_makes_the_exit_code_1_and_the_others_are_in_the_tabl
 
 @pytest.mark.e2e
 def test_a_report_names_what_it_leaves_out_shows_prompts_as_sent_and_says_what_compare_said(harness, copy):
-    shown = json.loads(harness("report", "--json", "--candidates", "bag,prompt", cwd=copy, check=0).stdout)
-    left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
-    assert left_out in shown["notes"]
-    whole = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
-    assert [note for note in whole["notes"] if note.startswith("not in this report")] == []
-    compared = json.loads(harness("compare", "--json", cwd=copy, check=0).stdout)
-    reported = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)
-    assert {k for k in compared if compared[k] != reported[k]} <= {"header"}
+    def read(*words):
+        return json.loads(harness(*words, "--json", cwd=copy, check=0).stdout)
 
-    shown = json.loads(harness("report", "--json", cwd=copy, check=0).stdout)["answers"]
-    assert all(prompt["was_sent"] for item in shown for prompt in item["prompts"])
-    first = next(item for item in shown if item["task"] == "letters")
+    some, whole, compared = read("report", "--candidates", "bag,prompt"), read("report"), read("compare")
+    left_out = "not in this report, of the candidates that are written: shots, ranked, lora, hybrid"
+    assert left_out in some["notes"]
+    assert {fact["name"] for fact in some["facts"]} == {"prompt", "bag"}
+    assert [note for note in whole["notes"] if note.startswith("not in this report")] == []
+    assert {k for k in compared if compared[k] != whole[k]} <= {"header"}
+
+    assert all(prompt["was_sent"] for item in whole["answers"] for prompt in item["prompts"])
+    first = next(item for item in whole["answers"] if item["task"] == "letters")
     assert {column for prompt in first["prompts"] for column in prompt["columns"]} == set(first["answers"])
     assert any("<|im_start|>assistant" in prompt["text"] for prompt in first["prompts"])
+
+    said = harness("decide", "--candidates", "prompt", cwd=copy, check=0).stdout
+    assert ("prompt" in said, "lora" in said) == (True, False)
+    added = "candidates.more={prompting: {few_shot: {shots: 1}}}"
+    said = harness("report", added, cwd=copy, check=5).stderr
+    assert "found no run of more as written now" in said
+    assert "or --candidates prompt," in said
 
 
 def test_a_dry_run_prints_tokens_and_runs_nothing(harness, tiny, tmp_path):
@@ -480,19 +487,6 @@ def test_next_commands_work_where_they_are_typed_and_kept_ones_in_the_folder_of_
     kept = (path.parent / "reports" / "tiny.md").read_text()
     assert f"-c '{path}'" not in kept
     assert "gate.macro=0.05`" in kept
-
-
-def test_a_report_of_some_candidates_holds_these_alone_and_names_what_is_stored(harness, copy):
-    reported = json.loads(harness("report", "--candidates", "prompt", "--json", cwd=copy, check=0).stdout)
-    assert [fact["name"] for fact in reported["facts"]] == ["prompt"]
-    said = harness("decide", "--candidates", "prompt", cwd=copy, check=0).stdout
-    assert "prompt" in said
-    assert "lora" not in said
-
-    added = "candidates.more={prompting: {few_shot: {shots: 1}}}"
-    said = harness("report", added, cwd=copy, check=5).stderr
-    assert "found no run of more as written now" in said
-    assert "or --candidates prompt," in said
 
 
 @pytest.mark.parametrize("verb", [("report",), ("rescue", "lora")])

@@ -94,14 +94,8 @@ class TestWhatIsFound:
     @pytest.mark.parametrize(
         "after",
         [
-            (
-                "mkdir {out}/last; mv {out}/adapter_model.safetensors {out}/last; "
-                "ln -s last/adapter_model.safetensors {out}/adapter_model.safetensors"
-            ),
-            (
-                "mv {out}/adapter_model.safetensors {data_dir}; "
-                "ln -s {data_dir}/adapter_model.safetensors {out}/adapter_model.safetensors"
-            ),
+            "cd {out}; mkdir last; mv adapter_model.safetensors last; ln -s last/adapter_model.safetensors .",
+            "cd {out}; mv adapter_model.safetensors {data_dir}; ln -s {data_dir}/adapter_model.safetensors .",
             "mv {out} {out}-elsewhere; ln -s {out}-elsewhere {out}",
             "rm -r {data_dir}",
         ],
@@ -134,9 +128,7 @@ class TestWhatIsFound:
     @pytest.mark.parametrize(
         ("state", "loss"),
         [
-            ("{", ()),
-            ("[]", ()),
-            ('{"global_step": 1}', ()),
+            *((broken, ()) for broken in ("{", "[]", '{"global_step": 1}')),
             (
                 '{"global_step": 2, "log_history": [{"step": 1, "loss": 3.0}, {"step": 2, "loss": NaN}]}',
                 ((1, 3.0),),
@@ -184,12 +176,10 @@ class TestWhatIsFound:
     def test_a_folder_that_the_command_removed_is_said(self, tiny, tmp_path, run):
         assert "removed the folder {out}" in failure(tiny, tmp_path / "fit", run)
 
-    def test_an_adapter_for_another_base_is_refused(self, tiny, tmp_path):
+    def test_weights_of_another_base_or_architecture_are_refused(self, tiny, tmp_path):
         wide = tiny_model.build(tmp_path / "wide", head_dim=16)
-        said = failure(tiny, tmp_path / "fit", leaves(save_adapter(wide, tmp_path / "theirs")))
+        said = failure(tiny, tmp_path / "other", leaves(save_adapter(wide, tmp_path / "theirs")))
         assert "an adapter for another base" in said
-
-    def test_a_model_of_another_architecture_is_refused(self, tiny, tmp_path):
         deep = tiny_model.copy(tiny, tmp_path / "deep", num_hidden_layers=7)
         said = failure(tiny, tmp_path / "fit", leaves(deep))
         assert "num_hidden_layers 7, which the base has as 2" in said
@@ -313,12 +303,10 @@ class TestRefusedBeforeAnythingRuns:
         assert not (tmp_path / "runs" / "weights").exists()
         return str(caught)
 
-    def test_a_template_with_an_unknown_placeholder(self, tmp_path, tiny):
+    def test_a_template_with_an_unknown_placeholder_and_a_sweep(self, tmp_path, tiny):
         (tmp_path / "t.yaml").write_text("out: {out}\nrate: {rate}\n")
         said = self.refusal(tmp_path, tiny, "{run: 'cp {config} x', config: t.yaml}")
         assert "t.yaml: unknown placeholder {rate}" in said
-
-    def test_a_regularizer_and_a_sweep(self, tmp_path, tiny):
         more = "  swept: {method: command, params: {run: 'cp {out}'}, sweep: {rows: [messages, prompt_completion]}}\n"
         assert "which trains no language model" in self.refusal(tmp_path, tiny, "{run: 'cp {out}'}", more)
 

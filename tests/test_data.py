@@ -356,7 +356,9 @@ def test_a_csv_whose_first_line_is_a_row_is_refused(read_text):
         f"text,refund\n{UNTITLED}",  # a column named as its value
         "Is it there now?,reference\na,b\nIs it there now?,reference\nIs it there now?,reference\n",  # joined
         "What do you want to ask?,What would be right?\na,b\nc,b\n",  # questions of a form
-        "q,a\nWhat is it?,a\nAnd this?,a\nAnd that?,b\n",  # may be either
+        *(
+            f"{header}\nWhat is it?,a\nAnd this?,a\nAnd that?,b\n" for header in ("q,a", "Q,A")
+        ),  # may be either
     ],
 )
 def test_a_first_line_that_may_be_a_header_is_read_as_one(read_text, content):
