@@ -1,10 +1,10 @@
 """What do a reward model, RLOO, GRPO and DPO bring on the embedded model, and at what cost? By hand.
 
-All start at one LoRA of the quickstart's messages to sort, with prompts in plain text, which are short. GRPO is
-rewarded by a rule (`token_f1`), RLOO by a reward model (`judge`) trained on the quickstart's pairs, and DPO learns
+All start at one LoRA of the quickstart's messages to sort, with prompts in plain text, which are short. GRPO and RLOO
+are rewarded by a rule (`token_f1`), or by a reward model (`judge`) trained on the quickstart's pairs, and DPO learns
 from the same pairs.
 
-`python -m reports.studies.rlhf` needs about half an hour on a quiet core and writes `reports/rlhf.md`; a second call
+`python -m reports.studies.rlhf` needs about two hours on a core of 30 GFLOP/s and writes `reports/rlhf.md`; a second call
 goes on where the first one stopped. `--folder` says where its runs are kept.
 """
 
@@ -35,25 +35,25 @@ SUITES = ROOT / "suites"
 GENERAL = {"grammar": 40, "arithmetic": 40, "chat_facts": 12}
 LORA = {"r": 16, "learning_rate": 1.0e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
 DRAWN = {
-    "num_generations": 4,
+    "num_generations": 8,
     "max_completion_length": 10,
-    "per_device_train_batch_size": 8,
-    "learning_rate": 3.0e-4,
+    "per_device_train_batch_size": 16,
+    "learning_rate": 2.0e-4,
     "lr_scheduler_type": "constant_with_warmup",
     "beta": 0.02,
+    "max_steps": 24,
 }
 JUDGE = {"learning_rate": 5.0e-4, "num_train_epochs": 1, "per_device_train_batch_size": 4, "heldout": 0.35}
 DPO = {"beta": 0.1, "learning_rate": 1.0e-4, "max_steps": 6}
 
 
-def _rewarded(method: str, reward: str, max_steps: int) -> dict[str, Any]:
-    params = DRAWN | {"max_steps": max_steps}
+def _rewarded(method: str, reward: str) -> dict[str, Any]:
     return {
         "method": method,
         "init_from": "lora",
         "train": ["later.jsonl"],
         "reward": reward,
-        "params": params,
+        "params": DRAWN,
     }
 
 
@@ -61,15 +61,17 @@ CANDIDATES: dict[str, dict[str, Any]] = {
     "lora": {"method": "lora", "train": ["first.jsonl"], "params": LORA},
     "judge": {"method": "reward", "params": JUDGE},
     "dpo": {"method": "dpo", "init_from": "lora", "params": DPO},
-    "grpo-f1": _rewarded("grpo", "token_f1", 12),
-    "rloo-judge": _rewarded("rloo", "judge", 8),
+    "grpo-f1": _rewarded("grpo", "token_f1"),
+    "rloo-f1": _rewarded("rloo", "token_f1"),
+    "grpo-judge": _rewarded("grpo", "judge"),
+    "rloo-judge": _rewarded("rloo", "judge"),
 }
 HEAD = """\
 # Rewards and pairs on the embedded model
 
 All start at one LoRA (`lora`) of SmolLM2-135M-Instruct on {n_first} of the quickstart's messages to sort, which knows
-how an answer begins and little more. RLOO and GRPO draw four answers to each prompt of the other messages, two
-prompts a step, and learn from their reward: `grpo-f1` from `token_f1` with the row's answer, `rloo-judge` from a
+how an answer begins and little more. RLOO and GRPO draw eight answers to each prompt of the other messages, two
+prompts a step, and learn from their reward: of a rule, `token_f1` with the row's answer, or of a
 reward model. This one, `judge`, was trained on {n_pairs} of the quickstart's pairs and rates the chosen answer higher
 in {judge} % of {n_heldout} pairs that were held out; `dpo` learned from the same pairs. One training each, one seed:
 how far others differ is not known.
@@ -85,16 +87,17 @@ intervals.
 |---|---|---|---|---|---|---|
 """
 FOUND = """\
-- **The reward model learns fast**: 14 steps on pairs tell most held-out pairs apart.
-- **Neither reward rose beyond its noise on validation.** `rloo-judge` went the right way: the mean reward of the
-  answers that it drew rose from 0.75 in its first four steps to 0.88 in its last four. Those drawn by `grpo-f1` rose
-  as well, from 0.26 to 0.33, but its likeliest answers, which are what is served, became worse.
-- **The likely reason is too few answers**: 64 and 96 in all, eight a step, at a rate of 3e-4 that moves the adapter
-  by 0.2 to 0.7 nats a token from its start. An earlier try, which is not in the tables, did not help either: 16
-  steps of RLOO on `token_f1` at 5e-4, from a LoRA on 66 rows, drew answers of a mean reward of 0.75 in the first
-  four steps and 0.64 in the last four. RLOO with the rule and GRPO with the reward model were not run to the end.
-- **At this budget DPO is the cheaper use of the same pairs**: no answers are drawn, and it took less than half of
-  the time of either, without the reward model. No candidate's target differs from that of `lora` beyond noise."""
+- **Three of the four rewards rose beyond their noise on validation**, that of `grpo-judge` did not. The mean reward
+  of the drawn answers, first and last four steps: `grpo-f1` 0.27 and 0.62, `rloo-f1` 0.27 and 0.67, `grpo-judge` 0.78
+  and 0.91, `rloo-judge` 0.77 and 1.42. An earlier try with eight answers a step, 64 and 96 in all, moved neither.
+- **A rule that says what is wanted teaches the task; a learned reward is gamed.** `rloo-f1` sorts 28 % of the test
+  messages, its start 3 %. `grpo-f1` learned the form and half of the answer: it calls 43 of 52 validation messages
+  calm, and names no queue that exists. `rloo-judge` raised its reward most and sorts none: it answers `queue:
+  CRASH_2023_08` or `queue: BUSINESS/MALCOLES_`. The reward model tells 87 % of real pairs apart, but it never saw
+  such answers, and rates them high. A reward that rises is no evidence of a better model; the target is.
+- **No forgetting is shown** by these few general items.
+- **DPO is the cheaper use of the same pairs**: a minute and a half, against 25 to 55. Its target does not differ from
+  that of `lora` beyond noise, though, and the rule needs no pairs."""
 COSTS = """\
 
 What each took, without what it starts from and without the reward model. Tokens read and generated are those

@@ -6,6 +6,7 @@ Every training keeps its row in `reports/real_trainings.md`.
 import itertools
 import json
 import math
+import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,6 +18,7 @@ import tiny_experiment
 
 import harness
 from harness import store
+from reports.studies import rlhf
 
 pytestmark = pytest.mark.weekly
 
@@ -120,3 +122,11 @@ def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_
         "machine": run.provenance["device"],
     }  # fmt: skip
     real_trainings_page.keep(name, row, PAGE)
+
+
+def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_path, harness):
+    rlhf.write_experiment(tmp_path)
+    shown = harness(
+        "train", "grpo-f1", "candidates.grpo-f1.params.max_steps=12", cwd=tmp_path, check=0
+    ).stderr
+    assert re.search(r"grpo-f1: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", shown), shown
