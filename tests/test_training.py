@@ -592,7 +592,8 @@ def test_what_a_launcher_prints_goes_to_the_log_and_not_into_the_progress(tmp_pa
     said = """[2026-11-23 18:10:19] [WARNING] no GPU\n["advance", 1, 2, "loss 0.5"]\n{"a": 1}\n[]\n"""
     (tmp_path / "said").write_text(said)
     heard = []
-    worker.launch(tmp_path, lambda *message: heard.append(message), ("cat", str(tmp_path / "said")))
+    command = ("bash", "-c", f"cat {tmp_path / 'said'}")  # the folder that is added is its $0
+    worker.launch(tmp_path, lambda *message: heard.append(message), command)
     assert heard == [(1, 2, "loss 0.5")]
     warning, *others = (tmp_path / jobs.LOG).read_text().splitlines()
     assert (warning, others) == ("[2026-11-23 18:10:19] [WARNING] no GPU", ['{"a": 1}', "[]"])
