@@ -484,10 +484,10 @@ def test_what_is_proposed_can_end_without_a_fine_tune(propose_rows, kind, fine_t
 
 
 def test_a_fine_tune_is_proposed_with_a_sweep_and_replay_and_pairs_are_trained_on_from_it(propose_rows):
+    assert propose_rows(PAIRS).candidates["dpo"]["init_from"] == "lora"
     lora = config.load(scaffold.write(propose_rows(FREE))[0]).experiment.candidates["lora"]
     assert len(lora.sweep["learning_rate"]) == 2
     assert lora.regularize == {"replay": {"share": 1.0}}
-    assert propose_rows(PAIRS).candidates["dpo"]["init_from"] == "lora"
 
 
 def test_pairs_are_trained_on_from_the_quantised_one_where_memory_allows_no_other(propose_rows, tmp_path):
