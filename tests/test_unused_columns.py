@@ -18,8 +18,8 @@ from harness.data.columns import find_roles
 from harness.data.readers import read
 from harness.data.text_files import Row
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, examine_rows
-from harness.spec import Task
+from harness.experiment.check_rows import RowCheck, check_target, examine_rows
+from harness.spec import Task, TaskData
 
 N = 24
 
@@ -350,3 +350,9 @@ def test_a_single_column_that_no_template_can_name_is_refused_by_the_check(table
     write(Path("one.jsonl"), [{"Text, as sent": row["text"]} for row in make_clean_rows(20)])
     done = CliRunner().invoke(app, ["data", "check", "one.jsonl"])
     assert "which no template can name" in str(done.exception)
+
+
+def test_rows_of_a_task_are_held_against_test_rows_of_another_layout(tmp_path):
+    train, test = files(tmp_path, "chat", "our own")
+    brief = check_target(Task(name="letters", data=TaskData(train=train, test=test)))
+    assert "training rows that a test row repeats, 12.5 % (5 of 40)" in brief.lines[0]
