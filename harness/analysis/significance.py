@@ -39,6 +39,7 @@ from harness.analysis.verdict import (
     TaskComparison,
     Verdict,
     is_judged,
+    is_named_critical,
     is_reported_only,
     list_items_needed,
     may_decide,
@@ -202,7 +203,7 @@ def power_warnings(
     show = policy.model_copy(update={"alpha": policy.alpha / max(n_members, 1)})
     counted = _list_judged(suites, n, policy)
     judged = _list_of_macro(counted)
-    critical = [c for c in counted if {c.task.name, c.suite.name} & set(policy.critical)]
+    critical = [c for c in counted if is_named_critical(c.task, c.suite.name, policy)]
     refusing = [
         c for c in counted if c.suite.role == "safety" and c not in critical and policy.safety is not None
     ]

@@ -5,7 +5,7 @@ the gate's rules on the capability suite is the last one, at an alpha that pays 
 a run stands which items it was judged on, so that the gate judges it so again without the model.
 """
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from math import isfinite
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from typing import NamedTuple
 from harness import store
 from harness.analysis.candidate_facts import CandidateFacts, passes_alone
 from harness.analysis.margins import is_relative, margin_share
-from harness.analysis.verdict import Verdict
+from harness.analysis.verdict import Verdict, is_named_critical
 from harness.errors import IncompatibleRuns
 from harness.evaluation import sampling
 from harness.evaluation.row_sets import rows_version
@@ -27,7 +27,7 @@ from harness.experiment.stored_rows import Reader, Runs, base_arm
 from harness.formatting import count
 from harness.progress import PrefixedProgress
 from harness.records import BLOCK, Run, SampleResult, SamplingRecord, digest
-from harness.spec import Margin, Recipe
+from harness.spec import GatePolicy, Margin, Recipe
 
 _LEAST_SKILL = 0.05  # a margin relative to less would plan for every item there is
 _SETTLED_BY_ITEMS = ("macro", "each", "safety", "critical", "validity", "mode collapse")
@@ -120,9 +120,7 @@ def plan_interim_analyses(session: Session, base_rows: Mapping[str, str]) -> lis
         m.task.name: store.read_rows(session.store, base_rows[m.task.name], m.size("test"))
         for m in session.suites
     }
-    pools = {
-        m.task.name: pool for m in session.suites if (pool := _pool(gate.critical, m, rows[m.task.name]))
-    }
+    pools = {m.task.name: pool for m in session.suites if (pool := _pool(gate, m, rows[m.task.name]))}
     if not pools:
         return []
     full = [len(rows[m.task.name]) for m in session.suites if _counts(m) and m.task.name not in pools]
@@ -176,8 +174,8 @@ def _counts(m: MeasuredTask) -> bool:
     return m.role == "capability" and not reported and isfinite(m.primary.range.span)
 
 
-def _pool(critical: Collection[str], m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
-    if {m.task.name, m.suite} & set(critical) or not _counts(m):
+def _pool(gate: GatePolicy, m: MeasuredTask, rows: Sequence[SampleResult]) -> ItemStrata | None:
+    if is_named_critical(m.task, m.suite, gate) or not _counts(m):
         return None
     return sampling.pool_of(rows, m.primary, m.task.chance)
 

@@ -31,6 +31,7 @@ from harness.analysis.verdict import (
     Verdict,
     is_in_macro,
     is_judged,
+    is_named_critical,
     is_reported_only,
     is_safety,
 )
@@ -239,9 +240,7 @@ def _explain_not_admitted(runs: Collection[Sequence[TaskComparison]], policy: Ga
         t.task.name
         for tasks in runs
         for t in tasks
-        if t.role == "safety"
-        and not is_safety(t, policy)
-        and not {t.task.name, t.suite} & set(policy.critical)
+        if t.role == "safety" and not is_safety(t, policy) and not is_named_critical(t.task, t.suite, policy)
     }
     return out | {name: f"{name} is reported; {key} would judge it" for name in unjudged}
 
