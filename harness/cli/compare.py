@@ -171,12 +171,7 @@ def _list_notes(session: "Session", selected: "Sequence[str]", *, computes: bool
     short = experiment.short_contexts(session, selected) if computes else []
     return [
         *metric_warnings([measured.task for measured in session.tasks]),
-        *session.target.items.notes,
-        *experiment.describe_training_rows(
-            session.candidates, selected, session.training_data, in_folds=bool(session.folds)
-        ),
-        *experiment.describe_prompting(session.candidates, session.tested_targets, session.suites, selected),
-        *experiment.describe_unspoken(session.target, session.suites),
+        *experiment.describe_rows_and_prompts(session, selected),
         *experiment.recipe_warnings(session, selected),
         *experiment.idle_workers(session.experiment.execution),
         *(one.text for one in short if dry_run or not one.problem),  # with a problem it is refused

@@ -21,7 +21,6 @@ from harness.evaluation.costs import Work
 from harness.evaluation.grade_costs import short_contexts
 from harness.evaluation.grading import grade_answers
 from harness.evaluation.judging_stage import list_ungraded_pairs
-from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest, list_answered_sets, list_open
 from harness.evaluation.session import Session
 from harness.experiment import fewer_items as fewer
@@ -48,6 +47,7 @@ from harness.experiment.report_runs import (
     advise_before,
     are_all_done,
     describe_power,
+    describe_rows_and_prompts,
     describe_stored,
     first_line,
     idle_workers,
@@ -60,7 +60,7 @@ from harness.experiment.report_runs import (
     workers_sentence,
 )
 from harness.experiment.run_candidate import find_stored_runs, time_again
-from harness.experiment.run_remarks import describe_prompting, describe_rewards
+from harness.experiment.run_remarks import describe_rewards
 from harness.experiment.stored_rows import Reader, Runs, StoredRows, base_arm, refuse_folds, suite_arm
 from harness.experiment.study import (
     Study,

@@ -5,7 +5,7 @@ newest stored run of the recipe as written now. Work that candidates share (a ba
 with the first of them. What answering takes and what a training takes is estimated once for each candidate.
 """
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import ceil
@@ -66,34 +66,21 @@ _GIB = 2**30 / 1e9  # GB
 _CHECKPOINTS = 3  # the newest, the best, and the one being written
 
 
-@dataclass(frozen=True)
 class Estimates:
     """Estimates of the candidates of a session."""
 
-    session: Session
-
-    @cached_property
-    def _folds(self) -> list[Session]:
-        return [self.session, *self.session.in_folds()]
-
-    @cached_property
-    def _answering(self) -> Callable[[str], EvalTokens]:
-        session = self.session
-        return cache(
-            lambda name: self._evaluation(list_answered_sets(session, session.candidates[name].recipe))
-        )
-
-    @cached_property
-    def _making(self) -> Callable[[int, str], Work]:
-        return cache(self._estimate_making)
-
-    @cached_property
-    def _longest_row(self) -> Callable[[str], int]:
-        return cache(self._find_longest_row)
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._folds = [session, *session.in_folds()]
+        self._answering, self._making = cache(self._estimate_answering), cache(self._estimate_making)
+        self._longest_row = cache(self._find_longest_row)
 
     @cached_property
     def _suites(self) -> EvalTokens:
         return self._evaluation(suite_sets(self.session, base_weights(self.session.source)))
+
+    def _estimate_answering(self, name: str) -> EvalTokens:
+        return self._evaluation(list_answered_sets(self.session, self.session.candidates[name].recipe))
 
     def _evaluation(self, sets: Iterable[RowSet]) -> EvalTokens:
         """Estimate what answering sets of rows takes; at most a block of the longest item lies in memory."""

@@ -3,7 +3,7 @@
 Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -77,6 +77,17 @@ def report_stored(session: Session, selected: Iterable[str], needed: str = "") -
     )
 
 
+def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
+    """Describe the target's rows, those that candidates train on, their prompts, and languages not tested."""
+    in_folds = bool(session.folds)
+    return [
+        *session.target.items.notes,
+        *describe_training_rows(session.candidates, names, session.training_data, in_folds=in_folds),
+        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
+        *describe_unspoken(session.target, session.suites),
+    ]
+
+
 def judge_and_report(
     session: Session,
     reader: Reader,
@@ -97,15 +108,6 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    is_folded = bool(session.folds)
-    of_rows = [
-        *session.target.items.notes,
-        *describe_training_rows(session.candidates, names, session.training_data, in_folds=is_folded),
-    ]
-    of_rows += [
-        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
-        *describe_unspoken(session.target, session.suites),
-    ]
     of_pairs = [*filter(None, [session.judge_of_pairs])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
@@ -117,7 +119,7 @@ def judge_and_report(
     notes = list(said)
     if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
         notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
-    notes += [*of_rows, *of_bases, *of_runs, *of_judges]
+    notes += [*describe_rows_and_prompts(session, names), *of_bases, *of_runs, *of_judges]
     curve_of = partial(fit_stored_curve, session, reader, runs)
     report = judge_and_decide(
         session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of

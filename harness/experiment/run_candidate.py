@@ -133,10 +133,8 @@ class _RunParts(NamedTuple):
             session.experiment.name,
             candidate,
             self.seed,
-            run_id=self.identity.run_id,
             weights_digest=weights.digest,
             state="done",
-            rows=self.identity.rows,
             training=replace(weights.training, tracked=self.measure_points()),
             latency=latency,
             provenance=provenance.collect(session.machine.name)
@@ -144,6 +142,7 @@ class _RunParts(NamedTuple):
             | ({"training_rows": said} if said else {}),
             metrics=metric_ranges(sets),
             parity=self.measure_parity() if candidate.method.makes_artefact else {},
+            **self.identity._asdict(),
         )
         store.save_run(session.store, run)
         return run
@@ -199,11 +198,10 @@ class _RunParts(NamedTuple):
         """Save a run with rows that were scored again; what was measured of it stays."""
         run = replace(
             before,
-            run_id=self.identity.run_id,
             created=provenance.timestamp(),
-            rows=self.identity.rows,
             recipe=self.candidate.recipe.stored_form(),
             metrics=metric_ranges(self.sets),
+            **self.identity._asdict(),
         )
         store.save_run(self.session.store, run)
         return run
