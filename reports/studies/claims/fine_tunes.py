@@ -1,7 +1,7 @@
 """Claims about fine-tunes: pairs of recipes, trained and judged by the harness on the quickstart's target.
 
-Invariant: both recipes of a claim answer the same items; a difference is paired and has the interval that a
-report would print. What is trained and answered lies in the study's folder, so a claim goes on where it ended.
+Invariant: both recipes of a claim are trained with the same seeds and answer the same items; a difference is the mean
+over the seeds, with an interval for recipes and no single checkpoint. What is trained and answered lies in the study's folder, so a claim goes on where it ended.
 """
 
 import json
@@ -9,25 +9,27 @@ import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import harness
-from harness.analysis.estimators import Comparison, orient
-from harness.analysis import comparison
-from harness import config, formatting, store
+from harness import config, formatting, stats, store
+from harness.analysis.comparison import compare_rows, estimate
+from harness.analysis.estimators import Comparison, Estimate, mean_change, orient, rescale
+from harness.analysis.ranking import compare_recipes
+from harness.analysis.seeds import mean_interval
 from harness.cli.progress_bar import TerminalProgress
-from harness.analysis.comparison import compare_rows
-from harness.analysis.estimators import Estimate, mean_change, rescale
 from harness.evaluation.session import MeasuredTask as Task
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.progress import SilentProgress
-from harness.records import Run
+from harness.records import Run, SampleResult
 from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from reports.studies.recipe_search import ROOT, SUITES, dump, read
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
+SEEDS = (0, 1, 2)
 N_GOOD = 100  # rows without noise
 _LIMIT = 40  # items of each general task
 MARGIN = 0.05  # of the target: a smaller loss is an equal gain
@@ -103,50 +105,55 @@ def curve_of(*names: str) -> Callable[[], ClaimResult]:
 
 
 def _measure_curve(names: Sequence[str]) -> ClaimResult:
-    session, runs = compare_recipes(prepare(FOLDER, suites=False), names)
-    changes = [_compare(session, session.target, runs[name], runs[names[-1]]) for name in names[:-1]]
-    scores = {name: change.new for name, change in zip(names[:-1], changes, strict=True)}
-    scores[names[-1]] = changes[0].base
+    session, runs = run_recipes(prepare(FOLDER, suites=False), names)
+    changes = [change_over_seeds(session, [session.target], runs[name], runs[names[-1]]) for name in names[:-1]]
+    scores = {name: fmean(_read_score(session, run) for run in runs[name]) for name in names}
     verdicts = [judge(change.low, change.high, least=-MARGIN) for change in changes[1:]]
-    worst = min(changes[1:], key=lambda change: change.delta)
+    worst = min(changes[1:], key=lambda change: change.score)
     curve = ", ".join(f"{formatting.percent(score)} % of {name}" for name, score in scores.items())
     return ClaimResult(
         f"target {curve}; the least in the range against the highest rate "
-        f"{formatting.points(worst.delta, worst.low, worst.high)} points",
+        f"{formatting.points(worst.score, worst.low, worst.high)} points",
         judge_all(*verdicts),
         scores,
-        f"{', '.join(names)}, one seed, 320 rows, one epoch, {worst.n} items of the target, trainings of "
-        f"{', '.join(f'{read_training_s(runs[name]):.0f}' for name in names)} s",
+        f"{', '.join(names)}, {len(SEEDS)} seeds, 320 rows, one epoch, {worst.n} items of the target, trainings of "
+        f"{', '.join(f'{_mean_training_s(runs[name]):.0f}' for name in names)} s",
     )
 
 
-def compare_recipes(path: Path, names: Sequence[str]) -> tuple[Session, dict[str, Run]]:
-    """Train and evaluate recipes of an experiment; return its session, and the runs by recipe."""
-    harness.compare(path, candidates=list(names), progress=TerminalProgress())
-    session = prepare_session(config.load(path, (), list(names)), Scope(), SilentProgress())
-    return session, {run.candidate: run for run in store.list_runs(session.store, session.experiment.name)}
+def run_recipes(
+    path: Path, names: Sequence[str], seeds: Sequence[int] = SEEDS
+) -> tuple[Session, dict[str, list[Run]]]:
+    """Train and evaluate recipes of an experiment; return its session, and each recipe's runs by seed."""
+    settings = [f"seeds={list(seeds)}"]
+    harness.compare(path, settings, candidates=list(names), progress=TerminalProgress())
+    session = prepare_session(config.load(path, settings, list(names)), Scope(), SilentProgress())
+    newest = {(run.candidate, run.seed): run for run in store.list_runs(session.store, session.experiment.name)}
+    return session, {name: [newest[name, seed] for seed in seeds] for name in names}
 
 
 def _measure(pair: Pair) -> ClaimResult:
     path = prepare(FOLDER, suites=pair.outcome == "capability")
-    session, runs = compare_recipes(path, (pair.base, pair.new))
+    session, runs = run_recipes(path, (pair.base, pair.new))
     new, base = runs[pair.new], runs[pair.base]
-    target = target_change(session, new, base)
+    target = change_over_seeds(session, [session.target], new, base)
     shown = f"target {formatting.points(target.score, target.low, target.high)} points"
     figures = list_target_figures(target)
     found = target
     if pair.outcome == "capability":
         tasks = [task for task in session.suites if task.role == "capability"]
-        found = mean_change([_compare(session, task, new, base) for task in tasks])
+        found = change_over_seeds(session, tasks, new, base)
         shown = f"capability {formatting.points(found.score, found.low, found.high)} points, {shown}"
         figures |= {"capability": found.score, "capability_low": found.low, "capability_high": found.high}
+    each = [change_over_seeds(session, [session.target], [n], [b]).score for n, b in zip(new, base, strict=True)]
     return ClaimResult(
         shown,
         judge_pair(pair, found, target),
-        figures,
-        f"{pair.new} against {pair.base}, one seed, {pair.trained}, {target.n} items of the target"
+        figures | {f"target_seed_{run.seed}": score for run, score in zip(new, each, strict=True)},
+        f"{pair.new} against {pair.base}, {len(new)} seeds (target {', '.join(formatting.points(x) for x in each)}), "
+        f"{pair.trained}, {target.n} items of the target"
         + (f", {found.n} general ones" if found is not target else "")
-        + f", trainings of {read_training_s(new):.0f} and {read_training_s(base):.0f} s",
+        + f", trainings of {_mean_training_s(new):.0f} and {_mean_training_s(base):.0f} s",
     )
 
 
@@ -160,6 +167,10 @@ def judge_pair(pair: Pair, found: Estimate, target: Estimate) -> Verdict:
 def read_training_s(run: Run) -> float:
     """Return the seconds that a run's training took, whichever call made it."""
     return (run.training and run.training.wall_s) or 0.0
+
+
+def _mean_training_s(runs: Sequence[Run]) -> float:
+    return fmean(map(read_training_s, runs))
 
 
 def prepare(folder: Path, *, suites: bool) -> Path:
@@ -207,14 +218,46 @@ def list_target_figures(target: Estimate) -> dict[str, float]:
     return {"target": target.score, "target_low": target.low, "target_high": target.high}
 
 
-def target_change(session: Session, new: Run, base: Run) -> Estimate:
-    """Return how much more a run reaches on the target than another one, as a share of its metric's range."""
-    return mean_change([_compare(session, session.target, new, base)])
+def change_over_seeds(
+    session: Session, tasks: Sequence[Task], new: Sequence[Run], base: Sequence[Run]
+) -> Estimate:
+    """Return how much more a recipe reaches than another, as a share of the range and the mean over tasks.
+
+    Over several seeds the variances over items and between the seeds of each recipe are added; of one seed it is
+    the difference of two checkpoints.
+    """
+    changes = [[_compare(session, task, n, b) for task in tasks] for n, b in zip(new, base, strict=True)]
+    if len(new) == 1:
+        return mean_change(changes[0])
+    spans = [task.primary.range.span for task in tasks]
+    differences = [
+        compare_recipes(task.primary, _read_rows(session, task, base), _read_rows(session, task, new))
+        for task in tasks
+    ]
+    items = [
+        stats.Variance(d.change.variance / (span * len(tasks)) ** 2, d.change.df)
+        for d, span in zip(differences, spans, strict=True)
+    ]
+    arms = [[fmean(getattr(c, arm) for c in of_seed) for of_seed in changes] for arm in ("new", "base")]
+    between = [stats.seed_variance([scores]) for scores in arms]
+    seeds = [stats.Variance(v.variance / len(new), v.df) for v in between if v]
+    mean = fmean(c.delta for of_seed in changes for c in of_seed)
+    low, high = mean_interval(mean, stats.satterthwaite([*items, *seeds]))
+    return Estimate(mean, low, high, sum(d.n for d in differences))
 
 
 def _compare(session: Session, task: Task, new: Run, base: Run) -> Comparison:
     """Compare two runs on a task, as a share of its metric's range; more is better."""
-    name, metric = task.task.name, task.primary
-    digests = [run.rows[f"{name}/test"] for run in (base, new)]
-    rows = [store.read_rows(session.store, digest, task.size("test")) for digest in digests]
-    return orient(rescale(compare_rows(metric, *rows), metric.range.span))
+    (new_rows,), (base_rows,) = (_read_rows(session, task, [run]) for run in (new, base))
+    return orient(rescale(compare_rows(task.primary, base_rows, new_rows), task.primary.range.span))
+
+
+def _read_rows(session: Session, task: Task, runs: Sequence[Run]) -> list[tuple[SampleResult, ...]]:
+    digests = [run.rows[f"{task.task.name}/test"] for run in runs]
+    return [tuple(store.read_rows(session.store, digest, task.size("test"))) for digest in digests]
+
+
+def _read_score(session: Session, run: Run) -> float:
+    """Return a run's score on the target."""
+    (rows,) = _read_rows(session, session.target, [run])
+    return estimate(session.target.primary, rows).score

@@ -10,11 +10,11 @@ from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
 from reports.studies.claims.fine_tunes import (
     FOLDER,
     MARGIN,
-    compare_recipes,
+    change_over_seeds,
     list_target_figures,
     prepare,
     read_training_s,
-    target_change,
+    run_recipes,
 )
 
 
@@ -49,13 +49,14 @@ def rloo_against_dpo() -> ClaimResult:
 
 @cache
 def _train() -> _Ways:
-    session, runs = compare_recipes(prepare(FOLDER, suites=False), ("plain", "dpo", "rloo"))
+    session, runs = run_recipes(prepare(FOLDER, suites=False), ("plain", "dpo", "rloo"), (0,))
     reward = find_stored_weights(session, session.candidates["reward"], session.first_seed)
     assert reward is not None
+    (dpo,), (rloo,) = runs["dpo"], runs["rloo"]
     return _Ways(
-        target_change(session, runs["dpo"], runs["rloo"]),
-        read_training_s(runs["dpo"]),
-        read_training_s(runs["rloo"]) + (reward.training.wall_s or 0.0),
+        change_over_seeds(session, [session.target], [dpo], [rloo]),
+        read_training_s(dpo),
+        read_training_s(rloo) + (reward.training.wall_s or 0.0),
     )
 
 

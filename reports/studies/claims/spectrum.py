@@ -5,11 +5,11 @@ from harness.records import Run
 from reports.studies.claims.claim import ClaimResult, judge, judge_all
 from reports.studies.claims.fine_tunes import (
     FOLDER,
-    compare_recipes,
+    change_over_seeds,
     list_target_figures,
     prepare,
     read_training_s,
-    target_change,
+    run_recipes,
 )
 
 _SIMILAR = 1.25  # times the memory of QLoRA
@@ -17,9 +17,9 @@ _SIMILAR = 1.25  # times the memory of QLoRA
 
 def spectrum_against_qlora() -> ClaimResult:
     """Compare the target of Spectrum with that of QLoRA, and the memory that both reach."""
-    session, runs = compare_recipes(prepare(FOLDER, suites=False), ("qlora", "spectrum"))
-    new, base = runs["spectrum"], runs["qlora"]
-    target = target_change(session, new, base)
+    session, runs = run_recipes(prepare(FOLDER, suites=False), ("qlora", "spectrum"), (0,))
+    (new,), (base,) = runs["spectrum"], runs["qlora"]
+    target = change_over_seeds(session, [session.target], [new], [base])
     new_gib, base_gib = _read_peak_gib(new), _read_peak_gib(base)
     similar = "holds" if new_gib <= _SIMILAR * base_gib else "does not hold here"
     return ClaimResult(
