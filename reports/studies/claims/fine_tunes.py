@@ -178,13 +178,13 @@ def prepare(folder: Path, *, suites: bool) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     target = read(SUITES / "support.yaml")
     (task,) = target["tasks"]
-    task["data"] = {part: str(SUITES / file) for part, file in task["data"].items()}
+    task["data"] = {part: _locate(file) for part, file in task["data"].items()}
     dump(folder / "support.yaml", target)
     _write_training_sets(folder, Path(task["data"]["train"]))
     general = read(SUITES / "general.yaml")
     general["tasks"] = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
     for one in general["tasks"]:
-        one["data"] = {part: str(SUITES / file) for part, file in one["data"].items()}
+        one["data"] = {part: _locate(file) for part, file in one["data"].items()}
         one["limit"] = _LIMIT
     dump(folder / "general.yaml", general)
     name = "claims" if suites else "claims-target"
@@ -197,6 +197,11 @@ def prepare(folder: Path, *, suites: bool) -> Path:
     }
     dump(folder / f"{name}.yaml", keys)
     return folder / f"{name}.yaml"
+
+
+def _locate(file: object) -> object:
+    """Return the path of a suite's file; limits as they are."""
+    return str(SUITES / file) if isinstance(file, str) else file
 
 
 def _write_training_sets(folder: Path, train: Path) -> None:
