@@ -106,6 +106,22 @@ WITH_BASELINES = """\
 """
 
 
+def test_recipes_are_ranked_by_forgetting_and_by_public_tasks_as_means_over_their_seeds(tmp_path):
+    changes = {
+        "a-1": (-0.3, "+4.0 [+1, +7]"),
+        "b-1": (-0.2, "+3.0"),
+        "c-1": (-0.1, "+2.0"),
+        "d-1": (0.1, "−1.0"),
+    }
+    rows = [make_row(name, 0.5, kept)._replace(public=public) for name, (kept, public) in changes.items()]
+    rows.append(make_row("d-1", 0.5, 0.3)._replace(public="+1.5 [0, +3]", label="d-1 (seed 1)"))
+    text = page(rows, [], 0.0, tmp_path)
+    assert "Of the 4 recipes" in text
+    assert "3 fell on the capability suite and 0 on the mean of the public tasks" in text
+    assert "Rank correlation of both changes: −1.00 [−1.00, −0.9" in text
+    assert "public tasks (each" not in page(rows[:3], [], 0.0, tmp_path)
+
+
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, tmp_path_factory):
     """Compare the base in memory with a baseline behind an address."""

@@ -1,7 +1,6 @@
 """Trackers get every run of a report, and see a training while it runs; they change and cost nothing."""
 
 import json
-import struct
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ import pytest
 import tiny_experiment
 import tiny_methods
 from fake_facts import candidate, comparison, make_decision, make_fine_tune
+from tracked_runs import open_board, read_mlflow, read_tensorboard, read_wandb
 
 from harness.analysis.estimators import Estimate
 from harness.records import TrainingRecord
@@ -97,26 +97,6 @@ def test_wandb_keeps_the_runs_offline_in_a_folder_to_be_synchronised(tmp_path):
     assert (figures["verdict"], figures["target/exact_match"]) == ("PASS", 0.81)
 
 
-def wandb_records(path: Path):
-    """Read the records of a W&B file: LevelDB's log format, after a header of seven bytes."""
-    from wandb.proto.wandb_internal_pb2 import Record
-
-    data, at, whole = path.read_bytes(), 7, b""
-    while at + 7 <= len(data):
-        left = 32_768 - at % 32_768
-        if left < 7:
-            at += left
-            continue
-        length, kind = struct.unpack_from("<HB", data, at + 4)
-        whole += data[at + 7 : at + 7 + length]
-        at += 7 + length
-        if kind in (1, 4):  # full, last
-            record = Record()
-            record.ParseFromString(whole)
-            yield record
-            whole = b""
-
-
 def test_a_tracker_that_takes_nothing_costs_a_note_and_one_not_installed_is_refused(tmp_path, monkeypatch):
     (tmp_path / "trackers").write_text("a file where the folder would be")
     said = note_of("tensorboard", tmp_path)
@@ -148,44 +128,6 @@ ALL = ("tensorboard", "mlflow", "wandb")
 def offline(monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-
-
-def open_board(folder: Path):
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    board = EventAccumulator(str(folder))
-    board.Reload()
-    return board
-
-
-def read_tensorboard(folder: Path):
-    board = open_board(folder)
-    return {name: [(e.step, e.value) for e in board.Scalars(name)] for name in board.Tags()["scalars"]}
-
-
-def read_mlflow(folder: Path, run_id: str):
-    from mlflow import MlflowClient
-
-    client = MlflowClient(f"sqlite:///{folder / 'mlflow.db'}")
-    places = [one.experiment_id for one in client.search_experiments()]
-    (run,) = client.search_runs(places, f"tags.`harness.id` = '{run_id}'")
-    return run, lambda name: [(m.step, m.value) for m in client.get_metric_history(run.info.run_id, name)]
-
-
-def read_wandb(folder: Path, run_id: str):
-    """Return the curves by name, and the figures at the end, of the one offline run of an id."""
-    (file,) = folder.glob(f"wandb/offline-run-*-{run_id}/*.wandb")
-    curves, figures = {}, {}
-    for record in wandb_records(file):
-        values = {
-            (item.nested_key[0] if item.nested_key else item.key): json.loads(item.value_json)
-            for item in [*record.history.item, *record.summary.update]
-        }
-        if record.WhichOneof("record_type") == "history":
-            for name, value in values.items():
-                curves.setdefault(name, []).append((values["_step"], value))
-        figures |= values
-    return curves, figures
 
 
 @pytest.mark.e2e

@@ -142,7 +142,7 @@ def compare_rates(trials: Sequence[Trial]) -> str:
         if diagnosis is None or diagnosis.kind != "overfits":
             sound.append((loss, one))
     if not sound:
-        return f"{sentence}; all of them overfit: fewer epochs, a lower rate or more rows may help."
+        return f"{sentence}; all of them overfit: a lower rate, fewer epochs or more rows may help."
     loss, best = min(sound, key=lambda pair: pair[0])
     n_overfit = len(ends) - len(sound)
     sentence += f"; best without overfitting is {_params_text(best.params)}, validation loss {plain(loss)}"
@@ -228,8 +228,8 @@ def diagnose(training: TrainingRecord) -> Diagnosis | None:
         then = [loss for at, loss in train if at <= step]
         if risen > best * (1 + _CHANGE) and then and last < then[-1]:
             why = f"validation loss rose from {plain(best)} to {plain(risen)} while training loss fell from"
-            why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, a lower r and lora_alpha,"
-            why += " lora_dropout or more rows may help"
+            why += f" {plain(then[-1])} to {plain(last)}; fewer epochs, more rows or, of LoRA,"
+            why += " a lower r and lora_alpha or lora_dropout may help"
             return Diagnosis("overfits", f"overfits after step {count(step)}: {why}")
     if last > first * (1 - _CHANGE):
         why = f"training loss went from {plain(first)} to {plain(last)}; a higher learning rate may help"

@@ -15,6 +15,7 @@ import few_general_tasks
 import pytest
 import real_trainings_page
 import tiny_experiment
+import tracked_runs
 
 import harness
 from harness import store
@@ -56,6 +57,7 @@ precision: fp32
 device: cpu
 target: desk.yaml
 suites: [general.yaml]
+report_to: [tensorboard, mlflow, wandb]
 candidates:
   prompt: {{method: base}}
   own: {own}
@@ -88,8 +90,24 @@ def facts(report):
     return {fact.name: fact for fact in report.facts}
 
 
+def check_trackers(folder: Path, run_id: str, facts):
+    """Each tracker saw the loss of every step while the model was trained, and the score afterwards, under one id."""
+    board = tracked_runs.read_tensorboard(folder / "tensorboard" / "trainings" / run_id)
+    run, history = tracked_runs.read_mlflow(folder / "mlflow", run_id)
+    curves, figures = tracked_runs.read_wandb(folder / "wandb", run_id)
+    for curve in (board.get, history, curves.get):
+        assert curve("train/loss") == [(step, pytest.approx(value)) for step, value in facts.training.loss]
+    score = pytest.approx(facts.target.score)
+    assert board["target/token_f1"] == [(0, score)]
+    assert run.data.metrics["target/token_f1"] == figures["target/token_f1"] == score
+
+
 @pytest.mark.parametrize("name", TRAININGS)
-def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_path):
+def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
+    name, tmp_path, monkeypatch, command
+):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     path, start = write(tmp_path, TRAININGS[name]), time.perf_counter()
     first = facts(harness.compare(path, ["target.data.limits={test: 4}"]))["own"]
     assert first.state == "done", first.error
@@ -107,6 +125,9 @@ def test_a_training_on_the_embedded_model_is_opened_again_and_answers(name, tmp_
 
     compared = facts(harness.compare(path))  # on more items, by the weights that lie in the folder
     again, base = compared["own"], compared["prompt"]
+    if loss:
+        assert command("report", "-c", path)[0] == 0  # sends the scores
+        check_trackers(tmp_path / "reports" / "trackers", f"own-0-{training.fit_key[:8]}", again)
     (run,) = [run for run in store.list_runs(store.Store(tmp_path / "runs")) if run.run_id == again.run_id]
     answers = store.read_rows(store.Store(tmp_path / "runs"), run.rows["desk/test"])
     assert again.training.fit_key == training.fit_key

@@ -2,12 +2,14 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from statistics import fmean
 
 from harness import formatting
 from reports.studies.fronts.choice import KEPT, N_BEST, choose, share_of_gain
 from reports.studies.fronts.plan import Step
 from reports.studies.fronts.rows import Row
 from reports.studies.fronts.ways import PLAIN, way_of
+from reports.studies.general_suite import Change, rank
 
 WAYS_TASK = "ways"
 _ABOUT = f"""\
@@ -36,6 +38,7 @@ def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Pat
         lines += ["", f"## {task}", "", *_tables(of), "", _verdict(of)]
         if (reports / f"fronts.{task}.svg").exists():
             lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
+    lines += _compare_suites([row for row in rows if row.kept is not None and row.public not in ("", formatting.UNKNOWN)])
     lines += ["", "## Not run", "", *_list_missing_steps(left, later_s)]
     again = "`python -m reports.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
@@ -61,6 +64,38 @@ def _cells(rows: Sequence[Row], row: Row) -> str:
     share = share_of_gain(rows, row)
     said = formatting.UNKNOWN if share is None else f"{formatting.percent(share)} %"
     return "| " + " | ".join([row.label, row.target, said, row.forgetting, row.public, row.gate]) + " |"
+
+
+def _compare_suites(rows: Sequence[Row]) -> list[str]:
+    """Return the section that ranks recipes by forgetting and by public tasks, as means over their seeds."""
+    recipes: dict[str, list[Row]] = {}
+    for row in rows:
+        recipes.setdefault(f"{row.task}, {row.candidate}, {row.machine}", []).append(row)
+    changes = {
+        name: {
+            "suite": Change(fmean(row.kept or 0.0 for row in seeds), 0.0),
+            "public": Change(fmean(_read_points(row.public) for row in seeds), 0.0),
+        }
+        for name, seeds in recipes.items()
+    }
+    if len(changes) < 4:
+        return []
+    rho, low, high, n = rank(changes, "suite", "public")
+    fell = sum(of["suite"].delta < 0 for of in changes.values())
+    fell_in_public = sum(of["public"].delta < 0 for of in changes.values())
+    return [
+        "",
+        "## The general suite beside public tasks",
+        "",
+        f"Of the {n} recipes that also answered public tasks (each on one task and machine, the mean over its seeds), {fell} "
+        f"fell on the capability suite and {fell_in_public} on the mean of the public tasks. Rank correlation of both changes: "
+        f"{rho:.2f} [{low:.2f}, {high:.2f}]. The recipes share base and rows, so they say less than {n} independent ones.".replace("-", "−"),
+    ]
+
+
+def _read_points(change: str) -> float:
+    """Return the points of a change as a row keeps it, `+2.5 [0, +5]`."""
+    return float(change.split()[0].replace("−", "-"))
 
 
 def _verdict(rows: Sequence[Row]) -> str:
