@@ -138,6 +138,9 @@ KINDS_OF_ROWS = {
 def test_the_task_follows_from_the_rows(propose_rows, content, kind, metrics):
     found = propose_rows(content)
     assert (found.kind, found.task.metrics) == (kind, metrics)
+    if metrics[0] == "json_fields":
+        written = {json.dumps(row["output"]) for row in content}
+        assert {example.references[0] for example in load_task(found.task, 0).test} <= written
     assert [name for name in found.candidates if name != "dpo"] == [
         *("prompt", "fixed", "knn"),
         *(("ranked", "classifier") if kind == "labels" else ()),
@@ -313,12 +316,12 @@ def test_the_command_that_leaves_unusable_rows_out_makes_a_file_that_is_taken(tm
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("columns", [("q", "a"), ("Text", "Intent"), ("Query", "kind")])
+@pytest.mark.parametrize("columns", [("q", "a"), ("Q", "A"), ("Text", "Intent"), ("Query", "kind")])
 def test_columns_are_guessed_by_name_or_by_how_much_they_vary(tmp_path, columns):
-    lines = [columns, *((row["text"], row["label"]) for row in LABELLED)]
+    lines = [columns, *((row["text"], "abcd"[i % 4]) for i, row in enumerate(LABELLED))]
     found = propose(tmp_path, write_csv(tmp_path, lines, "my rows.csv"))
     assert (found.task.fields.prompt, found.task.fields.reference) == tuple(f"{{{c}}}" for c in columns)
-    assert found.name == "my-rows"
+    assert (found.name, found.task.labels) == ("my-rows", ("a", "b", "c", "d"))
 
 
 @pytest.mark.e2e

@@ -656,8 +656,8 @@ def test_a_run_is_saved_and_queried_without_waiting_for_who_keeps_the_index_open
         query = "SELECT run_id, count(*) FROM scores GROUP BY ALL ORDER BY ALL"
         assert stores.query(store, query).rows == [("a", 70), ("b", 75), ("c", 5)]
     assert list_indexed_runs(store) == ["a", "b"]
-    stores.save_run(store, make_run("d", []))
-    assert list_indexed_runs(store) == ["a", "b", "c", "d"]
+    stores.query(store, "FROM runs")
+    assert list_indexed_runs(store) == ["a", "b", "c"]
 
 
 @pytest.mark.e2e

@@ -2,23 +2,25 @@
 
 import io
 import json
+import random
 import re
 from collections import Counter
 from pathlib import Path
 
 import pytest
 import tiny_experiment
+from checked_rows import LABELS, make_clean_rows
 from conftest import refused
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 from rich.console import Console
 
 from harness.data import load_task
-from harness.data.edit.changes import EditedRow
+from harness.data.edit.changes import EditedRow, RowDecision, keep_decision
 from harness.data.edit.row_files import is_taught, payments_for, total_usd
 from harness.data.edit.save import Edit, save
 from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
-from harness.records import parse_json
+from harness.records import checksum, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json
 from harness.report.html import html
 from harness.spec import Mix, Task
@@ -244,3 +246,44 @@ def test_a_manifest_whose_payments_cannot_be_read_is_refused(taught_data):
     damaged = '"usd": 6.0,\n      "share"'
     there.write_text(there.read_text().replace(damaged.replace("usd", "cost_usd"), damaged))
     assert "a damaged manifest" in read_refusal(taught_data, "dedup", "taught.jsonl", "--out", "unique.jsonl")
+
+
+CLEANED = """\
+name: cleaned
+base_model: {model}
+target:
+  name: tickets
+  data: {{train: messy.jsonl, validation: parts/validation.jsonl, test: parts/test.jsonl}}
+  fields: {{prompt: "{{text}}", reference: "{{label}}"}}
+  labels: [refund, delivery, account, invoice]
+candidates:
+  messy: {{method: classifier, params: {{ngram_range: [1, 1]}}}}
+  relabelled: {{method: classifier, params: {{ngram_range: [1, 1]}}, train: relabelled.jsonl}}
+  unique: {{method: classifier, params: {{ngram_range: [1, 1]}}, train: unique.jsonl}}
+"""
+
+
+@pytest.mark.e2e
+def test_rows_that_are_checked_cleaned_made_unique_and_split_raise_the_score(data, tiny, tmp_path, own_cache):
+    rows, draw = make_clean_rows(700), random.Random(1)
+    messy = [
+        row | {"label": draw.choice(sorted({*LABELS} - {row["label"]}))} if draw.random() < 0.2 else row
+        for row in rows[:400]
+    ]
+    jsonl(tmp_path / "messy.jsonl", [*messy, *messy[:20]])
+    jsonl(tmp_path / "held.jsonl", rows[400:])
+    findings = json.loads(run_data(data, "check", "messy.jsonl", "--json"))["findings"]
+    (suspect,) = (f for f in findings if f["check"] == "suspect_labels" and f["labels"])
+    for place, label in zip(suspect["rows"], suspect["labels"], strict=True):
+        line, decision = int(place.rpartition(":")[2]), RowDecision("relabel", label)
+        keep_decision("messy.jsonl", line, decision, checksum(Path("messy.jsonl")), "label")
+    decided = ("--decisions", "messy.jsonl.decisions.json")
+    run_data(data, "clean", "messy.jsonl", *decided, "--out", "relabelled.jsonl")
+    run_data(data, "dedup", "relabelled.jsonl", "--out", "unique.jsonl")
+    run_data(data, "split", "held.jsonl", "--shares", "0.1,0.1,0.8", "--stratify", "label", "--out", "parts")
+    (tmp_path / "harness.yaml").write_text(CLEANED.format(model=tiny))
+    (table,) = tiny_experiment.run(tmp_path / "harness.yaml").training_sets
+    _, relabelled, unique = table.sets
+    assert min(relabelled.difference.low, unique.difference.low) > 0
+    assert (relabelled.n_rows, unique.n_rows) == (420, 400)
+    assert unique.score == pytest.approx(relabelled.score, abs=0.05)

@@ -204,6 +204,7 @@ TWO_LAYOUTS = {
     "Alpaca": lambda asks, answers: {"instruction": asks, "input": "", "output": answers},
     "completion": lambda asks, answers: {"prompt": asks, "completion": answers},
     "columns": lambda asks, answers: {"Customer text": asks, "Team": answers},
+    "other columns": lambda asks, answers: {"question": asks, "answer": answers},
 }
 
 
