@@ -116,6 +116,21 @@ def test_a_history_that_lost_an_entry_is_refused_with_the_way_to_restore_it(tmp_
     assert found in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    "events", ["p1 p2", "p1 p2 b1", "p1 p2 r1", "p1 b1 p3", "p1 p2 p3 b2", "p1 r1 p3 b3"]
+)
+def test_a_history_that_lost_its_last_entry_is_refused_and_no_rollback_is_undone(tmp_path, events):
+    file, lines = write(tmp_path, events)
+    whole = lines.read_bytes()
+    lines.write_bytes(b"".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(
+        UserError, match=f"follows entry {len(events.split())}; expected all entries; next: restore"
+    ):
+        store.read_champion(tmp_path, "desk")
+    lines.write_bytes(whole)
+    assert store.read_champion(tmp_path, "desk").run_id == json.loads(file.read_text())["run_id"]
+
+
 def test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it(tmp_path):
     file, _ = write(tmp_path, "p1 p2")
     file.write_text(file.read_text().replace('"w"', '"other"'))
@@ -170,9 +185,18 @@ def test_what_was_promoted_before_survives_cleaning_and_a_rollback_makes_gates_c
     text = command("champions", "list", "-c", twice, check=0).stdout
     assert f"rollback to 1: lora ({lora.run_id})" in text
     refused = command("champions", "rollback", "-c", twice)
-    assert (refused.returncode, "no such champion" in refused.stderr) == (2, True)
+    assert (refused.returncode, "no earlier champion; expected one of the numbers: 2" in refused.stderr) == (
+        2,
+        True,
+    )
     again = command("champions", "rollback", "1", "-c", twice)
     assert (again.returncode, "the present champion" in again.stderr) == (2, True)
+    command("champions", "retire", "2", "-c", twice, check=0)
+    nothing = command("champions", "rollback", "-c", twice).stderr
+    assert (
+        "no earlier champion; expected a run that was promoted and not retired; next: harness promote"
+        in nothing
+    )
 
 
 @pytest.mark.e2e

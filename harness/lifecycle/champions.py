@@ -119,11 +119,16 @@ def _record_again(
         asked = default if number is None else number
         named = next((entry for entry in history.entries if entry.number == asked), None)
         if named is None or named.promoted not in history.recent:
-            found = f"{asked}, which is retired" if named else f"no {asked or 'such champion'}"
-            numbers = ", ".join(map(str, sorted(history.recent))) or "none so far"
-            step = stored.typed.command("champions", "list") if history.entries else ""
+            none = "no earlier champion" if event == "rollback" else "no champion"
+            found = f"{asked}, which is retired" if named else none if asked is None else f"no {asked}"
+            left = [history.entries[number - 1] for number in sorted(history.recent)]
+            if event == "rollback":
+                left = [entry for entry in left if entry.champion != history.champion]
+            numbers = ", ".join(str(entry.number) for entry in left)
+            expected = f"one of the numbers: {numbers}" if left else "a run that was promoted and not retired"
+            step = stored.typed.command("champions", "list") if left else ""
             step = step or f"{stored.typed.command('promote', 'RUN')} makes a run the champion"
-            raise UserError(Problem(f"champions of {target}", found, f"one of the numbers: {numbers}", step))
+            raise UserError(Problem(f"champions of {target}", found, expected, step))
         earlier = history.entries[named.promoted - 1]
         name = f"champion {earlier.number} of {target}"
         if event == "rollback" and earlier.champion == history.champion:

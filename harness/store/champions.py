@@ -5,13 +5,14 @@ They are `<target>.json` and `<target>.history.jsonl` below `baselines/champions
 Invariant: the files hold digests and numbers, never a path of a machine. The rows that the digests name are
 the baseline, even after the run was renamed or removed. A line of the history is never changed. The lines
 alone say who is the champion and what a rollback returns to. An entry is on disk before `<target>.json`
-follows it, so after a kill that file is one entry behind at most, and the next reader writes it again. A line
-that a kill cut short is no entry; the next one takes its number.
+follows it and takes its number, so after a kill that file is one entry behind at most, and the next reader
+writes it again; a file ahead of its history shows that lines were lost. A line that a kill cut short is no
+entry; the next one takes its number.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -34,7 +35,8 @@ class Champion:
     had not passed. `first_base` is the digest of the base that the target's first champion was judged
     against, `cumulative` the macro change against that base as [delta, low, high, n]; empty if it was not
     measured. `fit_key` names the folder of its own weights, empty where it has none; `files` maps each file
-    of it to its SHA-256 at promotion.
+    of it to its SHA-256 at promotion. `entry` is, in the champion's own file, the number of the last entry of
+    the history when it was written (0 in older files); in the history it is 0.
     """
 
     target: StoredName
@@ -57,6 +59,7 @@ class Champion:
     cumulative: list[float] = field(default_factory=list)
     fit_key: str = ""
     files: dict[str, str] = field(default_factory=dict)
+    entry: int = 0
 
 
 def champion_file(folder: Path, target: str) -> Path:
@@ -117,6 +120,12 @@ class History(NamedTuple):
         return self.present.champion if self.present else None
 
     @property
+    def files(self) -> list[Champion | None]:
+        """What the champion's file may hold after the last entry: with its number, or without, as of old."""
+        champion = self.champion
+        return [replace(champion, entry=len(self.entries)), champion] if champion else [None]
+
+    @property
     def way_back(self) -> list[int]:
         """The promotions that rollbacks go back through, the last first, without the present one.
 
@@ -164,16 +173,13 @@ def read_history(folder: Path, target: str) -> History:
     Raises:
         UserError: an entry is missing or damaged; a line that a kill cut short is only a note.
     """
-    path, again = history_file(folder, target), "restore the file, for example by git checkout"
+    path, again = history_file(folder, target), _RESTORE
     if not path.exists():
         written = _read_written(folder, target)
-        why = "promoted before its history was kept"
-        first = (
-            [ChampionEntry(1, "promotion", "", "unknown", why, 1, champion=written, keep=1)]
-            if written
-            else []
-        )
-        return History(tuple(first))
+        if written is None:
+            return History()
+        champion, why = replace(written, entry=0), "promoted before its history was kept"
+        return History((ChampionEntry(1, "promotion", "", "unknown", why, 1, champion, keep=1),))
     with refuse_unreadable(path, "a history that harness promote wrote", again):
         *whole_lines, rest = path.read_bytes().split(b"\n")
     entries: list[ChampionEntry] = []
@@ -201,8 +207,9 @@ def read_champion(folder: Path, target: str) -> Champion | None:
     Raises:
         UserError: a file does not hold what was written, or the champion is not that of the history.
     """
-    champion = read_history(folder, target).champion
-    if champion != _read_written(folder, target):  # perhaps as another process is at it
+    history = read_history(folder, target)
+    champion = history.champion
+    if _read_written(folder, target) not in history.files:  # perhaps as another process is at it
         at = Store(folder / "runs")
         with suppress(OSError), hold_champions(at):
             champion = _follow(at, target)
@@ -219,6 +226,9 @@ def _read_written(folder: Path, target: str) -> Champion | None:
         return None
     with refuse_unreadable(path, "what harness promote wrote", _again(path)):
         return load(Champion, path.read_bytes())
+
+
+_RESTORE = "restore the file, for example by git checkout"
 
 
 def _again(path: Path) -> str:
@@ -257,20 +267,25 @@ def _follow(store: Store, target: str) -> Champion | None:
     """Write the champion's file as its history says, or remove it; returns the champion.
 
     Raises:
-        UserError: the file holds a champion that neither the last entry nor the one before it left.
+        UserError: the file holds a champion that neither the last entry nor the one before it left, or the
+            history lost entries.
     """
     folder, path = store.folder.parent, champion_file(store.folder.parent, target)
     history, written = read_history(folder, target), _read_written(folder, target)
-    champion = history.champion
-    if written not in (None, champion, History(history.entries[:-1]).champion):
-        found = f"a champion other than that of entry {len(history.entries)} of its history"
+    number, last = len(history.entries), history_file(folder, target)
+    if written is not None and written.entry > number:
+        found = f"{number} entries, where {path.name} follows entry {written.entry}"
+        step = f"{_RESTORE}; to give them up, rm {as_argument(str(path))}"
+        raise UserError(Problem(str(last), found, "all entries", step))
+    if written not in (None, *history.files, *History(history.entries[:-1]).files):
+        found = f"a champion other than that of entry {number} of its history"
         raise UserError(Problem(str(path), found, "what was promoted last", _again(path)))
-    if champion is not None and written != champion:
-        write_record(store, path, champion)
-    elif champion is None and written is not None:
+    if history.champion is not None and written != history.files[0]:
+        write_record(store, path, history.files[0])
+    elif history.champion is None and written is not None:
         path.unlink()
         sync(path.parent)
-    return champion
+    return history.champion
 
 
 def champions(folder: Path) -> list[Champion]:
