@@ -770,6 +770,13 @@ def test_a_fine_tune_is_compared_with_the_larger_model_that_it_saves():
         "large, the larger model, reaches 90.0 [85, 95] exact_match and lora 81.0 [76, 86] exact_match; 1,000 requests"
         " cost 2.60 and 0.10 USD; its teacher and its training cost 12.00 and 0.50 USD, paid back after 5,000 requests"
     ) in said
+    # Its index costs 4.00 USD a month over 6 months, 11.50 USD more than all that is spent once on lora.
+    indexed = replace(large, prompting="rag(retriever=bm25, top_k=2)")
+    for price, until in ((2.6, "from the first request"), (0.05, "up to 230,000 requests")):
+        facts = [*alternatives(), lora, replace(indexed, cost_per_1k_usd=price)]
+        said = find_reason(make_decision(facts, index_usd_per_month=4.0, **needs), "Measured (cheaper")
+        less = "11.50 USD less than the index of documents of large, and so cheaper"
+        assert f"cost 12.00 and 0.50 USD, with labels and hosting {less} {until}" in said
     dear = replace(large, cost_per_1k_usd=None)
     said = find_reason(make_decision([*alternatives(), lora, dear], **needs), "Measured (cheaper")
     assert "what large costs is not known" in said

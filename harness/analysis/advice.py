@@ -299,13 +299,12 @@ def _describe_larger(case: Case, run: CandidateFacts) -> str:
         return f"{text}; what {larger.name if prices[0] is None else run.label} costs is not known"
     once, at = (run.rows_cost_usd, run.training_cost_usd), economics.break_even(run, larger, case.policy)
     pays = "never paid back" if at in (None, inf) else f"paid back after {formatting.round_up(at)} requests"
-    costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once))
-    total = formatting.usd(economics.add_one_time_costs_usd(run, larger, case.policy))
-    spent += (
-        " USD"
-        if total == formatting.usd(sum(once))
-        else f" USD ({total} net, with labels, hosting and an index)"
-    )
+    costs, spent = " and ".join(map(formatting.usd, prices)), " and ".join(map(formatting.usd, once)) + " USD"
+    total = economics.add_one_time_costs_usd(run, larger, case.policy)
+    if less := economics.saved_once_text(run, larger, case.policy):
+        pays = f"with labels and hosting {less}"
+    elif formatting.usd(total) != formatting.usd(sum(once)):
+        spent += f" ({formatting.usd(total)} net, with labels, hosting and an index)"
     return f"{text}; 1,000 requests cost {costs} USD; its teacher and its training cost {spent}, {pays}"
 
 

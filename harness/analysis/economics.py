@@ -103,6 +103,23 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
     return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / saving if saving > 0 else inf
 
 
+def saved_once_text(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> str:
+    """Say how much less a fine-tune costs once, and up to how many requests it stays the cheaper one.
+
+    Only the index of documents of the alternative can make it cost less; empty if it costs more, or if a
+    cost per request is unknown.
+    """
+    once = add_one_time_costs_usd(run, alternative, policy)
+    if once >= 0 or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+        return ""
+    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
+    until = (
+        f"up to {formatting.count(int(-once / dearer))} requests" if dearer > 0 else "from the first request"
+    )
+    less = f"{formatting.usd(-once)} USD less than the index of documents of {alternative.name}"
+    return f"{less}, and so cheaper {until}"
+
+
 def point_worth_usd(policy: DecidePolicy, unit: Unit) -> float | None:
     """Return the value of a point of the target metric over the horizon; None if it is not set.
 

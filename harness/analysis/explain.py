@@ -160,6 +160,8 @@ def _break_even(case: Case, numbers: Economics, run: CandidateFacts, alternative
             for tokens in (run.tokens, alternative.tokens)
         )
         costs += f" at the token prices set (cached of each prompt: {own} tokens against {its})"
+    if less := economics.saved_once_text(run, alternative, case.policy):
+        return f"No break-even: {run.label} costs once {less}; {costs}."
     if at == inf:
         return f"Break-even after ∞ requests: {run.label} is not cheaper, {costs}."
     band = (numbers.break_even_if_saving_is_a_fifth_more, numbers.break_even_if_saving_is_a_fifth_less)
