@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_experiment
+import tiny_gguf
 import tiny_model
 from tiny_experiment import runs_of
 
@@ -63,6 +65,12 @@ def reverse_merges(folder: Path) -> None:
     file.write_text(json.dumps(plain))
 
 
+def overwrite(file: Path, place: int, written: bytes) -> None:
+    with file.open("r+b") as content:
+        content.seek(place)
+        content.write(written)
+
+
 SPOILT = {
     "bare": (lambda folder: change_template(folder, lambda text: ""), "a tokenizer without a chat template"),
     "doubled": (
@@ -70,8 +78,8 @@ SPOILT = {
         "letters, prompt 1, token 1: 3 ('<s>') by its own template and tokenizer, and 0 ('<|im_start|>') in the run",
     ),
     "merged": (reverse_merges, "by its own template and tokenizer, and"),
-    "cut": (
-        lambda folder: os.truncate(folder / "m.onnx", 1000),
+    "damaged": (
+        lambda folder: overwrite(folder / "m.onnx", 12, b"\xff" * 20),
         "the worker of m.onnx ended with exit code 1; its last lines: InvalidProtobuf: ",
     ),
 }
@@ -112,6 +120,27 @@ def test_each_file_of_an_artefact_in_parts_belongs_to_its_digest_and_size(tmp_pa
     assert (artefacts.main_file(path).name, artefacts.count_bytes(path)) == (opened, 11)
     (folder / further).write_bytes(b"changed")
     assert artefacts.artefact_digest(record, "") != before
+
+
+@pytest.mark.parametrize(
+    ("spoil", "damage"),
+    [
+        (lambda file: os.truncate(file, 0), "cannot mmap an empty file"),
+        (lambda file: os.truncate(file, file.stat().st_size - 1), r"of at least 1\d\d,\d\d\d bytes"),
+        (lambda file: os.truncate(file, 700), "700 of at least"),
+        (lambda file: overwrite(file, 0, b"GGML"), "it begins with b'GGML'"),
+        (lambda file: overwrite(file, 4, b"\x09"), "version 9"),
+        (lambda file: overwrite(file, 8, b"\xff" * 8), "of at least"),
+        (lambda file: overwrite(file, 16, b"\xff" * 8), "of at least"),
+        (lambda file: overwrite(file, 52, b"\x63"), "a value of the unknown type 99"),
+    ],
+)
+def test_a_damaged_gguf_file_is_told_by_its_header(tiny, tmp_path, spoil, damage):
+    file = tiny_gguf.write(tiny, tmp_path / "m.gguf")
+    assert list(artefacts.find_damage(file)) == []
+    spoil(file)
+    ((named, found),) = artefacts.find_damage(tmp_path)
+    assert (named, bool(re.search(damage, found))) == (file, True), found
 
 
 @pytest.mark.e2e

@@ -32,6 +32,12 @@ def read_cases():
 def folder(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("refused")
     tiny_experiment.write(folder, tiny, pairs=tiny_methods.pair_rows(slice(0, 1)))
+    for name, content in (
+        ("cut.gguf", b"GGUF\3\0\0\0"),
+        ("cut.onnx", b"\x08\x0a\x3a\x09"),
+        ("no.onnx", b"\x08\x0a"),
+    ):
+        (folder / name).write_bytes(content)
     for i, name in enumerate(("curated", "more")):
         tiny_experiment.rows(folder / f"{name}.jsonl", tiny_experiment.letters(slice(0, 5))[i::2])
     return folder

@@ -14,6 +14,7 @@ from harness.models.artefacts import (
     FILE,
     artefact_digest,
     count_bytes,
+    find_damage,
     find_tokenizer_folder,
     format_of,
     main_file,
@@ -48,6 +49,13 @@ def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Proble
             found = f"{name}: {json.dumps(own)}, and {wanted} in its run {run}"
             step = f"{name}: {wanted} in this candidate"
             yield Problem(where, found, "the prompts of the run that it was exported from", step)
+    for file, damage in find_damage(path) if kind != "model" else ():
+        yield Problem(
+            where,
+            f"{file}, damaged: {damage}",
+            f"a whole {kind.upper()} file",
+            "copy, download or export it again",
+        )
     if kind == "model":
         yield from whole_model_problems(recipe, source, where)
     elif kind == "onnx" and not has_tokenizer(find_tokenizer_folder(path)):

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cache
 from glob import escape
+from math import prod
+from mmap import ACCESS_READ, mmap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -47,6 +49,22 @@ _PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
 _OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
+_N_BYTES = {
+    0: 1,
+    1: 1,
+    2: 2,
+    3: 2,
+    4: 4,
+    5: 4,
+    6: 4,
+    7: 1,
+    10: 8,
+    11: 8,
+    12: 8,
+}  # of a GGUF value, by its type
+_TEXT, _ARRAY = 8, 9  # types of GGUF values
+_MOST_DIMENSIONS = 8
+_GRAPH = 7  # the field of an ONNX file that holds its graph
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 Format = Literal["gguf", "onnx", "model"]
@@ -82,6 +100,103 @@ def artefact_files(path: Path) -> list[Path]:
     """List the files of an artefact that answer: the graph, its further files, and a tokenizer beside it."""
     beside = tokenizer_files(find_tokenizer_folder(path)) if main_file(path).suffix == ".onnx" else []
     return [*_list_weights(path), *beside]
+
+
+def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield each damaged GGUF or ONNX file of an artefact, and how its header shows it; no tensor is read.
+
+    Source: docs/gguf.md of ggml; Protocol Buffers' encoding, of which only the outermost message is read.
+    """
+    for file in _list_weights(path):
+        check = {".gguf": _check_gguf, ".onnx": _check_onnx}.get(file.suffix)
+        try:
+            if check:
+                with file.open("rb") as opened, mmap(opened.fileno(), 0, access=ACCESS_READ) as content:
+                    check(_Header(content))
+        except (OSError, ValueError, RecursionError) as error:
+            yield file, str(error)
+
+
+class _Header:
+    """The header of a file, read number by number."""
+
+    def __init__(self, content: mmap) -> None:
+        self.content, self.at = content, 0
+
+    def skip(self, n: int) -> None:
+        self.at += n
+        if self.at > len(self.content):
+            raise ValueError(f"{len(self.content):,} of at least {self.at:,} bytes")
+
+    def read(self, n: int) -> bytes:
+        self.skip(n)
+        return self.content[self.at - n : self.at]
+
+    def number(self, n_bytes: int) -> int:
+        return int.from_bytes(self.read(n_bytes), "little")
+
+    def varint(self) -> int:
+        value = shift = 0
+        while (byte := self.number(1)) >= 0x80 and shift < 63:
+            value, shift = value | (byte & 0x7F) << shift, shift + 7
+        return value | byte << shift
+
+
+def _check_gguf(header: _Header) -> None:
+    from gguf import GGML_QUANT_SIZES
+
+    sizes: Any = GGML_QUANT_SIZES  # by the number of a type
+    if (magic := header.read(4)) != b"GGUF":
+        raise ValueError(f"it begins with {magic!r}")
+    if (version := header.number(4)) not in (2, 3):
+        raise ValueError(f"version {version}, not 2 or 3")
+    n_tensors, n_values, alignment = header.number(8), header.number(8), 32
+    for _ in range(n_values):
+        name, kind = header.read(header.number(8)), header.number(4)
+        begin = header.at
+        _skip_value(header, kind)
+        if name == b"general.alignment":
+            alignment = int.from_bytes(header.content[begin : header.at], "little")
+    ends = [0]
+    for _ in range(n_tensors):
+        header.skip(header.number(8))
+        if (n_dimensions := header.number(4)) > _MOST_DIMENSIONS:
+            raise ValueError(f"a tensor of {n_dimensions:,} dimensions")
+        n_numbers = prod(header.number(8) for _ in range(n_dimensions))
+        block, n_bytes = sizes.get(header.number(4), (1, 0))
+        ends.append(header.number(8) + n_numbers // block * n_bytes)
+    if not 0 < alignment < 1 << 32:
+        raise ValueError(f"an alignment of {alignment}")
+    header.skip(-header.at % alignment + max(ends))
+
+
+def _skip_value(header: _Header, kind: int) -> None:
+    if kind == _TEXT:
+        header.skip(header.number(8))
+    elif kind == _ARRAY:
+        inner, n = header.number(4), header.number(8)
+        if inner in _N_BYTES:
+            header.skip(n * _N_BYTES[inner])
+            return
+        for _ in range(n):
+            _skip_value(header, inner)
+    elif kind in _N_BYTES:
+        header.skip(_N_BYTES[kind])
+    else:
+        raise ValueError(f"a value of the unknown type {kind}")
+
+
+def _check_onnx(header: _Header) -> None:
+    fields = set()
+    while header.at < len(header.content):
+        field, wire = divmod(header.varint(), 8)
+        fields.add(field)
+        if wire not in (0, 1, 2, 5):
+            raise ValueError(f"no field begins at byte {header.at:,}")
+        n_bytes = header.varint() if wire in (0, 2) else 0
+        header.skip({0: 0, 1: 8, 2: n_bytes, 5: 4}[wire])
+    if _GRAPH not in fields:
+        raise ValueError("it holds no graph")
 
 
 def count_bytes(path: Path) -> int:
