@@ -329,6 +329,21 @@ def test_chat_without_a_template_is_refused_with_what_to_write_and_a_needless_on
     assert template_names() == ["alpaca", "chatml"]
 
 
+@pytest.mark.parametrize("file", ["tokenizer_config.json", "chat_template.jinja"])
+def test_a_blank_template_counts_as_none_and_the_refusal_says_that_it_is_blank(tmp_path, base, file):
+    folder = tiny_model.copy(base, tmp_path / "blank")
+    if file.endswith(".json"):
+        plain = json.loads((folder / file).read_text())
+        (folder / file).write_text(json.dumps(plain | {"chat_template": ""}))
+    else:
+        (folder / file).write_text(" \n")
+    said = refusal(tmp_path, folder)
+    assert "a tokenizer whose chat template is blank, by which every prompt would be empty, and tasks" in said
+    assert load_tokenizer(resolve(str(folder))).chat_template is None
+    tokenizer = load_tokenizer(session_of(tmp_path, folder, "chat_template=chatml").source)
+    assert tokenizer.decode(encode_all(tokenizer, [PromptText(ASKED)])[0].context) == f"<s>{CHATML}"
+
+
 @pytest.mark.parametrize(
     ("name", "written"),
     [

@@ -149,15 +149,21 @@ def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]
 
 
 def chat_template(source: ModelSource) -> str:
-    """Return how a base's chat is written, as it was told or its files say; empty where they do not."""
-    if source.template:
-        return source.template
-    path = source.path
+    """Return how a base's chat is written, as it was told or its files say; empty where they do not.
+
+    A blank template, by which transformers writes each conversation as an empty prompt, counts as none.
+    """
+    found = source.template or _stored_template(source.path) or ""
+    return found if found.strip() else ""
+
+
+def _stored_template(path: Path) -> str | None:
     file = path / "chat_template.jinja"
     if file.is_file():
         with refuse_unreadable(file, "a chat template in UTF-8", "save or fetch the tokenizer again"):
             return file.read_text("utf-8")
-    return str(read_object(path / "tokenizer_config.json").get("chat_template") or "")
+    stored = read_object(path / "tokenizer_config.json").get("chat_template")
+    return None if stored is None else str(stored)
 
 
 def expert_share(source: ModelSource) -> float:
@@ -246,6 +252,8 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrain
     if source.template:
         put_template(tokenizer, source.template)
     template = tokenizer.chat_template
+    if isinstance(template, str) and not template.strip():  # see `chat_template`
+        template = tokenizer.chat_template = None
     if source.switches and isinstance(template, dict):
         tokenizer.chat_template = {name: source.switches + one for name, one in template.items()}
     elif source.switches and template:
@@ -346,13 +354,17 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
     ]
     if (written := experiment.chat_template) is None:
         in_chat = [t.name for t in experiment.tasks if t.chat_template and t.kind != "bits_per_byte"]
-        found = f"a tokenizer without a chat template, and tasks prompted in chat: {', '.join(in_chat)}"
+        chats = f"and tasks prompted in chat: {', '.join(in_chat)}"
         step = (
             f"chat_template: {' or '.join(template_names())} in harness.yaml, choose an instruct model, "
             "or set chat_template: false on these tasks"
         )
         expected = "an instruction-tuned model, or a template for this one"
-        refuse(Problem(f"base_model {name}", found, expected, step) for name in lacking if in_chat)
+        refuse(
+            Problem(f"base_model {name}", f"{_describe_lack(sources[name])}, {chats}", expected, step)
+            for name in lacking
+            if in_chat
+        )
         return dict(sources)
     text = read_template(written)
     if not lacking:
@@ -370,3 +382,9 @@ def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) ->
         problems += template_problems(tokenizer, ends, f"chat_template {written}, {source.name}")
     refuse(problems)
     return {**sources, **made}
+
+
+def _describe_lack(source: ModelSource) -> str:
+    if _stored_template(source.path) is None:
+        return "a tokenizer without a chat template"
+    return "a tokenizer whose chat template is blank, by which every prompt would be empty"
