@@ -26,6 +26,7 @@ from pathlib import Path
 
 import pytest
 import tiny_experiment
+import tiny_methods
 from rich.console import Console
 from ruamel.yaml import YAML
 from test_architecture import ORDER
@@ -438,6 +439,8 @@ def test_the_methods_of_the_docs_train_weights_that_can_be_opened(tmp_path, tiny
     with SilentProgress().stage("training") as advance:
         context = FitContext(source, machine, tmp_path / "fit", rows, rows[:1], True, 0, advance, pairs=rows)
         made = module.METHOD.fit(context, module.Params(max_steps=2, learning_rate=rate))
+    if name == "orpo":
+        assert made.training.n_tokens == 2 * tiny_methods.count_tokens(tiny, rows[: made.training.n_pairs])
     host = ModelHost(source, machine)
     asked = host.base.encode(ASKED.messages, "billing")
     before = host.base.loglikelihood([asked[:2]])[0].logprob

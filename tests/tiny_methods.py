@@ -11,9 +11,10 @@ from tiny_experiment import letters
 from harness import training
 from harness.models.hardware import Machine
 from harness.models.hf import ModelHost
-from harness.models.hub import resolve
+from harness.models.hub import load_tokenizer, resolve
 from harness.records import Example
 from harness.training import FitContext, Weights
+from harness.training.tokenized import tokenize
 
 CPU = Machine("cpu", "CPU", "fp32", 1.0)
 OTHER = {"late": "money", "money": "late"}
@@ -31,6 +32,14 @@ def pairs(words: slice) -> tuple[Example, ...]:
         Example(e.id, e.messages, e.references, cluster=e.id, rejected=OTHER[e.references[0]])
         for e in examples(words)
     )
+
+
+def count_tokens(model, pairs) -> int:
+    """Count the tokens of each pair's prompt with its chosen answer, and with its rejected one."""
+    source = resolve(str(model))
+    answers = [(pair.references[0], pair.rejected) for pair in pairs]
+    made = tokenize(pairs, answers, True, load_tokenizer(source), source)
+    return sum(len(ids) for _, wholes in made for ids in wholes)
 
 
 def pair_rows(words: slice) -> list[dict]:

@@ -135,6 +135,21 @@ def curve(history: Sequence[Row], name: str) -> Curve:
     return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
+def count_pairs(kind: Any) -> Any:
+    """Return a kind of trainer that counts tokens also where a batch holds both answers of a pair apart."""
+    import torch
+
+    class CountingTrainer(kind):  # type: ignore[misc]
+        def _track_num_input_tokens(self, inputs: dict[str, Any]) -> None:
+            both = ("chosen_attention_mask", "rejected_attention_mask")
+            if "input_ids" not in inputs and all(name in inputs for name in both):
+                mask = torch.cat([inputs[name].flatten() for name in both])
+                inputs = {"input_ids": mask, "attention_mask": mask}
+            super()._track_num_input_tokens(inputs)
+
+    return CountingTrainer
+
+
 def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float) -> TrainingRecord:
     """Return what was measured: time, tokens, memory, parameters and the loss by step."""
     import torch
@@ -143,7 +158,7 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
     history = trainer.state.log_history
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
-    n_tokens = int(trainer.state.num_input_tokens_seen)
+    n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown of batches that were not counted
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
@@ -153,7 +168,7 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
         n_tokens=n_tokens,
-        tokens_per_s=round(n_tokens / loop_s, 1),
+        tokens_per_s=round(n_tokens / loop_s, 1) if n_tokens else None,
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,

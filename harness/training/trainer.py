@@ -24,7 +24,7 @@ from harness.progress import Advance
 from harness.records import Example, TrainingRecord
 from harness.spec import Spec
 from harness.training import checkpoints, parallel
-from harness.training.context import TRACKED, FitContext, figures, scale_callback
+from harness.training.context import TRACKED, FitContext, count_pairs, figures, scale_callback
 from harness.training.live_trackers import live_callback
 from harness.training.tokenized import tokenize
 
@@ -337,7 +337,7 @@ def make_trainer(
             if args.n_gpu > 1:  # TRL refuses one process over several
                 args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
             shared = parallel.sample_together(kind)
-            regularized = add_regularizers(shared, context, tokenizer, params.max_length)
+            regularized = add_regularizers(count_pairs(shared), context, tokenizer, params.max_length)
             called = [*callbacks, progress_callback(context.advance)]
             called += [live_callback(context.send)] if context.send else []
             return regularized(args=args, callbacks=called, **options)
