@@ -202,10 +202,11 @@ def test_a_run_is_saved_beside_an_old_index_which_is_then_a_new_one(old_store):
         assert db.execute("SELECT version FROM meta").fetchall() == [(ingest.VERSION,)]
 
 
-def test_an_index_of_another_version_of_harness_is_built_anew(old_store):
+@pytest.mark.parametrize("changed", ["written_by", "tables"])
+def test_an_index_of_another_version_of_harness_or_of_other_tables_is_built_anew(old_store, changed):
     stores.reindex(old_store)
     with duckdb.connect(str(old_store.index)) as db:
-        db.execute("UPDATE meta SET written_by = '0.0.1'")
+        db.execute(f"UPDATE meta SET {changed} = '0.0.1'")
         db.execute("DROP VIEW runs")
     assert stores.query(old_store, "SELECT run_id FROM runs").rows == [("a",)]
 

@@ -34,7 +34,7 @@ from harness.store.verdicts import DecisionRecord, VerdictRecord
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
 
-VERSION = 10  # of the schema
+VERSION = 10  # of the index; a harness refuses one of a higher version
 _UNITS = "MAP(VARCHAR, STRUCT(higher_is_better BOOLEAN, scale DOUBLE, worst DOUBLE))"  # by metric
 _SCHEMA = f"""
     CREATE SCHEMA stored;
@@ -46,8 +46,9 @@ _SCHEMA = f"""
     CREATE TABLE stored.scores (
         rowset VARCHAR, example_id VARCHAR, metric VARCHAR, parts DOUBLE[], status VARCHAR, cluster VARCHAR,
         slice VARCHAR, weight DOUBLE);
-    CREATE TABLE meta (version BIGINT, written_by VARCHAR, folder VARCHAR);
+    CREATE TABLE meta (version BIGINT, written_by VARCHAR, tables VARCHAR, folder VARCHAR);
 """
+_TABLES = "".join((_SCHEMA, *(table.query for table in TABLES)))
 _KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables are made from
     "run": ("*/run.json", Run),
     "rating": ("ratings/*.json", Rating),
@@ -60,13 +61,17 @@ _KINDS: Mapping[str, tuple[str, type]] = {  # the files of a store that tables a
 def create(db: "DuckDBPyConnection", store: Store) -> None:
     """Create the tables in an empty database."""
     db.execute(_SCHEMA)
-    db.execute("INSERT INTO meta VALUES (?, ?, ?)", [VERSION, __version__, str(store.folder.resolve())])
+    db.execute("INSERT INTO meta VALUES (?, ?, ?, ?)", _describe_index(store))
 
 
 def is_current(db: "DuckDBPyConnection", store: Store) -> bool:
-    """Tell whether an index has this schema, folder and version of harness."""
-    written = [VERSION, __version__, str(store.folder.resolve())]
-    return schema_version(db) == VERSION and list(db.execute("FROM meta").fetchone() or ()) == written
+    """Tell whether an index has these tables, this folder and this version of harness."""
+    written = list(db.execute("FROM meta").fetchone() or ()) if schema_version(db) == VERSION else []
+    return written == _describe_index(store)
+
+
+def _describe_index(store: Store) -> list[Any]:
+    return [VERSION, __version__, _TABLES, str(store.folder.resolve())]
 
 
 def schema_version(db: "DuckDBPyConnection") -> int:

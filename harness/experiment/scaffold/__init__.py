@@ -85,17 +85,6 @@ _KINDS: dict[Kind, str] = {
     "question": "questions whose contexts become documents, to compare retrieval with closed book: ",
     "preference": "preference pairs, where the chosen answer is the reference: ",
 }
-_SCORED = {
-    "accuracy": "the choice that is right",
-    "exact_match": "answers that equal the reference",
-    "token_f1": "words shared with the reference",
-    "chrf": "letters shared with the reference",
-    "json_fields": "the fields that are right",
-    "span_f1": "the F1 of whole pieces",
-    "sql_match": "queries that are the reference's once both are normalised",
-    "tool_call": "name and arguments",
-    "final_answer": "the final answer",
-}
 
 
 class SetupProposal(NamedTuple):
@@ -248,7 +237,8 @@ def _sentences(
     form = _FORMS[seen.answers.form].format(n=len(seen.answers.labels), separator=seen.answers.separator)
     if "within_one" in task.metrics:
         form = form.replace("a closed set of", "ratings in").replace("labels", "steps")
-    scored = f"scored by {task.primary_metric}: {_SCORED[task.primary_metric]}"
+    meaning = str(plugins.load("metrics", task.primary_metric).__doc__).partition("\n")[0].rstrip(".")
+    scored = f"scored by {task.primary_metric}: {meaning}"
     is_small = seen.kind == "labels" and len(seen.rows) < ROWS_A_LABEL * len(seen.answers.labels)
     otherwise = "; --task text where answers may be others" if is_small else ""
     yield f"task: {_KINDS.get(seen.kind, '')}{form}; {scored}{otherwise}"
