@@ -1,4 +1,4 @@
-"""Rates, samples, looks, fronts and win rates: published numbers, a second source, and how often they err."""
+"""Rates, samples, looks and fronts: published numbers, a second source, and how often they err."""
 
 import csv
 from math import exp
