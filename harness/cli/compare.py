@@ -277,7 +277,7 @@ def _print_plan(
     from harness.evaluation.grade_costs import plan_grades, plan_pairs
     from harness.report import ResultDocument, to_plain
 
-    names, pairs_judge = [cost.candidate for cost in costs], session.judge_of_pairs
+    names, pairs_judge = [cost.candidate for cost in costs], session.open_judge_of_pairs()
     grades = [*plan_grades(session, names)]
     if pairs_judge:
         grades += plan_pairs(session.target, pairs_judge, [session.candidates[name] for name in names])

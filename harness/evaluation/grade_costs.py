@@ -240,7 +240,7 @@ class ShortContext(NamedTuple):
 
 def short_contexts(session: Session, names: Sequence[str]) -> list[ShortContext]:
     """List the judges whose context is too short for some prompts about the candidates' answers."""
-    pairs = session.judge_of_pairs
+    pairs = session.open_judge_of_pairs()
     measured_by = [(judged, m, False) for m in session.tasks for judged in m.judged.values()]
     measured_by += [(pairs, session.target, True)] if pairs else []
     short = []

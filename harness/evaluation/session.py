@@ -248,9 +248,8 @@ class Session:
             plain_prompt=example.prompt,
         )
 
-    @property
-    def judge_of_pairs(self) -> JudgedMetric | None:
-        """The judge by whom the gate asks for a win rate; None if it asks for none, or by people."""
+    def open_judge_of_pairs(self) -> JudgedMetric | None:
+        """Open the judge by whom the gate asks for a win rate; None if it asks for none, or by people."""
         goal = self.experiment.gate.target
         if goal.win_rate is None or goal.by == PEOPLE:
             return None
@@ -318,6 +317,11 @@ class Session:
     def claim(self, name: str) -> AbstractContextManager[None]:
         """Keep other workers from making the same thing; not needed without workers."""
         return store.claim(self.store, name) if self.is_worker else nullcontext()
+
+    def switch_to_fp32(self) -> "Session":
+        """Unload the base in memory; return a session in fp32, whose base does not answer for this one's."""
+        self.unload()
+        return replace(self, machine=self.machine._replace(precision="fp32"), slot=EngineSlot())
 
     def unload(self) -> None:
         """Unload the base in memory, and free the reference cycles left by a training."""

@@ -214,7 +214,7 @@ def _refuse_forbidden(
     """Refuse to begin where the key or the client of an endpoint is missing, or answers may not be scored."""
     open_ = _place_open(loaded, ordered, found)
     judged = [one for m in session.tasks for one in m.judged.values()] if open_ else []
-    judged += filter(None, [session.judge_of_pairs])
+    judged += filter(None, [session.open_judge_of_pairs()])
     tasks = [m.task for m in session.tasks] if open_ else []
     forbidden = [problem for task in tasks for problem in metrics.problems(task)]
     short = short_contexts(session, loaded.selected) if open_ else []
@@ -316,7 +316,7 @@ def judge_pairs(session: Session, reader: Reader, runs: Runs, base: Run | None =
 
     Returns why it could not, if it could not; what it said until then is kept.
     """
-    judged = session.judge_of_pairs
+    judged = session.open_judge_of_pairs()
     if judged is None:
         return []
     pairs = (

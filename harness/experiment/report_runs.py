@@ -108,7 +108,7 @@ def judge_and_report(
         header["wall_s"] = wall_s
     study = study_session(session, reader)
     names = dict.fromkeys(run.candidate for run in runs)
-    of_pairs = [*filter(None, [session.judge_of_pairs])]
+    of_pairs = [*filter(None, [session.open_judge_of_pairs()])]
     judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
     of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
     for one in of_pairs:

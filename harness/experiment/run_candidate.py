@@ -34,7 +34,7 @@ from harness.evaluation.row_sets import (
     target_sets,
 )
 from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_weights
-from harness.evaluation.session import EngineSlot, Session
+from harness.evaluation.session import Session
 from harness.evaluation.verification import refuse_other_prompts
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
 from harness.experiment.stored_rows import (
@@ -249,8 +249,7 @@ class _RunParts(NamedTuple):
     def compare_in_fp32(self, own: Run, own_weights: Weights) -> dict[str, Any]:
         """Compare logits with those of the run in fp32, and count which of its own answers differ there."""
         session, test = self.session, self.sets[1]
-        session.unload()
-        exact = replace(session, machine=session.machine._replace(precision="fp32"), slot=EngineSlot())
+        exact = session.switch_to_fp32()
         recipe = session.candidates[own.candidate].recipe
         own_test = target_sets(exact, recipe, own_weights, own.seed)[1]
         texts: list[tuple[int, ...]] = []

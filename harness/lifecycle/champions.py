@@ -22,7 +22,7 @@ from harness.store import Champion, ChampionEntry, Leftover, References, Store, 
 
 
 def promote(
-    stored: Study, run: Run, judged: Verdict | str, despite: str, first_base: str = "", *, by: str = ""
+    stored: Study, run: Run, judged: Verdict | str, despite: str, *, by: str = ""
 ) -> tuple[Path, Champion]:
     """Write a run as the champion of the target; returns the file.
 
@@ -63,7 +63,7 @@ def promote(
         sentence=judged.sentence if isinstance(judged, Verdict) else judged,
         despite=despite,
         units={key: e.unit for key, e in scores.items() if e.unit != RATE},
-        first_base=first_base or run.base_digest,
+        first_base=store.find_first_base(stored.folder, stored.experiment.target.name) or run.base_digest,
         cumulative=[round(x, 6) for x in cumulative] if len(cumulative) == 4 else [],
         fit_key=run.training.fit_key,
         files=store.hash_weights(stored.store, run.training.fit_key),

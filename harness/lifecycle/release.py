@@ -29,7 +29,7 @@ from harness.errors import HarnessError, IncompatibleRuns, Problem, UserError, d
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import rescore_stored
 from harness.evaluation.row_sets import suite_sets
-from harness.evaluation.session import EngineSlot, Session
+from harness.evaluation.session import Session
 from harness.experiment import (
     Reader,
     Scope,
@@ -200,10 +200,9 @@ def promote_named(
     with store.hold_champions(stored.store):
         stored = load_study(loaded)
         before = store.read_champion(stored.folder, stored.experiment.target.name)
-        first_base = (before.first_base or before.base_digest) if before else run.base_digest
         judged = _judge_or_explain(stored, run, before, despite)
         if isinstance(judged, str):
-            return promote(stored, run, judged, despite, first_base, by=by)
+            return promote(stored, run, judged, despite, by=by)
         rule = cumulative_of(judged.verdict)
         if rule and rule.outcome == "skipped" and not despite:
             step = "--force --reason REASON, which keeps the reason"
@@ -214,7 +213,7 @@ def promote_named(
                 step = f"{advise_more_items(path, open_, overrides, stored.typed, words).text}; or {step}"
             loss = f"a loss against the first base that is not ruled out ({rule.sentence})"
             raise UserError(Problem(f"promote {run.run_id}", loss, "less than gate.cumulative shown", step))
-        return promote(stored, run, judged.verdict, despite, first_base, by=by)
+        return promote(stored, run, judged.verdict, despite, by=by)
 
 
 def list_failed_exports(path: Path, run_id: str, overrides: Sequence[str] = ()) -> list[str]:
@@ -384,11 +383,6 @@ def rescore_pinned(session: Session, run: Run) -> list[str]:
         HarnessError: the weights cannot be opened.
     """
     weights = ensure_weights(session, session.candidates[run.candidate], run.seed)
-    exact = replace(
-        session,
-        machine=session.machine._replace(precision="fp32"),
-        suites=tuple(m for m in session.suites if m.role == "regression"),
-        slot=EngineSlot(),  # a base in fp32 must not answer for one in the run's precision
-    )
-    session.unload()
+    pinned = tuple(m for m in session.suites if m.role == "regression")
+    exact = replace(session.switch_to_fp32(), suites=pinned)
     return list(suite_arm(exact, weights, f"{run.candidate} in fp32"))

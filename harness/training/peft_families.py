@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
 from pydantic import ValidationError, create_model
 
 from harness.errors import CandidateFailed, Problem, did_you_mean
+from harness.models.devices import build_without_weights
 from harness.models.weight_files import CONVERTED, WEIGHTS, describe_beside_low_rank
 from harness.progress import quiet_libraries
 from harness.training import refused_families as refused
@@ -158,22 +159,21 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     """Put an adapter on the modules of a base whose weights are not read, once for each recipe."""
     import torch
     from peft import get_peft_model
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     config = peft_config(peft_type, json.loads(params))
     refused.refuse_values(config)
-    kind: Any = AutoModelForCausalLM
     tried: Any = config
     if _start(vars(config)):
         tried = replace(tried, init_lora_weights=False)  # others compute with weights
     if not (base / "config.json").exists():
         return  # still packed: PEFT tries it where the run has unpacked it
-    of_base = AutoConfig.from_pretrained(base, trust_remote_code=False)
-    refused.refuse_soft_prompt(config, of_base)
-    refused.exclude_unadapted(tried, of_base.model_type)
+    if (model := build_without_weights(base)) is None:
+        return
+    refused.refuse_soft_prompt(config, model.config)
+    refused.exclude_unadapted(tried, model.config.model_type)
     try:
         with torch.device("meta"):
-            made: Any = get_peft_model(kind.from_config(of_base), tried)
+            made: Any = get_peft_model(model, tried)
     except (NotImplementedError, RuntimeError) as error:
         if "negative dimension" in str(error):
             raise ValueError("a size below 0") from error
