@@ -525,6 +525,16 @@ def test_a_leak_in_other_words_is_a_warning_with_the_closest_pair(find, tmp_path
     assert f"--against {test}" in found.command
 
 
+def test_an_augmented_test_row_is_an_error_as_in_a_comparison(find, tmp_path):
+    made = {**make_clean_rows(60, seed=5)[0], "augmented_from": "Where is it?"}
+    test = write(
+        tmp_path / "test.jsonl",
+        [{**row, "augmented_from": ""} for row in make_clean_rows(60, seed=5)] + [made],
+    )
+    found = find(make_clean_rows(), "test_leaks", test=[test])
+    assert [(f.severity, lines(f)) for f in found] == [("error", [61])]
+
+
 def test_of_rows_that_are_all_in_the_test_it_is_said_and_no_command_empties_the_file(find, tmp_path):
     rows = make_clean_rows(40)
     (found,) = alarms(find(rows, "test_leaks", test=[write(tmp_path / "test.jsonl", make_clean_rows(40))]))

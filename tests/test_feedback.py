@@ -43,6 +43,10 @@ FORMS = {
         {"messages": [USER], "choices": [{"text": "late"}, {"text": "money"}], "preference": 1},
         ("late", None, "", "money", "", "", ""),
     ),
+    "a preference that a table wrote as 1.0": (
+        {"messages": [USER], "choices": [{"text": "late"}, {"text": "money"}], "preference": 1.0},
+        ("late", None, "", "money", "", "", ""),
+    ),
     "preference data": (
         {
             "input": {"messages": [USER]}, "preferred_output": [{"role": "assistant", "content": "money"}],
@@ -176,6 +180,12 @@ REFUSED = [
     ({"thumb": "maybe ann.lee@example.org"}, "log.jsonl:2: found another value in 'thumb'"),
     ({"time": "yesterday"}, "log.jsonl:2: found another value in 'time'"),
     ({"preference": 1}, "log.jsonl:2: found a number, and one answer in 'preference'"),
+    ({"preference": ["soon", "late"]}, "log.jsonl:2: found a list of 2 in 'preference'"),
+    ({"correction": ["soon", "late"]}, "log.jsonl:2: found a list of 2 in 'correction'; expected one text"),
+    (
+        {"answer": ["soon", "late"], "preference": "second"},
+        "log.jsonl:2: found another value in 'preference'",
+    ),
     ({"model": "of ann.lee@example.org"}, "log.jsonl:2: found what is no name, or looks like personal data"),
     ({"time": "0001-01-01T00:00:00+05:00"}, "log.jsonl:2: found another value in 'time'"),
     ({"thumb": "-1"}, "log.jsonl:1: found thumbs of 0, and of -1 at log.jsonl:2"),
@@ -267,10 +277,11 @@ def test_masking_says_how_many_of_all_rows_are_done(tmp_path):
 
 @pytest.fixture
 def answered(tmp_path, harness, tiny):
-    """Return `harness` beside a log: 12 corrections of 4 senders, one test question, and one that is no label."""
+    """Return `harness` beside a log: 12 corrections of 4 senders, one test question twice, and one that is no label."""
     tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
     asked = tiny_experiment.letters(slice(6, 7))[0]["prompt"]
-    tested, unknown = corrections(1, request=asked, sender="v"), corrections(1, correction="soon", sender="w")
+    tested = [*corrections(1, request=asked, sender="v"), *corrections(1, request=f"Hi, {asked}", sender="x")]
+    unknown = corrections(1, correction="soon", sender="w")
     harness("feedback", "add", log(tmp_path, [*corrections(12), *tested, *unknown]), check=0)
     return harness
 
@@ -286,7 +297,8 @@ def test_corrections_become_rows_and_preferences_pairs_but_for_evaluated_ones(tm
     assert sorted(row["source"] for row in rows) == sorted(f"log.jsonl:{i}" for i in range(5, 13))
     assert {row["reference"] for row in rows} == {"late"}
     for reason in (
-        "1 dropped: asks what is evaluated",
+        "1 dropped: asks what is evaluated\n",
+        "1 dropped: asks what is evaluated in other words",
         "1 dropped: a correction that is not a label of the task",
         "4 dropped: more than --per-sender of one sender",
     ):

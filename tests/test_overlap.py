@@ -99,6 +99,8 @@ def test_an_item_inside_a_longer_row_or_answer_is_found_by_its_8_grams():
 def test_an_item_in_a_greeting_is_found_by_the_words_of_a_part(row):
     found = overlaps([row], ["How do I pay?", "Where is my parcel?"])
     assert found == [Overlap(0, 1, "words in a part", 1.0)]
+    turned = overlaps(["How do I pay?", "Where is my parcel?", "Where is my parcel?"], [row])
+    assert turned == [Overlap(i, 0, "words in a part", 1.0) for i in (1, 2)]
 
 
 def test_what_many_items_share_is_boilerplate():

@@ -5,16 +5,16 @@ pair that comes back reaches the threshold of the measure it names, and no row i
 proofs: the thresholds were chosen on pairs of known kind, and reports/data_check.md says how much
 contamination they find and how often they are wrong.
 
-A greeting in front of an item or thanks behind it are clauses of their own, without which the rest of the
-row is compared. At most half of a row is left out, so a long row is not contaminated by a short sentence in
-it. Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al. 2022,
-https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
+A greeting in front of a row or an item, or thanks behind it, are clauses of their own, without which the
+rest is compared. At most half of a row or item is left out, so a long row is not contaminated by a short
+sentence in it. Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al.
+2022, https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
 `boilerplate`.
 """
 
 import re
 import shlex
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, combinations, islice
 from pathlib import Path
@@ -150,7 +150,7 @@ _FEW_WORDS, _PROPOSED = 4, 0.3
 _CLAUSE_END = re.compile(r"(?<=[.!?…])\s+|(?<=[。！？])|\s+[-–—]+\s+|\n+")
 _SALUTATION = re.compile(r"\s*(?:\w+ ){0,3}\w+,\s")
 
-_VERSION = 7  # of this file and of near_duplicates, for what is remembered
+_VERSION = 8  # of this file and of near_duplicates, for what is remembered
 _BLOCK = 2_000  # rows
 _FIRST = 1_000  # rows by which the columns of a file are recognised
 
@@ -179,8 +179,8 @@ def overlaps(
     `training` and `evaluated` are questions; `answers` are those of the training rows, in which an evaluated
     text may stand as well. Of each row the first measure that reaches its threshold is given: words in
     common (the Jaccard index of `near_duplicates.similarity`), 8-grams (the share of the item's that the
-    row has), words in a part (words in common with at least half of the row, without the clauses around it,
-    such as a greeting and thanks), and with `encode` the cosine of embeddings.
+    row has), words in a part (words in common with at least half of the row, or of the item, without the
+    clauses around it, such as a greeting and thanks), and with `encode` the cosine of embeddings.
     """
     words, items = list(map(_cut, training)), list(map(_cut, evaluated))
     whole = words
@@ -192,17 +192,41 @@ def overlaps(
             found[i] = Overlap(i, near.row, "words in common", near.similarity)
     for share in largest_shares(whole, items, n=N, least=EIGHT_GRAMS, rare_in_rows=True):
         found.setdefault(share.row, Overlap(share.row, share.item, "8-grams", share.share))
-    for share in largest_shares(words, items, n=_FEW_WORDS, least=_PROPOSED):
-        item = evaluated[share.item]
-        parts = _larger_parts(training[share.row], len(fold_words(item).split()))
-        alike = [similarity(part, item) for part in parts if are_alike(part, item, WORDS_IN_COMMON)]
-        if alike:
-            part = Overlap(share.row, share.item, "words in a part", max(alike))
-            found.setdefault(share.row, part)
+    for row, item, alike, _ in _alike_in_part(training, evaluated, words, items):
+        found.setdefault(row, Overlap(row, item, "words in a part", alike))
+    shared, copies = set(_runs_of_words(items)), defaultdict[str, list[int]](list)
+    for i, text in enumerate(words):
+        if not shared.isdisjoint(_runs_of_words([text])):
+            copies[text].append(i)
+    groups = list(copies.values())
+    questions = [training[rows[0]] for rows in groups]
+    of_items = list(_alike_in_part(evaluated, questions, items, list(copies)))
+    closest = nearest([part for *_, part in of_items], questions, threshold=WORDS_IN_COMMON)
+    for (item, place, alike, _), near in zip(of_items, closest, strict=True):
+        place, alike = near or (place, alike)  # of rows with the same runs of words the closest
+        for row in groups[place]:
+            found.setdefault(row, Overlap(row, item, "words in a part", alike))
     if encode:
         for overlap in _close_embeddings(training, evaluated, encode):
             found.setdefault(overlap.training, overlap)
     return sorted(found.values(), key=lambda o: (-o.similarity, o.training))
+
+
+def _runs_of_words(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    for words in map(str.split, texts):
+        yield from zip(*(words[i:] for i in range(_FEW_WORDS)), strict=False)
+
+
+def _alike_in_part(
+    whole: Sequence[str], texts: Sequence[str], whole_words: Sequence[str], words: Sequence[str]
+) -> Iterator[tuple[int, int, float, str]]:
+    """Yield the places of a whole and of the text that a part of it is like, how alike, and the part."""
+    for share in largest_shares(whole_words, words, n=_FEW_WORDS, least=_PROPOSED):
+        text = texts[share.item]
+        parts = _larger_parts(whole[share.row], len(fold_words(text).split()))
+        alike = [(similarity(part, text), part) for part in parts if are_alike(part, text, WORDS_IN_COMMON)]
+        if alike:
+            yield share.row, share.item, *max(alike)
 
 
 def _cut(text: str) -> str:

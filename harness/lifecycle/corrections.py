@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.data import SourcedExample, readers
 from harness.data.check.personal_data import redact
-from harness.data.contamination import find_contaminated_rows
+from harness.data.contamination import find_contaminated_rows, key, overlaps
 from harness.data.edit.changes import EditedRow, drop
 from harness.data.edit.save import Edit, digest_of
 from harness.data.examples import FIELD
@@ -85,13 +85,12 @@ def _make(
         raise UserError(Problem(f"harness feedback {what}", f"no stored {kind}", "at least one", step))
     region = session.experiment.feedback.region
     evaluated = _mask_rows(region, writers.list_evaluated(session.tasks))
-    asked = find_contaminated_rows([_sourced(row) for row in rows], evaluated)
-    leaks = {leak.training.example.id: leak.evaluated.where for leak in asked}
+    leaks = _find_leaks(rows, evaluated)
     n_of_sender, outcomes, kept = Counter[str](), list[EditedRow](), list[SourcedExample]()
     for row in reversed(rows):  # the newest first
         place, made = Row(row.source, {}), answers(row)
-        if row.row_id in leaks:
-            outcomes.append(drop(place, "asks what is evaluated", leaks[row.row_id]))
+        if leak := leaks.get(row.row_id):
+            outcomes.append(drop(place, f"asks what is evaluated{leak.how}", leak.where))
         elif isinstance(made, str):
             outcomes.append(drop(place, made))
         elif row.sender and n_of_sender[row.sender] >= per_sender:
@@ -114,6 +113,25 @@ def _make(
         "leak_check": writers.record_contamination(session.tasks, notes),
     }
     return FeedbackEdit(Edit(what, used, (), command=f"harness feedback {what}"), outcomes, notes)
+
+
+class _Leak(NamedTuple):
+    """The place of a row that asks the same as stored feedback, and how its words differ."""
+
+    where: str
+    how: str
+
+
+def _find_leaks(rows: Sequence[FeedbackRow], others: Sequence[SourcedExample]) -> dict[str, _Leak]:
+    """Map the ids of stored rows to the row of `others` that asks the same, exactly or in other words."""
+    sourced = [_sourced(row) for row in rows]
+    questions, asked = ([key(row.example) for row in part] for part in (sourced, others))
+    leaks = {
+        rows[alike.training].row_id: _Leak(others[alike.evaluated].where, " in other words")
+        for alike in overlaps(questions, asked)
+    }
+    exact = find_contaminated_rows(sourced, others)
+    return leaks | {leak.training.example.id: _Leak(leak.evaluated.where, "") for leak in exact}
 
 
 def _mask_rows(region: str, rows: Sequence[SourcedExample]) -> list[SourcedExample]:
@@ -147,13 +165,12 @@ def make_test_items(session: Session, rows: Sequence[FeedbackRow], marks: str) -
             chosen.append((row, text, redact(cells["marked_by"])[0]))
     refuse(readers.cap_problems(problems, readers.display_path(marks), "marks that cannot be used"))
     trained_rows = _mask_rows(region, session.target.items.list_sourced("train"))
-    asked = find_contaminated_rows(trained_rows, [_sourced(row) for row, _, _ in chosen])
-    trained = {leak.evaluated.example.id: leak.training.where for leak in asked}
+    trained = _find_leaks([row for row, _, _ in chosen], trained_rows)
     outcomes = []
     for row, text, marked_by in chosen:
         fields = _fields(row, prompt, {reference: text, "marked_by": marked_by})
-        if row.row_id in trained:
-            outcomes.append(drop(Row(row.source, {}), "asked in training too", trained[row.row_id]))
+        if leak := trained.get(row.row_id):
+            outcomes.append(drop(Row(row.source, {}), f"asked in training too{leak.how}", leak.where))
         elif fields is None:
             outcomes.append(drop(Row(row.source, {}), f"several turns, which {prompt!r} cannot hold"))
         else:

@@ -119,8 +119,8 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
 
     answers = _read_answers(take(*_ANSWERS), row.where)
     messages = _read_messages(take(*_REQUESTS), row.where)
-    preferred, corrected = take("preference"), _read_answers(take("correction"), row.where)
-    preferences = _read_answers(take("preferred_output"), row.where)
+    preferred, correction = take("preference"), _read_one(take("correction"), "correction", row.where)
+    preferred_output = _read_one(take("preferred_output"), "preferred_output", row.where)
     if messages and messages[-1]["role"] == "assistant":
         if answers and answers[0] != messages[-1]["content"]:
             raise _Unusable("a request that ends with a turn of the assistant")
@@ -128,14 +128,14 @@ def _read_row(row: Row, notes: LogNotes) -> LoggedRow:
         messages = messages[:-1]
     if not messages:
         raise _Unusable("no request")
-    answer, preference = _choose(answers, preferred, preferences, row.where)
+    answer, preference = _choose(answers, preferred, preferred_output, row.where)
     thumb, when = take("thumb"), take(*_TIMES)
     logged = LoggedRow(
         row.where,
         messages,
         answer,
         _read_thumb(thumb, row.where, notes),
-        next(iter(corrected), "").strip(),
+        correction,
         preference,
         _check_name(text("model"), "model", row.where),
         _read_time(when, row.where),
@@ -199,18 +199,27 @@ def _read_answers(value: Any, where: str) -> list[str]:
     return [one if isinstance(one, str) else _read_turn(one, where)[1] for one in texts]
 
 
-def _choose(answers: list[str], preferred: Any, preferences: list[str], where: str) -> tuple[str, str]:
+def _read_one(value: Any, column: str, where: str) -> str:
+    texts = _read_answers(value, where)
+    if len(texts) > 1:
+        raise UserError(_misread(where, column, f"a list of {len(texts)}", "one text"))
+    return texts[0].strip() if texts else ""
+
+
+def _choose(answers: list[str], preferred: Any, preferred_output: str, where: str) -> tuple[str, str]:
     """Return the answer that was not preferred, or the only one, and the answer that was."""
     if not answers or not answers[0].strip():
         raise _Unusable("no answer")
     if len(answers) == 1:
         if isinstance(preferred, int | float):
             raise UserError(_misread(where, "preference", "a number, and one answer", "the text preferred"))
-        better = [*_read_answers(preferred, where), *preferences, ""]
-        return answers[0], better[0].strip()
-    if len(answers) > 2 or str(preferred) not in ("0", "1"):
+        return answers[0], _read_one(preferred, "preference", where) or preferred_output
+    if len(answers) > 2 or preferred is None:
         raise _Unusable("several answers, and no preference of 0 or 1 between two of them")
-    return answers[1 - int(preferred)], answers[int(preferred)]
+    number = str(preferred).strip().removesuffix(".0")
+    if number not in ("0", "1"):
+        raise UserError(_misread(where, "preference", "another value", "0 or 1, the better answer's number"))
+    return answers[1 - int(number)], answers[int(number)]
 
 
 def _read_thumb(value: Any, where: str, notes: LogNotes) -> bool | None:

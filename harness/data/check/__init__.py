@@ -41,6 +41,7 @@ from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.guessed_columns import LONGEST_LABEL, label_set
 from harness.data.quality import ScoreAnswers
+from harness.data.splits import is_augmented
 from harness.data.text_files import Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter
 from harness.errors import Problem, UserError, did_you_mean, gather, refuse
@@ -91,7 +92,8 @@ class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
     `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
-    `spaced` are the answers with white space at an end, as the file has them.
+    `spaced` are the answers with white space at an end, as the file has them; `is_augmented` says that a
+    model made the row from others.
     """
 
     where: str
@@ -103,6 +105,7 @@ class TableEntry(NamedTuple):
     date: datetime | None
     draw: float
     spaced: tuple[str, ...] = ()
+    is_augmented: bool = False
 
 
 class Unusable(NamedTuple):
@@ -277,7 +280,8 @@ class _Maker:
         is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
         self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
-        entry = TableEntry(row.where, example, question, answer, said, str(source), when, draw, spaced)
+        texts = question, answer, said, str(source)
+        entry = TableEntry(row.where, example, *texts, when, draw, spaced, is_augmented(row))
         self.entries.append(entry)
         self.size += _size(entry)
         while self.size > self.held:

@@ -143,14 +143,20 @@ def check_conflicting_answers(table: RowTable, given: CheckContext) -> Iterator[
 
 
 def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List the training rows that a test row repeats, and those that may ask the same in other words.
+    """List training rows that a test row repeats, exactly or in other words, and augmented test rows.
 
-    The exact ones are those that a comparison would refuse, the others those that it would note.
+    The exact ones and augmented test rows are those that a comparison would refuse; it would note the others.
     False alarms: of the exact ones none; letter case and spaces aside the two are the same text. Those in
     other words reach thresholds that 5 % of look-alikes of another sense reach too (reports/data_check.md).
     """
     if given.test is None:
         return
+    if augmented := tuple(entry.where for entry in given.test.entries if entry.is_augmented):
+        title = "augmented rows in the test, which a comparison refuses"
+        meaning = "what a model wrote is no evidence, and it may repeat the training row it was made from"
+        step = "test on the rows without a text in augmented_from, and train on the others"
+        n_held = len(given.test.entries)
+        yield Finding("error", title, meaning, augmented, augmented[0], step, of=n_held)
     rows = [SourcedExample(entry.example, entry.where) for entry in table.entries]
     items = [SourcedExample(entry.example, entry.where) for entry in given.test.entries]
     exact = find_contaminated_rows(rows, items)
