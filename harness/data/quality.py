@@ -6,6 +6,7 @@ Source: Rae et al. 2021, arXiv:2112.11446, appendix A1 (repeated n-grams, stop r
 arXiv:2309.04564 (rows kept by perplexity).
 """
 
+import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from math import log
@@ -22,6 +23,7 @@ _NEARLY_ALL = 0.9  # of the answers, from which a form is the usual one
 _TAUGHT = 0.05  # of the answers, from which refusals are meant to be learned
 _FEWEST_LETTERS, _FEWEST_TOLD, _ONE_LANGUAGE = 60, 20, 0.8  # of a text; texts; the share of them in it
 _ENDS = ("".join(MARKS[:3]), "\"'”’»)]}`*")
+_UNWRITTEN = re.compile(r"\[object \w+\]|<[\w.]+ (?:object )?at 0x[0-9a-fA-F]+>")  # objects as text
 THRESHOLDS = tuple(tenth / 10 for tenth in range(1, 10))
 
 
@@ -46,6 +48,7 @@ def score_answers(
     - refusal: it declines to help, where fewer than one answer in twenty does.
     - end: it ends without a mark, where nine in ten answers have one.
     - no word: it has no letter and no digit.
+    - object: share of its characters in what a program writes for an object without a text.
     - perplexity: bits per byte, in robust standard deviations above the median.
     """
     answers = [row.answers[0] for row in rows]
@@ -67,6 +70,7 @@ def score_answers(
         "refusal": [float(refused and not is_taught) for refused in refuses],
         "end": [0.0 if ends or share < _NEARLY_ALL else share for ends in has_end],
         "no word": [float(not any(map(str.isalnum, answer))) for answer in answers],
+        "object": [sum(map(len, _UNWRITTEN.findall(a))) / max(1, len(a.strip())) for a in answers],
         "perplexity": _far(bits or [None] * len(answers), lambda above: above),
     }
     worst = [max((values[i], trait) for trait, values in traits.items()) for i in range(len(answers))]

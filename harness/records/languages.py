@@ -44,15 +44,23 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             rf"{_UNABLE}(?: \w+){{0,4}}? {_HELP}",
             r"\bi (?:do not|don't) (?:feel comfortable|condone|support|encourage|promote|assist|engage|provide)",
             r"\bi (?:do not|don't) have the (?:ability|capability|capacity|capabilities) to\b",
-            r"^(?:i'm|i am) (?:very |really |so )?sorry,? (?:but|i)\b",
-            r"^sorry,? (?:but )?i\b",
+            r"^(?:i'm|i am) (?:very |really |so )?sorry,? but (?!i\b)",
+            (
+                r"^(?:(?:i'm|i am) (?:very |really |so )?)?sorry,? (?:but )?i(?:'m| am|'d| would)?(?: really| simply| just)? "
+                r"(?:afraid|not|unable|only|programmed|designed|an ai|a (?:large )?language model|can(?:not|'t| not| only)"
+                r"|could(?:n't| not)|won't|will not|must not|don't|do not|rather not|prefer not|decline|refuse)\b"
+            ),
             r"\bi (?:must |have to )?(?:refuse|decline)\b",
             r"\bagainst my (?:guidelines|programming|principles|policy|policies)\b",
             r"\bnot something i can\b",
         ),
         _AND.format("and"),
-        r"\b(?:not|no|never|none|nothing|nobody|nowhere|neither|nor|cannot|\w+n't)\b",
-        r"\b(?:errors?|fail(?:s|ed|ing|ures?)?|traceback|crash(?:es|ed|ing)?)\b|\b\w*n[o']t work(?:ing)?\b",
+        r"\b(?:not|no(?!\. ?\d)|never|none|nothing|nobody|nowhere|neither|nor|cannot|\w+n't)\b",
+        (
+            r"\b(?:fail(?:s|ed|ing|ures?)?|traceback|crash(?:es|ed|ing)?)\b|\b\w*n[o']t work(?:ing)?\b"
+            r"|\b\w*(?<!\bt)errors?\b|\b\w{2,}exceptions?\b"
+            r"|\b(?:http(?:/[\d.]+)?|status)(?:[ :]|code|status)*[45]\d\d\b"
+        ),
     ),
     "ja": LanguageForms(
         (
@@ -100,7 +108,7 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\ben contra de mis (?:principios|normas|directrices|políticas|pautas)\b",
         ),
         _AND.format("y|e"),
-        r"\b(?:no|ni|nunca|jamás|nadie|ning[uú]n\w*|nada|tampoco)\b",
+        r"\b(?:no(?!\. ?\d)|ni|nunca|jamás|nadie|ning[uú]n\w*|nada|tampoco)\b",
         r"\b(?:errore?s?|fall[aoó]\w*|no funcionan?)\b",
     ),
     "fr": LanguageForms(
@@ -119,7 +127,7 @@ LANGUAGES: Mapping[str, LanguageForms] = {
             r"\bcontraire à mes (?:principes|règles|directives|valeurs)\b",
         ),
         _AND.format("et"),
-        r"\b(?:ne|pas|jamais|aucune?|rien|ni)\b|\bn'",
+        r"\b(?:ne|(?<!\bun )(?<!\ble )(?<!\bau )(?<!\bfaux )(?<!à )pas(?![ -]de[ -]calais| à pas)|jamais|aucune?|rien|ni)\b|\bn'",
         r"\b(?:erreurs?|échou\w+|échecs?|ne (?:fonctionne|marche)\w* pas)\b",
     ),
     "de": LanguageForms(
