@@ -2,11 +2,14 @@
 
 import json
 import math
+from statistics import fmean, variance
 
 import pytest
+import tiny_experiment
 
 from harness import stats
 from reports.studies.claims import __main__ as study
+from reports.studies.claims import fine_tunes
 from reports.studies.claims.catalog import CLAIMS, OPEN
 from reports.studies.claims.claim import ClaimResult, estimate_paired_ratio, judge
 from reports.studies.claims.kept import keep, read, write
@@ -56,6 +59,25 @@ def test_the_page_shows_what_was_measured_and_what_was_not():
     assert all(claim.says in open_part for claim in CLAIMS if claim.name != CHEAP)
     assert all(one.needs in open_part for one in OPEN)
     assert "1 claim measured. Verdicts: holds: 1." in text
+
+
+@pytest.mark.e2e
+@pytest.mark.usefixtures("own_cache")
+def test_a_difference_of_recipes_is_the_mean_over_seeds_with_the_variance_between_them(tiny, tmp_path):
+    adapters = "".join(
+        f"  {name}: {{method: lora, params: {{r: 2, num_train_epochs: 2, learning_rate: {rate}, max_length: 200}}}}\n"
+        for name, rate in (("slow", 0.0001), ("fast", 0.02))
+    )
+    path = tiny_experiment.write(tmp_path, tiny, f"  prompt: {{method: base}}\n{adapters}")
+    session, runs = fine_tunes.run_recipes(path, ("slow", "fast"), (0, 1, 2))
+    fast, slow = [[fine_tunes._read_score(session, run) for run in runs[name]] for name in ("fast", "slow")]
+    assert [run.seed for run in runs["fast"]] == [0, 1, 2]
+    found = fine_tunes.change_over_seeds(session, [session.target], runs["fast"], runs["slow"])
+    assert found.score == pytest.approx(fmean(fast) - fmean(slow))
+    between = variance(fast) / 3 + variance(slow) / 3
+    assert found.high - found.low >= 2 * 1.96 * math.sqrt(between)
+    one = fine_tunes.change_over_seeds(session, [session.target], runs["fast"][:1], runs["slow"][:1])
+    assert one.score == pytest.approx(fast[0] - slow[0])
 
 
 @pytest.mark.e2e

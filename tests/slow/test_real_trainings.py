@@ -91,15 +91,20 @@ def facts(report):
 
 
 def check_trackers(folder: Path, run_id: str, facts):
-    """Each tracker saw the loss of every step while the model was trained, and the score afterwards, under one id."""
+    """Each tracker saw losses and rates while the model was trained; later score, verdict and files, under one id."""
     board = tracked_runs.read_tensorboard(folder / "tensorboard" / "trainings" / run_id)
     run, history = tracked_runs.read_mlflow(folder / "mlflow", run_id)
     curves, figures = tracked_runs.read_wandb(folder / "wandb", run_id)
     for curve in (board.get, history, curves.get):
         assert curve("train/loss") == [(step, pytest.approx(value)) for step, value in facts.training.loss]
+        assert len(curve("train/learning_rate")) == len(facts.training.loss)
+        if measured := facts.training.validation_loss:
+            assert curve("eval/loss") == [(step, pytest.approx(value)) for step, value in measured]
     score = pytest.approx(facts.target.score)
     assert board["target/token_f1"] == [(0, score)]
     assert run.data.metrics["target/token_f1"] == figures["target/token_f1"] == score
+    assert run.data.tags["verdict"] == figures["verdict"] != ""
+    assert "fit.json" in {path.name for path in folder.rglob("*")}
 
 
 @pytest.mark.parametrize("name", TRAININGS)
@@ -145,8 +150,22 @@ def test_a_training_on_the_embedded_model_is_tracked_opened_again_and_answers(
     real_trainings_page.keep(name, row, PAGE)
 
 
+def test_a_sweep_of_rates_says_which_falls_fastest_and_which_overfits(tmp_path, command):
+    rates = "sweep: {learning_rate: [3.0e-4, 5.0e-3]}"
+    path = write(tmp_path, f"{{method: lora, {rates}, params: {{r: 8, num_train_epochs: 8, {OF_STEP}}}}}")
+    assert command("compare", "-c", path, "target.data.limits={test: 4}")[0] in (0, 1)
+    shown = (tmp_path / "reports" / "trainings.md").read_text("utf-8")
+    assert re.search(r"By step \d+ training loss fell fastest with learning_rate 0\.005, to ", shown), shown
+    assert re.search(
+        r"overfits after step \d+: .*a lower r and lora_alpha|\d of 2 overfit|all of them overfit", shown
+    ), shown
+
+
 def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_path, harness):
     rlhf.write_experiment(tmp_path)
+    judge = harness("train", "judge", cwd=tmp_path, check=0).stderr
+    (low,) = re.findall(r"rates the chosen answer higher in [\d.]+ \[(\d+), \d+\] % of", judge)
+    assert int(low) > 50, judge
     shown = harness(
         "train", "grpo-f1", "candidates.grpo-f1.params.max_steps=12", cwd=tmp_path, check=0
     ).stderr

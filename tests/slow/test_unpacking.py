@@ -31,7 +31,9 @@ def test_the_embedded_model_is_unpacked_once_and_answers(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base(tmp_path):
+def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base_and_dropped(
+    tmp_path, command
+):
     written = Path(__file__).parents[2] / "suites" / "support" / "train.jsonl"
     rows = [json.loads(line) for line in written.read_text("utf-8").splitlines()[:24]]
     rows[5]["reference"] = "vq xj zzk"
@@ -40,8 +42,13 @@ def test_an_answer_that_is_no_language_is_found_by_its_perplexity_under_the_base
     check = RowCheck([str(path)], base="smollm2-135m", only=["quality"])
     by_traits, by_perplexity = (examine_rows(check._replace(perplexity=on)).findings for on in (False, True))
     assert by_traits[0].rows == ()
-    assert f"{path}:6" in by_perplexity[0].rows
+    assert f"{path.name}:6" in by_perplexity[0].rows
     assert by_perplexity[0].command.endswith(" --perplexity --base smollm2-135m")
+    kept = tmp_path / "kept.jsonl"
+    words = ("--min-quality", "0.5", "--perplexity", "--base", "smollm2-135m", "--out", kept)
+    assert command("data", "clean", path, *words)[0] == 0
+    assert "vq xj zzk" not in kept.read_text()
+    assert len(kept.read_text().splitlines()) == 23
 
 
 CAPITALS = {
@@ -80,6 +87,12 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
     assert sum(manifest["reasons"].values()) == 10
     assert manifest["cost_usd"] > 0
     assert {row["prompt"] for row in new}.isdisjoint(row["prompt"] for row in rows)
+    (tmp_path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in new))
+    left = command(*words, "--max-new-tokens", "48", "--out", "less.jsonl", "--against", "asked.jsonl")
+    less = (tmp_path / "less.jsonl").read_text() if left.returncode == 0 else ""
+    assert all(json.dumps(row["prompt"]) not in less for row in new), "a further test file asks them"
+    manifest = (tmp_path / "less.jsonl.manifest.json").read_text() if less else left.stderr
+    assert "is evaluated" in manifest
     if by == "paraphrase":
         assert all({"prompt": r["augmented_from"], "reference": r["reference"]} in rows for r in new)
     else:

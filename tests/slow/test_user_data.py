@@ -41,6 +41,7 @@ target:
 candidates:
   closed-book: prompt
   rag: rag
+decide: {{needs: [answers_with_sources, missing_capability]}}
 """
 
 HH_RLHF = """
@@ -120,6 +121,15 @@ def test_retrieval_beats_the_closed_book(xquad):
     rag = next(fact for fact in xquad.facts if fact.name == "rag")
     assert rag.recall > 0.6
     assert scores(xquad)["rag"] > scores(xquad)["closed-book"] + 0.1
+
+
+def test_declared_needs_are_answered_by_what_was_measured_and_edge_cases_are_slices(xquad):
+    reasons = "\n".join(xquad.decision.reasons)
+    assert "Measured (answers with sources): retrieval found" in reasons
+    assert "Measured (missing capability): the base reaches" in reasons
+    assert any(name.startswith("edge: ") for facts in xquad.facts for name in facts.slices), xquad.facts[
+        0
+    ].slices
 
 
 def test_no_article_is_on_two_sides(xquad_path):
