@@ -92,8 +92,8 @@ class TableEntry(NamedTuple):
     """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
 
     `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
-    `spaced` are the answers with white space at an end, as the file has them; `is_augmented` says that a
-    model made the row from others.
+    `spaced` are the answers with white space at an end, as the file has them; `is_augmented` says that the
+    row was made from another one.
     """
 
     where: str
@@ -280,8 +280,9 @@ class _Maker:
         is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
         self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
-        texts = question, answer, said, str(source)
-        entry = TableEntry(row.where, example, *texts, when, draw, spaced, is_augmented(row))
+        entry = TableEntry(
+            row.where, example, question, answer, said, str(source), when, draw, spaced, is_augmented(row)
+        )
         self.entries.append(entry)
         self.size += _size(entry)
         while self.size > self.held:

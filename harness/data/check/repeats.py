@@ -153,7 +153,7 @@ def check_test_leaks(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         return
     if augmented := tuple(entry.where for entry in given.test.entries if entry.is_augmented):
         title = "augmented rows in the test, which a comparison refuses"
-        meaning = "what a model wrote is no evidence, and it may repeat the training row it was made from"
+        meaning = "a row made from another one is no evidence of its own, and it may repeat a training row"
         step = "test on the rows without a text in augmented_from, and train on the others"
         n_held = len(given.test.entries)
         yield Finding("error", title, meaning, augmented, augmented[0], step, of=n_held)
