@@ -144,6 +144,8 @@ def nearest(
 
     What is boilerplate is told by all texts, and by those `among` which they stand.
     """
+    if not texts:
+        return []
     folded = list(map(_fold, drop_ids([*reference, *texts, *among])))
     known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
