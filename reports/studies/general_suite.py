@@ -22,16 +22,14 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from ruamel.yaml import YAML
-
 import harness
 from harness import formatting, stats
 from harness.cli.progress_bar import TerminalProgress
 from harness.analysis.estimators import Comparison
 from harness.report import ExperimentReport, to_plain
 from reports.studies import ifeval_like
+from reports.studies.recipe_search import ROOT, dump, read_suite
 
-ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 PARADIGMS = (
     "anaphor_gender_agreement",
@@ -113,13 +111,13 @@ def lora(size: Size) -> dict[str, Any]:
 
 def target() -> dict[str, Any]:
     """Return the quickstart's target, of which only training matters here."""
-    suite = read(ROOT / "suites" / "support.yaml")
+    suite = read_suite("support")
     suite["tasks"][0]["data"]["limits"] = {"validation": 8, "test": 8}
     return suite
 
 
 def read_general(size: Size) -> dict[str, Any]:
-    suite = read(ROOT / "suites" / "general.yaml")
+    suite = read_suite("general")
     for task in suite["tasks"]:
         task["limit"] = min(task["limit"], size.general)
     return suite
@@ -154,27 +152,12 @@ def ifeval_rows(datasets: Path) -> Iterator[str]:
             yield json.dumps({"id": str(row["key"]), "prompt": row["prompt"], "constraints": asked}) + "\n"
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read a suite with its files named by their whole paths."""
-    suite: dict[str, Any] = YAML(typ="safe").load(path)
-    for task in suite["tasks"]:
-        task["data"] = {
-            part: str(path.parent / file) for part, file in task["data"].items() if isinstance(file, str)
-        }
-    return suite
-
-
-def dump(path: Path, value: Mapping[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        YAML().dump(dict(value), file)
-
-
 # What it shows
 
 
 def study(report: ExperimentReport) -> StudyResult:
     """Rank the LoRAs by the suite and by each benchmark, and weigh each task's spread against its noise."""
-    general_tasks = [task["name"] for task in read(ROOT / "suites" / "general.yaml")["tasks"]]
+    general_tasks = [task["name"] for task in read_suite("general")["tasks"]]
     left_out = {name: why for name, why in report.not_admitted.items() if name in general_tasks}
     counted = [name for name in general_tasks if name not in left_out]
     changes = {

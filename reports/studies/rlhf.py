@@ -29,9 +29,8 @@ from harness.progress import SilentProgress
 from harness.records import TrainingRecord
 from harness.report import ExperimentReport
 from harness.stats import wilson
+from reports.studies.recipe_search import ROOT, SUITES, read_suite
 
-ROOT = Path(__file__).parents[2]
-SUITES = ROOT / "suites"
 GENERAL = {"grammar": 40, "arithmetic": 40, "chat_facts": 12}
 LORA = {"r": 16, "learning_rate": 1.0e-3, "num_train_epochs": 1, "per_device_train_batch_size": 4}
 DRAWN = {
@@ -131,11 +130,10 @@ def write_experiment(folder: Path) -> Path:
     rows["pairs"] = [row for row in _read("pairs") if row["chosen"].startswith("queue:")]
     for name, of in rows.items():
         (folder / f"{name}.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in of), "utf-8")
-    general = yaml.safe_load((SUITES / "general.yaml").read_text("utf-8"))
+    general = read_suite("general")
     tasks = [task for task in general["tasks"] if task["name"] in GENERAL]
     for task in tasks:
         task["limit"] = GENERAL[task["name"]]
-        task["data"] = {split: str(SUITES / file) for split, file in task["data"].items()}
     (folder / "general.yaml").write_text(yaml.safe_dump(general | {"tasks": tasks}), "utf-8")
     target = {
         "name": "sorting",

@@ -1,7 +1,8 @@
 """Claims about fine-tunes: pairs of recipes, trained and judged by the harness on the quickstart's target.
 
-Invariant: both recipes of a claim are trained with the same seeds and answer the same items; a difference is the mean
-over the seeds, with an interval for recipes and no single checkpoint. What is trained and answered lies in the study's folder, so a claim goes on where it ended.
+Invariant: both recipes of a claim are trained with the same seeds and answer the same items; a difference is the mean over the
+seeds, with an interval for recipes and not for a single checkpoint. What is trained and answered lies in the study's
+folder, so a claim goes on where it ended.
 """
 
 import json
@@ -22,10 +23,11 @@ from harness.cli.progress_bar import TerminalProgress
 from harness.evaluation.session import MeasuredTask as Task
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
+from harness.metrics import Metric
 from harness.progress import SilentProgress
 from harness.records import Run, SampleResult
 from reports.studies.claims.claim import ClaimResult, Verdict, judge, judge_all
-from reports.studies.recipe_search import ROOT, SUITES, dump, read
+from reports.studies.recipe_search import ROOT, dump, read_suite
 
 FOLDER = ROOT / "runs" / "studies" / "claims"
 _PARAMS = {"num_train_epochs": 1, "per_device_train_batch_size": 4, "learning_rate": 1e-3}
@@ -176,15 +178,13 @@ def _mean_training_s(runs: Sequence[Run]) -> float:
 def prepare(folder: Path, *, suites: bool) -> Path:
     """Write the experiment of all recipes, with a part of the general suite or without; returns its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    target = read(SUITES / "support.yaml")
+    target = read_suite("support")
     (task,) = target["tasks"]
-    task["data"] = {part: _locate(file) for part, file in task["data"].items()}
     dump(folder / "support.yaml", target)
     _write_training_sets(folder, Path(task["data"]["train"]))
-    general = read(SUITES / "general.yaml")
+    general = read_suite("general")
     general["tasks"] = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
     for one in general["tasks"]:
-        one["data"] = {part: _locate(file) for part, file in one["data"].items()}
         one["limit"] = _LIMIT
     dump(folder / "general.yaml", general)
     name = "claims" if suites else "claims-target"
@@ -197,11 +197,6 @@ def prepare(folder: Path, *, suites: bool) -> Path:
     }
     dump(folder / f"{name}.yaml", keys)
     return folder / f"{name}.yaml"
-
-
-def _locate(file: object) -> object:
-    """Return the path of a suite's file; limits as they are."""
-    return str(SUITES / file) if isinstance(file, str) else file
 
 
 def _write_training_sets(folder: Path, train: Path) -> None:
@@ -231,17 +226,14 @@ def change_over_seeds(
     Over several seeds the variances over items and between the seeds of each recipe are added; of one seed it is
     the difference of two checkpoints.
     """
-    changes = [[_compare(session, task, n, b) for task in tasks] for n, b in zip(new, base, strict=True)]
+    rows = [(task.primary, _read_rows(session, task, base), _read_rows(session, task, new)) for task in tasks]
+    changes = [[_compare(metric, b[i], n[i]) for metric, b, n in rows] for i in range(len(new))]
     if len(new) == 1:
         return mean_change(changes[0])
-    spans = [task.primary.range.span for task in tasks]
-    differences = [
-        compare_recipes(task.primary, _read_rows(session, task, base), _read_rows(session, task, new))
-        for task in tasks
-    ]
+    differences = [compare_recipes(metric, b, n) for metric, b, n in rows]
     items = [
-        stats.Variance(d.change.variance / (span * len(tasks)) ** 2, d.change.df)
-        for d, span in zip(differences, spans, strict=True)
+        stats.Variance(d.change.variance / (task.primary.range.span * len(tasks)) ** 2, d.change.df)
+        for d, task in zip(differences, tasks, strict=True)
     ]
     arms = [[fmean(getattr(c, arm) for c in of_seed) for of_seed in changes] for arm in ("new", "base")]
     between = [stats.seed_variance([scores]) for scores in arms]
@@ -251,10 +243,9 @@ def change_over_seeds(
     return Estimate(mean, low, high, sum(d.n for d in differences))
 
 
-def _compare(session: Session, task: Task, new: Run, base: Run) -> Comparison:
-    """Compare two runs on a task, as a share of its metric's range; more is better."""
-    (new_rows,), (base_rows,) = (_read_rows(session, task, [run]) for run in (new, base))
-    return orient(rescale(compare_rows(task.primary, base_rows, new_rows), task.primary.range.span))
+def _compare(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> Comparison:
+    """Compare two runs' rows of a task, as a share of the metric's range; more is better."""
+    return orient(rescale(compare_rows(metric, base, new), metric.range.span))
 
 
 def _read_rows(session: Session, task: Task, runs: Sequence[Run]) -> list[tuple[SampleResult, ...]]:

@@ -13,7 +13,8 @@ a GPU. A verdict is about this
 model and these rows alone: **holds** where the whole 95 % interval bears the claim out, **does not hold here** where none of it
 does, **not decided** where it reaches over both. An exact figure has no interval. The interval of a fine-tune holds the variance
 between its seeds, where it has three; one seed judges a checkpoint and not the recipe. A difference of less than five points of
-the target counts as none where equality is claimed. A call takes up what an ended one had trained and answered, so its time may be less than the whole."""
+the target counts as none where equality is claimed. A call takes up what an ended one had trained and answered, so its time may be
+less than the whole."""
 
 
 def page(claims: Sequence[Claim], open_claims: Sequence[OpenClaim], found: Mapping[str, StoredResult]) -> str:

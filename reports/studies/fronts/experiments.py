@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.errors import Problem, UserError
 from reports.studies.fronts.ways import PLAIN, WAYS, candidates
-from reports.studies.recipe_search import N_PUBLIC, PUBLIC, ROOT, SUITES, dump, read
+from reports.studies.recipe_search import N_PUBLIC, PUBLIC, ROOT, dump, read, read_suite
 from reports.studies.recipe_search import prepare as prepare_search
 
 _INTENTS = (
@@ -63,10 +63,9 @@ def has_public_tasks() -> bool:
 
 def _write_suites(folder: Path) -> None:
     """Write the general suite, and public tasks without kin among the prompts of replay; these do not gate."""
-    general = read(SUITES / "general.yaml")
+    general = read_suite("general")
     tasks = [one for one in general["tasks"] if one["kind"] != "bits_per_byte"]
     for one in tasks:
-        one["data"] = {part: str(SUITES / file) for part, file in one["data"].items()}
         one["limit"] = _LIMIT
     dump(folder / "drawn.yaml", {**general, "tasks": tasks})
     public = [{"lm_eval": name, "limit": N_PUBLIC, "chance": chance} for name, chance in PUBLIC.items()]
@@ -89,9 +88,8 @@ def _rows(path: str) -> Path:
 
 
 def _support() -> dict[str, Any]:
-    (task,) = read(SUITES / "support.yaml")["tasks"]
-    task["data"] = {part: str(SUITES / file) for part, file in task["data"].items() if isinstance(file, str)}
-    found: dict[str, Any] = task
+    (task,) = read_suite("support")["tasks"]
+    found: dict[str, Any] = task | {"data": {key: task["data"][key] for key in task["data"] if key != "limits"}}
     return found
 
 
