@@ -25,7 +25,8 @@ class Example:
     `documents` names the documents that hold the answer (for recall@k); `passages` names those that a
     prompting put into the messages, best first. `constraints` are the checks of a verifiable instruction (see
     `metrics/follows.py`). For prompted items of the target, `earlier` is the text of the turns before the
-    last one, and `plain_prompt` the last turn before a prompting or template changed it.
+    last one, and `plain_prompt` the last turn before a prompting or template changed it. `is_cut` says that
+    the answer is only the beginning of one: a training learns no end after it.
     """
 
     id: str
@@ -40,6 +41,7 @@ class Example:
     rejected: str = ""
     earlier: str = ""
     plain_prompt: str = ""
+    is_cut: bool = False
 
     @property
     def prompt(self) -> str:

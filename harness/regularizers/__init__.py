@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     import torch
 
 _LONGEST = 64  # tokens of an answer
-_SPARE = 1.9  # some four in ten answers are cut at that length, and a few are empty or refused
-_ENDS = (".", "!", "?")
+_SPARE = 1.1  # a few answers are empty or refused
 _PROMPTS = Path(__file__).with_name("general_prompts.jsonl")
 _SHIPPED = Path(__file__).parent / "answers"  # a file a base, written by reports/studies/shipped_answers.py
 
@@ -326,23 +325,16 @@ def general_mixture(name: str, n: int, data: str | None, context: MixContext) ->
 def collect_answered_rows(
     name: str, mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]
 ) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, complete ones first.
-
-    If complete answers are too few, cut ones follow, each up to its last sentence.
-    """
+    """Return rows of a file as they are; join prompts with the base's answers, of which long ones are cut."""
     if not mixture.max_new_tokens:
         return mixture.rows
-    answers = {row.example_id: row for row in evaluate()}
-    complete, cut = [], []
-    for example in mixture.rows:
-        row = answers.get(example.id)
-        text = row.text.strip() if row else ""
-        if row and row.status == "ok":
-            complete.append((example, text))
-        elif row and row.status == "truncated":
-            cut.append((example, text[: 1 + max(text.rfind(end) for end in _ENDS)]))
-    answered = [(example, text) for example, text in complete + cut if text]
-    if not answered:
-        reason = f"the base gave no whole answer to any of {len(mixture.rows)} general prompts"
+    answers = {row.example_id: row for row in evaluate() if row.status in ("ok", "truncated")}
+    rows = tuple(
+        Example(e.id, e.messages, (text,), cluster=e.cluster, is_cut=row.status == "truncated")
+        for e in mixture.rows
+        if (row := answers.get(e.id)) and (text := row.text.strip())
+    )
+    if not rows:
+        reason = f"the base answered none of {len(mixture.rows)} general prompts"
         raise CandidateFailed(reason, f"data: rows-of-yours.jsonl under regularize: {name}")
-    return tuple(Example(e.id, e.messages, (text,), cluster=e.cluster) for e, text in answered[: mixture.n])
+    return rows[: mixture.n]

@@ -459,11 +459,20 @@ def tokenized_rows(
     make_row: Callable[[Example, int, list[int]], Row],
     what: str = "rows to train or validate on",
 ) -> tuple[list[Row], int]:
-    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others."""
+    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
+
+    Nothing stands behind the beginning of an answer, so that the training learns no end there.
+    """
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-    rows = [make_row(e, start, ids) for e, (start, (ids,)) in zip(examples, made, strict=True)]
-    return rows_that_fit(rows, [len(ids) for _, (ids,) in made], max_length, what)
+    ends = hub.map_end_tokens(context.source, tokenizer)
+    rows, lengths = [], []
+    for example, (start, (ids,)) in zip(examples, made, strict=True):
+        if example.is_cut:
+            ids = ids[: max(place for place, token in enumerate(ids) if token in ends)]
+        rows.append(make_row(example, start, ids))
+        lengths.append(len(ids))
+    return rows_that_fit(rows, lengths, max_length, what)
 
 
 def rows_that_fit(
