@@ -1,0 +1,129 @@
+"""Rows of a batch in one sequence, in which what several rows begin with is read once.
+
+Invariant: each token sees the tokens before it in its own row, at the positions that they have there, so loss
+and gradients are those of a row a line. A row shares tokens before its first label only.
+"""
+
+from collections.abc import Sequence
+from itertools import takewhile
+from math import inf
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from harness.models.prefix_cache import additive_mask, longest_alike, windows
+from harness.models.two_layer_copy import two_layer_copy
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+_FEWEST = 8  # tokens that rows share, or they stand on their own
+_NO_LABEL = -100  # as in transformers
+
+
+class JoinedRows(NamedTuple):
+    """Model inputs of joined rows: ids and positions (1, t), a mask (1, 1, t, t), and what is predicted.
+
+    `kept` (n) are the places of the sequence that predict the `targets` (n).
+    """
+
+    input_ids: "torch.Tensor"
+    position_ids: "torch.Tensor"
+    attention_mask: "torch.Tensor"
+    kept: "torch.Tensor"
+    targets: "torch.Tensor"
+
+    @property
+    def inputs(self) -> "dict[str, torch.Tensor]":
+        """What the model reads, by transformers' names."""
+        return {name: getattr(self, name) for name in ("input_ids", "position_ids", "attention_mask")}
+
+
+def join_rows(
+    model: "PreTrainedModel",
+    input_ids: "torch.Tensor",
+    attention_mask: "torch.Tensor",
+    labels: "torch.Tensor",
+) -> JoinedRows:
+    """Join the rows of a batch (b, t), padded on the right; labels are -100 where nothing is learned."""
+    import torch
+
+    lengths = attention_mask.sum(1).tolist()
+    rows, learned = (
+        [row[:length] for row, length in zip(tensor.tolist(), lengths, strict=True)]
+        for tensor in (input_ids, labels)
+    )
+    ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
+    parts: list[
+        tuple[int, int]
+    ] = []  # of each token: where its part of the sequence starts, and the part before
+    for n_shared, members in _group(rows, learned):
+        beginning = len(ids)
+        ids += rows[members[0]][:n_shared]
+        positions += range(n_shared)
+        parts += [(beginning, beginning)] * n_shared
+        for member in members:
+            row, start = rows[member], len(ids)
+            ids += row[n_shared:]
+            positions += range(n_shared, len(row))
+            parts += [(start, beginning if n_shared else start)] * (len(row) - n_shared)
+            at = [place for place, label in enumerate(learned[member]) if place and label != _NO_LABEL]
+            kept += [start + place - 1 - n_shared for place in at]
+            targets += [learned[member][place] for place in at]
+    own, before = torch.tensor(parts).T
+    seen = ((own == own[:, None]) | (own == before[:, None])).tril()
+    mask = additive_mask(model, seen[None])
+    return JoinedRows(
+        torch.tensor([ids]), torch.tensor([positions]), mask, torch.tensor(kept), torch.tensor(targets)
+    )
+
+
+def _group(rows: Sequence[list[int]], labels: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
+    """Return how many tokens groups of rows share (0 of a row alone), and the numbers of their rows."""
+    groups: list[tuple[int, list[int]]] = []
+    for number, row in enumerate(rows):
+        # The token before the first label predicts it, so it is the row's own.
+        first_label = next(
+            (place for place, label in enumerate(labels[number]) if label != _NO_LABEL), len(row)
+        )
+        most = max(0, first_label - 1)
+        best, gained, joined = -1, 0, 0
+        for group, (n_shared, members) in enumerate(groups):
+            length = min(n_shared, most, count_shared(rows[members[0]], row))
+            gain = len(members) * length - (len(members) - 1) * n_shared
+            if length >= _FEWEST and gain > gained:
+                best, gained, joined = group, gain, length
+        if best < 0:
+            groups.append((most, [number]))
+        else:
+            groups[best] = (joined, [*groups[best][1], number])
+    return [(n_shared if len(members) > 1 else 0, members) for n_shared, members in groups]
+
+
+def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
+    """Count the tokens that two rows begin with alike."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def can_join(model: Any, path: Path) -> bool:
+    """Tell whether a model in training reads joined rows as it reads each alone; never where dropout draws.
+
+    A small copy of the base in the folder `path` tells whether its family keeps to masks and positions.
+    """
+    import torch
+
+    dropped = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
+    copy: Any = two_layer_copy(path)
+    if copy is None or any([*dropped, getattr(copy.config, "attention_dropout", 0.0)]):
+        return False
+    if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
+        return False
+    beginning = list(range(20, 20 + _FEWEST))
+    rows = torch.tensor([[*beginning, 1, 2, 3, 4], [*beginning, 5, 6, 7, 8]])
+    labels = torch.where(rows < 20, rows, _NO_LABEL)
+    labels[:, _FEWEST] = _NO_LABEL
+    joined = join_rows(copy, rows, torch.ones_like(rows), labels)
+    with torch.no_grad():
+        alone = copy(input_ids=rows).logits[:, _FEWEST:-1].flatten(0, 1)
+        found = copy(**joined.inputs, use_cache=False).logits[0, joined.kept]
+    return torch.allclose(found, alone, atol=1e-3)
