@@ -377,7 +377,10 @@ def compute_smoothed_loss(tiny, factor, training):
     inputs = {"input_ids": labels.clamp(min=5), "attention_mask": torch.ones_like(labels), "labels": labels}
     logged = {"train": defaultdict(list), "eval": defaultdict(list)}
     args = SimpleNamespace(label_smoothing_factor=factor)
-    trainer = SimpleNamespace(args=args, _metrics=logged, accelerator=Accelerator(cpu=True), model=model)
+    accelerator = Accelerator(cpu=True)
+    trainer = SimpleNamespace(
+        args=args, _metrics=logged, accelerator=accelerator, model=model, joins_rows=False
+    )
     with torch.no_grad():
         loss = whole_loss_trainer().compute_loss(trainer, model, dict(inputs))
         output = model(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"])

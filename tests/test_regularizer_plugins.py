@@ -4,6 +4,7 @@ import inspect
 import re
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
@@ -12,16 +13,18 @@ import tiny_methods
 import torch
 import yaml
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from harness import config, plugins, regularizers
 from harness.methods import head
-from harness.models.hub import resolve
+from harness.models.hub import map_end_tokens, resolve
 from harness.records import Example, SampleResult, digest
 from harness.regularizers import MixContext, Start, _weights, l2_sp
 from harness.spec import Recipe
 from harness.training import CHECKPOINTS, LoraParams, lora_config
 from harness.training import job as jobs
 from harness.training.heads import load_with_head
+from harness.training.tokenized import tokenized_rows
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -210,8 +213,26 @@ def test_the_answers_of_the_embedded_base_come_with_the_package_and_are_no_other
     named = digest([base.weights_digest, base.template_digest])
     answers = regularizers.find_shipped_answers(named, mixture)
     assert [answer.example_id for answer in answers] == [row.id for row in mixture.rows]
-    assert sum(answer.status == "ok" for answer in answers) >= 320
+    assert len(regularizers.collect_answered_rows("replay", mixture, lambda: answers)) == 320
     assert regularizers.find_shipped_answers(digest(["another base"]), mixture) == ()
+
+
+def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_it(tiny):
+    mixture = regularizers.mixtures({"replay": {"share": 1.0}}, context(n_train=4))["replay"]
+    said = [("ok", "So it is."), ("truncated", "So it is and"), ("ok", "  "), ("error", ""), ("ok", "No.")]
+    answers = [
+        SampleResult("replay", "test", row.id, i, status, text, "asked", (), {})
+        for i, (row, (status, text)) in enumerate(zip(mixture.rows, said, strict=True))
+    ]
+    rows = regularizers.collect_answered_rows("replay", mixture, lambda: answers)
+    assert [(row.references[0], row.is_cut) for row in rows] == [
+        ("So it is.", False), ("So it is and", True), ("No.", False),
+    ]  # fmt: skip
+    tokenizer, source = AutoTokenizer.from_pretrained(tiny), resolve(str(tiny))
+    fitted = SimpleNamespace(chat_template=True, source=source)
+    (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
+    assert set(whole) & set(map_end_tokens(source, tokenizer))
+    assert tokenizer.decode(cut) == "So it is and"
 
 
 def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():

@@ -12,6 +12,7 @@ adapters (Kaplan et al. 2020; the backward pass skips the frozen weights' gradie
 activations are recomputed, as on GPUs. For a mixture of experts N counts the parameters that a token uses
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from math import exp
@@ -303,12 +304,20 @@ def times(work: Work, n: int) -> Work:
     return Work(*(n * amount for amount in work))
 
 
-def training(examples: Sequence[Example], epochs: float) -> Work:
-    """Estimate the tokens to train on."""
-    once = sum(
-        sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages) + tokens(e.references[0])
-        for e in examples
+def training(examples: Sequence[Example], epochs: float, batch_size: int = 1) -> Work:
+    """Estimate the tokens to train on, where rows of a batch that have one system message read it once."""
+    systems = Counter(e.messages[0]["content"] for e in examples if e.has_system)
+    once = float(
+        sum(
+            sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :])
+            + tokens(e.references[0])
+            for e in examples
+        )
     )
+    n_batches = len(examples) / batch_size
+    for text, n in systems.items():
+        share_of_batches = 1 - (1 - n / len(examples)) ** batch_size
+        once += n_batches * share_of_batches * (tokens(text) + CHAT_TOKENS)
     return Work(trained=round(once * epochs))
 
 

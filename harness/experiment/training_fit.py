@@ -218,7 +218,9 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     if method.draws_from == "pairs":
         plain = costs.preference(list(map(step, items.pairs)), epochs)
     else:
-        plain = costs.training(list(map(step, items.train)), epochs * n_answers)
+        shares = session.machine.device == "cpu" and n_answers == 1
+        batch_size = params.per_device_train_batch_size if shares else 1
+        plain = costs.training(list(map(step, items.train)), epochs * n_answers, batch_size)
     base = session.sources.get(source.base_model or "", session.source)
     read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)

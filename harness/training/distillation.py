@@ -19,6 +19,7 @@ from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.low_rank_adapters import load_policy, make_policy_trainer, train_policy
+from harness.training.tokenized import tokenized_rows
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -81,8 +82,8 @@ def distill(
     if problem := teacher_problem(teacher, context.source):
         raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
     policy = load_policy(context, peft_config, save_to)
-    rows, n_dropped = loop.tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
-    measured, _ = loop.tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
+    rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
+    measured, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
     with loop.explain_out_of_memory():
         taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
         width = policy.model.config.get_text_config().vocab_size

@@ -26,6 +26,7 @@ from harness.records import Example, TrainingRecord, digest
 from harness.training import trainer as loop
 from harness.training.context import CHECKPOINTS, FitContext, curve
 from harness.training.low_rank_adapters import LoraParams, lora_config
+from harness.training.tokenized import rows_that_fit
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -239,7 +240,7 @@ def _trainable(model: Any, params: HeadParams) -> Any:
 def _rows(known: LabelledTexts, tokenizer: Any, max_length: int) -> tuple[list[Row], int]:
     ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in known.texts]
     rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
-    return loop.rows_that_fit(rows, list(map(len, ids)), max_length)
+    return rows_that_fit(rows, list(map(len, ids)), max_length)
 
 
 def _trainer(

@@ -17,7 +17,7 @@ from harness.data.splits import groups_of, set_aside
 from harness.records import Example, TrainingRecord
 from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
-from harness.training.tokenized import tokenize
+from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def pairs_that_fit(
     made = tokenize(pairs, answers, context.chat_template, tokenizer, context.source)
     rows: list[Row] = [{"pair": pair, "row": row(*tokens)} for pair, tokens in zip(pairs, made, strict=True)]
     lengths = [one["row"]["length"] for one in rows]
-    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
+    kept, n_dropped = rows_that_fit(rows, lengths, params.max_length, "pairs to train on")
     train, apart = split([one["row"] for one in kept], [one["pair"] for one in kept], params)
     return train, apart, n_dropped
 

@@ -27,10 +27,10 @@ from harness.models import encode_all, join_to_plain_text
 from harness.plugins import Teaching
 from harness.records import Example, Output, PromptText, TrainingRecord, ValidationReward
 from harness.spec import Task, is_path, metric_name
-from harness.training import trainer as loop
 from harness.training.context import FitContext, Reward, curve
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
 from harness.training.reward_model import open_scorer
+from harness.training.tokenized import rows_that_fit
 from harness.training.trainer import LoopParams, Row
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def _rows(
     prompts = _prompts(context, context.train)
     rows: list[Row] = [{"prompt": prompt, "index": i} for i, prompt in enumerate(prompts)]
     lengths = list(map(len, _encode(prompts, tokenizer)))
-    kept, n_dropped = loop.rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
+    kept, n_dropped = rows_that_fit(rows, lengths, params.max_length, "prompts to train on")
     n_answers = params.per_device_train_batch_size * params.gradient_accumulation_steps
     n_prompts = n_answers // params.num_generations
     if len(kept) < n_prompts:  # TRL leaves out what is not a whole step, here everything

@@ -224,7 +224,7 @@ def _rows(
             mask = [*earlier, *[1] * (end - start), *[0] * (len(ids) - end)]
         return {"input_ids": ids, "completion_mask": mask}
 
-    return loop.tokenized_rows(context, examples, tokenizer, params.max_length, row)
+    return tokenized.tokenized_rows(context, examples, tokenizer, params.max_length, row)
 
 
 def _trainer(
@@ -349,7 +349,9 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             # padding is then a row of one token each.
             is_packed = "position_ids" in inputs
             if self.joins_rows and not is_packed:
-                joined = shared_beginnings.join_rows(self.model, *(inputs[name] for name in _OF_ROWS))
+                joined = shared_beginnings.join_rows(
+                    self.accelerator.unwrap_model(model), *(inputs[name] for name in _OF_ROWS)
+                )
                 read, kept, targets = joined.inputs, joined.kept, joined.targets
             else:
                 labels = inputs["labels"][:, 1:]  # (b, t - 1)

@@ -11,9 +11,10 @@ from contextlib import suppress
 from functools import partial
 from importlib.metadata import version
 from math import ceil
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from harness.cache import cache_dir, fill_cache_file
+from harness.errors import CandidateFailed
 from harness.models import encode_answered
 from harness.models.hub import ModelSource, map_end_tokens
 from harness.provenance import versions_of
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+    from harness.training.context import FitContext
     from harness.training.trainer import LoopParams
 
 
@@ -61,6 +63,49 @@ def tokenize(
 
     made = cache_dataset(key, make) if examples else ()
     return [Tokens(row["start"], row["wholes"]) for row in made]
+
+
+def tokenized_rows(
+    context: "FitContext",
+    examples: Sequence[Example],
+    tokenizer: "PreTrainedTokenizerBase",
+    max_length: int,
+    make_row: Callable[[Example, int, list[int]], dict[str, Any]],
+    what: str = "rows to train or validate on",
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
+
+    Nothing stands behind the beginning of an answer, so that the training learns no end there.
+    """
+    answers = [example.references[:1] for example in examples]
+    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
+    ends = map_end_tokens(context.source, tokenizer)
+    rows, lengths = [], []
+    for example, (start, (ids,)) in zip(examples, made, strict=True):
+        if example.is_cut:
+            ids = ids[: max(place for place, token in enumerate(ids) if token in ends)]
+        rows.append(make_row(example, start, ids))
+        lengths.append(len(ids))
+    return rows_that_fit(rows, lengths, max_length, what)
+
+
+def rows_that_fit(
+    rows: list[dict[str, Any]],
+    lengths: Sequence[int],
+    max_length: int,
+    what: str = "rows to train or validate on",
+) -> tuple[list[dict[str, Any]], int]:
+    """Return the rows of at most `max_length` tokens, and how many are longer.
+
+    Raises:
+        CandidateFailed: there are rows and none fits.
+    """
+    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
+    if rows and not kept:
+        raise CandidateFailed(
+            f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
+        )
+    return kept, len(rows) - len(kept)
 
 
 def cache_dataset(key: str, make: "Callable[[], Dataset]") -> "Dataset":

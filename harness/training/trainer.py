@@ -6,7 +6,7 @@ which knob to turn.
 
 import random
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from functools import partial
@@ -26,7 +26,7 @@ from harness.spec import Spec
 from harness.training import checkpoints, parallel
 from harness.training.context import TRACKED, FitContext, count_pairs, figures, scale_callback
 from harness.training.live_trackers import live_callback
-from harness.training.tokenized import tokenize
+from harness.training.tokenized import tokenized_rows
 
 if TYPE_CHECKING:
     from transformers import (
@@ -449,46 +449,6 @@ def _spare_casts(model: Any) -> None:
         is_plain = type(layer) is Linear and not layer.lora_variant
         if is_plain and all(isinstance(one, torch.nn.Identity) for one in layer.lora_dropout.values()):
             layer._cast_input_dtype = partial(leave, layer._cast_input_dtype)  # noqa: SLF001
-
-
-def tokenized_rows(
-    context: FitContext,
-    examples: Sequence[Example],
-    tokenizer: "PreTrainedTokenizerBase",
-    max_length: int,
-    make_row: Callable[[Example, int, list[int]], Row],
-    what: str = "rows to train or validate on",
-) -> tuple[list[Row], int]:
-    """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
-
-    Nothing stands behind the beginning of an answer, so that the training learns no end there.
-    """
-    answers = [example.references[:1] for example in examples]
-    made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
-    ends = hub.map_end_tokens(context.source, tokenizer)
-    rows, lengths = [], []
-    for example, (start, (ids,)) in zip(examples, made, strict=True):
-        if example.is_cut:
-            ids = ids[: max(place for place, token in enumerate(ids) if token in ends)]
-        rows.append(make_row(example, start, ids))
-        lengths.append(len(ids))
-    return rows_that_fit(rows, lengths, max_length, what)
-
-
-def rows_that_fit(
-    rows: list[Row], lengths: Sequence[int], max_length: int, what: str = "rows to train or validate on"
-) -> tuple[list[Row], int]:
-    """Return the rows of at most `max_length` tokens, and how many are longer.
-
-    Raises:
-        CandidateFailed: there are rows and none fits.
-    """
-    kept = [row for row, length in zip(rows, lengths, strict=True) if length <= max_length]
-    if rows and not kept:
-        raise CandidateFailed(
-            f"all {len(rows)} {what} are longer than {max_length} tokens", "a larger params.max_length"
-        )
-    return kept, len(rows) - len(kept)
 
 
 def progress_callback(advance: Advance) -> "TrainerCallback":

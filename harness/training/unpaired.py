@@ -16,11 +16,10 @@ from pydantic import Field
 
 from harness.records import Example, TrainingRecord
 from harness.training import heldout
-from harness.training import trainer as loop
 from harness.training.context import FitContext, curve
 from harness.training.heldout import HeldOutParams
 from harness.training.low_rank_adapters import Policy, load_policy, make_policy_trainer, train_policy
-from harness.training.tokenized import tokenize
+from harness.training.tokenized import rows_that_fit, tokenize
 from harness.training.trainer import Row
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def _rows(
         for (start, (ids,)), (_, _, up) in zip(made, thumbs, strict=True)
     ]
     lengths = [len(tokens.wholes[0]) for tokens in made]
-    return loop.rows_that_fit(rows, lengths, params.max_length, "answers to train on")
+    return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
 
 
 def _trainer(policy: Policy, params: UnpairedParams, rows: tuple[list[Row], list[Row]]) -> "KTOTrainer":

@@ -1,6 +1,6 @@
 """Write the embedded base's answers to general prompts, which replay reads in place of asking it.
 
-`python -m reports.studies.shipped_answers` asks the base the first prompts (8 minutes on two cores) and writes
+`python -m reports.studies.shipped_answers` asks the base the first prompts (5 minutes on two cores) and writes
 `harness/regularizers/answers/DIGEST.jsonl`, named by the base's weights and template.
 """
 
@@ -15,7 +15,7 @@ from harness.records import digest
 from harness.regularizers import general_prompts
 
 ANSWERS = Path(harness.__file__).parent / "regularizers" / "answers"
-N_PROMPTS = 640  # a general row for each of 320 training rows; some four in ten answers are not whole
+N_PROMPTS = 360  # a general row for each of 320 training rows, with some to spare
 EXPERIMENT = """
 name: general-prompts
 base_model: smollm2-135m

@@ -1,0 +1,109 @@
+"""Rows joined in one sequence are learned as each alone, and only where that is so."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from torch.nn.functional import cross_entropy
+from transformers import AutoModelForCausalLM
+
+from harness.evaluation import costs
+from harness.records import Example
+from harness.training import shared_beginnings
+from harness.training.shared_beginnings import can_join, count_shared, join_rows
+
+SYSTEM, OTHER = list(range(20, 32)), list(range(40, 50))
+ROWS = [[*SYSTEM, 5, 6, 7, 8], [*OTHER, 9, 10, 11], [*SYSTEM, 5, 12, 13], [*SYSTEM, 14, 15, 16, 17, 18]]
+
+
+def batch_of(rows, n_learned=2):
+    """Return ids, mask and labels of rows padded on the right, of which the last tokens are learned."""
+    width = max(map(len, rows))
+    ids = torch.tensor([[*row, *[0] * (width - len(row))] for row in rows])
+    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    labels = torch.full_like(ids, -100)
+    for number, row in enumerate(rows):
+        labels[number, len(row) - n_learned : len(row)] = torch.tensor(row[-n_learned:])
+    return ids, mask, labels
+
+
+def loss_and_gradient(model, compute_loss):
+    model.zero_grad()
+    loss = compute_loss()
+    loss.backward()
+    return loss.item(), model.get_input_embeddings().weight.grad.clone()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_loss_and_gradients_of_joined_rows_are_those_of_padded_rows_for_fewer_tokens(tiny, attention):
+    model = AutoModelForCausalLM.from_pretrained(tiny, attn_implementation=attention).train()
+    ids, mask, labels = batch_of(ROWS)
+    joined = join_rows(model, ids, mask, labels)
+
+    def padded():
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1]
+        return cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), reduction="sum")
+
+    def in_one():
+        logits = model(**joined.inputs, use_cache=False).logits[0, joined.kept]
+        return cross_entropy(logits, joined.targets, reduction="sum")
+
+    (expected, gradient), (loss, own) = (loss_and_gradient(model, one) for one in (padded, in_one))
+    assert loss == pytest.approx(expected, rel=1e-5)
+    assert torch.allclose(own, gradient, atol=1e-5)
+    assert joined.input_ids.numel() == sum(map(len, ROWS)) - 2 * len(SYSTEM)
+
+
+def test_tokens_from_the_one_that_predicts_a_label_on_are_a_rows_own(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    same = [[*SYSTEM, 5, 6], [*SYSTEM, 5, 6]]
+    joined = join_rows(model, *batch_of(same, n_learned=1))
+    assert joined.input_ids.tolist() == [[*SYSTEM, 5, 6, 5, 6]]
+    assert joined.position_ids.tolist() == [[*range(12), 12, 13, 12, 13]]
+    assert joined.kept.tolist() == [12, 14]
+
+
+def test_a_row_that_shares_little_does_not_cut_what_others_share(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    long = list(range(20, 40))
+    rows = [[*long, 5, 6], [*long, 7, 8], [*long[:8], 9, 10, 11]]
+    assert count_shared(rows[0], rows[2]) == 8
+    assert join_rows(model, *batch_of(rows, n_learned=1)).input_ids.numel() == 20 + 2 + 2 + 11
+
+
+def test_models_with_dropout_with_windows_or_that_cannot_be_copied_read_each_row_alone(
+    tiny, tmp_path, monkeypatch
+):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    assert can_join(model, tiny)
+    assert not can_join(torch.nn.Sequential(model, torch.nn.Dropout(0.1)), tiny)
+    windowed = shutil.copytree(tiny, tmp_path / "windowed")
+    config = json.loads((windowed / "config.json").read_text())
+    config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
+    (windowed / "config.json").write_text(json.dumps(config))
+    assert not can_join(model, windowed)
+    monkeypatch.setattr(shared_beginnings, "two_layer_copy", lambda path: None)
+    assert not can_join(model, tiny)
+
+
+def test_a_model_that_ignores_positions_is_found_by_its_copy(tiny, monkeypatch):
+    copy = shared_beginnings.two_layer_copy(tiny)
+    read = copy.forward
+    monkeypatch.setattr(copy, "forward", lambda *args, position_ids=None, **given: read(*args, **given))
+    monkeypatch.setattr(shared_beginnings, "two_layer_copy", lambda path: copy)
+    assert not can_join(copy, tiny)
+
+
+def test_an_estimate_counts_a_shared_system_message_once_a_batch():
+    def row(name, *messages):
+        return Example(name, tuple({"role": role, "content": text} for role, text in messages), ("answer",))
+
+    ask = ("user", "how are you today")
+    with_system = [row(f"a{n}", ("system", "say hello " * 20), ask) for n in range(8)]
+    plain = [row(f"b{n}", ask) for n in range(8)]
+    own = costs.training(plain, 1).trained
+    alone, shared = (costs.training(with_system, 1, size).trained - own for size in (1, 4))
+    assert shared == pytest.approx(alone / 4, abs=1)
+    mixed = costs.training(with_system + plain, 1, 4).trained - 2 * own
+    assert mixed == pytest.approx(alone / 8 * 4 * (1 - 0.5**4), abs=1)
