@@ -1,7 +1,8 @@
 """Short steps of a decoder on this CPU: how fast it reads, generates and trains in a precision.
 
-Invariant: no weights are read. Two copies of few layers, with random weights as wide as the model's, tell
-what a layer takes and what the rest does, and so what all layers would.
+Invariant: no weights are read. A small model is copied with random weights in its whole depth, as its layers
+share the caches of the processor. Of a larger one two copies of few layers tell what a layer takes and what
+the rest does, and so what all layers would.
 Source: transformers' Llama, whose layers most decoders have; PEFT's LoRA on every second matrix
 """
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from transformers import LlamaForCausalLM
 
 _DEPTHS, _WIDEST = (1, 4), 1024  # of the copies; wider matrices are multiplied as fast
+_SMALL = 2e8  # parameters of a model that is copied whole
 _ROUNDS = 2  # of which the quicker counts
 _ROWS, _LENGTH, _ANSWER = 4, 80, 20  # of a training step
 _TEXTS, _SCORED = (24, 40), 4  # read together, so long, and the tokens of each that are scored
@@ -38,9 +40,12 @@ def measure_speeds(shape: Shape, precision: str) -> list[float]:
     import torch
 
     with torch.random.fork_rng():
-        few, more = (_time_steps(_build(shape, depth, precision), precision) for depth in _DEPTHS)
-    others = (shape.n_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
-    n_parameters, *times = (a + others * max(b - a, 0.0) for a, b in zip(few, more, strict=True))
+        if shape.n_parameters <= _SMALL:
+            n_parameters, *times = _time_steps(_build(shape, shape.n_layers, precision), precision)
+        else:
+            few, more = (_time_steps(_build(shape, depth, precision), precision) for depth in _DEPTHS)
+            others = (shape.n_layers - _DEPTHS[0]) / (_DEPTHS[1] - _DEPTHS[0])
+            n_parameters, *times = (a + others * max(b - a, 0.0) for a, b in zip(few, more, strict=True))
     return [n * n_parameters / took_s / 1e9 for n, took_s in zip(_OPERATIONS, times, strict=True)]
 
 
