@@ -72,12 +72,17 @@ def test_a_row_that_shares_little_does_not_cut_what_others_share(tiny):
     assert join_rows(model, *batch_of(rows, n_learned=1)).input_ids.numel() == 20 + 2 + 2 + 11
 
 
-def test_models_with_dropout_with_windows_or_that_cannot_be_copied_read_each_row_alone(
+def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_each_row_alone(
     tiny, tmp_path, monkeypatch
 ):
     model = AutoModelForCausalLM.from_pretrained(tiny)
     assert can_join(model, tiny)
-    assert not can_join(torch.nn.Sequential(model, torch.nn.Dropout(0.1)), tiny)
+    counting = AutoModelForCausalLM.from_pretrained(tiny)
+    counting.config.output_router_logits = True
+    assert not can_join(counting, tiny)
+    dropping = AutoModelForCausalLM.from_pretrained(tiny)
+    dropping.model.layers[0].mlp.act_fn = torch.nn.Dropout(0.1)
+    assert not can_join(dropping, tiny)
     windowed = shutil.copytree(tiny, tmp_path / "windowed")
     config = json.loads((windowed / "config.json").read_text())
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 8  # tokens that rows share, or they stand on their own
 _NO_LABEL = -100  # as in transformers
+_COUNTS_TOKENS = "output_router_logits"  # of a configuration: the loss is also one of tokens and experts
 
 
 class JoinedRows(NamedTuple):
@@ -106,15 +107,18 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def can_join(model: Any, path: Path) -> bool:
-    """Tell whether a model in training reads joined rows as it reads each alone; never where dropout draws.
+    """Tell whether a model in training reads joined rows as it reads each alone.
 
+    Never where dropout draws, or where a loss of a mixture of experts counts the tokens that each one got.
     A small copy of the base in the folder `path` tells whether its family keeps to masks and positions.
     """
     import torch
 
+    config = model.config.get_text_config()
     dropped = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    copy: Any = two_layer_copy(path)
-    if copy is None or any([*dropped, getattr(copy.config, "attention_dropout", 0.0)]):
+    traits = [value for name, value in config.to_dict().items() if "drop" in name or name == _COUNTS_TOKENS]
+    copy: Any = None if any([*dropped, *traits]) else two_layer_copy(path)
+    if copy is None:
         return False
     if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
         return False
