@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from harness.evaluation import costs
 from harness.records import Example
@@ -83,6 +83,10 @@ def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_ea
     dropping = AutoModelForCausalLM.from_pretrained(tiny)
     dropping.model.layers[0].mlp.act_fn = torch.nn.Dropout(0.1)
     assert not can_join(dropping, tiny)
+    noisy = shutil.copytree(tiny, tmp_path / "noisy")
+    config = json.loads((noisy / "config.json").read_text())
+    (noisy / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.1}))
+    assert not can_join(model, noisy)
     windowed = shutil.copytree(tiny, tmp_path / "windowed")
     config = json.loads((windowed / "config.json").read_text())
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
@@ -90,6 +94,22 @@ def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_ea
     assert not can_join(model, windowed)
     monkeypatch.setattr(shared_beginnings, "two_layer_copy", lambda path: None)
     assert not can_join(model, tiny)
+
+
+def test_a_model_whose_positions_hang_on_a_mask_of_rows_reads_each_row_alone(tiny, tmp_path):
+    config = BloomConfig(
+        vocab_size=400, hidden_size=32, n_layer=2, n_head=4, attention_dropout=0.0, hidden_dropout=0.0
+    )
+    made = BloomForCausalLM(config)
+    made.save_pretrained(tmp_path / "bloom")
+    assert not can_join(made, tmp_path / "bloom")
+
+
+@pytest.mark.parametrize(
+    "rows", [[list(range(9)), list(range(50, 59))], [[*SYSTEM, *range(400)], [*SYSTEM, *range(400, 0, -1)]]]
+)
+def test_rows_that_share_nothing_or_are_long_stay_a_padded_batch(tiny, rows):
+    assert join_rows(AutoModelForCausalLM.from_pretrained(tiny), *batch_of(rows)) is None
 
 
 def test_a_model_that_ignores_positions_is_found_by_its_copy(tiny, monkeypatch):

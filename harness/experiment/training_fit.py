@@ -218,7 +218,8 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     if method.draws_from == "pairs":
         plain = costs.preference(list(map(step, items.pairs)), epochs)
     else:
-        shares = session.machine.device == "cpu" and n_answers == 1
+        joins = "sft" in method.loops and not getattr(params, "packing", False)
+        shares = joins and session.machine.device == "cpu" and not getattr(params, "lora_dropout", 0.0)
         batch_size = params.per_device_train_batch_size if shares else 1
         plain = costs.training(list(map(step, items.train)), epochs * n_answers, batch_size)
     base = session.sources.get(source.base_model or "", session.source)

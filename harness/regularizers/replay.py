@@ -45,5 +45,5 @@ def sample(context: MixContext, params: Params) -> Mixture:
 
 
 def mix(mixture: Mixture, evaluate: Callable[[], Iterable[Answered]]) -> tuple[Example, ...]:
-    """Return rows of a file as they are; join prompts with the base's answers, complete ones first."""
+    """Return rows of a file as they are; join prompts with the base's answers, of which long ones are cut."""
     return collect_answered_rows(_NAME, mixture, evaluate)

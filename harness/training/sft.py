@@ -271,7 +271,9 @@ def _trainer(
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
     )
-    reads_rows = peft_config is None or peft_config.peft_type == "LORA"  # others may put tokens before them
+    # Other families may put tokens before a row; VeLoRA averages over the tokens of a batch.
+    is_lora = peft_config is not None and peft_config.peft_type == "LORA"
+    reads_rows = peft_config is None or (is_lora and not getattr(peft_config, "velora_config", None))
     if not in_tiles and reads_rows and not has_hook(context.regularize, "DRAWS"):
         setattr(trainer, "joins_rows", shared_beginnings.can_join(trainer.model, context.source.path))  # noqa: B010
     if params.packing and not tokenized.joins_packs(model):
@@ -348,10 +350,11 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             # transformers tells packed rows apart by their positions, and only where there is no mask;
             # padding is then a row of one token each.
             is_packed = "position_ids" in inputs
+            joined = None
             if self.joins_rows and not is_packed:
-                joined = shared_beginnings.join_rows(
-                    self.accelerator.unwrap_model(model), *(inputs[name] for name in _OF_ROWS)
-                )
+                batch = [inputs[name] for name in _OF_ROWS]
+                joined = shared_beginnings.join_rows(self.accelerator.unwrap_model(model), *batch)
+            if joined:
                 read, kept, targets = joined.inputs, joined.kept, joined.targets
             else:
                 labels = inputs["labels"][:, 1:]  # (b, t - 1)

@@ -10,6 +10,8 @@ from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.errors import CandidateFailed
+from harness.models.loglikelihood import UNSUPPORTED
 from harness.models.prefix_cache import additive_mask, longest_alike, windows
 from harness.models.two_layer_copy import two_layer_copy
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
 
 _FEWEST = 8  # tokens that rows share, or they stand on their own
 _NO_LABEL = -100  # as in transformers
-_COUNTS_TOKENS = "output_router_logits"  # of a configuration: the loss is also one of tokens and experts
+_MOST = 724  # tokens of a sequence, whose scores then are those that `trainer.attend_plainly` allows
+_SAVES = 0.9  # of the padded batch's tokens, at most
 
 
 class JoinedRows(NamedTuple):
@@ -45,8 +48,11 @@ def join_rows(
     input_ids: "torch.Tensor",
     attention_mask: "torch.Tensor",
     labels: "torch.Tensor",
-) -> JoinedRows:
-    """Join the rows of a batch (b, t), padded on the right; labels are -100 where nothing is learned."""
+) -> JoinedRows | None:
+    """Join the rows of a batch (b, t), padded on the right; labels are -100 where nothing is learned.
+
+    None where that saves little, or where the sequence is so long that attention takes more than was saved.
+    """
     import torch
 
     lengths = attention_mask.sum(1).tolist()
@@ -71,12 +77,13 @@ def join_rows(
             at = [place for place, label in enumerate(learned[member]) if place and label != _NO_LABEL]
             kept += [start + place - 1 - n_shared for place in at]
             targets += [learned[member][place] for place in at]
+    if len(ids) > min(_MOST, _SAVES * input_ids.numel()):
+        return None
     own, before = torch.tensor(parts).T
     seen = ((own == own[:, None]) | (own == before[:, None])).tril()
     mask = additive_mask(model, seen[None])
-    return JoinedRows(
-        torch.tensor([ids]), torch.tensor([positions]), mask, torch.tensor(kept), torch.tensor(targets)
-    )
+    predicting, predicted = (torch.tensor(values, dtype=torch.long) for values in (kept, targets))
+    return JoinedRows(torch.tensor([ids]), torch.tensor([positions]), mask, predicting, predicted)
 
 
 def _group(rows: Sequence[list[int]], labels: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
@@ -109,25 +116,35 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 def can_join(model: Any, path: Path) -> bool:
     """Tell whether a model in training reads joined rows as it reads each alone.
 
-    Never where dropout draws, or where a loss of a mixture of experts counts the tokens that each one got.
-    A small copy of the base in the folder `path` tells whether its family keeps to masks and positions.
+    Never where it draws random numbers, or where a loss of a mixture of experts counts the tokens of each.
+    A small copy of the base in the folder `path` tells what its family does.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
 
-    config = model.config.get_text_config()
-    dropped = [m.p for m in model.modules() if isinstance(m, torch.nn.Dropout)]
-    traits = [value for name, value in config.to_dict().items() if "drop" in name or name == _COUNTS_TOKENS]
-    copy: Any = None if any([*dropped, *traits]) else two_layer_copy(path)
-    if copy is None:
+    dropped = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
+    if dropped or getattr(model.config.get_text_config(), "output_router_logits", False):
         return False
-    if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
+    try:
+        with torch.random.fork_rng():
+            return _reads_alike(two_layer_copy(path))
+    except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
+        return False
+
+
+def _reads_alike(copy: Any) -> bool:
+    """Tell whether a copy of a base reads two joined rows as it reads each alone, without a draw."""
+    import torch
+
+    if copy is None or any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
         return False
     beginning = list(range(20, 20 + _FEWEST))
     rows = torch.tensor([[*beginning, 1, 2, 3, 4], [*beginning, 5, 6, 7, 8]])
     labels = torch.where(rows < 20, rows, _NO_LABEL)
     labels[:, _FEWEST] = _NO_LABEL
-    joined = join_rows(copy, rows, torch.ones_like(rows), labels)
+    joined, before = join_rows(copy.train(), rows, torch.ones_like(rows), labels), torch.get_rng_state()
+    assert joined is not None
     with torch.no_grad():
         alone = copy(input_ids=rows).logits[:, _FEWEST:-1].flatten(0, 1)
         found = copy(**joined.inputs, use_cache=False).logits[0, joined.kept]
-    return torch.allclose(found, alone, atol=1e-3)
+    return torch.allclose(found, alone, atol=1e-3) and torch.equal(before, torch.get_rng_state())

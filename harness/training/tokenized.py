@@ -83,7 +83,7 @@ def tokenized_rows(
     rows, lengths = [], []
     for example, (start, (ids,)) in zip(examples, made, strict=True):
         if example.is_cut:
-            ids = ids[: max(place for place, token in enumerate(ids) if token in ends)]
+            ids = ids[: next((at for at in range(start, len(ids)) if ids[at] in ends), len(ids))]
         rows.append(make_row(example, start, ids))
         lengths.append(len(ids))
     return rows_that_fit(rows, lengths, max_length, what)
