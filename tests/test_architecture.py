@@ -82,7 +82,7 @@ OFFERED = {
         "augmentation check_rows distilled_rows preference_pairs preflight run_candidate scaffold standalone worker writers"
     ),
     # A group: engines, weights and devices, of which each package needs a few.
-    "models": "against_base artefacts chat_templates deltas devices embedded_model endpoints hardware hf hub loglikelihood memory openai_api pass_costs shapes supervision two_layer_copy vllm weight_files whole_model",
+    "models": "against_base artefacts chat_templates deltas devices embedded_model endpoints hardware hf hub loglikelihood memory openai_api pass_costs prefix_cache shapes supervision two_layer_copy vllm weight_files whole_model",
     # What happens to a run: a module each. Of `label_file` and `pair_file` a command loads one; the `write` of
     # `scheduler` is of files for cron and systemd.
     "lifecycle": "corrections feedback label_file nightly nightly_state pair_file production release rescue scheduler",

@@ -5,12 +5,13 @@ import shutil
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from harness.evaluation import costs
+from harness.models import two_layer_copy
 from harness.records import Example
-from harness.training import shared_beginnings
 from harness.training.shared_beginnings import can_join, count_shared, join_rows
 
 SYSTEM, OTHER = list(range(20, 32)), list(range(40, 50))
@@ -72,6 +73,14 @@ def test_a_row_that_shares_little_does_not_cut_what_others_share(tiny):
     assert join_rows(model, *batch_of(rows, n_learned=1)).input_ids.numel() == 20 + 2 + 2 + 11
 
 
+def test_adapters_that_put_tokens_before_rows_and_models_on_a_card_read_each_row_alone(tiny):
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    assert can_join(get_peft_model(model, LoraConfig(r=2)), tiny)
+    soft = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert not can_join(get_peft_model(AutoModelForCausalLM.from_pretrained(tiny), soft), tiny)
+    assert not can_join(AutoModelForCausalLM.from_pretrained(tiny).to("meta"), tiny)
+
+
 def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_each_row_alone(
     tiny, tmp_path, monkeypatch
 ):
@@ -92,7 +101,7 @@ def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_ea
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
     (windowed / "config.json").write_text(json.dumps(config))
     assert not can_join(model, windowed)
-    monkeypatch.setattr(shared_beginnings, "two_layer_copy", lambda path: None)
+    monkeypatch.setattr(two_layer_copy, "two_layer_copy", lambda path: None)
     assert not can_join(model, tiny)
 
 
@@ -113,10 +122,10 @@ def test_rows_that_share_nothing_or_are_long_stay_a_padded_batch(tiny, rows):
 
 
 def test_a_model_that_ignores_positions_is_found_by_its_copy(tiny, monkeypatch):
-    copy = shared_beginnings.two_layer_copy(tiny)
+    copy = two_layer_copy.two_layer_copy(tiny)
     read = copy.forward
     monkeypatch.setattr(copy, "forward", lambda *args, position_ids=None, **given: read(*args, **given))
-    monkeypatch.setattr(shared_beginnings, "two_layer_copy", lambda path: copy)
+    monkeypatch.setattr(two_layer_copy, "two_layer_copy", lambda path: copy)
     assert not can_join(copy, tiny)
 
 

@@ -306,19 +306,19 @@ def times(work: Work, n: int) -> Work:
 
 def training(examples: Sequence[Example], epochs: float, batch_size: int = 1) -> Work:
     """Estimate the tokens to train on, where rows of a batch that have one system message read it once."""
-    systems = Counter(e.messages[0]["content"] for e in examples if e.has_system)
-    once = float(
-        sum(
-            sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :])
-            + tokens(e.references[0])
-            for e in examples
-        )
+    own = sum(
+        sum(tokens(m["content"]) + CHAT_TOKENS for m in e.messages[e.has_system :]) + tokens(e.references[0])
+        for e in examples
     )
-    n_batches = len(examples) / batch_size
+    n_batches, systems = (
+        len(examples) / batch_size,
+        Counter(e.messages[0]["content"] for e in examples if e.has_system),
+    )
+    shared = 0.0
     for text, n in systems.items():
         share_of_batches = 1 - (1 - n / len(examples)) ** batch_size
-        once += n_batches * share_of_batches * (tokens(text) + CHAT_TOKENS)
-    return Work(trained=round(once * epochs))
+        shared += n_batches * share_of_batches * (tokens(text) + CHAT_TOKENS)
+    return Work(trained=round((own + shared) * epochs))
 
 
 def describe_longer(examples: Sequence[Example], max_length: int, rows: str, limit: str) -> str:

@@ -5,9 +5,9 @@ hang on what stands before them. Where no such copy can be made, as of recurrent
 probed.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from harness.errors import CandidateFailed
 from harness.models.loglikelihood import UNSUPPORTED, Executor, gap
@@ -16,6 +16,8 @@ from harness.progress import quiet_libraries
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+_Answer = TypeVar("_Answer")
 
 _MOST_PARAMETERS = 100_000_000  # of a copy; a configuration that we cannot make narrower has more
 _BUDGET = 512  # tokens of a pass: room for all probes
@@ -53,18 +55,25 @@ _NOT_COPIED = ("quantization_config", "dtype", "torch_dtype", "architectures")
 
 def find_copied_engine(path: Path, device: str) -> str | None:
     """Return how transformers lays out the scoring of a base; None where no copy of it can tell."""
-    from huggingface_hub.errors import StrictDataclassError
 
-    quiet_libraries()
-    try:
-        model: Any = two_layer_copy(path)
-        if model is None:
-            return None
+    def find_engine(model: Any) -> str | None:
         executor = Executor(model.to(device), _BUDGET)
         # What it answers must hang on what stands before; else an ignored mask shows nowhere.
         contexts, answer = [tuple(range(5 + n, 11 + n)) for n in range(0, 24, 6)], (40, 41, 42)
         found = [logprobs for logprobs, _ in executor.score([(context, answer) for context in contexts])]
         return executor.engine if gap(found[1:], found[:-1]) > _HEARD_NATS else None
+
+    return ask_copy(path, find_engine)
+
+
+def ask_copy(path: Path, ask: Callable[[Any], _Answer]) -> _Answer | None:
+    """Return what is found of a random copy of a base; None where there is none, or it cannot be read so."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    quiet_libraries()
+    try:
+        model = two_layer_copy(path)
+        return None if model is None else ask(model)
     except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
         return None
 

@@ -271,10 +271,7 @@ def _trainer(
         train_dataset=Dataset.from_list(rows[0]),
         eval_dataset=Dataset.from_list(rows[1]),
     )
-    # Other families may put tokens before a row; VeLoRA averages over the tokens of a batch.
-    is_lora = peft_config is not None and peft_config.peft_type == "LORA"
-    reads_rows = peft_config is None or (is_lora and not getattr(peft_config, "velora_config", None))
-    if not in_tiles and reads_rows and not has_hook(context.regularize, "DRAWS"):
+    if not has_hook(context.regularize, "DRAWS"):
         setattr(trainer, "joins_rows", shared_beginnings.can_join(trainer.model, context.source.path))  # noqa: B010
     if params.packing and not tokenized.joins_packs(model):
         batch_packs(trainer.data_collator)

@@ -6,14 +6,13 @@ and gradients are those of a row a line. A row shares tokens before its first la
 
 from collections.abc import Sequence
 from itertools import takewhile
-from math import inf
+from math import inf, isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from harness.errors import CandidateFailed
-from harness.models.loglikelihood import UNSUPPORTED
 from harness.models.prefix_cache import additive_mask, longest_alike, windows
-from harness.models.two_layer_copy import two_layer_copy
+from harness.models.two_layer_copy import ask_copy
+from harness.training.trainer import PLAIN_SCORES
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 _FEWEST = 8  # tokens that rows share, or they stand on their own
 _NO_LABEL = -100  # as in transformers
-_MOST = 724  # tokens of a sequence, whose scores then are those that `trainer.attend_plainly` allows
+_MOST = isqrt(PLAIN_SCORES)  # tokens of a sequence, of which no more scores are kept than of padded rows
 _SAVES = 0.9  # of the padded batch's tokens, at most
 
 
@@ -61,9 +60,8 @@ def join_rows(
         for tensor in (input_ids, labels)
     )
     ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
-    parts: list[
-        tuple[int, int]
-    ] = []  # of each token: where its part of the sequence starts, and the part before
+    # Of each token: where its part of the sequence starts, and where the part before that does.
+    parts: list[tuple[int, int]] = []
     for n_shared, members in _group(rows, learned):
         beginning = len(ids)
         ids += rows[members[0]][:n_shared]
@@ -114,29 +112,29 @@ def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
 
 
 def can_join(model: Any, path: Path) -> bool:
-    """Tell whether a model in training reads joined rows as it reads each alone.
+    """Tell whether a model in training on a CPU reads joined rows as it reads each alone.
 
-    Never where it draws random numbers, or where a loss of a mixture of experts counts the tokens of each.
-    A small copy of the base in the folder `path` tells what its family does.
+    Never where it draws random numbers, where a loss of a mixture of experts counts the tokens of each, or
+    where an adapter puts tokens before a row or averages over those of a batch. A small copy of the base in
+    the folder `path` tells what its family does.
     """
     import torch
-    from huggingface_hub.errors import StrictDataclassError
 
-    dropped = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
-    if dropped or getattr(model.config.get_text_config(), "output_router_logits", False):
+    drops = any(isinstance(m, torch.nn.Dropout) and m.p for m in model.modules())
+    counts = getattr(model.config.get_text_config(), "output_router_logits", False)
+    adapters = getattr(model, "peft_config", {}).values()
+    apart = all(one.peft_type == "LORA" and not getattr(one, "velora_config", None) for one in adapters)
+    if model.device.type != "cpu" or drops or counts or not apart:
         return False
-    try:
-        with torch.random.fork_rng():
-            return _reads_alike(two_layer_copy(path))
-    except (CandidateFailed, OSError, ImportError, ArithmeticError, StrictDataclassError, *UNSUPPORTED):
-        return False
+    with torch.random.fork_rng():
+        return ask_copy(path, _reads_alike) or False
 
 
 def _reads_alike(copy: Any) -> bool:
     """Tell whether a copy of a base reads two joined rows as it reads each alone, without a draw."""
     import torch
 
-    if copy is None or any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
+    if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:
         return False
     beginning = list(range(20, 20 + _FEWEST))
     rows = torch.tensor([[*beginning, 1, 2, 3, 4], [*beginning, 5, 6, 7, 8]])

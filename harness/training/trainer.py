@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Row = dict[str, Any]
 
 # Attention scores of a head and layer that are kept: at most 1 MB in bf16.
-_PLAIN_SCORES = 1 << 19
+PLAIN_SCORES = 1 << 19
 _LARGE_RANK = 64  # of an adapter whose rank is not known here
 
 
@@ -111,7 +111,7 @@ def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> N
 
     The products of a layer are kept for the backward pass, so long rows stay with the fused one.
     """
-    if model.device.type == "cpu" and batch_size * longest**2 <= _PLAIN_SCORES:
+    if model.device.type == "cpu" and batch_size * longest**2 <= PLAIN_SCORES:
         model.set_attn_implementation("eager")
 
 
