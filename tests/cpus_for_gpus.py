@@ -5,6 +5,7 @@ Arguments are those of `harness.training.worker`; the processes talk to each oth
 
 import os
 
+import bitsandbytes.nn.modules
 import torch.distributed
 from accelerate.state import PartialState
 from accelerate.utils import DistributedType
@@ -14,6 +15,8 @@ from harness.training import worker
 if __name__ == "__main__":
     os.environ |= {"ACCELERATE_TORCH_DEVICE": "cpu", "DS_ACCELERATOR": "cpu"}
     torch.distributed.init_process_group("gloo")
+    # On a GPU no weights are packed for AVX512, which rounds their scales.
+    bitsandbytes.nn.modules.has_avx512bf16 = lambda: False
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     if "ACCELERATE_USE_DEEPSPEED" in os.environ:
         import deepspeed

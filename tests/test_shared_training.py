@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import tiny_experiment
 import tiny_methods
+import tiny_model
 from safetensors.numpy import load_file
 from tiny_methods import ignore, read_fit
 
@@ -313,6 +314,8 @@ def difference(alone, shared, file):
 )
 def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path, policy, method):
     params = {**STEPS, "gradient_checkpointing": True, **({"r": 2} if method in ("lora", "qlora") else {})}
+    if method == "qlora":  # for shorter rows than a block bitsandbytes' AVX512 kernel takes scales of others
+        tiny = tiny_model.build(tmp_path / "wide", hidden_size=64, head_dim=16)
     alone, shared = (
         write_job(tiny, tmp_path / str(n), given, method, **params) for n, given in enumerate((1, policy))
     )
@@ -321,7 +324,7 @@ def test_two_processes_with_a_shard_each_make_the_weights_of_one(tiny, tmp_path,
     here = str(shared / LAUNCH), str(Path(__file__).with_name("cpus_for_gpus.py"))
     worker.launch(shared, ignore, (*launcher, *here))
     (file,) = (alone / read_fit(alone)["kind"]).glob("*model.safetensors")
-    # A CPU alone trains on unpacked weights; packed, bitsandbytes rounds their scales.
+    # A CPU alone trains on weights that were dequantised once.
     assert difference(alone, shared, file.relative_to(alone)) < (1e-3 if method == "qlora" else 1e-4)
     record, expected = read_fit(shared)["training"], read_fit(alone)["training"]
     assert (record["n_processes"], record["n_trainable"]) == (2, expected["n_trainable"])

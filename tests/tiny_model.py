@@ -38,7 +38,13 @@ CHOICES = ("late", "the money back", "a red fox and a brown hen")
 
 
 def build(
-    folder: Path, *, seed: int = 0, template: str | None = CHATML, adds_bos: bool = False, head_dim: int = 8
+    folder: Path,
+    *,
+    seed: int = 0,
+    template: str | None = CHATML,
+    adds_bos: bool = False,
+    hidden_size: int = 32,
+    head_dim: int = 8,
 ) -> Path:
     """Save model and tokenizer; `adds_bos` makes the tokenizer itself write `<s>` before a text."""
     import torch
@@ -47,7 +53,7 @@ def build(
     known = tokenizer(template, adds_bos)
     config = LlamaConfig(
         vocab_size=len(known),
-        hidden_size=32,
+        hidden_size=hidden_size,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
