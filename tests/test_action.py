@@ -90,23 +90,19 @@ def samples(folder, gains, losses):
     return {"base": "base", "candidate": "tuned", "install": ""}
 
 
-def test_a_candidate_that_passes_lets_the_job_go_on_and_one_that_fails_stops_it(tmp_path):
-    code, out = run_action(tmp_path, **samples(tmp_path, 20, 20))
+def test_a_candidate_that_fails_stops_the_job_and_one_that_passes_by_the_settings_lets_it_go_on(tmp_path):
+    given = samples(tmp_path, 0, 150)
+    assert run_action(tmp_path, **given) == (3, {"verdict": "fail", "exit-code": "3"})
+    code, out = run_action(tmp_path, **given, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
     assert (code, out) == (0, {"verdict": "pass", "exit-code": "0"})
     assert ET.parse(tmp_path / "harness-gate.xml").getroot().find("testsuite").get("failures") == "0"
     assert "## PASS" in (tmp_path / "summary.md").read_text()
 
-    code, out = run_action(tmp_path, **samples(tmp_path, 0, 150))
-    assert (code, out) == (3, {"verdict": "fail", "exit-code": "3"})
 
-
-def test_settings_and_the_baseline_reach_the_gate(tmp_path):
-    given = samples(tmp_path, 0, 150)
-    code, _ = run_action(tmp_path, **given, overrides="gate.macro=0.5\n\ngate.each=0.5\n")
-    assert code == 0
-
-    script = f"""printf '%s\\n' "$@" > {tmp_path / "words"}; echo '[]'; exit 5"""
-    run_action(tmp_path, script, candidate="lora", baseline="base", install="")
+def test_the_baseline_reaches_the_gate_and_nothing_is_computed_unless_that_is_asked_for(tmp_path):
+    script = f"""printf '%s\\n' "$@" >> {tmp_path / "words"}; exit 5"""
+    found = run_action(tmp_path, script, candidate="lora", baseline="base", install="")
+    assert found == (5, {"verdict": "error", "exit-code": "5"})
     assert (tmp_path / "words").read_text().split() == ["gate", "--json", "--baseline", "base"]
 
 
@@ -136,40 +132,23 @@ def test_an_installation_that_fails_ends_the_job_before_anything_is_judged(tmp_p
     assert run_action(tmp_path, candidate="lora", install="harness-evals") == (1, {})
 
 
-@pytest.fixture
-def new_experiment(tiny, own_cache, tmp_path):
-    """Write an experiment of which nothing was computed yet."""
-    tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n  ranked: {answer: rank}\n")
-    return tmp_path
-
-
-def test_nothing_is_computed_unless_that_is_asked_for(new_experiment):
-    code, out = run_action(new_experiment, candidate="ranked", install="")
-    assert (code, out) == (5, {"verdict": "error", "exit-code": "5"})
-    assert not list(new_experiment.glob("runs/*/run.json"))
-
-
-def test_what_is_missing_is_computed_with_the_same_settings_and_then_judged(new_experiment):
-    (new_experiment / "harness.yaml").rename(new_experiment / "desk.yaml")
-    given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "seeds=[3]\n"}
-    given["config"] = "desk.yaml"
-    code, out = run_action(new_experiment, **given)
-    assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
-    assert [(run.candidate, run.seed) for run in store.list_runs(Store(new_experiment / "runs"))] == [
-        ("ranked", 3)
-    ]
-
-
-def test_candidates_that_a_gain_is_measured_against_are_computed_beside_the_judged_one(new_experiment):
+def test_what_is_missing_is_computed_with_the_same_settings_beside_what_a_gain_is_measured_against(
+    tiny, own_cache, tmp_path
+):
+    candidates = "  prompt: {method: base}\n  ranked: {answer: rank}\n  shots: {prompting: {few_shot: {}}}\n"
+    tiny_experiment.write(tmp_path, tiny, candidates).rename(tmp_path / "desk.yaml")
     given = {"candidate": "ranked", "beside": "prompt", "compute": "true", "install": ""}
-    assert run_action(new_experiment, **given)[0] == 0
-    made = {run.candidate for run in store.list_runs(Store(new_experiment / "runs"))}
-    assert made == {"prompt", "ranked"}
+    given |= {"config": "desk.yaml", "overrides": "seeds=[3]\n"}
+    code, out = run_action(tmp_path, **given)
+    assert (code, out["verdict"]) == (0, "pass"), "the base's own weights lose nothing"
+    made = {(run.candidate, run.seed) for run in store.list_runs(Store(tmp_path / "runs"))}
+    assert made == {("prompt", 3), ("ranked", 3)}
 
 
-def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(new_experiment):
-    given = {"candidate": "ranked", "compute": "true", "install": "", "overrides": "itmes=3"}
-    assert run_action(new_experiment, **given) == (2, {})
+def test_a_computation_that_fails_ends_the_job_before_anything_is_judged(tmp_path):
+    script = f'echo "$1" >> {tmp_path / "verbs"}; exit 2'
+    assert run_action(tmp_path, script, candidate="ranked", compute="true", install="") == (2, {})
+    assert (tmp_path / "verbs").read_text() == "compare\n"
 
 
 def test_no_input_is_pasted_into_a_script_and_what_the_gate_step_writes_is_given_out():

@@ -124,22 +124,30 @@ def runs_later(node: ast.AST) -> bool:
     return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
 
 
+BLOCKS = (ast.stmt, ast.excepthandler, ast.match_case)  # what holds statements
+
+
+@cache
+def tree(file: Path) -> ast.Module:
+    return ast.parse(file.read_text("utf-8"))
+
+
 @cache
 def imports(file: Path) -> tuple[Import, ...]:
-    return tuple(walk(file))
-
-
-def walk(file: Path) -> Iterator[Import]:
-    """Yield every import of a file; `from a import b` counts as a.b."""
-    tree = ast.parse(file.read_text())
-    inside = {id(below) for node in ast.walk(tree) if runs_later(node) for below in ast.walk(node)}
-    for node in ast.walk(tree):
+    """Return every import of a file; `from a import b` counts as a.b."""
+    found, waiting = [], [(tree(file), True)]
+    while waiting:
+        node, at_top = waiting.pop()
         if isinstance(node, ast.Import):
-            yield from (Import(alias.name, node.lineno, id(node) not in inside) for alias in node.names)
+            found += [Import(alias.name, node.lineno, at_top) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            dots = "." * node.level
-            for alias in node.names:
-                yield Import(f"{dots}{node.module or ''}.{alias.name}", node.lineno, id(node) not in inside)
+            source = f"{'.' * node.level}{node.module or ''}"
+            found += [Import(f"{source}.{alias.name}", node.lineno, at_top) for alias in node.names]
+        else:
+            at_top = at_top and not runs_later(node)
+            blocks = (one for one in ast.iter_child_nodes(node) if isinstance(one, BLOCKS))
+            waiting += [(one, at_top) for one in blocks]
+    return tuple(found)
 
 
 def module(file: Path) -> str:
@@ -251,27 +259,18 @@ def test_the_version_of_the_layout_stands_for_all_code_that_lays_tokens_out():
 @pytest.mark.e2e
 def test_a_package_imports_what_it_uses_or_what_others_take_from_it():
     """A package without `__all__` offers what it imports: by `from`, or as an attribute of some name."""
-    trees = [
-        ast.parse(f.read_text())
-        for d in ("harness", "dashboards", "tests")
-        for f in ROOT.glob(f"{d}/**/*.py")
-    ]
-    read = {node.attr for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    files = [f for d in ("harness", "dashboards", "tests") for f in ROOT.glob(f"{d}/**/*.py")]
+    read = {node.attr for f in files for node in ast.walk(tree(f)) if isinstance(node, ast.Attribute)}
     read |= set(
         re.findall(r"\btraining\.(\w+)", (ROOT / "docs/howto/extend.md").read_text())
     )  # by its plugins
-    taken = {
-        i.module
-        for d in ("harness", "dashboards", "tests")
-        for f in ROOT.glob(f"{d}/**/*.py")
-        for i in imports(f)
-    }
+    taken = {i.module for f in files for i in imports(f)}
     idle = []
     offering = [PACKAGE / f"{name}.py" for name in FACADES.split()]
     offering += (f for f in FILES if f.name == "__init__.py" and "__all__" not in f.read_text())
     for file in offering:
         package = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        used = {n.id for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Name)}
+        used = {n.id for n in ast.walk(tree(file)) if isinstance(n, ast.Name)}
         names = {i.module.rpartition(".")[2] for i in imports(file) if i.at_top and find_own_module(i.module)}
         idle += [
             f"{package}.{name}" for name in sorted(names - read - used) if f"{package}.{name}" not in taken
@@ -320,17 +319,10 @@ BLOCK = "import sys\nfor name in ('torch', 'transformers', 'trl', 'peft'): sys.m
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("kind", plugins.KINDS)
-def test_every_plugin_imports_with_torch_blocked(kind):
-    names = [f"harness.{kind}.{name}" for name in plugins.names(kind)]
-    done = run_python(BLOCK + "".join(f"import {name}\n" for name in names))
-    assert names
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.mark.e2e
-def test_what_reads_stored_runs_imports_with_torch_blocked():
-    done = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in LIGHT))
+def test_every_plugin_and_what_reads_stored_runs_import_with_torch_blocked():
+    found = [f"{kind}.{name}" for kind in plugins.KINDS for name in plugins.names(kind)]
+    done = run_python(BLOCK + "".join(f"import harness.{name}\n" for name in (*LIGHT, *found)))
+    assert found
     assert done.returncode == 0, done.stderr
 
 
@@ -383,7 +375,7 @@ def test_every_problem_names_a_next_step():
     without = [
         f"{file.relative_to(ROOT)}:{call.lineno}"
         for file in FILES
-        for call in _problems(ast.parse(file.read_text("utf-8")))
+        for call in _problems(tree(file))
         if not _names_next_step(call)
     ]
     assert without == []
@@ -393,8 +385,7 @@ def test_every_problem_names_a_next_step():
 def test_a_first_line_names_the_thing():
     found = []
     for file in FILES:
-        tree = ast.parse(file.read_text("utf-8"))
-        documented = [tree, *(n for n in ast.walk(tree) if isinstance(n, ast.ClassDef))]
+        documented = [tree(file), *(n for n in ast.walk(tree(file)) if isinstance(n, ast.ClassDef))]
         lines = [(ast.get_docstring(node) or "").partition("\n")[0] for node in documented]
         found += [f"{file.relative_to(ROOT)}: {line}" for line in lines if CIRCUMSCRIBES.match(line)]
     assert found == []

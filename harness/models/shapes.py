@@ -9,6 +9,7 @@ transformers 5.23
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
 
@@ -211,6 +212,9 @@ def _widest(said: int | list[int] | None) -> int:
     return int(max(said) if isinstance(said, list) else said or 0)
 
 
+_version = cache(version)  # a package's metadata is a file to parse, and estimates ask a hundred times
+
+
 def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what a configuration says of a decoder's shape, by Llama's names, with its family's defaults.
 
@@ -219,7 +223,7 @@ def complete_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         # Files of Mamba-2's families hold Infinity, which canonical JSON has no word for.
         asked = [_KEYS, _OTHER_NAMES]
-        key = digest([json.dumps(config, sort_keys=True), version("transformers"), asked])
+        key = digest([json.dumps(config, sort_keys=True), _version("transformers"), asked])
     except PackageNotFoundError:
         return _rename_keys(config)
     return memo("shapes", key, lambda: _fill_by_transformers(config)) or _rename_keys(config)
