@@ -26,7 +26,7 @@ test-all: test e2e
 # As they are listed: the files that take longest come first, and the short ones fill up both processes at the end.
 slow: $(STAMP)
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
-		-m slow --durations=0 --durations-min=1 $(ARGS)
+		-m "slow and not weekly" --durations=0 --durations-min=1 $(ARGS)
 
 weekly: $(STAMP)
 	.venv/bin/python -m pytest -m weekly --durations=0 --durations-min=1 $(ARGS)

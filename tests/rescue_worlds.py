@@ -146,13 +146,13 @@ def world(
 def _finish_world(as_it_is: Version, sizes: Sizes, extra: str, overrides: tuple[str, ...]) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="rescue-world-", dir=os.environ.get("PYTEST_DEBUG_TEMPROOT")))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    open_world(write(folder, sizes, extra), {AS_IT_IS: as_it_is}, overrides)
+    open_world(write(folder, sizes, extra, worlds.LEAN), {AS_IT_IS: as_it_is}, overrides)
     return folder
 
 
-def write(folder: Path, sizes: Sizes = USUAL, extra: str = "") -> Path:
+def write(folder: Path, sizes: Sizes = USUAL, extra: str = "", written: str = worlds.CANDIDATES) -> Path:
     """Write the files of a world, with `extra` lines of harness.yaml; returns its path."""
-    path = worlds.write(folder, BASE, sizes)
+    path = worlds.write(folder, BASE, sizes, written)
     config_file = json.loads((folder / "model" / "config.json").read_text())
     shape = {
         "num_attention_heads": 2, "hidden_size": 8, "num_hidden_layers": 6, "intermediate_size": 16,

@@ -389,9 +389,7 @@ def run_own(folder, cache, program, *words):
 @pytest.mark.slow
 def test_a_new_method_is_one_file(tmp_path, tiny, own_cache):
     """What only its file knows of is checked, trained, evaluated, judged and can be rescued."""
-    shutil.copytree(
-        Path(harness.__file__).parent, tmp_path / "harness", ignore=shutil.ignore_patterns("__pycache__")
-    )
+    shutil.copytree(Path(harness.__file__).parent, tmp_path / "harness")
     (tmp_path / "harness" / "methods" / "norms.py").write_text(NORMS)
     candidates = (
         f"  prompt: {{method: base}}\n  norms: {TUNED}\n  half: {{method: interpolated, init_from: norms}}\n"
@@ -458,7 +456,7 @@ main()
 @pytest.mark.slow
 def test_a_new_regularizer_is_one_file(tmp_path, tiny, own_cache):
     """What only its file knows of is checked, documented, trained with, part of the identity and a step of a rescue."""
-    root, ours = Path(harness.__file__).parents[1], shutil.ignore_patterns("__pycache__", "*.md")
+    root, ours = Path(harness.__file__).parents[1], shutil.ignore_patterns("*.md")
     for folder in ("harness", "docs"):
         shutil.copytree(root / folder, tmp_path / folder, ignore=ours)
     (tmp_path / "suites").symlink_to(root / "suites")

@@ -302,7 +302,7 @@ def difference(alone, shared, file):
 @pytest.mark.parametrize(
     ("policy", "method"),
     [
-        pytest.param(FSDP, "lora", marks=pytest.mark.slow),
+        pytest.param(FSDP, "lora", marks=pytest.mark.weekly),
         pytest.param(FSDP, "qlora", marks=pytest.mark.slow),
         pytest.param(FSDP, "full", marks=pytest.mark.weekly),
         pytest.param(FSDP, "spectrum", marks=pytest.mark.weekly),

@@ -229,7 +229,7 @@ LIMIT = 100
 
 def open_world(folder, versions, *overrides):
     if not (folder / "harness.yaml").exists():
-        path = worlds.write(folder, BASE, Sizes(general=140))
+        path = worlds.write(folder, BASE, Sizes(general=140), worlds.LEAN)
         path.write_text(path.read_text() + SWEPT)
         suite = folder / "suites" / "general.yaml"
         limited = suite.read_text().replace("max_new_tokens: 4}", f"max_new_tokens: 4, limit: {LIMIT}}}")

@@ -37,6 +37,9 @@ CANDIDATES = """\
   rag: {prompting: {rag: {top_k: 1}}}
   lora: {method: lora}
 """
+LEAN = CANDIDATES.replace(
+    "  knn: {prompting: {few_shot: {select: knn, shots: 2}}}\n", ""
+)  # knn answers as fixed does
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def is_right(number: int, percent: int) -> bool:
     return number * 37 % 100 < percent
 
 
-def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
+def write(folder: Path, truth: Truth, sizes: Sizes, written: str = CANDIDATES) -> Path:
     """Write harness.yaml with its suites, and a folder that looks like a model."""
     suites, model = folder / "suites", folder / "model"
     for made in (suites / "desk", suites / "general", model):
@@ -101,7 +104,7 @@ def write(folder: Path, truth: Truth, sizes: Sizes) -> Path:
     path = folder / "harness.yaml"
     path.write_text(
         f"name: world\nbase_model: {model}\nprecision: fp32\ndevice: cpu\ntarget: suites/desk.yaml\n"
-        f"suites: [suites/general.yaml]\ncandidates:\n{CANDIDATES}"
+        f"suites: [suites/general.yaml]\ncandidates:\n{written}"
     )
     return path
 

@@ -148,7 +148,7 @@ def mount_small_disk(folder, n_bytes):
         subprocess.run(["umount", str(folder)], check=True)
 
 
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.1, pytest.param(0.5, marks=pytest.mark.weekly), 0.9])
 def test_a_compare_on_a_full_disk_says_so_and_goes_on_when_there_is_room(
     command_driver, folder, reference_folder, share
 ):

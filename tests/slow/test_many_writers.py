@@ -7,7 +7,7 @@ from harness import store as stores
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(12, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.weekly)]
+    "seconds", [pytest.param(6, marks=pytest.mark.slow), pytest.param(60, marks=pytest.mark.weekly)]
 )
 def test_eight_writers_and_two_readers_lose_nothing_and_wait_for_nobody(tmp_path, seconds):
     store, found = run_writers(tmp_path, seconds)

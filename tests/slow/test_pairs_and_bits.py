@@ -18,7 +18,7 @@ candidates:
   dpo: {{method: dpo, init_from: qlora, params: {{learning_rate: 2.0e-4, max_steps: 6}}}}
 """
 TEXTS = {"prose_text": 8, "code_text": 8, "chat_text": 8}
-FEW = ["target.data.limits={train: 48, validation: 8, test: 8}"]
+FEW = ["target.data.limits={train: 48, validation: 8, test: 4}"]
 
 
 @pytest.fixture(scope="module")

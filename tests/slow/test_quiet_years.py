@@ -12,8 +12,13 @@ from harness.lifecycle.nightly_changes import Seeds
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.parametrize("answers", ["binary", "graded"])
-@pytest.mark.parametrize("made_every", [1, 7, None])
+@pytest.mark.parametrize(
+    ("answers", "made_every"),
+    [
+        ("binary", 1), ("graded", 7), ("binary", None), ("graded", None),
+        *(pytest.param(*year, marks=pytest.mark.weekly) for year in (("binary", 7), ("graded", 1))),
+    ],
+)  # fmt: skip
 def test_a_quiet_year_in_which_the_pool_goes_round_raises_few_alarms(answers, made_every):
     """Of 20 years of two series each two alarms have a chance of 26 % where the rate is 5 %, four of 2 %."""
     assert alarm_rate(Year(answers, 3000, made_every), 20) <= 3 / 20

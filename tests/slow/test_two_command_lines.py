@@ -70,7 +70,7 @@ def our_answers(mirror, tmp_path_factory):
     }
 
 
-@pytest.fixture(scope="module", params=THEIRS)
+@pytest.fixture(scope="module", params=["hf", pytest.param("harness", marks=pytest.mark.weekly)])
 def their_answers(request, mirror, tmp_path_factory):
     module, precision = THEIRS[request.param]
     out = tmp_path_factory.mktemp(request.param)

@@ -67,7 +67,7 @@ candidates: {prompt: {method: base, prompting: zero_shot}}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("by", ["paraphrase", "new-questions"])
+@pytest.mark.parametrize("by", [pytest.param("paraphrase", marks=pytest.mark.weekly), "new-questions"])
 def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, command, monkeypatch, by):
     monkeypatch.chdir(tmp_path)
     rows = [

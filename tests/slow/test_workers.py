@@ -139,8 +139,8 @@ def run_beside(path, *overrides):
     return thread, found
 
 
-def test_four_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, reference_run):
-    thread, found = run_beside(path, *LOCAL, "execution.workers=4")
+def test_three_workers_of_which_one_is_killed_leave_the_rows_of_one_process(path, reference_run):
+    thread, found = run_beside(path, *LOCAL, "execution.workers=3")
     wait_until(lambda: len(map_complete_files(path)) >= 3 or found)
     before = map_complete_files(path)
     assert thread.is_alive()
