@@ -14,7 +14,7 @@ from tiny_experiment import fact_of, runs_of
 from harness import config, experiment, report, stats, store
 from harness.analysis.target_rules import ControlFacts, control_rule, has_drifted
 from harness.cli.compare import exit_code
-from harness.errors import UserError
+from harness.errors import HarnessError, UserError
 from harness.evaluation import control_arm
 from harness.experiment import Scope, prepare_session, report_stored
 from harness.experiment.stored_rows import StoredRows
@@ -254,17 +254,23 @@ def test_two_processes_at_once_on_one_folder_end_well(copy):
     """One does the work; the other is told to wait, or finds all done."""
     code = (
         "import sys; from harness.experiment import compare\n"
+        "print('imported', flush=True); sys.stdin.readline()\n"
         "try: compare(sys.argv[1], ['candidates.shots.prompting.few_shot.shots=1'], ['shots'])\n"
         "except Exception as error: sys.exit(str(error))"
     )
-    both = [
-        subprocess.Popen([sys.executable, "-c", code, str(copy)], stderr=subprocess.PIPE, text=True)
-        for _ in range(2)
-    ]
-    said = [process.communicate()[1] for process in both]
-    codes = [process.returncode for process in both]
-    assert 0 in codes
-    assert all(code == 0 or "another harness compare" in text for code, text in zip(codes, said, strict=True))
+    command, pipe = [sys.executable, "-c", code, str(copy)], subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as other:
+        assert other.stdout.readline() == "imported\n"
+        other.stdin.write("begin\n")
+        other.stdin.flush()
+        try:
+            tiny_experiment.run(copy, "candidates.shots.prompting.few_shot.shots=1", candidates=("shots",))
+            told = ""
+        except HarnessError as error:
+            told = str(error)
+        said = other.communicate()[1]
+    assert "" in (told, said)
+    assert all(not one or "another harness compare" in one for one in (told, said))
     assert runs_of(copy)["shots"].state == "done"
 
 

@@ -155,7 +155,7 @@ def test_parts_of_a_folder_beside_train_are_said_not_to_be_read(tmp_path):
     assert (len(kept.train), len(kept.validation), len(kept.test)) == (60, 10, 10)
 
 
-N = 3000
+N = 2100
 
 
 def resources(free_gib=64.0, device="cpu", gflops=1000.0):
@@ -167,7 +167,7 @@ def resources(free_gib=64.0, device="cpu", gflops=1000.0):
 
 @pytest.fixture(scope="module")
 def large_file(tmp_path_factory):
-    """Write three thousand rows with a label."""
+    """Write rows with a label, more than are asked of a test on any machine."""
     content = [
         {"text": f"Where is the {('card', 'pin')[i % 2]} of {i}?", "label": "ab"[i % 2]} for i in range(N)
     ]
@@ -196,7 +196,7 @@ def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched
 ):
     found = propose_on(gflops=1000.0)
     assert found.task.data.limits.train is None
-    assert "bounded to 20 min by 200 of 480 for validation, 400 of 600 for test" in find_time_line(found)
+    assert "bounded to 20 min by 200 of 336 for validation, 400 of 420 for test" in find_time_line(found)
     assert "sweep" in found.candidates["full"]
 
     found = propose(tmp_path, large_file, minutes=20.0)
@@ -207,9 +207,9 @@ def test_a_quick_machine_is_asked_all_and_a_base_that_is_not_here_is_not_fetched
 def test_a_slow_machine_gets_fewer_rows_and_no_sweep_and_is_told(propose_on):
     found = propose_on(gflops=0.12)
     limits = found.task.data.limits
-    assert limits.train < 1920
+    assert limits.train < 1344
     line = find_time_line(found)
-    assert f"{limits.train:,} of 1,920 rows to train on" in line
+    assert f"{limits.train:,} of 1,344 rows to train on" in line
     assert "--minutes" in line
     path = scaffold.write(found)[0]
     assert f"# {line}" in path.read_text()

@@ -125,11 +125,17 @@ def test_early_stopping_remembers_how_long_it_has_waited(tiny, tmp_path):
     assert (again.digest, again.training.n_steps) == (whole.digest, whole.training.n_steps)
 
 
-@pytest.fixture
-def checkpoint_folder(tiny, tmp_path):
+@pytest.fixture(scope="module")
+def stopped_folder(tiny, own_cache, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("stopped")
     with pytest.raises(Interrupted):
-        fit_tiny(tiny, tmp_path, lora, stop_at(8), r=2)
-    return tmp_path / CHECKPOINTS
+        fit_tiny(tiny, folder, lora, stop_at(8), r=2)
+    return folder
+
+
+@pytest.fixture
+def checkpoint_folder(stopped_folder, tmp_path):
+    return shutil.copytree(stopped_folder / CHECKPOINTS, tmp_path / CHECKPOINTS)
 
 
 def cut(path):
@@ -237,17 +243,20 @@ def flip(file):
     file.write_bytes(content)
 
 
-@pytest.mark.parametrize("damage", [cut, flip, Path.unlink], ids=["cut", "one bit", "gone"])
 @pytest.mark.parametrize(("method", "params"), [("lora", LORA), ("full", FULL)])
-def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params, damage):
+def test_damaged_weights_answer_nothing_and_start_nothing(session, method, params):
     recipe = session.experiment.candidates["lora"].model_copy(update={"method": method, "params": params})
     candidate = session.resolve("lora", recipe)
     made = ensure_weights(session, candidate, 0)
     with open_weights(session, made):
         pass
-    damage(next(made.folder.glob("*/*.safetensors")))
+    file = next(made.folder.glob("*/*.safetensors"))
     told = f"{made.folder.name} are damaged; try: delete that folder"
-    with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
-        pass
-    with pytest.raises(CandidateFailed, match=told):
-        fit(session, candidate, 0, FitInputs(made, None, (), made.folder.with_name("next")))
+    whole = file.read_bytes()
+    for damage in (cut, flip, Path.unlink):
+        file.write_bytes(whole)
+        damage(file)
+        with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
+            pass
+        with pytest.raises(CandidateFailed, match=told):
+            fit(session, candidate, 0, FitInputs(made, None, (), made.folder.with_name("next")))

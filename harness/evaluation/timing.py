@@ -67,22 +67,24 @@ def time_requests(
     nothing about other work here.
     """
 
-    def seconds(i: int) -> float:
-        before = read()
-        answer(i)
-        return read().wall_s - before.wall_s
-
     def time_once() -> Latency:
-        seconds(0)
-        start, times = read(), [seconds(0)]
+        answer(0)
+        readings = [read()]
+
+        def seconds(i: int) -> float:
+            answer(i)
+            readings.append(read())
+            return readings[-1].since(readings[-2]).wall_s
+
+        times = [seconds(0)]
         for i in range(1, n):
-            if len(times) >= _FEWEST and read().wall_s - start.wall_s > _LONGEST_S:
+            if len(times) >= _FEWEST and readings[-1].since(readings[0]).wall_s > _LONGEST_S:
                 break
             times.append(seconds(i))
         fast, slow = sorted((times[0], seconds(0)))
         may_jump = over_network or ignores_load()
         jumped = not may_jump and slow > _SPREAD * fast and slow - fast > _NOTICED_S
-        return Latency(tuple(times), jumped or read().since(start).is_contended(n_threads))
+        return Latency(tuple(times), jumped or readings[-1].since(readings[0]).is_contended(n_threads))
 
     first = time_once()
     if not first.contended:
