@@ -231,9 +231,9 @@ for i in range(20):
 def test_writers_at_the_same_time_leave_whole_rows(tmp_path):
     paths = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
     env = {**os.environ, "PYTHONPATH": paths, "HARNESS_CACHE": str(cache_dir())}
-    commands = ([sys.executable, "-c", KEEP_OFTEN, str(tmp_path / f"{i}")] for i in range(3))
+    commands = ([sys.executable, "-c", KEEP_OFTEN, str(tmp_path / f"{i}")] for i in range(2))
     writers = [subprocess.Popen(command, env=env) for command in commands]
-    assert [writer.wait(timeout=300) for writer in writers] == [0, 0, 0]
+    assert [writer.wait(timeout=300) for writer in writers] == [0, 0]
     assert find_base_rows(Store(tmp_path / "last"), IDENTITY, IDS, HERE, KERNELS)
     assert all(path.suffix == ".parquet" for path in list_kept_files())
 

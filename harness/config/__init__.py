@@ -8,6 +8,7 @@ short forms included.
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,6 +143,7 @@ def _place(problem: Problem) -> tuple[str, int]:
 _PATH = {"type": "string", "description": "a file, relative to harness.yaml"}
 
 
+@cache
 def json_schema() -> dict[str, Any]:
     """Return the schema of what harness.yaml may hold."""
     schema = Experiment.model_json_schema()

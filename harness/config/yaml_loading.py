@@ -6,8 +6,10 @@ problem for each error.
 
 import re
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from itertools import chain, islice
 from math import inf
 from pathlib import Path
@@ -76,6 +78,13 @@ def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
     Raises:
         UserError: the text is no YAML, or a key stands twice.
     """
+    value, marks = _parse_once(text, shown)
+    return deepcopy(value), dict(marks)
+
+
+@lru_cache(64)
+def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
+    """Parse a text that a command may read several times, such as a shipped suite; the result stays as it is."""
     marks: dict[Keys, str] = {(): f"{shown}:1"}
     try:
         loaded = load_yaml(text, "rt")
