@@ -84,7 +84,7 @@ def parse(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
 
 @lru_cache(64)
 def _parse_once(text: str, shown: str) -> tuple[Any, dict[Keys, str]]:
-    """Parse a text that a command may read several times, such as a shipped suite; the result stays as it is."""
+    """Parse a text that a command may read again, such as a shipped suite; nobody may change the result."""
     marks: dict[Keys, str] = {(): f"{shown}:1"}
     try:
         loaded = load_yaml(text, "rt")
