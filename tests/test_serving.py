@@ -140,6 +140,16 @@ def test_it_is_ready_with_the_stored_answers_and_ends_with_all_that_it_started(m
         assert KEY not in process.stderr.read()
 
 
+def test_it_ends_with_its_server(made):
+    with serving(made, "lora", "--to", "gguf") as (process, lines):
+        assert lines[0].startswith("ready: http://127.0.0.1:")
+        _, server = sorted(children_of(process.pid))
+        os.kill(server, signal.SIGKILL)
+        _, said = process.communicate(timeout=30)
+        assert process.returncode == 1
+        assert "llama.cpp's server ended with exit code -9; its last lines:" in said
+
+
 @pytest.mark.parametrize(
     ("template", "said"),
     [
@@ -230,15 +240,10 @@ def test_a_server_with_an_empty_key_does_not_start(monkeypatch):
     assert program.as_shell() == f"cd '/a  b' && {expected}"
 
 
-def test_a_prompt_with_shots_is_sent_whole_and_named_as_not_served_and_the_command_ends_with_its_server(made):
-    with serving(made, "hybrid") as (process, lines):
+def test_a_prompt_with_shots_is_sent_whole_and_named_as_not_served(made):
+    with serving(made, "hybrid") as (_, lines):
         assert lines[1].startswith("served are the weights alone: few_shot makes each request's prompt")
         assert len(json.loads(shlex.split(lines[-1])[-1])["messages"]) == 5
-        _, server = sorted(children_of(process.pid))
-        os.kill(server, signal.SIGKILL)
-        _, said = process.communicate(timeout=30)
-        assert process.returncode == 1
-        assert "llama.cpp's server ended with exit code -9; its last lines:" in said
 
 
 def test_an_artefact_is_served_from_its_own_export(made):
