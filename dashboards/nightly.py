@@ -11,7 +11,7 @@ import streamlit as st
 
 from harness import provenance, store
 from harness.formatting import UNKNOWN, count, percent, plain, points
-from harness.lifecycle.nightly_alarm import NightReport, add_remarks, build_report, list_missed_nights
+from harness.lifecycle.nightly_alarm import NightReport, build_report, list_missed_nights
 from harness.lifecycle.nightly_state import Night, State, home, read_nights, read_state
 from harness.spec import NightlyPolicy
 from parts import charts, controls, project, safe_text
@@ -32,8 +32,7 @@ def _tell(
             for a in _state.alarms
             if a.night <= then
         )
-        report = build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms))
-        out.append(add_remarks(report, _nights[n - 1]))
+        out.append(build_report(_name, _policy, _nights[:n], replace(_state, alarms=alarms)))
     return out
 
 

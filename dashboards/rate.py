@@ -55,7 +55,7 @@ def save(pair: Pair, runs: tuple[Run, Run], rater: str, turn: Turn, side: str) -
         seconds=round(time.time() - st.session_state.get("rating_since", time.time()), 1),
     )
     try:
-        store.save_rating(project.project().store, rating)
+        store.save_ratings(project.project().store, [rating])
     except HarnessError as error:  # the rating's own file is written first
         st.session_state["rating_note"] = str(error)
 

@@ -267,11 +267,6 @@ class Method:
         return self.makes_language_model and not self.keeps_base
 
     @property
-    def tracks(self) -> bool:
-        """Whether its training can keep the weights of checkpoints, as a recipe's `track` requests."""
-        return self.trains and self.makes_language_model
-
-    @property
     def trains_on_rows(self) -> bool:
         """Whether it trains a language model on rows, into which others can be mixed."""
         return self.trains and self.draws_from == "train"

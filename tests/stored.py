@@ -20,6 +20,7 @@ import stored_quickstart
 import worlds
 from openai_server import Rule, serve_model
 from rescue_worlds import AS_IT_IS, Version, World
+from tiny_experiment import rewrite_champion
 from worlds import GOOD, Sizes
 
 from harness import report, store
@@ -137,8 +138,7 @@ def judged_world(folder: Path) -> tuple[World, dict[str, Any]]:
         shutil.copytree(at.rows(base.digest), at.rows(first.digest))
         identity = at.rows(first.digest) / "identity.json"
         identity.write_text(identity.read_text().replace(champion.base_digest, FIRST_BASE))
-    file.with_suffix(".history.jsonl").unlink()
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"first_base": FIRST_BASE}))
+    rewrite_champion(file, first_base=FIRST_BASE)
     return rescue_worlds.open_world(made.path, JUDGED), runs | {"trial": trial}
 
 

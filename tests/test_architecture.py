@@ -85,11 +85,11 @@ OFFERED = {
     "models": "against_base artefacts chat_templates deltas devices embedded_model endpoints hardware hf hub loglikelihood memory openai_api pass_costs prefix_cache shapes supervision two_layer_copy vllm weight_files whole_model",
     # What happens to a run: a module each. Of `label_file` and `pair_file` a command loads one; the `write` of
     # `scheduler` is of files for cron and systemd.
-    "lifecycle": "corrections feedback label_file nightly nightly_state pair_file production release rescue scheduler",
+    "lifecycle": "corrections feedback label_file nightly pair_file production release rescue scheduler",
     # `clean` is of a text; few have findings or trackers.
     "report": "escape findings trackers",
-    # The functions of `frames` are `harness.frames`, loaded when it is first read; few have exports.
-    "store": "exports frames",
+    # The functions of `frames` are `harness.frames`, loaded when it is first read.
+    "store": "frames",
     # Run as a program, which the package must not have loaded.
     "training": "worker",
 }

@@ -142,15 +142,12 @@ def test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_res
     assert file.exists()
 
 
-def test_a_champion_without_a_history_is_the_first_entry_of_the_one_that_begins(tmp_path):
-    _, lines = write(tmp_path, "p1")
+def test_a_champion_without_a_history_is_refused_with_the_ways_out(tmp_path):
+    file, lines = write(tmp_path, "p1")
     lines.unlink()
-    with store.hold_champions(Store(tmp_path / "runs")):
-        store.record_champion(Store(tmp_path / "runs"), entries("p1 p2")[1])
-    history = store.read_history(tmp_path, "desk")
-    assert [(entry.number, entry.who) for entry in history.entries] == [(1, "unknown"), (2, "Ann")]
-    assert history.way_back == [1]
-    assert store.read_champion(tmp_path, "desk").run_id == "run-2"
+    with pytest.raises(UserError, match=r"found 0 entries, where desk\.json follows entry 1") as refused:
+        store.read_champion(tmp_path, "desk")
+    assert f"restore the file, for example by git checkout; to give them up, rm {file}" in str(refused.value)
 
 
 # On stored runs

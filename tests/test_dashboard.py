@@ -256,7 +256,9 @@ def test_a_run_that_failed_is_an_error_without_a_report_too(open_page, tmp_path)
 
 def test_the_champion_is_marked(open_page, tmp_path, made):
     champion = store.Champion("support", "knn-0", "x", 0, "x", "x", "x", "x", "x", {}, {}, {})
-    store.write_record(Store(tmp_path / "runs"), store.champion_file(tmp_path, "support"), champion)
+    store.record_champion(
+        Store(tmp_path / "runs"), store.ChampionEntry(1, "promotion", "", "Ann", "", 1, champion, keep=1)
+    )
     board = board_of(open_page("leaderboard"))
     assert dict(board["champion"]) == {"lora": "", "knn": "★", "prompt": ""}
 

@@ -23,7 +23,7 @@ from harness.models.hf import ModelHost
 from harness.progress import SilentProgress
 from harness.records import Noise, Origin, TaskNoise
 from harness.spec import GatePolicy
-from harness.store import References, Store
+from harness.store import Store
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -411,7 +411,7 @@ def test_drift_is_remembered_also_where_answers_are_scored_again_until_the_rows_
         assert verdict(run_further(path, overrides=overrides), "shots").outcome == "harness-drift"
     for run in store.list_runs(open_store(path)):
         if run.candidate == "shots":
-            release.remove_run(open_store(path), run.run_id, References())
+            release.remove_run(open_store(path), run.run_id)
     assert verdict(run_further(path), "shots").outcome == "pass"
 
 

@@ -246,7 +246,6 @@ def test_two_tasks_of_one_name_are_refused():
 def promote_other_weights(copy, candidate: str, digest: str) -> None:
     """Make a champion of rows that say another model than the base gave them."""
     path, champion = release.promote_named(copy, candidate, despite="a test")
-    raw = json.loads(path.read_text())
     at, moved = Store(copy.parent / "runs"), {}
     for key, rows_digest in champion.rows.items():
         other = replace(store.read_identity(at, rows_digest), weights_digest=digest)
@@ -254,8 +253,7 @@ def promote_other_weights(copy, candidate: str, digest: str) -> None:
         file = at.rows(other.digest) / "identity.json"
         file.write_text(file.read_text().replace(champion.weights_digest, digest))
         moved[key] = other.digest
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(json.dumps(raw | {"weights_digest": digest, "rows": moved}))
+    tiny_experiment.rewrite_champion(path, weights_digest=digest, rows=moved)
 
 
 def rule_of(judged) -> Rule | None:
@@ -292,9 +290,7 @@ def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_c
 
 def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
     path, _ = release.promote_named(copy, "lora", despite="a test")
-    raw = json.loads(path.read_text())
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(json.dumps(raw | {"first_base": "e" * 16}))
+    tiny_experiment.rewrite_champion(path, first_base="e" * 16)
     (against,) = release.gate(copy, "lora")
     rule = rule_of(against)
     assert rule is not None

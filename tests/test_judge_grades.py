@@ -30,7 +30,7 @@ from harness.evaluation.grading import likelihood_weights, mean_grade, token_wei
 from harness.evaluation.judges import answer_key, judge_messages
 from harness.experiment import compare
 from harness.lifecycle import release
-from harness.lifecycle.stored_gate import refuse_regraded
+from harness.lifecycle.gates import refuse_regraded
 from harness.records import Example
 from harness.spec import GatePolicy
 from harness.store import Store

@@ -32,26 +32,26 @@ def list_indexed_ratings(store):
 def test_a_rating_is_found_as_it_was_given_one_line_of_json(store):
     assert stores.list_ratings(store) == []
     stores.reindex(store)
-    stores.save_rating(store, RATING)
+    stores.save_ratings(store, [RATING])
     assert stores.list_ratings(store) == [RATING]
     assert stores.list_ratings(store, "support") == [RATING]
     assert stores.list_ratings(store, "other") == []
     with duckdb.connect(str(store.index), read_only=True) as db:
         assert db.execute("SELECT rater, left_side, choice FROM ratings").fetchall() == [("ann", "b", "a")]
-    stores.save_rating(store, RATING)
+    stores.save_ratings(store, [RATING])
     text = (store.folder / "ratings" / "r1.json").read_text()
     assert Rating(**json.loads(text)) == RATING
     with pytest.raises(HarnessError, match="names of single files"):
-        stores.save_rating(store, replace(RATING, rating_id="../r1"))
+        stores.save_ratings(store, [replace(RATING, rating_id="../r1")])
 
 
 @pytest.mark.e2e
 def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_holds_it(store):
     complete(store, IDENTITY, make_rows(3))
     stores.save_run(store, make_run("one", [IDENTITY.digest]))
-    stores.save_rating(store, RATING)
+    stores.save_ratings(store, [RATING])
     store.index.unlink()
-    stores.save_rating(store, replace(RATING, rating_id="r2"))
+    stores.save_ratings(store, [replace(RATING, rating_id="r2")])
     assert not store.index.exists(), "a click builds no index"
     assert stores.query(store, "SELECT run_id FROM runs").rows == [("one",)]
     assert list_indexed_ratings(store) == ["r1", "r2"]
@@ -67,13 +67,13 @@ def test_a_rating_leaves_it_to_the_next_query_to_build_the_index_which_then_hold
 @pytest.mark.e2e
 def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
     stores.reindex(store)
-    stores.save_rating(store, RATING)
+    stores.save_ratings(store, [RATING])
     failed: list[BaseException] = []
 
     def rate(name):
         try:
             for i in range(5):
-                stores.save_rating(store, replace(RATING, rating_id=f"{name}-{i}", rater=name))
+                stores.save_ratings(store, [replace(RATING, rating_id=f"{name}-{i}", rater=name)])
                 assert stores.list_ratings(store)
         except BaseException as error:  # noqa: BLE001
             failed.append(error)
@@ -90,12 +90,12 @@ def test_raters_of_one_process_and_readers_beside_them_lose_nothing(store):
 @pytest.mark.e2e
 def test_a_rating_whose_index_is_held_is_kept_as_a_file_until_the_next(store):
     stores.reindex(store)
-    stores.save_rating(store, RATING)
+    stores.save_ratings(store, [RATING])
     with index.writer_lock(store, 1):
-        stores.save_rating(store, replace(RATING, rating_id="r2"))
+        stores.save_ratings(store, [replace(RATING, rating_id="r2")])
     assert list_indexed_ratings(store) == ["r1"]
     assert [rating.rating_id for rating in stores.list_ratings(store)] == ["r1", "r2"]
-    stores.save_rating(store, replace(RATING, rating_id="r3"))
+    stores.save_ratings(store, [replace(RATING, rating_id="r3")])
     assert list_indexed_ratings(store) == ["r1", "r2", "r3"]
 
 

@@ -17,6 +17,7 @@ import lmeval_folder
 import numpy as np
 import pytest
 from conftest import find_shared_data
+from tiny_experiment import rewrite_champion
 
 from harness import config, gate, store
 from harness.analysis.gating import GateResult, worst_result
@@ -229,8 +230,7 @@ def test_against_a_champion_without_suites_the_base_judges_and_the_change_on_the
         if name == "lora":
             assert (judged.baseline, judged.verdict) == ("the base", before.verdict)
 
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(path.read_text().replace(champion.run_id, "tiny-bag-elsewhere"))
+    rewrite_champion(path, run_id="tiny-bag-elsewhere")
     (said,) = release.gate(copy, "lora")[0].notes
     assert said.endswith(f"unknown, for its run is no longer in {copy.parent / 'runs'}")
     _, champion = release.promote_named(copy, "prompt")
@@ -263,8 +263,7 @@ def test_a_run_of_an_experiment_that_was_moved_is_of_the_same_recipe_if_its_file
 
 def test_a_champion_whose_rows_are_gone_is_refused(copy):
     path, champion = release.promote_named(copy, "lora", despite="a test")
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(path.read_text().replace(champion.weights_digest, "0" * 16))
+    rewrite_champion(path, weights_digest="0" * 16)
     for digest in champion.rows.values():
         shutil.rmtree(copy.parent / "runs" / "rows" / digest)
     with pytest.raises(IncompatibleRuns, match="no rows of the champion") as refused:
@@ -281,10 +280,7 @@ def test_rows_of_a_champion_in_another_precision_are_refused(command, copy):
     shutil.copytree(at.rows(champion.rows["facts/test"]), at.rows(other.digest))
     file = at.rows(other.digest) / "identity.json"
     file.write_text(file.read_text().replace('"fp32"', '"bf16"').replace(champion.weights_digest, "f" * 16))
-    raw = json.loads(path.read_text())
-    raw |= {"weights_digest": "f" * 16, "rows": {**raw["rows"], "facts/test": other.digest}}
-    path.with_suffix(".history.jsonl").unlink()
-    path.write_text(json.dumps(raw))
+    rewrite_champion(path, weights_digest="f" * 16, rows=champion.rows | {"facts/test": other.digest})
     done = command("gate", "--candidate", "prompt", "-c", str(copy))
     assert done.returncode == 5
     assert "precision 'bf16' and 'fp32'" in done.stderr

@@ -245,22 +245,22 @@ KILLED_WHILE_WRITING = """
 import os, signal, sys
 from pathlib import Path
 from harness.store.layout import Store, rename_when_whole
-def write(part):
+with rename_when_whole(Store(Path(sys.argv[1])), Path(sys.argv[2])) as part:
     part.write_text('half a li')
     os.kill(os.getpid(), signal.SIGKILL)
-rename_when_whole(Store(Path(sys.argv[1])), Path(sys.argv[2]), write)
 """
 
 
 def test_a_writer_that_is_killed_or_fails_leaves_what_was_there(store):
     stores.write_whole(store, store.folder / "x.json", "old")
 
-    def write(part):
-        part.write_text("half")
-        raise RuntimeError
+    def fail():
+        with rename_when_whole(store, store.folder / "x.json") as part:
+            part.write_text("half")
+            raise RuntimeError
 
     with pytest.raises(RuntimeError):
-        rename_when_whole(store, store.folder / "x.json", write)
+        fail()
     assert (store.folder / "x.json").read_text() == "old"
     assert leftovers(store) == []
     append(store, IDENTITY, make_rows(BLOCK))
@@ -569,11 +569,11 @@ import os, signal, sys
 from dataclasses import replace
 from pathlib import Path
 from harness import store as stores
-from harness.store import index
+from harness.store import ingest
 at = stores.Store(Path(sys.argv[1]))
 run = replace(stores.read_run(at.run_file("a")), run_id="c")
 def killed(frame, event, argument):
-    if event == "return" and (frame.f_code.co_name, frame.f_code.co_filename) == ("build", index.__file__):
+    if event == "return" and (frame.f_code.co_name, frame.f_code.co_filename) == ("sync", ingest.__file__):
         os.kill(os.getpid(), signal.SIGKILL)
 sys.setprofile(killed)
 stores.save_run(at, run)

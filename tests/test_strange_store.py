@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import fake_project
 import pytest
@@ -15,7 +15,7 @@ from harness.errors import HarnessError, UserError
 from harness.lifecycle import nightly_state as state
 from harness.lifecycle import release
 from harness.progress import SilentProgress
-from harness.store import References, Store
+from harness.store import Store
 from harness.store.garbage import size
 
 HOSTILE_NAMES = [
@@ -188,7 +188,7 @@ SWEPT = """\
 
 
 def list_unused(store, **options):
-    found = release.list_unreferenced(store, state.references(store), **options)
+    found = release.list_unreferenced(store, **options)
     return {str(one.path.relative_to(store.folder)) for one in found.removable}
 
 
@@ -261,9 +261,14 @@ def test_a_run_is_removed_without_the_rows_and_weights_that_nights_refer_to(stor
     for name in names:
         write_fit(store, name, f"weights of {name}")
         stores.save_run(store, make_run(name, [OTHER.digest], training={"fit_key": name}))
-    nights = References(frozenset({OTHER.digest}), frozenset({"tonight"}), frozenset({"weights of pinned"}))
+    folder = state.home(store, "desk")
+    reference = state.Reference("r", {"a/test": OTHER.digest}, {}, "weights of pinned", "p", "d", "e")
+    state.write_state(store, folder, state.State({"lora": reference}))
+    watched = state.NightCandidate("lora", "r", "t", (), fit_keys=("tonight",))
+    night = state.Night("2025-01-01", "", "", "", "fp32", "e", {}, (watched,), {}, {})
+    state.write_night(store, folder, night)
     for name in names:
-        release.remove_run(store, name, nights)
+        release.remove_run(store, name)
     assert [store.weights(name).exists() for name in names] == [True, True, False]
     assert store.parquet(OTHER.digest).exists()
 
@@ -278,31 +283,24 @@ def test_what_is_not_finished_is_kept_until_it_is_asked_for(store):
 def test_while_work_is_unfinished_all_that_may_be_its_own_is_kept_and_the_work_named(store):
     complete(store, OTHER, make_rows(3))
     stores.begin(store, "desk-lora-s0")
-    found = release.remove_unreferenced(store, References())
+    found = release.remove_unreferenced(store)
     assert (found.removable, found.wanted_by) == ((), ("desk-lora-s0",))
     assert store.parquet(OTHER.digest) in {one.path / "rows.parquet" for one in found.kept}
-    release.remove_unreferenced(store, References(), unfinished=True)
+    release.remove_unreferenced(store, unfinished=True)
     assert not store.rows(OTHER.digest).exists()
     assert stores.list_begun(store) == []
-
-
-def test_a_run_that_does_not_name_the_weights_behind_it_keeps_what_may_be_those(store):
-    stores.save_run(store, make_run("a", [], training={"fit_key": "own", "init_wall_s": 1.0}))
-    write_fit(store, "trial", "t")
-    assert release.list_unreferenced(store, References()).wanted_by == ("a",)
-    assert list_unused(store) == set()
 
 
 def test_nothing_is_removed_while_a_run_cannot_be_read_and_weights_behind_another_outlive_theirs(run_store):
     write_fit(run_store, "lost", "l")
     stores.save_run(run_store, make_run("b", [], training={"fit_key": "lost"}))
-    release.remove_run(run_store, "b", References())
+    release.remove_run(run_store, "b")
     assert run_store.weights("lost").exists()
 
     (run_store.folder / "torn").mkdir()
     (run_store.folder / "torn" / "run.json").write_text("{")
     with pytest.raises(HarnessError, match="readable run files"):
-        release.remove_unreferenced(run_store, References())
+        release.remove_unreferenced(run_store)
 
 
 class InterruptAtStage(SilentProgress):
@@ -320,11 +318,11 @@ class InterruptAtStage(SilentProgress):
 def test_nothing_of_an_experiment_is_unused_and_all_is_once_its_runs_are_gone(tiny, store, tmp_path):
     tiny_experiment.run(tiny_experiment.write(tmp_path, tiny, SWEPT))
     assert len(list((store.folder / "weights").iterdir())) == 3
-    found = release.list_unreferenced(store, References())
+    found = release.list_unreferenced(store)
     assert (found.removable, found.wanted_by) == ((), ())
     for one in stores.list_runs(store):
-        release.remove_run(store, one.run_id, References())
-    release.remove_unreferenced(store, References())
+        release.remove_run(store, one.run_id)
+    release.remove_unreferenced(store)
     assert [*(store.folder / "rows").iterdir(), *(store.folder / "weights").iterdir()] == []
 
 
@@ -339,31 +337,33 @@ def test_a_comparison_that_is_ended_leaves_its_name_until_it_is_finished(tiny, s
 
 
 def write_champion(store, run_id, **changes):
-    """Write a champion's file beside the runs folder, as `promote` does."""
+    """Write a champion beside the runs folder, as `promote` does, and keep no earlier one."""
     champion = stores.Champion("desk", run_id, "lora", 0, "desk", "m", "w", "b", "2025", {}, {}, {})
-    path = store.folder.parent / "baselines" / "champions" / "desk.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(replace(champion, **changes))))
+    number = len(stores.read_history(store.folder.parent, "desk").entries) + 1
+    promoted = replace(champion, **changes)
+    entry = stores.ChampionEntry(number, "promotion", "", "Ann", "", number, promoted, keep=1)
+    with stores.hold_champions(store):
+        stores.record_champion(store, entry)
 
 
 def test_what_removing_a_run_would_free_is_what_removing_it_frees(store):
     save_two_runs(store)
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x" * 10_000)
-    before = stores.disk_use(store, stores.list_runs(store))
-    assert before.weights == 10_000
+    before, freed = stores.disk_use(store, stores.list_runs(store))
+    assert before["weights"] == 10_000
     stores.remove_run(store, "b")
-    after = stores.disk_use(store, stores.list_runs(store))
-    files = [use.rows + use.weights + use.unfinished for use in (before, after)]
-    assert before.freed["b"] == files[0] - files[1] > 10_000
+    after, _ = stores.disk_use(store, stores.list_runs(store))
+    files = [use["rows"] + use["weights"] + use["unfinished"] for use in (before, after)]
+    assert freed["b"] == files[0] - files[1] > 10_000
 
 
 def test_rows_and_weights_that_are_not_complete_are_named_apart(store):
     complete(store, OTHER, make_rows(3))
     append(store, IDENTITY, make_rows(64))
     stores.write_whole(store, store.folder / "weights" / "fit.part" / "checkpoint-1" / "x", "x" * 500)
-    use = stores.disk_use(store, [])
-    assert use.rows == size(store.rows(OTHER.digest))
-    assert use.unfinished == size(store.rows(IDENTITY.digest)) + 500
+    use, _ = stores.disk_use(store, [])
+    assert use["rows"] == size(store.rows(OTHER.digest))
+    assert use["unfinished"] == size(store.rows(IDENTITY.digest)) + 500
 
 
 def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_run_is_called(store):
@@ -371,12 +371,12 @@ def test_the_champion_is_not_removed_and_its_rows_and_weights_stay_whatever_the_
     stores.write_whole(store, store.weights("fit-b") / "adapter.bin", "x")
     write_champion(store, "b")
     with pytest.raises(UserError, match=r"b, the champion of desk.*promote another run first"):
-        release.remove_run(store, "b", References())
-    release.remove_run(store, "a", References())
+        release.remove_run(store, "b")
+    release.remove_run(store, "a")
     assert [run.run_id for run in stores.list_runs(store)] == ["b"]
     kept = {"rows": {"facts/test": OTHER.digest}, "weights_digest": "weights of b"}
     write_champion(store, "a run of another folder", **kept)
-    release.remove_run(store, "b", References())
+    release.remove_run(store, "b")
     assert store.parquet(OTHER.digest).exists()
     assert (store.weights("fit-b") / "adapter.bin").exists()
 
@@ -386,8 +386,8 @@ def test_nothing_is_removed_while_a_compare_is_at_work(store):
     save_two_runs(store)
     complete(store, OTHER, make_rows(3))
     for remove in (
-        lambda: release.remove_run(store, "b", References()),
-        lambda: release.remove_unreferenced(store, References()),
+        lambda: release.remove_run(store, "b"),
+        lambda: release.remove_unreferenced(store),
     ):
         with stores.hold(store), pytest.raises(HarnessError, match="another harness compare at work"):
             remove()
@@ -398,6 +398,6 @@ def test_nothing_is_removed_while_a_compare_is_at_work(store):
 def test_checkpoints_of_a_training_that_is_not_finished_outlive_every_removal(store):
     stores.write_whole(store, store.folder / "weights" / "fit-a.part" / "checkpoints" / "x", "x")
     stores.save_run(store, make_run("a", []))
-    release.remove_run(store, "a", References())
+    release.remove_run(store, "a")
     stores.reindex(store)
     assert (store.folder / "weights" / "fit-a.part" / "checkpoints" / "x").exists()

@@ -11,7 +11,7 @@ from harness import store as stores
 from harness.errors import UserError
 from harness.lifecycle import release
 from harness.records import MetricRange, Trial
-from harness.store import References, Store, TrialRun
+from harness.store import Store, TrialRun
 from harness.store.garbage import size
 
 SWEPT = """\
@@ -103,7 +103,7 @@ def test_removing_a_run_removes_its_trials_with_their_weights_and_rows_and_frees
     assert chosen.run.weights_digest != IDENTITY.weights_digest
     said = stores.count_freed_by_trials(store, stores.list_runs(store))["desk-lora-s0-1"]
     before = size(store.folder / "weights") + size(store.folder / "rows")
-    own = stores.disk_use(store, stores.list_runs(store)).freed["desk-lora-s0-1"]
+    own = stores.disk_use(store, stores.list_runs(store))[1]["desk-lora-s0-1"]
     stores.remove_run(store, "desk-lora-s0-1")
     assert (list_kept(store), weights(store)) == (set(), set())
     assert said + own == before - size(store.folder / "rows") == 30_000
@@ -149,7 +149,7 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
     save_chosen(store, "desk-lora-s0-1", keep_trial(store, "aa"))
     left = keep_trial(store, "bbb")
     stores.write_whole(store, store.weights("bbb") / "fit.json", json.dumps({"digest": "weights of bbb"}))
-    removed = release.remove_unreferenced(store, References()).removable
+    removed = release.remove_unreferenced(store).removable
     paths = {str(one.path.relative_to(store.folder)) for one in removed}
     assert paths == {"weights/bbb", f"trials/{left.run.run_id}.json"}
     assert (list_kept(store), weights(store)) == ({"aa"}, {"aa"})
@@ -158,7 +158,7 @@ def test_a_trial_of_no_run_is_unused_with_its_weights(store):
 def test_while_work_is_unfinished_its_trials_are_not_unused(store):
     keep_trial(store, "bbb")
     stores.begin(store, "desk")
-    assert release.list_unreferenced(store, References()).removable == ()
+    assert release.list_unreferenced(store).removable == ()
 
 
 def keep_prompt_trials(store, **rows):
@@ -179,7 +179,7 @@ def test_a_trial_of_prompts_is_listed_and_kept_with_the_run_that_was_chosen_amon
     trials = keep_prompt_trials(store, brief=[], kind=[])
     (run,) = stores.list_runs(store)
     assert stores.trials_by_run(store, [run]) == {"desk-best-s0-1": trials, "": []}
-    assert stores.list_unneeded_trials(store, [run]) == []
+    assert stores.split_trials(store, [run])[1] == []
     with pytest.raises(UserError, match="next: harness runs rm desk-best-s0-1, which removes its trials too"):
         stores.remove_run(store, trials[0].run.run_id)
     stores.remove_run(store, "desk-best-s0-1")
@@ -190,7 +190,7 @@ def test_the_answers_to_a_prompt_that_a_run_was_chosen_among_are_not_unused(stor
     complete(store, IDENTITY, make_rows(40))
     complete(store, OTHER, make_rows(40))
     keep_prompt_trials(store, brief=[IDENTITY.digest])
-    found = release.list_unreferenced(store, References())
+    found = release.list_unreferenced(store)
     assert [one.path.name for one in found.removable] == [OTHER.digest]
 
 

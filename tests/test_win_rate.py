@@ -201,7 +201,7 @@ def rate(path, choice_of):
         sides = {"run_a": runs["base"].run_id, "run_b": runs["mine"].run_id, "left": "a"}
         rated = {"task": "letters", "example_id": item, "rows_a": rows["base"], "rows_b": rows["mine"]}
         one = replace(RATING, rating_id=f"r{i}", choice=choice_of(i), **rated, **sides)
-        store.save_rating(at, one)
+        store.save_ratings(at, [one])
 
 
 @pytest.mark.e2e

@@ -160,3 +160,14 @@ def read_all_rows(folder: Path) -> dict[str, list[dict]]:
 def runs_of(path: Path) -> dict[str, Run]:
     """Read the stored runs of an experiment, the last of each candidate."""
     return {run.candidate: run for run in store.list_runs(store.Store(path.parent / "runs"))}
+
+
+def rewrite_champion(file, **changes):
+    """Change the champion of the last promotion in its history, which the champion's file follows."""
+    history = file.with_suffix(".history.jsonl")
+    *earlier, last = history.read_text().splitlines(keepends=True)
+    entry = json.loads(last)
+    history.write_text(
+        "".join(earlier) + json.dumps(entry | {"champion": entry["champion"] | changes}) + "\n"
+    )
+    file.unlink()  # the next reader writes it again

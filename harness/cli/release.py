@@ -88,7 +88,7 @@ def champions_rollback(
     from harness.lifecycle import release
     from harness.store import Store
 
-    entry = release.roll_back(config, number, why=reason, by=by)
+    entry = release.record_again(config, "rollback", number, reason, by)
     if missing := release.missing_files(Store(config.parent / "runs"), entry.champion):
         step = ExperimentFile(config=config).command_line().command("compare")
         say(f"no {', no '.join(missing)}; next: {step}, which makes it again")
@@ -105,7 +105,7 @@ def champions_retire(
     """
     from harness.lifecycle import release
 
-    entry = release.retire(config, number, why=reason, by=by)
+    entry = release.record_again(config, "retirement", number, reason, by)
     _print_entry(entry, config, as_json)
     step = ExperimentFile(config=config).command_line().command("runs", "rm", entry.champion.run_id)
     say(f"next: {step} removes its run with its files, which stay until then")

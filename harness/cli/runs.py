@@ -42,20 +42,18 @@ def runs_list(kept: StoredRuns, as_json: Json = False) -> None:
     at = store.Store(kept.folder)
     found, (_, unreadable) = store.list_runs(at), store.runs_on_disk(at)
     trials = store.trials_by_run(at, found)
-    used, of_trials = store.disk_use(at, found), store.count_freed_by_trials(at, found)
-    freed = {run_id: used.freed.get(run_id, 0) + n for run_id, n in of_trials.items()}
+    used, freed = store.disk_use(at, found)
+    for run_id, n_bytes in store.count_freed_by_trials(at, found).items():
+        freed[run_id] = freed.get(run_id, 0) + n_bytes
     listed = _map_facts if as_json else _map_lines
-    print_value(listed(found, trials, used.freed | freed), as_json)
+    print_value(listed(found, trials, freed), as_json)
     for problem in unreadable:
         say(f"left out, as damaged: {problem}; next: repair or delete it")
     if not found:
         step = f"{kept.command_line().command('compare')}, or name another folder with --runs"
         say(f"no run is stored in {kept.folder}; next: {step}")
-    say(
-        f"{kept.folder}: {size(used.total)} on the disk: rows {size(used.rows)}, weights "
-        f"{size(used.weights)}, index {size(used.index_file)}, unfinished {size(used.unfinished)}, "
-        f"control arm {size(used.control)}, nights {size(used.nightly)}, others {size(used.others)}"
-    )
+    by_kind = ", ".join(f"{kind} {size(n_bytes)}" for kind, n_bytes in used.items())
+    say(f"{kept.folder}: {size(sum(used.values()))} on the disk: {by_kind}")
     shared = store.base_rows_use()
     say(f"{shared.path}: {size(shared.n_bytes)} of base models' answers, for all experiments on this machine")
 
@@ -112,7 +110,6 @@ def runs_rm(
     """
     from harness import store
     from harness.lifecycle import release
-    from harness.lifecycle.nightly_state import references
 
     if (run_id is None) != unused or ((unfinished or yes) and not unused):
         given = f"{run_id or 'no run'}{' with' if unused or unfinished or yes else ' and no'} options"
@@ -120,12 +117,12 @@ def runs_rm(
         raise UserError(Problem("harness runs rm", given, "a run, or --unused", step))
     at = store.Store(kept.folder)
     if run_id is not None:
-        release.remove_run(at, run_id, references(at))
+        release.remove_run(at, run_id)
         say(f"removed {run_id}")
         return
     shared = store.base_rows_use()
     look = release.remove_unreferenced if yes else release.list_unreferenced
-    found = look(at, references(at), unfinished=unfinished)
+    found = look(at, unfinished=unfinished)
     listed = {str(one.path.relative_to(at.folder)): size(one.n_bytes) for one in found.removable}
     if shared.n_bytes:  # they are computed again when needed
         listed[str(shared.path)] = f"{size(shared.n_bytes)}, of every folder on this machine"

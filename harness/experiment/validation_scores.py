@@ -104,7 +104,7 @@ def scoring_problems(
 ) -> Iterator[Problem]:
     """Yield that there are no items to measure forgetting on, or no checkpoints to measure."""
     where, bound = f"candidate {candidate.name}", candidate.recipe.subject_to
-    if candidate.recipe.track and not candidate.method.tracks:
+    if candidate.recipe.track and not (candidate.method.trains and candidate.method.makes_language_model):
         found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
         expected = f"one of the methods {', '.join(methods(tracks=True))}"
         yield Problem(where, found, expected, "remove track")

@@ -16,4 +16,4 @@ from harness.exports._plan import (
     write_whole,
 )
 from harness.exports._serving import Address, Readiness, ServingPlan, plan_serving, start, wait
-from harness.store.exports import ExportedFile, exports_of, main_file, read_export, verify_export
+from harness.store import ExportedFile, exports_of, main_file, read_export, verify_export

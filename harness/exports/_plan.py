@@ -2,7 +2,8 @@
 
 Invariant: a folder appears with all its files or not at all. Weights are hashed anew before they are read,
 and the run's own digest has to be theirs. The record, `export.json`, names no path of a machine; whether a
-folder is still whole, is asked of its content alone, never of a remembered checksum.
+folder is still whole, is asked of its content alone, never of a remembered checksum. The lines beside
+passages print the prompt that the run was asked by, word for word, but in scripts without blanks.
 """
 
 import json
@@ -10,30 +11,25 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import uuid4
 
-from harness import __version__, plugins, provenance, store
+from harness import __version__, plugins, prompting, provenance, store
 from harness.cache import sync
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.evaluation import limits_of
-from harness.evaluation.candidates import (
-    ResolvedCandidate,
-    base_weights,
-    merge_weights,
-    read_weights,
-)
+from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.row_sets import target_sets
-from harness.evaluation.session import Session
+from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.verification import verify_weights
-from harness.exports._passages import add_passages
 from harness.models import hub
 from harness.models.hub import ModelSource
 from harness.models.whole_model import open_whole, save_whole, stored_precision, unmergeable
 from harness.progress import Advance
+from harness.prompting import PromptingContext
 from harness.records import Run, checksum
 from harness.spec import ExportPolicy, Recipe
-from harness.store.exports import RECORD, Export, ExportedFile, list_files, verify_export
+from harness.store import EXPORT_RECORD, Export, ExportedFile, list_exported_files, verify_export
 from harness.training import Weights
 
 _KINDS = ("base", "adapter", "delta", "model")
@@ -221,7 +217,7 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
     """
     folder, part = plan.folder, plan.folder.with_name(f".{plan.folder.name}.{uuid4().hex}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / RECORD).is_file():
+        if not (folder / EXPORT_RECORD).is_file():
             found, step = "files, and no export.json among them", "name another folder with --out"
             raise UserError(Problem(str(folder), found, "a new or empty folder", step))
         export = verify_export(folder)
@@ -237,11 +233,11 @@ def export_run(session: Session, plan: ExportPlan) -> Exported:
         part.mkdir(mode=0o700)
         try:
             made = plugins.load("exports", plan.format).FORMAT.write(ExportJob(session, plan, advance), part)
-            add_passages(session.target, plan.candidate, plan.run.seed, part)
+            _add_passages(session.target, plan.candidate, plan.run.seed, part)
             export = _describe(session, plan, made, part)
             text = json.dumps(asdict(export), indent=2, ensure_ascii=False, allow_nan=False)
-            (part / RECORD).write_text(f"{text}\n", "utf-8")
-            for path in (*list_files(part).values(), part):
+            (part / EXPORT_RECORD).write_text(f"{text}\n", "utf-8")
+            for path in (*list_exported_files(part).values(), part):
                 sync(path)
             part.rename(folder)  # an empty folder is replaced
             sync(folder.parent)
@@ -269,7 +265,7 @@ def _describe(session: Session, plan: ExportPlan, written: Written, folder: Path
         weights_digest=run.weights_digest,
         files={
             name: ExportedFile(checksum(path), path.stat().st_size)
-            for name, path in list_files(folder).items()
+            for name, path in list_exported_files(folder).items()
         },
         types=dict(written.types),
         versions={"harness": __version__, **packages, **written.versions},
@@ -296,3 +292,87 @@ def write_whole(job: ExportJob, folder: Path, precision: str) -> float:
         limits = limits_of(job.session.target.task, plan.candidate.recipe.sampling)
         save_whole(whole, folder, precision, limits)
         return whole.gap
+
+
+_PASSAGES = "passages.jsonl"
+_BM25 = """\
+import bm25s
+index = bm25s.BM25(method="lucene")
+def words(texts):
+    return bm25s.tokenize(texts, token_pattern=r"\\w+", stopwords="en", return_ids=False, show_progress=False)
+index.index(words(texts), show_progress=False)
+def score(question):
+    found = words([question])[0]
+    return index.get_scores(found) if found else [0.0] * len(texts)
+"""
+_DENSE = """\
+from sentence_transformers import SentenceTransformer
+encoder = SentenceTransformer({model!r})
+vectors = encoder.encode_document(texts, normalize_embeddings=True)
+def score(question):
+    return vectors @ encoder.encode_query([question], normalize_embeddings=True)[0]
+"""
+_RERANK = """\
+from sentence_transformers import CrossEncoder
+reranker = CrossEncoder({rerank!r})
+def best(question):
+    scores = score(question)
+    read = sorted(range(len(texts)), key=lambda i: -scores[i])[:{n}]
+    found = dict(zip(read, reranker.predict([(question, texts[i]) for i in read])))
+    return sorted(read, key=lambda i: -found[i])[:{top_k}]
+"""
+_BEST = """\
+def best(question):
+    scores = score(question)
+    return sorted(range(len(texts)), key=lambda i: -scores[i])[:{top_k}]
+"""
+_MARKS = {
+    None: '""',
+    "number": """f"[{ids.index(passage['id']) + 1}] \"""",
+    "id": """f"[{passage['id']}] \"""",
+}
+_PROMPT = """\
+def prompt(question):
+    found = [passages[i] for i in best(question)]
+    ids = list(dict.fromkeys(passage["id"] for passage in found))
+    def line(passage):
+        return {mark} + " ".join(f"{{passage['title']}}: {{passage['text']}}".removeprefix(": ").split())
+    return "Context:\\n" + "\\n".join(map(line, found)) + "\\n\\n" + question
+"""
+_PAGE = """\
+## Passages for these weights
+
+`passages.jsonl` holds the {n} passages that this model was judged with, and `export.json` the system message
+and the template of its prompts. These lines put the best {top_k} in front of a question, as in the judged
+run{but}:
+
+```python
+import json
+passages = [json.loads(line) for line in open("passages.jsonl", encoding="utf-8")]
+texts = [f"{{p['title']}} {{p['text']}}" for p in passages]
+{lines}print(prompt("your question"))
+```
+"""
+
+
+def _add_passages(target: MeasuredTask, candidate: ResolvedCandidate, seed: int, folder: Path) -> None:
+    """Write the passages of a candidate with retrieval into its export, with README.md; nothing of others."""
+    items = target.items
+    context = PromptingContext(target.task, items.train, items.documents, seed, dry_run=True)
+    for settings, passages in prompting.list_passages(candidate.recipe.prompting, context):
+        lines = (json.dumps(passage._asdict(), ensure_ascii=False) for passage in passages)
+        (folder / _PASSAGES).write_text("".join(f"{line}\n" for line in lines), "utf-8")
+        but = ", but in scripts without blanks" if settings["retriever"] == "bm25" else ""
+        page = _PAGE.format(n=len(passages), top_k=settings["top_k"], but=but, lines=_lines(settings))
+        with (folder / "README.md").open("a", encoding="utf-8") as file:
+            file.write(page)
+
+
+def _lines(settings: dict[str, Any]) -> str:
+    """Return the lines that retrieve by these settings."""
+    score = _DENSE.format(model=settings["model"]) if settings["retriever"] == "dense" else _BM25
+    best, top_k = _BEST.format(top_k=settings["top_k"]), settings["top_k"]
+    if settings.get("rerank"):
+        n = settings.get("rerank_from") or 20
+        best = _RERANK.format(rerank=settings["rerank"], n=n, top_k=top_k)
+    return score + best + _PROMPT.format(mark=_MARKS[settings.get("mark")])

@@ -35,7 +35,7 @@ from harness.models.weight_files import content_digest
 from harness.records import Limits, Output, PromptText, Run, SampleResult
 from harness.spec import Experiment, Recipe, VllmPolicy
 from harness.stats import binomial_p
-from harness.store.exports import RECORD, Export, exports_of, main_file, read_export, verify_export
+from harness.store import EXPORT_RECORD, Export, exports_of, main_file, read_export, verify_export
 
 Way = Literal["gguf", "merged", "vllm"]
 FORMATS: Mapping[Way, str] = {"gguf": "gguf", "merged": "merged", "vllm": "merged"}  # export of each
@@ -225,7 +225,12 @@ def plan_serving(session: Session, run: Run, to: str | None, address: Address) -
     if folders := [folder for folder, one in known.items() if one.format == FORMATS[way]]:
         folder = max(folders, key=lambda one: known[one].created)
         export = verify_export(folder)
-        _refuse_unnoted(session, run, folder, export)
+        entries = store.read_history(session.store.folder.parent, task.name).entries
+        promotions = [one for one in entries if one.event == "promotion"]
+        noted = [one.exports.get(folder.name) for one in promotions if one.champion.run_id == run.run_id]
+        if noted and noted[-1] not in (None, {name: file.sha256 for name, file in export.files.items()}):
+            step = f"delete it, then harness export {run.run_id} --to {export.format}"
+            raise UserError(Problem(str(folder), "other files than at the promotion", "those files", step))
     elif is_artefact:
         found = f"an artefact in the format {', '.join(one.format for one in known.values())}"
         raise UserError(Problem(f"--to {way}", found, FORMATS[way], "name the run that it was exported from"))
@@ -245,7 +250,7 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
     """
     path = Path(run.recipe["path"])
     folder, found = artefacts.find_tokenizer_folder(path), ""
-    if not (folder / RECORD).is_file():
+    if not (folder / EXPORT_RECORD).is_file():
         found, step = "no export.json", "harness export of the run that it was made from, then serve that"
     elif artefacts.format_of(path) == "gguf" and run.weights_digest != content_digest(
         artefacts.artefact_files(path)
@@ -255,16 +260,6 @@ def _read_artefact(run: Run) -> dict[Path, Export]:
     if found:
         raise UserError(Problem(str(path), found, "the export that was measured", step))
     return {folder: read_export(folder)}
-
-
-def _refuse_unnoted(session: Session, run: Run, folder: Path, export: Export) -> None:
-    """Refuse an export whose files are not those that were noted when its run became the champion."""
-    entries = store.read_history(session.store.folder.parent, session.target.task.name).entries
-    noted = [one.exports for one in entries if one.champion.run_id == run.run_id and one.event == "promotion"]
-    known = noted[-1].get(folder.name) if noted else None
-    if known and known != {name: file.sha256 for name, file in export.files.items()}:
-        step = f"delete it, then harness export {run.run_id} --to {export.format}"
-        raise UserError(Problem(str(folder), "other files than at the promotion", "those files", step))
 
 
 def _choose(experiment: Experiment, to: str | None, known: Sequence[Export]) -> Way:

@@ -17,8 +17,9 @@ from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
 from harness.experiment import Study, add_lm_eval, load_study, reached_on_target
 from harness.formatting import RATE
+from harness.lifecycle import nightly_state
 from harness.records import Run
-from harness.store import Champion, ChampionEntry, Leftover, References, Store, exports
+from harness.store import Champion, ChampionEntry, Leftover, Store
 
 
 def promote(
@@ -86,28 +87,16 @@ def promote(
     return store.record_champion(at, entry), champion
 
 
-def roll_back(path: Path, number: int | None = None, *, why: str = "", by: str = "") -> ChampionEntry:
-    """Make an earlier champion the champion again: that of an entry, by default the one before this one.
-
-    Raises:
-        UserError: no such champion is left, it is the champion already, or its rows are gone.
-    """
-    return _record_again(path, "rollback", number, why, by)
-
-
-def retire(path: Path, number: int | None = None, *, why: str = "", by: str = "") -> ChampionEntry:
-    """Retire a champion, by default the present one: no rollback returns to it, and its files may go.
-
-    Raises:
-        UserError: there is no such champion, or it is retired already.
-    """
-    return _record_again(path, "retirement", number, why, by)
-
-
-def _record_again(
+def record_again(
     path: Path, event: Literal["rollback", "retirement"], number: int | None, why: str, by: str
 ) -> ChampionEntry:
-    """Record an entry about an earlier promotion, by its number, under the next number."""
+    """Roll back to the champion of an earlier entry, by default the one before, or retire it.
+
+    By default the present champion is retired: no rollback returns to it, and its files may go.
+
+    Raises:
+        UserError: no such champion is left; or a rollback goes to the present champion, or its rows are gone.
+    """
     stored = load_study(config.load(path))
     target = stored.experiment.target.name
     with store.hold_champions(stored.store):
@@ -163,7 +152,7 @@ def _hash_exports(at: Store, run_id: str) -> dict[str, dict[str, str]]:
     """Map each export of a run, by its folder's name, to the SHA-256 that it says of each file."""
     return {
         folder.name: {name: file.sha256 for name, file in made.files.items()}
-        for folder, made in exports.exports_of(at, run_id).items()
+        for folder, made in store.exports_of(at, run_id).items()
     }
 
 
@@ -175,10 +164,8 @@ class UnreferencedFiles(NamedTuple):
     wanted_by: tuple[str, ...]
 
 
-def remove_run(at: Store, run_id: str, nights: References) -> None:
+def remove_run(at: Store, run_id: str) -> None:
     """Delete a run with the rows and weights that no other run, champion or night refers to.
-
-    `nights` is what nights refer to.
 
     Raises:
         UserError: there is no such run, or it is a champion, or one that a rollback may return to.
@@ -196,12 +183,11 @@ def remove_run(at: Store, run_id: str, nights: References) -> None:
             step = "retire it first: harness champions list shows its number for harness champions retire"
             raise UserError(Problem("run", found, "a run that no rollback returns to", step))
     with store.hold(at):
-        kept = store.join_references([_champion_references(at), nights])
-        store.remove_run(at, run_id, keep=frozenset().union(*kept))
+        store.remove_run(at, run_id, keep=_kept_references(at))
 
 
-def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
-    """List what no run, champion or night refers to; `nights` is what nights do.
+def list_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
+    """List what no run, champion or night refers to.
 
     While work has begun and is not finished, what it has so far cannot be told from what is left over:
     then nothing may be removed but by asking, with `unfinished`, for that too.
@@ -210,16 +196,11 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
         HarnessError: the file of a run or a champion cannot be read.
     """
     runs = store.all_runs(at)
-    behind = store.trial_references(at, runs)
-    wanted = store.join_references([store.run_references(runs), behind, _champion_references(at), nights])
-    complete = [*store.list_unreferenced(at, wanted), *store.list_unneeded_trials(at, runs)]
+    behind, unneeded = store.split_trials(at, runs)
+    wanted = store.run_references(runs) | behind | _kept_references(at)
+    complete = [*store.list_unreferenced(at, wanted), *unneeded]
     begun = store.list_unfinished(at)
-    wanted_by = list(store.list_begun(at))
-    for run in runs:
-        # Made before runs named the weights that they are found by way of.
-        trained = run.training.init_wall_s is not None or any(t.fit_key for t in run.training.sweep)
-        if trained and not run.training.stands_on:
-            wanted_by.append(run.run_id)
+    wanted_by = store.list_begun(at)
     if unfinished:
         return UnreferencedFiles((*complete, *begun), (), ())
     if wanted_by:
@@ -227,25 +208,23 @@ def list_unreferenced(at: Store, nights: References, *, unfinished: bool = False
     return UnreferencedFiles(tuple(complete), tuple(begun), ())
 
 
-def remove_unreferenced(at: Store, nights: References, *, unfinished: bool = False) -> UnreferencedFiles:
+def remove_unreferenced(at: Store, *, unfinished: bool = False) -> UnreferencedFiles:
     """Delete what `list_unreferenced` lists as removable; returns what it was.
 
     Raises:
         HarnessError: a compare is at work in the folder, or a file of a run or a champion cannot be read.
     """
     with store.hold(at):
-        found = list_unreferenced(at, nights, unfinished=unfinished)
+        found = list_unreferenced(at, unfinished=unfinished)
         store.remove(at.folder, (left.path for left in found.removable))
         for name in store.list_begun(at) if unfinished else ():
             store.end(at, name)
     return found
 
 
-def _champion_references(at: Store) -> References:
-    kept = store.kept_champions(at.folder.parent)
-    return References(
-        rows=frozenset(rows for one in kept for rows in one.rows.values()),
-        fit_keys=frozenset(one.fit_key for one in kept) - {""},
-        weights=frozenset(digest for one in kept for digest in (one.weights_digest, one.base_digest)),
-        runs=frozenset(one.run_id for one in kept),
-    )
+def _kept_references(at: Store) -> set[str]:
+    """Name what champions and nights refer to."""
+    names = nightly_state.references(at)
+    for one in store.kept_champions(at.folder.parent):
+        names |= {one.run_id, one.fit_key, one.weights_digest, one.base_digest, *one.rows.values()}
+    return names - {""}

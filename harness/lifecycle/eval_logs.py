@@ -31,7 +31,7 @@ _LOWER = (
     "|toxicity|toxic|hallucination|hallucinations|violation|violations|harm|harmful|unsafe|bias"
 )
 MOST_BYTES = 2**31  # of one file or member that is read as a whole
-_NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
+NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_.\-]+")
 
 
 class LoggedItem(NamedTuple):
@@ -205,16 +205,9 @@ def differences(old: TaskLog, new: TaskLog) -> list[str]:
     return out
 
 
-def task_names(logged: Iterable[str]) -> dict[str, str]:
-    """Map each logged name to the one it bears as a task, which ends in a digest where two would be alike."""
-    plain = {name: _NOT_IN_NAMES.sub("-", name) for name in logged}
-    counts = Counter(plain.values())
-    return {name: own if counts[own] == 1 else f"{own}-{digest(name)[:8]}" for name, own in plain.items()}
-
-
 def measurement(name: str, old: TaskLog, new: TaskLog) -> Measurement:
     """Put both arms beside each other as a capability task of this name."""
-    metric_name = _NOT_IN_NAMES.sub("-", old.metric)
+    metric_name = NOT_IN_NAMES.sub("-", old.metric)
     metric = mean_metric(metric_name, lambda output, example: None, old.higher_is_better, old.bounds)
     n_choices: Sequence[int] = [item.n_choices for item in old.items.values()]
     chance = 1 / fmean(n_choices) if min(n_choices) > 1 else 0.0

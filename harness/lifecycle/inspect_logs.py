@@ -30,28 +30,13 @@ _STOPPED: dict[str, Status] = {
     "content_filter": "refused",
 }
 _DECODING = (
-    "temperature",
-    "top_p",
-    "top_k",
-    "max_tokens",
-    "stop_seqs",
-    "seed",
-    "num_choices",
-    "best_of",
-    "frequency_penalty",
-    "presence_penalty",
-    "logit_bias",
-    "system_message",
-    "effort",
-    "reasoning_effort",
-    "reasoning_tokens",
-    "response_schema",
+    *("temperature", "top_p", "top_k", "max_tokens", "stop_seqs", "seed", "num_choices", "best_of"),
+    *("frequency_penalty", "presence_penalty", "logit_bias", "system_message", "effort"),
+    *("reasoning_effort", "reasoning_tokens", "response_schema"),
 )
 _WHO = ("model", "model_args", "model_roles")
 _PRECISION = ("dtype", "torch_dtype", "load_in_4bit", "load_in_8bit", "quantization")
 _AGAIN = "evaluate again with inspect eval-retry"
-
-
 _CONTENT = ("role", "content", "type", "text", "image", "audio", "video", "document")
 
 

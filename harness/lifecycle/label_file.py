@@ -27,7 +27,7 @@ from harness.analysis.labelled_answers import Labels, answer_digest, draw_items,
 from harness.config import digest_question, rubric_of
 from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError, did_you_mean, refuse
 from harness.experiment import Study, load_study, reached_on_target, read_labels
-from harness.lifecycle.stored_gate import candidate_runs
+from harness.lifecycle.gates import candidate_runs
 from harness.metrics import Metric, load_metrics
 from harness.records import AnswerLabel, LabelSet, Run, SampleResult, digest
 from harness.report.escape import write_csv
@@ -123,7 +123,6 @@ def unknown_key(where: str, key: str, what: str) -> Problem:
 
 
 COLUMNS = ("key", "question", "answer", "reference", "label")
-_UNIT = (0.0, 1.0)
 _KEY = "answer-"  # before the digest, which a spreadsheet might take for a number
 _JOIN = "+"  # between digests of a text that answers more than one prompt
 _KEY_END = "-"  # behind the digest of what a judge's metric is labelled by
@@ -207,7 +206,14 @@ def export_answers(
     shared = draw_items(set[str]().union(*arms), task.name, measured.name)
     open_ = [item for item in shared if any(item in arm.open_ for arm in drawn)]
     if not open_:
-        raise IncompatibleRuns(f"{at.folder}: found {_describe_nothing_to_label(measured.name, drawn)}")
+        found = (
+            f"no answer without a label for {measured.name}, of {' and '.join(arm.label for arm in drawn)}"
+        )
+        failed = [f"{arm.n_failed} of {arm.label}" for arm in drawn if arm.n_failed]
+        also = f" ({' and '.join(failed)} failed or could not be scored)" if failed else ""
+        again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
+        step = f"harness report{again if failed and is_judge(measured.name) else ''}"
+        raise IncompatibleRuns(f"{at.folder}: found {found}{also}; expected one to label; next: {step}")
     begins = _key_begins(task, measured.name)
     rows = list(_file_rows(measured.name, open_[:n_items], arms, labels, begins))
     write_rows(file, COLUMNS, rows)
@@ -252,7 +258,7 @@ def import_labels(
         for metric in metrics
         if metric in row.parts
     }
-    metric, labels, n_labels, n_blank = _read(file, known, scale or _UNIT, task)
+    metric, labels, n_labels, n_blank = _read(file, known, scale or (0.0, 1.0), task)
     if scale is None:
         _refuse_two_scales(file, task, metric)
     now = datetime.now(UTC).isoformat(timespec="microseconds")  # for a later import takes its place
@@ -333,16 +339,6 @@ def list_measured_runs(stored: Study) -> list[tuple[Run, CandidateFacts]]:
     return [(run, f) for (run, _), f in zip(found, within, strict=True)]
 
 
-def _describe_nothing_to_label(metric: str, arms: Sequence[_Arm]) -> str:
-    """Say that all answers have a label, and how many could have none since they failed or have no score."""
-    found = f"no answer without a label for {metric}, of {' and '.join(arm.label for arm in arms)}"
-    failed = [f"{arm.n_failed} of {arm.label}" for arm in arms if arm.n_failed]
-    also = f" ({' and '.join(failed)} failed or could not be scored)" if failed else ""
-    again = ", or attempts: 2 in the rubric, which asks about grades again that could not be read"
-    step = f"harness report{again if failed and is_judge(metric) else ''}"
-    return f"{found}{also}; expected one to label; next: {step}"
-
-
 def _key_begins(task: Task, metric: str) -> str:
     """Return what the keys of a metric's answers begin with: of a judge's, with what it is labelled by."""
     question = digest_question(task, metric)[:_KEY_DIGITS]
@@ -354,7 +350,7 @@ def _file_rows(
     items: Iterable[str],
     arms: Sequence[Mapping[str, SampleResult]],
     labels: Labels,
-    begins: str = _KEY,
+    begins: str,
 ) -> Iterator[tuple[str, ...]]:
     """Yield a row an answer without a label, those to an item together in the order of their keys."""
     # The question is the shortest prompt, for a longer one may tell whose answer it is.

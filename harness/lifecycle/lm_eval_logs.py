@@ -29,13 +29,8 @@ _WANTED = ("a metric such as acc or exact_match", "leave the task out")
 _MACHINE = ("batch_size", "batch_sizes", "device", "use_cache", "bootstrap_iters")
 _OF_TASKS = ("limit", "gen_kwargs", "random_seed", "numpy_seed", "torch_seed", "fewshot_seed")
 _SETTINGS = (
-    "model_dtype",
-    "gen_kwargs",
-    "chat_template_sha",
-    "system_instruction_sha",
-    "fewshot_as_multiturn",
-    "precision",
-    "engine",
+    *("model_dtype", "gen_kwargs", "chat_template_sha", "system_instruction_sha"),
+    *("fewshot_as_multiturn", "precision", "engine"),
 )
 
 

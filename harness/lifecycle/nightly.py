@@ -7,7 +7,7 @@ nights are evaluated.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import date, datetime
 from pathlib import Path
@@ -27,10 +27,10 @@ from harness.lifecycle import nightly_changes, nightly_state, production, watchl
 from harness.lifecycle.nightly_alarm import (
     HARNESS,
     NightReport,
+    build_report,
     list_missed_nights,
     night_document,
     refuse_webhook,
-    report_nights,
     tell,
     to_json,
     write,
@@ -75,7 +75,7 @@ def run_prepared(
         session.folds, "harness nightly run", "whose rows are those that the champion was trained on"
     )
     folder, experiment = nightly_state.home(session.store, session.experiment.name), session.experiment
-    with night_lock(folder):
+    with _night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
         if nights and nights[-1].night > day.isoformat():
             found = f"{day}, before the last night of {nights[-1].night}"
@@ -90,7 +90,7 @@ def run_prepared(
             nightly_state.write_night(session.store, folder, night)
             store.end(session.store, f"nightly-{experiment.name}")
             nights.append(night)
-        report = report_nights(loaded, nights, state)
+        report = build_report(experiment.name, experiment.nightly, nights, state, loaded.typed)
         if publish is not None:
             publish(report)
         if report.new:
@@ -100,19 +100,9 @@ def run_prepared(
     return report
 
 
-@contextmanager
-def night_lock(folder: Path) -> Iterator[None]:
+def _night_lock(folder: Path) -> AbstractContextManager[None]:
     """Keep two nights of one experiment apart."""
-    from filelock import FileLock, Timeout
-
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        held = FileLock(folder / ".lock").acquire(timeout=0)
-    except Timeout:
-        found, step = "another nightly run at work there", "wait until it has finished"
-        raise HarnessError(str(Problem(str(folder), found, "to be alone", step))) from None
-    with held:
-        yield
+    return store.hold_file(folder / ".lock", str(folder), "another nightly run at work there", wait_s=0)
 
 
 class _BaseRows(NamedTuple):
@@ -236,6 +226,13 @@ class _NightRun:
         if weights.kind in PROTOCOLS:
             since = self._find_night_of_change(target.name, reference.id, batches, now, then[0])
             served = watchlist.describe_endpoint(target.candidate, since, self.day)
+        metric, task, judged = session.target.primary, session.target.task, None
+        if is_judged(metric.name):
+            tonight, before = (
+                [row for (of, _), row in rows.items() if of == task.name] for rows in (now, then[0])
+            )
+            labels, most = judge_labels(session.store, task, metric.name), session.experiment.gate.max_errors
+            judged = nightly_changes.compare_judged_answers(metric, tonight, before, labels, most)
         return nightly_state.NightCandidate(
             name=target.name,
             reference=reference.id,
@@ -254,7 +251,7 @@ class _NightRun:
             fit_keys=tuple(stands_on(weights)),
             making=making,
             n_references=1 + len(reference.makings),
-            judged=self._judge_change(now, then[0]),
+            judged=judged,
             unwatched=tuple(name for name in unwatched if name in further),
             series=self._compare_series(sets, now, then, control),
         )
@@ -274,20 +271,6 @@ class _NightRun:
             items = self.plan[key]
             series[key] = nightly_changes.compare_series(arms, items.anchors, items.fresh, self.metrics, most)
         return series
-
-    def _judge_change(self, now: Rows, then: Rows) -> nightly_state.JudgedChange | None:
-        """Put answers to the target that a judge grades beside people's labels; None of another metric."""
-        metric, task = self.session.target.primary, self.session.target.task.name
-        if not is_judged(metric.name):
-            return None
-        tonight, before = ([row for (of, _), row in rows.items() if of == task] for rows in (now, then))
-        return nightly_changes.compare_judged_answers(
-            metric,
-            tonight,
-            before,
-            judge_labels(self.session.store, self.session.target.task, metric.name),
-            self.session.experiment.gate.max_errors,
-        )
 
     def _find_night_of_change(
         self, who: str, reference: str, batches: Sequence[ItemBatch], now: Rows, then: Rows
@@ -375,7 +358,8 @@ def status(path: Path, today: str) -> Status:
     loaded = config.load(path)
     folder = nightly_state.home(Store(loaded.folder / "runs"), loaded.experiment.name)
     state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
-    last = report_nights(loaded, nights, state) if nights else None
+    name, policy = loaded.experiment.name, loaded.experiment.nightly
+    last = build_report(name, policy, nights, state, loaded.typed) if nights else None
     # Nights that began and were ended before they finished.
     begun = sorted(p.parent.name for p in folder.glob("*/rows") if not (p.parent / "night.json").exists())
     missed = tuple(list_missed_nights(nights, today))
@@ -394,7 +378,7 @@ def acknowledge(path: Path, about: str | None, *, new_reference: bool = False) -
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = nightly_state.home(at, loaded.experiment.name)
-    with night_lock(folder):
+    with _night_lock(folder):
         state, nights = nightly_state.read_state(folder), nightly_state.read_nights(folder)
         state, closed = nightly_state.acknowledge_alarms(state, about, nights[-1].night if nights else "")
         if new_reference:
@@ -421,7 +405,7 @@ def send(path: Path, webhook: str, night: str) -> str:
     loaded = config.load(path)
     at = Store(loaded.folder / "runs")
     folder = nightly_state.home(at, loaded.experiment.name)
-    with night_lock(folder):
+    with _night_lock(folder):
         before = nightly_state.read_state(folder)
         state, error = tell(before, loaded.experiment.name, webhook, night)
         if state != before:

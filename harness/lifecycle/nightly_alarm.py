@@ -22,7 +22,7 @@ import numpy as np
 from harness import formatting, report
 from harness.analysis.target_rules import aa_rate
 from harness.cache import make_private_folder
-from harness.config import CommandLine, LoadedExperiment
+from harness.config import CommandLine
 from harness.errors import Problem, UserError
 from harness.lifecycle.nightly_changes import LIMIT_SD, Evidence, NightChanges, Seeds, Verdict, judge
 from harness.lifecycle.nightly_state import (
@@ -107,14 +107,28 @@ class NightReport:
 
 
 def build_report(
-    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State
+    experiment: str, policy: NightlyPolicy, nights: Sequence[Night], state: State, typed: CommandLine = _HERE
 ) -> NightReport:
-    """Say what the last of some finished nights shows; alarms that it raises are not in the state yet."""
+    """Say what the last of some finished nights shows; alarms that it raises are not in the state yet.
+
+    Next steps are commands as `typed`.
+    """
     last = nights[-1]
     drifts = _drifts(nights, state)
     sound = [n for n in nights if n.night not in drifts]
     harness = drifts.get(last.night, "") if last in nights_since_ack(state, *_DRIFT, nights) else ""
-    lines = tuple(_judge_candidate(policy, one, sound, state, harness) for one in last.candidates)
+    lines = []
+    for one in last.candidates:
+        line = _judge_candidate(policy, one, sound, state, harness)
+        remarks = typed.complete(line.sentence)
+        if one.judged and (said := describe_judged_change(one.judged)):
+            remarks += f"; {said}"
+        if one.unwatched:
+            again = typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
+            pin = typed.command("promote") if one.name.startswith("champion ") else again
+            lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
+            remarks += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
+        lines.append(replace(line, sentence=remarks))
     verdict = worst_verdict([line.verdict for line in lines])
     raised = [
         Alarm(line.name, "regression", last.night, line.sentence)
@@ -135,7 +149,7 @@ def build_report(
         verdict=verdict,
         sentence=f"{experiment}, night of {last.night}: {verdict}{who}",
         harness=harness or "the base answers as in the reference",
-        lines=lines,
+        lines=tuple(lines),
         new=new,
         open=tuple(known),
         missed=tuple(list_missed_nights(nights)),
@@ -278,33 +292,6 @@ def _pool(night: Night) -> Iterable[str]:
                 f"{key}: the pool is used up ({taken} clusters evaluated): weights that do not change answer "
                 "nothing new from here on, and to show a loss by others takes more each time round; add items"
             )
-
-
-def report_nights(loaded: LoadedExperiment, nights: Sequence[Night], state: State) -> NightReport:
-    """Report the last of some nights, with its remarks."""
-    experiment = loaded.experiment
-    found = build_report(experiment.name, experiment.nightly, nights, state)
-    return add_remarks(found, nights[-1], loaded.typed)
-
-
-def add_remarks(found: NightReport, night: Night, typed: CommandLine = _HERE) -> NightReport:
-    """Return a night's report with the remarks on each candidate in its sentence; commands as `typed`."""
-    more: dict[str, str] = {}
-    for one in night.candidates:
-        said = describe_judged_change(one.judged) if one.judged else ""
-        more[one.name] = f"; {said}" if said else ""
-        if one.unwatched:
-            again = typed._replace(overrides=()).command("nightly", "ack", one.name, "--new-reference")
-            pin = typed.command("promote") if one.name.startswith("champion ") else again
-            lacking = f"{', '.join(one.unwatched)}, which the reference holds no rows of"
-            more[one.name] += f"; not watched: {lacking}; next: {typed.command('compare')}, then {pin}"
-    lines = tuple(
-        replace(line, sentence=typed.complete(line.sentence) + more.get(line.name, ""))
-        for line in found.lines
-    )
-    raised = {line.name: line.sentence for line in lines}
-    new = tuple(replace(a, sentence=raised.get(a.about, a.sentence)) for a in found.new)
-    return replace(found, lines=lines, new=new)
 
 
 def describe_judged_change(change: JudgedChange) -> str:

@@ -313,7 +313,7 @@ def judge(
         square = float((np.concatenate(groups) ** 2).mean()) if groups else 0.0
         if square:
             charts.append(_lower_sum(np.array([g.mean() * np.sqrt(len(g) / square) for g in groups])))
-    chart = max(_chart(nights, seeds), (max(charts)))
+    chart = max(_chart(nights, seeds), *charts)
     if not passes:
         verdict: Verdict = "suspect" if chart > LIMIT_SD else "ok"
         return Evidence(verdict, 0, 0, 0, 0, None, None, None, 1.0, n_series / pass_alpha(1, alpha), chart)

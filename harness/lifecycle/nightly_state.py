@@ -197,21 +197,13 @@ def write_night(at: Store, folder: Path, night: Night) -> None:
     store.write_whole(at, folder / night.night / "night.json", json.dumps(asdict(night), indent=1) + "\n")
 
 
-def references(at: Store) -> store.References:
-    """Say what nights refer to: the pinned references, and the weights of each experiment's last night."""
+def references(at: Store) -> set[str]:
+    """Name what nights refer to: the pinned references, and the weights of each experiment's last night."""
     folders = sorted((at.folder / "nightly").glob("*"))
     pinned = [one for folder in folders for one in read_state(folder).references.values()]
     last = [one for folder in folders for night in read_nights(folder)[-1:] for one in night.candidates]
-    return store.References(
-        frozenset(
-            digest
-            for one in pinned
-            for rows in (one.rows, one.base, *one.makings)
-            for digest in rows.values()
-        ),
-        frozenset(key for one in last for key in one.fit_keys),
-        frozenset(one.weights for one in pinned),
-    )
+    names = {key for one in last for key in one.fit_keys} | {one.weights for one in pinned}
+    return names.union(*(rows.values() for one in pinned for rows in (one.rows, one.base, *one.makings)))
 
 
 def acknowledge_alarms(state: State, about: str | None, today: str) -> tuple[State, list[Alarm]]:

@@ -47,17 +47,16 @@ from harness.lifecycle.champions import (
     list_unreferenced,
     missing_files,
     promote,
+    record_again,
     remove_run,
     remove_unreferenced,
-    retire,
-    roll_back,
 )
-from harness.lifecycle.external_logs import gate_folders
-from harness.lifecycle.stored_gate import (
+from harness.lifecycle.gates import (
     best_run,
     candidate_runs,
     count_members,
     find_run,
+    gate_folders,
     is_sampled,
     judge_run,
     select_seed,

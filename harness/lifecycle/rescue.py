@@ -95,11 +95,13 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
     the id of the run on whole tasks, or the name that was `wanted`; computes nothing where that is no run of
     sampled items.
     """
-    sampled = [r for r in store.list_runs(session.store, f"{session.experiment.name}{FEWER}") if _is_done(r)]
+    every = store.list_runs(session.store)
+    of_sampled = [run for run in every if run.experiment == f"{session.experiment.name}{FEWER}"]
+    sampled = [run for run in of_sampled if run.state == "done"]
     named = [r for r in sampled if r.run_id == wanted]
     if not named:
-        stored = store.list_runs(session.store, session.experiment.name)
-        has_whole = any(run.candidate == wanted and _is_done(run) for run in stored)
+        whole_done = (wanted, session.experiment.name, "done")
+        has_whole = any((run.candidate, run.experiment, run.state) == whole_done for run in every)
         named = [] if has_whole else [run for run in sampled if run.candidate == wanted]
     if not named:
         return wanted
@@ -121,10 +123,6 @@ def answer_whole_tasks(session: Session, selected: Sequence[str], wanted: str) -
             needed.append(run)
     whole = {run.run_id: experiment.answer_all_items(session, run).run_id for run in needed}
     return whole.get(wanted, wanted)
-
-
-def _is_done(run: Run) -> bool:
-    return run.state == "done"
 
 
 def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | None:
@@ -278,7 +276,16 @@ def run(prepared: PreparedRescue) -> Rescue:
     noted = store.StoredProgress(session.progress, session.store, "A rescue", names)
     session = replace(session, progress=noted)
     with store.hold(session.store), noted:
-        context = _prepare_context(session, case)
+        reader = experiment.Reader(session.store, session.tasks)
+        study = experiment.study_session(session, reader)
+        scores = {one.task: one for one in case.facts.more_targets}
+        prompt, others = experiment.find_prompt(study, case.runs.values(), case.run), list[OtherTarget]()
+        for m in session.more_targets:
+            if (own := scores.get(m.task.name)) is not None:
+                untrained = case.runs.get(own.untrained or "") if own.vs_untrained else None
+                others.append(OtherTarget(m, untrained, prompt if own.vs_prompt else None, _shows_gain(own)))
+        reference = store.get_run(session.store, case.reference.run_id)
+        context = _Context(session, reader, study, reference, tuple(others))
         recipe = context.session.experiment.candidates[case.facts.name].model_dump(mode="json")
         seen = _judge_search(context, case.run)
         original = TrialResult(case.facts.name, "", "as it is", {case.facts.name: recipe}, case.facts, seen)
@@ -305,20 +312,6 @@ def run(prepared: PreparedRescue) -> Rescue:
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         notes=tuple(_notes(context, case.run)),
     )
-
-
-def _prepare_context(session: Session, case: RescueCase) -> _Context:
-    reader = experiment.Reader(session.store, session.tasks)
-    reference = store.get_run(session.store, case.reference.run_id)
-    study = experiment.study_session(session, reader)
-    scores = {one.task: one for one in case.facts.more_targets}
-    prompt = experiment.find_prompt(study, case.runs.values(), case.run)
-    out = []
-    for m in session.more_targets:
-        if (own := scores.get(m.task.name)) is not None:
-            untrained = case.runs.get(own.untrained or "") if own.vs_untrained else None
-            out.append(OtherTarget(m, untrained, prompt if own.vs_prompt else None, _shows_gain(own)))
-    return _Context(session, reader, study, reference, tuple(out))
 
 
 def _notes(context: _Context, run: Run) -> Iterator[str]:

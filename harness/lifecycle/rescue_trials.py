@@ -6,7 +6,7 @@ Source: small learning rates Lin et al. 2025 (arXiv:2509.20758); lower rank Bide
 (arXiv:2405.09673); the others are those of the methods and regularisers that declare them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness import experiment, formatting, plugins
@@ -31,9 +31,9 @@ class RescueTrial(NamedTuple):
     step: str
     name: str
     recipe: Recipe
-    weights: dict[str, Recipe]
     trained: bool
     says: str
+    weights: Mapping[str, Recipe] = {}
 
     @property
     def source(self) -> Recipe:
@@ -53,21 +53,13 @@ class TrialSchedule(NamedTuple):
     left_out: tuple[str, ...]
 
 
-class _TrialChange(NamedTuple):
-    step: str
-    mark: str
-    source: Recipe
-    trained: bool
-    says: str
-
-
 def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSituation) -> TrialSchedule:
     """List what to try for a candidate.
 
     `source` is the recipe of its weights with what a sweep chose; it is `recipe` itself unless that
     borrows. The parameters of the `case` are those of the source.
     """
-    changes: list[_TrialChange] = []
+    changes: list[RescueTrial] = []  # of the source, each under its mark
     left_out: list[str] = []
     policy = case.policy
     for step in policy.steps or plugins.rescue_steps():
@@ -82,16 +74,16 @@ def schedule_trials(name: str, recipe: Recipe, source: Recipe, case: RescueSitua
         if change.trained and n_trained > policy.max_trained:
             left_out.append(f"{change.says}: rescue.max_trained is {policy.max_trained}")
         else:
-            step, mark, made, trained, says = change
-            weights: dict[str, Recipe] = {}
+            trial = change._replace(name=f"{name}+{change.name}")
             if recipe.weights_of is not None:
-                weights = {f"{recipe.weights_of}+{mark}": made}
-                made = recipe.model_copy(update={"weights_of": f"{recipe.weights_of}+{mark}"})
-            kept.append(RescueTrial(step, f"{name}+{mark}", made, weights, trained, says))
+                borrowed = f"{recipe.weights_of}+{change.name}"
+                made = recipe.model_copy(update={"weights_of": borrowed})
+                trial = trial._replace(recipe=made, weights={borrowed: change.recipe})
+            kept.append(trial)
     return TrialSchedule(tuple(kept), tuple(left_out))
 
 
-def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[_TrialChange] | str:
+def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Sequence[RescueTrial] | str:
     """List the trials of a step, or say why there are none."""
     method = plugins.method(source.method)
     if mending := plugins.list_mending_methods(step):
@@ -108,7 +100,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
         for setting in settings:  # what a method makes of the candidate's weights, without training
             start = {"merges": (name, *setting.merges)} if setting.merges else {"init_from": name}
             recipe = Recipe(method=able[0], params=setting.params, **start, **prompting)
-            made.append(_TrialChange(declared.name, setting.mark, recipe, False, setting.says))
+            made.append(RescueTrial(declared.name, setting.mark, recipe, False, setting.says))
         return made
     if not method.trains:
         return "the weights were not trained here"
@@ -129,7 +121,7 @@ def _changes(step: str, name: str, source: Recipe, case: RescueSituation) -> Seq
 
 def _add_regularizer(
     step: str, source: Recipe, method: Method, case: RescueSituation
-) -> Sequence[_TrialChange] | str:
+) -> Sequence[RescueTrial] | str:
     """List the settings of the regulariser that declares a step, beside those of the recipe.
 
     Where the training does not take it, a new adapter may leave the same modules out.
@@ -144,7 +136,7 @@ def _add_regularizer(
             why = settings
         elif takes:
             return [
-                _TrialChange(step, one.mark, source.model_copy(update={"regularize": more}), True, one.says)
+                RescueTrial(step, one.mark, source.model_copy(update={"regularize": more}), True, one.says)
                 for one in settings
                 for more in [{**source.regularize, name: one.params}]
             ]
@@ -162,9 +154,9 @@ def _add_regularizer(
     return why
 
 
-def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> _TrialChange:
+def _change_params(step: str, source: Recipe, mark: str, says: str, params: dict[str, Any]) -> RescueTrial:
     made = source.model_copy(update={"params": {**source.params, **params}})
-    return _TrialChange(step, mark, made, True, says)
+    return RescueTrial(step, mark, made, True, says)
 
 
 def schedule_for_run(session: Session, run: Run) -> TrialSchedule:

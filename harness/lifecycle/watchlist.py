@@ -11,7 +11,7 @@ its book.
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,7 +34,7 @@ from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.records import Example, Run, SampleResult, digest, drop_defaults
 from harness.spec import MEAN_LOGPROB, Recipe
-from harness.store import Store
+from harness.store import Champion, Store
 from harness.training import Weights
 
 NEXT = "harness compare, which makes what a night is compared with"
@@ -68,6 +68,18 @@ def targets(
     known, named = session.candidates, session.experiment.nightly.candidates
     champion = store.read_champion(loaded.folder, session.experiment.target.name)
     out: list[tuple[str, Target | HarnessError]] = []
+
+    def watch(label: str, candidate: ResolvedCandidate, one: Champion | Run, runs: Sequence[Run]) -> None:
+        """Add a candidate with the test rows of other trainings, on all that the reference holds rows of."""
+        wanted = [key for key in one.rows if key.endswith("/test")]
+        makings = {
+            run.weights_digest: {key: run.rows[key] for key in wanted}
+            for run in runs
+            if run.weights_digest != one.weights_digest and all(key in run.rows for key in wanted)
+        }
+        reference = (one.seed, one.rows, one.run_id, one.weights_digest)
+        out.append((label, Target(label, candidate, *reference, tuple(makings.values()))))
+
     if champion is not None:
         name, recipe = champion.candidate, Recipe.model_validate(champion.recipe)
         candidate = known.get(name) or session.resolve(name, recipe)
@@ -75,10 +87,7 @@ def targets(
         if loaded.experiment.candidates.get(name) == recipe:
             with suppress(HarnessError):
                 runs = candidate_runs(load_study(loaded), name)
-        label, run_id, weights = f"champion {name}", champion.run_id, champion.weights_digest
-        others = _list_other_makings(runs, champion.rows, weights)
-        one = Target(label, candidate, champion.seed, champion.rows, run_id, weights, others)
-        out.append((label, one))
+        watch(f"champion {name}", candidate, champion, runs)
     for name in named:
         pinned, candidate = references.get(name), known[name]
         if pinned is not None:
@@ -89,9 +98,7 @@ def targets(
         except HarnessError as error:
             out.append((name, error))
             continue
-        run, weights = runs[0], runs[0].weights_digest
-        others = _list_other_makings(runs, run.rows, weights)
-        out.append((name, Target(name, candidate, run.seed, run.rows, run.run_id, weights, others)))
+        watch(name, candidate, runs[0], runs)
     if not out:
         found = "no champion and no nightly.candidates"
         step = "harness promote RUN, or nightly: {candidates: [lora]}"
@@ -102,19 +109,6 @@ def targets(
             said = f"the best answer by {drawn.by}, and in nights no judge and no reward model chooses"
             out[place] = label, CandidateFailed(said, f"choose: majority, or by: {MEAN_LOGPROB}")
     return out
-
-
-def _list_other_makings(
-    runs: Sequence[Run], rows: Mapping[str, str], weights: str
-) -> tuple[dict[str, str], ...]:
-    """Return the test rows of other trainings of a recipe, on all that the reference holds rows of."""
-    wanted = [key for key in rows if key.endswith("/test")]
-    others = {
-        run.weights_digest: {key: run.rows[key] for key in wanted}
-        for run in runs
-        if run.weights_digest != weights and all(key in run.rows for key in wanted)
-    }
-    return tuple(others.values())
 
 
 def pin_reference(session: Session, target: Target, before: Reference | None) -> Reference:
@@ -302,12 +296,8 @@ def ids_by_task(clusters: Iterable[Cluster]) -> dict[str, list[str]]:
 
 def _count_clusters(clusters: Sequence[Cluster], n_items: int) -> int:
     """Count the first clusters that together hold so many items."""
-    n = 0
-    for at, cluster in enumerate(clusters):
-        if n >= n_items:
-            return at
-        n += len(cluster)
-    return len(clusters)
+    n_so_far = accumulate(map(len, clusters), initial=0)
+    return next((n for n, total in enumerate(n_so_far) if total >= n_items), len(clusters))
 
 
 Rows = dict[tuple[str, str], SampleResult]  # by task and example id

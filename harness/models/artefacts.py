@@ -49,19 +49,8 @@ _PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
 _OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
-_N_BYTES = {
-    0: 1,
-    1: 1,
-    2: 2,
-    3: 2,
-    4: 4,
-    5: 4,
-    6: 4,
-    7: 1,
-    10: 8,
-    11: 8,
-    12: 8,
-}  # of a GGUF value, by its type
+# Of a GGUF value, by its type.
+_N_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _ARRAY = 8, 9  # types of GGUF values
 _MOST_DIMENSIONS = 8
 _GRAPH = 7  # the field of an ONNX file that holds its graph

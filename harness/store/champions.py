@@ -1,25 +1,28 @@
-"""Champions of targets, in files that are reviewed: the released run, and the history that led to it.
+"""Champions of targets, in files that are reviewed; and the verdicts and decisions of a runs folder.
 
-They are `<target>.json` and `<target>.history.jsonl` below `baselines/champions`.
+A champion is the released run, `baselines/champions/<target>.json`, with the history that led to it,
+`<target>.history.jsonl`.
 
 Invariant: the files hold digests and numbers, never a path of a machine. The rows that the digests name are
 the baseline, even after the run was renamed or removed. A line of the history is never changed. The lines
 alone say who is the champion and what a rollback returns to. An entry is on disk before `<target>.json`
 follows it and takes its number, so after a kill that file is one entry behind at most, and the next reader
 writes it again; a file ahead of its history shows that lines were lost. A line that a kill cut short is no
-entry; the next one takes its number.
+entry; the next one takes its number. A verdict's file is named by its content, so a repeated verdict writes
+nothing; only the last decision of an experiment is kept.
 """
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.cache import make_private_folder, sync
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.formatting import Unit
-from harness.records import StoredName, checksum, is_bare_name, load, read_object
+from harness.records import StoredName, checksum, digest, is_bare_name, load, load_files, read_object
 from harness.spec import Recipe
 from harness.store.layout import Store, append_records, write_record, write_records
 
@@ -36,7 +39,7 @@ class Champion:
     against, `cumulative` the macro change against that base as [delta, low, high, n]; empty if it was not
     measured. `fit_key` names the folder of its own weights, empty where it has none; `files` maps each file
     of it to its SHA-256 at promotion. `entry` is, in the champion's own file, the number of the last entry of
-    the history when it was written (0 in older files); in the history it is 0.
+    the history when it was written; in the history it is 0.
     """
 
     target: StoredName
@@ -120,10 +123,9 @@ class History(NamedTuple):
         return self.present.champion if self.present else None
 
     @property
-    def files(self) -> list[Champion | None]:
-        """What the champion's file may hold after the last entry: with its number, or without, as of old."""
-        champion = self.champion
-        return [replace(champion, entry=len(self.entries)), champion] if champion else [None]
+    def file(self) -> Champion | None:
+        """The content of the champion's file after the last entry; None: there is no file."""
+        return replace(self.champion, entry=len(self.entries)) if self.champion else None
 
     @property
     def way_back(self) -> list[int]:
@@ -160,26 +162,15 @@ class History(NamedTuple):
         return [one for one in promotions if by_run[one.champion.run_id] is one][:keep]
 
 
-def history_file(folder: Path, target: str) -> Path:
-    """Return the path of a target's history, below the experiment's folder."""
-    return champion_file(folder, target).with_suffix(".history.jsonl")
-
-
 def read_history(folder: Path, target: str) -> History:
     """Read the history of a target; empty if nothing was ever promoted.
-
-    A champion whose history is not kept is the only entry.
 
     Raises:
         UserError: an entry is missing or damaged; a line that a kill cut short is only a note.
     """
-    path, again = history_file(folder, target), _RESTORE
+    path, again = _history_file(folder, target), _RESTORE
     if not path.exists():
-        written = _read_written(folder, target)
-        if written is None:
-            return History()
-        champion, why = replace(written, entry=0), "promoted before its history was kept"
-        return History((ChampionEntry(1, "promotion", "", "unknown", why, 1, champion, keep=1),))
+        return History()
     with refuse_unreadable(path, "a history that harness promote wrote", again):
         *whole_lines, rest = path.read_bytes().split(b"\n")
     entries: list[ChampionEntry] = []
@@ -209,7 +200,7 @@ def read_champion(folder: Path, target: str) -> Champion | None:
     """
     history = read_history(folder, target)
     champion = history.champion
-    if _read_written(folder, target) not in history.files:  # perhaps as another process is at it
+    if _read_written(folder, target) != history.file:  # perhaps as another process is at it
         at = Store(folder / "runs")
         with suppress(OSError), hold_champions(at):
             champion = _follow(at, target)
@@ -218,6 +209,10 @@ def read_champion(folder: Path, target: str) -> Champion | None:
         with refuse_unreadable(path, "what harness promote wrote", _again(path)):
             Recipe.model_validate(champion.recipe)
     return champion
+
+
+def _history_file(folder: Path, target: str) -> Path:
+    return champion_file(folder, target).with_suffix(".history.jsonl")
 
 
 def _read_written(folder: Path, target: str) -> Champion | None:
@@ -254,11 +249,11 @@ def record_champion(store: Store, entry: ChampionEntry) -> Path:
         HarnessError: the disk is full.
     """
     folder, target = store.folder.parent, entry.champion.target
-    path = history_file(folder, target)
+    path = _history_file(folder, target)
     if path.exists():
         append_records(store, path, [entry])
     else:
-        write_records(store, path, [*read_history(folder, target).entries, entry])
+        write_records(store, path, [entry])
     _follow(store, target)
     return champion_file(folder, target)
 
@@ -272,17 +267,17 @@ def _follow(store: Store, target: str) -> Champion | None:
     """
     folder, path = store.folder.parent, champion_file(store.folder.parent, target)
     history, written = read_history(folder, target), _read_written(folder, target)
-    number, last = len(history.entries), history_file(folder, target)
+    number = len(history.entries)
     if written is not None and written.entry > number:
         found = f"{number} entries, where {path.name} follows entry {written.entry}"
         step = f"{_RESTORE}; to give them up, rm {as_argument(str(path))}"
-        raise UserError(Problem(str(last), found, "all entries", step))
-    if written not in (None, *history.files, *History(history.entries[:-1]).files):
+        raise UserError(Problem(str(_history_file(folder, target)), found, "all entries", step))
+    if written not in (None, history.file, History(history.entries[:-1]).file):
         found = f"a champion other than that of entry {number} of its history"
         raise UserError(Problem(str(path), found, "what was promoted last", _again(path)))
-    if history.champion is not None and written != history.files[0]:
-        write_record(store, path, history.files[0])
-    elif history.champion is None and written is not None:
+    if history.file is not None and written != history.file:
+        write_record(store, path, history.file)
+    elif history.file is None and written is not None:
         path.unlink()
         sync(path.parent)
     return history.champion
@@ -322,3 +317,86 @@ def find_first_base(folder: Path, target: str) -> str:
     """
     champion = read_champion(folder, target)
     return (champion.first_base or champion.base_digest) if champion else ""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleRecord:
+    """Outcome of one rule of the gate, in words and numbers."""
+
+    name: str
+    outcome: str
+    sentence: str
+    numbers: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class VerdictRecord:
+    """A verdict with its numbers and its inputs: row sets, baseline, policy, version of harness.
+
+    `macro` is the change on the admitted capability tasks as score, low, high and n; `policy` holds the
+    gate's settings as written, with those of `decide` that define a gain, and `policy_digest` is their
+    digest. `tasks` maps each judged task to its settings (chance, margin, metric, direction, bounds, kind,
+    role).
+    """
+
+    run_id: str
+    experiment: str
+    candidate: str
+    seed: int
+    baseline: str
+    baseline_digest: str
+    outcome: str
+    sentence: str
+    macro: dict[str, Any] | None
+    lost: int
+    gained: int
+    items_needed: int | None
+    rules: list[RuleRecord]
+    policy: dict[str, Any]
+    policy_digest: str
+    rows: dict[str, str]
+    harness: str
+    created: str
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionRecord:
+    """Inputs of a decision: the facts about each run of an experiment, its metric, and the recommendation."""
+
+    experiment: str
+    metric: str
+    action: str
+    sentence: str
+    facts: list[dict[str, Any]]
+    harness: str
+    created: str
+    higher_is_better: bool | None = None
+    scale: float | None = None
+
+
+def save_verdict(store: Store, verdict: VerdictRecord) -> None:
+    """Write a verdict unless it is the newest of its run already; skipped if the folder is read-only."""
+    content = {name: value for name, value in asdict(verdict).items() if name != "created"}
+    path = store.place("verdicts", verdict.run_id, f"{digest(content)}.json")
+    created = {file: str(read_object(file).get("created", "")) for file in path.parent.glob("*.json")}
+    if not created.get(path) or created[path] != max(created.values()):
+        with suppress(PermissionError):
+            write_record(store, path, verdict)
+
+
+def newest_verdict(store: Store, run_id: str, baseline_digest: str) -> VerdictRecord | None:
+    """Return the newest stored verdict on a run against a baseline; None if none can be read."""
+    paths = sorted(store.place("verdicts", run_id).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    verdicts = [v for v in load_files(VerdictRecord, paths) if v.baseline_digest == baseline_digest]
+    return max(reversed(verdicts), key=lambda verdict: verdict.created, default=None)
+
+
+def save_decision(store: Store, decision: DecisionRecord) -> None:
+    """Write an experiment's decision, replacing the last one; skipped if the folder is read-only."""
+    path = store.place("decisions", f"{decision.experiment}.json")
+    # Compared as JSON: a file has lists where a record has tuples.
+    new = json.loads(json.dumps(asdict(decision))) | {"created": ""}
+    if read_object(path) | {"created": ""} != new:
+        with suppress(PermissionError):
+            write_record(store, path, decision)

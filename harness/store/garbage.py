@@ -23,18 +23,6 @@ from harness.store.row_files import write_checked
 from harness.store.rows import identities, is_stored_as
 
 
-class References(NamedTuple):
-    """References to stored files: digests of row sets, keys of weight folders, digests of weights, runs.
-
-    The exports of a run are referred to by its id.
-    """
-
-    rows: frozenset[str] = frozenset()
-    fit_keys: frozenset[str] = frozenset()
-    weights: frozenset[str] = frozenset()
-    runs: frozenset[str] = frozenset()
-
-
 class Leftover(NamedTuple):
     """A folder or file without references, with its size in bytes."""
 
@@ -42,34 +30,29 @@ class Leftover(NamedTuple):
     n_bytes: int
 
 
-def run_references(runs: Iterable[Run]) -> References:
-    """Collect the references of runs."""
-    known = list(runs)
-    digest_by_key = {key: digest for run in known for key, digest in weights_behind(run).items()}
-    bases = {digest for run in known for digest in (run.weights_digest, run.base_digest, run.served_digest)}
-    return References(
-        frozenset(digest for run in known for digest in run.rows.values()),
-        frozenset(digest_by_key),
-        frozenset({*digest_by_key.values(), *bases} - {""}),
-        frozenset(run.run_id for run in known),
-    )
+def run_references(runs: Iterable[Run]) -> set[str]:
+    """Collect what runs refer to: digests of row sets and weights, keys of weight folders, their own ids.
+
+    The exports of a run are referred to by its id.
+    """
+    names = {""}
+    for run in runs:
+        behind = weights_behind(run)
+        names |= {run.run_id, *run.rows.values(), *behind, *behind.values()}
+        names |= {run.weights_digest, run.base_digest, run.served_digest}
+    return names - {""}
 
 
-def join_references(parts: Iterable[References]) -> References:
-    """Join several sets of references."""
-    return References(*(frozenset().union(*kind) for kind in zip(References(), *parts, strict=True)))
-
-
-def list_unreferenced(store: Store, wanted: References) -> list[Leftover]:
+def list_unreferenced(store: Store, wanted: set[str]) -> list[Leftover]:
     """List complete rows, finished weights and exports without references."""
     rows = list_wanted_rows(store, wanted)
     unneeded = [path for path in _folders(store, "rows") if _is_whole(path) and path.name not in rows]
-    unneeded += [path for path in _folders(store, "exports") if path.name not in wanted.runs]
+    unneeded += [path for path in _folders(store, "exports") if path.name not in wanted]
     for path in _folders(store, "weights"):
         is_made = (path / "fit.json").exists() and path.suffix != ".part"
-        if is_made and path.name not in wanted.fit_keys:
+        if is_made and path.name not in wanted:
             made = read_object(path / "fit.json").get("digest")
-            if not isinstance(made, str) or made not in wanted.weights:
+            if not isinstance(made, str) or made not in wanted:
                 unneeded.append(path)
     return _leftovers(unneeded)
 
@@ -86,13 +69,13 @@ def list_unfinished(store: Store) -> list[Leftover]:
     )
 
 
-def list_wanted_rows(store: Store, wanted: References) -> set[str]:
+def list_wanted_rows(store: Store, wanted: set[str]) -> set[str]:
     """Add to the referenced rows those of the same questions from related weights or other computations."""
     stored = identities(store)
-    questions = {_question(rows) for rows in stored if rows.digest in wanted.rows}
-    weights = wanted.weights | set(points_of(store, wanted.fit_keys))
+    questions = {_question(rows) for rows in stored if rows.digest in wanted}
+    weights = wanted | set(points_of(store, wanted))
     related = {r.digest for r in stored if r.weights_digest in weights and _question(r) in questions}
-    return related | wanted.rows
+    return related | wanted
 
 
 def points_of(store: Store, fit_keys: Iterable[str]) -> Iterator[str]:
@@ -119,45 +102,27 @@ def _leftovers(paths: Iterable[Path]) -> list[Leftover]:
     return [Leftover(path, size(path)) for path in paths if path.exists()]
 
 
-class DiskUse(NamedTuple):
-    """Bytes on disk; `freed` maps each run to what removing it would free, apart from its small JSON files.
+def disk_use(store: Store, runs: Sequence[Run]) -> tuple[dict[str, int], dict[str, int]]:
+    """Measure the files of a store by kind, and map each run to what removing it would free, in bytes.
 
-    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings, `control` and
-    `nightly` the answers of the control arm and of nights, `others` everything else: the files of runs,
-    ratings, measurements of noise, smoke runs.
+    `unfinished` are incomplete blocks of rows and checkpoints of incomplete trainings, `control arm` and
+    `nights` their answers, `others` everything else: the files of runs, ratings, measurements of noise, smoke
+    runs. The small JSON files of a run do not count as freed.
     """
-
-    rows: int
-    weights: int
-    unfinished: int
-    index_file: int
-    control: int
-    nightly: int
-    others: int
-    freed: dict[str, int]
-
-    @property
-    def total(self) -> int:
-        """The sum of all files."""
-        return sum(self[:-1])
-
-
-def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
-    """Measure the files of a store, and how many bytes only one run refers to."""
     rows = {path.name: size(path) for path in (store.folder / "rows").glob("*")}
     whole = {name for name in rows if store.parquet(name).exists()}
     weights = {path.name: size(path) for path in (store.folder / "weights").glob("*")}
     parts = sum(n for name, n in weights.items() if name.endswith(".part"))
     blocks = sum(n for name, n in rows.items() if name not in whole)
-    named = {
+    used = {
         "rows": sum(rows.values()) - blocks,
         "weights": sum(weights.values()) - parts,
+        "index": size(store.index),
         "unfinished": parts + blocks + size(store.folder / ".unfinished"),
-        "index_file": size(store.index),
-        "control": size(store.folder / "control"),
-        "nightly": size(store.folder / "nightly"),
+        "control arm": size(store.folder / "control"),
+        "nights": size(store.folder / "nightly"),
     }
-    others = size(store.folder) - sum(named.values())
+    used["others"] = size(store.folder) - sum(used.values())
     users = Counter(digest for run in runs for digest in set(run.rows.values()))
     fit_keys, of_weights = count_needed_keys(runs), Counter(run.weights_digest for run in runs)
     freed = {}
@@ -165,7 +130,7 @@ def disk_use(store: Store, runs: Sequence[Run]) -> DiskUse:
         freed[run.run_id] = sum(rows.get(key, 0) for key in set(run.rows.values()) if users[key] == 1)
         freed[run.run_id] += size(store.place("exports", run.run_id))
         freed[run.run_id] += weights.get(find_own_fit_key(run, fit_keys, of_weights) or "", 0)
-    return DiskUse(**named, others=others, freed=freed)
+    return used, freed
 
 
 def size(path: Path) -> int:
@@ -240,7 +205,8 @@ def find_base_rows(
     write_record(store, path.with_name("identity.json"), identity)
     for index in range(-(-len(ids) // BLOCK)):
         keep_origin(store, identity.digest, index, origin)
-    write_checked(store, path, lambda part: part.write_bytes(content))
+    with write_checked(store, path) as part:
+        part.write_bytes(content)
     with suppress(OSError):
         os.utime(cached)
     return True

@@ -17,14 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from harness.cache import make_private_folder
 from harness.errors import Problem, UserError, did_you_mean
 from harness.store import ingest
-from harness.store.layout import (
-    ANEW,
-    Store,
-    clear_errors,
-    failure,
-    first_line,
-    rename_when_whole,
-)
+from harness.store.layout import ANEW, Store, clear_errors, failure, first_line, rename_when_whole
 from harness.store.row_files import (
     feedback_files,
     hide_progress_bar,
@@ -161,21 +154,18 @@ def _open_current(store: Store, *, despite_skipped: bool = False) -> "DuckDBPyCo
 def _rebuild(store: Store) -> Counts:
     import duckdb
 
-    counts: list[Counts] = []
-
-    def build(part: Path) -> None:
-        with hide_progress_bar(duckdb.connect(str(part))) as db:
-            ingest.create(db, store)
-            skipped = ingest.sync(db, store)
-            counts.append(Counts(*ingest.sizes(db), tuple(skipped)))
-
-    for part in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones are being written
-        if time.time() - part.lstat().st_mtime > _STALE_S:
-            part.unlink(missing_ok=True)
-    rename_when_whole(store, store.index, build)
+    for left in (store.folder / ".unfinished").glob("*"):  # of killed writers; recent ones are being written
+        if time.time() - left.lstat().st_mtime > _STALE_S:
+            left.unlink(missing_ok=True)
+    with rename_when_whole(store, store.index) as part, hide_progress_bar(duckdb.connect(str(part))) as db:
+        ingest.create(db, store)
+        skipped = ingest.sync(db, store)
+        runs = "SELECT count(*) FROM stored.files WHERE kind = 'run'"
+        query = f"SELECT ({runs}), count(*), coalesce(sum(n_rows), 0)::BIGINT FROM stored.rowsets"
+        ((n_runs, n_row_sets, n_rows),) = db.execute(query).fetchall()
     # A log left by a killed writer belongs to the replaced file.
     store.index.with_name(store.index.name + ".wal").unlink(missing_ok=True)
-    return counts[0]
+    return Counts(n_runs, n_row_sets, n_rows, tuple(skipped))
 
 
 def _refuse_newer(db: "DuckDBPyConnection") -> None:

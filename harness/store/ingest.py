@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from harness import __version__
 from harness.errors import HarnessError
 from harness.records import Rating, Run, load
+from harness.store.champions import DecisionRecord, VerdictRecord
 from harness.store.layout import Store, first_line, in_own_folder, is_no_room
 from harness.store.row_files import (
     COLUMNS,
@@ -29,7 +30,6 @@ from harness.store.row_files import (
 )
 from harness.store.rows import read_identity
 from harness.store.sql_schema import TABLES
-from harness.store.verdicts import DecisionRecord, VerdictRecord
 
 if TYPE_CHECKING:
     from duckdb import DuckDBPyConnection
@@ -147,14 +147,6 @@ def transaction(db: "DuckDBPyConnection") -> Iterator[None]:
         db.rollback()
         raise
     db.commit()
-
-
-def sizes(db: "DuckDBPyConnection") -> tuple[int, int, int]:
-    """Count runs, row sets and rows."""
-    runs = "SELECT count(*) FROM stored.files WHERE kind = 'run'"
-    query = f"SELECT ({runs}), count(*), coalesce(sum(n_rows), 0)::BIGINT FROM stored.rowsets"
-    ((n_runs, n_row_sets, n_rows),) = db.execute(query).fetchall()
-    return n_runs, n_row_sets, n_rows
 
 
 def _find_changed_files(

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -96,17 +96,28 @@ def hold(store: Store) -> Iterator[None]:
     Raises:
         HarnessError: another process holds it.
     """
-    from filelock import FileLock, Timeout
-
-    make_private_folder(store.folder)
-    try:
-        held = FileLock(store.folder / "compare.lock").acquire(timeout=1)
-    except Timeout:
-        found, step = "another harness compare at work there", "wait until it has finished"
-        raise failure(f"{store.folder} is in use", found, "to be alone", step) from None
-    with held:
+    where, found = f"{store.folder} is in use", "another harness compare at work there"
+    with hold_file(store.folder / "compare.lock", where, found, wait_s=1):
         with suppress(OSError):
             store.progress.unlink(missing_ok=True)
+        yield
+
+
+@contextmanager
+def hold_file(lock: Path, where: str, found: str, wait_s: float) -> Iterator[None]:
+    """Hold a lock; where another process holds it for longer, say `where` and what was `found` there.
+
+    Raises:
+        HarnessError: another process holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    make_private_folder(lock.parent)
+    try:
+        held = FileLock(lock).acquire(timeout=wait_s)
+    except Timeout:
+        raise failure(where, found, "to be alone", "wait until it has finished") from None
+    with held:
         yield
 
 
@@ -135,8 +146,8 @@ def read_lines(path: Path) -> list[bytes]:
 def write_whole(store: Store, path: Path, text: str) -> None:
     """Write a file so that it appears completely or not at all."""
     data = text.encode()
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, lambda part: part.write_bytes(data))
+    with clear_errors(store, str(path), AGAIN), rename_when_whole(store, path) as part:
+        part.write_bytes(data)
 
 
 def write_record(store: Store, path: Path, record: Any) -> None:
@@ -187,14 +198,15 @@ def read_records(record: type[_Record], path: Path) -> Iterator[_Record]:
             yield load(record, line)
 
 
-def rename_when_whole(store: Store, path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file, and rename it once it is on disk."""
+@contextmanager
+def rename_when_whole(store: Store, path: Path) -> Iterator[Path]:
+    """Yield a temporary file to fill, and rename it once it is on disk; delete it where the block fails."""
     part = store.folder / ".unfinished" / f"{path.name}.{uuid.uuid4().hex}"
     try:
         make_private_folder(store.folder)
         part.parent.mkdir(exist_ok=True)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(part)
+        yield part
         sync(part)
         part.replace(path)
         sync(path.parent)

@@ -132,11 +132,6 @@ def flip_rates(store: Store, base_digest: str, precision: str) -> dict[str, floa
 _SAVING = threading.Lock()  # queues the raters of one dashboard before the lock of all processes
 
 
-def save_rating(store: Store, rating: Rating) -> None:
-    """Write one rating as `save_ratings` does."""
-    save_ratings(store, [rating])
-
-
 def save_ratings(store: Store, ratings: Sequence[Rating]) -> None:
     """Write ratings, all of them or none, and update the index once, unless another process holds it.
 
@@ -246,11 +241,10 @@ def find_grades(
 ) -> Iterator[tuple[dict[str, Any], Grade]]:
     """Yield the grades of one answer to one item in all books, each with its book's identity."""
     wanted = (task, example_id, output_digest)
-    for file in sorted((store.folder / "grades").glob("*/identity.json")):
-        for grade in list_grades(store, file.parent.name):
+    for book, identity in read_identities(store).items():
+        for grade in list_grades(store, book):
             if (grade.task, grade.example_id, grade.output_digest) == wanted:
-                with suppress(OSError, ValueError):
-                    yield parse_json(file.read_bytes()), grade
+                yield identity, grade
 
 
 def _state(path: Path) -> tuple[int, ...]:
@@ -328,15 +322,13 @@ def save_feedback(store: Store, file_id: str, rows: Iterable[FeedbackRow]) -> in
     first, n_rows = next(batches, []), 0
     if not first:
         return 0
-
-    def write(part: Path) -> None:
-        nonlocal n_rows
-        with pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer:
-            for batch in chain([first], batches):
-                writer.write_table(pyarrow.Table.from_pylist(list(map(asdict, batch)), schema))
-                n_rows += len(batch)
-
-    write_checked(store, path, write)
+    with (
+        write_checked(store, path) as part,
+        pyarrow.parquet.ParquetWriter(part, schema, compression="zstd") as writer,
+    ):
+        for batch in chain([first], batches):
+            writer.write_table(pyarrow.Table.from_pylist(list(map(asdict, batch)), schema))
+            n_rows += len(batch)
     if store.index.exists():
         index.update(store)
     return n_rows

@@ -40,15 +40,12 @@ def note_checksum(store: Store, path: Path, written: Path) -> None:
     write_whole(store, _file(path), json.dumps(sorted(known)) + "\n")
 
 
-def write_checked(store: Store, path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file whose checksum is noted before it gets its name."""
-
-    def write_and_note(part: Path) -> None:
-        write(part)
+@contextmanager
+def write_checked(store: Store, path: Path) -> Iterator[Path]:
+    """Yield a file to fill, whose checksum is noted before it gets its name."""
+    with clear_errors(store, str(path), AGAIN), rename_when_whole(store, path) as part:
+        yield part
         note_checksum(store, path, part)
-
-    with clear_errors(store, str(path), AGAIN):
-        rename_when_whole(store, path, write_and_note)
 
 
 def is_as_written(path: Path) -> bool | None:
@@ -107,9 +104,7 @@ class FileMemo(Generic[_Value]):
     """
 
     def __init__(
-        self,
-        read: Callable[[Path], _Value],
-        read_all: Callable[[Mapping[str, Path]], Mapping[str, _Value]],
+        self, read: Callable[[Path], _Value], read_all: Callable[[Mapping[str, Path]], Mapping[str, _Value]]
     ) -> None:
         self._read, self._read_all = read, read_all
         self._known: dict[tuple[Path, tuple[int, int, int]], _Value] = {}
@@ -291,7 +286,7 @@ def _read(path: Path) -> list[str] | None:
         whole = is_as_written(path)
         if whole is False:
             return None
-        # A file older than checksums is read in all columns instead, to detect damage.
+        # A file of the cache has no checksums beside it: all columns are read instead, to detect damage.
         columns = "example_id" if whole else "example_id, hash(file)"
         query = f"SELECT {columns} FROM {READ_PARQUET} AS file ORDER BY position"
         with memory() as db:

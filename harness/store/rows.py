@@ -93,7 +93,12 @@ def append_block(store: Store, identity: RowsIdentity, index: int, rows: Sequenc
         if parquet_ids(path := store.parquet(identity.digest)) is None:  # rows of another identity
             path.unlink(missing_ok=True)
         write_record(store, folder / "identity.json", identity)
-    write_drawn(store, identity.digest, index, rows)
+    drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
+    samples = "".join(canonical_json({"example_id": item, **asdict(one)}) + "\n" for item, one in drawn)
+    if samples:
+        path = folder / "samples" / f"{index:05d}.jsonl"
+        with write_checked(store, path) as part:
+            part.write_text(samples, "utf-8", newline="\n")
     write_whole(store, _block_path(folder, index), lines)
 
 
@@ -122,17 +127,15 @@ def complete_rows(store: Store, identity: RowsIdentity, n_rows: int) -> None:
             raise failure(where, found, "every block", AGAIN)
         n_kept = int(n_whole) if n_distinct == n_whole else n_rows
         select = f"SELECT * FROM merged WHERE position < {n_kept} ORDER BY position"
-        copy = f"COPY ({select}) TO '{{}}' (FORMAT parquet)"
-
-        def write(part: Path) -> None:
-            db.execute(copy.format(str(part).replace("'", "''")))
+        with rename_when_whole(store, path) as part:
+            quoted = str(part).replace("'", "''")
+            db.execute(f"COPY ({select}) TO '{quoted}' (FORMAT parquet)")
             note_checksum(store, path, part)
-
-        rename_when_whole(store, path, write)
     for block in (path.parent / "blocks").glob("*.jsonl"):  # but none that another process just wrote
         if block.stem.isdigit() and int(block.stem) * BLOCK < n_kept:
             block.unlink(missing_ok=True)
-    _remove_if_empty(path.parent / "blocks")
+    with suppress(OSError):  # it is gone, or not empty
+        (path.parent / "blocks").rmdir()
 
 
 def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
@@ -142,7 +145,8 @@ def remove_merged_blocks(store: Store, rows_digest: str = "*") -> None:
         for index, ids in _readable_blocks(store, folder.parent.name).items():
             if stored[BLOCK * index :][: len(ids)] == ids:
                 _block_path(folder.parent, index).unlink(missing_ok=True)
-        _remove_if_empty(folder)
+        with suppress(OSError):  # it is not empty
+            folder.rmdir()
 
 
 def has_rows(store: Store, identity: RowsIdentity, ids: Sequence[str]) -> bool:
@@ -290,11 +294,6 @@ def _readable_blocks(store: Store, rows_digest: str) -> dict[int, list[str]]:
     return ids_by_block
 
 
-def _remove_if_empty(folder: Path) -> None:
-    if folder.is_dir() and not any(folder.iterdir()):
-        folder.rmdir()
-
-
 def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | None) -> None:
     table = ", ".join(f'"{name}" {kind}' for name, kind in COLUMNS.items())
     db.execute(f"CREATE TEMP TABLE merged ({table})")
@@ -307,16 +306,6 @@ def _merge(db: "DuckDBPyConnection", blocks: Sequence[Path], parquet: Path | Non
         new = f"SELECT position // {BLOCK} FROM merged"
         kept = f"SELECT * FROM {READ_PARQUET} WHERE position // {BLOCK} NOT IN ({new})"
         db.execute(f"INSERT INTO merged BY NAME {kept}", [pattern(parquet)])
-
-
-def write_drawn(store: Store, rows_digest: str, index: int, rows: Iterable[SampleResult]) -> None:
-    """Write the sampled answers to the items of a block, if there are any."""
-    drawn = ((row.example_id, sample) for row in rows for sample in row.samples)
-    lines = "".join(canonical_json({"example_id": item, **asdict(sample)}) + "\n" for item, sample in drawn)
-    if not lines:
-        return
-    path = store.rows(rows_digest) / "samples" / f"{index:05d}.jsonl"
-    write_checked(store, path, lambda part: part.write_text(lines, "utf-8", newline="\n"))
 
 
 def _drawn_files(store: Store, rows_digest: str) -> list[Path]:

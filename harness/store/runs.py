@@ -1,9 +1,10 @@
-"""Runs: saved, listed, found and removed, with those of the trials of sweeps and searches.
+"""Runs: saved, listed, found and removed, with those of the trials of sweeps and searches; and their exports.
 
 Invariant: runs are listed from the folders; the index is updated afterwards, once no other process holds it.
 A trial's id ends with the key of its weights, or of a prompt's answers, so a trial shared by several searches
 is one run. A trial that a run was chosen from or depends on is not removed before the run. A trial of a
-prompt has no weights of its own.
+prompt has no weights of its own. The record of an export, `export.json`, names no path of a machine; whether
+its folder is still whole is asked of the content alone, never of a remembered checksum.
 """
 
 from collections import Counter
@@ -13,12 +14,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from harness.errors import HarnessError, Problem, UserError, did_you_mean, refuse
+from harness.errors import HarnessError, Problem, UserError, did_you_mean, refuse, refuse_unreadable
 from harness.records import (
     RowsIdentity,
     Run,
     SamplingRecord,
+    StoredName,
     Trial,
+    checksum,
     load,
     parse_json,
     read_object,
@@ -30,6 +33,8 @@ from harness.store.layout import Store
 from harness.store.rows import identities, list_variants, read_identity
 
 FOLDER = "trials"
+EXPORT_RECORD = "export.json"
+_EXPORT_AGAIN = "delete the folder and export again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,20 +109,12 @@ def trials_by_run(store: Store, runs: Sequence[Run]) -> dict[str, list[TrialRun]
     return trials_of
 
 
-def list_unneeded_trials(store: Store, runs: Iterable[Run]) -> list[garbage.Leftover]:
-    """List the files of trials that none of the given runs needs."""
-    needed = _map_runs_by_key(runs)
-    files = [_file(store, t.run.run_id) for t in list_trials(store) if _key(t.trial) not in needed]
-    return [garbage.Leftover(file, garbage.size(file)) for file in files]
-
-
-def trial_references(store: Store, runs: Iterable[Run]) -> garbage.References:
-    """Return the rows of the trials that the given runs were chosen from, needed to repeat the choice."""
-    needed = _map_runs_by_key(runs)
-    trials = (trial for trial in list_trials(store) if _key(trial.trial) in needed)
-    return garbage.References(
-        rows=frozenset(digest for trial in trials for digest in trial.run.rows.values())
-    )
+def split_trials(store: Store, runs: Iterable[Run]) -> tuple[set[str], list[garbage.Leftover]]:
+    """Return the rows that repeating the choice of the given runs needs, and the files of unneeded trials."""
+    needed, trials = _map_runs_by_key(runs), list_trials(store)
+    rows = {row for one in trials if _key(one.trial) in needed for row in one.run.rows.values()}
+    files = [_file(store, one.run.run_id) for one in trials if _key(one.trial) not in needed]
+    return rows, [garbage.Leftover(file, garbage.size(file)) for file in files]
 
 
 def count_freed_by_trials(store: Store, runs: Sequence[Run]) -> dict[str, int]:
@@ -367,3 +364,100 @@ def remove_run(store: Store, run_id: str, keep: Collection[str] = ()) -> None:
 
 def _parse_run(file: Path) -> Run:
     return layout.in_own_folder(run_record(parse_json(file.read_bytes())), file)
+
+
+@dataclass(frozen=True, slots=True)
+class ExportedFile:
+    """A file of an export: the sha256 of its content in hex, and its size."""
+
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Export:
+    """One run's weights in a format of other programs; `files` maps relative names to their content.
+
+    `types` counts the tensors of each type that was really written. `limits` are those of the target's
+    answers (`max_new_tokens`, `stop`, `temperature`, `top_p`), `chat` says that the chat template wrote its
+    prompts, `prompt` what else did (`system`, `template`, `prompting`, `answer`). `chat_template` is the
+    sha256 of the template's text, empty without one. `merge_gap` is the largest change of a logit by merging
+    in fp32.
+    """
+
+    format: str
+    quantization: str
+    run_id: StoredName
+    candidate: str
+    seed: int
+    experiment: str
+    target: str
+    base_model: str
+    base_digest: str
+    weights_digest: str
+    files: dict[str, ExportedFile]
+    types: dict[str, int]
+    versions: dict[str, str]
+    limits: dict[str, Any]
+    chat: bool
+    prompt: dict[str, Any]
+    chat_template: str
+    merge_gap: float
+    created: str
+    notes: tuple[str, ...] = ()
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of all its files."""
+        return sum(file.bytes for file in self.files.values())
+
+
+def read_export(folder: Path) -> Export:
+    """Read the record of an export.
+
+    Raises:
+        UserError: the folder holds none, or one that cannot be read.
+    """
+    with refuse_unreadable(folder / EXPORT_RECORD, "what harness export wrote", _EXPORT_AGAIN):
+        return load(Export, (folder / EXPORT_RECORD).read_bytes())
+
+
+def verify_export(folder: Path) -> Export:
+    """Read an export whose files are those that were written, each hashed anew.
+
+    Raises:
+        UserError: a file is missing, has changed, or was added.
+    """
+    export, there, problems = read_export(folder), list_exported_files(folder), list[Problem]()
+    expected = f"the file that was exported from {export.run_id}"
+    for name, file in export.files.items():
+        if name not in there:
+            problems.append(Problem(str(folder / name), "no such file", expected, _EXPORT_AGAIN))
+        elif there[name].stat().st_size != file.bytes or checksum(there[name]) != file.sha256:
+            problems.append(Problem(str(folder / name), "another content", expected, _EXPORT_AGAIN))
+    for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):
+        found, step = "a file that was added", "move it elsewhere"
+        problems.append(Problem(str(folder / name), found, "what export.json lists", step))
+    refuse(problems)
+    return export
+
+
+def list_exported_files(folder: Path) -> dict[str, Path]:
+    """Map the files below a folder by their relative names, without hidden ones."""
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    return {name: path for name, path in sorted(files.items()) if not f"/{name}".count("/.")}
+
+
+def main_file(folder: Path, export: Export) -> Path:
+    """Return what a program opens: the `.gguf` or `.onnx` file, or the folder."""
+    return folder / next((name for name in export.files if name.endswith((".gguf", ".onnx"))), "")
+
+
+def exports_of(store: Store, run_id: str) -> dict[Path, Export]:
+    """Map the folders of a run's exports in the store to their records; unfinished ones are left out.
+
+    Raises:
+        UserError: a record cannot be read.
+    """
+    found = sorted(store.place("exports", run_id).glob(f"[!.]*/{EXPORT_RECORD}"))
+    return {file.parent: read_export(file.parent) for file in found}
