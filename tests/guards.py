@@ -31,7 +31,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_release.py::test_a_file_of_json_that_is_larger_than_is_read_is_refused_with_the_bound", "harness/lifecycle/eval_logs.py", "if (size := path.stat().st_size) > MOST_BYTES:", "if (size := 0):"),
     ("test_bombs.py::test_what_is_nested_too_deep_is_no_json", "harness/records/serialization.py", "_DEEPEST = 100 ", "_DEEPEST = 10**9 "),
     ("test_bombs.py::test_yaml_whose_aliases_stand_for_billions_is_refused[harness.yaml-a long text]", "harness/config/yaml_loading.py", "_MOST_VALUES = 100_000 ", "_MOST_VALUES = 10**99 "),
-    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/external_logs.py", "if one.is_symlink() and one.is_dir())", "if False)"),
+    ("test_release.py::test_a_link_to_a_folder_of_logs_is_named_as_not_followed", "harness/lifecycle/gates.py", "if one.is_symlink() and one.is_dir())", "if False)"),
     ("test_mutated_inputs.py::test_a_damaged_file_is_named_or_what_it_held_is_computed_again[e2e-rows]", "harness/data/text_files.py", "    except (UnicodeDecodeError, *_BROKEN):\n        raise UserError(_find_broken_gzip(file, shown) or", "    except ZeroDivisionError:\n        raise UserError(_find_broken_gzip(file, shown) or"),
     # What is shown
     ("test_report_page.py::test_no_cell_of_csv_is_a_formula", "harness/report/escape.py", "return f\"'{cell}\" if cell.startswith(_FORMULA) else cell", "return cell"),
@@ -43,7 +43,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "if len(hosts) != 1 or any(", "if False and any("),
     ("test_dashboard_command.py::test_a_page_of_another_site_reaches_neither_pages_nor_the_web_socket", "dashboards/parts/server.py", "is_local = _NAMED_LOCAL.fullmatch(hosts[0]) is not None", "is_local = True"),
     ("test_dashboard_command.py::test_beyond_this_machine_it_asks_for_the_token_that_it_printed", "dashboards/parts/server.py", "if self._is_token(HTTPConnection(scope).cookies.get(_COOKIE, \"\")):", "if True:"),
-    ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/dashboard.py", '"browser.gatherUsageStats": "false",', ""),
+    ("test_dashboard_command.py::test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show", "harness/cli/gate.py", '"browser.gatherUsageStats": "false",', ""),
     ("test_sql.py::test_a_query_reads_and_writes_no_file_but_the_stored_rows", "harness/store/index.py", 'db.execute("SET enable_external_access = false")', "pass"),
     # Models, adapters and archives
     ("test_champions.py::test_weights_are_hashed_anew_though_a_changed_file_has_its_size_and_time[base]", "harness/models/hub.py", "files if checksum(file) != file_checksum(file)", "files if False"),
@@ -60,8 +60,8 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_lm_eval_tasks.py::test_a_data_set_with_code_of_its_own_or_sampled_answers_is_refused", "harness/evaluation/lm_eval/tasks.py", "if wants and not trusted:", "if False:"),
     ("test_hub.py::test_what_does_not_match_its_checksum_is_not_used[weights]", "harness/models/embedded_model.py", "return file_checksum(folder / _WEIGHTS) == str(expected)", "return bool(expected)"),
     ("test_artefacts.py::test_an_artefact_that_is_prompted_otherwise_or_cannot_be_read_fails_and_the_others_go_on", "harness/evaluation/verification.py", "        _refuse_difference(base, name, wanted, ids)\n", "        pass\n"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/exports.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
-    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/exports.py", "for name in sorted(there.keys() - export.files.keys() - {RECORD}):", "for name in ():"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[changed]", "harness/store/runs.py", "!= file.bytes or checksum(there[name]) != file.sha256:", "!= file.bytes:"),
+    ("test_exports.py::test_a_folder_is_checked_by_content_alone[added]", "harness/store/runs.py", "for name in sorted(there.keys() - export.files.keys() - {EXPORT_RECORD}):", "for name in ():"),
     # Stored runs and names
     ("test_strange_store.py::test_a_run_that_names_a_path_is_damaged_and_nothing_is_removed_by_it", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),
     ("test_strange_store.py::test_a_champion_that_names_a_path_is_refused", "harness/records/serialization.py", "return 0 < n_bytes <= LONGEST_NAME and not is_path", "return True"),

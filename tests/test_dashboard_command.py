@@ -13,17 +13,19 @@ from pathlib import Path
 import pytest
 
 from harness.cli import main
-from harness.cli.dashboard import app_file, command, environment, refuse_address
+from harness.cli.gate import app_file, refuse_address, server_command, server_environment
 from harness.errors import UserError
 
 
 def test_it_listens_on_this_machine_sends_nothing_and_the_pages_learn_what_to_show():
-    flags = command("localhost", 8501)
+    flags = server_command("localhost", 8501)
     assert "--server.address=localhost" in flags
     assert "--server.port=8501" in flags
     assert "--browser.gatherUsageStats=false" in flags
     assert app_file().exists()
-    assert environment(Path("harness.yaml"), "")["HARNESS_CONFIG"] == str(Path("harness.yaml").resolve())
+    assert server_environment(Path("harness.yaml"), "")["HARNESS_CONFIG"] == str(
+        Path("harness.yaml").resolve()
+    )
 
 
 def test_an_experiment_that_is_not_there_is_refused(tmp_path, monkeypatch, capsys):
@@ -134,8 +136,8 @@ def test_the_browser_of_this_machine_is_sent_to_the_pages_once_they_answer(proje
     address, seen, browser = f"http://localhost:{port}", tmp_path / "seen", tmp_path / "browser"
     browser.write_text(f"#!/bin/sh\necho $1 > {seen}\n")
     browser.chmod(0o700)
-    given = environment(project / "harness.yaml", "", address) | {"BROWSER": f"{browser} %s"}
-    with subprocess.Popen(command("localhost", port), env=given, stderr=subprocess.DEVNULL) as server:
+    given = server_environment(project / "harness.yaml", "", address) | {"BROWSER": f"{browser} %s"}
+    with subprocess.Popen(server_command("localhost", port), env=given, stderr=subprocess.DEVNULL) as server:
         try:
             assert wait_for(lambda: seen.exists() and seen.read_text().strip(), "a browser") == address
         finally:

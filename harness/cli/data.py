@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from harness.cli.app import data_app, print_json, say
-from harness.cli.options import Argument, DryRun, Json, Option, Seed, verb
+from harness.cli.options import Argument, DryRun, Json, Option, RowColumns, Seed, verb
 from harness.errors import Problem, UserError, as_argument, refuse
 from harness.formatting import count, pluralize
 
@@ -28,15 +28,6 @@ File = Annotated[str, Argument("The rows: JSON Lines, JSON, CSV, Parquet, or hub
 Out = Annotated[
     Path | None, Option("The new file; its suffix sets the format. A manifest is written next to it.")
 ]
-
-
-class RowColumns(NamedTuple):
-    """Columns that ask and answer, or templates over several, where they are not recognised."""
-
-    prompt: Annotated[
-        str | None, Option("The question's column, or a template over several, if not recognised.")
-    ] = None
-    reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
 
 
 class Remarks(NamedTuple):

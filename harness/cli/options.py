@@ -253,6 +253,15 @@ class StoredRuns(NamedTuple):
         return typed if self.runs is None else typed._replace(runs=str(self.runs))
 
 
+class RowColumns(NamedTuple):
+    """Columns that ask and answer, or templates over several, where they are not recognised."""
+
+    prompt: Annotated[
+        str | None, Option("The question's column, or a template over several, if not recognised.")
+    ] = None
+    reference: Annotated[str | None, Option("The answer's column, or a template, if not recognised.")] = None
+
+
 def name_beside(config: Path, file: Path) -> str:
     """Write a file as an experiment's file names it: relative to the folder of that."""
     return str(file) if file.is_absolute() else os.path.relpath(file, config.parent)

@@ -46,44 +46,37 @@ def rate_export(
     from harness.lifecycle import label_file, pair_file
 
     names = [name for given in candidates or [] for name in given.split(",")]
+    hint, written = "", at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
+    made: pair_file.PairExport | label_file.LabelExport
     if pairs:
         if metric:
             raise UserError(Problem("--pairs", "--metric", "one of them", "leave --metric out"))
-        paired = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
-        line = (
-            f"{file}: {count(paired.n_pairs)} pairs of answers, of {' and '.join(paired.runs)}, sides drawn"
+        made = pair_file.export_pairs(at.config, file, at.settings, n_items=items, candidates=names)
+        line = f"{count(made.n_pairs)} pairs of answers, of {' and '.join(made.runs)}, sides drawn"
+        drawn, answers, labels = "pairs", "pairs", "ratings"
+        fill = "write left, right or tie into the column better"
+    else:
+        made = label_file.export_answers(
+            at.config, file, at.settings, n_items=items, metric=metric, candidates=names
         )
-        print_lines(paired._asdict(), [line], as_json)
-        say(_remainder_text(paired.n_left, "pairs without ratings"))
-        if paired.waiting:
-            waiting = ", ".join(paired.waiting)
-            say(f"pairs of {waiting} lack ratings too; a later export draws those with the fewest")
-        say(f"next: write left, right or tie into the column better, then {_import_command(file, at)}")
-        return
-    found = label_file.export_answers(
-        at.config, file, at.settings, n_items=items, metric=metric, candidates=names
-    )
-    answers = f"{count(found.n_answers)} different answers to {count(found.n_items)} items"
-    line = f"{file}: {answers}, for {found.metric}; of {' and '.join(found.runs)}"
-    print_lines(found._asdict(), [line], as_json)
-    if found.criteria:
-        say(f"what the judge goes by, from {found.scale.replace(',', ' to ')}: {found.criteria}")
-    say(_remainder_text(found.n_left, "items without labels"))
-    if found.waiting:
-        waiting = ", ".join(found.waiting)
-        say(f"answers of {waiting} lack labels too; a later export draws those with the fewest")
-    scale = f" (0 to 1, or with --scale {found.scale})" if found.scale[:1].isdigit() else " (0 to 1)"
-    say(f"next: fill in the column label{scale}, then {_import_command(file, at)}")
-
-
-def _remainder_text(n: int, what: str) -> str:
-    return (
-        f"{count(n)} {what} are left; a later export goes on with these" if n else f"this file has all {what}"
-    )
-
-
-def _import_command(file: Path, at: ExperimentFile) -> str:
-    return at.command_line().command("rate", "import", as_operand(str(file)), "--rater", "NAME")
+        line = f"{count(made.n_answers)} different answers to {count(made.n_items)} items, for {made.metric}"
+        line += f"; of {' and '.join(made.runs)}"
+        drawn, answers, labels = "items", "answers", "labels"
+        if made.criteria:
+            hint = f"what the judge goes by, from {made.scale.replace(',', ' to ')}: {made.criteria}"
+        scale = f"0 to 1, or with --scale {made.scale}" if made.scale[:1].isdigit() else "0 to 1"
+        fill = f"fill in the column label ({scale})"
+    print_lines(made._asdict(), [f"{file}: {line}"], as_json)
+    if hint:
+        say(hint)
+    if made.n_left:
+        say(f"{count(made.n_left)} {drawn} without {labels} are left; a later export goes on with these")
+    else:
+        say(f"this file has all {drawn} without {labels}")
+    if made.waiting:
+        waiting = ", ".join(made.waiting)
+        say(f"{answers} of {waiting} lack {labels} too; a later export draws those with the fewest")
+    say(f"next: {fill}, then {written}")
 
 
 @verb(
@@ -110,35 +103,31 @@ def rate_import(
     rater = rater.strip()
     if not rater:
         raise UserError(Problem("--rater", "no name", "who labelled", "--rater ann"))
+    made: pair_file.PairImport | label_file.LabelImport
     if label_file.has_column(file, pair_file.BETTER):
         if scale:
             given = f"{scale}, and a file of pairs"
             raise UserError(Problem("--scale", given, "left, right or tie", "leave --scale out"))
-        rated = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
-        line = f"{file}: {count(rated.n_ratings)} preferences by {rater}{_blank(rated.n_blank)}"
-        by_pair = rated.by_pair.items()
-        of_pairs = [f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in by_pair]
-        print_lines(rated._asdict(), [line, *of_pairs], as_json)
-        for runs, n in rated.counted.items():
-            if n < rated.by_pair[runs]:
-                say(
-                    f"warning: {runs}: {count(n)} of {count(rated.by_pair[runs])} rated pairs are a random"
-                    " part, those up to where 95 % in the order of drawing have a rating; rating chosen pairs"
-                    " skews the win rate; next: rate the rows left blank, from the first one"
-                )
-        say(f"next: {at.command_line().command('report')}")
-        return
-    found = label_file.import_labels(
-        at.config, file, at.settings, rater=rater, scale=_scale(scale) if scale else None
-    )
-    line = f"{file}: {count(found.n_labels)} labels for {found.metric} by {rater}{_blank(found.n_blank)}"
-    of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in found.by_run.items()]
-    print_lines(found._asdict(), [line, *of_runs], as_json)
+        made = pair_file.import_pairs(at.config, file, at.settings, rater=rater)
+        read = f"{count(made.n_ratings)} preferences"
+        of_runs = [
+            f"  {runs}: {count(n)} pairs of their answers have a rating" for runs, n in made.by_pair.items()
+        ]
+    else:
+        ends = _scale(scale) if scale else None
+        made = label_file.import_labels(at.config, file, at.settings, rater=rater, scale=ends)
+        read = f"{count(made.n_labels)} labels for {made.metric}"
+        of_runs = [f"  {run}: {count(n)} of its answers have a label" for run, n in made.by_run.items()]
+    blank = f", {count(made.n_blank)} rows left blank" if made.n_blank else ""
+    print_lines(made._asdict(), [f"{file}: {read} by {rater}{blank}", *of_runs], as_json)
+    if isinstance(made, pair_file.PairImport):
+        for runs in (runs for runs, n in made.counted.items() if n < made.by_pair[runs]):
+            say(
+                f"warning: {runs}: {count(made.counted[runs])} of {count(made.by_pair[runs])} rated pairs are"
+                " a random part, those up to where 95 % in the order of drawing have a rating; rating chosen"
+                " pairs skews the win rate; next: rate the rows left blank, from the first one"
+            )
     say(f"next: {at.command_line().command('report')}")
-
-
-def _blank(n: int) -> str:
-    return f", {count(n)} rows left blank" if n else ""
 
 
 def _scale(written: str) -> tuple[float, float]:

@@ -22,6 +22,7 @@ from harness.cli.options import (
     Json,
     Option,
     Precision,
+    RowColumns,
     config_option,
     verb,
 )
@@ -59,10 +60,8 @@ def init(
     ] = "smollm2-135m",
     pairs: Annotated[str | None, Option("A file of preference pairs.", env=True)] = None,
     documents: Annotated[str | None, Option("A file of documents to retrieve from.", env=True)] = None,
-    prompt: Annotated[
-        str | None, Option("The question's column, or a template over several, if guessed wrong.")
-    ] = None,
-    reference: Annotated[str | None, Option("The answer's column, or a template, if guessed wrong.")] = None,
+    *,
+    named: RowColumns,
     instruction: Annotated[
         str | None, Option("The system text to ask with, instead of the draft that is made from your rows.")
     ] = None,
@@ -87,9 +86,7 @@ def init(
         folder, data = Path(), str(folder)
     kind = scaffold.parse_kind(task)
     rows = data or str(scaffold.write_example(folder))
-    request = scaffold.Request(
-        folder, rows, base_model, pairs, documents, prompt, reference, kind, minutes, instruction
-    )
+    request = scaffold.Request(folder, rows, base_model, pairs, documents, *named, kind, minutes, instruction)
     progress = TerminalProgress()
     with progress.stage(f"reading {rows}"):
         proposal = scaffold.propose(request)
@@ -312,9 +309,6 @@ def _describe_beside(estimated: str, measured: str | None) -> str:
     return estimated if measured is None else f"{estimated} / {measured}"
 
 
-_Columns = "the column, or a template over columns, where the guess is wrong."
-
-
 @verb(
     data_app,
     "harness data check tickets.csv",
@@ -329,8 +323,8 @@ def data_check(
     base: Annotated[
         str | None, Option("Count tokens by this model; without it by harness.yaml's `base_model`.")
     ] = None,
-    prompt: Annotated[str | None, Option(f"The prompt: {_Columns}")] = None,
-    reference: Annotated[str | None, Option(f"The answer: {_Columns}")] = None,
+    *,
+    named: RowColumns,
     source: Annotated[str | None, Option("The column that says where a row comes from.")] = None,
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
@@ -364,8 +358,7 @@ def data_check(
         files,
         tuple(test or ()),
         base or (experiment.base_model if experiment else None),
-        prompt,
-        reference,
+        *named,
         source,
         date,
         embeddings=embeddings,

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from harness.cli.dashboard import command, environment
+from harness.cli.gate import server_command, server_environment
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -42,10 +42,10 @@ def serve_pages(project: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    given = environment(project / "harness.yaml", "")
+    given = server_environment(project / "harness.yaml", "")
     given["PYTHONPATH"] = os.pathsep.join([str(ROOT), *sys.path])
     server = subprocess.Popen(
-        command("localhost", port), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        server_command("localhost", port), env=given, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
         _wait(f"http://localhost:{port}/_stcore/health")
