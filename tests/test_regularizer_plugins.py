@@ -233,6 +233,11 @@ def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_
     (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
     assert set(whole) & set(map_end_tokens(source, tokenizer))
     assert tokenizer.decode(cut) == "So it is and"
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", " \n\n<|im_end|>")
+    fitted.source = source._replace(template_digest="of blanks before an end")
+    (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
+    assert tokenizer.decode(whole).startswith("So it is. \n\n<|im_end|>")
+    assert tokenizer.decode(cut) == "So it is and"
 
 
 def test_penalties_read_the_same_answers_of_the_base_and_nothing_is_mixed_in():

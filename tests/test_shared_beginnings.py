@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, BloomConfig, BloomForCausalLM
 
 from harness.evaluation import costs
-from harness.models import two_layer_copy
+from harness.models import common_length, two_layer_copy
+from harness.models.hub import resolve
 from harness.records import Example
-from harness.training.shared_beginnings import can_join, count_shared, join_rows
+from harness.training.shared_beginnings import can_join, join_rows, joins_rows_of
 
 SYSTEM, OTHER = list(range(20, 32)), list(range(40, 50))
 ROWS = [[*SYSTEM, 5, 6, 7, 8], [*OTHER, 9, 10, 11], [*SYSTEM, 5, 12, 13], [*SYSTEM, 14, 15, 16, 17, 18]]
@@ -69,7 +70,7 @@ def test_a_row_that_shares_little_does_not_cut_what_others_share(tiny):
     model = AutoModelForCausalLM.from_pretrained(tiny)
     long = list(range(20, 40))
     rows = [[*long, 5, 6], [*long, 7, 8], [*long[:8], 9, 10, 11]]
-    assert count_shared(rows[0], rows[2]) == 8
+    assert common_length((rows[0], rows[2])) == 8
     assert join_rows(model, *batch_of(rows, n_learned=1)).input_ids.numel() == 20 + 2 + 2 + 11
 
 
@@ -101,6 +102,7 @@ def test_models_with_dropout_a_loss_of_experts_windows_or_without_a_copy_read_ea
     config |= {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 4}
     (windowed / "config.json").write_text(json.dumps(config))
     assert not can_join(model, windowed)
+    assert [joins_rows_of(resolve(str(base))) for base in (tiny, windowed)] == [True, False]
     monkeypatch.setattr(two_layer_copy, "two_layer_copy", lambda path: None)
     assert not can_join(model, tiny)
 

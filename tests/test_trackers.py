@@ -16,7 +16,8 @@ from harness.records import TrainingRecord
 from harness.records.run_records import TrackedPoint
 from harness.report import ExperimentReport, trackers
 from harness.report.trackers import list_tracked_runs
-from harness.training import LiveRun, open_trackers, read_seen, worker
+from harness.training import worker
+from harness.training.live_trackers import LiveRun, open_trackers, read_seen
 
 CURVE = ((1, 2.5), (2, 1.5), (3, None))
 POINTS = (TrackedPoint(step=2, target=0.6, capability=-0.01), TrackedPoint(step=3, target=0.8))

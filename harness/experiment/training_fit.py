@@ -32,7 +32,8 @@ from harness.records import Example, TrackedPoint, digest, drop_defaults, is_uns
 from harness.regularizers import Answered, Mixture, general_rows, has_hook, mix_rows, regularizers_digest
 from harness.spec import AcceleratePolicy, Recipe, Task, TaskData, TrainingPolicy, is_path, metric_name
 from harness.store import AGAIN, clear_errors, remove, write_whole
-from harness.training import LiveRun, make_live_id, open_trackers
+from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
+from harness.training.shared_beginnings import joins_rows_of
 from harness.training.worker import launch
 
 
@@ -210,6 +211,7 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     params = method.params(**source.params)
     step_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
     items, step = session.training_data(source).items, session.prompting_step(source, seed)
+    base = session.sources.get(source.base_model or "", session.source)
     n_answers = getattr(params, "num_generations", 1)  # drawn for each row, and rows of the training
     n_rows = len(items.pairs if method.draws_from == "pairs" else items.train) * n_answers
     epochs = params.num_train_epochs
@@ -218,11 +220,17 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     if method.draws_from == "pairs":
         plain = costs.preference(list(map(step, items.pairs)), epochs)
     else:
-        joins = "sft" in method.loops and not getattr(params, "packing", False)
-        shares = joins and session.machine.device == "cpu" and not getattr(params, "lora_dropout", 0.0)
-        batch_size = params.per_device_train_batch_size if shares else 1
-        plain = costs.training(list(map(step, items.train)), epochs * n_answers, batch_size)
-    base = session.sources.get(source.base_model or "", session.source)
+        prompted = list(map(step, items.train))
+        apart = (
+            session.machine.device != "cpu"
+            or getattr(params, "packing", False)
+            or getattr(params, "lora_dropout", 0.0)
+            or getattr(params, "peft_type", "LORA") != "LORA"
+            or has_hook(source.regularize, "DRAWS")
+        )
+        joins = "sft" in method.loops and not apart and any(e.has_system for e in prompted)
+        batch_size = params.per_device_train_batch_size if joins and joins_rows_of(base) else 1
+        plain = costs.training(prompted, epochs * n_answers, batch_size)
     read, generated = method.teaching.extra_tokens(params, base, round(n_rows * epochs), plain.trained)
     extra = costs.Work(read=read, generated=generated)
     plain = plain._replace(steps=ceil(ceil(n_rows / step_rows) * epochs))

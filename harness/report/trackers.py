@@ -26,7 +26,7 @@ from harness.records import SERVING, Curve, TrainingRecord
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import SMOKE, best_first, find_shown_figure, last_line, verdict_word
 from harness.store import ChampionEntry
-from harness.training import (
+from harness.training.live_trackers import (
     LIVE_ID,
     Seen,
     begin_wandb_run,

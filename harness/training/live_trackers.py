@@ -6,7 +6,7 @@
 Invariant: a training waits for no tracker while it runs, draws no number for one and fails by none: a tracker
 that cannot be opened, or fails, gets nothing more, and the report sends it the whole run. A training that was
 stopped goes on under its id. Names are those of transformers' own integrations: `train/loss`, `eval/loss`.
-Source: `mlflow.MlflowClient`; event files of the package tensorboard; `wandb.init`
+Source: `mlflow.MlflowClient`; torch's `SummaryWriter`; `wandb.init`
 """
 
 import json
@@ -25,6 +25,7 @@ from queue import SimpleQueue
 from threading import Event, Thread
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.cache import fill_cache_file
 from harness.masking import mask_secrets
 from harness.records import parse_json
 
@@ -111,10 +112,7 @@ def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterato
         seen = before | {feed.name: feed.seen(before.get(feed.name, Seen())) for feed in feeds}
         file = run.folder / "live" / f"{run.run_id}.json"
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            part = file.with_suffix(".part")
-            part.write_text(json.dumps(seen), "utf-8")
-            part.replace(file)
+            fill_cache_file(file, lambda part: part.write_text(json.dumps(seen), "utf-8"))
         except OSError:  # the report then sends everything
             with suppress(OSError):
                 file.unlink(missing_ok=True)
@@ -150,22 +148,17 @@ class _Feed(Thread):
 
 
 def _open_tensorboard(run: LiveRun, resumed_at: int | None) -> _Opened:
-    from tensorboard.compat.proto.event_pb2 import Event as Logged
-    from tensorboard.compat.proto.event_pb2 import SessionLog
-    from tensorboard.compat.proto.summary_pb2 import Summary
-    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+    from torch.utils.tensorboard import SummaryWriter
 
     folder = run.folder / "tensorboard" / run.experiment / run.run_id
     if resumed_at is None:
         shutil.rmtree(folder, ignore_errors=True)
-    writer = EventFileWriter(str(folder))
     # A reader forgets what came after the checkpoint that the training goes on from.
-    start, step = SessionLog(status=SessionLog.START), (resumed_at or 0) + 1
-    writer.add_event(Logged(wall_time=time.time(), step=step, session_log=start))
+    writer: Any = SummaryWriter(str(folder), purge_step=(resumed_at or 0) + 1)
 
     def log(values: Mapping[str, float], step: int) -> None:
-        shown = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
-        writer.add_event(Logged(wall_time=time.time(), step=step, summary=Summary(value=shown)))
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
         writer.flush()
 
     return log, lambda state: writer.close()

@@ -5,13 +5,17 @@ and gradients are those of a row a line. A row shares tokens before its first la
 """
 
 from collections.abc import Sequence
-from itertools import takewhile
 from math import inf, isqrt
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from harness.cache import memo
+from harness.models import common_length
+from harness.models.hub import ModelSource, is_packed
 from harness.models.prefix_cache import additive_mask, longest_alike, windows
 from harness.models.two_layer_copy import ask_copy
+from harness.provenance import package_versions, versions_of
+from harness.records import digest
 from harness.training.trainer import PLAIN_SCORES
 
 if TYPE_CHECKING:
@@ -19,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FEWEST = 8  # tokens that rows share, or they stand on their own
+Row = tuple[int, ...]  # token ids, or their labels
 _NO_LABEL = -100  # as in transformers
 _MOST = isqrt(PLAIN_SCORES)  # tokens of a sequence, of which no more scores are kept than of padded rows
 _SAVES = 0.9  # of the padded batch's tokens, at most
@@ -56,7 +61,7 @@ def join_rows(
 
     lengths = attention_mask.sum(1).tolist()
     rows, learned = (
-        [row[:length] for row, length in zip(tensor.tolist(), lengths, strict=True)]
+        [tuple(row[:length]) for row, length in zip(tensor.tolist(), lengths, strict=True)]
         for tensor in (input_ids, labels)
     )
     ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
@@ -84,7 +89,7 @@ def join_rows(
     return JoinedRows(torch.tensor([ids]), torch.tensor([positions]), mask, predicting, predicted)
 
 
-def _group(rows: Sequence[list[int]], labels: Sequence[list[int]]) -> list[tuple[int, list[int]]]:
+def _group(rows: Sequence[Row], labels: Sequence[Row]) -> list[tuple[int, list[int]]]:
     """Return how many tokens groups of rows share (0 of a row alone), and the numbers of their rows."""
     groups: list[tuple[int, list[int]]] = []
     for number, row in enumerate(rows):
@@ -95,7 +100,7 @@ def _group(rows: Sequence[list[int]], labels: Sequence[list[int]]) -> list[tuple
         most = max(0, first_label - 1)
         best, gained, joined = -1, 0, 0
         for group, (n_shared, members) in enumerate(groups):
-            length = min(n_shared, most, count_shared(rows[members[0]], row))
+            length = min(n_shared, most, common_length((rows[members[0]], row)))
             gain = len(members) * length - (len(members) - 1) * n_shared
             if length >= _FEWEST and gain > gained:
                 best, gained, joined = group, gain, length
@@ -104,11 +109,6 @@ def _group(rows: Sequence[list[int]], labels: Sequence[list[int]]) -> list[tuple
         else:
             groups[best] = (joined, [*groups[best][1], number])
     return [(n_shared if len(members) > 1 else 0, members) for n_shared, members in groups]
-
-
-def count_shared(one: Sequence[int], other: Sequence[int]) -> int:
-    """Count the tokens that two rows begin with alike."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def can_join(model: Any, path: Path) -> bool:
@@ -126,6 +126,18 @@ def can_join(model: Any, path: Path) -> bool:
     apart = all(one.peft_type == "LORA" and not getattr(one, "velora_config", None) for one in adapters)
     if model.device.type != "cpu" or drops or counts or not apart:
         return False
+    return _joins_by_copy(path)
+
+
+def joins_rows_of(source: ModelSource) -> bool:
+    """Tell whether a base reads joined rows so, remembered, so that an estimate does not load torch."""
+    key = digest([source.weights_digest, package_versions(), versions_of("sft")])
+    return is_packed(source) or bool(memo("joined_rows", key, lambda: _joins_by_copy(source.path)))
+
+
+def _joins_by_copy(path: Path) -> bool:
+    import torch
+
     with torch.random.fork_rng():
         return ask_copy(path, _reads_alike) or False
 

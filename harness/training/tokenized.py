@@ -75,7 +75,8 @@ def tokenized_rows(
 ) -> tuple[list[dict[str, Any]], int]:
     """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
 
-    Nothing stands behind the beginning of an answer, so that the training learns no end there.
+    Nothing stands behind the beginning of an answer, also no blanks of a chat template, so that the training
+    learns no end there.
     """
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
@@ -83,7 +84,10 @@ def tokenized_rows(
     rows, lengths = [], []
     for example, (start, (ids,)) in zip(examples, made, strict=True):
         if example.is_cut:
-            ids = ids[: next((at for at in range(start, len(ids)) if ids[at] in ends), len(ids))]
+            n = next((at for at in range(start, len(ids)) if ids[at] in ends), len(ids))
+            while n > start + 1 and str(tokenizer.decode(ids[n - 1]))[-1:].isspace():
+                n -= 1
+            ids = ids[:n]
         rows.append(make_row(example, start, ids))
         lengths.append(len(ids))
     return rows_that_fit(rows, lengths, max_length, what)
