@@ -253,7 +253,7 @@ def count_trained(model):
 
 
 @pytest.mark.parametrize(
-    ("name", "off"), [("Qwen3-MoE", 0.0), ("Granite-MoE", 0.0), ("Qwen2-MoE", 0.1), ("Doge", 0.1)]
+    ("name", "off"), [("Qwen3-MoE", 0.0), ("Granite-MoE", 0.0), ("Qwen2-MoE", 0.0), ("Doge", 0.1)]
 )
 def test_an_adapter_on_all_linear_layers_is_estimated_as_peft_makes_it(tmp_path, name, off):
     """Qwen2's experts are left alone, and those that all tokens pass are not; Doge has none unless it says so."""
@@ -288,15 +288,6 @@ def test_an_adapter_of_a_family_whose_layers_differ_is_counted_as_transformers_b
         made = transformers.AutoModelForCausalLM.from_config(written)
     found = shapes.shape_of(json.loads(written.to_json_string()), 1e6)
     assert memory.lora_parameters(found, 2) == count_trained(made)
-
-
-def test_families_whose_experts_peft_adapts_unasked_are_those_of_its_table():
-    from peft.utils import transformers_weight_conversion as table
-    from transformers import CONFIG_MAPPING
-
-    fused = table._MOE_TARGET_MODULE_MAPPING
-    found = [of for of, kind in table._MODEL_TO_CONVERSION_PATTERN.items() if kind in fused]
-    assert sorted(shapes.EXPERTS_ADAPTED) == sorted(of for of in found if of in CONFIG_MAPPING)
 
 
 @pytest.mark.e2e

@@ -44,16 +44,12 @@ _WORDS = (
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
     """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
 
-    On `all-linear` PEFT gives each expert r for its last matrix and 2 r for the first two together, which it
-    keeps as one, and r to what routes among them; where it leaves experts alone, r to the matrices of those
-    that all tokens pass.
+    On `all-linear` of a model with experts, or with layers of another kind, they were counted on the model.
     """
     if isinstance(modules, str) and shape.adapted:
         return round(r * shape.adapted)
     queries, keys = shape.n_heads * shape.head_dim, shape.n_kv_heads * shape.head_dim
-    width = shape.intermediate
-    if shape.in_experts:
-        width = 0 if shape.adapted_experts else shape.shared_width
+    width = shape.shared_width if shape.in_experts else shape.intermediate
     sums = (
         shape.hidden + queries,
         shape.hidden + keys,
@@ -62,13 +58,7 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
         *[shape.hidden + width if width else 0] * 3,
     )
     wanted = _LINEAR if isinstance(modules, str) else modules
-    of_experts = 0
-    if isinstance(modules, str) and shape.adapted_experts:
-        of_each = 3 * shape.hidden + 5 * shape.expert_width
-        of_experts = shape.adapted_experts * of_each + shape.hidden + shape.adapted_experts
-    return r * shape.n_layers * of_experts + r * shape.n_layers * sum(
-        s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted
-    )
+    return r * shape.n_layers * sum(s for name, s in zip(_LINEAR, sums, strict=True) if name in wanted)
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:

@@ -2,9 +2,9 @@
 
 Invariant: transformers itself fills in what a configuration leaves at its family's default; no weights are
 read and nothing is fetched. Of a family that it does not know, the configuration is taken as it is written.
-Sums over linear modules are of those that PEFT adapts unasked, without experts and what routes among them.
-Source: `configuration_*.py`, `modeling_deepseek_v2.py`, `modeling_jamba.py` and `modeling_laguna.py` of
-transformers 5.23
+What PEFT adapts unasked of a model with experts, or with layers other than attention, is counted on the model
+without its weights.
+Source: `configuration_*.py` and `modeling_deepseek_v2.py` of transformers 5.23
 """
 
 import json
@@ -12,16 +12,12 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NamedTuple
+from warnings import catch_warnings
 
 from harness.cache import memo
 from harness.errors import Problem
 from harness.records import digest
 
-# What is read of a configuration beside what all families say, by family.
-_OF_MIXED_LAYERS = {
-    "jamba": ("mamba_expand", "mamba_d_state", "mamba_dt_rank", "expert_layer_period", "expert_layer_offset"),
-    "laguna": ("num_attention_heads_per_layer", "mlp_layer_types", "gating"),
-}
 # What is read of a configuration, by Llama's name, and what families call it otherwise.
 _OTHER_NAMES: dict[str, tuple[str, ...]] = {
     "num_key_value_heads": ("num_kv_heads",),
@@ -38,7 +34,7 @@ _KEYS = (
     *("max_position_embeddings", "tie_word_embeddings", "multi_query", "new_decoder_architecture"),
     *("kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "moe_intermediate_size", "is_moe"),
     *("first_k_dense_replace", "mlp_only_layers", "layer_types", "num_kv_shared_layers", "model_type"),
-    *("is_encoder_decoder", *(name for names in _OF_MIXED_LAYERS.values() for name in names)),
+    "is_encoder_decoder",
 )
 # The same in the configuration as it is written, of GPT-2 and its kin.
 _LIKE_GPT_2 = {
@@ -61,14 +57,6 @@ UNPACKED = {
 }
 # Layers that keep the same of a long text as of a short one; transformers' names.
 _KEEPING_NOTHING = ("linear_attention", "conv", "moe", "mlp")
-# Families on whose experts PEFT puts adapters unasked, by its table of fused experts, and none on
-# their shared experts; of other families it is the other way round.
-EXPERTS_ADAPTED = (
-    "afmoe", "beam", "cohere2_moe", "deepseek_v2", "deepseek_v3", "deepseek_v32", "dots1", "ernie4_5_moe",
-    "exaone_moe", "flex_olmo", "glm4_moe", "glm4_moe_lite", "glm4v_moe", "glm_moe_dsa", "hunyuan_v1_moe",
-    "longcat_flash", "mellum", "minimax", "minimax_m2", "mixtral", "olmoe", "qwen3_moe", "qwen3_next",
-    "qwen3_omni_moe", "qwen3_omni_moe_text", "qwen3_omni_moe_thinker", "solar_open",
-)  # fmt: skip
 # Families with one shared expert in each layer, as wide as the others, that no key names.
 _SHARING_ONE = ("llama4", "llama4_text")
 
@@ -76,12 +64,11 @@ _SHARING_ONE = ("llama4", "llama4_text")
 class Shape(NamedTuple):
     """Shape of a decoder, on which its memory and its operations depend.
 
-    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`. PEFT
-    puts adapters on `adapted_experts` of a layer, each `expert_width` wide, or else on what all tokens pass
-    beside them, `shared_width` wide. A layer of multi-head latent attention keeps `latent` numbers of a
-    token, in place of keys and values. Where layers differ, heads and their width are the largest, and layers
-    keep on average `keeping` of that. `stored_bytes` is the size of files that are quantised, 0 of others.
-    `adapted` is the sum of d_in and d_out over the linear modules (see `sum_linear_sizes`).
+    Of its parameters `in_experts` are in experts, of which a token passes those that are not `idle`; what all
+    tokens pass beside them is `shared_width` wide. A layer of multi-head latent attention keeps `latent`
+    numbers of a token, in place of keys and values. Where layers differ, heads and their width are the
+    largest, and layers keep on average `keeping` of that. `stored_bytes` is the size of files that are
+    quantised, 0 of others. `adapted` are the parameters of an adapter of rank 1 (see `count_adapted`).
     """
 
     n_parameters: float
@@ -95,8 +82,6 @@ class Shape(NamedTuple):
     tied: bool = False
     in_experts: float = 0.0
     idle: float = 0.0
-    adapted_experts: int = 0
-    expert_width: int = 0
     shared_width: int = 0
     latent: int = 0
     stored_bytes: float = 0.0
@@ -151,7 +136,7 @@ def shape_of(
             latent + rotated if latent else 0,
             stored_bytes if quantization_method(config) else 0.0,
             _cache_share(said),
-            sum_linear_sizes(said),
+            count_adapted(config, said),
         )
     except (KeyError, TypeError, ValueError):
         return None
@@ -169,11 +154,37 @@ def _cache_share(said: Mapping[str, Any]) -> float:
     return sum(keys[: len(keys) - shared]) / widest if widest else 1.0
 
 
-def has_other_layers(config: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are no attention, such as a state space, whose adapters nobody counts."""
-    said = complete_config(config)
-    if sum_linear_sizes(said):
-        return False
+def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
+    """Count the parameters of a LoRA of rank 1 where PEFT adapts unasked; remembered by the versions.
+
+    0 of layers that are all attention with one network, whose widths say it, and where PEFT cannot be asked.
+    """
+
+    def count() -> int:
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+        kind: Any = AutoModelForCausalLM
+        try:
+            made = CONFIG_MAPPING[str(config.get("model_type"))].from_dict(dict(config))
+            with torch.device("meta"), catch_warnings(action="ignore"):
+                adapted = get_peft_model(kind.from_config(made), LoraConfig(r=1, target_modules="all-linear"))
+        except Exception:  # noqa: BLE001 (a family that either does not know fails in many ways)
+            return 0
+        return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+    if not (said.get("num_experts") or has_other_layers(config, said)):
+        return 0.0
+    try:
+        versions = [_version(name) for name in ("transformers", "peft")]
+    except PackageNotFoundError:
+        return 0.0
+    return float(memo("adapted", digest([json.dumps(config, sort_keys=True), versions]), count))
+
+
+def has_other_layers(config: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
+    """Tell whether some layers are no attention, such as a state space; `said` is the completed `config`."""
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
     has_states = any(
@@ -186,25 +197,22 @@ def _list_each(said: Any, n_layers: int) -> list[Any]:
     return said if isinstance(said, list) and len(said) == n_layers else [said or 1] * n_layers
 
 
-def _experts(
-    said: Mapping[str, Any], hidden: int, counted: float | None
-) -> tuple[float, float, int, int, int]:
-    """Return the parameters in experts, three matrices each, those idle, adapted experts, and both widths."""
+def _experts(said: Mapping[str, Any], hidden: int, counted: float | None) -> tuple[float, float, int]:
+    """Return the parameters in experts, three matrices each, those idle, and the width that is shared."""
     # Doge names experts also where it has none.
     n_experts = int(said.get("num_experts") or 0) if said.get("is_moe") is not False else 0
     if not n_experts or counted == 0:
-        return counted or 0.0, 0.0, 0, 0, 0
+        return counted or 0.0, 0.0, 0
     of_a_token = int(said.get("num_experts_per_tok") or n_experts)
     n_layers = int(said["num_hidden_layers"]) - int(said.get("first_k_dense_replace") or 0)
     n_layers -= len(said.get("mlp_only_layers") or ())
     width = _widest(said.get("moe_intermediate_size") or said["intermediate_size"])
     of_each = 3.0 * hidden * width * n_layers
-    adapted = n_experts if said.get("model_type") in EXPERTS_ADAPTED else 0
     shared = int(said.get("num_shared_experts") or 0) * width
     shared = int(said.get("shared_expert_intermediate_size") or 0) or shared
     shared = width if said.get("model_type") in _SHARING_ONE else shared
     in_all = n_experts * of_each if counted is None else counted
-    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, adapted, width, shared
+    return in_all, in_all * max(0, n_experts - of_a_token) / n_experts, shared
 
 
 def _widest(said: int | list[int] | None) -> int:
@@ -313,33 +321,3 @@ def config_problems(config: Any, where: str) -> Iterator[Problem]:
     if bits is not None and bits not in _PACKED_BITS:
         one_of = ", ".join(map(str, _PACKED_BITS))
         yield Problem(where, f"quantization_config: {{bits: {bits!r}}}", f"one of {one_of}", step)
-
-
-_LINEAR, _DENSE = "linear_attention", "dense"
-
-
-def sum_linear_sizes(said: Mapping[str, Any]) -> float:
-    """Return the sum of d_in and d_out over the linear modules of all layers; 0 of a family of one kind."""
-    family = said.get("model_type")
-    needed = _OF_MIXED_LAYERS.get(str(family), ())
-    if not needed or any(said.get(name) is None for name in (*needed, "layer_types")):
-        return 0.0
-    hidden, kv_heads, kinds = said["hidden_size"], said["num_key_value_heads"], said["layer_types"]
-    if family == "jamba":  # attention, state spaces, and the networks of the layers that have no experts
-        names = ("num_attention_heads", "mamba_dt_rank", "mamba_d_state")
-        heads, of_step, state = (said[name] for name in names)
-        space = 2 * (hidden + of_step + state) + 5 * said["mamba_expand"] * hidden
-        attention = 4 * hidden + 2 * (heads + kv_heads) * (hidden // heads)
-        period, offset = said["expert_layer_period"], said["expert_layer_offset"]
-        n_plain = sum(said["num_experts"] <= 1 or i % period != offset for i in range(len(kinds)))
-        networks = n_plain * 3 * (hidden + said["intermediate_size"])
-        return float(sum(space if kind == _LINEAR else attention for kind in kinds) + networks)
-    # Laguna: attention with its gates, and the network of each layer or what all tokens pass of it.
-    width = said["head_dim"]
-    of_gate = 1 if said["gating"] is True or said["gating"] == "per-head" else width
-    attention = sum(
-        5 * hidden + 2 * (heads + kv_heads) * width + heads * of_gate
-        for heads in said["num_attention_heads_per_layer"]
-    )
-    widths = {True: said["intermediate_size"], False: said["shared_expert_intermediate_size"]}
-    return float(attention + sum(3 * (hidden + widths[kind == _DENSE]) for kind in said["mlp_layer_types"]))
