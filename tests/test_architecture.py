@@ -90,8 +90,9 @@ OFFERED = {
     "report": "escape findings trackers",
     # The functions of `frames` are `harness.frames`, loaded when it is first read.
     "store": "frames",
-    # Run as a program, which the package must not have loaded.
-    "training": "worker",
+    # A group: the loop, its parts and the families that it trains, of which each method needs a few. `worker` is
+    # run as a program, which the package must not have loaded.
+    "training": "context heads heldout live_trackers low_rank_adapters parallel peft_families refused_families reinforcement shared_beginnings tokenized trainer worker",
 }
 # Modules that offer what they import, as packages do.
 FACADES = "experiment/preparation lifecycle/release lifecycle/rescue lifecycle/nightly"

@@ -24,7 +24,7 @@ from harness.models.hardware import Memory
 from harness.models.hf import HFCandidate
 from harness.models.hub import resolve, shape
 from harness.records import Limits
-from harness.training import open_embedding, open_head, teacher_problem
+from harness.training import open_embedding, open_head
 from harness.training.heads import embedder
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -282,10 +282,12 @@ def test_the_student_comes_closer_to_its_teacher(tiny, teacher, tmp_path, lmbda)
 def test_a_teacher_of_another_vocabulary_is_refused_with_both_sizes(tiny, stranger, tmp_path):
     base, other = resolve(str(tiny)), resolve(str(stranger))
     n = len(tiny_model.tokenizer())
-    assert teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
+    assert (
+        gkd.teacher_problem(other, base) == f"another vocabulary: {n + 1} tokens, {n} of them the base's {n}"
+    )
     with pytest.raises(CandidateFailed, match="another vocabulary"):
         gkd.METHOD.fit(tiny_methods.context(tiny, tmp_path), gkd.Params(teacher=str(stranger), **PARAMS))
-    assert "nothing to teach" in teacher_problem(base, base)
+    assert "nothing to teach" in gkd.teacher_problem(base, base)
 
 
 @pytest.mark.e2e
@@ -306,7 +308,7 @@ def test_a_teacher_with_room_for_more_tokens_teaches_as_one_without(tiny, teache
     assert loss(padded, "of-padded") == pytest.approx(loss(teacher, "of-plain"), rel=1e-5)
     narrow = resolve(str(teacher))
     expected = f"probabilities of {width} tokens, and the base has {width + 7}"
-    assert teacher_problem(narrow, resolve(str(padded))) == expected
+    assert gkd.teacher_problem(narrow, resolve(str(padded))) == expected
 
 
 @pytest.mark.e2e

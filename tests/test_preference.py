@@ -12,11 +12,9 @@ from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.training import CHECKPOINTS, LoraParams, heldout, lora_config
-from harness.training import preference_optimization as preferences
 from harness.training import trainer as loop
 from harness.training.heldout import pairs_that_fit
 from harness.training.low_rank_adapters import Policy, load_policy, policy_options
-from harness.training.preference_optimization import logprobs_by_row, logprobs_sharing_prompts
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -87,7 +85,7 @@ def texts(pairs):
 
 
 def tokens_of(context, tokenizer):
-    return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, preferences._row)[0]
+    return pairs_that_fit(context, dpo.Params(heldout=0), tokenizer, dpo._row)[0]
 
 
 def make_both_trainers(tiny, folder, init, way):
@@ -98,7 +96,7 @@ def make_both_trainers(tiny, folder, init, way):
 
     context = tiny_methods.context(tiny, folder, init=init)
     made = []
-    ours = preferences._cpu_trainer(preferences._make_caching_trainer({"train": folder.name}), way)
+    ours = dpo._cpu_trainer(dpo._make_caching_trainer({"train": folder.name}), way)
     for kind in (DPOTrainer, ours):
         torch.manual_seed(0)
         model, tokenizer = load_base(resolve(str(tiny)), CPU)
@@ -121,7 +119,7 @@ def make_both_trainers(tiny, folder, init, way):
     return made
 
 
-@pytest.mark.parametrize("way", [logprobs_by_row, logprobs_sharing_prompts])
+@pytest.mark.parametrize("way", [dpo.logprobs_by_row, dpo.logprobs_sharing_prompts])
 @pytest.mark.parametrize("starts", ["at the base", "at an adapter"])
 def test_loss_gradient_and_reference_are_those_of_trl(tiny, tmp_path, parent, starts, way):
     theirs, ours = make_both_trainers(tiny, tmp_path, parent if starts == "at an adapter" else None, way)
@@ -197,8 +195,8 @@ DEFINITIONS = {
 
 def make_moved_trainer(context, params):
     policy = load_policy(context, lora_config(LoraParams(r=2)), context.folder / "adapter")
-    train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, preferences._row)
-    trainer = preferences._trainer(policy, params, (train, apart))
+    train, apart, _ = pairs_that_fit(context, params, policy.tokenizer, dpo._row)
+    trainer = dpo._trainer(policy, params, (train, apart))
     tiny_methods.move_adapter(trainer.model)
     return trainer
 
@@ -209,7 +207,7 @@ def off_the_reference(tiny, tmp_path_factory, own_cache):
 
     def make(loss_type):
         context = tiny_methods.context(tiny, tmp_path_factory.mktemp(loss_type))
-        smoothing = {"label_smoothing": EPSILON} if loss_type in preferences._SMOOTHED else {}
+        smoothing = {"label_smoothing": EPSILON} if loss_type in dpo._SMOOTHED else {}
         params = dpo.Params(r=2, beta=BETA, loss_type=loss_type, **smoothing)
         trainer = make_moved_trainer(context, params)
         return trainer, trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
@@ -224,7 +222,7 @@ def test_a_loss_is_that_of_its_definition(off_the_reference, loss_type):
     trainer, batch = off_the_reference(loss_type)
     with torch.no_grad():
         loss = trainer.compute_loss(trainer.model, dict(batch)).item()
-        own = logprobs_by_row(trainer.model, batch)
+        own = dpo.logprobs_by_row(trainer.model, batch)
     reference = torch.cat([batch["ref_chosen_logps"], batch["ref_rejected_logps"]])
     chosen, rejected = (own - reference).chunk(2)
     lengths = batch["completion_mask"].sum(1)

@@ -25,7 +25,6 @@ from harness.spec import Task, TaskData
 from harness.store import Store
 from harness.training import CHECKPOINTS, Reward, open_scorer
 from harness.training import reinforcement as rl
-from harness.training.heads import open_reward_model
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -59,20 +58,13 @@ def write_reward(folder, body):
 
 def test_a_reward_model_opened_anew_prefers_the_chosen_answers_it_was_trained_on(tiny, reward_weights):
     """Adapter and head are both saved: a head drawn anew would be right in half of the cases."""
-    import torch
-
     pairs = tiny_methods.pairs(slice(0, 3))
-    model, tokenizer = open_reward_model(reward_weights.folder / "reward", resolve(str(tiny)), CPU)
-
-    def text(pair, answer):
-        turns = [*pair.messages, {"role": "assistant", "content": answer}]
-        return tokenizer.apply_chat_template(turns, tokenize=False)
-
-    texts = [text(p, p.references[0]) for p in pairs] + [text(p, p.rejected) for p in pairs]
-    batch = tokenizer(texts, return_tensors="pt", padding=True, padding_side="right")
-    with torch.no_grad():
-        found = model(**batch).logits[:, 0].tolist()
-    wins = [chosen > rejected for chosen, rejected in zip(found[:18], found[18:], strict=True)]
+    score = open_scorer(reward_weights.folder / "reward", resolve(str(tiny)), CPU, True)
+    chosen, rejected = (
+        score(pairs, [p.references[0] for p in pairs]),
+        score(pairs, [p.rejected for p in pairs]),
+    )
+    wins = [more > less for more, less in zip(chosen, rejected, strict=True)]
     assert sum(wins) >= 14
 
 

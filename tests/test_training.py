@@ -23,7 +23,7 @@ from harness.experiment.candidate_weights import ensure_weights
 from harness.experiment.run_remarks import describe_trainings
 from harness.experiment.training_fit import has_own_process
 from harness.formatting import RATE
-from harness.methods import classifier, full, lora
+from harness.methods import classifier, dpo, full, lora
 from harness.models.cpu_kernels import chunk_attention
 from harness.models.hardware import Machine, reset_peak
 from harness.models.hf import ModelHost
@@ -35,7 +35,6 @@ from harness.spec import TrainingPolicy
 from harness.training import CHECKPOINTS, sft, trainer, worker
 from harness.training import job as jobs
 from harness.training.context import resident_peak_bytes
-from harness.training.preference_optimization import PreferenceParams
 from harness.training.tokenized import FEWEST_STEPS, keeps_rows_apart
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -549,7 +548,7 @@ def test_preferences_are_trained_on_the_same_pairs_there(tiny, tmp_path):
     worker.launch(other, ignore)
     assert read_fit(other)["digest"] == read_fit(one)["digest"]
     record, pairs = read_fit(other)["training"], len(tiny_methods.pairs(slice(0, 2)))
-    assert record["n_heldout"] == round(PreferenceParams().heldout * pairs)
+    assert record["n_heldout"] == round(dpo.Params().heldout * pairs)
     assert record["n_pairs"] == pairs - record["n_heldout"]
 
 

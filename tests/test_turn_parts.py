@@ -21,7 +21,7 @@ from harness.models.devices import load_base
 from harness.models.hub import resolve
 from harness.records import Example
 from harness.spec import Task
-from harness.training import LoraParams, lora_config, unpaired
+from harness.training import LoraParams, lora_config
 from harness.training.low_rank_adapters import load_policy
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -183,9 +183,9 @@ def test_the_loss_is_that_of_the_paper(tiny, tmp_path):
     context = tiny_methods.context(tiny, tmp_path, pairs=thumbs(slice(0, 2)))
     params = kto.Params(beta=BETA, per_device_train_batch_size=6, heldout=0)
     loaded = load_policy(context, lora_config(LoraParams(r=2)), tmp_path / "adapter")
-    rows, _ = unpaired._rows(context.pairs, context, params, loaded.tokenizer)
+    rows, _ = kto._rows(context.pairs, context, params, loaded.tokenizer)
     rows = rows[:3] + rows[-3:]
-    trainer = unpaired._trainer(loaded, params, (rows, []))
+    trainer = kto._trainer(loaded, params, (rows, []))
     tiny_methods.move_adapter(trainer.model)
     made = [trainer.train_dataset[i] for i in range(6)]
     loss = trainer.compute_loss(trainer.model, trainer.data_collator(made)).item()

@@ -271,7 +271,8 @@ class Session:
             "answering": (work._replace(trained=0), work.blocks),
             "training": (costs.Work(trained=work.trained), work.steps),
         }.get(kind, (costs.Work(), getattr(work, kind, 0)))
-        return tokens.seconds(hub.active_parameters(source), self.machine), n
+        shape = hub.shape(source)
+        return tokens.seconds(shape.active if shape else source.n_parameters, self.machine), n
 
     def learn_load(self, kind: Kind, work: costs.Work, passed: Load, engine: str) -> None:
         """Record how long an engine's work took; only undisturbed work of a base in memory here teaches."""

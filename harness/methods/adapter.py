@@ -11,7 +11,7 @@ from pathlib import Path
 
 from harness.errors import CandidateFailed, Problem
 from harness.methods._shared import PICKLED
-from harness.models.against_base import adapter_problems, read_named_base
+from harness.models.against_base import adapter_problems, read_adapter_config
 from harness.models.hub import ModelSource
 from harness.models.weight_files import CONFIG, WEIGHTS
 from harness.plugins import Method, MethodChecks
@@ -72,7 +72,8 @@ def fit(context: FitContext, params: Params) -> Weights:
             reason = f"{pickled} holds something other than tensors"
             raise CandidateFailed(reason, "saving it again with safe_serialization=True") from error
     copying_s = round(time.perf_counter() - start, 3)
-    made = TrainingRecord(copying_s=copying_s, named_base=read_named_base(folder))
+    named = read_adapter_config(folder).get("base_model_name_or_path")
+    made = TrainingRecord(copying_s=copying_s, named_base=named)
     return made_weights(context, "adapter", made)
 
 

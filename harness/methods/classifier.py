@@ -12,7 +12,8 @@ from pydantic import Field
 from harness.plugins import Method
 from harness.records import TrainingRecord, digest, is_unspaced
 from harness.spec import Spec
-from harness.training import FitContext, Weights, label_texts
+from harness.training import FitContext, Weights
+from harness.training.heads import label_texts
 
 
 class Params(Spec):

@@ -24,7 +24,7 @@ from harness.errors import CandidateFailed, Problem, did_you_mean
 from harness.masking import mask_file, mask_secrets
 from harness.methods._shared import PICKLED, model_problems
 from harness.models import join_to_plain_text
-from harness.models.against_base import adapter_problems, read_named_base
+from harness.models.against_base import adapter_problems, read_adapter_config
 from harness.models.hub import ModelSource, has_tokenizer, load_tokenizer
 from harness.models.supervision import read_last_lines, read_lines, run
 from harness.models.weight_files import CONFIG, WEIGHTS, parameters_of, tensors_of
@@ -227,7 +227,7 @@ def _take_over(context: FitContext, out: Path, made: TrainingRecord) -> Weights:
     n_trainable = sum(sum(parameters_of(tensors_of(file)).values()) for file in folder.glob("*.safetensors"))
     made = replace(made, n_trainable=n_trainable)
     if folder.name == "adapter":
-        made = replace(made, named_base=read_named_base(folder))
+        made = replace(made, named_base=read_adapter_config(folder).get("base_model_name_or_path"))
     elif not has_tokenizer(folder):
         load_tokenizer(context.source).save_pretrained(folder)
     return made_weights(context, folder.name, made)

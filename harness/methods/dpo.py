@@ -1,21 +1,270 @@
 """Direct preference optimisation on pairs of a chosen and a rejected answer.
 
-Invariant: without `init_from` a new adapter starts at the base, which is then the reference; with it
-the adapter of another candidate is trained further, and that candidate is the reference.
-Source: Rafailov et al. 2023 (arXiv:2305.18290).
+Invariant: the reference is the policy as training found it: the base, where a new adapter starts, or with
+`init_from` the adapter of another candidate, which is then trained further. Its log-probabilities are
+computed once, before the first step. On CPUs the logits of the default loss are made only where an answer's
+token is predicted, and both ways of that give the values that each row alone would give; every other loss is
+TRL's own.
+Source: Rafailov et al. 2023 (arXiv:2305.18290), equation 7; other losses as TRL cites them. The default
+learning rate is that of Zephyr's adapter (alignment-handbook), the highest that was published.
 """
 
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, model_validator
+
 from harness.methods._shared import params_on_pairs
-from harness.training import LoraParams, PreferenceParams, low_rank_method, preference
+from harness.models.loglikelihood import Executor
+from harness.models.weight_files import adapter_digest
+from harness.provenance import environment_digest, versions_of
+from harness.records import TrainingRecord, digest
+from harness.training import heldout, parallel
+from harness.training import trainer as loop
+from harness.training.context import FitContext
+from harness.training.low_rank_adapters import (
+    LoraParams,
+    Policy,
+    load_policy,
+    low_rank_method,
+    make_policy_trainer,
+    train_policy,
+)
+from harness.training.tokenized import cache_dataset
+from harness.training.trainer import Row
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftConfig
+    from trl import DPOTrainer
 
 
-class Params(PreferenceParams, LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
+AnswerLogprobs = Callable[[Any, dict[str, Any]], "torch.Tensor"]
+_Paired = Literal["sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard"]
+_Others = Literal["aot", "aot_unpaired", "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm"]
+_SMOOTHED = ("robust", "exo_pair", "aot", "aot_unpaired")  # losses that read `label_smoothing`
+Inputs = dict[str, Any]
+
+
+class Params(heldout.HeldOutParams, LoraParams):
+    """TRL's names, and PEFT's for the new adapter that is made without `init_from`.
+
+    `beta` says how dear it is to leave the reference. `loss_type` is one of TRL's losses, of which `robust`,
+    `exo_pair`, `aot` and `aot_unpaired` take `label_smoothing`, the chance that a pair is labelled the wrong
+    way round. A pair is as long as its prompt with the longer answer.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    loss_type: Literal[_Paired, _Others] = "sigmoid"
+    label_smoothing: float = Field(0.0, ge=0, lt=0.5)
+    learning_rate: float = Field(5e-6, gt=0, le=1)
+
+    @model_validator(mode="after")
+    def _check_smoothing(self) -> "Params":
+        if self.label_smoothing and self.loss_type not in _SMOOTHED:
+            raise ValueError(
+                f"label_smoothing with the loss_type {self.loss_type}, which does not read it; "
+                f"expected one of {', '.join(_SMOOTHED)}"
+            )
+        if self.loss_type == "exo_pair" and not self.label_smoothing:
+            raise ValueError("loss_type exo_pair without label_smoothing; the paper recommends 0.001")
+        return self
+
+
+def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+    """Train an adapter on the context's pairs, from the base or from the adapter in `context.init`.
+
+    With `context.init` the shape of the adapter is that one's, and `peft_config` is not used. The reward
+    margin of its record is in nats times beta.
+
+    Raises:
+        CandidateFailed: out of memory, no pair fits, or the loss was not a number.
+    """
+    policy = load_policy(context, peft_config, save_to)
+    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, policy.tokenizer, _row)
+    if 0 <= (n_seen := heldout.n_seen(params)) < len(rows):  # the reference reads each: those that are seen
+        rows = random.Random(context.seed).sample(rows, n_seen)
+    params = parallel.rows_of_each(params, parallel.process_count())
+    trainer = _trainer(policy, params, (rows, apart))
+    longest = max(2 * row["length"] for row in rows + apart)  # both answers may lie in one row
+    loop.attend_plainly(policy.model, longest, params.per_device_train_batch_size)
+    measured = train_policy(policy, trainer, n_dropped)
+    n_rows = len(rows), len(apart)
+    return heldout.add_curves(
+        measured, trainer, n_rows, accuracy="rewards/accuracies", margin="rewards/margins"
+    )
+
+
+def _row(start: int, wholes: list[list[int]]) -> Row:
+    chosen, rejected = wholes
+    return {
+        "prompt_ids": chosen[:start],
+        "chosen_ids": chosen[start:],
+        "rejected_ids": rejected[start:],
+        "length": max(map(len, wholes)),
+    }
+
+
+def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "DPOTrainer":
+    from trl import DPOConfig
+
+    context = policy.context
+    reference = [  # all that the reference's log-probabilities depend on, beside the rows
+        context.source.weights_digest,
+        adapter_digest(context.init, context.source.weights_digest) if context.init else "",
+        params.per_device_train_batch_size,
+        context.machine.precision,
+        environment_digest(context.machine.name),
+        versions_of("training", "dpo"),
+    ]
+    train, apart = (digest([part, *reference]) for part in rows)
+    kind = _make_caching_trainer({"train": train, "eval": apart})
+    if context.machine.device == "cpu" and params.loss_type == "sigmoid":
+        known = Executor(policy.model, 1)
+        shares = known.engine == "packed" and not any(known.prefixes.windows or ())
+        kind = _cpu_trainer(kind, logprobs_sharing_prompts if shares else logprobs_by_row)
+    kind = heldout.make_weighting_trainer(kind)
+    arguments, given = heldout.trainer_options(params, rows)
+    # `length` is read by the sampler.
+    arguments |= {"precompute_ref_log_probs": True, "remove_unused_columns": False}
+    made: DPOTrainer = make_policy_trainer(policy, kind, DPOConfig, params, arguments, **given)
+    return made
+
+
+def _make_caching_trainer(keys: Mapping[str, str]) -> "type[DPOTrainer]":
+    """Return TRL's trainer for rows that are tokenised, with the reference's log-probabilities remembered."""
+    # `keys` are those of the rows trained on (`train`) and held out (`eval`). Where the values are known
+    # nothing is read, but the generator is left as reading would leave it.
+    import torch
+    from datasets import concatenate_datasets
+    from torch.utils.data import DataLoader
+    from trl import DPOTrainer
+
+    class RememberingTrainer(DPOTrainer):
+        def __init__(self, *, args: Any, **options: Any) -> None:
+            # TRL would digest all weights before it reads the reference; ours are known by their keys.
+            args.precompute_ref_log_probs = False
+            super().__init__(args=args, **options)
+            args.precompute_ref_log_probs = self.precompute_ref_logps = True
+            size = args.precompute_ref_batch_size or args.per_device_train_batch_size
+            self.train_dataset = self._precompute_ref_logps(self.train_dataset, "train", size)
+            if self.eval_dataset is not None:
+                size = args.precompute_ref_batch_size or args.per_device_eval_batch_size
+                self.eval_dataset = self._precompute_ref_logps(self.eval_dataset, "eval", size)
+
+        def _prepare_dataset(self, dataset: Any, *_: Any, **__: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, rows: Any, name: str, batch_size: int) -> Any:
+            def read() -> Any:
+                self._precompute_model_hash = keys[name]
+                dataset = parallel.share_rows(rows, Path(str(self.args.output_dir)) / name)
+                made = super(RememberingTrainer, self)._precompute_ref_logps(dataset, name, batch_size)
+                return made.select_columns(["ref_chosen_logps", "ref_rejected_logps"])
+
+            data: Any = [0]
+            iter(DataLoader(data))  # draws what any loader draws, the one that reads too
+            with torch.random.fork_rng():
+                known = cache_dataset(keys[name], read)
+            return concatenate_datasets([rows, known], axis=1)
+
+    return RememberingTrainer
+
+
+def _cpu_trainer(kind: Any, answer_logprobs: "AnswerLogprobs") -> "type[DPOTrainer]":
+    """Return TRL's trainer with another way to come by the log-probabilities of answers."""
+    # Without a GPU, TRL's own loss passes every position of every row through the vocabulary matrix,
+    # converted to fp32 in chunks. The value is the same.
+    import torch
+    from torch.nn.functional import logsigmoid
+    from trl.trainer.utils import use_adapter
+
+    class AnswerPairTrainer(kind):  # type: ignore[misc]
+        def compute_ref_log_probs(self, model: Any, inputs: Row) -> Any:
+            policy = self.accelerator.unwrap_model(self.model)
+            copied = "ref" if "ref" in policy.peft_config else None  # none: the base without an adapter
+            with torch.no_grad(), self.accelerator.autocast(), use_adapter(policy, copied):
+                return answer_logprobs(model, inputs).chunk(2)
+
+        def compute_loss(
+            self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            logprobs = answer_logprobs(model, inputs)  # (2 b,): the chosen answers, then the rejected
+            reference = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+            chosen, rejected = (self.beta * (logprobs - reference)).chunk(2)
+            margins = chosen - rejected
+            seen = self._metrics["train" if self.model.training else "eval"]
+            of_all = self.accelerator.gather_for_metrics(margins.detach())
+            seen["rewards/margins"].append(of_all.mean().item())
+            seen["rewards/accuracies"].append((of_all > 0).float().mean().item())
+            loss = -logsigmoid(margins).mean()
+            return (loss, {}) if return_outputs else loss
+
+    return AnswerPairTrainer
+
+
+def logprobs_by_row(model: Any, inputs: Inputs) -> "torch.Tensor":
+    """Return log p in nats of each row's answer given its prompt (2 b,): the chosen, then the rejected."""
+    import torch
+
+    answers = inputs["completion_mask"][:, 1:].bool()  # (2 b, t - 1)
+    wanted = answers.any(0).nonzero()[:, 0]
+    known = {k: inputs[k] for k in ("input_ids", "attention_mask")}
+    logits = model(**known, logits_to_keep=wanted, use_cache=False).logits.float()  # (2 b, w, v)
+    targets = inputs["input_ids"][:, 1:][:, wanted].masked_fill(~answers[:, wanted], -100)
+    losses = torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1), targets.flatten(), ignore_index=-100, reduction="none"
+    )
+    return -losses.view(targets.shape).sum(1)
+
+
+def logprobs_sharing_prompts(model: Any, inputs: Inputs) -> "torch.Tensor":
+    """Return the same (2 b,), each pair in one row: its prompt once, then both answers, apart by a mask.
+
+    The model has to honour a mask of its caller (`Executor.engine` tells which do).
+    """
+    import torch
+
+    lengths, starts = inputs["attention_mask"].sum(1).tolist(), inputs["completion_mask"].argmax(1).tolist()
+    rows = [ids[:n] for ids, n in zip(inputs["input_ids"].tolist(), lengths, strict=True)]
+    b, (ids, positions, parts) = len(rows) // 2, ([], [], [])
+    # Of each token of an answer: the position that predicts it, its id, and which of the 2 b answers has it.
+    sources, targets, slots = list[int](), list[int](), list[int]()
+    for i in range(b):
+        start, chosen, rejected = starts[i], rows[i][starts[i] :], rows[b + i][starts[i] :]
+        ids.append(torch.tensor([*rows[i], *rejected]))
+        positions.append(torch.tensor([*range(len(rows[i])), *range(start, start + len(rejected))]))
+        parts.append(torch.tensor([0] * start + [1] * len(chosen) + [2] * len(rejected)))
+        for slot, answer, first in ((i, chosen, start), (b + i, rejected, len(rows[i]))):
+            sources += [start - 1, *range(first, first + len(answer) - 1)]
+            targets += answer
+            slots += [slot] * len(answer)
+    pad = torch.nn.utils.rnn.pad_sequence
+    part = pad(parts, batch_first=True, padding_value=3)  # (b, t)
+    order = torch.arange(part.shape[1])
+    seen = (part[:, None, :] == 0) | (part[:, :, None] == part[:, None, :])  # the prompt and its own answer
+    seen &= order[:, None] >= order
+    dtype = next(model.parameters()).dtype
+    wanted, where = torch.tensor(sources).unique(return_inverse=True)
+    logits = model(
+        input_ids=pad(ids, batch_first=True),
+        position_ids=pad(positions, batch_first=True),
+        attention_mask=torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[:, None],
+        logits_to_keep=wanted,
+        use_cache=False,
+    ).logits  # (b, w, v)
+    answer_of = torch.tensor(slots)
+    losses = torch.nn.functional.cross_entropy(
+        logits[answer_of % b, where].float(), torch.tensor(targets), reduction="none"
+    )
+    return -torch.zeros(2 * b).index_add(0, answer_of, losses)
 
 
 METHOD = low_rank_method(
     Params,
-    preference,
+    train,
     draws_from="pairs",
     init_from="adapter",
     data_parallel=True,

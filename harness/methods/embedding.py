@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import Field
 
-from harness import training
 from harness.errors import Problem
 from harness.plugins import Method, MethodChecks
 from harness.records import TrainingRecord
 from harness.spec import Recipe, Spec
+from harness.training import FitContext, Weights, heads
 
 
 class Params(Spec):
@@ -37,10 +37,10 @@ def problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
     if params.encoder and find_spec("sentence_transformers") is None:
         step = "pip install 'harness-evals[dense]', or leave encoder out"
         yield Problem(where, "no package sentence-transformers", "the package that embeds texts", step)
-    yield from training.encoder_problems(params)
+    yield from heads.encoder_problems(params)
 
 
-def fit(context: training.FitContext, params: Params) -> training.Weights:
+def fit(context: FitContext, params: Params) -> Weights:
     """Embed the training texts, fit the classifier, and keep its coefficients.
 
     Raises:
@@ -48,8 +48,8 @@ def fit(context: training.FitContext, params: Params) -> training.Weights:
     """
     from sklearn.linear_model import LogisticRegression
 
-    start, known = time.perf_counter(), training.label_texts(context.train)
-    embed = training.embedder(params.encoder, context.source, context.machine, params.max_length)
+    start, known = time.perf_counter(), heads.label_texts(context.train)
+    embed = heads.embedder(params.encoder, context.source, context.machine, params.max_length)
     fitted = LogisticRegression(C=params.C, max_iter=2000).fit(embed(known.texts).numpy(), known.indices)
     content = {
         "labels": known.labels,
@@ -58,12 +58,12 @@ def fit(context: training.FitContext, params: Params) -> training.Weights:
         "coefficients": fitted.coef_.tolist(),
         "intercepts": fitted.intercept_.tolist(),
     }
-    folder = context.folder / training.EMBEDDING
+    folder = context.folder / heads.EMBEDDING
     folder.mkdir()
     (folder / "embedding.json").write_text(json.dumps(content, ensure_ascii=False), "utf-8")
     made = TrainingRecord(wall_s=round(time.perf_counter() - start, 3), n_examples=len(known.texts))
-    own = training.head_digest(folder, training.encoder_of(params.encoder, context.source))
-    return training.Weights("embedding", own, context.folder, made)
+    own = heads.head_digest(folder, heads.encoder_of(params.encoder, context.source))
+    return Weights("embedding", own, context.folder, made)
 
 
 METHOD = Method(
@@ -72,6 +72,6 @@ METHOD = Method(
     makes="embedding",
     draws_from="train",
     loops=("heads",),
-    reads=training.encoder_digest,
+    reads=heads.encoder_digest,
     checks=MethodChecks(problems),
 )

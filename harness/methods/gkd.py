@@ -1,54 +1,160 @@
 """Generalised knowledge distillation: an adapter learns a teacher's probabilities, on answers of its own too.
 
-Invariant: the teacher has the base's vocabulary, and its weights are part of what the adapter depends on;
-without `init_from` a new adapter starts at the base, with it the adapter of another candidate is trained on.
+Invariant: the teacher has the base's vocabulary, is read and never changed, and its weights are part of what
+the adapter depends on; without `init_from` a new adapter starts at the base, with it the adapter of another
+candidate is trained on. Prompts are those of the training rows, written as everywhere. Loss and tokens are
+those of the answers that were read, drawn ones with the others.
 Source: Agarwal et al. 2024 (arXiv:2306.13649); trained by TRL's GKDTrainer.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from harness import training
-from harness.errors import Problem, UserError
-from harness.models.hub import ModelSource
+from pydantic import Field
+
+from harness.errors import CandidateFailed, Problem, UserError
+from harness.models.devices import load_base
+from harness.models.hub import ModelSource, is_packed, load_tokenizer, resolve, shape
 from harness.plugins import Teaching
+from harness.records import Example, TrainingRecord
 from harness.spec import Recipe
+from harness.training import trainer as loop
+from harness.training.context import FitContext, curve
+from harness.training.low_rank_adapters import (
+    LoraParams,
+    load_policy,
+    low_rank_method,
+    low_rank_problems,
+    make_policy_trainer,
+    train_policy,
+)
+from harness.training.tokenized import tokenized_rows
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import Trainer
 
 
-class Params(training.DistilledParams, training.LoraParams):
-    """TRL's names beside the teacher, and PEFT's for the new adapter that is made without `init_from`."""
+class Params(loop.LoopParams, LoraParams):
+    """TRL's names, PEFT's for the new adapter that is made without `init_from`, and the `teacher`.
+
+    It is a folder, a hub id or the embedded model's name.
+
+    `lmbda` is the share of batches whose answers the student draws itself, of at most `max_new_tokens` tokens
+    at `temperature`; the others are the rows' own, or with `seq_kd` drawn from the teacher. `beta` leads from
+    the divergence of the teacher from the student (0) to that of the student from the teacher (1).
+    """
+
+    teacher: str
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    lmbda: float = Field(0.5, ge=0, le=1)
+    beta: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(0.9, gt=0)
+    max_new_tokens: int = Field(128, ge=1)
+    seq_kd: bool = False
+
+
+def teacher_of(params: Params, where: str = "params.teacher") -> ModelSource:
+    """Find the teacher.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    return resolve(params.teacher, where=where)
+
+
+def teacher_problem(teacher: ModelSource, base: ModelSource) -> str:
+    """Say why a base cannot learn a teacher's probabilities; empty where it can, or is not unpacked yet."""
+    if is_packed(base):
+        return ""
+    if teacher.weights_digest == base.weights_digest:
+        return "the base itself, which has nothing to teach"
+    its, own = (load_tokenizer(one).get_vocab() for one in (teacher, base))
+    if its != own:
+        shared = sum(own.get(token) == place for token, place in its.items())
+        return f"another vocabulary: {len(its):,} tokens, {shared:,} of them the base's {len(own):,}"
+    widths = [known.vocabulary for one in (teacher, base) if (known := shape(one))]
+    if widths and widths[0] < widths[-1]:
+        return f"probabilities of {widths[0]:,} tokens, and the base has {widths[-1]:,}"
+    return ""
+
+
+def distill(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+    """Train an adapter on a teacher's probabilities, from the base or from the adapter in `context.init`.
+
+    Raises:
+        CandidateFailed: the teacher has another vocabulary, out of memory, no row fits, or the loss was not a
+            number.
+    """
+    teacher = teacher_of(params)
+    if problem := teacher_problem(teacher, context.source):
+        raise CandidateFailed(f"params.teacher: {teacher.name}, {problem}", "another teacher")
+    policy = load_policy(context, peft_config, save_to)
+    rows, n_dropped = tokenized_rows(context, context.train, policy.tokenizer, params.max_length, _row)
+    measured, _ = tokenized_rows(context, context.validation, policy.tokenizer, params.max_length, _row)
+    with loop.explain_out_of_memory():
+        taught_by: Any = load_base(teacher, context.machine, loop.attention(context.machine))[0]
+        width = policy.model.config.get_text_config().vocab_size
+        if taught_by.config.get_text_config().vocab_size > width:  # what it has more is of no token
+            taught_by.resize_token_embeddings(width, mean_resizing=False)
+    from datasets import Dataset
+    from trl.experimental.gkd import GKDConfig, GKDTrainer
+
+    class DistillationTrainer(GKDTrainer):
+        """TRL's trainer, whose loss is a mean over the tokens of the answers that were read."""
+
+        def training_step(self, model: Any, inputs: loop.Row, num_items_in_batch: Any = None) -> Any:
+            # TRL would divide by the tokens of the rows' own answers, also where drawn ones took their place.
+            loss = super().training_step(model, inputs, None)
+            self.state.num_input_tokens_seen += int(inputs["attention_mask"].sum())
+            return loss
+
+    arguments = loop.evaluations(params, best=False) | {"include_num_input_tokens_seen": "no"}
+    train, apart = map(Dataset.from_list, (rows, measured))
+    given = {"teacher_model": taught_by, "train_dataset": train, "eval_dataset": apart}
+    trainer: Trainer = make_policy_trainer(policy, DistillationTrainer, GKDConfig, params, arguments, **given)
+    made = train_policy(policy, trainer, n_dropped)
+    losses = curve(trainer.state.log_history, "eval_loss")
+    return replace(made, teacher=teacher.weights_digest, validation_loss=losses)
+
+
+def _row(_: Example, start: int, ids: list[int]) -> loop.Row:
+    return {"prompt": "", "input_ids": ids, "completion_mask": [0] * start + [1] * (len(ids) - start)}
 
 
 def problems(recipe: Recipe, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield what forbids the adapter, or learning from the teacher that is named."""
-    yield from training.low_rank_problems(recipe, source, where)
+    yield from low_rank_problems(recipe, source, where)
     at = f"{where}: params.teacher"
     try:
-        teacher = training.teacher_of(Params(**recipe.params), at)
+        teacher = teacher_of(Params(**recipe.params), at)
     except UserError as error:
         yield from error.problems
         return
-    if found := training.teacher_problem(teacher, source):
+    if found := teacher_problem(teacher, source):
         step = "a model of the same family, or train on its answers: harness data distill"
         yield Problem(at, f"{teacher.name}, {found}", f"a teacher with the vocabulary of {source.name}", step)
 
 
 def extra_tokens(params: Params, base: ModelSource, rows: int, tokens: int) -> tuple[int, int]:
     """Count what the teacher reads, and what it and the student draw at most, as passes of the base."""
-    ratio = training.teacher_of(params).n_parameters / base.n_parameters
+    ratio = teacher_of(params).n_parameters / base.n_parameters
     drawn = rows * params.max_new_tokens
     taught = (1 - params.lmbda) * drawn * ratio if params.seq_kd else 0.0
     return round(tokens * ratio), round(params.lmbda * drawn + taught)
 
 
-METHOD = training.low_rank_method(
+METHOD = low_rank_method(
     Params,
-    training.distill,
+    distill,
     draws_from="train",
     init_from="adapter",
     hooks=("penalty",),
     published_as="distillation",
     loops=("training", "tokens", "distillation"),
-    reads=lambda params: training.teacher_of(params).weights_digest,
+    reads=lambda params: teacher_of(params).weights_digest,
     checks={"problems": problems},
-    teaching=Teaching(training.teacher_of, extra_tokens),
+    teaching=Teaching(teacher_of, extra_tokens),
 )

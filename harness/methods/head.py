@@ -1,27 +1,142 @@
 """Classification head on the base or on an encoder of BERT's kind, with or without a low-rank adapter.
 
-Invariant: it answers with a label that occurs in training and nothing else; the base is read as published.
+Invariant: it answers with a label that occurs in training and nothing else; the base is read as published. A
+new head is drawn by the seed that was set before; adapter and head are saved together, or of a training
+without an adapter all that was trained.
 Source: Devlin et al. 2019 (arXiv:1810.04805), section 4.1; PEFT's SEQ_CLS, trained by transformers' Trainer.
 """
 
-from harness import training
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
 from harness.plugins import AdapterShape, Method, MethodChecks
+from harness.training import heads
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext, Weights, curve
+from harness.training.low_rank_adapters import LoraParams, adapter_parameters, lora_config, lower_rank
+from harness.training.tokenized import rows_that_fit
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase, Trainer
 
 
-class Params(training.HeadParams):
-    """The names of transformers' Trainer, and PEFT's for the adapter."""
+class Params(loop.LoopParams, LoraParams):
+    """The names of transformers' Trainer, and PEFT's for the adapter.
+
+    `train` says what is trained beside the head: an adapter (`adapter`), nothing (`head`), or the whole model
+    (`all`). `encoder` is the folder or hub id of a model to read with in place of the base, such as one of
+    BERT's kind. The checkpoint with the best validation loss is kept.
+    """
+
+    encoder: str | None = None
+    train: Literal["adapter", "head", "all"] = "adapter"
+    learning_rate: float = Field(1e-3, gt=0, le=1)
+    num_train_epochs: float = Field(5.0, gt=0, le=100)
+    weight_decay: float = Field(0.01, ge=0)
 
 
-def fit(context: training.FitContext, params: Params) -> training.Weights:
-    """Train the head and save it under `head/`.
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train a head with one output for each label that occurs in training, and save it under `head/`.
 
     Raises:
         CandidateFailed: out of memory, fewer than two labels, no text fits, or the loss was not a number.
     """
-    folder = context.folder / training.HEAD
-    made = training.train_head(context, params, folder)
-    own = training.head_digest(folder, training.encoder_of(params.encoder, context.source))
-    return training.Weights("head", own, context.folder, made)
+    from safetensors.torch import save_file
+    from transformers import set_seed
+
+    set_seed(context.seed)
+    machine, folder, scratch = context.machine, context.folder / heads.HEAD, context.folder / CHECKPOINTS
+    start, known = loop.start_time(scratch), heads.label_texts(context.train)
+    source = heads.encoder_of(params.encoder, context.source)
+    loaded_in = machine._replace(precision="fp32") if params.train == "all" else machine
+    model, tokenizer = heads.load_with_head(source, loaded_in, len(known.labels))
+    context.prepare(model)
+    train, n_dropped = _rows(known, tokenizer, params.max_length)
+    validation, _ = _rows(heads.label_texts(context.validation, known.labels), tokenizer, params.max_length)
+    trainable = _trainable(model, params)
+    trainer = _trainer(context, params, trainable, tokenizer, (train, validation), scratch)
+
+    def save(trained: Any) -> None:
+        folder.mkdir()
+        if params.train == "adapter":
+            trained.save_pretrained(folder)
+        else:
+            kept = {
+                n: p.detach().cpu().contiguous() for n, p in trained.named_parameters() if p.requires_grad
+            }
+            save_file(kept, folder / heads.TRAINED, {"format": "pt"})
+        content = {"labels": known.labels, "params": params.model_dump(mode="json")}
+        (folder / heads.FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+
+    made = loop.run(trainer, start, n_dropped, save)
+    losses = curve(trainer.state.log_history, "eval_loss")
+    best = min((loss for _, loss in losses if loss is not None), default=None)
+    made = replace(made, n_examples=len(train), validation_loss=losses, best_validation_loss=best)
+    return Weights("head", heads.head_digest(folder, source), context.folder, made)
+
+
+def _trainable(model: Any, params: Params) -> Any:
+    if params.train == "adapter":
+        from peft import get_peft_model
+
+        return get_peft_model(model, lora_config(params, "SEQ_CLS"))
+    read = {id(parameter) for parameter in model.base_model.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in read:
+            parameter.requires_grad_(True)
+        elif params.train == "head":
+            parameter.requires_grad_(False)
+    return model
+
+
+def _rows(known: heads.LabelledTexts, tokenizer: Any, max_length: int) -> tuple[list[loop.Row], int]:
+    ids = [tokenizer(text, split_special_tokens=True)["input_ids"] for text in known.texts]
+    rows = [{"input_ids": row, "labels": i} for row, i in zip(ids, known.indices, strict=True)]
+    return rows_that_fit(rows, list(map(len, ids)), max_length)
+
+
+def _trainer(
+    context: FitContext,
+    params: Params,
+    model: Any,
+    tokenizer: "PreTrainedTokenizerBase",
+    rows: tuple[list[loop.Row], list[loop.Row]],
+    scratch: Path,
+) -> "Trainer":
+    from datasets import Dataset
+    from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
+
+    class PlainValidation(Trainer):
+        """transformers' trainer with labels smoothed in training alone."""
+
+        def compute_loss(self, model: Any, *args: Any, **kwargs: Any) -> Any:
+            smoother = self.label_smoother
+            self.label_smoother = smoother if model.training else None
+            try:
+                return super().compute_loss(model, *args, **kwargs)
+            finally:
+                self.label_smoother = smoother
+
+    train, validation = map(Dataset.from_list, rows)
+    measured = {"eval_dataset": validation} if rows[1] else {}
+    trainer: Trainer = loop.make_trainer(
+        PlainValidation,
+        TrainingArguments,
+        context,
+        params,
+        tokenizer,
+        scratch,
+        loop.evaluations(params, best=True) if measured else {},
+        model=model,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        train_dataset=train,
+        **measured,
+    )
+    return trainer
 
 
 METHOD = Method(
@@ -34,7 +149,7 @@ METHOD = Method(
     hooks=("penalty", "step", "arguments", "smoothing"),
     hooks_where={("train", "all"): ("prepare", "select")},
     loops=("training", "heads"),
-    reads=training.encoder_digest,
-    checks=MethodChecks(lambda recipe, *_: training.encoder_problems(Params(**recipe.params))),
-    adapter=AdapterShape(training.adapter_parameters, training.lower_rank),
+    reads=heads.encoder_digest,
+    checks=MethodChecks(lambda recipe, *_: heads.encoder_problems(Params(**recipe.params))),
+    adapter=AdapterShape(adapter_parameters, lower_rank),
 )

@@ -1,27 +1,150 @@
 """Kahneman-Tversky optimisation: preferences from answers that each got a thumb up or down.
 
 Invariant: without `init_from` a new adapter starts at the base, which is then the reference; with it the
-adapter of another candidate is trained further, and that candidate is the reference.
-Source: Ethayarajh et al. 2024 (arXiv:2402.01306); trained by TRL's KTOTrainer.
+adapter of another candidate is trained further, and that candidate is the reference. The divergence from it
+is estimated on answers to other prompts of the same batch, so rows are shuffled once, by the seed, and then
+stay in their order.
+Source: Ethayarajh et al. 2024 (arXiv:2402.01306); TRL's KTOTrainer, of whose documentation the default
+learning rate is the highest.
 """
 
-from harness import training
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from harness.records import Example, TrainingRecord
+from harness.training import heldout
+from harness.training.context import FitContext, curve
+from harness.training.low_rank_adapters import (
+    LoraParams,
+    Policy,
+    load_policy,
+    low_rank_method,
+    make_policy_trainer,
+    train_policy,
+)
+from harness.training.tokenized import rows_that_fit, tokenize
+from harness.training.trainer import Row
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedTokenizerBase
+    from trl import KTOTrainer
 
 
-class Params(training.UnpairedParams, training.LoraParams):
-    """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
+class Params(heldout.HeldOutParams, LoraParams):
+    """TRL's names, and PEFT's for the new adapter that is made without `init_from`.
+
+    `beta` says how dear it is to leave the reference; `desirable_weight` and `undesirable_weight` weigh
+    thumbs up and down, where there are more of one. A batch holds two answers at least.
+    """
+
+    beta: float = Field(0.1, gt=0)
+    loss_type: Literal["kto", "apo_zero_unpaired"] = "kto"
+    desirable_weight: float = Field(1.0, gt=0)
+    undesirable_weight: float = Field(1.0, gt=0)
+    learning_rate: float = Field(5e-6, gt=0, le=1)
+    per_device_train_batch_size: int = Field(8, ge=2)
 
 
-METHOD = training.low_rank_method(
+def train(context: FitContext, params: Params, peft_config: "PeftConfig", save_to: Path) -> TrainingRecord:
+    """Train an adapter on the context's answers, from the base or from the adapter in `context.init`.
+
+    A pair counts as two answers, the chosen one with a thumb up and the rejected one with a thumb down.
+
+    Raises:
+        CandidateFailed: out of memory, no answer fits, or the loss was not a number.
+    """
+    policy = load_policy(context, peft_config, save_to)
+    train, apart = heldout.split(context.pairs, context.pairs, params)
+    rows, n_dropped = _rows(train, context, params, policy.tokenizer)
+    random.Random(context.seed).shuffle(rows)
+    measured = _rows(apart, context, params, policy.tokenizer)[0]
+    trainer = _trainer(policy, params, (rows, measured))
+    made = train_policy(policy, trainer, n_dropped)
+    history = trainer.state.log_history
+    return replace(
+        made,
+        n_pairs=len(train),
+        n_heldout=len(apart) or None,
+        reward_margin=curve(history, "rewards/margins"),
+        kl=curve(history, "kl"),
+        validation_loss=curve(history, "eval_loss"),
+    )
+
+
+def answers_with_thumbs(pairs: Sequence[Example]) -> list[tuple[Example, str, bool]]:
+    """Return each answer with its prompt and whether its thumb is up."""
+    up = [(pair, answer, True) for pair in pairs for answer in pair.references[:1]]
+    return up + [(pair, pair.rejected, False) for pair in pairs if pair.rejected]
+
+
+def weigh_thumbs(params: Params, pairs: Sequence[Example]) -> Iterator[str]:
+    """Say where thumbs up and down weigh more unlike than TRL recommends, and which weight would fix it."""
+    thumbs = [up for _, _, up in answers_with_thumbs(pairs)]
+    n_up, n_down = sum(thumbs), len(thumbs) - sum(thumbs)
+    up, down = params.desirable_weight * n_up, params.undesirable_weight * n_down
+    if not (n_up and n_down) or 1 <= up / down <= 4 / 3:
+        return
+    mend = f"undesirable_weight: {up / n_down:.3g}" if up > down else f"desirable_weight: {down / n_up:.3g}"
+    yield (
+        f"{n_up} thumbs up and {n_down} down weigh {up:g} to {down:g} with their weights; TRL's KTO trainer "
+        f"recommends a ratio of 1 to 4/3, such as with {mend}"
+    )
+
+
+def _rows(
+    pairs: Sequence[Example],
+    context: FitContext,
+    params: Params,
+    tokenizer: "PreTrainedTokenizerBase",
+) -> tuple[list[Row], int]:
+    thumbs = answers_with_thumbs(pairs)
+    examples, texts = [example for example, _, _ in thumbs], [(text,) for _, text, _ in thumbs]
+    made = tokenize(examples, texts, context.chat_template, tokenizer, context.source)
+    rows: list[Row] = [
+        {"prompt_ids": ids[:start], "completion_ids": ids[start:], "label": up}
+        for (start, (ids,)), (_, _, up) in zip(made, thumbs, strict=True)
+    ]
+    lengths = [len(tokens.wholes[0]) for tokens in made]
+    return rows_that_fit(rows, lengths, params.max_length, "answers to train on")
+
+
+def _trainer(policy: Policy, params: Params, rows: tuple[list[Row], list[Row]]) -> "KTOTrainer":
+    from trl import KTOConfig, KTOTrainer
+
+    class TokensTrainer(KTOTrainer):
+        def _prepare_dataset(self, dataset: Any, _tokenizer: Any, args: KTOConfig, *_: Any) -> Any:
+            return self._add_kl(dataset, args.per_device_train_batch_size) if self.calculate_KL else dataset
+
+        @staticmethod
+        def _add_kl(dataset: Any, size: int) -> Any:
+            """Add the answer to another row of the batch, on which the divergence is estimated."""
+            answers = dataset["completion_ids"]
+            starts = range(0, len(answers), size)
+            parts = (answers[start : start + size] for start in starts)
+            return dataset.add_column("KL_completion_ids", [a for p in parts for a in (p[-1], *p[:-1])])
+
+    arguments, given = heldout.trainer_options(params, rows)
+    arguments["train_sampling_strategy"] = "sequential"
+    made: KTOTrainer = make_policy_trainer(policy, TokensTrainer, KTOConfig, params, arguments, **given)
+    return made
+
+
+METHOD = low_rank_method(
     Params,
-    training.preference_without_pairs,
+    train,
     draws_from="pairs",
     unpaired=True,
     init_from="adapter",
     hooks=("penalty", "step"),
     published_as="unpaired preferences",
     loops=("training", "tokens", "heldout", "unpaired"),
-    checks={"remarks": training.weigh_thumbs},
+    checks={"remarks": weigh_thumbs},
     # As dpo, from the fine-tune on the answers with a thumb up; TRL's documentation asks for 16 rows a step.
     proposal=lambda situation: (
         ({"init_from": situation.adapter} if situation.adapter else {})

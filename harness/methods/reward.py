@@ -1,26 +1,76 @@
 """Reward model over a low-rank adapter, trained on preference pairs: what other candidates are rewarded by.
 
 Invariant: it answers no task and is in no comparison; the candidates whose `reward` names it make it first.
-Source: Ouyang et al. 2022 (arXiv:2203.02155); trained by TRL's RewardTrainer, its head by PEFT's SEQ_CLS.
+Only the adapter and a head of one output are trained, and both are saved as one; accuracy is measured on
+pairs that were held out.
+Source: Bradley and Terry 1952, as in Ouyang et al. 2022 (arXiv:2203.02155), equation 1; trained by TRL's
+RewardTrainer, its head by PEFT's SEQ_CLS.
 """
 
-from harness import training
+from pydantic import Field
+
 from harness.plugins import AdapterShape, Method
+from harness.training import heldout
+from harness.training import trainer as loop
+from harness.training.context import CHECKPOINTS, FitContext, Weights, made_weights
+from harness.training.heads import load_with_head
+from harness.training.low_rank_adapters import LoraParams, adapter_parameters, lora_config
 
 
-class Params(training.RewardParams, training.LoraParams):
-    """TRL's names, and PEFT's for the adapter."""
+class Params(heldout.HeldOutParams, LoraParams):
+    """TRL's names, and PEFT's for the adapter.
+
+    `center_rewards_coefficient` pulls the mean of rewards to 0. A pair is as long as its prompt with the
+    longer answer.
+    """
+
+    learning_rate: float = Field(1e-4, gt=0, le=1)
+    center_rewards_coefficient: float | None = Field(None, ge=0)
 
 
-def fit(context: training.FitContext, params: Params) -> training.Weights:
-    """Train adapter and head, and save them under `reward/`.
+def fit(context: FitContext, params: Params) -> Weights:
+    """Train adapter and head on the context's pairs, and save them under `reward/`.
+
+    The reward margin of the record is in the reward's own unit, a logit.
 
     Raises:
         CandidateFailed: out of memory, no pair fits, or the loss was not a number.
     """
-    folder = context.folder / "reward"
-    made = training.train_reward_model(context, params, training.lora_config(params, "SEQ_CLS"), folder)
-    return training.made_weights(context, "reward", made)
+    from transformers import set_seed
+    from trl import RewardConfig, RewardTrainer
+
+    set_seed(context.seed)
+    save_to, scratch = context.folder / "reward", context.folder / CHECKPOINTS
+    start = loop.start_time(scratch)
+    base, tokenizer = load_with_head(context.source, context.machine, 1)
+    rows, apart, n_dropped = heldout.pairs_that_fit(context, params, tokenizer, _row)
+    kind = heldout.make_weighting_trainer(RewardTrainer)
+    arguments, given = heldout.trainer_options(params, (rows, apart))
+    arguments["remove_unused_columns"] = False  # `length` is read by the sampler
+    trainer = loop.make_trainer(
+        kind,
+        RewardConfig,
+        context,
+        params,
+        tokenizer,
+        scratch,
+        arguments,
+        model=base,
+        processing_class=tokenizer,
+        peft_config=lora_config(params, "SEQ_CLS"),
+        **given,
+    )
+    longest = max(row["length"] for row in rows + apart)
+    loop.attend_plainly(base, longest, 2 * params.per_device_train_batch_size)
+    made = loop.run(trainer, start, n_dropped, lambda model: model.save_pretrained(save_to))
+    n_rows = len(rows), len(apart)
+    made = heldout.add_curves(made, trainer, n_rows, accuracy="accuracy", margin="margin")
+    return made_weights(context, "reward", made)
+
+
+def _row(_: int, wholes: list[list[int]]) -> loop.Row:
+    chosen, rejected = wholes
+    return {"chosen_ids": chosen, "rejected_ids": rejected, "length": max(len(chosen), len(rejected))}
 
 
 METHOD = Method(
@@ -32,5 +82,5 @@ METHOD = Method(
     seeded=True,
     hooks=("penalty", "step", "arguments"),
     loops=("training", "tokens", "heldout", "heads", "reward_model"),
-    adapter=AdapterShape(training.adapter_parameters),
+    adapter=AdapterShape(adapter_parameters),
 )

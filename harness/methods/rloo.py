@@ -7,13 +7,13 @@ Source: Ahmadian et al. 2024 (arXiv:2402.14740); trained by TRL's RLOOTrainer.
 
 from functools import partial
 
-from harness import training
+from harness.training import LoraParams, low_rank_method, reinforcement
 
 
-class Params(training.ReinforcedParams, training.LoraParams):
+class Params(reinforcement.ReinforcedParams, LoraParams):
     """TRL's names, and PEFT's for the new adapter that is made without `init_from`."""
 
     normalize_advantages: bool = False
 
 
-METHOD = training.low_rank_method(Params, partial(training.train_on_rewards, "RLOO"), **training.REWARDED)
+METHOD = low_rank_method(Params, partial(reinforcement.train_on_rewards, "RLOO"), **reinforcement.REWARDED)

@@ -30,16 +30,8 @@ from harness.models.shapes import Shape
 from harness.plugins import AdapterShape, Method, MethodAlternative
 from harness.provenance import versions_of
 from harness.records import MatrixScan, digest
-from harness.training import (
-    SUPERVISED,
-    FitContext,
-    SupervisedParams,
-    Weights,
-    fine_tune,
-    is_first,
-    made_weights,
-    make_once,
-)
+from harness.training import SUPERVISED, FitContext, SupervisedParams, Weights, fine_tune, made_weights
+from harness.training.parallel import is_first, make_once
 
 SCAN = "signal_to_noise.json"
 _GRID = 20_001  # points at which the law's distribution is added up

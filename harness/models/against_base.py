@@ -48,12 +48,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def read_named_base(folder: Path) -> str | None:
-    """Return the base that an adapter in a folder names."""
-    named: str | None = read_adapter_config(folder).get("base_model_name_or_path")
-    return named
-
-
 def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
     """Yield what forbids to put the adapter in a folder on a base, the first thing that is found."""
     try:

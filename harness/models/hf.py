@@ -184,11 +184,19 @@ class ModelHost:
             found = f"an adapter on a base that lies {where}"
             raise CandidateFailed(found, "quantization: nf4, or more memory")
         with ExitStack() as stack:
-            with _explain_unopened(folder):
+            try:
                 refuse_infinite(folder)
                 stack.enter_context(keep_base(self.model, folder))
                 candidate = self._put_on(folder, weights_digest, stack, merged=merged)
                 candidate.refuse_no_numbers()
+            except CandidateFailed:
+                raise
+            except Exception as error:
+                if ran_out_of_memory(error):
+                    found = "out of memory while an adapter was opened"
+                    raise CandidateFailed(found, "a smaller base_model") from None
+                found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"
+                raise CandidateFailed(found, "exporting it again, for this base") from error
             yield candidate
 
     def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
@@ -219,21 +227,6 @@ class ModelHost:
         if merged and not is_merged:
             raise CandidateFailed(_NOT_MERGED, "leaving out serve_merged")
         return HFCandidate(model, self.tokenizer, weights_digest, engine, self.costs)
-
-
-@contextmanager
-def _explain_unopened(folder: Path) -> Iterator[None]:
-    """Turn whatever ends the opening of an adapter into a failure of its candidate, with the whole reason."""
-    try:
-        yield
-    except CandidateFailed:
-        raise
-    except Exception as error:
-        if ran_out_of_memory(error):
-            found = "out of memory while an adapter was opened"
-            raise CandidateFailed(found, "a smaller base_model") from None
-        found = f"the adapter in {folder} cannot be put on the base ({one_line(error)})"
-        raise CandidateFailed(found, "exporting it again, for this base") from error
 
 
 @contextmanager

@@ -227,12 +227,6 @@ def shape(source: ModelSource) -> shapes.Shape | None:
         return None
 
 
-def active_parameters(source: ModelSource) -> float:
-    """Return the parameters that a token passes: fewer than there are where it is routed among experts."""
-    known = shape(source)
-    return known.active if known else source.n_parameters
-
-
 def context_length(source: ModelSource) -> int | None:
     """Read from a model's configuration how many tokens it can read; None where that does not say."""
     longest = shapes.complete_config(read_config(source.path)).get("max_position_embeddings")

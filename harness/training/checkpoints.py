@@ -150,12 +150,21 @@ def list_saved_steps(last: int, of_epoch: int, every: float, *, by_epoch: bool) 
 
 
 def make_tracking_callback(
-    folder: Path, points: int, kind: str, trained_on: str, save: Callable[[Any, Path], None], *, ends: bool
+    folder: Path,
+    points: int,
+    kind: str,
+    trained_on: str,
+    save: Callable[[Any, Path], None],
+    *,
+    ends: bool,
+    pause_at: int,
 ) -> "TrainerCallback":
     """Return a callback that keeps the weights of checkpoints in a folder, `points` evenly over all steps.
 
     `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`. Where a
-    training `ends` early, they are kept evenly over the steps that it made; until then some more are.
+    training `ends` early, they are kept evenly over the steps that it made; until then some more are. Once
+    `pause_at` of the planned points are kept, if that is not 0, training stops before the next step, when the
+    checkpoint of the last one is whole.
     """
     import torch
     from transformers import TrainerCallback
@@ -182,6 +191,12 @@ def make_tracking_callback(
                 part.rename(part.with_suffix(""))
             _remove(folder, {*made} - wanted)
 
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if pause_at:
+                made = [kept for kept in map_tracked_folders(folder) if kept <= state.global_step]
+                if len(spread_steps(made, points, state.max_steps)) >= pause_at:
+                    raise TrainingPaused
+
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if is_first() and ends:
                 kept = [*map_tracked_folders(folder)]
@@ -195,22 +210,6 @@ def _remove(folder: Path, steps: Collection[int]) -> None:
     for step in steps:
         if (point := folder / f"{_STEP}{step}").exists():
             shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))
-
-
-def make_pausing_callback(folder: Path, points: int, n_kept: int) -> "TrainerCallback":
-    """Return a callback that stops a training once so many of its planned `points` are kept in a folder.
-
-    It stops before the next step, when the checkpoint of the last one is whole.
-    """
-    from transformers import TrainerCallback
-
-    class PauseCallback(TrainerCallback):
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            made = [kept for kept in map_tracked_folders(folder) if kept <= state.global_step]
-            if len(spread_steps(made, points, state.max_steps)) >= n_kept:
-                raise TrainingPaused
-
-    return PauseCallback()
 
 
 def read_state(folder: Path) -> Any:

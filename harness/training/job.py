@@ -28,7 +28,7 @@ from harness.records import Example, canonical_json, drop_defaults, load
 from harness.regularizers import prepare
 from harness.training.context import CHECKPOINTS, TRACKED, FitContext, Reward, TrainingPaused, Weights
 from harness.training.live_trackers import LiveRun, open_trackers
-from harness.training.parallel import LAUNCH, is_first, join, name_sharding, process_count, wait_for_all
+from harness.training.parallel import LAUNCH, is_first, name_sharding, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
 _KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
@@ -154,7 +154,7 @@ def run_job(folder: Path, advance: Advance) -> None:
                 raise UserError(
                     Problem(str(folder), f"{found} at work", f"{expected}, as its {JOB} says", step)
                 )
-            join(job.machine.device)
+            wait_for_all(job.machine.device)
             if not (folder / FIT).exists():
                 _make(folder, job, rows, advance)
             wait_for_all()

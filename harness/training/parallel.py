@@ -32,20 +32,12 @@ def is_first() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def join(device: str) -> None:
-    """Join the other processes, by gloo on CPUs, and take a GPU of this process's own."""
+def wait_for_all(device: str = "") -> None:
+    """Wait until all processes are here; the first time they join on a `device`, by gloo or each on a GPU."""
     if process_count() > 1:
         from accelerate import PartialState
 
         PartialState(cpu=device == "cpu").wait_for_everyone()
-
-
-def wait_for_all() -> None:
-    """Wait until all processes that were joined are here."""
-    if process_count() > 1:
-        from accelerate import PartialState
-
-        PartialState().wait_for_everyone()
 
 
 def share_order() -> None:
