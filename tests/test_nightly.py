@@ -247,7 +247,7 @@ def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path
     assert len(reference.makings) == 2
     assert len({rows["desk/test"] for rows in (reference.rows, *reference.makings)}) == 3
     wanted = {digest for rows in reference.makings for digest in rows.values()}
-    assert wanted <= references(calendar.session.store).rows
+    assert wanted <= references(calendar.session.store)
 
 
 @pytest.mark.e2e
