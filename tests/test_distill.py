@@ -13,7 +13,7 @@ from harness.data.edit.row_files import payments_for, total_usd
 from harness.data.edit.save import save
 from harness.data.readers import read as read_rows
 from harness.errors import CandidateFailed, UserError
-from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
+from harness.experiment.distilled_rows import Distillation, prepare_distillation
 from harness.experiment.preference_pairs import Drawing, make_pairs, open_ranking
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -55,7 +55,7 @@ def rows_of(made):
 
 def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels(server, tiny, tmp_path):
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    made = distill_rows(session, "large", Distillation(), "taught.jsonl")
+    made = prepare_distillation(session, "large", Distillation()).distill("taught.jsonl")
     own = {e.id: e for e in session.target.items.train}
     rows = rows_of(made)
     assert [row["id"] for row in rows] == list(own)
@@ -68,14 +68,14 @@ def test_a_teacher_labels_the_training_rows_with_the_tasks_own_labels(server, ti
 
 def test_what_the_teacher_answered_is_asked_and_paid_once(server, tiny, tmp_path):
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    first = distill_rows(session, "large", Distillation(n_rows=4), "a.jsonl")
+    first = prepare_distillation(session, "large", Distillation(n_rows=4)).distill("a.jsonl")
     n = len(server.asked)
     assert n == 4
-    again = distill_rows(session, "large", Distillation(n_rows=4), "b.jsonl")
+    again = prepare_distillation(session, "large", Distillation(n_rows=4)).distill("b.jsonl")
     assert (len(server.asked), rows_of(again), again.spent) == (n, rows_of(first), first.spent)
-    plan = plan_distillation(session, "large", Distillation())
+    plan = prepare_distillation(session, "large", Distillation()).plan
     assert (plan.requests, plan.known) == (len(session.target.items.train), 4)
-    distill_rows(session, "large", Distillation(), "c.jsonl")
+    prepare_distillation(session, "large", Distillation()).distill("c.jsonl")
     assert len(server.asked) == len(session.target.items.train)
 
 
@@ -90,12 +90,12 @@ def test_a_server_that_dies_midway_loses_no_answer(server, tiny, tmp_path):
 
     server.model = UsageTeacher(dies)
     with pytest.raises(CandidateFailed, match="status 500"):
-        distill_rows(session, "large", Distillation(), "a.jsonl")
+        prepare_distillation(session, "large", Distillation()).distill("a.jsonl")
     answered = len(server.asked)
     assert answered < n
     server.faults.clear()
     server.model = UsageTeacher(says)
-    assert len(rows_of(distill_rows(session, "large", Distillation(), "a.jsonl"))) == n
+    assert len(rows_of(prepare_distillation(session, "large", Distillation()).distill("a.jsonl"))) == n
     assert len(server.asked) == n
 
 
@@ -104,18 +104,21 @@ def test_a_budget_ends_the_asking_and_keeps_what_was_answered(server, tiny, tmp_
     session = tiny_experiment.session(write(tmp_path, tiny, server.url), one_at_a_time)
     said = r"6 answers have cost 0\.9\d* USD, the next may cost .* and --max-cost is 1"
     with pytest.raises(CandidateFailed, match=said):
-        distill_rows(session, "large", Distillation(max_cost=1.0), "a.jsonl")
+        prepare_distillation(session, "large", Distillation(max_cost=1.0)).distill("a.jsonl")
     assert len(server.asked) == 6  # a seventh would have made it 1.05 USD
-    distill_rows(session, "large", Distillation(max_cost=100.0), "a.jsonl")
+    prepare_distillation(session, "large", Distillation(max_cost=100.0)).distill("a.jsonl")
     assert len(server.asked) == len(session.target.items.train)
 
 
 def test_a_budget_needs_prices(server, tiny, tmp_path):
     session = tiny_experiment.session(write(tmp_path, tiny, server.url, prices=""))
     with pytest.raises(UserError, match="an endpoint without prices"):
-        distill_rows(session, "large", Distillation(max_cost=1.0), "a.jsonl")
+        prepare_distillation(session, "large", Distillation(max_cost=1.0)).distill("a.jsonl")
     assert not server.asked
-    assert distill_rows(session, "large", Distillation(n_rows=2), "a.jsonl").spent.cost_usd is None
+    assert (
+        prepare_distillation(session, "large", Distillation(n_rows=2)).distill("a.jsonl").spent.cost_usd
+        is None
+    )
 
 
 def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
@@ -123,7 +126,7 @@ def test_an_instruction_rewrites_the_rows_own_answers(server, tiny, tmp_path):
         write(tmp_path, tiny, server.url), "target.labels=[]", "target.metrics=[exact_match]"
     )
     asked = Distillation(rewrite="Add a reason.", n_rows=3)
-    made = distill_rows(session, "large", asked, "a.jsonl")
+    made = prepare_distillation(session, "large", asked).distill("a.jsonl")
     own = {e.id: e.references[0] for e in session.target.items.train}
     assert [r["reference"] for r in rows_of(made)] == [
         f"{own[r['id']]}, because of the word" for r in rows_of(made)
@@ -139,7 +142,7 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
     rows = [{"id": "one", "messages": messages, "reference": "odd"}]
     tiny_experiment.rows(tmp_path / "suites" / "letters" / "train.jsonl", rows)
     session = tiny_experiment.session(path, "target.labels=[]", "target.metrics=[exact_match]")
-    distill_rows(session, "large", Distillation(rewrite="Be kind."), "a.jsonl")
+    prepare_distillation(session, "large", Distillation(rewrite="Be kind.")).distill("a.jsonl")
     said = server.asked[0][1]["messages"][-1]["content"]
     assert "user: My number is 7.\nassistant: Noted.\nuser: Even or odd?" in said
 
@@ -147,7 +150,7 @@ def test_a_teacher_that_rewrites_is_shown_all_turns_of_a_conversation(server, ti
 def test_only_answers_that_score_enough_are_kept(server, tiny, tmp_path):
     server.model = UsageTeacher(lambda messages: "late")
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
-    made = distill_rows(session, "large", Distillation(min_score=1.0), "a.jsonl")
+    made = prepare_distillation(session, "large", Distillation(min_score=1.0)).distill("a.jsonl")
     own = {e.id: e.references[0] for e in session.target.items.train}
     assert [row["id"] for row in rows_of(made)] == [ident for ident, label in own.items() if label == "late"]
 
@@ -156,7 +159,7 @@ def test_an_answer_that_is_no_label_makes_no_row(server, tiny, tmp_path):
     server.model = UsageTeacher(lambda messages: "I cannot say")
     session = tiny_experiment.session(write(tmp_path, tiny, server.url))
     with pytest.raises(UserError, match="and none gives a row: an answer that is not a label of the task"):
-        distill_rows(session, "large", Distillation(n_rows=2), "a.jsonl")
+        prepare_distillation(session, "large", Distillation(n_rows=2)).distill("a.jsonl")
 
 
 def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(server, tiny, tmp_path):
@@ -165,14 +168,14 @@ def test_a_file_of_prompts_is_labelled_and_one_that_asks_a_test_item_is_refused(
     marks = {"source": "augmented", "augmented_from": "The invoice of May?"}
     courier = {"prompt": "When does the courier come?", **marks}
     tiny_experiment.rows(file, [{"prompt": "The invoice of May?"}, courier])
-    made = distill_rows(session, "large", Distillation(prompts=str(file)), "a.jsonl")
+    made = prepare_distillation(session, "large", Distillation(prompts=str(file))).distill("a.jsonl")
     assert [row["reference"] for row in rows_of(made)] == ["money", "late"]
     assert [row.get("augmented_from") for row in rows_of(made)] == [None, marks["augmented_from"]]
     n = len(server.asked)
     tested = session.target.items.test[0].prompt
     tiny_experiment.rows(file, [{"prompt": "The invoice of June?"}, {"prompt": tested.upper()}])
     with pytest.raises(UserError, match=r"prompts\.jsonl:2"):
-        distill_rows(session, "large", Distillation(prompts=str(file)), "a.jsonl")
+        prepare_distillation(session, "large", Distillation(prompts=str(file))).distill("a.jsonl")
     assert len(server.asked) == n  # nothing is asked, and paid, before
 
 
@@ -184,7 +187,7 @@ def test_rows_keep_the_columns_that_the_task_names(server, tiny, tmp_path):
         texts = [{"text": row["prompt"], "label": row["reference"]} for row in rows]
         tiny_experiment.rows(file, [one | other for one, other in zip(kept, texts, strict=True)])
     session = tiny_experiment.session(path, "target.fields={prompt: '{text}', reference: '{label}'}")
-    (row,) = rows_of(distill_rows(session, "large", Distillation(n_rows=1), "a.jsonl"))
+    (row,) = rows_of(prepare_distillation(session, "large", Distillation(n_rows=1)).distill("a.jsonl"))
     assert row.keys() == {"id", "text", "label", "from", "cluster"}
     assert row["label"] in ("late", "money")
 
@@ -195,10 +198,12 @@ def test_a_local_model_teaches_too_and_its_time_is_priced(tiny, tmp_path):
         path, "target.labels=[]", "target.metrics=[exact_match]", "target.truncated_scores=true",
         "decide.device_hour_usd=3600",
     )  # fmt: skip
-    made = distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
+    made = prepare_distillation(session, "prompt", Distillation(n_rows=3, temperature=1.0)).distill("a.jsonl")
     assert made.spent.cost_usd == pytest.approx(made.spent.compute_s)
     assert made.spent.cost_usd > 0
-    again = distill_rows(session, "prompt", Distillation(n_rows=3, temperature=1.0), "a.jsonl")
+    again = prepare_distillation(session, "prompt", Distillation(n_rows=3, temperature=1.0)).distill(
+        "a.jsonl"
+    )
     assert rows_of(again) == rows_of(made)
 
 

@@ -12,7 +12,7 @@ from tiny_experiment import runs_of
 from harness import config
 from harness.errors import CandidateFailed, IncompatibleRuns, UserError
 from harness.experiment import Scope, compare, find_stored_runs, load_study, prepare_session, report_stored
-from harness.experiment.distilled_rows import PromptProposal, propose_prompts
+from harness.experiment.distilled_rows import PromptProposal, prepare_proposal
 from harness.experiment.report_runs import in_order
 from harness.experiment.trials import proposals
 from harness.lifecycle.release import candidate_runs
@@ -269,7 +269,7 @@ def write_proposing(folder, tiny, url):
 def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
     with serve_model(Proposer(None)) as server:
         session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
-        made = propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
+        made = prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).propose()
         assert len(server.asked) == 4
         assert made.texts == (
             'You are a clerk, "quoted"\nwho sorts.',
@@ -284,7 +284,7 @@ def test_texts_are_proposed_once_each_from_training_rows_alone(tiny, tmp_path):
         assert not any(e.prompt in said for e in evaluated)
         assert "late, money" in said
         assert made.spent.cost_usd == pytest.approx(4 * 0.07)
-        propose_prompts(session, "large", PromptProposal(n=4, n_examples=3))
+        prepare_proposal(session, "large", PromptProposal(n=4, n_examples=3)).propose()
         assert len(server.asked) == 4  # kept
 
 
@@ -319,8 +319,8 @@ def test_a_budget_ends_the_asking_before_it_is_passed_and_the_next_call_goes_on(
         session = tiny_experiment.session(write_proposing(tmp_path, tiny, server.url))
         asked = PromptProposal(n=4, max_new_tokens=20, max_cost=0.2)
         with pytest.raises(CandidateFailed, match=r"answers have cost 0\.\d+ USD, the next may cost"):
-            propose_prompts(session, "large", asked)
+            prepare_proposal(session, "large", asked).propose()
         n = len(server.asked)
         assert 0 < 0.07 * n <= 0.2
-        propose_prompts(session, "large", asked._replace(max_cost=10.0))
+        prepare_proposal(session, "large", asked._replace(max_cost=10.0)).propose()
         assert len(server.asked) == 4

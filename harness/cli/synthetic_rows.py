@@ -315,7 +315,7 @@ def data_distill(
 
     The teacher is a candidate, such as a larger model behind an endpoint; the new file is one to train on.
     """
-    from harness.experiment.distilled_rows import Distillation, distill_rows, plan_distillation
+    from harness.experiment.distilled_rows import Distillation, prepare_distillation
 
     refuse_draws(temperature, top_p, greedy=True)
     if not dry_run:
@@ -324,13 +324,14 @@ def data_distill(
     request = Distillation(
         rewrite, prompts, temperature, top_p, max_new_tokens, min_score, rows, max_cost, seed
     )
-    plan = plan_distillation(session, teacher, request)
+    prepared = prepare_distillation(session, teacher, request)
+    plan = prepared.plan
     if out is None or dry_run:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
-    made = distill_rows(session, teacher, request, str(out))
+    made = prepared.distill(str(out))
     save_made(made, out, as_json)
     if made.agreement is not None:
         metric = session.target.primary
@@ -422,13 +423,14 @@ def data_propose_prompts(
         refuse_existing(require_out(out, _PROPOSE, "proposed.yaml"))
     session = _open_session(at, proposer, _PROPOSE, dry_run=dry_run)
     request = prompts.PromptProposal(n, examples, max_new_tokens, temperature, max_cost, seed)
-    plan = prompts.plan_proposals(session, proposer, request)
+    prepared = prompts.prepare_proposal(session, proposer, request)
+    plan = prepared.plan
     if dry_run or out is None:
         print_lines(plan._asdict(), [str(plan)], as_json)
         say("a dry run sends no request")
         return
     say(str(plan))
-    made = prompts.propose_prompts(session, proposer, request)
+    made = prepared.propose()
     with out.open("x", encoding="utf-8") as file:
         file.write(prompts.recipe_text(made))
     print_lines({"texts": list(made.texts), **made.provenance}, made.texts, as_json)

@@ -10,7 +10,6 @@ prompts written by a model from a few examples, Zhou et al. 2023, https://arxiv.
 
 import json
 import random
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -77,132 +76,120 @@ class DistilledRows(NamedTuple):
     notes: tuple[str, ...]
 
 
-class _Teacher(NamedTuple):
-    """A candidate with the work that is asked of it."""
+class PreparedDistillation(NamedTuple):
+    """A teacher with the rows that it answers or rewrites, and the requests that this takes."""
 
     session: Session
     candidate: ResolvedCandidate
     request: Distillation
-
-    def refuse_unusable(self) -> None:
-        session, candidate, request = self
-        writers.refuse_without_text(session.experiment, candidate)
-        refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
-        if request.prompts and (request.rewrite or request.min_score is not None):
-            option = "--rewrite" if request.rewrite else "--min-score"
-            found = "rows whose own answers are not read, by --prompts"
-            raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
-        metric = session.target.primary
-        if request.min_score is not None and (session.target.judged or not metric.higher_is_better):
-            found = f"{metric.name}, whose higher scores are not always better answers"
-            raise UserError(
-                Problem("--min-score", found, "a metric that grows with the answer", "leave it out")
-            )
-        reference = session.target.task.fields.reference
-        if session.target.task.fields != Fields() and not FIELD.fullmatch(reference):
-            found = f"fields: reference: {reference!r}, which an answer cannot be taken apart into"
-            step = "make one column of it, or name the columns prompt and reference"
-            raise UserError(Problem(f"task {session.target.task.name}", found, "a single column", step))
-
-    def rows(self) -> list[SourcedExample]:
-        """Return the rows to answer: those of a file or the training rows, as many as are wanted."""
-        session, _, request = self
-        task = session.target.task
-        if request.prompts:
-            rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
-        else:
-            rows = session.target.items.list_sourced("train")
-        if not rows:
-            step = "name a file of prompts: --prompts FILE"
-            raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
-        return writers.draw_prompts(rows, request.n_rows, request.seed)
+    writer: writers.Writer
+    rows: list[SourcedExample]
+    prompts: list[writers.PromptRequest]
 
     @property
-    def limits(self) -> Limits:
-        request, task = self.request, self.session.target.task
-        return Limits(
-            request.max_new_tokens or task.max_new_tokens, task.stop, request.temperature, request.top_p
-        )
+    def plan(self) -> writers.WriterPlan:
+        """Count the requests, before one is sent."""
+        return writers.plan_requests(self.writer, self.prompts)
 
-    def prompts(self, rows: Sequence[SourcedExample]) -> list[writers.PromptRequest]:
-        session, candidate, request = self
-        step = session.prompting_step(candidate.recipe, session.first_seed)
-        found, limits = [], self.limits
-        for example in (row.example for row in rows):
-            if request.rewrite:
-                texts = {"question": example.question, "answer": example.references[0]}
-                content = _REWRITE.format(instruction=request.rewrite, **texts)
-                messages: tuple[Message, ...] = ({"role": "user", "content": content},)
-            else:
-                messages = step(example).messages
-            seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
-            found.append(writers.PromptRequest(messages, limits, seed))
-        return found
+    def distill(self, out: str) -> DistilledRows:
+        """Let the teacher answer or rewrite the rows, and return those that can be trained on.
+
+        Evaluated questions are refused before anything is sent.
+
+        Raises:
+            UserError: a row asks what is evaluated, or no row is left.
+            CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
+        """
+        session, candidate, request, writer, rows, prompts = self
+        name, target = candidate.name, session.target
+        notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
+        budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
+        answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
+        once = {prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}
+        spent = writers.sum_usage(writer, [one for one in once.values() if one.finish_reason != "error"])
+        metric = None if target.judged else target.primary
+        scores = [
+            _score(metric, row.example, answer.text)
+            if metric and answer.finish_reason != "error" and not request.rewrite
+            else None
+            for row, answer in zip(rows, answers, strict=True)
+        ]
+        file = request.prompts or target.task.data.source("train") or ""
+        own = {row.where: row for row in readers.read(file, "train").rows}
+        written = [Row(row.where, _fields(row.example, own.get(row.where))) for row in rows]
+        if target.task.fields != Fields():  # in the columns that the task names
+            written = [own[row.where] for row in rows]
+        outcomes = [_outcome(target.task, *of, request) for of in zip(written, answers, scores, strict=True)]
+        if not any(outcome.row for outcome in outcomes):
+            reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
+            found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
+            step = "a larger --max-new-tokens, a system text that says the form of the answer"
+            step += ", or another teacher"
+            raise UserError(Problem("harness data distill", found, "answers to train on", step))
+        prompting = prompting_digest(target, candidate.recipe, session.first_seed)
+        used = {
+            "teacher": name,
+            "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
+            "weights": writer.weights_digest,
+            "prompting": "" if request.rewrite else prompting,
+            "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
+            **request._asdict(),
+            "max_new_tokens": request.max_new_tokens or target.task.max_new_tokens,
+            "spent": spent._asdict(),
+            "leak_check": writers.record_contamination(session.tasks, notes),
+        }
+        edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
+        scored = [score for score in scores if score is not None]
+        agreement = float(np.mean(scored)) if scored else None
+        return DistilledRows(edit, outcomes, spent, agreement, notes)
 
 
-def plan_distillation(session: Session, name: str, request: Distillation) -> writers.WriterPlan:
-    """Count the requests to a teacher, without sending one."""
-    teacher = _Teacher(session, session.candidates[name], request)
-    teacher.refuse_unusable()
-    writer = writers.candidate_writer(session, name, request.max_cost)
-    return writers.plan_requests(writer, teacher.prompts(teacher.rows()))
+def prepare_distillation(session: Session, name: str, request: Distillation) -> PreparedDistillation:
+    """Find the rows that a candidate is to answer or rewrite, and write its prompts; sends nothing.
 
-
-def distill_rows(session: Session, name: str, request: Distillation, out: str) -> DistilledRows:
-    """Let a candidate answer or rewrite rows, and return those that can be trained on.
-
-    Weights are made first where none are stored. Evaluated questions are refused before anything is sent.
+    Weights are made where none are stored, but for a dry run.
 
     Raises:
-        UserError: it generates no text, a row asks what is evaluated, or no row is left.
-        CandidateFailed: the teacher cannot be asked, or has cost what is allowed.
+        UserError: the candidate generates no text, there are no rows, or the request cannot be met.
     """
-    candidate, seed = session.candidates[name], session.first_seed
-    teacher = _Teacher(session, candidate, request)
-    teacher.refuse_unusable()
-    rows = teacher.rows()
-    notes = writers.check_contamination(session.tasks, rows, "train", request.prompts or out)
+    candidate, target, task = session.candidates[name], session.target, session.target.task
+    writers.refuse_without_text(session.experiment, candidate)
+    refuse_folds(session.folds, "harness data distill", "in which every training row is tested too")
+    if request.prompts and (request.rewrite or request.min_score is not None):
+        option = "--rewrite" if request.rewrite else "--min-score"
+        found = "rows whose own answers are not read, by --prompts"
+        raise UserError(Problem(option, found, "the target's training rows", "leave one of them out"))
+    metric = target.primary
+    if request.min_score is not None and (target.judged or not metric.higher_is_better):
+        found = f"{metric.name}, whose higher scores are not always better answers"
+        raise UserError(Problem("--min-score", found, "a metric that grows with the answer", "leave it out"))
+    if task.fields != Fields() and not FIELD.fullmatch(task.fields.reference):
+        found = f"fields: reference: {task.fields.reference!r}, which an answer cannot be taken apart into"
+        step = "make one column of it, or name the columns prompt and reference"
+        raise UserError(Problem(f"task {task.name}", found, "a single column", step))
+    if request.prompts:
+        rows = items_of.prompts(task, readers.read(request.prompts, "train"), Notes([], []))
+    else:
+        rows = target.items.list_sourced("train")
+    if not rows:
+        step = "name a file of prompts: --prompts FILE"
+        raise UserError(Problem(f"task {task.name}", "no training rows", "rows for the teacher", step))
+    rows = writers.draw_prompts(rows, request.n_rows, request.seed)
     writer = writers.candidate_writer(session, name, request.max_cost)
-    prompts = teacher.prompts(rows)
-    budgeted = writers.BudgetedWriter(writer, request.max_cost, session.progress)
-    answers = budgeted.answers(prompts, f"{pluralize(len(prompts), 'answer')} of {name}")
-    once = {prompt.key: one for prompt, one in zip(prompts, answers, strict=True)}
-    spent = writers.sum_usage(writer, [one for one in once.values() if one.finish_reason != "error"])
-    metric = None if session.target.judged else session.target.primary
-    scores = [
-        _score(metric, row.example, answer.text)
-        if metric and answer.finish_reason != "error" and not request.rewrite
-        else None
-        for row, answer in zip(rows, answers, strict=True)
-    ]
-    file = request.prompts or session.target.task.data.source("train") or ""
-    own = {row.where: row for row in readers.read(file, "train").rows}
-    written = [Row(row.where, _fields(row.example, own.get(row.where))) for row in rows]
-    if session.target.task.fields != Fields():  # in the columns that the task names
-        written = [own[row.where] for row in rows]
-    outcomes = [
-        _outcome(session.target.task, *of, request) for of in zip(written, answers, scores, strict=True)
-    ]
-    if not any(outcome.row for outcome in outcomes):
-        reasons = ", ".join(dict.fromkeys(o.change.reason for o in outcomes if o.change))
-        found = f"{len(outcomes):,} prompts, and none gives a row: {reasons}"
-        step = "a larger --max-new-tokens, a system text that says the form of the answer, or another teacher"
-        raise UserError(Problem("harness data distill", found, "answers to train on", step))
-    used = {
-        "teacher": name,
-        "recipe": candidate.recipe.model_dump(mode="json", exclude_defaults=True),
-        "weights": writer.weights_digest,
-        "prompting": "" if request.rewrite else prompting_digest(session.target, candidate.recipe, seed),
-        "answers": writers.AnswerBook(writer.folder, writer.identity).path.name,
-        **request._asdict(),
-        "max_new_tokens": teacher.limits.max_new_tokens,
-        "spent": spent._asdict(),
-        "leak_check": writers.record_contamination(session.tasks, notes),
-    }
-    edit = Edit("distill", used, (file,), cost_usd=spent.cost_usd, taught=not request.rewrite)
-    scored = [score for score in scores if score is not None]
-    agreement = float(np.mean(scored)) if scored else None
-    return DistilledRows(edit, outcomes, spent, agreement, notes)
+    step_to = session.prompting_step(candidate.recipe, session.first_seed)
+    most = request.max_new_tokens or task.max_new_tokens
+    limits = Limits(most, task.stop, request.temperature, request.top_p)
+    prompts = []
+    for example in (row.example for row in rows):
+        if request.rewrite:
+            texts = {"question": example.question, "answer": example.references[0]}
+            content = _REWRITE.format(instruction=request.rewrite, **texts)
+            messages: tuple[Message, ...] = ({"role": "user", "content": content},)
+        else:
+            messages = step_to(example).messages
+        seed = seed_of(request.seed, example.id, 0) if request.temperature > 0 else None
+        prompts.append(writers.PromptRequest(messages, limits, seed))
+    return PreparedDistillation(session, candidate, request, writer, rows, prompts)
 
 
 def _score(metric: Metric, example: Example, text: str) -> float | None:
@@ -272,16 +259,65 @@ class ProposedPrompts(NamedTuple):
     spent: writers.WriterUsage
 
 
-def plan_proposals(session: Session, name: str, request: PromptProposal) -> writers.WriterPlan:
-    """Count the requests to a proposer, without sending one."""
-    writer, _, questions = _ask_for_system_texts(session, name, request)
-    return writers.plan_requests(writer, questions)
+class PreparedProposal(NamedTuple):
+    """A proposer with the training rows that it is shown, and the requests that this takes."""
+
+    session: Session
+    name: str
+    request: PromptProposal
+    writer: writers.Writer
+    shown: list[Example]
+    prompts: list[writers.PromptRequest]
+
+    @property
+    def plan(self) -> writers.WriterPlan:
+        """Count the requests, before one is sent."""
+        return writers.plan_requests(self.writer, self.prompts)
+
+    def propose(self) -> ProposedPrompts:
+        """Let the candidate propose system texts for the target.
+
+        Raises:
+            UserError: it proposes nothing that can be used.
+            CandidateFailed: it cannot be asked, or has cost what is allowed.
+        """
+        session, name, request, writer, shown, prompts = self
+        task, budgeted = (
+            session.target.task,
+            writers.BudgetedWriter(writer, request.max_cost, session.progress),
+        )
+        outputs = budgeted.answers(prompts, f"{request.n} system texts by {name}")
+        answers = [one for one in outputs if one.finish_reason != "error"]
+        whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
+        first: dict[str, str] = {}
+        for text in whole:
+            first.setdefault(fold_text(text), text)
+        if not first:
+            failed = dict.fromkeys(one.error for one in outputs if one.error)
+            reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
+            step = "a larger --max-new-tokens, or another model"
+            raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
+        spent = writers.sum_usage(writer, answers)
+        file = task.data.source("train") or ""
+        provenance = {
+            "harness": __version__,
+            "proposer": name,
+            "weights": writer.weights_digest,
+            "task": task.name,
+            "examples": [example.id for example in shown],
+            "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
+            **request._asdict(),
+            "spent": spent._asdict(),
+        }
+        return ProposedPrompts(tuple(first.values()), provenance, spent)
 
 
-def _ask_for_system_texts(
-    session: Session, name: str, request: PromptProposal
-) -> tuple[writers.Writer, list[Example], list[writers.PromptRequest]]:
-    """Return the proposer, the training rows that it is shown, and its prompts."""
+def prepare_proposal(session: Session, name: str, request: PromptProposal) -> PreparedProposal:
+    """Draw the training rows that a proposer is shown, and write its prompts; sends nothing.
+
+    Raises:
+        UserError: it generates no text, or there are no training rows.
+    """
     refuse_folds(session.folds, "harness data propose-prompts", "in which every training row is tested too")
     writer = writers.candidate_writer(session, name, request.max_cost)
     task, rows = session.target.task, session.target.items.train
@@ -294,7 +330,7 @@ def _ask_for_system_texts(
     examples = [
         f"Example {i}:\n{e.question}\nRight answer: {e.references[0]}\n" for i, e in enumerate(shown, 1)
     ]
-    limits, requests = Limits(request.max_new_tokens, (), request.temperature), []
+    limits, prompts = Limits(request.max_new_tokens, (), request.temperature), []
     for k in range(request.n):  # each text begins in another way, and is drawn by a seed of its own
         content = _ASK.format(
             task="\n".join(filter(None, about)) or f"The task is called {task.name}.",
@@ -302,43 +338,8 @@ def _ask_for_system_texts(
             start=_STARTS[k % len(_STARTS)],
         )
         seed = seed_of(request.seed, "proposal", k) if request.temperature else None
-        requests.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
-    return writer, shown, requests
-
-
-def propose_prompts(session: Session, name: str, request: PromptProposal) -> ProposedPrompts:
-    """Let a candidate propose system texts for the target.
-
-    Raises:
-        UserError: it generates no text, there are no training rows, or it proposes nothing that can be used.
-        CandidateFailed: it cannot be asked, or has cost what is allowed.
-    """
-    writer, shown, questions = _ask_for_system_texts(session, name, request)
-    task, budgeted = session.target.task, writers.BudgetedWriter(writer, request.max_cost, session.progress)
-    outputs = budgeted.answers(questions, f"{request.n} system texts by {name}")
-    answers = [one for one in outputs if one.finish_reason != "error"]
-    whole = [a.text.strip() for a in answers if a.finish_reason != "length" and a.text.strip()]
-    first: dict[str, str] = {}
-    for text in whole:
-        first.setdefault(fold_text(text), text)
-    if not first:
-        failed = dict.fromkeys(one.error for one in outputs if one.error)
-        reasons = ", ".join(failed) or "texts that are empty or cut at max_new_tokens"
-        step = "a larger --max-new-tokens, or another model"
-        raise UserError(Problem("harness data propose-prompts", reasons, "a text to try", step))
-    spent = writers.sum_usage(writer, answers)
-    file = task.data.source("train") or ""
-    provenance = {
-        "harness": __version__,
-        "proposer": name,
-        "weights": writer.weights_digest,
-        "task": task.name,
-        "examples": [example.id for example in shown],
-        "rows": {"file": display_path(file), "sha256": digest_of(file)} if file else {},
-        **request._asdict(),
-        "spent": spent._asdict(),
-    }
-    return ProposedPrompts(tuple(first.values()), provenance, spent)
+        prompts.append(writers.PromptRequest(({"role": "user", "content": content},), limits, seed))
+    return PreparedProposal(session, name, request, writer, shown, prompts)
 
 
 def recipe_text(made: ProposedPrompts) -> str:
