@@ -17,7 +17,7 @@ from harness.analysis.estimators import Estimate, orient
 from harness.analysis.gating import exit_code
 from harness.analysis.verdict import TargetFacts
 from harness.experiment import load_study
-from harness.experiment.verdict_records import Judgement, record_verdict
+from harness.experiment.verdict_records import record_of
 from harness.lifecycle import release
 from harness.lifecycle.release import candidate_runs
 from harness.metrics import extremes, load_metrics, mean_metric
@@ -271,7 +271,7 @@ def pass_before_errors(copy, run):
     at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
     passed = replace(release.gate(copy, "prompt")[0].verdict, outcome="pass", sentence="PASS")
     shutil.rmtree(at.folder / "verdicts")
-    record_verdict(at, Judgement(run, passed, policy, "the base", run.base_digest))
+    store.save_verdict(at, record_of(run, passed, policy))
     fail(at, run.rows["sums/test"], 5)
 
 

@@ -18,7 +18,7 @@ from harness import store as stores
 from harness.analysis.comparison import compare_rows
 from harness.cli import app
 from harness.errors import UserError
-from harness.experiment.verdict_records import Judgement, record_verdict
+from harness.experiment.verdict_records import record_of
 from harness.records import MetricRange
 from harness.spec import GatePolicy
 from harness.store import TABLES, DecisionRecord, Store
@@ -207,7 +207,7 @@ def test_the_gain_of_a_decision_has_the_direction_of_its_metric(store):
 
 def store_verdict(store, run_id, policy=POLICY):
     run = stores.get_run(store, run_id)
-    record_verdict(store, Judgement(run, verdict("fail"), policy, "the base", run.base_digest))
+    stores.save_verdict(store, record_of(run, verdict("fail"), policy))
 
 
 def query_stale(store):

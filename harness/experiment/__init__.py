@@ -88,9 +88,8 @@ from harness.experiment.target_facts import (
 from harness.experiment.training_fit import fit_work
 from harness.experiment.validation_scores import estimate_tracking
 from harness.experiment.verdict_records import (
-    judgement_of,
+    record_in_study,
     record_report,
-    record_verdict,
     renew_verdicts,
     verdict_change,
 )

@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness import __version__, formatting, store
 from harness.analysis.candidate_facts import CandidateFacts
-from harness.analysis.verdict import WORDS, Verdict, is_invalid
+from harness.analysis.verdict import WORDS, Verdict
 from harness.experiment.study import Study
 from harness.provenance import timestamp
 from harness.records import Run, digest, load
@@ -39,29 +39,42 @@ _OF_VERDICT = ("outcome", "sentence", "macro", "lost", "gained", "items_needed")
 _OF_GAIN = ("delta", "low", "high", "n")
 
 
-class Judgement(NamedTuple):
-    """Verdict on a run against a baseline; `policy` is the gate's as it is written, `decide` the decision's.
+def record_of(
+    run: Run,
+    verdict: Verdict,
+    gate: GatePolicy,
+    baseline: str = "the base",
+    baseline_digest: str = "",
+    tasks: Settings = NO_SETTINGS,
+    decide: DecidePolicy = _NOTHING_DECIDED,
+) -> VerdictRecord:
+    """Put a verdict on a run beside what it was given by; the baseline is the run's own base by default.
 
     `tasks` maps those of the suites that are judged to what the verdict hangs on of them.
     """
+    plain: dict[str, Any] = to_plain(verdict)
+    policy = _describe_rules(gate, decide)
+    return VerdictRecord(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        candidate=run.candidate,
+        seed=run.seed,
+        baseline=baseline,
+        baseline_digest=baseline_digest or run.base_digest,
+        policy=policy,
+        policy_digest=digest(policy),
+        rows=dict(run.rows),
+        harness=__version__,
+        created=timestamp(),
+        tasks={name: dict(of) for name, of in tasks.items()},
+        rules=[store.RuleRecord(**rule) for rule in plain["rules"]],
+        **{name: plain[name] for name in _OF_VERDICT},
+    )
 
-    run: Run
-    verdict: Verdict
-    policy: GatePolicy
-    baseline: str
-    baseline_digest: str
-    tasks: Settings = NO_SETTINGS
-    decide: DecidePolicy = _NOTHING_DECIDED
 
-    @property
-    def rules(self) -> dict[str, Any]:
-        """The settings that it was judged by, as JSON has them."""
-        return _describe_rules(self.policy, self.decide)
-
-
-def judgement_of(
+def record_in_study(
     study: Study, run: Run, verdict: Verdict, baseline: str = "the base", baseline_digest: str = ""
-) -> Judgement:
+) -> VerdictRecord:
     """Put a verdict on a run beside the policies and the tasks that it was given by."""
     settings = {}  # what the verdict hangs on of a task besides its rows, as JSON has it
     for task, role, _ in study.suite_tasks():
@@ -76,9 +89,8 @@ def judgement_of(
                 "kind": task.kind,
                 "role": role,
             }
-    against = baseline_digest or run.base_digest
     gate, decide = study.experiment.gate, study.experiment.decide
-    return Judgement(run, verdict, gate, baseline, against, settings, decide)
+    return record_of(run, verdict, gate, baseline, baseline_digest, settings, decide)
 
 
 def _describe_rules(policy: GatePolicy, decide: DecidePolicy) -> dict[str, Any]:
@@ -91,30 +103,6 @@ def _describe_rules(policy: GatePolicy, decide: DecidePolicy) -> dict[str, Any]:
     measured = (policy.target.gain, policy.target.win_rate) != (None, None)
     written: dict[str, Any] = to_plain(policy)
     return written | {key: value for key, value in chosen_by.items() if measured and value}
-
-
-def record_verdict(at: Store, judgement: Judgement) -> None:
-    """Write a verdict."""
-    run, verdict, _, baseline, baseline_digest, tasks, _ = judgement
-    plain: dict[str, Any] = to_plain(verdict)
-    settings = judgement.rules
-    record = VerdictRecord(
-        run_id=run.run_id,
-        experiment=run.experiment,
-        candidate=run.candidate,
-        seed=run.seed,
-        baseline=baseline,
-        baseline_digest=baseline_digest,
-        policy=settings,
-        policy_digest=digest(settings),
-        rows=dict(run.rows),
-        harness=__version__,
-        created=timestamp(),
-        tasks={name: dict(of) for name, of in tasks.items()},
-        rules=[store.RuleRecord(**rule) for rule in plain["rules"]],
-        **{name: plain[name] for name in _OF_VERDICT},
-    )
-    store.save_verdict(at, record)
 
 
 def renew_verdicts(
@@ -142,46 +130,44 @@ def renew_verdicts(
     return replace(report, facts=tuple(map(renew, report.facts)))
 
 
-def verdict_change(at: Store, judgement: Judgement) -> str:
+def verdict_change(at: Store, now: VerdictRecord) -> str:
     """Say what a stored verdict on a run would be now, and what changed since; empty where it is the same."""
-    run, verdict, _, baseline, baseline_digest, tasks, _ = judgement
-    before = store.newest_verdict(at, run.run_id, baseline_digest)
-    if before is None:
+    before = store.newest_verdict(at, now.run_id, now.baseline_digest)
+    if before is None or (before.outcome, _is_invalid(before)) == (now.outcome, _is_invalid(now)):
         return ""
-    if (before.outcome, _was_invalid(before)) == (verdict.outcome, is_invalid(verdict.rules)):
-        return ""
-    found = [*_changes(before, run, judgement.rules, tasks), *_failures(before, verdict)]
+    found = [*_changes(before, now), *_failures(before, now)]
     unknown, then = [_SAME if before.tasks else _UNRECORDED], {r.name: r.outcome for r in before.rules}
-    if changed := [r for r in verdict.rules if then.get(r.name, "skipped") != r.outcome]:
+    if changed := [r for r in now.rules if then.get(r.name, "skipped") != r.outcome]:
         pairs = ((r.name, WORDS[then.get(r.name, "skipped")], WORDS[r.outcome]) for r in changed)
         unknown.append(", ".join(f"rule {name} {old} → {new}" for name, old, new in pairs))
-    was = f"{run.label}: the verdict of {before.created} against {baseline} was {WORDS[before.outcome]}"
-    return f"{was} and would now be {verdict.sentence} (since then: {'; '.join(found or unknown)})"
+    label = f"{now.candidate} (seed {now.seed})" if now.seed else now.candidate
+    was = f"{label}: the verdict of {before.created} against {now.baseline} was {WORDS[before.outcome]}"
+    return f"{was} and would now be {now.sentence} (since then: {'; '.join(found or unknown)})"
 
 
-def _errors_then(before: VerdictRecord) -> store.RuleRecord | None:
-    return next((rule for rule in before.rules if rule.name == "errors"), None)
+def _find_errors(record: VerdictRecord) -> store.RuleRecord | None:
+    return next((rule for rule in record.rules if rule.name == "errors"), None)
 
 
-def _was_invalid(before: VerdictRecord) -> bool:
-    """Tell of a stored verdict what `is_invalid` tells of one."""
-    then = _errors_then(before)
-    return then is not None and then.outcome == "inconclusive"
+def _is_invalid(record: VerdictRecord) -> bool:
+    """Tell of a recorded verdict what `verdict.is_invalid` tells of one."""
+    errors = _find_errors(record)
+    return errors is not None and errors.outcome == "inconclusive"
 
 
-def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any], tasks: Settings) -> Iterator[str]:
+def _changes(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
     """Name the settings, rows, version and tasks that are other than when a verdict was stored."""
     defaults = to_plain(GatePolicy())
-    for key in dict.fromkeys([*rules, *(key for key in before.policy if "." in key)]):
-        then, now = (of.get(key, defaults.get(key)) for of in (before.policy, rules))
-        if then != now:
-            yield f"{key if '.' in key else f'gate.{key}'} {then} → {now}"
-    if other := sorted(key for key in {*before.rows, *run.rows} if before.rows.get(key) != run.rows.get(key)):
+    for key in dict.fromkeys([*now.policy, *(key for key in before.policy if "." in key)]):
+        was, written = (of.policy.get(key, defaults.get(key)) for of in (before, now))
+        if was != written:
+            yield f"{key if '.' in key else f'gate.{key}'} {was} → {written}"
+    if other := sorted(key for key in {*before.rows, *now.rows} if before.rows.get(key) != now.rows.get(key)):
         yield f"other answers on {', '.join(other)}"
-    if before.harness != __version__:
-        yield f"harness {before.harness} → {__version__}"
-    for name in sorted({*before.tasks, *tasks}) if before.tasks else ():  # older records hold no tasks
-        old, new = before.tasks.get(name), tasks.get(name)
+    if before.harness != now.harness:
+        yield f"harness {before.harness} → {now.harness}"
+    for name in sorted({*before.tasks, *now.tasks}) if before.tasks else ():  # older records hold no tasks
+        old, new = before.tasks.get(name), now.tasks.get(name)
         if old is None or new is None:
             yield f"task {name} {'was not judged before' if old is None else 'is no longer judged'}"
         else:
@@ -189,13 +175,12 @@ def _changes(before: VerdictRecord, run: Run, rules: Mapping[str, Any], tasks: S
                 yield f"{key} of {name} {old.get(key)} → {new.get(key)}"
 
 
-def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
+def _failures(before: VerdictRecord, now: VerdictRecord) -> Iterator[str]:
     """Say how many answers failed, where so many did not then."""
-    then = _errors_then(before)
-    now = next((r for r in verdict.rules if r.name == "errors" and r.outcome == "inconclusive"), None)
-    if now is None or _was_invalid(before):
+    then, errors = _find_errors(before), _find_errors(now)
+    if errors is None or errors.outcome != "inconclusive" or _is_invalid(before):
         return
-    share, named = now.numbers["largest_share"], now.numbers["tasks"]
+    share, named = errors.numbers["largest_share"], errors.numbers["tasks"]
     if then and share == then.numbers.get("largest_share"):
         return
     several = "up to " if isinstance(named, list) and len(named) > 1 else ""
@@ -205,15 +190,15 @@ def _failures(before: VerdictRecord, verdict: Verdict) -> Iterator[str]:
 
 def report_changes(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[str]:
     """Say of every verdict of a report that is another than the one stored what has changed."""
-    yield from filter(None, (verdict_change(study.store, of) for of in _judgements(report, runs, study)))
+    yield from filter(None, (verdict_change(study.store, one) for one in _records(report, runs, study)))
 
 
 def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -> None:
     """Write every verdict of a report, and what its decision knew of each run."""
     if report.smoke:
         return
-    for judgement in _judgements(report, runs, study):
-        record_verdict(study.store, judgement)
+    for record in _records(report, runs, study):
+        store.save_verdict(study.store, record)
     if report.decision is not None:
         store.save_decision(
             study.store,
@@ -231,11 +216,11 @@ def record_report(report: ExperimentReport, runs: Iterable[Run], study: Study) -
         )
 
 
-def _judgements(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[Judgement]:
+def _records(report: ExperimentReport, runs: Iterable[Run], study: Study) -> Iterator[VerdictRecord]:
     by_id = {run.run_id: run for run in runs}
     for facts in report.facts:
         if facts.verdict is not None and (run := by_id.get(facts.run_id)):
-            yield judgement_of(study, run, facts.verdict)
+            yield record_in_study(study, run, facts.verdict)
 
 
 def _brief(facts: CandidateFacts) -> dict[str, Any]:

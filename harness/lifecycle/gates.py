@@ -35,10 +35,9 @@ from harness.experiment import (
     is_of_recipe,
     is_target_only,
     judge_stored_run,
-    judgement_of,
     list_untrained,
     reached_on_target,
-    record_verdict,
+    record_in_study,
     refuse_lost_folds,
     verdict_change,
 )
@@ -174,9 +173,9 @@ def judge_run(stored: Study, run: Run, champion: Champion | None) -> GateResult:
     if gated_against:
         digest = gated_against.weights_digest
         against = f"the champion {gated_against.candidate} ({gated_against.run_id})"
-    judgement = judgement_of(study, run, result.verdict, against, digest)
-    notes += [*result.notes, *filter(None, [verdict_change(study.store, judgement)])]
-    record_verdict(study.store, judgement)
+    record = record_in_study(study, run, result.verdict, against, digest)
+    notes += [*result.notes, *filter(None, [verdict_change(study.store, record)])]
+    store.save_verdict(study.store, record)
     return replace(
         result,
         tasks=tuple(t for t in result.tasks if study.is_judged(t.task)),
