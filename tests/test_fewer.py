@@ -275,7 +275,7 @@ def test_looks_grow_until_the_whole_task(folder_and_report, own_cache):
     sizes = [len(look.suites[0].items.test) for look in looks]
     assert sizes == sorted(sizes)
     assert sizes[-1] == N
-    assert all(0 < look.alpha < 0.05 for look in looks)
+    assert all(0 < look.sampling.alpha < 0.05 for look in looks)
     assert len(looks) <= sampling.N_LOOKS
     rows = [look.suites[0].versions["test"] for look in looks]
     assert len(set(rows)) == 1  # so that a look goes on where the one before stopped

@@ -38,7 +38,7 @@ from harness.experiment.catalog import map_purposes
 from harness.experiment.executors import make_on_workers
 from harness.experiment.fewer_items import answer_all_items
 from harness.experiment.gate_run import judge_stored_run, measure
-from harness.experiment.judged_runs import judge_and_decide
+from harness.experiment.judged_runs import judge_and_decide, judge_and_report
 from harness.experiment.learning_curve import estimate_curve_work, make_curve, refuse_curve, settle_sweep
 from harness.experiment.one_answer import OneAnswer, SentPrompt, add_prompts, ask, find_sent_prompts
 from harness.experiment.plan import arm_label, list_measured_bases
@@ -47,12 +47,10 @@ from harness.experiment.report_runs import (
     advise_before,
     are_all_done,
     describe_power,
-    describe_rows_and_prompts,
     describe_stored,
     first_line,
     idle_workers,
     in_order,
-    judge_and_report,
     recipe_warnings,
     refuse_many,
     report_stored,
@@ -60,7 +58,7 @@ from harness.experiment.report_runs import (
     workers_sentence,
 )
 from harness.experiment.run_candidate import find_stored_runs, time_again
-from harness.experiment.run_remarks import describe_rewards
+from harness.experiment.run_remarks import describe_rewards, describe_rows_and_prompts
 from harness.experiment.stored_rows import Reader, Runs, StoredRows, base_arm, refuse_folds, suite_arm
 from harness.experiment.study import (
     Study,
@@ -181,10 +179,7 @@ def run_all(
             make_all = partial(_make_all, session, ordered, None, smoke=False)
             base_rows = _measure_base(session, session.source)
             said, runs = fewer.run_interim_analyses(session, base_rows, make_all)
-            said, reader = (
-                [*said, *fewer.name_settled_runs(session.settled, session.experiment.gate.alpha, runs)],
-                Reader(session.store, session.tasks),
-            )
+            reader = Reader(session.store, session.tasks)
         else:
             said, reader = [], Reader(session.store, session.tasks)
             runs = _make_all(session, ordered, reader, found, smoke=smoke)

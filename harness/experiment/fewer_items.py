@@ -40,16 +40,6 @@ class InterimAnalysis(NamedTuple):
     said: str
     sampling: SamplingRecord
 
-    @property
-    def name(self) -> str:
-        """Its name, `interim analysis 1 of 3`."""
-        return self.sampling.analysis
-
-    @property
-    def alpha(self) -> float:
-        """Its one-sided level."""
-        return self.sampling.alpha
-
 
 def run_interim_analyses(
     session: Session, base_rows: Mapping[str, str], make_all: Callable[[Sequence[Run | None]], list[Run]]
@@ -66,23 +56,24 @@ def run_interim_analyses(
     if not analyses:
         runs = make_all(runs)
         _keep_settled(session, runs)
-        return ["fewer items: no task is large enough to draw from, so all items were evaluated"], runs
+        said = "fewer items: no task is large enough to draw from, so all items were evaluated"
+        return [said, *_name_settled_runs(session, runs)], runs
     progress = session.progress
     for analysis in analyses:
-        gate = session.experiment.gate.model_copy(update={"alpha": analysis.alpha})
+        gate = session.experiment.gate.model_copy(update={"alpha": analysis.sampling.alpha})
         session.experiment = session.experiment.model_copy(update={"gate": gate})
         session.suites = analysis.suites
-        session.progress = PrefixedProgress(progress, f"{analysis.name}: ")
+        session.progress = PrefixedProgress(progress, f"{analysis.sampling.analysis}: ")
         settled = set(session.settled)
         runs = make_all([run if run.run_id in session.settled else None for run in runs])
-        _keep_settled(session, runs)
+        facts = _keep_settled(session, runs)
         for run in runs:
             if run.state == "done" and run.run_id not in settled:
                 store.save_sampling(session.store, run.run_id, analysis.sampling)
-        if is_settled(judge_runs(session, Reader(session.store, session.tasks), runs).facts):
+        if is_settled(facts):
             break
     session.progress = progress
-    return [analysis.said], runs
+    return [analysis.said, *_name_settled_runs(session, runs)], runs
 
 
 def answer_all_items(session: Session, run: Run) -> Run:
@@ -209,19 +200,21 @@ def _sample_task(
     )
 
 
-def _keep_settled(session: Session, runs: Runs) -> None:
-    """Keep the verdicts on fine-tunes that more items would not change."""
+def _keep_settled(session: Session, runs: Runs) -> tuple[CandidateFacts, ...]:
+    """Judge the runs, and keep the verdicts on fine-tunes that more items would not change."""
     judged = judge_runs(session, Reader(session.store, session.tasks), runs)
     n, alpha = sum(m.size("test") for m in session.suites), session.experiment.gate.alpha
     for f in judged.facts:
         open_ = f.trained and f.verdict and f.run_id not in session.settled
         if open_ and is_settled([f]):
             session.settled[f.run_id] = InterimVerdict(judged.results[f.run_id], f.corrected, alpha, n)
+    return judged.facts
 
 
-def name_settled_runs(settled_runs: Mapping[str, InterimVerdict], last: float, runs: Runs) -> list[str]:
-    """Name the runs that were evaluated on fewer items than the last analysis (of alpha `last`) takes."""
-    found = [(run, settled_runs[run.run_id]) for run in runs if run.run_id in settled_runs]
+def _name_settled_runs(session: Session, runs: Runs) -> list[str]:
+    """Name the runs that were evaluated on fewer items than the last analysis takes."""
+    last = session.experiment.gate.alpha
+    found = [(run, session.settled[run.run_id]) for run in runs if run.run_id in session.settled]
     return [
         f"{run.label}: its verdict was settled on {count(settled.n)} items, at alpha {settled.alpha:.2g}"
         for run, settled in found

@@ -6,6 +6,7 @@ targets was chosen on that target's validation rows.
 """
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -35,11 +36,20 @@ from harness.analysis.verdict import (
     is_reported_only,
     is_safety,
 )
+from harness.errors import CandidateFailed
 from harness.evaluation.candidate_rows import n_rows
 from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
 from harness.evaluation.session import MeasuredTask, Session
+from harness.experiment import bases
 from harness.experiment.gate_run import judge_stored_run, measure, measure_over
-from harness.experiment.run_remarks import count_rows
+from harness.experiment.learning_curve import fit_stored_curve
+from harness.experiment.run_remarks import (
+    count_rows,
+    describe_rows_and_prompts,
+    describe_trainings,
+    list_remarks,
+)
 from harness.experiment.stored_rows import Facts, Reader, Rows, Runs
 from harness.experiment.study import (
     Study,
@@ -51,6 +61,7 @@ from harness.experiment.study import (
     study_session,
 )
 from harness.experiment.target_facts import add_wins, answers_on_target, compare_on, find_prompt, is_answered
+from harness.experiment.verdict_records import report_changes
 from harness.records import Run, has_closed_labels
 from harness.report import AttributionStep, ExperimentReport, ShownItem, origin, show_items
 from harness.spec import GatePolicy, Task
@@ -431,3 +442,42 @@ def _scores(study: Study, runs: Runs, facts: Facts, task: Task) -> dict[str, Tar
         for f in compared
         if f.target is not None
     }
+
+
+def judge_and_report(
+    session: Session,
+    reader: Reader,
+    runs: Runs,
+    *,
+    smoke: bool = False,
+    said: Sequence[str] = (),
+    wall_s: float | None = None,
+) -> ExperimentReport:
+    """Report finished runs, with what was `said` while they were made, and which stored verdicts are others.
+
+    `wall_s` is what making them took.
+    """
+    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
+    with suppress(CandidateFailed):
+        header["engine"] = session.engine(session.source)[0]
+    if wall_s is not None:
+        header["wall_s"] = wall_s
+    study = study_session(session, reader)
+    names = dict.fromkeys(run.candidate for run in runs)
+    of_pairs = [*filter(None, [session.open_judge_of_pairs()])]
+    judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
+    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
+    for one in of_pairs:
+        of_judges += pair_remarks(one, session.experiment.gate.max_errors)
+    of_bases = bases.sentences(session.sources)
+    of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
+    of_runs = [*of_weights, *list_remarks(session, runs)]
+    notes = list(said)
+    if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
+        notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
+    notes += [*describe_rows_and_prompts(session, names), *of_bases, *of_runs, *of_judges]
+    curve_of = partial(fit_stored_curve, session, reader, runs)
+    report = judge_and_decide(
+        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
+    )
+    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))

@@ -1,36 +1,26 @@
-"""Preview and report of runs: what will run where and how long, and what the stored runs say.
+"""Preview of runs, and the stored ones: what will run where and how long, and what is stored of it.
 
 Invariant: nothing is computed and no model is loaded; what is not stored is refused with the known reason.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from harness.analysis.seeds import family_of
 from harness.analysis.significance import chance_of_an_equal_model, list_spare_items, power_warnings
 from harness.config import CommandLine, LoadedExperiment, lint
-from harness.errors import CandidateFailed, IncompatibleRuns, Problem, UserError
+from harness.errors import IncompatibleRuns, Problem, UserError
 from harness.evaluation import costs
-from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate, refuse_silent
-from harness.evaluation.judging_stage import judge_remarks, pair_remarks, self_preference_remarks
-from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.row_sets import RunRequest, list_open
 from harness.evaluation.session import MeasuredTask, Session
-from harness.experiment import bases
 from harness.experiment.candidate_result import outcome
-from harness.experiment.judged_runs import judge_and_decide
-from harness.experiment.learning_curve import fit_stored_curve
+from harness.experiment.judged_runs import judge_and_report
 from harness.experiment.plan import make_plan
 from harness.experiment.preparation import Scope
 from harness.experiment.run_candidate import describe_outdated, find_stored_runs
-from harness.experiment.run_remarks import describe_prompting, describe_trainings, list_remarks
-from harness.experiment.stored_rows import Reader, Runs
-from harness.experiment.study import study_session
+from harness.experiment.stored_rows import Reader
 from harness.experiment.training_fit import processes_of
-from harness.experiment.verdict_records import report_changes
 from harness.formatting import count, pluralize, seconds
 from harness.models.hardware import Machine, describe_speed, probe_notes
 from harness.progress import spins_briefly
@@ -75,56 +65,6 @@ def report_stored(session: Session, selected: Iterable[str], needed: str = "") -
     return judge_and_report(
         session, reader, [outcome(session.target, reader, run) for run in found if run is not None]
     )
-
-
-def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
-    """Describe the target's rows, those that candidates train on, their prompts, and languages not tested."""
-    in_folds = bool(session.folds)
-    return [
-        *session.target.items.notes,
-        *describe_training_rows(session.candidates, names, session.training_data, in_folds=in_folds),
-        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
-        *describe_unspoken(session.target, session.suites),
-    ]
-
-
-def judge_and_report(
-    session: Session,
-    reader: Reader,
-    runs: Runs,
-    *,
-    smoke: bool = False,
-    said: Sequence[str] = (),
-    wall_s: float | None = None,
-) -> ExperimentReport:
-    """Report finished runs, with what was `said` while they were made, and which stored verdicts are others.
-
-    `wall_s` is what making them took.
-    """
-    header: dict[str, object] = {"device": session.machine.name, "precision": session.machine.precision}
-    with suppress(CandidateFailed):
-        header["engine"] = session.engine(session.source)[0]
-    if wall_s is not None:
-        header["wall_s"] = wall_s
-    study = study_session(session, reader)
-    names = dict.fromkeys(run.candidate for run in runs)
-    of_pairs = [*filter(None, [session.open_judge_of_pairs()])]
-    judged = [one for task in session.tasks for one in task.judged.values()] + of_pairs
-    of_judges = [*judge_remarks(session.tasks), *self_preference_remarks(judged, runs)]
-    for one in of_pairs:
-        of_judges += pair_remarks(one, session.experiment.gate.max_errors)
-    of_bases = bases.sentences(session.sources)
-    of_weights = dict.fromkeys(describe_trainings(study, [run for run in runs if run.state == "done"]))
-    of_runs = [*of_weights, *list_remarks(session, runs)]
-    notes = list(said)
-    if others := [n for n, one in session.candidates.items() if n not in names and one.method.answers]:
-        notes.append(f"not in this report, of the candidates that are written: {', '.join(others)}")
-    notes += [*describe_rows_and_prompts(session, names), *of_bases, *of_runs, *of_judges]
-    curve_of = partial(fit_stored_curve, session, reader, runs)
-    report = judge_and_decide(
-        session, reader, runs, smoke=smoke, header=header, notes=notes, curve_of=curve_of
-    )
-    return replace(report, notes=(*report.notes, *report_changes(report, runs, study)))
 
 
 MANY = 64  # candidates

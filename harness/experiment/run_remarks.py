@@ -5,7 +5,7 @@ under all judged metrics of its task together.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
@@ -14,7 +14,9 @@ from harness import plugins
 from harness.analysis.alignment import fill_errors
 from harness.analysis.economics import index_usd_per_1k
 from harness.evaluation import has_instruction
+from harness.evaluation.candidate_rows import describe_training_rows
 from harness.evaluation.candidates import ResolvedCandidate
+from harness.evaluation.languages import describe_unspoken
 from harness.evaluation.session import MeasuredTask, Session
 from harness.evaluation.timing import describe_timing
 from harness.experiment.bases import base_remarks
@@ -23,6 +25,7 @@ from harness.experiment.study import Study
 from harness.formatting import count, interval, plain, pluralize, seconds, size, usd
 from harness.metrics import cites_nothing
 from harness.models import artefacts
+from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
 from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult, TrainingRecord
@@ -48,7 +51,7 @@ def count_rows(study: Study, session: Session, reader: Reader, runs: Runs) -> It
     yield from _count_uncited(session.target, session.candidates, reader, done)
     yield from _count_ungraded(session.tasks, reader, done)
     yield from _count_noteworthy(session.tasks, reader, done)
-    yield from _note_merged(session, reader, done)
+    yield from _note_merged(session.candidates, session.tasks, session.machine.precision, reader, done)
 
 
 def _count_uncited(
@@ -94,17 +97,19 @@ def _count_noteworthy(tasks: Sequence[MeasuredTask], reader: Reader, runs: Itera
         yield from (f"{', '.join(names)}: {what}: {counted}" for counted, names in alike.items())
 
 
-def _note_merged(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
+def _note_merged(
+    candidates: Candidates, all_tasks: Sequence[MeasuredTask], precision: str, reader: Reader, runs: Runs
+) -> Iterator[str]:
     """Say by how much answers of merged weights differ from those of the base with its adapter beside it."""
     for run in runs:
-        recipe = session.candidates[run.candidate].recipe
+        recipe = candidates[run.candidate].recipe
         apart = next((r for r in runs if (r.candidate, r.seed) == (recipe.weights_of, run.seed)), None)
         if not recipe.serve_merged or apart is None:
             continue
         if run.weights_digest == apart.weights_digest:
             yield f"{run.candidate}: serve_merged changes nothing in fp32, where each adapter answers merged"
             continue
-        tasks = (m for m in session.tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
+        tasks = (m for m in all_tasks if {f"{m.task.name}/test"} <= {*run.rows} & {*apart.rows})
         both = [zip(reader.read(run, m), reader.read(apart, m), strict=True) for m in tasks]
         pairs = [(a, b) for rows in both for a, b in rows if a.prompt == b.prompt]
         gaps = [
@@ -115,7 +120,7 @@ def _note_merged(session: Session, reader: Reader, runs: Runs) -> Iterator[str]:
         nats = f", log p of {pluralize(len(gaps), 'item')} by up to {max(gaps):.2g} nats" if gaps else ""
         n = sum(a.text != b.text for a, b in pairs)
         of = f"{count(n)} of {pluralize(len(pairs), 'answer')}"
-        merged = f"{run.candidate}: merged in {session.machine.precision}"
+        merged = f"{run.candidate}: merged in {precision}"
         yield f"{merged}, {of} differ from {apart.candidate}'s{nats}"
 
 
@@ -136,7 +141,7 @@ def list_remarks(session: Session, runs: Runs) -> list[str]:
         *(f"{name}: made from {base}, and measured against that" for name, base in others.items()),
         *dict.fromkeys(base_remarks(session.store, session.candidates, session.sources, done)),
         *_note_endpoints(session.candidates, session.suites, session.experiment.decide, done),
-        *_note_artefacts(session, done),
+        *_note_artefacts(session.candidates, session.gguf_command, session.engine, done),
         *(
             f"{name}: not trained, as it answers nothing and no candidate uses it; next: harness train {name}"
             for name, candidate in session.candidates.items()
@@ -187,14 +192,19 @@ def _note_endpoints(
         yield "decide.usd_per_million_tokens prices the requests of local candidates as well"
 
 
-def _note_artefacts(session: Session, runs: Runs) -> Iterator[str]:
+def _note_artefacts(
+    candidates: Candidates,
+    gguf_command: str,
+    engine_of: Callable[[ModelSource], tuple[str, str]],
+    runs: Runs,
+) -> Iterator[str]:
     """Say of each artefact which engine answered, as the base's rows come from another."""
     for run in (run for run in runs if plugins.method(run.method).makes_artefact):
-        candidate = session.candidates[run.candidate]
+        candidate = candidates[run.candidate]
         path = Path(candidate.source.path or "")
         if candidate.given is None:
-            engine = artefacts.identity(path, session.gguf_command)[0].partition("/")[2]
-            base = session.engine(candidate.base)[0].partition("/")[0]
+            engine = artefacts.identity(path, gguf_command)[0].partition("/")[2]
+            base = engine_of(candidate.base)[0].partition("/")[0]
             said = f"answered by {engine}, its base by {base}: what both differ by is part of its score"
             yield f"{run.candidate}: {path.name}, {said}"
 
@@ -228,6 +238,17 @@ def describe_prompting(
             for note in describe_prompts(shots, context, suite.items.test):
                 said.setdefault(note, []).append(suite.task.name)
     return [f"{', '.join(dict.fromkeys(of))}: {note}" for note, of in said.items()]
+
+
+def describe_rows_and_prompts(session: Session, names: Collection[str]) -> list[str]:
+    """Describe the target's rows, those that candidates train on, their prompts, and languages not tested."""
+    in_folds = bool(session.folds)
+    return [
+        *session.target.items.notes,
+        *describe_training_rows(session.candidates, names, session.training_data, in_folds=in_folds),
+        *describe_prompting(session.candidates, session.tested_targets, session.suites, names),
+        *describe_unspoken(session.target, session.suites),
+    ]
 
 
 _BARE = (
