@@ -24,7 +24,7 @@ from harness import config, experiment, plugins
 from harness.analysis.halves import split
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.training_fit import folder_of
+from harness.experiment.training_fit import Fit
 from harness.lifecycle import rescue
 from harness.models.hub import ModelSource
 from harness.progress import SilentProgress
@@ -101,7 +101,7 @@ def lay_down(session, candidate, mark: str, seed: int = 0) -> None:
     """Leave what a finished training of an adapter leaves; of a tracked one every tenth step's weights too."""
     init = find_stored_weights(session, candidate.init, seed) if candidate.init else None
     merges = [find_stored_weights(session, one, seed) for one in candidate.merges]
-    folder = folder_of(session, candidate, seed, init, merges=merges)
+    folder = Fit(session, candidate, seed).folder(init, merges=merges)
     settings = {"peft_type": "LORA", "lora_alpha": ALPHA, "r": 16, "made": mark}
     training = {"wall_s": 600.0, "loss": [[1, 1.0]]}
     fake_adapter.lay_down(folder, session.source.weights_digest, settings, training)

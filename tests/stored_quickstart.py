@@ -15,7 +15,7 @@ from harness import config, experiment
 from harness.evaluation.session import Session
 from harness.experiment import Scope, prepare_session
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.training_fit import folder_of
+from harness.experiment.training_fit import Fit
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress
@@ -110,7 +110,7 @@ def _lay_down(session: Session, name: str) -> None:
     """Leave what a finished training leaves, but for the tensors."""
     candidate = session.candidates[name]
     init = ensure_weights(session, candidate.init, 0) if candidate.init else None
-    folder = folder_of(session, candidate, 0, init)
+    folder = Fit(session, candidate, 0).folder(init)
     steps = [[i, 2.0 / i] for i in range(1, 81)]
     training = {"wall_s": 50.0, "loss": steps, "validation_loss": [[80, 0.5]], "tokens_per_s": 500.0}
     training |= {"fit_key": folder.name, **({"n_pairs": len(session.target.items.pairs)} if init else {})}

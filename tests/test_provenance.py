@@ -9,7 +9,7 @@ import pytest
 import tiny_experiment
 
 from harness import plugins, provenance
-from harness.experiment.training_fit import folder_of
+from harness.experiment.training_fit import Fit
 from harness.methods import dpo, lora, peft
 from harness.provenance import TABLE, code_versions
 from harness.records import canonical_json
@@ -95,7 +95,7 @@ def name_weights(tiny, tmp_path):
     def name(lines=""):
         suite.write_text(written + lines)
         session = tiny_experiment.session(path)
-        return {c.name: folder_of(session, c, 0, None).name for c in session.candidates.values()}
+        return {c.name: Fit(session, c, 0).folder(None).name for c in session.candidates.values()}
 
     return name
 

@@ -22,7 +22,7 @@ from harness import plugins, training
 from harness.errors import CandidateFailed, UserError
 from harness.experiment import recipe_warnings
 from harness.experiment.candidate_problems import check_gpus, check_sharing
-from harness.experiment.training_fit import folder_of, processes_of, shards_of
+from harness.experiment.training_fit import Fit, processes_of, shards_of
 from harness.models import memory
 from harness.models.devices import load_base
 from harness.models.hub import quantize, resolve, shape
@@ -225,7 +225,7 @@ def test_the_number_of_processes_is_part_of_the_weights_key_where_they_share_it(
     assert said.startswith("recipe of stepped: trains in one process, not in 2 (training.accelerate)")
     assert not any("process" in line for line in recipe_warnings(one, one.candidates))
     before, own, after = (
-        {name: folder_of(session, session.candidates[name], 0, None).name for name in names}
+        {name: Fit(session, session.candidates[name], 0).folder(None).name for name in names}
         for session in (plain, one, two)
     )
     assert before["lora"] == own["lora"] != after["lora"]
@@ -429,7 +429,7 @@ def test_the_kind_of_shards_is_part_of_the_weights_key_where_there_are_some(tiny
     keys = {}
     for name, policy in {"plain": plain, "FSDP": FSDP, "ZeRO 2": ZERO_2, "ZeRO 3": ZERO_3}.items():
         session = gpu_session(tiny, tmp_path / name, policy)
-        keys[name] = [folder_of(session, session.candidates[c], 0, None).name for c in ("lora", "bag")]
+        keys[name] = [Fit(session, session.candidates[c], 0).folder(None).name for c in ("lora", "bag")]
         assert shards_of(policy, session.candidates["lora"].source) == policy.shards
     assert len({lora for lora, _ in keys.values()}) == 4
     assert len({bag for _, bag in keys.values()}) == 1

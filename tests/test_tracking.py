@@ -14,7 +14,7 @@ from harness.errors import CandidateFailed
 from harness.evaluation.costs import Work
 from harness.experiment import Estimates
 from harness.experiment.candidate_weights import find_stored_weights
-from harness.experiment.training_fit import folder_of
+from harness.experiment.training_fit import Fit
 from harness.experiment.validation_scores import estimate_tracking, read_tracked_weights
 from harness.lifecycle import rescue
 from harness.methods import checkpoint, full, lora
@@ -172,10 +172,10 @@ def test_no_test_row_and_no_confirming_item_is_read_and_the_estimate_knows_of_th
     assert estimate_tracking(session, session.candidates["lora"].source) == Work()
     both = Estimates(session).work(["lora", "held"])
     assert both["held"].read == both["lora"].read + work.read
-    plain, tracked = (folder_of(session, session.candidates[name], 0, None) for name in ("lora", "held"))
+    plain, tracked = (Fit(session, session.candidates[name], 0).folder(None) for name in ("lora", "held"))
     alike = session.with_candidates({"held": Recipe(method="lora", track=Tracking(points=2, items=9))})
     assert (
-        plain != tracked == folder_of(alike, alike.candidates["held"], 0, None)
+        plain != tracked == Fit(alike, alike.candidates["held"], 0).folder(None)
     )  # whose items are not a part
 
 

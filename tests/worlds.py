@@ -19,7 +19,7 @@ from harness.data import part_of
 from harness.evaluation.session import join_items
 from harness.experiment import Scope, prepare_session
 from harness.experiment.learning_curve import SHARES
-from harness.experiment.training_fit import folder_of
+from harness.experiment.training_fit import Fit
 from harness.models.hub import ModelSource
 from harness.models.tokenization import PromptEncoder
 from harness.progress import SilentProgress
@@ -194,7 +194,7 @@ class OracleHost:
 
 def write_training(session, candidate, seed: int = 0, wall_s: float = 600.0) -> None:
     """Lay down what a finished training leaves, so that nothing has to be trained."""
-    folder = folder_of(session, candidate, seed, None)
+    folder = Fit(session, candidate, seed).folder(None)
     settings = {"n_train": len(session.target.items.train)}  # the oracle knows by it how much was learned
     settings |= {"seed": seed} if seed else {}
     training = {"wall_s": wall_s, "loss": [[1, 1.0]]}

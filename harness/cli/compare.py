@@ -220,13 +220,12 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Train one candidate, or find its weights."""
-    from harness import store
     from harness.experiment import describe_rewards, ensure_weights
 
     session, loaded = at.override({"precision": precision}).open_session(candidate)
     candidates, seed = session.candidates, session.first_seed
     for name in loaded.selected:
-        store.begin(session.store, session.name_begun(name, seed))
+        session.begin(name, seed)
     made = {name: ensure_weights(session, candidates[name], seed) for name in loaded.selected}
     print_value(
         {

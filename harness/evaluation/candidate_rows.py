@@ -58,7 +58,7 @@ def read_training_rows(
             continue
         try:
             target, seed = experiment.target, experiment.seeds[0]
-            own, pairs = items[target.name], plugins.method(recipe.method).draws_from == "pairs"
+            own, pairs = items[target.name], _trains_on_pairs(recipe)
             own = own.without_test() if own.folds else own  # the released weights train on every row
             own = load_training_rows(target, own, recipe.train, recipe.mix, seed, pairs=pairs)
             own = replace(own, pairs=own.pairs[:n_pairs])
@@ -128,13 +128,11 @@ def describe_rows(measured: MeasuredTask, recipe: Recipe) -> str:
     """
     if not digest_training_rows(recipe):
         return ""
-    part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
-    rows = measured.items.list_sourced(part)
+    rows, kind = _list_rows(measured, recipe), "pairs" if _trains_on_pairs(recipe) else "rows"
     source = describe_source(recipe)
     if recipe.mix:
         drawn = Counter(file_of(row.where) for row in rows)
         source = " + ".join(f"{percent(drawn[file] / len(rows))} % {file}" for file in shown_paths(recipe))
-    kind = "pairs" if part == "pairs" else "rows"
     return f"{source}: {count(len(rows))} {kind}"
 
 
@@ -153,11 +151,18 @@ def rows_cost_usd(candidate: ResolvedCandidate, training_data: Callable[[Recipe]
         for file in row_files(measured.task, recipe):
             share = 1.0
             if recipe.mix and (n := n_rows_of(file)):
-                part: PartName = "pairs" if plugins.method(recipe.method).draws_from == "pairs" else "train"
-                places = {row.where for row in measured.items.list_sourced(part)}
+                places = {row.where for row in _list_rows(measured, recipe)}
                 share = sum(file_of(where) == display_path(file) for where in places) / n
             used[file, share] = None
     return total_usd(payment for file, share in used for payment in take_share(payments_for(file), share))
+
+
+def _trains_on_pairs(recipe: Recipe) -> bool:
+    return plugins.method(recipe.method).draws_from == "pairs"
+
+
+def _list_rows(measured: MeasuredTask, recipe: Recipe) -> list[SourcedExample]:
+    return measured.items.list_sourced("pairs" if _trains_on_pairs(recipe) else "train")
 
 
 def n_rows(measured: MeasuredTask, recipe: Recipe) -> int:

@@ -342,6 +342,11 @@ def preference(pairs: Sequence[Example], epochs: float) -> Work:
     return Work(read=once, trained=round(once * epochs))
 
 
+def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
+    """Price tokens that are read and written, none of them cached."""
+    return request_usd(TokenCounts(read, 0, written), prices)
+
+
 def request_usd(tokens: TokenCounts, prices: TokenPrices) -> float:
     """Price one request by its tokens; the shared beginning costs the price of cached tokens."""
     cached_usd = prices.input if prices.cached is None else prices.cached

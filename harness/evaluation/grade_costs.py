@@ -14,7 +14,7 @@ from typing import NamedTuple
 from harness.errors import Problem
 from harness.evaluation import costs
 from harness.evaluation.candidates import ResolvedCandidate
-from harness.evaluation.costs import Budget, Words, price_usd
+from harness.evaluation.costs import Budget, Words, price_usd, tokens_usd
 from harness.evaluation.judges import LIMITS, GradingLimit, Judge, JudgedMetric, judge_messages, orders
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count
@@ -44,11 +44,6 @@ def cost_usd(grades: Sequence[Grade], prices: TokenPrices | None) -> float | Non
         return None  # a grade without tokens: its server sent no `usage`
     read, written = sum(g.n_prompt_tokens for g in grades), sum(g.n_output_tokens for g in grades)
     return tokens_usd(prices, read, written)
-
-
-def tokens_usd(prices: TokenPrices, read: float, written: float) -> float:
-    """Return the cost in USD of tokens read and written."""
-    return (read * prices.input + written * prices.output) / 1e6
 
 
 def open_budget(judged: JudgedMetric, judge: Judge) -> Budget | None:

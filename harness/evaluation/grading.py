@@ -74,7 +74,7 @@ def _grade_book(session: Session, distinct: Sequence[UngradedAnswer]) -> None:
 
         try:
             if judge.settings:
-                _ask_endpoint(session, judge, distinct, keep)
+                _ask_endpoint(judge, distinct, keep, session.checked_judges, session.refused_judges)
             elif judge.weights:
                 assert judge.weights.source is not None, "weights that judge name their base"
                 chat = bool(chat_template(judge.weights.source))
@@ -100,8 +100,17 @@ def check_judge(judged: JudgedMetric, judge: Judge) -> None:
             check_anchors(judged, judge, partial(_say, candidate, budget))
 
 
-def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnswer], keep: Keep) -> None:
-    """Let an endpoint grade answers after it has graded its anchors as before."""
+def _ask_endpoint(
+    judge: Judge,
+    answers: Sequence[UngradedAnswer],
+    keep: Keep,
+    checked: set[str],
+    refused: dict[str, CandidateFailed],
+) -> None:
+    """Let an endpoint grade answers after it has graded its anchors as before.
+
+    Books of judges that were `checked`, or `refused` because they grade otherwise now, are added here.
+    """
     # Missing anchors are graded, and graded again, before any other answer: so a judge that changes later is
     # found even if the grading is interrupted.
     judged = answers[0].judged
@@ -118,16 +127,16 @@ def _ask_endpoint(session: Session, judge: Judge, answers: Sequence[UngradedAnsw
     budget = open_budget(judged, judge)
     with _open_server(judge.settings, judged) as (server, candidate):
         say = partial(_say, candidate, budget)
-        if judge.book not in session.checked_judges:
+        if judge.book not in checked:
             try:
                 check_anchors(judged, judge, say)
             except CandidateFailed as error:
-                session.refused_judges[judge.book] = error
+                refused[judge.book] = error
                 raise
         if anchor_answers:
             _ask_each(server, say, anchor_answers, keep)
             check_anchors(judged, judge, say, graded_now={answer.key for answer in anchor_answers})
-        session.checked_judges.add(judge.book)
+        checked.add(judge.book)
         _ask_each(server, say, [answer for answer in answers if answer.key not in anchors], keep)
 
 

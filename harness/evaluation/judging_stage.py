@@ -30,6 +30,7 @@ from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.formatting import count, percent, usd
 from harness.metrics import Parts
+from harness.models.hardware import Machine
 from harness.models.hub import ModelSource
 from harness.records import BLOCK, Example, Grade, Output, RowsIdentity, Run, Sample, SampleResult, digest
 from harness.store import list_grades, read_anchors, read_checks
@@ -254,10 +255,8 @@ def rescore_stored(
 
     Answers that a judge has yet to grade are added to `ungraded`; no judge is asked here.
     """
-    incomplete = [rows for rows in sets if not store.has_rows(session.store, rows.identity, rows.ids)]
-    if not incomplete:
-        return []
-    stored_identities = store.identities(session.store)
+    incomplete = [rows for rows in sets if not rows.is_there(session.store)]
+    stored_identities = store.identities(session.store) if incomplete else ()
     return [rows for rows in incomplete if not _rescore(session, rows, stored_identities, ungraded)]
 
 
@@ -306,7 +305,9 @@ def _rescore(
                         for s in row.samples
                     }
                 elif rows.chooser:
-                    rewards = _score_rewards(session, rows, rows.chooser, block)
+                    if session.machine.device == "cuda" or session.experiment.engine == "vllm":
+                        session.unload()  # a reward model has its own base; a GPU rarely has room for two
+                    rewards = _score_rewards(session.machine, rows, rows.chooser, block)
                 n_ungraded = len(grades.ungraded)
                 examples = job.examples[index * BLOCK : index * BLOCK + len(block)]
                 scored = [
@@ -328,7 +329,7 @@ def _rescore(
 
 
 def _score_rewards(
-    session: Session, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
+    machine: Machine, rows: RowSet, chooser: Chooser, block: Sequence[SampleResult]
 ) -> Rewards:
     """Score a block's answers with the reward model, each item prompted as in its training.
 
@@ -337,13 +338,11 @@ def _score_rewards(
     """
     folder = chooser.weights.folder
     assert folder is not None, "a reward model is trained into a folder"
-    if session.machine.device == "cuda" or session.experiment.engine == "vllm":
-        session.unload()  # a reward model has its own base, and a GPU rarely has room for two
     step, plain = chooser.step(), {example.id: example for example in rows.measured.examples(rows.split)}
     answers = list(dict.fromkeys((row.example_id, sample.text) for row in block for sample in row.samples))
     prompted, texts = [step(plain[ident]) for ident, _ in answers], [text for _, text in answers]
     model, chat = folder / chooser.weights.kind, rows.measured.task.chat_template
-    scores = open_scorer(model, chooser.base, session.machine, chat)(prompted, texts)
+    scores = open_scorer(model, chooser.base, machine, chat)(prompted, texts)
     return {answer: {chooser.metric: (score,)} for answer, score in zip(answers, scores, strict=True)}
 
 

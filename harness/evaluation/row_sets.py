@@ -153,27 +153,36 @@ def target_sets(session: Session, recipe: Recipe, weights: Weights, seed: int) -
     ]
 
 
-def suite_sets(session: Session, weights: Weights) -> list[RowSet]:
-    """List the capability tasks that can be evaluated: none for a classifier; in chat only tasks of text."""
+def suite_sets(
+    session: Session, weights: Weights, tasks: Iterable[MeasuredTask] | None = None
+) -> list[RowSet]:
+    """List the test items of general tasks, prompted as each task says: by default those of the suites.
+
+    Tasks that the weights cannot answer are left out: all for a classifier; in chat all but tasks of text.
+    """
     if not weights.is_language_model:
         return []
-    able = (m for m in session.suites if weights.kind != "chat" or openai_api.can_chat(m.task))
-    return [suite_set(session, weights, m) for m in able]
+    wanted = session.suites if tasks is None else tasks
+    able = (m for m in wanted if weights.kind != "chat" or openai_api.can_chat(m.task))
+    return [
+        RowSet(
+            m,
+            "test",
+            "generate",
+            identity(session, weights, m, "test", "task", "generate"),
+            partial(_task_step, m),
+        )
+        for m in able
+    ]
 
 
-def suite_set(session: Session, weights: Weights, m: MeasuredTask) -> RowSet:
-    """Return the test items of one task, prompted as the task says, for any weights."""
-
-    def step() -> Step:
-        if m.task.lm_eval:  # it adds shots itself
-            return lambda example: example
-        n = m.task.num_fewshot
-        shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
-        with_shots = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
-        return lambda example: wrap_prompt(with_shots(example), m.task.system, None)
-
-    named = identity(session, weights, m, "test", "task", "generate")
-    return RowSet(m, "test", "generate", named, step)
+def _task_step(m: MeasuredTask) -> Step:
+    if m.task.lm_eval:  # it adds shots itself
+        return lambda example: example
+    n = m.task.num_fewshot
+    shots = {"few_shot": {"select": "fixed", "shots": n}} if n else {}
+    with_shots = compose(shots, PromptingContext(m.task, m.items.train, (), 0))
+    return lambda example: wrap_prompt(with_shots(example), m.task.system, None)
 
 
 def total_work(sets: Iterable[RowSet]) -> costs.Work:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from harness import provenance, store
 from harness.cache import memo
@@ -166,7 +166,7 @@ class Session:
         return (self.target, *self.more_targets, *self.suites)
 
     @property
-    def tested_targets(self) -> "Sequence[MeasuredTask]":
+    def tested_targets(self) -> Sequence[MeasuredTask]:
         """The target, or that of each fold."""
         return [one.target for one in self.in_folds()] or [self.target]
 
@@ -175,7 +175,7 @@ class Session:
         """The converter of GGUF, in whose environment llama.cpp lies."""
         return self.experiment.export.gguf.command or ""
 
-    def reading(self) -> "Session":
+    def reading(self) -> Self:
         """Return a copy that only reads: what is not stored raises `NotStored` instead of being made."""
         return replace(self, reads_only=True)
 
@@ -188,7 +188,7 @@ class Session:
         if self.reads_only:
             raise NotStored(f"{self.store.folder}: found no {missing}; next: harness compare")
 
-    def with_candidates(self, recipes: Mapping[str, Recipe]) -> "Session":
+    def with_candidates(self, recipes: Mapping[str, Recipe]) -> Self:
         """Return a copy whose experiment also has these candidates; one with a known name replaces it."""
         candidates = {**self.experiment.candidates, **recipes}
         experiment = self.experiment.model_copy(update={"candidates": candidates})
@@ -202,7 +202,11 @@ class Session:
         """Return the name of a candidate's run that has begun; its result is not known yet."""
         return f"{self.experiment.name}-{name}-s{seed}"
 
-    def in_folds(self) -> "list[Session]":
+    def begin(self, name: str, seed: int) -> None:
+        """Note that a candidate's run has begun, so that nobody clears away what it has so far."""
+        store.begin(self.store, self.name_begun(name, seed))
+
+    def in_folds(self) -> list[Self]:
         """Return a session for each fold, which trains on the rows of the others and tests on its own."""
         return [
             replace(
@@ -319,7 +323,7 @@ class Session:
         """Keep other workers from making the same thing; not needed without workers."""
         return store.claim(self.store, name) if self.is_worker else nullcontext()
 
-    def switch_to_fp32(self) -> "Session":
+    def switch_to_fp32(self) -> Self:
         """Unload the base in memory; return a session in fp32, whose base does not answer for this one's."""
         self.unload()
         return replace(self, machine=self.machine._replace(precision="fp32"), slot=EngineSlot())

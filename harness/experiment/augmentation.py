@@ -293,7 +293,7 @@ def _first_requests(of: Augmentation, how: Rewriting) -> dict[tuple[int, int], w
 def plan(of: Augmentation, writer: writers.Writer, how: Rewriting) -> writers.WriterPlan:
     """Count what the new rows take, before anything is sent."""
     first, later = writers.plan_requests(writer, [*_first_requests(of, how).values()]), how.prompts[1:]
-    read = sum(costs.tokens(prompt) + writers.CHAT_TOKENS + how.max_new_tokens for prompt in later)
+    read = sum(costs.tokens(prompt) + costs.CHAT_TOKENS + how.max_new_tokens for prompt in later)
     read = first.read + read * first.requests
     generated = first.generated + len(later) * first.requests * how.max_new_tokens
     return writers.WriterPlan(

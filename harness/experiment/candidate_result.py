@@ -25,7 +25,7 @@ from harness.evaluation import costs, has_instruction
 from harness.evaluation.candidate_rows import n_rows, n_taught_rows, rows_cost_usd
 from harness.evaluation.candidates import ResolvedCandidate
 from harness.evaluation.judging_stage import score_answered
-from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id
+from harness.evaluation.row_sets import RunRequest, describe_run, make_failure_id, target_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.candidate_weights import ensure_weights
@@ -36,7 +36,6 @@ from harness.experiment.stored_rows import (
     Rows,
     is_cross_validated,
     is_measured,
-    sets_of_target,
 )
 from harness.experiment.validation_scores import digest_prompts
 from harness.formatting import UNKNOWN, quote, score
@@ -76,11 +75,11 @@ def show_first_result(session: Session, ordered: Sequence[RunRequest], *, smoke:
         return
     try:
         weights = ensure_weights(session, candidate, request.seed)
-        rows = sets_of_target(session, candidate, weights, request.seed)[1]
+        rows = target_sets(session, candidate.recipe, weights, request.seed)[1]
         lacking = score_answered(session, [rows])
         if not lacking or is_measured(session, candidate.base):
             return
-        store.begin(session.store, session.name_begun(candidate.name, request.seed))
+        session.begin(candidate.name, request.seed)
         answer(session, weights, lacking, candidate.name)
         answered = rows.read(session.store)
         if all(row.status == "error" for row in answered):

@@ -18,14 +18,7 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, NotStored, U
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, merge_weights, read_weights
 from harness.evaluation.session import Session
 from harness.experiment import trials
-from harness.experiment.training_fit import (
-    FitInputs,
-    describe_live_run,
-    find_regularizer_rows,
-    fit,
-    folder_of,
-    show_point,
-)
+from harness.experiment.training_fit import Fit, FitInputs, show_point
 from harness.experiment.validation_scores import measure_point, score_forgetting, validate
 from harness.plugins import OR
 from harness.records import Trial
@@ -65,6 +58,10 @@ class _Maker(NamedTuple):
     seed: int
 
     @property
+    def fit(self) -> Fit:
+        return Fit(*self)
+
+    @property
     def keeper(self) -> trials.TrialKeeper:
         return trials.TrialKeeper(self.session, self.candidate)
 
@@ -93,7 +90,7 @@ class _Maker(NamedTuple):
                 if kind not in wanted[key].split(OR):
                     found = f"{key}: weights that turned out to be of the kind {kind}"
                     raise CandidateFailed(f"{found}; expected {wanted[key]}", "another candidate")
-        return FitInputs(init, reward, merges, folder_of(*self, init, reward, merges))
+        return FitInputs(init, reward, merges, self.fit.folder(init, reward, merges))
 
     def single(self) -> Weights:
         return self.find_or_fit(self.begin(), shows_points=True)
@@ -108,7 +105,7 @@ class _Maker(NamedTuple):
                     self.fit_and_show_points(begun)
                     found = read_weights(self.candidate, begun.folder)
                 if found is None:
-                    self.fit_anew(begun)
+                    self.fit.make(begun)
                     found = read_weights(self.candidate, begun.folder)
         assert found is not None
         known = [weights for weights in (begun.init, begun.reward, *begun.merges) if weights]
@@ -138,25 +135,17 @@ class _Maker(NamedTuple):
 
     def fit_and_show_points(self, begun: FitInputs) -> None:
         """Train up to each planned point along a training, and show trackers the target's score there."""
-        track, live = self.candidate.source.track, describe_live_run(*self, begun.folder)
+        track, live = self.candidate.source.track, self.fit.live_run(begun.folder)
         if track is None or live is None:
             return
         for place in range(1, track.points + 1):
-            self.fit_anew(begun._replace(show_at=place))
+            self.fit.make(begun, show_at=place)
             kept = trials.read_points_so_far(self.candidate, begun.folder)
             for step, weights in list(kept.items())[-1:]:
                 point = measure_point(self.session, self.candidate, step, weights, self.seed)
                 show_point(live, point)
             if begun.folder.exists():
                 return
-
-    def fit_anew(self, begun: FitInputs, pause_at: int = 0) -> None:
-        """Make weights that are not there, on the rows of the target and those of the regularisers."""
-        # With `pause_at` only until so many points along the training are kept.
-        mixed, general = find_regularizer_rows(*self)
-        if self.session.experiment.engine == "vllm" or self.session.machine.device == "cuda":
-            self.session.unload()  # training has a base of its own, and a GPU rarely room for two
-        fit(*self, begun._replace(mixed=mixed, general=general), pause_at)
 
     def choose_trial(self) -> Weights:
         """Return the weights of the trial that is best on validation with the first seed."""
@@ -257,7 +246,7 @@ class _Maker(NamedTuple):
             def train(n_points: int) -> None:
                 with session.claim(folder.name):
                     if read_weights(candidate, folder) is None:
-                        self.fit_anew(begun, n_points)
+                        self.fit.make(begun, n_points)
 
             watched = self.keeper.train_until_pruned(folder, train, proposal.should_prune)
         found = watched.pruned or self.find_or_fit(begun)

@@ -76,8 +76,15 @@ class Checkup:
 def examine(path: Path, overrides: list[str], progress: Progress, embeddings: str = "") -> Checkup:
     """Look at everything that a comparison needs; for contamination by the embeddings of a model as well."""
     problems: list[Problem] = []
-    scope = Scope(renew_probe=True, embeddings=embeddings)
-    session, selected = _open_experiment(path, overrides, scope, progress, problems)
+    session: Session | None = None
+    selected: tuple[str, ...] = ()
+    with gather(problems):
+        loaded = config.load(path, overrides)
+        scope = Scope(renew_probe=True, embeddings=embeddings)
+        session, selected = prepare_session(loaded, scope, progress), loaded.selected
+        placed = [(loaded.places[name], session.candidates[name]) for name in selected]
+        problems.extend(key_problems(session.experiment, placed))
+        problems.extend(problem for m in session.tasks for problem in metrics.problems(m.task))
     machine = session.machine if session else probe(renew=True)
     candidates = [session.candidates[name] for name in selected] if session else []
     free_gb = shutil.disk_usage(path.parent.resolve() if path.parent.exists() else Path()).free / 1e9
@@ -118,22 +125,6 @@ def _disk_problems(candidates: Iterable[ResolvedCandidate], free_gb: float, wher
             found = f"{free_gb:,.0f} GB free, and checkpoints of {candidate.name} that take {needed:,.0f}"
             step = "free some, or an adapter (method: lora)"
             yield Problem(where, found, "room for three of them", step)
-
-
-def _open_experiment(
-    path: Path, overrides: list[str], scope: Scope, progress: Progress, problems: list[Problem]
-) -> tuple[Session | None, tuple[str, ...]]:
-    try:
-        loaded = config.load(path, overrides)
-        session = prepare_session(loaded, scope, progress)
-        placed = [(loaded.places[name], session.candidates[name]) for name in loaded.selected]
-        problems.extend(key_problems(session.experiment, placed))
-        for measured in session.tasks:
-            problems.extend(metrics.problems(measured.task))
-        return session, loaded.selected
-    except UserError as error:
-        problems.extend(error.problems)
-        return None, ()
 
 
 def compiler_problems(device: str, include: Path | None = None, path: str | None = None) -> list[Problem]:

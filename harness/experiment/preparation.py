@@ -5,9 +5,8 @@ scope (a limit, a smoke run, fewer items) cuts the experiment here. A candidate 
 by the weights stored there and is never trained here; one of this experiment may have none until then.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,24 +36,6 @@ from harness.records import FEWER
 from harness.spec import Experiment, ItemLimits, Recipe, Role, Suite, Task
 from harness.store import Store
 from harness.training import Weights
-
-Prepare = Callable[[config.LoadedExperiment], Session]
-
-
-def attach_judges(session: Session, prepare: Prepare) -> Session:
-    """Return a session whose judged metrics know their judges; `prepare` opens another experiment without.
-
-    Raises:
-        UserError: a candidate that is to judge is not there, cannot judge, or is of another experiment and
-            not trained yet; with every problem.
-    """
-    judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
-    problems: list[Problem] = []
-    for one, where in list_judging_candidates(_metrics(session.experiment, session.tasks)).items():
-        with gather(problems):
-            judging[one.label] = _weights_of(session, one, where, prepare)
-    refuse(problems)
-    return _add_judging(replace(session, judging=judging))
 
 
 def train_judges(session: Session) -> Session:
@@ -87,11 +68,11 @@ def _add_judging(session: Session) -> Session:
     return replace(session, target=add_judges(session.target), more_targets=targets, suites=suites)
 
 
-def _weights_of(session: Session, one: JudgingCandidate, where: str, prepare: Prepare) -> Weights | str:
-    """Find the weights of a candidate that judges; of this experiment, why there are none yet."""
-    here = session
-    if one.experiment:
-        here = prepare(config.load(Path(one.experiment), (), ()))
+def _weights_of(here: Session, one: JudgingCandidate, where: str) -> Weights | str:
+    """Find the weights of a candidate that judges; of the experiment at hand, why there are none yet.
+
+    `here` is the session of the experiment that the candidate is of.
+    """
     candidate = here.candidates.get(one.candidate)
     if candidate is None:
         expected, step = one.experiment or "this experiment", did_you_mean(one.candidate, {*here.candidates})
@@ -208,11 +189,21 @@ def prepare_session(
     """Read all data, probe the machine and its free memory unless they are given, find the base model.
 
     Raises:
-        UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted.
+        UserError: with the problems of all tasks at once, or two ways to ask fewer items are wanted; or a
+            judge is no candidate, cannot judge, or is of another experiment and not trained yet.
     """
     session = _prepare_without_judges(loaded, scope, progress, machine, room)
-    others = partial(_prepare_without_judges, scope=Scope(), progress=progress, machine=None, room=None)
-    session = attach_judges(session, others)
+    judging: dict[str, Weights | str] = {name: base_weights(of) for name, of in session.sources.items()}
+    problems: list[Problem] = []
+    for one, where in list_judging_candidates(_metrics(session.experiment, session.tasks)).items():
+        with gather(problems):
+            here = session
+            if one.experiment:
+                other = config.load(Path(one.experiment), (), ())
+                here = _prepare_without_judges(other, Scope(), progress, None, None)
+            judging[one.label] = _weights_of(here, one, where)
+    refuse(problems)
+    session = _add_judging(replace(session, judging=judging))
     refuse_weights(session, loaded)
     chosen = choose_prompts(session.reading(), session.candidates)
     session.candidates = {**session.candidates, **chosen}

@@ -37,13 +37,7 @@ from harness.evaluation.runner import count_shared_tokens, open_and_fill, open_w
 from harness.evaluation.session import Session
 from harness.evaluation.verification import refuse_other_prompts
 from harness.experiment.candidate_weights import ensure_weights, find_stored_weights
-from harness.experiment.stored_rows import (
-    answer_folds,
-    base_arm,
-    is_cross_validated,
-    rescore_folds,
-    sets_of_target,
-)
+from harness.experiment.stored_rows import FoldedRun, base_arm, is_cross_validated
 from harness.experiment.validation_scores import measure_points, read_tracked_weights
 from harness.models import Candidate, artefacts
 from harness.records import RowsIdentity, Run, TrackedPoint
@@ -67,8 +61,8 @@ def make_run(session: Session, candidate: ResolvedCandidate, seed: int, done: Ru
         )
     run = done
     if run is None:
-        store.begin(at, begun)  # nobody clears away what it has so far
-        weights = answer_folds(session, candidate, ensure_weights(session, candidate, seed), seed)
+        session.begin(candidate.name, seed)
+        weights = FoldedRun(session, candidate, ensure_weights(session, candidate, seed), seed).answer()
         run = _RunParts.of(session, candidate, seed, weights).find_or_make()
     if (at.folder / (failed := make_failure_id(begun))).exists():
         store.remove_run(at, failed)
@@ -323,7 +317,7 @@ def rescore_run(session: Session, candidate: ResolvedCandidate, run: Run) -> tup
     parts = _RunParts.find(session, candidate, run.seed)
     if parts is None:
         return None, list(run.rows)
-    if in_folds := rescore_folds(session, candidate, parts.weights, run.seed):
+    if in_folds := FoldedRun(session, candidate, parts.weights, run.seed).rescore():
         return None, [f"{rows.name} in folds" for rows in in_folds[:1]]
     if lacking := rescore_stored(session, parts.sets):
         return None, [rows.name for rows in lacking]
@@ -401,4 +395,4 @@ def row_sets(session: Session, candidate: ResolvedCandidate, weights: Weights, s
     """List what a run refers to: the target, more targets, then the suites."""
     suites = [] if candidate.is_target_only else suite_sets(session, weights)
     more = list_further_sets(session, candidate.recipe, weights, seed)
-    return [*sets_of_target(session, candidate, weights, seed), *more, *suites]
+    return [*FoldedRun(session, candidate, weights, seed).target_sets(), *more, *suites]

@@ -158,7 +158,7 @@ def prepare_candidate(session: Session, name: str, tasks: Sequence[Task]) -> Pre
         UserError: with the problems of all tasks, or the candidate is no language model.
     """
     found = _load_tasks(tasks, session.experiment.datasets_dir)
-    store.begin(session.store, session.name_begun(name, session.first_seed))
+    session.begin(name, session.first_seed)
     weights = ensure_weights(session, session.candidates[name], session.first_seed)
     if weights.kind == "chat" or not weights.is_language_model:
         refused = f"{name}, {'asked by chat' if weights.is_language_model else 'a classifier'}"

@@ -55,65 +55,69 @@ def refuse_folds(folds: Sequence[Fold], what: str, why: str) -> None:
         raise UserError(Problem(what, found, "test rows that nothing shipped was trained on", step))
 
 
-def answer_folds(session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int) -> Weights:
-    """Make and ask the model of every fold where that is not done; returns weights that stand on these."""
-    if not is_cross_validated(session.folds, candidate):
-        return weights
-    parts = []
-    for number, fold in enumerate(session.in_folds(), start=1):
-        made = ensure_weights(fold, candidate, seed)
-        part = _FoldPart(fold, made, target_sets(fold, candidate.recipe, made, seed)[1])
-        answer_and_score(fold, made, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
-        parts.append(part)
-    _join(
-        session.store, _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts), parts
-    )
-    behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))
-    return weights._replace(training=replace(weights.training, stands_on=behind))
+class FoldedRun(NamedTuple):
+    """Weights of a candidate and seed, and those of each fold, whose test rows are the run's."""
 
+    session: Session
+    candidate: ResolvedCandidate
+    weights: Weights
+    seed: int
 
-def sets_of_target(
-    session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int
-) -> list[RowSet]:
-    """List validation and test of the target; in folds test is what the models of the folds answer.
+    @property
+    def is_folded(self) -> bool:
+        """Whether the models of the folds answer the test rows."""
+        return is_cross_validated(self.session.folds, self.candidate)
 
-    Where one of these was never made, test is a set that nobody has.
-    """
-    validation, test = target_sets(session, candidate.recipe, weights, seed)
-    if not is_cross_validated(session.folds, candidate):
-        return [validation, test]
-    return [validation, _join_fold_sets(test, _find_stored_parts(session, candidate, seed))]
+    def answer(self) -> Weights:
+        """Make and ask the models of the folds, as far as not done; return weights that stand on them."""
+        session, candidate, weights, seed = self
+        if not self.is_folded:
+            return weights
+        parts = []
+        for number, fold in enumerate(session.in_folds(), start=1):
+            made = ensure_weights(fold, candidate, seed)
+            part = _FoldPart(fold, made, target_sets(fold, candidate.recipe, made, seed)[1])
+            answer_and_score(fold, made, [part.rows], f"{candidate.name}, fold {number}", candidate.base)
+            parts.append(part)
+        _join(session.store, self._name_joined(parts), parts)
+        behind = weights.training.stands_on | stands_on(*(part.weights for part in parts))
+        return weights._replace(training=replace(weights.training, stands_on=behind))
 
+    def target_sets(self) -> list[RowSet]:
+        """List validation and test of the target; in folds test is what the models of the folds answer.
 
-def rescore_folds(
-    session: Session, candidate: ResolvedCandidate, weights: Weights, seed: int
-) -> list[RowSet]:
-    """Score the stored answers of the folds as metrics are now; returns the sets that need a model."""
-    if not is_cross_validated(session.folds, candidate):
+        Where one of these was never made, test is a set that nobody has.
+        """
+        sets = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)
+        return [sets[0], self._name_joined(self._find_stored_parts())] if self.is_folded else sets
+
+    def rescore(self) -> list[RowSet]:
+        """Score the stored answers of the folds as metrics are now; returns the sets that need a model."""
+        if not self.is_folded:
+            return []
+        parts = self._find_stored_parts()
+        if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
+            return lacking
+        joined = self._name_joined(parts)
+        if len(parts) < len(self.session.in_folds()):
+            return [joined]
+        _join(self.session.store, joined, parts)
         return []
-    parts = _find_stored_parts(session, candidate, seed)
-    if lacking := [rows for part in parts for rows in rescore_stored(part.session, [part.rows])]:
-        return lacking
-    joined = _join_fold_sets(target_sets(session, candidate.recipe, weights, seed)[1], parts)
-    if len(parts) < len(session.in_folds()):
-        return [joined]
-    _join(session.store, joined, parts)
-    return []
 
+    def _find_stored_parts(self) -> list[_FoldPart]:
+        recipe, folds = self.candidate.recipe, self.session.in_folds()
+        made = ((fold, find_stored_weights(fold, self.candidate, self.seed)) for fold in folds)
+        return [
+            _FoldPart(fold, weights, target_sets(fold, recipe, weights, self.seed)[1])
+            for fold, weights in made
+            if weights
+        ]
 
-def _find_stored_parts(session: Session, candidate: ResolvedCandidate, seed: int) -> list[_FoldPart]:
-    made = ((fold, find_stored_weights(fold, candidate, seed)) for fold in session.in_folds())
-    return [
-        _FoldPart(fold, weights, target_sets(fold, candidate.recipe, weights, seed)[1])
-        for fold, weights in made
-        if weights
-    ]
-
-
-def _join_fold_sets(test: RowSet, parts: Sequence[_FoldPart]) -> RowSet:
-    """Name the rows that the folds' models answer together, as if they were one that answers all of test."""
-    who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
-    return test._replace(identity=replace(test.identity, weights_digest=who))
+    def _name_joined(self, parts: Sequence[_FoldPart]) -> RowSet:
+        """Name the rows that the models of the folds answer, as if one model answered all of test."""
+        test = target_sets(self.session, self.candidate.recipe, self.weights, self.seed)[1]
+        who = digest(["folds", *(part.rows.identity.answers.digest for part in parts)])
+        return test._replace(identity=replace(test.identity, weights_digest=who))
 
 
 def _join(at: Store, joined: RowSet, parts: Sequence[_FoldPart]) -> None:

@@ -19,7 +19,7 @@ from harness.evaluation import costs
 from harness.evaluation.candidate_rows import find_shipped, regularization_work
 from harness.evaluation.candidates import DIVERGED, ResolvedCandidate, base_weights, refuse_damaged
 from harness.evaluation.judging_stage import rescore_stored
-from harness.evaluation.row_sets import prompting_digest, suite_set
+from harness.evaluation.row_sets import prompting_digest, suite_sets
 from harness.evaluation.runner import answer
 from harness.evaluation.session import Session, join_items
 from harness.masking import mask_values
@@ -36,24 +36,240 @@ from harness.training.live_trackers import LiveRun, make_live_id, open_trackers
 from harness.training.shared_beginnings import joins_rows_of
 from harness.training.worker import launch
 
+PRUNED = "pruned.json"  # in the folder of a trial that was pruned
+_ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
 
-def describe_live_run(
-    session: Session, candidate: ResolvedCandidate, seed: int, folder: Path, show_at: int = 0
-) -> LiveRun | None:
-    """Return what trackers call the training whose weights get a folder; None where none sees it."""
-    names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
-    if not (names and session.trackers and candidate.method.trains):
-        return None
-    params = {"method": source.method, "seed": seed, "base_model": session.experiment.base_model}
-    return LiveRun(
-        make_live_id(name, seed, folder.name),
-        name,
-        session.experiment.name + ("-smoke" if session.store.folder.name == "smoke" else ""),
-        session.trackers.absolute(),
-        names,
-        {key: str(value) for key, value in mask_values(params | source.params).items()},
-        show_at,
-    )
+
+class FitInputs(NamedTuple):
+    """Weights that others start from, are rewarded by or merge, and the folder that these get."""
+
+    init: training.Weights | None
+    reward: training.Weights | None
+    merges: Sequence[training.Weights]
+    folder: Path
+
+
+class Fit(NamedTuple):
+    """The training of a candidate and seed on a session, or what its method does in place of one."""
+
+    session: Session
+    candidate: ResolvedCandidate
+    seed: int
+
+    def live_run(self, folder: Path, show_at: int = 0) -> LiveRun | None:
+        """Return what trackers call the training whose weights get a folder; None where none sees it."""
+        session, candidate, seed = self
+        names, source, name = session.experiment.report_to, candidate.source, candidate.source_name
+        if not (names and session.trackers and candidate.method.trains):
+            return None
+        params = {"method": source.method, "seed": seed, "base_model": session.experiment.base_model}
+        return LiveRun(
+            make_live_id(name, seed, folder.name),
+            name,
+            session.experiment.name + ("-smoke" if session.store.folder.name == "smoke" else ""),
+            session.trackers.absolute(),
+            names,
+            {key: str(value) for key, value in mask_values(params | source.params).items()},
+            show_at,
+        )
+
+    def folder(
+        self,
+        init: training.Weights | None,
+        reward: training.Weights | None = None,
+        merges: Sequence[training.Weights] = (),
+    ) -> Path:
+        """Name the folder of weights by everything that they depend on, and nothing else."""
+        session, candidate, seed = self
+        source, method, base = candidate.source, candidate.method, candidate.trained_base
+        if source.reward is None or reward:
+            rewarded_by = reward.digest if reward else ""
+        elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
+            rewarded_by = digest_code(Path(source.reward))
+        else:
+            task = session.target.task.model_dump(
+                mode="json", exclude={"data", "limit"}, exclude_defaults=True
+            )
+            unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
+            rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
+        if not method.draws_from:
+            trained_on = ""
+        else:
+            target = session.training_data(source)
+            pairs = (
+                [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
+            )
+            rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
+            drawn = [seed] if method.seeded else []
+            computed = [session.machine.precision, session.machine.device]
+            known: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), drawn, computed]
+            if pairs:  # the task's own part of their prompts, which no version of the pairs holds
+                own = {"chat_template"} | ({"system"} if source.system is None else set())
+                known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
+            trained_on = digest(known)
+        policy = session.experiment.training.accelerate
+        n_processes, given = processes_of(policy, source), list[Path]()
+        if source.path:
+            path = Path(source.path)
+            given = artefact_files(path) if method.makes_artefact else sorted(path.glob("adapter_*"))
+        identity = {
+            "method": source.method,
+            "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
+            "params": method.params(**source.params).identity(),
+            "base": [base.weights_digest, base.template_digest],
+            "init": init.digest if init else "",
+            "reward": rewarded_by,
+            "reads": method.reads(method.params(**source.params)),
+            "merges": [one.digest for one in merges],
+            "path": content_digest(given) if source.path else "",
+            "training": trained_on,
+            "track": source.track.points if source.track else 0,
+            "processes": n_processes if n_processes > 1 else 0,
+            "shards": shards_of(policy, source),
+            "regularize": regularizers_digest(source.regularize, session.mix_context(source, seed)),
+        }
+        return session.store.weights(digest({name: value for name, value in identity.items() if value}))
+
+    def _find_regularizer_rows(self) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
+        """Return the rows that regularisers mix into the training, and those that penalties read."""
+        session, candidate, seed = self
+
+        def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
+            if shipped := find_shipped(session.target.task, candidate.base, mixture):
+                return shipped
+            task = Task(
+                name=name,
+                data=TaskData(),
+                metrics=("no_refusal",),
+                max_new_tokens=mixture.max_new_tokens,
+                chat_template=session.target.task.chat_template,
+            )
+            items = TaskItems((), (), mixture.rows, (), (), ())
+            weights = base_weights(candidate.base)
+            (wanted,) = suite_sets(session, weights, [join_items(task, "capability", name, items)])
+            if lacking := rescore_stored(session, [wanted]):
+                answer(session, weights, lacking, "base")
+            return wanted.read(session.store)
+
+        context = candidate.source.regularize, session.mix_context(candidate.source, seed), answer_as_base
+        general = general_rows(*context)
+        return mix_rows(*context), general
+
+    def make(self, begun: FitInputs, pause_at: int = 0, show_at: int = 0) -> None:
+        """Make weights in a folder of another name, which gets its own when they are complete.
+
+        Where `pause_at` points of the training are kept, or `show_at` of those that trackers see, it stops
+        for now, and the folder stays as it is. Whatever ends a training, the next call goes on from its
+        checkpoints; they are deleted when the weights are complete.
+
+        Raises:
+            CandidateFailed: they cannot be made; a training that diverged is remembered.
+        """
+        session, candidate, seed = self
+        rows = self._find_regularizer_rows()
+        if session.experiment.engine == "vllm" or session.machine.device == "cuda":
+            session.unload()  # training has a base of its own, and a GPU rarely room for two
+        for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
+            refuse_damaged(behind)
+        source, method, folder = candidate.source, candidate.method, begun.folder
+        part = folder.with_name(folder.name + ".part")
+        processes = processes_of(session.experiment.training.accelerate, source)
+        own_process = method.trains and (
+            processes > 1 or has_own_process(session.experiment.training, session.machine.device)
+        )
+        if (folder / PRUNED).exists():
+            (folder / PRUNED).unlink()
+            folder.rename(part)
+        work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
+        expected_s = session.seconds(work, candidate.trained_base)
+        shared = f", {processes} processes" if processes > 1 else ""
+        what = f"training {candidate.source_name}, seed {seed}{shared}"
+        try:
+            if not (part / training.FIT).exists():  # it is written when all else is there
+                with (
+                    clear_errors(session.store, str(part), AGAIN),
+                    session.progress.stage(what, expected_s) as advance,
+                ):
+                    self._write_job(part, begun, *rows, pause_at, show_at)
+                    if processes > 1:
+                        training.write_launch(
+                            part, session.experiment.training.accelerate, session.machine.device
+                        )
+                    (launch if own_process else training.run_job)(part, advance)
+        except Diverged as error:
+            remove(session.store.folder, [part])
+            write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
+            raise
+        except Exception:
+            training.clean_up(part, complete=False)
+            raise
+        if not (part / training.FIT).exists():
+            return
+        training.clean_up(part, complete=True)
+        part.rename(folder)
+        if method.trains:
+            alone = processes == 1 and not (is_resumed or session.is_worker)
+            took_s = time.monotonic() - began
+            # One that stopped early made less, and one that generates its answers does what nobody estimated.
+            # What it took beside its steps is learnt of a training that read nothing before them.
+            record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
+            steps_s = min(record.get("train_loop_s", 0.0), took_s)
+            as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
+            waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
+            undisturbed = alone and waited <= MOST_WAITED
+            generates = bool({"reward", "teacher"} & record.keys())
+            base, of_steps = candidate.trained_base, undisturbed and as_estimated and not generates
+            session.learn_pace("training", work, steps_s, base, teaches=of_steps)
+            of_rest = undisturbed and not (work.read or work.generated)
+            session.learn_pace("fits", work, took_s - steps_s, base, teaches=of_rest)
+
+    def _write_job(
+        self,
+        part: Path,
+        begun: FitInputs,
+        mixed: Sequence[Example],
+        general: Mapping[str, Sequence[Example]],
+        pause_at: int,
+        show_at: int,
+    ) -> None:
+        """Write the job: it trains on `mixed` rows too, as they are, and penalties read `general` ones."""
+        session, candidate, seed = self
+        source, step = candidate.source, session.prompting_step(candidate.source, seed)
+        items = session.training_data(source).items
+        reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
+        if begun.reward and begun.reward.folder and candidate.reward:
+            reward = training.Reward(
+                model=begun.reward.folder / begun.reward.kind, source=candidate.reward.trained_base
+            )
+        job = training.TrainingJob(
+            method=source.method,
+            params=source.params,
+            source=candidate.trained_base,
+            machine=session.machine,
+            seed=seed,
+            chat_template=session.target.task.chat_template,
+            regularize=source.regularize,
+            n_mixed=len(mixed),
+            init=_init_path(begun.init),
+            merges=tuple(filter(None, map(_init_path, begun.merges))),
+            path=Path(source.path) if source.path else None,
+            reward=reward,
+            threads=training.threads_of(source.method),
+            processes=processes_of(session.experiment.training.accelerate, source),
+            shards=shards_of(session.experiment.training.accelerate, source),
+            track=source.track.points if source.track else 0,
+            pause_at=pause_at,
+            live=self.live_run(begun.folder, show_at),
+            code=training.code_of(source.method, source.regularize),
+        )
+        training.write_job(
+            part,
+            job,
+            train=(*map(step, items.train), *mixed),
+            validation=map(step, items.validation),
+            pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
+            general=general,
+        )
 
 
 def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
@@ -63,137 +279,9 @@ def show_point(run: LiveRun | None, point: TrackedPoint) -> None:
             send({"training/target": point.target}, point.step)
 
 
-PRUNED = "pruned.json"  # in the folder of a trial that was pruned
-_ALIKE = 0.6  # of the steps estimated, and one over it: so many make it the training that was estimated
-
-
-class FitInputs(NamedTuple):
-    """Weights that others start from, are rewarded by or merge, and the folder that these get.
-
-    `mixed` rows stand beside the training rows, prompted as they are; penalties read `general` ones. Where
-    `show_at` of the points planned along the training are kept, it stops for now, so that trackers see them.
-    """
-
-    init: training.Weights | None
-    reward: training.Weights | None
-    merges: Sequence[training.Weights]
-    folder: Path
-    mixed: Sequence[Example] = ()
-    general: Mapping[str, Sequence[Example]] | None = None
-    show_at: int = 0
-
-
-def fit(
-    session: Session, candidate: ResolvedCandidate, seed: int, begun: FitInputs, pause_at: int = 0
-) -> None:
-    """Make weights in a folder of another name, which gets its own when they are complete.
-
-    Where `pause_at` points of the training are kept it stops for now, and the folder stays as it is.
-    Whatever ends a training, the next call goes on from its checkpoints; they are deleted when the weights
-    are complete.
-
-    Raises:
-        CandidateFailed: they cannot be made; a training that diverged is remembered.
-    """
-    for behind in filter(None, (begun.init, begun.reward, *begun.merges)):
-        refuse_damaged(behind)
-    source, method, folder = candidate.source, candidate.method, begun.folder
-    part = folder.with_name(folder.name + ".part")
-    processes = processes_of(session.experiment.training.accelerate, source)
-    own_process = method.trains and (
-        processes > 1 or has_own_process(session.experiment.training, session.machine.device)
-    )
-    if (folder / PRUNED).exists():
-        (folder / PRUNED).unlink()
-        folder.rename(part)
-    work, is_resumed, began = fit_work(session, source, seed), part.exists(), time.monotonic()
-    expected_s = session.seconds(work, candidate.trained_base)
-    shared = f", {processes} processes" if processes > 1 else ""
-    what = f"training {candidate.source_name}, seed {seed}{shared}"
-    try:
-        if not (part / training.FIT).exists():  # it is written when all else is there
-            with (
-                clear_errors(session.store, str(part), AGAIN),
-                session.progress.stage(what, expected_s) as advance,
-            ):
-                _write_job(session, candidate, seed, part, begun, pause_at)
-                if processes > 1:
-                    training.write_launch(
-                        part, session.experiment.training.accelerate, session.machine.device
-                    )
-                (launch if own_process else training.run_job)(part, advance)
-    except Diverged as error:
-        remove(session.store.folder, [part])
-        write_whole(session.store, folder / DIVERGED, json.dumps([error.reason, error.knob]))
-        raise
-    except Exception:
-        training.clean_up(part, complete=False)
-        raise
-    if not (part / training.FIT).exists():
-        return
-    training.clean_up(part, complete=True)
-    part.rename(folder)
-    if method.trains:
-        alone = processes == 1 and not (is_resumed or session.is_worker)
-        took_s = time.monotonic() - began
-        # One that stopped early made less, and one that generates its answers does what nobody estimated.
-        # What it took beside its steps is learnt of a training that read nothing before them.
-        record = parse_json((folder / training.FIT).read_text("utf-8"))["training"]
-        steps_s = min(record.get("train_loop_s", 0.0), took_s)
-        as_estimated = _ALIKE * work.steps < record.get("n_steps", 0) < work.steps / _ALIKE
-        waited = 0.0 if ignores_load() else record.get("waited_share") or 0.0
-        undisturbed = alone and waited <= MOST_WAITED
-        generates = bool({"reward", "teacher"} & record.keys())
-        base, of_steps = candidate.trained_base, undisturbed and as_estimated and not generates
-        session.learn_pace("training", work, steps_s, base, teaches=of_steps)
-        of_rest = undisturbed and not (work.read or work.generated)
-        session.learn_pace("fits", work, took_s - steps_s, base, teaches=of_rest)
-
-
 def has_own_process(policy: TrainingPolicy, device: str) -> bool:
     """Tell whether each training has a process of its own: on a GPU, unless harness.yaml says otherwise."""
     return policy.process == "own" or (policy.process == "auto" and device == "cuda")
-
-
-def _write_job(
-    session: Session, candidate: ResolvedCandidate, seed: int, part: Path, begun: FitInputs, pause_at: int
-) -> None:
-    source, step = candidate.source, session.prompting_step(candidate.source, seed)
-    items = session.training_data(source).items
-    reward = training.Reward(written=source.reward, task=session.target.task) if source.reward else None
-    if begun.reward and begun.reward.folder and candidate.reward:
-        reward = training.Reward(
-            model=begun.reward.folder / begun.reward.kind, source=candidate.reward.trained_base
-        )
-    job = training.TrainingJob(
-        method=source.method,
-        params=source.params,
-        source=candidate.trained_base,
-        machine=session.machine,
-        seed=seed,
-        chat_template=session.target.task.chat_template,
-        regularize=source.regularize,
-        n_mixed=len(begun.mixed),
-        init=_init_path(begun.init),
-        merges=tuple(filter(None, map(_init_path, begun.merges))),
-        path=Path(source.path) if source.path else None,
-        reward=reward,
-        threads=training.threads_of(source.method),
-        processes=processes_of(session.experiment.training.accelerate, source),
-        shards=shards_of(session.experiment.training.accelerate, source),
-        track=source.track.points if source.track else 0,
-        pause_at=pause_at,
-        live=describe_live_run(session, candidate, seed, begun.folder, begun.show_at),
-        code=training.code_of(source.method, source.regularize),
-    )
-    training.write_job(
-        part,
-        job,
-        train=(*map(step, items.train), *begun.mixed),
-        validation=map(step, items.validation),
-        pairs=map(step, items.pairs) if candidate.method.draws_from == "pairs" else (),
-        general=begun.general,
-    )
 
 
 def _init_path(init: training.Weights | None) -> Path | None:
@@ -240,88 +328,6 @@ def fit_work(session: Session, source: Recipe, seed: int) -> costs.Work:
     )
     whole = plain + extra + general
     return whole._replace(steps=params.max_steps if params.max_steps > 0 else whole.steps, fits=1)
-
-
-def find_regularizer_rows(
-    session: Session, candidate: ResolvedCandidate, seed: int
-) -> tuple[Sequence[Example], dict[str, tuple[Example, ...]]]:
-    """Return the rows that a candidate's regularisers mix into training, and those that penalties read."""
-
-    def answer_as_base(name: str, mixture: Mixture) -> Iterable[Answered]:
-        if shipped := find_shipped(session.target.task, candidate.base, mixture):
-            return shipped
-        task = Task(
-            name=name,
-            data=TaskData(),
-            metrics=("no_refusal",),
-            max_new_tokens=mixture.max_new_tokens,
-            chat_template=session.target.task.chat_template,
-        )
-        items = TaskItems((), (), mixture.rows, (), (), ())
-        weights = base_weights(candidate.base)
-        wanted = suite_set(session, weights, join_items(task, "capability", name, items))
-        if lacking := rescore_stored(session, [wanted]):
-            answer(session, weights, lacking, "base")
-        return wanted.read(session.store)
-
-    context = candidate.source.regularize, session.mix_context(candidate.source, seed), answer_as_base
-    general = general_rows(*context)
-    return mix_rows(*context), general
-
-
-def folder_of(
-    session: Session,
-    candidate: ResolvedCandidate,
-    seed: int,
-    init: training.Weights | None,
-    reward: training.Weights | None = None,
-    merges: Sequence[training.Weights] = (),
-) -> Path:
-    """Name the folder of weights by everything that they depend on, and nothing else."""
-    source, method, base = candidate.source, candidate.method, candidate.trained_base
-    if source.reward is None or reward:
-        rewarded_by = reward.digest if reward else ""
-    elif is_path(source.reward) and not training.is_metric_file(Path(source.reward)):
-        rewarded_by = digest_code(Path(source.reward))
-    else:
-        task = session.target.task.model_dump(mode="json", exclude={"data", "limit"}, exclude_defaults=True)
-        unspaced = is_unspaced(text for e in session.target.items.train for text in e.references)
-        rewarded_by = digest([metric_name(source.reward), metric_version(source.reward, unspaced), task])
-    if not method.draws_from:
-        trained_on = ""
-    else:
-        target = session.training_data(source)
-        pairs = [drop_defaults(pair) for pair in target.items.pairs] if method.draws_from == "pairs" else []
-        rows = [] if pairs else [target.versions["train"], target.versions["validation"]]
-        drawn = [seed] if method.seeded else []
-        computed = [session.machine.precision, session.machine.device]
-        known: list[Any] = [pairs, rows, prompting_digest(session.target, source, seed), drawn, computed]
-        if pairs:  # the task's own part of their prompts, which no version of the pairs holds
-            own = {"chat_template"} | ({"system"} if source.system is None else set())
-            known += filter(None, [session.target.task.model_dump(include=own, exclude_defaults=True)])
-        trained_on = digest(known)
-    policy = session.experiment.training.accelerate
-    n_processes, given = processes_of(policy, source), list[Path]()
-    if source.path:
-        path = Path(source.path)
-        given = artefact_files(path) if method.makes_artefact else sorted(path.glob("adapter_*"))
-    identity = {
-        "method": source.method,
-        "code": [plugins.version("methods", source.method), versions_of(*method.loops)],
-        "params": method.params(**source.params).identity(),
-        "base": [base.weights_digest, base.template_digest],
-        "init": init.digest if init else "",
-        "reward": rewarded_by,
-        "reads": method.reads(method.params(**source.params)),
-        "merges": [one.digest for one in merges],
-        "path": content_digest(given) if source.path else "",
-        "training": trained_on,
-        "track": source.track.points if source.track else 0,
-        "processes": n_processes if n_processes > 1 else 0,
-        "shards": shards_of(policy, source),
-        "regularize": regularizers_digest(source.regularize, session.mix_context(source, seed)),
-    }
-    return session.store.weights(digest({name: value for name, value in identity.items() if value}))
 
 
 def processes_of(policy: AcceleratePolicy, source: Recipe) -> int:

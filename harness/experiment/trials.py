@@ -28,7 +28,7 @@ from harness.errors import CandidateFailed, Diverged, HarnessError, Problem, Sha
 from harness.evaluation.candidates import ResolvedCandidate, read_weights
 from harness.evaluation.row_sets import describe_run, metric_ranges, target_sets
 from harness.evaluation.session import Session
-from harness.experiment.training_fit import PRUNED, describe_live_run, show_point
+from harness.experiment.training_fit import PRUNED, Fit, show_point
 from harness.experiment.validation_scores import read_kept_points, validate
 from harness.records import Curve, TrackedPoint, TrainingRecord, Trial, read_training_record
 from harness.spec import Recipe, is_span, span_of
@@ -148,8 +148,8 @@ class TrialKeeper(NamedTuple):
             scores.append((step, score))
             if not self.session.reads_only:
                 point = TrackedPoint(step=step, target=score)
-                live = describe_live_run(self.session, self.candidate, self.session.first_seed, folder)
-                show_point(live, point)
+                fit = Fit(self.session, self.candidate, self.session.first_seed)
+                show_point(fit.live_run(folder), point)
             if should_prune(place, score) and place < n_points:
                 return TrialScores(tuple(scores), self._set_pruned(folder, step, weights))
         return TrialScores(tuple(scores))

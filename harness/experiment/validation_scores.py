@@ -27,7 +27,7 @@ from harness.errors import CandidateFailed, Problem, SharedFailure
 from harness.evaluation.candidates import ResolvedCandidate, base_weights, read_weights
 from harness.evaluation.costs import Work, times
 from harness.evaluation.judging_stage import answer_and_score
-from harness.evaluation.row_sets import suite_set, target_sets, work_of
+from harness.evaluation.row_sets import suite_sets, target_sets, total_work, work_of
 from harness.evaluation.session import MeasuredTask, Session
 from harness.experiment.training_fit import processes_of
 from harness.metrics import Metric, extremes
@@ -124,7 +124,7 @@ def score_forgetting(session: Session, trial: ResolvedCandidate, weights: Weight
     """
     assert weights.folder
     tasks, kept = general_items(session.suites, session.first_seed, bound.items), weights.folder / _KEPT
-    arms = [[suite_set(session, of, m) for m in tasks] for of in (base_weights(trial.base), weights)]
+    arms = [suite_sets(session, of, tasks) for of in (base_weights(trial.base), weights)]
     key = digest([rows.identity.digest for arm in arms for rows in arm])
     known: dict[str, float] = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     if key not in known:
@@ -264,7 +264,7 @@ def estimate_tracking(session: Session, source: Recipe) -> Work:
     once = work_of(target_sets(session, source, base, 0)[0].job())
     tasks = [m for m in session.suites if m.role == "capability"]
     n_items = sum(m.size("test") for m in tasks)
-    suites = sum((work_of(suite_set(session, base, m).job()) for m in tasks), Work())
+    suites = total_work(suite_sets(session, base, tasks))
     share = min(source.track.items, n_items / 2) / n_items if n_items else 0.0
     general = Work(*(round(share * amount) for amount in suites))
     return times(once + general + Work(opened=1), source.track.points)
@@ -310,7 +310,7 @@ def measure_point(
         CandidateFailed: weights are damaged, or cannot be opened.
     """
     validation = target_sets(session, candidate.source, made, seed)[0]
-    general = [suite_set(session, made, measured) for measured, _ in sampled]
+    general = suite_sets(session, made, [measured for measured, _ in sampled])
     name = f"{candidate.source_name} at step {step}"
     answer_and_score(session, made, [validation, *general], name, candidate.base)
     target = mean_score(session.target.primary, validation.read(session.store))

@@ -43,12 +43,11 @@ from harness.records import (
     Message,
     Output,
     PromptText,
-    TokenCounts,
     canonical_json,
     digest,
     parse_json,
 )
-from harness.spec import Experiment, TokenPrices
+from harness.spec import Experiment
 from harness.store import Store, append_lines, read_lines
 
 
@@ -154,10 +153,10 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
     def price(outputs: Sequence[Output]) -> float | None:
         if prices is None or not all(one.n_prompt_tokens for one in outputs):
             return None
-        return sum(_usd(one.n_prompt_tokens, one.n_output_tokens, prices) for one in outputs)
+        return sum(costs.tokens_usd(prices, one.n_prompt_tokens, one.n_output_tokens) for one in outputs)
 
     def estimate_usd(read: float, generated: float) -> float | None:
-        return None if prices is None else _usd(read, generated, prices)
+        return None if prices is None else costs.tokens_usd(prices, read, generated)
 
     return Writer(
         name or by_chat.name,
@@ -169,10 +168,6 @@ def endpoint_writer(settings: Settings, name: str = "", folder: Path | None = No
         num_concurrent=by_chat.num_concurrent,
         weights_digest=by_chat.weights_digest,
     )
-
-
-def _usd(read: float, written: float, prices: TokenPrices) -> float:
-    return costs.request_usd(TokenCounts(read, 0, written), prices)
 
 
 def refuse_without_text(experiment: Experiment, candidate: ResolvedCandidate) -> None:
@@ -290,7 +285,6 @@ def _fields(of: Output) -> tuple[Any, ...]:
 
 
 _TOGETHER = 16  # prompts that a model here answers, and whose answers are kept, together
-CHAT_TOKENS = 12  # of a template, as in `costs`
 TOO_LONG = "a prompt longer than the context"  # why an answer failed
 
 
@@ -334,7 +328,7 @@ def plan_requests(writer: Writer, requests: Sequence[PromptRequest]) -> WriterPl
 
 def n_read(request: PromptRequest) -> int:
     """Estimate the tokens of a prompt."""
-    return sum(costs.tokens(message["content"]) + CHAT_TOKENS for message in request.messages)
+    return sum(costs.tokens(message["content"]) + costs.CHAT_TOKENS for message in request.messages)
 
 
 def sum_usage(writer: Writer, outputs: Sequence[Output]) -> WriterUsage:
