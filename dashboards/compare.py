@@ -9,10 +9,9 @@ import streamlit as st
 
 from harness.analysis.estimators import Comparison, orient
 from harness.formatting import count
-from harness.report.columns import COMPARISON_COLUMNS, heading
+from harness.report.columns import COMPARE_PAGE, heading
 from parts import charts, controls, project, safe_text, scores
 
-_SHOWN = ("task", "metric", "base", "score", "delta", "lost", "gained", "n")
 _HEADINGS = {"base": "reference"}  # the first of the candidates
 _MOST = 4  # candidates beside the first one
 
@@ -66,10 +65,9 @@ def page() -> None:
 
 def _row(name: str, c: Comparison) -> dict[str, Any]:
     """Print a comparison; what is counted stays a number, by which a table sorts."""
-    columns = [COMPARISON_COLUMNS[column] for column in _SHOWN]
     cells = {
         _HEADINGS.get(one.name) or heading(one): one.value(c) if one.kind == "number" else one.text(c, True)
-        for one in columns
+        for one in COMPARE_PAGE
     }
     return {"candidate": name, **cells}
 

@@ -11,7 +11,7 @@ from harness import store
 from harness.formatting import Unit, percent, score
 from harness.records import Run
 from harness.report import ExperimentReport
-from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, map_values
+from harness.report.columns import COMPARISON_FILE, map_values
 from harness.report.pictures import heat
 from parts import charts, controls, project, safe_text, scores
 
@@ -65,9 +65,8 @@ def page() -> None:
         return
     safe_text.heat(drawn)
     st.caption("Points with 95 % intervals. Blue gained, vermilion lost; bold: the interval leaves 0 out.")
-    columns = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
     changes = [
-        {"candidate": label, **map_values(columns, c)}
+        {"candidate": label, **map_values(COMPARISON_FILE, c)}
         for label, of in report.comparisons.items()
         for c in of
         if not c.slice

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import streamlit as st
 
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained
+from harness.analysis.candidate_facts import best_untrained, facts_of_run
 from harness.analysis.estimators import Estimate
 from harness.formatting import UNKNOWN, count, errors, score
 from harness.records import Run
@@ -81,15 +81,14 @@ def add_reported(runs: Sequence[Run], report: ExperimentReport | None) -> list[R
     if report is None:
         return list(runs)
     stored = {run.run_id for run in runs}
-    absent = []
-    for f in report.facts:
-        if f.run_id not in stored:
-            latency = {} if f.latency_p50_s is None else {"p50_s": f.latency_p50_s}
-            absent.append(Run(
-                f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed,
-                report.base_model, weights_digest="", base_digest="", state=f.state, created="", rows={},
-                recipe={}, latency=latency, error=f.error,
-            ))  # fmt: skip
+    absent = [
+        Run(
+            f.run_id, report.experiment, f.name, f.method, f.prompting, f.answer, f.seed, report.base_model,
+            weights_digest="", base_digest="", state=f.state, created="", rows={}, recipe={},
+        )
+        for f in report.facts
+        if f.run_id not in stored
+    ]  # fmt: skip
     return [*absent, *runs]
 
 
@@ -132,13 +131,7 @@ def _report_lines(runs: Sequence[Run], report: ExperimentReport | None, task: st
             line = Line(facts=f, run=run, task=one.task, metric=one.metric, is_champion=is_champion)
             lines.append(replace(line, is_reported=True, is_reference=is_best))
         else:
-            named = (run.candidate, run.run_id, run.method, run.prompting, run.answer, run.seed)
-            times = {f"latency_{name}": run.latency.get(name) for name in ("p50_s", "p95_s")}
-            known = {name: x for name, x in times.items() if x is not None}
-            latency: dict[str, Any] = {"disturbed": known} if run.latency.get("contended") else known
-            facts = CandidateFacts(
-                *named, trained=run.weights_digest != run.base_digest, state=run.state, **latency
-            )
+            facts = facts_of_run(run)
             lines.append(Line(facts=facts, run=run, task=task, metric=metric, is_champion=is_champion))
     return lines
 

@@ -17,7 +17,7 @@ from harness.analysis.significance import SpareItems
 from harness.analysis.target_scores import LearningCurve, TargetScore, TrivialBaseline
 from harness.analysis.verdict import Verdict
 from harness.formatting import RATE, Unit
-from harness.records import TokenCounts, TrainingRecord
+from harness.records import SERVING, Run, TokenCounts, TrainingRecord
 from harness.spec import DecidePolicy
 
 Action = Literal[
@@ -162,6 +162,30 @@ class CandidateFacts:
     def label(self) -> str:
         """The name, followed by the seed if it is not 0: `lora (seed 1)`."""
         return f"{self.name} (seed {self.seed})" if self.seed else self.name
+
+
+def facts_of_run(run: Run) -> CandidateFacts:
+    """Return what a run says of its candidate before its rows are read: what it is, and its timed figures.
+
+    A figure `latency_NAME` of `SERVING` is the run's latency `NAME`.
+    """
+    keys = ((figure.name, figure.name.removeprefix("latency_")) for figure in SERVING)
+    timed: dict[str, Any] = {name: run.latency[key] for name, key in keys if key in run.latency}
+    if run.latency.get("contended"):  # measured while other work took the processors
+        timed = {"disturbed": timed}
+    return CandidateFacts(
+        name=run.candidate,
+        run_id=run.run_id,
+        method=run.method,
+        prompting=run.prompting,
+        answer=run.answer,
+        seed=run.seed,
+        trained=run.weights_digest != run.base_digest,
+        state=run.state,
+        error=run.error,
+        baseline=run.recipe.get("role") == "baseline",
+        **timed if run.state == "done" else {},
+    )
 
 
 def target_unit(facts: Iterable[CandidateFacts]) -> Unit:

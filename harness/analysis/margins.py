@@ -37,8 +37,12 @@ def critical_rates(policy: GatePolicy) -> LossRates:
 
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
     """Return the loss that counts as a regression on this task, as a share of its metric's range."""
-    margin = task_margin(t.task, t.role, policy)
-    return margin_share(margin) * (skill(t) if is_relative(margin) else 1.0)
+    return allowed_loss(task_margin(t.task, t.role, policy), skill(t))
+
+
+def allowed_loss(margin: Margin, skill: float) -> float:
+    """Return the loss that a margin allows where the base is so far above chance (`skill`)."""
+    return margin_share(margin) * (skill if is_relative(margin) else 1.0)
 
 
 def margin_share(margin: Margin) -> float:

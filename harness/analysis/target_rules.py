@@ -15,6 +15,7 @@ from harness import formatting, stats
 from harness.analysis.estimators import Comparison, at_level, is_judge, orient
 from harness.analysis.human_preferences import Wins
 from harness.analysis.margins import (
+    allowed_loss,
     is_relative,
     margin_outcome,
     margin_share,
@@ -246,7 +247,7 @@ def export_rule(against_own: Comparison | None, own_run: str, task: Task, policy
         return Rule("export", "inconclusive", text, {})
     c = at_level(orient(against_own), policy.alpha)
     margin = policy.export or task_margin(task, "target", policy)
-    share = margin_share(margin) * ((c.base - task.chance) if is_relative(margin) else 1.0)
+    share = allowed_loss(margin, c.base - task.chance)
     outcome = margin_outcome(c.lower, c.upper, share)
     words = {"pass": ruled_out(c.low, c.lower, share, policy), "fail": "a loss beyond it is shown"}
     judged = words.get(outcome, "a larger loss is neither shown nor ruled out; more items would settle it")

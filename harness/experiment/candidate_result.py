@@ -16,7 +16,7 @@ import numpy as np
 from harness import plugins, store
 from harness.analysis import comparison
 from harness.analysis.answers import RetrievalUse, list_each_answer, retrieval_use, several_answers
-from harness.analysis.candidate_facts import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers
+from harness.analysis.candidate_facts import BaseSize, CandidateFacts, UnderLoad, UnreadAnswers, facts_of_run
 from harness.analysis.comparison import estimate
 from harness.analysis.economics import index_usd_per_1k
 from harness.data import Split
@@ -172,7 +172,7 @@ def facts_of(session: Session, reader: Reader, run: Run) -> CandidateFacts:
     """
     known, facts = reader.facts.get(run.run_id, (None, None))
     if facts is None or known is not run:
-        facts = _facts_of_record(run) if run.state == "failed" else _Measured(session, reader, run).facts()
+        facts = facts_of_run(run) if run.state == "failed" else _Measured(session, reader, run).facts()
         reader.facts[run.run_id] = run, facts
     return facts
 
@@ -357,10 +357,8 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
         CandidateFailed: every test row is an error.
     """
     _refuse_unanswered(test)
-    busy_s, timed = _compute_s(run, test), run.latency
-    disturbed = {}  # figures of speed that were measured while other work took the processors
-    if timed.get("contended"):
-        disturbed = {f"latency_{name}": timed[name] for name in ("p50_s", "p95_s") if name in timed}
+    busy_s, timed, facts = _compute_s(run, test), run.latency, facts_of_run(run)
+    disturbed = dict(facts.disturbed)
     if timed.get("compute_contended") and timed.get("compute_s"):
         disturbed["requests_per_s"] = 1 / timed["compute_s"]
     under_load = None
@@ -375,12 +373,10 @@ def facts_on_target(run: Run, metric: Metric, test: Rows, validation: Rows) -> C
     cut = [row.n_output_tokens for row in test if row.status == "truncated"]
     unparsable = sum(row.status == "unparsable" for row in test)
     return replace(
-        _facts_of_record(run),
+        facts,
         target=comparison.estimate(metric, test),
         validation=comparison.estimate(metric, validation).score,
         tokens=_tokens(run, test),
-        latency_p50_s=None if timed.get("contended") else timed.get("p50_s"),
-        latency_p95_s=None if timed.get("contended") else timed.get("p95_s"),
         requests_per_s=1 / busy_s if busy_s else None,
         under_load=under_load,
         disturbed=disturbed,
@@ -394,21 +390,6 @@ def _compute_s(run: Run, test: Rows) -> float | None:
     if run.latency.get("compute_contended"):
         return None
     return run.latency.get("compute_s", fmean(r.compute_s for r in test)) + run.latency.get("prompting_s", 0)
-
-
-def _facts_of_record(run: Run) -> CandidateFacts:
-    return CandidateFacts(
-        name=run.candidate,
-        run_id=run.run_id,
-        method=run.method,
-        prompting=run.prompting,
-        answer=run.answer,
-        seed=run.seed,
-        trained=run.weights_digest != run.base_digest,
-        state=run.state,
-        error=run.error,
-        baseline=run.recipe.get("role") == "baseline",
-    )
 
 
 def _tokens(run: Run, test: Rows) -> TokenCounts | None:

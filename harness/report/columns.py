@@ -1,7 +1,8 @@
 """Columns of results: what tables show of a candidate's run and of a comparison, and how it is printed.
 
-Invariant: a column is listed here alone. The terminal, Markdown, HTML, CSV, the leaderboard and the docs read
-its heading, meaning, value and digits from here; those of `records.SERVING` are in SQL and trackers too.
+Invariant: a column, and which table has it, is listed here alone. The terminal, Markdown, HTML, CSV, the
+dashboard and the docs read its heading, meaning, value and digits from here; those of `records.SERVING` are
+in SQL and trackers too.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -132,6 +133,10 @@ def _by_name(*columns: Column[Row]) -> Mapping[str, Column[Row]]:
     return {column.name: column for column in columns}
 
 
+def _choose(columns: Mapping[str, Column[Row]], names: str) -> tuple[Column[Row], ...]:
+    return tuple(columns[name] for name in names.split())
+
+
 # fmt: off
 # Of a candidate's run, in the order of the leaderboard.
 CANDIDATE_COLUMNS = _by_name(
@@ -168,14 +173,15 @@ CANDIDATE_COLUMNS = _by_name(
     _stored("base_model", "the base model", lambda name: name.rpartition("/")[2]),
     _stored("run_id", "the run, a folder of the store"),
 )
-RESULT_TABLE = (
-    "candidate", "target", "gain", "forgetting", "lost_gained", "cost_per_1k_usd", "latency_p50_s", "verdict",
+RESULT_TABLE = _choose(
+    CANDIDATE_COLUMNS,
+    "candidate target gain forgetting lost_gained cost_per_1k_usd latency_p50_s verdict",
 )
-SPEED_TABLE = (
-    "candidate", "latency_p50_s", "latency_p95_s", "requests_per_s", "prompt_tokens", "output_tokens",
-    "cost_per_1k_usd",
+SPEED_TABLE = _choose(
+    CANDIDATE_COLUMNS,
+    "candidate latency_p50_s latency_p95_s requests_per_s prompt_tokens output_tokens cost_per_1k_usd",
 )
-_EXPLAINED = RESULT_TABLE[1:2] + RESULT_TABLE[3:]  # below the result table
+_NOT_EXPLAINED = ("candidate", "gain")  # below the result table
 _FILE_ALONE = ("metric", "lost_gained", "disturbed")  # in the leaderboard's CSV, and not in its table
 
 # Of a comparison on one task by one metric.
@@ -200,9 +206,12 @@ COMPARISON_COLUMNS: Mapping[str, Column[Comparison]] = _by_name(
     _shown("lost", "lost", "items that got worse", lambda c: len(c.lost), count, "number"),
     _shown("gained", "gained", "items that got better", lambda c: len(c.gained), count, "number"),
 )
-COMPARISON_FILE = (
-    "task", "metric", "slice", "n", "n_errors", "score", "base", "delta", "n_paired", "lost", "gained",
+COMPARISON_FILE = _choose(
+    COMPARISON_COLUMNS, "task metric slice n n_errors score base delta n_paired lost gained"
 )
+FORGETTING_TABLE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost_gained")
+GATE_TABLE = _choose(COMPARISON_COLUMNS, "task metric n base score delta lost_gained")
+COMPARE_PAGE = _choose(COMPARISON_COLUMNS, "task metric base score delta lost gained n")
 # fmt: on
 
 
@@ -241,14 +250,14 @@ def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:
 
 def result_headings(report: ExperimentReport) -> dict[str, str]:
     """Head the result table by its columns' names; a heading may be broken at its line break."""
-    return {name: heading(CANDIDATE_COLUMNS[name], report.metric, report.unit) for name in RESULT_TABLE}
+    return {column.name: heading(column, report.metric, report.unit) for column in RESULT_TABLE}
 
 
 def result_rows(report: ExperimentReport, *, tight: bool = False) -> list[dict[str, str]]:
     """Print the result table, best candidates first and failed ones last; `tight` spares digits and words."""
     reference = best_untrained(report.facts)
     rows = [Result(facts=f, is_reference=f.name == reference) for f in best_first(report)]
-    return [{name: CANDIDATE_COLUMNS[name].text(row, tight) for name in RESULT_TABLE} for row in rows]
+    return [{column.name: column.text(row, tight) for column in RESULT_TABLE} for row in rows]
 
 
 def explain_columns(report: ExperimentReport) -> str:
@@ -257,8 +266,8 @@ def explain_columns(report: ExperimentReport) -> str:
     rules = (rule for f in report.facts if f.verdict for rule in f.verdict.rules)
     n = max((n for rule in rules if isinstance(n := rule.numbers.get("n_items"), int)), default=0)
     tasks = "items of these tasks" + (f", {count(n)} in all," if n else "")
-    shown = [CANDIDATE_COLUMNS[name] for name in _EXPLAINED]
-    text = " ".join(f"{heading(one)}: {one.meaning}.".replace("\n", " ") for one in shown)
+    explained = (column for column in RESULT_TABLE if column.name not in _NOT_EXPLAINED)
+    text = " ".join(f"{heading(column)}: {column.meaning}.".replace("\n", " ") for column in explained)
     text = text.replace("your margin", f"your margin{margin}").replace("items of these tasks", tasks)
     return f"{text} In brackets: 95 % intervals."
 

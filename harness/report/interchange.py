@@ -22,13 +22,12 @@ from harness.analysis.candidate_facts import CandidateFacts, best_untrained
 from harness.analysis.verdict import Verdict
 from harness.errors import Problem, UserError
 from harness.records import TrainingRecord, parse_json, read_training_record
-from harness.report.columns import COMPARISON_COLUMNS, COMPARISON_FILE, list_names, map_values
+from harness.report.columns import COMPARISON_FILE, list_names, map_values
 from harness.report.escape import clean, write_csv
 from harness.report.experiment_report import ExperimentReport, ShownItem
 from harness.report.wording import SMOKE, best_first
 
-_COMPARED = [COMPARISON_COLUMNS[name] for name in COMPARISON_FILE]
-COLUMNS = ("experiment", "candidate", "seed", *list_names(_COMPARED), "compared_with", "evidence")
+COLUMNS = ("experiment", "candidate", "seed", *list_names(COMPARISON_FILE), "compared_with", "evidence")
 Row = dict[str, Any]
 
 
@@ -49,14 +48,14 @@ def to_csv(report: ExperimentReport, evidence: str) -> str:
 def _rows(report: ExperimentReport, f: CandidateFacts) -> Iterator[Row]:
     if f.target is None:
         return
-    compared = map_values(_COMPARED, f.vs_untrained) if f.vs_untrained else {}
+    compared = map_values(COMPARISON_FILE, f.vs_untrained) if f.vs_untrained else {}
     compared |= {"compared_with": best_untrained(report.facts) or ""} if f.vs_untrained else {}
     for i, (name, e) in enumerate([("", f.target), *f.slices.items()]):
         own = {"task": report.task, "metric": report.metric, "slice": name, "n": e.n, "n_errors": e.n_errors}
         own |= {"score": e.score, "score_low": e.low, "score_high": e.high}
         yield own if i else compared | own
     for c in report.comparisons.get(f.label, ()):
-        yield {"compared_with": "base"} | map_values(_COMPARED, c)
+        yield {"compared_with": "base"} | map_values(COMPARISON_FILE, c)
 
 
 def junit(judged: Iterable[tuple[str, Verdict, bool]], name: str) -> str:

@@ -21,7 +21,7 @@ from harness.analysis.seeds import VARIANCE_UNKNOWN, SeedSummary
 from harness.analysis.target_scores import LearningCurve
 from harness.formatting import UNKNOWN, Unit, count, figure, seconds
 from harness.records import PARITY, Run
-from harness.report.columns import CANDIDATE_COLUMNS, SPEED_TABLE, Result, print_table
+from harness.report.columns import SPEED_TABLE, Result, print_table
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.experiment_report import AttributionStep
@@ -121,8 +121,7 @@ _SPEED_LEAD = (
 def speed_section(done: Sequence[CandidateFacts]) -> Section:
     """Lay out latency, throughput, tokens and cost of finished runs, one a row."""
     notes = [note] if (note := describe_disturbed(done)) else []
-    columns = (CANDIDATE_COLUMNS[name] for name in SPEED_TABLE)
-    heads, rows = print_table(columns, [Result(facts=f) for f in done])
+    heads, rows = print_table(SPEED_TABLE, [Result(facts=f) for f in done])
     return Section("speed", "Speed and tokens", heads, rows, _SPEED_LEAD, notes)
 
 

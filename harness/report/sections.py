@@ -27,7 +27,7 @@ from harness.report.answer_tables import (
     several_section,
     several_text,
 )
-from harness.report.columns import COMPARISON_COLUMNS, print_table
+from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
 from harness.report.experiment_report import ExperimentReport
@@ -63,7 +63,6 @@ from harness.report.wording import (
 )
 
 _LOST_LISTED = 10
-_CHANGES = ("task", "metric", "base", "score", "delta", "lost_gained")
 _EVIDENCE = 10  # sentences before the appendix
 # What the terminal shows beside the first page.
 _AS_GRADED = "These are the judge's grades as they are: people's labels correct scores on test alone."
@@ -155,7 +154,7 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
     """Show base → new on every capability task and metric, then the lost items by name."""
     comparisons = [c for c in report.comparisons.get(f.label, ()) if not c.slice]
     primary = report.task_comparisons(f.label)
-    columns, rows = print_table((COMPARISON_COLUMNS[name] for name in _CHANGES), comparisons)
+    columns, rows = print_table(FORGETTING_TABLE, comparisons)
     columns.append("counts in the gate")
     for row, c in zip(rows, comparisons, strict=True):
         why_not = report.not_admitted.get(c.task, "")
@@ -222,7 +221,6 @@ def _notes(report: ExperimentReport) -> list[str]:
 
 
 _LOST_SHOWN = 20
-_TASK_COLUMNS = ("task", "metric", "n", "base", "score", "delta", "lost_gained")
 _HEADINGS = {"base": "baseline", "new": "candidate"}  # the baseline may be a champion
 
 
@@ -233,8 +231,7 @@ def gate_document(judged: GateResult) -> ResultDocument:
     rates = [t.comparison for t in tasks if t.comparison.base_passed is not None]
     lost = [name_lost_items(c, _LOST_SHOWN) for c in rates if c.lost]
     among = family_text(judged.n_members, judged.policy.alpha)
-    columns = [COMPARISON_COLUMNS[name] for name in _TASK_COLUMNS]
-    heads, rows = print_table(columns, [t.comparison for t in tasks], tight=True)
+    heads, rows = print_table(GATE_TABLE, [t.comparison for t in tasks], tight=True)
     heads = [*(_HEADINGS.get(head, head) for head in heads), "in the macro"]
     for row, t in zip(rows, tasks, strict=True):
         row.append(("one half" if t.half else "yes") if is_in_macro(t) else "no")

@@ -38,7 +38,7 @@ def page(rows: Sequence[Row], left: Sequence[Step], later_s: float, reports: Pat
         lines += ["", f"## {task}", "", *_tables(of), "", _verdict(of)]
         if (reports / f"fronts.{task}.svg").exists():
             lines += ["", f"![Front of {task}](fronts.{task}.svg)"]
-    lines += _compare_suites([row for row in rows if row.kept is not None and row.public not in ("", formatting.UNKNOWN)])
+    lines += _compare_suites([row for row in rows if row.kept is not None and row.public_change is not None])
     lines += ["", "## Not run", "", *_list_missing_steps(left, later_s)]
     again = "`python -m reports.studies.fronts --steps 1` makes the next step and writes this page again."
     return "\n".join([*lines, "", again, ""])
@@ -74,7 +74,7 @@ def _compare_suites(rows: Sequence[Row]) -> list[str]:
     changes = {
         name: {
             "suite": Change(fmean(row.kept or 0.0 for row in seeds), 0.0),
-            "public": Change(fmean(_read_points(row.public) for row in seeds), 0.0),
+            "public": Change(fmean(row.public_change or 0.0 for row in seeds), 0.0),
         }
         for name, seeds in recipes.items()
     }
@@ -91,11 +91,6 @@ def _compare_suites(rows: Sequence[Row]) -> list[str]:
         f"fell on the capability suite and {fell_in_public} on the mean of the public tasks. Rank correlation of both changes: "
         f"{rho:.2f} [{low:.2f}, {high:.2f}]. The recipes share base and rows, so they say less than {n} independent ones.".replace("-", "−"),
     ]
-
-
-def _read_points(change: str) -> float:
-    """Return the points of a change as a row keeps it, `+2.5 [0, +5]`."""
-    return float(change.split()[0].replace("−", "-"))
 
 
 def _verdict(rows: Sequence[Row]) -> str:

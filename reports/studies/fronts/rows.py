@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness import formatting
-from harness.analysis.estimators import mean_change
 from harness.analysis.candidate_facts import CandidateFacts
+from harness.analysis.estimators import Estimate, mean_change
 from harness.experiment.run_remarks import NO_CHANGE
 from harness.report import ExperimentReport
 from reports.studies.fronts.ways import PLAIN, way_of
@@ -26,7 +26,8 @@ class Row(NamedTuple):
 
     `remark` says where a way changed nothing of the weights that it was given. `goal` is the target's score,
     negative where lower is better, and `kept` the mean change of the capability suite as a rate; None where it
-    is not measured. `held_back` names the rules of the gate that were applied and do not pass.
+    is not measured. `public_change` is the mean change on public tasks as a rate, None where none was asked.
+    `held_back` names the rules of the gate that were applied and do not pass.
     """
 
     task: str
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     held_back: list[str]
     error: str
     remark: str = ""
+    public_change: float | None = None
 
 
 def rows_of(task: str, machine: str, found: ExperimentReport | None) -> list[Row]:
@@ -82,7 +84,7 @@ def is_reference(candidate: str) -> bool:
 
 
 def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) -> Row:
-    macro = f.verdict.macro if f.verdict and f.trained else None
+    macro, public = f.verdict.macro if f.verdict and f.trained else None, _public_change(found, f)
     target = f.target
     return Row(
         task=task,
@@ -94,21 +96,19 @@ def _row(task: str, machine: str, found: ExperimentReport, f: CandidateFacts) ->
         kept=macro.score if macro else None,
         target=formatting.score(target.unit, *target[:3]) if target else formatting.UNKNOWN,
         forgetting=formatting.points(macro.score, macro.low, macro.high) if macro else "base weights",
-        public=_format_public_change(found, f),
+        public=formatting.points(*public[:3]) if public else formatting.UNKNOWN,
         gate=f.verdict.outcome if f.verdict and f.trained else "",
         held_back=_list_failed_rules(f),
         error=f.error if f.state == "failed" else "",
         remark=next((n for n in found.notes if n.startswith(f"{f.name}: ") and NO_CHANGE in n), ""),
+        public_change=public.score if public else None,
     )
 
 
-def _format_public_change(found: ExperimentReport, f: CandidateFacts) -> str:
-    """Return the mean change on public tasks; unknown where none was asked."""
+def _public_change(found: ExperimentReport, f: CandidateFacts) -> Estimate | None:
+    """Return the mean change on public tasks; None where none was asked."""
     first = {c.task: c for c in reversed(found.comparisons.get(f.label, ())) if c.task in PUBLIC}
-    if not first:
-        return formatting.UNKNOWN
-    mean = mean_change(list(first.values()))
-    return formatting.points(mean.score, mean.low, mean.high)
+    return mean_change(list(first.values())) if first else None
 
 
 def _list_failed_rules(f: CandidateFacts) -> list[str]:
