@@ -13,11 +13,11 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained
-from harness.analysis.decision import Decision, decide
+from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, hour_usd, index_sentences, reprice
 from harness.analysis.estimators import Comparison
 from harness.formatting import count, round_up, seconds, usd
-from harness.report import ExperimentReport
+from harness.report import ExperimentReport, decide_by
 from harness.report.result_tables import arithmetic_rows
 from harness.spec import DecidePolicy
 from parts import charts, controls, project, safe_text, scores
@@ -109,21 +109,7 @@ def page() -> None:
         return
     policy, times = sliders(report, report.policy)
     facts = _gains(report, reprice(report.facts, times), policy)
-    found = decide(
-        facts,
-        policy,
-        closed_labels=report.closed_labels,
-        has_documents=report.has_documents,
-        metric_name=report.metric,
-        curve=report.curve,
-        family=report.family,
-        goal=report.declared.min if report.declared else None,
-        win_rate=report.declared.win_rate if report.declared else None,
-        trivial=report.trivial,
-        can_fold=report.can_fold,
-        spare=report.spare,
-        relative=report.macro_margin is None,
-    )
+    found = decide_by(report, facts, policy)
     safe_text.say(found.sentence, "lead")
     if found.sentence != (report.decision.sentence if report.decision else ""):
         st.caption("Differs from the report because of the changes made here.")

@@ -9,7 +9,7 @@ from fake_facts import BITS, alternatives, candidate, comparison, find_reason, m
 from hypothesis import given
 from hypothesis import strategies as st
 
-from harness.analysis.candidate_facts import best_trained, best_untrained, n_settings
+from harness.analysis.candidate_facts import best_untrained, judged_run, n_settings
 from harness.analysis.decision import Decision
 from harness.analysis.economics import apply_budgets, index_sentences, index_usd_per_1k
 from harness.analysis.estimators import Estimate
@@ -332,11 +332,11 @@ def lora_seeds(*outcomes):
 
 def test_a_recipe_is_chosen_by_all_of_its_seeds():
     bag = candidate("bag", 0.9, method="classifier", trained=True, verdict=verdict("pass"))
-    assert (best_untrained([bag]), best_trained([bag])) == ("bag", None)
+    assert (best_untrained([bag]), judged_run([bag])) == ("bag", None)
     lora = [make_fine_tune("lora", 0.8, 0.1), make_fine_tune("lora", 0.9, 0.2, "fail", seed=1)]
-    assert best_trained([*lora, make_fine_tune("small", 0.7, 0.05)]) == "small"
+    assert judged_run([*lora, make_fine_tune("small", 0.7, 0.05)]).name == "small"
     wild = [make_fine_tune("wild", 0.95, 0.2), make_fine_tune("wild", 0.55, 0.0, seed=1)]
-    assert best_trained([*wild, make_fine_tune("steady", 0.80, 0.1)]) == "steady"
+    assert judged_run([*wild, make_fine_tune("steady", 0.80, 0.1)]).name == "steady"
 
 
 OPEN = "UNDECIDED; some 240 more items would settle it, but the tasks hold no unused items;"

@@ -24,7 +24,7 @@ import numpy as np
 
 from harness import stats
 from harness.analysis.alignment import align
-from harness.analysis.estimators import Estimate, identical_difference
+from harness.analysis.estimators import Estimate, identical_difference, tango_ends
 from harness.metrics import Metric, mean_metric, normalize
 from harness.prompting import context_of
 from harness.records import (
@@ -386,10 +386,7 @@ def _references(rows: Sequence[SampleResult]) -> list[str]:
 
 def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:
     """Return the paired interval of how much more often the commonest new text stands than the old one."""
-    change = _is_commonest(new) - _is_commonest(old)
-    effect = stats.design_effect(change, np.unique(clusters, return_inverse=True)[1])
-    gains, losses = float((change > 0).sum()), float((change < 0).sum())
-    return stats.tango_interval(gains / effect, losses / effect, len(change) / effect, ALPHA)
+    return tango_ends(_is_commonest(new) - _is_commonest(old), clusters)(ALPHA)
 
 
 def _is_commonest(texts: Sequence[str]) -> stats.Array:

@@ -278,6 +278,12 @@ def list_passing_runs(facts: Iterable[CandidateFacts]) -> list[CandidateFacts]:
     return [f for f in tuned if f.name not in stopped]
 
 
+def judged_run(facts: Iterable[CandidateFacts]) -> CandidateFacts | None:
+    """Return the fine-tune that a decision is about: the best that passes the gate, else the strongest."""
+    facts = list(facts)
+    return best(list_passing_runs(facts)) or strongest_run(facts)
+
+
 def is_cross_validated(run: CandidateFacts) -> bool:
     """Tell whether a run's gain comes from one model per fold, each tested on items it did not see."""
     return run.vs_untrained is not None and run.vs_untrained.estimator == "folds"
@@ -318,18 +324,6 @@ def passes_alone(f: CandidateFacts) -> bool:
 def best_untrained(facts: Iterable[CandidateFacts]) -> str | None:
     """Name the candidate without fine-tuning that is best on validation, within the budgets if any is."""
     run = alternative(facts)
-    return run.name if run else None
-
-
-def best_trained(facts: Iterable[CandidateFacts]) -> str | None:
-    """Name the fine-tune that is best on validation among those that pass the gate."""
-    run = best(list_passing_runs(facts))
-    return run.name if run else None
-
-
-def strongest(facts: Iterable[CandidateFacts]) -> str | None:
-    """Name the fine-tune within the budgets that is best on validation, whatever its gate says."""
-    run = strongest_run(facts)
     return run.name if run else None
 
 

@@ -97,10 +97,17 @@ def break_even(run: CandidateFacts, alternative: CandidateFacts, policy: DecideP
 
     Source: N* = (training + labels) / (cost per request of the alternative − of the fine-tune).
     """
+    dearer = _dearer_usd(run, alternative)
+    if dearer is None:
+        return None
+    return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / -dearer if dearer < 0 else inf
+
+
+def _dearer_usd(run: CandidateFacts, alternative: CandidateFacts) -> float | None:
+    """Return by how much a request to the fine-tune costs more; None if a cost is unknown."""
     if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
         return None
-    saving = (alternative.cost_per_1k_usd - run.cost_per_1k_usd) / 1000
-    return max(0.0, add_one_time_costs_usd(run, alternative, policy)) / saving if saving > 0 else inf
+    return (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
 
 
 def saved_once_text(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> str:
@@ -109,10 +116,9 @@ def saved_once_text(run: CandidateFacts, alternative: CandidateFacts, policy: De
     Only the index of documents of the alternative can make it cost less; empty if it costs more, or if a
     cost per request is unknown.
     """
-    once = add_one_time_costs_usd(run, alternative, policy)
-    if once >= 0 or run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+    once, dearer = add_one_time_costs_usd(run, alternative, policy), _dearer_usd(run, alternative)
+    if once >= 0 or dearer is None:
         return ""
-    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
     until = (
         f"up to {formatting.count(int(-once / dearer))} requests" if dearer > 0 else "from the first request"
     )
@@ -159,9 +165,9 @@ def break_even_value(delta: float, unit: Unit, cost_usd: float, policy: DecidePo
 
 def costs_more_usd(run: CandidateFacts, alternative: CandidateFacts, policy: DecidePolicy) -> float | None:
     """Return the extra cost of a fine-tune over the alternative for the horizon, None if unknown."""
-    if run.cost_per_1k_usd is None or alternative.cost_per_1k_usd is None:
+    dearer = _dearer_usd(run, alternative)
+    if dearer is None:
         return None
-    dearer = (run.cost_per_1k_usd - alternative.cost_per_1k_usd) / 1000
     return add_one_time_costs_usd(run, alternative, policy) + dearer * forecast_requests(policy)
 
 

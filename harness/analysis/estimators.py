@@ -12,7 +12,7 @@ from math import inf, isfinite
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from harness import formatting, stats
@@ -406,15 +406,15 @@ def _bca_ends(boot: stats.Bootstrap, df: float | None) -> Ends | None:
 def _score_ends(metric: Metric, changes: Array, arms: Arms) -> Ends:
     """Return Tango's interval of the items' changes (n,), as shares of the range, by effective counts."""
     scale = metric.bounds[1] - metric.bounds[0]
-    effect = stats.design_effect(changes, arms.clusters)
-    shares = changes / scale / effect
-    gains, losses = float(shares[shares > 0].sum()), float(-shares[shares < 0].sum())
+    ends = tango_ends(changes / scale, arms.clusters)
+    return lambda alpha: Interval(*(end * scale for end in ends(alpha)))
 
-    def ends(alpha: float) -> Interval:
-        low, high = stats.tango_interval(gains, losses, len(changes) / effect, alpha)
-        return Interval(low * scale, high * scale)
 
-    return ends
+def tango_ends(changes: Array, clusters: ArrayLike) -> Ends:
+    """Return Tango's interval of changes (n,) in [−1, 1] of items in clusters (n,), by effective counts."""
+    effect = stats.design_effect(changes, clusters)
+    gains, losses = (float(np.clip(sign * changes, 0, None).sum()) / effect for sign in (1, -1))
+    return lambda alpha: stats.tango_interval(gains, losses, len(changes) / effect, alpha)
 
 
 def _guard_ends(

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.estimators import Estimate
+from harness.analysis.estimators import Estimate, tango_ends
 from harness.formatting import RATE, Unit
 from harness.stats import Array, Interval
 
@@ -143,10 +143,7 @@ def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tu
 
 
 def _tango_distances(changes: Array, clusters: NDArray[np.intp], alpha: float) -> tuple[float, float]:
-    effect = stats.design_effect(changes, clusters)
-    gains, losses = (float(np.clip(sign * changes, 0, None).sum()) / effect for sign in (1, -1))
-    n = len(changes) / effect
-    return _distances((gains - losses) / n, stats.tango_interval(gains, losses, n, alpha))
+    return _distances(float(changes.mean()), tango_ends(changes, clusters)(alpha))
 
 
 def _distances(at: float, ends: Interval) -> tuple[float, float]:

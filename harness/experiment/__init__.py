@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from harness import config, metrics, store
-from harness.analysis.candidate_facts import best_untrained, strongest
+from harness.analysis.candidate_facts import best_untrained, strongest_run
 from harness.analysis.economics import apply_budgets
 from harness.config import LoadedExperiment
 from harness.errors import CandidateFailed, refuse
@@ -281,7 +281,8 @@ def _time_the_best(session: Session, reader: Reader, ordered: Sequence[RunReques
     # Of an endpoint, where each request has its price, only where it is written how many come together.
     policy = session.experiment.decide
     facts = apply_budgets([facts_of(session, reader, run) for run in runs if run.state == "done"], policy)
-    best = {best_untrained(facts), strongest(facts)}
+    fine_tune = strongest_run(facts)
+    best = {best_untrained(facts), fine_tune.name if fine_tune else None}
     candidates = [
         one.candidate for one in ordered if session.experiment.concurrency or not one.candidate.is_remote
     ]

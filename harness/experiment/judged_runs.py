@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 from harness import plugins
 from harness.analysis import comparison
-from harness.analysis import decision as decide
 from harness.analysis.ablation import Means, Pair, ablations, training_sets
 from harness.analysis.admission import Measurement, compare_task
 from harness.analysis.answers import AnswerDiversity, answer_diversity
@@ -22,7 +21,7 @@ from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
 from harness.analysis.macro import macro_between
-from harness.analysis.margins import is_relative, margin_of
+from harness.analysis.margins import margin_of
 from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
@@ -63,7 +62,7 @@ from harness.experiment.study import (
 from harness.experiment.target_facts import add_wins, answers_on_target, compare_on, find_prompt, is_answered
 from harness.experiment.verdict_records import report_changes
 from harness.records import Run, has_closed_labels
-from harness.report import AttributionStep, ExperimentReport, ShownItem, origin, show_items
+from harness.report import AttributionStep, ExperimentReport, ShownItem, decide_by, origin, show_items
 from harness.spec import GatePolicy, Task
 
 
@@ -146,7 +145,6 @@ def judge_and_decide(
     of_runs = judge_runs(session, reader, runs)
     judged, tasks = of_runs.facts, of_runs.tasks
     steps = _steps(session.candidates, runs, of_runs)
-    family = family_of(session.experiment)
     primary, policy = session.target.primary, session.experiment.gate
     recipes = session.experiment.candidates
     again = {}  # training rows that a mixture drew once more, by candidate
@@ -155,32 +153,11 @@ def judge_and_decide(
         again[f.name] = len(rows.items.train) - n_rows(rows, recipes[f.name])
     in_file = {name: at for at, name in enumerate(recipes)}
     ordered, comparers = sorted(judged, key=lambda f: in_file[f.name]), _comparers(of_runs.study, runs)
-    curve = curve_of(judged)
-    closed_labels = has_closed_labels(session.target.items.test)
-    has_documents = bool(session.target.items.documents)
     has_choices = any(e.choices for e in session.target.items.test)
     held = {m.task.name: m.held for m in session.suites}
     compared = (t for run in tasks.values() for t in run)
     spare = list_spare_items(session.experiment, compared, lambda task: held.get(task.name, 0))
-    trivial = trivial_baseline(primary, session.target.items.test) if has_choices else None
-    decision = decide.decide(
-        judged,
-        session.experiment.decide,
-        closed_labels=closed_labels,
-        has_documents=has_documents,
-        metric_name=primary.name,
-        curve=curve,
-        family=family,
-        goal=policy.target.min,
-        win_rate=policy.target.win_rate,
-        trivial=trivial,
-        can_fold=session.experiment.can_fold,
-        spare=spare,
-        relative=is_relative(policy.macro),
-    )
-    about_index = index_sentences(judged, session.experiment.decide)
-    decision = replace(decision, reasons=(*decision.reasons, *about_index))
-    return ExperimentReport(
+    report = ExperimentReport(
         experiment=session.experiment.name,
         base_model=session.experiment.base_model,
         metric=primary.name,
@@ -190,7 +167,6 @@ def judge_and_decide(
             for f in judged
             if f.run_id in tasks and f.trained
         },
-        decision=decision,
         header=header,
         smoke=smoke,
         notes=(*notes, *count_rows(of_runs.study, session, reader, runs)),
@@ -200,7 +176,7 @@ def judge_and_decide(
         seeds=summarize_seeds(judged),
         ablations=ablations(ordered, *comparers),
         training_sets=training_sets(ordered, recipes, session.experiment.decide, again, *comparers),
-        curve=curve,
+        curve=curve_of(judged),
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
@@ -213,11 +189,11 @@ def judge_and_decide(
         answers=find_answers((session.target, *session.suites), reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,
-        closed_labels=closed_labels,
-        has_documents=has_documents,
-        trivial=trivial,
+        closed_labels=has_closed_labels(session.target.items.test),
+        has_documents=bool(session.target.items.documents),
+        trivial=trivial_baseline(primary, session.target.items.test) if has_choices else None,
         diversity=describe_diversity(runs, of_runs),
-        family=family,
+        family=family_of(session.experiment),
         spans={t.task.name: t.span for run in tasks.values() for t in run if t.span != 1},
         labels=calibrations(session.target, reader, runs, judged),
         declared=policy.target,
@@ -225,6 +201,9 @@ def judge_and_decide(
         spare=spare,
         can_fold=session.experiment.can_fold,
     )
+    decision = decide_by(report, judged, session.experiment.decide)
+    about_index = index_sentences(judged, session.experiment.decide)
+    return replace(report, decision=replace(decision, reasons=(*decision.reasons, *about_index)))
 
 
 def _steps(

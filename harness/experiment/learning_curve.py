@@ -8,7 +8,7 @@ and found again where it is stored.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
-from harness.analysis.candidate_facts import best_trained, strongest
+from harness.analysis.candidate_facts import judged_run
 from harness.analysis.target_scores import LearningCurve, TrainingSize, learning_curve
 from harness.data import part_of
 from harness.errors import HarnessError, Problem, UserError
@@ -120,8 +120,8 @@ def settle_sweep(recipe: Recipe, run: Run) -> Recipe:
 
 
 def _curve_candidate(candidates: Mapping[str, ResolvedCandidate], facts: Facts) -> str | None:
-    name = best_trained(facts) or strongest(facts)
-    return name if name and _find_trained(candidates, [name]) else None
+    run = judged_run(facts)
+    return run.name if run and _find_trained(candidates, [run.name]) else None
 
 
 def _find_trained(candidates: Mapping[str, ResolvedCandidate], selected: Iterable[str]) -> list[str]:

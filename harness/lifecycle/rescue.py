@@ -13,7 +13,13 @@ from dataclasses import replace
 from typing import NamedTuple, NoReturn
 
 from harness import experiment, formatting, plugins, store
-from harness.analysis.candidate_facts import CandidateFacts, best_untrained, gain, is_fine_tuned, strongest
+from harness.analysis.candidate_facts import (
+    CandidateFacts,
+    best_untrained,
+    gain,
+    is_fine_tuned,
+    strongest_run,
+)
 from harness.analysis.halves import HALVES, Half
 from harness.analysis.target_scores import TargetScore
 from harness.errors import IncompatibleRuns, Problem, UserError, did_you_mean
@@ -129,9 +135,8 @@ def select_case(report: ExperimentReport, runs: Sequence[Run]) -> RescueCase | N
     """Choose of a finished experiment the fine-tune that is best on validation among those to rescue."""
     by_id = {run.run_id: run for run in runs}
     failing = [f for f in report.facts if not list(_reasons(f))]
-    name = strongest(failing)
-    facts = next((f for f in failing if f.name == name), None)
-    return _case(report, by_id, facts) if facts else None
+    run = strongest_run(failing)
+    return _case(report, by_id, next(f for f in failing if f.name == run.name)) if run else None
 
 
 def _case(report: ExperimentReport, runs: dict[str, Run], facts: CandidateFacts) -> RescueCase:

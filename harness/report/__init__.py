@@ -11,29 +11,15 @@ from pathlib import Path
 from harness.analysis.gating import exit_code
 from harness.analysis.verdict import WORDS
 from harness.cache import make_private_folder
+
+# fmt: off
+# isort: off
 from harness.report.document import (
-    CAPTION,
-    CLASSES,
-    ERROR,
-    Command,
-    ResultDocument,
-    Section,
-    markdown,
-    print_document,
-    terminal_lines,
+    CAPTION, CLASSES, ERROR, Command, ResultDocument, Section, markdown, print_document, terminal_lines,
 )
 from harness.report.experiment_report import (
-    RIGHT,
-    WRONG,
-    AttributionStep,
-    ExperimentReport,
-    ShownItem,
-    ShownPrompt,
-    describe_answer,
-    describe_prompt,
-    excerpt,
-    mark_answer,
-    show_items,
+    RIGHT, WRONG, AttributionStep, ExperimentReport, ShownItem, ShownPrompt, decide_by,
+    describe_answer, describe_prompt, excerpt, mark_answer, show_items,
 )
 from harness.report.first_page import advise_more_items, advise_on_power
 from harness.report.html import html
@@ -42,35 +28,19 @@ from harness.report.interchange import paths as kept_reports
 from harness.report.pareto_front import front_file
 from harness.report.result_tables import origin, targets_section
 from harness.report.sections import (
-    arithmetic_lines,
-    experiment_document,
-    gate_document,
-    gate_json,
-    gate_junit,
+    arithmetic_lines, experiment_document, gate_document, gate_json, gate_junit,
 )
 from harness.report.terminal import ScoreRow, print_last, score_table, terminal, terminal_table
 from harness.report.training_tables import (
-    describe_forgetting,
-    diagnose,
-    figure_title,
-    front_sentence,
-    print_tried_value,
-    sets_section,
-    trial_line,
-    trials_section,
+    describe_forgetting, diagnose, figure_title, front_sentence, print_tried_value, sets_section,
+    trial_line, trials_section,
 )
 from harness.report.wording import (
-    SMOKE,
-    best_first,
-    describe_unread,
-    family_text,
-    figure_text,
-    first_result_line,
-    last_line,
-    live_line,
-    target_text,
-    verdict_word,
+    SMOKE, best_first, describe_unread, family_text, figure_text, first_result_line, last_line, live_line,
+    target_text, verdict_word,
 )
+# isort: on
+# fmt: on
 from harness.spec import GatePolicy
 
 

@@ -12,15 +12,13 @@ from harness import formatting, plugins
 from harness.analysis.candidate_facts import (
     UNCHECKED,
     CandidateFacts,
-    best,
     best_untrained,
     gain,
     is_cross_validated,
     is_fine_tuned,
     is_gain_shown,
-    list_passing_runs,
+    judged_run,
     seeds_of,
-    strongest_run,
 )
 from harness.analysis.economics import apply_budgets, list_more_seeds
 from harness.analysis.estimators import is_judge, orient
@@ -83,7 +81,7 @@ def find_judged(report: ExperimentReport) -> CandidateFacts | None:
     facts = apply_budgets(report.facts, report.policy) if report.policy else report.facts
     by_wins = report.declared is not None and report.declared.win_rate is not None
     facts = pool_seeds(judge_by_wins(facts) if by_wins else facts)
-    return best(list_passing_runs(facts)) or strongest_run(facts)
+    return judged_run(facts)
 
 
 def name_higher_on_test(report: ExperimentReport) -> Iterator[str]:

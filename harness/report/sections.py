@@ -18,15 +18,7 @@ from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
 from harness.data.edge_cases import RULES
 from harness.formatting import UNKNOWN
-from harness.report.answer_tables import (
-    collapse_sentence,
-    diversity_section,
-    label_sections,
-    retrieval_section,
-    retrieval_text,
-    several_section,
-    several_text,
-)
+from harness.report import answer_tables, result_tables, training_tables
 from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table
 from harness.report.document import ResultDocument, Section
 from harness.report.escape import clean
@@ -34,22 +26,6 @@ from harness.report.experiment_report import ExperimentReport
 from harness.report.first_page import first_page, nearest_miss
 from harness.report.interchange import junit, to_plain
 from harness.report.pictures import heat
-from harness.report.result_tables import (
-    ablation_section,
-    arithmetic_rows,
-    attribution_sentence,
-    curve_section,
-    load_section,
-    parity_section,
-    provenance_tables,
-    seed_section,
-    seed_sentences,
-    speed_section,
-    steps_section,
-    targets_section,
-    wins_section,
-)
-from harness.report.training_tables import figure_title, sets_section, show_trainings, trials_section
 from harness.report.wording import (
     SMOKE,
     best_first,
@@ -77,7 +53,10 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
     shown = [replace(s, detail=s.kind not in _BRIEF) for s in _body(report, done)]
     shown += [replace(s, detail=True, appendix=True) for s in _appendix(report, done)]
     parts = [s for s in shown if s.rows or s.notes]
-    header = (f"{figure_title(name)} {figure_text(name, value)}" for name, value in report.header.items())
+    header = (
+        f"{training_tables.figure_title(name)} {figure_text(name, value)}"
+        for name, value in report.header.items()
+    )
     lead = " · ".join(map(clean, [f"Base model {report.base_model}", *header, _ESTIMAND]))
     mark = SMOKE if report.smoke else ""
     return ResultDocument(report.experiment, parts, last_line(report), lead, mark, first_page(report))
@@ -85,7 +64,7 @@ def experiment_document(report: ExperimentReport) -> ResultDocument:
 
 def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
     """List the numbers behind a decision for a terminal, and in one line those that are not known."""
-    rows = [*arithmetic_rows(decision, unit)]
+    rows = [*result_tables.arithmetic_rows(decision, unit)]
     known = [f"  {name}: {value}" for name, value in rows if value != UNKNOWN]
     unknown = "; ".join(name for name, value in rows if value == UNKNOWN)
     return [*known, *([f"  not known: {unknown}"] if unknown else []), *_list_missing(decision)]
@@ -94,23 +73,27 @@ def arithmetic_lines(decision: Decision, unit: formatting.Unit) -> list[str]:
 def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
     """Lay out what is read before the appendix."""
     yield Section("evidence", "Evidence", notes=_list_reasons(report)[:_EVIDENCE])
-    yield wins_section(done, report.declared)
-    yield from label_sections(report.labels)
+    yield result_tables.wins_section(done, report.declared)
+    yield from answer_tables.label_sections(report.labels)
     found, rows = heat(report), []
     for task, cells in found.rows:
         rows.append([task, *(f"{cell.change} {cell.interval}" if cell else UNKNOWN for cell in cells)])
     yield Section("heat", HEAT_TITLE, ("change in points", *found.labels), rows)
-    yield from (ablation_section(a, report.unit) for a in report.ablations)
-    yield from (sets_section(of, report.unit) for of in report.training_sets)
-    yield seed_section(report.seeds, report.unit)
+    yield from (result_tables.ablation_section(a, report.unit) for a in report.ablations)
+    yield from (training_tables.sets_section(of, report.unit) for of in report.training_sets)
+    yield result_tables.seed_section(report.seeds, report.unit)
     if report.curve:
-        section = curve_section(report.curve)
+        section = result_tables.curve_section(report.curve)
         corrects_others = any(found.metric == report.metric for found in report.labels)
         marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
         yield replace(section, notes=(*section.notes, *marks))
     yield _slices(report, done)
-    yield retrieval_section(done)
-    yield from (targets_section(done), several_section(done), parity_section(done))
+    yield answer_tables.retrieval_section(done)
+    yield from (
+        result_tables.targets_section(done),
+        answer_tables.several_section(done),
+        result_tables.parity_section(done),
+    )
 
 
 def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[Section]:
@@ -119,20 +102,23 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
         "notes", "More evidence, and notes", notes=[*_list_reasons(report)[_EVIDENCE:], *_notes(report)]
     )
     yield from (_show_forgetting(report, f) for f in tuned)
-    yield from (diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
-    yield from (steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
+    yield from (answer_tables.diversity_section(f.label, report.diversity.get(f.label, ())) for f in tuned)
+    yield from (result_tables.steps_section(f.label, report.steps.get(f.label, ())) for f in tuned)
     yield from (_gate(report, f) for f in tuned)
     swept = [f for f in done if f.training.sweep]
     yield from (_sweep(report, f) for f in swept if f in tuned)
     yield from map(_scan, tuned)
     yield from (_sweep(report, f) for f in swept if f not in tuned)
     made = (f for f in done if not plugins.find_method(f.method).is_remote)
-    yield from (speed_section(done), load_section(done))
-    yield show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
+    yield from (result_tables.speed_section(done), result_tables.load_section(done))
+    yield training_tables.show_trainings([f for f in made if f.training.to_plain() or f.training_cost_usd])
     if report.decision:
-        rows, missing = arithmetic_rows(report.decision, report.unit), _list_missing(report.decision)
+        rows, missing = (
+            result_tables.arithmetic_rows(report.decision, report.unit),
+            _list_missing(report.decision),
+        )
         yield Section("arithmetic", "Arithmetic of the decision", ("input", "value"), rows, notes=missing)
-    yield from (Section("provenance", *table) for table in provenance_tables(report.origins))
+    yield from (Section("provenance", *table) for table in result_tables.provenance_tables(report.origins))
 
 
 def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
@@ -171,7 +157,7 @@ def _show_forgetting(report: ExperimentReport, f: CandidateFacts) -> Section:
 
 def _sweep(report: ExperimentReport, f: CandidateFacts) -> Section:
     of = f.training
-    return trials_section(of.sweep, of.searched_by, report.metric, report.unit, f.label)
+    return training_tables.trials_section(of.sweep, of.searched_by, report.metric, report.unit, f.label)
 
 
 def _scan(f: CandidateFacts) -> Section:
@@ -211,11 +197,11 @@ def _list_reasons(report: ExperimentReport) -> list[str]:
 
 def _notes(report: ExperimentReport) -> list[str]:
     return [
-        *filter(None, (attribution_sentence(label, of) for label, of in report.steps.items())),
-        *filter(None, (collapse_sentence(label, of) for label, of in report.diversity.items())),
-        *seed_sentences(report.seeds, report.unit),
-        *(f"{f.label}: {text}" for f in report.facts if (text := retrieval_text(f))),
-        *(f"{f.label}: {text}" for f in report.facts if (text := several_text(f))),
+        *filter(None, (result_tables.attribution_sentence(label, of) for label, of in report.steps.items())),
+        *filter(None, (answer_tables.collapse_sentence(label, of) for label, of in report.diversity.items())),
+        *result_tables.seed_sentences(report.seeds, report.unit),
+        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.retrieval_text(f))),
+        *(f"{f.label}: {text}" for f in report.facts if (text := answer_tables.several_text(f))),
         *report.notes,
     ]
 
