@@ -10,6 +10,7 @@ import streamlit as st
 from harness.analysis.estimators import Comparison, orient
 from harness.formatting import count
 from harness.report.columns import COMPARE_PAGE, heading
+from harness.report.wording import change_text
 from parts import charts, controls, project, safe_text, scores
 
 _HEADINGS = {"base": "reference"}  # the first of the candidates
@@ -49,8 +50,7 @@ def page() -> None:
             if c.unit.is_rate:
                 o, margin = orient(c), margins.get(task)
                 ends = (100 * o.delta, 100 * o.low, 100 * o.high)
-                said = scores.print_difference(c)
-                bar = charts.Bar(task, *ends, said, 100 * margin if margin else None)
+                bar = charts.Bar(task, *ends, change_text(c), 100 * margin if margin else None)
                 series.setdefault(name, []).append(bar)
     if series:
         title = f"change against {charts.plain(chosen[0])}, points; above 0 is better"

@@ -13,7 +13,8 @@ from harness.records import Run
 from harness.report import ExperimentReport
 from harness.report.columns import COMPARISON_FILE, map_values
 from harness.report.pictures import heat
-from parts import charts, controls, project, safe_text, scores
+from harness.report.wording import change_text
+from parts import charts, controls, project, safe_text
 
 _UNWANTED = ("unparsable", "truncated", "refused", "incomplete", "error")
 
@@ -87,7 +88,7 @@ def _draw_without_rates(report: ExperimentReport, labels: Sequence[str]) -> None
     for label in labels:
         for c in report.comparisons[label]:
             if not c.slice and c.task not in rates:
-                said = f"{scores.print_difference(c)} ({score(c.unit, c.new)} now)"
+                said = f"{change_text(c)} ({score(c.unit, c.new)} now)"
                 bar = charts.Bar(c.task, c.delta, c.low, c.high, said)
                 by_unit.setdefault(c.unit, {}).setdefault(label, []).append(bar)
     for unit, series in by_unit.items():

@@ -13,7 +13,7 @@ import streamlit as st
 
 from harness.analysis.candidate_facts import best_untrained, facts_of_run
 from harness.analysis.estimators import Estimate
-from harness.formatting import UNKNOWN, count, errors, score
+from harness.formatting import UNKNOWN, count
 from harness.records import Run
 from harness.report import CLASSES, ExperimentReport, describe_unread, last_line
 from harness.report.columns import (
@@ -26,6 +26,7 @@ from harness.report.columns import (
     metric_column,
 )
 from harness.report.escape import clean
+from harness.report.wording import answered_text
 from parts import charts, controls, project, safe_text, scores
 from parts.safe_text import COLOURS
 from parts.scores import AT_ONCE
@@ -264,8 +265,8 @@ def page() -> None:
     unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
     bars = []
     for name, (_, e) in zip(names, alike, strict=True):
-        said = score(e.unit, *e[:3]) + errors(e.n_errors)
-        bars.append(charts.Bar(name, unit.scale * e.score, unit.scale * e.low, unit.scale * e.high, said))
+        ends = (unit.scale * x for x in e[:3])
+        bars.append(charts.Bar(name, *ends, answered_text(e)))
     figure = charts.forest(
         {"score": bars}, f"{metric.replace('_', ' ')}{unit.axis}, with 95 % interval", zero=False
     )

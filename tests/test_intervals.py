@@ -29,7 +29,6 @@ from tests.golden import golden
         lambda: stats.inclusion_weights(["a"], {"b": 4}),
         lambda: stats.pareto_front([]),
         lambda: stats.hypervolume([[0.1, 0.2, 0.3]], (0, 0)),
-        lambda: stats.signal_to_noise([0.1], [0.1, 0.2]),
         lambda: stats.interim_bounds([]),
         lambda: stats.interim_bounds([0.5, 0.4, 1.0]),
         lambda: stats.interim_bounds([0.5]),
@@ -117,7 +116,7 @@ def test_the_hypervolume_is_the_dominated_share_of_a_grid(p):
     assert stats.hypervolume(p, (0.0, 0.0)) == pytest.approx(covered.mean(), abs=0.011)
 
 
-def test_a_collapsed_model_gives_one_answer_and_signal_to_noise_is_the_spread_over_repeats():
+def test_a_collapsed_model_gives_one_answer():
     assert stats.unique_share([]) is None
     assert stats.unique_share(["sea", " sea", "sea\n", "sea"]) == 0.25
 
@@ -125,8 +124,6 @@ def test_a_collapsed_model_gives_one_answer_and_signal_to_noise_is_the_spread_ov
     counted = max({a.strip() for a in answers}, key=lambda a: sum(b.strip() == a for b in answers))
     assert stats.commonest(answers) == (counted, 0.6)
     assert stats.commonest([]) is None
-    assert stats.signal_to_noise([0.3, 0.5, 0.4], [0.40, 0.42]) == pytest.approx(0.2 / 0.0141421, rel=1e-4)
-    assert stats.signal_to_noise([0.3, 0.5], [0.4, 0.4]) is None
 
 
 THIRDS, FIFTHS = (1 / 3, 2 / 3, 1.0), (0.2, 0.4, 0.6, 0.8, 1.0)

@@ -18,7 +18,6 @@ from harness.analysis.estimators import Comparison, Estimate
 from harness.analysis.ranking import estimate_columns, rank_with_ties
 from harness.errors import HarnessError
 from harness.experiment import judge_labels
-from harness.formatting import change
 from harness.records import Run, Sample
 from harness.report import ExperimentReport
 from harness.spec import GatePolicy
@@ -124,11 +123,6 @@ def _compare_pair(pair: Pair, changed: tuple[int, ...]) -> Comparison:
         identical=pair.base == pair.new,
         base_errors=pair.base_errors,
     )
-
-
-def print_difference(c: Comparison) -> str:
-    """Print a difference as reports do."""
-    return change(c.unit, c.delta, c.low, c.high)
 
 
 def read_all_answers(digest: str, item: str) -> tuple[Sample, ...]:

@@ -5,12 +5,13 @@ relative margin becomes a loss only once the base was measured; until then its a
 bounds judge a margin: a bound above it passes, below it fails, otherwise it is open.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from harness import formatting
 from harness.analysis.estimators import Comparison
 from harness.analysis.items_needed import MoreItems, find_facing_se
-from harness.analysis.verdict import Outcome, TaskComparison
+from harness.analysis.verdict import Outcome, TaskComparison, is_in_macro, is_safety
 from harness.spec import GatePolicy, Margin, Task
 from harness.stats import Interval
 
@@ -38,6 +39,11 @@ def critical_rates(policy: GatePolicy) -> LossRates:
 def margin_of(t: TaskComparison, policy: GatePolicy) -> float:
     """Return the loss that counts as a regression on this task, as a share of its metric's range."""
     return allowed_loss(task_margin(t.task, t.role, policy), skill(t))
+
+
+def map_margins(tasks: Iterable[TaskComparison], policy: GatePolicy) -> dict[str, float]:
+    """Map the tasks that count in the macro or for safety to the loss that counts as a regression on them."""
+    return {t.task.name: margin_of(t, policy) for t in tasks if is_in_macro(t) or is_safety(t, policy)}
 
 
 def allowed_loss(margin: Margin, skill: float) -> float:

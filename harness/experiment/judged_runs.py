@@ -21,7 +21,7 @@ from harness.analysis.economics import index_sentences
 from harness.analysis.estimators import Comparison
 from harness.analysis.gating import GateResult
 from harness.analysis.macro import macro_between
-from harness.analysis.margins import margin_of
+from harness.analysis.margins import map_margins
 from harness.analysis.ranking import RecipeDifference, compare_recipes
 from harness.analysis.seeds import average_pairs, family_of, item_variances, place_in_family, summarize_seeds
 from harness.analysis.significance import list_spare_items
@@ -180,12 +180,7 @@ def judge_and_decide(
         task=session.target.task.name,
         macro_margin=policy.macro if isinstance(policy.macro, float) else None,
         undecided_fails=policy.on_inconclusive == "fail",
-        margins={
-            t.task.name: margin_of(t, policy)
-            for run in tasks.values()
-            for t in run
-            if is_in_macro(t) or is_safety(t, policy)
-        },
+        margins=map_margins((t for run in tasks.values() for t in run), policy),
         answers=find_answers((session.target, *session.suites), reader, runs, of_runs),
         origins={f.label: origin(run) for f, run in zip(judged, runs, strict=True)},
         policy=session.experiment.decide,

@@ -23,14 +23,8 @@ Settings = Mapping[str, Mapping[str, Any]]  # of tasks, by their names
 NO_SETTINGS: Settings = {}
 _NOTHING_DECIDED = DecidePolicy()
 
-_LARGE = (
-    "verdict",
-    "corrected",
-    "training",
-    "slices",
-    "tokens",
-    "vs_prompt",
-)  # of a candidate's facts: kept elsewhere
+# Of a candidate's facts, kept elsewhere; a new field of one number is recorded by itself.
+_LARGE = ("verdict", "corrected", "training", "slices", "tokens", "vs_prompt")
 _UNRECORDED = (
     "the rows and gate settings are the same; the tasks, what else was measured or the rules changed"
 )

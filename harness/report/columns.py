@@ -12,11 +12,12 @@ from typing import Any, Generic, Literal, TypeVar
 from harness import plugins
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, gain, is_fine_tuned
 from harness.analysis.estimators import Comparison, Estimate
-from harness.formatting import RATE, UNKNOWN, Unit, change, count, errors, figure, points, score
+from harness.formatting import RATE, UNKNOWN, Unit, change, count, figure, points
 from harness.metrics import short_name
 from harness.records import SERVING, Run
 from harness.report.experiment_report import ExperimentReport
 from harness.report.wording import (
+    answered_text,
     arm_texts,
     best_first,
     change_text,
@@ -232,13 +233,8 @@ def leaderboard_columns(metrics: Sequence[str]) -> list[Column[Result]]:
 
 def metric_column(metric: str) -> Column[Result]:
     """Make the column of scores by another metric of the target."""
-
-    def text(e: Estimate) -> str:
-        return score(e.unit, *e[:3]) + errors(e.n_errors)
-
-    meaning = CANDIDATE_COLUMNS["target"].meaning
-    title = metric.replace("_", " ")
-    return _shown(f"by {metric}", title, meaning, lambda row: row.others.get(metric), text, "interval")
+    name, title, meaning = f"by {metric}", metric.replace("_", " "), CANDIDATE_COLUMNS["target"].meaning
+    return _shown(name, title, meaning, lambda row: row.others.get(metric), answered_text, "interval")
 
 
 def heading(column: Column[Any], metric: str = "", unit: Unit = RATE) -> str:

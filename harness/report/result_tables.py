@@ -25,7 +25,7 @@ from harness.report.columns import SPEED_TABLE, Result, print_table
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.experiment_report import AttributionStep
-from harness.report.wording import change_text, describe_disturbed, figure_text, score_text
+from harness.report.wording import answered_text, change_text, describe_disturbed, figure_text, score_text
 from harness.spec import TargetPolicy
 
 _SEED_COLUMNS = ("candidate", "seeds", "score of each", "over seeds", "SD between seeds", "vs best untrained")
@@ -47,8 +47,7 @@ def ablation_section(a: Ablation, unit: Unit) -> Section:
     columns = (a.grid, "score", "change", "p", "p corrected", "cost USD", "trained in")
     rows = []
     for f in a.factors:
-        change = formatting.change(unit, *f.difference[:3]) if f.difference else UNKNOWN
-        change = "(reference)" if f.candidate == a.reference else change
+        change = "(reference)" if f.candidate == a.reference else change_text(f.difference)
         p_values = map(formatting.p_value, (f.p, f.p_adjusted))
         costs = (formatting.usd(f.training_cost_usd), seconds(f.training_s))
         rows.append([_short(f.candidate, a.grid), formatting.score(unit, f.score), change, *p_values, *costs])
@@ -65,10 +64,9 @@ def seed_section(seeds: Iterable[SeedSummary], unit: Unit) -> Section:
     for s in seeds:
         if len(s.seeds) > 1:
             each = ", ".join(formatting.score(unit, x) for x in s.scores)
-            over = formatting.score(unit, *s.score[:3]) if s.score else VARIANCE_UNKNOWN
-            gain = formatting.change(unit, *s.gain[:3]) if s.gain else UNKNOWN
-            spread = formatting.score(unit, s.seed_sd)
-            rows.append([s.candidate, ", ".join(map(str, s.seeds)), each, over, spread, gain])
+            over = score_text(s.score) if s.score else VARIANCE_UNKNOWN
+            found = (each, over, formatting.score(unit, s.seed_sd), change_text(s.gain))
+            rows.append([s.candidate, ", ".join(map(str, s.seeds)), *found])
     return Section("seeds", "Seeds", _SEED_COLUMNS, rows)
 
 
@@ -81,8 +79,8 @@ def seed_sentences(seeds: Iterable[SeedSummary], unit: Unit) -> list[str]:
             unknown.append(f"{s.candidate} ({n_seeds})")
             continue
         each = ", ".join(formatting.score(unit, x) for x in s.scores)
-        gain = f", {formatting.change(unit, *s.gain[:3])} over the best untrained" if s.gain else ""
-        over, spread = formatting.score(unit, *s.score[:3]), formatting.score(unit, s.seed_sd)
+        gain = f", {change_text(s.gain)} over the best untrained" if s.gain else ""
+        over, spread = score_text(s.score), formatting.score(unit, s.seed_sd)
         pooled = f", pooled over recipes on {count(s.seed_df)} df" if s.is_pooled else ""
         found = f"{over} ({each}; SD between seeds {spread}{pooled}){gain}, over items and seeds"
         parts.append(f"{s.candidate} over {n_seeds}: {found}")
@@ -172,9 +170,9 @@ def targets_section(done: Sequence[CandidateFacts]) -> Section:
     tasks = dict.fromkeys(one.task for f in done for one in f.more_targets)
     rows = []
     for f, one in (pair for task in tasks for pair in found if pair[1].task == task):
-        score = score_text(one.score) + formatting.errors(one.score.n_errors)
         own = "(this one)" if f.name == one.untrained else change_text(one.vs_untrained)
-        rows.append([f"{one.task} ({one.metric})", f.label, score, own, change_text(one.vs_prompt)])
+        cells = (answered_text(one.score), own, change_text(one.vs_prompt))
+        rows.append([f"{one.task} ({one.metric})", f.label, *cells])
     return Section("more targets", "More targets", _TARGETS_COLUMNS, rows, _TARGETS_NOTE)
 
 
@@ -300,6 +298,5 @@ def steps_section(label: str, steps: Sequence[AttributionStep]) -> Section:
     if any(s.target for s in steps):
         rows.insert(0, ["target", *(change_text(s.target) for s in steps)])
     if any(s.macro for s in steps):
-        shown = [formatting.points(*s.macro[:3]) if s.macro else UNKNOWN for s in steps]
-        rows.append(["mean of the tasks that count", *shown])
+        rows.append(["mean of the tasks that count", *(change_text(s.macro) for s in steps)])
     return Section("steps", f"Where the change of {label} comes from", columns, rows, label=label)

@@ -28,6 +28,7 @@ from harness.report.interchange import junit, to_plain
 from harness.report.pictures import heat
 from harness.report.wording import (
     SMOKE,
+    answered_text,
     best_first,
     failure_line,
     family_text,
@@ -87,7 +88,7 @@ def _body(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Iterator[
         corrects_others = any(found.metric == report.metric for found in report.labels)
         marks = (_AS_GRADED,) if is_judge(report.metric) and corrects_others else ()
         yield replace(section, notes=(*section.notes, *marks))
-    yield _slices(report, done)
+    yield _slices(done)
     yield answer_tables.retrieval_section(done)
     yield from (
         result_tables.targets_section(done),
@@ -121,15 +122,11 @@ def _appendix(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Itera
     yield from (Section("provenance", *table) for table in result_tables.provenance_tables(report.origins))
 
 
-def _slices(report: ExperimentReport, done: Sequence[CandidateFacts]) -> Section:
+def _slices(done: Sequence[CandidateFacts]) -> Section:
     sizes = {name: estimate.n for f in done for name, estimate in f.slices.items() if name}
     rows = []
     for f in done:
-        found = [f.slices.get(name) for name in sorted(sizes)]
-        scores = [
-            formatting.score(report.unit, *e[:3]) + formatting.errors(e.n_errors) if e else UNKNOWN
-            for e in found
-        ]
+        scores = (answered_text(f.slices.get(name)) for name in sorted(sizes))
         rows += [[f.label, *scores]] if f.slices else []
     columns = [f"{name} (n = {formatting.count(sizes[name])})" for name in sorted(sizes)]
     notes = [f"{case}: {RULES[case]}" for case in sorted(RULES.keys() & sizes)]

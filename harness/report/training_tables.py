@@ -23,7 +23,7 @@ from harness.records import TRAINING, Curve, TrackedPoint, TrainingRecord, Trial
 from harness.report.document import Section
 from harness.report.escape import clean
 from harness.report.pictures import AxisScale, axes, group, line, mark, path, picture, text
-from harness.report.wording import figure_text
+from harness.report.wording import change_text, figure_text
 from harness.stats import pareto_front
 from harness.store import TrialRun
 
@@ -195,8 +195,7 @@ def sets_section(of: TrainingSets, unit: Unit) -> Section:
         if one.n_labelled not in (None, one.n_rows):
             n_rows = f"{n_rows} ({count(one.n_labelled)})"
         shown = score(unit, one.score, *(one.estimate[1:3] if one.estimate else ()))
-        change = formatting.change(unit, *one.difference[:3]) if one.difference else UNKNOWN
-        change = "(reference)" if one.candidate == of.reference else change
+        change = "(reference)" if one.candidate == of.reference else change_text(one.difference)
         p_values = map(formatting.p_value, (one.p, one.p_adjusted))
         costs = map(formatting.usd, (one.label_cost_usd, one.training_cost_usd))
         trained = (one.candidate, one.source, n_rows, count(one.n_tokens))

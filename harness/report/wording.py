@@ -62,14 +62,20 @@ def live_line(f: CandidateFacts, metric: str, *, smoke: bool = False) -> str:
 
 def first_result_line(name: str, target: Estimate, metric: str, *, smoke: bool = False) -> str:
     """Say what one candidate reached on the target before anything else is measured."""
-    score = score_text(target) + formatting.errors(target.n_errors)
-    text = f"{name}: {short_name(metric)} {score}{f' · {SMOKE}' if smoke else ''}"
+    text = f"{name}: {short_name(metric)} {answered_text(target)}{f' · {SMOKE}' if smoke else ''}"
     return f"{text}, a first result; next, the capability suite of the base"
 
 
 def score_text(e: Estimate | None) -> str:
     """Print a score with its interval, in its unit."""
     return formatting.score(e.unit, *e[:3]) if e else formatting.UNKNOWN
+
+
+def answered_text(e: Estimate | None, *, whole: bool = False) -> str:
+    """Print a score with its interval and the number of answers that failed; `whole` spares digits."""
+    if e is None:
+        return formatting.UNKNOWN
+    return formatting.score(e.unit, *e[:3], whole=whole) + formatting.errors(e.n_errors)
 
 
 def change_text(c: Comparison | Estimate | None, *, whole: bool = False) -> str:
@@ -102,9 +108,7 @@ def arm_texts(c: Comparison) -> tuple[str, str]:
 
 def target_text(f: CandidateFacts, *, tight: bool = False) -> str:
     """Print a candidate's score on the target, with the number of its answers that failed."""
-    if f.target is None:
-        return formatting.UNKNOWN
-    return formatting.score(f.target.unit, *f.target[:3], whole=tight) + formatting.errors(f.target.n_errors)
+    return answered_text(f.target, whole=tight)
 
 
 def miss_text(m: MissRate) -> str:

@@ -39,8 +39,7 @@ from harness.stats.sequential import (
 )
 from harness.stats.variation import (
     MIN_FOLDS, MIN_SEEDS, Variance, VarianceComponents, commonest, cross_validated_variance,
-    detectable_mean, fold_variance, pass_at_k, satterthwaite, seed_variance, signal_to_noise,
-    unique_share,
+    detectable_mean, fold_variance, pass_at_k, satterthwaite, seed_variance, unique_share,
 )
 # isort: on
 # fmt: on

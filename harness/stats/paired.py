@@ -194,23 +194,16 @@ def stratified_flips_interval(strata: Sequence[StratumFlips], alpha: float = 0.0
     Source: distances added by MOVER (Zou & Donner 2008), Tango 1998; the two phases of the variance after
     Cochran 1977, section 12.
     """
-    total = sum(s.pool for s in strata)
-    gains, losses = (sum(s.pool * x / s.n for s, x in zip(strata, xs, strict=True)) for xs in _flips(strata))
+    total, unsampled = sum(s.pool for s in strata), [_finite_population_factor(s.n, s.pool) for s in strata]
+    gains, losses = (sum(s.pool * s[i] / s.n for s in strata) for i in (0, 1))
     delta = (gains - losses) / total
     whole = tango_interval(gains, losses, total, alpha)
     below, above = (delta - whole.low) ** 2, (whole.high - delta) ** 2
-    for s in strata:
-        unsampled = _finite_population_factor(s.n, s.pool)
+    for s, factor in zip(strata, unsampled, strict=True):
         own_delta, ends = (s.gains - s.losses) / s.n, tango_interval(s.gains, s.losses, s.n, alpha)
-        below += (s.pool / total) ** 2 * unsampled * (own_delta - ends.low) ** 2
-        above += (s.pool / total) ** 2 * unsampled * (ends.high - own_delta) ** 2
+        below += (s.pool / total) ** 2 * factor * (own_delta - ends.low) ** 2
+        above += (s.pool / total) ** 2 * factor * (ends.high - own_delta) ** 2
     return Interval(delta - sqrt(below), delta + sqrt(above))
-
-
-def _flips(strata: Sequence[StratumFlips]) -> tuple[list[float], list[float]]:
-    for s in strata:
-        _finite_population_factor(s.n, s.pool)
-    return [s.gains for s in strata], [s.losses for s in strata]
 
 
 def neyman_allocation(

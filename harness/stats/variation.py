@@ -13,9 +13,8 @@ from math import comb, inf, isfinite, sqrt
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from harness.stats.intervals import finite, t_quantile, z_quantile
+from harness.stats.intervals import t_quantile, z_quantile
 
 MIN_SEEDS = 3
 _MOST_DF = 1e6  # beyond that t is the normal distribution
@@ -173,22 +172,6 @@ def unique_share(outputs: Sequence[str]) -> float | None:
     Source: the simplest case of type-token ratios, Templin 1957.
     """
     return len({output.strip() for output in outputs}) / len(outputs) if outputs else None
-
-
-def signal_to_noise(scores: ArrayLike, repeats: ArrayLike) -> float | None:
-    """Return a task's spread over models that should differ, relative to the spread of repeated measurements.
-
-    (max − min of `scores`)/(standard deviation of `repeats`): scores of checkpoints or candidates, and of A/A
-    measurements of one model. Below some 3 a task ranks by noise. None if the repeats do not vary. Not for
-    repeats on the same items with greedy decoding, unless the layout or the items were sampled again.
-
-    Raises:
-        ValueError: fewer than two scores or repeats, or a value is NaN.
-
-    Source: Heineman et al. 2025, arXiv:2508.13144.
-    """
-    x, noise = finite(scores, "scores", 2), float(finite(repeats, "repeats", 2).std(ddof=1))
-    return float(x.max() - x.min()) / noise if noise > 0 else None
 
 
 def pass_at_k(n: int, n_right: int, k: int) -> float:
