@@ -257,6 +257,21 @@ def fill_errors(
     )
 
 
+def align_all(metric: Metric, runs: Sequence[Sequence[SampleResult]]) -> list[Arms]:
+    """Match the rows of several runs with the first one's on the items that all scored; errors score worst.
+
+    Raises:
+        IncompatibleRuns: the runs hold different items, or none was scored in all of them.
+    """
+    filled = [fill_errors(metric, rows, rows).base for rows in runs]
+    aligned = [align(metric, filled[0], rows) for rows in filled]
+    shared = set.intersection(*(set(arms.ids) for arms in aligned))
+    if not shared:
+        none = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"
+        raise IncompatibleRuns(f"{none}. Next: evaluate all on the same split and limit")
+    return [arms.only(np.array([i in shared for i in arms.ids])) for arms in aligned]
+
+
 def _set_parts(
     metric: Metric, rows: Sequence[SampleResult], ids: Sequence[str], parts: Mapping[str, tuple[float, ...]]
 ) -> Sequence[SampleResult]:

@@ -206,8 +206,6 @@ def average_macro(
     Raises:
         ValueError: no task is admitted.
     """
-    if not admitted:
-        raise ValueError("found no admitted task to average")
     scales = tuple(1 / skill(t) if is_relative(policy.macro) else 1.0 for t in admitted)
     scaled = [(s, t.counted) for s, t in zip(scales, admitted, strict=True)]
     bounds = [Interval(s * c.lower, s * c.upper) for s, c in scaled]

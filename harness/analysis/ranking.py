@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness import stats
-from harness.analysis.alignment import Arms, align, fill_errors, quantile, select_ids
+from harness.analysis.alignment import Arms, align_all, quantile
 from harness.analysis.estimators import Estimate, estimate_difference, identical_difference
-from harness.errors import IncompatibleRuns
 from harness.metrics import Metric, extremes
 from harness.records import SampleResult
 
@@ -27,26 +26,15 @@ if TYPE_CHECKING:
 _ALPHA = 0.05
 
 
-class _Answers(NamedTuple):
-    """A candidate's answers: family codes (n,), parts (n, k), and which items have a score (n,)."""
-
-    ids: tuple[str, ...]
-    families: NDArray[np.intp]
-    weights: NDArray[np.float64]
-    parts: NDArray[np.float64]
-    scored: NDArray[np.bool_]
-    folds: NDArray[np.int_]
-
-
 def estimate_columns(metric: Metric, columns: "MetricColumns") -> Estimate | None:
     """Estimate a score with its 95 % interval, as `estimate` does of rows; None where nothing was scored."""
     return _estimate(metric, _read(metric, columns), sum(columns.failed))
 
 
-def _estimate(metric: Metric, own: _Answers, n_errors: int) -> Estimate | None:
-    if not own.scored.any():
+def _estimate(metric: Metric, own: Arms, n_errors: int) -> Estimate | None:
+    if not own.valid.any():
         return None
-    return identical_difference(metric, _arms(own, own)).base._replace(n_errors=n_errors)
+    return identical_difference(metric, _pair(own, own)).base._replace(n_errors=n_errors)
 
 
 def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> dict[str, int]:
@@ -71,16 +59,16 @@ def rank_with_ties(metric: Metric, columns: Mapping[str, "MetricColumns"]) -> di
     return ranks
 
 
-def _differ(metric: Metric, one: _Answers, other: _Answers) -> bool:
-    arms = _arms(one, other)
+def _differ(metric: Metric, one: Arms, other: Arms) -> bool:
+    arms = _pair(one, other)
     if not arms.ids:
         return False
     low, high = estimate_difference(metric, arms).ends(_ALPHA)
     return low > 0 or high < 0
 
 
-def _read(metric: Metric, columns: "MetricColumns") -> _Answers:
-    """Read a candidate's columns; an answer that failed has the worst parts there are."""
+def _read(metric: Metric, columns: "MetricColumns") -> Arms:
+    """Read a candidate's columns as both arms, `valid` where it has a score; a failed answer scores worst."""
     parts = list(columns.parts)
     for at in np.flatnonzero(columns.failed):
         if parts[at] is None and (found := extremes(metric, columns.references[at])):
@@ -89,14 +77,9 @@ def _read(metric: Metric, columns: "MetricColumns") -> _Answers:
     known = np.array([p for p in parts if p is not None], float)
     filled = np.full((len(parts), *known.shape[1:]), np.nan)
     filled[scored] = known
-    return _Answers(
-        columns.ids,
-        _code_families(columns.ids, columns.clusters),
-        np.array(columns.weights, float),
-        filled,
-        scored,
-        np.array(columns.folds or [0] * len(columns.ids)),
-    )
+    families, folds = _code_families(columns.ids, columns.clusters), columns.folds or [0] * len(columns.ids)
+    weights, numbers = np.array(columns.weights, float), np.array(folds)
+    return Arms(columns.ids, families, weights, filled, filled, scored, numbers, numbers)
 
 
 @lru_cache(maxsize=4)
@@ -106,21 +89,11 @@ def _code_families(ids: tuple[str, ...], clusters: tuple[str, ...]) -> NDArray[n
     return np.unique(families, return_inverse=True)[1]
 
 
-def _arms(base: _Answers, new: _Answers) -> Arms:
-    both = base.scored & new.scored
-    ids, families = base.ids, base.families
-    if not both.all():
-        ids, families = select_ids(ids, both), np.unique(families[both], return_inverse=True)[1]
-    return Arms(
-        ids,
-        families,
-        base.weights[both],
-        base.parts[both],
-        new.parts[both],
-        np.ones(len(ids), bool),
-        base.folds[both],
-        new.folds[both],
-    )
+def _pair(base: Arms, new: Arms) -> Arms:
+    """Pair two candidates on the items that both have a score of."""
+    both = base.valid & new.valid
+    arms = base._replace(new=new.new, new_folds=new.new_folds, valid=np.ones(len(both), bool))
+    return arms if both.all() else arms.only(both)
 
 
 class RecipeDifference(NamedTuple):
@@ -146,13 +119,7 @@ def compare_recipes(
     Raises:
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
     """
-    runs = [fill_errors(metric, rows, rows).base for rows in (*base, *new)]  # a failed answer scores worst
-    aligned = [align(metric, runs[0], rows) for rows in runs]
-    shared = set.intersection(*(set(a.ids) for a in aligned))
-    if not shared:
-        none = f"metric {metric.name!r}: found no item that all {len(aligned)} runs scored"
-        raise IncompatibleRuns(f"{none}. Next: evaluate all on the same split and limit")
-    aligned = [a.only(np.array([i in shared for i in a.ids])) for a in aligned]
+    aligned = align_all(metric, (*base, *new))
     old, now = (np.mean([a.new for a in of], axis=0) for of in (aligned[: len(base)], aligned[len(base) :]))
     arms = aligned[0]._replace(base=old, new=now, new_folds=aligned[len(base)].new_folds)
     found = estimate_difference(metric, arms)

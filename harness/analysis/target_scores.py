@@ -16,7 +16,7 @@ import numpy as np
 
 from harness import formatting, stats
 from harness.analysis import comparison
-from harness.analysis.alignment import align, fill_errors
+from harness.analysis.alignment import align_all
 from harness.analysis.estimators import Comparison, Estimate
 from harness.errors import Unscored
 from harness.metrics import Metric, Parts, trait
@@ -159,10 +159,7 @@ def learning_curve(candidate: str, trained: Sequence[TrainingSize], metric: Metr
 
 def _errors(metric: Metric, best: float, runs: Sequence[Sequence[SampleResult]]) -> tuple[Array, Array]:
     """Return each size's distance from the best value: observed (1, k), and over drawn clusters (d, k)."""
-    filled = [fill_errors(metric, rows, rows).base for rows in runs]  # errors score worst
-    arms = [align(metric, filled[-1], rows) for rows in filled]
-    shared = set.intersection(*(set(a.ids) for a in arms))
-    arms = [a.only(np.array([i in shared for i in a.ids])) for a in arms]
+    arms = align_all(metric, runs)
     clusters = arms[0].clusters
     n_clusters = int(clusters.max()) + 1
     times = np.random.default_rng(0).multinomial(n_clusters, np.full(n_clusters, 1 / n_clusters), _DRAWS)
