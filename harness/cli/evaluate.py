@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from harness.cli.app import EXPERIMENT, app, print_json, print_lines, print_scores, say
+from harness.cli.app import EXPERIMENT, app, print_lines, print_result, print_scores, say
 from harness.cli.options import RUNS, Argument, ExperimentFile, Json, Option, Precision, RunsFolder, verb
 from harness.errors import Problem, UserError
 from harness.formatting import count, plain, seconds
@@ -52,9 +52,8 @@ def evaluate(
         found = "--log-samples without a folder"
         raise UserError(Problem("harness eval", found, "where to write the rows", "add -o FOLDER"))
     if tasks:
-        from harness.cli.progress_bar import console
         from harness.experiment import standalone
-        from harness.report import score_table
+        from harness.report import ResultDocument, score_section
 
         names = [name.strip() for text in tasks for name in text.split(",") if name.strip()]
         evaluated = standalone.tasks_of(names, limit, num_fewshot, trust_remote_code=trust_remote_code)
@@ -65,10 +64,8 @@ def evaluate(
         written = standalone.write(scores, output_path, log_samples=log_samples) if output_path else ()
         for line in [*(f"wrote {path}" for path in written), *scores.notes]:
             say(line)
-        if as_json:
-            print_json(standalone.to_json(scores))
-        else:
-            console(100).print(score_table(scores.scores))
+        document = ResultDocument("", [score_section(scores.scores)], "")
+        print_result(standalone.to_json(scores), document, as_json)
         return
     given = {
         "--limit": limit,

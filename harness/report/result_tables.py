@@ -7,13 +7,14 @@ stands beside the one that was required, and a judge's own beside the corrected 
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import formatting
 from harness.analysis.ablation import Ablation
 from harness.analysis.arithmetic import ENDS, NUMBERS, Number
 from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.decision import Decision
+from harness.analysis.estimators import Estimate
 from harness.analysis.goals import basis_text
 from harness.analysis.human_preferences import Wins
 from harness.analysis.judge_correction import PairBias
@@ -232,6 +233,30 @@ def wins_sentence(f: CandidateFacts, declared: TargetPolicy | None) -> str:
     )
     rate = score_text(wins.rate)
     return f"preferred to {wins.over} on {rate} % of items {basis_text(wins)}, where {required}{lacking}"
+
+
+_SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
+
+
+class ScoreRow(NamedTuple):
+    """One score of a task, or of one task of a group (`part`); None where nothing was scored."""
+
+    task: str
+    part: str
+    num_fewshot: int
+    metric: str
+    estimate: Estimate | None
+
+
+def score_section(scores: Iterable[ScoreRow]) -> Section:
+    """Lay scores out, rates in percent, others in their own unit; each task is named once."""
+    rows, previous = list[list[str]](), ("", "")
+    for s in scores:
+        is_first, previous = (s.task, s.part) != previous, (s.task, s.part)
+        cells = (str(s.num_fewshot), s.metric, score_text(s.estimate))
+        n = count(s.estimate.n if s.estimate else 0)
+        rows.append([(s.part or s.task) if is_first else "", *cells, n])
+    return Section("scores", columns=_SCORE_COLUMNS, rows=rows)
 
 
 Origins = Mapping[str, Mapping[str, str]]

@@ -5,9 +5,8 @@ wraps only where none that fits would tell it apart. Nothing that a model or a f
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, NamedTuple
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -17,8 +16,7 @@ from rich.text import Text
 from harness import formatting
 from harness.analysis.candidate_facts import CandidateFacts, best_untrained, is_fine_tuned, passes_alone
 from harness.analysis.economics import forecast_text
-from harness.analysis.estimators import Estimate
-from harness.formatting import UNKNOWN, count
+from harness.formatting import UNKNOWN
 from harness.report.answer_tables import collapse_sentence, diversity_text, retrieval_text, several_text
 from harness.report.columns import result_headings, result_rows
 from harness.report.document import STYLES, terminal_lines
@@ -42,7 +40,6 @@ from harness.report.wording import (
     describe_stopped,
     describe_unread,
     last_line,
-    score_text,
     verdict_word,
 )
 
@@ -243,33 +240,3 @@ def _count_free(rows: Sequence[dict[str, str]], gap: int) -> int:
     others = list(zip(*(row.values() for row in rows), strict=True))[1:]
     lines = ([line for cell in column for line in cell.split("\n")] for column in others)
     return WIDTH - sum(max(map(cell_len, of)) for of in lines) - gap * len(others)
-
-
-_SCORE_COLUMNS = ("task", "n-shot", "metric", "score [95 % interval]", "n")
-
-
-class ScoreRow(NamedTuple):
-    """One score of a task, or of one task of a group (`part`); None where nothing was scored."""
-
-    task: str
-    part: str
-    num_fewshot: int
-    metric: str
-    estimate: Estimate | None
-
-
-def score_table(scores: Iterable[ScoreRow]) -> Table:
-    """Lay scores out, rates in percent, others in their own unit; a group's tasks are indented."""
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for header in _SCORE_COLUMNS:
-        side: Literal["left", "right"] = "right" if header in ("n-shot", "n") else "left"
-        table.add_column(Text(header), no_wrap=True, overflow="fold", justify=side)
-    previous = None
-    for s in scores:
-        named = f"  {s.part}" if s.part else s.task
-        shown = "" if named == previous else named
-        previous = named
-        n = count(s.estimate.n if s.estimate else 0)
-        cells = (clean(shown), str(s.num_fewshot), clean(s.metric), score_text(s.estimate), n)
-        table.add_row(*map(Text, cells))
-    return table
