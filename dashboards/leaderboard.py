@@ -265,8 +265,8 @@ def page() -> None:
     unit, names = known[0][1].unit, controls.distinct([run for run, _ in alike])
     bars = []
     for name, (_, e) in zip(names, alike, strict=True):
-        ends = (unit.scale * x for x in e[:3])
-        bars.append(charts.Bar(name, *ends, answered_text(e)))
+        value, low, high = (unit.scale * x for x in e[:3])
+        bars.append(charts.Bar(name, value, low, high, answered_text(e)))
     figure = charts.forest(
         {"score": bars}, f"{metric.replace('_', ' ')}{unit.axis}, with 95 % interval", zero=False
     )
