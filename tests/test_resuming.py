@@ -14,7 +14,7 @@ from tiny_methods import Interrupted, stop_at
 from harness.errors import CandidateFailed, UserError
 from harness.evaluation.runner import open_weights
 from harness.experiment.candidate_weights import ensure_weights
-from harness.experiment.training_fit import FitInputs, fit
+from harness.experiment.training_fit import Fit, FitInputs
 from harness.methods import bottleneck, dpo, full, head, lora, spectrum
 from harness.models.weight_files import tensors_of
 from harness.progress import SilentProgress
@@ -259,4 +259,4 @@ def test_damaged_weights_answer_nothing_and_start_nothing(session, method, param
         with pytest.raises(CandidateFailed, match=told), open_weights(session, made):
             pass
         with pytest.raises(CandidateFailed, match=told):
-            fit(session, candidate, 0, FitInputs(made, None, (), made.folder.with_name("next")))
+            Fit(session, candidate, 0).make(FitInputs(made, None, (), made.folder.with_name("next")))
