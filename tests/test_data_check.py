@@ -177,7 +177,7 @@ def test_problems_of_all_files_come_at_once(tmp_path):
 
 def test_columns_and_files_that_do_not_fit_are_refused_with_the_next_step(tmp_path):
     path = write(tmp_path / "rows.jsonl", make_clean_rows())
-    assert list_problems(path, source="lable")[0].next_step == "did you mean 'label'?"
+    assert list_problems(path, date="lable")[0].next_step == "did you mean 'label'?"
     assert list_problems(path, prompt="txt")[0].next_step == "did you mean 'text'?"
     (problem,) = list_problems(path, tmp_path / "." / "rows.jsonl")
     assert (problem.found, bool(problem.next_step)) == ("a file that is named twice", True)
@@ -556,20 +556,25 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
     assert any("18 days or older at 2026-02-01" in f.title for f in found), [f.title for f in found]
 
 
-def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(find, tmp_path):
+def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(tmp_path):
     rng = random.Random(3)
     own = {group: rng.sample(WORDS, 25) for group in range(30)}
     placed = [(group, i) for group in own for i in range(20)]
     rows = [
         {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g} for g, i in placed
     ]
-    test = write(tmp_path / "test.jsonl", rows[480:])
-    told, apart = (
-        next(f for f in find(rows[:480], "traits", test=[test], **named) if "representativeness" in f.title)
-        for named in ({}, {"source": "article"})
-    )
-    assert (told.severity, apart.severity) == ("warning", "note")
+    whole, parts = write(tmp_path / "all.jsonl", rows), tmp_path / "parts"
+    run_command(f"harness data split {whole} --group article --shares 0.8,0,0.2 --out {parts}")
+
+    def find_representativeness():
+        options = RowCheck([str(parts / "train.jsonl")], test=[str(parts / "test.jsonl")], only=["traits"])
+        return next(f for f in examine_rows(options).findings if "representativeness" in f.title)
+
+    apart = find_representativeness()
+    assert apart.severity == "note"
     assert "other values of 'article'" in apart.meaning
+    (parts / "split.manifest.json").unlink()
+    assert find_representativeness().severity == "warning"
 
 
 def test_rows_found_by_embeddings_alone_are_decided_by_hand(tmp_path):

@@ -352,17 +352,6 @@ def test_rows_beyond_the_context_are_all_found_by_words_or_the_tokenizer_of_the_
     assert "longer than the 256 tokens" in found[0].title
 
 
-def test_a_format_that_goes_with_a_source_is_found_and_one_of_all_is_not(find):
-    rows = [{**row, "origin": "abc"[i % 3]} for i, row in enumerate(texts(300, 1))]
-    assert alarms(find(rows, "answer_formats", source="origin")) == []
-    for row in rows[::3]:
-        row["reference"] = f"Answer: {row['reference']}"
-    found = alarms(find(rows, "answer_formats", source="origin"))
-    assert {"'a'" in f.title for f in found} == {True}
-    assert all(set(lines(f)) <= set(range(1, 301, 3)) and len(f.rows) == f.count > 0 for f in found)
-    assert any("begin with a mark such as 'Answer:' in 100 %" in f.title for f in found)
-
-
 @pytest.mark.parametrize("layout", sorted(LAYOUT_ROWS.keys() - {"transcript"}))
 def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(find, tmp_path, layout):
     asked = [(f"{a} {b}?", f"It is {b}") for a, b in pairwise(WORDS[:40])]
@@ -385,7 +374,7 @@ def test_answers_with_white_space_around_them_are_found_and_cut_in_every_layout(
 
 def test_white_space_in_front_of_answers_is_cut_only_when_asked(find, tmp_path):
     named = [(f"Code of {a}?", f"    return {b}") for a, b in pairwise(WORDS[:30])]
-    rows = [{"prompt": asks, "reference": says, "source": "a"} for asks, says in named]
+    rows = [{"prompt": asks, "reference": says} for asks, says in named]
     write(tmp_path / "code.jsonl", rows)
     command = ["data", "clean", str(tmp_path / "code.jsonl"), "--out"]
     for options in ([], ["--leading-spaces"]):

@@ -325,7 +325,6 @@ def data_check(
     ] = None,
     *,
     named: RowColumns,
-    source: Annotated[str | None, Option("The column that says where a row comes from.")] = None,
     date: Annotated[str | None, Option("The column of a row's date, for freshness.")] = None,
     date_format: Annotated[str | None, Option("The form of the dates, such as %d.%m.%Y.")] = None,
     embeddings: Annotated[
@@ -359,7 +358,6 @@ def data_check(
         tuple(test or ()),
         base or (experiment.base_model if experiment else None),
         *named,
-        source,
         date,
         embeddings=embeddings,
         date_format=date_format,

@@ -42,7 +42,6 @@ from harness.stats import Variance, VarianceComponents
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
 _FIRST = 2_000  # rows by which columns and layout are recognised
-_SOURCE, _ROWS_A_SOURCE = "source", 5
 
 
 class RowCheck(NamedTuple):
@@ -56,7 +55,6 @@ class RowCheck(NamedTuple):
     base: str | None = None
     prompt: str | None = None
     reference: str | None = None
-    source: str | None = None
     date: str | None = None
     only: Sequence[str] | None = None
     most: int = MOST_MODELLED
@@ -98,8 +96,7 @@ def examine_rows(options: RowCheck, progress: Progress | None = None) -> CheckRe
             own = reading
         else:
             own = recognise(options._replace(files=options.test, prompt=None, reference=None), first)
-        source, date = (column if column in names else None for column in (reading.source, reading.date))
-        of_test = own._replace(source=source, date=date)
+        of_test = own._replace(date=reading.date if reading.date in names else None)
     return examine_table(options, reading, of_test, progress)
 
 
@@ -147,8 +144,8 @@ def examine_target(
     """Check a task's training rows as the task reads them, held against its test rows."""
     options = _check_task(task)._replace(most=most, embeddings=embeddings)
     first = _read_first_rows([absolute(path) for path in options.files])
-    named = {"prompt": options.prompt, "reference": options.reference}
-    reading = ReadingOptions(task, formats.layout_of(task, first), usual_source=usual_source(first), **named)
+    layout = formats.layout_of(task, first)
+    reading = ReadingOptions(task, layout, prompt=options.prompt, reference=options.reference)
     tested = _read_first_rows([absolute(path) for path in options.test]) if options.test else first
     return examine_table(options, reading, reading._replace(layout=formats.layout_of(task, tested)), progress)
 
@@ -197,19 +194,7 @@ def recognise(options: RowCheck, first: readers.Rows) -> ReadingOptions:
     seen = look(request, first)
     task = Task.model_validate({**_TASK, "fields": seen.fields})
     layout = formats.layout_of(task, first)
-    read_by = {c for of in (task.fields.prompt, task.fields.reference) for c in columns_of(of, columns)}
-    usual = usual_source(first) if len(options.files) == 1 else None
-    usual = None if usual in read_by else usual
-    named_columns = (options.source, options.date, options.prompt, options.reference)
-    return ReadingOptions(task, layout, *named_columns, usual, options.date_format)
-
-
-def usual_source(first: readers.Rows) -> str | None:
-    """Return the column `source` where it names the sources of rows: a few texts, each of several rows."""
-    values = [row.fields.get(_SOURCE) for row in first.rows]
-    given = [value for value in values if isinstance(value, str) and value]
-    is_few = 2 <= len(set(given)) <= len(given) // _ROWS_A_SOURCE
-    return _SOURCE if is_few and 2 * len(given) > len(values) else None
+    return ReadingOptions(task, layout, options.date, options.prompt, options.reference, options.date_format)
 
 
 def _read_first_rows(paths: Sequence[str]) -> readers.Rows:

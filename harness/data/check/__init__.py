@@ -54,24 +54,20 @@ if TYPE_CHECKING:
 HELD = 1_000_000_000  # bytes of texts in memory
 _FIRST = 2_000  # rows that say whether the answers are lists of objects
 _A_ROW = 1_500  # bytes of a row beside its characters
-_NO_SOURCE = "(empty)"
 
 
 class ReadingOptions(NamedTuple):
-    """Way of reading rows: as a task reads them, by a layout if there is one; columns of source and date.
+    """Way of reading rows: as a task reads them, by a layout if there is one; the column of dates.
 
     `prompt` and `reference` are columns or templates as the user named them, None where they were guessed;
-    `date_format` is the form of dates that are not written in a usual one;
-    `usual_source` is a column of that name, by which rows are told apart where no source was named.
+    `date_format` is the form of dates that are not written in a usual one.
     """
 
     task: Task
     layout: Layout | None = None
-    source: str | None = None
     date: str | None = None
     prompt: str | None = None
     reference: str | None = None
-    usual_source: str | None = None
     date_format: str | None = None
 
     @property
@@ -89,7 +85,7 @@ class ReadingOptions(NamedTuple):
 
 
 class TableEntry(NamedTuple):
-    """A row that can be used: its place, question and answer, what it is about, and its draw in [0, 1).
+    """A row that can be used: its place, question and answer, and its draw in [0, 1).
 
     `qa` is the row as `data dedup` sees it: the question without what it stands on, and all answers.
     `spaced` are the answers with white space at an end, as the file has them; `is_augmented` says that the
@@ -101,7 +97,6 @@ class TableEntry(NamedTuple):
     question: str
     answer: str
     qa: QuestionAndAnswers
-    source: str
     date: datetime | None
     draw: float
     spaced: tuple[str, ...] = ()
@@ -161,12 +156,12 @@ class RowTable:
         return [file for file, n in self.per_file.items() if 0 < n_dropped[file] == n - n_unusable[file]]
 
     def draw(self, most: int) -> list[TableEntry]:
-        """Draw at most so many entries, every class (or source) by its share, in the order of the files."""
+        """Draw at most so many entries, every class by its share, in the order of the files."""
         if len(self.entries) <= most:
             return list(self.entries)
         of: dict[str, list[int]] = {}
         for i, entry in enumerate(self.entries):
-            of.setdefault(entry.answer if self.labels else entry.source, []).append(i)
+            of.setdefault(entry.answer if self.labels else "", []).append(i)
         rng, chosen = random.Random("check"), []
         for _, members in sorted(of.items()):
             rng.shuffle(members)
@@ -216,15 +211,15 @@ class _Maker:
                 rows = self._count_cells(readers.stream(path, split))
                 for row in cells.write_empty_lists(answer[1] if answer else "", rows, _FIRST):
                     n += 1
-                    self._add(row, shown)
+                    self._add(row)
                 self.per_file[shown] = n
                 if not n:
                     step = "add rows, or leave the file out"
                     raise UserError(readers.phrase_no_rows(path, "at least one row", step))
-        for name, column in (("source", self.reading.source), ("date", self.reading.date)):
-            if column and self.columns and column not in self.columns:
-                found, step = f"the column {column!r}", did_you_mean(column, self.columns)
-                problems.append(Problem(f"--{name}", found, "a column of the rows", step))
+        column = self.reading.date
+        if column and self.columns and column not in self.columns:
+            found, step = f"the column {column!r}", did_you_mean(column, self.columns)
+            problems.append(Problem("--date", found, "a column of the rows", step))
         files = ", ".join(self.per_file)
         problems += cells.find_mixed_columns(self.columns)
         problems += cap_problems(self.no_dates, files, "dates that cannot be read")
@@ -242,7 +237,7 @@ class _Maker:
             cells.count_cells(self.columns, row)
             yield row
 
-    def _add(self, row: Row, shown: str) -> None:
+    def _add(self, row: Row) -> None:
         try:
             example = examples.read_example(self.reading.task, self.reading.layout, row)
         except UserError as error:
@@ -270,9 +265,6 @@ class _Maker:
         draw = self.rng.random()
         if draw >= self.share:
             return
-        column = self.reading.source or self.reading.usual_source
-        source = row.fields.get(column) if column else shown
-        source = _NO_SOURCE if source in (None, "") else source
         when = self._date(row)
         written = list_written_answers(row.fields, roles)
         # An answer stands in its row by itself, or is made of columns that stand there so.
@@ -280,9 +272,7 @@ class _Maker:
         is_joined = len(roles.answers) > 1 and roles != PAIRS and bool(written)
         self.in_rows &= len(answer) > LONGEST_LABEL or stands or is_joined
         spaced = tuple(of.text for of in written if of.text.strip() not in ("", of.text))
-        entry = TableEntry(
-            row.where, example, question, answer, said, str(source), when, draw, spaced, is_augmented(row)
-        )
+        entry = TableEntry(row.where, example, question, answer, said, when, draw, spaced, is_augmented(row))
         self.entries.append(entry)
         self.size += _size(entry)
         while self.size > self.held:

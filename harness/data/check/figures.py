@@ -238,12 +238,9 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
         meaning = "with 80 % power, where two models answer 10 to 30 % of the items differently"
         yield Finding("note", title, meaning)
     if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
-        # Groups that training and test do not share: those of `--source`, or by which the files were split.
-        if table.reading.source and not {e.source for e in drawn} & {e.source for e in test}:
-            apart: str | None = table.reading.source
-        else:
-            groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
-            apart = groups.pop() if len(groups) == 1 else None
+        # Training and test that were split by a column share none of its groups.
+        groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}
+        apart = groups.pop() if len(groups) == 1 else None
         yield from _compare_with_test(drawn, test, apart)
 
 

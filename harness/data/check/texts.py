@@ -4,14 +4,13 @@ Invariant: an example is masked; no personal data that was found is shown or kep
 Source: Speer 2019, ftfy, https://doi.org/10.5281/zenodo.2591652
 """
 
-import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from itertools import zip_longest
 
 from harness.data.cells import find_special
-from harness.data.check import ALPHA, DECIDE, CheckContext, Finding, RowTable, Severity, TableEntry
-from harness.data.check.personal_data import excerpt, find_personal_data, mask_text, mask_value
+from harness.data.check import DECIDE, CheckContext, Finding, RowTable, Severity
+from harness.data.check.personal_data import find_personal_data, mask_text, mask_value
 from harness.data.edit.changes import commonest_spellings, several_spellings
 from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.data.quality import THRESHOLDS, choose_threshold
@@ -147,24 +146,10 @@ def _cut_around(text: str) -> str:
     return mask_text(text)[max(0, at - 20) : at + 20].strip()
 
 
-_FORMS: dict[str, Callable[[str], bool]] = {
-    "end with a full stop": lambda text: text.rstrip().endswith((".", "!", "?")),
-    "begin with a capital": lambda text: text.lstrip()[:1].isupper(),
-    "hold Markdown": lambda text: bool(re.search(r"\*\*|^#+ |^[-*] |```", text, re.MULTILINE)),
-    "are JSON": lambda text: text.strip()[:1] in "{[" and text.strip()[-1:] in "}]" and text.strip() != "",
-    "have several lines": lambda text: "\n" in text.strip(),
-    "begin with a mark such as 'Answer:'": lambda text: bool(re.match(r"\s*\w+:\s", text)),
-}
-_MOST_SOURCES = 50
-
-
 def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """List answers with outer white space, labels in several spellings, and formats that go with a source.
+    """List answers with outer white space, and labels in several spellings.
 
-    Formats are compared between sources only where answers are texts; labels differ by their mix.
-    False alarms: white space and spelling are counts. That a source has a format of its own is tested by
-    Fisher's exact test of each source against the others, at `ALPHA` over all sources and formats by
-    Bonferroni, so sources of one format raise an alarm in fewer than 1 file in 1,000.
+    False alarms: none; both are counts.
     """
     clean = "harness data clean FILE --out OUT"
     cut = f"{clean} --leading-spaces  # unless it is the indentation of code"
@@ -179,10 +164,7 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
             yield Finding(
                 "warning", title, meaning, tuple(entry.where for entry, _ in spaced), example, command
             )
-    answered = [entry for entry in table.entries if entry.answer]
-    if not table.labels:
-        yield from _test_by_source(answered)
-        return
+    answered = [entry for entry in table.entries if entry.answer and table.labels]
     several = several_spellings(entry.answer for entry in answered)
     if commonest := commonest_spellings(several):
         rare = [entry for entry in answered if entry.answer in commonest]
@@ -197,32 +179,3 @@ def check_answer_formats(table: RowTable, given: CheckContext) -> Iterator[Findi
         )
         labels = tuple(commonest[entry.answer] for entry in rare)
         yield Finding("error", title, meaning, places, example, step, labels, of=len(answered))
-
-
-def _test_by_source(answered: Sequence[TableEntry]) -> Iterator[Finding]:
-    from scipy import stats
-
-    sources = [source for source, _ in Counter(entry.source for entry in answered).most_common(_MOST_SOURCES)]
-    if len(sources) < 2:
-        return
-    n_tests = len(sources) * len(_FORMS)
-    for form, has in _FORMS.items():
-        found = Counter((entry.source, has(entry.answer)) for entry in answered)
-        n_with = sum(n for (_, yes), n in found.items() if yes)
-        tested = []
-        for source in sources:
-            k, n = found[source, True], found[source, True] + found[source, False]
-            others = [n_with - k, len(answered) - n - (n_with - k)]
-            tested.append((float(stats.fisher_exact([[k, n - k], others]).pvalue), source, k / n, others))
-        p, source, share, others = min(tested)
-        if p < ALPHA / n_tests:
-            common = share > others[0] / max(1, sum(others))
-            odd = [e for e in answered if e.source == source and has(e.answer) == common]
-            title = (
-                f"answers of {source!r} {form} in {100 * share:.0f} %, those of other sources in "
-                f"{100 * others[0] / max(1, sum(others)):.0f} %"
-            )
-            meaning = "a mixed template: the model learns a source's format, not the one that you want"
-            places = tuple(entry.where for entry in odd)
-            example = excerpt(odd[0].answer, 80)
-            yield Finding("warning", title, meaning, places, example, DECIDE, of=len(answered))
