@@ -337,7 +337,7 @@ def test_texts_behind_one_instruction_are_not_all_compared_with_one_another():
     long = " ".join("".join(rng.choices(ascii_lowercase, k=6)) for _ in range(150))
     behind = [f"{long} {' '.join(own)}" for own in words]
     assert near_duplicates(behind) == []
-    index = found._index([found._fold(text) for text in behind], 0.7)
+    index = found._Index([found._fold(text) for text in behind], 0.7)
     assert (index.buckets >= 0).mean() < 0.01  # a text alone in its bucket is compared with nothing
 
 

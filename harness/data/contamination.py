@@ -8,15 +8,15 @@ contamination they find and how often they are wrong.
 A greeting in front of a row or an item, or thanks behind it, are clauses of their own, without which the
 rest is compared. At most half of a row or item is left out, so a long row is not contaminated by a short
 sentence in it. Source: an item counts as seen where 70 % of its 8-grams are, as for PaLM (Chowdhery et al.
-2022, https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as in
-`boilerplate`.
+2022, https://arxiv.org/abs/2204.02311, section 8); those that many items or rows share do not count, as
+boilerplate in `near_duplicates`.
 """
 
 import re
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import accumulate, combinations, islice
+from itertools import accumulate, combinations, islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -24,10 +24,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from harness.cache import memo
-from harness.data.boilerplate import N, largest_shares
 from harness.data.columns import column_options, columns_of, find_roles
 from harness.data.examples import Notes, SourcedExample
-from harness.data.near_duplicates import are_alike, fold_words, nearest, similarity
+from harness.data.near_duplicates import MOST, N, are_alike, fold_words, nearest, similarity
 from harness.data.readers import file_of, stream
 from harness.data.text_files import Rows, cap_problems
 from harness.errors import Problem, UserError, as_argument
@@ -210,6 +209,46 @@ def overlaps(
         for overlap in _close_embeddings(training, evaluated, encode):
             found.setdefault(overlap.training, overlap)
     return sorted(found.values(), key=lambda o: (-o.similarity, o.training))
+
+
+class Share(NamedTuple):
+    """The places of a row and of an item, and the share of the item's n-grams that the row has, in [0, 1]."""
+
+    row: int
+    item: int
+    share: float
+
+
+def largest_shares(
+    rows: Sequence[str], items: Sequence[str], *, n: int, least: float, rare_in_rows: bool = False
+) -> list[Share]:
+    """Find for each row the item of whose n-grams it has the largest share, where that is `least` or more.
+
+    Both are folded words, single spaces between them. N-grams of more than `MOST` items do not count; with
+    `rare_in_rows` nor do those of more than `MOST` different rows, as few items need not tell boilerplate.
+    """
+    from sklearn.feature_extraction.text import CountVectorizer
+
+    grams = CountVectorizer(ngram_range=(n, n), token_pattern=r"\S+", lowercase=False, binary=True)
+    try:
+        of_items = grams.fit_transform(items)  # (items, n-grams)
+    except ValueError:  # no item has so many words
+        return []
+    telling = of_items.sum(axis=0).A1 <= MOST
+    if rare_in_rows:
+        telling &= grams.transform(dict.fromkeys(rows)).sum(axis=0).A1 <= MOST
+    of_items = of_items[:, telling]
+    sizes = of_items.sum(axis=1).A1
+    found: list[Share] = []
+    for start in range(0, len(rows), _BLOCK):
+        shared = (grams.transform(rows[start : start + _BLOCK])[:, telling] @ of_items.T).tocsr()
+        shared.sort_indices()  # of equal shares the first item
+        for row, (first, last) in enumerate(pairwise(shared.indptr), start=start):
+            shares = shared.data[first:last] / sizes[shared.indices[first:last]]
+            if len(shares) and shares.max() >= least:
+                best = int(shares.argmax())
+                found.append(Share(row, int(shared.indices[first + best]), float(shares[best])))
+    return found
 
 
 def _runs_of_words(texts: Iterable[str]) -> Iterator[tuple[str, ...]]:

@@ -11,9 +11,19 @@ same groups.
 Time is bounded also where all texts are of one pattern: each is held against `_PROPOSED` candidates, those of
 its smallest buckets, and of all texts some `_VERIFIED` pairs are verified, those with the most alike
 signatures. Up to 500 texts this leaves out none.
+
+Boilerplate are 8-grams that more than `MOST` different texts have, of fewer than twenty texts those that more
+than half have; what is left of a text tells it from the others. A frame is a text without one of its words;
+where at least `_FILLED` different texts fill one, that word is what tells them apart. Texts of more than
+`_LONGEST` words have no frames. A number is an id where more than `MOST` different texts begin with the same
+words up to it and more than half of their numbers differ, as in `Ticket 4821: ...` or a time stamp. A text of
+which more than `MOST` others differ in numbers alone, such as a sum, has none: there the numbers are the
+question.
 Source: Broder 1997, On the resemblance and containment of documents; bands as in Leskovec, Rajaraman
 and Ullman 2020, Mining of Massive Datasets, section 3.4; its use on training rows in Lee et al. 2022,
-Deduplicating Training Data Makes Language Models Better, https://arxiv.org/abs/2107.06499
+Deduplicating Training Data Makes Language Models Better, https://arxiv.org/abs/2107.06499; n-grams that stand
+in more than ten places do not count, as for GPT-3 (Brown et al. 2020, https://arxiv.org/abs/2005.14165,
+appendix C)
 """
 
 import re
@@ -21,13 +31,15 @@ import unicodedata
 import zlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from difflib import SequenceMatcher
 from functools import cached_property, lru_cache
+from hashlib import blake2b
+from itertools import islice
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from harness.data.boilerplate import compute_frames, differ_in_a_frame, drop_ids, find_telling_words
 from harness.records import fold_text
 
 THRESHOLD = 0.7
@@ -87,25 +99,6 @@ class _NormalizedText(NamedTuple):
     signs: tuple[str, ...]
 
 
-class _Index(NamedTuple):
-    """Texts by bucket: `buckets` (bands, texts) holds -1 where no other text lies in the bucket.
-
-    `signs` numbers the numbers and signs of each text, equal ones alike. `telling` holds the words beside
-    boilerplate of those texts that have some; `whole` says which texts are signed by all of their words.
-    `agreeing` is the share of the signatures that agrees in every pair that is verified, `agreeing_whole`
-    that of two whole ones.
-    """
-
-    texts: list[_NormalizedText]
-    signs: NDArray[np.intp]
-    telling: dict[str, str]
-    buckets: NDArray[np.int64]
-    signatures: dict[_Unit, NDArray[np.uint32]]
-    whole: NDArray[np.bool_]
-    agreeing: float
-    agreeing_whole: float
-
-
 def near_duplicates(
     texts: Sequence[str], *, threshold: float = THRESHOLD, same: Callable[[int, int], bool] | None = None
 ) -> list[DuplicateGroup]:
@@ -116,24 +109,21 @@ def near_duplicates(
     punctuation, white space and the width of letters do not count; a text without a letter or digit is in
     no group. Takes some 3 KB of memory a text; 200,000 short rows took 34 seconds on one core.
     """
-    folded = [_fold(text) for text in drop_ids(texts)]
-    index = _index(folded, threshold)
+    folded = [_fold(text) for text in _drop_ids(texts)]
+    index = _Index(folded, threshold, same=same)
     first: dict[int, list[TextMatch]] = defaultdict(list)
     joined: dict[_NormalizedText, TextMatch] = {}
-    members: dict[int, list[int]] = defaultdict(list)
-    search = _Search(index, threshold, same)
     for i, text in enumerate(folded):
         if not text.words:
             continue
         found = joined.get(text)
         if not found or (same and not same(i, found.row)):
-            found = search.best(i, _candidates(index, members, i))
+            found = index.find(i)
         joined.setdefault(text, found or TextMatch(i, 1.0))
         if found:
             first[found.row].append(TextMatch(i, found.similarity))
         else:
-            for bucket in _own_buckets(index, i):
-                members[bucket].append(i)
+            index.add(i)
     return [DuplicateGroup(kept, tuple(others)) for kept, others in sorted(first.items())]
 
 
@@ -146,23 +136,20 @@ def nearest(
     """
     if not texts:
         return []
-    folded = list(map(_fold, drop_ids([*reference, *texts, *among])))
+    folded = list(map(_fold, _drop_ids([*reference, *texts, *among])))
     known: dict[_NormalizedText, int] = {}
     for i, text in enumerate(folded[: len(reference)]):
         known.setdefault(text, i)
     queries, others = folded[len(reference) :][: len(texts)], folded[len(reference) + len(texts) :]
     distinct = list(dict.fromkeys(text for text in queries if text.words and text not in known))
-    index = _index([*known, *distinct], threshold, others)
-    members: dict[int, list[int]] = defaultdict(list)
+    index, places = _Index([*known, *distinct], threshold, others), list(known.values())
     for j in range(len(known)):
-        for bucket in _own_buckets(index, j):
-            members[bucket].append(j)
-    search, places = _Search(index, threshold), list(known.values())
+        index.add(j)
     found: dict[_NormalizedText, TextMatch | None] = {
         text: TextMatch(i, 1.0) for text, i in known.items() if text.words
     }
     for i, text in enumerate(distinct, start=len(known)):
-        best = search.best(i, _candidates(index, members, i))
+        best = index.find(i)
         found[text] = TextMatch(places[best.row], best.similarity) if best else None
     return [found.get(text) for text in queries]
 
@@ -184,8 +171,10 @@ def similarity(a: str, b: str) -> float:
 
 
 def _similarity(left: str, right: str) -> float:
-    unit = _unit(left, right)
-    return _jaccard(_shingles(left, unit), _shingles(right, unit))
+    unit: _Unit = "letters" if max(_n_words(left), _n_words(right)) <= _FEW else "words"
+    one, other = _shingles(left, unit), _shingles(right, unit)
+    shared = len(one & other)
+    return shared / (len(one) + len(other) - shared) if shared else 0.0
 
 
 def fold_words(text: str) -> str:
@@ -207,58 +196,112 @@ def _fold(text: str) -> _NormalizedText:
     return _NormalizedText(" ".join(_WORD.findall(plain)), tuple(marks))
 
 
-class _Search:
-    """Looks for the most alike of candidates; the shingles of the last queries are kept."""
+class _Index:
+    """Signed texts, and the earlier ones among them by bucket, of which the most alike is found.
+
+    `buckets` (bands, texts) holds -1 where no other text lies in the bucket. `signs` numbers the numbers and
+    signs of each text, equal ones alike. `telling` holds the words beside boilerplate of texts that have
+    some; `whole` says which texts are signed by all of their words. `agreeing` is the share of the signatures
+    that agrees in every pair that is verified, `agreeing_whole` that of two whole ones.
+    """
 
     def __init__(
-        self, index: _Index, threshold: float, same: Callable[[int, int], bool] | None = None
+        self,
+        texts: list[_NormalizedText],
+        threshold: float,
+        among: Sequence[_NormalizedText] = (),
+        same: Callable[[int, int], bool] | None = None,
     ) -> None:
-        self._index, self._threshold, self._same = index, threshold, same
-        self._shingles = lru_cache(maxsize=1024)(_shingles)
-        self._most = max(_LEAST_VERIFIED, _VERIFIED // len(index.texts)) if index.texts else 0
+        """Sign all texts by words, short ones by letters too, and sort them into buckets."""
+        from scipy import stats
 
-    def best(self, i: int, candidates: Sequence[int]) -> TextMatch | None:
-        """Return the first of the most alike candidates, or None where none reaches the threshold."""
+        if not 0 < threshold <= 1:
+            raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
+        self.texts, self.threshold, self.same = texts, threshold, same
+        self.most = max(_LEAST_VERIFIED, _VERIFIED // max(1, len(texts)))
+        self.members: dict[int, list[int]] = defaultdict(list)
+        # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
+        self.telling = _find_telling_words([text.words for text in (*texts, *among)])
+        words = [text.words for text in texts]
+        for i, text in enumerate(words):
+            if own := self.telling.get(text):  # without those of its words that stand beside the boilerplate
+                boilerplate = Counter(text.split()) - Counter(own.split())
+                words[i] = " ".join(word for word in own.split() if word not in boilerplate) or own
+        takes: dict[_Unit, list[int]] = {
+            "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
+            "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
+        }
+        self.signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in takes.items()}
+        enough = min(threshold, _TELLING) if self.telling else threshold
+        bands = [
+            band
+            for unit, chosen in takes.items()
+            for band in _bands(self.signatures[unit], np.array(chosen, dtype=np.intp), enough)
+        ]
+        # A bucket's number is its own among all bands.
+        buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
+        self.buckets = np.array(buckets, dtype=np.int64).reshape(len(bands), len(words))
+        self.whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
+        numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
+        self.signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
+        # The share of a signature that seldom fewer permutations agree in, of a pair at each threshold.
+        shares = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (enough, threshold)) / PERMUTATIONS
+        self.agreeing, self.agreeing_whole = map(float, shares)
+
+    def add(self, i: int) -> None:
+        """Let a text be found by later ones."""
+        for bucket in self._own_buckets(i):
+            self.members[bucket].append(i)
+
+    def find(self, i: int) -> TextMatch | None:
+        """Return the most alike of the texts that were added, the first of several, if one is alike."""
+        # Those in the buckets of the text, of the smallest buckets where they are many.
+        shared = (self.members[bucket] for bucket in self._own_buckets(i) if bucket in self.members)
+        candidates: set[int] = set()
+        for bucket in sorted(shared, key=len):
+            candidates.update(bucket[: _PROPOSED - len(candidates)])
         # Without other numbers or signs, and signatures that agree too little; the most alike ones first.
-        index, earlier = self._index, np.array(candidates, dtype=np.intp)
-        chosen = earlier[index.signs[earlier] == index.signs[i]]
+        earlier = np.array(sorted(candidates), dtype=np.intp)
+        chosen = earlier[self.signs[earlier] == self.signs[i]]
         agreeing = np.zeros(len(chosen))
-        for signatures in index.signatures.values() if len(chosen) else ():
+        for signatures in self.signatures.values() if len(chosen) else ():
             if signatures[i].any():
                 agreeing = np.maximum(agreeing, (signatures[chosen] == signatures[i]).mean(axis=1))
-        both_whole = index.whole[chosen] & index.whole[i]
-        likely = agreeing >= np.where(both_whole, index.agreeing_whole, index.agreeing)
-        order = np.argsort(-agreeing[likely], kind="stable")[: self._most]
+        both_whole = self.whole[chosen] & self.whole[i]
+        likely = agreeing >= np.where(both_whole, self.agreeing_whole, self.agreeing)
+        order = np.argsort(-agreeing[likely], kind="stable")[: self.most]
         best = None
         for j in chosen[likely][order].tolist():
-            alike = self._similarity(i, j)
-            enough = alike >= self._threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
-            if enough and self._tell_the_same(i, j) and (self._same is None or self._same(i, j)):
+            alike = _similarity(self.texts[i].words, self.texts[j].words)
+            enough = alike >= self.threshold and (best is None or (alike, -j) > (best.similarity, -best.row))
+            if enough and self._tell_the_same(i, j) and (self.same is None or self.same(i, j)):
                 best = TextMatch(j, alike)
         return best
 
-    def _similarity(self, i: int, j: int) -> float:
-        one, other = self._index.texts[i].words, self._index.texts[j].words
-        unit = _unit(one, other)
-        return _jaccard(self._shingles(one, unit), self._shingles(other, unit))
+    def _own_buckets(self, i: int) -> list[int]:
+        mine = self.buckets[:, i]
+        return list(mine[mine >= 0].tolist())
 
     @cached_property
-    def _shared_frames(self) -> NDArray[np.uint64]:
-        """The frames of all texts, which are looked at once there is a pair to be told apart."""
-        return compute_frames([text.words for text in self._index.texts])
+    def _filled_frames(self) -> NDArray[np.uint64]:
+        """The frames that several texts fill, sorted, made once there is a pair to be told apart."""
+        frames = [_frames(words) for words in dict.fromkeys(text.words for text in self.texts)]
+        found, count = np.unique(np.concatenate([np.zeros(0, dtype=np.uint64), *frames]), return_counts=True)
+        filled: NDArray[np.uint64] = found[count >= _FILLED]
+        return filled
 
     def _tell_the_same(self, i: int, j: int) -> bool:
         """Compare what two texts have beside boilerplate; a slip in the midst of it leaves more in one."""
-        texts, telling = (self._index.texts[i].words, self._index.texts[j].words), self._index.telling
+        texts = self.texts[i].words, self.texts[j].words
         if texts[0] == texts[1]:
             return True
-        if _are_opposites(*texts) or differ_in_a_frame(*texts, self._shared_frames):
+        if _are_opposites(*texts) or _differ_in_a_frame(*texts, self._filled_frames):
             return False
-        if not any(text in telling for text in texts):
+        if not any(text in self.telling for text in texts):
             return True
-        own = [(telling.get(text, text), text) for text in texts]
+        own = [(self.telling.get(text, text), text) for text in texts]
         (less, of_less), (more, _) = sorted(own, key=lambda pair: len(pair[0]))
-        if less == more or _similarity(less, more) >= self._threshold:
+        if less == more or _similarity(less, more) >= self.threshold:
             return True
         if f" {less} " not in f" {more} ":
             return False
@@ -276,28 +319,11 @@ def _are_opposites(left: str, right: str) -> bool:
     )
 
 
-def _candidates(index: _Index, members: dict[int, list[int]], i: int) -> list[int]:
-    """Return the earlier texts in the buckets of a text, of the smallest buckets where they are many."""
-    shared = (members[bucket] for bucket in _own_buckets(index, i) if bucket in members)
-    found: set[int] = set()
-    for bucket in sorted(shared, key=len):
-        found.update(bucket[: _PROPOSED - len(found)])
-    return sorted(found)
-
-
-def _own_buckets(index: _Index, i: int) -> list[int]:
-    mine = index.buckets[:, i]
-    return list(mine[mine >= 0].tolist())
-
-
-def _unit(left: str, right: str) -> _Unit:
-    return "letters" if max(_n_words(left), _n_words(right)) <= _FEW else "words"
-
-
 def _n_words(words: str) -> int:
     return words.count(" ") + 1
 
 
+@lru_cache(maxsize=1024)
 def _shingles(words: str, unit: _Unit) -> frozenset[tuple[str, ...]]:
     if not words:
         return frozenset()
@@ -306,46 +332,6 @@ def _shingles(words: str, unit: _Unit) -> frozenset[tuple[str, ...]]:
     shingles = frozenset(zip(*(parts[i:] for i in range(size)), strict=False))
     # A word of one letter has three signs with the blanks around it.
     return shingles or frozenset([tuple(parts)] if unit == "letters" else [])
-
-
-def _jaccard(left: frozenset[tuple[str, ...]], right: frozenset[tuple[str, ...]]) -> float:
-    shared = len(left & right)
-    return shared / (len(left) + len(right) - shared) if shared else 0.0
-
-
-def _index(texts: list[_NormalizedText], threshold: float, among: Sequence[_NormalizedText] = ()) -> _Index:
-    """Sign all texts by words, short ones by letters too, and sort them into the buckets of every band."""
-    from scipy import stats
-
-    # Texts behind boilerplate are signed by their own words: all of them would be candidates else.
-    if not 0 < threshold <= 1:
-        raise ValueError(f"a threshold of {threshold}; expected more than 0, at most 1")
-    telling = find_telling_words([text.words for text in (*texts, *among)])
-    words = [text.words for text in texts]
-    for i, text in enumerate(words):
-        if own := telling.get(text):  # without those of its words that stand beside the boilerplate
-            boilerplate = Counter(text.split()) - Counter(own.split())
-            words[i] = " ".join(word for word in own.split() if word not in boilerplate) or own
-    takes: dict[_Unit, list[int]] = {
-        "words": [i for i, text in enumerate(words) if _n_words(text) >= _WORDS],
-        "letters": [i for i, text in enumerate(words) if text and _n_words(text) <= _FEW],
-    }
-    signatures = {unit: _signatures(words, chosen, unit) for unit, chosen in takes.items()}
-    enough = min(threshold, _TELLING) if telling else threshold
-    bands = [
-        band
-        for unit, chosen in takes.items()
-        for band in _bands(signatures[unit], np.array(chosen, dtype=np.intp), enough)
-    ]
-    # A bucket's number is its own among all bands.
-    buckets = [np.where(band >= 0, band + i * len(words), -1) for i, band in enumerate(bands)]
-    of_bands = np.array(buckets, dtype=np.int64).reshape(len(bands), len(words))
-    whole = np.array([own == text.words for own, text in zip(words, texts, strict=True)], dtype=bool)
-    numbers = {signs: i for i, signs in enumerate(dict.fromkeys(text.signs for text in texts))}
-    signs = np.array([numbers[text.signs] for text in texts], dtype=np.intp)
-    # The share of a signature that seldom fewer permutations agree in, of a pair at each threshold.
-    agreeing = stats.binom.ppf(_UNVERIFIED, PERMUTATIONS, (enough, threshold)) / PERMUTATIONS
-    return _Index(texts, signs, telling, of_bands, signatures, whole, *map(float, agreeing))
 
 
 def _signatures(words: list[str], chosen: list[int], unit: _Unit) -> NDArray[np.uint32]:
@@ -379,3 +365,132 @@ def _bands(
         band = np.full(len(signatures), -1, dtype=np.int64)
         band[chosen] = np.where(count[bucket] > 1, bucket, -1)
         yield band
+
+
+N = 8  # words
+MOST = 10  # texts
+_FEWEST = 5  # texts, where there are few
+
+_FACTORS = np.random.default_rng(1).integers(1, 2**63, N, dtype=np.uint64) | np.uint64(1)
+
+
+def _word_numbers(words: str) -> NDArray[np.uint64]:
+    """Return the words of a folded text as numbers of 64 bits."""
+    return np.array([_number(word) for word in words.split()], dtype=np.uint64)
+
+
+def _n_grams(words: str) -> NDArray[np.uint64]:
+    """Return the 8-grams of folded words in their order, as numbers of 64 bits."""
+    numbers = _word_numbers(words)
+    if len(numbers) < N:
+        return np.zeros(0, dtype=np.uint64)
+    runs: NDArray[np.uint64] = np.lib.stride_tricks.sliding_window_view(numbers, N) @ _FACTORS
+    return runs
+
+
+def _find_telling_words(texts: Sequence[str]) -> dict[str, str]:
+    """Return for each text that holds boilerplate its other words; `texts` are folded words."""
+    grams = {text: _n_grams(text) for text in dict.fromkeys(texts)}
+    of_all = np.concatenate([np.zeros(0, dtype=np.uint64), *map(np.unique, grams.values())])
+    found, count = np.unique(of_all, return_counts=True)
+    shared = found[count > min(MOST, max(_FEWEST, len(grams) // 2))]
+    if not len(shared):
+        return {}
+    left = {}
+    for text, own in grams.items():
+        at = np.minimum(np.searchsorted(shared, own), len(shared) - 1)
+        if (is_shared := shared[at] == own).any():
+            words = text.split()
+            covered = np.zeros(len(words), dtype=bool)
+            for i in range(N):
+                covered[i : i + len(is_shared)] |= is_shared
+            left[text] = " ".join(word for word, out in zip(words, ~covered, strict=True) if out)
+    return left
+
+
+@lru_cache(maxsize=1 << 18)
+def _number(word: str) -> int:
+    return int.from_bytes(blake2b(word.encode(), digest_size=8).digest(), "little")
+
+
+_FILLED = 4  # texts
+_LONGEST = 60  # words
+_SLIP = 0.75  # likeness of two words of which one may be a slip of the pen
+_RNG = np.random.default_rng(2)
+_FRAME_FACTORS = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64) | np.uint64(1)
+_PLACES = _RNG.integers(1, 2**63, _LONGEST, dtype=np.uint64)
+
+
+def _differ_in_a_frame(one: str, other: str, filled: NDArray[np.uint64]) -> bool:
+    """Return whether two texts have different words in a place that several texts fill."""
+    words = list(zip(one.split(), other.split(), strict=False))
+    if one.count(" ") != other.count(" ") or len(words) > _LONGEST:
+        return False
+    # Words that only one of the two has, but for slips of the pen.
+    in_one, in_other = ({pair[side] for pair in words} for side in (0, 1))
+    places = [
+        place
+        for place, (a, b) in enumerate(words)
+        if a not in in_other
+        and b not in in_one
+        and SequenceMatcher(None, a, b, autojunk=False).ratio() < _SLIP
+    ]
+    frames = [of[places] for of in map(_frames, (one, other)) if len(of)] if places else []
+    return bool(frames) and bool(np.isin(np.concatenate(frames), filled).any())
+
+
+def _frames(text: str) -> NDArray[np.uint64]:
+    numbers = _word_numbers(text)
+    n = len(numbers)
+    if n > _LONGEST:
+        return np.zeros(0, dtype=np.uint64)
+    weighed = numbers * _FRAME_FACTORS[:n]
+    frames: NDArray[np.uint64] = weighed.sum() - weighed + _PLACES[:n] * np.uint64(n)
+    return frames
+
+
+_FRONT = 8  # words in which an id stands
+_WITH_DIGIT = re.compile(r"\w*\d\w*")
+_BEGINNING = 200  # characters in which those words are looked for
+
+_Front = tuple[str, ...]
+
+
+def _drop_ids(texts: Sequence[str]) -> list[str]:
+    """Return the texts, each without the id in front of it and the words before that."""
+    fronts = {text: of for text in dict.fromkeys(texts) if (of := _fronts(text))}
+    forms = Counter(_form(text) for text in fronts)
+    numbers: dict[_Front, list[_Front]] = defaultdict(list)
+    for of in fronts.values():
+        for front, (given, _) in of.items():
+            numbers[front].append(given)
+    ids = {front for front, given in numbers.items() if MOST < len(given) < 2 * len(set(given))}
+    ends = {
+        text: max((end for front, (_, end) in of.items() if front in ids), default=0)
+        for text, of in fronts.items()
+        if forms[_form(text)] <= MOST
+    }
+    return [text[ends.get(text, 0) :] for text in texts]
+
+
+def _fronts(text: str) -> dict[_Front, tuple[_Front, int]]:
+    """Map each beginning that ends with a number, its numbers as `#`, to those numbers and where it ends."""
+    beginning = text[:_BEGINNING]
+    if not any(map(str.isdigit, beginning)):
+        return {}
+    words = list(islice(_WORD.finditer(beginning), _FRONT + 1))
+    shown = ["#" if _is_number(word[0]) else word[0].casefold() for word in words]
+    found = {}
+    for n, word in enumerate(words[:-1], start=1):  # a word at least is left
+        if shown[n - 1] == "#":
+            given = tuple(w[0] for w in words[:n] if _is_number(w[0]))
+            found[tuple(shown[:n])] = given, word.end()
+    return found
+
+
+def _is_number(word: str) -> bool:
+    return any(map(str.isdigit, word))
+
+
+def _form(text: str) -> str:
+    return _WITH_DIGIT.sub("#", text.casefold())
