@@ -70,8 +70,8 @@ OFFERED = {
     # Its `is_endpoint` is of a judge as written; that of `models.openai_api` is of a run.
     "config": "rubrics",
     # A group: the items of a task are read without what checks, changes and compares rows. `edit.dedup`
-    # imports `contamination`, which imports `edit.row_files`; `training_rows` imports the package.
-    "data": "cells check check.personal_data columns contamination edge_cases edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice quality readers splits text_files tools training_rows turns unused",
+    # imports `contamination`, which imports `edit.row_files`.
+    "data": "cells check check.personal_data columns contamination edge_cases edit.augment edit.changes edit.clean edit.dedup edit.mix edit.row_files edit.save edit.split examples formats guessed_columns multiple_choice quality readers splits text_files tools turns unused",
     # A group: `session` and what uses it import the package, so it cannot import them.
     "evaluation": (
         "candidate_rows candidates control_arm costs grade_costs grading judges judging_stage languages lm_eval lm_eval.registry "

@@ -98,7 +98,7 @@ def test_each_file_of_a_candidates_own_rows_has_its_command():
     data = {"train": "own.jsonl", "validation": "v.jsonl", "test": "test.jsonl"}
     task = Task.model_validate({"name": "target", "data": data, "fields": NAMED})
     own = load_task(task, 0)
-    from harness.data.training_rows import load_training_rows
+    from harness.data import load_training_rows
 
     items = load_training_rows(task, own, [first, second], None, 0)
     (note,) = refuse_or_note(task, {"target": items}, {}, {"train": f"{first} and {second}"}).overlap

@@ -16,8 +16,7 @@ from tiny_experiment import session
 from harness import config, experiment, metrics, plugins, store
 from harness.cli import main
 from harness.config.rubrics import read_rubric
-from harness.data import load_task
-from harness.data.training_rows import load_training_rows
+from harness.data import load_task, load_training_rows
 from harness.errors import IncompatibleRuns, UserError
 from harness.evaluation.candidates import base_weights
 from harness.evaluation.judging_stage import rescore_stored

@@ -14,11 +14,10 @@ from conftest import refused
 from edited_rows import jsonl, make_distinct_rows, read_refusal, run_data
 from rich.console import Console
 
-from harness.data import load_task
+from harness.data import load_task, load_training_rows
 from harness.data.edit.changes import EditedRow, RowDecision, keep_decision
 from harness.data.edit.row_files import is_taught, payments_for, total_usd
 from harness.data.edit.save import Edit, save
-from harness.data.training_rows import load_training_rows
 from harness.errors import UserError
 from harness.records import checksum, parse_json
 from harness.report import experiment_document, markdown, read, terminal, to_json

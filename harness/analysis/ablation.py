@@ -23,7 +23,7 @@ from harness.analysis.seeds import (
     summarize_seeds,
     variance_components,
 )
-from harness.data.training_rows import describe_source
+from harness.data import describe_source
 from harness.spec import DecidePolicy, Recipe
 
 Pair = Callable[[CandidateFacts, CandidateFacts], Comparison | None]

@@ -1,8 +1,9 @@
 """Tasks as data: rows read, checked, without contamination, split and sampled; and their version.
 
-Invariant: a task, its files and a seed give the same items in the same order; no training row and no
-preference pair has the prompt of an evaluated split. A remembered version is what reading the files again
-would give: their content, the task's definition, the seed and the version of the code are its key.
+Invariant: a task, its files and a seed give the same items in the same order; no training row, of the task or
+of a candidate's own files, and no preference pair has the prompt of an evaluated split. A remembered version
+is what reading the files again would give: their content, the task's definition, the seed and the version of
+the code are its key.
 """
 
 import hashlib
@@ -10,22 +11,25 @@ import random
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from harness.cache import memo
 from harness.data import contamination, formats, readers, splits
-from harness.data import examples as items
+from harness.data import examples as items_of
 from harness.data.cells import ColumnCells, count_cells, find_mixed_columns
 from harness.data.contamination import find_contaminated_rows, suite_contamination
+from harness.data.edit import mix as mixing
 from harness.data.examples import Notes, SourcedExample, SplitExamples
 from harness.data.splits import assign_folds
+from harness.data.text_files import Row, Rows
 from harness.data.unused import note_unused
 from harness.errors import Problem, UserError, gather, refuse
-from harness.formatting import pluralize
+from harness.formatting import percent, pluralize
 from harness.provenance import versions_of
 from harness.records import Document, Example, digest, drop_defaults
-from harness.spec import DATA_FILES, Task, metric_name
+from harness.spec import DATA_FILES, Mix, Recipe, Task, metric_name
 
 Split = Literal["train", "validation", "test"]
 PartName = Literal["train", "validation", "test", "pairs"]
@@ -208,7 +212,7 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
     data, notes = task.data, Notes([], [])
     documents, pairs = list[Document](), list[SourcedExample]()
     with gather(problems):
-        documents = items.documents(readers.read(data.documents, "train")) if data.documents else []
+        documents = items_of.documents(readers.read(data.documents, "train")) if data.documents else []
     contents: dict[Split, readers.Rows] = {}
     for split, path in zip(SPLITS, (data.source("train"), data.validation, data.test), strict=True):
         with gather(problems):
@@ -220,9 +224,9 @@ def _read(task: Task, problems: list[Problem]) -> _Files:
             read[split] = read_split(task, content, split, notes, documents, problems, rows)
     problems[:] = dict.fromkeys(problems)
     with gather(problems):
-        pairs = items.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
-    problems += [] if problems else items.refuse_unused_labels(task, list(read.values()))
-    problems += items.unknown_documents(list(read.values()), documents) if documents else []
+        pairs = items_of.pairs(task, readers.read(data.pairs, "train"), notes) if data.pairs else []
+    problems += [] if problems else items_of.refuse_unused_labels(task, list(read.values()))
+    problems += items_of.unknown_documents(list(read.values()), documents) if documents else []
     train, validation, test = (read[split].examples for split in SPLITS)
     return _Files(train, validation, test, pairs, documents, notes)
 
@@ -250,7 +254,7 @@ def read_split(
         raise UserError(readers.cap_problems(augmented, content.shown, "augmented rows"))
     if task.data.turns == "all" and split == "train":
         content = formats.every_turn(content)
-    read = items.examples(task, content, notes, documents, problems, all_rows)
+    read = items_of.examples(task, content, notes, documents, problems, all_rows)
     note_unused(task, content, read, notes)
     return read._replace(examples=[row._replace(origins=made.get(row.where, ())) for row in read.examples])
 
@@ -329,3 +333,105 @@ def version_of_test(task: Task, seed: int) -> str:
     content = [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
     key = digest([task.model_dump(mode="json", exclude_defaults=True), content, seed, versions_of("data")])
     return str(memo("versions", key, lambda: task_version(task, load_task(task, seed), "test")))
+
+
+def load_training_rows(
+    task: Task, items: TaskItems, train: Sequence[str], mix: Mix | None, seed: int, *, pairs: bool = False
+) -> TaskItems:
+    """Return the items of a task with other rows to train on: those of `train`, or drawn as `mix` says.
+
+    With `pairs` they are preference pairs in place of the task's. Rows that ask what is evaluated are treated
+    as the task's own are; those that were set aside from the task's training rows are left out, and counted.
+    No more rows than the task's limit are kept.
+
+    Raises:
+        UserError: a file cannot be used, has contaminated rows, or is too small for its share.
+    """
+    notes, problems = Notes([], []), list[Problem]()
+    files: list[list[SourcedExample]] = []
+    for path in mix.paths if mix else train:
+        n_problems = len(problems)
+        with gather(problems):
+            content = readers.read(path, "train")
+            if pairs:
+                read = items_of.pairs(task, content, notes)
+            else:
+                read = read_split(task, content, "train", notes, items.documents, problems).examples
+            if read or len(problems) == n_problems:  # of rows that cannot be read nothing more is known
+                files.append(_drop_contaminated(task, items, read, path, notes))
+    refuse(problems)
+    if mix:  # of every file its share, in the order of each
+        contents = [
+            Rows(readers.display_path(path), "", [Row(row.where, {}) for row in file])
+            for path, file in zip(mix.paths, files, strict=True)
+        ]
+        mixture = mixing.RowMixture(mix.weights, mix.temperature or 1.0, mix.rows, mix.replacement, seed=seed)
+        numbers = mixing.row_numbers(contents, mixture, "rows: {} in mix:, or replacement: true")
+        for place, (file, n) in enumerate(zip(files, numbers, strict=True)):
+            drawn = mixing.draw(range(len(file)), n, f"{seed}/{place}", replacement=mix.replacement)
+            files[place] = [file[i] for i in drawn]
+    rows = _distinct_ids([row for file in files for row in file])
+    limit = None if pairs else task.data.limits.train
+    kept = splits.draw(rows, limit, random.Random(f"{seed}/{task.name}/train"))
+    part = "pairs" if pairs else "train"
+    return replace(
+        items,
+        train=items.train if pairs else kept,
+        pairs=kept if pairs else (),
+        removed=tuple(dict.fromkeys(notes.removed)),
+        read_as=tuple(dict.fromkeys(notes.read_as)),
+        overlap=(),
+        places={**items.places, **{f"{part}/{row.example.id}": row.where for row in rows}},
+    )
+
+
+def _drop_contaminated(
+    task: Task, items: TaskItems, rows: list[SourcedExample], path: str, notes: Notes
+) -> list[SourcedExample]:
+    shown, choice = readers.display_path(path), task.kind == "choice"
+    aside = {"validation": task.data.validation is None, "test": bool(task.data.all or task.data.folds)}
+    written = [row for split, of in items.evaluated.items() if not aside[split] for row in of]
+    held = [row for split, of in items.evaluated.items() if aside[split] for row in of]
+    left = contamination.drop_contaminated(task, rows, written, shown, notes, choice)
+    kept = contamination.drop_related(left, held, choice)
+    if n := len(left) - len(kept):
+        notes.removed.append(f"{shown}: {pluralize(n, 'row')} left out, set aside for validation or test")
+    own = [row for row in kept if not row.origins]
+    whole, kept = kept, splits.keep_with_origins(kept, own, [*written, *held])
+    notes.removed.extend(splits.describe_augmented_left_out(whole, kept, shown))
+    if not kept and whole:
+        said = f"only rows made from rows that are evaluated (this is the first of {len(whole):,})"
+        expected, step = "rows made from training rows", "augment those instead"
+        raise UserError(Problem(whole[0].where, said, expected, step))
+    if not kept:
+        raise UserError(contamination.phrase_only_evaluated(shown, "rows"))
+    return kept
+
+
+def _distinct_ids(rows: Sequence[SourcedExample]) -> list[SourcedExample]:
+    """Number the rows of one id: files may share ids, and a row may be drawn twice; one row is one item."""
+    taken, times, out = {row.example.id for row in rows}, Counter[str](), list[SourcedExample]()
+    for row in rows:
+        ident = row.example.id
+        times[ident] += 1
+        if times[ident] > 1:
+            name = next(name for k in count(times[ident]) if (name := f"{ident}-{k}") not in taken)
+            taken.add(name)
+            row = SourcedExample(replace(row.example, id=name), row.where)
+        out.append(row)
+    return out
+
+
+def describe_source(recipe: Recipe) -> str:
+    """Name the source of a recipe's training rows, with the requested shares of a mixture."""
+    weights = recipe.mix.weights if recipe.mix else None
+    if recipe.mix and weights:
+        named = zip(shown_paths(recipe), weights, strict=True)
+        return " + ".join(f"{percent(share)} % {file}" for file, share in named)
+    hot = f" at temperature {recipe.mix.temperature:g}" if recipe.mix and recipe.mix.temperature else ""
+    return f"{' + '.join(shown_paths(recipe))}{hot}" or "the target's rows"
+
+
+def shown_paths(recipe: Recipe) -> list[str]:
+    """List the files of a recipe's own training rows as they are shown; none where they are the target's."""
+    return [readers.display_path(path) for path in (recipe.mix.paths if recipe.mix else recipe.train)]

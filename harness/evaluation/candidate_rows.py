@@ -17,13 +17,20 @@ from dataclasses import replace
 from math import ceil
 
 from harness import plugins, regularizers
-from harness.data import PartName, SourcedExample, TaskItems, suite_contamination
+from harness.data import (
+    PartName,
+    SourcedExample,
+    TaskItems,
+    describe_source,
+    load_training_rows,
+    shown_paths,
+    suite_contamination,
+)
 from harness.data.columns import option_text
 from harness.data.contamination import Encode, ReadBy, overlap_notes
 from harness.data.edit.row_files import OutputNames, is_taught, n_rows_of, payments_for, take_share, total_usd
 from harness.data.readers import file_of
 from harness.data.text_files import display_path
-from harness.data.training_rows import describe_source, load_training_rows, shown_paths
 from harness.errors import Problem, UserError, refuse
 from harness.evaluation import costs, lm_eval
 from harness.evaluation.candidates import ResolvedCandidate, add_lineage, digest_training_rows
