@@ -321,8 +321,10 @@ DECIDE_BY_SENSE = DECIDE.replace("page,", "page, with the model of --embeddings 
 _CHECKS = {
     "figures": ("amount", "missing_values", "traits", "edge_cases"),
     "labels": ("class_balance", "label_markers", "suspect_labels"),
-    "repeats": ("repeated_rows", "conflicting_answers", "test_leaks"),
-    "texts": ("answer_formats", "encoding_damage", "personal_data", "quality"),
+    "texts": (
+        *("repeated_rows", "conflicting_answers", "test_leaks"),
+        *("answer_formats", "encoding_damage", "personal_data", "quality"),
+    ),
 }
 MODULES = {check: module for module, checks in _CHECKS.items() for check in checks}
 MOST_MODELLED = 20_000  # rows that a classifier sees, drawn by class
