@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import plugins
-from harness.config import checks, files, grids
+from harness.config import checks, files
 from harness.config import overrides as overriding
 from harness.config.files import is_shipped
 from harness.config.overrides import CommandLine
@@ -61,7 +61,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
     files.inline(tree)
     overriding.apply(tree, [s for s in settings if not overriding.replaces_a_reference(s)])
     files.finish(tree)
-    members = grids.expand(tree)
+    members = files.expand_grids(tree)
     shown = tree.data
     if isinstance(written := tree.data.get("candidates"), dict):
         # The first candidate stands in place of each grid, whose lists are not what a key takes.
@@ -160,7 +160,7 @@ def json_schema() -> dict[str, Any]:
         keys[name]["anyOf"] = [{"type": "string"}, {"type": "object", "additionalProperties": params}]
         keys[name].pop("type"), keys[name].pop("additionalProperties")
     drawn = definitions["Decoding"]["properties"]
-    for around, names in ((keys, grids.KEYS), (drawn, tuple(drawn))):
+    for around, names in ((keys, files.GRID_KEYS), (drawn, tuple(drawn))):
         around |= {n: {"anyOf": [around[n], {"type": "array", "items": around[n]}]} for n in names}
     keys["train"] = {"anyOf": [_PATH, keys["train"]]}
     shares = {"type": "object", "additionalProperties": {"type": "number"}, "minProperties": 2}

@@ -12,8 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import plugins, spec
-from harness.config.files import describe_missing_file, raw_tasks
-from harness.config.grids import GridMember
+from harness.config.files import GridMember, describe_missing_file, raw_tasks
 from harness.config.recipe_checks import (
     WrittenRecipe,
     check_decoding,

@@ -18,8 +18,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 
 from harness import plugins, spec
-from harness.config.files import describe_missing_file
-from harness.config.grids import GridMember
+from harness.config.files import GridMember, describe_missing_file
 from harness.config.rubrics import read_rubric
 from harness.config.yaml_loading import Keys, Tree, mapping, problems_of
 from harness.errors import Problem, UserError, did_you_mean
