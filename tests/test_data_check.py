@@ -20,6 +20,7 @@ from checked_rows import (
     damage_rows,
     lines,
     make_clean_rows,
+    make_rows_of_articles,
     recognise_rows,
     run_command,
     write,
@@ -34,7 +35,7 @@ from harness.data import check, load_task
 from harness.data.check import read_table
 from harness.data.edge_cases import RULES, reported_cases
 from harness.errors import UserError
-from harness.experiment.check_rows import RowCheck, detectable, examine_rows
+from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import has_negation
 from harness.report.findings import fill_commands, order_commands, short_lines
 from harness.spec import Task, TaskData
@@ -404,11 +405,10 @@ def test_the_printed_commands_run_as_a_chain_and_what_they_leave_raises_no_alarm
 
 def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    rows = make_clean_rows(400)
-    for name, of in (("a.csv", rows[:150]), ("b.csv", rows[150:300])):
+    rows = make_rows_of_articles()
+    for name, of in (("a.csv", rows[:240]), ("b.csv", rows[240:480]), ("t.csv", rows[480:])):
         write_csv(name, of)
-    write_csv("t.csv", [row for row in rows[300:] if row["label"] in ("refund", "invoice")] + rows[300:310])
-    found = examine_rows(RowCheck(["a.csv", "b.csv"], test=["t.csv"], only=["class_balance"]))
+    found = examine_rows(RowCheck(["a.csv", "b.csv"], test=["t.csv"], only=["traits"]))
     chain = order_commands(found.findings)
     assert [shlex.split(step)[2] for step in chain] == ["mix", "split"]
     for step in chain:
@@ -486,11 +486,6 @@ def test_of_more_rows_than_memory_holds_a_draw_is_kept_and_duplicates_are_counte
     assert any("sampled rows are looked at" in f.title for f in found)
 
 
-def test_two_answers_that_differ_in_a_tenth_of_a_hundred_items_show_a_difference_of_9_points():
-    """(1.960 + 0.842) · √(0.1 / 100) = 0.0886."""
-    assert detectable(100, 0.1) == pytest.approx(0.0886, abs=1e-4)
-
-
 @pytest.mark.parametrize(
     "day",
     [
@@ -557,12 +552,7 @@ def test_each_trait_is_a_figure_with_its_meaning(find, tmp_path):
 
 
 def test_a_test_file_of_other_groups_is_not_told_apart_in_alarm(tmp_path):
-    rng = random.Random(3)
-    own = {group: rng.sample(WORDS, 25) for group in range(30)}
-    placed = [(group, i) for group in own for i in range(20)]
-    rows = [
-        {"prompt": " ".join(rng.sample(own[g], 6)), "reference": "ab"[i % 2], "article": g} for g, i in placed
-    ]
+    rows = make_rows_of_articles()
     whole, parts = write(tmp_path / "all.jsonl", rows), tmp_path / "parts"
     run_command(f"harness data split {whole} --group article --shares 0.8,0,0.2 --out {parts}")
 

@@ -6,7 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from checked_rows import damage_rows, make_clean_rows, write, write_csv
+from checked_rows import damage_rows, make_clean_rows, make_rows_of_articles, write, write_csv
 from conftest import refused
 from openai_server import Rule, serve_model
 from typer.testing import CliRunner
@@ -128,9 +128,8 @@ CHECKS = {
     "a test file": lambda: [
         write(Path("train.jsonl"), make_clean_rows(60)), "--test", write(Path("-t.jsonl"), make_clean_rows(60)[:20]).replace("-t", "./-t"),
     ],
-    "another mix": lambda: [
-        write(Path("train.jsonl"), make_clean_rows(400)[:300]), "--test",
-        write(Path("t.jsonl"), [row for row in make_clean_rows(400)[300:] if row["label"] in ("refund", "invoice")]),
+    "a test of other words": lambda: [
+        write(Path("train.jsonl"), make_rows_of_articles()[:480]), "--test", write(Path("t.jsonl"), make_rows_of_articles()[480:]),
     ],
     "chat": lambda: [
         write(Path("chat.jsonl"), [

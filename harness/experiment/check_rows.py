@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
 
-from harness import stats
 from harness.data import ColumnCells, count_cells, find_mixed_columns, formats, readers
 from harness.data.check import (
     MOST_MODELLED,
@@ -37,7 +36,6 @@ from harness.progress import Progress, SilentProgress
 from harness.records import PromptText
 from harness.report.findings import fill_commands, short_lines
 from harness.spec import Fields, Task
-from harness.stats import Variance, VarianceComponents
 
 _TASK = {"name": "rows", "data": {"invalid_rows": "drop"}}
 _MOST_BRIEFLY = 2_000
@@ -119,8 +117,7 @@ def examine_table(
         test = tables[1] if options.test else None
         tokenizer = tokenizer_of(options.base) if options.base else None
         score = answer_scorer(options.base, perplexity=options.perplexity)
-        own = options.most, encode, score, options.perplexity
-        context = CheckContext(test, tokenizer, detectable, *own)
+        context = CheckContext(test, tokenizer, options.most, encode, score, options.perplexity)
         found = check_rows(tables[0], context, options.only, advance)
     columns, named = tables[0].columns, (reading.options, reading.columns)
     pages = {readers.display_path(absolute(path)): option for path, option in options.pages.items()}
@@ -255,13 +252,3 @@ def _measure_bits(source: ModelSource, rows: Sequence[QuestionAndAnswers]) -> li
     nats = dict(zip(fitting, (one.logprob for one in scored), strict=True))
     n_bytes = [len(row.answers[0].encode()) for row in rows]
     return [-nats[i] / log(2) / n if i in nats and n else None for i, n in enumerate(n_bytes)]
-
-
-def detectable(n: int, disagreement: float) -> float:
-    """Return the least difference of two rates that n items show with 80 % power, two-sided at 5 %.
-
-    `disagreement` is the share of items that the two answer differently; both in [0, 1].
-    Source: `stats.paired_se`, `stats.detectable_mean`.
-    """
-    items = Variance(stats.paired_se(disagreement, n) ** 2, None)
-    return min(stats.detectable_mean(VarianceComponents(items, Variance(0.0, None), 1), 1.0), 1.0)

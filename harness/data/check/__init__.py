@@ -376,17 +376,15 @@ class Tokenizer(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CheckContext:
-    """Beside the rows: those that are tested on, a tokenizer, and the least difference that n items show.
+    """Beside the rows: those that are tested on, a tokenizer, and what else is looked at.
 
     `most` rows are judged by classifiers, drawn by class.
-    `detectable(n, d)` is in [0, 1], for the share d of items that two models answer differently.
     `encode` gives texts' embeddings, by which duplicates and contamination are looked for as well.
     `score` scores the quality of answers, with `perplexity` by that under the tokenizer's model too.
     """
 
     test: RowTable | None = None
     tokenizer: Tokenizer | None = None
-    detectable: Callable[[int, float], float] | None = None
     most: int = MOST_MODELLED
     encode: Encode | None = None
     score: ScoreAnswers | None = None

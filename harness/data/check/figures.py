@@ -29,7 +29,6 @@ _BINS = 16
 _FEWEST = 25  # below it a fifth set aside twice leaves fewer than five rows, too few for any sign test
 _MOST, _MOST_VARIED = 4_000, 1_000
 _FEWEST_COMPARED = 20  # rows of each side
-_DISAGREEMENTS = (0.1, 0.3)
 
 
 def check_missing_values(table: RowTable, given: CheckContext) -> Iterator[Finding]:
@@ -231,12 +230,6 @@ def check_traits(table: RowTable, given: CheckContext) -> Iterator[Finding]:
     if given.test is None:
         return
     test = given.test.draw(_MOST)
-    if given.detectable:
-        n = len(given.test.entries)
-        few, many = (100 * given.detectable(n, share) for share in _DISAGREEMENTS)
-        title = f"{n:,} test items show a difference of {few:.1f} to {many:.1f} percentage points"
-        meaning = "with 80 % power, where two models answer 10 to 30 % of the items differently"
-        yield Finding("note", title, meaning)
     if min(len(drawn), len(test)) >= _FEWEST_COMPARED:
         # Training and test that were split by a column share none of its groups.
         groups = {find_grouping_column(file) for file in (*table.files, *given.test.files)}

@@ -6,7 +6,6 @@ Problems; Northcutt, Jiang & Chuang 2021, Confident Learning, https://arxiv.org/
 """
 
 import re
-import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from math import exp, log
@@ -30,11 +29,10 @@ _TOKEN = rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+|[^\w\s]"
 
 
 def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Finding]:
-    """Show the balance, warn of one answer and of too small classes, and compare with the test rows.
+    """Show the balance, warn of one answer, of too small classes and of what only test rows have.
 
     The effective number of classes is the exponential of Shannon's entropy (Hill 1973).
-    False alarms: a class of fewer than five rows is a count. That training and test have another mix is said
-    at `ALPHA` of a chi-square test of homogeneity (classes below five expected rows pooled).
+    False alarms: none; these are counts.
     """
     answers = {entry.answer for entry in table.entries if entry.question}
     if len(answers) == 1 and answers != {""} and len(table.entries) >= _FEWEST:
@@ -66,48 +64,12 @@ def check_class_balance(table: RowTable, given: CheckContext) -> Iterator[Findin
         step = "collect more rows of them"
         yield Finding("warning", title, meaning, rows, example, step, of=n)
     if given.test:
-        train, test = (Counter(entry.answer for entry in of.entries) for of in (table, given.test))
-        if mix := _compare_mixes(train, test, table):
-            yield mix
-
-
-def _compare_mixes(train: Counter[str], test: Counter[str], table: RowTable) -> Finding | None:
-    unknown = [label for label in test if label not in train]
-    if unknown:
-        title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
-        n = sum(test[label] for label in unknown)
-        meaning = "no training row shows them, so a fine-tune cannot answer them"
-        return Finding("error", title, meaning, command="add rows of them", count=n, of=test.total())
-    p, label = mix_p(train, test)
-    if p is None or p >= ALPHA:
-        return None
-    trained, tested = (100 * counts[label] / counts.total() for counts in (train, test))
-    meaning = "a score on test weighs labels otherwise than training did; name which mix is the real one"
-    shares = f"{trained:.1f} % of training, {tested:.1f} % of test"
-    title = f"labels are mixed otherwise in test (chi-square, p = {p:.1g}): {label!r} is {shares}"
-    column = table.reading.task.fields.reference.strip("{}")
-    keeps = f" --stratify {shlex.quote(column)}" if column in table.columns else ""
-    command = f"harness data split FILE{keeps} --out OUT"
-    return Finding("warning", title, meaning, command=command)
-
-
-def mix_p(train: Counter[str], test: Counter[str]) -> tuple[float | None, str]:
-    """Test whether two counts of labels are draws of one mix; return p and the label that differs most."""
-    from scipy import stats
-
-    share = test.total() / (train.total() + test.total())
-    both = {label: train[label] + test[label] for label in train | test}
-    large = [label for label, n in both.items() if n * min(share, 1 - share) >= _FEWEST]
-    pooled = [
-        [counts[label] for label in large] + [sum(n for label, n in counts.items() if label not in large)]
-        for counts in (train, test)
-    ]
-    cells = [pair for pair in zip(*pooled, strict=True) if sum(pair) > 0]
-    if len(cells) < 2:
-        return None, ""
-    p = float(stats.chi2_contingency(list(zip(*cells, strict=True)), correction=False).pvalue)
-    far = max(both, key=lambda label: abs(train[label] / train.total() - test[label] / test.total()))
-    return p, far
+        test = Counter(entry.answer for entry in given.test.entries)
+        if unknown := [label for label in test if label not in table.labels]:
+            title = f"{len(unknown):,} labels stand in test alone: " + ", ".join(map(repr, unknown[:5]))
+            meaning, n = "no training row shows them, so a fine-tune cannot answer them", test.total()
+            of_them = sum(test[label] for label in unknown)
+            yield Finding("error", title, meaning, command="add rows of them", count=of_them, of=n)
 
 
 def check_label_markers(table: RowTable, given: CheckContext) -> Iterator[Finding]:
