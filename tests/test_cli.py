@@ -21,7 +21,7 @@ from harness.cache import cache_dir
 from harness.cli.compare import exit_code, metric_warnings, plan_section
 from harness.cli.gate import next_step
 from harness.cli.options import ExperimentFile
-from harness.config.overrides import CommandLine
+from harness.config import CommandLine
 from harness.experiment import Estimates
 from harness.formatting import seconds
 from harness.models.hardware import Memory

@@ -23,7 +23,7 @@ from harness.analysis.significance import SpareItems
 from harness.analysis.verdict import Rule
 from harness.cli.app import write_report
 from harness.cli.options import ExperimentFile
-from harness.config.overrides import CommandLine
+from harness.config import CommandLine
 from harness.experiment.catalog import map_purposes
 from harness.formatting import Unit
 from harness.records import TrainingRecord

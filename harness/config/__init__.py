@@ -3,20 +3,22 @@
 Invariant: either the problems of the files are raised together, each with its file and line,
 or the experiment that comes back is complete, with absolute paths and no grid left in it. What depends
 on a value that is refused is checked when that value is right. The schema describes what may be written,
-short forms included.
+short forms included. Settings `a.b=value` of different keys give the same experiment in any order; of two
+with the same key the later wins. A command that is proposed can be pasted into a shell.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from shlex import join
 from typing import Any, NamedTuple
+
+from ruamel.yaml.error import YAMLError
 
 from harness import plugins
 from harness.config import checks, files
-from harness.config import overrides as overriding
 from harness.config.files import is_shipped
-from harness.config.overrides import CommandLine
 from harness.config.recipe_checks import lint
 from harness.config.rubrics import (
     YES_NO,
@@ -27,11 +29,56 @@ from harness.config.rubrics import (
     read_rubric,
     rubric_of,
 )
-from harness.config.yaml_loading import Tree, mapping, problems_of
+from harness.config.yaml_loading import Keys, Tree, load_yaml, mapping, plain, problems_of, short_repr
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.spec import PLUGINS, Experiment, GatePolicy, Recipe, Spec, Suite
 
 _COMMA = re.compile(r",(?![^\[]*\])")  # a comma that is not inside the brackets of a grid's name
+_DEFAULT = Path("harness.yaml")
+_NEXT = re.compile(r"(next|try): .*")
+
+
+class CommandLine(NamedTuple):
+    """Options of a command that the next one repeats; `config` is empty for ./harness.yaml.
+
+    `runs` is the folder of stored runs where that was named.
+    """
+
+    config: str = ""
+    overrides: tuple[str, ...] = ()
+    candidates: tuple[str, ...] = ()
+    runs: str = ""
+
+    @classmethod
+    def from_options(
+        cls, config: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = ()
+    ) -> "CommandLine":
+        """Keep what was typed that the next commands need as well."""
+        return cls("" if config == _DEFAULT else str(config), tuple(overrides), tuple(candidates))
+
+    def with_settings(self, settings: Sequence[str]) -> "CommandLine":
+        """Add settings, in place of those of the same keys."""
+        keys = {setting.partition("=")[0] for setting in settings}
+        kept = [setting for setting in self.overrides if setting.partition("=")[0] not in keys]
+        return self._replace(overrides=(*kept, *settings))
+
+    def command(self, *words: str) -> str:
+        """Write a command as a shell reads it; how candidates are executed is for `compare` alone."""
+        config = ("-c", self.config) if self.config else ()
+        kept = [one for one in self.overrides if words[0] == "compare" or not one.startswith("execution.")]
+        return join(["harness", *words, *config, *kept])
+
+    def complete(self, text: str) -> str:
+        """Repeat the options in each command of what a text says to do next, where it has none."""
+        reindex = self._replace(overrides=()).command("reindex")
+        if self.runs:
+            reindex = join(["harness", "reindex", "--runs", self.runs])
+        lines = {"harness compare": self.command("compare"), "harness reindex": reindex}
+        options = {bare: line.removeprefix(bare) for bare, line in lines.items()}
+        alone = "|".join(rf"{bare}(?![^;\n]*{re.escape(of)})" for bare, of in options.items() if of)
+        if not alone:
+            return text
+        return _NEXT.sub(lambda said: re.sub(alone, lambda bare: lines[bare[0]], said[0]), text)
 
 
 class LoadedExperiment(NamedTuple):
@@ -56,10 +103,10 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         UserError: with the problems of the files, the overrides and the selection.
     """
     tree = files.read_experiment(path)
-    settings = overriding.parse(overrides, tree)
-    overriding.apply(tree, [s for s in settings if overriding.replaces_a_reference(s)])
+    settings = _parse_settings(overrides, tree)
+    _apply_settings(tree, [s for s in settings if _replaces_a_reference(s)])
     files.inline(tree)
-    overriding.apply(tree, [s for s in settings if not overriding.replaces_a_reference(s)])
+    _apply_settings(tree, [s for s in settings if not _replaces_a_reference(s)])
     files.finish(tree)
     members = files.expand_grids(tree)
     shown = tree.data
@@ -83,7 +130,7 @@ def load(path: Path, overrides: Sequence[str] = (), candidates: Sequence[str] = 
         expanded[name] = {"role": role, **member.recipe} if role else member.recipe
     experiment = Experiment.model_validate({**tree.data, "candidates": expanded})
     written = {name: ("candidates", member.source) for name, member in members.items()}
-    places = {name: overriding.place_of(tree, keys) for name, keys in written.items()}
+    places = {name: _place_of(tree, keys) for name, keys in written.items()}
     typed = CommandLine.from_options(path, overrides)
     return LoadedExperiment(experiment, tree.folder, selected, places, typed)
 
@@ -101,7 +148,7 @@ def gate_policy(overrides: Sequence[str]) -> GatePolicy:
         UserError: with every setting that cannot be used.
     """
     tree = Tree({"gate": {}}, {(): "the command line"}, Path())
-    overriding.apply(tree, overriding.parse(overrides, tree))
+    _apply_settings(tree, _parse_settings(overrides, tree))
     tree.problems += problems_of(_GateAlone, tree.data, tree)
     if tree.problems:
         raise UserError(tree.problems)
@@ -118,6 +165,98 @@ def read_suites(folder: Path) -> list[Suite]:
     problems = [problem for tree in trees for problem in problems_of(Suite, tree.data, tree)]
     refuse(problems)
     return [Suite.model_validate(tree.data) for tree in trees]
+
+
+_FORM, _CHOICE = "KEY.KEY=VALUE", "a candidate is chosen by --candidates, or --candidate of gate"
+_SUCH_AS = f"such as candidates.lora.params.r=8; {_CHOICE}"
+_OVERRIDE = "override "  # begins the place of a value that the command line gave
+
+
+class _Setting(NamedTuple):
+    """One `a.b=value`: as written, its keys, its value read as YAML."""
+
+    text: str
+    keys: tuple[str, ...]
+    value: Any
+
+
+def _parse_settings(texts: Iterable[str], tree: Tree) -> list[_Setting]:
+    """Read the settings, shortest keys first; what is none becomes a problem of the tree."""
+    settings = []
+    for text in texts:
+        key, equals, value = text.partition("=")
+        keys = tuple(key.strip().split("."))
+        try:
+            read = plain(load_yaml(value, "safe"))
+        except YAMLError:
+            found = f"no YAML: {short_repr(value)}"
+            tree.problems.append(Problem(f"{_OVERRIDE}{text[:60]}", found, _FORM, "quote the value"))
+            continue
+        if not equals or not all(keys):
+            tree.problems.append(Problem(f"{_OVERRIDE}{text}", repr(text), _FORM, _SUCH_AS))
+        else:
+            settings.append(_Setting(text, keys, read))
+    return sorted(settings, key=lambda setting: len(setting.keys))
+
+
+def _replaces_a_reference(setting: _Setting) -> bool:
+    """Tell whether it may name a file or a short recipe, and so comes before these are read."""
+    listed = ("candidates", "suites", "more_targets")
+    return len(setting.keys) == 1 or (len(setting.keys) == 2 and setting.keys[0] in listed)
+
+
+def _apply_settings(tree: Tree, settings: Iterable[_Setting]) -> None:
+    """Write settings into the tree; its places then name the setting."""
+    for setting in settings:
+        where = f"{_OVERRIDE}{setting.text}"
+        try:
+            keys = _walk(tree, setting, where)
+        except UserError as error:
+            tree.problems += error.problems
+        else:
+            tree.put(keys, setting.value, {(): where})
+
+
+def _place_of(tree: Tree, keys: Keys) -> str:
+    """Return `file:line` of the value at these keys, with the settings that changed anything in it."""
+    inside = (mark for at, mark in tree.marks.items() if at[: len(keys)] == keys and at != keys)
+    settings = (mark for mark in inside if mark.startswith(_OVERRIDE))
+    return ", ".join(dict.fromkeys([tree.where(keys), *settings]))
+
+
+def _walk(tree: Tree, setting: _Setting, where: str) -> Keys:
+    """Return the keys with list entries as indices, making the mappings that are missing."""
+    around: Any = tree.data
+    keys: Keys = ()
+    for depth, key in enumerate(setting.keys):
+        found = _entry(around, key, keys, where)
+        keys = (*keys, found)
+        if depth == len(setting.keys) - 1:
+            return keys
+        if isinstance(around, dict) and around.get(found) is None:
+            known = tree.data.get("candidates")
+            if len(keys) == 2 and keys[0] == "candidates" and isinstance(known, dict) and key not in known:
+                problem, hint = f"unknown candidate {key!r}", did_you_mean(key, known)
+                raise UserError(Problem(where, problem, "a candidate of the experiment", hint))
+            around[found] = {}
+            tree.marks[keys] = where
+        around = around[found]
+    return keys
+
+
+def _entry(around: Any, key: str, keys: Keys, where: str) -> str | int:
+    if isinstance(around, dict):
+        return key
+    if not isinstance(around, list):
+        found = f"{'.'.join(map(str, keys))}: {around!r}, which has no keys"
+        raise UserError(Problem(where, found, "a mapping", "set it as a whole"))
+    named = {e["name"]: i for i, e in enumerate(around) if isinstance(e, dict) and "name" in e}
+    if key.isdigit() and int(key) < len(around):
+        return int(key)
+    if key in named:
+        return int(named[key])
+    hint = did_you_mean(key, map(str, named))
+    raise UserError(Problem(where, f"no entry {key!r}", "the name or index of an entry", hint))
 
 
 def _select(tree: Tree, members: Mapping[str, Any], wanted: Sequence[str]) -> tuple[str, ...]:
