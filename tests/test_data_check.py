@@ -33,7 +33,7 @@ from harness import config as configuration
 from harness.cli import app
 from harness.data import check, load_task
 from harness.data.check import read_table
-from harness.data.edge_cases import RULES, reported_cases
+from harness.data.row_traits import RULES, reported_cases
 from harness.errors import UserError
 from harness.experiment.check_rows import RowCheck, examine_rows
 from harness.records import has_negation

@@ -26,7 +26,7 @@ from harness.data.check import (
 from harness.data.columns import QuestionAndAnswers, columns_of, option_text
 from harness.data.contamination import open_encoder
 from harness.data.examples import unusable_templates
-from harness.data.quality import ScoreAnswers, score_answers
+from harness.data.row_traits import ScoreAnswers, score_answers
 from harness.errors import Problem, UserError, as_argument, did_you_mean, gather, refuse
 from harness.evaluation.languages import classify
 from harness.experiment.scaffold.recognition import Request, absolute, look

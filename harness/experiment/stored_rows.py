@@ -17,7 +17,7 @@ from harness.analysis.candidate_facts import CandidateFacts
 from harness.analysis.estimators import Estimate
 from harness.analysis.target_rules import AA_FLIPS, ControlFacts, has_drifted
 from harness.data import Split
-from harness.data.edge_cases import reported_cases
+from harness.data.row_traits import reported_cases
 from harness.errors import Problem, UserError
 from harness.evaluation.candidates import ResolvedCandidate, base_weights
 from harness.evaluation.judging_stage import answer_and_score, rescore_stored, score_answered

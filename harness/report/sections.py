@@ -16,7 +16,7 @@ from harness.analysis.estimators import is_judge
 from harness.analysis.gating import GateResult
 from harness.analysis.significance import bound_passing_chance
 from harness.analysis.verdict import WORDS, is_in_macro
-from harness.data.edge_cases import RULES
+from harness.data.row_traits import RULES
 from harness.formatting import UNKNOWN
 from harness.report import answer_tables, result_tables, training_tables
 from harness.report.columns import FORGETTING_TABLE, GATE_TABLE, print_table

@@ -40,7 +40,7 @@ from harness.data.edit.dedup import fold_row
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.guessed_columns import LONGEST_LABEL, label_set
-from harness.data.quality import ScoreAnswers
+from harness.data.row_traits import ScoreAnswers
 from harness.data.splits import is_augmented
 from harness.data.text_files import Row, cap_problems
 from harness.data.unused import Unused, UnusedCounter

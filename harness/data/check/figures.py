@@ -14,10 +14,10 @@ import numpy as np
 
 from harness.data.check import ALPHA, HELD, CheckContext, Finding, RowTable, Severity, TableEntry
 from harness.data.check.personal_data import excerpt
-from harness.data.edge_cases import RULES, edge_tests, is_reported
 from harness.data.edit.row_files import find_grouping_column
 from harness.data.formats import THUMB_DOWN
 from harness.data.readers import file_of
+from harness.data.row_traits import RULES, edge_tests, is_reported
 from harness.data.unused import OFFER, THOUGHTS, name_columns, name_contexts, name_keys, name_media
 from harness.errors import as_argument
 from harness.formatting import count, pluralize

@@ -29,8 +29,8 @@ from harness.data.edit.clean import mend_encoding, mend_signs
 from harness.data.edit.dedup import NormalizedRow, fold_row, near_repeats, stand_on_same
 from harness.data.examples import SourcedExample
 from harness.data.near_duplicates import THRESHOLD
-from harness.data.quality import THRESHOLDS, choose_threshold
 from harness.data.readers import file_of
+from harness.data.row_traits import THRESHOLDS, choose_threshold
 from harness.errors import as_argument
 from harness.formatting import pluralize
 

@@ -20,7 +20,7 @@ from harness.data.edit.mix import STOOD_ALREADY, RowIds
 from harness.data.formats import THUMB_DOWN, Layout
 from harness.data.guessed_columns import LONGEST_LABEL, MOST_LABELS, ROWS_A_LABEL, label_set
 from harness.data.multiple_choice import CHOICES
-from harness.data.quality import ScoreAnswers
+from harness.data.row_traits import ScoreAnswers
 from harness.data.text_files import Row, names_labels
 from harness.errors import Problem, UserError
 from harness.formatting import pluralize
