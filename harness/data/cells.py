@@ -1,4 +1,4 @@
-"""Values of cells: their types, dates and times, and texts that hold a model's special tokens.
+"""Values of cells: their types, how they are written as text, dates and times, and special tokens in them.
 
 Invariant: nothing is kept of a row but the places of its empty cells, and of the first cells of each type.
 Both read the same forms alike; a time without a zone is UTC. What is found is what is removed. Angle
@@ -6,12 +6,14 @@ brackets of HTML and of code are no marks: `<s>` is one at a text's start alone 
 where a tokenizer is known to have them.
 """
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
+from decimal import Decimal
 from functools import cache
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -101,6 +103,45 @@ def write_empty_lists(column: str, rows: Iterable[Row], n_first: int | None = No
     for row in rows:
         is_empty = objects and row.fields.get(column) == []
         yield row._replace(fields={**row.fields, column: "[]"}) if is_empty else row
+
+
+_WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
+_JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
+
+
+def write_json(value: Any) -> str:
+    """Write a value as JSON; decimals as numbers, dates and times by ISO 8601, as tables hold them."""
+    return json.dumps(value, ensure_ascii=False, default=_write_cell)
+
+
+def _write_cell(value: Any) -> Any:
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    return text_of_cell(value) or f"<{type(value).__name__}>"
+
+
+def text_of_cell(value: Any) -> str | None:
+    """Write a number, a decimal, a date or a time as a text; None of another value."""
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return str(value) if isinstance(value, str | int | float | Decimal) else None
+
+
+def read_flag(value: object) -> bool | None:
+    """Read true or 1, false or 0, also as a text, as a CSV file holds them; None of another value."""
+    if isinstance(value, str):
+        return _WRITTEN_FLAGS.get(value.strip().lower())
+    return bool(value) if value in (0, 1) else None
+
+
+def find_known_fields(row: Row) -> set[str]:
+    """Return the names of the fields that have a value."""
+    return {name for name, value in row.fields.items() if value is not None}
+
+
+def is_plain(value: Any) -> bool:
+    """Tell whether a value is a number or a text, and not JSON of a list or an object within a text."""
+    return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
 
 
 FORMS = "2024-05-31, 2024-05, 20240531, 2024-05-31T10:00:00Z or seconds since 1970"

@@ -8,13 +8,13 @@ from collections.abc import Collection, Container, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from harness.data import formats
+from harness.data.cells import read_flag
 from harness.data.examples import FIELD
 from harness.data.formats import Layout
 from harness.data.multiple_choice import CHOICE_QUESTIONS, RIGHT, find_column, list_choices
 from harness.data.rated_rows import read_pair
 from harness.data.text_files import Row, Rows, is_csv, name_column, probable_row
-from harness.data.tools import list_tools
-from harness.data.turns import SYSTEMS, list_systems, read_flag, read_leniently
+from harness.data.turns import SYSTEMS, list_systems, list_tools, read_leniently
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import digest
 from harness.spec import Fields, Task

@@ -11,12 +11,19 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from harness.data import formats, turns
-from harness.data.cells import is_object, remove_special, write_empty_lists
+from harness.data.cells import (
+    is_object,
+    is_plain,
+    remove_special,
+    text_of_cell,
+    write_empty_lists,
+    write_json,
+)
 from harness.data.formats import Layout
 from harness.data.rated_rows import read_pair, read_thumb
 from harness.data.readers import clean_command, file_of
 from harness.data.text_files import Row, Rows, cap_problems, names_labels
-from harness.data.tools import TOOL_FIELDS, add_tools
+from harness.data.turns import TOOL_FIELDS, add_tools
 from harness.errors import Problem, UserError, did_you_mean, refuse
 from harness.records import Document, Example, Message, compose_letters, match_label
 from harness.spec import Fields, Task
@@ -96,7 +103,7 @@ def examples(
     content = content._replace(rows=[*write_empty_lists(answer[1] if answer else "", content.rows)])
     of_rows: list[Problem] = []
     made = _make_each(content, read_example, task.data.invalid_rows, notes.removed, of_rows)
-    found = cap_problems(turns.join_problems(of_rows), content.shown, "rows that cannot be used")
+    found = cap_problems(_join_problems(of_rows), content.shown, "rows that cannot be used")
     found += _twice([(sourced.example.id, sourced.where) for sourced in made], content.shown)
     kept: list[SourcedExample] = []
     outside: list[SourcedExample] = []
@@ -245,7 +252,7 @@ def _make_each(
             found += error.problems
     is_refused = found and (invalid_rows == "error" or not made)
     if is_refused and problems is None:
-        raise UserError(cap_problems(turns.join_problems(found), content.shown, "rows that cannot be used"))
+        raise UserError(cap_problems(_join_problems(found), content.shown, "rows that cannot be used"))
     if is_refused and problems is not None:
         problems += found
     elif found and notes is not None:
@@ -261,8 +268,23 @@ def _make_each(
     return made
 
 
+def _join_problems(problems: Sequence[Problem]) -> list[Problem]:
+    """Say once what is wrong with all rows that hold parts other than text, or numbers of tags."""
+    once = (turns.ONLY_TEXT, turns.TAG_NAMES)
+    n = Counter(of.found for of in problems if of.expected in once)
+    out, seen = list[Problem](), set[str]()
+    for of in problems:
+        if of.expected not in once:
+            out.append(of)
+        elif of.found not in seen:
+            seen.add(of.found)
+            rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
+            out.append(replace(of, found=f"{of.found}{rows}"))
+    return out
+
+
 def _example(task: Task, row: Row, name: str) -> Example:
-    is_text = task.kind != "choice" and turns.is_plain(row.fields.get("choices"))
+    is_text = task.kind != "choice" and is_plain(row.fields.get("choices"))
     own = () if is_text else _texts(row, "choices")
     if twice := [text for text, n in Counter(map(compose_letters, map(str.strip, own))).items() if n > 1]:
         found, expected = f"the choice {twice[0]!r} twice", "choices that differ"
@@ -326,7 +348,7 @@ def _messages(row: Row, template: str, may_be_empty: bool = False) -> tuple[Mess
 
 
 def _question(row: Row, template: str, may_be_empty: bool) -> tuple[Message, ...]:
-    is_text = "prompt" in row.fields and turns.is_plain(row.fields.get("messages"))
+    is_text = "prompt" in row.fields and is_plain(row.fields.get("messages"))
     if template == _DEFAULT.prompt and "messages" in row.fields and not is_text:
         return _turns(row)
     if "{messages}" in template and isinstance(row.fields.get("messages"), list):
@@ -363,9 +385,9 @@ def _references(row: Row, template: str) -> tuple[str, ...]:
         return ()
     field = FIELD.fullmatch(template)
     if field and is_object(value := _value(row, field[1])):
-        return (turns.write_json(value),)
+        return (write_json(value),)
     if field and isinstance(value, list) and names_labels(field[1]):
-        labels = [text for label in value if (text := turns.text_of_cell(label)) is not None]
+        labels = [text for label in value if (text := text_of_cell(label)) is not None]
         if len(labels) < len(value) or any(";" in text for text in labels):
             found = f"{field[1]!r} of another form, or a label with a semicolon"
             step = f'such as "{field[1]}": ["…"]'
@@ -432,7 +454,7 @@ def _scalar(row: Row, field: str) -> str:
         raise UserError(Problem(row.where, f"no field {field!r}", f"a value for {field!r}", hint))
     if isinstance(value, bool):
         return str(value).lower()
-    if (text := turns.text_of_cell(value)) is not None:
+    if (text := text_of_cell(value)) is not None:
         return text
     found = f"a {type(value).__name__} in {field!r}"
     step = "write it as text, or name another field under fields: of the task"

@@ -11,28 +11,24 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from typing import Any, NamedTuple
 
-from harness.data.cells import is_object
+from harness.data.cells import find_known_fields, is_object, read_flag, text_of_cell, write_json
 from harness.data.multiple_choice import ANY_FORM, AnswerForms, has_choices, read_choices, settle_forms
 from harness.data.rated_rows import OWN_QUESTION, best_answer, misfit, read_pair
 from harness.data.text_files import Row, Rows
-from harness.data.tools import TOOL_FIELDS
 from harness.data.turns import (
     MEND_ROW,
     TAG_NAMES,
+    TOOL_FIELDS,
     add_system,
     answer_places,
     find_fields,
-    find_known_fields,
     is_conversation,
-    read_flag,
     read_leniently,
     read_text,
     read_turns,
     spell_calls,
     text_of,
-    text_of_cell,
     user_turns,
-    write_json,
 )
 from harness.errors import Problem, UserError
 from harness.spec import Fields, Task

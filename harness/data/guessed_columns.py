@@ -10,7 +10,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-from harness.data.cells import ColumnCells, count_cells, find_mixed_columns, is_object
+from harness.data.cells import (
+    ColumnCells,
+    count_cells,
+    find_mixed_columns,
+    is_object,
+    read_flag,
+    text_of_cell,
+)
 from harness.data.columns import (
     ANSWERS,
     CONTEXTS,
@@ -27,7 +34,7 @@ from harness.data.columns import (
 )
 from harness.data.examples import FIELD
 from harness.data.text_files import Row, Rows
-from harness.data.turns import HISTORY, SYSTEMS, list_history, read_flag, text_of_cell
+from harness.data.turns import HISTORY, SYSTEMS, list_history
 from harness.errors import Problem, UserError
 
 _OTHER_QUESTIONS = (

@@ -15,8 +15,9 @@ from itertools import takewhile
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+from harness.data.cells import is_plain
 from harness.data.text_files import Row
-from harness.data.turns import MEND_ROW, is_plain
+from harness.data.turns import MEND_ROW
 from harness.errors import Problem, UserError
 from harness.records import normalize, parse_json
 

@@ -12,18 +12,9 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness.data.cells import find_known_fields, is_plain, read_flag
 from harness.data.text_files import Row
-from harness.data.turns import (
-    MEND_ROW,
-    Turns,
-    add_system,
-    find_known_fields,
-    is_plain,
-    read_flag,
-    read_text,
-    read_turns,
-    user_turns,
-)
+from harness.data.turns import MEND_ROW, Turns, add_system, read_text, read_turns, user_turns
 from harness.errors import Problem, UserError
 from harness.records import Message
 

@@ -1,17 +1,19 @@
 """Turns of a conversation as other tools write them, with calls of tools and their results, as messages.
 
+Tools that a row defines (`tools`, or OpenAI's former `functions`) become a text of its system message. Chat
+templates write definitions in forms of their own, or leave them out, while calls are read as JSON here. So
+one form serves every base, says how a call is written, and is the same for all candidates.
+
 Invariant: a part is shown, or named as not used, or its turn is refused; none is left out in silence.
 """
 
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from datetime import date, time
-from decimal import Decimal
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from harness.data.cells import find_known_fields, is_plain, read_flag, text_of_cell, write_json
 from harness.data.text_files import Row
 from harness.errors import Problem, UserError
 from harness.records import Message, parse_json
@@ -169,24 +171,6 @@ def _parse(value: Any) -> Any:
         return value
 
 
-def write_json(value: Any) -> str:
-    """Write a value as JSON; decimals as numbers, dates and times by ISO 8601, as tables hold them."""
-    return json.dumps(value, ensure_ascii=False, default=_write_cell)
-
-
-def _write_cell(value: Any) -> Any:
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    return text_of_cell(value) or f"<{type(value).__name__}>"
-
-
-def text_of_cell(value: Any) -> str | None:
-    """Write a number, a decimal, a date or a time as a text; None of another value."""
-    if isinstance(value, date | time):
-        return value.isoformat()
-    return str(value) if isinstance(value, str | int | float | Decimal) else None
-
-
 Turns = list[Message]
 SYSTEMS, HISTORY = ("system", "system_prompt"), "history"
 # Fields that hold no plain text.
@@ -194,7 +178,6 @@ LISTS = {
     *("messages", "conversations", "completions", "choices", "options", "endings", "questions"),
     *("tokens", "words"),
 }
-_JSON = re.compile(r"\s*(?:\[\s*[\[{\"']|\{\s*[\"'])")
 _TOOLS = ("tool", "function", "observation", "tool_response")  # what they return is a turn of the user
 _CALLING_SPEAKERS = ("function_call", "tool_call")  # LLaMA-Factory's and ms-swift's: they say calls as JSON
 _ROLES = {
@@ -204,7 +187,6 @@ _ROLES = {
 }
 _SPEAKERS, _SAID = ("role", "from", "speaker"), ("content", "value", "text", "parts")
 _TRAINED = ("weight", "train", "training", "loss")  # OpenAI's, axolotl's and ms-swift's
-_WRITTEN_FLAGS = {"true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 MEDIA = ("image", "images", "audio", "audios", "video", "videos")
 SHOWS_MEDIA = re.compile(r"<(image|audio|video)>")
 
@@ -252,13 +234,6 @@ def _read_said(value: Any, place: Place) -> Content:
     if speaker in _CALLING_SPEAKERS and isinstance(spelt := spell_calls(value), str):
         return Content([spelt])
     return read_result(value, place) if speaker in _TOOLS else read_content(value, place)
-
-
-def read_flag(value: object) -> bool | None:
-    """Read true or 1, false or 0, also as a text, as a CSV file holds them; None of another value."""
-    if isinstance(value, str):
-        return _WRITTEN_FLAGS.get(value.strip().lower())
-    return bool(value) if value in (0, 1) else None
 
 
 def _misfit(where: str, found: str) -> UserError:
@@ -379,21 +354,6 @@ def read_turns(row: Row, field: str) -> Turns:
     return turns
 
 
-def join_problems(problems: Sequence[Problem]) -> list[Problem]:
-    """Say once what is wrong with all rows that hold parts other than text, or numbers of tags."""
-    once = (ONLY_TEXT, TAG_NAMES)
-    n = Counter(of.found for of in problems if of.expected in once)
-    out, seen = list[Problem](), set[str]()
-    for of in problems:
-        if of.expected not in once:
-            out.append(of)
-        elif of.found not in seen:
-            seen.add(of.found)
-            rows = f", the first of {n[of.found]:,} such rows" if n[of.found] > 1 else ""
-            out.append(replace(of, found=f"{of.found}{rows}"))
-    return out
-
-
 def text_of(value: Any) -> str:
     """Write what a column holds as a prompt shows it: texts of a list line by line, an object as its JSON.
 
@@ -410,11 +370,6 @@ def text_of(value: Any) -> str:
     return write_json(value) if isinstance(value, dict | bool) else text_of_cell(value) or write_json(value)
 
 
-def find_known_fields(row: Row) -> set[str]:
-    """Return the names of the fields that have a value."""
-    return {name for name, value in row.fields.items() if value is not None}
-
-
 def find_fields(row: Row) -> set[str]:
     """Return the names of the fields that have a value, without plain texts where a layout has a list.
 
@@ -423,6 +378,108 @@ def find_fields(row: Row) -> set[str]:
     return {name for name in find_known_fields(row) if name not in LISTS or not is_plain(row.fields[name])}
 
 
-def is_plain(value: Any) -> bool:
-    """Tell whether a value is a number or a text, and not JSON of a list or an object within a text."""
-    return isinstance(value, int | float) or (isinstance(value, str) and not _JSON.match(value))
+TOOL_FIELDS = ("functions", "tools")
+_HOW = (
+    "You can call these tools. A call is a line of JSON: "
+    '{"name": the name of the tool, "arguments": {the name of an argument: its value}}.'
+)
+_EXPECTED = 'tools as {"type": "function", "function": {name, description, parameters}}, or its function'
+_SCHEMAS = ("parameters", "input_schema", "inputSchema")  # of OpenAI, Anthropic and MCP
+_LISTED = ("functionDeclarations", "function_declarations")  # Gemini's
+_DEFINES = re.compile(rf"\s*[\[{{].*[\"'](?:function|{'|'.join((*_SCHEMAS, *_LISTED))})[\"']", re.DOTALL)
+
+
+def add_tools(messages: tuple[Message, ...], row: Row) -> tuple[Message, ...]:
+    """Return a row's messages with the tools that it defines at the end of their system message.
+
+    A system message that holds them already stays as it is.
+
+    Raises:
+        UserError: what defines the row's tools cannot be read, or some of them are no definitions.
+    """
+    tools = list_tools(row)
+    own = messages[0]["content"] if messages and messages[0]["role"] == "system" else None
+
+    def is_named(tool: Mapping[str, Any]) -> bool:  # as a definition does: in quotes, with its description
+        name, description = tool["name"], tool.get("description") or ""
+        is_quoted = any(f"{sign}{name}{sign}" in (own or "") for sign in "\"'")
+        return is_quoted and str(description) in (own or "")
+
+    if all(map(is_named, tools)):
+        return messages
+    text = "\n".join([_HOW, *(json.dumps(tool, ensure_ascii=False) for tool in tools)])
+    rest = messages if own is None else messages[1:]
+    return ({"role": "system", "content": "\n\n".join(filter(None, (own, text)))}, *rest)
+
+
+def list_tools(row: Row) -> list[Mapping[str, Any]]:
+    """List the functions that a row defines as tools, each once; none where a column is only named so.
+
+    Raises:
+        UserError: they cannot be read, or some are no definitions.
+    """
+    found: list[Mapping[str, Any]] = []
+    for field in TOOL_FIELDS:
+        value = _parse_field(row, field, row.fields.get(field))
+        entries = (
+            _parse_field(row, field, entry) for entry in (value if isinstance(value, list) else [value])
+        )
+        tools = [tool for tool in entries if _drop_nulls(tool)]
+        read = [[*_list_functions(tool)] for tool in tools]
+        for tool, functions in zip(tools, read, strict=True) if any(read) else ():
+            # A function without arguments, of which nothing but this is said, is one too.
+            known = _drop_nulls(tool)
+            is_named = isinstance(known, Mapping) and isinstance(known.get("name"), str)
+            if not functions and not (is_named and known.keys() <= {"name", "description"}):
+                shown = json.dumps(tool, ensure_ascii=False)[:80]
+                raise _phrase_unreadable(row, f"{shown} among the tools in {field!r}")
+            found += functions or [known]
+    return [tool for i, tool in enumerate(found) if tool not in found[:i]]
+
+
+def defines_tools_alone(system: str) -> bool:
+    """Tell whether a system message was made of a row's tools, and says nothing else."""
+    return system.startswith(_HOW)
+
+
+def _parse_field(row: Row, field: str, value: Any) -> Any:
+    """Read JSON within a text; refuse a text that defines functions and is none."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return parse_json(value)
+    except ValueError:
+        if _DEFINES.match(value):
+            raise _phrase_unreadable(row, f"definitions that are not JSON in {field!r}") from None
+        return None
+
+
+def _list_functions(tool: Any) -> Iterator[Mapping[str, Any]]:
+    """Yield the functions that a tool is, without keys that have no value, their schema as `parameters`."""
+    if not isinstance(tool, Mapping):
+        return
+    listed = next((tool[key] for key in _LISTED if isinstance(tool.get(key), list)), None)
+    if listed is not None:
+        for function in listed:
+            yield from _list_functions({"function": function})
+        return
+    is_nested = isinstance(tool.get("function"), Mapping)
+    function = tool["function"] if is_nested else tool
+    is_function = is_nested or tool.get("type") == "function" or any(key in tool for key in _SCHEMAS)
+    if is_function and isinstance(function.get("name"), str):
+        yield {
+            "parameters" if key in _SCHEMAS else key: value
+            for key, value in _drop_nulls(function).items()
+            if is_nested or key != "type"
+        }
+
+
+def _drop_nulls(value: Any) -> Any:
+    """Leave out keys without a value: a table gives each row the keys of all the others."""
+    if isinstance(value, Mapping):
+        return {key: _drop_nulls(of) for key, of in value.items() if of is not None}
+    return [_drop_nulls(of) for of in value] if isinstance(value, list) else value
+
+
+def _phrase_unreadable(row: Row, found: str) -> UserError:
+    return UserError(Problem(row.where, found, _EXPECTED, f"{MEND_ROW}, or rename the column"))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import NamedTuple
 
+from harness.data.cells import is_plain
 from harness.data.columns import (
     PAIRS,
     QUESTIONS,
@@ -31,14 +32,13 @@ from harness.data.guessed_columns import may_answer, may_ask
 from harness.data.multiple_choice import list_choice_columns
 from harness.data.splits import ORIGIN, SOURCE, is_augmented
 from harness.data.text_files import Row, Rows
-from harness.data.tools import TOOL_FIELDS
 from harness.data.turns import (
     HISTORY,
     MEDIA,
     SYSTEMS,
+    TOOL_FIELDS,
     count_unused_keys,
     drop_empty,
-    is_plain,
     list_history,
     list_systems,
     text_of,

@@ -26,7 +26,7 @@ from harness.data.columns import (
 from harness.data.edit.row_files import new_name
 from harness.data.examples import FIELD, examples, pairs
 from harness.data.multiple_choice import list_choice_columns
-from harness.data.tools import defines_tools_alone
+from harness.data.turns import defines_tools_alone
 from harness.data.unused import Unused, find_unused
 from harness.errors import Problem, UserError, as_argument, refuse_unreadable
 from harness.experiment.scaffold.instruction import (
