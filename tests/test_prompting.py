@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from harness import plugins
 from harness.errors import UserError
 from harness.evaluation.row_sets import prompting_digest
-from harness.prompting import PromptingContext, compose, describe_prompts, index_sizes, recall
+from harness.prompting import PromptingContext, compose, describe_prompts, list_passages, recall
 from harness.records import Document, Example
 from harness.spec import Recipe, Spec, Task, TaskData
 
@@ -50,13 +50,16 @@ def apply(prompting, example=ITEM, context=CONTEXT):
     return compose(prompting, context)(example)
 
 
-def test_the_size_of_an_index_is_that_of_its_passages_with_their_titles():
-    (whole,) = index_sizes({"rag": {}}, CONTEXT)
-    n_bytes = sum(len(f"{document.title} {document.text}") for document in DOCUMENTS)
-    assert whole == (3, 3, n_bytes)
-    (cut,) = index_sizes({"few_shot": {}, "rag": {"chunk_words": 7, "chunk_overlap": 0}}, CONTEXT)
-    assert cut == (3, 5, n_bytes + len("Lamps") + len("Shipping"))
-    assert list(index_sizes({"few_shot": {}}, CONTEXT)) == []
+def test_what_is_retrieved_from_are_the_documents_or_passages_of_them_with_their_titles():
+    ((_, whole),) = list_passages({"rag": {}}, CONTEXT)
+    assert whole == list(DOCUMENTS)
+    ((_, cut),) = list_passages({"few_shot": {}, "rag": {"chunk_words": 7, "chunk_overlap": 0}}, CONTEXT)
+    assert len(cut) == 5
+    for document in DOCUMENTS:
+        own = [passage for passage in cut if passage.id == document.id]
+        assert " ".join(passage.text for passage in own) == document.text
+        assert {passage.title for passage in own} == {document.title}
+    assert list(list_passages({"few_shot": {}}, CONTEXT)) == []
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -211,7 +211,7 @@ class _Measured(NamedTuple):
             by_time = self.price(1000 * run.latency.get("compute_s", 0.0))
             disturbed = disturbed | {"cost_per_1k_usd": by_time}  # other work disturbed the time
         recalls = [r.recall for r in test if r.recall is not None]
-        retrieves = any(hasattr(plugins.load("prompting", name), "index_size") for name in recipe.prompting)
+        retrieves = any(hasattr(plugins.load("prompting", name), "passages") for name in recipe.prompting)
         return replace(
             mark_recipe(facts, recipe, session.experiment.candidates),
             slices={

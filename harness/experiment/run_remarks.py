@@ -27,7 +27,7 @@ from harness.metrics import cites_nothing
 from harness.models import artefacts
 from harness.models.hub import ModelSource
 from harness.models.openai_api import Settings
-from harness.prompting import PromptingContext, describe_prompts, index_sizes, map_passage_marks
+from harness.prompting import PromptingContext, describe_prompts, list_passages, map_passage_marks
 from harness.records import Example, Message, Run, SampleResult, TrainingRecord
 from harness.report import front_sentence, print_tried_value
 from harness.spec import DecidePolicy, Task
@@ -166,8 +166,9 @@ def _note_indexes(
         chosen = (
             f"; choosing passages takes {seconds(took)} of each request and is in its cost" if took else ""
         )
-        for n_documents, n_passages, n_bytes in index_sizes(recipe.prompting, context):
-            held = f"{pluralize(n_passages, 'passage')} of {pluralize(n_documents, 'document')}"
+        for _, passages in list_passages(recipe.prompting, context):
+            held = f"{pluralize(len(passages), 'passage')} of {pluralize(len(items.documents), 'document')}"
+            n_bytes = sum(len(f"{passage.title} {passage.text}".encode()) for passage in passages)
             said = f"{run.candidate}: retrieves from an index of {held}, {size(n_bytes)} of text"
             yield f"{said}{chosen}{hosting}"
 

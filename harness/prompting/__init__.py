@@ -43,21 +43,6 @@ class PromptingContext:
     dry_run: bool = False
 
 
-class IndexSize(NamedTuple):
-    """Size of a retrieval index: documents, their passages, and the bytes of the passages' texts."""
-
-    n_documents: int
-    n_passages: int
-    n_bytes: int
-
-
-def index_sizes(prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext) -> Iterator[IndexSize]:
-    """Yield the size of each retrieval index of the promptings, counted without a model."""
-    for plugin, params in _load(prompting, context):
-        if hasattr(plugin, "index_size"):
-            yield plugin.index_size(context, params)
-
-
 def list_passages(
     prompting: Mapping[str, Mapping[str, Any]], context: PromptingContext
 ) -> Iterator[tuple[dict[str, Any], list[Document]]]:

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from harness.data.contamination import load_encoder
 from harness.errors import Problem, UserError
-from harness.prompting import IndexSize, Mark, PromptingContext, Step, fold_widths, with_context
+from harness.prompting import Mark, PromptingContext, Step, fold_widths, with_context
 from harness.provenance import source_digest as source_digest
 from harness.records import WORD, Document, Example, pieces, split_into_grams
 from harness.spec import Spec
@@ -97,12 +97,6 @@ def build(context: PromptingContext, params: Params) -> Step:
         return with_context(example, [chunks[i] for i in ranked[: params.top_k]], params.mark)
 
     return retrieve
-
-
-def index_size(context: PromptingContext, params: Params) -> IndexSize:
-    """Count what is indexed, without a model."""
-    sizes = [len(_text(chunk).encode()) for chunk in passages(context, params)]
-    return IndexSize(len(context.documents), len(sizes), sum(sizes))
 
 
 def passages(context: PromptingContext, params: Params) -> list[Document]:
