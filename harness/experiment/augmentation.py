@@ -22,8 +22,8 @@ from typing import Any, Literal, NamedTuple
 from harness.data import contamination, formats
 from harness.data.columns import Roles, read_question_and_answers
 from harness.data.contamination import overlaps
-from harness.data.edit.augment import QuestionText, WrittenQuestion, augment, find_question
-from harness.data.edit.changes import Change, EditedRow, WrittenAnswer, label_places, put_answer
+from harness.data.edit.augment import WrittenQuestion, augment, find_question
+from harness.data.edit.changes import Change, EditedRow, PlacedText, label_places, put_text
 from harness.data.edit.mix import draw
 from harness.data.examples import read_example
 from harness.data.guessed_columns import label_set
@@ -50,8 +50,8 @@ class SeedRow(NamedTuple):
     """
 
     row: Row
-    question: QuestionText
-    answer: WrittenAnswer
+    question: PlacedText
+    answer: PlacedText
     setting: tuple[str, ...]
     labels: tuple[str, ...]
 
@@ -101,19 +101,19 @@ class ShownRows(NamedTuple):
             answered = answered[key]
         if type(answered) is int and not re.fullmatch(r"-?\d+", label):
             return WrittenQuestion("", "has an answer that is not a whole number, as its row has")
-        own = {"id", seed.question.column, seed.answer.keys[0]}
+        own = {"id", seed.question.keys[0], seed.answer.keys[0]}
         fields = {
             name: value
-            for name, value in seed.question.put(seed.row.fields, question).items()
+            for name, value in put_text(seed.row.fields, seed.question.keys, question).items()
             if name in own or all(one.row.fields.get(name) == value for one in self.others)
         }
-        fields = put_answer(fields, seed.answer.keys, int(label) if type(answered) is int else label)
+        fields = put_text(fields, seed.answer.keys, int(label) if type(answered) is int else label)
         texts = tuple(one.question.text for one in self.others)
         return WrittenQuestion(question, fields=fields, shown=texts)
 
 
 def find_seeds(
-    rows: Sequence[Row], roles: Roles, questions: Mapping[int, QuestionText], labels: tuple[str, ...]
+    rows: Sequence[Row], roles: Roles, questions: Mapping[int, PlacedText], labels: tuple[str, ...]
 ) -> dict[int, SeedRow]:
     """Return the rows that can be shown, by index; `labels` are those of the task, if any."""
     seeds = {
@@ -125,7 +125,7 @@ def find_seeds(
     return {i: seed if seed.labels else seed._replace(labels=known) for i, seed in seeds.items()}
 
 
-def _find_seed(row: Row, roles: Roles, question: QuestionText, labels: tuple[str, ...]) -> SeedRow | None:
+def _find_seed(row: Row, roles: Roles, question: PlacedText, labels: tuple[str, ...]) -> SeedRow | None:
     of, choices = read_question_and_answers(row, roles), list_choices(row.fields)[1]
     answers = [one for one in label_places(row.fields, roles) if one.keys[0] in roles.answers]
     is_whole = of.question.strip() == question.text.strip()  # without turns before, or a second column
@@ -216,7 +216,7 @@ class Augmentation(NamedTuple):
 
     content: Rows
     roles: Roles
-    texts: Mapping[int, QuestionText]
+    texts: Mapping[int, PlacedText]
     shown: Mapping[tuple[int, int], ShownRows]
     left: tuple[Change, ...]
     evaluated: tuple[EvaluatedQuestions, ...]
@@ -257,9 +257,7 @@ def choose_rows(
     return Augmentation(content, roles, {i: found[i] for i in chosen}, shown, tuple(left), tuple(evaluated))
 
 
-def _phrase_none(
-    content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[int, QuestionText]
-) -> Problem:
+def _phrase_none(content: Rows, how: Rewriting, n_evaluated: int, able: Mapping[int, PlacedText]) -> Problem:
     """Phrase rows that a model can start from none of; `able` have a question as a text."""
     n = pluralize(len(content.rows), "row")
     expected = "a row to train on, with a question as a text"

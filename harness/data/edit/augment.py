@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, NamedTuple
 
 from harness.data.columns import CONTEXT, Roles, read_question_and_answers
-from harness.data.edit.changes import Change, EditedRow
+from harness.data.edit.changes import Change, EditedRow, PlacedText, put_text
 from harness.data.edit.dedup import dedup, stand_on_same
 from harness.data.near_duplicates import THRESHOLD, are_alike, near_duplicates
 from harness.data.splits import AUGMENTED, ORIGIN, SOURCE, is_augmented, write_origins
@@ -22,23 +22,6 @@ from harness.records import fold_text
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _USER = ("user", "human", "prompter")
 _SAID = ("content", "value", "text")
-
-
-class QuestionText(NamedTuple):
-    """The text of a row that asks, and where it stands: a column, a message's key, and in turns a place."""
-
-    text: str
-    column: str
-    turn: int | None = None
-    key: str = ""
-
-    def put(self, fields: Mapping[str, Any], text: str) -> dict[str, Any]:
-        """Return the fields with another text in its place."""
-        if self.turn is None:
-            return {**fields, self.column: {**fields[self.column], self.key: text} if self.key else text}
-        turns = list(fields[self.column])
-        turns[self.turn] = {**turns[self.turn], self.key: text}
-        return {**fields, self.column: turns}
 
 
 class WrittenQuestion(NamedTuple):
@@ -54,12 +37,13 @@ class WrittenQuestion(NamedTuple):
     fields: Mapping[str, Any] | None = None
     shown: tuple[str, ...] = ()
 
-    def put(self, fields: Mapping[str, Any], original: QuestionText) -> dict[str, Any]:
+    def put(self, fields: Mapping[str, Any], original: PlacedText) -> dict[str, Any]:
         """Return the fields of the row that it makes of another's."""
-        return original.put(fields, self.text) if self.fields is None else {**self.fields}
+        made: Mapping[str, Any] = self.fields or put_text(fields, original.keys, self.text)
+        return {**made}
 
 
-def find_question(row: Row, roles: Roles) -> QuestionText | None:
+def find_question(row: Row, roles: Roles) -> PlacedText | None:
     """Find the text of a row that asks: the first column that does, the last turn of the user, a tree's root.
 
     None of an augmented row, and where a row has no such text.
@@ -69,18 +53,18 @@ def find_question(row: Row, roles: Roles) -> QuestionText | None:
     for column in roles.questions:
         value = row.fields.get(column)
         if isinstance(value, str) and value.strip() and column != CONTEXT:
-            return QuestionText(value, column)
+            return PlacedText(value, (column,))
         if isinstance(value, list):
             turns = [(i, turn) for i, turn in enumerate(value) if isinstance(turn, dict)]
             of_user = [(i, turn) for i, turn in turns if {*_USER} & {turn.get("role"), turn.get("from")}]
             place, last = of_user[-1] if of_user else (0, {})
             key = next((name for name in _SAID if isinstance(last.get(name), str)), "")
-            return QuestionText(last[key], column, place, key) if key and last[key].strip() else None
+            return PlacedText(last[key], (column, place, key)) if key and last[key].strip() else None
         if isinstance(value, dict):
             text, replies = value.get("text"), value.get("replies")
             is_question = value.get("role") in _USER and isinstance(replies, list) and replies
             is_asked = is_question and isinstance(text, str) and text.strip()
-            return QuestionText(str(text), column, key="text") if is_asked else None
+            return PlacedText(str(text), (column, "text")) if is_asked else None
     return None
 
 

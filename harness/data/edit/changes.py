@@ -103,16 +103,16 @@ _PAIR = ("chosen", "rejected")
 Keys = tuple[str | int, ...]
 
 
-class WrittenAnswer(NamedTuple):
-    """A text or a whole number that answers, and the keys that lead to it from the row's fields on."""
+class PlacedText(NamedTuple):
+    """A text, or a whole number as one, that asks or answers, and the keys to it from the row's fields."""
 
     text: str
     keys: Keys
 
 
-def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
+def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
     """List the answers of a row in their order, behind them its choices; of turns all the assistant's."""
-    found: list[WrittenAnswer] = []
+    found: list[PlacedText] = []
     is_openai = roles.answers == _PAIR and fields.keys() >= PREFERRED  # the preferred one comes first
     for column in ("preferred_output", "non_preferred_output") if is_openai else roles.answers:
         value: Any = fields.get(column)
@@ -139,7 +139,7 @@ def list_written_answers(fields: Mapping[str, Any], roles: Roles) -> list[Writte
     return found
 
 
-def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]:
+def label_places(fields: Mapping[str, Any], roles: Roles) -> list[PlacedText]:
     """List the answers that are the row's label, or spell it: of turns the last one alone."""
 
     def is_earlier_turn(keys: Keys) -> bool:
@@ -149,14 +149,14 @@ def label_places(fields: Mapping[str, Any], roles: Roles) -> list[WrittenAnswer]
     return [of for of in list_written_answers(fields, roles) if not is_earlier_turn(of.keys)]
 
 
-def put_answer(fields: Any, keys: Keys, answer: str | int) -> Any:
-    """Return the fields with another answer where the keys lead to."""
+def put_text(fields: Any, keys: Keys, text: str | int) -> Any:
+    """Return the fields with another text, or number, where the keys lead to."""
     if not keys:
-        return answer
+        return text
     first, rest = keys[0], keys[1:]
     if isinstance(fields, list):
-        return [put_answer(of, rest, answer) if i == first else of for i, of in enumerate(fields)]
-    return {**fields, first: put_answer(fields.get(first), rest, answer)}
+        return [put_text(of, rest, text) if i == first else of for i, of in enumerate(fields)]
+    return {**fields, first: put_text(fields.get(first), rest, text)}
 
 
 def _are_turns(value: Any) -> bool:
@@ -164,7 +164,7 @@ def _are_turns(value: Any) -> bool:
     return any({"role", "from"} & of.keys() for of in objects)
 
 
-def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:
+def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[PlacedText]:
     """Yield the assistant's messages below a message, but those that were deleted."""
     replies = message.get("replies")
     for i, reply in enumerate(replies if isinstance(replies, list) else ()):
@@ -175,11 +175,11 @@ def _replies(message: Mapping[str, Any], keys: Keys) -> Iterator[WrittenAnswer]:
             yield from _replies(reply, at)
 
 
-def _texts(value: Any, keys: Keys) -> Iterator[WrittenAnswer]:
+def _texts(value: Any, keys: Keys) -> Iterator[PlacedText]:
     if isinstance(value, str) or type(value) is int:
         text = str(value)
         # A transcript begins with the prompt.
-        yield WrittenAnswer(text.lstrip() if is_transcript(text) else text, keys)
+        yield PlacedText(text.lstrip() if is_transcript(text) else text, keys)
     elif isinstance(value, list):
         for i, inner in enumerate(value):
             yield from _texts(inner, (*keys, i))

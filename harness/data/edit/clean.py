@@ -85,7 +85,7 @@ def clean(
         for text, keys in changes.list_written_answers(fields, roles) if mending.leading_spaces else ():
             if text[:1].isspace():
                 reasons[f"leading spaces cut in {keys[0]!r}"] = None
-                fields = changes.put_answer(fields, keys, text.lstrip())
+                fields = changes.put_text(fields, keys, text.lstrip())
         for text, keys in changes.label_places(fields, roles) if mending.spellings else ():
             if label := mending.spellings.get(text.strip()):
                 fields = _relabel(row, fields, keys, label, reasons)
@@ -159,7 +159,7 @@ def _relabel(
         raise UserError(Problem(row.where, found, expected, "change it in the file by hand"))
     if value != (given := int(label) if is_number else label):
         reasons[f"relabelled in {column!r}"] = None
-        fields = changes.put_answer(fields, keys, given)
+        fields = changes.put_text(fields, keys, given)
     return fields
 
 
