@@ -413,7 +413,7 @@ def test_files_that_are_to_be_split_are_joined_first(tmp_path, monkeypatch):
     assert [shlex.split(step)[2] for step in chain] == ["mix", "split"]
     for step in chain:
         run_command(step)
-    assert json.loads(Path("a.mixed.split/split.manifest.json").read_text())["counts"]["written"] == 300
+    assert json.loads(Path("a.mixed.split/split.manifest.json").read_text())["counts"]["written"] == 480
 
 
 def test_duplicates_are_found_by_line_whatever_their_case_and_near_ones_where_the_label_is_the_same(find):
