@@ -1,6 +1,6 @@
 """Methods and regularizers that no other test trains on the embedded model: each runs, is opened again, answers.
 
-Every training keeps its row in `reports/real_trainings.md`.
+Every training keeps its row in `reports/real_trainings.md`. Two nights ask such a fine-tune again.
 """
 
 import itertools
@@ -170,3 +170,22 @@ def test_the_reward_of_served_answers_rises_beyond_its_noise_on_validation(tmp_p
         "train", "grpo-f1", "candidates.grpo-f1.params.max_steps=12", cwd=tmp_path, check=0
     ).stderr
     assert re.search(r"grpo-f1: reward on 52 validation prompts .* training, \+0\.\d+ \[\+", shown), shown
+
+
+def test_the_second_of_two_nights_compares_with_the_same_reference_and_adds_to_the_trend(tmp_path, command):
+    path = write(tmp_path, f"{{method: lora, params: {{r: 8, {LOOP}}}}}")
+    path.write_text(path.read_text() + "nightly: {candidates: [own], items: 3, anchors: 1}\n")
+    few_general_tasks.write(tmp_path, {"chat_facts": 8})
+    assert command("compare", "-c", path, "report_to=[]")[0] in (0, 1)
+    seen = []
+    for night in ("2026-03-01", "2026-03-02"):
+        said = command("nightly", "run", "-c", path, "report_to=[]", "--night", night, "--json", check=0)
+        found = json.loads(said.stdout)
+        (own,) = found["lines"]
+        assert (found["night"], own["verdict"], {*own["anchors"].values()}) == (night, "ok", {0})
+        seen.append({key: (e["n_nights"], e["n"], e["delta"]) for key, e in own["series"].items()})
+        assert f"in {len(seen)} night" in own["sentence"]
+    for key in ("target", "general"):
+        n_nights, n, delta = seen[1][key]
+        assert (n_nights, delta) == (2, 0)
+        assert n > seen[0][key][1] > 0, "the second night asks other items"
