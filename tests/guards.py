@@ -71,7 +71,7 @@ GUARDS = tuple(Guard(*one) for one in (
     ("test_strange_store.py::test_a_folder_that_will_hold_rows_is_not_readable_by_others", "harness/cache.py", "folder.mkdir(mode=0o700, exist_ok=True)", "folder.mkdir(exist_ok=True)"),
     ("test_store.py::test_rows_that_were_changed_so_that_no_reader_stumbles_are_not_had", "harness/store/row_files.py", "return None if known is None else actual in known", "return True"),
     ("test_feedback.py::test_no_personal_data_is_printed_or_written", "harness/lifecycle/feedback.py", "hidden, kinds = redact(text, region)", "hidden, kinds = text, {}"),
-    ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champions.py", "if written not in (None, *history.files, *History(history.entries[:-1]).files):", "if False:"),
+    ("test_champions.py::test_a_champion_that_was_changed_by_hand_is_refused_and_the_printed_step_restores_it", "harness/store/champions.py", "if written not in (None, history.file, History(history.entries[:-1]).file):", "if False:"),
     # Answers
     ("test_code_tests.py::test_nothing_runs_unless_somebody_allows_it", "harness/metrics/_run_code.py", 'if os.environ.get(ALLOWED) != "1":', "if False:"),
     ("test_code_tests.py::test_a_program_reaches_nothing_of_the_machine", "harness/metrics/_run_code.py", '"--net", ', ""),
