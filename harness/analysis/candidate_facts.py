@@ -169,7 +169,8 @@ def facts_of_run(run: Run) -> CandidateFacts:
 
     A figure `latency_NAME` of `SERVING` is the run's latency `NAME`.
     """
-    keys = ((figure.name, figure.name.removeprefix("latency_")) for figure in SERVING)
+    prefix = "latency_"
+    keys = ((f.name, f.name.removeprefix(prefix)) for f in SERVING if f.name.startswith(prefix))
     timed: dict[str, Any] = {name: run.latency[key] for name, key in keys if key in run.latency}
     if run.latency.get("contended"):  # measured while other work took the processors
         timed = {"disturbed": timed}

@@ -164,10 +164,8 @@ def edge_tests(
     def is_rare(row: Example) -> bool:
         named = ((labels, label_of(row)), (slices, row.slice))
         is_few = any(name and not of.keys() <= {""} and of[name] < _FEWEST for of, name in named)
-        own, n_itself = (
-            _words(row),
-            questions[row.prompt],
-        )  # a training row does not show its own words
+        # a training row does not show its own words
+        own, n_itself = _words(row), questions[row.prompt]
         n_unseen = sum(words[word] <= n_itself for word in own)
         return is_few or bool(words and own and n_unseen >= _UNSEEN * len(own))
 

@@ -169,7 +169,9 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         step = "the config.json that was published with the weights"
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = shapes.quantization_method(config)
-    is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
+    said = shapes.complete_config(config)
+    has_kinds = shapes.has_other_layers(config, said) or said.get("num_experts")
+    is_rough = bool(has_kinds) and not shape.adapted
     notes = tuple(_notes(quantized, is_rough=is_rough))
     uses = ways(shape, query, quantized)
     proposed = tuple(propose_trainings(uses, query))
@@ -192,8 +194,8 @@ def _notes(quantized: str, *, is_rough: bool) -> Iterator[str]:
     """Yield what to know of files that are quantised, and of layers that are not attention."""
     if is_rough:
         yield (
-            "some of its layers are not attention, and adapters are counted as if they were: figures of LoRA"
-            " and QLoRA are rough for this family: up to three times as many parameters may be trained"
+            "some of its layers are experts or not attention, and PEFT could not count its adapters: figures"
+            " of LoRA and QLoRA are rough here: up to three times as many parameters may be trained"
         )
     if quantized:
         yield (

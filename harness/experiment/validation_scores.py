@@ -106,7 +106,7 @@ def scoring_problems(
     where, bound = f"candidate {candidate.name}", candidate.recipe.subject_to
     if candidate.recipe.track and not (candidate.method.trains and candidate.method.makes_language_model):
         found = f"track with the method {candidate.recipe.method}, which keeps no weights along its training"
-        expected = f"one of the methods {', '.join(methods(tracks=True))}"
+        expected = f"one of the methods {', '.join(methods(trains=True, makes_language_model=True))}"
         yield Problem(where, found, expected, "remove track")
     if bound and not general_items(suites, seed, bound.items):
         found = "subject_to: {forgetting: …}, and no general item outside the tests"
