@@ -26,8 +26,8 @@ FIRST = 40  # draws whose outcomes are kept, and drawn again where code has chan
 # What cells run, but for plugins; a test traces them.
 CODE = (
     *(f"harness/{package}/**/*.py" for package in ("analysis", "records", "spec", "stats")),
-    "harness/evaluation/sampling.py", "harness/experiment/fewer_items.py", "harness/formatting.py",
-    "harness/lifecycle/nightly_*.py", "harness/metrics/__init__.py", "harness/plugins.py",
+    "harness/config/__init__.py", "harness/evaluation/sampling.py", "harness/experiment/fewer_items.py",
+    "harness/formatting.py", "harness/lifecycle/nightly_*.py", "harness/metrics/__init__.py", "harness/plugins.py",
     "tests/calibration/*.py", "tests/fake_rows.py",
 )  # fmt: skip
 
