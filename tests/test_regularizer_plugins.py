@@ -2,6 +2,7 @@
 
 import inspect
 import re
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -233,6 +234,9 @@ def test_of_a_long_answer_the_beginning_is_mixed_in_and_no_end_is_learned_after_
     (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])
     assert set(whole) & set(map_end_tokens(source, tokenizer))
     assert tokenizer.decode(cut) == "So it is and"
+    listed = [replace(rows[1], references=("So:\n",))]  # the next line of a list was cut
+    (kept,), _ = tokenized_rows(fitted, listed, tokenizer, 500, lambda row, start, ids: ids[start:])
+    assert tokenizer.decode(kept) == "So:\n"
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_end|>", " \n\n<|im_end|>")
     fitted.source = source._replace(template_digest="of blanks before an end")
     (whole, cut, _), _ = tokenized_rows(fitted, rows, tokenizer, 500, lambda row, start, ids: ids[start:])

@@ -76,7 +76,7 @@ def tokenized_rows(
     """Return the rows of examples that fit, which `make_row(example, start, ids)` makes; count the others.
 
     Nothing stands behind the beginning of an answer, also no blanks of a chat template, so that the training
-    learns no end there.
+    learns no end there. Blanks that the beginning itself ends with stay.
     """
     answers = [example.references[:1] for example in examples]
     made = tokenize(examples, answers, context.chat_template, tokenizer, context.source)
@@ -85,8 +85,9 @@ def tokenized_rows(
     for example, (start, (ids,)) in zip(examples, made, strict=True):
         if example.is_cut:
             n = next((at for at in range(start, len(ids)) if ids[at] in ends), len(ids))
-            while n > start + 1 and str(tokenizer.decode(ids[n - 1]))[-1:].isspace():
-                n -= 1
+            if not example.references[0][-1:].isspace():
+                while n > start + 1 and str(tokenizer.decode(ids[n - 1]))[-1:].isspace():
+                    n -= 1
             ids = ids[:n]
         rows.append(make_row(example, start, ids))
         lengths.append(len(ids))

@@ -358,12 +358,9 @@ def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable
         kept, base_digest = save_to.with_name(TRACKED), context.source.weights_digest
         stopping = any(isinstance(one, EarlyStoppingCallback) for one in trainer.callback_handler.callbacks)
         ends = stopping and not context.pause_at
-        weights, pause_at = (
-            (context.track, save_to.name, base_digest, save),
-            context.pause_at or context.show_at,
-        )
-        callback = checkpoints.make_tracking_callback(kept, *weights, ends=ends, pause_at=pause_at)
-        trainer.add_callback(callback)
+        weights = context.track, save_to.name, base_digest, save
+        pause_at = context.pause_at or context.show_at
+        trainer.add_callback(checkpoints.make_tracking_callback(kept, *weights, ends=ends, pause_at=pause_at))
 
 
 def run(
