@@ -169,9 +169,7 @@ def examine_base(name: str, query: FitQuery) -> BaseFit:
         step = "the config.json that was published with the weights"
         raise UserError(Problem(f"--base {name}", found, "the experts that config.json names", step))
     quantized = shapes.quantization_method(config)
-    said = shapes.complete_config(config)
-    has_kinds = shapes.has_other_layers(config, said) or said.get("num_experts")
-    is_rough = bool(has_kinds) and not shape.adapted
+    is_rough = shapes.has_other_layers(config, shapes.complete_config(config)) and not shape.adapted
     notes = tuple(_notes(quantized, is_rough=is_rough))
     uses = ways(shape, query, quantized)
     proposed = tuple(propose_trainings(uses, query))

@@ -174,7 +174,7 @@ def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
             return 0
         return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
 
-    if not (said.get("num_experts") or has_other_layers(config, said)):
+    if not has_other_layers(config, said):
         return 0.0
     try:
         versions = [_version(name) for name in ("transformers", "peft")]
@@ -184,13 +184,16 @@ def count_adapted(config: Mapping[str, Any], said: Mapping[str, Any]) -> float:
 
 
 def has_other_layers(config: Mapping[str, Any], said: Mapping[str, Any]) -> bool:
-    """Tell whether some layers are no attention, such as a state space; `said` is the completed `config`."""
+    """Tell whether some layers are experts or no attention, such as a state space.
+
+    `said` is the completed `config`.
+    """
     kinds = said.get("layer_types")
     is_other = isinstance(kinds, list) and not set(kinds).isdisjoint(_KEEPING_NOTHING)
     has_states = any(
         name.startswith(("mamba_", "ssm_")) for name in (*config, *_section(config, "text_config"))
     )
-    return is_other or has_states or said.get("num_attention_heads") == 0
+    return is_other or has_states or said.get("num_attention_heads") == 0 or bool(said.get("num_experts"))
 
 
 def _list_each(said: Any, n_layers: int) -> list[Any]:
