@@ -1,11 +1,11 @@
-"""CPU kernels: attention by plain products over a part of the queries, and linear layers laid out for it.
+"""CPU kernels: attention in chunks of queries, and linear layers in oneDNN's layout.
 
-Invariant: a product in bf16 is the same to the last bit; only the reordering that each call would repeat is
-saved (a third of the time at 64 rows, half at one). In fp32 it is the same from some 32 rows on, and takes a
-fifth less at 64 to 150. The parts are cut by position alone. Fused attention in bf16 takes three times as
-long over 1,000 tokens.
-Source: oneDNN's blocked layouts, through the operators that PyTorch's own compiler uses on CPUs; the tiles
-of FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
+Invariant: prepacked bf16 products are bit-identical; only the reordering in each call is saved (a third of
+the time at 64 rows, half at one row). In fp32 they are identical from some 32 rows on, and take a fifth less
+time at 64 to 150 rows. Chunks depend on position alone. Fused attention in bf16 takes three times as long
+over 1,000 tokens.
+Source: oneDNN's blocked layouts, by the operators that PyTorch's compiler uses on CPUs; the tiles of
+FlashAttention (Dao et al. 2022, arXiv:2205.14135), with whole rows of scores.
 """
 
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ _OPERATORS = ("_reorder_linear_weight", "_linear_pointwise")
 
 
 def multiplies_bf16() -> bool:
-    """Tell whether oneDNN multiplies bf16 on this processor, layers laid out for it."""
+    """Tell whether oneDNN supports prepacked bf16 products on this processor."""
     import torch
 
     known = torch.ops.mkldnn
@@ -30,9 +30,9 @@ def multiplies_bf16() -> bool:
 
 
 def prepack(model: "torch.nn.Module") -> None:
-    """Lay out all linear layers on a CPU, in bf16 or fp32; any other layer and device is left as it is.
+    """Prepack all bf16 and fp32 linear layers on a CPU; leave other layers and devices as they are.
 
-    oneDNN multiplies bf16 on processors with AVX512 or newer alone; on others PyTorch's own product stays.
+    oneDNN multiplies bf16 only on processors with AVX512 or newer; elsewhere PyTorch's product is used.
     """
     import torch
 
@@ -56,7 +56,7 @@ def _multiply(multiply: Any, layout: Any, bias: Any, rows: Any) -> Any:
 
 
 def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":
-    """Return a linear layer of another matrix, in the layer's precision, with its bias."""
+    """Return a copy of a linear layer with another weight, in the layer's precision."""
     import torch
 
     made = torch.nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device="meta")
@@ -66,12 +66,12 @@ def replace_weight(layer: Any, weight: "torch.Tensor") -> "torch.nn.Linear":
     return made.train(layer.training)
 
 
-_QUERIES = 128  # their scores against 1,000 keys stay in a core's cache
+_QUERIES = 128  # per chunk; their scores against 1,000 keys fit in a core's cache
 
 
 @contextmanager
 def chunk_attention(model: "PreTrainedModel") -> Iterator[None]:
-    """Let a model on a CPU attend by plain products while it reads; any other is left as it is."""
+    """Let a model on a CPU use chunked attention within the context; other models are left as they are."""
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
@@ -97,7 +97,7 @@ def attend(
     scaling: float | None = None,
     **_: Any,
 ) -> "tuple[torch.Tensor, None]":
-    """Attend with queries (b, h, n, d), which stand last, to keys (b, g, t, d) of groups of h/g heads.
+    """Attend with the last n queries (b, h, n, d) to keys (b, g, t, d), each shared by h/g heads.
 
     `attention_mask` (b or 1, 1, n, t) is added to the scores. Returns (b, n, h, d).
     """
@@ -108,7 +108,7 @@ def attend(
     out = value.new_empty((b, n, h, value.shape[-1]))
     for start in range(0, n, _QUERIES):
         end = min(start + _QUERIES, n)
-        seen = t - n + end  # keys up to the part's last query
+        seen = t - n + end  # number of keys up to the chunk's last query
         part = groups[:, :, :, start:end].reshape(b, g, -1, d)
         scores = (part @ keys[..., :seen]).view(b, h, -1, seen)
         weights = scores.add_(attention_mask[:, :, start:end, :seen]).softmax(-1)

@@ -1,8 +1,8 @@
-"""Short steps of a decoder on this CPU: how fast it reads, generates and trains in a precision.
+"""Speed of a decoder on this CPU, measured by short steps of reading, generating and training.
 
-Invariant: no weights are read. A small model is copied with random weights in its whole depth, as its layers
-share the caches of the processor. Of a larger one two copies of few layers tell what a layer takes and what
-the rest does, and so what all layers would.
+Invariant: no weights are read. A small model is rebuilt at full depth with random weights, because its layers
+compete for the processor's caches. For a larger one, two shallow copies give the time per layer and the time
+of everything else, and from these the time of the whole model.
 Source: transformers' Llama, whose layers most decoders have; PEFT's LoRA on every second matrix
 """
 
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaForCausalLM
 
-_DEPTHS, _WIDEST = (1, 4), 1024  # of the copies; wider matrices are multiplied as fast
-_SMALL = 2e8  # parameters of a model that is copied whole
-_ROUNDS = 2  # of which the quicker counts
-_ROWS, _LENGTH, _ANSWER = 4, 80, 20  # of a training step
-_TEXTS, _SCORED = (24, 40), 4  # read together, so long, and the tokens of each that are scored
-_PROMPTS, _SHARED, _OWN, _NEW = 96, 48, 2, 5  # answered together
-# Of the tokens that may be generated at most so many are computed: in fp32 ended rows leave their batch.
+_DEPTHS, _WIDEST = (1, 4), 1024  # layers and largest width of the copies; wider matrices reach the same speed
+_SMALL = 2e8  # up to this many parameters, a model is copied whole
+_ROUNDS = 2  # the faster one counts
+_ROWS, _LENGTH, _ANSWER = 4, 80, 20  # rows, tokens per row and learned tokens of a training step
+_TEXTS, _SCORED = (24, 40), 4  # number and length of the texts read together, and scored tokens of each
+_PROMPTS, _SHARED, _OWN, _NEW = 96, 48, 2, 5  # prompts answered together; shared, own and new tokens of each
+# Share of max_new_tokens that is really computed: in fp32, finished rows leave the batch.
 _COMPUTED = {"bf16": 0.9, "fp32": 0.55}
-_OPERATIONS = (2, 2, 4)  # for each parameter, of a token that is read, generated and trained
+_OPERATIONS = (2, 2, 4)  # per parameter and token that is read, generated or trained
 
 
 def measure_speeds(shape: Shape, precision: str) -> list[float]:
-    """Return the 1e9 operations a second that reading, generating and training such a decoder reach."""
+    """Return the GFLOP/s that a decoder of this shape reaches when reading, generating and training."""
     quiet_libraries()
     import torch
 
@@ -50,7 +50,7 @@ def measure_speeds(shape: Shape, precision: str) -> list[float]:
 
 
 def _build(shape: Shape, depth: int, precision: str) -> "LlamaForCausalLM":
-    """Make a random decoder of few layers; one that is wide is narrowed."""
+    """Return a random decoder of `depth` layers, at most `_WIDEST` wide."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -75,7 +75,7 @@ def _build(shape: Shape, depth: int, precision: str) -> "LlamaForCausalLM":
 
 
 def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float, float, float]:
-    """Return a model's parameters, and its seconds of a token read, generated at most, and trained."""
+    """Return the number of parameters, and the seconds per token read, allowed to generate, and trained."""
     import torch
     from peft import LoraConfig, get_peft_model
 
@@ -98,7 +98,7 @@ def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float
         optimizer.zero_grad()
 
     trained_s = time_quickest(step) / (_ROWS * _LENGTH)
-    made.unload().eval().set_attn_implementation("sdpa")  # the model is itself again
+    made.unload().eval().set_attn_implementation("sdpa")  # removes the adapter
     prepack(model)
     executor = Executor(model, 1024, "packed")
     n_texts, length = _TEXTS
@@ -113,7 +113,7 @@ def _time_steps(model: "LlamaForCausalLM", precision: str) -> tuple[float, float
 
 
 def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
-    """Return the seconds of the quickest of some runs, after one that prepares what they need."""
+    """Return the seconds of the fastest of some runs, after a warm-up run."""
     times = []
     for _ in range(1 + rounds):
         start = time.perf_counter()
@@ -123,7 +123,7 @@ def time_quickest(step: Callable[[], object], rounds: int = _ROUNDS) -> float:
 
 
 def _time_new_tokens(reader: PromptReader, prompts: Sequence[Tokens]) -> float:
-    """Return the seconds in which all prompts get one new token more."""
+    """Return the seconds in which all prompts get one more token."""
     import torch
 
     read_at = list[float]()
@@ -137,6 +137,6 @@ def _time_new_tokens(reader: PromptReader, prompts: Sequence[Tokens]) -> float:
 
 
 def _draw_texts(model: "LlamaForCausalLM", n: int, length: int) -> list[Tokens]:
-    """Return texts of tokens that share no beginning."""
+    """Return token sequences without shared prefixes."""
     draws = ((7919 * number) % model.config.vocab_size for number in range(n * length))
     return list(zip(*[draws] * length, strict=True))

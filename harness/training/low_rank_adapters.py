@@ -1,7 +1,7 @@
-"""A new low-rank adapter, trained on completions: on the base as published, or on it quantised.
+"""A new low-rank adapter, trained on completions on the published or the quantised base.
 
-Invariant: only the adapter is trained; its digest is that of the adapter on the base it was trained on. The
-base is built without its weights, and only where names are written: `all-linear` fits any.
+Invariant: only the adapter is trained; its digest covers the adapter and its base. To check module names the
+base is built without weights, and only if names are given: `all-linear` fits any base.
 """
 
 import re
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 class LoraParams(Spec):
-    """PEFT's names; `lora_alpha` defaults to twice the rank.
+    """LoRA parameters under PEFT's names; `lora_alpha` defaults to twice the rank.
 
-    `exclude_modules` is a list of names, or a regular expression over whole paths of modules.
-    `target_parameters` are tensors of their own, such as experts' `mlp.experts.gate_up_proj`.
+    `exclude_modules` is a list of names, or a regular expression over full module paths.
+    `target_parameters` names tensors outside linear layers, such as experts' `mlp.experts.gate_up_proj`.
     """
 
     r: int = Field(16, ge=1, le=1024)
@@ -58,7 +58,7 @@ class LoraParams(Spec):
     use_rslora: bool = False
 
     def identity(self) -> dict[str, Any]:
-        """Return what digests hold of the values: without the scale by default, and names in no order."""
+        """Return the values that enter digests: without the default scale, and with names sorted."""
         held = sort_names(super().identity())
         if self.lora_alpha == 2 * self.r:
             held.pop("lora_alpha", None)
@@ -66,7 +66,7 @@ class LoraParams(Spec):
 
 
 def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig":
-    """Return PEFT's configuration of a new adapter, with the head of its task trained beside it."""
+    """Return PEFT's configuration of a new adapter; `task_type` adds a trained head where it has one."""
     quiet_libraries()
     from peft import LoraConfig
 
@@ -75,7 +75,7 @@ def lora_config(params: LoraParams, task_type: str = "CAUSAL_LM") -> "LoraConfig
 
 
 class LowRankParams(SupervisedParams, LoraParams):
-    """PEFT's names beside TRL's."""
+    """Parameters under PEFT's and TRL's names."""
 
 
 def low_rank_method(
@@ -86,9 +86,9 @@ def low_rank_method(
 ) -> Method:
     """Declare a method that trains a low-rank adapter by `train`; `own` are its other fields of `Method`.
 
-    Its fit saves the adapter under `adapter/`, and raises CandidateFailed where `train` does. `checks` are
-    those that other low-rank adapters do not have. Where it can start from another candidate's adapter, that
-    one settles the shape.
+    Its `fit` saves the adapter under `adapter/` and raises CandidateFailed where `train` does. `checks` are
+    added to those of all low-rank adapters. If the method can start from another candidate's adapter, that
+    adapter fixes the shape.
     """
 
     def fit(context: FitContext, given: LoraParams) -> Weights:
@@ -110,7 +110,7 @@ def low_rank_method(
 
 
 def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem]:
-    """Yield what forbids a low-rank adapter on the base of a recipe."""
+    """Yield the problems of a low-rank adapter on a recipe's base."""
     if "use_dora" not in {*recipe.params, *recipe.tried}:
         return
     import torch
@@ -121,7 +121,7 @@ def low_rank_problems(recipe: Recipe, base: Any, where: str) -> Iterator[Problem
 
 
 def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterator[Problem]:
-    """Yield that what is to be trained further is a soft prompt, which PEFT loads to answer with alone."""
+    """Yield a problem if the adapter to train on is a soft prompt, which PEFT loads for inference only."""
     family = init.adapter.get("peft_type", "LORA")
     if is_soft_prompt(family):
         found = f"init_from: an adapter of the family {family}, which PEFT does not train further"
@@ -129,21 +129,21 @@ def _init_problems(params: LoraParams, init: InitWeights, where: str) -> Iterato
 
 
 def lower_rank(params: LoraParams, by: int) -> dict[str, Any]:
-    """Return the parameters of a rank divided by `by`, scaled as before; empty where it is 1."""
+    """Return the parameters for a rank divided by `by` with the same scale; empty if the rank is 1."""
     r = max(1, params.r // by)
     alpha = {"lora_alpha": max(1, params.lora_alpha * r // params.r)} if params.lora_alpha else {}
     return {"r": r, **alpha} if params.r > 1 else {}
 
 
 def leave_out(params: LoraParams, modules: str) -> dict[str, Any]:
-    """Return the parameters that leave modules out; empty where some are left out already."""
+    """Return the parameters that exclude modules; empty if some are excluded already."""
     return {"exclude_modules": modules} if params.exclude_modules is None else {}
 
 
 class Policy(NamedTuple):
-    """Base of an adapter that TRL trains beside a reference, and what it is trained by.
+    """Model and settings of an adapter that TRL trains against a reference model.
 
-    `start` is when its training began, and `save_to` the folder of the finished adapter.
+    `start` is the time at which training began, `save_to` the folder of the finished adapter.
     """
 
     context: FitContext
@@ -155,7 +155,7 @@ class Policy(NamedTuple):
 
 
 def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -> Policy:
-    """Load the base of an adapter that is saved at `save_to`, and seed its training."""
+    """Seed the training and load the base of an adapter that will be saved to `save_to`."""
     quiet_libraries()
     from transformers import set_seed
 
@@ -167,9 +167,9 @@ def load_policy(context: FitContext, peft_config: "PeftConfig", save_to: Path) -
 
 
 def policy_options(policy: Policy) -> dict[str, Any]:
-    """Return a trainer's model, tokenizer and adapter: a new one, or that of `context.init` to go on with.
+    """Return the trainer's options for model, tokenizer and adapter: new, or continued from `context.init`.
 
-    TRL copies the one called `default` as reference.
+    TRL copies the adapter named `default` as the reference.
     """
     from peft import PeftModel
 
@@ -184,7 +184,7 @@ def policy_options(policy: Policy) -> dict[str, Any]:
 def make_policy_trainer(
     policy: Policy, kind: Any, config: Any, params: loop.LoopParams, arguments: dict[str, Any], **given: Any
 ) -> Any:
-    """Return a trainer of a kind for a policy, configured as `trainer.make_trainer` says."""
+    """Return a trainer for a policy (see `trainer.make_trainer`)."""
     scratch = policy.save_to.parent / CHECKPOINTS
     given |= policy_options(policy)
     return loop.make_trainer(
@@ -204,7 +204,7 @@ def train_policy(policy: Policy, trainer: "Trainer", n_dropped: int) -> Training
 
 
 def save_policy(model: Any, folder: Path) -> None:
-    """Write the adapter that is trained, without the copy of it that is the reference."""
+    """Write the trained adapter without its copy that serves as the reference."""
     model.save_pretrained(folder, selected_adapters=["default"])
 
 
@@ -215,13 +215,13 @@ def adapter_parameters(shape: Shape, params: LoraParams) -> int:
 
 
 _EXPECTED = "names that are in the base"
-_VERSION = 2  # of what is refused: what fitted before may not fit now
+_VERSION = 2  # of the checks whose results are remembered
 
 
 def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
-    """Return that modules or parameters which a new adapter names are not there, or cannot be trained.
+    """Return a problem for each module or parameter name that the base lacks or that cannot be trained.
 
-    Names that fit are remembered, so that who reads stored runs loads neither transformers nor PEFT for them.
+    Names that fit are remembered, so that commands on stored runs import neither transformers nor PEFT.
     """
     tensors = params.model_dump().get("target_parameters") or ()
     modules = isinstance(params, LoraParams) and (
@@ -247,9 +247,9 @@ def unknown_names(params: Spec, base: ModelSource, where: str) -> list[Problem]:
 
 
 def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Problem]:
-    """Yield names of modules that are not there, and an adapter of the head.
+    """Yield a problem for each unknown module name, and for an adapter on the head.
 
-    Experts' modules which PEFT finds by other names are there.
+    Experts' modules that PEFT knows under other names count as known.
     """
     from peft import get_peft_model
 
@@ -257,7 +257,7 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
     holders = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
     config, refusal, adapted = lora_config(params), "", None
     exclude_unadapted(config, model.config.model_type)
-    try:  # PEFT renames in the configuration what it knows by another name
+    try:  # PEFT replaces names in the configuration that it knows under others
         adapted = get_peft_model(model, config)
     except (TypeError, ValueError, AttributeError, re.error) as error:
         refusal = " ".join(str(error).split())
@@ -274,14 +274,14 @@ def _unknown_modules(params: LoraParams, model: Any, where: str) -> Iterator[Pro
 
 
 def _list_names(names: str | Iterable[str] | None) -> list[str]:
-    """Return the names of a list; none of a regular expression, which fits what it fits."""
+    """Return the names of a list; none for a regular expression, which may match anything."""
     return [] if names is None or isinstance(names, str) else list(names)
 
 
 def _absent(
     setting: str, names: Iterable[str], known: Sequence[str], offered: Iterable[str], where: str
 ) -> Iterator[Problem]:
-    """Yield each name with which no known path ends; the nearest end of what is offered is the next step."""
+    """Yield a problem for each name that no known path ends with; suggest the nearest offered ending."""
     ends = {re.sub(r"^.*\.\d+\.", "", one) for one in offered}
     for name in names:
         if not any(one == name or one.endswith(f".{name}") for one in known):

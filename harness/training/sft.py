@@ -1,7 +1,7 @@
 """Supervised fine-tuning on completions, of an adapter or of the whole model.
 
-Invariant: the checkpoint with the best validation loss is what is saved, or the last one where the family of
-adapters says so.
+Invariant: the checkpoint with the best validation loss is saved, or the last one if the adapter family asks
+for it.
 """
 
 import json
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from trl import SFTTrainer
 
 
-_BATCH_SIZE = "batch_size"  # a file beside the checkpoints
-# Fields of `Method` that follow where `fine_tune` trains a part of the model.
+_BATCH_SIZE = "batch_size"  # name of a file in the folder of checkpoints
+# Fields of `Method` for methods that train a part of the model by `fine_tune`.
 SUPERVISED: dict[str, Any] = {
     "trains": True,
     "draws_from": "train",
@@ -45,20 +45,19 @@ SUPERVISED: dict[str, Any] = {
     "data_parallel": True,
     "hooks": ("mix", "penalty", "step", "arguments", "smoothing"),
 }
-_CONFIG = "config.json"  # of a whole model
-_OF_ROWS = ("input_ids", "attention_mask", "labels")  # of a batch
+_CONFIG = "config.json"
+_BATCH_FIELDS = ("input_ids", "attention_mask", "labels")
 
 
 class SupervisedParams(LoopParams):
-    """Parameters of supervised fine-tuning, under TRL's own names.
+    """Parameters of supervised fine-tuning, under TRL's names.
 
-    `early_stopping_patience` counts evaluations (one an epoch) without a better validation loss. `packing` is
-    TRL's, of training rows alone, and done only where it leaves enough steps (see `check_packing`).
-    `eval_steps` measures the validation loss, and
-    makes a checkpoint, after so many steps (below 1: such a share of all) in place of epochs. Where memory
-    runs out, `auto_find_batch_size` reads a step's rows in smaller batches; a step has as many as before.
-    `assistant_only_loss` learns what the assistant says in every turn, not in the last alone, where the chat
-    template marks it by `{% generation %}`.
+    `early_stopping_patience` counts evaluations (one per epoch) without a better validation loss. `packing`
+    packs training rows only, and only if enough steps remain (`check_packing`). `eval_steps` is the number
+    of steps (below 1: the share of all) between validations and checkpoints, instead of an epoch.
+    `auto_find_batch_size` splits a step into smaller batches when memory runs out; rows per step stay the
+    same. `assistant_only_loss` trains on all assistant turns, not only the last, if the chat template marks
+    them with `{% generation %}`.
     """
 
     learning_rate: float = Field(1e-3, gt=0, le=1)
@@ -74,7 +73,7 @@ class SupervisedParams(LoopParams):
     @classmethod
     def _check_eval_steps(cls, steps: float | None) -> float | None:
         if steps is not None and steps >= 1 and steps != int(steps):
-            raise ValueError(f"eval_steps: {steps}, neither whole steps nor a share below 1")
+            raise ValueError(f"eval_steps: {steps}, neither a whole number nor a share below 1")
         return steps
 
 
@@ -87,18 +86,18 @@ def fine_tune(
 ) -> TrainingRecord:
     """Fine-tune on completions only; keep the checkpoint with the best validation loss.
 
-    Without a `peft_config` the whole model is trained, in fp32 (or as `params.trained_in` says) with the
-    machine's precision for the products (bf16 where it is trained in that), and saved in the machine's
-    precision with its tokenizer. With `save(model, folder)`, which then saves what was made, that part alone
-    is in fp32 which the context's `prepare` left to be trained.
+    Without a `peft_config` the whole model is trained. Its weights are in fp32 (or in `params.trained_in`),
+    its matrix products in the machine's precision (in bf16 if the weights are), and it is saved in the
+    machine's precision with its tokenizer. With `save(model, folder)`, only the parameters that the context's
+    `prepare` left trainable are in fp32, and `save` writes them.
 
     Raises:
-        CandidateFailed: out of memory, no row fits, or the loss was not a number.
+        CandidateFailed: out of memory, no row fits, or the loss was NaN or infinite.
     """
     scratch = save_to.parent / CHECKPOINTS
     if params.auto_find_batch_size and (found := scratch / _BATCH_SIZE).exists():
         n_rows = params.per_device_train_batch_size * params.gradient_accumulation_steps
-        size = int(found.read_text())  # for which memory was enough so far, with as many rows a step
+        size = int(found.read_text())  # the batch size that fitted so far; rows per step stay the same
         sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": n_rows // size}
         params = params.model_copy(update=sizes)
     try:
@@ -106,13 +105,13 @@ def fine_tune(
     except CandidateFailed as error:
         size = params.per_device_train_batch_size
         smaller = smaller_batch_size(size, size * params.gradient_accumulation_steps)
-        alone = parallel.process_count() == 1  # the others would wait for this one in the middle of a step
+        alone = parallel.process_count() == 1  # other processes would wait in the middle of a step
         if not (params.auto_find_batch_size and alone and smaller) or error.reason != loop.NO_MEMORY:
             raise
     release_gpu_memory()
     _remove_begun(scratch)
     scratch.mkdir()
-    (scratch / _BATCH_SIZE).write_text(str(smaller))  # also for the next call, if this one is stopped
+    (scratch / _BATCH_SIZE).write_text(str(smaller))  # read again if this call is interrupted
     return fine_tune(context, params, peft_config, save_to, save)
 
 
@@ -122,7 +121,7 @@ def _remove_begun(scratch: Path) -> None:
 
 
 def smaller_batch_size(size: int, n_rows: int) -> int:
-    """Return the next smaller size whose batches make up the rows of a step; 0 where there is none."""
+    """Return the next smaller batch size that divides the rows of a step; 0 if there is none."""
     return next((smaller for smaller in range(size - 1, 0, -1) if n_rows % smaller == 0), 0)
 
 
@@ -165,12 +164,12 @@ def _fine_tune(
         family = PLAIN._replace(save=partial(_save_model, tokenizer, dtype(machine.precision)))
     trainer = _trainer(context, params, (peft_config, family), base, tokenizer, (train, validation), scratch)
     model: Any = trainer.model
-    if not any(parameter.requires_grad for parameter in model.parameters()):  # the base lacks such layers
+    if not any(parameter.requires_grad for parameter in model.parameters()):  # the base has no such layers
         raise CandidateFailed("nothing of this base is trained", "another method or params.target_modules")
     read: Any = trainer.train_dataset
     loop.attend_plainly(base, max(map(len, read["input_ids"])), params.per_device_train_batch_size)
     family.begin(trainer)
-    show_at = 0 if family.begins_anew else context.show_at  # it would be trained again up to each point
+    show_at = 0 if family.begins_anew else context.show_at  # such a family would retrain up to each point
     loop.track(trainer, replace(context, show_at=show_at), save_to, family.save)
     finish = partial(parallel.save_trained, family.save, folder=save_to)
     measured = loop.run(trainer, start, n_dropped, finish, loaded_in.precision if whole else "fp32")
@@ -194,8 +193,8 @@ def _save_model(
     folder: Path,
     state_dict: Row | None = None,
 ) -> None:
-    """Write a whole model in a precision, with its tokenizer; the model in memory stays in its own."""
-    # Tensors that are one, such as tied embeddings, are written as one; a sharded model gives `state_dict`.
+    """Write a whole model and its tokenizer in a precision; the model in memory keeps its own."""
+    # Shared tensors, such as tied embeddings, are written once; a sharded model passes its `state_dict`.
     made: dict[Any, Any] = {}
     state = {
         name: made.setdefault((t.data_ptr(), t.shape), t.to(precision) if t.is_floating_point() else t)
@@ -218,7 +217,7 @@ def _rows(
 
     def row(example: Example, start: int, ids: list[int]) -> Row:
         mask = [0] * start + [1] * (len(ids) - start)
-        if params.assistant_only_loss:  # what the template marks, and the answer to its end
+        if params.assistant_only_loss:  # all turns that the template marks, and the end token
             end = next((i for i in range(start, len(ids)) if ids[i] in ends), len(ids) - 1) + 1
             earlier = mask_assistant(tokenizer, example.messages)
             mask = [*earlier, *[1] * (end - start), *[0] * (len(ids) - end)]
@@ -247,7 +246,7 @@ def _trainer(
         "eval_packing": False,
         **loop.evaluations(params, best=not family.keeps_last),
     }
-    if params.eval_steps is not None:  # a checkpoint stands at each evaluation
+    if params.eval_steps is not None:  # each evaluation needs a checkpoint
         steps = params.eval_steps if params.eval_steps < 1 else int(params.eval_steps)
         arguments |= {"eval_strategy": "steps", "eval_steps": steps, "save_strategy": "steps"}
         arguments["save_steps"] = steps
@@ -279,12 +278,12 @@ def _trainer(
 
 
 def batch_packs(collator: Any) -> None:
-    """Keep the packs of a batch in rows of their own; TRL joins them in one, as FlashAttention wants them."""
+    """Keep each pack of a batch in its own row; TRL would join them in one, the form for FlashAttention."""
     collator.padding_free, collator.return_position_ids = False, True
 
 
 def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer]":
-    """Return a trainer that adds the penalty of a family of adapters to the loss, and saves what it keeps."""
+    """Return a trainer that adds an adapter family's penalty to the loss and saves the parts it keeps."""
     if family.penalty is PLAIN.penalty and not family.keeps_part:
         return kind
 
@@ -299,7 +298,7 @@ def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer
             return (loss, outputs) if return_outputs else loss
 
         def _save(self, output_dir: str | None = None, state_dict: Row | None = None) -> None:
-            if family.keeps_part:  # the rest is the base's
+            if family.keeps_part:  # the other parameters are the base's
                 state_dict = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
             super()._save(output_dir, state_dict)
 
@@ -307,9 +306,9 @@ def _of_family(kind: "type[SFTTrainer]", family: PeftFamily) -> "type[SFTTrainer
 
 
 def make_tiled_loss_trainer() -> "type[SFTTrainer]":
-    """Return TRL's trainer as it is: its loss is computed in tiles of logits, which spares a GPU's memory.
+    """Return TRL's trainer, which computes its loss in tiles of logits to save GPU memory.
 
-    Of packs in rows of their own it reads no mask, so that they are told apart by their positions.
+    Packs in rows of their own are passed without a mask, so that transformers separates them by position.
     """
     from trl import SFTTrainer
 
@@ -326,14 +325,14 @@ def make_tiled_loss_trainer() -> "type[SFTTrainer]":
 
 
 def whole_loss_trainer() -> "type[SFTTrainer]":
-    """Return TRL's trainer with its loss computed in one piece, and smoothed in training alone.
+    """Return TRL's trainer with the loss computed in one piece, and label smoothing in training only.
 
-    Where it `joins_rows`, what several rows of a batch begin with is read once.
+    With `joins_rows`, prefixes that rows of a batch share are read once.
 
-    TRL's own loss converts the vocabulary matrix to fp32 in chunks at every step, which spares a
-    GPU's memory and takes 43 % of a step's time on a CPU. The value is the same: the mean negative
-    log-likelihood of the completion's tokens; logits are made only where some row has one. TRL's own
-    label smoothing takes a pass more, and smooths the validation loss too.
+    The loss is the same: the mean negative log-likelihood of the completion tokens. TRL converts the
+    vocabulary matrix to fp32 in chunks at every step, which saves GPU memory but takes 43 % of a step's
+    time on a CPU; here logits are computed only where some row has a label. TRL's label smoothing takes
+    another pass, and also smooths the validation loss.
     """
     import torch
     from trl import SFTTrainer
@@ -344,12 +343,12 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
         def compute_loss(
             self, model: Any, inputs: Row, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            # transformers tells packed rows apart by their positions, and only where there is no mask;
-            # padding is then a row of one token each.
+            # transformers separates packed rows by their positions, and only if there is no mask; each
+            # padding token then counts as a row.
             is_packed = "position_ids" in inputs
             joined = None
             if self.joins_rows and not is_packed:
-                batch = [inputs[name] for name in _OF_ROWS]
+                batch = [inputs[name] for name in _BATCH_FIELDS]
                 joined = shared_beginnings.join_rows(self.accelerator.unwrap_model(model), *batch)
             if joined:
                 read, kept, targets = joined.inputs, joined.kept, joined.targets
@@ -371,11 +370,11 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
             )
             count = answered.sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / count
-            if num_items_in_batch is not None:  # those of all processes, whose gradients are averaged
+            if num_items_in_batch is not None:  # counted over all processes, whose gradients are averaged
                 loss = loss * self.accelerator.num_processes
             right = ((logits.detach().argmax(-1) == targets) & answered).sum()
             n_right, n_answered = self.accelerator.gather(torch.stack([right, answered.sum()])[None]).sum(0)
-            if n_answered:  # TRL logs it by this name, averaged
+            if n_answered:  # TRL averages and logs it under this name
                 share = (n_right / n_answered).item()
                 self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(share)
             return (loss, outputs) if return_outputs else loss
@@ -384,9 +383,9 @@ def whole_loss_trainer() -> "type[SFTTrainer]":
 
 
 def plan_tracked_steps(params: SupervisedParams, n_rows: int, points: int) -> list[int]:
-    """List the steps whose weights a training on so many rows may keep at `points`, unpacked in one process.
+    """List the steps whose weights may be kept at `points`, for an unpacked training in one process.
 
-    They are those that it keeps, or where validation may end it early those at which there is a checkpoint.
+    If validation may end the training early, all steps with a checkpoint are listed.
     """
     of_epoch, last = tokenized.count_epoch_steps(params, n_rows), tokenized.count_row_steps(params, n_rows)
     by_epoch = params.eval_steps is None

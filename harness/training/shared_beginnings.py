@@ -1,7 +1,7 @@
-"""Rows of a batch in one sequence, in which what several rows begin with is read once.
+"""Batch rows joined into one sequence, in which prefixes that rows share are read once.
 
-Invariant: each token sees the tokens before it in its own row, at the positions that they have there, so loss
-and gradients are those of a row a line. A row shares tokens before its first label only.
+Invariant: each token attends to the earlier tokens of its own row, at their positions in that row, so loss
+and gradients equal those of separate rows. Rows share only tokens before their first label.
 """
 
 from collections.abc import Sequence
@@ -22,17 +22,19 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-_FEWEST = 8  # tokens that rows share, or they stand on their own
+_FEWEST = 8  # tokens of a prefix that is worth sharing
 Row = tuple[int, ...]  # token ids, or their labels
 _NO_LABEL = -100  # as in transformers
-_MOST = isqrt(PLAIN_SCORES)  # tokens of a sequence, of which no more scores are kept than of padded rows
-_SAVES = 0.9  # of the padded batch's tokens, at most
+_MOST = isqrt(
+    PLAIN_SCORES
+)  # tokens of a sequence whose attention scores are no more than those of padded rows
+_SAVES = 0.9  # largest share of the padded batch's tokens that the joined sequence may have
 
 
 class JoinedRows(NamedTuple):
-    """Model inputs of joined rows: ids and positions (1, t), a mask (1, 1, t, t), and what is predicted.
+    """Model inputs of joined rows: ids and positions (1, t), a mask (1, 1, t, t), and the targets.
 
-    `kept` (n) are the places of the sequence that predict the `targets` (n).
+    `kept` (n) are the positions in the sequence that predict the `targets` (n).
     """
 
     input_ids: "torch.Tensor"
@@ -43,7 +45,7 @@ class JoinedRows(NamedTuple):
 
     @property
     def inputs(self) -> "dict[str, torch.Tensor]":
-        """What the model reads, by transformers' names."""
+        """Inputs of the model under transformers' names."""
         return {name: getattr(self, name) for name in ("input_ids", "position_ids", "attention_mask")}
 
 
@@ -53,9 +55,9 @@ def join_rows(
     attention_mask: "torch.Tensor",
     labels: "torch.Tensor",
 ) -> JoinedRows | None:
-    """Join the rows of a batch (b, t), padded on the right; labels are -100 where nothing is learned.
+    """Join the rows of a batch (b, t) that is padded on the right; labels are -100 where nothing is learned.
 
-    None where that saves little, or where the sequence is so long that attention takes more than was saved.
+    Returns None if that saves little, or if attention over the long sequence would cost more than it saves.
     """
     import torch
 
@@ -65,7 +67,7 @@ def join_rows(
         for tensor in (input_ids, labels)
     )
     ids, positions, kept, targets = list[int](), list[int](), list[int](), list[int]()
-    # Of each token: where its part of the sequence starts, and where the part before that does.
+    # For each token, the start of its part of the sequence and the start of the prefix before that part.
     parts: list[tuple[int, int]] = []
     for n_shared, members in _group(rows, learned):
         beginning = len(ids)
@@ -90,10 +92,10 @@ def join_rows(
 
 
 def _group(rows: Sequence[Row], labels: Sequence[Row]) -> list[tuple[int, list[int]]]:
-    """Return how many tokens groups of rows share (0 of a row alone), and the numbers of their rows."""
+    """Group rows by shared prefix; return each prefix's length (0 for a single row) and row numbers."""
     groups: list[tuple[int, list[int]]] = []
     for number, row in enumerate(rows):
-        # The token before the first label predicts it, so it is the row's own.
+        # The token before the first label predicts that label, so it is never shared.
         first_label = next(
             (place for place, label in enumerate(labels[number]) if label != _NO_LABEL), len(row)
         )
@@ -112,11 +114,10 @@ def _group(rows: Sequence[Row], labels: Sequence[Row]) -> list[tuple[int, list[i
 
 
 def can_join(model: Any, path: Path) -> bool:
-    """Tell whether a model in training on a CPU reads joined rows as it reads each alone.
+    """Tell whether a model in training on a CPU gives joined rows the results of separate rows.
 
-    Never where it draws random numbers, where a loss of a mixture of experts counts the tokens of each, or
-    where an adapter puts tokens before a row or averages over those of a batch. A small copy of the base in
-    the folder `path` tells what its family does.
+    Not if it has dropout, if a mixture-of-experts loss counts tokens per expert, or if an adapter prepends
+    tokens or averages over a batch. A small copy of the base in the folder `path` shows how its family reads.
     """
     import torch
 
@@ -130,7 +131,7 @@ def can_join(model: Any, path: Path) -> bool:
 
 
 def joins_rows_of(source: ModelSource) -> bool:
-    """Tell whether a base reads joined rows so, remembered, so that an estimate does not load torch."""
+    """Tell whether a base can train on joined rows; the answer is remembered, so estimates need no torch."""
     key = digest([source.weights_digest, package_versions(), versions_of("sft")])
     return is_packed(source) or bool(memo("joined_rows", key, lambda: _joins_by_copy(source.path)))
 
@@ -143,7 +144,7 @@ def _joins_by_copy(path: Path) -> bool:
 
 
 def _reads_alike(copy: Any) -> bool:
-    """Tell whether a copy of a base reads two joined rows as it reads each alone, without a draw."""
+    """Tell whether a copy of a base gives two joined rows the logits of separate rows and draws nothing."""
     import torch
 
     if any(windows(copy.config) or (1,)) or longest_alike(copy.config) < inf:

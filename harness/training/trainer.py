@@ -1,7 +1,7 @@
-"""Trainer settings and run that every training loop shares.
+"""Trainer settings and the run that all training loops share.
 
-Invariant: a loss that is not a number ends the training at once, and running out of memory says
-which knob to turn.
+Invariant: a NaN or infinite loss ends the training at once, and an out-of-memory error names the
+parameters to change.
 """
 
 import random
@@ -38,26 +38,30 @@ if TYPE_CHECKING:
 
 Row = dict[str, Any]
 
-# Attention scores of a head and layer that are kept: at most 1 MB in bf16.
+# Attention scores per head and layer that may be kept for the backward pass: 1 MB in bf16.
 PLAIN_SCORES = 1 << 19
-_LARGE_RANK = 64  # of an adapter whose rank is not known here
+_LARGE_RANK = 64  # assumed for an adapter of unknown rank
 
 
-# transformers' optimisers that come with torch and with bitsandbytes.
+# Optimisers of transformers that torch or bitsandbytes provides.
 _OfTorch = Literal["adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"]
 _OfAdam = Literal["adamw_8bit", "paged_adamw_8bit", "paged_adamw_32bit", "ademamix", "ademamix_8bit"]
 _OfLion = Literal["lion_8bit", "lion_32bit", "paged_lion_8bit", "paged_lion_32bit"]
 _OF_BITSANDBYTES = ("8bit", "32bit", "ademamix")
-KNOBS = ("optim", "gradient_checkpointing", "lr_scheduler_kwargs")  # `settings` passes on those that are set
+KNOBS = (
+    "optim",
+    "gradient_checkpointing",
+    "lr_scheduler_kwargs",
+)  # passed to TRL only if set
 
 
 class LoopParams(Spec):
-    """Parameters of every loop, under TRL's own names; each loop sets its own learning rate.
+    """Parameters of every training loop, under TRL's names; each loop has its own default learning rate.
 
-    `warmup_steps` below 1 is a share of all steps. What is longer than `max_length` tokens is left
-    out and counted, never cut. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`.
-    Without `optim` the optimiser is transformers' default. Unless it is set, GPUs do `gradient_checkpointing`
-    where memory would not be enough without.
+    `warmup_steps` below 1 is a share of all steps. Rows longer than `max_length` tokens are dropped and
+    counted, never truncated. `cosine_with_min_lr` takes `lr_scheduler_kwargs: {min_lr_rate: 0.1}`. `optim`
+    defaults to transformers' default. `gradient_checkpointing` defaults to on where a GPU's memory would not
+    suffice without it.
     """
 
     learning_rate: float = Field(gt=0, le=1)
@@ -85,7 +89,7 @@ class LoopParams(Spec):
 
     @property
     def trained_in(self) -> str:
-        """Precision in which parameters that are trained are held."""
+        """Precision of the trained parameters."""
         return "fp32"
 
     @model_validator(mode="after")
@@ -99,7 +103,7 @@ class LoopParams(Spec):
 
 
 def attention(machine: Machine) -> str:
-    """Choose FlashAttention-2 for training where a GPU has it: not in fp32, not on one without bf16."""
+    """Return the attention implementation for training: FlashAttention-2 in bf16 on a GPU that has it."""
     from transformers.utils import is_flash_attn_2_available
 
     fits = machine.device == "cuda" and machine.precision == "bf16"
@@ -107,24 +111,25 @@ def attention(machine: Machine) -> str:
 
 
 def attend_plainly(model: "PreTrainedModel", longest: int, batch_size: int) -> None:
-    """Let short rows attend by plain products on a CPU, whose fused backward pass takes far longer on them.
+    """Use eager attention for short rows on a CPU, where the fused backward pass takes far longer.
 
-    The products of a layer are kept for the backward pass, so long rows stay with the fused one.
+    Eager attention keeps its scores for the backward pass, so long rows stay with the fused one.
     """
     if model.device.type == "cpu" and batch_size * longest**2 <= PLAIN_SCORES:
         model.set_attn_implementation("eager")
 
 
-# Memory is estimated within a fifth, so that much has to be left where activations are kept.
+# The memory estimate is within a fifth; activations are kept only if that margin is free.
 _SPARE = 1.2
 
 
 def checkpoints_activations(
     context: FitContext, params: LoopParams, n_trained: float | None, free_gib: float
 ) -> bool:
-    """Tell whether activations have to be computed again for their gradients, a third more time, to fit.
+    """Tell whether a training fits in memory only with gradient checkpointing, which takes a third more time.
 
-    `n_trained` parameters are trained, None of an adapter. The weights are part of the memory that counts.
+    `n_trained` is the number of trained parameters, None for an adapter. `free_gib` includes the memory that
+    the weights will take.
     """
     shape = hub.shape(context.source)
     if shape is None:
@@ -147,14 +152,14 @@ def checkpoints_activations(
 
 
 def is_of_bitsandbytes(optim: str | None) -> bool:
-    """Tell whether an optimiser is bitsandbytes'."""
+    """Tell whether an optimiser comes from bitsandbytes."""
     return (optim or "").endswith(_OF_BITSANDBYTES)
 
 
 def settings(context: FitContext, params: LoopParams, n_trained: float | None = None) -> dict[str, Any]:
-    """Return TRL's arguments that no method sets, and of `KNOBS` those that the user set.
+    """Return the TRL arguments that all methods share, and those of `KNOBS` that the user set.
 
-    `n_trained` is the number of trained parameters, None of an adapter.
+    `n_trained` is the number of trained parameters, None for an adapter.
 
     Raises:
         CandidateFailed: the optimiser's package is not installed.
@@ -163,7 +168,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
     from transformers.utils import is_bitsandbytes_available
 
     recompute, on_gpu = False, context.machine.device == "cuda"
-    if on_gpu:  # free or this process's own; shards of one model compute alike, by the least of all processes
+    if on_gpu:  # free, or reserved by this process; all shards decide by the smallest amount
         free_gib = hardware.memory("cuda").free_gib + torch.cuda.memory_reserved() / 2**30
         recompute = checkpoints_activations(context, params, n_trained, -parallel.most(-free_gib, "cuda"))
     own = {name: value for name in KNOBS if (value := getattr(params, name)) is not None}
@@ -174,7 +179,7 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "seed": context.seed,
         "data_seed": context.seed,
         "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # else a loss that is not a number is shown as a number
+        "logging_nan_inf_filter": False,  # otherwise transformers logs a NaN loss as a number
         "include_num_input_tokens_seen": "non_padding",
         "disable_tqdm": True,
         "gradient_checkpointing": recompute,
@@ -186,14 +191,14 @@ def settings(context: FitContext, params: LoopParams, n_trained: float | None = 
         "train_sampling_strategy": "group_by_length",
         "save_strategy": "epoch",
         "save_steps": checkpoints.SAVED_EVERY,
-        "restore_callback_states_from_checkpoint": True,  # how long early stopping has waited
+        "restore_callback_states_from_checkpoint": True,  # the patience that early stopping has used up
         **regularizers.arguments(context.regularize),
         **own,
     }
 
 
 def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
-    """Return TRL's arguments that measure the validation loss every epoch, and keep the `best` checkpoint."""
+    """Return the TRL arguments that validate each epoch and, if `best`, keep the best checkpoint."""
     return {
         "eval_strategy": "epoch",
         "per_device_eval_batch_size": params.per_device_train_batch_size,
@@ -207,12 +212,12 @@ def evaluations(params: LoopParams, *, best: bool) -> dict[str, Any]:
 def add_regularizers(
     kind: Any, context: FitContext, tokenizer: "PreTrainedTokenizerBase", max_length: int
 ) -> Any:
-    """Return a kind of trainer whose steps are those of the context's regularisers.
+    """Return a subclass of a trainer that applies the context's regularisers.
 
-    Their penalties begin when the training is called, and are added once to the gradients of a step.
+    Penalties are set up when training starts and added to the gradients once per optimiser step.
 
     Raises:
-        CandidateFailed: the general rows of one of them are all too long.
+        CandidateFailed: all general rows of a regulariser are too long.
     """
     given, kind = context.regularize, _draw_apart(kind, context)
     if not regularizers.has_hook(given, "penalty", "step", "select"):
@@ -231,7 +236,7 @@ def add_regularizers(
         def train(self, resume_from_checkpoint: str | None = None, **options: Any) -> Any:
             self.penalties = regularizers.penalties(given, self.model, context.seed, rows)
             self.trained = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
-            n_planned = 0  # by the checkpoint, which is removed by the end
+            n_planned = 0  # read before training, which removes the checkpoint
             if resume_from_checkpoint:
                 n_planned = checkpoints.read_state(Path(resume_from_checkpoint))["max_steps"]
             found = super().train(resume_from_checkpoint, **options)
@@ -257,30 +262,30 @@ def add_regularizers(
                 of_first = of_first or {name: len(values) for name, values in logged.items()}
                 for penalty in self.penalties if self.accelerator.sync_gradients else ():
                     for term in penalty(self.state.global_step):
-                        if term.requires_grad:  # not one of weights that stay as they are in this step
+                        if term.requires_grad:  # False where this step freezes its weights
                             self.accelerator.backward(term)
                 return loss
 
             loss = regularizers.compute_gradients(given, model, backward)
             for name, length in of_first.items():
-                del logged[name][length:]  # what a regulariser's own passes log is of other weights
+                del logged[name][length:]  # extra passes of a regulariser log metrics of perturbed weights
             return loss
 
     return RegularizedTrainer
 
 
 def _draw_apart(kind: Any, context: FitContext) -> Any:
-    """Return a kind of trainer whose passes draw by seed, step and batch alone, if a regulariser draws.
+    """Return a subclass of a trainer whose random draws depend on seed, step and batch alone.
 
-    They leave the generator as it was by which the order of the rows is drawn. On a GPU that is still so, but
-    what is drawn there comes from the device's own generator.
+    Only if a regulariser draws at random. The CPU generator, which shuffles the rows, is restored after each
+    pass. Draws on a GPU come from the device's generator and are not controlled.
     """
     if not regularizers.has_hook(context.regularize, "DRAWS"):
         return kind
     import torch
 
     class ApartTrainer(kind):  # type: ignore[misc]
-        read: tuple[int, int] = (-1, 0)  # the step under way, and how many batches of it were read
+        read: tuple[int, int] = (-1, 0)  # the current step and the number of its batches read so far
 
         def training_step(self, *inputs: Any, **given: Any) -> Any:
             step, n_read = self.state.global_step, self.read[1]
@@ -302,7 +307,7 @@ MEMORY_KNOBS = "params.per_device_train_batch_size (with gradient_accumulation_s
 
 
 def explain_out_of_memory() -> AbstractContextManager[None]:
-    """Turn running out of memory into a failure that names the knobs which all trainings share."""
+    """Turn an out-of-memory error into a failure that names the parameters to change."""
     return memory.explain_out_of_memory(NO_MEMORY, MEMORY_KNOBS)
 
 
@@ -320,13 +325,13 @@ def make_trainer(
     callbacks: Iterable[Any] = (),
     **options: Any,
 ) -> Any:
-    """Return a trainer of a kind, with the context's regularisers, which keeps checkpoints in `scratch`.
+    """Return a trainer of class `kind` with the context's regularisers; its checkpoints go to `scratch`.
 
-    Its configuration, of the type `config`, holds the shared settings, `arguments`, and what it knows of the
-    parameters by TRL's names, but for those that are the loop's `own`. `options` are the trainer's.
+    Its configuration, of class `config`, gets the shared settings, `arguments`, and the fields of `params`
+    that the class knows, except those in `own`, which the loop handles itself. `options` go to the trainer.
 
     Raises:
-        CandidateFailed: out of memory, or TRL or PEFT refuse the training, in their words.
+        CandidateFailed: out of memory, or TRL or PEFT refuse the training; their message is quoted.
     """
     known = set(type(params).model_fields) & {field.name for field in fields(config)}
     given = params.model_dump(include=known.difference(KNOBS, own))
@@ -334,8 +339,8 @@ def make_trainer(
         common = settings(context, params, n_trained)
         try:
             args = config(output_dir=str(scratch), **common | dict(arguments), **given)
-            if args.n_gpu > 1:  # TRL refuses one process over several
-                args._n_gpu = 1  # noqa: SLF001  (transformers offers no other way but the environment)
+            if args.n_gpu > 1:  # TRL refuses one process with several GPUs
+                args._n_gpu = 1  # noqa: SLF001  (otherwise only an environment variable sets it)
             shared = parallel.sample_together(kind)
             regularized = add_regularizers(count_pairs(shared), context, tokenizer, params.max_length)
             called = [*callbacks, progress_callback(context.advance)]
@@ -347,10 +352,10 @@ def make_trainer(
 
 
 def track(trainer: "Trainer", context: FitContext, save_to: Path, save: Callable[[Any, Path], None]) -> None:
-    """Keep the weights of some checkpoints, if the context asks for that, as `save` writes the finished ones.
+    """Keep the weights of some checkpoints if the context asks for it, written by `save`.
 
-    `save_to` is the folder of those, by the name of their kind. Where training pauses at points, these are
-    the ones planned, also where it stops early.
+    `save_to` is the folder of the finished weights and is named after their kind. Where training pauses at
+    planned points, exactly these are kept, even if training stops early.
     """
     from transformers import EarlyStoppingCallback
 
@@ -370,31 +375,31 @@ def run(
     save: Callable[[Any], None],
     trained_in: str = "fp32",
 ) -> TrainingRecord:
-    """Train, from the last whole checkpoint where an earlier call was stopped; save, and return the record.
+    """Train, resuming from the last complete checkpoint; save the weights and return the training record.
 
-    `start` is when training began by `time.perf_counter`, less what earlier calls took. What is trained is
-    held in fp32, or as it was loaded where it is `trained_in` another precision. `save(model)` writes the
-    finished weights.
+    `start` is the `time.perf_counter` at which training began, minus the time of earlier interrupted calls.
+    Trained parameters are held in fp32 unless they are `trained_in` another precision. `save(model)` writes
+    the finished weights.
 
     Raises:
         CandidateFailed: out of memory.
-        Diverged: the loss was not a number.
+        Diverged: the loss was NaN or infinite.
     """
     import torch
     from transformers import PrinterCallback
     from transformers.utils import is_liger_kernel_available
 
     if trainer.args.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()  # what ran before in this process is not of this training
+        torch.cuda.reset_peak_memory_stats()  # earlier work of this process does not count
         if is_liger_kernel_available():
             from transformers.integrations.liger import apply_liger_kernel
 
-            # TRL's argument for it is deprecated, and refuses Liger's loss; TRL's own loss stays.
+            # TRL's own argument for Liger is deprecated and conflicts with its loss; TRL's loss stays.
             apply_liger_kernel(trainer.model, {"fused_linear_cross_entropy": False})
-    if trained_in == "fp32" and parallel.name_sharding() != parallel.DEEPSPEED:  # which keeps its own copies
+    if trained_in == "fp32" and parallel.name_sharding() != parallel.DEEPSPEED:  # it keeps fp32 copies
         _keep_updates(trainer.model)
     _spare_casts(trainer.model)
-    # Without its bars the trainer would print every log line on stdout, which belongs to the result.
+    # With progress bars off, the trainer would print each log line to stdout, which is for results.
     trainer.remove_callback(PrinterCallback)
     folder = Path(str(trainer.args.output_dir))
     if parallel.is_first():
@@ -406,7 +411,7 @@ def run(
         trainer.add_callback(scale_callback())
     state = checkpoints.read_state(last.folder) if last else None
     if state and state["stateful_callbacks"]["TrainerControl"]["args"]["should_training_stop"]:
-        # transformers forgets that a training was over, and would finish the epoch or begin another.
+        # transformers does not restore that training had stopped, and would go on to the end of the epoch.
         trainer.args.max_steps, trainer.args.num_train_epochs = -1, int(state["epoch"])
     with explain_out_of_memory(), checkpoints.skip_cards(trainer):
         trainer.train(resume_from_checkpoint=str(last.folder) if last else None)
@@ -417,24 +422,24 @@ def run(
 
 
 def start_time(folder: Path) -> float:
-    """Return when a training began by `time.perf_counter`, as if earlier calls had ended just now."""
+    """Return the `time.perf_counter` at which training began, as if earlier calls had ended just now."""
     last = checkpoints.find_last_checkpoint(folder)
     return time.perf_counter() - (last.elapsed_s if last else 0.0)
 
 
 def _keep_updates(model: Any) -> None:
-    """Hold what is trained in fp32: TRL makes a QLoRA's adapter bf16, in which small updates are lost."""
-    # The scaler of an fp16 training takes no bf16 at all.
+    """Convert the trained parameters to fp32: TRL makes a QLoRA adapter bf16, which loses small updates."""
+    # The gradient scaler of an fp16 training also refuses bf16 parameters.
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
 
 
 def _spare_casts(model: Any) -> None:
-    """Let plain low-rank adapters read what autocast made narrow; PEFT widens it to their fp32 first.
+    """Skip PEFT's cast of a LoRA layer's input to fp32, which autocast would undo at once.
 
-    Autocast narrows that again at once, so the numbers are the same to the last bit, for two passes less over
-    each input and its gradient. Dropout would draw in the narrow type, so with it all stays.
+    The numbers stay bit-identical, and two passes over each input and its gradient are saved. Layers with
+    dropout are left alone, because dropout would then draw in bf16.
     """
     import torch
     from peft.tuners.lora import Linear
@@ -451,7 +456,7 @@ def _spare_casts(model: Any) -> None:
 
 
 def progress_callback(advance: Advance) -> "TrainerCallback":
-    """Return a callback that says where training is, and ends it when the loss is no number."""
+    """Return a callback that reports progress and ends the training when the loss is NaN or infinite."""
     from transformers import TrainerCallback
 
     class LossReportCallback(TrainerCallback):
@@ -459,7 +464,7 @@ def progress_callback(advance: Advance) -> "TrainerCallback":
             losses = {
                 name: float(value) for name, value in (logs or {}).items() if name in ("loss", "eval_loss")
             }
-            if not all(map(isfinite, losses.values())):  # no later step would fix it
+            if not all(map(isfinite, losses.values())):  # later steps would not recover
                 raise Diverged("the training loss is not a number", "a lower params.learning_rate")
             if "loss" in losses:
                 advance(state.global_step, state.max_steps, f"loss {losses['loss']:.2f}")
