@@ -1,6 +1,7 @@
 """Exports of the tiny model's runs, held against the run's own answers, logits and prompts."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -26,11 +27,7 @@ CANDIDATES = """\
   hybrid: {weights_of: lora, prompting: {rag: {top_k: 2, chunk_words: 6, chunk_overlap: 2, mark: number}}}
 """
 PAGES = [
-    {
-        "id": "depot",
-        "title": "Depot",
-        "text": "The depot keeps each parcel for nine days, then sends it back.",
-    },
+    {"id": "depot", "title": "Depot", "text": "The depot keeps a parcel for nine days, then sends it back."},
     {"id": "money", "title": "Money", "text": "An invoice with a wrong sum is paid back within ten days."},
 ]
 
@@ -103,24 +100,23 @@ def test_an_export_is_found_by_its_run_and_made_once(made):
     assert str(made.parent) not in (folder / "export.json").read_text()
 
 
-@pytest.mark.parametrize("change", ["changed", "missing", "added"])
-def test_a_folder_is_checked_by_content_alone(made, tmp_path, change):
-    import os
-
+def test_a_folder_is_checked_by_content_alone(made, tmp_path):
     folder, _ = export_to(made, tmp_path, "lora", "--to", "merged")
-    file = folder / "model.safetensors"
-    if change == "changed":
-        before, content = file.stat(), bytearray(file.read_bytes())
-        content[-1] ^= 1
-        file.write_bytes(content)
-        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    elif change == "missing":
-        file.unlink()
-    else:
-        file = folder / "modeling.py"
-        file.write_text("import os\n")
-    with pytest.raises(UserError, match=re.escape(str(file))):
-        exports.verify_export(folder)
+    file, added = folder / "model.safetensors", folder / "modeling.py"
+
+    def is_refused_by(named):
+        with pytest.raises(UserError, match=re.escape(str(named))):
+            exports.verify_export(folder)
+
+    before, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    is_refused_by(file)
+    file.unlink()
+    is_refused_by(file)
+    file.write_bytes(content)
+    added.write_text("import os\n")
+    is_refused_by(added)
 
 
 @pytest.mark.parametrize(
@@ -140,11 +136,10 @@ def test_what_cannot_be_exported_says_why_and_leaves_nothing(made, tmp_path, wor
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("now", ["max_new_tokens: 9", "max_new_tokens: 4\n    system: Be brief."])
-def test_limits_and_prompts_other_than_those_of_the_run_are_not_exported(made, tmp_path, now):
+def test_limits_and_prompts_other_than_those_of_the_run_are_not_exported(made, tmp_path):
     folder = shutil.copytree(made.parent, tmp_path / "copy")
     suite = folder / "suites" / "letters.yaml"
-    suite.write_text(suite.read_text().replace("max_new_tokens: 4", now))
+    suite.write_text(suite.read_text().replace("max_new_tokens: 4", "max_new_tokens: 9"))
     done = export(folder / "harness.yaml", "lora", "--to", "merged", "--out", tmp_path / "out")
     assert "another task_version of letters/validation" in str(done.exception), done.output
 
@@ -192,6 +187,7 @@ def test_a_card_says_what_was_measured_and_holds_no_text_of_the_data(made, tmp_p
     assert {"model.safetensors", "chat_template.jinja", "passages.jsonl"} < record.files.keys()
 
 
+@pytest.mark.slow
 def test_the_graph_of_onnx_reads_a_prompt_and_then_a_token_as_the_run(made, tmp_path):
     import numpy as np
     import onnxruntime

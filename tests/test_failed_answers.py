@@ -47,19 +47,11 @@ def evidence(verdict, name):
     return next(rule for rule in verdict.rules if rule.name == name)
 
 
-def compare_common_items(base, new):
-    """Compare as before: items that failed in one arm are left out of both."""
-    kept = [(a, b) for a, b in zip(base, new, strict=True) if a is not None and b is not None]
-    return compare_rows(EXACT, *(rows(arm) for arm in zip(*kept, strict=True)))
-
-
 # The candidate's errors
 
 
 def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
     base, new = [1.0] * 1000, [None] * 300 + [1.0] * 700
-    before = compare_common_items(base, new)
-    assert (formatting.points(before.delta, before.low, before.high), before.n) == ("0.0 [−0.5, +0.5]", 700)
     assert judge_tasks(make_measurement(base[300:], new[300:])).outcome == "pass"
     found = judge_tasks(make_measurement(base, new))
     assert (found.outcome, evidence(found, "macro").outcome) == ("inconclusive", "fail")
@@ -73,8 +65,6 @@ def test_a_candidate_that_errs_on_what_it_would_lose_does_not_pass():
 def test_errors_on_the_target_score_worst_for_everybody():
     base = [1.0] * 40 + [0.0] * 20 + [1.0] * 30 + [0.0] * 10
     new = [1.0] * 41 + [0.0] * 19 + [None] * 40
-    before = compare_common_items(base, new)
-    assert (before.n, formatting.points(before.delta)) == (60, "+1.7")
     c = compare_rows(EXACT, rows(base), rows(new))
     assert (c.n, formatting.points(c.delta)) == (100, "−29.0")
     score = estimate(EXACT, rows(new))
@@ -87,9 +77,9 @@ def test_a_few_errors_are_lost_items_and_the_policy_says_how_many_may_fail():
     assert (found.outcome, found.lost) == ("pass", 1)
     said = "errors: 1 of 1,000 answers on facts (0.1 %) failed: 1 by the candidate (no answer); at most 1.0 %"
     assert evidence(found, "errors").sentence.startswith(said)
-    task = make_measurement([1.0] * 1000, [None] * 5 + [1.0] * 995)
-    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.0)))["errors"] == "inconclusive"
-    assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=0.5)))["errors"] == "pass"
+    for n, max_errors, outcome in ((10, 0.01, "pass"), (11, 0.01, "inconclusive"), (5, 0.0, "inconclusive")):
+        task = make_measurement([1.0] * 1000, [None] * n + [1.0] * (1000 - n))
+        assert outcomes(judge_tasks(task, policy=GatePolicy(max_errors=max_errors)))["errors"] == outcome
 
     policy = GatePolicy(critical=("facts",), max_errors=0.5)
     found = judge_tasks(make_measurement([1.0] * 200, [None] * 30 + [1.0] * 170), policy=policy)
@@ -97,15 +87,8 @@ def test_a_few_errors_are_lost_items_and_the_policy_says_how_many_may_fail():
     assert outcomes(found)["critical"] == "fail"
 
 
-@pytest.mark.parametrize(("n", "outcome"), [(10, "pass"), (11, "inconclusive")])
-def test_one_percent_may_fail_and_no_more(n, outcome):
-    found = judge_tasks(make_measurement([1.0] * 1000, [None] * n + [1.0] * (1000 - n)))
-    assert outcomes(found)["errors"] == outcome
-
-
-@pytest.mark.parametrize("on_inconclusive", ["pass", "warn"])
-def test_no_policy_lets_an_invalid_verdict_through(on_inconclusive):
-    policy = GatePolicy(on_inconclusive=on_inconclusive)
+def test_no_policy_lets_an_invalid_verdict_through():
+    policy = GatePolicy(on_inconclusive="pass")
     found = judge_tasks(make_measurement([1.0] * 100, [None] * 30 + [1.0] * 70), policy=policy)
     assert (found.outcome, exit_code(found, policy)) == ("inconclusive", 4)
 
@@ -199,8 +182,7 @@ def test_failures_on_a_task_that_is_not_admitted_count_only_where_they_may_have_
     found = judge_tasks(fine, failed)
     assert found.sentence.startswith("UNDECIDED: invalid: 20 of 100 answers on guessed (20.0 %) failed")
 
-
-def test_a_gain_on_a_target_without_a_worst_value_is_invalid_as_well():
+    # So is a gain on a target without a worst value.
     gain = compare_rows(POINTS, rows([1.0, 2.0, 3.0], POINTS), rows([2.0, None, 3.5], POINTS))
     target = TargetFacts(Estimate(2.75, 2.0, 3.0, 2), gain)
     policy = GatePolicy(target={"gain": 0.1})
@@ -247,10 +229,8 @@ def fail(at, digest, n):
     """Let the first n stored answers of a row set be errors."""
     identity, kept = store.read_identity(at, digest), store.read_rows(at, digest)
     shutil.rmtree(at.rows(digest))
-    lost = [
-        replace(row, status="error", text="", parts=dict.fromkeys(row.parts), error="the server was busy")
-        for row in kept[:n]
-    ]
+    failed = {"status": "error", "text": "", "error": "the server was busy"}
+    lost = [replace(row, parts=dict.fromkeys(row.parts), **failed) for row in kept[:n]]
     changed = [*lost, *kept[n:]]
     for index in range(0, len(kept), BLOCK):
         store.append_block(at, identity, index // BLOCK, changed[index : index + BLOCK])
@@ -266,17 +246,12 @@ def test_a_stored_run_with_failed_answers_is_invalid(copy, run):
     assert "(5 errors)" in str(release.gate_document(found).sections[0].rows)
 
 
-def pass_before_errors(copy, run):
-    """Store a verdict on a run that passed, and let some of its answers be errors since."""
+def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
     at, policy = Store(copy.parent / "runs"), config.load(copy).experiment.gate
     passed = replace(release.gate(copy, "prompt")[0].verdict, outcome="pass", sentence="PASS")
     shutil.rmtree(at.folder / "verdicts")
     store.save_verdict(at, record_of(run, passed, policy))
     fail(at, run.rows["sums/test"], 5)
-
-
-def test_a_stored_verdict_that_is_another_now_says_why(copy, run):
-    pass_before_errors(copy, run)
     (found,) = release.gate(copy, "lora", ["gate.macro=0.03"])
     (note,) = [note for note in found.notes if "was PASS" in note]
     assert "against the base was PASS and would now be UNDECIDED: invalid: 5 of " in note
@@ -318,14 +293,10 @@ def test_a_verdict_that_changed_under_the_same_settings_names_its_rules(copy, ru
     assert "rule macro PASS → UNDECIDED" in said
 
 
-def leave_out(at, run, task):
-    file = at.folder / run.run_id / "run.json"
-    kept = {key: digest for key, digest in run.rows.items() if key != f"{task}/test"}
-    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": kept}))
-
-
 def test_a_stored_run_that_did_not_answer_a_task_does_not_pass(copy, run):
-    leave_out(Store(copy.parent / "runs"), run, "facts")
+    file = copy.parent / "runs" / run.run_id / "run.json"
+    kept = {key: digest for key, digest in run.rows.items() if key != "facts/test"}
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rows": kept}))
     (found,) = release.gate(copy, run.run_id)
     assert outcomes(found.verdict)["tasks"] == "inconclusive"
     assert "tasks: 1 task not answered by both (facts)" in found.verdict.sentence

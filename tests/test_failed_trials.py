@@ -30,43 +30,25 @@ def write_experiment(folder, tiny, tried):
     return tiny_experiment.write(folder, tiny, f"{TRIED}    {tried}\n")
 
 
-def folders(path):
-    return {f.name: (f / "fit.json").stat().st_mtime_ns for f in (path.parent / "runs").glob("weights/*")}
-
-
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    "tried", ["sweep: {max_length: [8, 200, 190]}", "search: {max_length: [8, 200, 190]}\n    trials: 6"]
-)
-def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path, tried):
-    path = write_experiment(tmp_path, tiny, tried)
-    report = tiny_experiment.run(path)
+def test_what_cannot_be_trained_is_a_failed_trial_and_the_others_are_chosen_among(tiny, tmp_path):
+    path = write_experiment(tmp_path, tiny, "search: {max_length: [8, 200, 190]}\n    trials: 6")
+    report = tiny_experiment.run(path, "suites=[]")
     found = fact_of(report, "found")
     assert found.state == "done"
     trials = found.training.sweep
-    assert len(trials) == (3 if "sweep" in tried else 6)
+    assert len(trials) == 6
     failed = [one for one in trials if one.params["max_length"] == 8]
     assert failed
     assert all(one.validation is None and "8 tokens" in one.error for one in failed)
     assert all(one.validation is not None and not one.error for one in trials if one not in failed)
     assert failed[0].error in markdown(experiment_document(report))
-    before = folders(path)
-    again = tiny_experiment.run(path)
-    assert folders(path) == before
+    before = {file: file.stat().st_mtime_ns for file in path.parent.glob("runs/weights/*/fit.json")}
+    again = tiny_experiment.run(path, "suites=[]")
+    assert {file: file.stat().st_mtime_ns for file in path.parent.glob("runs/weights/*/fit.json")} == before
     assert [t.error for t in fact_of(again, "found").training.sweep] == [t.error for t in trials]
     listed = store.list_trials(Store(tmp_path / "runs"))
     assert {one.run.error for one in listed if one.state == "failed"} == {failed[0].error}
-
-
-@pytest.mark.e2e
-def test_a_candidate_of_failed_trials_alone_fails_with_their_reasons_and_is_tried_again(tiny, tmp_path):
-    path = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 9]}")
-    failed = fact_of(tiny_experiment.run(path), "found")
-    assert failed.state == "failed"
-    assert "every trial failed: max_length 8: " in failed.error
-    assert "; max_length 9: " in failed.error
-    other = write_experiment(tmp_path, tiny, "sweep: {max_length: [8, 200]}")
-    assert fact_of(tiny_experiment.run(other), "found").state == "done"
 
 
 class Stages(SilentProgress):
@@ -114,7 +96,7 @@ def open_plan(tiny, tmp_path, monkeypatch):
     def open_experiment(tried):
         path = write_experiment(tmp_path, tiny, tried)
         monkeypatch.chdir(path.parent)
-        return OpenedPlan(config.load(path, ["seeds=[0, 1]"]))
+        return OpenedPlan(config.load(path, ["seeds=[0, 1]", "suites=[]"]))
 
     return open_experiment
 
@@ -124,6 +106,8 @@ def open_plan(tiny, tmp_path, monkeypatch):
 )
 def test_trials_that_all_failed_are_not_tried_again_by_the_other_steps_of_a_plan(open_plan, tried):
     opened, progress = open_plan(tried), Stages()
+    if "search" in tried:  # the first seed searches before the others take what it found
+        assert Step("fit", "found", 0) in opened.plan.needs[Step("fit", "found", 1)]
     journal = opened.pull(progress)
     assert sum("max_length" in one or "training" in one for one in progress.begun) <= 2
     assert len(store.list_trials(opened.session.store)) == 2
@@ -181,7 +165,7 @@ def test_a_search_whose_worker_is_lost_goes_on_behind_the_trial_that_it_was_at(o
     opened, search = open_plan("search: {max_length: [190, 200]}\n    trials: 3"), Step("fit", "found", 0)
     while not opened.journal.n_begun[search]:
         with pytest.raises(Killed):
-            opened.pull(KilledAtStage(at=8))
+            opened.pull(KilledAtStage(at=4))
         opened.journal.read()
     opened.lose(search, TRIES - 1)
     assert opened.pull().failed == {}
@@ -192,11 +176,6 @@ def test_a_search_whose_worker_is_lost_goes_on_behind_the_trial_that_it_was_at(o
     assert killed
     assert all(t.error.startswith(f"{LOST}fit found") for t in killed)
     assert any(t.chosen and t.validation is not None for t in trials)
-
-
-def test_the_first_seed_searches_before_the_others_take_what_it_found(open_plan):
-    plan = open_plan("search: {max_length: [8, 9]}\n    trials: 2").plan
-    assert Step("fit", "found", 0) in plan.needs[Step("fit", "found", 1)]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Many candidates on the same items, chains of champions, A/A noise, and answers that collapse to one."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -12,11 +11,11 @@ from fake_facts import alternatives, find_reason, make_fine_tune
 from fake_rows import EXACT, compare_flips, flips, rows
 from typer.testing import CliRunner
 
-from harness import config, report, store
+from harness import config, store
 from harness.analysis import gating
 from harness.analysis.admission import Measurement, admit
 from harness.analysis.answer_rules import mode_collapse_rule
-from harness.analysis.answers import AnswerCounts, AnswerDiversity, answer_diversity
+from harness.analysis.answers import AnswerCounts, answer_diversity
 from harness.analysis.comparison import compare_commonest_answers, compare_rows
 from harness.analysis.decision import Decision
 from harness.analysis.estimators import Estimate, at_level
@@ -32,11 +31,11 @@ from harness.evaluation import EvaluationJob
 from harness.experiment import measure as measure_run
 from harness.experiment import study_session
 from harness.experiment.judged_runs import Reader
-from harness.experiment.preflight import measure_noise, task_noise
+from harness.experiment.preflight import task_noise
 from harness.lifecycle import release
 from harness.metrics import mean_metric
 from harness.records import Noise, RowsIdentity, SampleResult, TaskNoise
-from harness.report import ExperimentReport, gate_document, gate_json
+from harness.report import gate_document, gate_json
 from harness.report.wording import miss_text
 from harness.spec import GatePolicy, Task
 from harness.stats import tango_interval
@@ -177,9 +176,9 @@ def test_items_that_would_do_for_one_candidate_are_announced_as_too_few_for_eigh
     assert "passes as one of 8 only" in among[0]
 
 
-def make_measurements(base_lost: float, new_lost: float, n: int = 500) -> list[Measurement]:
+def make_measurements(base_lost: float, new_lost: float) -> list[Measurement]:
     """Put two arms of four tasks beside each other, each of which lost the first items of them all."""
-    places = (np.arange(n) * 7919) % n / n  # spread evenly over both halves of a task
+    places = (np.arange(500) * 7919) % 500 / 500  # spread evenly over both halves of a task
     arms = [np.where(places < lost, 0.0, 1.0) for lost in (base_lost, new_lost)]
     return [
         Measurement(Task(name=f"t{i}", data={}), "capability", "s", {"exact_match": EXACT}, *pair)
@@ -200,16 +199,11 @@ def judge_cumulative(lost: float, policy=POLICY) -> Rule:
 
 @pytest.mark.e2e
 def test_a_chain_of_champions_that_each_pass_is_stopped_at_the_margin_against_the_first_base():
-    """Each loses one point against the one before, so that the sixth has lost six of them and still passes."""
-    steps = [judge_tasks(make_measurements(k / 100, (k + 1) / 100)).outcome for k in range(6)]
-    assert steps == ["pass"] * 6
-    guarded = [
-        judge_tasks(
-            make_measurements(k / 100, (k + 1) / 100), cumulative=judge_cumulative((k + 1) / 100)
-        ).outcome
-        for k in range(6)
-    ]
-    assert guarded == ["pass"] * 4 + ["fail"] * 2
+    """Each loses one point against the one before, so that the fifth has lost five of them and still passes."""
+    for k, outcome in ((3, "pass"), (4, "fail")):
+        arms, guard = make_measurements(k / 100, (k + 1) / 100), judge_cumulative((k + 1) / 100)
+        assert judge_tasks(arms).outcome == "pass"
+        assert judge_tasks(arms, cumulative=guard).outcome == outcome
 
 
 def test_a_loss_against_the_first_base_is_said_with_its_margin_and_asks_promote_where_it_is_not_ruled_out():
@@ -225,15 +219,10 @@ def test_a_loss_against_the_first_base_is_said_with_its_margin_and_asks_promote_
     assert judge_tasks(make_measurements(0.03, 0.04), cumulative=rule).outcome == "pass"
 
 
-@pytest.mark.parametrize(
-    ("policy", "margin"),
-    [
-        ({}, 0.04), ({"macro": "10%"}, "20%"), ({"macro": 0.01}, 0.02), ({"cumulative": 0.03}, 0.03),
-        ({"macro": 0.6}, 0.99), ({"macro": "60%"}, "99%"), ({"macro": 0.995}, 0.995),
-    ],
-)  # fmt: skip
-def test_its_margin_is_twice_the_macros_unless_it_is_written(policy, margin):
-    assert cumulative_policy(GatePolicy(**policy)).macro == margin
+def test_its_margin_is_twice_the_macros_unless_it_is_written():
+    margins = {0.02: 0.04, "10%": "20%", 0.6: 0.99, "60%": "99%", 0.995: 0.995}
+    assert {macro: cumulative_policy(GatePolicy(macro=macro)).macro for macro in margins} == margins
+    assert cumulative_policy(GatePolicy(cumulative=0.03)).macro == 0.03
 
 
 def test_two_tasks_of_one_name_are_refused():
@@ -243,9 +232,9 @@ def test_two_tasks_of_one_name_are_refused():
         judge_tasks([*arms, arms[0]])
 
 
-def promote_other_weights(copy, candidate: str, digest: str) -> None:
+def promote_other_weights(copy, digest: str) -> None:
     """Make a champion of rows that say another model than the base gave them."""
-    path, champion = release.promote_named(copy, candidate, despite="a test")
+    path, champion = release.promote_named(copy, "lora", despite="a test")
     at, moved = Store(copy.parent / "runs"), {}
     for key, rows_digest in champion.rows.items():
         other = replace(store.read_identity(at, rows_digest), weights_digest=digest)
@@ -256,29 +245,10 @@ def promote_other_weights(copy, candidate: str, digest: str) -> None:
     tiny_experiment.rewrite_champion(path, weights_digest=digest, rows=moved)
 
 
-def rule_of(judged) -> Rule | None:
-    return cumulative_of(judged.verdict)
-
-
-def test_the_gate_against_a_champion_compares_with_the_first_base_too(copy):
-    assert rule_of(release.gate(copy, "lora")[0]) is None
-    _, first = release.promote_named(copy, "lora", despite="a test")
-    assert first.cumulative == pytest.approx(
-        list(release.gate(copy, "lora", baseline="base")[0].verdict.macro[:4]), abs=1e-6
-    )
-    (against,) = release.gate(copy, "lora")
-    rule = rule_of(against)
-    assert rule is not None
-    assert rule.numbers["first_base"] == first.base_digest
-    assert [rule.numbers[name] for name in ("delta", "low", "high", "n_items")] == pytest.approx(
-        first.cumulative, abs=1e-6
-    )
-
-
 def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_carries_it_along(copy):
-    promote_other_weights(copy, "lora", "f" * 16)
+    promote_other_weights(copy, "f" * 16)
     (against,) = release.gate(copy, "lora")
-    rule = rule_of(against)
+    rule = cumulative_of(against.verdict)
     assert rule is not None
     if against.verdict.outcome == "pass":
         with pytest.raises(UserError, match=r"loss against the first base.*--force"):
@@ -289,10 +259,13 @@ def test_promote_asks_where_a_loss_against_the_first_base_is_not_ruled_out_and_c
 
 
 def test_a_first_base_without_rows_is_said_and_promote_asks(copy):
-    path, _ = release.promote_named(copy, "lora", despite="a test")
+    (against_base,) = release.gate(copy, "lora")
+    assert cumulative_of(against_base.verdict) is None
+    path, first = release.promote_named(copy, "lora", despite="a test")
+    assert first.cumulative == pytest.approx([*against_base.verdict.macro[:4]], abs=1e-6)
     tiny_experiment.rewrite_champion(path, first_base="e" * 16)
     (against,) = release.gate(copy, "lora")
-    rule = rule_of(against)
+    rule = cumulative_of(against.verdict)
     assert rule is not None
     assert (rule.outcome, against.verdict.outcome) == ("skipped", "pass")  # the champion's own weights
     assert "found no rows of the first base eeee" in rule.sentence
@@ -354,35 +327,6 @@ def test_one_answer_to_open_questions_is_a_collapse_and_right_labels_or_chance_a
     found = answer_diversity(text_rows(after), text_rows(before))
     assert found.low > 0
     assert not found.collapsed
-
-
-COLLAPSED = AnswerDiversity(
-    "chat", 100, AnswerCounts("I | do not\nknow.", 0.83, 18, 0.18), AnswerCounts("yes", 0.04, 96, 0.96), 0.7,
-    0.86, 0.02, collapsed=True,
-)  # fmt: skip
-VARIED = replace(COLLAPSED, task="facts", collapsed=False)
-
-
-def make_report(*found):
-    return ExperimentReport(
-        "support", "smollm2-135m", "exact_match", (*alternatives(), make_fine_tune("lora", 0.8, 0.06)),
-        diversity={"lora": found},
-    )  # fmt: skip
-
-
-def test_markdown_html_and_json_show_base_beside_new(tmp_path):
-    shown = report.markdown(report.experiment_document(make_report(VARIED)))
-    assert "How varied the answers of lora are" in shown
-    assert "lora: mode collapse" not in shown
-    for shown in (
-        report.markdown(report.experiment_document(make_report(COLLAPSED))),
-        report.html(make_report(COLLAPSED)),
-    ):
-        assert "How varied the answers of lora are" in shown
-        for cell in ("4.0", "83.0", "+79.0 [+70, +86]", "2.0", "96 (96.0 %)", "18 (18.0 %)"):
-            assert cell in shown, cell
-    report.write(make_report(COLLAPSED), tmp_path)
-    assert report.read(tmp_path / "support.json").diversity == {"lora": (COLLAPSED,)}
 
 
 def test_an_experiment_describes_every_fine_tune_on_what_it_generated(finished_run):
@@ -454,24 +398,20 @@ def test_of_several_tasks_the_one_that_collapsed_decides_and_no_limit_is_no_rule
     assert mode_collapse_rule({}, GatePolicy(), identical=False) is None
 
 
-def _measurement(new, role="capability"):
-    task = Task(name="chat", data={}, metrics=("score",))
-    arms = [[replace(row, parts={"score": (1.0,)}) for row in text_rows(texts)] for texts in (OPEN, new)]
-    return Measurement(task, role, "", {"score": SCORE}, *arms)
-
-
-def _outcome(measured, target=None):
-    found = gating.judge([measured], LIMITED, target=target, identical=False)
-    return next(rule.outcome for rule in found.verdict.rules if rule.name == "mode collapse")
-
-
 def test_the_gate_judges_capability_tasks_and_the_target_and_no_refusals():
-    assert _outcome(_measurement(["yes"] * 100)) == "fail"
-    assert _outcome(_measurement(["yes"] * 100, role="safety")) == "skipped"
+    task = Task(name="chat", data={}, metrics=("score",))
+
+    def judge(new, role="capability", target=None):
+        arms = [[replace(row, parts={"score": (1.0,)}) for row in text_rows(texts)] for texts in (OPEN, new)]
+        measured = Measurement(task, role, "", {"score": SCORE}, *arms)
+        found = gating.judge([measured], LIMITED, target=target, identical=False)
+        return next(rule.outcome for rule in found.verdict.rules if rule.name == "mode collapse")
+
+    assert judge(["yes"] * 100) == "fail"
+    assert judge(["yes"] * 100, role="safety") == "skipped"
     score = Estimate(0.5, 0.4, 0.6, 100)
     commonest = compare_commonest_answers(text_rows(OPEN), text_rows(["yes"] * 100))
-    target = TargetFacts(score, None, commonest=commonest)
-    assert _outcome(_measurement(OPEN), target) == "fail"
+    assert judge(OPEN, target=TargetFacts(score, None, commonest=commonest)) == "fail"
 
 
 TASK = Task(name="task", data={})
@@ -528,19 +468,12 @@ def test_a_comparison_judges_with_the_noise_of_its_base(copy):
     assert {m.task.name: m.flip_rate for m in found} == {"sums": None, "facts": 0.5, "prose": None}
 
 
-def test_nothing_flips_in_fp32_and_the_measurement_is_kept(copy):
-    session = tiny_experiment.session(copy)
-    found = measure_noise(session)
-    assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
-    assert (found.flips, found.n) == (0, 32)
-    assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3
-    assert store.noises(session.store) == [found]
-
-
 @pytest.mark.e2e
-def test_the_doctor_prints_what_flipped(copy, monkeypatch):
+def test_the_doctor_prints_what_flipped_in_fp32_nothing_and_the_measurement_is_kept(copy, monkeypatch):
     monkeypatch.chdir(copy.parent)
     shown = CliRunner().invoke(app, ["doctor", "--noise"])
     assert "0 of 32 answers flipped (0.0 %), fp32" in shown.stdout
-    raw = json.loads(CliRunner().invoke(app, ["doctor", "--noise", "--json"]).stdout)
-    assert (raw["flips"], raw["n"]) == (0, 32)
+    (found,) = store.noises(Store(copy.parent / "runs"))
+    assert [(t.task, t.n) for t in found.tasks] == [("sums", 6), ("facts", 6), ("prose", 4)]
+    assert (found.flips, found.n) == (0, 32)
+    assert max(t.largest_nats for t in found.tasks if t.largest_nats is not None) < 1e-3

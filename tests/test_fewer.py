@@ -104,25 +104,13 @@ def test_a_second_call_asks_nothing_and_what_was_not_planned_for_is_refused(fold
     shown = CliRunner().invoke(app, ["compare", "-c", config_file, "--sequential", "--rescue"])
     assert isinstance(shown.exception, UserError)
     assert "--all-items" in str(shown.exception)
+    with pytest.raises(UserError, match="--quick and --limit as well"):
+        tiny_experiment.run(folder / "harness.yaml", fewer_items=True, quick=True, limit=700)
     with pytest.raises(IncompatibleRuns, match=r"planned for gate.alpha 0.05; expected 0.01"):
         release.gate(folder_and_report[0] / "harness.yaml", "lora", overrides=["gate.alpha=0.01"])
 
 
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"quick": True}, "--quick as well"),
-        ({"limit": 700}, "--limit as well"),
-        ({"quick": True, "limit": 700}, "--quick and --limit as well"),
-    ],
-)
-def test_another_cut_of_the_items_is_refused(folder_and_report, options, named):
-    with pytest.raises(UserError, match=named):
-        tiny_experiment.run(folder_and_report[0] / "harness.yaml", fewer_items=True, **options)
-
-
 def copy_experiment(folder, to):
-    """Copy a finished experiment; returns its file."""
     return shutil.copytree(folder, to / "copy") / "harness.yaml"
 
 
@@ -132,12 +120,9 @@ def summarize_verdict(judged):
     return v.outcome, v.sentence, v.rules, v.macro, v.lost, v.gained
 
 
-@pytest.mark.parametrize("by", ["lora", "run id"])
-def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_and_report, by):
+def test_the_gate_gives_the_verdict_and_the_interval_of_the_comparison(folder_and_report):
     reported = next(f for f in folder_and_report[1].facts if f.name == "lora")
-    (judged,) = release.gate(
-        folder_and_report[0] / "harness.yaml", "lora" if by == "lora" else reported.run_id
-    )
+    (judged,) = release.gate(folder_and_report[0] / "harness.yaml", reported.run_id)
     assert summarize_verdict(judged) == summarize_verdict(reported)
     c = next(t.comparison for t in judged.tasks if t.task.name == "sums")
     assert c == find_sums(folder_and_report[1])
@@ -159,15 +144,14 @@ def test_each_run_is_judged_at_the_analysis_that_settled_it_and_a_hopeless_one_i
     assert first.alpha != last.alpha
     assert max(first.alpha, last.alpha) < 0.05
 
-    n = {
-        name: next(c for c in found.comparisons[name] if c.task == "sums").n for name in ("broken", "gentle")
-    }
-    assert n["broken"] < n["gentle"]
     verdicts = {f.name: f.verdict.outcome for f in found.facts if f.verdict}
     assert verdicts["broken"] == "fail"
     assert any(note.startswith("broken: its verdict was settled on") for note in found.notes)
-    at, runs = runs_of(folder)
-    assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == n["broken"]
+    (compared,) = (c for c in found.comparisons["broken"] if c.task == "sums")
+    assert len(store.read_rows(at, runs["broken"].rows["sums/test"])) == compared.n
+
+    again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
+    assert [(f.run_id, f.verdict) for f in again.facts] == [(f.run_id, f.verdict) for f in found.facts]
 
 
 def test_a_run_without_its_sampling_or_whose_items_changed_is_refused(folder_and_report, tmp_path):
@@ -297,21 +281,6 @@ def test_looks_that_settle_nothing_go_on_to_the_last_item_and_ask_each_once(fold
     assert sorted(rows.values()) == expected
 
 
-@pytest.mark.parametrize(
-    ("outcomes", "settled"),
-    [
-        ({"macro": "pass", "each": "pass", "target": "inconclusive"}, True),
-        ({"macro": "inconclusive", "each": "pass"}, False),
-        ({"macro": "inconclusive", "each": "fail"}, True),
-    ],
-)
-def test_looking_ends_where_more_items_would_change_nothing(outcomes, settled):
-    rules = tuple(Rule(name, outcome, "", {}) for name, outcome in outcomes.items())
-    verdict = Verdict("inconclusive", rules, None, 0, 0, (), None, "")
-    facts = (make_fine_tune("lora", 0.8, 0.1, verdict=verdict),)
-    assert fewer_items.is_settled(facts) is settled
-
-
 @pytest.mark.parametrize(("among_all", "settled"), [("inconclusive", False), ("pass", True)])
 def test_looking_goes_on_while_a_pass_is_not_shown_among_all_fine_tunes(among_all, settled):
     alone, corrected = (
@@ -329,11 +298,8 @@ def sums_that_the_base_passes(folder, tiny):
     tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", make_sums())
     tiny_experiment.run(path)
     at, runs = runs_of(folder)
-    passed = {
-        row.example_id: row.parts["accuracy"] == (1.0,)
-        for row in store.read_rows(at, runs["prompt"].rows["sums/test"])
-    }
-    return [{**row, "reference": row["choices"][0 if passed[row["id"]] else 1]} for row in make_sums()]
+    said = {row.example_id: row.text for row in store.read_rows(at, runs["prompt"].rows["sums/test"])}
+    return [{**row, "reference": said[row["id"]]} for row in make_sums()]
 
 
 @pytest.fixture(scope="module")
@@ -349,12 +315,6 @@ def settled_early(tiny, own_cache, tmp_path_factory):
     path = tiny_experiment.write(folder, tiny, candidates, extra="gate: {macro: 0.02, each: 0.9}\n")
     tiny_experiment.rows(folder / "suites" / "general" / "sums.jsonl", items)
     return folder, tiny_experiment.run(path, fewer_items=True)
-
-
-def test_a_settled_verdict_is_the_same_when_the_comparison_is_repeated(settled_early):
-    folder, first = settled_early
-    again = tiny_experiment.run(folder / "harness.yaml", fewer_items=True)
-    assert [(f.run_id, f.verdict) for f in again.facts] == [(f.run_id, f.verdict) for f in first.facts]
 
 
 def test_the_command_asks_fewer_items(folder_and_report, monkeypatch):

@@ -1,6 +1,7 @@
 """Folds of the target's rows: who is tested where, what is trained on there, and an experiment in folds."""
 
 import json
+import re
 from collections import Counter
 
 import pytest
@@ -207,15 +208,7 @@ def test_a_rare_label_that_shares_clusters_with_another_is_in_every_fold(tmp_pat
 
 
 def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lack(tmp_path):
-    rows = [
-        {
-            "id": f"r{i}",
-            "prompt": f"sum {i}",
-            "reference": f"{2 * i}",
-            "choices": [f"{2 * i}", f"{2 * i + 1}"],
-        }
-        for i in range(40)
-    ]
+    rows = make_letters(40, lambda i: f"{2 * i}", choices=lambda i: [f"{2 * i}", f"{2 * i + 1}"])
     of = task(tmp_path, rows, labels=())
     items = load_task(of.model_copy(update={"kind": "choice"}), 0)
     assert [len(items.in_fold(fold).test) for fold in range(1, 6)] == [7, 7, 6, 6, 6]
@@ -224,11 +217,8 @@ def test_choices_that_differ_from_row_to_row_are_no_labels_that_a_fold_could_lac
 def test_three_clusters_are_split_into_training_validation_and_test(tmp_path):
     rows = make_letters(12, cluster=lambda i: f"c{min(i, 2)}")
     items = load_task(task(tmp_path, rows, folds=None), 0)
-    assert sorted(len({e.cluster for e in of}) for of in (items.train, items.validation, items.test)) == [
-        1,
-        1,
-        1,
-    ]
+    parts = (items.train, items.validation, items.test)
+    assert [len({e.cluster for e in part}) for part in parts] == [1, 1, 1]
     with pytest.raises(UserError, match=r"of 2 clusters or questions only; .* at least 3"):
         load_task(task(tmp_path, make_letters(12, cluster=lambda i: f"c{i % 2}"), folds=None), 0)
 
@@ -242,22 +232,13 @@ CANDIDATES = """\
 """
 
 
-def write_folds(folder, model, **data):
-    path = tiny_experiment.write(folder, model, CANDIDATES)
-    rows(folder / "suites" / "letters" / "all.jsonl", letters(slice(0, 8)))
-    given = {"all": "letters/all.jsonl", "folds": 3, **data}
-    target = tiny_experiment.TARGET.replace(
-        "{train: letters/train.jsonl, validation: letters/validation.jsonl, test: letters/test.jsonl}",
-        json.dumps(given),
-    )
-    assert target != tiny_experiment.TARGET
-    (folder / "suites" / "letters.yaml").write_text(target)
-    return path
-
-
 @pytest.fixture(scope="module")
 def file_and_report(tiny, own_cache, tmp_path_factory):
-    path = write_folds(tmp_path_factory.mktemp("folds"), tiny)
+    folder = tmp_path_factory.mktemp("folds")
+    path = tiny_experiment.write(folder, tiny, CANDIDATES)
+    rows(folder / "suites" / "letters" / "all.jsonl", letters(slice(0, 8)))
+    target = re.sub(r"data: \{.*\}", "data: {all: letters/all.jsonl, folds: 3}", tiny_experiment.TARGET)
+    (folder / "suites" / "letters.yaml").write_text(target)
     return path, tiny_experiment.run(path)
 
 
@@ -303,28 +284,25 @@ def test_differences_have_the_interval_of_folds_and_the_report_says_what_was_mea
     assert "made without it" in text
 
 
-def test_a_second_compare_computes_nothing(file_and_report):
-    path, found = file_and_report
-    runs = path.parent / "runs"
-    before = {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")}
-    weights = sorted(p.name for p in (runs / "weights").iterdir())
-    again = tiny_experiment.run(path)
-    assert {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")} == before
-    assert sorted(p.name for p in (runs / "weights").iterdir()) == weights
-    assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
-
-
-def test_folds_that_are_lost_are_written_again_by_compare_and_no_gate_goes_without_them(
+def test_a_second_compare_computes_nothing_but_folds_that_were_lost_without_which_no_gate_goes(
     file_and_report, command
 ):
     path, found = file_and_report
+
+    def list_computed():
+        runs = path.parent / "runs"
+        return {p: p.stat().st_mtime_ns for p in runs.rglob("*.parquet")}, {*(runs / "weights").iterdir()}
+
+    before = list_computed()
+    again = tiny_experiment.run(path)
+    assert list_computed() == before
+    assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
+
     kept = {p: p.read_text() for p in (path.parent / "runs" / "rows").glob("*/folds.json")}
     assert kept
     for lost in kept:
         lost.unlink()
-    code, _, said = command("gate", "--candidate", "lora", "-c", path)
-    assert code == 5, said
-    assert "harness compare" in said
+    assert "harness compare" in command("gate", "--candidate", "lora", "-c", path, check=5).stderr
     again = tiny_experiment.run(path)
     assert {p: p.read_text() for p in kept} == kept
     assert [f.run_id for f in again.facts] == [f.run_id for f in found.facts]
@@ -343,9 +321,8 @@ def test_weights_made_elsewhere_are_named_and_a_learning_curve_is_refused(file_a
         tiny_experiment.run(path, learning_curve=True)
 
 
-@pytest.mark.parametrize("verb", [("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")])
-def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command, verb):
+def test_who_writes_rows_from_training_rows_is_refused(file_and_report, command):
     path, _ = file_and_report
-    code, _, said = command(*verb, "prompt", "-c", path, "--out", "new.jsonl")
-    assert code == 2
-    assert "folds: 3, in which every training row is tested too" in said
+    for verb in (("data", "distill"), ("data", "propose-prompts"), ("pairs", "make")):
+        said = command(*verb, "prompt", "-c", path, "--out", "new.jsonl", check=2).stderr
+        assert "folds: 3, in which every training row is tested too" in said

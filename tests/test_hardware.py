@@ -70,6 +70,9 @@ def test_a_probe_beside_other_work_says_so_and_is_kept_for_an_hour(empty_cache):
     assert probe("cpu", measure=machine(804.0)).gflops == 804.0
     os.utime(find_machine_file(empty_cache), (0, 0))
     assert probe("cpu", measure=machine(1.0)).gflops == 804.0
+    # It is renewed when asked, but not beside other work.
+    assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0
+    assert probe("cpu", renew=True, measure=machine(700.0)).gflops == 700.0
 
 
 def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_cache):
@@ -79,13 +82,6 @@ def test_a_probe_beside_other_work_changes_no_precision_that_was_chosen(empty_ca
     found = probe("cpu", measure=machine(66.0, contended=True))  # 16.5 in fp32
     assert (found.precision, found.gflops) == ("fp32", 16.5)
     assert probe("cpu", renew=True, measure=machine(804.0)).precision == "bf16"
-
-
-def test_a_kept_probe_is_renewed_when_asked_but_not_beside_other_work(empty_cache):
-    probe("cpu", measure=machine(804.0))
-    assert probe("cpu", renew=True, measure=machine(166.0, contended=True)).gflops == 804.0
-    assert probe("cpu", renew=True, measure=machine(700.0)).gflops == 700.0
-    assert probe("cpu", measure=machine(1.0)).gflops == 700.0
 
 
 def test_a_load_is_contended_by_its_waiting_or_else_by_the_time_that_its_threads_did_not_run():
@@ -115,12 +111,9 @@ def test_a_process_that_shares_its_processor_waits(tmp_path):
 @pytest.mark.parametrize(
     ("bf16", "fp32", "precision", "said"),
     [
-        ([890], [220], "bf16", ""),
         ([276], [276], "bf16", ""),
-        ([69], [276], "fp32", "69 GFLOP/s in a product against 276"),
         ([0.153], [67, 60, 50, 40], "fp32", "0.15 GFLOP/s in a product against 67"),
         ([69], [276, 300, 300, 300], "fp32", "69 GFLOP/s in a product against 276"),
-        ([1000, 800, 300, 200], [250, 250, 200, 210], "bf16", ""),
         ([1000, 200, 100, 70], [250, 240, 200, 180], "fp32", "112 GFLOP/s in short steps against 205"),
         ([276, 270, 200, 200], [276, 276, 210, 210], "bf16", ""),
     ],
@@ -135,12 +128,10 @@ def test_bf16_is_chosen_unless_steps_in_it_are_slower_than_in_fp32(bf16, fp32, p
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("narrow", [SMALL, Shape(1e9, 3, 2048, 64, 8, 3, 256, 99)])
-def test_steps_of_a_model_are_timed_by_its_shape_alone(narrow):
+def test_steps_of_a_model_are_timed_by_its_shape_alone():
     """Heads that share no keys evenly, an odd width of one, a model wider than what is timed."""
     for precision in ("bf16", "fp32"):
-        read, generated, trained = measure_speeds(narrow, precision)
-        assert min(read, generated, trained) > 0
+        assert min(measure_speeds(Shape(1e9, 3, 2048, 64, 8, 3, 256, 99), precision)) > 0
 
 
 @pytest.mark.e2e
@@ -156,14 +147,14 @@ def test_each_shape_is_measured_once_and_estimates_work_by_its_steps(empty_cache
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("precision", ["bf16", "fp32", "fp16"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_precision_that_is_asked_for_is_taken_fp16_on_a_cpu_with_a_word(empty_cache, precision):
     machine = probe("cpu", precision, SMALL)
     assert machine.precision == precision
     assert machine.gflops > 0
     assert ("fp16 on a CPU is for tests" in probe_notes(machine)) is (precision == "fp16")
     fast, plain = (machine.speeds[one][0] for one in ("bf16", "fp32"))
-    is_timed = {"bf16": 2 * fast > plain, "fp32": True, "fp16": False}[precision]
+    is_timed = precision == "bf16" and 2 * fast > plain
     assert bool(machine.step_speeds) is is_timed, "emulated bf16 would take minutes"
 
 
