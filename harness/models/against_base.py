@@ -1,8 +1,8 @@
-"""Adapters held against the base that they are to stand on, before anything is computed with them.
+"""Checks of whether an adapter fits a base, made before anything is computed with it.
 
-Invariant: of an adapter its configuration and the header of its weights are read, of the base what builds it
-without weights; PEFT itself says which tensors it makes of the one on the other. What computes with weights
-when it is put on is judged when it is opened.
+Invariant: only the adapter's configuration and the header of its weights are read, and the base is built
+without weights; PEFT says which tensors the adapter has on that base. Adapters that compute with weights when
+they are applied are checked when they are opened.
 """
 
 import re
@@ -21,14 +21,14 @@ from harness.progress import quiet_libraries
 from harness.provenance import package_versions
 from harness.records import digest, parse_json
 
-_VERSION = 1  # of what is refused: what fitted before may not fit now
+_VERSION = 1  # of the checks whose results are remembered
 _TASKS = (None, "CAUSAL_LM")
-# Families that need more than a row: a task's number, other adapters, or the rows that are read with it.
+# Families that need more than one row: a task number, other adapters, or the other rows of the batch.
 _NOT_ALONE = ("LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
 _PROBE = " A first line, 12,345 words:\n\n\tna\u00efve \u6f22\u5b57\r\n  and  an end. "
-# Sizes of the base in the configuration of a soft prompt.
+# Fields of a soft prompt's configuration that give sizes of the base.
 _SIZES = ("num_layers", "token_dim", "num_attention_heads")
-# Embeddings with rows for tokens that were added before the training.
+# Embeddings that have rows for tokens added before the training.
 _ADDED = re.compile(r"\b(?:embed_tokens|lm_head)\S*weight of size \((\d+), \d+\)")
 _SIZE = re.compile(
     r"size mismatch for (\S+): copying a param with shape torch\.Size\(\[(.*?)\]\) from checkpoint, "
@@ -49,7 +49,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 
 
 def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[Problem]:
-    """Yield what forbids to put the adapter in a folder on a base, the first thing that is found."""
+    """Yield the first problem that keeps the adapter in a folder from being applied to a base."""
     try:
         tensors = tensors_of(folder / WEIGHTS)
     except (ValueError, AttributeError, LookupError, TypeError) as error:
@@ -82,11 +82,11 @@ def adapter_problems(folder: Path, source: ModelSource, where: str) -> Iterator[
 
 
 def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
-    """Say how the tokenizer or chat template beside an adapter differs from the base's, with what to do."""
+    """Describe how the adapter's tokenizer or chat template differs from the base's, and what to do."""
     files = [file.name for file in tokenizer_files(folder)]
     theirs = source._replace(path=folder, template="", switches="")
     own_template = chat_template(theirs).strip()
-    # As the base's file has it, or as it is used, which a training here saves.
+    # As in the base's file, or as it is used, which is the form that a training here saves.
     is_known = (
         own_template in ("", chat_template(source).strip())
         or own_template == str(load_tokenizer(source).chat_template).strip()
@@ -105,13 +105,13 @@ def _own_tokenizer(folder: Path, source: ModelSource) -> list[str]:
 
 
 def _tokenizer_difference(theirs: ModelSource, source: ModelSource) -> str:
-    """Say in what two tokenizers differ that changes a prompt or where an answer ends; empty for nothing."""
+    """Describe a difference of two tokenizers that changes prompts or the end of answers; empty if none."""
     try:
         own, base = load_tokenizer(theirs), load_tokenizer(source)
     except Exception as error:  # noqa: BLE001 (a tokenizer fails to load in many ways)
         return f"a tokenizer that cannot be loaded ({one_line(error)})"
     known = base.get_vocab()
-    # What pads stands in no prompt.
+    # The padding token appears in no prompt.
     changed = {token for token, i in own.get_vocab().items() if known.get(token) != i} - {own.pad_token}
     if changed:
         return f"a tokenizer of its own, which has {_list_some(map(repr, changed))} otherwise than the base's"
@@ -125,7 +125,7 @@ def _tokenizer_difference(theirs: ModelSource, source: ModelSource) -> str:
 def _misfit(
     folder: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], source: ModelSource
 ) -> list[str]:
-    """Say what was found, expected and is to be done; nothing where the adapter fits."""
+    """Return what was found, what was expected and the next step; nothing if the adapter fits."""
     quiet_libraries()
     if unserved := _find_unserved(config):
         return [*unserved]
@@ -153,10 +153,10 @@ def _misfit(
 
 
 def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
-    """Put the adapter of a folder on a base, and hold what PEFT made of it against the file once more.
+    """Apply the adapter in a folder to a base, and compare the result with the file once more.
 
     Raises:
-        CandidateFailed: a tensor is lacking, or has no place, of which PEFT says nothing or warns.
+        CandidateFailed: a tensor is missing or unused, which PEFT ignores or only warns about.
     """
     from peft import PeftModel
     from safetensors.torch import load_file
@@ -166,7 +166,7 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
     config: Any = opened.active_peft_config
     ranks = vars(config).get("rank_pattern")
     if config.peft_type == "ADALORA":
-        config.rank_pattern = None  # by which PEFT has already cut what it would cut again
+        config.rank_pattern = None  # PEFT has applied it already and would apply it again
     misfit = _hold(opened, config, load_file(folder / WEIGHTS), own)
     if config.peft_type == "ADALORA":
         config.rank_pattern = ranks
@@ -177,7 +177,7 @@ def open_adapter(model: Any, folder: Path, **options: Any) -> Any:
 
 
 def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
-    """Say what of a configuration nothing here can serve: found, expected and next step."""
+    """Find a setting of an adapter that cannot be served here: found, expected and next step."""
     import peft
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -203,7 +203,7 @@ def _find_unserved(config: Mapping[str, Any]) -> tuple[str, str, str] | None:
 
 
 def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) -> str:
-    """Put an adapter on the base without weights; say what does not fit, if that can be told."""
+    """Apply an adapter to the base without weights; return what does not fit, where that can be told."""
     import torch
     from peft import PeftConfig, get_peft_model
     from peft.utils.other import _prepare_prompt_learning_config
@@ -217,7 +217,7 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
         config: Any = PeftConfig.from_pretrained(str(folder))
         config.inference_mode = True
         if hasattr(config, "init_lora_weights"):
-            config.init_lora_weights = True  # others compute with weights
+            config.init_lora_weights = True  # other initialisations compute with weights
         written = vars(config).get("token_indices") or vars(config).get("trainable_token_indices") or []
         trained = [*chain(*written.values())] if isinstance(written, dict) else written
         if beyond := [index for index in trained if index >= n_tokens]:
@@ -249,7 +249,7 @@ def _try_on(folder: Path, tensors: Mapping[str, Tensor], source: ModelSource) ->
 
 
 def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> str:
-    """Compare the tensors that PEFT makes of an adapter on a base with those that its file holds."""
+    """Compare the tensors that PEFT creates for an adapter on a base with those in its file."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     loaded: Any = set_peft_model_state_dict(made, dict(tensors))
@@ -259,7 +259,7 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
         wanted = get_peft_model_state_dict(made, save_embedding_layers=False).keys()
         unused, lacking = set(loaded.unexpected_keys), wanted - tensors.keys()
         if tensors.keys() - wanted - {name for name in tensors if own_name(name) in own}:
-            # Names of an older version, which PEFT maps to its own.
+            # Names of an older PEFT version, which PEFT maps to its current ones.
             lacking = {name for name in loaded.missing_keys if "default" in name.split(".")}
     if unused:
         return f"{_list_some(unused)}, which would be ignored as the base does not have it"
@@ -267,6 +267,6 @@ def _hold(made: Any, config: Any, tensors: Mapping[str, Any], own: set[str]) -> 
 
 
 def _list_some(names: Iterable[Any]) -> str:
-    """Name the first of some, and how many more there are."""
+    """Join the first names, and say how many more there are."""
     first, *others = sorted(names)
     return f"{first} and {len(others)} more" if others else f"{first}"

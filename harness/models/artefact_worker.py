@@ -1,11 +1,11 @@
-"""Worker that answers with a GGUF or ONNX file: `python artefact_worker.py FILE`, asked over standard input.
+"""Worker that runs a GGUF or ONNX file: `python artefact_worker.py FILE`, with requests on standard input.
 
-Standard input is a socket. A request is a line of JSON, `{"do": NAME, …}`, and so is its answer; logits
-follow their line as 32-bit floats. With `--describe gguf` or `--describe onnx` it prints the engine and ends.
+Standard input is a socket. Requests and answers are one line of JSON each, `{"do": NAME, …}`; logits follow
+their line as 32-bit floats. With `--describe gguf` or `--describe onnx` it prints the engine and exits.
 
-Invariant: it runs in the Python of another environment, so it imports nothing but the standard library,
-numpy, and llama_cpp or onnxruntime. Every request begins with an empty cache, so that its answer does not
-depend on those before; within one, tokens that texts begin with in common are read once.
+Invariant: it runs in the Python of another environment, so it imports only the standard library, numpy, and
+llama_cpp or onnxruntime. Each request begins with an empty cache, so its answer does not depend on earlier
+requests; within a request, shared prefixes are read once.
 Source: llama.cpp's include/llama.h; onnxruntime's InferenceSession
 """
 
@@ -23,14 +23,14 @@ from typing import Any
 
 import numpy as np
 
-_CHUNK = 128  # tokens that are read together; as many rows of logits lie in memory
-_ASK_EVERY = 8  # tokens of an answer that may hold a stop string, which only the other end can read
-_FEWEST = 1024  # tokens that the smallest cache holds
+_CHUNK = 128  # tokens read together, and rows of logits held in memory
+_ASK_EVERY = 8  # tokens between questions to the client whether a stop string has appeared
+_FEWEST = 1024  # tokens of the smallest cache
 _MAXRSS_BYTES = 1 if sys.platform == "darwin" else 1024
 
 
 class Gguf:
-    """A GGUF file, computed by llama.cpp."""
+    """A GGUF file, run by llama.cpp."""
 
     def __init__(self, path: str) -> None:
         import llama_cpp
@@ -50,7 +50,7 @@ class Gguf:
         self._batch = llama_cpp.llama_batch_init(_CHUNK, 0, 1)
 
     def begin(self, longest: int) -> None:
-        """Make a new cache of the smallest power of two that holds the longest text."""
+        """Create an empty cache whose size is the smallest power of two that holds the longest text."""
         llama = self._llama
         room = max(_FEWEST, 1 << (longest - 1).bit_length())
         if room != self._room:
@@ -67,14 +67,14 @@ class Gguf:
         self._length = 0
 
     def cut(self, length: int) -> None:
-        """Keep the first tokens of the cache alone."""
+        """Truncate the cache to its first tokens."""
         if not self._llama.llama_memory_seq_rm(self._memory, 0, length, -1):
             self._llama.llama_memory_clear(self._memory, True)
             raise NotImplementedError("a model whose cache cannot be cut, such as a recurrent one")
         self._length = length
 
     def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
-        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
+        """Read tokens after the cached ones, and return the logits (n_logits, v) after the last of them."""
         batch, first = self._batch, len(ids) - n_logits
         batch.n_tokens = len(ids)
         for place, token in enumerate(ids):
@@ -91,7 +91,7 @@ class Gguf:
         return np.array(rows, np.float32).reshape(n_logits, self.vocabulary)
 
     def metadata(self, name: str) -> str:
-        """Return a text of the file's metadata; empty where it has none."""
+        """Return a text from the file's metadata; empty if it is missing."""
         room = ctypes.create_string_buffer(1)
         size = self._llama.llama_model_meta_val_str(self._model, name.encode(), room, 1)
         if size < 0:
@@ -109,7 +109,7 @@ class Gguf:
 
 
 class Onnx:
-    """A decoder as ONNX, computed by onnxruntime: ids, positions and a cache give logits and a cache."""
+    """A decoder in ONNX, run by onnxruntime: takes ids, positions and a cache, gives logits and a cache."""
 
     def __init__(self, path: str) -> None:
         import onnxruntime
@@ -146,12 +146,12 @@ class Onnx:
             self._past.append(np.zeros(empty, kind))
 
     def cut(self, length: int) -> None:
-        """Keep the first tokens of the cache alone."""
+        """Truncate the cache to its first tokens."""
         self._past = [part[:, :, :length] for part in self._past]
         self._length = length
 
     def read(self, ids: Sequence[int], n_logits: int) -> np.ndarray:
-        """Read tokens behind the cache, and return the logits (n_logits, v) after the last of them."""
+        """Read tokens after the cached ones, and return the logits (n_logits, v) after the last of them."""
         places = np.arange(self._length, self._length + len(ids), dtype=np.int64)[None]
         given = {"input_ids": np.array([ids], np.int64), **dict(zip(self._cache, self._past, strict=True))}
         if "position_ids" in self._names:
@@ -168,18 +168,18 @@ Engine = Gguf | Onnx
 
 
 class Reader:
-    """Reads texts one after the other, what a text begins with in common with the one before only once."""
+    """Reader of one text after another; a prefix shared with the text before is read only once."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._known = engine, list[int]()
 
     def begin(self, longest: int) -> None:
-        """Begin a request of texts of at most so many tokens."""
+        """Begin a request whose texts have at most `longest` tokens."""
         self._engine.begin(longest)
         self._known = []
 
     def logits(self, ids: Sequence[int], first: int) -> Iterator[np.ndarray]:
-        """Yield the logits (k, v) behind each token of a text from `first` on, at most a chunk at a time."""
+        """Yield the logits (k, v) after each token of a text from `first` on, in chunks."""
         limit = min(len(self._known), first)
         shared = next((i for i in range(limit) if self._known[i] != ids[i]), limit)
         if shared < len(self._known):
@@ -193,7 +193,7 @@ class Reader:
                 yield found
 
     def generate(self, prompt: Sequence[int], request: dict[str, Any], pick: Any, asks: Any) -> list[int]:
-        """Continue a prompt until a token that ends an answer, which is the last, or `asks` says to stop."""
+        """Continue a prompt up to and including an end token, or until `asks` says to stop."""
         ids, new = list(prompt), list[int]()
         while len(new) < request["max_new_tokens"] and not (new and new[-1] in request["ends"]):
             if request["asks"] and new and len(new) % _ASK_EVERY == 0 and asks(new):
@@ -205,7 +205,7 @@ class Reader:
 
 
 def _score(reader: Reader, context: Sequence[int], continuation: Sequence[int]) -> tuple[float, bool]:
-    """Return log p of a continuation in nats, and whether each of its tokens is the likeliest."""
+    """Return the log-probability of a continuation in nats, and whether greedy decoding gives it."""
     wanted, total, greedy, place = np.array(continuation), 0.0, True, 0
     if not continuation:
         return 0.0, True
@@ -220,7 +220,7 @@ def _score(reader: Reader, context: Sequence[int], continuation: Sequence[int]) 
 
 
 def _picker(temperature: float, top_p: float, seed: int | None) -> Callable[[np.ndarray], int]:
-    """Return what chooses a token from a row of logits: the likeliest, or a draw from the likeliest ones."""
+    """Return a function that picks a token from a row of logits: the likeliest, or a top-p draw."""
     if seed is None:
         return lambda row: int(row.argmax())
     drawn = np.random.default_rng(seed)
@@ -242,7 +242,7 @@ def _threads() -> int:
 
 
 def _describe(kind: str) -> dict[str, Any]:
-    """Describe the engine of a kind of file: its name, version, the build of its kernels, its system."""
+    """Describe the engine of a file format: name, version, build of its kernels, system."""
     build: Any
     if kind == "gguf":
         import llama_cpp
@@ -259,7 +259,7 @@ def _describe(kind: str) -> dict[str, Any]:
 
 
 def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> None:
-    """Answer one request by as many lines as it has texts, each sent as soon as it is known."""
+    """Answer a request with one line per text, each sent as soon as it is ready."""
 
     def asks(new: list[int]) -> bool:
         send({"ids": new, "asks": True})
@@ -291,7 +291,7 @@ def _answer(engine: Engine, request: dict[str, Any], send: Any, read: Any) -> No
 
 
 def main() -> None:
-    """Answer requests until the other end of standard input is closed."""
+    """Answer requests until standard input is closed."""
     if sys.argv[1] == "--describe":
         sys.stdout.write(json.dumps(_describe(sys.argv[2])) + "\n")
         return

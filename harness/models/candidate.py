@@ -1,7 +1,7 @@
-"""Candidates: the protocol of what generates and scores text, and those without a language model.
+"""Candidates: the protocol of what generates and scores text, and candidates without a language model.
 
-Invariant: token ids go in, and nothing but `encode_all` makes them of a text; without a language model they
-are its UTF-8 bytes.
+Invariant: candidates take token ids, and only `encode_all` makes them from text; without a language model
+they are UTF-8 bytes.
 """
 
 import json

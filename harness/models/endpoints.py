@@ -1,7 +1,6 @@
-"""Responses of OpenAI's protocol, held to their form, as the client checks none; addresses of servers.
+"""Checked responses of OpenAI's protocol (the client checks none), and kinds of server addresses.
 
-Invariant: what has no text is refused in a sentence, and what counts no tokens is as a response without
-`usage`: its cost is unknown.
+Invariant: a response without text is refused with a sentence; one without token counts has an unknown cost.
 """
 
 from collections.abc import Callable
@@ -14,12 +13,12 @@ from urllib.parse import urlsplit
 from harness.errors import CandidateFailed
 from harness.records import Limits, Output
 
-Refusal = Callable[[str, str], CandidateFailed]  # found, and the knob that would help
+Refusal = Callable[[str, str], CandidateFailed]  # (found, parameter to change)
 _SERVER = "a server that speaks OpenAI's protocol"
 
 
 def read_first_choice(found: Any, refusal: Refusal) -> Any:
-    """Return the one answer of a response.
+    """Return the first choice of a response.
 
     Raises:
         CandidateFailed: there is none.
@@ -31,7 +30,7 @@ def read_first_choice(found: Any, refusal: Refusal) -> Any:
 
 
 def text_of(choice: Any, refusal: Refusal) -> str:
-    """Return the text of a completion or of a chat message; parts of text are joined, null is no text.
+    """Return the text of a completion or chat message; text parts are joined, null gives an empty text.
 
     Raises:
         CandidateFailed: it holds no message, or something that is not text.
@@ -49,12 +48,12 @@ def text_of(choice: Any, refusal: Refusal) -> str:
 
 
 def _legible(text: str) -> str:
-    """Return a text that can be written as UTF-8: halves of a character that stand alone become U+FFFD."""
+    """Return the text with lone surrogates replaced by U+FFFD, so that it can be written as UTF-8."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def read_first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float], ...]:
-    """Return the tokens that could have begun an answer, behind any blanks, by their log-probabilities.
+    """Return the log-probabilities of the tokens that could have begun an answer, after leading blanks.
 
     Raises:
         CandidateFailed: the answer has none.
@@ -69,7 +68,7 @@ def read_first_logprobs(choice: Any, refusal: Refusal) -> tuple[tuple[str, float
 
 
 def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Output:
-    """Return an answer, cut at the first stop, with its tokens as far as the server counts them."""
+    """Return an answer, cut at the first stop string, with the token counts that the server reports."""
     cuts = [text.index(s) for s in limits.stop if s in text]
     read, written = (getattr(usage, name, None) for name in ("prompt_tokens", "completion_tokens"))
     if not (type(read) is int and type(written) is int and min(read, written) >= 0):
@@ -83,15 +82,15 @@ def output_of(text: str, finish_reason: str, usage: Any, limits: Limits) -> Outp
 
 
 _PRIVATE_NAMES = (".internal", ".local", ".localhost", ".localdomain", ".lan", ".home.arpa")
-_SHARED = ip_network("100.64.0.0/10")  # of carriers and of overlays such as Tailscale
-_COUNTRY = 2  # letters of a country's top-level domain, which may have an address itself
+_SHARED = ip_network("100.64.0.0/10")  # used by carriers and by overlays such as Tailscale
+_COUNTRY = 2  # letters of a country's top-level domain, which may itself have an address
 
 
 def is_private(url: str) -> bool:
-    """Tell whether an address is of this machine or of a private network, by its numbers or its name.
+    """Tell whether an address belongs to this machine or a private network, by its number or name.
 
-    Numbers are read as the resolver reads them (`127.1`, hexadecimal), and 100.64.0.0/10 (RFC 6598) is
-    private too. A name without a dot is one of the local network, but for two letters, which are a country's.
+    Numbers are parsed as the resolver does (`127.1`, hexadecimal); 100.64.0.0/10 (RFC 6598) is private.
+    A name without a dot is local unless it has two letters, like a country's domain.
     """
     host = (urlsplit(url).hostname or "").rstrip(".")
     with suppress(OSError):
@@ -105,7 +104,7 @@ def is_private(url: str) -> bool:
 
 
 def is_loopback(url: str) -> bool:
-    """Tell whether a server over plain HTTP is on this machine, where no proxy can reach it."""
+    """Tell whether a URL is plain HTTP on this machine, which proxies do not reach."""
     parts = urlsplit(url)
     try:
         own = ip_address(parts.hostname or "").is_loopback

@@ -1,8 +1,8 @@
-"""Answers of a language model, greedy or drawn: prompts are read in small batches, answered in large ones.
+"""Generation, greedy or sampled: prompts are read in small batches and answered in large ones.
 
-Invariant: batches are cut by the prompts' lengths alone, never by what is answered. Rows that have ended
-leave one in fp32 only: in half precision other shapes round to other tokens. What is drawn for a prompt
-depends on its seed, never on what lies beside it in a batch.
+Invariant: batches depend on the prompts' lengths alone, never on the answers. Finished rows leave a batch in
+fp32 only: in half precision another shape may round to another token. What is sampled for a prompt depends on
+its seed, never on the other rows of a batch.
 Source: Holtzman et al. 2020, arXiv:1904.09751, for `top_p`.
 """
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel
 
-# Says of each row of new tokens (b, n) whether it stops there (b,).
+# Tells for each row of new tokens (b, n) whether it stops there (b,).
 Stopped = Callable[["torch.Tensor"], "torch.Tensor"]
-# Picks the next token (b,) of some rows (b,) by their logits (b, v), at a step that counts from 0.
+# Picks the next tokens (b,) of rows (b,) from their logits (b, v) at a step, counted from 0.
 Pick = Callable[["torch.Tensor", "torch.Tensor", int], "torch.Tensor"]
 
-# In fp32 rows that have ended leave a batch once no more than this share goes on: all keys are copied then.
+# In fp32, finished rows leave a batch when at most this share is left, because all keys are copied then.
 _WORTH_COPYING = 0.75
 
 
 class PromptReader(NamedTuple):
-    """A model with the size of batches that it reads, its prefixes, scoring engine and pass costs."""
+    """Model with the limits of its batches, its prefix cache, scoring engine and pass costs."""
 
     model: "PreTrainedModel"
     size: Size
@@ -53,9 +53,9 @@ def pick_likeliest(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "
 
 
 class Continuation(NamedTuple):
-    """Continuation of prompts: at most so many new tokens, the ids that end an answer, what picks each token.
+    """How prompts are continued: most new tokens, end token ids, and the function that picks each token.
 
-    A row also ends where `stopped` says so; answers are filled up with the first of `ends`.
+    A row also ends when `stopped` says so; answers are padded with the first of `ends`.
     """
 
     max_new_tokens: int
@@ -65,10 +65,10 @@ class Continuation(NamedTuple):
 
 
 def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
-    """Return what draws the tokens of each row, by as many uniform numbers as it may have tokens.
+    """Return a function that samples the tokens of each row, from one uniform number per possible token.
 
-    A number falls into the tokens' cumulative probability at the temperature: of all tokens in the order of
-    their ids, or of the likeliest ones that together have `top_p`.
+    The number selects a token by cumulative probability at the temperature, over all tokens in the order of
+    their ids, or over the likeliest ones that together have `top_p`.
     """
     import numpy as np
     import torch
@@ -89,10 +89,10 @@ def pick_at_random(limits: Limits, seeds: Sequence[int]) -> Pick:
 
 
 def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
-    """Return where numbers in [0, 1) (b, 1) fall into cumulative chances (b, v), which need not sum to 1."""
+    """Return where numbers in [0, 1) (b, 1) fall in the cumulative sum of chances (b, v), of any total."""
     total = chances.cumsum(-1)
     place = (total <= drawn * total[:, -1:]).sum(-1)
-    # Rounding may put a number beyond the last token that has a chance.
+    # Rounding may put a number beyond the last token with a positive chance.
     last = total.shape[-1] - 1 - (chances.flip(-1) > 0).int().argmax(-1)
     return place.minimum(last)
 
@@ -100,9 +100,9 @@ def _fall(chances: "torch.Tensor", drawn: "torch.Tensor") -> "torch.Tensor":
 def answers(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation) -> list[list[int]]:
     """Return the new token ids of each prompt of one batch.
 
-    A model that does not keep all keys, or has windows and takes no masks of ours, reads each prompt whole,
-    by transformers' own `generate`. One that answers otherwise beside longer prompts than alone, or rotates
-    positions by the length of a batch, answers each prompt alone.
+    A model that does not keep all keys, or has windows and takes no custom masks, answers each prompt by
+    transformers' `generate`. A model whose answers change beside longer prompts, or that scales positions by
+    the length of a batch, answers each prompt alone.
     """
     import torch
 
@@ -144,9 +144,9 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
                 seen[i, end - len(own[i]) : end] = True
             rows = torch.tensor(group, device=model.device)
             mask = torch.cat([seen[rows, :shared], seen[rows, end - width : end]], 1).long()
-            places = (mask.cumsum(1) - 1).clamp(min=0)  # padding has none, and a table of positions no −1
+            places = (mask.cumsum(1) - 1).clamp(min=0)  # no position may be −1
             seeing: Any = mask
-            if any(windows):  # transformers' own masks would count the padding between
+            if any(windows):  # transformers' masks would count the padding in between
                 order = torch.arange(mask.shape[1], device=mask.device)
                 visible = mask.bool()[:, None] & (order <= order[shared:, None])
                 seeing = cut_to_windows(additive_mask(model, visible), places[:, shared:], places, windows)
@@ -159,14 +159,14 @@ def _together(reader: PromptReader, prompts: Sequence[Tokens], how: Continuation
 
 
 def _answers_apart(reader: PromptReader, ends: Sequence[int]) -> bool:
-    """Tell whether two prompts of unequal length are answered otherwise together than alone, or fail."""
-    # Bloom takes no cache of ours; MPT counts the padding between a shared prefix and what follows it.
+    """Tell whether prompts of unequal length fail together, or are answered differently than alone."""
+    # Bloom takes no custom cache; MPT counts the padding between a shared prefix and the prompt.
     import torch
 
     model = reader.model
     n_ids = model.config.get_text_config().vocab_size
     ids = tuple((5 + 7 * i) % n_ids for i in range(128))
-    # They begin alike, and in half precision much padding shows where little would not.
+    # The prompts share a prefix; in half precision only much padding shows a difference.
     prompts, found = (ids[:100], ids[:8] + ids[100:104]), list[dict[tuple[int, int], torch.Tensor]]()
 
     def record(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
@@ -201,7 +201,7 @@ def _go_on(
     how: Continuation,
     windows: Sequence[int],
 ) -> list[list[int]]:
-    """Answer all rows, a token at a time, until each has ended or none may go on."""
+    """Generate one token per row at a time until all rows have ended or the limit is reached."""
     import torch
 
     max_new_tokens, ends, stopped, pick = how
@@ -237,7 +237,7 @@ def _go_on(
 
 
 def _hold(full: Any, read: Any, rows: "torch.Tensor", n_rows: int, shared: int, end: int) -> None:
-    """Copy the keys that some rows have read to their places in the layer of all rows."""
+    """Copy the keys of some rows into the cache of all rows."""
     if not full.is_initialized:
         full.lazy_initialization(*(x[:1].expand(n_rows, -1, -1, -1) for x in (read.keys, read.values)))
         full.cumulative_length.fill_(end)
@@ -254,7 +254,7 @@ def _read_next_logits(
     positions: "torch.Tensor",
     cache: "Cache",
 ) -> "torch.Tensor":
-    """Read some more tokens of each row (b, t); return the logits of the next one (b, v)."""
+    """Read more tokens of each row (b, t); return the logits of the next token (b, v)."""
     call: Any = model
     logits: torch.Tensor = call(
         input_ids=ids,
@@ -300,7 +300,7 @@ def _answer_by_generate(
 def _answer_each_by_generate(
     model: "PreTrainedModel", prompts: Sequence[Tokens], how: Continuation
 ) -> list[list[int]]:
-    """Answer each prompt alone by transformers' own loop, without padding."""
+    """Answer each prompt alone by transformers' `generate`, without padding."""
 
     def alone(place: int) -> list[int]:
         def pick_rows(logits: "torch.Tensor", rows: "torch.Tensor", step: int) -> "torch.Tensor":

@@ -1,8 +1,7 @@
-"""Hardware probe: device, fastest precision and matrix speed, measured once and cached; contention.
+"""Hardware probe: device, fastest precision and speed, measured once and cached; and contention.
 
-Invariant: the result is cached under a key of everything it depends on, so an unchanged second command knows
-its precision without importing torch. What was measured while other work took the processors is cached for an
-hour.
+Invariant: the result is cached under a key of everything it depends on, so later commands know the precision
+without importing torch. A measurement that other work disturbed is cached for an hour.
 Source: /proc/PID/task/TID/schedstat counts how long a thread was runnable and did not run; 5 in
 /proc/PID/clear_refs resets the peak (proc(5))
 """
@@ -30,27 +29,27 @@ from harness.records import digest
 if TYPE_CHECKING:
     import torch
 
-# A GPU is done with a smaller product before the next one is launched.
+# A GPU finishes a smaller product before the next one is launched.
 _MATRIX = {"cpu": 1024, "cuda": 8192}
 _ROUNDS, _ROUND_S = 5, 0.08
-# bf16 without units for it is some hundred times slower; the speed of a smaller product is the same.
+# Emulated bf16 is some hundred times slower; a smaller product shows the same speed.
 _MOST_PRODUCT_S = 4 * _ROUND_S
-# A measurement is contended when its threads waited for a processor for more than this share of its time.
-# Where the system does not count that, when they ran for less than the other share of the time they should.
+# A measurement is contended if its threads waited for a processor for more than this share of the time.
+# Where the system does not count waiting: if they ran for less than the second share of the time.
 MOST_WAITED, _LEAST_RUN = 0.1, 0.85
 _DISTURBED_KEPT_S = 3600.0
-# bf16, which needs half the memory, is taken unless steps in it are slower by more than measurements differ.
-# None are timed in what multiplies this much slower than the other: emulated bf16 would take minutes.
+# bf16 needs half the memory, so it is used unless its steps are slower by more than measurement noise.
+# No steps are timed in a precision whose products are this much slower: emulated bf16 would take minutes.
 _SLOW_BELOW, _HOPELESS_BELOW = 0.9, 0.5
 
 
 class Machine(NamedTuple):
-    """The device, its fastest trustworthy precision and the matrix speed measured for it.
+    """Device, its fastest reliable precision and the measured speed.
 
-    `gflops` is the measured speed of a large square matrix product in `precision`, in 1e9 floating-point
-    operations a second. On a CPU `speeds` are what the choice was made from: of bf16 and fp32 that speed, and
-    those that reading, generating and training reach by `step_times`, where these were timed. `contended`
-    says that other work took the processors meanwhile, so that the machine may be faster than that.
+    `gflops` is the speed of a large square matrix product in `precision`, in GFLOP/s. On a CPU `speeds` has,
+    for bf16 and fp32, that speed and those of reading, generating and training (`step_times`) if they were
+    timed; the precision is chosen by them. `contended` means that other work disturbed the measurement, so
+    the machine may be faster.
     """
 
     device: str
@@ -62,15 +61,15 @@ class Machine(NamedTuple):
 
     @property
     def step_speeds(self) -> Sequence[float]:
-        """The speeds of reading, generating and training in `precision`; empty where they were not timed."""
+        """Speeds of reading, generating and training in `precision`; empty if not timed."""
         return self.speeds.get(self.precision, ())[1:]
 
 
 class Load(NamedTuple):
-    """Time in seconds: by the clock, of this process on processors, and its threads waited for one.
+    """Seconds of wall time, of this process's CPU time, and of its threads waiting for a processor.
 
-    `waited_s` is None where the system does not count that. The difference of two readings is the load
-    of what ran between them.
+    `waited_s` is None where the system does not count it. The difference of two readings is the load of what
+    ran between them.
     """
 
     wall_s: float
@@ -78,16 +77,16 @@ class Load(NamedTuple):
     waited_s: float | None
 
     def since(self, start: "Load") -> "Load":
-        """Return what has passed since an earlier reading."""
+        """Return the difference to an earlier reading."""
         unknown = self.waited_s is None or start.waited_s is None
         waited_s = None if unknown else max(0.0, (self.waited_s or 0.0) - (start.waited_s or 0.0))
         return Load(self.wall_s - start.wall_s, self.cpu_s - start.cpu_s, waited_s)
 
     def is_contended(self, n_threads: int = 0) -> bool:
-        """Tell whether other work took the processors.
+        """Tell whether other work took the processors; always False if `HARNESS_IGNORE_LOAD` is set.
 
-        Where the system does not count the waiting, `n_threads` should have run all the time; with 0
-        nobody knows, and it was not. Never where `HARNESS_IGNORE_LOAD` is set.
+        Where the system does not count waiting, `n_threads` threads are expected to have run all the time;
+        with 0 the answer is False.
         """
         if ignores_load():
             return False
@@ -97,13 +96,13 @@ class Load(NamedTuple):
 
 
 def ignores_load() -> bool:
-    """Tell whether all measurements count as undisturbed, as `HARNESS_IGNORE_LOAD` says."""
+    """Tell whether `HARNESS_IGNORE_LOAD` makes all measurements count as undisturbed."""
     return bool(os.environ.get("HARNESS_IGNORE_LOAD"))
 
 
 def load() -> Load:
-    """Read what this process has used so far: clock, processor time and time that its threads waited."""
-    waited_ns = []  # of each thread, while it was runnable and did not run
+    """Return the wall time, CPU time and waiting time of this process so far."""
+    waited_ns = []  # time of each thread in which it was runnable but did not run
     for thread in Path("/proc/self/task").glob("*"):
         with suppress(OSError, IndexError, ValueError):
             waited_ns.append(int((thread / "schedstat").read_text().split()[1]))
@@ -111,7 +110,7 @@ def load() -> Load:
 
 
 def reset_peak() -> bool:
-    """Begin again to count the most memory that this process holds; tells whether the system can."""
+    """Reset the peak memory of this process; return whether the system supports it."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True
@@ -119,7 +118,7 @@ def reset_peak() -> bool:
 
 
 class Memory(NamedTuple):
-    """Free and total memory in GiB; `of` says whether of the GPU or the machine."""
+    """Free and total memory in GiB; `of` names the GPU or the machine."""
 
     free_gib: float
     total_gib: float
@@ -127,7 +126,7 @@ class Memory(NamedTuple):
 
 
 def memory(device: str) -> Memory:
-    """Ask how much memory the device has; on a CPU what the system could give without swapping."""
+    """Return the memory of the device; on a CPU, the free part is what needs no swapping."""
     if device == "cuda":
         import torch
 
@@ -145,7 +144,7 @@ def _cpu_flags() -> str:
 
 
 def proc_line(file: str, begins: str) -> str:
-    """Return the line of a file below /proc that begins so; empty where there is none."""
+    """Return the first line of a file under /proc that begins with `begins`; empty if there is none."""
     with suppress(OSError):
         lines = Path("/proc", file).read_text().splitlines()
         return next((line for line in lines if line.startswith(begins)), "")
@@ -153,7 +152,7 @@ def proc_line(file: str, begins: str) -> str:
 
 
 def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machine:
-    """Measure the device; of a CPU with steps of a model of some shape, about six seconds in all.
+    """Measure the device; a CPU by short steps of a model of the shape, about six seconds in all.
 
     Raises:
         UserError: as `probe`.
@@ -165,7 +164,7 @@ def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machin
     if device == "cuda" and not has_gpu:
         raise UserError(Problem("device", "cuda", "a GPU that torch can see", "device: auto or cpu"))
     if device == "cuda" or (device == "auto" and has_gpu):
-        # A GPU older than Ampere runs bf16 in emulation; fp16 is its fast type.
+        # GPUs older than Ampere emulate bf16; fp16 is their fast type.
         best = "bf16" if torch.cuda.get_device_capability()[0] >= 8 else "fp16"
         chosen = best if precision == "auto" else precision
         return Machine("cuda", torch.cuda.get_device_name(), chosen, _gflops("cuda", chosen))
@@ -185,12 +184,12 @@ def measure_machine(device: str, precision: str, shape: Shape = SHAPE) -> Machin
 
 
 def cpu_name(n_threads: int) -> str:
-    """Name the processor that computes with so many threads."""
+    """Return the name of the CPU with its number of threads."""
     return f"CPU, {pluralize(n_threads, 'thread')}"
 
 
 def current_device(device: str) -> str:
-    """Name what torch computes on here, on a device of this kind."""
+    """Return the name of the device of this kind that torch uses."""
     import torch
 
     if device == "cpu":
@@ -199,7 +198,7 @@ def current_device(device: str) -> str:
 
 
 def torch_threads() -> int:
-    """Return how many threads torch computes with on a CPU."""
+    """Return the number of CPU threads that torch uses."""
     spins_briefly()
     import torch
 
@@ -207,7 +206,7 @@ def torch_threads() -> int:
 
 
 def use_threads(n: int) -> None:
-    """Let this process, and the libraries it has yet to load, compute with so many threads."""
+    """Set the number of threads of this process and of libraries that it has not loaded yet."""
     os.environ["OMP_NUM_THREADS"] = str(n)
     import torch
 
@@ -232,13 +231,13 @@ def probe(
     measure: Callable[[str, str, Shape], Machine] = measure_machine,
     root: Path = Path("/"),
 ) -> Machine:
-    """Choose device and precision, measuring for some seconds the first time.
+    """Choose device and precision; the first call measures for some seconds.
 
-    A CPU is measured by steps of a model of this `shape`, without one by the embedded one's. What was
-    measured beside other work is kept for an hour. What is kept is measured again to `renew` it, which other
-    work puts off; the precision stays, as other weights and answers would be looked for, unless only the
-    former measurement was disturbed. That a CPU was taken beside a GPU is not kept. `measure` takes the place
-    of the measurement, `root` that of the system's files.
+    A CPU is measured by steps of a model of this `shape`, by default the embedded model's. A disturbed
+    measurement is kept for an hour. `renew` measures again, unless other work disturbs that; the precision
+    stays the same, because stored weights and answers depend on it, unless only the earlier measurement was
+    disturbed. The use of a CPU beside an unused GPU is not remembered. `measure` replaces the measurement,
+    `root` the root of the file system.
 
     Raises:
         UserError: `cuda` is requested and torch sees no GPU.
@@ -263,7 +262,7 @@ def probe(
         return kept
     machine = measure(device, precision, shape)
     if device == "auto" and describe_unused_gpu(machine, root):
-        return machine  # a driver may be fixed, which the key does not show
+        return machine  # the key does not change when a driver is repaired
     if kept and (machine.contended or not kept.contended) and kept.precision in machine.speeds:
         machine = cpu(machine.name, kept.precision, machine.speeds)._replace(contended=machine.contended)
     if kept and machine.contended and not kept.contended:
@@ -274,9 +273,9 @@ def probe(
 
 
 def cpu_kernels() -> dict[str, str]:
-    """Describe what chooses the kernels that compute on this CPU, and so the last digits of an answer.
+    """Describe the settings that select this CPU's kernels, and with them the last digits of results.
 
-    What torch says of it is cached, by all that it depends on, so that a plan need not import torch.
+    torch's part is cached by all that it depends on, so that a plan needs no torch.
     """
 
     def find_capability() -> str:
@@ -291,14 +290,14 @@ def cpu_kernels() -> dict[str, str]:
 
 
 def cpu(name: str, precision: str, speeds: Mapping[str, Sequence[float]]) -> Machine:
-    """Describe a CPU of these speeds in bf16 and fp32; `auto` takes bf16 unless it is slower."""
+    """Return the machine of a CPU with these speeds; `auto` is bf16 unless that is slower than fp32."""
     found = Machine("cpu", name, precision, 0.0, speeds=speeds)
     chosen = ("fp32" if slow_bf16(found) else "bf16") if precision == "auto" else precision
     return found._replace(precision=chosen, gflops=speeds[chosen][0])
 
 
 def gpus_of_driver(root: Path = Path("/")) -> list[str]:
-    """List the models of GPUs and the version of their driver, as that says it; empty without a GPU."""
+    """Return the GPU models and driver version that the driver reports; empty without a GPU."""
     if not any((root / "dev").glob("nvidia[0-9]*")):
         return []
     driver = root / "proc" / "driver" / "nvidia"
@@ -311,7 +310,7 @@ def gpus_of_driver(root: Path = Path("/")) -> list[str]:
 
 
 def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
-    """Say that a GPU is there beside the CPU that was taken, because torch does not see it; else nothing."""
+    """Return a note if a CPU was chosen although a GPU is present that torch does not see; else empty."""
     if machine.device != "cpu" or os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return ""
     if not (found := gpus_of_driver(root)):
@@ -322,7 +321,7 @@ def describe_unused_gpu(machine: Machine, root: Path = Path("/")) -> str:
 
 
 def probe_notes(machine: Machine) -> str:
-    """Say what to know of the probe: an unused GPU, a slow precision, and that other work disturbed it."""
+    """Return notes on the probe: an unused GPU, a slow precision, a disturbed measurement."""
     disturbed = "measured while other work ran; the machine may be faster" if machine.contended else ""
     slow = slow_bf16(machine)
     if (machine.device, machine.precision) == ("cpu", "fp16"):
@@ -331,9 +330,9 @@ def probe_notes(machine: Machine) -> str:
 
 
 def slow_bf16(machine: Machine) -> str:
-    """Say how slow bf16 is on this CPU; nothing where it is about as fast as fp32, and of a GPU.
+    """Return a note on how slow bf16 is on this CPU; empty if it is about as fast as fp32, or on a GPU.
 
-    That is the geometric mean of the steps that were timed in both, or else of a large product.
+    The ratio is the geometric mean over the steps that were timed in both, or that of a large product.
     """
     bf16, fp32 = (machine.speeds.get(one, ()) for one in ("bf16", "fp32"))
     pairs = list(zip(bf16, fp32, strict=False))
@@ -345,7 +344,7 @@ def slow_bf16(machine: Machine) -> str:
 
 
 def describe_speed(gflops: float) -> str:
-    """Write a speed in 1e9 operations a second: `67 GFLOP/s`, `0.15 GFLOP/s`."""
+    """Format a speed in GFLOP/s: `67 GFLOP/s`, `0.15 GFLOP/s`."""
     return f"{figure(round(gflops, 2 if gflops < 1 else None))} GFLOP/s"
 
 

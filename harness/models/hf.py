@@ -1,7 +1,7 @@
-"""Language models of transformers in memory: a base, and the adapters and soft prompts that are put on it.
+"""Language models of transformers in memory: a base with adapters and soft prompts.
 
-Invariant: a base is itself again, bit for bit, when an adapter is taken off. The base's own layers are never
-written; merged copies stand in their place for a while. Everything else computes what PEFT computes.
+Invariant: after an adapter is removed the base is bit-identical to before. The base's layers are never
+written to; merged copies replace them temporarily. All results are those of PEFT.
 Source: Lester et al. 2021 (arXiv:2104.08691), Liu et al. 2021 (arXiv:2103.10385), Li and Liang 2021
 (arXiv:2101.00190)
 """
@@ -46,18 +46,18 @@ _NOT_MERGED = (
     "or no memory for copies of these"
 )
 READING = {"cpu": Size(512, 1024), "cuda": Size(512, 16_384)}
-# What is generated together; its keys and values lie in memory.
+# Limits of a generation batch, whose keys and values are in memory.
 ANSWERING = {"cpu": Size(512, 32_768), "cuda": Size(512, 262_144)}
 
 
 def describe_engine(engine: str, device: str, costs: PassCosts = CPU_COSTS) -> tuple[str, str]:
-    """Return the name and the layout digest of what answers with a scoring engine on a device."""
+    """Return the name and the layout digest of a scoring engine on a device."""
     layout = layout_digest(engine, READING[device].tokens, costs)
     return f"transformers/{engine}", digest([layout, READING[device], ANSWERING[device]])
 
 
 class HFCandidate(PromptEncoder):
-    """A causal language model of transformers, with or without an adapter."""
+    """Causal language model of transformers, with or without an adapter."""
 
     def __init__(
         self,
@@ -77,11 +77,11 @@ class HFCandidate(PromptEncoder):
         self.max_context = longest - len(self._executor.prefixes.virtual_ids)
 
     def encode_all(self, prompts: Sequence[PromptText]) -> list[Encoded]:
-        """Turn messages, and what would follow each, into token ids, in order (see `tokenization`)."""
+        """Turn messages and their continuations into token ids, in order (see `tokenization`)."""
         return encode_all(self.tokenizer, prompts)
 
     def generate(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int] = ()) -> list[Output]:
-        """Answer each prompt in batches of similar length, greedily or by draws of its seed."""
+        """Answer prompts in batches of similar length, greedily or by draws from each prompt's seed."""
         virtual = self._executor.prefixes.virtual_ids
         prompts = [virtual + prompt for prompt in prompts] if virtual else prompts
         out: dict[int, Output] = {}
@@ -93,15 +93,15 @@ class HFCandidate(PromptEncoder):
         return [out[i] for i in range(len(prompts))]
 
     def loglikelihood(self, pairs: Sequence[Pair]) -> list[Likelihood]:
-        """Score each (context, continuation) in nats; what pairs begin with in common is read once."""
+        """Score each (context, continuation) in nats; shared prefixes are read once."""
         return [Likelihood(sum(logprobs), greedy) for logprobs, greedy in self._executor.score(pairs)]
 
     def refuse_no_numbers(self) -> None:
-        """Refuse a model whose logits are not numbers (see `Executor`)."""
+        """Refuse a model whose logits are NaN or infinite (see `Executor`)."""
         self._executor.refuse_no_numbers()
 
     def _answer(self, prompts: Sequence[Tokens], limits: Limits, seeds: Sequence[int]) -> list[Output]:
-        """Generate for one batch; out of memory, for its halves."""
+        """Generate for one batch; if memory runs out, for its halves."""
         import torch
 
         try:
@@ -112,7 +112,7 @@ class HFCandidate(PromptEncoder):
             if not self._executor.prefixes.forget() and len(prompts) == 1:
                 found = "out of memory while generating one answer"
                 raise CandidateFailed(found, "a smaller base_model or shorter prompts") from None
-        # Outside of the clause, in which the error still holds the keys of the whole batch.
+        # Outside the except clause, where the error would still hold the keys of the whole batch.
         torch.cuda.empty_cache()
         half = len(prompts) // 2
         parts = ((prompts[:half], seeds[:half]), (prompts[half:], seeds[half:]))
@@ -127,7 +127,7 @@ class HFCandidate(PromptEncoder):
         ends = end_ids(self.tokenizer, self.model.generation_config)
         pick = pick_at_random(limits, seeds) if limits.temperature else pick_likeliest
         stop = limits.stop
-        # A stop string is looked for in the newest tokens, each of which holds a byte at least.
+        # A stop string is searched in the newest tokens; each token has at least one byte.
         newest = 1 + max((len(s.encode()) for s in stop), default=0)
 
         def has_stopped(new: torch.Tensor) -> torch.Tensor:
@@ -145,7 +145,7 @@ class HFCandidate(PromptEncoder):
 
 
 class ModelHost:
-    """One base in memory; adapters are put on it and taken off again."""
+    """Host of one base in memory, on which adapters are applied and removed."""
 
     def __init__(
         self,
@@ -168,15 +168,14 @@ class ModelHost:
     def use_adapter(
         self, folder: Path, weights_digest: str, *, merged: bool = False
     ) -> Iterator[HFCandidate]:
-        """Yield the base with the adapter of a folder; the base is itself again afterwards.
+        """Yield the base with the adapter in a folder; the adapter is removed afterwards.
 
-        In fp32 it is merged, where it can be; in less precision, where merged weights lose small updates,
-        only if that is requested.
+        In fp32 the adapter is merged if possible. In lower precision, where merging loses small updates, it
+        is merged only on request.
 
         Raises:
-            CandidateFailed: layers of the base lie in main memory beside a GPU or on the disk, or the adapter
-                cannot be opened: it does not fit the base, holds weights that are not numbers, or was to be
-                merged and cannot be.
+            CandidateFailed: layers of the base are offloaded to main memory or disk, or the adapter cannot be
+                opened: it does not fit the base, has NaN weights, or cannot be merged as requested.
         """
         base: Any = self.model
         if devices.is_spread(base) and {"cpu", "disk"} & {*base.hf_device_map.values()}:
@@ -200,19 +199,19 @@ class ModelHost:
             yield candidate
 
     def _put_on(self, folder: Path, weights_digest: str, stack: ExitStack, *, merged: bool) -> HFCandidate:
-        """Put an adapter on the base; what `stack` closes takes merged layers off again."""
+        """Apply an adapter to the base; closing `stack` restores merged layers."""
         import torch
         from peft.tuners.shira.layer import ShiraLayer
 
         for problem in adapter_problems(folder, self.source, ""):
             raise CandidateFailed(f"{problem.found}; expected {problem.expected}", problem.next_step)
         engine = self.base.engine.partition("/")[2]
-        # Products are computed in the base's precision, merged weights rounded to it once.
+        # Products are in the base's precision; merged weights are rounded to it once.
         model = open_adapter(
             self.model, folder, autocast_adapter_dtype=merged, torch_device=self.machine.device
         )
         model.eval()
-        # Layers that add sparse updates leave inference mode, in which their threads may not write.
+        # SHiRA layers leave inference mode, in which their threads may not write.
         for layer in model.modules():
             if isinstance(layer, ShiraLayer):
                 forward = torch.inference_mode(mode=False)(torch.no_grad()(layer.forward))  # type: ignore[attr-defined]
@@ -231,10 +230,10 @@ class ModelHost:
 
 @contextmanager
 def keep_base(model: Any, folder: Path) -> Iterator[None]:
-    """Give a base back all that the adapter of a folder, or a failed attempt to put it on, changes in it.
+    """Restore a base after the adapter in a folder was applied, or failed to apply, within the context.
 
-    PEFT leaves modules, attributes, biases, changed weights and repeated layers in the base, and writes the
-    weights of the base's own that a file of an adapter holds, such as embeddings, over those in memory.
+    PEFT leaves modules, attributes, biases, changed weights and repeated layers in the base, and overwrites
+    base weights, such as embeddings, that the adapter's file contains.
     """
     config = read_adapter_config(folder)
     own = set(map(own_name, tensors_of(folder / WEIGHTS)))
@@ -248,7 +247,7 @@ def keep_base(model: Any, folder: Path) -> Iterator[None]:
     for parameter in values:
         parameter.data = parameter.data.clone()
     for module in attributes if changes_modules(config) else ():
-        vars(module).pop("forward", None)  # of `prepack`, which holds the weights as they are now
+        vars(module).pop("forward", None)  # set by `prepack` for the current weights
     try:
         yield
     finally:
@@ -266,17 +265,17 @@ def keep_base(model: Any, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def merge_adapter(candidate: Candidate) -> Iterator[None]:
-    """Serve a candidate with its adapter merged (see `merge_layers`); what has none is left as it is."""
+    """Merge a candidate's adapter within the context (see `merge_layers`), if it has one."""
     with merge_layers(candidate.model) if isinstance(candidate, HFCandidate) else nullcontext():
         yield
 
 
 @contextmanager
 def merge_layers(model: Any) -> Iterator[bool]:
-    """Put merged copies of the layers that an adapter changes into a model; undone afterwards.
+    """Replace the layers that an adapter changes by merged copies within the context; yield whether it did.
 
-    Yields whether it did. Left as it is: what has no adapter, one that is more than low-rank updates of
-    unquantised linear layers, and one for whose copies there is no memory.
+    Nothing is merged without an adapter, if the adapter is more than low-rank updates of unquantised linear
+    layers, or if there is no memory for the copies.
     """
     import torch
 
@@ -284,7 +283,7 @@ def merge_layers(model: Any) -> Iterator[bool]:
     try:
         for parent, name, layer in places:
             base = layer.base_layer
-            with torch.no_grad():  # its weights and its adapter's together, rounded once
+            with torch.no_grad():  # the sum of weight and updates is rounded once
                 weight = base.weight + sum(map(layer.get_delta_weight, layer.active_adapters))
             setattr(parent, name, replace_weight(base, weight))
         yield bool(places)
@@ -294,7 +293,7 @@ def merge_layers(model: Any) -> Iterator[bool]:
 
 
 def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
-    """List an adapter's layers that can be merged, with their places; none where one of them cannot."""
+    """List an adapter's layers with parent and name; empty if one of them cannot be merged."""
     if not hasattr(model, "peft_config") or devices.is_spread(model.get_base_model()):
         return []
     import torch
@@ -317,7 +316,7 @@ def _low_rank_layers(model: Any) -> list[tuple[Any, str, Any]]:
 
 
 def soft_prompt(model: Any, engine: str) -> "Cache":
-    """Return the keys and values of the soft prompt of a PEFT model, one row.
+    """Return the keys and values of a PEFT model's soft prompt, one row.
 
     Raises:
         CandidateFailed: the base does not keep all keys, or ignores the masks that packed rows need.

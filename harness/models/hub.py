@@ -1,8 +1,8 @@
-"""Model resolution: from a model's name to a folder on disk, and the chat template of each base.
+"""Model resolution, from a model's name to a folder on disk, and the chat template of each base.
 
-Invariant: a model is named by the digests of its files; what is refused is refused before weights are read.
-Chat prompts are for bases that have a template, and one that the experiment names was tried on each of them
-before anything is trained by it.
+Invariant: a model is identified by the digests of its files; refusals come before weights are read. Only
+bases with a chat template get chat prompts, and a template that the experiment names is tried on each base
+before anything is trained with it.
 """
 
 import json
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _OTHER_FORMS = ("consolidated*", "original/*", "metal/*", "onnx/*", "openvino/*")  # for other programs
-_CONFIG_FILES = ("config.json", "generation_config.json")  # the second says which tokens end an answer
+_CONFIG_FILES = ("config.json", "generation_config.json")  # the second has the end tokens
 _TOKENIZER_FILES = (
     "tokenizer*",
     "chat_template*",
@@ -63,7 +63,7 @@ _TOKENIZER_FILES = (
     "special_tokens_map.json",
 )
 
-# What two models have in common whose weights can stand in each other's place; the vocabulary may have grown.
+# Values that two models share if their weights are interchangeable; the vocabulary may have grown.
 _ARCHITECTURE = (
     "model_type",
     "hidden_size",
@@ -75,11 +75,11 @@ _ARCHITECTURE = (
 
 
 class ModelSource(NamedTuple):
-    """A base as it is served: its name as written, folder, digests of weights and tokenizer, its size.
+    """Base as it is served: name as written, folder, digests of weights and tokenizer, size.
 
-    `quantization` is empty, `nf4` or `int8`; it belongs to the weights digest. `switches` is what stands in
-    front of the chat template to set its variables (see `set_switches`), `template` that of a base without
-    one of its own (see `set_templates`); both belong to the template digest.
+    `quantization` is empty, `nf4` or `int8`, and part of the weights digest. `switches` sets variables before
+    the chat template (see `set_switches`); `template` is the template of a base that has none (see
+    `set_templates`). Both are part of the template digest.
     """
 
     name: str
@@ -93,13 +93,13 @@ class ModelSource(NamedTuple):
 
 
 def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> ModelSource:
-    """Find a model by the embedded name, a local folder, or a hub id (fetched when not cached).
+    """Find a model by the embedded name, a local folder, or a hub id (downloaded if not cached).
 
-    Unpacking the embedded model loads it. Without `unpacks` one that is still packed has no digests yet.
-    `where` is the key that names it, for errors.
+    Without `unpacks` an embedded model that is still packed has no digests yet. `where` is the key of the
+    model in errors.
 
     Raises:
-        UserError: the name is none of the three, the hub cannot be reached, or a file of weights is damaged.
+        UserError: the name is none of the three, the hub cannot be reached, or a weights file is damaged.
     """
     if name in NAMES:
         if not unpacks and not is_unpacked(find_embedded_folder()):
@@ -127,7 +127,7 @@ def resolve(name: str, *, unpacks: bool = True, where: str = "base_model") -> Mo
 
 
 def refuse_changed_files(source: ModelSource) -> None:
-    """Hash the files of a model anew, and refuse those with another content than was remembered.
+    """Hash a model's files again and refuse those whose content differs from the remembered digest.
 
     Raises:
         UserError: a file has changed although its size and time are the same.
@@ -140,7 +140,7 @@ def refuse_changed_files(source: ModelSource) -> None:
 
 
 def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]) -> ModelSource:
-    """Return a base whose chat template has these variables set in front of it, such as `enable_thinking`."""
+    """Return a base with variables of its chat template set, such as `enable_thinking`."""
     if not switches:
         return source
     text = "".join(f"{{% set {name} = {json.dumps(value)} +%}}" for name, value in sorted(switches.items()))
@@ -149,9 +149,9 @@ def set_switches(source: ModelSource, switches: Mapping[str, bool | float | str]
 
 
 def chat_template(source: ModelSource) -> str:
-    """Return how a base's chat is written, as it was told or its files say; empty where they do not.
+    """Return a base's chat template, as set or from its files; empty if there is none.
 
-    A blank template, by which transformers writes each conversation as an empty prompt, counts as none.
+    A blank template, which renders every conversation as an empty prompt, counts as none.
     """
     found = source.template or _stored_template(source.path) or ""
     return found if found.strip() else ""
@@ -167,7 +167,7 @@ def _stored_template(path: Path) -> str | None:
 
 
 def expert_share(source: ModelSource) -> float:
-    """Return the share of a base's parameters in experts, which transformers keeps as one tensor a layer."""
+    """Return the share of a base's parameters that are experts (one tensor per layer in transformers)."""
     return _count_in_experts(source.path, source.weights_digest) / max(1, source.n_parameters)
 
 
@@ -181,7 +181,7 @@ def _count_by_tensor(path: Path) -> dict[str, int]:
 
 
 def quantize(source: ModelSource, quantization: str) -> ModelSource:
-    """Return the base as it is served with quantised weights; unchanged where it has these."""
+    """Return the base with quantised weights; unchanged if it has them already."""
     if quantization in ("", source.quantization):
         return source
     how = {"nf4": "double quantisation", "int8": "vectors, without outliers"}[quantization]
@@ -190,7 +190,7 @@ def quantize(source: ModelSource, quantization: str) -> ModelSource:
 
 
 def is_packed(source: ModelSource) -> bool:
-    """Tell whether a model is still to be unpacked, so that nothing is known of its files."""
+    """Tell whether a model is not unpacked yet, so that its files are unknown."""
     return not source.weights_digest
 
 
@@ -200,21 +200,21 @@ def tokenizer_files(path: Path) -> list[Path]:
 
 
 def has_tokenizer(path: Path) -> bool:
-    """Tell whether a tokenizer lies in a model's folder."""
+    """Tell whether a model's folder has a tokenizer."""
     return bool(tokenizer_files(path))
 
 
 def architecture_difference(folder: Path, base: Path) -> str:
-    """Say in which values of its configuration a model differs from the base; empty of equal layers."""
+    """Describe how a model's layers differ from the base's by configuration; empty if they are equal."""
     own, known = (json.loads((path / "config.json").read_text("utf-8")) for path in (folder, base))
     other = [name for name in _ARCHITECTURE if own.get(name) != known.get(name)]
     return ", ".join(f"{name} {own.get(name)}, which the base has as {known.get(name)}" for name in other)
 
 
 def shape(source: ModelSource) -> shapes.Shape | None:
-    """Read a model's shape from its configuration; None where that does not say what is needed.
+    """Return a model's shape from its configuration; None if that lacks a value.
 
-    Files that transformers may unpack count as unpacked.
+    Files that transformers can unpack count as unpacked.
     """
     if is_packed(source) or source.name in NAMES:
         return SHAPE
@@ -228,13 +228,13 @@ def shape(source: ModelSource) -> shapes.Shape | None:
 
 
 def context_length(source: ModelSource) -> int | None:
-    """Read from a model's configuration how many tokens it can read; None where that does not say."""
+    """Return the context length in a model's configuration; None if it has none."""
     longest = shapes.complete_config(read_config(source.path)).get("max_position_embeddings")
     return longest if isinstance(longest, int) else None
 
 
 def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrainedTokenizerBase":
-    """Load the tokenizer of a base, with its switches, and the model's own end where it has none."""
+    """Load a base's tokenizer with its switches, and with the model's end token if it has none."""
     from transformers import AutoTokenizer
 
     with refuse_unreadable(source.path, "a model with its tokenizer", "save or fetch the tokenizer again"):
@@ -258,7 +258,7 @@ def load_tokenizer(source: ModelSource, padding_side: str = "left") -> "PreTrain
 
 
 def map_end_tokens(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") -> dict[int, str]:
-    """Map the ids of the tokens that end an answer to their texts: the tokenizer's, then the model's own."""
+    """Map the ids of end tokens to their texts: the tokenizer's, then the model's own."""
     configs = (read_object(source.path / name) for name in reversed(_CONFIG_FILES))
     said: Any = next((ends for of in configs if (ends := of.get("eos_token_id")) is not None), [])
     ids = [tokenizer.eos_token_id, *(said if isinstance(said, list) else [said])]
@@ -269,7 +269,7 @@ def map_end_tokens(source: ModelSource, tokenizer: "PreTrainedTokenizerBase") ->
 
 
 def list_special_tokens(source: ModelSource) -> list[str]:
-    """List the tokens of a base that are not text (see `chat_templates`), remembered by its tokenizer."""
+    """List a base's special tokens (see `chat_templates`), remembered per tokenizer."""
     if is_packed(source) or not has_tokenizer(source.path):
         return []
     return [
@@ -289,7 +289,7 @@ def token_counter(source: ModelSource) -> Callable[[Sequence[str]], list[int]]:
 
 
 def remote_headers(name: str, where: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Ask the hub for a model's configuration and the headers of its safetensors; no weights are fetched.
+    """Fetch a model's configuration and the headers of its safetensors from the hub, but no weights.
 
     Raises:
         UserError: the hub does not give them.
@@ -329,17 +329,17 @@ def _refuse_unknown(name: str, where: str) -> Iterator[None]:
 
 
 def is_encoder_decoder(source: ModelSource) -> bool:
-    """Tell whether a model, as far as it is unpacked, is one of T5's kind."""
+    """Tell whether an unpacked model is an encoder-decoder, such as T5."""
     config = {} if is_packed(source) else shapes.complete_config(read_config(source.path))
     return bool(config.get("is_encoder_decoder"))
 
 
 def set_templates(experiment: Experiment, sources: Mapping[str, ModelSource]) -> dict[str, ModelSource]:
-    """Return the models of an experiment, those without a chat template with the one that it names.
+    """Return the models of an experiment; those without a chat template get the one that it names.
 
     Raises:
-        UserError: tasks are prompted in chat of a base without a template; or a template is named that cannot
-            be used, or that no base needs.
+        UserError: tasks need a chat template that a base lacks, or the named template cannot be used or is
+            needed by no base.
     """
     lacking = [
         name

@@ -1,7 +1,7 @@
-"""llama.cpp's server as a small program of its own: `python -P llama_server.py FILE.gguf --port 8000 …`.
+"""llama.cpp's server as a program: `python -P llama_server.py FILE.gguf --port 8000 …`.
 
-Invariant: nothing of the harness and no torch is loaded beside llama.cpp; web pages of another origin may
-not read its answers. The key comes from the environment, never from the command line.
+Invariant: neither the harness nor torch is loaded with llama.cpp; web pages of another origin may not read
+its answers. The key comes from the environment, never from the command line.
 Source: llama.cpp's tools/server and its binding xllamacpp, https://github.com/xorbitsai/xllamacpp
 """
 
@@ -14,7 +14,7 @@ import xllamacpp
 
 
 def main() -> None:
-    """Serve the file of the command line until a signal comes."""
+    """Serve the file given on the command line until a signal arrives."""
     parser = argparse.ArgumentParser(prog="llama_server.py")
     parser.add_argument("file", help="the .gguf file")
     parser.add_argument("--alias", required=True, help="the model's name")
@@ -28,8 +28,8 @@ def main() -> None:
     params.model.path, params.model_alias = given.file, {given.alias}
     params.hostnames, params.port = [given.host], given.port
     params.n_predict, params.n_parallel = given.max_tokens, given.parallel
-    params.sampling.temp = 0  # where a request names none
-    params.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or -1)  # -1: one a processor
+    params.sampling.temp = 0  # default for requests without a temperature
+    params.cpuparams.n_threads = int(os.environ.get("OMP_NUM_THREADS") or -1)  # -1: one per processor
     params.kv_unified = True  # requests share the model's context; each may fill it
     params.endpoint_metrics, params.ui, params.offline, params.cors_origins = True, False, True, ""
     if given.api_key_env:

@@ -1,7 +1,7 @@
-"""Log-probabilities of continuations, computed on one model in the layout that `trees` plans.
+"""Log-probabilities of continuations, computed on one model in the layout that `batching` plans.
 
-Invariant: what is computed depends on the token ids alone. Sequences that begin alike share one
-row, under a mask that keeps their branches apart; what all contexts begin with is read once.
+Invariant: the layout depends on token ids alone. Sequences with a common prefix share a row, under a mask
+that separates their branches; the prefix of all contexts is read once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -33,42 +33,42 @@ if TYPE_CHECKING:
     import torch
     from transformers import Cache, PreTrainedModel
 
-# Mean gap a token: 16 bits reach some 0.2 on such meaningless ids, fp32 1e-4, an ignored mask several nats.
-AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by the bytes of a number
-# What transformers raises where a model takes no mask or cache of ours.
+# Mean gap per token on random ids: some 0.2 in 16 bits, 1e-4 in fp32, several nats if a mask is ignored.
+AGREEMENT_NATS = {2: 0.5, 4: 0.05}  # by bytes per number
+# Errors of transformers if a model takes no custom mask or cache.
 UNSUPPORTED = (ValueError, RuntimeError, TypeError, LookupError, AttributeError, AssertionError)
 
-# Rows of logits that are turned into fp32 at a time: on a CPU more would be fresh memory, slower than the
-# model; a GPU would wait for fewer.
+# Rows of logits that are converted to fp32 at a time: on a CPU more would need fresh memory, which is slower
+# than the model; a GPU would idle with fewer.
 _SLICE = {"cpu": 16, "cuda": 1024}
 
 _ANOTHER = "another base_model"
 _SHORTER = "a smaller base_model or shorter prompts"
 
-# Of a pair: log p of its continuation's tokens in nats, and whether all of them are argmaxes.
+# Score of a pair: log-probabilities of its continuation's tokens in nats, and whether all are argmaxes.
 Scored = tuple[list[float], bool]
 
 
-# How pairs are laid out: `packed` by what they begin with, under masks; `padded` to the longest of a batch;
-# `plain` one at a time, where that is requested.
+# Layouts of pairs: `packed` into prefix trees under masks, `padded` to the longest of a batch, or `plain`,
+# one at a time, on request.
 ENGINES = ("packed", "padded", "plain")
 
 
 def layout_digest(engine: str, budget: int, costs: PassCosts = CPU_COSTS) -> str:
-    """Digest what decides the shapes that are computed together on any model."""
+    """Return the digest of what determines the shapes of batches on any model."""
     own = [] if costs == CPU_COSTS else [costs]
     tried = ["tried beside others"] if engine == "padded" else []  # see `generation`
     return digest([versions_of("layout"), engine, budget, *own, *tried])
 
 
 class Executor:
-    """Computes planned packs on one model; `engine` is `packed`, or `padded` where masks are ignored.
+    """Executor of planned packs on one model; `engine` is `packed`, or `padded` if masks are ignored.
 
-    A model that does not honour a custom mask (recurrent layers, say) is found out by scoring a
-    small tree both ways, and gets one row a branch instead; a known `engine` skips this.
+    Unless `engine` is known, a small tree is scored in both layouts; a model that ignores custom masks (with
+    recurrent layers, for example) gets one row per branch.
 
     Raises:
-        CandidateFailed: the model's logits are not numbers.
+        CandidateFailed: the model's logits are NaN or infinite.
     """
 
     def __init__(
@@ -81,16 +81,16 @@ class Executor:
     ) -> None:
         self.costs = costs
         self.model, self.budget, self.prefixes = model, budget, PrefixCache(model, soft=soft)
-        self._too_many = inf  # keys for which memory ran out
+        self._too_many = inf  # number of keys at which memory ran out
         self.engine = engine or self._choose_engine()
 
     def score(self, pairs: Sequence[Pair]) -> list[Scored]:
-        """Return log p of the tokens of each pair's continuation, and whether all of them are argmaxes.
+        """Return the log-probabilities of each pair's continuation, and whether all tokens are argmaxes.
 
         Raises:
-            CandidateFailed: the model's logits are not numbers.
+            CandidateFailed: the model's logits are NaN or infinite.
         """
-        # What is so long that it is rotated by its own length is scored alone.
+        # Texts so long that positions scale with their length are scored alone.
         lengths = [len(context) + len(continuation) for context, continuation in pairs]
         alike = inf if self.prefixes.virtual_ids else self.prefixes.longest_alike
         short = [i for i, length in enumerate(lengths) if length < alike]
@@ -107,8 +107,8 @@ class Executor:
         """Score a probe.
 
         Raises:
-            CandidateFailed: transformers cannot compute the model, its logits are not numbers, or there is no
-                room for it.
+            CandidateFailed: transformers cannot run the model, its logits are NaN or infinite, or memory
+                does not suffice.
         """
         if any(map(isnan, self._probe_alone(self._probes()[0][0]))):
             raise self._no_numbers()
@@ -152,14 +152,14 @@ class Executor:
     def _trees(
         self, pairs: Sequence[Pair], shared: int = 0, numbers: Sequence[int] | None = None
     ) -> list[PrefixTree]:
-        """Lay out pairs, of `numbers` only where they are given; they share rows where masks are honoured."""
+        """Lay out pairs (those in `numbers`, if given); they share rows if masks are honoured."""
         joins, attending = self.engine == "packed", self.costs.attention
         return grow(pairs, self.budget, shared, numbers, joins=joins, attending=attending)
 
     def _with_less_memory(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None"
     ) -> dict[int, Scored]:
-        """Score some trees; out of memory, half of their pairs at a time, with no prefix kept."""
+        """Score trees after memory ran out: half of the pairs at a time, without a kept prefix."""
         import torch
 
         numbers = [number for tree in trees for number in tree.numbers]
@@ -172,8 +172,8 @@ class Executor:
                 raise
             if not self.prefixes.forget() and len(numbers) == 1:
                 raise CandidateFailed("out of memory while scoring one answer", _SHORTER) from None
-            self._too_many = n_keys  # as many again are halved before they fail
-        # Outside of the clause, in which the error still holds what was computed until then.
+            self._too_many = n_keys  # later batches of that size are halved before they fail
+        # Outside the except clause, where the error would still hold the computed tensors.
         torch.cuda.empty_cache()
         half, shared = len(numbers) // 2, _length(prefix)
         scored: dict[int, Scored] = {}
@@ -184,7 +184,7 @@ class Executor:
     def _score(
         self, trees: Sequence[PrefixTree], pairs: Sequence[Pair], prefix: "Cache | None" = None
     ) -> dict[int, Scored]:
-        """Return what was found of each pair that the trees hold, by its number."""
+        """Return the scores of the trees' pairs, by number."""
         import torch
 
         packed = pack(trees, pairs)
@@ -194,12 +194,12 @@ class Executor:
                 torch.tensor(of, device=logits.device) for of in (packed.where, packed.targets)
             )  # (m,)
             n_rows = _SLICE[logits.device.type]
-            # log Σ exp of each row; `logsumexp` goes over fresh memory five times.
+            # log Σ exp of each row; `logsumexp` would make five passes over fresh memory.
             slices = (rows.float() for rows in logits.split(n_rows))
             total = torch.cat([rows.amax(-1) - rows.log_softmax(-1).amax(-1) for rows in slices])
             chosen = logits[where, targets]
             greedy = chosen == logits.amax(-1)[where]
-            # Of equal logits the first is the argmax.
+            # The argmax is the first of equal logits.
             for hits in greedy.nonzero()[:, 0].split(n_rows):
                 greedy[hits] = logits[where[hits]].float().argmax(-1) == targets[hits]
             logprobs, best = (chosen.float() - total[where]).tolist(), greedy.tolist()
@@ -216,7 +216,7 @@ class Executor:
         inputs: dict[str, Any] = {"input_ids": torch.tensor(packed.ids, device=device), "use_cache": False}
         if self.engine == "packed":
             inputs["position_ids"] = torch.tensor(packed.positions, device=device)
-            # A token sees what was read before, and the way from its root: (b, w, shared + w).
+            # Each token attends to the prefix and to its path from the root: (b, w, shared + w).
             positions, shared = inputs["position_ids"], _length(prefix)
             ends = torch.tensor(packed.ends, device=device)  # (b, w)
             order = torch.arange(ends.shape[1], device=device)
@@ -233,7 +233,7 @@ class Executor:
             return logits
 
     def _choose_engine(self) -> str:
-        """Score a small tree in both ways."""
+        """Choose the layout by scoring a small tree in both."""
         is_stateful = self.model._is_stateful  # noqa: SLF001 (it is said nowhere else)
         if is_stateful and self.prefixes.windows is not None:
             found = f"{type(self.model).__name__} keeps a state that no cache of transformers' holds"
@@ -244,7 +244,7 @@ class Executor:
         alone = [[self._probe_alone(pair) for pair in pairs] for pairs in probes]
         if any(isnan(p) for pairs in alone for logprobs in pairs for p in logprobs):
             raise self._no_numbers()
-        # The first half of each continuation scores the same where the second is left out.
+        # Dropping the second half of each continuation must not change the scores of the first.
         halves = [self._score_alone((context, ids[: len(ids) // 2]))[0] for context, ids in probes[0]]
         whole = [logprobs[: len(half)] for logprobs, half in zip(alone[0], halves, strict=True)]
         if gap(halves, whole) > self._tolerance:
@@ -258,7 +258,7 @@ class Executor:
         return AGREEMENT_NATS[self.model.dtype.itemsize]
 
     def _probes(self) -> list[list[Pair]]:
-        """Return pairs that begin alike, and one that is longer than a window that there is room for."""
+        """Return pairs with a common prefix, and one longer than the model's attention window."""
         n_ids = self.model.config.get_text_config().vocab_size
         ids = tuple(i % n_ids for i in range(5, 37))
         branches = (ids[4:8], ids[8:16], ids[16:20], ids[20:])
@@ -270,7 +270,7 @@ class Executor:
         return [short, [(long[:-8], long[-8:])]]
 
     def _score_packed_probe(self, pairs: Sequence[Pair]) -> list[list[float]]:
-        """Return log p of the tokens of each pair, packed; nothing where the model takes no such mask."""
+        """Return the log-probabilities of packed pairs; None if the model takes no such mask."""
         self.engine = "packed"
         longest = max(len(context) + len(continuation) for context, continuation in pairs)
         try:
@@ -295,13 +295,13 @@ def _length(prefix: "Cache | None") -> int:
 
 @contextmanager
 def project_only(model: "PreTrainedModel", wanted: "torch.Tensor") -> Iterator[None]:
-    """Let the vocabulary's projection see the hidden states at `wanted` (u rows and indices) only.
+    """Project only the hidden states at `wanted` (u rows and indices) to the vocabulary.
 
     Inside, logits have the shape (1, u, v).
     """
 
     def select(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        at = wanted.to(args[0].device)  # another one's where layers lie on several
+        at = wanted.to(args[0].device)  # layers may be on several devices
         return (args[0][at[:, 0], at[:, 1]][None], *args[1:])
 
     projection: Any = model.get_output_embeddings()

@@ -1,7 +1,7 @@
-"""Memory and operations of a model from its shape, before anything is loaded; and memory that ran out.
+"""Estimates of a model's memory and operations from its shape, and detection of out-of-memory errors.
 
-Invariant: estimates are pure arithmetic with one set of named constants; bytes and operations, 1 GB = 1e9
-bytes. A GPU says by an error of its own that memory ran out, a CPU by its allocator's words.
+Invariant: estimates are pure arithmetic with one set of named constants, in bytes and operations; 1 GB = 1e9
+bytes. A GPU has its own out-of-memory error; a CPU is recognised by its allocator's message.
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for the bytes of a parameter in training, Korthikanti et
 al. 2022 (arXiv:2205.05198) for activations, Dettmers et al. 2023 (arXiv:2305.14314) for NF4, Kaplan et al.
 2020 (arXiv:2001.08361) for operations
@@ -16,27 +16,27 @@ from harness.errors import CandidateFailed
 from harness.models.shapes import Shape
 
 BYTES = {"fp32": 4.0, "bf16": 2.0, "fp16": 2.0}
-BITS = {"nf4": 4.127, "int8": 8.0}  # of a weight: NF4 with its scales quantised too, LLM.int8
-# What optimisers remember of a parameter, in numbers: those of torch and bitsandbytes by transformers' names.
+BITS = {"nf4": 4.127, "int8": 8.0}  # per weight: NF4 with double quantisation, LLM.int8
+# Numbers that optimisers of torch and bitsandbytes store per parameter, under transformers' names.
 _REMEMBERED = {"ademamix": 3, "lion": 1, "adagrad": 1, "rmsprop": 1, "sgd": 0, "adafactor": 0}
-LAYER_BYTES = 34  # activations of a layer, for a token and hidden unit, with attention computed in blocks
-CHECKPOINT_BYTES = 2  # what is kept of a layer that is computed again for its gradient
-LOGIT_BYTES = 8  # of a token and entry of the vocabulary in training: logits, their gradient, a copy
-# The same where a teacher is learned from: logits and log-probabilities of both models, those of the
-# mixture, both divergences, gradients. Measured of TRL's generalized_jsd_loss on a CPU.
+LAYER_BYTES = 34  # activations per layer, token and hidden unit, with attention computed in blocks
+CHECKPOINT_BYTES = 2  # kept per layer with gradient checkpointing
+LOGIT_BYTES = 8  # per token and vocabulary entry in training: logits, their gradient, a copy
+# The same when distilling: logits and log-probabilities of both models and of the mixture, both divergences,
+# gradients. Measured for TRL's generalized_jsd_loss on a CPU.
 DISTILLED_BYTES = {"fp32": 68, "bf16": 50, "fp16": 50}
-# Of a loss that is computed in tiles, as TRL's is on a GPU: rows and columns of logits that exist at a time.
+# Rows and columns of logits that exist at a time when the loss is computed in tiles, as TRL does on a GPU.
 TILE = (4096, 32_768)
-OVERHEAD_GB = 3.0  # context of the GPU, its libraries, buffers, fragments
+OVERHEAD_GB = 3.0  # GPU context, libraries, buffers, fragmentation
 
-# Quantising leaves experts as they are: of a model with a larger share of them it spares too little.
+# Quantisation skips experts, so it saves too little if their share is larger.
 MOST_IN_EXPERTS = 0.2
 _LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-# What an error of too little memory is an instance of: `torch.OutOfMemoryError` is a RuntimeError.
+# Classes of out-of-memory errors: `torch.OutOfMemoryError` is a RuntimeError.
 OUT_OF_MEMORY = (RuntimeError, MemoryError)
 _WORDS = (
     *("DefaultCPUAllocator", "Cannot allocate memory", "std::bad_alloc"),
-    # Of a GPU outside of torch's own allocator: in cuBLAS, cuDNN and the driver.
+    # Messages of cuBLAS, cuDNN and the driver, outside torch's allocator.
     *("CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED", "CUDA error: out of memory"),
 )
 
@@ -44,7 +44,7 @@ _WORDS = (
 def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-linear") -> int:
     """Count the parameters of low-rank adapters: the sum of r (d_in + d_out) over the named modules.
 
-    On `all-linear` of a model with experts, or with layers of another kind, they were counted on the model.
+    For `all-linear` on a model with experts or unusual layers, the shape holds a count made on the model.
     """
     if isinstance(modules, str) and shape.adapted:
         return round(r * shape.adapted)
@@ -62,9 +62,9 @@ def lora_parameters(shape: Shape, r: int, modules: str | tuple[str, ...] = "all-
 
 
 def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float:
-    """Return the weights' size in GB: as their files are where these are quantised.
+    """Return the size of the weights in GB; for quantised files that of the files.
 
-    Quantising leaves embeddings, output layer and experts in 16 bits.
+    Quantisation leaves embeddings, output layer and experts in 16 bits.
     """
     if not quantization:
         return (shape.stored_bytes or shape.n_parameters * BYTES[precision]) / 1e9
@@ -74,9 +74,9 @@ def weights_gb(shape: Shape, precision: str, *, quantization: str = "") -> float
 
 
 def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
-    """Return what an optimiser remembers of a parameter in bytes; AdamW, which is the default, two moments.
+    """Return the optimiser state in bytes per parameter; AdamW, the default, stores two moments.
 
-    Torch's keep them in the type of the parameter, those of bitsandbytes in 8 or 32 bits.
+    torch's optimisers use the parameter's type, those of bitsandbytes 8 or 32 bits.
     """
     name = optim or "adamw"
     n = next((n for family, n in _REMEMBERED.items() if family in name), 2)
@@ -86,7 +86,7 @@ def optimizer_bytes(optim: str | None, trained_in: str = "fp32") -> float:
 
 
 class Peak(NamedTuple):
-    """Peak memory in GB by what it holds."""
+    """Peak memory in GB, by part."""
 
     weights: float
     gradients: float = 0.0
@@ -98,7 +98,7 @@ class Peak(NamedTuple):
 
     @property
     def total(self) -> float:
-        """The sum of all parts."""
+        """Sum of all parts."""
         return sum(self)
 
 
@@ -116,25 +116,24 @@ def training_peak(
     shards: int = 1,
     zero_stage: int = 3,
 ) -> Peak:
-    """Estimate the peak memory of training, `tokens` being batch size times length.
+    """Estimate the peak memory of training; `tokens` is batch size times length.
 
-    A trained parameter takes an fp32 copy, its gradient and what the optimiser remembers. Where all
-    parameters are trained a copy in 16 bits lies beside them for the products, unless they are `trained_in`
-    16 bits themselves or `precision` is fp32. Logits are whole, or `in_tiles`. Each process holds one of so
-    many `shards` of weights, gradients and the optimiser's, with two layers whole; at `zero_stage` 2 it holds
-    all weights.
+    A trained parameter takes an fp32 copy, its gradient and the optimiser's state. If all parameters are
+    trained, products need a 16-bit copy too, unless the parameters are `trained_in` 16 bits or `precision` is
+    fp32. Logits are whole, or `in_tiles`. Each process holds one of `shards` shards of weights, gradients and
+    optimiser state, and two whole layers; at `zero_stage` 2 it holds all weights.
     """
     of_layer = tokens * shape.hidden * LAYER_BYTES
     kept = tokens * shape.hidden * CHECKPOINT_BYTES * shape.n_layers
     activations = kept + of_layer if checkpointing else of_layer * shape.n_layers
     whole = n_trained >= shape.n_parameters
-    is_one = whole and BYTES[trained_in] <= BYTES[precision]  # products are made of the weights themselves
+    is_one = whole and BYTES[trained_in] <= BYTES[precision]  # products use the weights themselves
     weights = 0.0 if is_one else weights_gb(shape, precision, quantization=quantization)
     logits = LOGIT_BYTES * tokens * shape.vocabulary
-    if in_tiles:  # in 16 bits, and the gradient of the last layer in fp32
+    if in_tiles:  # logits in 16 bits, the gradient of the last layer in fp32
         logits = min(logits, 2 * min(tokens, TILE[0]) * TILE[1] + 4 * tokens * shape.hidden)
     weights += BYTES[trained_in] * n_trained / 1e9
-    if shards > 1 and zero_stage == 3:  # and the layer that is computed, and the next one
+    if shards > 1 and zero_stage == 3:  # plus the current and the next layer
         weights = weights / shards + 2 * weights / shape.n_layers
     return Peak(
         weights=weights,
@@ -146,20 +145,20 @@ def training_peak(
 
 
 def taught_gb(shape: Shape, teacher: Shape, tokens: float, precision: str = "bf16") -> float:
-    """Return what a teacher adds to the peak of a training with whole logits: its weights, and the loss."""
+    """Return the GB that a teacher adds to a training with whole logits: its weights, and the loss."""
     loss = (DISTILLED_BYTES[precision] - LOGIT_BYTES) * tokens * shape.vocabulary
     return weights_gb(teacher, precision) + loss / 1e9
 
 
 def kv_cache_bytes(shape: Shape, tokens: float, precision: str = "bf16") -> float:
-    """Return what all layers keep of each token while answers are generated: 2 L n_kv d_head numbers."""
+    """Return the bytes of the KV cache of some tokens: 2 L n_kv d_head numbers per token."""
     return shape.n_layers * shape.kept * tokens * BYTES[precision]
 
 
 def inference_peak(
     shape: Shape, tokens: float, precision: str = "bf16", *, quantization: str = "", read: float = 0.0
 ) -> Peak:
-    """Estimate the memory of answering with so many tokens in the cache, `read` of them in one pass."""
+    """Estimate the memory of inference with `tokens` tokens in the cache, `read` of them in one pass."""
     return Peak(
         weights=weights_gb(shape, precision, quantization=quantization),
         activations=read * shape.hidden * LAYER_BYTES / 1e9,
@@ -168,12 +167,12 @@ def inference_peak(
 
 
 def inference_flops(n_parameters: float, tokens: float) -> float:
-    """Return 2 N operations a token."""
+    """Return 2 N operations per token."""
     return 2 * n_parameters * tokens
 
 
 def attention_flops(shape: Shape, tokens: float, context: float) -> float:
-    """Return 4 L s h for each token that looks back on s others."""
+    """Return 4 L s h operations per token that attends to s others."""
     return 4 * shape.n_layers * context * shape.hidden * tokens
 
 
@@ -187,7 +186,7 @@ def training_flops(
 
 
 def ran_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that no memory was left."""
+    """Tell whether an error means that memory ran out."""
     import torch
 
     known = isinstance(error, (MemoryError, torch.OutOfMemoryError))
@@ -195,7 +194,7 @@ def ran_out_of_memory(error: BaseException) -> bool:
 
 
 def release_gpu_memory() -> None:
-    """Give back what torch keeps of a GPU's memory for later, so that another process can have it."""
+    """Release the GPU memory that torch caches, so that other processes can use it."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()
@@ -203,7 +202,7 @@ def release_gpu_memory() -> None:
 
 @contextmanager
 def explain_out_of_memory(found: str, next_step: str) -> Iterator[None]:
-    """Turn running out of memory into a failure of the candidate that says what to turn."""
+    """Turn an out-of-memory error into a failure of the candidate that names what to change."""
     try:
         yield
     except OUT_OF_MEMORY as error:
