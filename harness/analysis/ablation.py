@@ -62,7 +62,7 @@ class Ablation:
 
 
 class Comparer(NamedTuple):
-    """Functions that compare runs and recipes, and the variance of one seed pooled over all recipes."""
+    """Functions that compare runs and recipes, and the variance between seeds, pooled over all recipes."""
 
     pair: Pair
     means: Means
@@ -88,7 +88,7 @@ def ablations(facts: Sequence[CandidateFacts], pair: Pair, means: Means) -> tupl
 
 
 def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: Comparer) -> Ablation:
-    """Compare candidates, each with the facts of its seeds, with the first of them."""
+    """Compare candidates with the first of them, each given by the facts of its seeds."""
     reference, *others = members
     rows = [_factor(reference, members[reference], None, None)]
     rows += [_factor(n, members[n], *_difference(members[reference], members[n], by)) for n in others]
@@ -111,7 +111,7 @@ def compare_members(source: str, members: dict[str, list[CandidateFacts]], by: C
 def _difference(
     base: Sequence[CandidateFacts], new: Sequence[CandidateFacts], by: Comparer
 ) -> tuple[Estimate | None, float | None]:
-    """Return the difference and its p: over items, and over seeds where their variance is known."""
+    """Return the difference and its p: over items, and over seeds if their variance is known."""
     old, now = ([f for f in runs if f.state == "done"] for runs in (base, new))
     if not old or not now:
         return None, None
@@ -244,7 +244,7 @@ def _groups(facts: Sequence[CandidateFacts], recipes: Mapping[str, Recipe]) -> l
             rest = recipe.model_copy(update={"train": (), "mix": None})
             rows = (recipe.train, recipe.mix.model_dump_json() if recipe.mix else "")
             groups.setdefault(rest.model_dump_json(), {}).setdefault(rows, name)
-    # The target's own rows come first; the others stay in the order of the file.
+    # The target's own rows come first; the others keep the order of the file.
     return [
         [name for _, name in sorted(g.items(), key=lambda entry: entry[0] != ((), ""))]
         for g in groups.values()

@@ -1,8 +1,8 @@
-"""Admission, and the comparisons of both arms' rows on the tasks of the suites.
+"""Admission of tasks to the gate, and the comparisons of both arms' rows on the suites' tasks.
 
-Invariant: one place for everybody who judges: a finished experiment, stored runs, and results
-made elsewhere. Admission looks at the base only, and never at the items that it admits: each task is
-cut once into two halves, and the base on one admits the other.
+Invariant: finished experiments, stored runs and outside results are all judged here. Admission looks only at
+the base, and never at the items that it admits: each task is split once into two halves, and the base's
+answers to one half admit the other.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,10 +31,10 @@ _SAID: Mapping[Half, str] = {"search": "one half of its items", "confirm": "the 
 
 
 class Measurement(NamedTuple):
-    """One task of a suite as both arms answered it; `flip_rate` is its A/A noise where that was measured.
+    """Rows of both arms on one task of a suite; `flip_rate` is its measured A/A noise, if any.
 
-    `documents` maps items to the digests of their documents where the rows do not name them. Where the rows
-    are those of one half already, `admitting` are the base's on the other one.
+    `documents` maps items to the digests of their documents if the rows do not name them. If the rows are
+    only one half of the task, `admitting` holds the base's rows on the other half.
     """
 
     task: Task
@@ -49,21 +49,21 @@ class Measurement(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """The halves of a task that count, and why the others do not."""
+    """Admitted halves of a task, and why the others are not."""
 
     halves: tuple[Half, ...]
     why_not: str
 
 
 class AdmittedTasks(NamedTuple):
-    """The cut of the tasks of one base into halves, and the halves of each that count, by its name."""
+    """Halves of each task of one base, and which of them are admitted, by task name."""
 
     cut: HalfSplit
     of: Mapping[str, Admission]
 
 
 def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
-    """Tell whether a rule may judge a task, whatever the base scores on it."""
+    """Tell whether any rule may judge a task, regardless of the base's score."""
     if not may_decide(m.task, m.role, m.suite, policy):
         return False
     reported = _explain_reported(m.task, m.metrics[m.task.primary_metric])
@@ -72,15 +72,15 @@ def may_be_judged(m: Measurement, policy: GatePolicy) -> bool:
 
 
 def cut_tasks(measured: Sequence[Measurement], seed: int) -> HalfSplit:
-    """Cut every task into its two halves."""
+    """Split every task into two halves."""
     documents = {m.task.name: m.documents for m in measured}
     return split({m.task.name: m.base for m in measured}, seed, documents)
 
 
 def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> list[Measurement]:
-    """Cut both arms of every task to one half, admitted by the base on the other; pinned items are in both.
+    """Reduce both arms of every task to one half, admitted by the base on the other; both have pinned items.
 
-    A task with fewer than two clusters there is left out: one cluster has no interval.
+    A task with fewer than two clusters in that half is left out: one cluster has no interval.
     """
     parts = []
     for m in measured:
@@ -95,13 +95,13 @@ def cut_to_half(measured: Sequence[Measurement], cut: HalfSplit, half: Half) -> 
 def admit(
     task: Task, metric: Metric, base_rows: Sequence[SampleResult], flip_rate: float | None = None
 ) -> tuple[bool, str]:
-    """Decide from rows of the base whether the task can show forgetting, and say why.
+    """Decide from the base's rows whether a task can show forgetting, with the reason.
 
-    Admitted where the 95 % interval of the base's score lies above the task's chance level, and the
-    score at least three times its A/A noise above it: the standard deviation √(q/2n) that a share q
-    of items flipping between two layouts gives each of them. Bits per byte, and any other metric
-    where lower is better, never count; nor does a metric without bounds, whose changes are not shares of
-    anything, nor what holds no item that could be scored.
+    A task is admitted if the 95 % interval of the base's score is above the task's chance level, and the
+    score exceeds that level by at least three times its A/A noise, the standard deviation √(q/2n) if a share
+    q of items flips between two layouts. Metrics where lower is better, such as bits per byte, are never
+    admitted, nor are metrics without bounds, whose changes are not shares of anything, nor tasks without a
+    scored item.
     """
     if reported := _explain_reported(task, metric):
         return False, reported
@@ -121,7 +121,7 @@ def admit(
 
 
 def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
-    """Ask a gain or win rate over the best untrained candidate only of weights other than the base's."""
+    """Drop the required gain or win rate from the policy for the base's own weights."""
     if trained:
         return policy
     target = policy.target.model_copy(update={"gain": None, "win_rate": None})
@@ -131,9 +131,9 @@ def applicable_policy(policy: GatePolicy, *, trained: bool) -> GatePolicy:
 def admit_tasks(
     measured: Sequence[Measurement], seed: int = 0, policy: GatePolicy | None = None
 ) -> AdmittedTasks:
-    """Cut every task into halves, and admit each half by the base's rows on the other.
+    """Split every task into halves, and admit each half by the base's rows on the other.
 
-    Tasks that the policy only reports have no part in how those that it judges are cut.
+    Tasks that the policy only reports do not influence how the judged ones are split.
     """
     judged = [m for m in measured if policy is None or is_judged(m.task.name, policy)]
     cut = cut_tasks(judged, seed)
@@ -143,7 +143,7 @@ def admit_tasks(
 
 
 def name_admitted_tasks(measured: Sequence[Measurement], seed: int = 0) -> set[str]:
-    """Name the capability tasks that count in the macro, by the base's rows."""
+    """List the capability tasks that count in the macro average, by the base's rows."""
     admitted = admit_tasks(measured, seed)
     return {m.task.name for m in measured if m.role == "capability" and admitted.of[m.task.name].halves}
 
@@ -153,7 +153,7 @@ def compare_metrics(
 ) -> list[TaskComparison]:
     """Compare both arms on every metric of a task, the primary one first.
 
-    A metric by which no item of the base could be scored is left out.
+    Metrics that could score none of the base's items are left out.
     """
     primary = m.task.primary_metric
     metrics = (m.metrics[name] for name in sorted(m.metrics, key=lambda n: n != primary))
@@ -161,7 +161,7 @@ def compare_metrics(
     out = [TaskComparison(m.task, m.role, c, False, "", m.suite) for c in differences if c]
     if not out or out[0].comparison.metric != primary:
         return out
-    # What it refused, the base cannot have refused by luck of a half that chose it: safety tasks count whole.
+    # Safety tasks count whole: no half selects the items that the base happened to refuse.
     halves, why_not = ((), "") if m.role == "safety" else admitted.of[m.task.name]
     only = halves[0] if len(halves) == 1 else None
     metric, half = m.metrics[primary], None
@@ -182,7 +182,7 @@ def compare_metrics(
 
 
 def _admission(m: Measurement, cut: HalfSplit) -> Admission:
-    """Admit each half of a task by the base on the other; rows of one half as a whole."""
+    """Admit each half of a task by the base's rows on the other; rows of a single half together."""
     name, metric = m.task.name, m.metrics[m.task.primary_metric]
     if reported := _explain_reported(m.task, metric):
         return Admission((), f"{name}: {reported}")
@@ -200,7 +200,7 @@ def _admission(m: Measurement, cut: HalfSplit) -> Admission:
 
 
 def _explain_reported(task: Task, metric: Metric) -> str:
-    """Say why a metric never counts in the macro, whatever the base scores; empty where it may."""
+    """Explain why a metric never counts in the macro average; empty if it may."""
     if is_reported_only(task) or not metric.higher_is_better:
         return f"{metric.name} is reported, never part of the macro"
     if isfinite(metric.range.span):
@@ -213,7 +213,7 @@ def _is_scored(metric: Metric, rows: Sequence[SampleResult]) -> bool:
 
 
 def compare_task(m: Measurement, alpha: float) -> Comparison | None:
-    """Compare both arms on a whole task by its primary metric; None where no item of it can be.
+    """Compare both arms on a whole task by its primary metric; None if no item can be compared.
 
     Raises:
         IncompatibleRuns: the arms hold different items.
@@ -228,7 +228,7 @@ def _compare(
     alpha: float,
     identical: bool = False,
 ) -> Comparison | None:
-    """Compare two arms as every verdict does: what the base failed to answer widens the interval."""
+    """Compare two arms as verdicts do: answers that the base failed to give widen the interval."""
     if not comparison.is_comparable(metric, base, new):
         return None
     return comparison.compare_rows(metric, base, new, alpha=alpha, identical=identical, base_errors="bounds")
@@ -237,7 +237,7 @@ def _compare(
 def compare_half(
     m: Measurement, cut: HalfSplit, half: Half, alpha: float, *, identical: bool = False
 ) -> Comparison | None:
-    """Compare both arms on one half of a task by its primary metric; None where no item of it can be.
+    """Compare both arms on one half of a task by its primary metric; None if no item can be compared.
 
     Raises:
         IncompatibleRuns: the arms hold different items.
@@ -249,7 +249,7 @@ def compare_half(
 def compare_invalid_rates(
     measured: Sequence[Measurement], alpha: float, identical: bool
 ) -> Comparison | None:
-    """Compare the share of invalid answers over the generated rows of tasks where none is wanted."""
+    """Compare the share of invalid answers over the generated rows of tasks that want valid ones."""
     generated = [m for m in measured if m.task.kind == "generate" and m.role != "safety"]
     if not generated:
         return None

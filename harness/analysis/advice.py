@@ -1,4 +1,4 @@
-"""Advice next to the measurements: kinds of failure, declared needs, and the scenario an experiment shows.
+"""Advice printed with the measurements: kinds of failure, declared needs, and the scenario of an experiment.
 
 Invariant: advice decides nothing and is printed with the measurement. A remedy helps if its whole interval is
 above the prompt; an untagged slice says nothing. If the chosen candidate is of another kind than advised, the
@@ -44,7 +44,7 @@ _REMEDIES = {
 
 
 def failure_sentences(case: Case) -> list[str]:
-    """Tell missing facts from missing behaviour by the remedy that helps on each slice."""
+    """Distinguish missing facts from missing behaviour by the remedy that helps on each slice."""
     slices = list_measured_slices(case)
     if not slices:
         return []
@@ -59,13 +59,13 @@ def failure_sentences(case: Case) -> list[str]:
 
 
 def list_measured_slices(case: Case) -> tuple[str, ...]:
-    """List on which of the slices `knowledge` and `behaviour` the prompt was measured."""
+    """List which of the slices `knowledge` and `behaviour` were measured."""
     prompt = best_of(case, "prompt")
     return tuple(s for s in ("knowledge", "behaviour") if prompt is not None and s in prompt.slices)
 
 
 def list_fixed_slices(case: Case) -> tuple[str, ...]:
-    """List the slices where their remedy, retrieval or a fine-tune, is above the prompt by its interval."""
+    """List the slices whose remedy (retrieval or a fine-tune) is above the prompt by its whole interval."""
     prompt = best_of(case, "prompt")
     remedies = {"knowledge": best_of(case, "rag"), "behaviour": best_of(case, "fine-tune")}
     fixed = []
@@ -84,7 +84,7 @@ def best_of(case: Case, action: str) -> CandidateFacts | None:
 
 
 def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """List the measurements of a candidate that speak for the chosen one."""
+    """List the measurements that speak for the chosen candidate and against this one."""
     if other.over_budget:
         yield f"{other.name} is left out, because {other.over_budget}"
     if is_fine_tuned(other) and not passes(other):
@@ -119,7 +119,7 @@ def explain_why_not(case: Case, other: CandidateFacts, chosen: CandidateFacts) -
 
 
 def _difference(case: Case, other: CandidateFacts, chosen: CandidateFacts) -> Iterator[str]:
-    """Say how much the two differ on the same items, else which one validation prefers."""
+    """Describe how two candidates differ on the same items, or which one validation prefers."""
     untrained = case.alternative
     if untrained and chosen.name == untrained.name and (g := gain(other.vs_untrained)):
         if g.low > 0:
@@ -142,7 +142,7 @@ _TUNES: tuple[Action, ...] = ("fine-tune", "hybrid")
 
 
 class Advice(NamedTuple):
-    """Textbook advice on one need: its words, the kinds of candidates advised, the slices that measure it."""
+    """Textbook advice on one need: its words, the advised kinds of candidates, the slices that measure it."""
 
     text: str
     actions: tuple[Action, ...] = ()
@@ -213,7 +213,7 @@ _ADVICE: Mapping[Need, Advice] = {
 
 
 def need_sentences(case: Case, shipped: str | None) -> list[str]:
-    """Answer each declared need from the measurements, and from the textbook where there are none."""
+    """Answer each declared need from the measurements, or from the textbook if there are none."""
     chosen, slices = best(f for f in case.facts if f.name == shipped), list_measured_slices(case)
     sentences = []
     for need in case.policy.needs:
@@ -264,7 +264,7 @@ def _describe_retrieval(case: Case, need: Need) -> str:
 
 
 def _describe_lack(case: Case) -> str:
-    """Say whether the base, prompted and shown examples, is above what no skill reaches."""
+    """Describe whether the base, with prompts or examples, scores above a trivial rule."""
     kinds: tuple[Action, ...] = ("prompt", "few-shot", "rank")
     runs = [run for kind in kinds if (run := best_of(case, kind)) and run.target]
     if not runs or not case.unit.is_rate or not case.unit.higher_is_better:
@@ -283,7 +283,7 @@ def _describe_lack(case: Case) -> str:
 
 
 def _describe_larger(case: Case, run: CandidateFacts) -> str:
-    """Compare a fine-tune with the best larger model: score, cost, and the requests that pay for it."""
+    """Compare a fine-tune with the best larger model: score, cost, and requests to break even."""
 
     def is_larger(f: CandidateFacts) -> bool:
         has_more = bool(f.base and run.base and f.base.n_parameters > run.base.n_parameters)
@@ -330,7 +330,7 @@ def _describe_fine_tune(case: Case, need: Need, run: CandidateFacts) -> str:
 
 
 def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str:
-    """Say whether the chosen candidate is of the advised kind, and otherwise the score of that kind."""
+    """Describe whether the chosen candidate is of the advised kind; if not, give that kind's score."""
     if chosen is None or not advice.actions:
         return ""
     if chosen.baseline:
@@ -347,7 +347,7 @@ def _agreement(case: Case, advice: Advice, chosen: CandidateFacts | None) -> str
 
 
 class Scenario(NamedTuple):
-    """One of the six: its number, what the base can do or lacks, and the remedy."""
+    """One of the six scenarios: its number, what the base can do or lacks, and the remedy."""
 
     number: int
     lack: str
@@ -377,7 +377,7 @@ SCENARIOS: Mapping[Action, Scenario] = {
 
 
 def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
-    """Say which of the six scenarios this experiment is, and which measurement shows it."""
+    """Name the scenario of this experiment, and the measurement that shows it."""
     chosen = best(f for f in case.facts if f.name == shipped)
     if chosen is not None and chosen.baseline:
         return (
@@ -385,7 +385,7 @@ def scenario_sentence(case: Case, action: Action, shipped: str | None) -> str:
             " not beaten here."
         )
     if action not in SCENARIOS:
-        # The scenarios between which an open decision has to choose.
+        # Scenarios that an open decision still has to choose between.
         runs = [run for run in (case.alternative, case.judged) if run is not None]
         between = [SCENARIOS[kind] for run in runs if (kind := action_of(run)) in SCENARIOS]
         named = " or ".join(dict.fromkeys(f"{s.number} ({s.remedy})" for s in between))
@@ -448,7 +448,7 @@ def _describe_gain(case: Case, run: CandidateFacts | None) -> str:
 
 
 def _parts(case: Case, hybrid: CandidateFacts) -> tuple[list[Scenario], str]:
-    """Tell which part of a hybrid explains its gain, from each part alone; an unmeasured one may."""
+    """Tell which part of a hybrid explains its gain, from the results of each part; an unmeasured one may."""
     alone = {_FACTS: best_of(case, "rag"), _BEHAVIOUR: best_of(case, "fine-tune")}
     scores = [f"{s.remedy} alone ({run.name}) {score_text(case, run)}" for s, run in alone.items() if run]
     scores += [f"{s.remedy} alone was not measured" for s, run in alone.items() if run is None]

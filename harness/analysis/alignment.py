@@ -1,10 +1,10 @@
-"""Alignment of two arms' rows by item, as arrays: answers that failed, and items answered in folds.
+"""Alignment of two arms' rows by item, as arrays, with failed answers and items answered in folds.
 
-Invariant: an item counts only where both arms hold and scored it; an arm that holds other items, or one of
-them twice, is refused. An item is left out of both arms only where neither answered it, or where the metric
-has no worst value; it is counted always. Whether an arm answered never moves the items that the other is
-judged on. An interval is widened about its estimate and never shortened; where too few folds were scored to
-know how much their models differ, all is open.
+Invariant: an item counts only if both arms have it and scored it; an arm with other items, or with an item
+twice, is refused. An item is left out of both arms only if neither answered it, or if the metric has no worst
+value; it is always counted as failed. Whether one arm answered never changes the items that the other is
+judged on. Intervals are widened about their estimate, never shortened; with too few scored folds to know how
+much their models differ, the interval is unbounded.
 Source: a mean with missing values lies between those of its extremes: Horowitz & Manski 2000, JASA 95, 77-84
 """
 
@@ -26,9 +26,9 @@ _INVALID = ("unparsable", "truncated", "refused")
 
 
 class Arms(NamedTuple):
-    """Both arms' parts on the items that both scored, in the order of their ids.
+    """Parts of both arms on the items that both scored, in the order of their ids.
 
-    `base_folds` and `new_folds` number the folds whose models answered, 0 where one model answered all.
+    `base_folds` and `new_folds` number the fold whose model answered, 0 if one model answered all.
     """
 
     ids: tuple[str, ...]
@@ -41,7 +41,7 @@ class Arms(NamedTuple):
     new_folds: NDArray[np.intp]
 
     def only(self, mask: NDArray[np.bool_]) -> "Arms":
-        """Keep the items of a mask (n,)."""
+        """Select the items of a mask (n,)."""
         codes = np.unique(self.clusters[mask], return_inverse=True)[1]
         kept = {name: getattr(self, name)[mask] for name in self._fields[2:]}
         return Arms(select_ids(self.ids, mask), codes, **kept)
@@ -91,14 +91,14 @@ def _map_by_id(rows: Sequence[SampleResult]) -> dict[str, SampleResult]:
 
 
 def name_pooled_cluster(row: SampleResult) -> str:
-    """Name a row's cluster among the rows of several tasks: by its own name, which is the same in all."""
+    """Return a row's cluster name for rows of several tasks; a named cluster is the same in all tasks."""
     return row.cluster or f"{row.task}/{row.example_id}"
 
 
 def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> list[SampleResult]:
-    """Make rows with the one part `invalid`, no texts, and names that stay apart when tasks are pooled.
+    """Return rows with the single part `invalid`, without texts, and with names that are unique across tasks.
 
-    `joined` names, by `name_pooled_cluster`, those of several tasks that are one.
+    `joined` maps names by `name_pooled_cluster` to one name for clusters that several tasks share.
     """
     with many_rows():
         return [
@@ -121,19 +121,19 @@ def validity_rows(rows: Sequence[SampleResult], joined: Mapping[str, str]) -> li
 
 
 def is_mean(metric: Metric, arms: Arms) -> bool:
-    """Tell whether the aggregate is the mean of one part, with weights that are all the same."""
+    """Tell whether the aggregate is the mean of one part with equal weights."""
     return bool(np.ptp(arms.weights) == 0) and _is_weighted_mean(metric, arms)
 
 
 def is_stratified_sample(metric: Metric, arms: Arms) -> bool:
-    """Tell whether the delta is one of 0/1 scores, of single items that were sampled with unequal chances."""
+    """Tell whether the scores are 0/1, of unclustered items that were sampled with unequal chances."""
     single = int(arms.clusters.max()) + 1 == len(arms.ids)
     uneven = bool(np.ptp(arms.weights) > 0)
     return uneven and single and is_binary(metric, arms) and _is_weighted_mean(metric, arms)
 
 
 def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
-    """Tell whether the aggregate of one part an item is its weighted mean."""
+    """Tell whether the aggregate is the weighted mean of one part per item."""
     if arms.base.shape[1] != 1:
         return False
     uneven = np.arange(1.0, len(arms.ids) + 1)
@@ -141,30 +141,30 @@ def _is_weighted_mean(metric: Metric, arms: Arms) -> bool:
 
 
 def is_binary(metric: Metric, arms: Arms) -> bool:
-    """Tell whether all scores of both arms are 0 or 1, and the metric's bounds too: others may score more."""
+    """Tell whether all scores of both arms are 0 or 1, and the metric's bounds are too."""
     if metric.bounds != (0.0, 1.0):
         return False
     return arms.base.shape[1] == 1 and bool(np.isin([arms.base, arms.new], (0.0, 1.0)).all())
 
 
 def select_ids(ids: Sequence[str], mask: NDArray[np.bool_]) -> tuple[str, ...]:
-    """Return the ids that a mask (n,) chooses."""
+    """Return the ids selected by a mask (n,)."""
     return tuple(id_ for id_, chosen in zip(ids, mask, strict=True) if chosen)
 
 
-# An error of the base scores worst as one of the new run does, or leaves its item between both extremes.
+# An error of the base scores worst, like one of the new run, or leaves its item between both extremes.
 BaseErrors = Literal["worst", "bounds"]
 
 
 @dataclass(frozen=True, slots=True)
 class Errors:
-    """Items, of `n` that were evaluated, which the base alone, the new run alone or neither answered.
+    """Counts of failed items among `n` evaluated ones: failed by the base, by the new run, or by both.
 
-    An item of which some of several answers failed is among them, though it has a score. `cause`
-    is the reason of the first. `is_scored` says that the metric has a worst value for them; else they are
-    left out. `delta_lost` and `delta_kept` are the delta where the items that the base did not
-    answer count as passed by it, and as failed; None where they are counted in no such way. `open` names
-    those to which the new run's answer is not the best there is: they may be lost.
+    An item of which only some of several answers failed is included, although it has a score. `cause` is the
+    first failure's reason. `is_scored` says that the metric has a worst value, by which failures count;
+    otherwise they are left out. `delta_lost` and `delta_kept` are the delta if items that the base failed
+    count as passed by it, or as not passed; None if not applicable. `open` names the failed items of the base
+    on which the new run's answer is not perfect, so that they may be lost.
     """
 
     n: int = 0
@@ -179,12 +179,12 @@ class Errors:
 
     @property
     def total(self) -> int:
-        """Items that at least one arm did not answer."""
+        """Number of items that at least one arm failed to answer."""
         return self.base + self.new + self.both
 
     @property
     def share(self) -> float:
-        """Their share of the items that were evaluated; 0 where none was."""
+        """Share of the evaluated items; 0 if none was evaluated."""
         return self.total / self.n if self.n else 0.0
 
 
@@ -192,10 +192,10 @@ NO_ERRORS = Errors()
 
 
 class FilledArms(NamedTuple):
-    """Both arms' rows with parts in the place of failed answers, as far as there are any, and their count.
+    """Rows of both arms in which failed answers have parts, if the metric has such values, and their counts.
 
-    `base_extremes` are the base's rows with its failed answers as the best there is, and as the worst; empty
-    where these are not asked for, or there is no such value.
+    `base_extremes` are the base's rows with its failed answers scored best, and scored worst; empty if not
+    requested or if the metric has no such values.
     """
 
     base: Sequence[SampleResult]
@@ -205,7 +205,7 @@ class FilledArms(NamedTuple):
 
 
 class _FailedItems(NamedTuple):
-    """Ids of the items that the base alone, the new run alone or neither answered."""
+    """Ids of failed items, by the arm that failed: the base alone, the new run alone, or both."""
 
     base: list[str]
     new: list[str]
@@ -218,18 +218,18 @@ def fill_errors(
     new: Sequence[SampleResult],
     base_errors: BaseErrors = "worst",
 ) -> FilledArms:
-    """Let failed answers score the metric's worst value; with `bounds` those of the new run alone.
+    """Give failed answers the metric's worst value; with `bounds` only those of the new run.
 
-    What neither arm answered then stays without parts, as do the errors of the base, which are bounded by
-    `base_extremes`. Without a worst value all of them do.
+    Items that neither arm answered then keep no parts, and nor do the base's failures, which `base_extremes`
+    bounds. Without a worst value no failed answer gets parts.
     """
     old, now = ({row.example_id: row for row in rows} for rows in (base, new))
     name, shared = metric.name, old.keys() & now.keys()
-    # What neither arm could score without an error is no part of the metric.
+    # Items that neither arm could score, without an error, do not belong to the metric.
     none_old, none_new = ({i for i in shared if arm[i].parts[name] is None} for arm in (old, now))
     in_both = {i for i in none_old & none_new if "error" in (old[i].status, now[i].status)}
     failed = _FailedItems(sorted(none_old - none_new), sorted(none_new - none_old), sorted(in_both))
-    # Both arms scored these, and some of their answers failed.
+    # Both arms scored these items, although some of their answers failed.
     scored = {i for i in shared if old[i].parts[name] and now[i].parts[name]}
     few_old, few_new = ({i for i in scored if arm[i].status == "incomplete"} for arm in (old, now))
     incomplete = _FailedItems(sorted(few_old - few_new), sorted(few_new - few_old), sorted(few_old & few_new))
@@ -258,7 +258,7 @@ def fill_errors(
 
 
 def align_all(metric: Metric, runs: Sequence[Sequence[SampleResult]]) -> list[Arms]:
-    """Match the rows of several runs with the first one's on the items that all scored; errors score worst.
+    """Match the rows of several runs on the items that all scored; errors score worst.
 
     Raises:
         IncompatibleRuns: the runs hold different items, or none was scored in all of them.
@@ -288,11 +288,11 @@ def _set_parts(
 _ALPHA = 0.05
 Folds = NDArray[np.intp]
 Ends = Callable[[float], Interval]  # two-sided alpha → interval
-ValueOf = Callable[[NDArray[np.bool_]], float]  # mask of items (n,) → their score, or difference
+ValueOf = Callable[[NDArray[np.bool_]], float]  # mask of items (n,) → score or difference
 
 
 class FoldInterval(NamedTuple):
-    """An interval at any level with the degrees of freedom of its t, or why there is none."""
+    """Interval at any level with the degrees of freedom of its t, or the reason why there is none."""
 
     ends: Ends
     df: float | None
@@ -300,10 +300,9 @@ class FoldInterval(NamedTuple):
 
 
 def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_of: ValueOf) -> FoldInterval:
-    """Widen the interval of an estimate by what the models of the folds (n,) differ by.
+    """Widen the interval of an estimate by the differences between the models of the folds (n,).
 
-    Each end keeps its proportion of the distance from the estimate. An interval of no width, or of infinite
-    width, stays.
+    The ratio of the two distances from the estimate is kept. An interval of zero or infinite width stays.
     """
     masks = [folds == fold for fold in np.unique(folds)]
     if len(masks) < stats.MIN_FOLDS:
@@ -326,5 +325,5 @@ def interval_in_folds(plain: FoldInterval, estimate: float, folds: Folds, value_
 
 
 def quantile(df: float | None, p: float) -> float:
-    """Return the quantile of Student's t, or of the normal distribution where `df` is None."""
+    """Return the quantile of Student's t, or of the normal distribution if `df` is None."""
     return stats.z_quantile(p) if df is None else stats.t_quantile(p, df)

@@ -1,4 +1,4 @@
-"""Rules on the answers: missing, failed or invalid, changed in form, one and the same, lost again.
+"""Gate rules on answers: missing tasks, failed and invalid answers, lost pinned items, drift, mode collapse.
 
 Invariant: comparisons are oriented so that a negative delta is a loss, and bounds are one-sided at
 `policy.alpha`; the base's own weights pass without a test. Too many failed answers make a verdict
@@ -87,7 +87,7 @@ def errors_rule(
         return Rule("errors", "inconclusive", f"invalid: {'; '.join(causes)}", facts)
     text = f"errors: {_list_tasks(failed)}; at most {most} % of a task may fail"
     for c in failed:
-        # What the base did not answer may change the delta.
+        # Items that the base failed to answer may change the delta.
         if c.errors.delta_lost is not None and c.errors.delta_kept is not None:
             lost = formatting.change(c.unit, c.errors.delta_lost)
             kept = formatting.change(c.unit, c.errors.delta_kept)
@@ -204,7 +204,7 @@ def drift_rule(reported: Sequence[TaskComparison], policy: GatePolicy, identical
         return Rule("drift", "pass", "drift: none, by identity of the weights", {})
     limit = policy.drift
     if limit is None:
-        t = min(texts, key=lambda t: t.comparison.delta)  # turned: a rise is a loss
+        t = min(texts, key=lambda t: t.comparison.delta)  # oriented: a rise is a loss
         text, facts = _rise(t)
         return Rule("drift", "skipped", f"{text}, an early warning that gate.drift would judge", facts)
     # All texts must be shown to rise less than the limit to pass; one that rises more fails.

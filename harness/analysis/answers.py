@@ -1,17 +1,17 @@
-"""Descriptions of answers: the use of retrieved passages, several answers to an item, and their diversity.
+"""Descriptions of answers: use of retrieved passages, several answers per item, and diversity.
 
-Invariant: every item with an answer falls into one class of use. An answer is found where a needed document
-is among the passages, as far as the item names any, and a reference stands word for word in them, as far as
-one stands in a document: a short answer stands in many a wrong passage. Where documents alone tell, as with
-`no`, all that the item names are needed. Documents of one text are one document. Support is lexical: it tells
-a copied statement from one that stands nowhere, and knows no paraphrase. An item counts once, whatever is
-drawn to it, so intervals are those of the items and their clusters; an answer that failed is not right. For
-diversity only generated answers count, and of two arms only items that both answered; a share is judged
-against the base's and against that of the commonest reference, so that a task with few right answers is none.
-Source: precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al.
-2024, arXiv:2401.05856; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker 1970 for the share,
-Tango 1998 for the paired interval; that "far above" asks for twice the share, or for half of what it leaves,
-is ours.
+Invariant: every answered item falls into one class of passage use. The answer counts as found if a needed
+document is among the passages (where the item names documents) and a reference occurs word for word in them
+(where a reference occurs in any document): short answers also occur in wrong passages. If only documents can
+tell, as for `no`, all documents of the item are needed. Documents with the same text are one document.
+Support is lexical: it recognises copied statements, not paraphrases. An item counts once, however many
+answers were sampled, so intervals are over items and their clusters; a failed answer is not right. Diversity
+counts only generated answers and, between two arms, only items that both answered; a share is judged against
+the base's and the commonest reference's, so a task with few right answers is not called collapsed. Source:
+precision, recall and reciprocal rank by Manning et al. 2008, ch. 8; failure points by Barnett et al. 2024,
+arXiv:2401.05856; Chen et al. 2021, arXiv:2107.03374, for pass@k; Berger & Parker 1970 for the share, Tango
+1998 for the paired interval; that "far above" asks for twice the share, or for half of what it leaves, is
+ours.
 """
 
 import re
@@ -40,15 +40,15 @@ from harness.records import (
 )
 from harness.stats import Interval
 
-RIGHT = 0.5  # of a metric in [0, 1]: from here on an answer counts as right
-_SUPPORTED = 0.75  # of a sentence's words have to stand in the passages, and all of its numbers
+RIGHT = 0.5  # an answer counts as right from this score on, for metrics in [0, 1]
+_SUPPORTED = 0.75  # share of a sentence's words that the passages must contain, besides all of its numbers
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|(?<=[。！？｡])|\n+")
 _WORD = re.compile(WORD)
-_SHORT = 3  # letters: shorter words hold no statement, but for pieces of a script without blanks
+_SHORT = 3  # letters; shorter words say nothing, except in scripts without spaces
 
 
 class RetrievalScores(NamedTuple):
-    """Means over the items that name their documents: recall, precision and reciprocal rank in [0, 1]."""
+    """Recall, precision and reciprocal rank in [0, 1], as means over items that name their documents."""
 
     n: int
     recall: float
@@ -57,15 +57,14 @@ class RetrievalScores(NamedTuple):
 
 
 class RetrievalUse(NamedTuple):
-    """Numbers of items by what became of their passages.
+    """Numbers of items by how their passages were used.
 
     `found` of `n` items had the answer in the passages: `used` are right and supported by them, `ungrounded`
-    right with a sentence that they do not support, `unused` wrong. `missed` are wrong and `known` right
-    without the answer in the passages. `errors` were not answered, `unclear` name neither documents nor a
-    reference that stands in one; both are in none of the others. `grounded` is the share of answers that the
-    passages support, of items whose reference stands in a document: a label stands in none. `retrieved` is
-    None where no item names its documents. Where the mean over several answers to an item counts, each answer
-    is one (`by_answer`).
+    right with an unsupported sentence, `unused` wrong. Without the answer in the passages, `missed` are wrong
+    and `known` right. `errors` were not answered, and `unclear` name neither documents nor a reference that
+    occurs in one; both are excluded from the others. `grounded` is the share of answers that the passages
+    support, among items whose reference occurs in a document (labels do not). `retrieved` is None if no item
+    names its documents. `by_answer` says that each of several answers to an item counts on its own.
     """
 
     n: int
@@ -82,7 +81,7 @@ class RetrievalUse(NamedTuple):
 
     @property
     def found(self) -> int:
-        """The number of items of which the passages held the answer."""
+        """Number of items whose passages contain the answer."""
         return self.used + self.ungrounded + self.unused
 
 
@@ -92,10 +91,9 @@ def retrieval_use(
     examples: Mapping[str, Example],
     documents: Sequence[Document],
 ) -> RetrievalUse | None:
-    """Sort a candidate's answers by what became of retrieval; None where nothing was retrieved.
+    """Classify a candidate's answers by their use of passages; None if nothing was retrieved.
 
-    `scores` maps the ids of items to the primary metric in [0, 1], `examples` to the items as they are
-    without their passages.
+    `scores` maps item ids to the primary metric in [0, 1], `examples` to the items without passages.
     """
     retrieved = [row for row in rows if row.passages]
     if not retrieved:
@@ -119,7 +117,7 @@ def retrieval_use(
         references = [words for text in example.references if (words := _words(normalize(text)))]
         needed = [texts[i] for i in example.documents if i in texts] or [everything]
         if not any(one in text for one in references for text in needed):
-            references = []  # none of them stands in a document
+            references = []  # none of them occurs in a document
         grounded = is_supported(row.text, context)
         supported += [grounded] if references else []
         found = _is_found(references, _words(context), example, row)
@@ -132,7 +130,7 @@ def retrieval_use(
 
 
 def is_supported(answer: str, context: str) -> bool:
-    """Tell whether the passages hold the words and numbers of every sentence of an answer."""
+    """Tell whether the passages contain the words and numbers of every sentence of an answer."""
     folded = fold_text(context)
     known = {*_WORD.findall(split_into_grams(folded)), *_WORD.findall(split_into_letters(folded))}
     for sentence in _SENTENCE.split(answer.strip()):
@@ -155,12 +153,12 @@ def _class(found: bool | None, right: bool, supported: bool) -> str:
 
 
 def _is_found(references: Sequence[str], context: str, example: Example, row: SampleResult) -> bool | None:
-    """Tell whether the passages held the answer; None where that cannot be told."""
+    """Tell whether the passages contain the answer; None if that cannot be told."""
     if not references and not example.documents:
         return None
     needed, shown = set(example.documents), set(row.passages)
     words = (word for reference in references for word in reference.split())
-    # An answer such as `no` stands in any passage, and does not tell which one holds it.
+    # An answer such as `no` occurs in any passage and does not identify the right one.
     if needed and not any(len(word) > _SHORT or word.isdigit() or is_unspaced([word]) for word in words):
         return needed <= shown
     return (not needed or bool(needed & shown)) and any(one in context for one in references)
@@ -171,9 +169,9 @@ def _firsts(ids: Sequence[str], one_of: Mapping[str, str]) -> tuple[str, ...]:
 
 
 def _words(text: str) -> str:
-    """Return the words of a text in lower case, with one blank between and around.
+    """Return the words of a text in lower case, separated and surrounded by single spaces.
 
-    Of a script without blanks each letter is one, so that a part of what stands together is found in it.
+    In scripts without spaces each letter is a word, so that parts of a run of letters are found.
     """
     return f" {' '.join(_WORD.findall(split_into_letters(fold_text(text))))} " if text.strip() else ""
 
@@ -196,7 +194,7 @@ _VALUE = mean_metric("value", lambda output, example: None)
 
 
 class PassAtK(NamedTuple):
-    """Chance that at least one of k answers to an item is right, with its 95 % interval over items."""
+    """Probability that at least one of k answers to an item is right, with its 95 % interval over items."""
 
     k: int
     estimate: Estimate
@@ -204,10 +202,10 @@ class PassAtK(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SeveralAnswers:
-    """The `n_samples` answers that were drawn to each of the items.
+    """Statistics of the `n_samples` answers that were sampled for each item.
 
-    `distinct` is the share of an item's answers that are distinct, `commonest` that of the one given most
-    often, each the mean over items. `passes` holds pass@k where the metric is 0 or 1 of every answer.
+    `distinct` is the share of an item's answers that are distinct, `commonest` the share of the most frequent
+    one, both as means over items. `passes` holds pass@k if the metric of every answer is 0 or 1.
     """
 
     n_samples: int
@@ -219,7 +217,7 @@ class SeveralAnswers:
 def several_answers(
     metric: Metric, rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
 ) -> SeveralAnswers | None:
-    """Describe the answers that were drawn to the items of rows; None where none has several."""
+    """Describe the answers sampled per item; None if no item has several."""
     sampled = [(row, drawn[row.example_id]) for row in rows if len(drawn.get(row.example_id, ())) > 1]
     if not sampled:
         return None
@@ -258,14 +256,14 @@ def _mean(rows: Sequence[SampleResult], values: Sequence[float]) -> Estimate:
 
 
 def add_samples(rows: list[SampleResult], drawn: Mapping[str, Sequence[Sample]]) -> list[SampleResult]:
-    """Return rows with all answers that were drawn to each item; the rows as they are where none were."""
+    """Return rows with all answers that were sampled per item; unchanged if there are none."""
     return [replace(row, samples=tuple(drawn.get(row.example_id, ()))) for row in rows] if drawn else rows
 
 
 def list_each_answer(
     rows: Sequence[SampleResult], drawn: Mapping[str, Sequence[Sample]]
 ) -> list[SampleResult]:
-    """Return a row for every answer that was drawn, those to one item as one cluster."""
+    """Return one row per sampled answer, with the answers to an item as one cluster."""
     return [
         replace(
             row,
@@ -284,11 +282,11 @@ def list_each_answer(
 ALPHA = 0.05
 COMMONEST = mean_metric("commonest answer", lambda output, example: None, higher_is_better=False)
 _GENERATED = ("stop", "length")
-_LONGEST = 200  # characters of a text that is kept
+_LONGEST = 200  # characters that are kept of a text
 
 
 class AnswerCounts(NamedTuple):
-    """The answers of one arm: the text given most often (cut) and its share, the distinct ones and theirs."""
+    """Counts of one arm: its commonest answer (truncated) and distinct answers, with their shares."""
 
     commonest: str
     share: float
@@ -300,9 +298,9 @@ class AnswerCounts(NamedTuple):
 class AnswerDiversity:
     """Diversity of the generated answers to n items of a task; shares are of these items.
 
-    `base` is None where the base did not answer, `reference_share` (of the commonest reference) where an
-    item has none. `low` and `high` are the ends of the 95 % interval of the new share less the base's.
-    `collapsed` says that the new share is far above the base's and the references'.
+    `base` is None if the base did not answer, `reference_share` (of the commonest reference) if an item has
+    no reference. `low` and `high` bound the 95 % interval of the new share minus the base's. `collapsed` says
+    that the new share is far above the base's and the references'.
     """
 
     task: str
@@ -318,7 +316,7 @@ class AnswerDiversity:
 def answer_diversity(
     new: Sequence[SampleResult], base: Sequence[SampleResult] | None = None
 ) -> AnswerDiversity | None:
-    """Describe the generated answers of a task, beside the base's to the same items; None without any."""
+    """Describe the generated answers of a task and the base's to the same items; None if there are none."""
     after, before = _select_generated_rows(new), None if base is None else _select_generated_rows(base)
     ids = [i for i in after if before is None or i in before]
     if not ids:
@@ -332,7 +330,7 @@ def answer_diversity(
     old = [before[i].text.strip() for i in ids]
     clusters = [row.cluster or row.example_id for row in rows]
     low, high = _change(old, texts, clusters)
-    collapsed = True  # the commonest text has twice the share, or leaves half as much, and surely more
+    collapsed = True  # the share doubled, or its complement halved, and the interval is above 0
     for other in [old, right] if right else [old]:
         share = _answers(other).share
         is_far = found.share >= 2 * share or 1 - found.share <= (1 - share) / 2
@@ -343,10 +341,10 @@ def answer_diversity(
 def commonest_answer_arms(
     base: Sequence[SampleResult] | None, new: Sequence[SampleResult]
 ) -> list[tuple[list[SampleResult], list[SampleResult]]]:
-    """Pair other arms' rows with the new ones, 1 as the part of `COMMONEST` where an arm's commonest text is.
+    """Pair the new rows with other arms' rows; their part `COMMONEST` is 1 for an arm's most frequent text.
 
-    The other arms are the base, where it generated answers, and the references where every item has one. An
-    answer that failed has no part. Empty where the new arm generated none.
+    The other arms are the base, if it generated answers, and the references, if every item has one. A failed
+    answer has no part. Empty if the new arm generated nothing.
     """
     before = {row.example_id: row for row in base or ()}
     after = [row for row in new if base is None or row.example_id in before]
@@ -385,16 +383,16 @@ def _references(rows: Sequence[SampleResult]) -> list[str]:
 
 
 def _change(old: Sequence[str], new: Sequence[str], clusters: Sequence[str]) -> Interval:
-    """Return the paired interval of how much more often the commonest new text stands than the old one."""
+    """Return the paired interval of the commonest text's share in the new arm minus that in the old arm."""
     return tango_ends(_is_commonest(new) - _is_commonest(old), clusters)(ALPHA)
 
 
 def _is_commonest(texts: Sequence[str]) -> stats.Array:
-    """Mark the items (n,) that have the commonest text."""
+    """Return a mask (n,) of the items whose text is the commonest."""
     found = stats.commonest(texts)
     return np.array([found is not None and text == found[0] for text in texts], float)
 
 
 def _select_generated_rows(rows: Sequence[SampleResult]) -> Mapping[str, SampleResult]:
-    """Keep by item what was generated: no ranked choices, no texts read, no errors."""
+    """Select the generated answers by item: no ranked choices, no scored texts, no errors."""
     return {row.example_id: row for row in rows if row.status != "error" and row.finish_reason in _GENERATED}

@@ -1,12 +1,12 @@
-"""Paired comparison of two sets of rows of the same items, or a refusal that names what differs.
+"""Paired comparison of two sets of rows of the same items, or a refusal that names the differences.
 
-Invariant: an answer that failed scores worst, in either arm, so swapping the arms flips the sign and nothing
-else; only a gate treats the base's apart (`base_errors`). The headline delta counts an unparsable, truncated
-or refused answer as evaluate.py stored it (the metric's worst parts); `delta_valid` leaves such items, and
-those that failed, out. Nothing is corrected but where each arm has a hundred labels of its own answers, or
-as many as it has graded items, those of a difference on the same ones. Answers of folds are not: a
-correction would forget what the models of the folds differ by. A failed answer is a drawn item like any
-other, and its grade and label are both the worst there is: who fails is a part of the chance in a score.
+Invariant: a failed answer scores worst in either arm, so swapping the arms only flips the sign; only a gate
+treats the base's failures differently (`base_errors`). The headline delta counts unparsable, truncated and
+refused answers as stored (with the metric's worst parts); `delta_valid` excludes them and failed answers.
+Judge scores are corrected only if each arm has a hundred labels of its own answers, or labels for all graded
+items, and for differences on the same items. Answers of folds are not corrected, because a correction would
+ignore the differences between the folds' models. A failed answer is a sampled item like any other, with the
+worst grade and label: which answers fail is part of the randomness of a score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ _PROMPTED_BY = ("prompting_digest", "answer", "decoding", "choice")
 def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = False) -> None:
     """Refuse rows that differ in more than their weights (and, unless requested, their prompting).
 
-    How an endpoint or an artefact computes belongs to it like its weights, and is part of the difference.
+    The engine of an endpoint or artefact belongs to it like its weights, and may differ.
 
     Raises:
         IncompatibleRuns: names every field that differs, with both values.
@@ -76,14 +76,14 @@ def check_comparable(a: RowsIdentity, b: RowsIdentity, *, prompting: bool = Fals
 
 
 def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
-    """Estimate the score of one run with its 95 % interval; rows with an error score worst.
+    """Estimate the score of one run with its 95 % interval; failed rows score worst.
 
-    Where the metric has no worst value they are left out; either way they are counted.
+    If the metric has no worst value, failed rows are left out; they are counted either way.
 
-    Wilson for scores that are all 0 or 1, with n over the design effect (and never narrower
-    than the clustered t) where items share clusters; the clustered t for graded means; BCa
-    over clusters for any other metric. Clipped to the metric's bounds; all that these allow where an
-    unbounded metric was measured on too few clusters, or on clusters that all agree.
+    The interval is Wilson's for scores of 0 and 1 (if items share clusters, with n divided by the design
+    effect, and never narrower than the clustered t), the clustered t for graded means, and BCa over clusters
+    for other metrics. It is clipped to the metric's bounds, and is as wide as these allow for an unbounded
+    metric on too few clusters, or on clusters that all agree.
 
     Raises:
         IncompatibleRuns: no row could be scored.
@@ -94,7 +94,7 @@ def estimate(metric: Metric, rows: Sequence[SampleResult]) -> Estimate:
 
 
 def is_comparable(metric: Metric, base: Sequence[SampleResult], new: Sequence[SampleResult]) -> bool:
-    """Tell whether the base scored an item that the new run scored too, or that counts as failed by it."""
+    """Tell whether the base scored an item that the new run also scored, or that counts as failed by it."""
     scored = {row.example_id for row in base if row.parts[metric.name] is not None}
     if any(row.parts[metric.name] is not None and row.example_id in scored for row in new):
         return True
@@ -120,18 +120,18 @@ def compare_rows(
       differ, a graded difference counting as its share of the metric's range.
     - Scores of 0 and 1 with unequal inclusion weights, every item its own cluster: the score interval
       of strata, items of one weight being one (`stats.stratified_flips_interval`).
-    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way; where items share
-      clusters it is wider by the t quantile of the clusters (`stats.cluster_df`) over the normal one.
+    - Other metrics, and other unequal weights: BCa over clusters, guarded in the same way; if items share
+      clusters, it is widened by the ratio of the t quantile (`stats.cluster_df`) to the normal one.
     - `identical` says that both runs have the same weights: delta 0 and [0, 0], by identity.
 
-    An unbounded metric has no such guard: where all its clusters differ by as much, the interval is all that
-    the bounds allow. Items that share fewer than four clusters, or so unequal ones that they weigh less
-    (`stats.effective_clusters`), have no interval whatever the estimator: it is infinite, cut to what the
-    bounds allow, and `refused` says why.
+    An unbounded metric has no such guard: if all its clusters differ by the same amount, the interval is as
+    wide as the bounds allow. With fewer than four clusters, or fewer than four effective ones
+    (`stats.effective_clusters`), there is no interval: it is infinite, clipped to the bounds, and `refused`
+    says why.
 
-    A failed answer scores worst. With `base_errors="bounds"` what neither answered is left out, and so are
-    items that the base alone did not answer: the interval then also holds the intervals in which these count
-    as passed and as failed by it. Of a metric without a worst value all of them are left out.
+    A failed answer scores worst. With `base_errors="bounds"`, items that neither arm answered are left out,
+    as are items that only the base failed; the interval then includes those in which these count as passed
+    and as failed by the base. If the metric has no worst value, all failed items are left out.
 
     Raises:
         IncompatibleRuns: the arms hold different items or an item twice, or none was scored in both.
@@ -140,7 +140,7 @@ def compare_rows(
     errors, arms = filled.errors, align(metric, filled.base, filled.new)
     found = plain = (identical_difference if identical else estimate_difference)(metric, arms)
     if errors.base and filled.base_extremes:
-        # The base's failed answers as passed by it, and as failed.
+        # Count the base's failed answers as passed, and as failed.
         arms_of_extremes = (align(metric, rows, filled.new) for rows in filled.base_extremes)
         lost, kept = (estimate_difference(metric, extreme) for extreme in arms_of_extremes)
         found = bound_difference(plain, (lost, kept))
@@ -195,9 +195,9 @@ def compare_on_target(
     labels: Labels,
     max_errors: float,
 ) -> Comparison | None:
-    """Compare two runs on a target: corrected by people's labels, refused where too many answers failed.
+    """Compare two runs on a target, corrected by people's labels; refused if too many answers failed.
 
-    None where no item was scored in both.
+    Returns None if no item was scored in both.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item twice.
@@ -217,11 +217,10 @@ def compare_validity(
     identical: bool = False,
     base_errors: BaseErrors = "worst",
 ) -> Comparison:
-    """Compare the share of unparsable, truncated and refused answers over the rows of any tasks.
+    """Compare the share of unparsable, truncated, refused and failed answers over the rows of any tasks.
 
-    A failed answer counts as one of them. A rise is a loss. Give the generated rows of tasks where a
-    refusal is not what is wanted; `clusters` names, by `name_pooled_cluster`, those of several tasks that are
-    one.
+    A rise is a loss. Pass the generated rows of tasks in which refusals are unwanted; `clusters` maps names
+    by `name_pooled_cluster` to one name for clusters that several tasks share.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or none was answered in both.
@@ -237,9 +236,9 @@ def compare_commonest_answers(
 ) -> tuple[Comparison, ...]:
     """Compare the share of the commonest generated answer with the base's, and with the references'.
 
-    Each arm has a commonest answer of its own. A rise is a loss, and an answer that failed counts as the
-    commonest one. The base is left out where it generated nothing or is None, the references unless every
-    item has one; empty where the new run generated nothing.
+    Each arm has its own commonest answer. A rise is a loss, and a failed answer counts as the commonest one.
+    The base is left out if it generated nothing or is None, the references unless every item has one. Empty
+    if the new run generated nothing.
     """
     return tuple(
         compare_rows(COMMONEST, other, marked, alpha=alpha, base_errors="bounds")
@@ -251,10 +250,10 @@ Rows = Sequence[SampleResult]
 
 
 def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
-    """Count the items that lack labels before a decision may rest on the grades; 0 of no judge.
+    """Count the labels that are missing before a judge's grades may decide; 0 for other metrics.
 
-    Of two arms both answers to an item need one, because their difference is corrected. An item whose answer
-    failed, or has no readable grade, needs none, unless all are such: nobody could give it one.
+    With two arms both answers to an item need a label, because their difference is corrected. Items whose
+    answer failed or has no readable grade need none, unless all are like that.
     """
     if not is_judge(metric):
         return 0
@@ -265,7 +264,7 @@ def labels_missing(metric: str, labels: Labels, *arms: Rows) -> int:
 
 
 def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels) -> Estimate:
-    """Return a judge's score corrected by labels, or the score as it is where they are too few."""
+    """Return a judge's score corrected by labels, or uncorrected if there are too few."""
     if not _is_corrected(metric, rows) or labels_missing(metric.name, labels, rows):
         return found
     own = correct_score(_arms(metric, rows, rows, labels)[1])
@@ -277,9 +276,9 @@ def correct_estimate(metric: Metric, found: Estimate, rows: Rows, labels: Labels
 def correct_comparison(
     metric: Metric, found: Comparison, base: Rows, new: Rows, labels: Labels
 ) -> Comparison:
-    """Return a judge's paired difference corrected by labels, or as it is where too few items have both.
+    """Return a judge's paired difference corrected by labels, or uncorrected if too few items have both.
 
-    What is said of single items (`lost`, `gained`, `disagreement`, the valid ones) stays the judge's.
+    The figures of single items (`lost`, `gained`, `disagreement`, the valid ones) stay the judge's.
     """
     if not _is_corrected(metric, base, new) or found.estimator == "identical":
         return found
@@ -307,7 +306,7 @@ def _is_corrected(metric: Metric, *arms: Rows) -> bool:
 
 
 def _arms(metric: Metric, base: Rows, new: Rows, labels: Labels) -> tuple[GradedArm, GradedArm]:
-    """Put grades and labels side by side on the items that both arms scored, or failed to answer."""
+    """Return grades and labels of the items that both arms scored or failed to answer."""
     filled = fill_errors(metric, base, new)
     old, now = (
         {row.example_id: row for row in rows if row.parts[metric.name] is not None}

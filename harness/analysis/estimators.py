@@ -1,8 +1,7 @@
 """The paired difference of two runs on one task: its estimator, its intervals and its p-values.
 
-Invariant: delta = new − base in the metric's unit; swapping the arms flips the sign and nothing
-else; where few items changed, no interval is shorter than Tango's for that many; a p-value belongs
-to the interval beside it.
+Invariant: delta = new − base in the metric's unit; swapping the arms only flips the sign; if few items
+changed, no interval is shorter than Tango's for that many; p-values agree with the intervals.
 """
 
 from collections.abc import Sequence
@@ -34,13 +33,13 @@ from harness.formatting import RATE, Unit
 from harness.metrics import Metric, item_scores
 from harness.stats import Array, Interval
 
-_JUDGES = ("judge", "entailment")  # how the name of a metric begins that another model computes
+_JUDGES = ("judge", "entailment")  # prefixes of metrics that another model computes
 
 Estimator = Literal["tango", "cluster-t", "bca", "stratified", "bounds", "identical", "seeds", "ppi", "folds"]
 
 
 class Estimate(NamedTuple):
-    """A score or a delta with its 95 % interval, over n items; `n_errors` of all were not answered."""
+    """Score or delta with its 95 % interval, over n items; `n_errors` items were not answered."""
 
     score: float
     low: float
@@ -52,19 +51,17 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The paired difference of two runs on one task and metric, in the metric's unit; delta = new − base.
+    """Paired difference of two runs on one task and metric, in the metric's unit; delta = new − base.
 
-    `low` and `high` are the two-sided 1 − alpha interval (95 %), cut to what the metric's
-    bounds allow; `lower` and `upper` are the one-sided 1 − alpha bounds that the gate uses,
-    uncut. `se` is the uncut interval's half width over its quantile, so it is not 0 where
-    nothing differed. `disagreement` is the share of items whose score differs, `lost` and
-    `gained` name those that flipped for the worse and the better. The `_valid` figures are None where no item
-    is valid in both arms. `base_passed` counts the items with the better score in the base
-    where all scores are 0 or 1. `df` are the degrees of freedom of the t distribution that the
-    interval was made with, None where that was normal. Where so few clusters leave the spread unknown,
-    `refused` says why, `lower` and `upper` are infinite, and `low` and `high` all that the bounds allow.
-    `components` are the variances of a mean over seeds, None of one run.
-    `errors` counts the items that an arm did not answer.
+    `low` and `high` are the two-sided 1 − alpha interval (95 %), clipped to the metric's bounds; `lower` and
+    `upper` are the one-sided 1 − alpha bounds that the gate uses, not clipped. `se` is the half width of the
+    unclipped interval divided by its quantile, so it is not 0 if nothing differed. `disagreement` is the
+    share of items whose score differs; `lost` and `gained` name the items that flipped to worse and to
+    better. The `_valid` figures are None if no item is valid in both arms. `base_passed` counts the items
+    that the base passed, if all scores are 0 or 1. `df` are the degrees of freedom of the interval's t
+    distribution, None for a normal one. If too few clusters leave the spread unknown, `refused` says why,
+    `lower` and `upper` are infinite, and `low` and `high` are the metric's bounds. `components` are the
+    variances of a mean over seeds, None for one run. `errors` counts the items that an arm did not answer.
     """
 
     task: str
@@ -108,9 +105,9 @@ def mean_change(
     correlations: Array | None = None,
     n_repeated: int = 0,
 ) -> Estimate:
-    """Average the deltas of tasks, their intervals combined by MOVER, over the items of all of them.
+    """Average the deltas of tasks, with intervals combined by MOVER, over the items of all tasks.
 
-    Of these `n_repeated` are items of another of the tasks again, and not counted once more.
+    `n_repeated` items occur in several tasks and are counted once.
 
     Raises:
         ValueError: there is no comparison.
@@ -121,7 +118,7 @@ def mean_change(
 
 
 def orient(comparison: Comparison) -> Comparison:
-    """Return the comparison with the sign turned so that a negative delta is a loss."""
+    """Return the comparison with its sign set so that a negative delta is a loss."""
     c = comparison
     if c.unit.higher_is_better:
         return c
@@ -132,16 +129,16 @@ def orient(comparison: Comparison) -> Comparison:
 
 
 def refuse(comparison: Comparison, span: float, why: str) -> Comparison:
-    """Return the comparison as one of which nothing is shown; `span` is the range of its metric."""
+    """Return the comparison as one that shows nothing; `span` is the range of its metric."""
     return replace(comparison, low=-span, high=span, lower=-inf, upper=inf, se=inf, df=None, refused=why)
 
 
 def refuse_failed(comparison: Comparison, span: float, most: float) -> Comparison:
-    """Show nothing of a gain over a base that failed on more than a share `most` of the items.
+    """Refuse a gain over a base that failed on more than the share `most` of the items.
 
-    Its failed answers count as worst, so the new run would gain by them. Where a judge could not grade an
-    answer it is the judge that failed, and so on either arm; and where the metric has no worst value, items
-    that either arm failed on are left out, be they those that it would lose.
+    The base's failures score worst, so the new run would gain from them. Failures of a judge to grade count
+    for either arm, as do all failures if the metric has no worst value, because the items that are then left
+    out may be those that an arm would lose.
     """
     errors = comparison.errors
     is_either = is_judge(comparison.metric) or not errors.is_scored
@@ -154,14 +151,14 @@ def refuse_failed(comparison: Comparison, span: float, most: float) -> Compariso
 
 
 def is_judge(metric: str) -> bool:
-    """Tell whether a metric's scores are the grades of a judge."""
+    """Tell whether a metric's scores are a judge's grades."""
     return metric.startswith(_JUDGES)
 
 
 def rescale(comparison: Comparison, span: float) -> Comparison:
-    """Return the comparison with its changes as shares of a range of `span`, which points then are of.
+    """Return the comparison with its changes as shares of the range `span`, to be printed in points.
 
-    The scores of both arms stay in the metric's own unit.
+    The scores of both arms stay in the metric's unit.
     """
     c = comparison
     if span == 1:
@@ -174,10 +171,10 @@ def rescale(comparison: Comparison, span: float) -> Comparison:
 
 
 def regression_p(comparison: Comparison, margin: float) -> float:
-    """Return the one-sided p of H0 "the loss is at most the margin"; small shows a regression.
+    """Return the one-sided p of H0 "the loss is at most the margin"; a small p shows a regression.
 
-    Tango's for single binary items; else from the one-sided bound, as the t or normal
-    distribution that has it at alpha: p < alpha where the bound is beyond the margin.
+    Tango's for single binary items; otherwise from the t or normal distribution that has the comparison's
+    one-sided bound at alpha, so that p < alpha exactly if the bound is beyond the margin.
     """
     c = orient(comparison)
     if c.estimator == "tango":
@@ -188,10 +185,10 @@ def regression_p(comparison: Comparison, margin: float) -> float:
 
 
 def at_level(comparison: Comparison, alpha: float) -> Comparison:
-    """Return the comparison with its one-sided bounds at another level; its two-sided interval stays.
+    """Return the comparison with its one-sided bounds at another level; the two-sided interval stays.
 
-    Tango's bounds for single binary items, and by effective counts the least for clustered ones; else those
-    of the t or normal distribution that has the known bounds at the comparison's own level.
+    The bounds are Tango's for single binary items (by effective counts at least these for clustered ones);
+    otherwise those of the t or normal distribution that fits the bounds at the comparison's own level.
     """
     c = comparison
     if alpha == c.alpha or c.estimator == "identical":
@@ -208,15 +205,15 @@ def at_level(comparison: Comparison, alpha: float) -> Comparison:
 
 
 def chance_below(z: float, df: float | None) -> float:
-    """Return the chance below z of Student's t, or of the normal distribution where `df` is None."""
+    """Return the cumulative probability at z of Student's t, or of the normal if `df` is None."""
     return float(special.ndtr(z) if df is None else special.stdtr(df, z))
 
 
 def difference_p(comparison: Comparison) -> float:
     """Return the two-sided p of H0 "no difference".
 
-    McNemar's mid-p for single binary items; else from the interval's own distribution. 1 for
-    equal weights, by identity, and where nothing is shown.
+    McNemar's mid-p for single binary items; otherwise from the interval's distribution. 1 for identical
+    weights, and for refused comparisons.
     """
     c = comparison
     if c.estimator == "identical" or c.refused:
@@ -228,11 +225,11 @@ def difference_p(comparison: Comparison) -> float:
     return 2 * chance_below(-abs(c.delta) / c.se, c.df)
 
 
-_FEW = 10  # clusters with a differing item, below which no resampling or CLT is trusted alone
+_FEW = 10  # with fewer clusters that have a differing item, neither resampling nor the CLT is trusted alone
 
 
 class Difference(NamedTuple):
-    """The delta with its interval at any level, and both arms' scores; `df`, `refused`: as `Comparison`."""
+    """Delta with its interval at any level, and both arms' scores; `df` and `refused` as in `Comparison`."""
 
     delta: float
     ends: Ends
@@ -244,7 +241,7 @@ class Difference(NamedTuple):
 
 
 def identical_difference(metric: Metric, arms: Arms) -> Difference:
-    """Describe an arm compared with itself."""
+    """Return the difference of an arm with itself."""
     if is_mean(metric, arms):
         score = _mean_estimate(metric, arms.base[:, 0], arms)
     else:
@@ -255,9 +252,9 @@ def identical_difference(metric: Metric, arms: Arms) -> Difference:
 
 
 def estimate_difference(metric: Metric, arms: Arms) -> Difference:
-    """Estimate what changed, by the estimator that suits the metric and its scores.
+    """Estimate the difference with the estimator that suits the metric and its scores.
 
-    Where items were answered in folds, the intervals hold what the folds' models differ by as well.
+    If items were answered in folds, the intervals include the differences between the folds' models.
 
     Raises:
         IncompatibleRuns: the arms were answered in other folds.
@@ -286,7 +283,7 @@ def estimate_difference(metric: Metric, arms: Arms) -> Difference:
 
 
 def _score_in_folds(score: Estimate, metric: Metric, parts: Array, arms: Arms, folds: Folds) -> Estimate:
-    """Widen an arm's interval by what the models of its folds differ by, within the metric's bounds."""
+    """Widen an arm's interval by the differences between its folds' models, within the metric's bounds."""
     if not folds.any():
         return score
 
@@ -332,7 +329,7 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
         return found._replace(ends=lambda alpha: Interval(-inf, inf), df=None, refused=why)
     if not is_stratified_sample(metric, arms):
         return found
-    # Items of one weight were drawn from one stratum.
+    # Items of equal weight come from the same stratum.
     parts = [(weight, (now - old)[arms.weights == weight]) for weight in np.unique(arms.weights)]
     strata = [
         stats.StratumFlips(
@@ -344,7 +341,7 @@ def _difference(metric: Metric, arms: Arms) -> Difference:
 
 
 def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Difference:
-    """Widen the intervals of a delta until they hold those of other deltas, its extremes."""
+    """Widen the intervals of a delta to include those of its extremes."""
 
     def ends(alpha: float) -> Interval:
         lows, highs = zip(*(one.ends(alpha) for one in (found, *extremes)), strict=True)
@@ -354,7 +351,7 @@ def bound_difference(found: Difference, extremes: Sequence[Difference]) -> Diffe
 
 
 def valid_estimate(metric: Metric, arms: Arms, found: Difference, alpha: float) -> Estimate | None:
-    """Estimate the delta on the items valid in both arms; None where there are none."""
+    """Estimate the delta on the items valid in both arms; None if there are none."""
     n_valid = int(arms.valid.sum())
     if n_valid == 0:
         return None
@@ -365,14 +362,14 @@ def valid_estimate(metric: Metric, arms: Arms, found: Difference, alpha: float) 
 
 
 def clip_to_bounds(metric: Metric, ends: Interval) -> Interval:
-    """Cut an interval of a delta to what the metric's bounds allow; a t on few clusters reaches beyond."""
+    """Clip the interval of a delta to the metric's bounds, which a t on few clusters exceeds."""
     most = metric.bounds[1] - metric.bounds[0]
     return Interval(max(ends.low, -most), min(ends.high, most))
 
 
 def _bootstrap(arms: Arms, statistic: stats.Statistic) -> list[stats.Bootstrap]:
-    """Bootstrap over clusters with the inclusion weights; without draws where there are too few of them."""
-    even = bool((arms.weights == 1).all())  # as they are where all items were evaluated
+    """Bootstrap over clusters with the inclusion weights; no draws if there are too few clusters."""
+    even = bool((arms.weights == 1).all())  # the weights if all items were evaluated
 
     def weigh(draws: Array) -> Array:
         return np.atleast_2d(statistic(draws if even else draws * arms.weights))
@@ -388,12 +385,12 @@ def _t_ends(mean: stats.Mean) -> Ends | None:
 
 
 def _bca_df(arms: Arms) -> float | None:
-    """Return the degrees of freedom of items that share clusters, which a bootstrap over them neglects."""
+    """Return the degrees of freedom for items in clusters, which a bootstrap over clusters ignores."""
     return stats.cluster_df(arms.clusters) if 1 < int(arms.clusters.max()) + 1 < len(arms.ids) else None
 
 
 def _bca_ends(boot: stats.Bootstrap, df: float | None) -> Ends | None:
-    """Return BCa's interval, each distance from the estimate in the proportion of the t quantile to z."""
+    """Return BCa's interval with both distances scaled by the ratio of the t quantile to z."""
 
     def ends(alpha: float) -> Interval:
         wider = quantile(df, 1 - alpha / 2) / stats.z_quantile(1 - alpha / 2)
@@ -437,7 +434,7 @@ def _guard_ends(
 
 
 def _open_ends(plain: Ends | None) -> Ends:
-    """Let clusters that all agree say nothing of the others, which no bounds hold: a point is no interval."""
+    """Return infinite ends if all clusters of an unbounded metric agree: a point is no interval."""
 
     def ends(alpha: float) -> Interval:
         own = plain(alpha) if plain else Interval(-inf, inf)
@@ -459,7 +456,7 @@ def _bca_estimate(metric: Metric, boot: stats.Bootstrap, parts: Array, arms: Arm
 
 
 def _score_estimate(metric: Metric, score: float, plain: Ends | None, items: Array, arms: Arms) -> Estimate:
-    """Join an arm's interval with Wilson's, by effective counts, under the same rule as a delta's."""
+    """Combine an arm's interval with Wilson's, by effective counts, by the same rule as a delta's."""
     low, high = metric.bounds
     if not isfinite(high - low):
         own = _open_ends(plain)(0.05)

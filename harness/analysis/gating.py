@@ -1,10 +1,9 @@
-"""Gate: both arms' rows and a policy → one verdict, pass, fail, inconclusive or harness-drift.
+"""Gate: from both arms' rows and a policy to one verdict: pass, fail, inconclusive or harness-drift.
 
-Invariant: pass needs non-inferiority shown and fail needs a regression shown; whatever lies
-between is inconclusive, and so is a run of which no admitted capability task was measured, or too many
-answers failed.
-Where the control arm moved, nothing is said of the candidate. Admission looks at the base only.
-The exit code, the terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
+Invariant: pass needs non-inferiority to be shown, and fail a regression; everything else is inconclusive,
+including runs without a measured admitted capability task and runs with too many failed answers. If the
+control arm moved, nothing is said of the candidate. Admission looks at the base only. The exit code, the
+terminal, JUnit, the GitHub summary and JSON all come from one `GateResult`.
 """
 
 from collections import Counter
@@ -41,11 +40,11 @@ from harness.spec import GatePolicy
 
 @dataclass(frozen=True, slots=True)
 class GateResult:
-    """A candidate's verdict against a baseline, with the comparisons that it rests on.
+    """Verdict on a candidate against a baseline, with the comparisons behind it.
 
     `tasks` holds every metric of every task; `notes` say what was left out and why. `candidate` and
-    `baseline` are the names under which a verdict is printed, empty where it stands in a report. `n_members`
-    counts the fine-tunes of its experiment, for which a verdict is not corrected.
+    `baseline` are the printed names, empty within a report. `n_members` is the number of fine-tunes in the
+    experiment, for which the verdict is not corrected.
     """
 
     tasks: tuple[TaskComparison, ...]
@@ -58,9 +57,9 @@ class GateResult:
 
 
 class ComparedArms(NamedTuple):
-    """Both arms compared on every metric of every task: what any verdict on them rests on, at whatever level.
+    """Comparisons of both arms on every metric of every task, from which verdicts at any level are made.
 
-    `validity` compares their shares of unusable answers, None where nothing was generated.
+    `validity` compares their shares of unusable answers; None if nothing was generated.
     """
 
     tasks: Sequence[TaskComparison]
@@ -76,12 +75,12 @@ def compare_arms(
     seed: int = 0,
     admitted: AdmittedTasks | None = None,
 ) -> ComparedArms:
-    """Compare both arms of measurements; `admitted` is what the base's rows say where somebody keeps that.
+    """Compare both arms on all tasks; `admitted` is the admission by the base's rows, if already known.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
     """
-    # Refuse two tasks of one name, of which only one would be judged.
+    # Refuse two tasks with the same name, because only one would be judged.
     counts = Counter(m.task.name for m in measured)
     if twice := [name for name, n in counts.items() if n > 1]:
         raise IncompatibleRuns(
@@ -121,14 +120,13 @@ def judge(
 ) -> GateResult:
     """Compare both arms on every metric of every task, and judge by each task's primary metric.
 
-    `identical` says that the weights are the baseline's own: what the weights decide then passes by
-    identity, not by test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are
-    the control arms beside which the rows were computed. `compared` is what `compare_arms` says of these very
-    measurements, where somebody keeps it for another verdict on them. `missing` names tasks that one of the
-    arms did not answer: the verdict is then no pass. `level`
-    is that at which one of many candidates has to be shown, in place of the policy's alpha. `cumulative` is
-    the rule against the first base, where the baseline is another one, `export` that of an artefact against
-    its own run. Where `policy.tasks` names tasks, others are compared and not judged.
+    `identical` says that the weights are the baseline's, so rules about weights pass by identity, without a
+    test. `confirmed` names the pinned items that are lost in fp32 too. `controls` are the control arms that
+    were computed with the rows. `compared` is the result of `compare_arms` on these measurements, if already
+    known. `missing` names tasks that an arm did not answer; the verdict then cannot be pass. `level` replaces
+    the policy's alpha for one of several candidates. `cumulative` is the rule against the first base if the
+    baseline is another model, `export` the rule of an artefact against its own run. If `policy.tasks` names
+    tasks, the others are compared but not judged.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or two tasks have one name.
@@ -164,9 +162,9 @@ def judge(
 
 
 def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
-    """Return 0 for pass, 3 for fail, 4 for inconclusive unless the policy lets that through.
+    """Return 0 for pass, 3 for fail, and 4 for inconclusive unless the policy lets that pass.
 
-    A harness that drifted, and too many failed answers, are 4 whatever the policy says: nothing was judged.
+    Harness drift and too many failed answers are always 4, because nothing was judged.
     """
     if verdict.outcome == "harness-drift" or is_invalid(verdict.rules):
         return 4
@@ -175,15 +173,15 @@ def exit_code(verdict: Verdict, policy: GatePolicy) -> int:
     return 0 if verdict.outcome == "pass" else 3
 
 
-_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: one that fails counts before one that is inconclusive
+_FROM_BEST_TO_WORST = (0, 4, 3)  # exit codes: a fail outranks an inconclusive verdict
 
 
 def combine_exit_codes(judged: Sequence[GateResult]) -> int:
-    """Return the code of the worst verdict; 0 of none."""
+    """Return the exit code of the worst verdict; 0 without verdicts."""
     codes = (exit_code(j.verdict, j.policy) for j in judged)
     return max(codes, key=_FROM_BEST_TO_WORST.index, default=0)
 
 
 def worst_result(judged: Sequence[GateResult]) -> GateResult:
-    """Return the first of those whose verdict alone gives the exit code of them all."""
+    """Return the first result whose exit code is the combined one."""
     return max(judged, key=lambda j: _FROM_BEST_TO_WORST.index(exit_code(j.verdict, j.policy)))
