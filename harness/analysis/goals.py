@@ -153,7 +153,7 @@ def goal_sentences(case: Case, run: CandidateFacts) -> list[str]:
 
 
 def basis_text(wins: Wins) -> str:
-    """Say whose preferences a win rate rests on: `by people on 120 pairs`."""
+    """Describe whose preferences a win rate rests on: `by people on 120 pairs`."""
     pairs = formatting.pluralize(wins.n_ratings, "pair")
     if not wins.corrected:
         return f"by {wins.by}, a judge that too few ratings of people check yet"

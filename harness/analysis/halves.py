@@ -1,9 +1,8 @@
-"""Items of several tasks that ask the same document, and the split of all items into two halves.
+"""Items of different tasks that share a document, and the split of all items into two halves.
 
-Invariant: an item is known by the digest of its document, and by its place among the items of its task with
-the same one; clusters that hold one document, and those joined to them in turn, are one. No cluster has items
-in both halves, also not one that several tasks share, and no document; the split depends on the items and the
-seed alone, never on an answer.
+Invariant: an item is identified by the digest of its document, and by its position among the task's items
+with the same digest; clusters that share a document are joined, transitively. No cluster and no document has
+items in both halves, even across tasks; the split depends on items and seed alone, never on answers.
 """
 
 import hashlib
@@ -16,19 +15,19 @@ import numpy as np
 
 from harness.records import SampleResult
 
-_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # ends the id of an item of lm-eval's
+_LM_EVAL_DOCUMENT = re.compile(r"-([0-9a-f]{64})$")  # suffix of an lm-eval item's id
 
 
 def document_of(example_id: str, prompt_digest: str) -> str:
-    """Return the digest of an item's document: lm-eval's own, which its items' ids hold, or the prompt's."""
+    """Return the digest of an item's document: lm-eval's, from the item's id, or the prompt's."""
     named = _LM_EVAL_DOCUMENT.search(example_id)
     return named[1] if named else prompt_digest
 
 
 def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict[str, str]:
-    """Map the items of one task to their documents, as `number_documents` names them.
+    """Map the items of one task to their documents, named as by `number_documents`.
 
-    `known` maps items to the digests of their documents where the rows do not name them.
+    `known` maps items to document digests if the rows do not name them.
     """
     prompts = {row.example_id: row.prompt_digest for row in rows}
     named = {i: known.get(i) or document_of(i, prompts[i]) for i in sorted(prompts)}
@@ -36,10 +35,10 @@ def documents_of(rows: Iterable[SampleResult], known: Mapping[str, str]) -> dict
 
 
 def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
-    """Name the documents of one task's items, by their ids, numbered among those with the same digest.
+    """Map item ids of one task to document names; items with the same digest are numbered.
 
-    Where there are fewer than half as many digests as items, only those of single items are kept: a digest
-    of so many items stands for no question.
+    If there are fewer than half as many digests as items, only digests of single items are kept: a digest
+    that many items share does not identify a question.
     """
     counts, seen = Counter(digests.values()), Counter[str]()
     out: dict[str, str] = {}
@@ -53,9 +52,9 @@ def number_documents(digests: Mapping[str, str]) -> dict[str, str]:
 def join_rows(
     tasks: Iterable[tuple[Sequence[SampleResult], Mapping[str, str]]], name: Callable[[SampleResult], str]
 ) -> dict[str, str]:
-    """Map clusters of several tasks' rows to one of those that they share a document with.
+    """Map clusters of several tasks' rows to one representative per group that shares documents.
 
-    Beside its rows stand a task's documents by item, where the rows do not name them. `name` gives a row's
+    Each task has its rows and, if the rows do not name them, its documents by item. `name` returns a row's
     cluster.
     """
     known = ((rows, documents_of(rows, documents)) for rows, documents in tasks)
@@ -68,7 +67,7 @@ def join_rows(
 
 
 def join_clusters(held: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Map clusters to one of those that they share a document with; `held` pairs documents with clusters."""
+    """Map clusters to one representative per group that shares documents; `held` are (document, cluster)."""
     holders: dict[str, set[str]] = {}
     for document, cluster in held:
         holders.setdefault(document, set()).add(cluster)
@@ -98,17 +97,17 @@ class HalfSplit(NamedTuple):
     seed: int
 
     def rows(self, rows: Sequence[SampleResult], half: Half) -> list[SampleResult]:
-        """Keep the rows of one half."""
+        """Select the rows of one half."""
         return [row for row in rows if self.half_of[cluster_name(row)] == half]
 
 
 def find_other_half(half: Half) -> Half:
-    """Return the half that is not this one."""
+    """Return the other half."""
     return "confirm" if half == "search" else "search"
 
 
 def cluster_name(row: SampleResult) -> str:
-    """Return the cluster of an item: its own id where it has none."""
+    """Return the cluster of an item: its own id if it has none."""
     return row.cluster or row.example_id
 
 
@@ -117,12 +116,12 @@ def split(
 ) -> HalfSplit:
     """Split the clusters of all tasks, large ones first, so that each task is halved evenly.
 
-    `documents` maps tasks and items to the digests of documents where the rows do not name them.
+    `documents` maps tasks and items to document digests if the rows do not name them.
     """
     named = ((rows, documents.get(task, {})) for task, rows in tasks.items())
     joined = join_rows(named, cluster_name)
     total = {task: len(rows) for task, rows in tasks.items()}
-    sizes: dict[str, dict[str, int]] = {}  # of a cluster in each task
+    sizes: dict[str, dict[str, int]] = {}  # items of a cluster in each task
     for task, rows in tasks.items():
         names = (joined.get(name, name) for name in map(cluster_name, rows))
         for cluster, n in Counter(names).items():

@@ -1,12 +1,12 @@
 """Human preference between two candidates: the order of rating, its result, and win rates.
 
-Invariant: pure. Order and sides depend on rater and pair alone, so a rater who comes back goes on where they
-were, and a side tells nothing of the candidate. A rater's later rating of an item replaces an earlier one; a
-skipped item counts for nothing. A tie is half a win, and equal answers are one without a rating. A judge's
-preferences are corrected by people's of a random part of the same pairs, as its grades are by labels;
-without enough of them the figure is the judge's own, and says how many are missing. Which items have equal
-answers is part of the sample, so the interval holds its chance as well.
-Source: `judge_correction`; Wilson 1927 for people alone, of items that come by themselves
+Invariant: pure. Order and sides depend on rater and pair alone, so a returning rater continues where they
+stopped, and a side does not reveal the candidate. A rater's later rating of an item replaces an earlier one;
+skipped items do not count. A tie is half a win, and equal answers are a tie without a rating. A judge's
+preferences are corrected by people's ratings of a random part of the same pairs, as its grades are by labels;
+with too few ratings the rate is the judge's own and says how many are missing. Which items have equal answers
+is part of the sample, so the interval includes that uncertainty.
+Source: `judge_correction`; Wilson 1927 for people alone and unclustered items
 """
 
 import random
@@ -30,11 +30,11 @@ Side = Literal["a", "b"]
 Choice = Literal["a", "b", "tie", "skip"]
 _SWAPPED: dict[Choice, Choice] = {"a": "b", "b": "a", "tie": "tie", "skip": "skip"}
 _WON = {"a": 1.0, "tie": 0.5, "b": 0.0}
-_DRAWN = 0.95  # of the pairs up to one, in the order of drawing, have a rating where ratings count
+_DRAWN = 0.95  # ratings count up to the pair at which this share of the drawn pairs is rated
 
 
 class Turn(NamedTuple):
-    """One item that a rater is asked, and whose answer stands on the left."""
+    """One item shown to a rater, and the side whose answer is on the left."""
 
     example_id: str
     left: Side
@@ -43,7 +43,7 @@ class Turn(NamedTuple):
 class PreferenceResult(NamedTuple):
     """Result of one pair's ratings; `rate` is the share of items on which side b is preferred.
 
-    One vote an item: that of most of its raters. `strength` is side b's over side a in Elo points,
+    Each item has one vote, by the majority of its raters. `strength` is the lead of side b in Elo points,
     with an interval over items. `agreement` is Krippendorff's alpha, None with fewer than two raters.
     """
 
@@ -67,13 +67,13 @@ def turns(ids: Sequence[str], rater: str, rows_a: str, rows_b: str) -> list[Turn
 def find_next_turn(
     ids: Sequence[str], done: Iterable[Rating], rater: str, rows_a: str, rows_b: str
 ) -> Turn | None:
-    """Return the first item that the rater has not rated or skipped yet; None where all are done."""
+    """Return the first item that the rater has neither rated nor skipped; None if all are done."""
     seen = {r.example_id for r in done if (r.rater, r.rows_a, r.rows_b) == (rater, rows_a, rows_b)}
     return next((turn for turn in turns(ids, rater, rows_a, rows_b) if turn.example_id not in seen), None)
 
 
 def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceResult:
-    """Count what was preferred of two row sets, whichever of the two was called a."""
+    """Count the preferences between two row sets, in whichever order they were rated."""
     latest = _latest(ratings, rows_a, rows_b)
     votes = [r for r in latest if r.choice != "skip"]
     by_item: dict[str, dict[str, Choice]] = {}
@@ -93,7 +93,7 @@ def outcome(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> PreferenceRe
 
 
 def map_preference_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> dict[str, float]:
-    """Map each rated item to the share of its raters who prefer side b, a tie being half of one."""
+    """Map each rated item to the share of its raters who prefer side b; a tie counts half."""
     won: dict[str, list[float]] = {}
     for r in _latest(ratings, rows_a, rows_b):
         if r.choice != "skip":
@@ -104,19 +104,20 @@ def map_preference_shares(ratings: Iterable[Rating], rows_a: str, rows_b: str) -
 def map_counted_shares(
     ratings: Iterable[Rating], ids: Iterable[str], rows_a: str, rows_b: str
 ) -> dict[str, float]:
-    """Map the items whose ratings count to the share of their raters who prefer side b, of `ids` shown.
+    """Map the items whose ratings count to the share of their raters who prefer side b.
 
-    They count up to where 95 % of the pairs have one, in the order of pair files, of all raters together, or
-    in each rater's own, that of the Rate page: picked pairs are no random part of those that differ.
+    Ratings count up to the pair at which 95 % of the pairs have one, in the order of pair files over all
+    raters, or in each rater's own order on the Rate page: pairs that raters picked are not a random sample.
+    `ids` are the items that were shown.
     """
     found, ids = list(ratings), list(ids)
     latest = [r for r in _latest(found, rows_a, rows_b) if r.choice != "skip"]
     voted = {(r.rater, r.example_id) for r in latest}
     counted = set[tuple[str, str]]()
-    for sides in ((rows_a, rows_b), (rows_b, rows_a)):  # pairs are shuffled as one of the two was called a
+    for sides in ((rows_a, rows_b), (rows_b, rows_a)):  # pairs were shuffled with either of the two as side a
         given = [r for r in found if (r.rows_a, r.rows_b) == sides and (r.rater, r.example_id) in voted]
         orders = dict[str, list[Rating]]()
-        for r in given:  # only the page takes the time
+        for r in given:  # only the Rate page records the time
             orders.setdefault("" if r.seconds is None else r.rater, []).append(r)
         for order, of in orders.items():
             drawn, rated = turns(ids, order, *sides), {r.example_id for r in of}
@@ -130,7 +131,7 @@ def map_counted_shares(
 
 
 def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]:
-    """List each rater's latest rating of each item of two row sets, whichever of the two was called a."""
+    """List each rater's latest rating of each item of two row sets, in whichever order they were rated."""
     latest: dict[tuple[str, str], Rating] = {}
     for r in ratings:
         if r.rows_a == rows_b != r.rows_b:
@@ -143,7 +144,7 @@ def _latest(ratings: Iterable[Rating], rows_a: str, rows_b: str) -> list[Rating]
 
 
 def strengths(ratings: Iterable[Rating]) -> dict[str, Strength]:
-    """Estimate each rated run's strength in Elo points over the first one by id, from all pairs."""
+    """Estimate each rated run's lead in Elo points over the first run by id, from all pairs."""
     latest = {(r.rater, r.example_id, frozenset((r.rows_a, r.rows_b))): r for r in ratings}
     votes = [r for r in latest.values() if r.choice != "skip"]
     if not votes:
@@ -172,10 +173,10 @@ UNCHECKED_PREFERENCE = Unit(name=f"{PREFERENCE.name} (by a judge that too few ra
 class Wins(NamedTuple):
     """Win rate over the candidate `over`, as preferred `by` people or by a judge, with its 95 % interval.
 
-    `rate` is None where no pair was compared. `uncorrected` is the judge's own, None of people. So many pairs
-    were rated by people (`n_ratings`), and so many more are `missing` before a judge may decide; until then
-    the rate is not `corrected`. `bias` is what a judge was found to prefer. `unrated` counts the pairs that
-    nobody rated, where people are asked alone; `is_open` says that too many items tell nothing.
+    `rate` is None if no pair was compared. `uncorrected` is a judge's own rate, None for people. People rated
+    `n_ratings` pairs; `missing` more are needed before a judge may decide, and until then the rate is not
+    `corrected`. `bias` is the judge's measured bias. `unrated` counts pairs without a rating if people alone
+    decide; `is_open` says that too many items have no result.
     """
 
     over: str
@@ -191,27 +192,27 @@ class Wins(NamedTuple):
 
     @property
     def lacking(self) -> int:
-        """Number of ratings of people that a decision waits for, by people alone or of a judge's pairs."""
+        """Number of people's ratings that a decision still needs, alone or to correct a judge."""
         return self.missing or min(max(0, MIN_LABELS - self.n_ratings), self.unrated)
 
     @property
     def counts_as_gain(self) -> bool:
-        """Whether the rate is known, on pairs enough of which people rated and few of which tell nothing."""
+        """Whether the rate may count as a gain: known, with enough ratings and few items without result."""
         return self.rate is not None and not self.lacking and not self.is_open
 
 
 class AnswerPairs(NamedTuple):
-    """Pairs of answers to the same items, as item → cluster: those that differ, and those that are equal."""
+    """Pairs of answers to the same items, as item → cluster: different pairs and equal pairs."""
 
     clusters: Mapping[str, str]
     equal: Mapping[str, str]
 
 
 def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) -> Wins:
-    """Estimate the win rate from people's votes, by item the share who prefer the new answer.
+    """Estimate the win rate from people's votes, given per item as the share who prefer the new answer.
 
-    An item goes to the side that most of them prefer. The items rated are a random part of those that
-    differ, as the Rate page asks about them.
+    The majority decides an item. Rated items are a random part of those that differ, in the order of the Rate
+    page.
     """
     items = sorted(pairs.clusters)
     labels = _labels(items, votes)
@@ -221,7 +222,7 @@ def wins_by_people(over: str, pairs: AnswerPairs, votes: Mapping[str, float]) ->
     ends = (_TIE, 0.0, 1.0)
     if items:
         known, clusters = labels[~np.isnan(labels)], _codes(pairs.clusters, items)
-        if len(np.unique(clusters)) == len(clusters):  # items by themselves have Wilson's interval
+        if len(np.unique(clusters)) == len(clusters):  # unclustered items: Wilson's interval
             ends = stats.win_rate(*(int((known == share).sum()) for share in (1, 0, _TIE)))[:3]
         elif (found := correct_score(GradedArm(np.zeros_like(labels), labels, clusters), power=0.0)) is None:
             ends = float(known.mean()), 0.0, 1.0
@@ -250,9 +251,9 @@ def wins_by_judge(
 
 
 def preference_gain(wins: Wins) -> Comparison | None:
-    """Write a win rate as a gain: how far it lies beyond the half of an equal candidate; None without one.
+    """Return a win rate as a gain over the ½ of an equal candidate; None without a rate.
 
-    Its standard error is that of the wider side of the interval, which is lopsided near 0 and 1.
+    Its standard error is that of the wider side of the interval, which is asymmetric near 0 and 1.
     """
     if wins.rate is None:
         return None
@@ -272,7 +273,7 @@ def preference_gain(wins: Wins) -> Comparison | None:
 
 
 def _labels(items: Sequence[str], votes: Mapping[str, float]) -> Array:
-    """Return 1, ½ or 0 by the majority of an item's votes, NaN where there is none, (n,)."""
+    """Return 1, ½ or 0 (n,) by the majority of an item's votes, NaN without votes."""
     shares = np.array([votes.get(item, np.nan) for item in items], float)
     return np.where(np.isnan(shares), np.nan, (1 + np.sign(shares - _TIE)) / 2)
 
@@ -282,10 +283,10 @@ def _codes(clusters: Mapping[str, str], items: Sequence[str]) -> NDArray[np.intp
 
 
 def _spread_over_all(pairs: AnswerPairs, rate: float, low: float, high: float) -> Estimate:
-    """Return an estimate over the pairs that differ as one over all of them, the equal ones being ties.
+    """Extend an estimate over the pairs that differ to all pairs, with equal answers as ties.
 
-    The two chances, which pairs differ and who wins those, are joined in quadrature. Where none differs, as
-    many as may do so elsewhere may all be won, or lost.
+    The uncertainties of which pairs differ and of who wins them are added in quadrature. If no pair differs,
+    the interval allows that all pairs that might differ elsewhere are won, or lost.
     """
     every = {**dict.fromkeys(pairs.clusters, 1.0), **dict.fromkeys(pairs.equal, 0.0)}
     if not every:

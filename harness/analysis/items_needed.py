@@ -1,7 +1,7 @@
 """Items needed to settle a margin, and the tasks that they come from.
 
-Invariant: planned from widths that were found, which hold n, disagreement and clusters; a task is given
-more items in proportion to what each of its items adds to the width (Neyman), and never more than it holds.
+Invariant: planned from observed interval widths, which depend on n, disagreement and clusters; a task gets
+more items in proportion to what each of its items adds to the width (Neyman), and never more than it has.
 Source: Chow, Shao & Wang 2008 for the sample size; Neyman 1934 for the allocation.
 """
 
@@ -14,16 +14,16 @@ from harness.analysis.estimators import Comparison
 from harness.stats import Array, Interval
 
 POWER = 0.8
-MOST_ITEMS = 100  # times the items at hand: beyond that, more items are no advice
-_NAMED = 8  # tasks named with their items
+MOST_ITEMS = 100  # times the current items; advising more would be useless
+_NAMED = 8  # number of tasks named with their items
 _ROUNDING = 1e-9
 _BISECTIONS = 60
 
 
 class DeltaPart(NamedTuple):
-    """One task's part in a delta: the standard error that it adds, its n items, and how many more it holds.
+    """One task's part in a delta: its standard error, its n items, and how many more items it has.
 
-    `room` is infinite where items are written, not drawn.
+    `room` is infinite if items are written, not drawn from a file.
     """
 
     name: str
@@ -33,7 +33,7 @@ class DeltaPart(NamedTuple):
 
 
 class MoreItems(NamedTuple):
-    """Number of more items that would settle a margin, by task, and the sentence; None where none would."""
+    """Additional items per task that would settle a margin, and the sentence; None if none would."""
 
     items: int | None
     sentence: str
@@ -41,22 +41,22 @@ class MoreItems(NamedTuple):
 
 
 def lower_se(c: Comparison) -> float:
-    """Return the standard error that the lower one-sided bound amounts to."""
+    """Return the standard error implied by the lower one-sided bound."""
     return (c.delta - c.lower) / stats.z_quantile(1 - c.alpha)
 
 
 def upper_se(c: Comparison) -> float:
-    """Return the standard error that the upper one-sided bound amounts to."""
+    """Return the standard error implied by the upper one-sided bound."""
     return (c.upper - c.delta) / stats.z_quantile(1 - c.alpha)
 
 
 def find_planning_se(c: Comparison, se: float) -> float:
-    """Return the standard error from which to foretell what more items would show.
+    """Return the standard error for predicting what more items would show.
 
-    The bounds of few scores of 0 and 1 are wider than their spread, by an amount that falls with n
-    and not with its root. So their spread is taken from the items that were lost and gained, half an
-    item added to each and two to all: what was never seen among few is not taken for impossible.
-    Infinite where too few clusters leave the spread unknown: then no number of items can be promised.
+    For few scores of 0 and 1 the bounds are wider than the spread, by an amount that falls with n, not with
+    its root. So the spread is taken from the numbers of lost and gained items, with half an item added to
+    each and two to the total, so that events not seen in a small sample do not count as impossible. Infinite
+    if too few clusters leave the spread unknown.
 
     Source: the added items after Agresti & Min 2005.
     """
@@ -69,7 +69,7 @@ def find_planning_se(c: Comparison, se: float) -> float:
 
 
 def find_facing_se(delta: float, ends: Interval, margin: float, alpha: float) -> float:
-    """Return the standard error that the one-sided bound between the delta and −margin amounts to."""
+    """Return the standard error implied by the one-sided bound on the side of −margin."""
     width = delta - ends.low if delta >= -margin else ends.high - delta
     return width / stats.z_quantile(1 - alpha)
 
@@ -82,14 +82,13 @@ def describe_more_items(
     found_se: float,
     correlations: Array | None = None,
 ) -> MoreItems:
-    """Say how many more items would settle the margin with 80 % power, and under which true delta.
+    """Describe how many more items would settle the margin with 80 % power, and under which true delta.
 
-    `parts` hold the standard errors to plan with (`find_planning_se`), `found_se` is that of the bound which
-    left the margin open (`find_facing_se`): it is used where by the planned ones the items at hand would have
-    done. The true delta is taken to be the observed one where that is a loss, else 0 (a gain that is not
-    shown is not counted on), however many items that takes. Where the observed loss lies so close
-    to the margin that a hundred times the items would not tell them apart, the number is that for
-    a true delta of 0.
+    `parts` hold the standard errors for planning (`find_planning_se`). `found_se` is that of the bound which
+    left the margin open (`find_facing_se`); it is used if the planning ones say that the current items are
+    enough. The true delta is assumed to be the observed one if that is a loss, else 0 (a gain that is not
+    shown is not assumed). If the observed loss is so close to the margin that a hundred times the items could
+    not separate them, the number is that for a true delta of 0.
     """
     se = stats.quadrature([part.se for part in parts], correlations)
     if not isfinite(se):
@@ -117,7 +116,7 @@ def _advise(
 ) -> MoreItems:
     more = allocate_items(parts, wanted, correlations)
     if more is None:
-        # Tasks without a limit could be given any number: it is the others that hold too few.
+        # Tasks without a limit can have any number of items; only the others have too few.
         room = formatting.count(ceil(sum(part.room for part in parts if isfinite(part.room))))
         return MoreItems(None, f"the {room} items that the tasks still hold would not settle it")
     n = max(1, sum(more))
@@ -131,10 +130,10 @@ def _advise(
 def allocate_items(
     parts: Sequence[DeltaPart], wanted: float, correlations: Array | None = None
 ) -> tuple[int, ...] | None:
-    """Give each part the fewest more items with which the standard error of all falls to the one wanted.
+    """Return the fewest additional items per part that lower the total standard error to the one wanted.
 
-    n_i + m_i ∝ se_i √n_i, at least n_i and at most what the task holds. None where all that the tasks hold
-    would not do.
+    n_i + m_i ∝ se_i √n_i, at least n_i and at most what the task has. None if all items of the tasks would
+    not be enough.
 
     Source: Neyman 1934; Cochran 1977, section 5.5.
     """
@@ -151,7 +150,7 @@ def allocate_items(
         return None
     if now <= wanted:
         return (0,) * len(parts)
-    evenly = (now / wanted) ** 2  # by which all parts would have to grow alike
+    evenly = (now / wanted) ** 2  # the factor by which all parts would have to grow equally
     low, high = 0.0, evenly * max(sqrt(part.n) / part.se for part in parts if part.se)
     for _ in range(_BISECTIONS):
         middle = (low + high) / 2
@@ -160,13 +159,13 @@ def allocate_items(
 
 
 def find_settling_growth(se: float, gap: float, alpha: float) -> float:
-    """Return by how much the items must grow until the gap is (z_{1−α} + z_power) standard errors."""
+    """Return the factor by which items must grow until the gap is (z_{1−α} + z_power) standard errors."""
     return _growth(se, gap / _reach(alpha))
 
 
 def _growth(se: float, wanted: float) -> float:
     times = se / wanted if wanted > 0 else inf
-    return times * times  # ** raises where the square is beyond what a float holds
+    return times * times  # ** raises if the square overflows
 
 
 def _reach(alpha: float) -> float:

@@ -1,13 +1,13 @@
-"""Errors of judges beside people's labels: grades and differences corrected, and bias by length or place.
+"""Judges' errors measured by people's labels: corrected grades and differences, length and position bias.
 
-Invariant: grades and labels are numbers in [0, 1]; labels are those of a random sample of the items, drawn
-by item for both arms, and the judge's errors are those of each arm by itself. An interval is never narrower
-than few errors that differ allow: a judge of whom no error was seen, or only equal ones, may make others.
-Lengths are characters. Items on which the one candidate's answer is the longer count as much as those on
-which the other's is; where the longer answers are nearly all one candidate's, or in too few clusters, a
-favour for length and one for the candidate are one figure, which says so. What people prefer of the same
-pairs is taken off. Position is judged by each pair's two orders.
-Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for joining distances (MOVER).
+Invariant: grades and labels are numbers in [0, 1]. Labels are of a random sample of the items, the same for
+both arms, and the judge's errors are estimated for each arm separately. An interval is never narrower than a
+few different errors allow: a judge without observed errors, or with only equal ones, may make others. Lengths
+are in characters. Items on which either candidate's answer is longer count equally; if nearly all longer
+answers are one candidate's, or in too few clusters, length bias and bias for the candidate cannot be
+separated, and the result says so. People's own preference for length is subtracted. Position bias is judged
+by both orders of each pair. Source: Angelopoulos, Duchi & Zrnic 2023 (PPI++); Zou & Donner 2008 for combining
+distances (MOVER).
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ from harness.analysis.estimators import Estimate, tango_ends
 from harness.formatting import RATE, Unit
 from harness.stats import Array, Interval
 
-FEW = 10  # labels that differ from their grade, below which their spread alone is not trusted
-MIN_LABELS = 10  # below which nothing is corrected
-SETTLED = 0.8  # chance with which the labels that are required would settle a difference
+FEW = 10  # with fewer labels that differ from their grade, their spread alone is not trusted
+MIN_LABELS = 10  # with fewer labels nothing is corrected
+SETTLED = 0.8  # power with which the required labels would settle a difference
 
 
 class GradedArm(NamedTuple):
-    """Answers of one arm: grades of the judge, labels of people (NaN where there is none), clusters; (n,)."""
+    """Answers of one arm, (n,) each: the judge's grades, people's labels (NaN if missing), clusters."""
 
     grades: Array
     labels: Array
@@ -36,12 +36,12 @@ class GradedArm(NamedTuple):
 
     @property
     def has_label(self) -> NDArray[np.bool_]:
-        """Mark the items with a label, (n,)."""
+        """Return a mask (n,) of the labelled items."""
         return ~np.isnan(self.labels)
 
 
 class CorrectedEstimate(NamedTuple):
-    """A corrected score or difference with its 95 % interval; `power` is the weight of the judge in it."""
+    """Corrected score or difference with its 95 % interval; `power` is the judge's weight in it."""
 
     score: float
     low: float
@@ -57,8 +57,8 @@ def correct_score(
 ) -> CorrectedEstimate | None:
     """Correct the mean grade of an arm by its labels; `power=0` gives the mean of the labels alone.
 
-    PPI++ on t; where fewer than ten labels differ from their grades, never narrower than Tango's interval of
-    the errors joined with Wilson's of the score. None with fewer than ten labels, or in too few clusters.
+    PPI++ with t; if fewer than ten labels differ from their grades, never narrower than Tango's interval of
+    the errors combined with Wilson's of the score. None with fewer than ten labels, or with too few clusters.
     """
     has = arm.has_label
     found = _estimate_powered(arm.labels, arm.grades, arm.clusters, has, power)
@@ -84,9 +84,9 @@ def correct_score(
 def correct_difference(
     base: GradedArm, new: GradedArm, alpha: float = 0.05, power: float | None = None
 ) -> CorrectedEstimate | None:
-    """Correct the mean paired difference new − base, of items that people labelled in both arms.
+    """Correct the mean paired difference new − base by items that people labelled in both arms.
 
-    As `correct_score`; the errors of both arms are joined where few of them differ.
+    Like `correct_score`; the errors of both arms are pooled if few of them differ.
     """
     has = base.has_label & new.has_label
     labels, grades = new.labels - base.labels, new.grades - base.grades
@@ -106,9 +106,9 @@ def correct_difference(
 
 
 def count_more_labels(base: GradedArm, new: GradedArm, found: CorrectedEstimate) -> int | None:
-    """Count the labels of an item's two answers that would probably settle which arm is better.
+    """Count the additional items to label (in both arms) that would settle which arm is better at 80 % power.
 
-    0 where that is settled; None where labels of all items would not do. Planned at a chance of 80 %.
+    0 if it is settled; None if labels of all items would not be enough.
     """
     if found.low > 0 or found.high < 0:
         return 0
@@ -136,7 +136,7 @@ def _estimate_powered(
 
 
 def _error_distances(arm: GradedArm, has: NDArray[np.bool_], alpha: float) -> tuple[float, float]:
-    """Return how far the mean error of the items without a label may lie below and above what is shown."""
+    """Return how far the mean error of unlabelled items may be below and above the observed one."""
     low, high = _tango_distances((arm.labels - arm.grades)[has], arm.clusters[has], alpha)
     unlabelled = sqrt(1 - float(has.mean()))
     return unlabelled * low, unlabelled * high
@@ -170,12 +170,12 @@ def _add_interval(
 def error_interval(
     mean: stats.Mean, groups: Sequence[Array], clusters: Sequence[NDArray[np.intp]], most: float
 ) -> Interval:
-    """Return the t interval of a mean error, or Tango's where errors are few and that is wider.
+    """Return the t interval of a mean error, or Tango's if errors are few and that is wider.
 
-    It is cut to [−most, most], or to where errors lie beyond. The mean is that of the groups' means, whose
-    errors (n,) and clusters (n,) are given. A group in which errors of fewer than ten clusters differ has the
-    distances of a difference of two binary scores as large, of as many items as its clusters are worth; the
-    groups' distances are joined in quadrature.
+    It is clipped to [−most, most], or to the largest observed error beyond. The mean is over the means of the
+    groups, given by their errors (n,) and clusters (n,). A group in which errors differ in fewer than ten
+    clusters gets the distances of a difference of binary scores of the same size, with n as the effective
+    number of its items; the groups' distances are added in quadrature.
     """
     plain = stats.t_interval(mean)
     most = max(most, *(float(np.abs(x).max()) for x in groups))
@@ -191,11 +191,11 @@ def error_interval(
 
 
 class LengthFavour(NamedTuple):
-    """Favour for the longer of two answers to an item, beyond people's, in the unit of the metric.
+    """Bias for the longer of two answers to an item, beyond people's own, in the unit of the metric.
 
-    `ratio` is the mean of new to base in length (geometric), `new_longer` the share of the items whose
-    lengths differ on which the new answer is the longer one. `is_length` says that both candidates have
-    enough of the longer answers, in enough clusters, so that it is not a favour for a candidate.
+    `ratio` is the geometric mean of the length ratio new : base, `new_longer` the share of items with unequal
+    lengths on which the new answer is longer. `is_length` says that both candidates have enough longer
+    answers, in enough clusters, so that the bias is not one for a candidate.
     """
 
     favour: Estimate
@@ -207,10 +207,10 @@ class LengthFavour(NamedTuple):
 def estimate_length_favour(
     errors: Array, lengths: Sequence[Sequence[int]], clusters: NDArray[np.intp], unit: Unit, most: float = 1.0
 ) -> LengthFavour | None:
-    """Estimate the favour for the longer answer from errors (n,): how much more the new one is overrated.
+    """Estimate the bias for longer answers from errors (n,): how much more the new answer is overrated.
 
-    `lengths` are those of (base, new), `most` is the largest error that there may be. None where fewer than
-    ten items have answers of another length, or in too few clusters.
+    `lengths` are those of (base, new), `most` is the largest possible error. None if fewer than ten items
+    have answers of different lengths, or with too few clusters.
     """
     base, new = (np.maximum(np.array(of, float), 1.0) for of in lengths)
     differs = base != new
@@ -218,7 +218,7 @@ def estimate_length_favour(
         return None
     longer, own, groups = (new > base)[differs], errors[differs], clusters[differs]
     is_length = min(longer.sum(), (~longer).sum()) >= MIN_LABELS
-    # The mean of the favours that items with a longer new answer show, and those with a shorter one.
+    # The mean of the biases on items with a longer and with a shorter new answer.
     mean = stats.clustered_contrast(own, longer, groups) if is_length else None
     if mean is None or mean.se is None:
         is_length, mean = False, stats.clustered_mean(np.where(longer, own, -own), groups)
@@ -234,12 +234,11 @@ def estimate_length_favour(
 
 
 class PairBias(NamedTuple):
-    """Preferences of a judge of pairs, each None where too few pairs tell.
+    """Biases of a judge of pairs, each None if too few pairs show it.
 
-    `first` is the share of comparisons that the answer shown first won, `longer` the share of pairs of
-    unequal length in which the longer answer was preferred. Beside people, on the pairs that they rated: by
-    how much more it favours the new candidate (`favour`), and the longer answer (`longer_beside_people`), in
-    win rate.
+    `first` is the share of comparisons won by the answer shown first, `longer` the share of pairs of unequal
+    length in which the longer answer was preferred. Compared with people, on the pairs that they rated, in
+    win rate: the excess for the new candidate (`favour`) and for the longer answer (`longer_beside_people`).
     """
 
     first: Estimate | None = None
@@ -249,9 +248,9 @@ class PairBias(NamedTuple):
 
 
 class JudgedPair(NamedTuple):
-    """One pair of unlike answers as a judge compared it, and as people did where they rated it.
+    """One pair of different answers as compared by a judge, and by people if they rated it.
 
-    `won` says how far the new answer is preferred, `first` how far the one shown first; `lengths` are those
+    `won` is the preference for the new answer, `first` that for the answer shown first; `lengths` are those
     of (base, new).
     """
 
@@ -263,7 +262,7 @@ class JudgedPair(NamedTuple):
 
 
 def bias_of(pairs: Mapping[str, JudgedPair]) -> PairBias:
-    """Estimate what a judge prefers in the pairs that it compared, by item."""
+    """Estimate a judge's biases from the pairs that it compared, by item."""
     every = list(pairs.values())
     unequal = [pair for pair in every if pair.lengths[0] != pair.lengths[1]]
     rated = [pair for pair in every if pair.vote is not None]
@@ -286,7 +285,7 @@ def _codes(pairs: list[JudgedPair]) -> NDArray[np.intp]:
 
 
 def estimate_share(values: Array, clusters: NDArray[np.intp], unit: Unit = RATE) -> Estimate:
-    """Estimate a share of items (n,) with Wilson's interval of as many as their clusters are worth."""
+    """Estimate a share of items (n,) with Wilson's interval for their effective number."""
     effect = stats.design_effect(values, clusters)
     ends = stats.wilson(float(values.sum()) / effect, len(values) / effect)
     return Estimate(float(values.mean()), *ends, len(values), unit)
@@ -295,7 +294,7 @@ def estimate_share(values: Array, clusters: NDArray[np.intp], unit: Unit = RATE)
 def estimate_error(
     values: Array, clusters: NDArray[np.intp], unit: Unit = RATE, most: float = 1.0
 ) -> Estimate | None:
-    """Estimate a mean in [−most, most]; None where too few clusters leave its spread unknown."""
+    """Estimate a mean in [−most, most]; None if too few clusters leave its spread unknown."""
     mean = stats.clustered_mean(values, clusters)
     if mean.se is None:
         return None

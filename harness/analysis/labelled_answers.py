@@ -1,12 +1,12 @@
-"""A metric beside people's labels of the same answers: agreement, its errors, and the scores they correct.
+"""Comparison of a metric with people's labels of the same answers: agreement, errors, corrected scores.
 
-Invariant: a label belongs to an answer with its prompt and references, and counts for a run as far as
-nearly all of its answers have one, in the order in which items are drawn: labels of the answers alone that
-did not change since another run are no random sample of this one's. A failed answer needs none. Of several
-raters of one answer the mean counts, and of one rater the latest label. Only a metric that is the mean of
-one number an item, in [0, 1], is corrected. Where several answers were drawn to an item a label is held to
-the grade of the answer that has it, and the item's mean over all answers is what is corrected.
-Source: `stats.prediction_powered_mean` (PPI++), `stats.rogan_gladen`, `stats.cohen_kappa`.
+Invariant: a label belongs to an answer with its prompt and references. In the order in which items are drawn,
+labels count for a run as far as nearly all of its answers have one: labels of only those answers that did not
+change since another run are not a random sample. Failed answers need no label. Several raters' labels are
+averaged; of one rater the latest counts. Only metrics that are the mean of one number per item, in [0, 1],
+are corrected. If several answers were sampled per item, a label is compared with the grade of its answer, and
+the item's mean over all answers is corrected. Source: `stats.prediction_powered_mean` (PPI++),
+`stats.rogan_gladen`, `stats.cohen_kappa`.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -34,17 +34,17 @@ from harness.metrics import Metric
 from harness.records import LabelSet, SampleResult, digest
 from harness.stats import Array
 
-ENOUGH_LABELS = 100  # of an arm's own answers, before a decision rests on a judge
-_SPREAD = log2(1.5)  # between the longer and the shorter answers of an arm, below which no length is judged
-_DRAWN = 0.95  # of an arm's answers up to an item, in the order of drawing, have a label where labels count
+ENOUGH_LABELS = 100  # labels of an arm's answers that are needed before a judge may decide
+_SPREAD = log2(1.5)  # smallest spread of log lengths within an arm for which length bias is estimated
+_DRAWN = 0.95  # labels count up to the item at which this share of the drawn answers is labelled
 
-_SPLIT = 0.5  # of raters who say yes or no
+_SPLIT = 0.5  # share of raters at which an answer is split
 
-Labels = Mapping[str, float]  # by the digest of an answer
+Labels = Mapping[str, float]  # by answer digest
 
 
 class Confusion(NamedTuple):
-    """Answers passed by judge and people both, by the judge alone, by people alone, and by nobody."""
+    """Numbers of answers passed by judge and people, by the judge only, by people only, by neither."""
 
     both: int
     judge_alone: int
@@ -54,13 +54,12 @@ class Confusion(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ArmCalibration:
-    """One run's answers: the metric's score of n items, and what the labels of some of them say of it.
+    """Metric of one run on n items, compared with the labels of some of them.
 
-    `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` joins
-    labels and grades, `labels_alone` are the labels' mean; both are None with fewer than ten labels.
-    `agreement`, `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are those of labels and grades
-    that are all 0 or 1, None else; of several raters the majority counts, without `n_split` answers on which
-    as many say the one as the other.
+    `error` is the mean of grade − label, `kappa` the agreement beyond chance. `corrected` combines labels and
+    grades, `labels_alone` is the labels' mean; both are None with fewer than ten labels. `agreement`,
+    `confusion`, `sensitivity`, `specificity` and `rogan_gladen` are for labels and grades that are all 0 or
+    1, otherwise None; the majority of several raters counts, without the `n_split` answers that tie.
     """
 
     name: str
@@ -82,11 +81,11 @@ class ArmCalibration:
 
 @dataclass(frozen=True, slots=True)
 class PairCalibration:
-    """The paired difference new − base on n items, of which `n_labels` have a label in both arms.
+    """Paired difference new − base on n items, of which `n_labels` have a label in both arms.
 
     `favour` is how much more the metric overrates the new arm than the base, on the same items. `more_labels`
-    would probably settle which is better: 0 where that is settled, None where no number of them would.
-    `longer` is how much more the metric favours the longer of the two answers to an item than people do.
+    would probably settle which is better: 0 if that is settled, None if no number would. `longer` is the
+    metric's bias for the longer answer to an item, beyond people's.
     """
 
     new: str
@@ -103,12 +102,11 @@ class PairCalibration:
 
 @dataclass(frozen=True, slots=True)
 class MetricCalibration:
-    """A metric of a task beside people's labels of its answers; `kappa` is that of all labelled answers.
+    """Metric of a task compared with people's labels of its answers; `kappa` is over all labelled answers.
 
-    `length` is by how much its error (grade − label) rises with each doubling of an answer's length.
-    `raters` are those who labelled, `raters_alpha` their agreement with each other (Krippendorff's alpha
-    of graded labels), None where no answer has two raters. `own` names the arms whose weights are made from
-    the judge's own.
+    `length` is the rise of its error (grade − label) per doubling of an answer's length. `raters` are the
+    people who labelled, `raters_alpha` their agreement (Krippendorff's alpha of graded labels), None if no
+    answer has two raters. `own` names the arms whose weights derive from the judge's.
     """
 
     task: str
@@ -128,13 +126,13 @@ class MetricCalibration:
 
 
 def answer_digest(metric: str, row: SampleResult) -> str:
-    """Return the digest that binds a label to an answer, what it answers, and the metric that it is for."""
+    """Return the digest that ties a label to an answer, its question and a metric."""
     question = [row.task, row.split, row.example_id, row.prompt, list(row.references)]
     return digest([metric, *question, row.text])
 
 
 def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:
-    """Tell whether a metric is the mean of one number an item, in [0, 1], its answers not those of folds."""
+    """Tell whether a metric is the mean of one number per item, in [0, 1], with answers not from folds."""
     if len(metric.parts) != 1 or not (0 <= metric.bounds[0] < metric.bounds[1] <= 1):
         return False
     if any(row.fold for rows in arms for row in rows):
@@ -144,30 +142,30 @@ def is_correctable(metric: Metric, *arms: Iterable[SampleResult]) -> bool:
 
 
 def latest_labels(found: Iterable[LabelSet], metric: str) -> Labels:
-    """Map answers to their label for a metric: the mean of its raters, of each the latest."""
+    """Map answers to their label for a metric: the mean over raters of each one's latest label."""
     return {answer: sum(of.values()) / len(of) for answer, of in _group_by_rater(found, metric).items()}
 
 
 def draw_items(ids: Iterable[str], task: str, metric: str) -> list[str]:
-    """Put items in the random order of their digests, in which answers are labelled, whoever labels."""
+    """Return items in the random order of their digests, in which everybody labels answers."""
     return sorted(ids, key=lambda item: digest([task, metric, item]))
 
 
 def select_scored(metric: str, rows: Iterable[SampleResult]) -> dict[str, SampleResult]:
-    """Map items to the rows that a metric scored, in the order of their ids; failed answers have no text."""
+    """Map items to the rows that a metric scored, sorted by id; failed answers have no text."""
     scored = {row.example_id: row for row in rows if row.parts[metric] is not None and row.status != "error"}
     return dict(sorted(scored.items()))
 
 
 def count_enough_labels(n_items: int) -> int:
-    """Return how many of so many items need a label before a decision rests on a judge: a hundred, or all."""
+    """Return how many of n items need a label before a judge may decide: a hundred, or all."""
     return min(ENOUGH_LABELS, n_items)
 
 
 def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> dict[str, float]:
     """Map the items of an arm to the labels that count: up to where 95 % of its drawn answers have one.
 
-    Failed answers among them that were given the metric's worst value have it as their label too.
+    Failed answers that were scored with the metric's worst value get it as their label, too.
     """
     by_id = {row.example_id: row for row in rows}
     drawn = draw_items(by_id, rows[0].task, metric) if rows else []
@@ -178,7 +176,7 @@ def select_labels(metric: str, rows: Sequence[SampleResult], labels: Labels) -> 
     last = int(enough[-1]) + 1 if len(enough) else 0
     counted = dict[str, float]()
     for item, label in zip(drawn[:last], found[:last], strict=True):
-        parts = by_id[item].parts[metric]  # of a failed answer the worst ones, if any
+        parts = by_id[item].parts[metric]  # a failed answer has the worst ones, if any
         value = (parts[0] if parts else None) if by_id[item].status == "error" else label
         if value is not None:
             counted[item] = value
@@ -191,9 +189,9 @@ def calibrate(
     pairs: Iterable[tuple[str, str]],
     found: Sequence[LabelSet],
 ) -> MetricCalibration | None:
-    """Put a metric's scores of several arms beside people's labels; `pairs` are (new, base) by name.
+    """Compare a metric's scores of several arms with people's labels; `pairs` are (new, base) by name.
 
-    None where no answer has a label, or the metric cannot be corrected, as in folds.
+    None if no answer has a label, or the metric cannot be corrected, as in folds.
     """
     labels = latest_labels(found, metric.name)
     if not labels or not is_correctable(metric, *arms.values()):
@@ -221,10 +219,11 @@ def calibrate(
 
 
 def grade_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> GradedArm:
-    """Put grades and labels of rows side by side; clusters are numbered as the rows name them.
+    """Return the grades and labels of rows, with numbered clusters.
 
-    Of several answers to an item one has a label; to it is added by how much the metric grades them all
-    better than that one, which is 0 on average and makes it a label of the item's mean.
+    If several answers to an item were sampled, one has a label. The difference between the mean grade of all
+    answers and the grade of that one is added to the label, which makes it a label of the item's mean; on
+    average the difference is 0.
     """
     arm = _label_arm(metric, rows, labels)
     moved = arm.labels + arm.grades - _select_own_grades(metric, rows)
@@ -243,7 +242,7 @@ def _label_arm(metric: Metric, rows: Sequence[SampleResult], labels: Labels) -> 
 
 
 def _select_own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
-    """Return the grade of the answer that stands in each row, of several that were drawn, (n,)."""
+    """Return the grade (n,) of the answer in each row, among several that were sampled."""
     grades = []
     for row in rows:
         same = (one.parts.get(metric.name) for one in row.samples if one.text == row.text)
@@ -252,7 +251,7 @@ def _select_own_grades(metric: Metric, rows: Iterable[SampleResult]) -> Array:
 
 
 def estimate_of(metric: Metric, found: CorrectedEstimate | None, n: int | None = None) -> Estimate | None:
-    """Write a corrected value as an estimate, of n items or of the labels."""
+    """Return a corrected value as an estimate, over n items or over the labels."""
     if found is None:
         return None
     return Estimate(found.score, found.low, found.high, n or found.n_labels, metric.unit)
@@ -261,7 +260,7 @@ def estimate_of(metric: Metric, found: CorrectedEstimate | None, n: int | None =
 def _arm(
     metric: Metric, name: str, rows: Sequence[SampleResult], labels: Labels, passes: bool
 ) -> ArmCalibration:
-    """Put one arm beside its labels; `passes` says that each rater said 0 or 1."""
+    """Compare one arm with its labels; `passes` says that all raters gave 0 or 1."""
     arm, given = grade_arm(metric, rows, labels), _label_arm(metric, rows, labels)
     has = arm.has_label
     own = _score(metric, arm)
@@ -301,7 +300,7 @@ def _pair(
     base_rows: Mapping[str, SampleResult],
     labels: Labels,
 ) -> PairCalibration | None:
-    """Compare two arms on the items that both answered; None where there is none."""
+    """Compare two arms on the items that both answered; None if there are none."""
     ids = [item for item in new_rows if item in base_rows]
     if not ids:
         return None
@@ -346,11 +345,11 @@ def _kappa(grades: Array, people: Array, clusters: np.ndarray) -> Estimate | Non
 def _agreement_and_length(
     metric: Metric, arms: Iterable[Sequence[SampleResult]], labels: Labels
 ) -> tuple[Estimate | None, Estimate | None]:
-    """Estimate kappa and the part of the length in the error, of labelled answers of all arms.
+    """Estimate kappa and the effect of length on the error, over the labelled answers of all arms.
 
     Answers to one item are one cluster; an answer that two arms gave counts once. Lengths and errors are
-    those beside their arm's mean, so that a favour for one arm is no preference for its length. None with
-    fewer than ten answers, and of the length where the arms' own answers are about as long as each other.
+    taken relative to their arm's mean, so that a bias for one arm is not one for its length. None with fewer
+    than ten answers; the length effect is also None if the answers within the arms have similar lengths.
     """
     kept, people, lengths, errors = list[SampleResult](), list[float](), list[Array](), list[Array]()
     seen = set[str]()
@@ -391,7 +390,7 @@ def _share_right(
 
 
 def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate | None:
-    """Correct a rate by sensitivity and specificity, for items that are each their own cluster."""
+    """Correct a rate by sensitivity and specificity, for unclustered items."""
     positive, negative = table.both + table.people_alone, table.judge_alone + table.neither
     n = len(arm.grades)
     if not positive or not negative or arm.clusters.max() + 1 < n:
@@ -403,7 +402,7 @@ def _rogan_gladen(metric: Metric, arm: GradedArm, table: Confusion) -> Estimate 
 
 
 def _group_by_rater(found: Iterable[LabelSet], metric: str) -> dict[str, dict[str, float]]:
-    """Map answers to each rater's latest label; the sets are in the order in which they came."""
+    """Map answers to each rater's latest label; the label sets are given in order of time."""
     out: dict[str, dict[str, float]] = {}
     for of in found:
         if of.metric == metric:

@@ -1,8 +1,8 @@
-"""The macro: the mean delta over the tasks that count, and the items that tasks share.
+"""Macro average: the mean delta over the admitted tasks, with correlations from shared items.
 
-Invariant: each half-task has half the weight of a task, copies of one task have together that of one, and
-items that tasks share widen the interval. An item is known by its document (`gating.halves`), and a cluster
-by its name in all tasks; an item with neither is shared with nobody. Reads paired differences, and no text.
+Invariant: each half-task has half the weight of a task, copies of a task together have the weight of one, and
+items that tasks share widen the interval. Items are matched by document (`halves`), clusters by name; an item
+with neither is not shared. Uses paired differences, not texts.
 Source: Zou 2008 for the correlation in MOVER; its shrinkage as in `stats.design_effect`.
 """
 
@@ -27,15 +27,15 @@ from harness.metrics import flips
 from harness.spec import GatePolicy
 from harness.stats import Array, Interval
 
-_COPY = 0.9  # of the items of the larger of two tasks: so many in common make them copies
+_COPY = 0.9  # two tasks are copies if they share at least this part of the larger one's items
 
 
 class SharedItems(NamedTuple):
-    """Items in common: `copies` maps a task to those that hold its items, or nearly all, itself among them.
+    """Items that tasks share: `copies` maps a task to all tasks with nearly all of its items and itself.
 
     `correlations` are those of the deltas of two tasks that share items or clusters, by their names; `said`
-    names for a reader who shares which items. `n_repeated` and `n_repeated_clusters` count the items and
-    clusters that an earlier task holds too.
+    describes the sharing for readers. `n_repeated` and `n_repeated_clusters` count items and clusters that an
+    earlier task also has.
     """
 
     copies: Mapping[str, tuple[str, ...]]
@@ -45,16 +45,16 @@ class SharedItems(NamedTuple):
     n_repeated_clusters: int = 0
 
     def copies_of(self, t: TaskComparison) -> tuple[str, ...]:
-        """Name the tasks that hold a task's items: itself, where no other does."""
+        """List the copies of a task, itself included."""
         return self.copies.get(t.task.name, (t.task.name,))
 
     def weights(self, tasks: Sequence[TaskComparison]) -> tuple[float, ...]:
-        """Return what each task counts in the macro, (k,), adding up to 1: copies together as one task."""
+        """Return the weights (k,) of the tasks, which add up to 1; copies together count as one task."""
         raw = [(0.5 if t.half else 1.0) / len(self.copies_of(t)) for t in tasks]
         return tuple(weight / sum(raw) for weight in raw)
 
     def matrix(self, tasks: Sequence[TaskComparison]) -> Array | None:
-        """Return the correlations of the tasks' deltas, (k, k); None where no two share an item."""
+        """Return the correlations (k, k) of the tasks' deltas; None if no two tasks share an item."""
         found = np.eye(len(tasks))
         for (i, a), (j, b) in combinations(enumerate(tasks), 2):
             found[i, j] = found[j, i] = self.correlations.get(frozenset((a.task.name, b.task.name)), 0.0)
@@ -65,9 +65,9 @@ NOTHING_SHARED = SharedItems({}, {}, ())
 
 
 class _Moves(NamedTuple):
-    """One task's delta by cluster: each one's share in it, whether it moved, and where they are found.
+    """One task's delta by cluster: the share of each cluster, and whether it changed.
 
-    `cluster_of` maps documents to clusters, `named` the names of clusters that have one.
+    `cluster_of` maps documents to clusters, `named` maps cluster names to clusters.
     """
 
     share: Array  # (clusters,)
@@ -76,9 +76,9 @@ class _Moves(NamedTuple):
     named: Mapping[str, int]
 
     def part(self, clusters: NDArray[np.intp]) -> float:
-        """Return the part of the variance of the delta that lies in some of the clusters, in [0, 1].
+        """Return the share, in [0, 1], of the delta's variance that comes from some of the clusters.
 
-        Shrunk towards their part in the number, as if one more cluster had moved.
+        It is shrunk towards their share in the number of clusters, as if one more cluster had changed.
         """
         own, all_of = (float(share @ share) for share in (self.share[clusters], self.share))
         n_moved, by_number = int(self.moved.sum()), len(clusters) / len(self.share)
@@ -88,7 +88,7 @@ class _Moves(NamedTuple):
 def find_shared_items(
     measured: Sequence[Measurement], admitted: Sequence[TaskComparison], cut: HalfSplit
 ) -> SharedItems:
-    """Find which of the admitted tasks hold the same documents, and correlate their deltas.
+    """Find admitted tasks that share documents, and correlate their deltas.
 
     Raises:
         IncompatibleRuns: the arms hold different items, or an item could be scored in neither.
@@ -106,14 +106,14 @@ def find_shared_items(
     linked = sorted({*n_shared, *((a, b) for a, b in combinations(named, 2) if named[a] & named[b])})
     together = dict.fromkeys(name for pair in linked for name in pair)
     moves = {name: _moves(of[name], tasks[name], known[name], cut) for name in together}
-    # Copies are tasks that share at least nine in ten of their items, by those of the larger.
+    # Copies share at least nine in ten of the larger task's items.
     group_of: dict[str, tuple[str, ...]] = {name: (name,) for name in sizes}
     for (a, b), n in n_shared.items():
         if n >= _COPY * max(sizes[a], sizes[b]) and group_of[a] is not group_of[b]:
             joined = tuple(sorted(group_of[a] + group_of[b]))
             group_of |= dict.fromkeys(joined, joined)
     groups = sorted({group for group in group_of.values() if len(group) > 1})
-    n_items = n_clusters = 0  # clusters of nothing else, and items, that an earlier task holds
+    n_items = n_clusters = 0  # items, and clusters of only such items, that an earlier task also has
     seen: set[str] = set()
     for m in moves.values():
         old = m.cluster_of.keys() & seen
@@ -157,10 +157,10 @@ def _moves(m: Measurement, t: TaskComparison, documents: Mapping[str, str], cut:
 
 
 def _correlation(a: _Moves, b: _Moves) -> float:
-    """Correlate two deltas by the clusters that they share, at least 0.
+    """Return the correlation of two deltas due to shared clusters, at least 0.
 
-    That of the shared clusters, shrunk as if one more had been seen that moved both tasks alike, times the
-    part of both variances that lies in them.
+    The correlation over the shared clusters, shrunk as if one more had changed both tasks equally, times the
+    share of both variances that comes from these clusters.
     """
     both = sorted(
         {(a.cluster_of[d], b.cluster_of[d]) for d in a.cluster_of.keys() & b.cluster_of.keys()}
@@ -177,11 +177,11 @@ def _correlation(a: _Moves, b: _Moves) -> float:
 
 
 class Macro(NamedTuple):
-    """The macro delta, its one-sided bounds, and the standard error that its lower bound amounts to.
+    """Macro delta with its one-sided bounds and the standard error implied by the lower one.
 
-    In the unit of the policy's margin: points, or shares of the base's skill, each task's delta
-    then multiplied by its own of the `scales`. `weights` say what each task counts, and `correlations`,
-    where tasks share items, how far their deltas move together.
+    The unit is that of the policy's margin: points, or shares of the base's skill, for which each task's
+    delta is multiplied by its entry in `scales`. `weights` are the tasks' weights, `correlations` those of
+    their deltas if tasks share items.
     """
 
     delta: float
@@ -201,7 +201,7 @@ class Macro(NamedTuple):
 def average_macro(
     admitted: Sequence[TaskComparison], policy: GatePolicy, shared: SharedItems = NOTHING_SHARED
 ) -> Macro:
-    """Average the admitted tasks' deltas, with their one-sided bounds combined by MOVER.
+    """Average the deltas of the admitted tasks, with one-sided bounds combined by MOVER.
 
     Raises:
         ValueError: no task is admitted.
@@ -219,10 +219,10 @@ def average_macro(
 def plan_parts(
     admitted: Sequence[TaskComparison], macro: Macro, shared: SharedItems
 ) -> tuple[list[DeltaPart], Array | None]:
-    """Describe what each task adds to the macro's standard error, and the correlations of these parts.
+    """Return each task's part in the macro's standard error, and the correlations of these parts.
 
-    Of a task of which one half counts, every second item that is added counts. Copies of one task are one
-    part: a document that is added is an item of each.
+    If only one half of a task counts, only every second added item does. Copies of a task are one part,
+    because an added document is an item of each.
     """
     pairs = zip(admitted, macro.factors, strict=True)
     widths = [factor * find_planning_se(t.counted, lower_se(t.counted)) for t, factor in pairs]
@@ -242,7 +242,7 @@ def plan_parts(
     ]
     if len(groups) == len(admitted) or not np.isfinite(widths).all():
         return parts, macro.correlations if len(groups) == len(admitted) else None
-    # Correlate the sums of groups of what tasks add, from the correlations of the tasks.
+    # Correlations of the groups' sums, from the correlations of the tasks.
     member = np.array([[float(i in places) for i in range(len(widths))] for _, places in groups])  # (g, k)
     covariance = member @ (rho * np.outer(widths, widths)) @ member.T  # (g, g)
     scale = np.sqrt(np.outer(covariance.diagonal(), covariance.diagonal()))
@@ -255,11 +255,11 @@ def macro_between(
     admitted: Sequence[TaskComparison],
     seed: int,
 ) -> Estimate | None:
-    """Average the change between two other arms over the items that count in a verdict, weighted as there.
+    """Average the change between two other arms over the items of a verdict, with the same weights.
 
     `compared` are the two arms' comparisons of whole tasks, by name. `admitted` are the verdict's tasks;
-    those on which the arms cannot be compared are left out, None where no other is there. `seed` is the one
-    that the verdict cut its tasks by.
+    those on which the arms cannot be compared are left out, and the result is None if none is left. `seed` is
+    the seed with which the verdict split its tasks.
 
     Raises:
         IncompatibleRuns: the arms hold different items.

@@ -1,8 +1,8 @@
 """Margins: how large a loss each rule of the gate allows, how one is judged against it and printed.
 
-Invariant: a margin is settled here alone, for the rules, their chances and what is said before a run. A
-relative margin becomes a loss only once the base was measured; until then its amount is unknown. One-sided
-bounds judge a margin: a bound above it passes, below it fails, otherwise it is open.
+Invariant: margins are computed only here, for the rules, their power and the announcements before a run. A
+relative margin has a known size only after the base was measured. One-sided bounds judge a margin: it passes
+if the lower bound is above it, fails if the upper bound is below it, and is open otherwise.
 """
 
 from collections.abc import Iterable
@@ -17,9 +17,9 @@ from harness.stats import Interval
 
 
 class LossRates(NamedTuple):
-    """Loss rates of a critical task: it fails where one above `fails_above` is shown.
+    """Loss rates of a critical task, which fails if a rate above `fails_above` is shown.
 
-    It passes where one below `passes_below` is shown.
+    It passes if a rate below `passes_below` is shown.
     """
 
     fails_above: float
@@ -27,12 +27,12 @@ class LossRates(NamedTuple):
 
 
 def task_margin(task: Task, role: str, policy: GatePolicy) -> Margin:
-    """Return the margin of a task as written: its own, else the policy's for each task of its role."""
+    """Return the margin of a task as written: its own, else the policy's for tasks of its role."""
     return task.margin or (policy.safety if role == "safety" and policy.safety else policy.each)
 
 
 def critical_rates(policy: GatePolicy) -> LossRates:
-    """Return the loss rates that judge a critical task, shares of the items that the base passed."""
+    """Return the loss rates that judge a critical task, as shares of the items that the base passed."""
     return LossRates(policy.critical_margin, 2 * policy.critical_margin)
 
 
@@ -47,12 +47,12 @@ def map_margins(tasks: Iterable[TaskComparison], policy: GatePolicy) -> dict[str
 
 
 def allowed_loss(margin: Margin, skill: float) -> float:
-    """Return the loss that a margin allows where the base is so far above chance (`skill`)."""
+    """Return the loss that a margin allows if the base is `skill` above chance."""
     return margin_share(margin) * (skill if is_relative(margin) else 1.0)
 
 
 def margin_share(margin: Margin) -> float:
-    """Return the margin as a number in (0, 1): of the scale, or of the skill where `is_relative`."""
+    """Return the margin as a number in (0, 1): a share of the scale, or of the skill if `is_relative`."""
     return float(margin.rstrip("% ")) / 100 if isinstance(margin, str) else margin
 
 
@@ -62,12 +62,12 @@ def is_relative(margin: Margin) -> bool:
 
 
 def skill(t: TaskComparison) -> float:
-    """Return how far the base is above chance, on the items that admit the task, as a share of the range."""
+    """Return how far the base is above chance on the admitting items, as a share of the metric's range."""
     return ((t.half.admitting_score if t.half else t.comparison.base) - t.task.chance) / t.span
 
 
 def margin_text(margin: Margin) -> str:
-    """Print a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
+    """Format a margin: `2.0 pp`, or `10.0 % of the base's skill`."""
     unit = "% of the base's skill" if is_relative(margin) else "pp"
     return f"{formatting.percent(margin_share(margin))} {unit}"
 
@@ -78,7 +78,7 @@ def margin_outcome(lower: float, upper: float, margin: float) -> Outcome:
 
 
 def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> str:
-    """Say that a loss is ruled out, with the one-sided bound where the printed interval still holds it."""
+    """State that a loss is ruled out, with the one-sided bound if the printed interval still contains it."""
     bound = f"{formatting.percent(-lower)} pp is the one-sided {100 * (1 - policy.alpha):g} % bound"
     return "a larger loss is ruled out" + (f" ({bound})" if low <= -margin else "")
 
@@ -86,7 +86,7 @@ def ruled_out(low: float, lower: float, margin: float, policy: GatePolicy) -> st
 def margin_verdict(
     outcome: Outcome, margin: str, excluded: str, advice: MoreItems, broken: str = "a loss beyond it is shown"
 ) -> str:
-    """Say how a margin was judged, and for an open one what would settle it."""
+    """Describe how a margin was judged and, if it is open, what would settle it."""
     words = {"pass": excluded, "fail": broken, "inconclusive": f"not shown; {advice.sentence}"}
     return f"margin {margin}: {words[outcome]}"
 
@@ -97,7 +97,7 @@ def comparison_facing_se(c: Comparison, margin: float) -> float:
 
 
 def loss_margin_text(t: TaskComparison, policy: GatePolicy) -> str:
-    """Say how much a task fell and how much is allowed: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
+    """Describe a task's loss and the allowed one: `piqa fell 8.0 points [3, 13], 5.0 allowed`."""
     c, of_range = t.counted, "" if t.span == 1 else " of its range"
     fell = formatting.interval(-c.delta, -c.high, -c.low).replace(" [", f" points{of_range} [")
     return f"{t.task.name} fell {fell}, {formatting.percent(margin_of(t, policy))} allowed"
