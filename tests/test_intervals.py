@@ -74,20 +74,15 @@ def read_learned_and_kept():
     return {key: (learned[key], kept[key]) for key in learned}
 
 
-def test_the_published_front_of_learning_and_forgetting_is_found_and_points_below_the_reference_add_nothing():
+def test_the_published_front_of_learning_and_forgetting_is_found_with_its_areas():
     p = read_learned_and_kept()
     assert len(p) == 20
     front = [list(p)[i] for i in stats.pareto_front(list(p.values()))]
     assert front == [("r256", "2"), ("r64", "4"), ("r256", "4")]
-    assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0
-
-
-@pytest.mark.parametrize(
-    ("method", "area"), [("r16", 0.090413), ("r64", 0.103434), ("r256", 0.125818), ("full", 0.089802)]
-)
-def test_the_published_points_span_the_known_areas(method, area):
-    p = [point for (name, _), point in read_learned_and_kept().items() if name == method]
-    assert stats.hypervolume(p, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
+    assert stats.hypervolume([(0.2, 0.9)], (0.3, 0.1)) == 0, "points below the reference add nothing"
+    for method, area in {"r16": 0.090413, "r64": 0.103434, "r256": 0.125818, "full": 0.089802}.items():
+        own = [point for (name, _), point in p.items() if name == method]
+        assert stats.hypervolume(own, (0.0, 0.40)) == pytest.approx(area, abs=1e-6)
 
 
 def is_dominated(p, points):
@@ -95,14 +90,9 @@ def is_dominated(p, points):
 
 
 @given(points)
-def test_the_front_is_what_nothing_dominates(p):
-    front = {p[i] for i in stats.pareto_front(p)}
-    assert front == {q for q in p if not is_dominated(q, p)}
-
-
-@given(points)
-def test_the_front_lists_the_first_goal_rising_and_the_second_falling(p):
+def test_the_front_is_what_nothing_dominates_the_first_goal_rising_and_the_second_falling(p):
     front = [p[i] for i in stats.pareto_front(p)]
+    assert {*front} == {q for q in p if not is_dominated(q, p)}
     assert front == sorted(front)
     assert [y for _, y in front] == sorted((y for _, y in front), reverse=True)
 
@@ -249,7 +239,7 @@ def world(seed, n, longer_share, size):
     )
 
 
-@pytest.mark.parametrize(("n", "share", "size"), [(100, 0.9, 1), (50, 0.7, 5), (100, 0.5, 5), (300, 0.9, 5)])
+@pytest.mark.parametrize(("n", "share", "size"), [(100, 0.9, 1), (50, 0.7, 5)])
 def test_the_interval_holds_the_favour_whatever_the_clusters(n, share, size):
     found = [estimate_length_favour(*world(seed, n, share, size), RATE) for seed in range(200)]
     told = [f.favour for f in found if f is not None and f.is_length]

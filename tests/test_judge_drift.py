@@ -15,7 +15,6 @@ from tiny_experiment import fact_of
 from harness import config, store
 from harness.analysis.labelled_answers import answer_digest
 from harness.config.rubrics import digest_question
-from harness.errors import CandidateFailed
 from harness.evaluation.grade_costs import GradeAccount, list_paid_grades
 from harness.evaluation.grading import ALPHA, check_anchors, is_drift, n_repeats
 from harness.evaluation.judges import open_judged
@@ -104,31 +103,24 @@ def test_a_judge_that_wavers_by_itself_goes_on(desk):  # noqa: F811
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("death", [CandidateFailed("the server is gone", "another"), KeyboardInterrupt()])
-def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk, death):  # noqa: F811
-    d = desk(
-        reply, Grader(grade_strictly), rubric=RUBRIC + "usd_per_million_tokens: {input: 100, output: 100}\n"
-    )
+def test_what_a_judge_said_of_anchors_before_a_check_died_is_kept_and_counts_as_paid(desk):  # noqa: F811
+    prices = "usd_per_million_tokens: {input: 100, output: 100}\n"
+    d = desk(reply, Grader(grade_strictly), rubric=RUBRIC + prices)
     d.compare()
-    judged = open_judged(
-        f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, Machine("cpu", "cpu", "fp32", 1.0)
-    )
+    cpu = Machine("cpu", "cpu", "fp32", 1.0)
+    judged = open_judged(f"judge:{d.folder / 'helpful.yaml'}", d.store, {}, cpu)
     (judge,) = judged.judges
     paid, account = len(list_paid_grades(judged, judge)), GradeAccount(judged)
-
-    def dies_after(n):
-        said = iter(range(n))
-
-        def ask(answer):
-            if next(said, None) is None:
-                raise death
-            return replace(grade, key=answer.key, n_prompt_tokens=10_000, n_output_tokens=0)
-
-        return ask
-
     grade = next(iter(store.read_grades(d.store, judge.book).values()))
-    with pytest.raises(type(death)):
-        check_anchors(judged, judge, dies_after(13))
+    said = iter(range(13))
+
+    def die_after_thirteen(answer):
+        if next(said, None) is None:
+            raise KeyboardInterrupt
+        return replace(grade, key=answer.key, n_prompt_tokens=10_000, n_output_tokens=0)
+
+    with pytest.raises(KeyboardInterrupt):
+        check_anchors(judged, judge, die_after_thirteen)
     assert len(list_paid_grades(judged, judge)) == paid + 13
     assert account.cost_usd("cpu", None) == pytest.approx(13.0)
     assert len(store.read_checks(d.store, judge.book)) == 2, "what was not finished is no check"
@@ -152,13 +144,13 @@ def test_a_judge_that_changes_during_a_compare_grades_no_later_candidate_of_it(d
 
 def begin_small_book(d, n):
     """Begin a book by `n` answers alone, as a first run by --limit does."""
-    rows = (d.folder / "test.jsonl").read_text(), (d.folder / "validation.jsonl").read_text()
-    for name in ("test", "validation"):
-        lines = (d.folder / f"{name}.jsonl").read_text().splitlines(keepends=True)
-        (d.folder / f"{name}.jsonl").write_text("".join(lines[: n - 1 if name == "test" else 1]))
+    rows = {d.folder / f"{name}.jsonl": n for name, n in (("test", n - 1), ("validation", 1))}
+    texts = {file: file.read_text() for file in rows}
+    for file, text in texts.items():
+        file.write_text("".join(text.splitlines(keepends=True)[: rows[file]]))
     d.compare("candidates.other=null")
-    for name, text in zip(("test", "validation"), rows, strict=True):
-        (d.folder / f"{name}.jsonl").write_text(text)
+    for file, text in texts.items():
+        file.write_text(text)
     (book,) = (d.folder / "runs" / "grades").iterdir()
     assert len(store.read_anchors(d.store, book.name)) == n
     return book.name
@@ -177,15 +169,14 @@ def test_a_book_that_began_with_few_anchors_gets_the_others_as_soon_as_there_are
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize("n", [2, 4])
-def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk, n):  # noqa: F811
+def test_a_judge_that_changed_after_a_small_first_run_is_found_by_asking_it_more_often(desk):  # noqa: F811
     d = desk(reply, Grader(grade_strictly), rubric=RUBRIC)
-    begin_small_book(d, n)
+    begin_small_book(d, 2)
     d.judge.model = Grader(milder)
     found = d.compare()
     assert {f.state for f in found.facts} == {"failed"}
-    assert f"of {n} answers that it had graded {n} got another grade" in fact_of(found, "plain").error
-    assert [len(book) for book in d.grades()] == [n], "nothing new was graded"
+    assert "of 2 answers that it had graded 2 got another grade" in fact_of(found, "plain").error
+    assert [len(book) for book in d.grades()] == [2], "nothing new was graded"
 
 
 @pytest.mark.e2e
@@ -220,26 +211,6 @@ def test_a_judge_that_changed_after_a_grading_that_ended_midway_is_found(desk): 
         (book,) = (d.folder / "runs" / "grades").iterdir()
         for file in book.iterdir():
             file.unlink()
-
-
-@pytest.mark.e2e
-def test_a_night_names_a_judge_that_changed_and_is_quiet_about_one_that_did_not(desk):  # noqa: F811
-    d = desk(
-        reply,
-        judge=Grader(grade_strictly),
-        rubric=RUBRIC,
-        extra="nightly: {candidates: [plain], items: 10}\n",
-    )
-    by_words = ["target.primary=token_f1"]
-    d.compare(*by_words)
-    n_asked = len(d.judge.asked)
-    quiet = run_night(d.path, by_words, night=date(2026, 3, 1))
-    assert (quiet.verdict, len(d.judge.asked) - n_asked) == ("ok", 20)
-    d.judge.model = Grader(milder)
-    found = run_night(d.path, by_words, night=date(2026, 3, 2))
-    (line,) = (one for one in found.lines if one.name.startswith("judge:helpful by tiny"))
-    assert "of 20 answers that it had graded 20 got another grade" in line.sentence
-    assert found.exit_code == 1
 
 
 def check(n, n_moved, drifted=False):

@@ -85,23 +85,11 @@ def test_attempts_added_later_ask_about_unreadable_grades_alone_and_the_gate_wai
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("silent", "attempts", "times", "n_unread"), [(2, 4, {1, 3}, 0), (9, 2, {1, 2}, N // 3)]
-)
-def test_an_answer_is_asked_about_until_its_grade_can_be_read_or_as_often_as_the_rubric_says(
-    desk,  # noqa: F811
-    silent,
-    attempts,
-    times,
-    n_unread,
-):
-    d = desk(judge=Mumbler(silent), rubric=f"{RUBRIC}attempts: {attempts}\n")
+def test_an_answer_is_asked_about_until_its_grade_can_be_read(desk):  # noqa: F811
+    d = desk(judge=Mumbler(silent=2), rubric=f"{RUBRIC}attempts: 4\n")
     d.compare()
-    assert set(d.judge.model.times.values()) == times
-    assert len(list_unread(d)) == n_unread
-    n_asked = len(d.judge.asked)
-    d.compare()
-    assert len(d.judge.asked) == n_asked
+    assert set(d.judge.model.times.values()) == {1, 3}
+    assert list_unread(d) == []
 
 
 @pytest.mark.e2e
@@ -111,6 +99,7 @@ def test_a_judge_that_ended_midway_is_asked_no_more_often_than_the_rubric_says(d
     d.rubric(RUBRIC + "attempts: 3\n" + PRICES + JUDGE.format(url=d.judge.url, timeout=5))
     assert {f.state for f in d.compare().facts} == {"done"}
     assert max(d.judge.model.times.values()) == 3
+    assert len(list_unread(d)) == N // 3
 
 
 @pytest.mark.e2e
@@ -386,7 +375,6 @@ def test_rogan_and_gladens_rate_and_alpaca_evals_win_rates_are_the_published_one
         assert found.n_models == n
         assert max(found.win_rate_off, found.error_off) < 0.001
 
-    find_shared_data("rows/alpaca_eval_annotations/alpaca_eval_gpt4.jsonl.gz")
     found = study.length_bias(find_shared_data("README.md").parent)
     assert found.n_models >= 58
     assert found.share_longer > 0.95
@@ -394,18 +382,16 @@ def test_rogan_and_gladens_rate_and_alpaca_evals_win_rates_are_the_published_one
     assert found.rank > 0.7
 
 
-@pytest.mark.parametrize(
-    ("name", "counts"),
-    [
-        ("n50c10k1", (50, 10, 1)),
-        ("n50c10k5", (50, 10, 5)),
-        ("n50c10k10", (50, 10, 10)),
-        ("n10c3k5", (10, 3, 5)),
-    ],
-)
-def test_pass_at_k_is_the_published_one(name, counts):
+def test_pass_at_k_is_the_published_one():
     expected, tolerance = golden("passk")
-    assert stats.pass_at_k(*counts) == pytest.approx(expected[name], abs=tolerance)
+    counts = {
+        "n50c10k1": (50, 10, 1),
+        "n50c10k5": (50, 10, 5),
+        "n50c10k10": (50, 10, 10),
+        "n10c3k5": (10, 3, 5),
+    }
+    found = {name: stats.pass_at_k(*of) for name, of in counts.items()}
+    assert found == pytest.approx({name: expected[name] for name in counts}, abs=tolerance)
 
 
 def test_kappa_is_that_of_statsmodels_or_of_sklearn_with_quadratic_weights_and_unknown_of_equal_labels():
@@ -457,7 +443,7 @@ def test_swapping_the_arms_turns_the_sign_of_a_corrected_difference_and_nothing_
     assert (there.score, there.low, there.high) == pytest.approx((-back.score, -back.high, -back.low))
 
 
-@pytest.mark.parametrize(("n_clusters", "size", "n_labels"), [(100, 4, 100), (25, 16, 100), (40, 10, 200)])
+@pytest.mark.parametrize(("n_clusters", "size", "n_labels"), [(100, 4, 100), (25, 16, 100)])
 def test_corrected_intervals_hold_the_truth_where_items_share_clusters(n_clusters, size, n_labels):
     draw, n, draws = np.random.default_rng(13), n_clusters * size, 300
     clusters = np.repeat(np.arange(n_clusters), size)
@@ -505,18 +491,11 @@ def test_so_many_more_labels_settle_a_difference_four_times_in_five():
         old, now = arms(60, seed)
         found = correct_difference(old, now)
         asked.append(count_more_labels(old, now, found._replace(score=0.075, low=-0.1)))
+    # No number of labels settles a difference that the items cannot show.
+    assert count_more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None
     n = 60 + round(np.median([a for a in asked if a]))
     settled = [correct_difference(*arms(n, seed)).low > 0 for seed in range(300)]
     assert 0.7 < np.mean(settled) < 0.9
-
-
-def test_no_number_of_labels_settles_a_difference_that_the_items_cannot_show():
-    draw = np.random.default_rng(11)
-    old, now = (
-        GradedArm(y := (draw.random(200) < 0.5).astype(float), y.copy(), np.arange(200)) for _ in range(2)
-    )
-    found = correct_difference(old, now)
-    assert count_more_labels(old, now, found._replace(score=0.001, low=-0.1, high=0.1)) is None
 
 
 @pytest.fixture(scope="module")

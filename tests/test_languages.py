@@ -71,19 +71,21 @@ def write_rows(path, texts):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("asked", "is_said"), [(GERMAN, True), (ENGLISH, False)], ids=["German", "English"])
-def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_path, tiny, asked, is_said):
+def test_plan_and_report_say_that_no_suite_is_in_the_language_of_the_target(tmp_path, tiny):
     path = tiny_experiment.write(tmp_path, tiny, "  prompt: {method: base}\n")
-    write_rows(path.parent / "suites/letters/test.jsonl", asked)
+    write_rows(path.parent / "suites/letters/test.jsonl", GERMAN)
     write_rows(path.parent / "suites/general/facts.jsonl", ENGLISH)
     said = (
         "language: the target is in German, the capability suites are in English: what is forgotten of German is "
         "not measured; next: tasks of lm-eval such as belebele_deu_Latn, m_mmlu_de, arc_de in a suite"
     )
     plan = CliRunner().invoke(app, ["compare", "-c", str(path), "--dry-run"])
-    assert (plan.exit_code, said in plan.stderr) == (0, is_said), plan.stderr
+    assert (plan.exit_code, said in plan.stderr) == (0, True), plan.stderr
     done = CliRunner().invoke(app, ["compare", "-c", str(path), "--json"])
-    assert (said in json.loads(done.stdout)["notes"]) == is_said, done.stderr
+    assert said in json.loads(done.stdout)["notes"], done.stderr
+    write_rows(path.parent / "suites/general/facts.jsonl", GERMAN)
+    plan = CliRunner().invoke(app, ["compare", "-c", str(path), "--dry-run"])
+    assert (plan.exit_code, "language: " in plan.stderr) == (0, False), plan.stderr
 
 
 ROOM = Memory(64.0, 80.0, "memory")
@@ -106,18 +108,15 @@ def list_suites(path, *settings):
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(("texts", "name", "n"), [(GERMAN, "public", 5), (ENGLISH, "standard", 12)])
 def test_where_no_data_can_be_had_init_names_the_public_tasks_and_the_setting_that_adds_them(
-    tmp_path, monkeypatch, texts, name, n
+    tmp_path, monkeypatch
 ):
     monkeypatch.delenv("HARNESS_DATASETS_DIR", raising=False)
-    said, path = write_experiment(tmp_path, texts, GPU)
-    assert (
-        f"{n} tasks of lm-eval in {'German' if n == 5 else 'English'}, suites/{name}.yaml; not listed" in said
-    )
-    assert f"harness compare 'suites=[general,safety,{name}]' asks them too" in said
+    said, path = write_experiment(tmp_path, GERMAN, GPU)
+    assert "5 tasks of lm-eval in German, suites/public.yaml; not listed" in said
+    assert "harness compare 'suites=[general,safety,public]' asks them too" in said
     assert [*list_suites(path)] == ["general", "safety"]
-    assert len(list_suites(path, f"suites=[general,safety,{name}]")[name]) == n
+    assert len(list_suites(path, "suites=[general,safety,public]")["public"]) == 5
 
 
 @pytest.mark.e2e
@@ -207,17 +206,11 @@ def test_cutting_loses_nothing(text):
     assert split_into_letters(text).replace(" ", "") == text.replace(" ", "")
 
 
-@pytest.mark.parametrize(
-    ("answer", "supported"),
-    [
-        ("青河商店卖灯和帐篷。", True),
-        ("卖灯和帐篷。斑马静静地跑了很远。", False),
-        ("卖灯和帐篷，共77123件。", False),
-        ("灯", True),
-    ],
-)
-def test_an_answer_is_grounded_where_its_passage_holds_the_pieces_of_each_sentence(answer, supported):
-    assert is_supported(answer, "青河商店每天都开门，经理姓王，卖灯和帐篷。") is supported
+def test_an_answer_is_grounded_where_its_passage_holds_the_pieces_of_each_sentence():
+    passage = "青河商店每天都开门，经理姓王，卖灯和帐篷。"
+    assert all(is_supported(answer, passage) for answer in ("青河商店卖灯和帐篷。", "灯"))
+    for answer in ("卖灯和帐篷。斑马静静地跑了很远。", "卖灯和帐篷，共77123件。"):
+        assert not is_supported(answer, passage)
 
 
 def test_the_classifier_reads_pieces_and_texts_with_blanks_are_kept_as_they_were(tmp_path):

@@ -81,24 +81,9 @@ def test_an_alarm_is_raised_once_and_again_only_when_acknowledged_and_shown_anew
     closed = nightly.acknowledge(path, "lora")
     assert [a.about for a in closed] == ["lora"]
     assert nightly.status(path, "2026-03-02").open == ()
-    assert [a.about for a in calendar.night(3, bad).new] == ["lora"]
-
-
-@pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("rates", "verdict", "about"),
-    [
-        (Rates(general_lost=0.4, gained=0.0), "regression", "lora"),
-        (Rates(base_moves=0.5, general_lost=0.4), "harness-drift", "harness"),
-    ],
-)
-def test_evidence_begins_anew_after_an_acknowledgement_and_drift_stays_none(path, rates, verdict, about):
-    calendar = Calendar(path)
-    assert calendar.night(1, rates).verdict == verdict
-    nightly.acknowledge(path, about)
-    found = calendar.night(2, STILL)
-    assert found.verdict == "ok"
-    assert line(found).series["general"].n_nights == 1
+    found = calendar.night(3, bad)
+    assert [a.about for a in found.new] == ["lora"]
+    assert line(found).series["general"].n_nights == 1, "evidence begins anew"
 
 
 def test_to_acknowledge_one_alarm_leaves_the_others_open():
@@ -169,6 +154,11 @@ def test_a_base_that_moves_is_the_harness_and_no_candidate_is_blamed(path):
     assert (found.verdict, found.exit_code) == ("harness-drift", 4)
     assert [a.about for a in found.new] == ["harness"]
     assert line(found).verdict == "harness-drift"
+    nightly.acknowledge(path, "harness")
+    assert calendar.night(2).new == (), "the night of an acknowledged drift is not alarmed about again"
+    found = calendar.night(3, STILL)
+    assert found.verdict == "ok"
+    assert line(found).series["general"].n_nights == 2, "drift is no evidence"
 
 
 METRIC = mean_metric("exact_match", lambda output, example: None)
@@ -250,15 +240,6 @@ def test_the_reference_holds_all_seeds_of_a_recipe_and_keeps_their_rows(tmp_path
     assert wanted <= references(calendar.session.store)
 
 
-@pytest.mark.e2e
-def test_the_night_of_an_acknowledged_drift_is_not_alarmed_about_again(path):
-    calendar = Calendar(path)
-    for n in (1, 2):
-        assert calendar.night(n, Rates(base_moves=0.5)).verdict == "harness-drift"
-    nightly.acknowledge(path, "harness")
-    assert calendar.night(2).new == ()
-
-
 # Kills, collisions, failures
 
 
@@ -337,8 +318,10 @@ def test_nothing_is_acknowledged_while_a_night_is_at_work_and_a_webhook_hears_of
     assert read_state(folder_of(path)).alarms[0].told == "2026-03-01"
 
 
-def test_a_finished_night_asks_nobody_again(path):
+def test_a_night_keeps_off_a_compare_at_work_and_one_that_is_finished_asks_nobody_again(path):
     calendar = Calendar(path)
+    with FileLock(path.parent / "runs" / "compare.lock"), pytest.raises(HarnessError, match="is in use"):
+        calendar.night(1)
     first = calendar.night(1)
     n = len(calendar.asked)
     again = calendar.night(1)
@@ -346,28 +329,17 @@ def test_a_finished_night_asks_nobody_again(path):
     assert again.lines == first.lines
 
 
-@pytest.mark.e2e
-def test_a_night_keeps_off_a_runs_folder_in_which_a_compare_is_at_work(path):
-    calendar = Calendar(path)
-    with FileLock(path.parent / "runs" / "compare.lock"), pytest.raises(HarnessError, match="is in use"):
-        calendar.night(1)
-
-
-def test_one_candidate_that_fails_does_not_end_the_night(path):
+def test_one_candidate_that_fails_does_not_end_the_night_and_nobody_to_watch_is_refused(path):
+    with pytest.raises(UserError, match="a candidate to watch"):
+        Calendar(path, ["nightly.candidates=[]"]).night(1)
+    with pytest.raises(UserError, match="did you mean 'lora'"):
+        Calendar(path, ["nightly.candidates=[lorra]"]).night(1)
     calendar = Calendar(path, ["nightly.candidates=[knn, lora]"])
     found = calendar.night(1, STILL)
     assert (found.verdict, found.exit_code) == ("error", 1)
     assert line(found, "knn").verdict == "error"
     assert "harness compare --candidates knn" in line(found, "knn").sentence
     assert line(found).verdict == "ok"
-
-
-@pytest.mark.e2e
-def test_nobody_to_watch_and_an_unknown_name_are_refused(path):
-    with pytest.raises(UserError, match="a candidate to watch"):
-        Calendar(path, ["nightly.candidates=[]"]).night(1)
-    with pytest.raises(UserError, match="did you mean 'lora'"):
-        Calendar(path, ["nightly.candidates=[lorra]"]).night(1)
 
 
 @pytest.mark.e2e
@@ -423,41 +395,34 @@ def test_an_alarm_whose_night_is_killed_before_it_is_published_is_raised_again(p
     assert [[a.about for a in found.new] for found in published] == [["lora"], []]
 
 
-def test_a_new_reference_is_pinned_where_that_is_asked_for(path):
-    Calendar(path).night(1)
-    assert set(read_state(folder_of(path)).references) == {"lora"}
-    nightly.acknowledge(path, "lora", new_reference=True)
-    assert read_state(folder_of(path)).references == {}
-
-
 @pytest.mark.e2e
-def test_a_recipe_that_changed_is_compared_with_its_pinned_reference(path):
+def test_a_recipe_that_changed_is_compared_with_its_pinned_reference_until_a_new_one_is_asked_for(path):
     Calendar(path).night(1, STILL)
     changed = Calendar(path, ["candidates.lora.system=Reply with one word."])
     nights.worlds.write_training(changed.session, changed.session.candidates["lora"])
     found = changed.night(2, STILL)
     assert line(found).verdict == "ok"
     assert line(found).tests[0] == "another prompting"
+    assert set(read_state(folder_of(path)).references) == {"lora"}
+    nightly.acknowledge(path, "lora", new_reference=True)
+    assert read_state(folder_of(path)).references == {}
 
 
 @pytest.mark.e2e
-@pytest.mark.parametrize(
-    ("prompting", "was", "expected"),
-    [
+def test_what_a_night_tests_is_named(path):
+    calendar = Calendar(path)
+    calendar.night(1)
+    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
+    weights = ensure_weights(session, session.candidates["lora"], 0)
+    now = (weights, reference.prompting, reference.environment)
+    for prompting, was, expected in (
         ("zero_shot", {}, "only the harness: the weights answer as before"),
         ("zero_shot", {"weights": "w"}, "the recipe trained again; the harness"),
         ("zero_shot", {"weights": "w", "data": "d"}, "the recipe trained again on new data; the harness"),
         ("rag", {"prompting": "p", "data": "d"}, "a rebuilt retrieval index on new data; the harness"),
         ("few_shot", {"prompting": "p", "data": "d"}, "shots chosen again on new data; the harness"),
         ("rag", {"prompting": "p"}, "another prompting; the harness"),
-    ],
-)
-def test_what_a_night_tests_is_named(path, prompting, was, expected):
-    calendar = Calendar(path)
-    calendar.night(1)
-    session, reference = calendar.session, read_state(folder_of(path)).references["lora"]
-    recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
-    weights = ensure_weights(session, session.candidates["lora"], 0)
-    now = (weights, reference.prompting, reference.environment)
-    said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
-    assert "; ".join(said) == expected
+    ):
+        recipe = session.experiment.candidates["lora"].model_copy(update={"prompting": {prompting: {}}})
+        said = watchlist.describe_tested(session, recipe, replace(reference, **was), *now)
+        assert "; ".join(said) == expected

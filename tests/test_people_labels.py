@@ -18,7 +18,6 @@ from harness.analysis import comparison, human_preferences
 from harness.analysis.candidate_facts import best_untrained
 from harness.analysis.comparison import correct_comparison, correct_estimate, labels_missing
 from harness.analysis.estimators import Estimate, at_level, refuse_failed
-from harness.analysis.judge_correction import estimate_length_favour
 from harness.analysis.labelled_answers import (
     answer_digest,
     calibrate,
@@ -148,20 +147,6 @@ def test_a_judge_that_passes_what_is_long_is_unmasked_where_every_answer_of_one_
     assert "what else sets the two candidates apart may be the cause as well" in " ".join(
         label_sentences(found)
     )
-
-
-@pytest.mark.parametrize("liking", [0.0, 0.4])
-def test_the_favour_for_the_longer_answer_is_that_of_both_candidates_and_its_interval_holds_it(liking):
-    """The judge overrates the longer answer by 0.3 and the new candidate by `liking`; people see neither."""
-    held = 0
-    for seed in range(200):
-        draw = np.random.default_rng(seed)
-        base, new = draw.integers(50, 200, 150), draw.integers(80, 300, 150)
-        errors = 0.3 * np.sign(new - base) + liking + draw.normal(0, 0.5, 150)
-        found = estimate_length_favour(errors, (base, new), np.arange(150), JUDGE.unit)
-        assert found.is_length
-        held += found.favour.low <= 0.3 <= found.favour.high
-    assert held >= 200 * 0.95 - 3 * (200 * 0.95 * 0.05) ** 0.5
 
 
 def test_such_a_judge_is_corrected(long_winded):
