@@ -1,7 +1,7 @@
-"""Checkpoints of a training: which of them are whole, when they are made, and where training goes on.
+"""Checkpoints of a training: when they are saved, which are complete, and resuming from them.
 
-Invariant: a checkpoint counts only with its record, which is written last and names every file with its
-size; an older one is removed only after that. Going on from one makes the steps of an undisturbed run.
+Invariant: a checkpoint counts only with its record, which is written last and lists every file with its size;
+older checkpoints are removed only after that. Resuming makes the same steps as an uninterrupted run.
 """
 
 import json
@@ -21,16 +21,16 @@ from harness.training.parallel import is_first, name_sharding, share_order, wait
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-SAVED_EVERY = 0.25  # of all steps, beside the end of each epoch
+SAVED_EVERY = 0.25  # share of all steps between checkpoints, besides those at the end of each epoch
 
 _RECORD = "record.json"
-_STEP = "step-"  # begins the name of the folder of a tracked point
+_STEP = "step-"  # prefix of the folder of a tracked point
 
 
 class Checkpoint(NamedTuple):
-    """A whole checkpoint: its folder, the seconds spent until it, and what drew its epoch's order.
+    """Complete checkpoint: its folder, the seconds spent up to it, and the random state of its epoch.
 
-    `order` is the state of torch's generator when the epoch under way began, in hexadecimal digits.
+    `order` is the hexadecimal state of torch's generator at the start of the current epoch.
     """
 
     folder: Path
@@ -39,12 +39,12 @@ class Checkpoint(NamedTuple):
 
     @property
     def step(self) -> int:
-        """The number of optimiser steps that were made."""
+        """Number of optimiser steps made."""
         return int(self.folder.name.rpartition("-")[2])
 
 
 def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | None:
-    """Find the latest whole checkpoint of a training, None where it has none; `clean` deletes the others."""
+    """Return the latest complete checkpoint of a training, if any; `clean` deletes the others."""
     whole = []
     for path in folder.glob("checkpoint-*"):
         record = json.loads((path / _RECORD).read_text()) if (path / _RECORD).exists() else None
@@ -56,9 +56,9 @@ def find_last_checkpoint(folder: Path, *, clean: bool = False) -> Checkpoint | N
 
 
 def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]:
-    """Return the seconds of a training until its last checkpoint, and both losses as far as a step.
+    """Return the seconds of a training up to its last checkpoint, and both losses up to a step.
 
-    Nothing is known of one without a checkpoint.
+    All are unknown without a checkpoint.
     """
     last = find_last_checkpoint(folder)
     if last is None:
@@ -70,9 +70,9 @@ def read_log_until(folder: Path, step: int) -> tuple[float | None, Curve, Curve]
 
 
 def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCallback":
-    """Return a callback that saves within epochs too, records each checkpoint and removes older ones.
+    """Return a callback that also saves within epochs, records each checkpoint and removes older ones.
 
-    `start` is when training began by `time.perf_counter`, less what earlier calls took.
+    `start` is the `time.perf_counter` at which training began, minus the time of earlier calls.
     """
     import torch
     from transformers import TrainerCallback
@@ -82,14 +82,14 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
         order, found = "", resumed
 
         def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.found:  # the order of an epoch is drawn when it begins, here for the second time
+            if self.found:  # a resumed epoch draws its order again
                 torch.set_rng_state(torch.tensor(list(bytes.fromhex(self.found.order)), dtype=torch.uint8))
                 self.found = None
             share_order()
             self.order = _generator_state()
 
         def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            share_order()  # what a checkpoint here holds is what the next epoch's order is drawn by
+            share_order()  # the checkpoint holds the state that draws the next epoch's order
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             within = state.epoch % 1 and state.global_step < state.max_steps
@@ -97,11 +97,11 @@ def checkpoint_callback(start: float, resumed: Checkpoint | None) -> "TrainerCal
                 control.should_save = True
 
         def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if name_sharding():  # the best is one whose folder is there before its shards are written
+            if name_sharding():  # the best checkpoint's folder must exist before its shards are written
                 _folder(args, state).mkdir(parents=True, exist_ok=True)
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            wait_for_all()  # each process adds the state of its own random numbers
+            wait_for_all()  # each process adds its own random state
             if not is_first():
                 return
             folder = _folder(args, state)
@@ -120,15 +120,15 @@ def _folder(args: Any, state: Any) -> Path:
 
 
 def map_tracked_folders(folder: Path) -> dict[int, Path]:
-    """Map the steps whose weights are kept in a folder to theirs, in order."""
+    """Map the steps whose weights are kept in a folder to their folders, in order."""
     found = {int(path.name.removeprefix(_STEP)): path for path in folder.glob(f"{_STEP}*") if not path.suffix}
     return dict(sorted(found.items()))
 
 
 def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
-    """Choose of each of so many equal parts of `last` steps the first step at or after its end.
+    """Divide `last` steps into equal parts and choose for each the first step at or after its end.
 
-    `steps` are in order; where several parts end before the next one, that is chosen once.
+    `steps` are in order; a step that several parts choose is listed once.
     """
     chosen, before = [], 0
     for step in steps:
@@ -139,10 +139,10 @@ def spread_steps(steps: Sequence[int], parts: int, last: int) -> list[int]:
 
 
 def list_saved_steps(last: int, of_epoch: int, every: float, *, by_epoch: bool) -> list[int]:
-    """List the steps of a training at which there is a checkpoint.
+    """List the steps of a training at which checkpoints are saved.
 
-    There is one `every` so many steps (below 1: such a share of all), at the last, and where they are made
-    `by_epoch` at the end of each epoch of `of_epoch` steps.
+    They are saved `every` n steps (below 1: a share of all), at the last step, and with `by_epoch` at the end
+    of each epoch of `of_epoch` steps.
     """
     apart = ceil(every * last) if every < 1 else int(every)
     ends = range(of_epoch, last, of_epoch) if by_epoch else ()
@@ -159,12 +159,12 @@ def make_tracking_callback(
     ends: bool,
     pause_at: int,
 ) -> "TrainerCallback":
-    """Return a callback that keeps the weights of checkpoints in a folder, `points` evenly over all steps.
+    """Return a callback that keeps the weights of `points` checkpoints, spaced evenly, in a folder.
 
-    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`. Where a
-    training `ends` early, they are kept evenly over the steps that it made; until then some more are. Once
-    `pause_at` of the planned points are kept, if that is not 0, training stops before the next step, when the
-    checkpoint of the last one is whole.
+    `save(model, folder)` writes weights of a `kind`, trained on the base of the digest `trained_on`. If a
+    training may end early (`ends`), more are kept until then, and finally those spaced evenly over the steps
+    made. If `pause_at` is not 0, training stops after that many planned points, once the last checkpoint is
+    complete.
     """
     import torch
     from transformers import TrainerCallback
@@ -176,13 +176,13 @@ def make_tracking_callback(
             step = state.global_step
             made = [*(kept for kept in map_tracked_folders(folder) if kept < step), step]
             wanted = {*spread_steps(made, points, state.max_steps)}
-            if ends:  # nobody knows when: twice as many, evenly over the steps so far
+            if ends:  # the last step is unknown: keep twice as many, evenly over the steps so far
                 wanted |= {*spread_steps(made, 2 * points, step)}
             if step in wanted:
-                part = folder / f"{_STEP}{step}.part"  # a folder appears complete or not at all
+                part = folder / f"{_STEP}{step}.part"  # renamed when complete
                 shutil.rmtree(part, ignore_errors=True)
                 part.mkdir(parents=True)
-                with torch.random.fork_rng():  # saving may draw, and training goes on as if it had not
+                with torch.random.fork_rng():  # saving may draw random numbers
                     save(model, part / kind)
                 own = DIGESTS[kind](part / kind, trained_on)
                 record = {"kind": kind, "digest": own, "trained_on": trained_on, "training": {}}
@@ -206,7 +206,7 @@ def make_tracking_callback(
 
 
 def _remove(folder: Path, steps: Collection[int]) -> None:
-    """Remove the weights of steps, each folder whole or not at all."""
+    """Remove the weights of steps, each folder atomically."""
     for step in steps:
         if (point := folder / f"{_STEP}{step}").exists():
             shutil.rmtree(point.rename(point.with_name(f"{point.name}.part")))
@@ -230,7 +230,7 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 @contextmanager
 def skip_cards(trainer: Any) -> Iterator[None]:
-    """Let TRL and PEFT write no model cards into checkpoints, which nobody reads."""
+    """Stop TRL and PEFT from writing model cards into checkpoints."""
 
     def write_nothing(*_: Any, **__: Any) -> None: ...
 

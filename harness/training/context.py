@@ -1,9 +1,9 @@
-"""Context of a fit, the weights that it returns, and what was measured of their training.
+"""Context of a fit, the weights that it returns, and the figures measured in training.
 
-Invariant: a method writes only into `context.folder`; what is evaluated later is what was saved there. A step
-whose gradients overflowed in fp16 changes no weight, and what the loss is multiplied with is lower after it.
-Source: Micikevicius et al. 2018 (arXiv:1710.03740); torch's GradScaler does it, which accelerate has on GPUs
-alone. Its own flag of a skipped step knows no optimiser that is fused, as AdamW is by default.
+Invariant: a method writes only into `context.folder`, and what was saved there is evaluated later. A step
+with overflowed fp16 gradients changes no weight, and lowers the loss scale. Source: Micikevicius et al. 2018
+(arXiv:1710.03740), by torch's GradScaler, which accelerate uses only on GPUs. accelerate's flag of skipped
+steps does not work with fused optimisers, such as the default AdamW.
 """
 
 import resource
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
     from transformers import Trainer, TrainerCallback
 
 _LanguageModel = Literal["base", "adapter", "delta", "model", "completions", "chat", "artefact"]
-CHECKPOINTS = "checkpoints"  # below a method's folder; kept until the weights are complete
-TRACKED = "tracked"  # beside it: the weights of some checkpoints, kept with the others
-# Digests of the weights of a kind, by their folder and the digest of their base.
+CHECKPOINTS = "checkpoints"  # subfolder of a method's folder; kept until the weights are complete
+TRACKED = "tracked"  # its sibling: weights of some checkpoints, kept with the final ones
+# Functions from the folder of weights of a kind and the digest of their base to their digest.
 DIGESTS: Mapping[str, Callable[[Path, str], str]] = {
     "adapter": adapter_digest,
     "delta": delta_digest,
@@ -43,9 +43,9 @@ DIGESTS: Mapping[str, Callable[[Path, str], str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """Source of rewards: a reward model with the base it was trained on, or what is `written` of another.
+    """Source of rewards: a reward model with the base it was trained on, or another source as `written`.
 
-    That is the name of a metric, which is computed as the `task` says, or the path of a Python file.
+    The latter is the name of a metric, computed as in the `task`, or the path of a Python file.
     """
 
     model: Path | None = None
@@ -56,16 +56,15 @@ class Reward:
 
 @dataclass(frozen=True, slots=True)
 class FitContext:
-    """Input of a method: the base, prompted examples, a folder to write weights into.
+    """Input of a method: the base, prompted examples, and a folder for the weights.
 
-    `source` is the base as it will be served, so a quantised one where the method quantises. `pairs` are
-    preference pairs, prompted like the examples. `init` is the folder of the adapter (or the model) that
-    training starts from, `merges` are those of the adapters to merge, `reward` is what its answers are
-    rewarded by; `path` is where weights made elsewhere lie. `prepare` changes the loaded base before it is
-    trained, for example by freezing a part of it. `regularize` are the regularisers of the training, and
-    `general` the rows that penalties read, by name. The weights of `track` checkpoints are kept; where
-    `pause_at` of them are, training stops for now, and likewise at `show_at` of those planned. `send` takes
-    what is logged to trackers; None where there are none.
+    `source` is the base as it will be served, quantised if the method quantises. `pairs` are preference
+    pairs, prompted like the examples. `init` is the folder of the adapter or model that training starts from,
+    `merges` are the folders of adapters to merge, `reward` is the source of rewards, and `path` the place of
+    weights made elsewhere. `prepare` changes the loaded base before training, for example by freezing a part.
+    `regularize` are the regularisers, `general` the rows that penalties read, by name. The weights of `track`
+    checkpoints are kept; training pauses after `pause_at` of them, and likewise after `show_at` planned ones.
+    `send` passes logged values to trackers; None without trackers.
     """
 
     source: ModelSource
@@ -91,19 +90,17 @@ class FitContext:
 
 
 class TrainingPaused(Exception):
-    """A training that stopped at a tracked point, with a checkpoint to go on from."""
+    """Training that stopped at a tracked point, with a checkpoint to resume from."""
 
 
 class Weights(NamedTuple):
     """Weights made by a method: kind, digest, folder and measured cost.
 
-    An `adapter` lies in `folder/adapter`; a `delta` (see `models.deltas`), a whole `model`, a `reward` model,
-    a classification `head` and one of an `embedding` likewise in folders of these names; of an endpoint the
-    kind is the protocol it is asked by (`completions` or `chat`); of an `artefact` the file of that name says
-    where it lies. `source` is the base as it is served; None
-    is the experiment's own, and what a method gives back. An adapter that is `merged` answers from copies of
-    the base's layers with its own added. `choosers` names the reward models that choose
-    among several answers of these weights.
+    Weights of the kinds `adapter`, `delta` (see `models.deltas`), `model`, `reward`, `head` and `embedding`
+    are in a subfolder with that name. The kind of an endpoint is its protocol (`completions` or `chat`); for
+    an `artefact` the file with that name gives its path. `source` is the base as it is served; None means the
+    experiment's, and is what methods return. A `merged` adapter answers from copies of the base's layers.
+    `choosers` names the reward models that choose among several answers of these weights.
     """
 
     kind: Literal[_LanguageModel, "classifier", "reward", "head", "embedding"]
@@ -116,12 +113,12 @@ class Weights(NamedTuple):
 
     @property
     def is_language_model(self) -> bool:
-        """Whether they generate text, and have a base and capabilities to lose."""
+        """Whether these weights generate text, and so have capabilities of a base to lose."""
         return self.kind in get_args(_LanguageModel)
 
 
 def made_weights(context: FitContext, kind: Any, training: TrainingRecord) -> Weights:
-    """Return the weights of a kind in `DIGESTS` that lie under its name in a context's folder."""
+    """Return the weights of a kind in `DIGESTS` that are stored under its name in a context's folder."""
     own = DIGESTS[kind](context.folder / kind, context.source.weights_digest)
     return Weights(kind, own, context.folder, training)
 
@@ -130,13 +127,13 @@ Row = Mapping[str, Any]
 
 
 def curve(history: Sequence[Row], name: str) -> Curve:
-    """Return what was logged under a name, by step; None where it was no number."""
+    """Return the values logged under a name, by step; None for NaN and infinite ones."""
     logged = ((entry["step"], entry[name]) for entry in history if name in entry)
     return tuple((step, None if value is None else float(value)) for step, value in logged)
 
 
 def count_pairs(kind: Any) -> Any:
-    """Return a kind of trainer that counts tokens also where a batch holds both answers of a pair apart."""
+    """Return a trainer class that also counts the tokens of batches with the two answers of pairs."""
     import torch
 
     class CountingTrainer(kind):  # type: ignore[misc]
@@ -151,19 +148,19 @@ def count_pairs(kind: Any) -> Any:
 
 
 def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float) -> TrainingRecord:
-    """Return what was measured: time, tokens, memory, parameters and the loss by step."""
+    """Return the measured figures: time, tokens, memory, parameters and the loss by step."""
     import torch
 
     model: Any = trainer.model
     history = trainer.state.log_history
     summary = next(e for e in reversed(history) if "train_runtime" in e)
     loop_s = float(summary["train_runtime"]) + earlier_s
-    n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown of batches that were not counted
+    n_tokens = int(trainer.state.num_input_tokens_seen) or None  # unknown if batches were not counted
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     device = trainer.args.device
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resident_peak_bytes()
     scales = curve(history, SCALE)
-    known = [scale or 0.0 for _, scale in scales]  # lower after a step that was skipped
+    known = [scale or 0.0 for _, scale in scales]  # a skipped step lowers the scale
     return TrainingRecord(
         wall_s=round(wall_s, 3),
         train_loop_s=round(loop_s, 3),
@@ -172,7 +169,7 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
         n_steps=trainer.state.global_step,
         n_dropped_too_long=n_dropped,
         label_smoothing=getattr(trainer.args, "label_smoothing_factor", 0.0) or None,
-        n_trainable=int(sum(getattr(p, "ds_numel", p.numel()) for p in trained)),  # ZeRO 3 leaves none of p
+        n_trainable=int(sum(getattr(p, "ds_numel", p.numel()) for p in trained)),  # with ZeRO 3, p is empty
         peak_memory_gib=round(most(peak, device) / 2**30, 3),
         loss=curve(history, "loss"),
         learning_rate=curve(history, "learning_rate"),
@@ -182,16 +179,16 @@ def figures(trainer: "Trainer", n_dropped: int, wall_s: float, earlier_s: float)
 
 
 def resident_peak_bytes() -> int:
-    """Return the most memory that this process held; `ru_maxrss` begins at that of the one it came from."""
+    """Return the peak memory of this process; `ru_maxrss` would start at its parent's."""
     own = proc_line("self/status", "VmHWM:").split()
     return 1024 * (int(own[1]) if own else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
-SCALE = "loss_scale"  # in an entry of the log
+SCALE = "loss_scale"  # key in a log entry
 
 
 def scale_callback() -> "TrainerCallback":
-    """Return a callback that logs the scale with which a training begins, and that which each step leaves."""
+    """Return a callback that logs the loss scale at the start and after each step."""
     from transformers import TrainerCallback
 
     def scale_of(optimizer: Any) -> float:

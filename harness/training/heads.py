@@ -1,6 +1,6 @@
-"""Models with a head in place of their vocabulary: one number for a reward, or one for each label.
+"""Models with a head instead of the vocabulary: one output for a reward, or one per label.
 
-Invariant: what is opened is what a training saved.
+Invariant: a model is opened exactly as a training saved it.
 Source: sequence classification of transformers, on a decoder's last token or an encoder's first; PEFT's
 SEQ_CLS.
 """
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-HEAD, EMBEDDING = "head", "embedding"  # below a method's folder
+HEAD, EMBEDDING = "head", "embedding"  # subfolders of a method's folder
 FILE, COEFFICIENTS, TRAINED = "head.json", "embedding.json", "trained.safetensors"
-_AT_ONCE, _SCORED_AT_ONCE = 32, 16  # texts read together, and answers that a reward model scores
+_AT_ONCE, _SCORED_AT_ONCE = 32, 16  # texts read together, and answers scored together by a reward model
 
 
 def load_with_head(
     source: ModelSource, machine: Machine, n_outputs: int = 0
 ) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """Load a base with a new head of so many outputs or none, in the machine's precision, and its tokenizer.
+    """Load a base with a new head of `n` outputs, or none, in the machine's precision, and its tokenizer.
 
     Raises:
         CandidateFailed: the model does not fit the device's memory.
@@ -56,7 +56,7 @@ def load_with_head(
     except ValueError as error:
         what = f"{source.name} cannot be loaded with a head ({one_line(error)})"
         raise CandidateFailed(what, "another base_model or encoder, or method: embedding") from error
-    # The last token that is not a padding is the one that a decoder's head reads.
+    # A decoder's head reads the last token that is not padding.
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
 
@@ -64,9 +64,9 @@ def load_with_head(
 def open_scorer(
     folder: Path, source: ModelSource, machine: Machine, chat: bool
 ) -> Callable[[Sequence[Example], Sequence[str]], list[float]]:
-    """Open a reward model; return what rewards answers to prompted examples, in its own unit, a logit.
+    """Open a reward model; return a function that scores answers to prompted examples, as logits.
 
-    Each is read as in the training of the reward model. One longer than the context is read cut at its end.
+    Answers are read as in the reward model's training; if longer than the context, they are cut at the end.
     """
     import torch
     from peft import PeftModel
@@ -98,7 +98,7 @@ def open_scorer(
 
 
 def encoder_digest(params: Any) -> str:
-    """Digest the model that `encoder` names in place of the base; empty where it names none.
+    """Return the digest of the model that `encoder` names instead of the base; empty without one.
 
     Raises:
         UserError: there is no such model.
@@ -110,7 +110,7 @@ def encoder_digest(params: Any) -> str:
 
 
 def encoder_problems(params: Any) -> Iterator[Problem]:
-    """Yield what forbids reading with the model that `encoder` names."""
+    """Yield the problems of the model that `encoder` names."""
     try:
         encoder_digest(params)
     except UserError as error:
@@ -118,12 +118,12 @@ def encoder_problems(params: Any) -> Iterator[Problem]:
 
 
 def encoder_of(encoder: str | None, base: ModelSource) -> ModelSource:
-    """Return the model that `encoder` names, else the base."""
+    """Return the model that `encoder` names, or the base."""
     return resolve(encoder, where="params.encoder") if encoder else base
 
 
 class LabelledTexts(NamedTuple):
-    """Texts with the index of each one's label, and the labels."""
+    """Texts, the index of each one's label, and the labels."""
 
     texts: list[str]
     indices: list[int]
@@ -131,10 +131,10 @@ class LabelledTexts(NamedTuple):
 
 
 def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> LabelledTexts:
-    """Return the texts of examples that have a closed set of choices, with their labels.
+    """Return the texts and labels of examples with a closed set of choices.
 
     Raises:
-        CandidateFailed: fewer than two labels occur, where none are given.
+        CandidateFailed: no labels are given, and fewer than two occur.
     """
     closed = [e for e in examples if e.choices and (not labels or e.references[0] in labels)]
     known = list(labels) or sorted({e.references[0] for e in closed})
@@ -148,7 +148,7 @@ def label_texts(examples: Sequence[Example], labels: Sequence[str] = ()) -> Labe
 
 
 def head_digest(folder: Path, source: ModelSource) -> str:
-    """Digest a saved head, its tensors and labels, with the base that it reads from."""
+    """Return the digest of a saved head (tensors and labels) and its base."""
     files = [folder / name for name in (FILE, COEFFICIENTS) if (folder / name).exists()]
     return digest([source.weights_digest, content_digest(sorted([*files, *folder.glob("*.safetensors")]))])
 
@@ -190,7 +190,7 @@ def _batches(
     for at in range(0, len(texts), _AT_ONCE):
         yield tokenizer(
             list(texts[at : at + _AT_ONCE]),
-            split_special_tokens=True,  # one in a text of the user's is text
+            split_special_tokens=True,  # special tokens in a user's text are plain text
             return_tensors="pt",
             padding=True,
             truncation=True,
@@ -199,7 +199,7 @@ def _batches(
 
 
 def embedder(encoder: str | None, base: ModelSource, machine: Machine, max_length: int) -> Embedder:
-    """Return what embeds texts (n, d) in fp32: sentence-transformers, or the mean of the base's last states.
+    """Return a function that embeds texts (n, d) in fp32: sentence-transformers, or the mean last state.
 
     Raises:
         CandidateFailed: the encoder cannot be loaded, or the base does not fit the device's memory.
@@ -243,7 +243,7 @@ def open_embedding(folder: Path, base: ModelSource, machine: Machine, weights_di
     labels = tuple(content["labels"])
 
     def predict(texts: Sequence[str]) -> list[TextTable]:
-        scores = embed(texts) @ weights.T + bias  # (n, labels), of two labels (n, 1)
+        scores = embed(texts) @ weights.T + bias  # (n, labels), or (n, 1) for two labels
         if len(labels) == 2:
             scores = torch.cat([torch.zeros_like(scores), scores], 1)
         return [TextTable(labels, tuple(row)) for row in scores.log_softmax(-1).tolist()]

@@ -1,8 +1,7 @@
-"""Held-out pairs: a share that no preference training sees, and what is measured on them.
+"""Held-out preference pairs, which no training sees, and the metrics measured on them.
 
-Invariant: which pairs are held out depends on the pairs alone, so every seed, parameter and method leaves the
-same ones out; pairs that ask the same are never on both sides. An accuracy is a share of pairs, whatever
-batches they came in.
+Invariant: which pairs are held out depends only on the pairs, so it is the same for every seed, parameter and
+method; pairs with the same prompt are never split. Accuracies are shares of pairs, regardless of batches.
 """
 
 import random
@@ -25,11 +24,11 @@ if TYPE_CHECKING:
 
 
 class HeldOutParams(LoopParams):
-    """Parameters of a training on preferences, whose held-out share is ours and all else TRL's.
+    """Parameters of a preference training; all but the held-out share are TRL's.
 
-    `heldout` is the share of the rows that is set aside and measured after every epoch; 0 sets none aside.
-    `early_stopping_patience` counts evaluations without a better held-out loss, and keeps the checkpoint
-    with the best; without it the last one is kept.
+    `heldout` is the share of rows that is held out and measured after every epoch; 0 holds out none.
+    `early_stopping_patience` counts evaluations without a better held-out loss, and keeps the best
+    checkpoint; without it the last one is kept.
     """
 
     heldout: float = Field(0.2, ge=0, le=0.5)
@@ -48,9 +47,9 @@ _Item = TypeVar("_Item")
 def split(
     rows: Sequence[_Item], examples: Sequence[Example], params: HeldOutParams
 ) -> tuple[list[_Item], list[_Item]]:
-    """Set a share of the rows aside, one for each example, by whole groups; none where all ask the same.
+    """Hold out a share of the rows (one per example), by groups with the same prompt; none for one group.
 
-    Where `max_steps` comes to a part of the others only, no larger part of those set aside is kept.
+    If `max_steps` reaches only a part of the training rows, at most that part of the held-out rows is kept.
     """
     share = params.heldout
     if not share or len(groups_of(examples)) < 2:
@@ -69,9 +68,9 @@ def pairs_that_fit(
     tokenizer: "PreTrainedTokenizerBase",
     row: Callable[[int, list[list[int]]], Row],
 ) -> tuple[list[Row], list[Row], int]:
-    """Return the tokenised pairs that fit, to train on and held out, and how many did not.
+    """Return the tokenised training and held-out pairs that fit, and the number that did not.
 
-    `row` makes a trainer's row, with its `length`, of where the answers begin and of both whole sequences.
+    `row` makes a trainer's row with its `length` from the start of the answers and both whole sequences.
     """
     pairs = context.pairs
     answers = [(pair.references[0], pair.rejected) for pair in pairs]
@@ -84,17 +83,17 @@ def pairs_that_fit(
 
 
 def n_seen(params: HeldOutParams) -> int:
-    """Count the rows that `max_steps` will come to; negative where it sets no limit."""
+    """Count the rows that `max_steps` will reach; negative if there is no limit."""
     return params.max_steps * params.per_device_train_batch_size * params.gradient_accumulation_steps
 
 
 def trainer_options(
     params: HeldOutParams, rows: tuple[list[Row], list[Row]]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return TRL's arguments that measure held-out rows after every epoch, and what a trainer is given.
+    """Return the TRL arguments that evaluate held-out rows every epoch, and the trainer's own options.
 
-    That are the rows, trained on and held out, and a callback of early stopping. Where none are held out,
-    nothing is measured.
+    The options are training and held-out rows, and an early stopping callback. Without held-out rows nothing
+    is evaluated.
     """
     from datasets import Dataset
     from transformers import EarlyStoppingCallback
@@ -110,7 +109,7 @@ def trainer_options(
 
 
 def make_weighting_trainer(kind: Any) -> Any:
-    """Return a trainer of TRL whose held-out figures are means over pairs, where its own are over batches."""
+    """Return a trainer class of TRL whose held-out metrics are means over pairs instead of batches."""
 
     class PairWeighted(kind):  # type: ignore[misc]
         def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -129,7 +128,7 @@ def make_weighting_trainer(kind: Any) -> Any:
 def add_curves(
     record: TrainingRecord, trainer: "Trainer", n_rows: tuple[int, int], *, accuracy: str, margin: str
 ) -> TrainingRecord:
-    """Return the record with the curves of trained and held-out pairs, which TRL logs under these names."""
+    """Return the record with the curves that TRL logs for training and held-out pairs."""
     history, (n_pairs, n_heldout) = trainer.state.log_history, n_rows
     return replace(
         record,

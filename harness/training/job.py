@@ -1,8 +1,8 @@
-"""Job folder of a fit: what is to be made and from which rows, then the weights.
+"""Job folder of a fit: the job and its rows, later the weights.
 
-Invariant: `job.json` and `rows.jsonl` hold all that the weights depend on, so any process makes the same
-ones of them. `fit.json` is written when all else is there: with it the weights are complete. One process
-works in a folder at a time, and what it leaves half done the next one goes on from.
+Invariant: `job.json` and `rows.jsonl` contain everything that the weights depend on, so any process makes the
+same weights. `fit.json` is written last and marks the weights as complete. One process works in a folder at a
+time; the next one resumes interrupted work.
 """
 
 import json
@@ -31,22 +31,22 @@ from harness.training.live_trackers import LiveRun, open_trackers
 from harness.training.parallel import LAUNCH, is_first, name_sharding, process_count, wait_for_all
 
 JOB, ROWS, FIT, LOCK, LOG = "job.json", "rows.jsonl", "fit.json", ".lock", "worker.log"
-_KEPT = (CHECKPOINTS, TRACKED)  # what an earlier call leaves to the next one
+_KEPT = (CHECKPOINTS, TRACKED)  # folders from which an interrupted job resumes
 _INPUT = (JOB, ROWS, LOCK, LOG, LAUNCH, *_KEPT)
 _SPLITS = ("train", "validation", "pairs")
-_GENERAL = "general:"  # rows that the penalty of the regulariser of this name reads
-_WAIT_S = 60  # for a worker whose parent was killed: it ends at its next step
+_GENERAL = "general:"  # prefix of the rows that a regulariser's penalty reads
+_WAIT_S = 60  # a worker whose parent was killed ends at its next step
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingJob:
-    """A fit without its rows; the fields are those of `FitContext`, and `method` with its `params`.
+    """Fit without its rows: the fields of `FitContext`, and `method` with its `params`.
 
-    The last `n_mixed` training rows are those that the regularisers of `regularize` mixed in. `threads` are
-    those that torch computes with, 0 where it does not; `processes` share them and the rows, and
-    the weights where `shards` says how (see `AcceleratePolicy`). The weights of `track` checkpoints are kept,
-    and where `pause_at` of them are, training stops for now. `code` holds the versions of the code that the
-    weights depend on. `live` says which trackers see it while it runs.
+    The last `n_mixed` training rows were mixed in by the regularisers of `regularize`. `threads` is the
+    number of torch's threads, 0 without torch; `processes` share the rows, and the weights as `shards` says
+    (see `AcceleratePolicy`). The weights of `track` checkpoints are kept, and training pauses after
+    `pause_at` of them. `code` holds the versions of the code that the weights depend on. `live` names the
+    trackers that follow the training.
     """
 
     method: str
@@ -71,13 +71,13 @@ class TrainingJob:
 
 
 def code_of(method: str, regularizers: Iterable[str]) -> tuple[Any, ...]:
-    """Return the versions of the code that weights of a method depend on."""
+    """Return the versions of the code that a method's weights depend on."""
     own = [plugins.version("regularizers", name) for name in regularizers]
     return plugins.version("methods", method), versions_of(*plugins.method(method).loops), own
 
 
 def threads_of(method: str) -> int:
-    """Return how many threads torch trains with here; 0 of a method that trains no language model."""
+    """Return the number of threads of a training here; 0 for methods without a language model."""
     if not plugins.method(method).trains:
         return 0
     import torch
@@ -94,7 +94,7 @@ def write_job(
     pairs: Iterable[Example],
     general: Mapping[str, Iterable[Example]] | None = None,
 ) -> None:
-    """Write a job and its rows into a folder, which is made where it is missing."""
+    """Write a job and its rows into a folder, which is created if missing."""
     folder.mkdir(parents=True, exist_ok=True)
     splits = dict(zip(_SPLITS, (train, validation, pairs), strict=True))
     splits |= {f"{_GENERAL}{name}": rows for name, rows in (general or {}).items()}
@@ -107,7 +107,7 @@ def write_job(
 
 
 def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]:
-    """Read a job and its rows by split; those of a penalty are `general:` with its name.
+    """Read a job and its rows by split; the split of a penalty's rows is `general:NAME`.
 
     Raises:
         UserError: there is no job in the folder, or it was written for other code.
@@ -129,14 +129,14 @@ def read_job(folder: Path) -> tuple[TrainingJob, dict[str, tuple[Example, ...]]]
 
 
 def run_job(folder: Path, advance: Advance) -> None:
-    """Make the weights of a job folder, from the last checkpoint where an earlier call was stopped.
+    """Make the weights of a job folder, resuming from its last checkpoint.
 
-    A job that was to stop before its last step leaves no record of weights, and goes on when it is run again.
+    A job that pauses before its last step leaves no record of weights, and resumes when run again.
 
     Raises:
         UserError: there is no job in the folder, or it was written for other code, or for more processes.
         CandidateFailed: the weights cannot be made.
-        HarnessError: another process is at work in the folder.
+        HarnessError: another process is working in the folder.
     """
     from filelock import FileLock, Timeout
 
@@ -190,10 +190,10 @@ def _make(folder: Path, job: TrainingJob, rows: Mapping[str, tuple[Example, ...]
 
 
 def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is_own_peak: bool) -> None:
-    """Write the record of weights, by which they are complete."""
+    """Write the record of weights, which marks them as complete."""
     own, source, n_trainable = folder / made.kind, job.source, made.training.n_trainable
     if source.template and own.is_dir() and not has_tokenizer(own):
-        load_tokenizer(source).save_pretrained(own)  # for others to load: the base has no chat template
+        load_tokenizer(source).save_pretrained(own)  # for use elsewhere: the base has no chat template
     spent = hardware.load().since(start)
     measured: dict[str, Any] = {
         "n_replayed": job.n_mixed or None,
@@ -215,12 +215,12 @@ def _save_made(folder: Path, job: TrainingJob, made: Weights, start: Load, *, is
 
 
 def clean_up(folder: Path, *, complete: bool) -> None:
-    """Delete what a finished job no longer needs, or all that one which ended early does not go on from.
+    """Delete what a finished job no longer needs, or all but what an interrupted one resumes from.
 
-    Without a checkpoint nothing of that one stays, not even the folder. Secrets of a command line, which only
-    the work itself needs, do not stay in the job.
+    An interrupted job without a checkpoint is deleted with its folder. Secrets in a command line are removed
+    from the job, because only the work itself needs them.
     """
-    with suppress(OSError, ValueError):  # there may be none
+    with suppress(OSError, ValueError):  # the job may be missing
         job = json.loads((folder / JOB).read_text("utf-8"))
         _write_whole(folder / JOB, json.dumps(mask_values(job), indent=2) + "\n")
     if complete:
@@ -234,7 +234,7 @@ def clean_up(folder: Path, *, complete: bool) -> None:
 
 
 def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
-    """Delete what lies in a folder, but for what has one of these names."""
+    """Delete everything in a folder except these names."""
     for path in (path for path in folder.iterdir() if path.name not in kept):
         if path.is_dir():
             shutil.rmtree(path)
@@ -243,7 +243,7 @@ def remove_all_but(folder: Path, kept: Iterable[str]) -> None:
 
 
 def _write_whole(path: Path, text: str) -> None:
-    """Write a file so that it appears complete or not at all."""
+    """Write a file atomically."""
     part = path.with_name(f"{path.name}.part")
     with part.open("w", encoding="utf-8") as file:
         file.write(text)

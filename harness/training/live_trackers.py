@@ -1,11 +1,11 @@
-"""Trackers that see a training while it runs: TensorBoard, MLflow and W&B, each fed by a thread of its own.
+"""Trackers that follow a running training: TensorBoard, MLflow and W&B, each fed by its own thread.
 
-    trackers/NAME/…                what a tracker writes to this disk
-    trackers/live/<run id>.json    what each tracker saw of a training, and by which error it stopped seeing
+    trackers/NAME/…                files that a tracker writes to this disk
+    trackers/live/<run id>.json    what each tracker received from a training, and the error that stopped it
 
-Invariant: a training waits for no tracker while it runs, draws no number for one and fails by none: a tracker
-that cannot be opened, or fails, gets nothing more, and the report sends it the whole run. A training that was
-stopped goes on under its id. Names are those of transformers' own integrations: `train/loss`, `eval/loss`.
+Invariant: a running training never waits for a tracker, draws no random numbers for it and never fails
+because of it: a tracker that fails gets nothing more, and the report later sends it the whole run. A resumed
+training keeps its id. Metric names are those of transformers' integrations: `train/loss`, `eval/loss`.
 Source: `mlflow.MlflowClient`; torch's `SummaryWriter`; `wandb.init`
 """
 
@@ -33,21 +33,21 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from transformers import TrainerCallback
 
-_NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # what MLflow refuses in a metric's name
-LIVE_ID = "harness.id"  # a tag of MLflow's runs
+_NOT_A_NAME = re.compile(r"[^A-Za-z0-9_\-. :/]")  # characters that MLflow refuses in metric names
+LIVE_ID = "harness.id"  # tag of MLflow runs
 _KEY_DIGITS = 8
-_PATIENCE_S = 30.0  # that a training waits for a tracker, before its first step and after its last
-_SUMMARY = ("train_", "total_flos")  # begin the names of the figures at the end, which the report has
+_PATIENCE_S = 30.0  # longest wait for a tracker, before the first step and after the last
+_SUMMARY = ("train_", "total_flos")  # prefixes of the final figures, which the report sends
 
 Send = Callable[[Mapping[str, float], int], None]
-_Opened = tuple[Send, Callable[[str], None]]  # what logs, and what closes with the state at the end
+_Opened = tuple[Send, Callable[[str], None]]  # (log, close with the final state)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRun:
-    """Run of a training in trackers: their `names`, their `folder`, and what they call it.
+    """Run of a training in trackers: their `names`, their `folder`, and the run's name there.
 
-    Where `pause_at` of the points planned along the training are kept it stops for now, to be measured.
+    The training pauses after `pause_at` of its planned points, to be measured.
     """
 
     run_id: str
@@ -60,19 +60,19 @@ class LiveRun:
 
 
 class Seen(NamedTuple):
-    """Names of the curves that a tracker saw of a training, and the error by which it stopped seeing."""
+    """Names of the curves that a tracker received from a training, and the error that stopped it."""
 
     names: tuple[str, ...] = ()
     error: str = ""
 
 
 def make_live_id(candidate: str, seed: int, fit_key: str) -> str:
-    """Name the run of a training in trackers, which is known before it begins."""
+    """Return the id of a training's run in trackers, which is known before it begins."""
     return f"{candidate}-{seed}-{fit_key[:_KEY_DIGITS]}"
 
 
 def read_seen(folder: Path, run_id: str) -> dict[str, Seen]:
-    """Read what each tracker saw of a training; empty of one that none saw, or whose record is damaged."""
+    """Read what each tracker received from a training; empty if there is no readable record."""
     try:
         known = parse_json((folder / "live" / f"{run_id}.json").read_text("utf-8"))
         return {name: Seen(tuple(names), error) for name, (names, error) in known.items()}
@@ -82,9 +82,9 @@ def read_seen(folder: Path, run_id: str) -> dict[str, Seen]:
 
 @contextmanager
 def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterator[Send]:
-    """Open the trackers of a training and yield what sends them values at a step; close them at the end.
+    """Open the trackers of a training and yield a function that sends them values at a step.
 
-    `resumed_at` is the step that an earlier call left it at; None where it begins.
+    `resumed_at` is the step from which training resumes; None for a new training.
     """
     if run is None:
         yield lambda values, step: None
@@ -113,13 +113,13 @@ def open_trackers(run: LiveRun | None, resumed_at: int | None = None) -> Iterato
         file = run.folder / "live" / f"{run.run_id}.json"
         try:
             fill_cache_file(file, lambda part: part.write_text(json.dumps(seen), "utf-8"))
-        except OSError:  # the report then sends everything
+        except OSError:  # the report will send everything
             with suppress(OSError):
                 file.unlink(missing_ok=True)
 
 
 class _Feed(Thread):
-    """Thread that opens one tracker and logs what is queued for it, until it is told the state at the end."""
+    """Thread that opens a tracker and logs queued values until it gets the final state."""
 
     def __init__(self, name: str, run: LiveRun, resumed_at: int | None) -> None:
         super().__init__(name=name, daemon=True)
@@ -142,7 +142,7 @@ class _Feed(Thread):
             self.opened.set()
 
     def seen(self, before: Seen) -> Seen:
-        """Return what was seen by now and in earlier calls of the training."""
+        """Return what was received so far, in this and earlier calls of the training."""
         error = self._error or (f"no answer in {_PATIENCE_S:.0f} s" if self.is_alive() else "")
         return Seen(tuple(sorted({*before.names, *list(self._logged)})), error)
 
@@ -153,7 +153,7 @@ def _open_tensorboard(run: LiveRun, resumed_at: int | None) -> _Opened:
     folder = run.folder / "tensorboard" / run.experiment / run.run_id
     if resumed_at is None:
         shutil.rmtree(folder, ignore_errors=True)
-    # A reader forgets what came after the checkpoint that the training goes on from.
+    # Drop what came after the checkpoint from which the training resumes.
     writer: Any = SummaryWriter(str(folder), purge_step=(resumed_at or 0) + 1)
 
     def log(values: Mapping[str, float], step: int) -> None:
@@ -165,10 +165,10 @@ def _open_tensorboard(run: LiveRun, resumed_at: int | None) -> _Opened:
 
 
 def open_mlflow(folder: Path) -> "tuple[MlflowClient, str]":
-    """Open the server of MLFLOW_TRACKING_URI, else SQLite in a folder; returns its address too."""
+    """Open the server of MLFLOW_TRACKING_URI, or SQLite in a folder; return it with its address."""
     for name, few in (("MAX_RETRIES", "2"), ("TIMEOUT", "10")):
         os.environ.setdefault(f"MLFLOW_HTTP_REQUEST_{name}", few)
-    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may hold a name and a password
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # it may contain a name and a password
     from mlflow import MlflowClient
 
     for noisy in ("mlflow", "alembic"):
@@ -181,19 +181,19 @@ def open_mlflow(folder: Path) -> "tuple[MlflowClient, str]":
 
 
 def find_mlflow_experiment(client: "MlflowClient", experiment: str, folder: Path) -> str:
-    """Return the id of an experiment of MLflow, made if missing; files lie in a folder or on its server."""
+    """Return the id of an MLflow experiment, created if missing; files go to a folder or to its server."""
     files = None if os.environ.get("MLFLOW_TRACKING_URI") else folder.absolute().as_uri()
     found = client.get_experiment_by_name(experiment)
     return str(found.experiment_id if found else client.create_experiment(experiment, files))
 
 
 def clean_metric_name(name: str) -> str:
-    """Replace in the name of a metric what MLflow refuses."""
+    """Replace the characters of a metric's name that MLflow refuses."""
     return _NOT_A_NAME.sub("_", name)
 
 
 def find_mlflow_run(client: "MlflowClient", place: str, run_id: str) -> Any:
-    """Return the run of an id in an experiment of MLflow, None where it has none."""
+    """Return the run with an id in an MLflow experiment; None if there is none."""
     return next(iter(client.search_runs([place], f"tags.`{LIVE_ID}` = '{run_id}'", max_results=1)), None)
 
 
@@ -221,7 +221,7 @@ def _open_mlflow(run: LiveRun, resumed_at: int | None) -> _Opened:
 
 
 def begin_wandb_run(run_id: str, label: str, experiment: str, params: Mapping[str, str], folder: Path) -> Any:
-    """Begin a run of W&B under an id, or go on with it; nothing is printed."""
+    """Start or resume a W&B run with an id, without printing."""
     import wandb
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -240,7 +240,7 @@ def begin_wandb_run(run_id: str, label: str, experiment: str, params: Mapping[st
 
 def _open_wandb(run: LiveRun, resumed_at: int | None) -> _Opened:
     begun = begin_wandb_run(run.run_id, run.label, run.experiment, run.params, run.folder / "wandb")
-    # What is measured while a training pauses is sent when its last step is closed.
+    # Measurements made while a training pauses are sent when its last step is closed.
     begun.define_metric("training/target", step_metric="training/step")
 
     def log(values: Mapping[str, float], step: int) -> None:
@@ -260,7 +260,7 @@ _OPENERS: dict[str, Callable[[LiveRun, int | None], _Opened]] = {
 
 
 def live_callback(send: Send) -> "TrainerCallback":
-    """Return a callback that sends what the trainer logs."""
+    """Return a callback that sends the trainer's logged values."""
     from transformers import TrainerCallback
 
     class LiveCallback(TrainerCallback):

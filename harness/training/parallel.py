@@ -1,9 +1,9 @@
-"""Processes that share one training, as `accelerate launch` starts them; a training of its own is one of one.
+"""Processes that share one training, as started by `accelerate launch`; also works with a single process.
 
-Invariant: the first process alone writes into the folder of a job, and none goes on before what it wrote is
-there; all gather what it saves of a sharded model, in the same order. A step has as many rows as one process
-would give it: each reads its part of them. `accelerate launch` reads all from a file of the job, so a folder
-can be launched by hand.
+Invariant: only the first process writes into the job folder, and the others wait until the files are there;
+all processes gather a sharded model for saving, in the same order. A step has the same number of rows as with
+one process; each process reads its part. `accelerate launch` reads everything from a file in the job folder,
+so a folder can be launched by hand.
 Source: Rajbhandari et al. 2020 (arXiv:1910.02054) for ZeRO, Zhao et al. 2023 (arXiv:2304.11277) for FSDP;
 accelerate's documentation of FSDP2 and of DeepSpeed, https://huggingface.co/docs/accelerate
 """
@@ -17,23 +17,23 @@ from typing import Any, TypeVar
 from harness.models.devices import Placement
 from harness.spec import AcceleratePolicy
 
-LAUNCH = "accelerate.json"  # in the folder of a job: how several processes are started
+LAUNCH = "accelerate.json"  # file in a job folder: how to start several processes
 Params = TypeVar("Params", bound=Any)
 Made = TypeVar("Made")
 
 
 def process_count() -> int:
-    """Count the processes of this training."""
+    """Return the number of processes of this training."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def is_first() -> bool:
-    """Tell whether this process writes what all of them made."""
+    """Tell whether this is the process that writes."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def wait_for_all(device: str = "") -> None:
-    """Wait until all processes are here; the first time they join on a `device`, by gloo or each on a GPU."""
+    """Wait for all processes; the first call connects them, over gloo or on one GPU each."""
     if process_count() > 1:
         from accelerate import PartialState
 
@@ -41,7 +41,7 @@ def wait_for_all(device: str = "") -> None:
 
 
 def share_order() -> None:
-    """Give all processes the first one's random numbers, by which each draws the same order of an epoch."""
+    """Copy the first process's random state to all, so that they draw the same order of an epoch."""
     if process_count() > 1:
         from accelerate.utils import synchronize_rng_states
 
@@ -49,7 +49,7 @@ def share_order() -> None:
 
 
 def make_once(make: Callable[[], Made]) -> Made:
-    """Return in each process what the first one makes."""
+    """Let the first process compute a value and return it in all processes."""
     if process_count() == 1:
         return make()
     from accelerate.utils import broadcast_object_list
@@ -61,7 +61,7 @@ def make_once(make: Callable[[], Made]) -> Made:
 
 
 def share_rows(rows: Any, folder: Path) -> Any:
-    """Return a dataset, where several processes hold it, from files that the first one writes for all."""
+    """Return a dataset that several processes read from files written by the first one."""
     if process_count() == 1:
         return rows
     from datasets import load_from_disk
@@ -73,14 +73,14 @@ def share_rows(rows: Any, folder: Path) -> Any:
 
 
 def place_base(device: str) -> Placement | None:
-    """Say where a process of several loads its base: on its own GPU, or where shards are taken from."""
+    """Return where one of several processes loads its base: on its GPU, or where it is sharded from."""
     if process_count() == 1 or device == "cpu":
         return None
     return Placement(None if name_sharding() else {"": f"cuda:{os.environ['LOCAL_RANK']}"})
 
 
 def most(value: float, device: Any) -> float:
-    """Return the largest of the processes' values."""
+    """Return the maximum over the processes."""
     if process_count() == 1:
         return value
     import torch
@@ -93,10 +93,10 @@ def most(value: float, device: Any) -> float:
 def rows_of_each(params: Params, n_processes: int) -> Params:
     """Return the parameters of one of several processes, which reads its part of a step's rows.
 
-    Its batches are as large as they may be.
+    Its batches are as large as possible.
 
     Raises:
-        ValueError: the rows of a step cannot be parted evenly.
+        ValueError: the rows of a step cannot be divided evenly.
     """
     size = params.per_device_train_batch_size
     rows = size * params.gradient_accumulation_steps
@@ -110,13 +110,13 @@ def rows_of_each(params: Params, n_processes: int) -> Params:
 
 
 def sample_together(kind: Any) -> Any:
-    """Return a kind of trainer whose processes draw for a step the rows that one process would draw."""
+    """Return a trainer class whose processes together draw the rows of a step that one process would draw."""
     if process_count() == 1:
         return kind
 
     class SharedTrainer(kind):  # type: ignore[misc]
         def _get_train_sampler(self, *rows: Any) -> Any:
-            # Rows of about the same length are grouped by steps.
+            # Rows of similar length are grouped per step.
             own = self.args.gradient_accumulation_steps
             self.args.gradient_accumulation_steps = own * process_count()
             try:
@@ -128,45 +128,45 @@ def sample_together(kind: Any) -> Any:
 
 
 def describe_parts(args: Any, *, always: bool = False) -> dict[str, Any]:
-    """Return how a step's rows are parted, as a record names it; of one process nothing unless `always`."""
+    """Return how a step's rows are divided, for the record; empty for one process unless `always`."""
     n_processes = process_count() if process_count() > 1 else None
     parts = (args.per_device_train_batch_size, args.gradient_accumulation_steps)
     size, accumulated = parts if n_processes or always else (None, None)
     return {"n_processes": n_processes, "batch_size": size, "accumulated_batches": accumulated}
 
 
-FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # by accelerate's names
+FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"  # accelerate's names
 _LAUNCHED = {FSDP: "ACCELERATE_USE_FSDP", DEEPSPEED: "ACCELERATE_USE_DEEPSPEED"}  # set by `accelerate launch`
 
 
 def name_sharding() -> str:
-    """Name what shards the model over the processes of this training; empty where each holds all of it."""
+    """Return the name of the sharding of this training; empty if each process has the whole model."""
     if process_count() == 1:
         return ""
     return next((name for name, said in _LAUNCHED.items() if os.environ.get(said) == "true"), "")
 
 
 def zero_stage() -> int:
-    """Return the stage of DeepSpeed's ZeRO, 3 of FSDP, which shards as much."""
+    """Return the stage of DeepSpeed's ZeRO, or 3 for FSDP, which shards as much."""
     return int(os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "3"))
 
 
 def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
-    """Write trained weights as `save(model, folder)` does, by the first process; of shards, put together."""
+    """Write trained weights by `save(model, folder)` in the first process, gathering shards before."""
     sharding, whole, tied = name_sharding(), dict[str, Any](), set[str]()
-    if sharding == FSDP:  # whole in the first one's main memory
+    if sharding == FSDP:  # gathered in the first process's main memory
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
         whole = get_model_state_dict(model, options=options)
         tied = {name for name, _ in model.named_parameters(remove_duplicate=False)}
         tied -= {name for name, _ in model.named_parameters()}
-    elif sharding:  # a parameter at a time, as ZeRO 3 has parted each of them
+    elif sharding:  # one parameter at a time, because ZeRO 3 shards each one
         import deepspeed
 
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                with deepspeed.zero.GatheredParameters([parameter]):  # leaves one that is whole as it is
+                with deepspeed.zero.GatheredParameters([parameter]):  # whole parameters stay as they are
                     if is_first():
                         whole[name] = parameter.detach().cpu().clone()
     state = {"state_dict": {n: t for n, t in whole.items() if n not in tied}} if sharding else {}
@@ -174,8 +174,9 @@ def save_trained(save: Callable[..., None], model: Any, folder: Path) -> None:
         save(model, folder, **state)
 
 
-# FSDP2 by the blocks that a model of transformers says not to split. The first process alone reads the base.
-# Checkpoints hold a file for each process: of an adapter they are small, and none holds the base whole.
+# FSDP2 wraps the blocks that a transformers model declares as not to be split. Only the first process reads
+# the base. Checkpoints have one file per process; those of adapters are small, and none contains the whole
+# base.
 _FSDP = {
     "fsdp_version": 2,
     "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
@@ -184,29 +185,29 @@ _FSDP = {
     "fsdp_offload_params": False,
     "fsdp_state_dict_type": "SHARDED_STATE_DICT",
 }
-# What a step of the job reads is left to the trainer's own arguments, which accelerate calls "auto".
+# The rows of a step are set by the trainer's arguments, which accelerate calls "auto".
 _ZERO = {
     "gradient_accumulation_steps": "auto",
     "gradient_clipping": "auto",
     "offload_optimizer_device": "none",
     "offload_param_device": "none",
-    "zero3_init_flag": False,  # it would have to be known before the base is loaded
+    "zero3_init_flag": False,  # must be decided before the base is loaded
 }
 
 
 def write_launch(folder: Path, policy: AcceleratePolicy, device: str) -> None:
-    """Write accelerate's configuration of the processes that make the weights of a job into its folder."""
+    """Write accelerate's configuration for a job's processes into the job folder."""
     kind = policy.distributed_type if policy.num_processes > 1 else "NO"
     stage = {"zero_stage": policy.zero_stage, "zero3_save_16bit_model": policy.zero_stage == 3}
     own = {"FSDP": {"fsdp_config": _FSDP}, "DEEPSPEED": {"deepspeed_config": _ZERO | stage}}
     config = {
         "compute_environment": "LOCAL_MACHINE",
-        "use_cpu": device == "cpu",  # which makes a MULTI_GPU launch one on CPUs
-        "mixed_precision": "no",  # what the job says is computed in
+        "use_cpu": device == "cpu",  # turns a MULTI_GPU launch into one on CPUs
+        "mixed_precision": "no",  # the job sets the precision
         "num_machines": 1,
         "num_processes": policy.num_processes,
         "gpu_ids": "all",
-        "main_process_port": 0,  # a free one
+        "main_process_port": 0,  # any free port
         "distributed_type": kind,
         **own.get(kind, {}),
     }

@@ -1,12 +1,12 @@
-"""PEFT's families of adapters: their configurations, and what a training of each needs beside the loop.
+"""PEFT's families of adapters: their configurations, and what each needs in training besides the loop.
 
-Invariant: what is saved gives, on the base as published, the logits that it had in memory; initialisations
-that move the base's own weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs
-from what was trained by how the moved weights were rounded to their precision. Where no batch has the tokens
-that EVA's decomposition needs, the training fails before it begins.
-Source: the parameter names and defaults are PEFT's. AdaLoRA's orthogonality penalty: Zhang et al. 2023
-(arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's and MonteCLoRA's penalties are PEFT's, and so are
-PiSSA (Meng et al. 2024, arXiv:2404.02948) and EVA (Paischer et al. 2024, arXiv:2410.07170).
+Invariant: a saved adapter gives, on the published base, the logits that it had in memory. Initialisations
+that change the base's weights (PiSSA, OLoRA, CorDA) are saved as a LoRA of twice the rank, which differs from
+the trained one only by the rounding of the changed weights. If no batch has the tokens that EVA's
+decomposition needs, the training fails before it begins. Source: the parameter names and defaults are PEFT's.
+AdaLoRA's orthogonality penalty: Zhang et al. 2023 (arXiv:2303.10512), equation 4, as PEFT weights it; KaSA's
+and MonteCLoRA's penalties are PEFT's, and so are PiSSA (Meng et al. 2024, arXiv:2404.02948) and EVA (Paischer
+et al. 2024, arXiv:2410.07170).
 """
 
 import json
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
     from peft import PeftConfig
     from transformers import TrainerCallback
 
-# Families that route among experts or tasks (Lily by all tokens of a batch), wrap whole adapters or
-# models, or train on inputs of their own.
+# Families that route among experts or tasks (Lily by all tokens of a batch), wrap whole adapters or models,
+# or train on special inputs.
 _OWN_LOOPS = ("CPT", "CARTRIDGE", "LILY", "MULTITASK_PROMPT_TUNING", "POLY", "SHADOW", "XLORA")
-# Families whose own choice of modules is their point.
+# Families that must choose their modules themselves.
 _OWN_MODULES = ("IA3", "LN_TUNING", "ADAPTION_PROMPT", "TRAINABLE_TOKENS")
-# Parameters that choose modules and layers, none of which has to be written.
+# Parameters that choose modules and layers; none is required.
 _NAMES = ("target_modules", "exclude_modules")
 _OF_MODULES = (*_NAMES, "modules_to_save", "layers_to_transform", "layers_pattern")
 # Keys that the harness sets, or that describe how an adapter is applied later.
@@ -45,12 +45,12 @@ _ITERATED = re.compile(r"pissa_niter_\d+")
 
 
 class PeftFamily(NamedTuple):
-    """Additions of a family to a training: a penalty on the loss, callbacks, its begin and its saving.
+    """Additions of a family to a training: a penalty on the loss, callbacks, a start hook and saving.
 
-    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, of a
-    sharded model from its whole `state_dict`. `keeps_last` says that the last checkpoint is saved and not the
-    best one, `keeps_part` that checkpoints hold of the model only what is trained, `begins_anew` that they do
-    not hold all that a training goes on from.
+    `begin(trainer)` runs before the first step; `save(model, folder)` writes the finished adapter, for a
+    sharded model from its whole `state_dict`. `keeps_last` says that the last checkpoint is saved instead of
+    the best, `keeps_part` that checkpoints contain only trained parameters, `begins_anew` that a training
+    cannot resume from its checkpoints.
     """
 
     penalty: "Callable[[Any], torch.Tensor | float]" = lambda model: 0.0
@@ -66,7 +66,7 @@ PLAIN = PeftFamily()
 
 
 def families() -> dict[str, Any]:
-    """Return PEFT's configurations by the families that the training loop takes."""
+    """Return PEFT's configuration classes of the families that the training loop supports."""
     quiet_libraries()
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
@@ -75,8 +75,8 @@ def families() -> dict[str, Any]:
 
 
 def is_soft_prompt(peft_type: str) -> bool:
-    """Tell whether adapters of a family are virtual tokens, which PEFT loads to answer with alone."""
-    if peft_type == "LORA":  # as nearly always, and stored runs are judged without loading PEFT
+    """Tell whether a family's adapters are virtual tokens, which PEFT loads for inference only."""
+    if peft_type == "LORA":  # the usual case, answered without importing PEFT
         return False
     from peft import PromptLearningConfig
 
@@ -87,9 +87,9 @@ def is_soft_prompt(peft_type: str) -> bool:
 def family_problems(
     peft_type: str, params: Mapping[str, Any], base: Path, device: str, where: str, quantization: str = ""
 ) -> list[Problem]:
-    """List what forbids an adapter of a family on the model in the folder `base`, quantised or not.
+    """List the problems of a family's adapter on the model in the folder `base`, quantised or not.
 
-    Parameters that PEFT does not know or take, modules that the model does not have, missing packages.
+    Problems are parameters that PEFT does not know or accept, missing modules and missing packages.
     """
     known = families()
     if peft_type not in known:
@@ -110,12 +110,12 @@ def family_problems(
     try:
         _try(peft_type, json.dumps(params), base)
     except ValidationError as error:
-        wrong = error.errors()[-1]  # of a union the last: its literals
+        wrong = error.errors()[-1]  # for a union, the last error lists the literals
         found = f"{wrong['loc'][0]}: {wrong['input']!r} ({wrong['msg'][0].lower() + wrong['msg'][1:]})"
         return [Problem(where, found, expected, "fix params")]
     except (TypeError, ValueError, AttributeError, ImportError, ArithmeticError, OSError, re.error) as error:
         said = " ".join(str(error).split())
-        config = known[peft_type]  # of whose own parameters some, aside from modules, have to be written
+        config = known[peft_type]  # a family may require some of its own parameters
         own = [f.name for f in fields(config) if f.name in config.__annotations__ and f.default is None]
         unset = [name for name in own if name not in {*params, *_OF_MODULES}]
         if isinstance(error, TypeError) and unset:
@@ -129,7 +129,7 @@ def family_problems(
 def _find_unsupported(
     params: Mapping[str, Any], device: str, quantization: str
 ) -> tuple[str, str, str] | None:
-    """Say which parameters of a LoRA nothing here can train or serve: found, expected and next step."""
+    """Find a LoRA parameter that cannot be trained or served here: found, expected and next step."""
     start, other = _start(params), ("pissa, eva, olora or true", "another init_lora_weights")
     if start == "loftq" and device != "cuda":
         found = "init_lora_weights: loftq, which quantises the weights on a GPU, and this machine has none"
@@ -156,7 +156,7 @@ def _find_unsupported(
 
 @cache
 def _try(peft_type: str, params: str, base: Path) -> None:
-    """Put an adapter on the modules of a base whose weights are not read, once for each recipe."""
+    """Apply an adapter to a base without weights, once per recipe."""
     import torch
     from peft import get_peft_model
 
@@ -164,9 +164,9 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     refused.refuse_values(config)
     tried: Any = config
     if _start(vars(config)):
-        tried = replace(tried, init_lora_weights=False)  # others compute with weights
+        tried = replace(tried, init_lora_weights=False)  # other initialisations compute with weights
     if not (base / "config.json").exists():
-        return  # still packed: PEFT tries it where the run has unpacked it
+        return  # still packed: PEFT checks it after the run has unpacked it
     if (model := build_without_weights(base)) is None:
         return
     refused.refuse_soft_prompt(config, model.config)
@@ -177,7 +177,7 @@ def _try(peft_type: str, params: str, base: Path) -> None:
     except (NotImplementedError, RuntimeError) as error:
         if "negative dimension" in str(error):
             raise ValueError("a size below 0") from error
-        return  # some families compute with the weights already when they are put on
+        return  # some families compute with the weights when they are applied
     if refused.adapts_head(made):
         raise ValueError(refused.ADAPTED_HEAD)
     refused.refuse_order(json.loads(params), made)
@@ -192,20 +192,20 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
     """
     made = families()[peft_type]
     types = get_type_hints(made)
-    # PEFT's annotation spells PiSSA's number of iterations as a placeholder.
+    # PEFT's annotation has a placeholder for PiSSA's number of iterations.
     own = set(params) - ({"init_lora_weights"} if _ITERATED.fullmatch(_start(params)) else set())
     annotated: dict[str, Any] = {name: (types[name], ...) for name in params if name in own}
     taken: Any = create_model(str(made.__name__), **annotated)
     checked = taken.model_validate({name: params[name] for name in own})
     given = {"task_type": "CAUSAL_LM", **params, **{name: getattr(checked, name) for name in own}}
-    # In the order that PEFT saves them in, and opens an adapter with: the first pattern that matches counts.
+    # In the order in which PEFT saves and opens them, because the first matching pattern counts.
     given |= {
         n: dict(sorted(value.items(), key=str)) for n, value in given.items() if refused.is_pattern(n, value)
     }
     if "target_modules" in (f.name for f in fields(made)) and peft_type not in _OWN_MODULES:
         given.setdefault("target_modules", "all-linear")
     if peft_type == "ADALORA":
-        given.setdefault("total_step", 1 << 30)  # until the number of steps is known
+        given.setdefault("total_step", 1 << 30)  # a placeholder until the number of steps is known
     if _start(params) == "eva":
         from peft import EvaConfig
 
@@ -215,7 +215,7 @@ def peft_config(peft_type: str, params: Mapping[str, Any]) -> "PeftConfig":
 
 
 def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters that are not at PEFT's default or ours, with names of modules in no order."""
+    """Return the parameters that differ from PEFT's defaults and ours, with module names sorted."""
     known = {f.name: f for f in fields(families()[peft_type])} if peft_type in families() else {}
     own = {}
     for name, value in params.items():
@@ -223,13 +223,13 @@ def list_own_values(peft_type: str, params: Mapping[str, Any]) -> dict[str, Any]
         made = field and (field.default_factory() if callable(field.default_factory) else field.default)
         default = "all-linear" if name == "target_modules" and peft_type not in _OWN_MODULES else made
         if field is None or isinstance(value, bool) != isinstance(default, bool) or value != default:
-            # Pairs, as adapters that were trained with patterns in another order have digests of mappings.
+            # Pairs, because the order of patterns matters and digests of mappings ignore it.
             own[name] = sorted(value.items(), key=str) if refused.is_pattern(name, value) else value
     return sort_names(own)
 
 
 def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters with the lists of modules sorted: PEFT makes adapters in the order of the base."""
+    """Return parameters with lists of modules sorted, because PEFT follows the order of the base."""
     return {
         name: sorted(set(value))
         if name in _NAMES and isinstance(value, list) and all(isinstance(one, str) for one in value)
@@ -239,13 +239,13 @@ def sort_names(params: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
-    """Return the additions of a configuration's family; `scratch` is a folder for its own files."""
+    """Return the additions of a configuration's family; `scratch` is a folder for its files."""
     start = _start(vars(config))
     if config.peft_type == "ADALORA":
-        # The importance of ranks is in no checkpoint, and PEFT saves the ranks that are left.
+        # Checkpoints lack the importance of ranks, and PEFT saves only the remaining ranks.
         return PeftFamily(_orthogonality, (_allocation(),), _schedule, keeps_last=True, begins_anew=True)
     if config.peft_type == "P_TUNING" or vars(config).get("prefix_projection"):
-        # PEFT saves the prompt that the encoder makes, from which the encoder itself cannot be loaded.
+        # PEFT saves only the encoder's output, from which the encoder cannot be restored.
         return PeftFamily(keeps_last=True, begins_anew=True)
     if vars(config).get("kasa_config") or vars(config).get("monteclora_config"):
         return PeftFamily(_penalize_variant)
@@ -256,7 +256,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
 
         def begin(trainer: Any) -> None:
             config = trainer.model.peft_config["default"]
-            config.init_lora_weights = True  # opened again, it is not to begin so a second time
+            config.init_lora_weights = True  # it must not be initialised this way again when opened
             save_trained(PLAIN.save, trainer.model, initial)
             config.init_lora_weights = written
 
@@ -269,7 +269,7 @@ def family_of(config: "PeftConfig", scratch: Path) -> PeftFamily:
 
 
 def virtual_tokens(model: Any) -> int:
-    """Count the virtual tokens that stand before the input in the hidden states of a model."""
+    """Count the virtual tokens before the input in a model's hidden states."""
     config = getattr(model, "active_peft_config", None)
     if config is None or not config.is_prompt_learning or config.peft_type == "PREFIX_TUNING":
         return 0
@@ -281,7 +281,7 @@ def _start(params: Mapping[str, Any]) -> str:
 
 
 def _schedule(trainer: Any) -> None:
-    """Tell AdaLoRA the number of steps; unless it is set, the last tenth trains with the final ranks."""
+    """Set AdaLoRA's number of steps; by default the last tenth trains with the final ranks."""
     config = trainer.model.peft_config["default"]
     args, batches = trainer.args, len(trainer.get_train_dataloader())
     steps = batches / args.gradient_accumulation_steps * args.num_train_epochs
@@ -294,7 +294,7 @@ def _schedule(trainer: Any) -> None:
 
 
 def _allocation() -> "TrainerCallback":
-    """Return the callback that lets AdaLoRA's ranks fall: trainers do not call it."""
+    """Return the callback that updates AdaLoRA's ranks, which trainers do not do."""
     from transformers import TrainerCallback
 
     class RankAllocation(TrainerCallback):
@@ -305,14 +305,14 @@ def _allocation() -> "TrainerCallback":
 
 
 def _penalize_variant(model: Any) -> "torch.Tensor | float":
-    """Return the penalties of KaSA and MonteCLoRA, which PEFT leaves to the training."""
+    """Return the penalties of KaSA and MonteCLoRA, which PEFT leaves to the training loop."""
     lora = model.base_model
     penalty: torch.Tensor | float = lora._get_kasa_loss() + lora._get_monteclora_loss()  # noqa: SLF001
     return penalty
 
 
 def _orthogonality(model: Any) -> "torch.Tensor":
-    """Return the weighted mean over P and Q of how far each is from orthogonal, in the Frobenius norm."""
+    """Return the weighted mean deviation of P and Q from orthogonality, in the Frobenius norm."""
     import torch
 
     far = []
@@ -325,8 +325,8 @@ def _orthogonality(model: Any) -> "torch.Tensor":
 
 
 def _add_embeddings(model: Any, converted: Path) -> None:
-    """Add adapters of embeddings to a converted adapter, at its rank: PEFT's conversion leaves them out."""
-    # They began at 0 and moved no weights of the base.
+    """Add the embeddings' adapters, which PEFT's conversion drops, to a converted adapter at its rank."""
+    # They started at 0 and changed no base weights.
     from peft import get_peft_model_state_dict
     from safetensors.torch import load_file, save_file
     from torch.nn.functional import pad
@@ -339,12 +339,12 @@ def _add_embeddings(model: Any, converted: Path) -> None:
         name: pad(tensor, (0, 0, 0, len(tensor)) if "lora_embedding_A" in name else (0, tensor.shape[1]))
         for name, tensor in found.items()
     }  # A (r, v) to (2r, v), and B (d, r) to (d, 2r)
-    kept = {name: tensor.clone() for name, tensor in load_file(converted).items()}  # no map of the file
+    kept = {name: tensor.clone() for name, tensor in load_file(converted).items()}  # not a map of the file
     save_file({**kept, **padded}, converted, {"format": "pt"})
 
 
 def _begin_eva(trainer: Any) -> None:
-    """Set an adapter to begin so; refuse batches without the tokens that PEFT would wait for for ever."""
+    """Initialise an adapter by EVA; refuse batches without the tokens that PEFT would wait for forever."""
     import torch
     from peft import initialize_lora_eva_weights
     from peft.tuners.lora.eva import prepare_model_inputs_fn_language_modeling as learnt_tokens

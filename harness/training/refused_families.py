@@ -1,11 +1,11 @@
-"""Adapters of PEFT that cannot be trained or opened again: on quantised layers, on a head, by their values.
+"""PEFT adapters that cannot be trained or reopened: on quantised layers, on the head, or by their values.
 
-Invariant: what is refused is what PEFT cannot put on int8 or NF4 layers, what it computes with their stored
-integers in the place of weights, and variants of LoRA that it leaves out there without a word. On a CPU a
-base in NF4 is dequantised, and takes every adapter. What is wrong with a value is a ValueError that names it
-and its bound; no weights are read. An adapter of the output head is refused, as the losses of TRL's trainers
-multiply hidden states by the head's own matrix; a model that classifies or rewards has another head.
-Source: PEFT's layers of each family; `tests/test_quantized_families.py` holds the list to them.
+Invariant: refused are adapters that PEFT cannot apply to int8 or NF4 layers, that would compute with the
+stored integers instead of weights, and LoRA variants that PEFT silently ignores there. On a CPU an NF4 base
+is dequantised and takes every adapter. A wrong value is a ValueError that names it and its bound; no weights
+are read. Adapters of the output head are refused, because TRL's losses multiply hidden states by the head's
+own matrix; classifiers and reward models have another head. Source: PEFT's layers of each family;
+`tests/test_quantized_families.py` holds the list to them.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,14 +32,14 @@ UNQUANTIZED = (
     "SUPERTUNING",
     "TINYLORA",
 )
-NOT_ON_NF4 = ("LOHA", "LOKR")  # shaped as the matrices that are stored, and NF4's lie packed in a column
+NOT_ON_NF4 = ("LOHA", "LOKR")  # shaped like the stored matrices, which NF4 packs into a column
 _VARIANTS = ("kasa_config", "monteclora_config")
 
 
 def quantization_problems(
     recipe: Recipe, params: Mapping[str, Any], device: str, where: str
 ) -> Iterator[Problem]:
-    """Yield what forbids an adapter of these parameters of PEFT on the quantised base of a recipe."""
+    """Yield the problems of an adapter with these PEFT parameters on a recipe's quantised base."""
     for key, quantization in (("quantization", recipe.quantization), ("serve_on", recipe.serve_on)):
         if why := _explain_not_on(quantization or "", params, device):
             expected = "a base in 16 or 32 bits, or an adapter for quantised layers, such as LoRA"
@@ -48,7 +48,7 @@ def quantization_problems(
 
 
 def _explain_not_on(quantization: str, params: Mapping[str, Any], device: str) -> str:
-    """Say what of an adapter needs unquantised weights; empty for nothing."""
+    """Return the part of an adapter that needs unquantised weights; empty if none."""
     if quantization not in ("int8", "nf4") or (quantization == "nf4" and device != "cuda"):
         return ""
     family = params.get("peft_type", "LORA")
@@ -64,7 +64,7 @@ def _explain_not_on(quantization: str, params: Mapping[str, Any], device: str) -
 
 
 def refuse_values(config: "PeftConfig") -> None:
-    """Refuse values that PEFT takes and no training can be made with."""
+    """Refuse values that PEFT accepts but with which training is impossible."""
     of = vars(config)
     if config.is_prompt_learning and not (of.get("num_virtual_tokens") or 0) > 0:
         raise ValueError("num_virtual_tokens: none, where a soft prompt has one at least")
@@ -77,7 +77,7 @@ def refuse_values(config: "PeftConfig") -> None:
 
 
 def refuse_soft_prompt(config: "PeftConfig", of_base: Any) -> None:
-    """Refuse a soft prompt that leaves no place for a row, or that layers do not see or keep."""
+    """Refuse a soft prompt that leaves no room for a row, or that layers do not attend to or keep."""
     if not config.is_prompt_learning:
         return
     most = getattr(of_base.get_text_config(), "max_position_embeddings", None)
@@ -90,12 +90,12 @@ def refuse_soft_prompt(config: "PeftConfig", of_base: Any) -> None:
 
 
 def is_pattern(name: str, value: Any) -> bool:
-    """Tell whether a parameter maps patterns of modules to values of their own, such as ranks."""
+    """Tell whether a parameter maps module patterns to values, such as ranks."""
     return name.endswith("_pattern") and isinstance(value, dict)
 
 
 def refuse_order(params: Mapping[str, Any], made: Any) -> None:
-    """Refuse patterns that give a module another value in the order that PEFT saves them in, by name."""
+    """Refuse patterns that would give a module another value when PEFT saves them sorted by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import get_pattern_key
 
@@ -113,8 +113,8 @@ def refuse_order(params: Mapping[str, Any], made: Any) -> None:
 
 
 def refuse_rank(config: "PeftConfig", made: Any, start: str) -> None:
-    """Refuse to begin with more directions of a layer than it has."""
-    # Half of what PEFT computes for EVA, or what it would save of PiSSA, has no value then.
+    """Refuse a rank larger than a layer's number of directions."""
+    # PEFT would compute undefined values for EVA, and save them for PiSSA.
     if not start.startswith(("eva", *CONVERTED)):
         return
     for name, module in made.named_modules():
@@ -131,21 +131,21 @@ ADAPTED_HEAD = "an adapter of lm_head, or of embeddings that it is tied to, whic
 
 
 def adapts_head(model: Any) -> bool:
-    """Tell whether an adapter lies on the output head of a model of PEFT's."""
+    """Tell whether a PEFT model has an adapter on its output head."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return isinstance(model.get_output_embeddings(), BaseTunerLayer)
 
 
-# Linear layers that take no adapter: routers of experts return more than their products, and kernels read the
-# weights of `out_proj` of Mamba's kind past an adapter, on which PEFT refuses its low-rank families.
+# Linear layers that take no adapter: routers of experts return more than their products, and the kernels of
+# Mamba-like layers read the weights of `out_proj` directly, so PEFT refuses its low-rank families there.
 _ROUTERS = dict.fromkeys(("llama4", "llama4_text", "phimoe"), "router")
 _FUSED = dict.fromkeys(("falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"), "out_proj")
 _LOW_RANK = ("LORA", "ADALORA", "RANDLORA")
 
 
 def exclude_unadapted(config: "PeftConfig", model_type: str) -> None:
-    """Leave out what takes no adapter, beside what a configuration does, where all linear layers have one."""
+    """Exclude layers that take no adapter, besides those a configuration excludes, for `all-linear`."""
     fused = _FUSED if config.peft_type in _LOW_RANK else {}
     name, of = (_ROUTERS | fused).get(model_type), vars(config)
     if name is None or of.get("target_modules") != "all-linear" or "exclude_modules" not in of:
